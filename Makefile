@@ -1,0 +1,44 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+# Threads of the demo; accelerate would take one.
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv: $(READY) ## install everything; PYTHON=... picks the interpreter
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "apdm needs Python 3.11 or newer, and $(PYTHON) is not: name one with PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	# torch alone and first: the other packages ask for a range, which might draw another build of it.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(READY) ## harden the bundled model against drawn people and audit it: outputs/demo/
+	$(BIN)/python -m apdm.portraits.subjects --output_dir outputs/demo-subjects
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file launch/single.yaml train_apdm.py \
+		--config configs/portrait.yaml --output_dir outputs/demo --overwrite_output_dir true
+
+# One thread: the models are tiny. Offline: no test may download.
+test: $(READY) ## run the tests; ARGS=... goes to pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY) ## ruff, its formatter, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## time the parts that matter
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the demo's outputs and all caches; .venv stays
+	rm -rf outputs/demo outputs/demo-subjects build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find apdm tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""`python -m apdm` is the `apdm` command."""
+
+import sys
+
+from apdm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,122 @@
+"""The `apdm` command: one table of sub-commands, each a function of its own arguments."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from apdm import __version__
+from apdm.config import HardenConfig, help_text
+from apdm.errors import Interrupted, UserError
+
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
+    *("numpy", "scipy", "pillow", "deepspeed", "insightface", "onnxruntime"),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: what it does, how it runs, and the options that `--help` prints."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int | None]
+    config: type | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return the exit code: 0 done, 2 bad input or usage, 3 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    # Before the libraries are imported: their loading bars and hints would bury ours.
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        return _dispatch(list(argv))
+    except UserError as error:
+        print("apdm: error:", " ".join(str(error).split()), file=sys.stderr)
+        return BAD_INPUT
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if argv else sys.stderr)
+        return DONE if argv else BAD_INPUT
+    if name == "--version":
+        print(f"apdm {__version__}")
+        return DONE
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f'unknown command "{name}"; {hint}')
+    command = COMMANDS[name]
+    # Help is printed here, before the command imports torch.
+    if command.config is not None and {"-h", "--help"} & set(rest):
+        print(f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}")
+        return DONE
+    return command.run(rest) or DONE
+
+
+def _usage() -> str:
+    rows = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: apdm COMMAND [--config FILE] [--key value ...]",
+            "",
+            *rows,
+            "",
+            "apdm COMMAND --help lists its options; apdm --version prints the version.",
+            "Exit codes: 0 done, 1 not protected, 2 bad input, 3 interrupted with a checkpoint.",
+        ]
+    )
+
+
+def _module(name: str) -> Callable[[Sequence[str]], int | None]:
+    """`name`.main, imported only when it runs: most commands need torch."""
+
+    def run(argv: Sequence[str]) -> int | None:
+        code: int | None = importlib.import_module(name).main(list(argv))
+        return code
+
+    return run
+
+
+def _environment(argv: Sequence[str]) -> None:
+    """Print the versions and devices that a bug report needs."""
+    if argv:
+        raise UserError("apdm env takes no options")
+    import torch
+
+    print(f"{'apdm':<14} {__version__}")
+    print(f"{'python':<14} {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{package:<14} {version}")
+    print(f"{'cpu':<14} {torch.get_num_threads()} threads")
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        for index in range(torch.accelerator.device_count()):
+            name = getattr(torch.get_device_module(kind), "get_device_name", lambda i: "")(index)
+            print(f"{f'{kind}:{index}':<14} {name}")
+    else:
+        print(f"{'accelerator':<14} none")
+
+
+COMMANDS = {
+    "harden": Command("harden a pipeline against personalisation", _module("apdm.harden"), HardenConfig),
+    "env": Command("print versions and devices", _environment),
+}

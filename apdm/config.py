@@ -1,0 +1,253 @@
+"""The options of every command: one tree of dataclasses, diffusers' names where diffusers has one.
+
+Defaults are APDM's release settings (NeurIPS 2025, arXiv 2511.01307) unless an option's help says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from apdm.errors import UserError
+from apdm.options import config_hash, help_text, load_config, option, to_yaml
+
+__all__ = [
+    "AuditConfig",
+    "DPOConfig",
+    "HardenConfig",
+    "L2PConfig",
+    "PoolConfig",
+    "PreservationConfig",
+    "ValidationConfig",
+    "config_hash",
+    "help_text",
+    "load_config",
+    "to_yaml",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2PConfig:
+    """Learning to Protect: the simulated attacker inside every outer step (Algorithm 1)."""
+
+    inner_steps: int = option(
+        20,
+        "N_per: attacker steps on theta' per outer step. The paper takes 20, its code 10 on SD 2.1.",
+        at_least=1,
+    )
+    learning_rate: float = option(5e-6, "Of the attacker's AdamW, fresh in every outer step.", above=0)
+    prior_loss_weight: float = option(
+        1.0, "Weight of L_ppl in the attacker's loss L_per (Eq. 3-5); 0 leaves it out.", at_least=0
+    )
+    max_grad_norm: float = option(
+        0.0,
+        "Clips the attacker's gradients; 0: off, as released. A real DreamBooth run clips at 1.",
+        at_least=0,
+    )
+    accumulate: Literal["sum", "mean"] = option(
+        "sum", "How the N_per protective gradients become theta's. AdamW makes the two nearly alike."
+    )
+    evaluate: Literal["after", "before"] = option(
+        "after", "L_protect at theta' after its step (Algorithm 1, release) or before it (Eq. 18-19)."
+    )
+    leak: bool = option(
+        False,
+        "Adds the attacker's own gradient to the protective one, as the release does where it omits a "
+        "zero_grad. It undoes the protection: for reproduction studies only.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Attackers that persist over outer steps, in place of a new one in each. Not in the paper."""
+
+    size: int = option(0, "Attackers of the protected; 0: Algorithm 1, a new one per outer step.", at_least=0)
+    depth: int = option(240, "Steps after which an attacker starts anew.", at_least=1)
+    stride: int = option(2, "Steps an attacker takes in its turn, one turn per outer step.", at_least=1)
+    benign_size: int = option(
+        0,
+        "Further attackers who learn consenting people and are helped, so that others stay learnable.",
+        at_least=0,
+    )
+    benign_weight: float = option(1.0, "Weight of their gradient, that of L_per after adaptation.", at_least=0)
+    benign_data_dir: str | None = option(None, "Folder of those consenting people, <id>/*.jpg.")
+
+    def __post_init__(self) -> None:
+        if self.benign_size and not self.benign_data_dir:
+            raise UserError("pool.benign_size needs people: name their folder with pool.benign_data_dir")
+        if self.benign_size and not self.size:
+            raise UserError("pool.benign_size is set but pool.size is 0; a pool needs attackers of the protected too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig:
+    """Direct Protective Optimization (Eq. 14)."""
+
+    beta: float = option(
+        1.0, "beta, the sharpness of the preference; the paper's Table 6 takes 1 over 10 and 100.", above=0
+    )
+    reduction: Literal["element", "sample"] = option(
+        "element",
+        "log-sigmoid of each latent element (the release) or of each sample's mean error (the formula; it "
+        "needs a beta of order 1000).",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreservationConfig:
+    """What keeps the class as it was."""
+
+    weight: float = option(1.0, "Weight of L_ppl in L_protect (Eq. 15).", at_least=0)
+    anchor_weight: float = option(
+        0.0,
+        "Weight, at theta itself and once per outer step, of the distance to the base's predictions on class pictures "
+        "under class and instance prompt; about twice inner_steps holds the class. Not in the paper; 0: off.",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Pictures, and a short probe attack, while hardening runs."""
+
+    steps: int = option(0, "Validate every so many outer steps; 0: never.", at_least=0)
+    prompts: list[str] = option(
+        ["a photo of sks person", "a photo of person"], "Prompts drawn, each with the same noise every time."
+    )
+    num_images: int = option(4, "Pictures per prompt.", at_least=1)
+    num_inference_steps: int = option(20, "Sampling steps; the paper's PNDM takes 20.", at_least=1)
+    guidance_scale: float = option(7.5, "Classifier-free guidance; the paper's 7.5.", at_least=0)
+    probe_steps: int = option(0, "Length of the probe attack that measures likeness; 0: no probe.", at_least=0)
+    stop_when_protected: bool = option(
+        False, "End hardening once the probe attack meets the audit's thresholds; needs probe_steps."
+    )
+
+    def __post_init__(self) -> None:
+        if self.probe_steps and not self.steps:
+            raise UserError("validation.probe_steps is set but validation.steps is 0; set it to how often to probe")
+        if self.stop_when_protected and not self.probe_steps:
+            raise UserError("validation.stop_when_protected needs validation.probe_steps above 0")
+        if not self.prompts:
+            raise UserError("validation.prompts is empty; give at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """The matched DreamBooth attack on base and hardened model, and what counts as protected."""
+
+    enabled: bool = option(False, "Attack both models at the end: results.json and report.html.")
+    learning_rate: float = option(5e-6, "Of the attack's AdamW; the paper's.", above=0)
+    max_train_steps: int = option(800, "Steps of the attack; the release's 800.", at_least=1)
+    train_batch_size: int = option(1, "Photos per attack step.", at_least=1)
+    prior_loss_weight: float = option(1.0, "Weight of the attack's prior preservation; 0: without it.", at_least=0)
+    num_class_images: int = option(200, "Class pictures for the attack's prior preservation.", at_least=1)
+    nominal_step: int | None = option(
+        None,
+        "Step of the nominal attack, whose likeness on the base is what there is to prevent; the hardened model is "
+        "attacked for all of max_train_steps. Default: max_train_steps.",
+        at_least=1,
+    )
+    eval_steps: list[int] = option([], "Attack steps at which likeness is measured, beside the last.", at_least=0)
+    num_images: int = option(15, "Pictures per prompt; the paper's 15.", at_least=1)
+    num_inference_steps: int = option(20, "Sampling steps; the paper's PNDM takes 20.", at_least=1)
+    guidance_scale: float = option(7.5, "Classifier-free guidance; the paper's 7.5.", at_least=0)
+    prompts: list[str] = option(
+        ["a photo of sks person", "a portrait of sks person"], "What the attacker asks for; the paper's two."
+    )
+    seeds: int = option(1, "Repeats, seeded seed, seed+1, ...; a claim needs 3 at least.", at_least=1)
+    encoders: list[str] = option(
+        ["portrait-a", "portrait-b"],
+        "Face encoders that judge likeness; the bundled ones know only portraits.",
+    )
+    face_score: str = option("portrait-face", "What decides whether a picture shows a face.")
+    other_data_dir: str | None = option(None, "Subjects who gave consent and must stay learnable.")
+    attack_data_dir: str | None = option(
+        None, "Photos of the protected that the attacker trains on; default: those the defence saw."
+    )
+    holdout_data_dir: str | None = option(
+        None, "Photos of the protected that the defence never sees: the reference for likeness."
+    )
+    strangers_data_dir: str | None = option(None, "Photos of anybody else: what likeness by chance is.")
+    show_photos: bool = option(False, "Put the subjects' own photos into report.html.")
+    max_match_rate: float = option(
+        0.05, "Protected only if no more of the pictures match the subject.", at_least=0, at_most=1
+    )
+    max_likeness_over_strangers: float = option(
+        0.1, "Protected only if mean cosine exceeds the strangers' by no more.", at_least=0, at_most=2
+    )
+    min_cost_factor: float = option(
+        5.0, "Protected only if base-level likeness costs this many times the steps.", at_least=1
+    )
+    min_other_ratio: float = option(
+        0.9, "Sound only if others reach this share of their likeness on the base.", at_least=0, at_most=1
+    )
+    min_face_rate: float = option(0.9, "Sound only if this share of class pictures show a face.", at_least=0, at_most=1)
+    max_fid_ratio: float = option(
+        2.0,
+        "Sound only if FID to the base is at most this times that between two seeds of the base.",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "encoders"):
+            if not getattr(self, name):
+                raise UserError(f"audit.{name} is empty; give at least one")
+        late = [step for step in self.eval_steps if step > self.max_train_steps]
+        if late:
+            raise UserError(
+                f"audit.eval_steps holds {late[0]}, past the attack's end at audit.max_train_steps = "
+                f"{self.max_train_steps}; lengthen the attack or leave the step out"
+            )
+
+    @property
+    def measured_steps(self) -> list[int]:
+        """Attack steps after which likeness is measured, ascending, the last step among them."""
+        return sorted({*self.eval_steps, self.max_train_steps})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenConfig:
+    """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
+
+    pretrained_model_name_or_path: str = option(help="Pipeline folder or Hub name of the model to harden.")
+    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+    variant: str | None = option(None, 'Which files to load, such as "fp16".')
+    allow_pickle: bool = option(False, "Load .bin weights where no safetensors exist; pickles can run code.")
+    instance_data_dir: str = option(help="Folder of subjects, <id>/*.jpg, each with optional <id>/safe/ partners.")
+    class_data_dir: str | None = option(
+        None, "Class pictures, drawn by the base model up to num_class_images; default: in output_dir."
+    )
+    instance_prompt: str = option("a photo of sks person", "c_per: the prompt the attacker is simulated with.")
+    class_prompt: str = option("a photo of person", "c_pr: the prompt of the class pictures.")
+    num_class_images: int = option(200, "Class pictures x_pr for L_ppl.", at_least=1)
+    num_inference_steps: int = option(50, "Sampling steps of the class pictures.", at_least=1)
+    guidance_scale: float = option(7.5, "Classifier-free guidance of the class pictures.", at_least=0)
+    sample_batch_size: int = option(4, "Pictures drawn at once.", at_least=1)
+    resolution: int = option(512, "Side of the square training pictures, in pixels.", at_least=16, multiple_of=8)
+    output_dir: str = option(help="Where everything that is made goes.")
+    overwrite_output_dir: bool = option(False, "Replace an earlier run in output_dir.")
+    seed: int = option(0, "Of every random choice.", at_least=0, below=2**32)
+    train_batch_size: int = option(1, "Photos per step, over all processes.", at_least=1)
+    max_train_steps: int = option(800, "N_protect: outer steps.", at_least=1)
+    learning_rate: float = option(5e-6, "Of the outer AdamW on theta.", above=0)
+    adam_beta1: float = option(0.9, "beta_1 of both AdamWs.", at_least=0, below=1)
+    adam_beta2: float = option(0.999, "beta_2 of both AdamWs.", at_least=0, below=1)
+    adam_weight_decay: float = option(1e-2, "Weight decay of both AdamWs.", at_least=0)
+    adam_epsilon: float = option(1e-8, "epsilon of both AdamWs.", above=0)
+    max_grad_norm: float = option(0.0, "Clips theta's accumulated gradient; 0: off, as released.", at_least=0)
+    mixed_precision: Literal["no", "bf16"] = option("no", "Of the forward passes; weights stay float32.")
+    num_threads: int | None = option(
+        None,
+        "CPU threads; default: all cores, whatever the launcher sets, so that results repeat.",
+        at_least=1,
+    )
+    report_to: Literal["tensorboard", "wandb"] | None = option(None, "Tracker for the losses.")
+    logging_dir: str = option("logs", "The tracker's folder, inside output_dir.")
+    save_variant: Literal["fp16"] | None = option(None, "Also write the weights in half precision, under this variant.")
+    single_file: bool = option(False, "Also write one .safetensors file as the common UIs load it.")
+    l2p: L2PConfig = field(default_factory=L2PConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    preservation: PreservationConfig = field(default_factory=PreservationConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)

@@ -1,0 +1,177 @@
+"""Pipeline folders on disk: found, checked before anything is loaded from them, and written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from apdm.errors import UserError
+from apdm.files import list_files, write_beside
+
+CONFIGS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "safety_checker": "config.json",
+    "image_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}
+REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+# name[.variant][-00001-of-00002].safetensors; transformers puts the shard before the variant
+WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def locate(path: str | Path, *, revision: str | None, variant: str | None, allow_pickle: bool) -> Path:
+    """The local folder of a pipeline. Only a Hub id ("name/name" that is no path here) asks the network."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise UserError(f"{path} is a single file; convert it to a diffusers pipeline folder first")
+    if not HUB_ID.fullmatch(str(path)):
+        raise UserError(f"{path}: no such folder; give a diffusers pipeline folder or a Hub id such as name/model")
+    try:
+        return Path(
+            DiffusionPipeline.download(
+                str(path), revision=revision, variant=variant, use_safetensors=None if allow_pickle else True
+            )
+        )
+    except Exception as error:
+        raise UserError(
+            f"{path} is no folder here, and the Hub gave no safetensors pipeline: {one_line(error)}"
+        ) from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json, which makes a folder a pipeline."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
+    return _read_json(path)
+
+
+def check_parts(folder: Path, index: dict[str, Any], *, variant: str | None, allow_pickle: bool) -> None:
+    """Raise UserError, naming the file, if a part of the pipeline is missing or comes only as a pickle."""
+    for part, config in CONFIGS.items():
+        if not (index.get(part) or [None])[0]:
+            if part in REQUIRED:
+                raise UserError(f"{folder / 'model_index.json'} names no {part}; the pipeline needs one")
+            continue
+        if not (folder / part / config).is_file():
+            raise UserError(f"{folder / part / config} is missing; copy the whole pipeline folder")
+        _read_json(folder / part / config)
+        if config == "config.json":
+            _check_weights(folder / part, variant=variant, allow_pickle=allow_pickle)
+    tokenizer = folder / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        # Without these, transformers builds a tokenizer of three words and says nothing.
+        for name in ("vocab.json", "merges.txt"):
+            if not (tokenizer / name).is_file():
+                raise UserError(f"{tokenizer / name} is missing; copy the whole pipeline folder")
+
+
+def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> None:
+    if weight_files(folder, variant) or weight_files(folder, None):
+        return
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    if not pickles:
+        wanted = f"no safetensors weights{f' in variant {variant!r}' if variant else ''}"
+        others = sorted(p.name for p in folder.glob("*.safetensors"))
+        hint = f"it has {', '.join(others)}: choose with --variant" if others else "copy the whole pipeline folder"
+        raise UserError(f"{folder} has {wanted}; {hint}")
+    if not allow_pickle:
+        raise UserError(
+            f"{pickles[0]} is a pickle, which can run code when it is loaded, and {folder} has no "
+            "safetensors file; convert it, or pass --allow_pickle true if you trust its source"
+        )
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one variant, with the index of a sharded one last."""
+    found = []
+    for pattern in (WEIGHTS, INDEX):
+        for path in sorted(folder.iterdir()):
+            match = pattern.fullmatch(path.name)
+            if match and match["variant"] == variant:
+                found.append(path)
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}; copy the file anew") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object; copy the file anew")
+    return value
+
+
+def write_pipeline(
+    pipeline: DiffusionPipeline,
+    directory: Path,
+    *,
+    source: Path | None,
+    changed: set[str],
+    variant: str | None,
+    convert: Callable[[Any], Any],
+) -> None:
+    """Write a pipeline folder; an old one of that name gives way once the new one is complete.
+
+    Parts that are not `changed` are copied from `source` where it has them as safetensors of this variant; so
+    are all configuration files. Library versions rewrite those in ways that older versions cannot read, and
+    put the local path of the model into them. convert: applied to each module that is written from memory.
+    """
+    with write_beside(directory, folder=True) as partial:
+        pipeline.save_config(partial)
+        for name, part in pipeline.components.items():
+            if part is None:
+                continue
+            target, origin = partial / name, source / name if source else None
+            if isinstance(part, nn.Module):
+                kept = weight_files(origin, variant) if origin and name not in changed else []
+                target.mkdir()
+                for path in kept:
+                    shutil.copyfile(path, target / path.name)
+                if not kept:
+                    convert(part).save_pretrained(target, variant=variant, safe_serialization=True)
+            elif origin is None:
+                part.save_pretrained(target)
+            if origin:
+                _copy_configuration(origin, target)
+        if source:
+            shutil.copyfile(source / "model_index.json", partial / "model_index.json")
+        _forget_paths(partial)
+
+
+def _copy_configuration(origin: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in sorted(origin.iterdir()):
+        if path.suffix in (".json", ".txt", ".model") and not INDEX.fullmatch(path.name):
+            shutil.copyfile(path, target / path.name)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Drop the path a configuration was loaded from: a published file should not tell of this machine."""
+    for path in list_files(folder):
+        if path.suffix == ".json":
+            values = _read_json(path)
+            if Path(str(values.pop("_name_or_path", ""))).is_absolute():
+                path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,192 @@
+"""Learning to Protect (APDM, arXiv 2511.01307, Algorithm 1).
+
+Two paths alternate. The fast one plays the attacker: from theta it personalises theta' with DreamBooth's
+loss. The slow one sums the gradients of the protective loss seen along that path and moves theta by them.
+Nothing here knows of devices, files or logging: prepared tensors come in through `Batches`, numbers leave
+through a callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apdm import losses
+from apdm.slow_weights import SlowWeights
+
+Progress = Callable[[int, Mapping[str, Tensor]], None]  # (inner step, detached scalars, still on their device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clean latents and what makes a denoising problem of each.
+
+    latents, noise: `[B, C, h, w]`. timesteps: `[B]`, integer. prompt_embeds: `[B, L, D]`.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prompt_embeds: Tensor
+
+    @staticmethod
+    def cat(*parts: Batch) -> Batch:
+        return Batch(
+            torch.cat([p.latents for p in parts]),
+            torch.cat([p.noise for p in parts]),
+            torch.cat([p.timesteps for p in parts]),
+            torch.cat([p.prompt_embeds for p in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Personalization:
+    """One attacker's step: the subject with its prompt, class images with theirs; equally many of each."""
+
+    instance: Batch
+    prior: Batch
+
+
+@dataclass(frozen=True)
+class Protection:
+    """One defender's step: pairs of safe and protected images under the instance prompt, and class images."""
+
+    positive: Batch
+    negative: Batch
+    prior: Batch
+
+
+class Batches(Protocol):
+    """Where batches come from: each call is a new draw."""
+
+    def personalization(self) -> Personalization: ...
+    def protection(self) -> Protection: ...
+    def anchor(self) -> Batch: ...
+
+
+class Diffusion(Protocol):
+    """What L2P asks of a model family (see `apdm.families`)."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+    def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor: ...
+
+
+@dataclass
+class LearningToProtect:
+    """The two paths over one model; call `outer_step` as often as wanted.
+
+    model: holds theta'. slow: theta, built on the model's trainable parameters. reference: phi, the frozen
+    original, anything that `family.predict` takes as a denoiser. inner: the attacker's AdamW on the model's
+    parameters. The options are those of the configuration; evaluate says on which side of the attacker's step
+    L_protect is taken ("after": Algorithm 1; "before": Eq. 18-19). leak reproduces the released code, which
+    forgets to clear the attacker's gradient and so adds it to G: for studies only, it personalises. autocast
+    is entered around each forward pass, never around more: it caches cast weights, which here change at every
+    step. max_grad_norm 0 is off.
+    """
+
+    family: Diffusion
+    model: nn.Module
+    reference: Any
+    slow: SlowWeights
+    inner: Optimizer
+    _: KW_ONLY
+    inner_steps: int = 20
+    prior_loss_weight: float = 1.0
+    max_grad_norm: float = 0.0
+    accumulate: Literal["sum", "mean"] = "sum"
+    evaluate: Literal["after", "before"] = "after"
+    leak: bool = False
+    beta: float = 1.0
+    reduction: losses.Reduction = "element"
+    preservation_weight: float = 1.0
+    anchor_weight: float = 0.0
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    callback: Progress | None = None
+
+    def outer_step(self, batches: Batches) -> Mapping[str, Tensor]:
+        """One pass of Algorithm 1's outer loop on one subject. Returns scalars of the step as a whole.
+
+        Afterwards the model still holds the attacked theta'; `slow.restore()` makes it the protected one.
+        """
+        report: dict[str, Tensor] = {}
+        self.slow.begin(self.inner)  # where the attacker starts: from theta, with fresh moments
+        if self.anchor_weight:
+            report["anchor_loss"] = self.hold_to_reference(batches.anchor())
+        for step in range(self.inner_steps):
+            if self.evaluate == "before":
+                values = self.protect(batches.protection()) | self.personalize(batches.personalization())
+            else:
+                values = self.personalize(batches.personalization()) | self.protect(batches.protection())
+            if self.callback is not None:
+                self.callback(step, values)
+        divisor = self.inner_steps if self.accumulate == "mean" else 1
+        report["gradient_norm"] = self.slow.step(divisor=divisor)
+        return report
+
+    def personalize(self, batch: Personalization, inner: Optimizer | None = None) -> dict[str, Tensor]:
+        """theta' <- AdamW(theta', grad L_per): one step of the attack (line 5), by AdamW `inner`."""
+        inner = inner or self.inner
+        loss, instance = self.personalization_loss(batch)
+        loss.backward()
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.slow.fast, self.max_grad_norm)
+        inner.step()
+        if self.leak:
+            self.slow.accumulate([cast(Tensor, p.grad) for p in self.slow.fast])
+        inner.zero_grad()
+        return {"personalization_loss": loss.detach(), "instance_loss": instance.detach()}
+
+    def personalization_loss(self, batch: Personalization) -> tuple[Tensor, Tensor]:
+        """L_per at theta', and the subject's share of it before weighting; both scalars with a graph."""
+        instance, prior = self._error(self.model, Batch.cat(batch.instance, batch.prior)).chunk(2)
+        loss = losses.personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
+        return loss, losses.denoising_loss(instance)
+
+    def protect(self, batch: Protection) -> dict[str, Tensor]:
+        """G <- G + grad L_protect at theta' (lines 6-7), in one forward pass of each network."""
+        pair = Batch.cat(batch.positive, batch.negative)
+        with torch.no_grad():
+            reference_positive, reference_negative = self._error(self.reference, pair).chunk(2)
+        positive, negative, prior = self._error(self.model, Batch.cat(pair, batch.prior)).chunk(3)
+        dpo = losses.dpo_loss(
+            positive,
+            reference_positive,
+            negative,
+            reference_negative,
+            beta=self.beta,
+            reduction=self.reduction,
+        )
+        preservation = losses.denoising_loss(prior)
+        loss = losses.protection_loss(dpo, preservation, preservation_weight=self.preservation_weight)
+        self.slow.accumulate(torch.autograd.grad(loss, self.slow.fast))
+        return {
+            "protection_loss": loss.detach(),
+            "dpo_loss": dpo.detach(),
+            "preservation_loss": preservation.detach(),
+            "positive_error": losses.denoising_loss(positive.detach()),
+            "negative_error": losses.denoising_loss(negative.detach()),
+        }
+
+    def hold_to_reference(self, batch: Batch) -> Tensor:
+        """G <- G + anchor_weight * grad of the distance to phi; called while theta' is theta."""
+        with torch.no_grad():
+            wanted = self._predict(self.reference, batch)
+        loss = losses.anchor_loss(self._predict(self.model, batch), wanted)
+        self.slow.accumulate(torch.autograd.grad(self.anchor_weight * loss, self.slow.fast))
+        return loss.detach()
+
+    def _predict(self, denoiser: Any, batch: Batch) -> Tensor:
+        noisy = self.family.add_noise(batch.latents, batch.noise, batch.timesteps)
+        with self.autocast():
+            return self.family.predict(denoiser, noisy, batch.timesteps, batch.prompt_embeds)
+
+    def _error(self, denoiser: Any, batch: Batch) -> Tensor:
+        target = self.family.target(batch.latents, batch.noise, batch.timesteps)
+        return losses.squared_error(self._predict(denoiser, batch), target)

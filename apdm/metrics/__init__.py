@@ -1,0 +1,2 @@
+"""Pure statistics over numbers that an extractor gave: identity, fidelity, intervals and cost, the
+verdict."""

@@ -1,0 +1,76 @@
+"""Distances between two sets of picture features: Frechet distance (FID) and kernel distance (KID).
+
+Both take features [N, D] of any named extractor. A value means nothing without that name, without the
+number of pictures, and without the same distance between two seeds of one model beside it: the Frechet
+distance of N pictures is biased upwards, more so the larger D/N is, so only values of equal N compare. KID is
+unbiased at any N.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Extractor(Protocol):
+    """What turns pictures into the numbers that two sets of them are compared by."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> features [B, D]."""
+        ...
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Squared Frechet distance of the Gaussians fitted to [N, D] and [M, D] features (Heusel 2017, eq. 6).
+
+    |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)), in float64. With S = F^T F for a factor F, the
+    last trace is the nuclear norm of F1 F2^T; so no matrix square root is taken, and singular covariances
+    (fewer pictures than features) are exact instead of needing shrinkage. Covariances are the unbiased
+    ones, as in pytorch-fid.
+
+    Raises ValueError unless both sets have at least 2 rows of equal width.
+    """
+    _check(first, second)
+    mean1, factor1 = _gaussian_factor(first)
+    mean2, factor2 = _gaussian_factor(second)
+    cross = torch.linalg.matrix_norm(factor1 @ factor2.T, ord="nuc")
+    distance = (mean1 - mean2).square().sum() + factor1.square().sum() + factor2.square().sum() - 2 * cross
+    return max(0.0, distance.item())  # rounding may leave -1e-15 for equal sets
+
+
+def kernel_distance(first: Tensor, second: Tensor) -> float:
+    """Unbiased squared MMD under the kernel (x.y / D + 1)^3 (KID, Binkowski 2018, section 4); may be below 0.
+
+    All pictures enter at once rather than in random subsets, so the value has no seed.
+    """
+    _check(first, second)
+    x, y = first.double(), second.double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal_mean(square: Tensor) -> Tensor:
+        return (square.sum() - square.trace()) / (len(square) * (len(square) - 1))
+
+    return (off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()).item()
+
+
+def _gaussian_factor(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and F [min(N, D), D] with F^T F the unbiased covariance."""
+    features = features.double()
+    mean = features.mean(dim=0)
+    factor = (features - mean) / (len(features) - 1) ** 0.5
+    if len(factor) > factor.shape[1]:
+        factor = torch.linalg.qr(factor, mode="r").R  # same F^T F, fewer rows
+    return mean, factor
+
+
+def _check(first: Tensor, second: Tensor) -> None:
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(f"features must be [N, D] and [M, D], not {first.shape} and {second.shape}")
+    if min(len(first), len(second)) < 2:
+        raise ValueError("a distance between feature sets needs at least 2 pictures in each")

@@ -1,0 +1,108 @@
+"""Puts a finished demo into the docs: `python -m apdm.portraits.showcase outputs/demo` (after `make demo`).
+
+Copies results.json to docs/demo-results.json, draws docs/demo.svg from the attack's pictures, and writes the README's
+figures between their markers. Nothing in the README's first screen comes from anywhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from apdm.files import write_text
+
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+
+
+def figures(results: dict[str, Any]) -> str:
+    """The README's table, from results.json alone."""
+    utility, nominal = results["utility"], results["cost_factor"]["nominal_step"]
+    rows = []
+    for name, entry in sorted(results["comparison"].items()):
+        rows.append(
+            f"| likeness after {nominal} attack steps, `{name}` | {entry['base']:.2f} | {entry['hardened']:.2f} |"
+        )
+    for subject in utility["other_subjects"]:
+        for name in sorted(subject["base"]):
+            rows.append(
+                f"| another person, same attack, `{name}` "
+                f"| {subject['base'][name]:.2f} | {subject['hardened'][name]:.2f} |"
+            )
+    faces = utility["class_face_rate"]
+    rows.append(f"| class pictures that show a face | {faces['base']:.2f} | {faces['hardened']:.2f} |")
+    rows.append(
+        f"| FID of class pictures to the base's | {utility['fid_base_seed_to_seed']:.2f} (base, other seeds) "
+        f"| {utility['fid_to_base']:.2f} |"
+    )
+    worst = results["cost_factor"]["worst"]
+    cost = "not measured" if worst is None else f"{'at least ' if worst['at_least'] else ''}{worst['factor']:.1f}"
+    strangers = ", ".join(f"{name} {entry['mean']:.2f}" for name, entry in sorted(_strangers(results).items()))
+    verdict = "protected" if results["verdict"]["protected"] else "**not protected**"
+    return "\n".join(
+        [
+            "`make demo` on the bundled miniature world (drawn people, a small denoiser), one protected person:",
+            "",
+            "| | base | hardened |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+            f"Strangers' likeness: {strangers}. Steps to base-level likeness, hardened over base, worst encoder: "
+            f"{cost}. By the audit's thresholds the demo is {verdict}. All figures: "
+            "[`docs/demo-results.json`](docs/demo-results.json); remade by `make demo` and "
+            "`python -m apdm.portraits.showcase outputs/demo`.",
+        ]
+    )
+
+
+def _strangers(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Mean over subjects where the results keep one entry for each."""
+    return {name: entry for name, entry in results["strangers"].items() if "mean" in entry}
+
+
+def insert(readme: str, text: str) -> str:
+    """The README with `text` between the markers."""
+    head, rest = readme.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+
+
+def side_by_side(left: Path, right: Path, side: int = 280) -> str:
+    """Two PNG sheets in one self-contained SVG."""
+
+    def image(path: Path, x: int) -> str:
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<image x="{x}" y="30" width="{side}" height="{side}" href="data:image/png;base64,{data}"/>'
+
+    width = 2 * side + 20
+    text = 'font-family="sans-serif" font-size="15" fill="#888"'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {side + 30}" width="{width}">',
+            f'<text x="0" y="18" {text}>base model, attacked</text>',
+            f'<text x="{side + 20}" y="18" {text}>hardened model, attacked</text>',
+            image(left, 0),
+            image(right, side + 20),
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
+    demo: Path = parser.parse_args().demo
+    results = json.loads((demo / "results.json").read_text())
+    shutil.copyfile(demo / "results.json", "docs/demo-results.json")
+    subject, seed = results["subjects"][0], results["seeds"][0]
+    base, hardened = (demo / f"pictures/attack/{model}/{subject}/{seed}.png" for model in ("base", "hardened"))
+    write_text("docs/demo.svg", side_by_side(base, hardened))
+    write_text("README.md", insert(Path("README.md").read_text(), figures(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Remake the bundled weights from nothing: `python -m apdm.portraits.train STAGE [--work_dir DIR]`.
+
+Stages: encoders, vae, denoiser, pack, figures.
+
+Each stage reads what the stages before it left and writes its own files; on two cores all of them together take under
+three hours. `encoders` and `vae` do not need each other and may run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from apdm.portraits import PIPELINE, WEIGHTS
+
+
+def encoders(work_dir: Path, only: list[str]) -> None:
+    """Writes <name>.safetensors and <name>.json (figures on unseen people, thresholds) for each network."""
+    from apdm.portraits import train_encoders as T
+
+    makers = {"portrait-a": T.train_residual, "portrait-face": T.train_reader, "portrait-b": T.train_patches}
+    for seed, name in enumerate(makers):
+        if only and name not in only:
+            continue
+        torch.manual_seed(seed)
+        model = T.timed(name, functools.partial(makers[name], work_dir))
+        model.half().float()  # the rounding of the file, so that the figures are of what is shipped
+        figures = T.figures(model, work_dir)
+        print(name, json.dumps(figures), flush=True)
+        WEIGHTS.mkdir(parents=True, exist_ok=True)
+        save_file(halved(model), WEIGHTS / f"{name}.safetensors")
+        (WEIGHTS / f"{name}.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+
+
+def halved(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state in half precision; counters stay whole numbers."""
+    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+
+
+def pack(source: Path) -> None:
+    """Put the trained pipeline into the package: unet and vae in half precision, which diffusers loads as float32.
+
+    The text encoder stays in float32, because transformers loads what it finds.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(source)
+    pipeline.unet.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(PIPELINE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["encoders", "vae", "denoiser", "pack", "figures"])
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=Path("outputs/world"),
+        help="rendered pictures and intermediate states",
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="with `encoders`: only these networks")
+    arguments = parser.parse_args()
+    if arguments.stage == "encoders":
+        encoders(arguments.work_dir, arguments.only)
+    elif arguments.stage == "vae":
+        from apdm.portraits.train_pipeline import write_autoencoder
+
+        torch.manual_seed(10)
+        write_autoencoder(arguments.work_dir, arguments.work_dir / "pipeline")
+    elif arguments.stage == "denoiser":
+        from apdm.portraits.train_pipeline import train_denoiser
+
+        torch.manual_seed(11)
+        train_denoiser(arguments.work_dir, arguments.work_dir / "pipeline")
+    elif arguments.stage == "pack":
+        pack(arguments.work_dir / "pipeline")
+    else:
+        from apdm.portraits.card import write_card
+        from apdm.portraits.figures import write_figures
+
+        print(json.dumps(write_figures(PIPELINE, WEIGHTS / "pipeline.json", arguments.work_dir), indent=1))
+        write_card(WEIGHTS)
+
+
+if __name__ == "__main__":
+    main()

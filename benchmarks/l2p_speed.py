@@ -1,0 +1,187 @@
+"""Speed and memory of Learning to Protect beside the released loop's way of working.
+
+Both run in one process on the same pipeline, an outer step of one, then an outer step of the other, so that a
+machine that slows down slows both. Memory is measured apart, one contestant per process. Pictures are noise:
+what they show does not change what the steps cost.
+
+    python -m benchmarks.l2p_speed --pretrained_model_name_or_path <pipeline folder> --output speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from apdm.data import Draws, ProtectionData, encode_images
+from apdm.families import load_family
+from apdm.files import write_text
+from apdm.l2p import LearningToProtect
+from apdm.slow_weights import SlowWeights, make_adamw
+from benchmarks.reference_loop import ReferenceLoop
+
+PIPELINE = Path(__file__).resolve().parents[1] / "apdm/portraits/weights/pipeline"
+PROMPTS = ("a photo of sks person", "a photo of person")
+CONTESTANTS = ("apdm", "reference")
+
+
+@dataclass(frozen=True)
+class Options:
+    pretrained_model_name_or_path: str
+    resolution: int
+    inner_steps: int
+    outer_steps: int
+    train_batch_size: int
+    mixed_precision: str
+    device: str
+    memory: bool
+    images: int = 4
+    class_images: int = 8
+
+
+def prepare(contestant: str, options: Options) -> Callable[[], object]:
+    """Load the pipeline and return the contestant's outer step."""
+    family = load_family(options.pretrained_model_name_or_path)
+    family.pipeline.to(options.device)
+    size = options.resolution or family.denoiser.config.sample_size * family.vae_scale
+    generator = torch.Generator().manual_seed(0)
+    count = 2 * options.images + options.class_images
+    images = torch.rand(count, 3, size, size, generator=generator).to(options.device) * 2 - 1
+    instance, positive, prior = images.split([options.images, options.images, options.class_images])
+    if contestant == "reference":
+        return ReferenceLoop(
+            family, instance, positive, prior, generator, *PROMPTS, inner_steps=options.inner_steps
+        ).outer_step
+    with torch.no_grad():
+        embeds = family.encode_prompts(PROMPTS)
+    data = ProtectionData(
+        instance=encode_images(family, instance),
+        prior=encode_images(family, prior),
+        positive=encode_images(family, positive),
+        instance_prompt=embeds[:1],
+        class_prompt=embeds[1:],
+        num_train_timesteps=family.num_train_timesteps,
+    )
+    model = family.denoiser
+    half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)
+    protector = LearningToProtect(
+        family,
+        model,
+        copy.deepcopy(model).requires_grad_(False),
+        SlowWeights(model.parameters()),
+        make_adamw(model.parameters()),
+        inner_steps=options.inner_steps,
+        autocast=half if options.mixed_precision == "bf16" else nullcontext,
+    )
+    return partial(protector.outer_step, Draws(data, generator, options.train_batch_size))
+
+
+def seconds(step: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
+
+
+def time_both(options: Options) -> dict[str, list[float]]:
+    """Seconds of every outer step after one to warm up, the contestants taking turns."""
+    steps = {name: prepare(name, options) for name in CONTESTANTS}
+    times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    for turn in range(options.outer_steps + 1):
+        for name, step in steps.items():
+            taken = seconds(step, options.device)
+            if turn:
+                times[name].append(taken)
+    return times
+
+
+def peak_memory(contestant: str, options: Options) -> float:
+    """Peak of two outer steps in GB, to be called in a process of its own.
+
+    On an accelerator, what was allocated; on the CPU, what the process held less what it held before loading.
+    """
+    before = _resident("VmRSS")
+    step = prepare(contestant, options)
+    if options.device != "cpu":
+        torch.accelerator.reset_peak_memory_stats(options.device)
+    for _ in range(2):
+        step()
+    if options.device != "cpu":
+        return torch.accelerator.max_memory_allocated(options.device) / 1e9
+    return (_resident("VmHWM") - before) / 1e9
+
+
+def _resident(field: str) -> float:
+    """Bytes that the kernel reports for this process; not a number where it reports none."""
+    try:
+        match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        match = None
+    return int(match[1]) * 1024 if match else float("nan")
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """All figures of one run, as they go into the JSON file."""
+    memory = {}
+    for name in CONTESTANTS if options.memory else ():
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            memory[name] = pool.submit(peak_memory, name, options).result()
+    times = time_both(options)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "options": vars(options),
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "threads": torch.get_num_threads(),
+        "seconds_per_outer_step": times,
+        "inner_steps_per_second": {name: options.inner_steps / m for name, m in medians.items()},
+        "samples_per_inner_step": {"apdm": options.train_batch_size, "reference": 1},
+        "ratio_of_medians": medians["reference"] / medians["apdm"],
+        "peak_memory_gb": memory,
+    }
+
+
+def parse(argv: list[str] | None) -> tuple[Options, str | None]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrained_model_name_or_path", default=str(PIPELINE))
+    parser.add_argument("--resolution", type=int, default=0, help="pixels; 0: the model's own")
+    parser.add_argument("--inner_steps", type=int, default=20)
+    parser.add_argument("--outer_steps", type=int, default=5, help="timed outer steps of each")
+    parser.add_argument("--train_batch_size", type=int, default=1, help="of apdm; the reference takes 1")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of apdm")
+    parser.add_argument("--device", default=str(accelerator or "cpu"))
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", help="JSON file to write")
+    values = vars(parser.parse_args(argv))
+    output = values.pop("output")
+    return Options(**values), output
+
+
+def main(argv: list[str] | None = None) -> None:
+    options, output = parse(argv)
+    result = measure(options)
+    for name in CONTESTANTS:
+        memory = f"{result['peak_memory_gb'][name]:6.3f} GB peak" if options.memory else ""
+        print(f"{name:10s} {result['inner_steps_per_second'][name]:8.2f} inner steps/s   {memory}")
+    print(f"ratio of medians: {result['ratio_of_medians']:.2f}")
+    if output:
+        write_text(output, json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

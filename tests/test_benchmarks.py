@@ -1,0 +1,49 @@
+"""The yardstick does the work it is said to do, and the benchmark reports."""
+
+import json
+
+import pytest
+import torch
+
+from apdm.families import load_family
+from benchmarks import l2p_speed
+from benchmarks.reference_loop import ReferenceLoop
+
+
+@pytest.fixture
+def loop(tiny_pipeline) -> ReferenceLoop:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 2, 3, 16, 16, generator=generator) * 2 - 1
+    return ReferenceLoop(load_family(tiny_pipeline), *images, generator, inner_steps=2, leak=False)
+
+
+def counting(function, name, calls):
+    def counted(*args):
+        calls[name] += 1
+        return function(*args)
+
+    return counted
+
+
+def test_the_reference_loop_does_the_work_of_the_released_one(loop, monkeypatch):
+    calls = {"predict": 0, "posterior": 0, "encode_prompts": 0}
+    for name in calls:
+        monkeypatch.setattr(loop.family, name, counting(getattr(loop.family, name), name, calls))
+    loop.outer_step()
+    assert calls == {"predict": 8 * 2, "posterior": 6 * 2, "encode_prompts": 4 * 2}
+
+
+def test_the_reference_loop_moves_theta_and_not_phi(loop):
+    start = [p.detach().clone() for p in loop.slow.parameters()]
+    loop.outer_step()
+    assert all(torch.equal(a, b) for a, b in zip(start, loop.reference.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(start, loop.slow.parameters(), strict=True))
+
+
+def test_the_speed_benchmark_writes_what_it_measured(tiny_pipeline, tmp_path, capsys):
+    output = tmp_path / "speed.json"
+    options = f"--inner_steps 1 --outer_steps 2 --device cpu --no-memory --output {output}".split()
+    l2p_speed.main(["--pretrained_model_name_or_path", str(tiny_pipeline), *options])
+    result = json.loads(output.read_text())
+    assert all(len(times) == 2 and min(times) > 0 for times in result["seconds_per_outer_step"].values())
+    assert result["ratio_of_medians"] > 0 and "ratio of medians" in capsys.readouterr().out

@@ -1,0 +1,106 @@
+"""The `apdm` command: exit codes, help, and how mistakes are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import apdm
+from apdm import cli
+from apdm.errors import Interrupted, UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def raising(error: BaseException):
+    def run(argv):
+        raise error
+
+    return run
+
+
+def test_help_lists_every_command_and_exits_with_0(capsys):
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        assert f"{name}" in printed and command.summary in printed
+
+
+def test_no_command_prints_the_help_on_stderr_and_exits_with_2(capsys):
+    assert cli.main([]) == 2
+    assert "usage: apdm" in capsys.readouterr().err
+
+
+def test_version_is_the_packages(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"apdm {apdm.__version__}\n"
+
+
+def test_an_unknown_command_exits_with_2_and_names_the_nearest(capsys):
+    assert cli.main(["hardn"]) == 2
+    assert capsys.readouterr().err == 'apdm: error: unknown command "hardn"; did you mean "harden"?\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("photo is\nbroken; replace it"), 2, "apdm: error: photo is broken; replace it\n"),
+        (Interrupted("at step 5; resume with --x"), 3, "apdm: interrupted at step 5; resume with --x\n"),
+        (KeyboardInterrupt(), 3, "apdm: interrupted\n"),
+    ],
+)
+def test_a_stopped_command_prints_one_line_and_exits_with_its_code(monkeypatch, capsys, error, code, message):
+    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(error)))
+    assert cli.main(["harden"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_commands_own_exit_code_is_passed_on_and_none_means_0(monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", lambda argv: seen.append(list(argv)) or 1))
+    assert cli.main(["harden", "--seed", "1"]) == 1
+    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", lambda argv: None))
+    assert cli.main(["harden"]) == 0
+    assert seen == [["--seed", "1"]]
+
+
+def test_a_programming_error_is_not_hidden(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(KeyError("x"))))
+    with pytest.raises(KeyError):
+        cli.main(["harden"])
+
+
+def test_env_names_the_versions_and_devices(capsys):
+    import torch
+
+    assert cli.main(["env"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"] == torch.__version__
+    assert lines["apdm"] == apdm.__version__
+    assert str(torch.get_num_threads()) in lines["cpu"]
+
+
+def test_env_takes_no_options(capsys):
+    assert cli.main(["env", "--x"]) == 2
+    assert "takes no options" in capsys.readouterr().err
+
+
+def test_help_comes_without_importing_torch():
+    code = "import sys; from apdm import cli; cli.main(sys.argv[1:]); print('torch' in sys.modules)"
+    for argv in (["--help"], ["harden", "--help"]):
+        run = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+        assert run.stdout.splitlines()[-1] == "False", run.stderr
+
+
+def test_train_apdm_is_apdm_harden():
+    commands = (["train_apdm.py"], ["-m", "apdm", "harden"])
+    runs = [
+        subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+        for command in commands
+    ]
+    assert runs[0].returncode == runs[1].returncode == 0
+    assert "--l2p.inner_steps" in runs[0].stdout
+    assert runs[0].stdout == runs[1].stdout

@@ -1,0 +1,132 @@
+"""Identity, fidelity and cost statistics against closed forms and values of published libraries."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from apdm.metrics.fidelity import frechet_distance, kernel_distance
+from apdm.metrics.identity import identity_statistics, likeness
+from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
+
+
+def gaussian_sets() -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(7)
+    first, second = rng.normal(size=(40, 6)), rng.normal(size=(50, 6)) * 1.3 + 0.4
+    return torch.from_numpy(first), torch.from_numpy(second)
+
+
+def with_moments(mean: list[float], std: list[float]) -> torch.Tensor:
+    """Two points per axis on either side of `mean`: exactly this mean and this diagonal covariance."""
+    width = len(mean)
+    steps = torch.diag(torch.tensor(std, dtype=torch.float64)) * math.sqrt((2 * width - 1) / 2)
+    return torch.tensor(mean, dtype=torch.float64) + torch.cat([steps, -steps])
+
+
+def test_likeness_is_the_cosine_with_the_mean_of_normalised_references():
+    references = torch.tensor([[2.0, 0.0], [0.0, 5.0]])  # mean direction: 45 degrees, whatever the lengths
+    generated = torch.tensor([[3.0, 3.0], [1.0, 0.0], [-1.0, -1.0], [1.0, -1.0]])
+    expected = torch.tensor([1.0, math.sqrt(0.5), -1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(likeness(generated, references), expected)
+
+
+def test_an_undetected_picture_counts_as_zero_in_mean_and_not_at_all_in_detected_mean():
+    scores = torch.tensor([0.8, 0.4, 0.9, 0.2])
+    detected = torch.tensor([True, True, False, True])
+    assert identity_statistics(scores, detected, threshold=0.4) == pytest.approx(
+        {"mean": 1.4 / 4, "detected_mean": 1.4 / 3, "face_rate": 3 / 4, "match_rate": 2 / 4}
+    )
+
+
+def test_without_any_face_the_detected_mean_is_none_and_nothing_matches():
+    statistics = identity_statistics(torch.tensor([0.9, 0.9]), torch.zeros(2, dtype=torch.bool), threshold=0.1)
+    assert statistics == {"mean": 0.0, "detected_mean": None, "face_rate": 0.0, "match_rate": 0.0}
+
+
+def test_a_score_that_is_not_finite_is_an_error_only_where_a_face_was_seen():
+    scores = torch.tensor([0.5, math.nan])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        identity_statistics(scores, torch.tensor([True, True]), threshold=0.1)
+    assert identity_statistics(scores, torch.tensor([True, False]), threshold=0.1)["mean"] == 0.25
+
+
+@pytest.mark.parametrize("mean2, std2", [([0.0], [1.0]), ([3.0], [1.0]), ([0.0], [2.5]), ([-1.0], [0.0])])
+def test_frechet_distance_of_one_dimensional_gaussians_is_the_closed_form(mean2: list[float], std2: list[float]):
+    expected = mean2[0] ** 2 + (1.0 - std2[0]) ** 2
+    assert frechet_distance(with_moments([0.0], [1.0]), with_moments(mean2, std2)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
+    mean1, std1, mean2, std2 = [0.0, 1.0, -2.0], [1.0, 2.0, 0.5], [0.5, 1.0, 3.0], [3.0, 0.1, 0.5]
+    expected = sum((a - b) ** 2 for a, b in zip(mean1 + std1, mean2 + std2, strict=True))
+    assert frechet_distance(with_moments(mean1, std1), with_moments(mean2, std2)) == pytest.approx(expected)
+
+
+def test_frechet_distance_agrees_with_pytorch_fid():
+    assert frechet_distance(*gaussian_sets()) == pytest.approx(2.1458213141489075, rel=1e-9)  # pytorch-fid 0.3.0
+
+
+def test_frechet_distance_is_exact_with_fewer_pictures_than_features():
+    first, second = gaussian_sets()
+    turn = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0)).double()).Q[:6]
+    wide = frechet_distance(first @ turn, second @ turn)  # the same Gaussians on a 6-plane of a 100-space
+    assert wide == pytest.approx(frechet_distance(first, second), rel=1e-9)
+    assert frechet_distance(first @ turn, first @ turn) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_agrees_with_clean_fid():
+    first, second = gaussian_sets()
+    assert kernel_distance(first, second[:40]) == pytest.approx(0.8978119148823908, rel=1e-9)  # clean-fid 0.1.35
+
+
+def test_kernel_distance_is_unbiased_where_frechet_distance_is_not():
+    draws = torch.randn(400, 2, 10, 4, generator=torch.Generator().manual_seed(0)).double()
+    kernel = torch.tensor([kernel_distance(a, b) for a, b in draws])
+    assert abs(kernel.mean()) < 4 * kernel.std() / math.sqrt(len(kernel))
+    assert min(frechet_distance(a, b) for a, b in draws[:50]) > 0.1
+
+
+def test_bootstrap_interval_matches_the_normal_approximation_and_its_seed():
+    values = np.random.default_rng(3).normal(5.0, 2.0, size=400).tolist()
+    low, high = bootstrap_interval(values, seed=1)
+    half = 1.96 * np.std(values) / 20
+    assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=0.03)
+    assert bootstrap_interval(values, seed=1) == (low, high) != bootstrap_interval(values, seed=2)
+
+
+def test_a_paired_interval_sees_a_small_difference_through_a_large_shared_spread():
+    hardened = np.random.default_rng(3).normal(0.0, 10.0, size=20)
+    base = hardened + np.random.default_rng(4).normal(0.5, 0.1, size=20)
+    low, high = bootstrap_interval(base.tolist(), hardened.tolist())
+    assert 0.4 < low < 0.5 < high < 0.6
+    with pytest.raises(ValueError, match="not paired"):
+        bootstrap_interval([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "level, steps, censored",
+    [(0.1, 0.0, False), (0.2, 5.0, False), (0.5, 15.0, False), (0.6, 20.0, False), (0.61, None, True)],
+)
+def test_steps_to_reach_interpolates_the_first_crossing(level: float, steps: float | None, censored: bool):
+    reached = steps_to_reach([(0, 0.1), (10, 0.3), (15, 0.5), (20, 0.6), (30, 0.2)], level)
+    assert (reached.steps, reached.censored, reached.horizon) == (
+        None if steps is None else pytest.approx(steps),
+        censored,
+        30.0,
+    )
+
+
+@pytest.mark.parametrize("curve", [[], [(0, 0.1), (0, 0.2)], [(5, 0.1), (1, 0.2)], [(0, math.nan)]])
+def test_a_curve_that_makes_no_sense_is_an_error(curve: list[tuple[float, float]]):
+    with pytest.raises(ValueError, match="curve"):
+        steps_to_reach(curve, 0.5)
+
+
+def test_cost_factor_is_a_ratio_a_lower_bound_or_undefined():
+    base = [(0, 0.0), (100, 0.5)]
+    assert str(cost_factor(base, [(0, 0.0), (100, 0.5)], 0.5)) == "1.00"
+    assert str(cost_factor(base, [(0, 0.0), (400, 0.5)], 0.25)) == "4.00"
+    assert str(cost_factor(base, [(0, 0.0), (500, 0.1)], 0.5)) == ">= 5.00"
+    assert str(cost_factor(base, base, 0.9)) == "undefined"  # the base never gets there
+    assert str(cost_factor(base, base, 0.0)) == "undefined"  # the base need not start

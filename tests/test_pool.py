@@ -1,0 +1,116 @@
+"""The pool of attackers that persist over outer steps."""
+
+import pytest
+import torch
+from plain_l2p import ADAM, toy_data
+from test_l2p import Recorded, toy_protector
+
+from apdm.data import Draws
+from apdm.pool import AttackerPool
+from apdm.slow_weights import make_adamw
+
+
+def draws(seed: int) -> Draws:
+    return Draws(toy_data(), torch.Generator().manual_seed(seed), 2)
+
+
+def pool_of(method, hostile, benign=(), **options) -> AttackerPool:
+    pool = AttackerPool.start(
+        method, hostile, benign, learning_rate=ADAM["learning_rate"], **{"depth": 100, "stride": 2, **options}
+    )
+    for attacker in pool.attackers:
+        attacker.optimizer = make_adamw(method.slow.fast, **ADAM)
+    return pool
+
+
+def freeze_theta(method) -> None:
+    for group in method.slow.optimizer.param_groups:
+        group["lr"] = 0.0
+
+
+def test_one_attacker_that_lives_one_step_is_algorithm_1_with_one_inner_step(float64):
+    paper, ours = toy_protector(inner_steps=1), toy_protector(inner_steps=1)
+    source, pool = draws(5), pool_of(ours, [draws(5)], depth=1, stride=1)
+    for _ in range(4):
+        paper.outer_step(source)
+        pool.outer_step()
+    torch.testing.assert_close(list(ours.slow.theta), list(paper.slow.theta), rtol=1e-12, atol=1e-14)
+
+
+def test_while_theta_stands_still_an_attacker_walks_the_path_of_one_uninterrupted_attack(float64):
+    method = toy_protector()
+    freeze_theta(method)
+    source = Recorded(draws(7))
+    pool = pool_of(method, [source], stride=2)
+    for _ in range(3):
+        pool.outer_step()
+    alone = toy_protector()
+    inner = make_adamw(alone.slow.fast, **ADAM)
+    for batch in source.drawn["personalization"]:
+        alone.personalize(batch, inner)
+    walked = [fast - theta for fast, theta in zip(alone.slow.fast, alone.slow.theta, strict=True)]
+    torch.testing.assert_close(pool.attackers[0].offset, [w.detach() for w in walked], rtol=1e-9, atol=1e-12)
+
+
+def test_the_protective_gradient_is_taken_where_the_attacker_stands_after_its_turn(float64):
+    method = toy_protector()
+    freeze_theta(method)
+    source = Recorded(draws(7))
+    pool_of(method, [source], stride=3).outer_step()
+    alone = toy_protector()
+    inner = make_adamw(alone.slow.fast, **ADAM)
+    for batch in source.drawn["personalization"]:
+        alone.personalize(batch, inner)
+    alone.protect(source.drawn["protection"][0])
+    torch.testing.assert_close(list(method.slow.gradient), list(alone.slow.gradient), rtol=1e-9, atol=1e-12)
+
+
+def test_a_benign_attacker_adds_the_weighted_gradient_of_its_own_loss(float64):
+    method = toy_protector()
+    freeze_theta(method)
+    friend = Recorded(draws(9))
+    pool = pool_of(method, [draws(7)], [friend], stride=1, benign_weight=2.5)
+    pool.outer_step()
+    pool.outer_step()
+    alone = toy_protector()
+    first, second = friend.drawn["personalization"]
+    alone.personalize(first, make_adamw(alone.slow.fast, **ADAM))
+    loss, _ = alone.personalization_loss(second)
+    wanted = [2.5 * g for g in torch.autograd.grad(loss, alone.slow.fast)]
+    torch.testing.assert_close(list(method.slow.gradient), wanted, rtol=1e-9, atol=1e-12)
+    assert not friend.drawn["protection"]
+
+
+def test_at_its_depth_an_attacker_starts_anew_and_ages_are_staggered(float64):
+    method = toy_protector()
+    pool = pool_of(method, [draws(i) for i in range(3)], [draws(3)], depth=8, stride=2)
+    assert sorted(attacker.age for attacker in pool.attackers) == [0, 2, 4, 6]
+    assert sum(attacker.benign for attacker in pool.attackers) == 1
+    oldest = max(pool.attackers, key=lambda attacker: attacker.age)
+    for _ in range(len(pool.attackers)):
+        pool.outer_step()
+    assert oldest.age == 0
+    assert all(not part.any() for part in oldest.offset)
+    assert all(not value.any() for state in oldest.optimizer.state.values() for value in state.values())
+    assert all(any(part.any() for part in a.offset) for a in pool.attackers if a is not oldest)
+
+
+@pytest.mark.parametrize("hostile", [1, 3])
+def test_every_attacker_gets_its_turn(float64, hostile):
+    sources = [Recorded(draws(i)) for i in range(hostile)]
+    pool = pool_of(toy_protector(), sources, stride=2)
+    for _ in range(2 * hostile):
+        pool.outer_step()
+    assert [len(source.drawn["protection"]) for source in sources] == [2] * hostile
+
+
+def test_a_gradient_that_is_not_finite_leaves_theta_and_its_moments_alone(float64):
+    method = toy_protector(inner_steps=1)
+    method.outer_step(draws(5))
+    theta = [t.detach().clone() for t in method.slow.theta]
+    moments = [value.clone() for state in method.slow.optimizer.state.values() for value in state.values()]
+    method.slow.gradient[0].fill_(float("nan"))
+    assert not method.slow.step().isfinite()
+    assert all(map(torch.equal, method.slow.theta, theta))
+    after = [value for state in method.slow.optimizer.state.values() for value in state.values()]
+    assert all(map(torch.equal, after, moments))
