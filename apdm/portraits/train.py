@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +24,11 @@ def encoders(work_dir: Path, only: list[str]) -> None:
     """Writes <name>.safetensors and <name>.json (figures on unseen people, thresholds) for each network."""
     from apdm.portraits import train_encoders as T
 
-    makers = {"portrait-a": T.train_residual, "portrait-face": T.train_reader, "portrait-b": T.train_patches}
+    makers: dict[str, Callable[[Path], torch.nn.Module]] = {
+        "portrait-a": T.train_residual,
+        "portrait-face": T.train_reader,
+        "portrait-b": T.train_patches,
+    }
     for seed, name in enumerate(makers):
         if only and name not in only:
             continue
@@ -65,6 +70,7 @@ def main() -> None:
         help="rendered pictures and intermediate states",
     )
     parser.add_argument("--only", nargs="*", default=[], help="with `encoders`: only these networks")
+    parser.add_argument("--people", type=int, default=10, help="with `figures`: how many unseen people to personalise")
     arguments = parser.parse_args()
     if arguments.stage == "encoders":
         encoders(arguments.work_dir, arguments.only)
@@ -84,7 +90,8 @@ def main() -> None:
         from apdm.portraits.card import write_card
         from apdm.portraits.figures import write_figures
 
-        print(json.dumps(write_figures(PIPELINE, WEIGHTS / "pipeline.json", arguments.work_dir), indent=1))
+        figures = write_figures(PIPELINE, WEIGHTS / "pipeline.json", arguments.work_dir, people=arguments.people)
+        print(json.dumps(figures, indent=1))
         write_card(WEIGHTS)
 
 
