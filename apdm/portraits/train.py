@@ -58,6 +58,10 @@ def pack(source: Path) -> None:
     pipeline.unet.half()
     pipeline.vae.half()
     pipeline.save_pretrained(PIPELINE)
+    for path in sorted(PIPELINE.rglob("*.json")):  # diffusers notes where it loaded from: a path of this machine
+        facts = json.loads(path.read_text())
+        if facts.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def main() -> None:
