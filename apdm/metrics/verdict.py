@@ -39,8 +39,8 @@ class Check:
 def row_flags(row: Row) -> list[str]:
     """Why nothing should be concluded from this row, one clause each; empty if it is sound.
 
-    A base row is void when no encoder sees MIN_BASE_MATCH_RATE of its pictures match after the nominal
-    attack: an attack that does not work on the base proves nothing by not working on the hardened model.
+    A base row is void when some encoder sees less than MIN_BASE_MATCH_RATE of its pictures match after the
+    nominal attack: an attack that does not work on the base proves nothing by not working on the hardened model.
     """
     if row["status"] == "failed":
         return [f"the attack failed: {row['error']}"]
@@ -48,9 +48,11 @@ def row_flags(row: Row) -> list[str]:
     first, last = row["curve"][0]["loss"], row["curve"][-1]["loss"]
     if not last < first:
         flags.append(f"the attack's loss did not fall ({first:.4f} to {last:.4f})")
-    match_rate = max(entry["match_rate"] for entry in row["identity"].values())
+    match_rate, encoder = min((entry["match_rate"], encoder) for encoder, entry in row["identity"].items())
     if row["model"] == "base" and match_rate < MIN_BASE_MATCH_RATE:
-        flags.append(f"the attack on the base is too weak: match rate {match_rate:.2f}, below {MIN_BASE_MATCH_RATE}")
+        flags.append(
+            f"the attack on the base is too weak: match rate {match_rate:.2f} ({encoder}), below {MIN_BASE_MATCH_RATE}"
+        )
     return flags
 
 

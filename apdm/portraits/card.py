@@ -28,7 +28,7 @@ def _pipeline(figures: dict[str, Any]) -> list[str]:
     lines = [
         "## Pipeline",
         "",
-        "64 px, epsilon prediction, 8 x 8 x 8 latents; `sks` and `t@t` are ordinary tokens that no caption contained.",
+        "64 px, epsilon prediction, 4 x 16 x 16 latents; `sks` and `t@t` are ordinary tokens that no caption contains.",
         "",
         f'- Face rate of "a photo of a person": {figures["face_rate"]:.3f}.',
         f"- FID to the renderer, 512 pictures, portrait-face features: {figures['fid_to_renderer']:.2f} (the renderer "

@@ -46,13 +46,11 @@ def fit(
     steps: int,
     learning_rate: float,
     name: str,
-    horizon: int | None = None,
 ) -> None:
-    """AdamW with warm-up and a cosine decay that ends at `horizon`; default: at the last step."""
-    horizon = horizon or steps
+    """AdamW with warm-up and a cosine decay to the last step."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min((k + 1) / 200, 1.0) * 0.5 * (1 + math.cos(math.pi * k / horizon))
+        optimizer, lambda k: min((k + 1) / 200, 1.0) * 0.5 * (1 + math.cos(math.pi * k / steps))
     )
     bar = tqdm(range(steps), desc=name, mininterval=20)
     for step in bar:
