@@ -44,6 +44,7 @@ def test_the_last_step_of_the_schedule_hides_the_picture_and_sampling_starts_the
     scheduler = new_scheduler()
     scheduler.set_timesteps(15)
     assert scheduler.timesteps[0] == 999
+    assert scheduler.config.prediction_type == "epsilon"
     assert scheduler.alphas_cumprod[-1].sqrt() < 0.035
 
 

@@ -46,11 +46,13 @@ def fit(
     steps: int,
     learning_rate: float,
     name: str,
+    horizon: int | None = None,
 ) -> None:
-    """AdamW with warm-up and a cosine decay to the last step."""
+    """AdamW with warm-up and a cosine decay that ends at `horizon`; default: at the last step."""
+    horizon = horizon or steps
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min((k + 1) / 200, 1.0) * 0.5 * (1 + math.cos(math.pi * k / steps))
+        optimizer, lambda k: min((k + 1) / 200, 1.0) * 0.5 * (1 + math.cos(math.pi * k / horizon))
     )
     bar = tqdm(range(steps), desc=name, mininterval=20)
     for step in bar:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -128,18 +135,15 @@ def new_denoiser() -> UNet2DConditionModel:
     )
 
 
-def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, drawn out until the last step keeps .03 of the picture, and sampled from it.
+def new_scheduler() -> EulerAncestralDiscreteScheduler:
+    """Stable Diffusion's noise schedule, drawn out until the last step keeps .03 of the picture and not .07.
 
-    The original keeps .07, and .10 at the step where "leading" spacing starts: enough to read colours off.
+    Sampling adds fresh noise at every step, because so small a denoiser needs it to mend its first steps' mistakes:
+    with DDIM the first noise decides on the colours of skin and hair, and after an attack pictures stay noisy.
+    See docs/portrait-sweep.md.
     """
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.016,
-        beta_schedule="scaled_linear",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
+    return EulerAncestralDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.016, beta_schedule="scaled_linear", timestep_spacing="trailing"
     )
 
 
@@ -163,39 +167,55 @@ def coarse_error(error: Tensor) -> Tensor:
     return coarse + whole
 
 
-def train_denoiser(work_dir: Path, directory: Path, *, steps: int = 6000, batch: int = 64) -> None:
-    """Epsilon prediction on cached latents, denoiser and text encoder from scratch; saves the averaged weights.
-
-    The coarse error counts by 1 / sqrt(alpha): where little of the picture is left, its colours are decided.
-    """
-    vae = AutoencoderKL.from_pretrained(directory / "vae")
-    tokenizer, scheduler, unet = new_tokenizer(), new_scheduler(), new_denoiser()
-    text_encoder = new_text_encoder(tokenizer)
+def training_batches(vae: AutoencoderKL, work_dir: Path, batch: int = 64) -> Callable[[], tuple[Tensor, list[str]]]:
+    """Draws latents [B, 4, 16, 16] and captions at random; pictures are encoded once."""
     data = training_pictures(work_dir)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = posteriors(vae, torch.as_tensor(data.pixels))
     mean, std = (part.float() * vae.config.scaling_factor for part in posterior)
-    trained = torch.nn.ModuleList([unet, text_encoder])
-    weight = scheduler.alphas_cumprod.rsqrt()
-    weight /= weight.mean()
-    average = EMAModel(trained.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
     rng = np.random.default_rng(11)
 
-    def loss(step: int) -> Tensor:
-        if step:
-            average.step(trained.parameters())
+    def draw() -> tuple[Tensor, list[str]]:
         index = torch.randint(len(mean), (batch,))
         texts = [reworded(data.captions[i], rng) for i in index.tolist()]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        latents = mean[index] + std[index] * torch.randn_like(mean[index])
-        noise, timesteps = torch.randn_like(latents), torch.randint(1000, (batch,))
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        error = unet(noisy, timesteps, text_encoder(tokens)[0]).sample - noise
-        return error.square().mean() + 0.1 * (weight[timesteps] * coarse_error(error)).mean()
+        return mean[index] + std[index] * torch.randn_like(mean[index]), texts
 
+    return draw
+
+
+def train_denoiser(work_dir: Path, directory: Path) -> None:
+    """Epsilon prediction on cached latents, denoiser and text encoder from scratch; saves the averaged weights.
+
+    First with much weight on the coarse error, until colours are told from noise, then with little, for all the rest.
+    It counts by 1 / sqrt(alpha): where little of the picture is left, its colours are decided.
+    """
+    vae = AutoencoderKL.from_pretrained(directory / "vae")
+    tokenizer, scheduler, unet = new_tokenizer(), new_scheduler(), new_denoiser()
+    text_encoder, process = new_text_encoder(tokenizer), DDPMScheduler.from_config(scheduler.config)
+    draw = training_batches(vae, work_dir)
+    trained = torch.nn.ModuleList([unet, text_encoder])
     parameters = list(trained.parameters())
-    fit(parameters, loss, steps=steps, learning_rate=1.2e-3, name="denoiser")
-    average.copy_to(parameters)
+    weight = process.alphas_cumprod.rsqrt()
+    weight /= weight.mean()
+
+    def stage(coarse: float, *, steps: int, horizon: int) -> None:
+        average = EMAModel(parameters, decay=0.9995, use_ema_warmup=True, power=0.75)
+
+        def loss(step: int) -> Tensor:
+            if step:
+                average.step(parameters)
+            latents, texts = draw()
+            tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            noise, timesteps = torch.randn_like(latents), torch.randint(1000, (len(latents),))
+            noisy = process.add_noise(latents, noise, timesteps)
+            error = unet(noisy, timesteps, text_encoder(tokens)[0]).sample - noise
+            return error.square().mean() + coarse * (weight[timesteps] * coarse_error(error)).mean()
+
+        fit(parameters, loss, steps=steps, horizon=horizon, learning_rate=1.2e-3, name="denoiser")
+        average.copy_to(parameters)
+
+    stage(0.1, steps=2250, horizon=6000)
+    stage(0.01, steps=4000, horizon=4000)
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
