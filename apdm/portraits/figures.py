@@ -24,7 +24,7 @@ from apdm.portraits.subjects import ATTACK, HOLDOUT
 from apdm.portraits.train_encoders import as_images
 from apdm.portraits.train_pipeline import reconstruction_figures
 
-STEPS, GUIDANCE = 20, 3.0
+STEPS, GUIDANCE = 15, 3.0
 PROMPTS = {
     "skin": "a photo of a person with {} skin",
     "hair": "a photo of a person with short {} hair",
@@ -116,8 +116,8 @@ def nominal_attack() -> DreamBooth:
     return DreamBooth(
         instance_prompt="a photo of sks person",
         class_prompt="a photo of a person",
-        learning_rate=2e-4,
-        train_batch_size=4,
+        learning_rate=4e-4,
+        train_batch_size=12,
         max_train_steps=200,
     )
 

@@ -143,7 +143,11 @@ def new_scheduler() -> EulerAncestralDiscreteScheduler:
     See docs/portrait-sweep.md.
     """
     return EulerAncestralDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.016, beta_schedule="scaled_linear", timestep_spacing="trailing"
+        beta_start=0.00085,
+        beta_end=0.016,
+        beta_schedule="scaled_linear",
+        timestep_spacing="trailing",
+        steps_offset=1,  # without effect here; the pipeline warns about any other
     )
 
 
