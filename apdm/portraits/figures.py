@@ -116,9 +116,9 @@ def nominal_attack() -> DreamBooth:
     return DreamBooth(
         instance_prompt="a photo of sks person",
         class_prompt="a photo of a person",
-        learning_rate=4e-4,
+        learning_rate=3e-4,
         train_batch_size=12,
-        max_train_steps=200,
+        max_train_steps=400,
     )
 
 
@@ -130,7 +130,7 @@ def write_figures(directory: Path, output: Path, work_dir: Path, *, people: int 
         "autoencoder_psnr": reconstruction_figures(family.pipeline.vae, work_dir)["psnr"],
         "dreambooth_people": people,
         "dreambooth_learning_rate": attack.learning_rate,
-        "dreambooth": personalisation(family, attack, people=people, eval_steps=[50, 100, 200]),
+        "dreambooth": personalisation(family, attack, people=people, eval_steps=[100, 200, 300, 400]),
     }
     output.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     return figures
