@@ -129,7 +129,7 @@ def test_diffusers_loads_the_bundled_pipeline_unmodified_and_it_draws_faces() ->
     prompts = ["a photo of a person"] * 16
     images = pipeline(
         prompts,
-        num_inference_steps=20,
+        num_inference_steps=15,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
@@ -137,4 +137,4 @@ def test_diffusers_loads_the_bundled_pipeline_unmodified_and_it_draws_faces() ->
     score = load_face_score("portrait-face")
     assert images.shape == (16, 3, 64, 64)
     with torch.no_grad():
-        assert (score.score(images.float()) >= score.threshold).float().mean() >= 0.85
+        assert (score.score(images.float()) >= score.threshold).float().mean() >= 0.93
