@@ -129,6 +129,7 @@ def write_figures(directory: Path, output: Path, work_dir: Path, *, people: int 
         **drawing_figures(family),
         "autoencoder_psnr": reconstruction_figures(family.pipeline.vae, work_dir)["psnr"],
         "dreambooth_people": people,
+        "dreambooth_batch": attack.train_batch_size,
         "dreambooth_learning_rate": attack.learning_rate,
         "dreambooth": personalisation(family, attack, people=people, eval_steps=[100, 200, 300, 400]),
     }
