@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from apdm import __version__
-from apdm.config import HardenConfig, help_text
+from apdm.config import HardenConfig, PerturbConfig, help_text
 from apdm.errors import Interrupted, UserError
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
@@ -118,5 +118,8 @@ def _environment(argv: Sequence[str]) -> None:
 
 COMMANDS = {
     "harden": Command("harden a pipeline against personalisation", _module("apdm.harden"), HardenConfig),
+    "perturb": Command(
+        "protect photos against fine-tuning and zero-shot adapters", _module("apdm.perturb"), PerturbConfig
+    ),
     "env": Command("print versions and devices", _environment),
 }

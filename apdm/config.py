@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from apdm.errors import UserError
+from apdm.image_config import ImageLayerConfig
 from apdm.options import config_hash, help_text, load_config, option, to_yaml
 
 __all__ = [
     "AuditConfig",
     "DPOConfig",
     "HardenConfig",
+    "ImageLayerConfig",
     "L2PConfig",
+    "PerturbConfig",
     "PoolConfig",
     "PreservationConfig",
     "ValidationConfig",
@@ -251,3 +254,37 @@ class HardenConfig:
     preservation: PreservationConfig = field(default_factory=PreservationConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbConfig:
+    """Protect photos before they are posted, against fine-tuning and against zero-shot adapters."""
+
+    pretrained_model_name_or_path: str = option(help="Pipeline folder or Hub name of the model to protect against.")
+    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+    variant: str | None = option(None, 'Which files to load, such as "fp16".')
+    allow_pickle: bool = option(False, "Load .bin and .pt weights where no safetensors exist; pickles can run code.")
+    instance_data_dir: str = option(help="Folder of subjects, <id>/*.jpg; never written to.")
+    class_data_dir: str | None = option(
+        None, "Class pictures, drawn by the model up to num_class_images; default: in output_dir."
+    )
+    instance_prompt: str = option("a photo of sks person", "The prompt that surrogates learn the subject with.")
+    class_prompt: str = option("a photo of person", "The prompt of the class pictures, for prior preservation.")
+    num_class_images: int = option(200, "Class pictures, drawn only for methods with prior preservation.", at_least=1)
+    num_inference_steps: int = option(50, "Sampling steps of the class pictures.", at_least=1)
+    guidance_scale: float = option(7.5, "Classifier-free guidance of the class pictures.", at_least=0)
+    sample_batch_size: int = option(4, "Pictures drawn at once.", at_least=1)
+    resolution: int = option(
+        512,
+        "Side of the squares that a trainer makes of the photos; photos themselves keep theirs.",
+        at_least=16,
+        multiple_of=8,
+    )
+    output_dir: str = option(help="Where images/ and everything else goes.")
+    overwrite_output_dir: bool = option(False, "Replace photos that were protected with other options.")
+    seed: int = option(0, "Of every random choice.", at_least=0, below=2**32)
+    num_threads: int | None = option(
+        None, "CPU threads; default: all cores, whatever the launcher sets, so that results repeat.", at_least=1
+    )
+    image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)

@@ -9,28 +9,26 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import Module
 from tqdm.auto import tqdm
 
-from apdm.class_images import ClassImages
 from apdm.config import HardenConfig, config_hash, load_config, to_yaml
 from apdm.data import Draws, ProtectionData, encode_images
 from apdm.errors import UserError
 from apdm.export import check_single_file, export_model, export_size, write_manifest
-from apdm.families import Posterior, StableDiffusion, load_family
-from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
+from apdm.families import Posterior, StableDiffusion
+from apdm.files import claim_output_dir, delete, require_disk, write_text
 from apdm.l2p import LearningToProtect
+from apdm.perturb import FIGURES, IMAGES, PhotoJob
 from apdm.pool import AttackerPool
+from apdm.prepare import class_posterior, load_base, prepare_process
 from apdm.slow_weights import SlowWeights, make_adamw
 from apdm.subjects import Subject, find_subjects, load_images
 from apdm.validation import Validator
@@ -60,9 +58,7 @@ class Photos:
 
 def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     """Run the whole job; returns the output folder. Raises UserError before long work starts if input is bad."""
-    torch.set_num_threads(config.num_threads or _cores())
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
+    prepare_process(config.num_threads)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.report_to,
@@ -80,13 +76,16 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
 
         judged = JudgedPeople.load(config, list(photos.instance))
     base = load_base(config)
+    if config.single_file:
+        check_single_file(base.pipeline)
+    photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
     output = claim_output_dir(config.output_dir, config.overwrite_output_dir)
     needed = export_size(base, save_variant=config.save_variant, single_file=config.single_file)
     require_disk(output, needed)
     write_text(output / "config.yaml", to_yaml(config))
 
     base.pipeline.to(accelerator.device)
-    class_images = class_posterior(config, base, output, accelerator.is_main_process)
+    class_images = class_posterior(config, base, output, show_progress=accelerator.is_main_process)
     hardened = base.replace(unet=copy.deepcopy(base.denoiser))
     with torch.no_grad():
         data = protection_data(config, base, photos, class_images)
@@ -105,57 +104,14 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         save_variant=config.save_variant,
         single_file=config.single_file,
     )
-    for stale in ("results.json", "report.html", "pictures"):
+    for stale in ("results.json", "report.html", "pictures", IMAGES, FIGURES):
         delete(output / stale)
+    if photo_job is not None:
+        photo_job.run(base, output, command=command)
     if config.audit.enabled and judged is not None:
         judged.audit_and_report(base, hardened, output, command=command)
     write_manifest(output, config_hash=config_hash(config))
     return output
-
-
-def _cores() -> int:
-    """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def load_base(config: HardenConfig) -> StableDiffusion:
-    """The pipeline to harden, checked against what the run will ask of it."""
-    base = load_family(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        allow_pickle=config.allow_pickle,
-    )
-    factor = base.vae_scale * 2 ** (len(base.denoiser.config.block_out_channels) - 1)
-    if config.resolution % factor:
-        near = max(factor, round(config.resolution / factor) * factor)
-        raise UserError(f"resolution {config.resolution} is no multiple of the model's {factor}; try {near}")
-    if config.single_file:
-        check_single_file(base.pipeline)
-    return base
-
-
-def class_posterior(config: HardenConfig, base: StableDiffusion, output: Path, show_progress: bool) -> Posterior:
-    """Latents of the class pictures, drawn first where they are missing."""
-    source = base.source or Path(config.pretrained_model_name_or_path)
-    folder = Path(config.class_data_dir) if config.class_data_dir else output / "class_images"
-    recipe = ClassImages(
-        prompt=config.class_prompt,
-        model=model_hash(source),
-        seed=config.seed,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        resolution=config.resolution,
-    )
-    paths = recipe.ensure(
-        base,
-        folder,
-        config.num_class_images,
-        batch_size=config.sample_batch_size,
-        replace=config.class_data_dir is None,  # in our own output folder
-        show_progress=show_progress,
-    )
-    return encode_images(base, load_images(paths, config.resolution), batch_size=config.sample_batch_size)
 
 
 def protection_data(

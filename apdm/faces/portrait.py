@@ -8,11 +8,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from apdm.faces.align import centred_square, warp
+from apdm.faces.base import Face
 from apdm.portraits import WEIGHTS
 from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
 
 PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
 PORTRAIT_FACE = "portrait-face"
+PORTRAIT_DETECTOR = "portrait"
+SIZE = 64
+# Where the renderer puts an average face that looks straight ahead. Any five points would do: the detector below
+# says that they lie there, so that the aligned crop of a square portrait is the portrait itself.
+TEMPLATE = torch.tensor([[0.39, 0.45], [0.61, 0.45], [0.5, 0.56], [0.42, 0.67], [0.58, 0.67]], dtype=torch.float64)
 CHUNK = 256
 
 
@@ -23,15 +30,24 @@ def _load(model: nn.Module, name: str) -> tuple[nn.Module, dict[str, float]]:
 
 
 class PortraitEncoder:
-    """A bundled identity encoder; differentiable with respect to the images."""
+    """A bundled identity encoder; a whole portrait is its own aligned crop."""
+
+    differentiable = True
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.size = SIZE
+        self.template = TEMPLATE
         self.model, figures = _load(PORTRAIT_ENCODERS[name](), name)
         self.threshold = figures["threshold"]
 
     def embed(self, images: Tensor) -> Tensor:
+        """Portraits [B, 3, H, W] in [0, 1], resized to the encoder's own size -> unit vectors [B, D]."""
         return torch.cat([self.model(part) for part in images.split(CHUNK)])
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """Crops [B, 3, 64, 64] in [0, 1] -> unit vectors [B, D]."""
+        return self.embed(crops)
 
 
 class PortraitFace:
@@ -68,3 +84,26 @@ class PortraitFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.reader.features(images)
+
+
+class PortraitDetector:
+    """One face or none: the centred square of the picture, where the bundled face score accepts it."""
+
+    def __init__(self) -> None:
+        self.name = PORTRAIT_DETECTOR
+        self.face_score = PortraitFace()
+        # The bundled score is a logit; the logistic function keeps its order and makes it a score in [0, 1].
+        self.threshold = float(torch.tensor(self.face_score.threshold).sigmoid())
+
+    @torch.no_grad()
+    def detect(self, image: Tensor) -> list[Face]:
+        """Image [3, H, W] in [0, 1] -> at most one face."""
+        height, width = image.shape[-2:]
+        matrix = centred_square(height, width, SIZE)
+        score = float(self.face_score.score(warp(image, matrix, SIZE)[None])[0].sigmoid())
+        if score < self.threshold:
+            return []
+        side = min(height, width)
+        left, top = (width - side) / 2 - 0.5, (height - side) / 2 - 0.5
+        landmarks = (TEMPLATE * SIZE - matrix[:, 2]) / matrix[0, 0]
+        return [Face((left, top, left + side, top + side), landmarks, score)]

@@ -1,0 +1,91 @@
+"""MobileFaceNet (Chen et al. 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification").
+
+Table 1 of the paper, with the parameter names of the trained weights in circulation: ReLU6 in place of PReLU, and
+plain ReLU in the first depthwise convolution.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Of the bottlenecks: expansion t, channels c, repeats n, stride s of the first (table 1).
+BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU6(),
+    )
+
+
+class DepthwiseConvolution(nn.Module):
+    """3 x 3 on each channel, then 1 x 1 across channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.pointwise(F.relu(self.bn1(self.depthwise(x))))))
+
+
+class GlobalDepthwiseConvolution(nn.Module):
+    """A learnt weight for every place of the last 7 x 7 map, in place of global average pooling (section 3.2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, groups=channels, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.depthwise(x))
+
+
+class Bottleneck(nn.Module):
+    """Expand, convolve each channel, project without an activation (section 3.3)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = expansion * inputs
+        self.residual = stride == 1 and inputs == outputs
+        self.conv = nn.Sequential(
+            convolution(inputs, hidden),
+            convolution(hidden, hidden, 3, stride, hidden),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileFaceNet(nn.Module):
+    """Aligned RGB crops [B, 3, 112, 112] in [0, 1] -> embeddings [B, 128], not normalised."""
+
+    def __init__(self, dimension: int = 128) -> None:
+        super().__init__()
+        self.conv1 = convolution(3, 64, 3, 2)
+        self.dw_conv = DepthwiseConvolution(64)
+        blocks: list[nn.Module] = []
+        channels = 64
+        for expansion, outputs, repeats, stride in BOTTLENECKS:
+            for i in range(repeats):
+                blocks.append(Bottleneck(channels, outputs, stride if i == 0 else 1, expansion))
+                channels = outputs
+        self.features = nn.Sequential(*blocks)
+        self.conv2 = convolution(channels, 512)
+        self.gdconv = GlobalDepthwiseConvolution(512)
+        self.conv3 = nn.Conv2d(512, dimension, 1)
+        self.bn = nn.BatchNorm2d(dimension)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        x = (crops * 255 - 127.5) / 128
+        x = self.conv2(self.features(self.dw_conv(self.conv1(x))))
+        embeddings: Tensor = self.bn(self.conv3(self.gdconv(x))).flatten(1)
+        return embeddings

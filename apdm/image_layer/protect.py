@@ -1,0 +1,98 @@
+"""One subject's photos through both layers: which method, in which order, inside which ball."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from apdm.faces import FaceDetector, FaceEncoder
+from apdm.image_config import ImageLayerConfig
+from apdm.image_layer.antidiffusion import anti_diffusion
+from apdm.image_layer.baselines import aspl, encoder_attack, fsmg, noise
+from apdm.image_layer.dladiff import dladiff
+from apdm.image_layer.pgd import PGD
+from apdm.image_layer.photos import Photo, quantise
+from apdm.image_layer.scene import Scene
+from apdm.image_layer.timesteps import greedy_timesteps
+from apdm.image_layer.transforms import RandomTransform
+from apdm.image_layer.zero_shot import ZeroShotLayer
+
+# A method against fine-tuning moves the photos of `pgd`; its options are `ImageLayerConfig.<its name here>`.
+METHODS: dict[str, Callable[[Scene, PGD, Any], None]] = {
+    "dladiff": dladiff,
+    "anti_diffusion": anti_diffusion,
+    "aspl": aspl,
+    "fsmg": fsmg,
+    "encoder": encoder_attack,
+    "noise": noise,
+}
+
+
+@dataclass(frozen=True)
+class FaceTools:
+    """What the zero-shot layer looks through."""
+
+    detector: FaceDetector
+    encoders: Sequence[FaceEncoder]
+
+
+def protect_subject(
+    photos: Sequence[Photo], scene: Scene, config: ImageLayerConfig, faces: FaceTools | None
+) -> list[Tensor]:
+    """Protect all photos of a subject: 8-bit pixels `[3, H, W]` of each, within `config.ball` of the original.
+
+    scene: its originals are the same photos. faces: needed where the zero-shot layer is enabled.
+    """
+    layers: list[Callable[[list[Tensor]], list[Tensor]]] = []
+    if config.method != "none":
+        layers.append(lambda start: _against_fine_tuning(scene, config, start))
+    if config.zero_shot.enabled and faces is not None:
+        layers.append(lambda start: _against_zero_shot(scene, config, faces, start))
+    if config.order == "zero_shot_first":
+        layers.reverse()
+    current = scene.originals
+    for layer in layers:
+        current = layer(current)
+    return [quantise(photo, known.pixels, config.ball) for photo, known in zip(current, photos, strict=True)]
+
+
+def make_transform(config: ImageLayerConfig) -> RandomTransform | None:
+    """The transforms of the expectation, None where all their probabilities are 0."""
+    return RandomTransform(config.transform) if sum(config.transform.probabilities) else None
+
+
+def _against_fine_tuning(scene: Scene, config: ImageLayerConfig, start: list[Tensor]) -> list[Tensor]:
+    pgd = PGD(
+        scene.originals,
+        epsilon=config.fine_tuning_epsilon,
+        step_size=config.step_size,
+        start=start,
+        update=config.update,
+        batch_size=config.batch_size,
+        callback=scene.callback,
+    )
+    if config.greedy_timesteps:
+        scene.timesteps = greedy_timesteps(scene)
+    METHODS[config.method](scene, pgd, getattr(config, config.method))
+    return pgd.photos
+
+
+def _against_zero_shot(scene: Scene, config: ImageLayerConfig, faces: FaceTools, start: list[Tensor]) -> list[Tensor]:
+    options = config.zero_shot
+    layer = ZeroShotLayer(
+        scene.originals, faces.detector, faces.encoders, options, scene.generator, make_transform(config)
+    )
+    pgd = PGD(
+        scene.originals,
+        epsilon=config.zero_shot_epsilon,
+        step_size=options.step_size,
+        start=start,
+        momentum=options.momentum,
+        batch_size=config.batch_size,
+        callback=scene.callback,
+    )
+    layer.run(pgd)
+    return pgd.photos

@@ -1,0 +1,152 @@
+"""How visible a perturbation is: one 8-bit photo against its protected version.
+
+Both are uint8 arrays [H, W, 3], RGB, as saved. A figure that is undefined for a pair is None, never infinite or NaN, so
+that results stay strict JSON: PSNR of equal photos, SSIM and LPIPS of photos smaller than what they look through.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import structural_similarity
+
+Photo = NDArray[np.uint8]
+
+SSIM_SIDE = 11  # pixels of the Gaussian window
+LPIPS_SIDE = 31  # pixels from which AlexNet's last layer has one output
+STRIP = 1 << 18  # pixels whose colours are compared at once: the formula keeps dozens of copies
+
+
+def linf(original: Photo, protected: Photo) -> float:
+    """Largest change of any channel of any pixel, in [0, 1] pixel units (8/255 = 0.031...)."""
+    _check(original, protected)
+    return int(np.abs(original.astype(np.int16) - protected).max()) / 255
+
+
+def psnr(original: Photo, protected: Photo) -> float | None:
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE) over all channels; None for equal photos."""
+    _check(original, protected)
+    error = np.square(original.astype(np.int32) - protected).mean()
+    return float(10 * np.log10(255**2 / error)) if error else None
+
+
+def ssim(original: Photo, protected: Photo) -> float | None:
+    """Structural similarity (Wang et al. 2004), 1 for equal photos; None where a side is below 11 pixels.
+
+    The paper's Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 and population covariances, at full
+    resolution and without the border; the mean over R, G and B, where the paper has grey pictures only.
+    """
+    _check(original, protected)
+    if min(original.shape[:2]) < SSIM_SIDE:
+        return None
+    return float(
+        structural_similarity(
+            original,
+            protected,
+            channel_axis=2,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
+    """Mean and 95th percentile, over pixels, of the CIEDE2000 colour difference (CIE 142-2001; sRGB, D65).
+
+    About 1 is the least difference that an observer tells between two large uniform patches side by side; black to
+    white is 100. It weighs colours as the eye does, and knows nothing of neighbours: noise too fine to be seen, or
+    hidden in texture, counts like a stain on plain skin. So it complements SSIM, and it is no model of human
+    judgement of pictures, as LPIPS is meant to be.
+    """
+    _check(original, protected)
+    before, after = original.reshape(-1, 3), protected.reshape(-1, 3)
+    differences = np.concatenate(
+        [
+            deltaE_ciede2000(rgb2lab(before[i : i + STRIP]), rgb2lab(after[i : i + STRIP]))
+            for i in range(0, len(before), STRIP)
+        ]
+    )
+    return float(differences.mean()), float(np.percentile(differences, 95))
+
+
+def lpips(original: Photo, protected: Photo) -> float | None:
+    """LPIPS v0.1 with AlexNet (Zhang et al. 2018), 0 for equal photos; None where a side is below 31 pixels.
+
+    Needs the `lpips` package and AlexNet's weights on disk and downloads neither: without them None, and
+    `lpips_missing` says why.
+    """
+    _check(original, protected)
+    if min(original.shape[:2]) < LPIPS_SIDE or lpips_missing() is not None:
+        return None
+    before, after = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 127.5 - 1 for p in (original, protected))
+    with torch.no_grad():
+        return float(_lpips_network()(before, after))
+
+
+def lpips_missing() -> str | None:
+    """Why `lpips` gives None for every pair, in words for the user; None if it works."""
+    try:
+        import lpips  # noqa: F401
+        from torchvision.models import AlexNet_Weights
+    except ImportError as error:
+        return f"no LPIPS: the package {error.name} is not installed (pip install lpips)"
+    # The one file that lpips would otherwise have torchvision download.
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
+    return None if weights.is_file() else f"no LPIPS: AlexNet's weights are not on this machine, put them at {weights}"
+
+
+def imperceptibility(
+    original: Photo, protected: Photo, box: tuple[int, int, int, int] | None = None
+) -> dict[str, float | None]:
+    """All figures of the whole photo and, with a `box` around the face, of that crop under names with "face_".
+
+    Args:
+        box: (left, top, right, bottom) in pixels, right and bottom outside; what lies beyond the photo is cut off.
+
+    Returns linf, psnr, ssim, lpips, ciede2000_mean and ciede2000_p95. Raises ValueError for photos that are not uint8
+    [H, W, 3] of one size, or a box without a pixel of the photo.
+    """
+    figures = _figures(original, protected)
+    if box is None:
+        return figures
+    left, top, right, bottom = (max(0, edge) for edge in box)
+    crop = np.s_[top:bottom, left:right]
+    if original[crop].size == 0:
+        raise ValueError(f"the box {box} holds no pixel of a photo of {original.shape[1]} x {original.shape[0]}")
+    face = _figures(original[crop], protected[crop])
+    return figures | {f"face_{name}": value for name, value in face.items()}
+
+
+def _figures(original: Photo, protected: Photo) -> dict[str, float | None]:
+    mean, high = colour_difference(original, protected)
+    return {
+        "linf": linf(original, protected),
+        "psnr": psnr(original, protected),
+        "ssim": ssim(original, protected),
+        "lpips": lpips(original, protected),
+        "ciede2000_mean": mean,
+        "ciede2000_p95": high,
+    }
+
+
+@lru_cache(maxsize=1)
+def _lpips_network() -> Any:
+    from lpips import LPIPS
+
+    return LPIPS(net="alex", verbose=False).eval()
+
+
+def _check(original: Photo, protected: Photo) -> None:
+    shapes = original.shape, protected.shape
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][2] != 3 or 0 in shapes[0]:
+        raise ValueError(f"photos must be [H, W, 3] of one size, not {shapes[0]} and {shapes[1]}")
+    if original.dtype != np.uint8 or protected.dtype != np.uint8:
+        raise ValueError(f"photos must be uint8, not {original.dtype} and {protected.dtype}")

@@ -1,0 +1,245 @@
+"""The image layer as a job: a folder of subjects in, the same photos protected out, each checked as it was saved.
+
+`apdm perturb` and the main job both end in `protect_photos`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from apdm.config import PerturbConfig, config_hash, load_config, to_yaml
+from apdm.errors import UserError
+from apdm.export import package_versions, write_manifest
+from apdm.faces import Face, load_detector, load_encoder
+from apdm.families import StableDiffusion
+from apdm.files import MARKER, claim_output_dir, delete, write_text
+from apdm.image_config import ImageLayerConfig
+from apdm.image_layer.photos import Photo, deviation, read_photo, read_subject, save_photo
+from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
+from apdm.image_layer.scene import Scene
+from apdm.image_layer.zero_shot import embed_face
+from apdm.metrics.perception import imperceptibility
+from apdm.prepare import Config, class_posterior, load_base, prepare_process
+from apdm.subjects import find_subjects
+
+IMAGES, FIGURES = "images", "perturbation.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Protect photos as `argv` says; the command line of `apdm perturb`. Returns the exit code."""
+    config = load_config(PerturbConfig, list(argv))
+    perturb(config, command="apdm perturb " + " ".join(argv))
+    return 0
+
+
+def perturb(config: PerturbConfig, *, command: str | None = None) -> Path:
+    """Run the whole job; returns the output folder. Raises UserError before long work starts if input is bad."""
+    prepare_process(config.num_threads)
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError("photos are protected in one process so far; launch it with launch/single.yaml")
+    job = PhotoJob.load(config)
+    family = load_base(config)
+    output = claim_photo_dir(config)
+    family.pipeline.to(accelerator.device)
+    job.run(family, output, command=command)
+    write_manifest(output, config_hash=config_hash(config))
+    return output
+
+
+def claim_photo_dir(config: PerturbConfig) -> Path:
+    """The output folder, claimed; what an interrupted run with the same options has finished stays.
+
+    Raises UserError for a folder that is not ours, or that holds photos protected with other options.
+    """
+    output = Path(config.output_dir)
+    resolved = to_yaml(replace(config, overwrite_output_dir=False))
+    note = output / "config.yaml"
+    same = (output / MARKER).exists() and note.exists() and note.read_text() == resolved
+    claim_output_dir(output, overwrite=same or config.overwrite_output_dir)
+    if not same:
+        delete(output / IMAGES)
+        delete(output / FIGURES)
+        write_text(note, resolved)
+    return output
+
+
+def refuse_source(source: str | Path, output: str | Path) -> None:
+    """Raise UserError where protected photos would land among their originals, or originals lie in the output."""
+    inside, outside = (Path(os.path.realpath(path)) for path in (source, output))
+    if inside == outside or inside in outside.parents or outside in inside.parents:
+        raise UserError(
+            f"output_dir {output} and instance_data_dir {source} lie in one another: originals are never "
+            "overwritten; choose an output_dir elsewhere"
+        )
+
+
+class PhotoJob:
+    """All photos of a run, read and checked before any long work, and how to protect them."""
+
+    def __init__(self, config: Config, photos: Mapping[str, list[Photo]], faces: FaceTools | None) -> None:
+        self.config, self.photos, self.faces = config, photos, faces
+
+    @staticmethod
+    def load(config: Config) -> PhotoJob:
+        """Read and check photos and face encoders. Raises UserError for anything that cannot be used."""
+        layer = config.image_layer
+        refuse_source(config.instance_data_dir, config.output_dir)
+        subjects = find_subjects(config.instance_data_dir)
+        photos = {subject.id: read_subject(subject, layer.format) for subject in subjects}
+        faces = None
+        if layer.zero_shot.enabled:
+            detector = load_detector(layer.zero_shot.detector)
+            encoders = [
+                load_encoder(spec, detector=detector, allow_pickle=config.allow_pickle)
+                for spec in layer.zero_shot.encoders
+            ]
+            faces = FaceTools(detector, encoders)
+            _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
+        return PhotoJob(config, photos, faces)
+
+    def run(self, family: StableDiffusion, output: Path, *, command: str | None = None) -> dict[str, Any]:
+        """Protect what is missing in `output`/images, and write `output`/perturbation.json. Returns its content."""
+        config, layer = self.config, self.config.image_layer
+        started, missing = time.perf_counter(), self._missing(output / IMAGES)
+        with torch.no_grad():
+            prompts = family.encode_prompts([config.instance_prompt, config.class_prompt]).float()
+            prior = class_posterior(config, family, output) if missing and needs_prior(layer) else None
+        bar = tqdm(total=layer.total_steps * len(missing), desc="protect", unit="step", disable=not missing)
+
+        def progress(values: Mapping[str, Tensor]) -> None:
+            bar.update()
+
+        for count, subject in enumerate(missing, 1):
+            bar.set_description(f"protect {subject}")
+            photos = self.photos[subject]
+            scene = Scene(
+                family=family,
+                originals=[photo.unit.to(prompts.device) for photo in photos],
+                prompt_embeds=prompts[:1],
+                class_prompt_embeds=prompts[1:],
+                prior=prior,
+                resolution=config.resolution,
+                generator=_generator(config.seed, subject),
+                transform=make_transform(layer),
+                callback=progress,
+            )
+            for photo, pixels in zip(photos, protect_subject(photos, scene, layer, self.faces), strict=True):
+                save_photo(pixels, self._path(output / IMAGES, subject, photo), layer.format, layer.jpeg_quality)
+            bar.update(layer.total_steps * count - bar.n)  # a layer that reached its aim early
+        bar.close()
+        if missing and layer.format == "jpeg":
+            print("saved as JPEG: compression takes part of the protection away; PNG keeps it")
+        done = sum(len(self.photos[subject]) for subject in missing)
+        seconds = (time.perf_counter() - started) / done if done else None
+        results = self.figures(output / IMAGES) | {"command": command, "seconds_per_photo": seconds}
+        results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        write_text(output / FIGURES, json.dumps(results, indent=1, allow_nan=False) + "\n")
+        return results
+
+    def figures(self, images: Path) -> dict[str, Any]:
+        """How visible the saved photos' changes are, and what encoders make of them.
+
+        Raises UserError where a saved photo is not within the budget of its original.
+        """
+        layer = self.config.image_layer
+        rows = []
+        for subject, photos in self.photos.items():
+            for number, photo in enumerate(photos):
+                path = self._path(images, subject, photo)
+                changed = deviation(path, photo.pixels)
+                if changed is None or (layer.format == "png" and changed > layer.ball + 1e-6):
+                    raise UserError(f"{path} is not within the budget of its original: remove it and run again")
+                rows.append({"subject": subject, "photo": number} | self._look(photo, read_photo(path)))
+        return {
+            "schema": 1,
+            "package": package_versions(),
+            "method": layer.method,
+            "zero_shot": layer.zero_shot.enabled,
+            "format": layer.format,
+            "epsilon": {"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
+            "photos": rows,
+        }
+
+    def _look(self, original: Photo, saved: Photo) -> dict[str, Any]:
+        """Figures of one saved photo: the whole, each face, and each encoder's cosine to the original."""
+        before, after = _rgb(original.pixels), _rgb(saved.pixels)
+        found = self.faces.detector.detect(original.unit) if self.faces else []
+        return {"visible": imperceptibility(before, after), "faces": [self._face(original, saved, f) for f in found]}
+
+    @torch.no_grad()
+    def _face(self, original: Photo, saved: Photo, face: Face) -> dict[str, Any]:
+        """Figures of one face's crop, and each encoder's cosine between what it sees before and after."""
+        left, top, right, bottom = (max(0, round(edge)) for edge in face.box)
+        before, after = (_rgb(p.pixels[:, top:bottom, left:right]) for p in (original, saved))
+        entry: dict[str, Any] = {"visible": imperceptibility(before, after), "cosine": {}}
+        for encoder in self.faces.encoders if self.faces else ():
+            clean, now = (embed_face(encoder, p.unit, face) for p in (original, saved))
+            entry["cosine"][encoder.name] = {"to_original": float(clean @ now), "threshold": encoder.threshold}
+        return entry
+
+    def _missing(self, images: Path) -> list[str]:
+        """Subjects of which a protected photo is missing or is not of this original."""
+        ball = self.config.image_layer.ball if self.config.image_layer.format == "png" else 1.0
+        return [
+            subject
+            for subject, photos in self.photos.items()
+            if not all(_is_of(self._path(images, subject, photo), photo.pixels, ball) for photo in photos)
+        ]
+
+    def _path(self, images: Path, subject: str, photo: Photo) -> Path:
+        return images / subject / photo.name(self.config.image_layer.format)
+
+
+def needs_prior(layer: ImageLayerConfig) -> bool:
+    """Whether the method's surrogate is trained with class pictures."""
+    return bool(getattr(getattr(layer, layer.method, None), "prior_loss_weight", 0.0))
+
+
+def _rgb(pixels: Tensor) -> np.ndarray:
+    """[3, H, W] -> [H, W, 3]."""
+    return np.asarray(pixels.permute(1, 2, 0))
+
+
+def _is_of(path: Path, original: Tensor, ball: float) -> bool:
+    """Whether a protected photo is there and lies within the ball around its original."""
+    if not path.exists():
+        return False
+    changed = deviation(path, original)
+    return changed is not None and changed <= ball + 1e-6
+
+
+def _generator(seed: int, subject: str) -> torch.Generator:
+    """A subject's own stream, whoever else is protected beside it."""
+    words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceTools, *, refuse: bool) -> None:
+    """Say which photos show no face, to which the zero-shot layer can do nothing; refuse them if so asked."""
+    without = [
+        f"{subject}/{photo.path.name}"
+        for subject, own in photos.items()
+        for photo in own
+        if not faces.detector.detect(photo.unit)
+    ]
+    if without and refuse:
+        raise UserError(
+            f"no face was found in {', '.join(without)}; remove the photo, or go on without the zero-shot layer there "
+            "with --image_layer.zero_shot.no_face skip"
+        )
+    if without:
+        print(f"no face found in {', '.join(without)}: the zero-shot layer leaves them as they are")

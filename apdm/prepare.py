@@ -1,0 +1,64 @@
+"""What the jobs have in common before their long work starts: threads, the model, and class pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from apdm.class_images import ClassImages
+from apdm.config import HardenConfig, PerturbConfig
+from apdm.data import encode_images
+from apdm.errors import UserError
+from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.files import model_hash
+from apdm.subjects import load_images
+
+Config = HardenConfig | PerturbConfig
+
+
+def prepare_process(num_threads: int | None) -> None:
+    """Use `num_threads`, by default all cores this process may use, and leave the progress bar to us."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(num_threads or cores)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
+def load_base(config: Config) -> StableDiffusion:
+    """The pipeline of `config`. Raises UserError if it cannot be loaded or does not take the resolution."""
+    base = load_family(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        allow_pickle=config.allow_pickle,
+    )
+    factor = base.vae_scale * 2 ** (len(base.denoiser.config.block_out_channels) - 1)
+    if config.resolution % factor:
+        near = max(factor, round(config.resolution / factor) * factor)
+        raise UserError(f"resolution {config.resolution} is no multiple of the model's {factor}; try {near}")
+    return base
+
+
+def class_posterior(config: Config, base: StableDiffusion, output: Path, *, show_progress: bool = True) -> Posterior:
+    """Latents of the class pictures, drawn first where they are missing."""
+    recipe = ClassImages(
+        prompt=config.class_prompt,
+        model=model_hash(base.source or Path(config.pretrained_model_name_or_path)),
+        seed=config.seed,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        resolution=config.resolution,
+    )
+    paths = recipe.ensure(
+        base,
+        Path(config.class_data_dir) if config.class_data_dir else output / "class_images",
+        config.num_class_images,
+        batch_size=config.sample_batch_size,
+        replace=config.class_data_dir is None,  # in our own output folder
+        show_progress=show_progress,
+    )
+    return encode_images(base, load_images(paths, config.resolution), batch_size=config.sample_batch_size)

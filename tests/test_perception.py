@@ -1,0 +1,191 @@
+"""Visibility figures against closed forms, scikit-image and a plain writing-out of SSIM."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
+from apdm.metrics import perception
+from apdm.metrics.perception import colour_difference, imperceptibility, linf, lpips, lpips_missing, psnr, ssim
+
+FIGURES = {"linf", "psnr", "ssim", "lpips", "ciede2000_mean", "ciede2000_p95"}
+
+
+def pair(height: int = 40, width: int = 48, reach: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """A photo of noise and the same with up to `reach` grey levels of other noise."""
+    rng = np.random.default_rng(0)
+    original = rng.integers(reach, 256 - reach, size=(height, width, 3))
+    return original.astype(np.uint8), (original + rng.integers(-reach, reach + 1, original.shape)).astype(np.uint8)
+
+
+def flat(level: int, side: int = 16) -> np.ndarray:
+    return np.full((side, side, 3), level, dtype=np.uint8)
+
+
+@pytest.fixture
+def fake_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An `lpips` package whose distance is the mean difference; gives the place where AlexNet's weights belong."""
+
+    class Network(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+            if not weights.is_file():
+                pytest.fail("weights would be downloaded")
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return (second - first).mean().view(1, 1, 1, 1)
+
+    weights = tmp_path / "checkpoints" / "alexnet-1.pth"
+    url = SimpleNamespace(url="https://example.org/models/alexnet-1.pth")
+    models = SimpleNamespace(AlexNet_Weights=SimpleNamespace(IMAGENET1K_V1=url))
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    perception._lpips_network.cache_clear()
+    yield weights
+    perception._lpips_network.cache_clear()
+
+
+def test_linf_is_the_largest_change_in_either_direction():
+    original, protected = flat(100), flat(100)
+    protected[3, 4, 1], protected[5, 5, 2] = 107, 89
+    assert linf(original, protected) == linf(protected, original) == 11 / 255
+    assert linf(flat(0), flat(255)) == 1.0
+
+
+def test_psnr_of_a_uniform_change_is_the_closed_form_and_none_without_change():
+    assert psnr(flat(100), flat(108)) == pytest.approx(20 * math.log10(255 / 8))
+    assert psnr(flat(0), flat(255)) == 0.0
+    assert psnr(flat(7), flat(7)) is None
+
+
+def test_psnr_agrees_with_scikit_image():
+    original, protected = pair()
+    assert psnr(original, protected) == pytest.approx(peak_signal_noise_ratio(original, protected))
+
+
+def test_ssim_of_two_flat_photos_is_its_luminance_term():
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 80 * 120 + c1) / (80**2 + 120**2 + c1)
+    assert ssim(flat(80), flat(120)) == pytest.approx(expected, rel=1e-5)
+    assert ssim(flat(80), flat(80)) == 1.0
+
+
+def test_ssim_of_one_window_is_the_paper_s_formula():
+    original, protected = pair(11, 11, reach=60)
+    places = np.arange(-5, 6)
+    row = np.exp(-(places**2) / (2 * 1.5**2))
+    weights = np.outer(row, row)[..., None] / row.sum() ** 2
+    x, y = original.astype(float), protected.astype(float)
+    mean_x, mean_y = (weights * x).sum((0, 1)), (weights * y).sum((0, 1))
+    var_x, var_y = (weights * (x - mean_x) ** 2).sum((0, 1)), (weights * (y - mean_y) ** 2).sum((0, 1))
+    covariance = (weights * (x - mean_x) * (y - mean_y)).sum((0, 1))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    assert ssim(original, protected) == pytest.approx((luminance * structure).mean(), rel=1e-6)
+
+
+def test_colour_difference_of_greys_is_the_closed_form():
+    def lightness(level: int) -> float:
+        linear = ((level / 255 + 0.055) / 1.055) ** 2.4  # sRGB; CIE L* of a neutral is a function of it alone
+        return 116 * linear ** (1 / 3) - 16
+
+    first, second = lightness(110), lightness(118)
+    spread = ((first + second) / 2 - 50) ** 2
+    expected = (second - first) / (1 + 0.015 * spread / math.sqrt(20 + spread))
+    assert colour_difference(flat(110), flat(118)) == pytest.approx((expected, expected), abs=0.02)
+    assert colour_difference(flat(0), flat(255)) == pytest.approx((100, 100), abs=0.01)
+    assert colour_difference(flat(9), flat(9)) == (0.0, 0.0)
+
+
+def test_colour_difference_in_strips_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch):
+    original, protected = pair()
+    whole = colour_difference(original, protected)
+    monkeypatch.setattr(perception, "STRIP", 100)
+    assert colour_difference(original, protected) == pytest.approx(whole)
+    assert 0 < whole[0] < whole[1]
+
+
+def test_the_percentile_is_over_pixels():
+    original, protected = flat(100, side=10), flat(100, side=10)
+    protected[0, :8] = 200  # 8 of 100 pixels
+    mean, high = colour_difference(original, protected)
+    changed = colour_difference(flat(100), flat(200))[0]
+    assert (mean, high) == pytest.approx((0.08 * changed, changed))
+
+
+def test_lpips_without_its_package_is_none_and_says_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    assert lpips(*pair()) is None
+    assert "lpips is not installed" in lpips_missing()
+
+
+def test_lpips_without_weights_is_none_and_downloads_nothing(fake_lpips: Path):
+    assert lpips(*pair()) is None
+    assert str(fake_lpips) in lpips_missing()
+
+
+def test_lpips_is_given_photos_between_minus_one_and_one(fake_lpips: Path):
+    fake_lpips.parent.mkdir()
+    fake_lpips.touch()
+    assert lpips_missing() is None
+    assert lpips(flat(0, side=31), flat(255, side=31)) == 2.0
+    assert lpips(flat(0, side=30), flat(255, side=30)) is None
+
+
+def test_a_pair_without_a_box_has_the_figures_of_the_whole_photo():
+    original, protected = pair()
+    figures = imperceptibility(original, protected)
+    assert figures.keys() == FIGURES
+    assert figures["linf"] == 8 / 255
+    assert (figures["psnr"], figures["ssim"]) == (psnr(original, protected), ssim(original, protected))
+    assert (figures["ciede2000_mean"], figures["ciede2000_p95"]) == colour_difference(original, protected)
+
+
+def test_the_box_is_judged_apart_and_cut_off_at_the_photo():
+    original, protected = flat(100, side=40), flat(100, side=40)
+    protected[10:20, 25:40] = 104
+    figures = imperceptibility(original, protected, box=(25, 10, 99, 20))
+    assert figures.keys() == FIGURES | {f"face_{name}" for name in FIGURES}
+    assert figures["face_psnr"] == pytest.approx(20 * math.log10(255 / 4))
+    assert figures["psnr"] == pytest.approx(20 * math.log10(255 / 4) + 10 * math.log10(1600 / 150))
+    outside = imperceptibility(original, protected, box=(-5, -5, 20, 40))
+    assert (outside["face_linf"], outside["face_psnr"], outside["face_ssim"]) == (0.0, None, 1.0)
+
+
+@pytest.mark.parametrize("box", [None, (0, 0, 5, 30), (2, 2, 3, 3)])
+def test_figures_are_strict_json_even_for_equal_and_for_small_photos(box: tuple[int, int, int, int] | None):
+    figures = imperceptibility(flat(50, side=10), flat(50, side=10), box)
+    assert figures["psnr"] is None and figures["ssim"] is None and figures["lpips"] is None
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert {type(value) for value in figures.values()} == {float, type(None)}
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 0, 3, 9), (20, 0, 30, 9), (-9, 0, -2, 9)])
+def test_a_box_without_pixels_is_an_error(box: tuple[int, int, int, int]):
+    with pytest.raises(ValueError, match="no pixel"):
+        imperceptibility(flat(1), flat(1), box)
+
+
+@pytest.mark.parametrize(
+    "original, protected",
+    [
+        (flat(1, side=8), flat(1, side=9)),
+        (flat(1)[..., 0], flat(1)[..., 0]),
+        (flat(1)[..., :2], flat(1)[..., :2]),
+        (flat(1), flat(1).astype(float)),
+        (flat(1, side=0), flat(1, side=0)),
+    ],
+)
+def test_photos_that_are_no_pair_are_an_error(original: np.ndarray, protected: np.ndarray):
+    with pytest.raises(ValueError, match="photos must be"):
+        imperceptibility(original, protected)

@@ -1,0 +1,111 @@
+"""The one loop under the image layer: steps, ball, valid range."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from apdm.image_layer.pgd import PGD
+
+EPS, STEP = 8 / 255, 2 / 255
+
+
+def photos(*sizes: tuple[int, int], low: float = 0.3, high: float = 0.7) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [low + (high - low) * torch.rand(3, h, w, generator=generator, dtype=torch.float64) for h, w in sizes]
+
+
+def total(images, which):
+    return torch.stack([image.sum() for image in images])
+
+
+def test_a_sign_step_moves_every_value_by_the_step_size():
+    originals = photos((5, 7))
+    pgd = PGD(originals, epsilon=EPS, step_size=STEP)
+    pgd.ascend(lambda images, which: -3 * total(images, which), 1)
+    torch.testing.assert_close(pgd.photos[0], originals[0] - STEP)
+
+
+def test_a_normalised_step_is_the_gradient_with_root_mean_square_step_size():
+    originals, slope = photos((4, 4)), torch.randn(3, 4, 4, dtype=torch.float64)
+    pgd = PGD(originals, epsilon=1.0, step_size=STEP, update="normalised")
+    pgd.ascend(lambda images, which: torch.stack([(slope * image).sum() for image in images]), 1)
+    torch.testing.assert_close(pgd.photos[0] - originals[0], STEP * slope / slope.square().mean().sqrt())
+
+
+def test_the_ball_is_around_the_original_however_long_and_often_one_ascends():
+    originals = photos((6, 6), (3, 9), low=0.0, high=1.0)
+    pgd = PGD(originals, epsilon=EPS, step_size=STEP)
+    for sign in (1, -1, 1, 1):
+        pgd.ascend(lambda images, which, sign=sign: sign * total(images, which), 7)
+    for original, photo in zip(originals, pgd.photos, strict=True):
+        assert (photo - original).abs().max() <= EPS + 1e-12
+        assert photo.min() >= 0 and photo.max() <= 1
+        torch.testing.assert_close(photo, (original + EPS).clamp(max=1))
+
+
+def test_what_an_earlier_layer_did_stays_and_nothing_goes_farther():
+    original = photos((4, 4))[0]
+    start = original + 2 * EPS
+    up = PGD([original], epsilon=EPS, step_size=STEP, start=[start])
+    up.ascend(total, 5)
+    torch.testing.assert_close(up.photos[0], start)
+    down = PGD([original], epsilon=EPS, step_size=STEP, start=[start])
+    down.ascend(lambda images, which: -total(images, which), 50)
+    torch.testing.assert_close(down.photos[0], original - EPS)
+
+
+def test_a_later_ball_starts_from_the_photos_but_is_measured_from_the_originals():
+    originals = photos((4, 4))
+    first = PGD(originals, epsilon=EPS, step_size=STEP)
+    first.ascend(total, 10)
+    second = PGD(originals, epsilon=EPS, step_size=STEP, start=first.photos)
+    second.ascend(total, 10)
+    torch.testing.assert_close(second.photos[0], originals[0] + EPS)
+
+
+def test_photos_climb_their_own_objective_whatever_the_batch():
+    originals, slopes = photos((4, 4), (4, 6), (5, 5)), [1.0, -1.0, 2.0]
+
+    def objective(images, which):
+        return torch.stack([slopes[i] * image.square().sum() for image, i in zip(images, which, strict=True)])
+
+    results = []
+    for size in (1, 2, 3):
+        pgd = PGD(originals, epsilon=EPS, step_size=STEP, batch_size=size)
+        pgd.ascend(objective, 3)
+        results.append(pgd.photos)
+    for one, two, three in zip(*results, strict=True):
+        assert torch.equal(one, two) and torch.equal(two, three)
+    assert results[0][1].sum() < originals[1].sum() and results[0][2].sum() > originals[2].sum()
+
+
+def test_momentum_keeps_the_share_of_earlier_directions_that_it_says():
+    original, first, second = photos((4, 4))[0], torch.ones(3, 4, 4).double(), -0.4 * torch.ones(3, 4, 4).double()
+    slopes = iter([first, second, second])
+    pgd = PGD([original], epsilon=1.0, step_size=STEP, momentum=0.5)
+    # Directions count by their mean absolute value: +1, then .5 - 1, then .5 * -.5 - 1.
+    pgd.ascend(lambda images, which: torch.stack([(next(slopes) * image).sum() for image in images]), 3)
+    torch.testing.assert_close(pgd.velocity[0], torch.full_like(original, -1.25))
+    torch.testing.assert_close(pgd.photos[0], original - STEP)
+
+
+def test_a_photo_without_a_gradient_stays_as_it_is():
+    originals = photos((4, 4))
+    for update in ("sign", "normalised"):
+        pgd = PGD(originals, epsilon=EPS, step_size=STEP, update=update)
+        pgd.ascend(lambda images, which: 0 * total(images, which), 3)
+        assert torch.equal(pgd.photos[0], originals[0])
+
+
+def test_an_objective_that_is_not_finite_stops_the_ascent():
+    pgd = PGD(photos((4, 4)), epsilon=EPS, step_size=STEP)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        pgd.ascend(lambda images, which: total(images, which) * float("nan"), 1)
+
+
+def test_progress_is_told_once_per_step():
+    seen = []
+    pgd = PGD(photos((4, 4), (4, 4), (4, 4)), epsilon=EPS, step_size=STEP, batch_size=2, callback=seen.append)
+    pgd.ascend(total, 4)
+    assert len(seen) == 4 and all(values["objective"].ndim == 0 for values in seen)
