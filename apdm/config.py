@@ -162,6 +162,11 @@ class AuditConfig:
         ["portrait-a", "portrait-b"],
         "Face encoders that judge likeness; the bundled ones know only portraits.",
     )
+    faceid_adapter: str | None = option(
+        None,
+        "With the image layer: a FaceID adapter's .safetensors, the zero-shot attack on clean and protected photos.",
+    )
+    faceid_encoder: str = option("portrait-a", "The encoder that adapter was trained with; see apdm.faces.")
     face_score: str = option("portrait-face", "What decides whether a picture shows a face.")
     other_data_dir: str | None = option(None, "Subjects who gave consent and must stay learnable.")
     attack_data_dir: str | None = option(
@@ -209,27 +214,41 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardenConfig:
-    """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
+class JobConfig:
+    """What every job over subjects takes."""
 
-    pretrained_model_name_or_path: str = option(help="Pipeline folder or Hub name of the model to harden.")
+    pretrained_model_name_or_path: str = option(help="Pipeline folder or Hub name of the model.")
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
     variant: str | None = option(None, 'Which files to load, such as "fp16".')
-    allow_pickle: bool = option(False, "Load .bin weights where no safetensors exist; pickles can run code.")
+    allow_pickle: bool = option(False, "Load .bin and .pt weights where no safetensors exist; pickles can run code.")
     instance_data_dir: str = option(help="Folder of subjects, <id>/*.jpg, each with optional <id>/safe/ partners.")
     class_data_dir: str | None = option(
         None, "Class pictures, drawn by the base model up to num_class_images; default: in output_dir."
     )
-    instance_prompt: str = option("a photo of sks person", "c_per: the prompt the attacker is simulated with.")
+    instance_prompt: str = option("a photo of sks person", "c_per: the prompt that simulated attackers learn with.")
     class_prompt: str = option("a photo of person", "c_pr: the prompt of the class pictures.")
-    num_class_images: int = option(200, "Class pictures x_pr for L_ppl.", at_least=1)
+    num_class_images: int = option(200, "Class pictures x_pr for prior preservation.", at_least=1)
     num_inference_steps: int = option(50, "Sampling steps of the class pictures.", at_least=1)
     guidance_scale: float = option(7.5, "Classifier-free guidance of the class pictures.", at_least=0)
     sample_batch_size: int = option(4, "Pictures drawn at once.", at_least=1)
-    resolution: int = option(512, "Side of the square training pictures, in pixels.", at_least=16, multiple_of=8)
+    resolution: int = option(
+        512, "Side of the squares that a trainer makes of photos, in pixels.", at_least=16, multiple_of=8
+    )
     output_dir: str = option(help="Where everything that is made goes.")
     overwrite_output_dir: bool = option(False, "Replace an earlier run in output_dir.")
     seed: int = option(0, "Of every random choice.", at_least=0, below=2**32)
+    num_threads: int | None = option(
+        None,
+        "CPU threads; default: all cores, whatever the launcher sets, so that results repeat.",
+        at_least=1,
+    )
+    image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenConfig(JobConfig):
+    """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
+
     train_batch_size: int = option(1, "Photos per step, over all processes.", at_least=1)
     max_train_steps: int = option(800, "N_protect: outer steps.", at_least=1)
     learning_rate: float = option(5e-6, "Of the outer AdamW on theta.", above=0)
@@ -239,11 +258,6 @@ class HardenConfig:
     adam_epsilon: float = option(1e-8, "epsilon of both AdamWs.", above=0)
     max_grad_norm: float = option(0.0, "Clips theta's accumulated gradient; 0: off, as released.", at_least=0)
     mixed_precision: Literal["no", "bf16"] = option("no", "Of the forward passes; weights stay float32.")
-    num_threads: int | None = option(
-        None,
-        "CPU threads; default: all cores, whatever the launcher sets, so that results repeat.",
-        at_least=1,
-    )
     report_to: Literal["tensorboard", "wandb"] | None = option(None, "Tracker for the losses.")
     logging_dir: str = option("logs", "The tracker's folder, inside output_dir.")
     save_variant: Literal["fp16"] | None = option(None, "Also write the weights in half precision, under this variant.")
@@ -254,37 +268,8 @@ class HardenConfig:
     preservation: PreservationConfig = field(default_factory=PreservationConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
-    image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbConfig:
+class PerturbConfig(JobConfig):
     """Protect photos before they are posted, against fine-tuning and against zero-shot adapters."""
-
-    pretrained_model_name_or_path: str = option(help="Pipeline folder or Hub name of the model to protect against.")
-    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    variant: str | None = option(None, 'Which files to load, such as "fp16".')
-    allow_pickle: bool = option(False, "Load .bin and .pt weights where no safetensors exist; pickles can run code.")
-    instance_data_dir: str = option(help="Folder of subjects, <id>/*.jpg; never written to.")
-    class_data_dir: str | None = option(
-        None, "Class pictures, drawn by the model up to num_class_images; default: in output_dir."
-    )
-    instance_prompt: str = option("a photo of sks person", "The prompt that surrogates learn the subject with.")
-    class_prompt: str = option("a photo of person", "The prompt of the class pictures, for prior preservation.")
-    num_class_images: int = option(200, "Class pictures, drawn only for methods with prior preservation.", at_least=1)
-    num_inference_steps: int = option(50, "Sampling steps of the class pictures.", at_least=1)
-    guidance_scale: float = option(7.5, "Classifier-free guidance of the class pictures.", at_least=0)
-    sample_batch_size: int = option(4, "Pictures drawn at once.", at_least=1)
-    resolution: int = option(
-        512,
-        "Side of the squares that a trainer makes of the photos; photos themselves keep theirs.",
-        at_least=16,
-        multiple_of=8,
-    )
-    output_dir: str = option(help="Where images/ and everything else goes.")
-    overwrite_output_dir: bool = option(False, "Replace photos that were protected with other options.")
-    seed: int = option(0, "Of every random choice.", at_least=0, below=2**32)
-    num_threads: int | None = option(
-        None, "CPU threads; default: all cores, whatever the launcher sets, so that results repeat.", at_least=1
-    )
-    image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)

@@ -55,7 +55,7 @@ PACKAGES = (
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 DENOISERS = ("unet", "transformer")  # their folder in a pipeline
 MANIFEST = "manifest.json"
-SHIPPED = ("model", "model.safetensors", "images", "results.json", "report.html")
+SHIPPED = ("model", "model.safetensors", "images", "perturbation.json", "results.json", "report.html")
 
 THREAT_MODEL = (
     "The attacker owns the hardened weights, knows the method, and has clean photos that were never used in "

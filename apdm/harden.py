@@ -79,6 +79,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     if config.single_file:
         check_single_file(base.pipeline)
     photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
+    if judged is not None and judged.adapter is not None:
+        judged.adapter.check(base)
     output = claim_output_dir(config.output_dir, config.overwrite_output_dir)
     needed = export_size(base, save_variant=config.save_variant, single_file=config.single_file)
     require_disk(output, needed)
@@ -109,7 +111,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     if photo_job is not None:
         photo_job.run(base, output, command=command)
     if config.audit.enabled and judged is not None:
-        judged.audit_and_report(base, hardened, output, command=command)
+        judged.audit_and_report(base, hardened, output, command=command, photo_job=photo_job)
     write_manifest(output, config_hash=config_hash(config))
     return output
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from apdm.attacks.faceid import FaceIDAdapter
 from apdm.audit import Person, audit, write_results
 from apdm.class_images import ClassImages
 from apdm.config import HardenConfig
@@ -15,14 +18,17 @@ from apdm.data import encode_images
 from apdm.errors import UserError
 from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
-from apdm.families import StableDiffusion
+from apdm.families import Posterior, StableDiffusion
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
+from apdm.perturb import FIGURES, PhotoJob
+from apdm.photo_audit import PhotoAudit, PhotoPair, load_adapter
 from apdm.pictures import grid, save_png, to_pil
 from apdm.report import write_report
 from apdm.subjects import find_subjects, list_images, load_images
 
 COLUMNS = 4
+DIFFERENCE_GAIN = 10  # the report shows what was changed tenfold, around grey
 ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
 
 
@@ -35,6 +41,7 @@ class JudgedPeople:
     subjects: list[Person]
     others: list[Person]
     strangers: Tensor | None
+    adapter: FaceIDAdapter | None = None
 
     @staticmethod
     def load(config: HardenConfig, protected: list[str]) -> JudgedPeople:
@@ -64,6 +71,7 @@ class JudgedPeople:
             [Person(id=person, photos=attack[person], references=references[person]) for person in protected],
             [Person(id=person, photos=photos, references=references[person]) for person, photos in others.items()],
             strangers,
+            load_adapter(options) if config.image_layer.enabled else None,
         )
 
     def probe(self, images: Tensor, subject: str) -> tuple[dict[str, float], bool]:
@@ -82,9 +90,15 @@ class JudgedPeople:
         return figures, all(figures[f"probe_likeness/{name}"] <= chance[name] + margin for name in identity)
 
     def audit_and_report(
-        self, base: StableDiffusion, hardened: StableDiffusion, output: Path, *, command: str | None
+        self,
+        base: StableDiffusion,
+        hardened: StableDiffusion,
+        output: Path,
+        *,
+        command: str | None,
+        photo_job: PhotoJob | None = None,
     ) -> None:
-        """Attack both models; writes results.json and report.html into `output`."""
+        """Attack both models, and the photos that `photo_job` has protected; writes results.json and report.html."""
         config = self.config
         source = base.source or Path(config.pretrained_model_name_or_path)
         recipe = ClassImages(
@@ -125,11 +139,44 @@ class JudgedPeople:
             },
             command=command,
         )
+        if photo_job is not None:
+            results["image_layer"], more = self._audit_photos(base, photo_job, output, prior)
+            pictures |= more
         write_results(results, output / "results.json")
         for name, images in pictures.items():
             save_png(grid(images, COLUMNS), output / "pictures" / f"{name}.png")
         sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
         write_report(results, output / "report.html", sheets)
+
+    def _audit_photos(
+        self, base: StableDiffusion, job: PhotoJob, output: Path, prior: Posterior
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The image layer's part of the results, and its pictures."""
+        config, size = self.config, self.config.resolution
+        people = {}
+        for subject in find_subjects(config.instance_data_dir):
+            person = next(p for p in self.subjects if p.id == subject.id)
+            people[subject.id] = PhotoPair(
+                clean=load_images(subject.images, size),
+                protected=load_images(job.saved(output, subject.id), size),
+                references=self.judges.embed(person.references / 2 + 0.5),
+            )
+        rows, pictures = PhotoAudit(
+            config=config.audit,
+            base=base,
+            class_images=prior,
+            judges=self.judges,
+            adapter=self.adapter,
+            instance_prompt=config.instance_prompt,
+            class_prompt=config.class_prompt,
+            seed=config.seed,
+        ).run(people)
+        if config.audit.show_photos:
+            for name, pair in people.items():
+                pictures[f"layer/original/{name}"] = pair.clean / 2 + 0.5
+                pictures[f"layer/shipped/{name}"] = pair.protected / 2 + 0.5
+                pictures[f"layer/difference/{name}"] = 0.5 + DIFFERENCE_GAIN * (pair.protected - pair.clean) / 2
+        return {**json.loads((output / FIGURES).read_text()), "attacks": rows}, pictures
 
 
 def _photos(folder: str | None, resolution: int) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The image layer as a job: a folder of subjects in, the same photos protected out, each checked as it was saved.
 
-`apdm perturb` and the main job both end in `protect_photos`.
+`apdm perturb` and the main job both end in `PhotoJob.run`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from apdm.config import PerturbConfig, config_hash, load_config, to_yaml
+from apdm.config import JobConfig, PerturbConfig, config_hash, load_config, to_yaml
 from apdm.errors import UserError
 from apdm.export import package_versions, write_manifest
 from apdm.faces import Face, load_detector, load_encoder
@@ -32,7 +32,7 @@ from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
 from apdm.image_layer.scene import Scene
 from apdm.image_layer.zero_shot import embed_face
 from apdm.metrics.perception import imperceptibility
-from apdm.prepare import Config, class_posterior, load_base, prepare_process
+from apdm.prepare import class_posterior, load_base, prepare_process
 from apdm.subjects import find_subjects
 
 IMAGES, FIGURES = "images", "perturbation.json"
@@ -90,11 +90,11 @@ def refuse_source(source: str | Path, output: str | Path) -> None:
 class PhotoJob:
     """All photos of a run, read and checked before any long work, and how to protect them."""
 
-    def __init__(self, config: Config, photos: Mapping[str, list[Photo]], faces: FaceTools | None) -> None:
+    def __init__(self, config: JobConfig, photos: Mapping[str, list[Photo]], faces: FaceTools | None) -> None:
         self.config, self.photos, self.faces = config, photos, faces
 
     @staticmethod
-    def load(config: Config) -> PhotoJob:
+    def load(config: JobConfig) -> PhotoJob:
         """Read and check photos and face encoders. Raises UserError for anything that cannot be used."""
         layer = config.image_layer
         refuse_source(config.instance_data_dir, config.output_dir)
@@ -174,6 +174,10 @@ class PhotoJob:
             "photos": rows,
         }
 
+    def saved(self, output: Path, subject: str) -> list[Path]:
+        """The protected photos of a subject, in the order of the originals."""
+        return [self._path(output / IMAGES, subject, photo) for photo in self.photos[subject]]
+
     def _look(self, original: Photo, saved: Photo) -> dict[str, Any]:
         """Figures of one saved photo: the whole, each face, and each encoder's cosine to the original."""
         before, after = _rgb(original.pixels), _rgb(saved.pixels)
@@ -183,7 +187,8 @@ class PhotoJob:
     @torch.no_grad()
     def _face(self, original: Photo, saved: Photo, face: Face) -> dict[str, Any]:
         """Figures of one face's crop, and each encoder's cosine between what it sees before and after."""
-        left, top, right, bottom = (max(0, round(edge)) for edge in face.box)
+        left, top = (max(0, int(edge)) for edge in face.box[:2])
+        right, bottom = (int(edge) + 1 for edge in face.box[2:])
         before, after = (_rgb(p.pixels[:, top:bottom, left:right]) for p in (original, saved))
         entry: dict[str, Any] = {"visible": imperceptibility(before, after), "cosine": {}}
         for encoder in self.faces.encoders if self.faces else ():

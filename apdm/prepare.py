@@ -10,14 +10,12 @@ import torch
 import transformers
 
 from apdm.class_images import ClassImages
-from apdm.config import HardenConfig, PerturbConfig
+from apdm.config import JobConfig
 from apdm.data import encode_images
 from apdm.errors import UserError
 from apdm.families import Posterior, StableDiffusion, load_family
 from apdm.files import model_hash
 from apdm.subjects import load_images
-
-Config = HardenConfig | PerturbConfig
 
 
 def prepare_process(num_threads: int | None) -> None:
@@ -28,7 +26,7 @@ def prepare_process(num_threads: int | None) -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def load_base(config: Config) -> StableDiffusion:
+def load_base(config: JobConfig) -> StableDiffusion:
     """The pipeline of `config`. Raises UserError if it cannot be loaded or does not take the resolution."""
     base = load_family(
         config.pretrained_model_name_or_path,
@@ -43,7 +41,7 @@ def load_base(config: Config) -> StableDiffusion:
     return base
 
 
-def class_posterior(config: Config, base: StableDiffusion, output: Path, *, show_progress: bool = True) -> Posterior:
+def class_posterior(config: JobConfig, base: StableDiffusion, output: Path, *, show_progress: bool = True) -> Posterior:
     """Latents of the class pictures, drawn first where they are missing."""
     recipe = ClassImages(
         prompt=config.class_prompt,

@@ -24,6 +24,7 @@ from apdm.report_figures import (
     RIGHT,
     TOP,
     WIDTH,
+    Encoded,
     Pair,
     Panel,
     Pictures,
@@ -31,6 +32,7 @@ from apdm.report_figures import (
     encode_pictures,
     plots,
 )
+from apdm.report_photos import photo_section
 
 Results = Mapping[str, Any]
 
@@ -91,7 +93,8 @@ def _environment() -> jinja2.Environment:
 def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     encoders = _encoders(results)
     attacks = list(results.get("attacks") or [])
-    pairs = _pairs(results, attacks, encoders, pictures)
+    shown = encode_pictures(pictures)
+    pairs = _pairs(results, attacks, encoders, shown)
     subjects = list(results.get("subjects") or [])
     return {
         "results": results,
@@ -100,6 +103,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "figures": _figures(results, attacks, encoders),
         "first": pairs[0] if pairs else None,
         "pairs": pairs[1:],
+        "layer": photo_section(results.get("image_layer"), shown, [one["name"] for one in encoders]),
         "plots": list(plots(subjects, encoders, attacks, _at(results, "cost_factor", "nominal_step"))),
         "axes": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
         "checks": [_check(check) for check in _at(results, "verdict", "checks") or []],
@@ -293,10 +297,9 @@ def _params(attacks: Sequence[Row]) -> list[tuple[str, dict[str, list[Any]]]]:
 
 
 def _pairs(
-    results: Results, attacks: Sequence[Row], encoders: Sequence[Mapping[str, Any]], pictures: Pictures
+    results: Results, attacks: Sequence[Row], encoders: Sequence[Mapping[str, Any]], shown: Encoded
 ) -> list[Pair]:
     """The attacked subjects, the worst first, then the class, then other people; what has pictures."""
-    shown = encode_pictures(pictures)
     worst = _at(results, "cost_factor", "worst", "subject")
     subjects = sorted(results.get("subjects") or [], key=lambda subject: subject != worst)
     others = dict.fromkeys(row["subject"] for row in attacks if row.get("role") == "other")

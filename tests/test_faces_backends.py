@@ -7,7 +7,6 @@ where they are missing.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_assets import ASSETS, needs_assets
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,14 +36,11 @@ from apdm.faces.mobilefacenet import MobileFaceNet
 from apdm.portraits.data import render_people
 from apdm.portraits.train_encoders import as_images
 
-ASSETS = Path(os.environ.get("APDM_TEST_ASSETS") or Path(__file__).parents[2] / "shared" / "assets")
 PACK = ASSETS / "encoders" / "insightface_pack"
 GRAPH = PACK / "rec_mobilefacenet.onnx"
 WEIGHTS = ASSETS / "encoders" / "mobilefacenet" / "mobilefacenet.pt"
 YUNET = ASSETS / "detectors" / "yunet_n_dynamic.onnx"
 THRESHOLD = 0.255
-
-real = pytest.mark.skipif(not PACK.is_dir(), reason=f"real models and photos are not in {ASSETS.name}/")
 
 
 def photos(folder: str, count: int) -> Tensor:
@@ -263,7 +260,7 @@ def people(by_graph: AlignedEncoder) -> Tensor:
     return torch.stack([by_graph.crops(photos(f"faces/{person}", 5)) for person in ("f01", "f02")])
 
 
-@real
+@needs_assets
 def test_the_recognisers_graph_equals_onnx_runtime_in_a_batch_of_four(by_graph: AlignedEncoder, people: Tensor):
     import onnxruntime
 
@@ -276,7 +273,7 @@ def test_the_recognisers_graph_equals_onnx_runtime_in_a_batch_of_four(by_graph: 
     torch.testing.assert_close(ours, torch.from_numpy(expected), rtol=0, atol=1e-4)
 
 
-@real
+@needs_assets
 def test_the_weights_and_the_graph_of_one_network_agree(by_graph: AlignedEncoder, people: Tensor):
     crops = people.flatten(0, 1)
     by_weights = load_encoder(f"{WEIGHTS}={THRESHOLD}", allow_pickle=True)
@@ -284,7 +281,7 @@ def test_the_weights_and_the_graph_of_one_network_agree(by_graph: AlignedEncoder
     assert float(cosines.min()) > 0.999
 
 
-@real
+@needs_assets
 @pytest.mark.parametrize("detector", ["pack", "yunet"])
 def test_detectors_find_every_face_and_none_in_a_clock(detector: str, request: pytest.FixtureRequest):
     found = request.getfixturevalue("pack") if detector == "pack" else load_detector(str(YUNET))
@@ -300,7 +297,7 @@ def test_detectors_find_every_face_and_none_in_a_clock(detector: str, request: p
     assert score.score(clock[None]).tolist() == [0.0]
 
 
-@real
+@needs_assets
 def test_a_photo_larger_than_yunet_takes_gives_landmarks_in_its_own_pixels():
     detector, photo = load_detector(str(YUNET)), photos("faces/f01", 1)[0]
     (small,) = detector.detect(photo)
@@ -309,7 +306,7 @@ def test_a_photo_larger_than_yunet_takes_gives_landmarks_in_its_own_pixels():
     assert float((large.landmarks - (3 * small.landmarks + 1)).norm(dim=1).max()) < 3 * 0.1 * eyes
 
 
-@real
+@needs_assets
 def test_an_insightface_pack_judges_as_its_own_graph_does(by_graph: AlignedEncoder, capfd: pytest.CaptureFixture[str]):
     _licence_note.cache_clear()
     judge = load_encoder(f"{PACK}={THRESHOLD}")
@@ -321,7 +318,7 @@ def test_an_insightface_pack_judges_as_its_own_graph_does(by_graph: AlignedEncod
     assert float(cosines.min()) > 0.999
 
 
-@real
+@needs_assets
 def test_one_person_is_nearer_to_themselves_than_to_another(by_graph: AlignedEncoder, people: Tensor):
     first, second = by_graph.embed_crops(people.flatten(0, 1)).unflatten(0, (2, 5))
     pairs = torch.triu_indices(5, 5, 1)
@@ -331,7 +328,7 @@ def test_one_person_is_nearer_to_themselves_than_to_another(by_graph: AlignedEnc
     assert float(same.min()) > THRESHOLD > float(different.max())
 
 
-@real
+@needs_assets
 def test_low_resolution_faces_are_verified_at_the_threshold(by_graph: AlignedEncoder):
     people = sorted(folder.name for folder in (ASSETS / "photos" / "orl").iterdir() if folder.is_dir())
     embeddings = by_graph.embed(torch.cat([photos(f"orl/{person}", 3) for person in people]))
@@ -343,7 +340,7 @@ def test_low_resolution_faces_are_verified_at_the_threshold(by_graph: AlignedEnc
     assert float((cosines[different] < THRESHOLD).float().mean()) > 0.9
 
 
-@real
+@needs_assets
 def test_a_recogniser_is_no_yunet_and_a_detector_no_recogniser():
     with pytest.raises(UserError, match="cannot be used as a YuNet detector"):
         load_detector(str(GRAPH))

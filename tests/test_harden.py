@@ -31,6 +31,7 @@ SHORT = {
     "validation.probe_steps": 0,
     "validation.stop_when_protected": "false",
     "audit.enabled": "false",
+    "image_layer.enabled": "false",
 }
 
 

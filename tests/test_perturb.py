@@ -236,3 +236,17 @@ def test_a_folder_of_somebody_elses_is_not_taken(people: Path, tmp_path: Path):
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not from this program"):
         claim_photo_dir(load_config(PerturbConfig, arguments(people, tmp_path / "mine")))
+
+
+def test_layers_run_in_the_order_that_is_asked_for_within_the_same_ball(people: Path, tmp_path: Path):
+    first = here(people, tmp_path / "first")
+    second = here(people, tmp_path / "second", **{"image_layer.order": "zero_shot_first"})
+    assert files(tmp_path / "first/images") != files(tmp_path / "second/images")
+    for facts in (first, second):
+        assert all(0 < row["visible"]["linf"] <= 11 / 255 + 1e-9 for row in facts["photos"])
+    # What the last layer has done is not undone by another.
+    last, before = (
+        max(row["faces"][0]["cosine"]["portrait-a"]["to_original"] for row in facts["photos"])
+        for facts in (first, second)
+    )
+    assert last <= before + 0.05

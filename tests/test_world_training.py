@@ -6,9 +6,12 @@ import copy
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionPipeline
 
 from apdm.config import HardenConfig, load_config
+from apdm.portraits import PIPELINE
 from apdm.portraits.figures import nominal_attack
+from apdm.portraits.train_adapter import AdapterTraining, adapter_state, cross_attentions
 from apdm.portraits.train_pipeline import coarse_error, new_autoencoder, new_scheduler, normalise
 
 ROOT = Path(__file__).parent.parent
@@ -55,3 +58,17 @@ def test_the_card_measures_the_attack_that_the_configuration_calls_nominal() -> 
     for name in ("learning_rate", "train_batch_size", "prior_loss_weight"):
         assert getattr(attack, name) == getattr(config.audit, name)
     assert (attack.instance_prompt, attack.class_prompt) == (config.instance_prompt, config.class_prompt)
+
+
+def test_the_adapter_alone_is_trained_and_on_another_photo_of_the_same_person(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    training = AdapterTraining(StableDiffusionPipeline.from_pretrained(PIPELINE, local_files_only=True), tmp_path, 8)
+    unet, trained = training.pipeline.unet, set(map(id, training.parameters))
+    assert all((id(parameter) in trained) == parameter.requires_grad for parameter in unet.parameters())
+    training.loss(0, batch=16).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in training.parameters)
+    alike = (training.embeddings @ training.embeddings.T).fill_diagonal_(-1)
+    assert all(alike[i, i ^ 1] > 0.5 for i in range(16))
+    state = adapter_state(unet)
+    assert any(key.startswith("image_proj.proj.0") for key in state)
+    assert sum(key.startswith("ip_adapter.") for key in state) == 2 * len(cross_attentions(unet))

@@ -151,12 +151,15 @@ class StableDiffusion:
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 4,
+        face_embeds: Tensor | None = None,
     ) -> Tensor:
         """Draw one image per prompt with the pipeline's scheduler: `[B, 3, H, W]` in [0, 1], on the CPU.
 
         Image i starts from its own CPU generator: `seed[i]`, or `seed + i`. Its noise depends on neither the
         batch, the model nor the device, so images of two models pair up. The safety checker is not run: an
         evaluation must see what the model draws.
+
+        face_embeds: `[B, D]`, one per prompt, for an adapter of FaceID's kind that is loaded in the pipeline.
         """
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
         if len(seeds) != len(prompts):
@@ -174,6 +177,7 @@ class StableDiffusion:
                     height=height,
                     width=width,
                     output_type="latent",
+                    ip_adapter_image_embeds=_adapter_input(face_embeds, start, len(chunk), guidance_scale > 1),
                 ).images
             images.append(self.decode(latents).cpu())
         return torch.cat(images)
@@ -203,6 +207,14 @@ class StableDiffusion:
             variant=variant,
             convert=lambda module: module if dtype is None else _converted_copy(module, dtype),
         )
+
+
+def _adapter_input(embeds: Tensor | None, start: int, count: int, guided: bool) -> list[Tensor] | None:
+    """A chunk of `[B, D]` as the pipeline takes it, zeros first for guidance; None where no adapter is used."""
+    if embeds is None:
+        return None
+    chunk = embeds[start : start + count, None]
+    return [torch.cat([torch.zeros_like(chunk), chunk]) if guided else chunk]
 
 
 def _converted_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -53,7 +53,7 @@ def noise(scene: Scene, pgd: PGD, config: NoiseConfig) -> None:
     """Placebo: every value moved by the whole budget up or down at random, which no method exceeds in strength."""
     for i, original in enumerate(pgd.originals):
         coin = torch.rand(original.shape, generator=scene.generator).to(original) < 0.5
-        pgd.photos[i] = torch.where(coin, pgd.lower[i], pgd.upper[i])
+        pgd.photos[i] = torch.where(coin, *pgd.bounds(i))
 
 
 def _surrogate(scene: Scene, config: FSMGConfig | ASPLConfig, start: Module | None = None) -> Surrogate:

@@ -49,13 +49,17 @@ class PGD:
         callback: Progress | None = None,
     ) -> None:
         self.originals = list(originals)
-        self.step_size, self.update, self.momentum = step_size, update, momentum
+        self.starts = self.originals if start is None else list(start)
+        self.epsilon, self.step_size, self.update, self.momentum = epsilon, step_size, update, momentum
         self.batch_size, self.callback = batch_size, callback
-        begin = self.originals if start is None else list(start)
-        self.lower = [torch.minimum(o - epsilon, s).clamp(0, 1) for o, s in zip(self.originals, begin, strict=True)]
-        self.upper = [torch.maximum(o + epsilon, s).clamp(0, 1) for o, s in zip(self.originals, begin, strict=True)]
-        self.photos = [photo.detach().clone() for photo in begin]
-        self.velocity = [torch.zeros_like(photo) for photo in begin] if momentum else []
+        self.photos = [photo.detach().clone() for photo in self.starts]
+        self.velocity = [torch.zeros_like(photo) for photo in self.photos] if momentum else []
+
+    def bounds(self, i: int) -> tuple[Tensor, Tensor]:
+        """Lowest and highest values of photo `i`; not kept, because photos may be large."""
+        original, start = self.originals[i], self.starts[i]
+        low, high = original - self.epsilon, original + self.epsilon
+        return torch.minimum(low, start).clamp_(min=0), torch.maximum(high, start).clamp_(max=1)
 
     def ascend(self, objective: Objective, steps: int) -> None:
         """Take `steps` steps up the objective with every photo.
@@ -89,4 +93,4 @@ class PGD:
         else:
             direction = gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
         moved = self.photos[i].detach() + self.step_size * direction
-        return torch.minimum(torch.maximum(moved, self.lower[i]), self.upper[i])
+        return moved.clamp_(*self.bounds(i))

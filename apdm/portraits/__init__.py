@@ -4,3 +4,4 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 PIPELINE = WEIGHTS / "pipeline"
+ADAPTER = WEIGHTS / "faceid-adapter.safetensors"

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.faceid import FaceIDAdapter
 from apdm.data import encode_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFace
 from apdm.families import StableDiffusion, load_family
 from apdm.metrics.fidelity import frechet_distance
 from apdm.metrics.identity import identity_statistics, likeness
+from apdm.portraits import ADAPTER
 from apdm.portraits.data import ATTRIBUTES, render_people
 from apdm.portraits.people import OTHER_PEOPLE
 from apdm.portraits.subjects import ATTACK, HOLDOUT
@@ -25,6 +27,7 @@ from apdm.portraits.train_encoders import as_images
 from apdm.portraits.train_pipeline import reconstruction_figures
 
 STEPS, GUIDANCE = 15, 3.0
+ADAPTER_PROMPT = "a photo of a person"
 PROMPTS = {
     "skin": "a photo of a person with {} skin",
     "hair": "a photo of a person with short {} hair",
@@ -96,6 +99,26 @@ def personalisation(
     }
 
 
+def adapter_figures(family: StableDiffusion, *, people: int = 10) -> dict[str, dict[str, float]]:
+    """The FaceID adapter on one clean photo each of the same unseen people: likeness of 16 pictures, per encoder."""
+    encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
+    adapter = FaceIDAdapter(path=ADAPTER, encoder=encoders[0])
+    victim = adapter.victim(family)
+    rows: dict[str, list[dict[str, Any]]] = {e.name: [] for e in encoders}
+    for seed in range(OTHER_PEOPLE.start + 5000, OTHER_PEOPLE.start + 5000 + people):
+        photos = as_images(render_people([seed], HOLDOUT.stop).pixels)
+        options = {"seed": 77, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "batch_size": 16}
+        images = adapter.run(victim, photos[ATTACK.start : ATTACK.start + 1], [ADAPTER_PROMPT] * 16, **options)
+        detected = reader.score(images) >= reader.threshold
+        for encoder in encoders:
+            scores = likeness(encoder.embed(images), encoder.embed(photos[HOLDOUT.start :]))
+            rows[encoder.name].append(identity_statistics(scores, detected, encoder.threshold))
+    return {
+        name: {key: round(fmean(e[key] or 0.0 for e in entries), 3) for key in ("mean", "match_rate", "face_rate")}
+        for name, entries in rows.items()
+    }
+
+
 @torch.no_grad()
 def drawing_figures(family: StableDiffusion) -> dict[str, Any]:
     """Face rate, distance to the renderer, and whether captions are followed."""
@@ -131,6 +154,7 @@ def write_figures(directory: Path, output: Path, work_dir: Path, *, people: int 
         "dreambooth_people": people,
         "dreambooth_batch": attack.train_batch_size,
         "dreambooth_learning_rate": attack.learning_rate,
+        "adapter": adapter_figures(family, people=people),
         "dreambooth": personalisation(family, attack, people=people, eval_steps=[100, 200, 300, 400]),
     }
     output.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")

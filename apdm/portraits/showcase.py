@@ -50,12 +50,39 @@ def figures(results: dict[str, Any]) -> str:
             "| --- | --- | --- |",
             *rows,
             "",
+            *photo_rows(results),
             f"Strangers' likeness: {strangers}. Steps to base-level likeness, hardened over base, worst encoder: "
             f"{cost}. By the audit's thresholds the demo is {verdict}. All figures: "
             "[`docs/demo-results.json`](docs/demo-results.json); remade by `make demo` and "
             "`python -m apdm.portraits.showcase outputs/demo`.",
         ]
     )
+
+
+def photo_rows(results: dict[str, Any]) -> list[str]:
+    """The table of the protected photos: likeness of what attacks on the base model draw; empty without them."""
+    layer = results.get("image_layer")
+    if not layer:
+        return []
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in layer["attacks"]:
+        for name, entry in sorted(row["identity"].items()):
+            found.setdefault((row["attack"], name), {})[row["photos"]] = entry["mean"]
+    psnr = min(photo["visible"]["psnr"] for photo in layer["photos"])
+    misled = ", ".join(f"`{name}`" for name in layer["photos"][0]["faces"][0]["cosine"])
+    names = {"dreambooth": "DreamBooth on the photos", "faceid": "FaceID adapter, one photo"}
+    return [
+        f"The same person's photos, protected (PSNR at least {psnr:.1f} dB; {misled} was misled), and the base model:",
+        "",
+        "| likeness | clean | protected |",
+        "| --- | --- | --- |",
+        *(
+            f"| {names.get(attack, attack)}, `{name}` | {values['clean']:.2f} | {values['protected']:.2f} |"
+            for (attack, name), values in found.items()
+            if {"clean", "protected"} <= values.keys()
+        ),
+        "",
+    ]
 
 
 def _strangers(results: dict[str, Any]) -> dict[str, dict[str, float]]:

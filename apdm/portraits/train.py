@@ -1,9 +1,9 @@
 """Remake the bundled weights from nothing: `python -m apdm.portraits.train STAGE [--work_dir DIR]`.
 
-Stages: encoders, vae, denoiser, pack, figures.
+Stages: encoders, vae, denoiser, pack, adapter, figures.
 
 Each stage reads what the stages before it left and writes its own files; on two cores all of them together take under
-three hours. `encoders` and `vae` do not need each other and may run side by side.
+four hours. `encoders` and `vae` do not need each other and may run side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from apdm.portraits import PIPELINE, WEIGHTS
+from apdm.portraits import ADAPTER, PIPELINE, WEIGHTS
 
 
 def encoders(work_dir: Path, only: list[str]) -> None:
@@ -66,7 +66,7 @@ def pack(source: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["encoders", "vae", "denoiser", "pack", "figures"])
+    parser.add_argument("stage", choices=["encoders", "vae", "denoiser", "pack", "adapter", "figures"])
     parser.add_argument(
         "--work_dir",
         type=Path,
@@ -90,6 +90,11 @@ def main() -> None:
         train_denoiser(arguments.work_dir, arguments.work_dir / "pipeline")
     elif arguments.stage == "pack":
         pack(arguments.work_dir / "pipeline")
+    elif arguments.stage == "adapter":
+        from apdm.portraits.train_adapter import train_adapter
+
+        torch.manual_seed(12)
+        save_file(train_adapter(arguments.work_dir, PIPELINE), ADAPTER)
     else:
         from apdm.portraits.card import write_card
         from apdm.portraits.figures import write_figures

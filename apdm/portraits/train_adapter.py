@@ -63,49 +63,53 @@ def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     return {key: value.detach().half().contiguous() for key, value in state.items()}
 
 
-def train_adapter(work_dir: Path, directory: Path, *, steps: int = 4000, batch: int = 64) -> dict[str, Tensor]:
-    """One photo's embedding, another photo of the same person to draw; 24,000 people with two photos each.
+def train_adapter(work_dir: Path, directory: Path, *, steps: int = 4000) -> dict[str, Tensor]:
+    """One photo's embedding, another photo of the same person to draw; 24,000 people with two photos each."""
+    training = AdapterTraining(StableDiffusionPipeline.from_pretrained(directory), work_dir)
+    fit(training.parameters, training.loss, steps=steps, learning_rate=1e-3, name="adapter")
+    return adapter_state(training.pipeline.unet)
+
+
+class AdapterTraining:
+    """Everything frozen but the adapter in `pipeline`; its denoising loss, drawn anew at every step.
 
     Half of the captions say nothing of the person, so that the embedding has to; one embedding in ten is zero, for
-    guidance.
+    guidance. An identity loss on decoded predictions was tried: the adapter's own encoder was pleased by it, the one
+    that judges was not.
     """
-    pipeline = StableDiffusionPipeline.from_pretrained(directory)
-    unet, tokenizer, text_encoder = pipeline.unet, pipeline.tokenizer, pipeline.text_encoder
-    process = DDPMScheduler.from_config(pipeline.scheduler.config)
-    encoder = PortraitEncoder(ENCODER)
-    data = rendered(work_dir, "people", range(TRAIN_PEOPLE.start, 24_000), 2)
-    pixels = torch.as_tensor(data.pixels)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        mean, std = (part.float() for part in posteriors(pipeline.vae, pixels))
-    with torch.no_grad():
-        embeddings = torch.cat([encoder.embed(as_images(part)) for part in pixels.split(512)])
-    for part in (unet, text_encoder):
-        part.requires_grad_(False)
-    pipeline.load_ip_adapter(
-        new_adapter(unet, embeddings.shape[1]), subfolder="", weight_name="", image_encoder_folder=None
-    )
-    trained = [*unet.encoder_hid_proj.parameters()]
-    for _, attention in cross_attentions(unet):
-        trained += [*attention.processor.parameters()]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    rng = np.random.default_rng(12)
 
-    def loss(step: int) -> Tensor:
-        index = torch.randint(len(pixels), (batch,))
-        known = embeddings[index ^ 1] * (torch.rand(batch, 1) >= 0.1)
-        texts = [GENERIC if rng.random() < 0.5 else reworded(data.captions[i], rng) for i in index.tolist()]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        latents = mean[index] + std[index] * torch.randn_like(mean[index])
+    def __init__(self, pipeline: StableDiffusionPipeline, work_dir: Path, people: int = 24_000) -> None:
+        self.pipeline = pipeline
+        self.process = DDPMScheduler.from_config(pipeline.scheduler.config)
+        data = rendered(work_dir, "people", range(TRAIN_PEOPLE.start, TRAIN_PEOPLE.start + people), 2)
+        pixels, self.captions, encoder = torch.as_tensor(data.pixels), data.captions, PortraitEncoder(ENCODER)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            self.mean, self.std = (part.float() for part in posteriors(pipeline.vae, pixels))
+        with torch.no_grad():
+            self.embeddings = torch.cat([encoder.embed(as_images(part)) for part in pixels.split(512)])
+        for part in (pipeline.unet, pipeline.text_encoder):
+            part.requires_grad_(False)
+        untrained = new_adapter(pipeline.unet, self.embeddings.shape[1])
+        pipeline.load_ip_adapter(untrained, subfolder="", weight_name="", image_encoder_folder=None)
+        self.parameters = [*pipeline.unet.encoder_hid_proj.parameters()]
+        for _, attention in cross_attentions(pipeline.unet):
+            self.parameters += attention.processor.parameters()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.rng = np.random.default_rng(12)
+
+    def loss(self, step: int, batch: int = 64) -> Tensor:
+        index = torch.randint(len(self.mean), (batch,))
+        known = self.embeddings[index ^ 1] * (torch.rand(batch, 1) >= 0.1)
+        latents = self.mean[index] + self.std[index] * torch.randn_like(self.mean[index])
         noise, timesteps = torch.randn_like(latents), torch.randint(1000, (batch,))
-        error = unet(
-            process.add_noise(latents, noise, timesteps),
+        texts = [GENERIC if self.rng.random() < 0.5 else reworded(self.captions[i], self.rng) for i in index.tolist()]
+        tokens = self.pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        prediction = self.pipeline.unet(
+            self.process.add_noise(latents, noise, timesteps),
             timesteps,
-            encoder_hidden_states=text_encoder(tokens)[0],
+            encoder_hidden_states=self.pipeline.text_encoder(tokens)[0],
             added_cond_kwargs={"image_embeds": [known[:, None]]},
         ).sample
-        error = error - noise
+        error = prediction - noise
         return error.square().mean() + 0.01 * coarse_error(error).mean()
-
-    fit(trained, loss, steps=steps, learning_rate=1e-3, name="adapter")
-    return adapter_state(unet)

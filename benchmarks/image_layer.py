@@ -1,0 +1,247 @@
+"""What the image layer does on the miniature world, arm by arm: the rows behind docs/image-layer.md.
+
+    python -m benchmarks.image_layer --output rows.jsonl --attack dreambooth --arms clean,dladiff,aspl --people 10
+    python -m benchmarks.image_layer --output rows.jsonl --summary
+
+A row is one arm (how photos were protected), person, attack and seed; rows that the file has already are not made
+again, so a study can be stopped, and split over processes with --first. All arms of a person and seed see equal draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.data import encode_images
+from apdm.faces import load_detector, load_encoders
+from apdm.faces.portrait import PortraitFace
+from apdm.families import load_family
+from apdm.image_config import (
+    AntiDiffusionConfig,
+    ASPLConfig,
+    DLADiffConfig,
+    FSMGConfig,
+    ImageLayerConfig,
+    TransformConfig,
+    ZeroShotConfig,
+)
+from apdm.image_layer.photos import Photo, read_photo, save_photo
+from apdm.image_layer.protect import FaceTools, protect_subject
+from apdm.image_layer.scene import Scene
+from apdm.metrics.identity import identity_statistics, likeness
+from apdm.metrics.perception import psnr
+from apdm.portraits import ADAPTER, PIPELINE
+from apdm.portraits.drawing import render_person
+from apdm.portraits.figures import draw, nominal_attack
+from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
+from apdm.portraits.subjects import DEFENCE, HOLDOUT
+from apdm.portraits.train_encoders import as_images
+
+ENCODERS = ["portrait-a", "portrait-b"]
+PROMPTS = {"optimised": "a photo of sks person", "another": "a portrait of sks person"}
+FIRST_PERSON = OTHER_PEOPLE.start + 6000
+RATE = nominal_attack().learning_rate
+# At equal budgets, 5 grey levels: full noise of that size has a PSNR of 34.15 dB, and no method has less.
+FACES_LEFT = ZeroShotConfig(enabled=False)
+FACES = ZeroShotConfig(encoders=["portrait-a"], margin=4.0)
+DIVERSE = TransformConfig(
+    jpeg_probability=0.2, resize_probability=0.4, blur_probability=0.2, noise_probability=0.2, resize_factor=[0.4, 1.0]
+)
+METHOD: dict[str, Any] = {
+    "dladiff": DLADiffConfig(static_steps=200, learning_rate=RATE),
+    "anti_diffusion": AntiDiffusionConfig(learning_rate=RATE),
+    "aspl": ASPLConfig(learning_rate=RATE, batch_size=4),
+    "fsmg": FSMGConfig(static_steps=200, learning_rate=RATE, batch_size=4, ascent_steps=200),
+}
+
+
+def layer(method: str, levels: int = 5, faces: ZeroShotConfig = FACES_LEFT, **options: Any) -> ImageLayerConfig:
+    return ImageLayerConfig(method=method, epsilon=levels / 255, zero_shot=faces, **{**METHOD, **options})
+
+
+ARMS: dict[str, ImageLayerConfig | None] = {
+    "clean": None,
+    "noise": layer("noise"),
+    "encoder": layer("encoder"),
+    "fsmg": layer("fsmg"),
+    "aspl": layer("aspl"),
+    "anti_diffusion": layer("anti_diffusion"),
+    "dladiff": layer("dladiff"),
+    "without_dsur": layer("dladiff", dladiff=DLADiffConfig(static_surrogate=False, learning_rate=RATE)),
+    "without_adft": layer("dladiff", dladiff=DLADiffConfig(static_steps=200, alternate=False, learning_rate=RATE)),
+    "dladiff_16": layer("dladiff", 16),
+    "dladiff_32": layer("dladiff", 32),
+    "faces": layer("none", faces=FACES),
+    "faces_5": layer("none", faces=replace(FACES, epsilon=5 / 255)),
+    "faces_momentum": layer("none", faces=replace(FACES, momentum=0.9)),
+    "faces_jitter": layer("none", faces=replace(FACES, jitter=0.1)),
+    "faces_transforms": layer("none", faces=FACES, transform=DIVERSE),
+    "faces_all": layer("none", faces=replace(FACES, momentum=0.9, jitter=0.1), transform=DIVERSE),
+    "faces_ensemble": layer("none", faces=replace(FACES, encoders=ENCODERS)),
+    "both": layer("dladiff", 7, FACES),
+    "both_reversed": layer("dladiff", 7, FACES, order="zero_shot_first"),
+}
+
+
+class Study:
+    """The world's models and judges, and what is done to one person's photos."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.family = load_family(PIPELINE)
+        self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
+        self.attack = nominal_attack()
+        with torch.no_grad():
+            pictures = draw(self.family, [self.attack.class_prompt] * 64, seed=10_000)
+            self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)
+            self.prompts = self.family.encode_prompts([self.attack.instance_prompt, self.attack.class_prompt]).float()
+        self.scratch = scratch
+
+    def protect(self, arm: str, person: int) -> tuple[Tensor, dict[str, float | None]]:
+        """The person's photos as saved under the arm, [4, 3, 64, 64] in [0, 1], and what it took."""
+        photos = [Photo(Path("photo.png"), (p * 255).round().byte()) for p in portraits(person, DEFENCE)]
+        config, started = ARMS[arm], time.perf_counter()
+        if config is None:
+            return torch.stack([photo.unit for photo in photos]), {}
+        scene = Scene(
+            family=self.family,
+            originals=[photo.unit for photo in photos],
+            prompt_embeds=self.prompts[:1],
+            class_prompt_embeds=self.prompts[1:],
+            prior=self.prior,
+            resolution=64,
+            generator=torch.Generator().manual_seed(person),
+        )
+        tools = FaceTools(load_detector("portrait"), load_encoders(config.zero_shot.encoders))
+        saved = []
+        for pixels in protect_subject(photos, scene, config, tools):
+            save_photo(pixels, self.scratch)
+            saved.append(read_photo(self.scratch))
+        seconds = (time.perf_counter() - started) / len(photos)
+        visible = [
+            psnr(*(np.asarray(p.pixels.permute(1, 2, 0)) for p in pair)) for pair in zip(photos, saved, strict=True)
+        ]
+        return torch.stack([photo.unit for photo in saved]), {
+            "psnr": fmean(value for value in visible if value is not None),
+            "seconds_per_photo": seconds,
+        }
+
+    def dreambooth(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
+        """The nominal attack on the photos; likeness of 16 pictures per prompt."""
+        victim = self.family.replace(unet=copy.deepcopy(self.family.denoiser))
+        attack = DreamBooth(**{**self.attack.params(), "seed": seed})
+        attack.run(victim, victim.denoiser, encode_images(self.family, photos * 2 - 1), self.prior)
+        return {
+            name: self.judge(draw(victim, [prompt] * 16, seed=1000 * seed + 77), person)
+            for name, prompt in PROMPTS.items()
+        }
+
+    def faceid(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
+        """The adapter on the first photo."""
+        adapter = FaceIDAdapter(path=ADAPTER, encoder=self.judges[0])
+        pictures = adapter.run(
+            adapter.victim(self.family),
+            photos[:1],
+            [self.attack.class_prompt] * 16,
+            seed=1000 * seed + 77,
+            num_inference_steps=15,
+            guidance_scale=3.0,
+            batch_size=16,
+        )
+        return {"adapter": self.judge(pictures, person)}
+
+    def photos(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
+        """No attack: what encoders, misled or not, make of the photos themselves."""
+        return {"photos": self.judge(photos, person)}
+
+    def judge(self, pictures: Tensor, person: int) -> dict[str, Any]:
+        detected, known = self.reader.score(pictures) >= self.reader.threshold, portraits(person, HOLDOUT)
+        return {
+            judge.name: identity_statistics(
+                likeness(judge.embed(pictures), judge.embed(known)), detected, judge.threshold
+            )
+            for judge in self.judges
+        }
+
+
+def portraits(person: int, numbers: range) -> Tensor:
+    """Photos of a person in these circumstances, [N, 3, 64, 64] in [0, 1]."""
+    drawn = [np.asarray(render_person(identity(person), circumstance(person, number))) for number in numbers]
+    return as_images(np.stack(drawn))
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["attack"], row["arm"], row["person"], row["seed"]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Means over people and seeds, as a table."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        for prompt in row["likeness"]:
+            groups[row["attack"], prompt, row["arm"]].append(row)
+    order = list(ARMS)
+    yield "| attack | prompt | photos | runs | PSNR | ISM a / b | detected only | match a / b | faces |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for (attack, prompt, arm), some in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1], order.index(g[0][2]))):
+        cells = []
+        for figure in ("mean", "detected_mean", "match_rate"):
+            means = [[row["likeness"][prompt][judge][figure] or 0.0 for row in some] for judge in ENCODERS]
+            spread = [f" ± {stdev(v) / len(v) ** 0.5:.2f}" if figure == "mean" and len(v) > 1 else "" for v in means]
+            cells.append(" / ".join(f"{fmean(v):.2f}{s}" for v, s in zip(means, spread, strict=True)))
+        faces = fmean(row["likeness"][prompt][ENCODERS[0]]["face_rate"] for row in some)
+        visible = [row["psnr"] for row in some if row.get("psnr")]
+        shown = f"{fmean(visible):.1f}" if visible else ""
+        yield f"| {attack} | {prompt} | {arm} | {len(some)} | {shown} | {' | '.join(cells)} | {faces:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="rows, one JSON object per line")
+    parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--attack", choices=["dreambooth", "faceid", "photos"], default="dreambooth")
+    parser.add_argument("--arms", default="clean,dladiff", help=f"some of {', '.join(ARMS)}")
+    parser.add_argument("--people", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the first person")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--num_threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.summary:
+        print("\n".join(summary(read(options.output))))
+        return
+    torch.set_num_threads(options.num_threads)
+    done, study = {key(row) for row in read(options.output)}, Study(options.output.with_suffix(".png"))
+    for number in range(options.first, options.first + options.people):
+        for arm in options.arms.split(","):
+            seeds = [s for s in range(options.seeds) if (options.attack, arm, number, s) not in done]
+            if not seeds:
+                continue
+            photos, cost = study.protect(arm, FIRST_PERSON + number)
+            for seed in seeds:
+                found = getattr(study, options.attack)(photos, FIRST_PERSON + number, seed)
+                row = {"attack": options.attack, "arm": arm, "person": number, "seed": seed, **cost, "likeness": found}
+                with options.output.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                ism = {p: [round(v[e]["mean"], 2) for e in ENCODERS] for p, v in found.items()}
+                print(number, arm, seed, {k: round(v, 1) for k, v in cost.items() if v}, ism, flush=True)
+
+
+if __name__ == "__main__":
+    main()

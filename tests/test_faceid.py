@@ -1,0 +1,89 @@
+"""The zero-shot adapter: diffusers' format, and a model that stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.errors import UserError
+from apdm.faces import load_encoder
+from apdm.families import StableDiffusion, load_family
+from apdm.portraits import PIPELINE
+from apdm.portraits.train_adapter import adapter_state, new_adapter
+
+
+@pytest.fixture(scope="module")
+def family() -> StableDiffusion:
+    return load_family(PIPELINE)
+
+
+@pytest.fixture
+def untrained(family: StableDiffusion, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    state = new_adapter(family.denoiser, 128)
+    flat = {f"{part}.{key}": value.contiguous() for part, values in state.items() for key, value in values.items()}
+    save_file(flat, tmp_path / "adapter.safetensors")
+    return tmp_path / "adapter.safetensors"
+
+
+def attack(path: Path, **changes: object) -> FaceIDAdapter:
+    return FaceIDAdapter(**{"path": path, "encoder": load_encoder("portrait-a"), **changes})
+
+
+def test_diffusers_loads_the_file_and_what_is_loaded_can_be_written_again(untrained: Path):
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE, local_files_only=True)
+    pipeline.load_ip_adapter(str(untrained.parent), subfolder="", weight_name=untrained.name, image_encoder_folder=None)
+    again, known = adapter_state(pipeline.unet), load_file(untrained)
+    assert again.keys() == known.keys()
+    assert all(torch.equal(again[key], known[key].half()) for key in known)
+
+
+def test_the_photo_decides_and_without_guidance_too(family: StableDiffusion, untrained: Path):
+    adapter = attack(untrained)
+    victim = adapter.victim(family)
+    one, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).split(1)
+    for guidance in (1.0, 3.0):
+        options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": guidance, "batch_size": 2}
+        first, again, second = (
+            adapter.run(victim, photo, ["a photo of a person"] * 3, **options) for photo in (one, one, other)
+        )
+        assert first.shape == (3, 3, 64, 64)
+        assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(
+    family: StableDiffusion, untrained: Path
+):
+    options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
+    plain = family.sample(["a photo of a person"], **options)
+    adapter = attack(untrained, scale=0.0)
+    silent = adapter.run(adapter.victim(family), torch.rand(1, 3, 64, 64), ["a photo of a person"], **options)
+    torch.testing.assert_close(silent, plain, rtol=0, atol=1e-5)
+    assert torch.equal(family.sample(["a photo of a person"], **options), plain)
+    assert family.denoiser.encoder_hid_proj is None
+
+
+def test_several_photos_are_one_identity(untrained: Path):
+    adapter, photos = attack(untrained), torch.rand(3, 3, 64, 64)
+    identity = adapter.identity(photos)
+    assert identity.shape == (128,) and identity.norm().item() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(adapter.identity(photos[:1]), adapter.encoder.embed(photos[:1])[0], rtol=0, atol=1e-5)
+
+
+def test_a_file_that_does_not_fit_is_one_clear_line(
+    family: StableDiffusion, untrained: Path, tmp_path: Path, tiny_pipeline: Path
+):
+    with pytest.raises(UserError, match="does not exist"):
+        attack(tmp_path / "none.safetensors").check(family)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="is no FaceID adapter"):
+        attack(tmp_path / "other.safetensors").check(family)
+    with pytest.raises(UserError, match="text embeddings of 64 numbers"):
+        attack(untrained).check(load_family(tiny_pipeline))
+    with pytest.raises(UserError, match="takes embeddings of 128 numbers, portrait-b gives 96"):
+        attack(untrained, encoder=load_encoder("portrait-b")).check(family)

@@ -1,0 +1,114 @@
+"""The main job with the image layer: photos shipped beside the model, attacked in the audit, shown in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_harden import harden
+from test_report import Page, picture
+
+from apdm import report
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.config import AuditConfig
+from apdm.export import scan_for_leaks, verify_manifest
+from apdm.faces import load_encoder, load_encoders, load_face_score
+from apdm.faces.portrait import PortraitFeatures
+from apdm.families import load_family
+from apdm.metrics.judges import Judges
+from apdm.photo_audit import PhotoAudit, PhotoPair
+from apdm.portraits import PIPELINE
+from apdm.portraits.subjects import write_subjects
+
+QUICK = {
+    "image_layer.enabled": "true",
+    "image_layer.dladiff.static_steps": 2,
+    "image_layer.dladiff.rounds": 1,
+    "image_layer.dladiff.surrogate_steps": 1,
+    "image_layer.zero_shot.max_steps": 20,
+    "audit.enabled": "true",
+    "audit.max_train_steps": 2,
+    "audit.nominal_step": 2,
+    "audit.eval_steps": 1,
+    "audit.num_class_images": 4,
+    "audit.num_images": 2,
+    "audit.num_inference_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    write_subjects(folder, protected=1, others=1, consenting=2, strangers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "both"
+    result = harden(people, output, **QUICK)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def test_one_run_ships_the_model_and_the_photos(output: Path, people: Path):
+    originals = sorted(p.name for p in (people / "protected/s01").iterdir())
+    assert sorted(p.name for p in (output / "images/s01").iterdir()) == originals
+    shipped = {entry["path"] for entry in json.loads((output / "manifest.json").read_text())["files"]}
+    assert {f"images/s01/{name}" for name in originals} | {"perturbation.json", "results.json"} <= shipped
+    assert verify_manifest(output) == []
+    assert not scan_for_leaks(output / "model", ["images/s01", (output / "images/s01/000.png").read_bytes()[60:120]])
+
+
+def test_the_results_compare_clean_and_protected_photos(output: Path):
+    layer = json.loads((output / "results.json").read_text())["image_layer"]
+    assert [(row["attack"], row["photos"]) for row in layer["attacks"]] == [
+        ("dreambooth", "clean"),
+        ("dreambooth", "protected"),
+        ("faceid", "clean"),
+        ("faceid", "protected"),
+    ]
+    for row in layer["attacks"]:
+        assert row["status"] == "ok", row["error"]
+        assert set(row["identity"]) == {"portrait-a", "portrait-b"}
+    assert len(layer["photos"]) == 4 and all(p["visible"]["linf"] <= 11 / 255 + 1e-9 for p in layer["photos"])
+
+
+def test_the_report_shows_photos_their_change_and_what_attacks_make_of_them(output: Path):
+    page = Page(output / "report.html")
+    text = page.text("photos")
+    for words in ("Protected photos", "Original", "Difference", "DreamBooth, clean", "FaceID adapter", "grey levels"):
+        assert words in text
+    assert all(source.startswith("data:") for source in page.values("src"))
+
+
+def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path, tmp_path: Path):
+    results = json.loads((output / "results.json").read_text())
+    report.write_report(results, tmp_path / "report.html", {"layer/dreambooth/clean/s01": [picture()]})
+    text = Page(tmp_path / "report.html").text("photos")
+    assert "DreamBooth, clean" in text and "Original" not in text and "Difference" not in text
+
+
+def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):
+    family = load_family(PIPELINE)
+    judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures())
+    photos = torch.zeros(2, 3, 64, 64)
+    with torch.no_grad():
+        prior, references = family.posterior(photos), judges.embed(photos / 2 + 0.5)
+    rows, pictures = PhotoAudit(
+        config=AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=1),
+        base=family,
+        class_images=prior,
+        judges=judges,
+        adapter=FaceIDAdapter(path=tmp_path / "gone.safetensors", encoder=load_encoder("portrait-a")),
+        instance_prompt="a photo of sks person",
+        class_prompt="a photo of a person",
+        seed=0,
+    ).run({"s01": PhotoPair(photos, photos, references)})
+    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "failed"]
+    assert "gone.safetensors does not exist" in rows[2]["error"] and rows[2]["identity"] == {}
+    assert sorted(pictures) == ["layer/dreambooth/clean/s01", "layer/dreambooth/protected/s01"]
+    # The same photos and draws: the arms are paired.
+    assert rows[0]["identity"] == rows[1]["identity"]
