@@ -120,6 +120,9 @@ class PhotoJob:
             prior = class_posterior(config, family, output) if missing and needs_prior(layer) else None
         bar = tqdm(total=layer.total_steps * len(missing), desc="protect", unit="step", disable=not missing)
 
+        if self.faces is not None:
+            self.faces.to(prompts.device)
+
         def progress(values: Mapping[str, Tensor]) -> None:
             bar.update()
 
@@ -141,6 +144,8 @@ class PhotoJob:
                 save_photo(pixels, self._path(output / IMAGES, subject, photo), layer.format, layer.jpeg_quality)
             bar.update(layer.total_steps * count - bar.n)  # a layer that reached its aim early
         bar.close()
+        if self.faces is not None:
+            self.faces.to("cpu")  # where saved photos are looked at
         if missing and layer.format == "jpeg":
             print("saved as JPEG: compression takes part of the protection away; PNG keeps it")
         done = sum(len(self.photos[subject]) for subject in missing)

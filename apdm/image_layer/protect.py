@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Module
 
 from apdm.faces import FaceDetector, FaceEncoder
 from apdm.image_config import ImageLayerConfig
@@ -37,6 +39,13 @@ class FaceTools:
 
     detector: FaceDetector
     encoders: Sequence[FaceEncoder]
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the encoders to where the photos are."""
+        for encoder in self.encoders:
+            model = getattr(encoder, "model", None)
+            if isinstance(model, Module):
+                model.to(device)
 
 
 def protect_subject(

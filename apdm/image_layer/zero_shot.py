@@ -57,7 +57,7 @@ class ZeroShotLayer:
                     "name the recogniser's own .onnx file in zero_shot.encoders"
                 )
         self.config, self.generator, self.transform = config, generator, transform
-        self.faces = [detector.detect(photo) for photo in originals]
+        self.faces = [detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
         weights = config.weights or [1.0] * len(encoders)
         self.targets = [
             [
