@@ -82,8 +82,7 @@ def photo_rows(results: dict[str, Any]) -> list[str]:
             if {"clean", "protected"} <= values.keys()
         ),
         "",
-        f"A misled encoder is not an unlike picture: {misled} was attacked, the other one was not, and to the eye "
-        "DreamBooth's pictures from the protected photos still show this person.",
+        f"A misled encoder is not an unlike picture: {misled} was attacked, the other encoder was not.",
         "",
     ]
 
