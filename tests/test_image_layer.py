@@ -277,3 +277,9 @@ def test_greedy_timesteps_keep_those_with_the_larger_gradients(scene: Scene):
     limited = replace(scene, timesteps=chosen)
     drawn = torch.cat([limited.draw(3, [0, 1, 2]).timesteps[1:2] for _ in range(200)])
     assert set(drawn.tolist()) <= set(chosen[1].tolist())
+
+
+def test_a_layer_that_is_asked_for_is_never_left_out_in_silence(scene: Scene):
+    photos = [Photo(Path("x"), (photo * 255).round().byte()) for photo in scene.originals]
+    with pytest.raises(ValueError, match="no face tools"):
+        protect_subject(photos, scene, replace(ImageLayerConfig(), **FAST), None)

@@ -58,7 +58,9 @@ def protect_subject(
     layers: list[Callable[[list[Tensor]], list[Tensor]]] = []
     if config.method != "none":
         layers.append(lambda start: _against_fine_tuning(scene, config, start))
-    if config.zero_shot.enabled and faces is not None:
+    if config.zero_shot.enabled:
+        if faces is None:
+            raise ValueError("the zero-shot layer is enabled but there are no face tools for it to look through")
         layers.append(lambda start: _against_zero_shot(scene, config, faces, start))
     if config.order == "zero_shot_first":
         layers.reverse()
