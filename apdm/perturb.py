@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from apdm.config import JobConfig, PerturbConfig, config_hash, load_config, to_yaml
 from apdm.errors import UserError
 from apdm.export import package_versions, write_manifest
-from apdm.faces import Face, load_detector, load_encoder
+from apdm.faces import Face, load_detector, load_encoders
 from apdm.families import StableDiffusion
 from apdm.files import MARKER, claim_output_dir, delete, write_text
 from apdm.image_config import ImageLayerConfig
@@ -103,10 +103,7 @@ class PhotoJob:
         faces = None
         if layer.zero_shot.enabled:
             detector = load_detector(layer.zero_shot.detector)
-            encoders = [
-                load_encoder(spec, detector=detector, allow_pickle=config.allow_pickle)
-                for spec in layer.zero_shot.encoders
-            ]
+            encoders = load_encoders(layer.zero_shot.encoders, detector=detector, allow_pickle=config.allow_pickle)
             faces = FaceTools(detector, encoders)
             _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
         return PhotoJob(config, photos, faces)

@@ -283,3 +283,11 @@ def test_a_layer_that_is_asked_for_is_never_left_out_in_silence(scene: Scene):
     photos = [Photo(Path("x"), (photo * 255).round().byte()) for photo in scene.originals]
     with pytest.raises(ValueError, match="no face tools"):
         protect_subject(photos, scene, replace(ImageLayerConfig(), **FAST), None)
+
+
+def test_the_attention_loss_compares_with_the_clean_photo_as_it_is(scene: Scene):
+    seen: list[torch.Tensor] = []
+    changed = replace(scene, transform=lambda images, generator: (seen.append(images), 0.5 * images)[1])
+    denoiser = scene.family.denoiser
+    value = attention_loss(changed, denoiser, denoiser, DLADiffConfig())(scene.originals, [0, 1, 2])
+    assert len(seen) == 1 and (value > 0).all()

@@ -17,6 +17,7 @@ from apdm.faces.portrait import PortraitEncoder
 from apdm.image_config import TransformConfig, ZeroShotConfig
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.photos import quantise, read_photo
+from apdm.image_layer.protect import FaceTools
 from apdm.image_layer.transforms import RandomTransform
 from apdm.image_layer.zero_shot import ZeroShotLayer, embed_face, on_own_scale
 from apdm.portraits.drawing import render_person
@@ -129,7 +130,7 @@ def test_a_photo_that_has_reached_the_aim_no_longer_moves(encoder: PortraitEncod
 def test_a_photo_without_a_face_stays_as_it_is(encoder: PortraitEncoder):
     noise = torch.rand(3, 64, 64)
     made = ZeroShotLayer([noise], load_detector("portrait"), [encoder], CONFIG, torch.Generator())
-    assert made.without_face == [0]
+    assert made.targets == [[]]
     assert torch.equal(ascent([noise], made).photos[0], noise)
 
 
@@ -156,7 +157,7 @@ def test_it_holds_in_expectation_over_what_may_happen_to_a_photo(encoder: Portra
 def test_an_encoder_without_gradients_is_refused(encoder: PortraitEncoder):
     encoder.differentiable = False
     with pytest.raises(UserError, match="no gradients"):
-        layer([portrait(0)], encoder)
+        FaceTools(TwoFaces(), [encoder])
 
 
 @needs_assets

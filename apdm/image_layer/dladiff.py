@@ -43,16 +43,17 @@ def attention_loss(scene: Scene, static: Module, dynamic: Module, config: DLADif
     def loss(photos: list[Tensor], which: list[int]) -> Tensor:
         draw = scene.draw(len(photos), which)
         with torch.no_grad():
-            clean = _maps(scene, static, [scene.originals[i] for i in which], draw, config)
-        maps = _maps(scene, dynamic, photos, draw, config)
+            originals = [scene.originals[i] for i in which]
+            clean = _maps(scene, static, scene.latents(originals, draw, plain=True), draw, config)
+        maps = _maps(scene, dynamic, scene.latents(photos, draw), draw, config)
         total = map_distance(maps.cross, clean.cross, token)
         return total + map_distance(maps.self_, clean.self_) if maps.self_ else total
 
     return loss
 
 
-def _maps(scene: Scene, denoiser: Module, photos: list[Tensor], draw: Draw, config: DLADiffConfig) -> AttentionMaps:
-    noisy = scene.family.add_noise(scene.latents(photos, draw), draw.noise, draw.timesteps)
+def _maps(scene: Scene, denoiser: Module, latents: Tensor, draw: Draw, config: DLADiffConfig) -> AttentionMaps:
+    noisy = scene.family.add_noise(latents, draw.noise, draw.timesteps)
     with watch_attention(denoiser, max_positions=config.attention_max_positions) as maps:
         scene.family.predict(denoiser, noisy, draw.timesteps, scene.prompt_embeds.expand(len(noisy), -1, -1))
     if not maps.cross:

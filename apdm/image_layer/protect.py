@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from apdm.errors import UserError
 from apdm.faces import FaceDetector, FaceEncoder
 from apdm.image_config import ImageLayerConfig
 from apdm.image_layer.antidiffusion import anti_diffusion
@@ -35,10 +36,18 @@ METHODS: dict[str, Callable[[Scene, PGD, Any], None]] = {
 
 @dataclass(frozen=True)
 class FaceTools:
-    """What the zero-shot layer looks through."""
+    """What the zero-shot layer looks through. Raises UserError for an encoder that cannot be misled."""
 
     detector: FaceDetector
     encoders: Sequence[FaceEncoder]
+
+    def __post_init__(self) -> None:
+        for encoder in self.encoders:
+            if not encoder.differentiable:
+                raise UserError(
+                    f"{encoder.name} gives no gradients, so that it can judge but not be misled; "
+                    "name the recogniser's own .onnx file in zero_shot.encoders"
+                )
 
     def to(self, device: torch.device | str) -> None:
         """Move the encoders to where the photos are."""

@@ -76,16 +76,16 @@ class Scene:
             )
         return Draw(positions, latent, noise, timesteps.to(self.device))
 
-    def view(self, photos: list[Tensor], positions: list[float]) -> Tensor:
-        """Squares of photos, [B, 3, R, R] in [-1, 1], differentiable."""
+    def view(self, photos: list[Tensor], positions: list[float], *, plain: bool = False) -> Tensor:
+        """Squares of photos, [B, 3, R, R] in [-1, 1], differentiable; `plain`: without a transform."""
         squares = torch.stack([square_view(p, self.resolution, at) for p, at in zip(photos, positions, strict=True)])
-        if self.transform is not None:
+        if self.transform is not None and not plain:
             squares = self.transform(squares, self.generator)
         return squares * 2 - 1
 
-    def latents(self, photos: list[Tensor], draw: Draw) -> Tensor:
+    def latents(self, photos: list[Tensor], draw: Draw, *, plain: bool = False) -> Tensor:
         """A draw from the photos' posterior, `[B, C, h, w]`, differentiable in the photos."""
-        return self.family.posterior(self.view(photos, draw.positions)).sample(noise=draw.latent)
+        return self.family.posterior(self.view(photos, draw.positions, plain=plain)).sample(noise=draw.latent)
 
     def error(self, denoiser: Module, latents: Tensor, draw: Draw, prompt_embeds: Tensor | None = None) -> Tensor:
         """L_cond: the denoiser's mean squared error on noised latents, per sample `[B]`."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apdm.errors import UserError
 from apdm.faces import Face, FaceDetector, FaceEncoder
 from apdm.faces.align import align, jitter
 from apdm.image_config import ZeroShotConfig
@@ -50,14 +49,8 @@ class ZeroShotLayer:
         generator: torch.Generator,
         transform: Transform | None = None,
     ) -> None:
-        for encoder in encoders:
-            if not encoder.differentiable:
-                raise UserError(
-                    f"{encoder.name} gives no gradients, so that it can judge but not be misled; "
-                    "name the recogniser's own .onnx file in zero_shot.encoders"
-                )
         self.config, self.generator, self.transform = config, generator, transform
-        self.faces = [detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
+        found = [detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
         weights = config.weights or [1.0] * len(encoders)
         self.targets = [
             [
@@ -65,13 +58,8 @@ class ZeroShotLayer:
                 for face in faces
                 for encoder, weight in zip(encoders, weights, strict=True)
             ]
-            for photo, faces in zip(originals, self.faces, strict=True)
+            for photo, faces in zip(originals, found, strict=True)
         ]
-
-    @property
-    def without_face(self) -> list[int]:
-        """Numbers of the photos in which no face was found."""
-        return [i for i, faces in enumerate(self.faces) if not faces]
 
     def run(self, pgd: PGD) -> None:
         """Ascend until every cosine is below its encoder's threshold by the margin, or max_steps are done."""
