@@ -7,7 +7,6 @@ seed are paired. A cell that fails is a row that says so; it never ends the audi
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module
 from tqdm import tqdm
 
-from apdm.attacks import Attack
-from apdm.attacks.dreambooth import DreamBooth, probe_loss
+from apdm.attacks import Material
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.fine_tuning import probe_loss
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.export import package_versions
@@ -181,19 +180,17 @@ class _Cells:
         rows: list[Row] = []
         with tqdm(total=total, unit="step", disable=not show_progress) as bar:
             for model, family in models.items():
-                victim = family.replace(unet=copy.deepcopy(family.denoiser))
                 for person, role in people:
                     for seed in seeds:
                         bar.set_description(f"attack {model}/{person.id}/seed {seed}")
-                        victim.denoiser.load_state_dict(family.denoiser.state_dict())
-                        rows.append(self._cell(model, person, role, seed, victim, bar))
+                        rows.append(self._cell(model, person, role, seed, family, bar))
         return rows
 
     def _steps(self, model: str, role: str) -> int:
         long = model == "hardened" and role == "protected"
         return self.config.max_train_steps if long else self.nominal_step
 
-    def _attack(self, max_train_steps: int, seed: int) -> Attack:
+    def _attack(self, max_train_steps: int, seed: int) -> DreamBooth:
         return DreamBooth(
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
@@ -210,7 +207,7 @@ class _Cells:
         person: Person,
         role: str,
         seed: int,
-        victim: StableDiffusion,
+        family: StableDiffusion,
         bar: tqdm[Any],
     ) -> Row:
         """Attack once: one row of the results."""
@@ -218,10 +215,10 @@ class _Cells:
         row: Row = {"attack": attack.name, "params": attack.params(), "model": model, "role": role}
         row |= {"subject": subject, "seed": seed, "identity": {}, "quality": {}, "scores": {}, "curve": []}
 
-        def evaluate(step: int, denoiser: Module) -> None:
-            images, look = self._look(model, victim, seed, step)
+        def evaluate(step: int, victim: StableDiffusion) -> None:
+            images, look = self._look(model, victim, attack, step)
             point = self._point(look, subject)
-            loss = probe_loss(victim, denoiser, self._latents(model, victim, person), attack.instance_prompt)
+            loss = probe_loss(victim, latents, attack.instance_prompt)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
             row["curve"].append({"step": step, **point, "loss": loss})
@@ -235,11 +232,10 @@ class _Cells:
         eval_steps = {0, self.nominal_step, *self.config.measured_steps}
         status, error, started, end = "ok", None, time.perf_counter(), bar.n + attack.max_train_steps
         try:
+            latents = self._latents(model, family, person)
             attack.run(
-                victim,
-                victim.denoiser,
-                self._latents(model, victim, person),
-                self.class_images,
+                family,
+                Material(latents, self.class_images, person.photos),
                 eval_steps={step for step in eval_steps if step <= attack.max_train_steps},
                 evaluate=evaluate,
                 callback=progress,
@@ -257,11 +253,12 @@ class _Cells:
                 self.latents[model, person.id] = victim.posterior(person.photos)
         return self.latents[model, person.id]
 
-    def _look(self, model: str, victim: StableDiffusion, seed: int, step: int) -> tuple[Tensor, Look]:
+    def _look(self, model: str, victim: StableDiffusion, attack: DreamBooth, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; before the attack, once for all people."""
+        seed = attack.seed
         if step == 0 and (model, seed) in self.before_attack:
             return self.before_attack[model, seed]
-        prompts = [prompt for prompt in self.config.prompts for _ in range(self.config.num_images)]
+        prompts = [attack.prompt(prompt) for prompt in self.config.prompts for _ in range(self.config.num_images)]
         images = self.draw(victim, prompts, seed, ATTACK)
         look = self.judges.look(images)
         if step == 0:

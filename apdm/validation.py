@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.config import HardenConfig
 from apdm.data import ProtectionData
@@ -55,9 +55,8 @@ class Validator:
         self._sheet(self.family, f"step-{step:05d}.png", options.prompts)
         if not options.probe_steps or self.judged is None:
             return {}
-        victim = self.family.replace(unet=copy.deepcopy(denoiser))
         audit = self.config.audit
-        DreamBooth(
+        probe = DreamBooth(
             instance_prompt=self.config.instance_prompt,
             class_prompt=self.config.class_prompt,
             learning_rate=audit.learning_rate,
@@ -65,7 +64,8 @@ class Validator:
             train_batch_size=audit.train_batch_size,
             prior_loss_weight=audit.prior_loss_weight,
             seed=self.config.seed,
-        ).run(victim, victim.denoiser, self.data.instance, self.data.prior)
+        )
+        victim = probe.run(self.family, Material(self.data.instance, self.data.prior)).model
         images = self._sheet(victim, f"step-{step:05d}-probe.png", [self.config.instance_prompt] * 4)
         figures, quiet = self.judged.probe(images, self.subject)
         self.quiet_probes = self.quiet_probes + 1 if quiet else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.data import encode_images
@@ -68,11 +68,8 @@ def personalisation(
         photos = as_images(render_people([seed], ATTACK.stop).pixels)[ATTACK.start :]
         held_out = as_images(render_people([seed], HOLDOUT.stop).pixels)[HOLDOUT.start :]
         references = {e.name: e.embed(held_out) for e in encoders}
-        victim = family.replace(unet=copy.deepcopy(family.denoiser))
 
-        def measure(
-            step: int, _: Any, victim: StableDiffusion = victim, references: dict[str, Tensor] = references
-        ) -> None:
+        def measure(step: int, victim: StableDiffusion, references: dict[str, Tensor] = references) -> None:
             images = draw(victim, [attack.instance_prompt] * 16, seed=77)
             detected = reader.score(images) >= reader.threshold
             for encoder in encoders:
@@ -80,10 +77,8 @@ def personalisation(
                 rows[step][encoder.name].append(identity_statistics(scores, detected, encoder.threshold))
 
         attack.run(
-            victim,
-            victim.denoiser,
-            encode_images(family, photos * 2 - 1),
-            prior,
+            family,
+            Material(encode_images(family, photos * 2 - 1), prior),
             eval_steps=eval_steps,
             evaluate=measure,
         )
