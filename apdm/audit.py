@@ -29,7 +29,7 @@ from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.export import package_versions
 from apdm.faces import FaceEncoder, FaceScore
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import write_text
 from apdm.metrics.fidelity import Extractor, kernel_distance
 from apdm.metrics.judges import Judges, Look
@@ -38,7 +38,7 @@ from apdm.metrics.verdict import Row, add_row_figures, comparison, cost_factors,
 
 ATTACK, CLASS, CLASS_AGAIN = range(3)  # streams of picture seeds
 SAMPLE_BATCH_SIZE = 16
-Draw = Callable[[StableDiffusion, Sequence[str], int, int], Tensor]  # (model, prompts, seed, stream)
+Draw = Callable[[Family, Sequence[str], int, int], Tensor]  # (model, prompts, seed, stream)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Person:
 def audit(
     config: AuditConfig,
     *,
-    base: StableDiffusion,
-    hardened: StableDiffusion,
+    base: Family,
+    hardened: Family,
     subjects: Sequence[Person],
     others: Sequence[Person] = (),
     strangers: Tensor | None = None,
@@ -170,7 +170,7 @@ class _Cells:
 
     def run(
         self,
-        models: Mapping[str, StableDiffusion],
+        models: Mapping[str, Family],
         people: Sequence[tuple[Person, str]],
         seeds: Sequence[int],
         *,
@@ -181,7 +181,7 @@ class _Cells:
         rows: list[Row] = []
         with tqdm(total=total, unit="step", disable=not show_progress) as bar:
             for model, family in models.items():
-                victim = family.replace(unet=copy.deepcopy(family.denoiser))
+                victim = family.with_denoiser(copy.deepcopy(family.denoiser))
                 for person, role in people:
                     for seed in seeds:
                         bar.set_description(f"attack {model}/{person.id}/seed {seed}")
@@ -210,7 +210,7 @@ class _Cells:
         person: Person,
         role: str,
         seed: int,
-        victim: StableDiffusion,
+        victim: Family,
         bar: tqdm[Any],
     ) -> Row:
         """Attack once: one row of the results."""
@@ -250,14 +250,14 @@ class _Cells:
             bar.update(end - bar.n)
         return row | {"seconds": round(time.perf_counter() - started, 3), "status": status, "error": error}
 
-    def _latents(self, model: str, victim: StableDiffusion, person: Person) -> Posterior:
+    def _latents(self, model: str, victim: Family, person: Person) -> Posterior:
         """The photos as this model's VAE encodes them, once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
                 self.latents[model, person.id] = victim.posterior(person.photos)
         return self.latents[model, person.id]
 
-    def _look(self, model: str, victim: StableDiffusion, seed: int, step: int) -> tuple[Tensor, Look]:
+    def _look(self, model: str, victim: Family, seed: int, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; before the attack, once for all people."""
         if step == 0 and (model, seed) in self.before_attack:
             return self.before_attack[model, seed]
@@ -291,7 +291,7 @@ class _Cells:
 
 
 def _draw_class(
-    draw: Draw, count: int, base: StableDiffusion, hardened: StableDiffusion, class_prompt: str, seed: int
+    draw: Draw, count: int, base: Family, hardened: Family, class_prompt: str, seed: int
 ) -> dict[str, Tensor]:
     """Class pictures: the base's with two sets of seeds, the hardened model's with the second.
 
@@ -307,7 +307,7 @@ def _draw_class(
 
 def _draw(
     config: AuditConfig,
-    family: StableDiffusion,
+    family: Family,
     prompts: Sequence[str],
     seed: int,
     stream: int,

@@ -20,7 +20,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.faces import load_encoder
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 
 ARMS = ("clean", "protected")
@@ -50,7 +50,7 @@ class PhotoAudit:
     """The attacks on photos, and what they share. adapter: None leaves the zero-shot attack out."""
 
     config: AuditConfig
-    base: StableDiffusion
+    base: Family
     class_images: Posterior
     judges: Judges
     adapter: FaceIDAdapter | None
@@ -76,7 +76,7 @@ class PhotoAudit:
 
     def dreambooth(self, photos: Tensor) -> Tensor:
         """Pictures for the audit's first prompt, after the nominal attack with `photos` [N, 3, R, R] in [-1, 1]."""
-        victim = self.base.replace(unet=copy.deepcopy(self.base.denoiser))
+        victim = self.base.with_denoiser(copy.deepcopy(self.base.denoiser))
         with torch.no_grad():
             latents = victim.posterior(photos)
         self._nominal().run(victim, victim.denoiser, latents, self.class_images)

@@ -141,7 +141,7 @@ class Study:
 
     def dreambooth(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
         """The nominal attack on the photos; likeness of 16 pictures per prompt."""
-        victim = self.family.replace(unet=copy.deepcopy(self.family.denoiser))
+        victim = self.family.with_denoiser(copy.deepcopy(self.family.denoiser))
         attack = DreamBooth(**{**self.attack.params(), "seed": seed})
         attack.run(victim, victim.denoiser, encode_images(self.family, photos * 2 - 1), self.prior)
         return {

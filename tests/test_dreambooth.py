@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from apdm.attacks import Attack
 from apdm.attacks.dreambooth import DreamBooth, probe_loss
-from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.families import Family, Posterior, load_family
 
 ATTACK = DreamBooth(
     instance_prompt="a photo of sks person",
@@ -25,12 +25,12 @@ ATTACK = DreamBooth(
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
 @pytest.fixture(scope="module")
-def latents(family: StableDiffusion) -> tuple[Posterior, Posterior]:
+def latents(family: Family) -> tuple[Posterior, Posterior]:
     """Of 3 photos and 5 class pictures."""
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -38,9 +38,7 @@ def latents(family: StableDiffusion) -> tuple[Posterior, Posterior]:
     return posterior[:3], posterior[3:]
 
 
-def run(
-    attack: DreamBooth, family: StableDiffusion, latents: tuple[Any, Any], **options: Any
-) -> tuple[list[float], Module]:
+def run(attack: DreamBooth, family: Family, latents: tuple[Any, Any], **options: Any) -> tuple[list[float], Module]:
     denoiser = copy.deepcopy(family.denoiser)
     return attack.run(family, denoiser, *latents, **options), denoiser
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch.nn import Module
 
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 
 Evaluate = Callable[[int, Module], None]  # (steps done, the denoiser as it is now)
 Callback = Callable[[int, float], None]  # (steps done, loss of the last one)
@@ -34,7 +34,7 @@ class Attack(Protocol):
 
     def run(
         self,
-        family: StableDiffusion,
+        family: Family,
         denoiser: Module,
         instance: Posterior,
         class_images: Posterior | None,

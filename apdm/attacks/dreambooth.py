@@ -18,7 +18,7 @@ from torch.nn import Module
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import Callback, Evaluate
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.losses import denoising_loss, personalization_loss, squared_error
 
 
@@ -55,7 +55,7 @@ class DreamBooth:
 
     def run(
         self,
-        family: StableDiffusion,
+        family: Family,
         denoiser: Module,
         instance: Posterior,
         class_images: Posterior | None,
@@ -119,7 +119,7 @@ class DreamBooth:
         instance, prior = error.chunk(2)
         return personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
 
-    def _batches(self, family: StableDiffusion, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
+    def _batches(self, family: Family, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
         images = [instance] if prior is None else [instance, prior]
         seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
         streams = [_stream(family, i, self.train_batch_size, s) for i, s in zip(images, seeds, strict=False)]
@@ -127,7 +127,7 @@ class DreamBooth:
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))
 
     @torch.no_grad()
-    def _prompt_embeds(self, family: StableDiffusion, prior: Posterior | None) -> Tensor:
+    def _prompt_embeds(self, family: Family, prior: Posterior | None) -> Tensor:
         prompts = [self.instance_prompt] if prior is None else [self.instance_prompt, self.class_prompt]
         return family.encode_prompts(prompts).float().repeat_interleave(self.train_batch_size, dim=0)
 
@@ -151,7 +151,7 @@ class DreamBooth:
 
 @torch.no_grad()
 def probe_loss(
-    family: StableDiffusion,
+    family: Family,
     denoiser: Module,
     images: Posterior,
     prompt: str,
@@ -168,7 +168,7 @@ def probe_loss(
     return denoising_loss(squared_error(prediction, batch.target)).item()
 
 
-def _stream(family: StableDiffusion, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
+def _stream(family: Family, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
     """Endless batches of `images`, reshuffled after every pass."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
@@ -179,11 +179,11 @@ def _stream(family: StableDiffusion, images: Posterior, batch_size: int, seed: i
         yield _noisy_batch(family, images[torch.tensor(index)], generator)
 
 
-def _noisy_batch(family: StableDiffusion, images: Posterior, generator: torch.Generator) -> Batch:
+def _noisy_batch(family: Family, images: Posterior, generator: torch.Generator) -> Batch:
     """One draw of latent, noise and timestep for each of `images`, from a CPU generator: equal on every
     device."""
     shape, device = images.mean.shape, images.mean.device
     latents = images.sample(noise=torch.randn(shape, generator=generator))
     noise = torch.randn(shape, generator=generator).to(device)
-    timesteps = torch.randint(family.num_train_timesteps, shape[:1], generator=generator).to(device)
+    timesteps = family.draw_timesteps(len(images), generator).to(device)
     return Batch(family.add_noise(latents, noise, timesteps), timesteps, family.target(latents, noise, timesteps))
