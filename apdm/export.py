@@ -32,7 +32,7 @@ from apdm.files import (
 from apdm.single_file import check_single_file, single_file_weights
 
 if TYPE_CHECKING:
-    from apdm.families import StableDiffusion
+    from apdm.families import Family
 
 __all__ = [
     "THREAT_MODEL",
@@ -66,7 +66,7 @@ THREAT_MODEL = (
 
 
 def export_model(
-    family: StableDiffusion,
+    family: Family,
     directory: str | Path,
     *,
     base_path: str | Path,
@@ -114,7 +114,7 @@ def export_model(
     return target
 
 
-def export_size(family: StableDiffusion, *, save_variant: str | None = None, single_file: bool = False) -> int:
+def export_size(family: Family, *, save_variant: str | None = None, single_file: bool = False) -> int:
     """Bytes that `export_model` needs at its peak, an upper bound: a new header takes its file twice."""
     dtype, pipeline = DTYPES.get(save_variant or ""), cast(Any, family.pipeline)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
@@ -274,7 +274,7 @@ def _spellings(needle: bytes | str) -> set[bytes]:
     return {needle.encode(), json.dumps(needle)[1:-1].encode()}
 
 
-def _add_variant(family: StableDiffusion, folder: Path, variant: str) -> None:
+def _add_variant(family: Family, folder: Path, variant: str) -> None:
     """Save once more in half precision and take the weights of that into `folder`, beside the full ones."""
     half = folder.with_name(f"{folder.name}.{variant}")
     family.save(half, variant=variant)

@@ -24,7 +24,7 @@ from apdm.config import JobConfig, PerturbConfig, config_hash, load_config, to_y
 from apdm.errors import UserError
 from apdm.export import package_versions, write_manifest
 from apdm.faces import Face, load_detector, load_encoders
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.files import MARKER, claim_output_dir, delete, write_text
 from apdm.image_config import ImageLayerConfig
 from apdm.image_layer.photos import Photo, deviation, read_photo, read_subject, save_photo
@@ -108,7 +108,7 @@ class PhotoJob:
             _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
         return PhotoJob(config, photos, faces)
 
-    def run(self, family: StableDiffusion, output: Path, *, command: str | None = None) -> dict[str, Any]:
+    def run(self, family: Family, output: Path, *, command: str | None = None) -> dict[str, Any]:
         """Protect what is missing in `output`/images, and write `output`/perturbation.json. Returns its content."""
         config, layer = self.config, self.config.image_layer
         started, missing = time.perf_counter(), self._missing(output / IMAGES)

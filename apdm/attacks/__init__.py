@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 
-Evaluate = Callable[[int, StableDiffusion], None]  # (steps done, the attacked model as it is now)
+Evaluate = Callable[[int, Family], None]  # (steps done, the attacked model as it is now)
 Callback = Callable[[int, float], None]  # (steps done, loss of the last one)
 
 
@@ -29,13 +29,13 @@ class Material:
     instance: Posterior
     class_images: Posterior | None = None
     photos: Tensor | None = None
-    models: Mapping[str, StableDiffusion] = field(default_factory=dict)
+    models: Mapping[str, Family] = field(default_factory=dict)
 
 
 class Attacked(NamedTuple):
     """The attacker's own model when done, sharing what was not changed, and the loss of every step."""
 
-    model: StableDiffusion
+    model: Family
     losses: list[float]
 
 
@@ -67,7 +67,7 @@ class Attack(Protocol):
 
     def run(
         self,
-        model: StableDiffusion,
+        model: Family,
         material: Material,
         *,
         eval_steps: Collection[int] = (),

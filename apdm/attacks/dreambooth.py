@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,6 @@ class DreamBooth(FineTuning):
     name: ClassVar[str] = "dreambooth"
     assumes: ClassVar[str] = "the weights, photos and a GPU that trains the whole denoiser"
 
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(True)
-        return Victim(model.replace(unet=denoiser), (denoiser,), list(denoiser.parameters()))
+        return Victim(model.with_denoiser(denoiser), (denoiser,), list(denoiser.parameters()))

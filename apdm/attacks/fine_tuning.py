@@ -15,7 +15,7 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import Attacked, Callback, Evaluate, Material
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.losses import denoising_loss, personalization_loss, squared_error
 
 
@@ -35,7 +35,7 @@ class Victim:
     after_step: called after every optimizer step, without gradients, to put back what must not move.
     """
 
-    model: StableDiffusion
+    model: Family
     modules: tuple[Module, ...]
     parameters: list[Parameter]
     trains_text: bool = False
@@ -77,7 +77,7 @@ class FineTuning(ABC):
     assumes: ClassVar[str]
 
     @abstractmethod
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         """A copy of what is going to be trained, in a model that shares the rest with `model`."""
 
     def params(self) -> dict[str, object]:
@@ -89,7 +89,7 @@ class FineTuning(ABC):
 
     def run(
         self,
-        model: StableDiffusion,
+        model: Family,
         material: Material,
         *,
         eval_steps: Collection[int] = (),
@@ -149,7 +149,7 @@ class FineTuning(ABC):
         instance, prior = error.chunk(2)
         return personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
 
-    def _batches(self, model: StableDiffusion, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
+    def _batches(self, model: Family, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
         images = [instance] if prior is None else [instance, prior]
         seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
         streams = [_stream(model, i, self.train_batch_size, s) for i, s in zip(images, seeds, strict=False)]
@@ -185,7 +185,7 @@ class FineTuning(ABC):
 
 
 @torch.no_grad()
-def probe_loss(model: StableDiffusion, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
+def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
     """Denoising error of `images` over fixed draws: two values of it compare, which two training losses do
     not."""
     generator = torch.Generator().manual_seed(seed)
@@ -195,7 +195,7 @@ def probe_loss(model: StableDiffusion, images: Posterior, prompt: str, *, draws:
     return denoising_loss(squared_error(prediction, batch.target)).item()
 
 
-def _stream(model: StableDiffusion, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
+def _stream(model: Family, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
     """Endless batches of `images`, reshuffled after every pass."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
@@ -206,11 +206,11 @@ def _stream(model: StableDiffusion, images: Posterior, batch_size: int, seed: in
         yield _noisy_batch(model, images[torch.tensor(index)], generator)
 
 
-def _noisy_batch(model: StableDiffusion, images: Posterior, generator: torch.Generator) -> Batch:
+def _noisy_batch(model: Family, images: Posterior, generator: torch.Generator) -> Batch:
     """One draw of latent, noise and timestep for each of `images`, from a CPU generator: equal on every
     device."""
     shape, device = images.mean.shape, images.mean.device
     latents = images.sample(noise=torch.randn(shape, generator=generator))
     noise = torch.randn(shape, generator=generator).to(device)
-    timesteps = torch.randint(model.num_train_timesteps, shape[:1], generator=generator).to(device)
+    timesteps = model.draw_timesteps(len(images), generator).to(device)
     return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps))

@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from apdm.errors import UserError
+from apdm.families.base import Family
 from apdm.families.folder import check_parts, locate, one_line, read_index, weight_files
-from apdm.families.sd import Posterior, StableDiffusion
+from apdm.families.posterior import Posterior
+from apdm.families.sd import StableDiffusion
 
-__all__ = ["Posterior", "StableDiffusion", "load_family"]
+__all__ = ["Family", "Posterior", "StableDiffusion", "load_family"]
 
 
 def load_family(
@@ -26,7 +28,7 @@ def load_family(
     variant: str | None = None,
     allow_pickle: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> StableDiffusion:
+) -> Family:
     """Load a diffusers pipeline folder, or a Hub id, as a family.
 
     dtype is that of the frozen parts; the denoiser's weights are always float32, because steps of 5e-6 vanish
