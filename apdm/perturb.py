@@ -162,8 +162,8 @@ class PhotoJob:
         for subject, photos in self.photos.items():
             for number, photo in enumerate(photos):
                 path = self._path(images, subject, photo)
-                changed = deviation(path, photo.pixels)
-                if changed is None or (layer.format == "png" and changed > layer.ball + 1e-6):
+                changed = deviation(path, photo.pixels, layer.format)
+                if changed is None or changed > layer.ball + 1e-6:
                     raise UserError(f"{path} is not within the budget of its original: remove it and run again")
                 rows.append({"subject": subject, "photo": number} | self._look(photo, read_photo(path)))
         return {
@@ -200,11 +200,11 @@ class PhotoJob:
 
     def _missing(self, images: Path) -> list[str]:
         """Subjects of which a protected photo is missing or is not of this original."""
-        ball = self.config.image_layer.ball if self.config.image_layer.format == "png" else 1.0
+        layer = self.config.image_layer
         return [
             subject
             for subject, photos in self.photos.items()
-            if not all(_is_of(self._path(images, subject, photo), photo.pixels, ball) for photo in photos)
+            if not all(_is_of(self._path(images, subject, photo), photo.pixels, layer) for photo in photos)
         ]
 
     def _path(self, images: Path, subject: str, photo: Photo) -> Path:
@@ -221,12 +221,12 @@ def _rgb(pixels: Tensor) -> np.ndarray:
     return np.asarray(pixels.permute(1, 2, 0))
 
 
-def _is_of(path: Path, original: Tensor, ball: float) -> bool:
+def _is_of(path: Path, original: Tensor, layer: ImageLayerConfig) -> bool:
     """Whether a protected photo is there and lies within the ball around its original."""
     if not path.exists():
         return False
-    changed = deviation(path, original)
-    return changed is not None and changed <= ball + 1e-6
+    changed = deviation(path, original, layer.format)
+    return changed is not None and changed <= layer.ball + 1e-6
 
 
 def _generator(seed: int, subject: str) -> torch.Generator:
