@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apdm.attacks import Material
+from apdm.attacks import VARIES, Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import with_denoiser
 from apdm.attacks.tokens import call, learn_words
@@ -33,6 +33,7 @@ class CustomDiffusion(FineTuning):
 
     name: ClassVar[str] = "custom_diffusion"
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
+    varies: ClassVar[tuple[str, ...]] = tuple(name for name in VARIES if name != "identifier")  # its token is its own
 
     def __post_init__(self) -> None:
         call(self, self.modifier_token, 1)

@@ -54,7 +54,7 @@ class Inpainting(Parametrised):
             strength=self.strength,
             pipeline_class=StableDiffusionInpaintPipeline,
             mask_image=mask,
-            **{"height": height, "width": width, **_known(options)},
+            **_known(options),
         )
 
 

@@ -159,11 +159,12 @@ def image_to_image(
     guidance_scale: float,
     batch_size: int = 4,
     pipeline_class: Any = StableDiffusionImg2ImgPipeline,
-    **inputs: Tensor,
+    mask_image: Tensor | None = None,
 ) -> Tensor:
     """diffusers' img2img (or inpainting) made of the model's parts: one picture per photo and prompt, as in `sample`.
 
-    Photo i, `[N, 3, H, W]` in [0, 1], has the generator `seed + i`. inputs: further ones of the pipeline, `[N, ...]`.
+    Photo i, `[N, 3, H, W]` in [0, 1], has the generator `seed + i`. mask_image: `[N, 1, H, W]`, for inpainting, 1 where
+    it is drawn anew.
     """
     if int(num_inference_steps * strength) < 1:  # diffusers would have no step to take
         return photos.clone()
@@ -174,6 +175,8 @@ def image_to_image(
     for start in range(0, len(photos), batch_size):
         chosen = slice(start, start + batch_size)
         chunk = photos[chosen]
+        height, width = chunk.shape[2:]
+        further = {} if mask_image is None else {"mask_image": mask_image[chosen], "height": height, "width": width}
         latents = pipeline(
             image=chunk,
             prompt_embeds=model.encode_prompts(prompts[chosen]),
@@ -183,7 +186,7 @@ def image_to_image(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             output_type="latent",
-            **{name: value[chosen] for name, value in inputs.items()},
+            **further,
         ).images
         pictures.append(model.decode(latents).cpu())
     return torch.cat(pictures)

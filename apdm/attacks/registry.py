@@ -192,7 +192,7 @@ def _from_file(path: Path, name: str) -> Any:
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     cls = getattr(module, name, None)
-    if not inspect.isclass(cls) or not all(hasattr(cls, member) for member in ("run", "prompt", "params", "name")):
+    if not inspect.isclass(cls) or not all(_has(cls, member) for member in ("run", "prompt", "params", "name")):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path.stem]
         raise UserError(f'{path} has no attack "{name}"; it has {", ".join(own) or "nothing"}')
     return cls
@@ -200,7 +200,12 @@ def _from_file(path: Path, name: str) -> Any:
 
 def _classes(*members: str) -> dict[str, type]:
     """The classes of this package's files that can be made and have a name and these members."""
-    return {cls.name: cls for cls in _all_classes() if all(hasattr(cls, member) for member in members)}
+    return {cls.name: cls for cls in _all_classes() if all(_has(cls, member) for member in members)}
+
+
+def _has(cls: type, member: str) -> bool:
+    """Whether its instances have it; a class itself can always be called."""
+    return any(member in vars(base) for base in cls.__mro__)
 
 
 def _all_classes() -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apdm.attacks import Material
+from apdm.attacks import VARIES, Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import frozen, with_denoiser
 from apdm.attacks.tokens import call, learn_words
@@ -31,6 +31,7 @@ class TextualInversion(FineTuning):
 
     name: ClassVar[str] = "textual_inversion"
     assumes: ClassVar[str] = "the weights, photos and a small GPU; the weights stay as they are"
+    varies: ClassVar[tuple[str, ...]] = tuple(name for name in VARIES if name != "identifier")  # its token is its own
 
     def __post_init__(self) -> None:
         call(self, self.placeholder_token, self.num_vectors)
