@@ -3,8 +3,9 @@
     python -m benchmarks.attacks --output rows.jsonl --attacks dreambooth lora lora:rank=32 textual_inversion
     python -m benchmarks.attacks --output rows.jsonl --summary
 
-A row is one attack (text as `apdm.attacks.registry` takes it), model, person and seed, with likeness along the way; rows
-that the file has already are not made again, so a study can be stopped. All attacks of a seed see equal pictures' noise.
+A row is one attack (text as `apdm.attacks.registry` takes it), model, person and seed, with likeness along the way;
+rows that the file has already are not made again, so a study can be stopped. All attacks of a seed draw their pictures
+from equal noise.
 """
 
 from __future__ import annotations

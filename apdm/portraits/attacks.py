@@ -23,5 +23,5 @@ BY_ATTACK: Mapping[str, Mapping[str, Any]] = {
 
 
 def nominal(spec: str, **options: Any) -> Attack:
-    """The attack of a text, see `apdm.attacks.registry`, with the miniature world's rate and steps where it says none."""
+    """The attack of a text (see `apdm.attacks.registry`), at this world's rate and steps where it names none."""
     return make(spec, by_attack=BY_ATTACK, **{**COMMON, **options})
