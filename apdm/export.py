@@ -106,11 +106,12 @@ def export_model(
         for path in list_files(partial):
             if path.suffix == ".safetensors" and path.parent.name in DENOISERS:
                 write_metadata(path, facts)
-        card = model_card(facts, name=target.name, variant=save_variant, single_file=single_file)
+        kind = type(family.pipeline).__name__
+        card = model_card(facts, kind=kind, name=target.name, variant=save_variant, single_file=single_file)
         write_text(partial / "README.md", card)
     if single_file:
         path = target.with_name(f"{target.name}.safetensors")
-        _write_single_file(family.pipeline, path, facts, DTYPES.get(save_variant or ""))
+        _write_single_file(family, path, facts, DTYPES.get(save_variant or ""))
     return target
 
 
@@ -154,7 +155,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def model_card(facts: dict[str, str], *, name: str, variant: str | None, single_file: bool) -> str:
+def model_card(facts: dict[str, str], *, kind: str, name: str, variant: str | None, single_file: bool) -> str:
     """README.md of an exported model: what was hardened, with what, against whom, and how to load it."""
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     lines = [
@@ -182,16 +183,16 @@ def model_card(facts: dict[str, str], *, name: str, variant: str | None, single_
         "## Use",
         "",
         "```python",
-        "from diffusers import StableDiffusionPipeline",
+        f"from diffusers import {kind}",
         "",
-        f'pipeline = StableDiffusionPipeline.from_pretrained("{name}")',
+        f'pipeline = {kind}.from_pretrained("{name}")',
     ]
     if variant:
         lines[-1] += f'  # half precision: variant="{variant}"'
     if single_file:
         lines += [
             "# or from the one file in the original layout, with tokenizer and scheduler of this folder",
-            f'pipeline = StableDiffusionPipeline.from_single_file("{name}.safetensors", config="{name}")',
+            f'pipeline = {kind}.from_single_file("{name}.safetensors", config="{name}")',
         ]
     return "\n".join([*lines, "```", ""])
 
@@ -283,11 +284,11 @@ def _add_variant(family: Family, folder: Path, variant: str) -> None:
             os.replace(path, folder / path.relative_to(half))
 
 
-def _write_single_file(pipeline: Any, path: Path, facts: dict[str, str], dtype: torch.dtype | None) -> None:
+def _write_single_file(family: Family, path: Path, facts: dict[str, str], dtype: torch.dtype | None) -> None:
     def ready(weight: Tensor) -> Tensor:
         return weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
 
-    weights = {name: ready(weight) for name, weight in single_file_weights(pipeline).items()}
+    weights = {name: ready(weight) for name, weight in single_file_weights(family.pipeline, family.dtypes).items()}
     with write_beside(path) as partial:
         save_file(weights, partial, metadata={"format": "pt"})
         write_metadata(partial, facts)

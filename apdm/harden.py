@@ -95,6 +95,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     validator = Validator(config, hardened, data, judged, output / "samples")
     reference = base.denoiser.eval().requires_grad_(False)
     steps = protect(config, accelerator, reference, hardened, data, benign, validator)
+    hardened.round_weights()
 
     export_model(
         hardened,

@@ -33,6 +33,7 @@ def load_base(config: JobConfig) -> Family:
         revision=config.revision,
         variant=config.variant,
         allow_pickle=config.allow_pickle,
+        single_file_config=config.single_file_config,
     )
     factor = base.size_multiple
     if config.resolution % factor:

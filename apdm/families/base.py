@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from apdm.errors import UserError
 from apdm.families.folder import write_pipeline
@@ -33,21 +35,31 @@ class Family(ABC):
     text encoder that an attack makes trainable again.
 
     pipeline: any pipeline in memory. source: the folder it was read from, where there is one; `save` then copies from
-    it everything but the denoiser.
+    it everything but the denoiser. dtypes: of each part's weights in the files they came from, in which `save` writes
+    them; what is not named is written as it is.
     Raises UserError for a denoiser that predicts something unknown, or takes more than latents.
     """
 
+    pipeline_name: ClassVar[str]  # diffusers' class
     denoiser_name: ClassVar[str]  # the part that is trained, under the pipeline's own name for it
+    other_parts: ClassVar[tuple[str, ...]]  # what else the pipeline cannot do without
 
-    def __init__(self, pipeline: Any, *, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        source: Path | None = None,
+        dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
+    ) -> None:
         self.pipeline = pipeline
         self.source = source
+        self.dtypes = dtypes
         self.num_train_timesteps: int = pipeline.scheduler.config.num_train_timesteps
         self.vae_scale: int = pipeline.vae_scale_factor
         self._check()
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.denoiser_name:
-                part.requires_grad_(False)
+                part.eval().requires_grad_(False)  # diffusers leaves the T5 of a single file in training mode
         pipeline.set_progress_bar_config(disable=True)
 
     def _check(self) -> None:
@@ -79,7 +91,8 @@ class Family(ABC):
         # A pipeline is a bag of parts: in a shallow copy some can be others without a new construction.
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**parts)
-        return type(self)(pipeline, source=self.source if set(parts) <= {self.denoiser_name} else None)
+        source = self.source if set(parts) <= {self.denoiser_name} else None
+        return type(self)(pipeline, source=source, dtypes=self.dtypes)
 
     @property
     @abstractmethod
@@ -95,10 +108,14 @@ class Family(ABC):
     def posterior(self, images: Tensor) -> Posterior:
         """Encode images `[B, 3, H, W]` in [-1, 1]. H and W must be multiples of `vae_scale`."""
         vae = self.pipeline.vae
-        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        if "latents" in encoded:  # AutoencoderTiny has one latent per image, and no spread
+            mean, std = encoded.latents, torch.zeros_like(encoded.latents)
+        else:
+            mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
         scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
         dtype = torch.promote_types(vae.dtype, torch.float32)
-        return Posterior((latents.mean.to(dtype) - shift) * scale, latents.std.to(dtype) * scale)
+        return Posterior((mean.to(dtype) - shift) * scale, std.to(dtype) * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in [0, 1], float32, of latents `[B, C, h, w]` in the denoiser's scale."""
@@ -182,24 +199,50 @@ class Family(ABC):
 
     # -- files -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Round the denoiser to the float type that `save` writes it in, so that what is judged is what ships."""
+        dtype = self.dtypes.get(self.denoiser_name)
+        if dtype is not None:
+            for weight in self.denoiser.parameters():
+                weight.copy_(weight.to(dtype))
+
     def save(self, directory: Path | str, *, variant: str | None = None) -> None:
         """Write a pipeline folder with safetensors only; variant "fp16" writes half-precision files.
 
         Everything but the denoiser's weights is copied as it was in `source`: tokenizer, safety checker,
-        configuration. The folder is written beside `directory` and takes its place, whole, when it is
-        complete.
+        configuration. The denoiser's have the float type that they had in the files they came from. The folder is
+        written beside `directory` and takes its place, whole, when it is complete.
         """
         if variant not in (None, "fp16", "bf16"):
             raise UserError(f"cannot write variant {variant!r}: fp16 and bf16 are known")
-        dtype = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant or "")
+
+        def converted(name: str, module: Any) -> Any:
+            dtype = half or self.dtypes.get(name, module.dtype)
+            return module if dtype == module.dtype else _converted_copy(module, dtype)
+
         write_pipeline(
             self.pipeline,
             Path(directory),
             source=self.source,
             changed={self.denoiser_name},
             variant=variant,
-            convert=lambda module: module if dtype is None else _converted_copy(module, dtype),
+            convert=converted,
         )
+
+
+def append_pooled(embeds: Tensor, pooled: Tensor) -> Tensor:
+    """Token embeddings `[B, L, D]` with a pooled vector `[B, P]` in as many rows below as it needs."""
+    width = embeds.shape[2]
+    rows = pad(pooled, (0, -pooled.shape[1] % width)).unflatten(1, (-1, width))
+    return torch.cat([embeds, rows.to(embeds.dtype)], dim=1)
+
+
+def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The two that `append_pooled` joined; `width` is P."""
+    rows = -(-width // embeds.shape[2])
+    return embeds[:, :-rows], embeds[:, -rows:].flatten(1)[:, :width]
 
 
 def _adapter_input(embeds: Tensor, *, guided: bool) -> list[Tensor]:

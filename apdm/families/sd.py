@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -16,15 +16,20 @@ from apdm.families.base import Family
 class StableDiffusion(Family):
     """A `StableDiffusionPipeline` as a family; the scheduler's configuration says what it predicts."""
 
+    pipeline_name = "StableDiffusionPipeline"
     denoiser_name = "unet"
+    other_parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "scheduler")
 
-    def __init__(self, pipeline: Any, *, source: Path | None = None) -> None:
+    def __init__(self, pipeline: Any, *, source: Path | None = None, **facts: Any) -> None:
+        self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "")
+        super().__init__(pipeline, source=source, **facts)
         # The pipeline's own scheduler samples; this one holds the forward process of training.
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.prediction_type: str = pipeline.scheduler.config.prediction_type
-        super().__init__(pipeline, source=source)
 
     def _check(self) -> None:
+        if "beta_schedule" not in self.pipeline.scheduler.config:
+            name = type(self.pipeline.scheduler).__name__
+            raise UserError(f"{self._where}: a {name} has no schedule of betas; models trained on one work")
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise UserError(
                 f"{self._where}: the scheduler predicts {self.prediction_type!r}; epsilon and v_prediction work"
