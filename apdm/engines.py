@@ -41,8 +41,6 @@ class Engine:
     fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass.
     """
 
-    needs_copy = False  # whether the model given is taken apart, so that a plain copy must be kept to draw with
-
     def __init__(
         self,
         model: nn.Module,
@@ -163,7 +161,7 @@ class DataParallel(Engine):
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, **options: Any) -> None:
         super().__init__(model, make_optimizer, **options)
-        self.wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.attacked = self.wrapped
 
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
@@ -187,10 +185,10 @@ class FullyShard(Engine):
     Sharded by hand rather than by accelerate, whose plugin does not run on CPUs.
     """
 
-    needs_copy = True
-
-    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, **options: Any) -> None:
-        super().__init__(shard(model), make_optimizer, **options)
+    def __init__(
+        self, model: nn.Module, make_optimizer: MakeOptimizer, *, device: torch.device, **options: Any
+    ) -> None:
+        super().__init__(shard(model, device), make_optimizer, **options)
         self.fast = [local(p.data) for p in self.parameters]
 
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
@@ -222,13 +220,15 @@ class FullyShard(Engine):
         return self.optimizer.state[parameter][name].full_tensor()
 
 
-def shard(model: nn.Module) -> nn.Module:
-    """FSDP2 over all processes, block by block: what a forward pass gathers at once is one block."""
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """FSDP2 over all processes, block by block: what a forward pass gathers at once is one block.
+
+    A model on the CPU goes to `device` block by block too.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    kind = next(model.parameters()).device.type
-    mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     names = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
     for found in (getattr(model, name, None) for name in names):
         for block in found if isinstance(found, nn.ModuleList) else [found]:

@@ -24,7 +24,7 @@ from apdm.errors import UserError
 from apdm.export import check_single_file, export_model, export_size, write_manifest
 from apdm.families import Posterior, StableDiffusion
 from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
-from apdm.launched import check_engine, kind_of, lost_processes, make_accelerator
+from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
 from apdm.prepare import class_posterior, load_base, prepare_process
 from apdm.ranks import Ranks
@@ -76,8 +76,10 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         base = ranks.agree(lambda: load_base(config))
         job = ranks.on_main(lambda: Job.open(config, base))
         checkpoint, facts = ranks.share(lambda: _job(job).claim())
-        base.pipeline.to(accelerator.device)
+        if ranks.is_main:
+            base.pipeline.to(accelerator.device)
         people, benign = ranks.share(lambda: _job(job).encode())
+        base.denoiser.to("cpu" if kind in SHARDED else accelerator.device)
         hardened = base.replace(unet=copy.deepcopy(base.denoiser))
         training = Training(
             config,
@@ -105,6 +107,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         ranks.agree(lambda: None)  # nobody leaves while another is still gathering
         accelerator.end_training()
         if job is not None:
+            base.pipeline.to(accelerator.device)
+            hardened.pipeline.to(accelerator.device)
             job.finish(hardened, steps, command=command)
     return output
 

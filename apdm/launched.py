@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,12 +15,14 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import nn
+from transformers.integrations import unset_hf_deepspeed_config
 
 from apdm.config import HardenConfig
 from apdm.engines import DataParallel, Engine, FullyShard, Independent, MakeOptimizer
 from apdm.errors import Interrupted, UserError
 from apdm.ranks import Ranks
 
+SHARDED = ("fsdp2", "zero3")  # engines that take the model apart, so that a plain one is kept to draw with
 RESUME = "the same command with --resume_from_checkpoint latest goes on"
 
 
@@ -42,6 +45,8 @@ def make_accelerator(config: HardenConfig) -> Accelerator:
         project_dir=str(Path(config.output_dir) / config.logging_dir),
         **options,
     )
+    # Under ZeRO-3 transformers would load every model in pieces; only what is trained is to be.
+    unset_hf_deepspeed_config()
     return check_processes(accelerator, size)
 
 
@@ -99,8 +104,10 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
 def make_engine(
     config: HardenConfig, accelerator: Accelerator, model: nn.Module, make_optimizer: MakeOptimizer, ranks: Ranks
 ) -> Engine:
-    """The engine of `kind_of`, with `model` in it."""
+    """The engine of `kind_of`, with `model` in it, or a copy of it where the engine takes it apart."""
     kind = kind_of(accelerator)
+    if kind in SHARDED:
+        model = copy.deepcopy(model)
     options: dict[str, Any] = {
         "max_grad_norm": config.l2p.max_grad_norm,
         "accumulation": config.gradient_accumulation_steps,
@@ -119,8 +126,9 @@ def make_engine(
         )
     if kind == "ddp" and config.l2p.attackers == "independent":
         return Independent(model, make_optimizer, **options)
-    engines = {"single": Engine, "ddp": DataParallel, "fsdp2": FullyShard}
-    return engines[kind](model, make_optimizer, **options)
+    if kind == "fsdp2":
+        return FullyShard(model, make_optimizer, device=accelerator.device, **options)
+    return {"single": Engine, "ddp": DataParallel}[kind](model, make_optimizer, **options)
 
 
 def autocast(config: HardenConfig, accelerator: Accelerator) -> Callable[[], AbstractContextManager[Any]]:

@@ -25,7 +25,7 @@ from apdm.engines import shard
 from apdm.errors import Interrupted, UserError
 from apdm.families import StableDiffusion
 from apdm.l2p import LearningToProtect
-from apdm.launched import RESUME, autocast, make_engine
+from apdm.launched import RESUME, SHARDED, autocast, kind_of, make_engine
 from apdm.pool import AttackerPool
 from apdm.ranks import Ranks
 from apdm.signals import Stop
@@ -73,8 +73,9 @@ class Training:
         self.slow = self.engine.slow_weights(
             max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate, **adamw
         )
-        if self.engine.needs_copy:
-            reference = shard(copy.deepcopy(reference))
+        self.sharded = kind_of(accelerator) in SHARDED
+        if self.sharded:
+            reference = shard(copy.deepcopy(reference), accelerator.device)
         options = asdict(config.l2p)
         for elsewhere in ("learning_rate", "max_grad_norm", "attackers"):  # the engine has them
             del options[elsewhere]
@@ -109,7 +110,7 @@ class Training:
     def publish(self) -> None:
         """theta into the model that is drawn with and exported, on the main process; between outer steps."""
         self.slow.restore()
-        if self.engine.needs_copy:
+        if self.sharded:
             theta = self.slow.gather(self.slow.theta)
             for parameter, value in zip(self.hardened.denoiser.parameters(), theta, strict=False):
                 parameter.copy_(value)
@@ -225,7 +226,7 @@ def protect(
         bar.set_postfix(shown, refresh=False)
         if config.validation.steps and step % config.validation.steps == 0:
             training.publish()
-            figures, counters.quiet_probes = ranks.share(partial(_validate, validator, step))
+            figures, counters.quiet_probes = ranks.share(partial(_validate, validator, step, accelerator.device))
             values |= figures
         if config.report_to:
             accelerator.log(values, step=step)
@@ -243,10 +244,15 @@ def protect(
     return counters.step
 
 
-def _validate(validator: Validator | None, step: int) -> tuple[dict[str, float], int]:
+def _validate(validator: Validator | None, step: int, device: torch.device) -> tuple[dict[str, float], int]:
     if validator is None:
         raise RuntimeError("validation runs where the validator is")
-    return validator(step), validator.quiet_probes
+    denoiser: Any = validator.family.denoiser
+    home = next(denoiser.parameters()).device  # the CPU, where the engine shards the model
+    denoiser.to(device)
+    figures = validator(step)
+    denoiser.to(home)
+    return figures, validator.quiet_probes
 
 
 def _enough(validator: Validator | None, counters: Counters, ranks: Ranks) -> bool:

@@ -129,8 +129,6 @@ class Zero3(Zero):
     over the processes, as the attacker's does; nothing else is sent.
     """
 
-    needs_copy = True
-
     def _zero_options(self) -> dict[str, Any]:
         # A parameter kept whole for its smallness would not see what is written to its piece.
         return {"stage3_param_persistence_threshold": 0}
