@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ def write(
             text = {"format": FORMAT, **facts, "parameters": list(parameters), "files": files}
             (partial / FACTS).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
         for folder in _folders(output)[: -limit if limit else 0]:
-            delete(folder)
+            _remove(folder)
     except (OSError, SafetensorError) as error:
         for _ in sections:  # the others are still gathering
             pass
@@ -135,7 +136,7 @@ def write(
 def discard(output: Path) -> None:
     """Delete all checkpoints: a run that starts anew must not be resumed from another's."""
     for folder in _folders(output):
-        delete(folder)
+        _remove(folder)
 
 
 def fingerprint(config: Any) -> dict[str, Any]:
@@ -168,6 +169,13 @@ def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable
         raise UserError(f"the checkpoint was made with other options: {listed}; restore them or start anew")
     for name in differing:
         tell(f"resuming with another {_shown(name, saved.get(name), ours.get(name))}")
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint so that none is ever seen half deleted: renamed first, to what `files.recover` clears."""
+    stage = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    os.replace(folder, stage)
+    delete(stage)
 
 
 def _shown(name: str, saved: Any, ours: Any) -> str:
