@@ -192,7 +192,9 @@ def test_a_checkpoint_of_another_base_model_is_refused(
     assert "another base model" in last_line(capsys)
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_checkpoint_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "foreign").mkdir()
     assert run(tmp_path / "run", resume_from_checkpoint=tmp_path / "foreign") == 2
     assert "is no checkpoint" in last_line(capsys)
