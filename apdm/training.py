@@ -236,7 +236,9 @@ def protect(
         if asked or (every and (over or step % every == 0)):
             save()
         if asked:
-            raise Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME}")
+            interrupted = Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME}")
+            interrupted.elsewhere = not ranks.is_main
+            raise interrupted
         if enough:
             break
     bar.close()
