@@ -63,12 +63,17 @@ class Family(ABC):
         pipeline.set_progress_bar_config(disable=True)
 
     def _check(self) -> None:
-        taken, given = self.denoiser.config.in_channels, self.pipeline.vae.config.latent_channels
+        taken, given = self._channels, self.pipeline.vae.config.latent_channels
         if taken != given:
             raise UserError(
                 f"{self._where}: the {self.denoiser_name} takes {taken} channels where the vae gives {given}: "
                 "use a text-to-image model, not an inpainting one"
             )
+
+    @property
+    def _channels(self) -> int:
+        """Of the latents that the denoiser takes."""
+        return self.denoiser.config.in_channels
 
     @property
     def _where(self) -> str:
@@ -185,8 +190,12 @@ class Family(ABC):
                     width=width,
                     output_type="latent",
                 ).images
-            images.append(self.decode(latents).cpu())
+            images.append(self.decode(self._drawn_latents(latents, height, width)).cpu())
         return torch.cat(images)
+
+    def _drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
+        """Latents `[B, C, h, w]` as the pipeline hands them out."""
+        return drawn
 
     @abstractmethod
     def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
