@@ -109,7 +109,7 @@ def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draw
     # Flow matching begins where there is nothing but noise; others say their timestep.
     timestep = int(args[1]) if args else 999
     if kind == "flux":
-        noisy, theirs = (family._drawn_latents(tokens, 16, 16) for tokens in (noisy, theirs))
+        noisy, theirs = (family.drawn_latents(tokens, 16, 16) for tokens in (noisy, theirs))
     with torch.no_grad():
         embeds = family.encode_prompts(["a photo of sks person"])
         ours = family.predict(family.denoiser, noisy, torch.tensor([timestep]), embeds)

@@ -65,12 +65,12 @@ class Flux(FlowMatching):
     def _unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), PACK)
 
-    def _drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
+    def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
         default = self.pipeline.default_sample_size * self.vae_scale
         sides = [(side or default) // self.size_multiple for side in (height, width)]
         return self._unpacked(drawn, *sides)
 
-    def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
