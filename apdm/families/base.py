@@ -43,6 +43,9 @@ class Family(ABC):
     pipeline_name: ClassVar[str]  # diffusers' class
     denoiser_name: ClassVar[str]  # the part that is trained, under the pipeline's own name for it
     other_parts: ClassVar[tuple[str, ...]]  # what else the pipeline cannot do without
+    # In the names of the denoiser's weights: where it reads the prompt, and where it makes keys and values of it.
+    cross_attention: ClassVar[tuple[str, ...]]
+    keys_and_values: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -63,12 +66,17 @@ class Family(ABC):
         pipeline.set_progress_bar_config(disable=True)
 
     def _check(self) -> None:
-        taken, given = self.denoiser.config.in_channels, self.pipeline.vae.config.latent_channels
+        taken, given = self._channels, self.pipeline.vae.config.latent_channels
         if taken != given:
             raise UserError(
                 f"{self._where}: the {self.denoiser_name} takes {taken} channels where the vae gives {given}: "
                 "use a text-to-image model, not an inpainting one"
             )
+
+    @property
+    def _channels(self) -> int:
+        """Of the latents that the denoiser takes."""
+        return self.denoiser.config.in_channels
 
     @property
     def _where(self) -> str:
@@ -171,7 +179,7 @@ class Family(ABC):
         images = []
         for start in range(0, len(prompts), batch_size):
             chunk = prompts[start : start + batch_size]
-            inputs = self._prompt_inputs(chunk)
+            inputs = self.prompt_inputs(chunk)
             if face_embeds is not None:
                 embeds = _adapter_input(face_embeds[start : start + len(chunk)], guided=guidance_scale > 1)
                 inputs["ip_adapter_image_embeds"] = embeds
@@ -185,11 +193,15 @@ class Family(ABC):
                     width=width,
                     output_type="latent",
                 ).images
-            images.append(self.decode(latents).cpu())
+            images.append(self.decode(self.drawn_latents(latents, height, width)).cpu())
         return torch.cat(images)
 
+    def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
+        """Latents `[B, C, h, w]` as the pipeline hands them out."""
+        return drawn
+
     @abstractmethod
-    def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The pipeline's arguments for these prompts, and for none of guidance's sake."""
 
     def _sampling_precision(self) -> torch.autocast:

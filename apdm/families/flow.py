@@ -24,6 +24,9 @@ class FlowMatching(Family):
     """A pipeline with a transformer and a flow-matching scheduler, in diffusers' convention."""
 
     denoiser_name = "transformer"
+    # The prompt's own stream through joint attention.
+    cross_attention = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
+    keys_and_values = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **facts: Any) -> None:
         super().__init__(pipeline, source=source, **facts)
