@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,13 @@ from torch.nn.functional import pad
 from apdm.errors import UserError
 from apdm.families.folder import write_pipeline
 from apdm.families.posterior import Posterior
+
+DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> [count], on the generator's device
+
+
+def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`[count]` whole numbers below `total`, all alike."""
+    return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
 class Family(ABC):
@@ -134,9 +142,10 @@ class Family(ABC):
 
     # -- diffusion -------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """`[count]` whole numbers on the generator's device, as training draws them; uniform by default."""
-        return torch.randint(self.num_train_timesteps, (count,), generator=generator, device=generator.device)
+    @property
+    def draw_timesteps(self) -> DrawTimesteps:
+        """How training draws timesteps, by default uniformly. It holds no pipeline and goes between processes."""
+        return partial(uniform_timesteps, self.num_train_timesteps)
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
