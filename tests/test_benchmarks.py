@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apdm.families import load_family
-from benchmarks import l2p_speed
+from benchmarks import distributed, l2p_speed
 from benchmarks.reference_loop import ReferenceLoop
 
 
@@ -47,3 +47,12 @@ def test_the_speed_benchmark_writes_what_it_measured(tiny_pipeline, tmp_path, ca
     result = json.loads(output.read_text())
     assert all(len(times) == 2 and min(times) > 0 for times in result["seconds_per_outer_step"].values())
     assert result["ratio_of_medians"] > 0 and "ratio of medians" in capsys.readouterr().out
+
+
+def test_the_buffers_that_the_scaling_table_counts_are_those_that_one_process_holds():
+    figures = distributed.measure("one process", inner_steps=1, outer_steps=1)
+    # theta', the attacker's two moments, phi, theta, G and theta's two moments; a checkpoint has theta and its moments.
+    assert figures["buffers"] == pytest.approx(8, abs=0.05)
+    assert figures["checkpoint_size"] == pytest.approx(3, abs=0.05)
+    assert not figures["sent"]
+    assert "| one process | 8.0" in distributed.table({"one process": figures})
