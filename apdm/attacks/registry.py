@@ -83,7 +83,7 @@ def make_purifier(spec: str) -> Purifier:
 def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     """The editing attack or adapter of `img2img`, `img2img:strength=0.7`, ...; given: fields that no text can fill."""
     cls, options = _parse(spec, zero_shots(), "zero-shot attack")
-    return cls(**given, **_values(cls, options, spec))
+    return cls(**(given | _values(cls, options, spec)))
 
 
 def variants(spec: str, variations: Mapping[str, Iterable[str]] = VARIATIONS) -> list[str]:
