@@ -126,6 +126,7 @@ def test_variants_change_one_thing_each_and_can_all_be_made():
     [
         ("lorra", 'no attack "lorra"; did you mean "lora"'),
         ("lora:rnk=3", 'lora has no option "rnk"; did you mean "rank"'),
+        ("lora:step_factor=3", 'lora has no option "step_factor"; did you mean "steps_factor"'),
         ("lora:rank=big", 'rank is "big"; it needs a whole number'),
         ("lora:rank=-1", "cannot be below 0"),
         ("lora:target=everything", "one of attention, linear, all"),

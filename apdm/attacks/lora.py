@@ -65,9 +65,9 @@ def layers(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv
 
 
 def adapted(module: Module, layers: list[str], rank: int, lora_alpha: int | None, seed: int) -> Any:
-    """A frozen copy with a fresh adapter, A drawn from `seed` and B nothing: it computes what `module` does."""
+    """A frozen float32 copy with a fresh adapter, A drawn from `seed` and B nothing: it computes what `module` does."""
     config = LoraConfig(r=rank, lora_alpha=lora_alpha or rank, init_lora_weights="gaussian", target_modules=layers)
-    copied: Any = copy.deepcopy(module).requires_grad_(False)
+    copied: Any = copy.deepcopy(module).float().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws from the global generator
         copied.add_adapter(config)
