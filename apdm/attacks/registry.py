@@ -192,9 +192,8 @@ def _from_file(path: Path, name: str) -> Any:
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     cls = getattr(module, name, None)
-    if not (inspect.isclass(cls) and is_dataclass(cls)) or not all(
-        _has(cls, member) for member in ("run", "prompt", "params", "name")
-    ):
+    members = ("run", "prompt", "params", "name")
+    if not (inspect.isclass(cls) and is_dataclass(cls) and all(_has(cls, member) for member in members)):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path.stem]
         raise UserError(f'{path} has no attack "{name}"; it has {", ".join(own) or "nothing"}')
     return cls
