@@ -28,7 +28,7 @@ from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.export import package_versions
 from apdm.faces import FaceEncoder, FaceScore
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import write_text
 from apdm.metrics.fidelity import Extractor, kernel_distance
 from apdm.metrics.judges import Judges, Look
@@ -37,7 +37,7 @@ from apdm.metrics.verdict import Row, add_row_figures, comparison, cost_factors,
 
 ATTACK, CLASS, CLASS_AGAIN = range(3)  # streams of picture seeds
 SAMPLE_BATCH_SIZE = 16
-Draw = Callable[[StableDiffusion, Sequence[str], int, int], Tensor]  # (model, prompts, seed, stream)
+Draw = Callable[[Family, Sequence[str], int, int], Tensor]  # (model, prompts, seed, stream)
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Person:
 def audit(
     config: AuditConfig,
     *,
-    base: StableDiffusion,
-    hardened: StableDiffusion,
+    base: Family,
+    hardened: Family,
     subjects: Sequence[Person],
     others: Sequence[Person] = (),
     strangers: Tensor | None = None,
@@ -169,7 +169,7 @@ class _Cells:
 
     def run(
         self,
-        models: Mapping[str, StableDiffusion],
+        models: Mapping[str, Family],
         people: Sequence[tuple[Person, str]],
         seeds: Sequence[int],
         *,
@@ -207,7 +207,7 @@ class _Cells:
         person: Person,
         role: str,
         seed: int,
-        family: StableDiffusion,
+        family: Family,
         bar: tqdm[Any],
     ) -> Row:
         """Attack once: one row of the results."""
@@ -215,7 +215,7 @@ class _Cells:
         row: Row = {"attack": attack.name, "params": attack.params(), "model": model, "role": role}
         row |= {"subject": subject, "seed": seed, "identity": {}, "quality": {}, "scores": {}, "curve": []}
 
-        def evaluate(step: int, victim: StableDiffusion) -> None:
+        def evaluate(step: int, victim: Family) -> None:
             images, look = self._look(model, victim, attack, step)
             point = self._point(look, subject)
             loss = probe_loss(victim, latents, attack.instance_prompt)
@@ -246,14 +246,14 @@ class _Cells:
             bar.update(end - bar.n)
         return row | {"seconds": round(time.perf_counter() - started, 3), "status": status, "error": error}
 
-    def _latents(self, model: str, victim: StableDiffusion, person: Person) -> Posterior:
+    def _latents(self, model: str, victim: Family, person: Person) -> Posterior:
         """The photos as this model's VAE encodes them, once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
                 self.latents[model, person.id] = victim.posterior(person.photos)
         return self.latents[model, person.id]
 
-    def _look(self, model: str, victim: StableDiffusion, attack: DreamBooth, step: int) -> tuple[Tensor, Look]:
+    def _look(self, model: str, victim: Family, attack: DreamBooth, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; before the attack, once for all people."""
         seed = attack.seed
         if step == 0 and (model, seed) in self.before_attack:
@@ -288,7 +288,7 @@ class _Cells:
 
 
 def _draw_class(
-    draw: Draw, count: int, base: StableDiffusion, hardened: StableDiffusion, class_prompt: str, seed: int
+    draw: Draw, count: int, base: Family, hardened: Family, class_prompt: str, seed: int
 ) -> dict[str, Tensor]:
     """Class pictures: the base's with two sets of seeds, the hardened model's with the second.
 
@@ -304,7 +304,7 @@ def _draw_class(
 
 def _draw(
     config: AuditConfig,
-    family: StableDiffusion,
+    family: Family,
     prompts: Sequence[str],
     seed: int,
     stream: int,
