@@ -67,7 +67,7 @@ def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(f
     assert family.denoiser.encoder_hid_proj is None
 
 
-def test_it_draws_like_every_zero_shot_attack_and_is_made_by_name(family: StableDiffusion, untrained: Path):
+def test_it_draws_like_every_zero_shot_attack_and_is_made_by_name(family: Family, untrained: Path):
     given = {"path": untrained, "encoder": load_encoder("portrait-a")}
     adapter, photos = make_zero_shot("faceid:scale=0.5", **given), torch.rand(2, 3, 64, 64)
     assert adapter == attack(untrained, scale=0.5, encoder=given["encoder"]) and adapter.assumes
