@@ -24,7 +24,8 @@ TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FineTuning):
     """W + lora_alpha / rank * B A for the layers of `target`: the denoiser's attention, its linear layers, or its
-    convolutions too. Defaults are those of diffusers' DreamBooth LoRA; lora_alpha is the rank where none is given.
+    convolutions too. Defaults are those of diffusers' DreamBooth LoRA (the rate is its README's); lora_alpha is the
+    rank where none is given.
     """
 
     learning_rate: float = 1e-4
