@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 from apdm import checkpoint as checkpoints
 from apdm.config import HardenConfig, L2PConfig, PreservationConfig
 from apdm.data import ProtectionData
-from apdm.families import Posterior, Family, load_family
+from apdm.families import Family, Posterior, load_family
 from apdm.files import write_text
 from apdm.launched import make_accelerator
 from apdm.ranks import Ranks

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apdm.families import load_family
-from benchmarks import distributed, l2p_speed
+from benchmarks import attacks, distributed, l2p_speed
 from benchmarks.reference_loop import ReferenceLoop
 
 
@@ -56,3 +56,30 @@ def test_the_buffers_that_the_scaling_table_counts_are_those_that_one_process_ho
     assert figures["checkpoint_size"] == pytest.approx(3, abs=0.05)
     assert not figures["sent"]
     assert "| one process | 8.0" in distributed.table({"one process": figures})
+
+
+def attack_row(person: int, likeness: float) -> dict[str, object]:
+    seen = {"mean": likeness, "match_rate": 0.5, "face_rate": 1.0}
+    return {
+        "model": "base",
+        "attack": "lora",
+        "person": person,
+        "seed": 0,
+        "photos": 4,
+        "params": {"learning_rate": 0.01},
+        "curve": {"0": dict.fromkeys(attacks.ENCODERS, seen), "100": dict.fromkeys(attacks.ENCODERS, seen)},
+    }
+
+
+def test_the_attacks_benchmark_makes_no_row_twice_and_sums_up_over_people(tmp_path, monkeypatch, capsys):
+    rows, output = [attack_row(0, 0.2), attack_row(1, 0.4)], tmp_path / "rows.jsonl"
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("sys.argv", f"x --output {output} --attacks lora --people 2".split())
+    attacks.main()
+    assert attacks.read(output) == rows
+    monkeypatch.setattr("sys.argv", f"x --output {output} --summary".split())
+    attacks.main()
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "| base | lora | 0.01 | 2 | 100 | 0.30 / 0.30 | 0.50 / 0.50 | 1.00 |"
+    )
