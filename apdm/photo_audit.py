@@ -17,7 +17,7 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.config import AuditConfig
+from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.faces import load_encoder
 from apdm.families import Posterior, StableDiffusion
@@ -38,7 +38,7 @@ class PhotoPair:
     references: Mapping[str, Tensor]
 
 
-def load_adapter(config: AuditConfig) -> FaceIDAdapter | None:
+def load_adapter(config: AuditOptions) -> FaceIDAdapter | None:
     """The zero-shot adapter of the audit, None where none is named. Raises UserError for a bad encoder."""
     if config.faceid_adapter is None:
         return None
@@ -49,7 +49,7 @@ def load_adapter(config: AuditConfig) -> FaceIDAdapter | None:
 class PhotoAudit:
     """The attacks on photos, and what they share. adapter: None leaves the zero-shot attack out."""
 
-    config: AuditConfig
+    config: AuditOptions
     base: StableDiffusion
     class_images: Posterior
     judges: Judges

@@ -18,10 +18,10 @@ from apdm.files import model_hash
 from apdm.subjects import load_images
 
 
-def prepare_process(num_threads: int | None) -> None:
-    """Use `num_threads`, by default all cores this process may use, and leave the progress bar to us."""
+def prepare_process(num_threads: int | None, *, processes: int = 1) -> None:
+    """Use `num_threads`, by default this process's share of the cores it may use, and leave the progress bar to us."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or cores)
+    torch.set_num_threads(num_threads or max(1, cores // processes))
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 
@@ -34,11 +34,16 @@ def load_base(config: JobConfig) -> StableDiffusion:
         variant=config.variant,
         allow_pickle=config.allow_pickle,
     )
-    factor = base.vae_scale * 2 ** (len(base.denoiser.config.block_out_channels) - 1)
-    if config.resolution % factor:
-        near = max(factor, round(config.resolution / factor) * factor)
-        raise UserError(f"resolution {config.resolution} is no multiple of the model's {factor}; try {near}")
+    check_resolution(base, config.resolution)
     return base
+
+
+def check_resolution(base: StableDiffusion, resolution: int) -> None:
+    """Raise UserError unless pictures of this side fit the model."""
+    factor = base.vae_scale * 2 ** (len(base.denoiser.config.block_out_channels) - 1)
+    if resolution % factor:
+        near = max(factor, round(resolution / factor) * factor)
+        raise UserError(f"resolution {resolution} is no multiple of the model's {factor}; try {near}")
 
 
 def class_posterior(config: JobConfig, base: StableDiffusion, output: Path, *, show_progress: bool = True) -> Posterior:

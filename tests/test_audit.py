@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apdm.audit import Person, audit, write_results
+from apdm.audit import Audit, Person, audit, read_results, write_results
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.families import StableDiffusion, load_family
+from apdm.metrics.judges import Judges
 
 CONFIG = AuditConfig(
     learning_rate=1e-3,
@@ -69,21 +70,23 @@ def run_audit(family: StableDiffusion) -> Callable[..., tuple[dict[str, Any], di
     def run(config: AuditConfig = CONFIG, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with torch.no_grad():
             prior = family.posterior(photos(4, 50))
+        hardened = options.pop("hardened", family)
+        face_score = options.pop("face_score", ConvJudge("face", -1.0, 3))
+        encoders = [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)]
+        store = options.pop("store", None)
         options = {
-            "base": family,
-            "hardened": family,
+            "models": {"base": family, "hardened": hardened, **options.pop("more", {})},
+            "judges": Judges(encoders, face_score, ConvJudge("features", 0.0, 4)),
             "subjects": [person("s01", 1)],
             "others": [person("o01", 2)],
             "strangers": photos(4, 60),
             "class_images": prior,
-            "encoders": [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)],
-            "face_score": ConvJudge("face", -1.0, 3),
-            "extractor": ConvJudge("features", 0.0, 4),
             "instance_prompt": "a photo of sks person",
             "class_prompt": "a photo of person",
-            "show_progress": False,
         } | options
-        return audit(config, **options)
+        done = audit(Audit(config=config, **options), store=store, show_progress=False)
+        assert done is not None
+        return done
 
     return run
 
