@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apdm.audit import Audit, Person, audit, read_results, write_results
+from apdm.audit import Audit, Person, audit, write_results
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.families import StableDiffusion, load_family

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from apdm.config import AuditConfig
-from apdm.metrics.rows import add_row_figures, cost_factors, other_subjects
-from apdm.metrics.verdict import judge, judge_attacks, worst_attack
+from apdm.metrics.rows import add_row_figures, other_subjects
+from apdm.metrics.verdict import judge, judge_attacks
 
 
 def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
