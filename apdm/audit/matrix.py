@@ -17,7 +17,7 @@ from apdm.audit.people import Person
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, make_attack
 from apdm.errors import Interrupted
-from apdm.metrics.rows import Row
+from apdm.metrics.rows import Row, file_name
 
 if TYPE_CHECKING:
     from apdm.audit import Audit
@@ -130,11 +130,6 @@ class Matrix:
             if "attention" in pictures:
                 sheets[f"attention/{place}"] = pictures["attention"]
         return rows, sheets
-
-
-def file_name(spec: str) -> str:
-    """A spec as a name for files and picture slots: dreambooth:identifier=t@t -> dreambooth_identifier=t@t."""
-    return spec.replace("/", "_").replace(":", "_")
 
 
 def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: int, common: Mapping[str, Any]) -> Cell:

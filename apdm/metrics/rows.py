@@ -59,6 +59,11 @@ def spec_of(row: Mapping[str, Any]) -> str:
     return str(row.get("spec") or row.get("attack") or "dreambooth")
 
 
+def file_name(spec: str) -> str:
+    """A spec as a name for files and slots: dreambooth:photos=jpeg/quality=50 -> dreambooth_photos=jpeg_quality=50."""
+    return spec.replace("/", "_").replace(":", "_")
+
+
 def add_row_figures(rows: Sequence[Row]) -> None:
     """Give every row its `unreliable` flags and `steps_to_match`.
 
