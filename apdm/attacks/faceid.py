@@ -33,6 +33,7 @@ class FaceIDAdapter:
     scale: float = 1.0
 
     name: ClassVar[str] = "faceid"
+    assumes: ClassVar[str] = "one photo, and an adapter that somebody else trained"
 
     def params(self) -> dict[str, object]:
         return {"adapter": self.path.name, "encoder": self.encoder.name, "scale": self.scale}
@@ -56,6 +57,10 @@ class FaceIDAdapter:
         """Pictures `[B, 3, H, W]` in [0, 1] of the person in `photos`, one per prompt; options as in `sample`."""
         identity = self.identity(photos).to(victim.denoiser.device)
         return victim.sample(prompts, face_embeds=identity.expand(len(prompts), -1), **options)
+
+    def draw(self, model: StableDiffusion, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
+        """See `apdm.attacks.ZeroShot`; the photos are one person, and one identity."""
+        return self.run(self.victim(model), photos, prompts, **options)
 
     def check(self, family: StableDiffusion) -> None:
         """Raise UserError for a file that is no FaceID adapter, or one for another model or encoder."""

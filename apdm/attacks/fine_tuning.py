@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
-from apdm.attacks import Attacked, Callback, Evaluate, Material
+from apdm.attacks import VARIES, Attacked, Callback, Evaluate, Material
+from apdm.errors import UserError
 from apdm.families import Posterior, StableDiffusion
 from apdm.losses import denoising_loss, personalization_loss, squared_error
 
@@ -32,7 +33,8 @@ class Victim:
     """A model under attack: its parts that `modules` names are copies of the attacker's own, to be changed in place.
 
     parameters: what is trained, float32. trains_text: prompts must be encoded anew in every step, with gradients.
-    after_step: called after every optimizer step, without gradients, to put back what must not move.
+    after_step: called after every optimizer step, without gradients, to put back what must not move. adapter: views of
+    what was learnt, where it can be published by itself and loaded on another model.
     """
 
     model: StableDiffusion
@@ -40,6 +42,7 @@ class Victim:
     parameters: list[Parameter]
     trains_text: bool = False
     after_step: Callable[[], None] = lambda: None
+    adapter: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         if any(p.dtype != torch.float32 for p in self.parameters):
@@ -75,10 +78,17 @@ class FineTuning(ABC):
 
     name: ClassVar[str]
     assumes: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    varies: ClassVar[tuple[str, ...]] = VARIES
 
     @abstractmethod
     def begin(self, model: StableDiffusion, material: Material) -> Victim:
         """A copy of what is going to be trained, in a model that shares the rest with `model`."""
+
+    @property
+    def identifier(self) -> str:
+        """What the instance prompt calls the subject. Raises UserError where that is not one word."""
+        return identifier_of(self.instance_prompt, self.class_prompt)
 
     def params(self) -> dict[str, object]:
         return {key: value for key, value in asdict(self).items() if key != "seed"}
@@ -113,9 +123,22 @@ class FineTuning(ABC):
             of reach.
         """
         self._check(material, eval_steps)
-        prior = material.class_images if self.prior_loss_weight else None
         victim = self.begin(model, material)
-        batches, prompts = self._batches(model, material.instance, prior), self._prompts(victim, prior)
+        losses = self.train(victim, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
+        return Attacked(victim.model, losses)
+
+    def train(
+        self,
+        victim: Victim,
+        material: Material,
+        *,
+        eval_steps: Collection[int] = (),
+        evaluate: Evaluate | None = None,
+        callback: Callback | None = None,
+    ) -> list[float]:
+        """Train what `begin` made, in place: the loss of every step. Arguments as in `run`."""
+        prior = material.class_images if self.prior_loss_weight else None
+        batches, prompts = self._batches(victim.model, material.instance, prior), self._prompts(victim, prior)
         optimizer = self._optimizer(victim.parameters)
         losses: list[float] = []
         for step in range(self.max_train_steps + 1):
@@ -126,9 +149,9 @@ class FineTuning(ABC):
             if step == self.max_train_steps:
                 break
             victim.train(True)
-            batch = next(batches)
-            prediction = model.predict(victim.model.denoiser, batch.noisy, batch.timesteps, next(prompts))
-            loss = self._loss(squared_error(prediction, batch.target))
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(step)
+            loss = self.loss(victim, next(batches), next(prompts))
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"the attack's loss is {losses[-1]} at step {step + 1}")
@@ -136,11 +159,21 @@ class FineTuning(ABC):
             clip_grad_norm_(victim.parameters, self.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            victim.after_step()
+            with torch.no_grad():
+                victim.after_step()
             if callback is not None:
                 callback(step + 1, losses[-1])
         victim.train(False)
-        return Attacked(victim.model, losses)
+        return losses
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step after `step` are done."""
+        return self.learning_rate
+
+    def loss(self, victim: Victim, batch: Batch, prompt_embeds: Tensor) -> Tensor:
+        """What is minimised, a scalar. A batch holds the instance's images, then the prior's if there is one."""
+        prediction = victim.model.predict(victim.model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
+        return self._loss(squared_error(prediction, batch.target))
 
     def _loss(self, error: Tensor) -> Tensor:
         """L_per (eq. 5) of a batch that holds the instance's errors, then the prior's if there is one."""
@@ -168,7 +201,7 @@ class FineTuning(ABC):
                     embeds = embeds.repeat_interleave(self.train_batch_size, dim=0)
             yield embeds
 
-    def _optimizer(self, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             parameters,
             lr=self.learning_rate,
@@ -182,6 +215,14 @@ class FineTuning(ABC):
             raise ValueError("an attack with prior_loss_weight above 0 needs class images")
         if unreachable := [step for step in eval_steps if not 0 <= step <= self.max_train_steps]:
             raise ValueError(f"evaluation steps {unreachable} are not in an attack of {self.max_train_steps} steps")
+
+
+def identifier_of(instance_prompt: str, class_prompt: str) -> str:
+    """The one word of the instance prompt that the class prompt lacks. Raises UserError where it is not one."""
+    words = [word for word in instance_prompt.split() if word not in class_prompt.split()]
+    if len(words) != 1:
+        raise UserError(f'no identifier in "{instance_prompt}": it should have one word that "{class_prompt}" lacks')
+    return words[0]
 
 
 @torch.no_grad()
