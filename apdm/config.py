@@ -154,6 +154,11 @@ class AuditOptions:
         "attacked for all of max_train_steps. Default: max_train_steps.",
         at_least=1,
     )
+    attack_options: list[str] = option(
+        [],
+        "What attacks other than the nominal one take instead of their own defaults, each as a text of "
+        'apdm/attacks/registry.py: "lora:learning_rate=1e-3,max_train_steps=500".',
+    )
     eval_steps: list[int] = option([], "Attack steps at which likeness is measured, beside the last.", at_least=0)
     num_images: int = option(15, "Pictures per prompt; the paper's 15.", at_least=1)
     num_inference_steps: int = option(20, "Sampling steps; the paper's PNDM takes 20.", at_least=1)
@@ -255,6 +260,9 @@ class AuditJobConfig(AuditOptions):
     sibling: str | None = option(
         None,
         "Pipeline folder of another fine-tune of the base, for attacks that merge models; without it they are out.",
+    )
+    hardened_sibling: str | None = option(
+        None, "Pipeline folder of the sibling hardened, for taking a task vector off."
     )
     suite: Literal["quick", "standard", "full"] = option("standard", "Which attacks: apdm/audit/suites.py.")
     attacks: list[str] = option(

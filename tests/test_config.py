@@ -213,6 +213,9 @@ def test_every_option_of_harden_is_explained():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_config_loads(file):
+    if file.stem.startswith("audit"):
+        load_config(AuditJobConfig, ["--config", str(file)])
+        return
     load_config(HardenConfig, ["--config", str(file), "--instance_data_dir", "i", "--output_dir", "o"])
 
 

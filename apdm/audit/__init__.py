@@ -47,11 +47,11 @@ Sheets = dict[str, Tensor]
 class Audit:
     """What is attacked, by what, and who judges.
 
-    config: drawing, thresholds, the nominal attack. models: "base" and "hardened", maybe "placebo" (an arm too) and
-    "sibling"; all are only read, attacks train copies. subjects: the protected. others: people who must stay learnable.
-    strangers: photos of anybody else, [N, 3, R, R] in [-1, 1], what likeness by chance is; without them, the base's
-    own class pictures say it. class_images: the attack's prior, drawn by the base; None only where `prior_loss_weight`
-    is 0. consenting: photos of people who have nothing to do with anybody, as strangers. seed: of the first repeat.
+    config: drawing, thresholds, the nominal attack. models: "base" and "hardened", maybe "placebo" (an arm too),
+    "sibling" and "hardened_sibling"; all are only read, attacks train copies. subjects: the protected. others: people
+    who must stay learnable. strangers: photos of anybody else, [N, 3, R, R] in [-1, 1], what likeness by chance is;
+    without them, the base's own class pictures say it. class_images: the attack's prior, drawn by the base; None only
+    where `prior_loss_weight` is 0. consenting: photos of unrelated people, as strangers. seed: of the first repeat.
     nominal_step: length of the nominal attack; default `config.max_train_steps`. paths: {model: {"path", "sha256"}}.
     """
 
@@ -138,7 +138,7 @@ def _audit(plan: Audit, store: CellStore, process: Process, show_progress: bool)
         "schema": SCHEMA,
         "command": plan.command,
         "package": package_versions(),
-        "seeds": plan.seeds,
+        "seeds": sorted({row["seed"] for row in rows}),
         "models": {name: dict(facts) for name, facts in (plan.paths or {}).items()},
         "subjects": list(protected),
         "judges": judges.describe(),
@@ -264,7 +264,7 @@ def _common(plan: Audit) -> dict[str, Any]:
         "drawing": [config.prompts, config.num_images, config.num_inference_steps, config.guidance_scale],
         "class": [plan.class_prompt, config.num_class_images, plan.seed],
         "class_images": None if prior is None else [len(prior), _sha(plan, "base")],
-        "sibling": _sha(plan, "sibling"),
+        "models": {name: _sha(plan, name) for name in plan.models if name not in ("hardened", "placebo")},
         "consenting": tensor_hash(plan.consenting),
     }
 

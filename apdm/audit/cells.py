@@ -18,6 +18,7 @@ from apdm.audit.attention import identifier_maps
 from apdm.audit.people import Person
 from apdm.audit.suites import Entry
 from apdm.config import AuditOptions
+from apdm.data import encode_images
 from apdm.families import Posterior, StableDiffusion
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Judges, Look
@@ -53,7 +54,7 @@ class Cell:
             "spec": self.entry.spec,
             "params": self.attack.params(),
             "assumes": self.attack.assumes,
-            "white_box": getattr(self.attack, "white_box", None),
+            "white_box": self.entry.white_box,
             "required": self.entry.required,
             "long": self.entry.long,
             "model": self.model,
@@ -73,7 +74,7 @@ class Cell:
 class Attacker:
     """What is equal in all cells, and what they share so that nothing is drawn or encoded twice.
 
-    references: {person: {encoder: embeddings}}. models: by arm, and what else an attacker may have ("sibling").
+    references: {person: {encoder: embeddings}}. models: by arm, and what else an attacker may have.
     """
 
     config: AuditOptions
@@ -113,10 +114,12 @@ class Attacker:
         status, error, started = "ok", None, time.perf_counter()
         try:
             latents = self._latents(cell.model, family, cell.person)
-            others = {name: model for name, model in self.models.items() if name in ("base", "sibling")}
+            others = {name: model for name, model in self.models.items() if name != "placebo"}
             cell.attack.run(
                 family,
-                Material(latents, self.class_images, cell.person.photos, others),
+                Material(
+                    latents, self.class_images, cell.person.photos, others, consenting=self._consenting(cell.model)
+                ),
                 eval_steps=cell.eval_steps,
                 evaluate=evaluate,
                 callback=progress,
@@ -134,6 +137,13 @@ class Attacker:
             with torch.no_grad():
                 self.latents[model, person.id] = victim.posterior(person.photos)
         return self.latents[model, person.id]
+
+    def _consenting(self, model: str) -> Posterior | None:
+        if self.consenting is None:
+            return None
+        if (model, "") not in self.latents:
+            self.latents[model, ""] = encode_images(self.models[model], self.consenting, batch_size=SAMPLE_BATCH_SIZE)
+        return self.latents[model, ""]
 
     def _look(self, cell: Cell, victim: StableDiffusion, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; of a model as it came, once for all people."""

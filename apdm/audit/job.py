@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
+from apdm.attacks.registry import settings
 from apdm.audit import Audit, audit, write_results
 from apdm.audit.matrix import Process
 from apdm.audit.models import load_models
@@ -139,7 +140,8 @@ def attacker_prior(
 def _plan(config: AuditJobConfig, command: str | None) -> Audit:
     """All that is read, checked before anything is written."""
     entries = chosen(config.suite, config.attacks)
-    names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling")}
+    settings(config.attack_options)
+    names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
     if not available(entries, paths)[0]:
         raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")

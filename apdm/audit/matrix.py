@@ -15,7 +15,7 @@ from tqdm import tqdm
 from apdm.audit.cells import Attacker, Cell
 from apdm.audit.people import Person
 from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import Entry, make_attack
+from apdm.audit.suites import Arsenal, Entry, lengthened
 from apdm.errors import Interrupted
 from apdm.metrics.rows import Row, file_name
 
@@ -134,19 +134,17 @@ class Matrix:
 
 def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: int, common: Mapping[str, Any]) -> Cell:
     config = plan.config
-    nominal = {
-        "instance_prompt": plan.instance_prompt,
-        "class_prompt": plan.class_prompt,
-        "learning_rate": config.learning_rate,
-        "train_batch_size": config.train_batch_size,
-        "prior_loss_weight": config.prior_loss_weight,
-        "seed": seed,
-    }
-    attack = make_attack(entry.spec, **nominal, max_train_steps=plan.nominal)
+    arsenal = Arsenal(
+        options=config,
+        instance_prompt=plan.instance_prompt,
+        class_prompt=plan.class_prompt,
+        nominal_step=plan.nominal,
+    )
+    attack = arsenal.make(entry.spec, seed=seed)
     nominal_step = attack.max_train_steps
     pace = nominal_step / plan.nominal
     if entry.long and arm == "hardened" and role == "protected":
-        attack = make_attack(entry.spec, **nominal, max_train_steps=config.max_train_steps)
+        attack = lengthened(attack, config.max_train_steps / plan.nominal)
     wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in config.measured_steps)}
     eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
     facts = {
@@ -157,8 +155,7 @@ def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: 
         "arm": arm,
         "model": ((plan.paths or {}).get(arm) or {}).get("sha256"),
         "role": role,
-        "required": entry.required,
-        "long": entry.long,
+        "entry": [entry.required, entry.long, entry.white_box],
         "seed": seed,
         "person": person.id,
         "steps": [nominal_step, sorted(eval_steps)],

@@ -15,7 +15,7 @@ from apdm.families import StableDiffusion, load_family
 
 def load_models(paths: dict[str, str], **options: Any) -> dict[str, StableDiffusion]:
     """The models by name, the base first. Raises UserError for one that cannot be loaded or compared with the base."""
-    for name in ("hardened", "placebo", "sibling"):
+    for name in (name for name in paths if name != "base"):
         if name in paths and Path(paths[name]).resolve() == Path(paths["base"]).resolve():
             raise UserError(f"{name} and base are the same folder, {paths['base']}: name two models")
     models = {name: load_family(path, **options) for name, path in paths.items()}
