@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from apdm.config import AuditConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
 from apdm.errors import UserError
 from apdm.options import option
 
