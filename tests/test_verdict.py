@@ -8,7 +8,7 @@ import pytest
 
 from apdm.config import AuditConfig
 from apdm.metrics.rows import add_row_figures, other_subjects
-from apdm.metrics.verdict import judge, judge_attacks
+from apdm.metrics.verdict import judge, judge_attacks, worst_attack
 
 
 def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
@@ -212,3 +212,117 @@ def test_without_other_people_the_rest_is_judged_and_a_note_says_so():
 def test_a_single_seed_is_noted():
     notes = verdict_on(made_up_results(fact("seeds", value=[0])))["notes"]
     assert notes == ["A claim needs at least 3 seeds; this audit has 1."]
+
+
+# -- several attacks -----------------------------------------------------------------------------------------
+
+
+def of(spec: str, base: dict[int, Any], hardened: dict[int, Any], **facts: Any) -> Callable[[dict[str, Any]], None]:
+    """Adds an attack of another spec, on the base and on the hardened model."""
+    facts = {"spec": spec, "long": False, **facts}
+    rows = [made_up_row("base", "protected", base, **facts), made_up_row("hardened", "protected", hardened, **facts)]
+    return lambda draft: draft.setdefault("more", []).extend(rows)
+
+
+LEARNS, STAYS, BREAKS = {0: SAFE, 10: LEARNED}, {0: SAFE, 10: SAFE}, {0: SAFE, 10: identity(0.6, 0.5)}
+
+
+def test_the_verdict_takes_the_worst_of_the_attacks_it_requires():
+    verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS)))
+    assert verdict["protected"] is False
+    assert {attack["spec"]: attack["state"] for attack in verdict["by_attack"]} == {
+        "dreambooth": "protected",
+        "lora": "not protected",
+    }
+    match = next(check for check in verdict["checks"] if check["name"] == "match_rate")
+    assert match["value"] == 0.5 and match["detail"].startswith("lora: ")
+
+
+def test_an_attack_that_is_not_required_breaks_no_verdict_and_is_noted():
+    verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS, required=False)))
+    assert verdict["protected"] is True
+    assert "lora, which the verdict does not require, breaks the protection." in verdict["notes"]
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_an_attack_that_fails_on_the_base_is_void_and_never_counts_as_protection(required: bool):
+    verdict = verdict_on(made_up_results(of("lora", STAYS, STAYS, required=required)))
+    assert verdict["by_attack"][1]["state"] == "void"
+    assert verdict["by_attack"][1]["comparison"] == {}  # its likeness enters no mean
+    assert verdict["protected"] is not required
+    if not required:
+        assert "lora does not work on the base here: it says nothing." in verdict["notes"]
+
+
+def test_a_void_pair_enters_no_mean_and_no_cost():
+    def weak_seed(draft: dict[str, Any]) -> None:
+        draft["more"] = [
+            made_up_row("base", "protected", STAYS, seed=1),
+            made_up_row("hardened", "protected", STAYS, seed=1),
+        ]
+
+    attack = verdict_on(made_up_results(weak_seed))["by_attack"][0]
+    assert attack["void"] == 1 and attack["comparison"]["enc"]["pairs"] == 1
+    assert attack["comparison"]["enc"]["base"] == 0.6
+    assert attack["cost_factor"]["worst"]["factor"] == 10
+
+
+def test_an_attack_no_longer_than_nominal_is_not_asked_for_a_cost_but_a_cheap_break_counts():
+    short = verdict_on(made_up_results(of("lora", LEARNS, STAYS)))
+    assert short["protected"] is True
+    cost = next(check for check in short["by_attack"][1]["checks"] if check["name"] == "cost_factor")
+    assert cost["passed"] is None and "for longer than nominal" in cost["detail"]
+    broken = verdict_on(made_up_results(of("lora", LEARNS, LEARNS)))["by_attack"][1]
+    cost = next(check for check in broken["checks"] if check["name"] == "cost_factor")
+    assert cost["passed"] is False and cost["value"] == 1
+
+
+def test_a_transfer_attack_that_beats_the_white_box_one_makes_the_latter_unreliable():
+    base = {0: SAFE, 10: identity(0.6, 1.0)}
+    better = {0: SAFE, 10: identity(0.05 + 0.06, 0.0)}
+    transfer = of("transfer:attack=lora", base, better, required=False, white_box="lora")
+
+    def both(draft: dict[str, Any]) -> None:
+        of("lora", LEARNS, STAYS)(draft)
+        transfer(draft)
+
+    verdict = verdict_on(made_up_results(both), AuditConfig(max_likeness_over_strangers=0.2))
+    assert verdict["protected"] is False
+    assert [attack["state"] for attack in verdict["by_attack"]] == ["protected", "unreliable", "protected"]
+    assert "lora: transfer:attack=lora, which needs no training on this model, gave 0.06" in verdict["unreliable"][0]
+
+
+def test_a_placebo_that_does_as_well_is_noted():
+    def placebo(likeness: float) -> Callable[[dict[str, Any]], None]:
+        return lambda draft: draft.update(
+            more=[made_up_row("placebo", "protected", {0: SAFE, 10: identity(likeness, 0)})]
+        )
+
+    assert verdict_on(made_up_results(placebo(0.5)))["notes"] == []
+    notes = verdict_on(made_up_results(placebo(0.04)))["notes"]
+    assert len(notes) == 1 and "hardened against somebody else does as well (enc)" in notes[0]
+
+
+def test_an_audit_without_any_required_attack_claims_nothing():
+    def optional(draft: dict[str, Any]) -> None:
+        for name in ("base", "hardened", "other_base", "other_hardened"):
+            draft[name]["required"] = False
+
+    verdict = verdict_on(made_up_results(optional))
+    assert verdict["protected"] is False and "no attack that the verdict requires was run" in verdict["unreliable"]
+
+
+def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
+    def more(draft: dict[str, Any]) -> None:
+        of("lora", LEARNS, LEARNS)(draft)
+        of("void", STAYS, LEARNS)(draft)
+        of("optional", LEARNS, LEARNS, required=False)(draft)
+
+    worst = worst_attack(verdict_on(made_up_results(more))["by_attack"])
+    assert worst is not None and worst["spec"] == "lora"
+
+
+def test_what_was_left_out_is_noted():
+    left_out = [{"spec": "task_vector", "reason": "it needs a sibling model, to be given with --sibling"}]
+    notes = verdict_on(made_up_results(fact("left_out", value=left_out)))["notes"]
+    assert notes == ["task_vector was left out: it needs a sibling model, to be given with --sibling."]

@@ -111,10 +111,10 @@ def _audit(plan: Audit, store: CellStore, process: Process, show_progress: bool)
     config, judges = plan.config, plan.judges
     entries, left_out = available(plan.entries, plan.models)
     matrix = Matrix.of(plan, entries, common=_common(plan))
-    with process.first_alone():  # the others find what the first has drawn
-        if process.is_main:
-            store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
-        class_pictures = _class_pictures(plan, store)
+    if process.is_main:
+        store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
+    process.wait()
+    class_pictures = _class_pictures(plan, store, process)
     class_looks = {name: judges.look(images) for name, images in class_pictures.items()}
     people = [*plan.subjects, *plan.others]
     references = {person.id: judges.embed(_unit(person.references)) for person in people}
@@ -183,14 +183,13 @@ def read_results(path: str | Path) -> Results:
 # -- the models before any attack ----------------------------------------------------------------------------
 
 
-def _class_pictures(plan: Audit, store: CellStore) -> Sheets:
+def _class_pictures(plan: Audit, store: CellStore, process: Process) -> Sheets:
     """Class pictures of every arm, kept in the store: the base's with two sets of seeds, the others' with the second.
 
     So "hardened" stands to "base" as "base_again" does, and two equal models have an FID ratio of exactly 1.
     """
-    config = plan.config
-    sheets = {}
-    for name, key in _class_keys(plan).items():
+    config, keys = plan.config, _class_keys(plan)
+    for name, key in list(keys.items())[process.index :: process.count]:
         if key not in store:
             height, width = plan.subjects[0].photos.shape[-2:]
             images = draw(
@@ -203,6 +202,9 @@ def _class_pictures(plan: Audit, store: CellStore) -> Sheets:
                 width=width,
             )
             store.save(key, {"finite": bool(images.isfinite().all())}, {"class": images})
+    process.wait()
+    sheets = {}
+    for name, key in keys.items():
         row, kept = store.load(key)
         # A broken model's pictures are no numbers, which a file of pictures cannot hold.
         sheets[name] = kept["class"] if row["finite"] else torch.full_like(kept["class"], torch.nan)

@@ -43,6 +43,11 @@ class Process:
     def is_main(self) -> bool:
         return self.index == 0
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """The main process runs the block before the others."""
