@@ -162,11 +162,13 @@ def test_an_interrupted_audit_says_what_is_kept_and_how_to_go_on(folders: dict[s
 
 def test_two_processes_share_the_cells_and_give_the_same_results(folders: dict[str, Path], whole: Path, tmp_path: Path):
     words = command(folders, tmp_path / "out")
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--num_cpu_threads_per_process", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "launch/cpu_2proc_ddp.yaml"]
     result = run([*launch, *words])
     assert result.returncode == 1, result.stderr
-    assert result.stdout.count("not protected") == 1
+    assert [line for line in result.stdout.splitlines() if line == "not protected"] == ["not protected"], result.stdout
     assert lasting(tmp_path / "out") == lasting(whole)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out/cells").glob("*/cell.json")]
+    assert {cell["process"] for cell in cells} == {0, 1}
 
 
 def test_other_options_do_not_mix_with_what_is_there(

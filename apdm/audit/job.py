@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
 from apdm.attacks.registry import settings
@@ -47,15 +45,13 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
-    # The others wait while one draws or assembles, however long that takes.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-    prepare_process(config.num_threads, processes=accelerator.num_processes)
-    process = Process(accelerator)
+    process = Process.launched()
+    prepare_process(config.num_threads, processes=process.count)
     with process.first_alone():  # so that bad input is said once
         plan = _plan(config, command)
         output = _claim(config) if process.is_main else Path(config.output_dir)
     for model in plan.models.values():
-        model.pipeline.to(accelerator.device)
+        model.pipeline.to(process.device)
     with process.first_alone():
         prior = attacker_prior(
             config,
@@ -69,7 +65,8 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
             show_progress=process.is_main,
         )
     plan = replace(plan, class_images=prior)
-    done = audit(plan, store=CellStore(output / CELLS), process=process, show_progress=process.is_main)
+    store = CellStore(output / CELLS, process=process.index)
+    done = audit(plan, store=store, process=process, show_progress=process.is_main)
     if done is None:
         return PROTECTED  # the main process says what came out
     results, pictures = done

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,7 +19,7 @@ from apdm.audit.cells import Attacker, Cell
 from apdm.audit.people import Person
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Arsenal, Entry, lengthened
-from apdm.errors import Interrupted
+from apdm.errors import Interrupted, UserError
 from apdm.metrics.rows import Row, file_name
 
 if TYPE_CHECKING:
@@ -30,6 +33,23 @@ class Process:
     """One of `count` processes, each with every count-th cell; `accelerator` where there are several."""
 
     accelerator: Accelerator | None = None
+
+    @staticmethod
+    def launched() -> Process:
+        """This process as the launcher started it. Raises UserError where it and accelerate count differently."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        accelerator = Accelerator(
+            # On CPUs accelerate must be told, or each of several processes believes itself alone.
+            cpu=True if size > 1 and not torch.accelerator.is_available() else None,
+            # The others wait while one draws or assembles, however long that takes.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+        )
+        if accelerator.num_processes != size:
+            raise UserError(
+                f"{size} processes were launched and accelerate counts {accelerator.num_processes}: "
+                "launch with a file of launch/"
+            )
+        return Process(accelerator)
 
     @property
     def index(self) -> int:
@@ -47,6 +67,10 @@ class Process:
         """Until all processes are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.accelerator is None else self.accelerator.device
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

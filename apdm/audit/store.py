@@ -41,11 +41,11 @@ def tensor_hash(*tensors: Tensor | None) -> str:
 
 
 class CellStore:
-    """The finished cells in one folder."""
+    """The finished cells in one folder. process: the number of this one, kept beside what it saves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, process: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.process = folder, process
 
     def __contains__(self, key: str) -> bool:
         return (self.folder / key / RECORD).is_file()
@@ -55,7 +55,8 @@ class CellStore:
         with write_beside(self.folder / key, folder=True) as partial:
             for name, images in pictures.items():
                 grid(images, len(images)).save(partial / f"{name}.png", format="PNG")
-            record = {"row": row, "pictures": {name: len(images) for name, images in pictures.items()}}
+            counts = {name: len(images) for name, images in pictures.items()}
+            record = {"row": row, "pictures": counts, "process": self.process}
             (partial / RECORD).write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
 
     def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
