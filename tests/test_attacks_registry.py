@@ -95,6 +95,8 @@ def test_a_staged_attack_gives_the_options_it_does_not_know_to_the_one_inside():
     )
     inner = LoRA(**NOMINAL, rank=32, max_train_steps=20)
     assert attack == TwoStage(attack=inner, benign_steps=5, benign_learning_rate=1e-3)
+    attack = make("two_stage:benign_steps=5", by_attack={"two_stage": {"benign_steps": 9}}, **NOMINAL)
+    assert attack.params()["benign_steps"] == 5
     assert make("interpolation:alpha=1", **NOMINAL) == Interpolation(attack=DreamBooth(**NOMINAL), alpha=1.0)
 
 

@@ -128,7 +128,7 @@ class _Maker:
     def _staged(self, cls: type, options: dict[str, str]) -> Any:
         inner = _nearest(options.pop("attack", "dreambooth"), attacks(), "attack")
         own = {name: options.pop(name) for name in list(options) if name in _kinds(cls)}
-        return cls(attack=self.make(inner, options), **self._defaults(cls), **_values(cls, own, self.spec))
+        return cls(attack=self.make(inner, options), **(self._defaults(cls) | _values(cls, own, self.spec)))
 
     def _plain(self, cls: Any, options: dict[str, str]) -> Any:
         factors = {field: options.pop(name) for name, field in FACTORS.items() if name in options}
