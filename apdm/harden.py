@@ -23,7 +23,7 @@ from apdm.config import HardenConfig, config_hash, load_config, to_yaml
 from apdm.data import Draws, ProtectionData, encode_images
 from apdm.errors import UserError
 from apdm.export import check_single_file, export_model, export_size, write_manifest
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import claim_output_dir, delete, require_disk, write_text
 from apdm.l2p import LearningToProtect
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
@@ -88,13 +88,14 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
 
     base.pipeline.to(accelerator.device)
     class_images = class_posterior(config, base, output, show_progress=accelerator.is_main_process)
-    hardened = base.replace(unet=copy.deepcopy(base.denoiser))
+    hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
     with torch.no_grad():
         data = protection_data(config, base, photos, class_images)
         benign = protection_data(config, base, consenting, class_images)
     validator = Validator(config, hardened, data, judged, output / "samples")
     reference = base.denoiser.eval().requires_grad_(False)
     steps = protect(config, accelerator, reference, hardened, data, benign, validator)
+    hardened.round_weights()
 
     export_model(
         hardened,
@@ -117,7 +118,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
 
 
 def protection_data(
-    config: HardenConfig, base: StableDiffusion, photos: Photos, class_images: Posterior
+    config: HardenConfig, base: Family, photos: Photos, class_images: Posterior
 ) -> dict[str, ProtectionData]:
     """Everything that does not change while hardening, encoded once: subject id -> latents and prompts."""
     prompts = base.encode_prompts([config.instance_prompt, config.class_prompt]).float()
@@ -127,7 +128,7 @@ def protection_data(
             prior=class_images,
             instance_prompt=prompts[:1],
             class_prompt=prompts[1:],
-            num_train_timesteps=base.num_train_timesteps,
+            draw_timesteps=base.draw_timesteps,
             positive=encode_images(base, photos.safe[subject]) if subject in photos.safe else None,
         )
         for subject, images in photos.instance.items()
@@ -138,7 +139,7 @@ def protect(
     config: HardenConfig,
     accelerator: Accelerator,
     reference: Module,
-    hardened: StableDiffusion,
+    hardened: Family,
     data: Mapping[str, ProtectionData],
     benign: Mapping[str, ProtectionData],
     validator: Validator,
@@ -245,7 +246,7 @@ def _summary(path: Sequence[Mapping[str, Tensor]], report: Mapping[str, Tensor])
     return dict(zip(everything, torch.stack([v.float().cpu() for v in everything.values()]).tolist(), strict=True))
 
 
-def _stop_on_nan(config: HardenConfig, slow: SlowWeights, hardened: StableDiffusion, done: int) -> None:
+def _stop_on_nan(config: HardenConfig, slow: SlowWeights, hardened: Family, done: int) -> None:
     slow.restore()
     kept = Path(config.output_dir) / f"model-after-{done}-steps"
     hardened.denoiser.requires_grad_(False)

@@ -14,7 +14,7 @@ from apdm.audit import Audit, Person, audit
 from apdm.audit.job import attacker_prior, load_judges, write_all
 from apdm.audit.people import Folders, People
 from apdm.config import HardenConfig
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, PhotoJob
@@ -68,8 +68,8 @@ class JudgedPeople:
 
     def audit_and_report(
         self,
-        base: StableDiffusion,
-        hardened: StableDiffusion,
+        base: Family,
+        hardened: Family,
         output: Path,
         *,
         command: str | None,
@@ -119,7 +119,7 @@ class JudgedPeople:
         write_all(results, pictures, output)
 
     def _audit_photos(
-        self, base: StableDiffusion, job: PhotoJob, output: Path, prior: Posterior
+        self, base: Family, job: PhotoJob, output: Path, prior: Posterior
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The image layer's part of the results, and its pictures."""
         config, size = self.config, self.config.resolution

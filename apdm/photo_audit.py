@@ -20,7 +20,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.faces import load_encoder
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 
 ARMS = ("clean", "protected")
@@ -50,7 +50,7 @@ class PhotoAudit:
     """The attacks on photos, and what they share. adapter: None leaves the zero-shot attack out."""
 
     config: AuditOptions
-    base: StableDiffusion
+    base: Family
     class_images: Posterior
     judges: Judges
     adapter: FaceIDAdapter | None

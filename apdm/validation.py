@@ -12,7 +12,7 @@ from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.config import HardenConfig
 from apdm.data import ProtectionData
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.judged import JudgedPeople
 from apdm.pictures import grid, save_png
 
@@ -30,7 +30,7 @@ class Validator:
     def __init__(
         self,
         config: HardenConfig,
-        family: StableDiffusion,
+        family: Family,
         data: Mapping[str, ProtectionData],
         judged: JudgedPeople | None,
         directory: Path,
@@ -72,7 +72,7 @@ class Validator:
         return figures
 
     @torch.no_grad()
-    def _sheet(self, family: StableDiffusion, name: str, prompts: list[str]) -> Tensor:
+    def _sheet(self, family: Family, name: str, prompts: list[str]) -> Tensor:
         options, count = self.config.validation, self.config.validation.num_images
         seeds = [self.config.seed + i for i in range(count)] * len(prompts)
         if len(set(prompts)) < len(prompts):  # the same prompt several times over: more noise, not the same pictures

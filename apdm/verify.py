@@ -78,13 +78,8 @@ def _loads(root: Path) -> list[str]:
     """Complaints of diffusers about the pipeline folder, and about the single file with the folder's configuration."""
     problems = _complaint(lambda: load_family(root / "model"))
     if (root / "model.safetensors").exists() and not problems:
-        from diffusers import StableDiffusionPipeline
-
-        problems += _complaint(
-            lambda: StableDiffusionPipeline.from_single_file(
-                str(root / "model.safetensors"), config=str(root / "model"), local_files_only=True
-            )
-        )
+        file = root / "model.safetensors"
+        problems += _complaint(lambda: load_family(file, single_file_config=root / "model"))
     return problems
 
 

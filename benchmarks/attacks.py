@@ -27,7 +27,7 @@ from apdm.attacks import Material
 from apdm.data import encode_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFace
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import PIPELINE
 from apdm.portraits.attacks import PROMPTS, nominal
@@ -45,7 +45,7 @@ PICTURES = 16
 class Study:
     """The model under attack, the other one where there are two, and the judges."""
 
-    def __init__(self, models: dict[str, StableDiffusion], attacked: str) -> None:
+    def __init__(self, models: dict[str, Family], attacked: str) -> None:
         self.models, self.family = models, models[attacked]
         self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
         pictures = draw(models["base"], [PROMPTS["class_prompt"]] * 64, seed=10_000)
@@ -63,7 +63,7 @@ class Study:
             encode_images(self.family, pixels), self.prior, pixels, self.models, consenting=self.consenting
         )
 
-        def evaluate(step: int, victim: StableDiffusion) -> None:
+        def evaluate(step: int, victim: Family) -> None:
             prompts = [attack.prompt(PROMPTS["instance_prompt"])] * PICTURES
             curve[str(step)] = self.judge(draw(victim, prompts, seed=1000 * seed + 77), known)
 

@@ -17,7 +17,7 @@ from apdm.attacks.fine_tuning import FineTuning, probe_loss
 from apdm.attacks.lora import LoRA
 from apdm.attacks.textual_inversion import TextualInversion
 from apdm.errors import UserError
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 
 ATTACKS: list[FineTuning] = [
     DreamBooth(**SHORT, train_text_encoder=True),
@@ -38,12 +38,12 @@ def named(attack: FineTuning) -> str:
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_the_model_under_attack_stays_bit_identical_without_gradients(family: StableDiffusion, attack: FineTuning):
+def test_the_model_under_attack_stays_bit_identical_without_gradients(family: Family, attack: FineTuning):
     before, words = weights(family), len(family.pipeline.tokenizer)
     attack.run(family, material(family))
     for part in PARTS:
@@ -67,7 +67,7 @@ def test_equal_seeds_are_bit_identical_whatever_the_global_generator_and_others_
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_the_denoising_error_on_the_photos_falls(family: StableDiffusion, attack: FineTuning):
+def test_the_denoising_error_on_the_photos_falls(family: Family, attack: FineTuning):
     longer = type(attack)(**{**vars(attack), "max_train_steps": 30, "learning_rate": 5e-3})
     given = material(family)
     before = probe_loss(longer.begin(family, given).model, given.instance, longer.instance_prompt)
@@ -87,7 +87,7 @@ def test_the_attacked_model_draws_the_audits_prompt_as_the_attacker_writes_it(fa
     assert len(known) <= len(written)
 
 
-def test_dreambooth_with_the_text_encoder_trains_every_weight_of_both(family: StableDiffusion):
+def test_dreambooth_with_the_text_encoder_trains_every_weight_of_both(family: Family):
     before = weights(family)
     victim = DreamBooth(**SHORT, train_text_encoder=True).run(family, material(family)).model
     assert changed(victim.denoiser, before["unet"]) == set(before["unet"])
@@ -95,7 +95,7 @@ def test_dreambooth_with_the_text_encoder_trains_every_weight_of_both(family: St
     assert victim.pipeline.vae is family.pipeline.vae
 
 
-def test_the_text_encoders_gradient_is_that_of_the_whole_loss(family: StableDiffusion):
+def test_the_text_encoders_gradient_is_that_of_the_whole_loss(family: Family):
     """One AdamW step from rest moves each weight against its gradient's sign: checked against autograd by hand."""
     attack = DreamBooth(
         **{**SHORT, "max_train_steps": 1, "learning_rate": 1e-3}, train_text_encoder=True, adam_weight_decay=0.0
@@ -116,7 +116,7 @@ def test_the_text_encoders_gradient_is_that_of_the_whole_loss(family: StableDiff
     assert clear.any() and torch.equal(moved[clear].sign(), -gradient[clear].sign())
 
 
-def test_a_new_adapter_changes_nothing_and_a_trained_one_is_w_plus_alpha_over_rank_b_a(family: StableDiffusion):
+def test_a_new_adapter_changes_nothing_and_a_trained_one_is_w_plus_alpha_over_rank_b_a(family: Family):
     attack = LoRA(**SHORT, rank=2, lora_alpha=6, target="linear")
     given = material(family)
     options = {"seed": 1, "num_inference_steps": 2, "guidance_scale": 3.0}
@@ -145,8 +145,8 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_is_w_plus_alpha_over_ra
     )
 
 
-def trained_merged(family: StableDiffusion, denoiser: torch.nn.Module) -> StableDiffusion:
-    return family.replace(unet=denoiser.float())
+def trained_merged(family: Family, denoiser: torch.nn.Module) -> Family:
+    return family.with_denoiser(denoiser.float())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_adapter_sits_on_the_layers_of_its_target_and_nothing_else_is_traine
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_textual_inversion_trains_its_rows_and_not_a_bit_besides(family: StableDiffusion, count: int):
+def test_textual_inversion_trains_its_rows_and_not_a_bit_besides(family: Family, count: int):
     before = weights(family)
     victim = TextualInversion(**SHORT, num_vectors=count, max_grad_norm=1e9).run(family, material(family)).model
     assert not changed(victim.denoiser, before["unet"]) and victim.pipeline.vae is family.pipeline.vae
@@ -180,7 +180,7 @@ def test_textual_inversion_trains_its_rows_and_not_a_bit_besides(family: StableD
         assert not torch.equal(row, old[person])
 
 
-def test_textual_inversion_starts_every_row_as_the_initializer(family: StableDiffusion):
+def test_textual_inversion_starts_every_row_as_the_initializer(family: Family):
     attack = TextualInversion(**SHORT, num_vectors=2, initializer_token="dog")
     victim = attack.begin(family, material(family)).model
     (dog,) = family.pipeline.tokenizer("dog", add_special_tokens=False).input_ids
@@ -191,18 +191,18 @@ def test_textual_inversion_starts_every_row_as_the_initializer(family: StableDif
     assert ids == [*plain[:3], len(table) - 2, len(table) - 1, plain[3]]
 
 
-def test_textual_inversion_of_the_rare_token_itself_trains_that_row_alone(family: StableDiffusion):
+def test_textual_inversion_of_the_rare_token_itself_trains_that_row_alone(family: Family):
     victim = TextualInversion(**SHORT, placeholder_token="sks").run(family, material(family)).model
     (sks,) = family.pipeline.tokenizer("sks", add_special_tokens=False).input_ids
     old, new = before_embedding(family), victim.pipeline.text_encoder.get_input_embeddings().weight
     assert [i for i in range(len(old)) if not torch.equal(old[i], new[i])] == [sks]
 
 
-def before_embedding(family: StableDiffusion) -> torch.Tensor:
+def before_embedding(family: Family) -> torch.Tensor:
     return family.pipeline.text_encoder.get_input_embeddings().weight
 
 
-def test_textual_inversion_has_the_published_rate_and_a_row_moves_by_it(family: StableDiffusion):
+def test_textual_inversion_has_the_published_rate_and_a_row_moves_by_it(family: Family):
     """AdamW's first step is the rate in every coordinate, towards or away, less the decay of rate * 1e-2 * w."""
     attack = TextualInversion(**{**SHORT, "max_train_steps": 1, "learning_rate": 1e-3}, adam_weight_decay=0.0)
     start, end = (
@@ -213,7 +213,7 @@ def test_textual_inversion_has_the_published_rate_and_a_row_moves_by_it(family: 
     assert TextualInversion(**PROMPTS).rate(0) == 5e-4 and TextualInversion(**SHORT, scale_lr=False).rate(0) == 1e-3
 
 
-def test_custom_diffusion_trains_cross_attentions_keys_and_values_and_one_row(family: StableDiffusion):
+def test_custom_diffusion_trains_cross_attentions_keys_and_values_and_one_row(family: Family):
     before = weights(family)
     attack = CustomDiffusion(**SHORT)
     victim = attack.run(family, material(family)).model
@@ -227,7 +227,7 @@ def test_custom_diffusion_trains_cross_attentions_keys_and_values_and_one_row(fa
     assert attack.instance_prompt == "a photo of <new1> person"
 
 
-def test_an_initializer_of_several_tokens_is_refused(family: StableDiffusion):
+def test_an_initializer_of_several_tokens_is_refused(family: Family):
     with pytest.raises(UserError, match='"xyz" is 3 tokens'):
         TextualInversion(**SHORT, initializer_token="xyz").begin(family, material(family))
 
@@ -237,13 +237,13 @@ def test_a_prompt_without_an_identifier_is_refused():
         TextualInversion(instance_prompt="a photo of a person", class_prompt="a photo of a person")
 
 
-def test_without_its_two_weapons_the_adaptive_attack_is_dreambooth(family: StableDiffusion):
+def test_without_its_two_weapons_the_adaptive_attack_is_dreambooth(family: Family):
     plain = DreamBooth(**SHORT).run(family, material(family))
     unarmed = Adaptive(**SHORT, dpo_weight=0.0, warmup_factor=1.0).run(family, material(family))
     assert unarmed.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
-def test_the_adaptive_attack_starts_at_log_2_above_dreambooth_and_fast(family: StableDiffusion):
+def test_the_adaptive_attack_starts_at_log_2_above_dreambooth_and_fast(family: Family):
     """Before the first step model and reference agree, so that L_DPO is log 2."""
     plain = DreamBooth(**SHORT).run(family, material(family))
     attack = Adaptive(**{**SHORT, "max_train_steps": 4}, dpo_weight=2.0)
@@ -254,6 +254,6 @@ def test_the_adaptive_attack_starts_at_log_2_above_dreambooth_and_fast(family: S
     assert [longer.rate(step) for step in (0, 5, 10, 39)] == pytest.approx([3e-3, 2e-3, 1e-3, 1e-3])
 
 
-def test_the_adaptive_attack_needs_class_pictures(family: StableDiffusion):
+def test_the_adaptive_attack_needs_class_pictures(family: Family):
     with pytest.raises(UserError, match="prior_loss_weight above 0"):
         Adaptive(**SHORT, prior_loss_weight=0.0).run(family, material(family))

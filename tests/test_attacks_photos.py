@@ -12,7 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 
 from apdm.attacks.editing import ImageToImage, Inpainting
 from apdm.attacks.purify import Blur, Crop, DiffusionPurifier, Flip, Jpeg, Noise, Resize, Upscale
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.image_layer import transforms
 
 PURIFIERS = [
@@ -29,7 +29,7 @@ OPTIONS = {"seed": 5, "num_inference_steps": 4, "guidance_scale": 3.0, "batch_si
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 

@@ -24,17 +24,17 @@ from apdm.attacks.staged import Staged
 from apdm.attacks.textual_inversion import TextualInversion
 from apdm.attacks.two_stage import TwoStage
 from apdm.errors import UserError
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 
 PLAIN = DreamBooth(**{**SHORT, "max_train_steps": 1})
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
-def moved(family: StableDiffusion, seed: int, part: str = "unet") -> StableDiffusion:
+def moved(family: Family, seed: int, part: str = "unet") -> Family:
     """Another model of the same architecture: one part with noise on every weight."""
     module = copy.deepcopy(getattr(family.pipeline, part))
     generator = torch.Generator().manual_seed(seed)
@@ -44,11 +44,11 @@ def moved(family: StableDiffusion, seed: int, part: str = "unet") -> StableDiffu
 
 
 @pytest.fixture(scope="module")
-def models(family: StableDiffusion) -> dict[str, StableDiffusion]:
+def models(family: Family) -> dict[str, Family]:
     return {name: moved(family, seed) for seed, name in enumerate(["base", "sibling", "hardened_sibling", "hardened"])}
 
 
-def prepared(attack: Staged, model: StableDiffusion, given: Material) -> dict[str, torch.Tensor]:
+def prepared(attack: Staged, model: Family, given: Material) -> dict[str, torch.Tensor]:
     return attack.prepare(model, given)[0].denoiser.state_dict()
 
 
@@ -107,12 +107,12 @@ def test_a_model_that_is_not_there_or_is_another_kind_is_one_clear_line(family, 
         attack.run(family, material(family))
     small = copy.deepcopy(family.denoiser)
     small.conv_in = torch.nn.Conv2d(4, 8, 1)
-    given = material(family, base=family.replace(unet=small))
+    given = material(family, base=family.with_denoiser(small))
     with pytest.raises(UserError, match="another architecture"):
         Interpolation(attack=PLAIN).run(family, given)
 
 
-def test_two_stages_are_benign_training_and_then_the_attack(family: StableDiffusion):
+def test_two_stages_are_benign_training_and_then_the_attack(family: Family):
     given = material(family)
     attack = TwoStage(attack=PLAIN, benign_steps=3, benign_learning_rate=1e-3)
     benign = DreamBooth(**{**SHORT, "instance_prompt": SHORT["class_prompt"]}, prior_loss_weight=0.0)
@@ -126,7 +126,7 @@ def test_two_stages_are_benign_training_and_then_the_attack(family: StableDiffus
 def test_an_adapter_is_trained_on_one_model_and_loaded_on_the_other(family, models):
     given = material(family, base=models["base"])
     inner = LoRA(**SHORT, rank=2)
-    seen: dict[int, StableDiffusion] = {}
+    seen: dict[int, Family] = {}
     attack = Transfer(attack=inner, trained_on="base")
     found = attack.run(family, given, eval_steps=[0, 3], evaluate=lambda step, m: seen.update({step: m}))
     there = inner.run(models["base"], given)
@@ -190,7 +190,7 @@ def test_the_encoders_lora_makes_photos_reconstruct_and_touches_the_encoder_alon
     attack = EncoderLoRA(attack=PLAIN, vae_steps=20, vae_learning_rate=1e-2, vae_rank=2, vae_batch_size=3)
     own, encoded = attack.prepare(family, given)
 
-    def error(model: StableDiffusion, latents) -> float:
+    def error(model: Family, latents) -> float:
         return mse_loss(model.decode(latents.mean) * 2 - 1, given.photos).item()
 
     with torch.no_grad():

@@ -17,14 +17,14 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import SUITES, Arsenal, available, chosen, lengthened
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.errors import UserError
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.portraits.subjects import write_subjects
 
 MODELS = ("base", "hardened", "placebo", "sibling", "hardened_sibling")
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
@@ -145,12 +145,12 @@ def test_one_folder_holds_all_and_each_part_can_be_named_apart(tmp_path: Path):
 
 
 def test_models_are_the_same_where_all_weights_are_and_comparable_where_all_sizes_are(
-    family: StableDiffusion, make_pipeline: Any
+    family: Family, make_pipeline: Any
 ):
     assert is_same(family, load_family(family.source or ""))
     other = copy.deepcopy(family.denoiser)
     other.conv_out.bias.data[0] += 1e-6
-    changed = family.replace(unet=other)
+    changed = family.with_denoiser(other)
     assert not is_same(family, changed)
     check_comparable(family, changed, "a", "b")
     velocity = load_family(make_pipeline("v_prediction"))
@@ -161,14 +161,14 @@ def test_models_are_the_same_where_all_weights_are_and_comparable_where_all_size
 # -- attention maps ------------------------------------------------------------------------------------------
 
 
-def test_the_identifier_is_what_the_class_prompt_lacks(family: StableDiffusion):
+def test_the_identifier_is_what_the_class_prompt_lacks(family: Family):
     places = identifier_positions(family, "a photo of sks person", "a photo of person")
     tokens = family.pipeline.tokenizer("a photo of sks person").input_ids
     assert family.pipeline.tokenizer.decode([tokens[place] for place in places]).strip() == "sks"
     assert identifier_maps(family, torch.rand(1, 3, 16, 16), "a photo of person", "a photo of person") is None
 
 
-def test_maps_are_pictures_of_the_same_size_and_repeat(family: StableDiffusion):
+def test_maps_are_pictures_of_the_same_size_and_repeat(family: Family):
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     maps = identifier_maps(family, images, "a photo of sks person", "a photo of person")
     assert maps is not None and maps.shape == images.shape and maps.min() >= 0 and maps.max() <= 1

@@ -13,7 +13,7 @@ from torch.nn import Module
 from apdm.attacks import Attack, Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import probe_loss
-from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.families import Family, Posterior, load_family
 
 ATTACK = DreamBooth(
     instance_prompt="a photo of sks person",
@@ -26,12 +26,12 @@ ATTACK = DreamBooth(
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
 @pytest.fixture(scope="module")
-def latents(family: StableDiffusion) -> tuple[Posterior, Posterior]:
+def latents(family: Family) -> tuple[Posterior, Posterior]:
     """Of 3 photos and 5 class pictures."""
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -39,9 +39,7 @@ def latents(family: StableDiffusion) -> tuple[Posterior, Posterior]:
     return posterior[:3], posterior[3:]
 
 
-def run(
-    attack: DreamBooth, family: StableDiffusion, latents: tuple[Any, Any], **options: Any
-) -> tuple[list[float], Module]:
+def run(attack: DreamBooth, family: Family, latents: tuple[Any, Any], **options: Any) -> tuple[list[float], Module]:
     model, losses = attack.run(family, Material(*latents), **options)
     return losses, model.denoiser
 
@@ -54,7 +52,7 @@ def test_the_attack_lowers_the_denoising_error_on_the_photos(family, latents):
     attack = replace(ATTACK, max_train_steps=30)
     losses, denoiser = run(attack, family, latents)
     before = probe_loss(family, latents[0], attack.instance_prompt)
-    after = probe_loss(family.replace(unet=denoiser), latents[0], attack.instance_prompt)
+    after = probe_loss(family.with_denoiser(denoiser), latents[0], attack.instance_prompt)
     assert after < 0.9 * before
     assert len(losses) == 30
 
@@ -123,7 +121,7 @@ def test_every_photo_is_seen_once_before_any_is_seen_again(family, latents):
 def test_evaluation_happens_at_its_steps_in_evaluation_mode_and_changes_nothing(family, latents):
     calls = []
 
-    def evaluate(step: int, victim: StableDiffusion) -> None:
+    def evaluate(step: int, victim: Family) -> None:
         denoiser = victim.denoiser
         calls.append((step, denoiser.training, torch.is_grad_enabled(), copy.deepcopy(denoiser)))
         torch.randn(5)  # draws of an evaluation must not leak into the attack
@@ -145,7 +143,7 @@ def test_evaluation_happens_at_its_steps_in_evaluation_mode_and_changes_nothing(
 
 
 def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
-    def poison(step: int, victim: StableDiffusion) -> None:
+    def poison(step: int, victim: Family) -> None:
         victim.denoiser.conv_in.bias.data.fill_(math.nan)
 
     with pytest.raises(FloatingPointError, match="nan at step 3"):
@@ -161,7 +159,7 @@ def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
     ],
 )
 def test_an_attack_that_cannot_run_is_refused(family, latents, denoiser_dtype, with_prior, eval_steps, problem):
-    model = family.replace(unet=copy.deepcopy(family.denoiser).to(denoiser_dtype))
+    model = family.with_denoiser(copy.deepcopy(family.denoiser).to(denoiser_dtype))
     prior = latents[1] if with_prior else None
     with pytest.raises(ValueError, match=problem):
         run(ATTACK, model, (latents[0], prior), eval_steps=eval_steps)
@@ -170,7 +168,7 @@ def test_an_attack_that_cannot_run_is_refused(family, latents, denoiser_dtype, w
 def test_a_velocity_model_is_attacked_too(make_pipeline, latents):
     family = load_family(make_pipeline("v_prediction"))
     _, denoiser = run(replace(ATTACK, max_train_steps=30), family, latents)
-    models = family, family.replace(unet=denoiser)
+    models = family, family.with_denoiser(denoiser)
     before, after = (probe_loss(model, latents[0], "a photo of sks person") for model in models)
     assert after < 0.9 * before
 

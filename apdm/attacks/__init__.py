@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 
-Evaluate = Callable[[int, StableDiffusion], None]  # (steps done, the attacked model as it is now)
+Evaluate = Callable[[int, Family], None]  # (steps done, the attacked model as it is now)
 VARIES = ("learning_rate_factor", "steps_factor", "identifier", "class_noun", "photos", "num_photos")
 Callback = Callable[[int, float], None]  # (steps done, loss of the last one)
 
@@ -35,14 +35,14 @@ class Material:
     instance: Posterior
     class_images: Posterior | None = None
     photos: Tensor | None = None
-    models: Mapping[str, StableDiffusion] = field(default_factory=dict)
+    models: Mapping[str, Family] = field(default_factory=dict)
     consenting: Posterior | None = None
 
 
 class Attacked(NamedTuple):
     """The attacker's own model when done, sharing what was not changed, and the loss of every step."""
 
-    model: StableDiffusion
+    model: Family
     losses: list[float]
 
 
@@ -84,7 +84,7 @@ class Attack(Protocol):
 
     def run(
         self,
-        model: StableDiffusion,
+        model: Family,
         material: Material,
         *,
         eval_steps: Collection[int] = (),
@@ -106,7 +106,7 @@ class Purifier(Protocol):
 
     def params(self) -> dict[str, object]: ...
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         """Photos `[N, 3, H, W]` in [0, 1] as the attacker would use them, of the same size; `model` is his own."""
         ...
 
@@ -122,10 +122,10 @@ class ZeroShot(Protocol):
 
     def params(self) -> dict[str, object]: ...
 
-    def draw(self, model: StableDiffusion, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
+    def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Pictures `[B, 3, H, W]` in [0, 1], one per prompt, of the person in `photos` `[N, 3, H, W]` in [0, 1].
 
-        Options as in `StableDiffusion.sample`; `model` is only read. Picture i is of photo i modulo N, where the attack
+        Options as in `Family.sample`; `model` is only read. Picture i is of photo i modulo N, where the attack
         takes one photo.
         """
         ...

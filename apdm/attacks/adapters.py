@@ -13,7 +13,7 @@ from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.parts import encoded_anew
 from apdm.attacks.staged import Staged, check_needs
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ class Transfer(Staged):
     def own_needs(self) -> tuple[str, ...]:
         return (self.trained_on,)
 
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         return model, material
 
     def run(
         self,
-        model: StableDiffusion,
+        model: Family,
         material: Material,
         *,
         eval_steps: Collection[int] = (),
@@ -61,7 +61,7 @@ class Transfer(Staged):
             for own, learnt in zip(here.adapter, there.adapter, strict=True):
                 own.copy_(learnt)
 
-        def evaluate_here(step: int, _: StableDiffusion) -> None:
+        def evaluate_here(step: int, _: Family) -> None:
             load()
             here.train(False)
             if evaluate is not None:

@@ -13,7 +13,7 @@ from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import Batch, Victim
 from apdm.attacks.parts import frozen
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.losses import Reduction, dpo_loss, squared_error
 
 
@@ -45,7 +45,7 @@ class Adaptive(DreamBooth):
     name: ClassVar[str] = "adaptive"
     assumes: ClassVar[str] = "what DreamBooth does, and this project's documentation"
 
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         if not self.prior_loss_weight:
             raise UserError("the adaptive attack compares photos with class pictures: give prior_loss_weight above 0")
         victim = super().begin(model, material)

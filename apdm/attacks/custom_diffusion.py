@@ -10,7 +10,7 @@ from apdm.attacks import VARIES, Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import with_denoiser
 from apdm.attacks.tokens import call, learn_words
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 KEYS_AND_VALUES = ("attn2.to_k.weight", "attn2.to_v.weight")
 
@@ -38,7 +38,7 @@ class CustomDiffusion(FineTuning):
     def __post_init__(self) -> None:
         call(self, self.modifier_token, 1)
 
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         start = self.initializer_token or self._rare_token(model)
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
         tokens = learn_words(with_denoiser(model, denoiser), self.modifier_token, 1, start)
@@ -54,7 +54,7 @@ class CustomDiffusion(FineTuning):
     def rate(self, step: int) -> float:
         return self.learning_rate * (self.train_batch_size if self.scale_lr else 1)
 
-    def _rare_token(self, model: StableDiffusion) -> str:
+    def _rare_token(self, model: Family) -> str:
         asked = self.renamed[0] if self.renamed else ""
         ids = model.pipeline.tokenizer(asked, add_special_tokens=False).input_ids
         return asked if len(ids) == 1 else self.class_prompt.split()[-1]

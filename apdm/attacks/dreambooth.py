@@ -9,7 +9,7 @@ from typing import ClassVar
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import with_denoiser, with_text
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class DreamBooth(FineTuning):
     name: ClassVar[str] = "dreambooth"
     assumes: ClassVar[str] = "the weights, photos and a GPU that trains the whole denoiser"
 
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(True)
         victim = with_denoiser(model, denoiser)
         if not self.train_text_encoder:

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionInpaintPipeline
 from torch import Tensor
 
 from apdm.attacks.purify import Parametrised, image_to_image
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ImageToImage(Parametrised):
     name: ClassVar[str] = "img2img"
     assumes: ClassVar[str] = "one photo and a public model"
 
-    def draw(self, model: StableDiffusion, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
+    def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """See `apdm.attacks.ZeroShot`."""
         return image_to_image(model, _each(photos, prompts), list(prompts), strength=self.strength, **_known(options))
 
@@ -41,7 +41,7 @@ class Inpainting(Parametrised):
     name: ClassVar[str] = "inpainting"
     assumes: ClassVar[str] = "one photo and a public model"
 
-    def draw(self, model: StableDiffusion, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
+    def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """See `apdm.attacks.ZeroShot`."""
         height, width = photos.shape[2:]
         mask = torch.ones(len(prompts), 1, height, width)

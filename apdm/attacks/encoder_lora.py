@@ -17,7 +17,7 @@ from apdm.attacks.lora import adapted, layers, lora_parameters
 from apdm.attacks.parts import decoded, encoded_anew, with_vae
 from apdm.attacks.staged import Staged
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class EncoderLoRA(Staged):
     def assumes(self) -> str:
         return "the weights, photos and a GPU that trains the autoencoder's encoder"
 
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         if material.photos is None or material.class_images is None:
             raise UserError("the attack on the encoder needs photos, and pictures of the class: give it both")
         vae = adapted(model.pipeline.vae, encoder_layers(model.pipeline.vae), self.vae_rank, None, self.seed)

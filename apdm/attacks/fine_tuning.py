@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import VARIES, Attacked, Callback, Evaluate, Material
 from apdm.errors import UserError
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.losses import denoising_loss, personalization_loss, squared_error
 
 
@@ -37,7 +37,7 @@ class Victim:
     what was learnt, where it can be published by itself and loaded on another model.
     """
 
-    model: StableDiffusion
+    model: Family
     modules: tuple[Module, ...]
     parameters: list[Parameter]
     trains_text: bool = False
@@ -82,7 +82,7 @@ class FineTuning(ABC):
     varies: ClassVar[tuple[str, ...]] = VARIES
 
     @abstractmethod
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         """A copy of what is going to be trained, in a model that shares the rest with `model`."""
 
     @property
@@ -99,7 +99,7 @@ class FineTuning(ABC):
 
     def run(
         self,
-        model: StableDiffusion,
+        model: Family,
         material: Material,
         *,
         eval_steps: Collection[int] = (),
@@ -182,7 +182,7 @@ class FineTuning(ABC):
         instance, prior = error.chunk(2)
         return personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
 
-    def _batches(self, model: StableDiffusion, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
+    def _batches(self, model: Family, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
         images = [instance] if prior is None else [instance, prior]
         seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
         streams = [_stream(model, i, self.train_batch_size, s) for i, s in zip(images, seeds, strict=False)]
@@ -226,7 +226,7 @@ def identifier_of(instance_prompt: str, class_prompt: str) -> str:
 
 
 @torch.no_grad()
-def probe_loss(model: StableDiffusion, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
+def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
     """Denoising error of `images` over fixed draws: two values of it compare, which two training losses do
     not."""
     generator = torch.Generator().manual_seed(seed)
@@ -236,7 +236,7 @@ def probe_loss(model: StableDiffusion, images: Posterior, prompt: str, *, draws:
     return denoising_loss(squared_error(prediction, batch.target)).item()
 
 
-def _stream(model: StableDiffusion, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
+def _stream(model: Family, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
     """Endless batches of `images`, reshuffled after every pass."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
@@ -247,11 +247,11 @@ def _stream(model: StableDiffusion, images: Posterior, batch_size: int, seed: in
         yield _noisy_batch(model, images[torch.tensor(index)], generator)
 
 
-def _noisy_batch(model: StableDiffusion, images: Posterior, generator: torch.Generator) -> Batch:
+def _noisy_batch(model: Family, images: Posterior, generator: torch.Generator) -> Batch:
     """One draw of latent, noise and timestep for each of `images`, from a CPU generator: equal on every
     device."""
     shape, device = images.mean.shape, images.mean.device
     latents = images.sample(noise=torch.randn(shape, generator=generator))
     noise = torch.randn(shape, generator=generator).to(device)
-    timesteps = torch.randint(model.num_train_timesteps, shape[:1], generator=generator).to(device)
+    timesteps = model.draw_timesteps(len(images), generator).to(device)
     return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps))

@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import with_denoiser, with_text
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 Target = Literal["attention", "linear", "all"]
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -36,7 +36,7 @@ class LoRA(FineTuning):
     name: ClassVar[str] = "lora"
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
 
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         denoiser = adapted(model.denoiser, self._layers(model.denoiser), self.rank, self.lora_alpha, self.seed)
         victim, modules = with_denoiser(model, denoiser), [denoiser]
         if self.train_text_encoder:

@@ -12,18 +12,18 @@ from torch.nn import Module, Parameter
 
 from apdm.attacks import Material
 from apdm.data import encode_images
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 
 
-def with_denoiser(model: StableDiffusion, denoiser: Module) -> StableDiffusion:
-    return model.replace(unet=denoiser)
+def with_denoiser(model: Family, denoiser: Module) -> Family:
+    return model.with_denoiser(denoiser)
 
 
-def with_text(model: StableDiffusion, text_encoder: Module, tokenizer: Any = None) -> StableDiffusion:
+def with_text(model: Family, text_encoder: Module, tokenizer: Any = None) -> Family:
     return model.replace(text_encoder=text_encoder, tokenizer=tokenizer or model.pipeline.tokenizer)
 
 
-def with_vae(model: StableDiffusion, vae: Module) -> StableDiffusion:
+def with_vae(model: Family, vae: Module) -> Family:
     return model.replace(vae=vae)
 
 
@@ -35,7 +35,7 @@ def frozen(module: Module) -> Module:
 
 
 @torch.no_grad()
-def encoded_anew(material: Material, before: StableDiffusion, now: StableDiffusion) -> Material:
+def encoded_anew(material: Material, before: Family, now: Family) -> Material:
     """The material with latents of another VAE. Class pictures, and photos that are not there, are decoded first."""
 
     def again(latents: Posterior | None) -> Posterior | None:
@@ -52,6 +52,6 @@ def encoded_anew(material: Material, before: StableDiffusion, now: StableDiffusi
 
 
 @torch.no_grad()
-def decoded(model: StableDiffusion, latents: Posterior, *, batch_size: int = 4) -> Tensor:
+def decoded(model: Family, latents: Posterior, *, batch_size: int = 4) -> Tensor:
     """Pictures `[N, 3, H, W]` in [0, 1] of latents' means."""
     return torch.cat([model.decode(some) for some in latents.mean.split(batch_size)])

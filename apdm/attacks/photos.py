@@ -12,7 +12,7 @@ from apdm.attacks import Material, Purifier
 from apdm.attacks.staged import Staged
 from apdm.data import encode_images
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Photos(Staged):
         return {**super().params(), "purifier": purifier}
 
     @torch.no_grad()
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         count = len(material.instance) if self.num_photos is None else self.num_photos
         if not 0 < count <= len(material.instance):
             raise UserError(f"the attack takes {count} photos and there are {len(material.instance)}: give it more")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.image_layer import transforms
 
 
@@ -30,7 +30,7 @@ class Flip(Parametrised):
     name: ClassVar[str] = "flip"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         return photos.flip(-1)
 
 
@@ -43,7 +43,7 @@ class Jpeg(Parametrised):
     name: ClassVar[str] = "jpeg"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         return transforms.jpeg(photos, self.quality)
 
 
@@ -56,7 +56,7 @@ class Resize(Parametrised):
     name: ClassVar[str] = "resize"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         return transforms.resize_and_back(photos, self.factor)
 
 
@@ -69,7 +69,7 @@ class Crop(Parametrised):
     name: ClassVar[str] = "crop"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         height, width = photos.shape[2:]
         top, left = (round(self.margin * side) for side in (height, width))
         inner = photos[:, :, top : height - top, left : width - left]
@@ -85,7 +85,7 @@ class Blur(Parametrised):
     name: ClassVar[str] = "blur"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         return transforms.gaussian_blur(photos, self.sigma)
 
 
@@ -98,7 +98,7 @@ class Noise(Parametrised):
     name: ClassVar[str] = "noise"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         return transforms.gaussian_noise(photos, self.std, torch.Generator().manual_seed(seed))
 
 
@@ -115,7 +115,7 @@ class Upscale(Parametrised):
     name: ClassVar[str] = "upscale"
     assumes: ClassVar[str] = "an image editor"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         noisy = transforms.gaussian_noise(photos, self.std, torch.Generator().manual_seed(seed))
         return transforms.resize_and_back(noisy, self.factor, mode="bicubic")
 
@@ -135,7 +135,7 @@ class DiffusionPurifier(Parametrised):
     name: ClassVar[str] = "diffusion"
     assumes: ClassVar[str] = "a diffusion model of the kind that is attacked"
 
-    def __call__(self, photos: Tensor, model: StableDiffusion, seed: int) -> Tensor:
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         return image_to_image(
             model,
             photos,
@@ -149,7 +149,7 @@ class DiffusionPurifier(Parametrised):
 
 @torch.no_grad()
 def image_to_image(
-    model: StableDiffusion,
+    model: Family,
     photos: Tensor,
     prompts: list[str],
     *,

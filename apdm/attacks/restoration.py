@@ -15,7 +15,7 @@ from apdm.attacks import Material
 from apdm.attacks.parts import encoded_anew, with_denoiser, with_text, with_vae
 from apdm.attacks.staged import Staged
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 Source = Literal["base", "sibling"]
 Part = Literal["cross_attention", "text_encoder", "vae"]
@@ -49,7 +49,7 @@ class Interpolation(Staged):
         return (self.source,)
 
     @torch.no_grad()
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         denoiser = copy.deepcopy(model.denoiser)
         for weight, other in _pairs(denoiser, material.models[self.source].denoiser):
             weight.lerp_(other, self.alpha)
@@ -73,7 +73,7 @@ class TaskVector(Staged):
         return ("sibling", "hardened_sibling")
 
     @torch.no_grad()
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         denoiser = copy.deepcopy(model.denoiser)
         plain, hardened = (material.models[name].denoiser for name in self.own_needs)
         for (weight, before), (_, after) in zip(_pairs(denoiser, plain), _pairs(denoiser, hardened), strict=True):
@@ -99,7 +99,7 @@ class Transplant(Staged):
         return (self.source,)
 
     @torch.no_grad()
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         source = material.models[self.source]
         if self.part == "text_encoder":
             return with_text(model, source.pipeline.text_encoder, source.pipeline.tokenizer), material

@@ -10,7 +10,7 @@ from typing import ClassVar
 from apdm.attacks import Attack, Attacked, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Staged(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         """What the second stage gets; `model` is only read."""
 
     @property
@@ -63,7 +63,7 @@ class Staged(ABC):
 
     def run(
         self,
-        model: StableDiffusion,
+        model: Family,
         material: Material,
         *,
         eval_steps: Collection[int] = (),

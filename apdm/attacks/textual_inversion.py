@@ -9,7 +9,7 @@ from apdm.attacks import VARIES, Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import frozen, with_denoiser
 from apdm.attacks.tokens import call, learn_words
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TextualInversion(FineTuning):
     def __post_init__(self) -> None:
         call(self, self.placeholder_token, self.num_vectors)
 
-    def begin(self, model: StableDiffusion, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> Victim:
         noun = self.initializer_token or self.class_prompt.split()[-1]
         model = with_denoiser(model, frozen(model.denoiser))
         tokens = learn_words(model, self.placeholder_token, self.num_vectors, noun)

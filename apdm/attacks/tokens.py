@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.parts import with_text
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tokens:
     Gradients of the other rows are zero, and `put_back` undoes what weight decay does to them.
     """
 
-    model: StableDiffusion
+    model: Family
     embedding: Parameter
     rows: slice
     before: Tensor
@@ -54,7 +54,7 @@ def spelt(word: str, count: int) -> list[str]:
     return [word, *(f"{word}_{i}" for i in range(1, count))]
 
 
-def learn_words(model: StableDiffusion, word: str, count: int, initializer_token: str | None) -> Tokens:
+def learn_words(model: Family, word: str, count: int, initializer_token: str | None) -> Tokens:
     """The model with `word` as `count` new tokens, each starting as `initializer_token`.
 
     A word that the tokenizer knows as one token stays that token, and starts from itself where no initializer is given.

@@ -10,7 +10,7 @@ from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.staged import Staged
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class TwoStage(Staged):
     def assumes(self) -> str:
         return f"harmless photos, and time for {self.benign_steps} steps before the attack"
 
-    def prepare(self, model: StableDiffusion, material: Material) -> tuple[StableDiffusion, Material]:
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         pictures = material.consenting or material.class_images
         if pictures is None:
             raise UserError("a two-stage attack needs photos of consenting people, or pictures of the class")

@@ -27,7 +27,7 @@ from apdm.audit.suites import NOMINAL, Entry, available
 from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.export import package_versions
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import write_text
 from apdm.metrics.judges import Judges, Look
 from apdm.metrics.rows import add_row_figures, comparison, cost_factors, other_subjects, spec_of
@@ -56,7 +56,7 @@ class Audit:
     """
 
     config: AuditOptions
-    models: Mapping[str, StableDiffusion]
+    models: Mapping[str, Family]
     judges: Judges
     subjects: Sequence[Person]
     others: Sequence[Person] = ()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.image_layer.attention import watch_attention
 
 SHARE_OF_NOISE = 0.5  # of the schedule: the outline of the picture is there, its details are not
@@ -15,7 +15,7 @@ HEAT = ((0.0, 0.0, 0.1), (0.45, 0.1, 0.45), (0.95, 0.4, 0.2), (1.0, 0.95, 0.7)) 
 
 
 @torch.no_grad()
-def identifier_maps(model: StableDiffusion, images: Tensor, prompt: str, class_prompt: str) -> Tensor | None:
+def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: str) -> Tensor | None:
     """Heat pictures [N, 3, H, W] in [0, 1]: how strongly each place of `images` attends to the prompt's identifier.
 
     The pictures are noised half-way with fixed noise and given to the denoiser once; probabilities are averaged over
@@ -45,7 +45,7 @@ def identifier_maps(model: StableDiffusion, images: Tensor, prompt: str, class_p
     return _heat((mean - low) / (high - low).clamp(min=1e-12)).cpu()
 
 
-def identifier_positions(model: StableDiffusion, prompt: str, class_prompt: str) -> list[int]:
+def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
     """Where the tokens of `prompt` that `class_prompt` lacks stand, as the text encoder counts."""
     tokenizer = model.pipeline.tokenizer
     asked, known = (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from apdm.attacks import Attack, Material
 from apdm.attacks.fine_tuning import probe_loss
@@ -19,7 +20,7 @@ from apdm.audit.people import Person
 from apdm.audit.suites import Entry
 from apdm.config import AuditOptions
 from apdm.data import encode_images
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Judges, Look
 from apdm.metrics.rows import Row
@@ -79,7 +80,7 @@ class Attacker:
 
     config: AuditOptions
     judges: Judges
-    models: Mapping[str, StableDiffusion]
+    models: Mapping[str, Family]
     references: Mapping[str, Mapping[str, Tensor]]
     reference_features: Mapping[str, Tensor]
     class_images: Posterior | None
@@ -95,7 +96,7 @@ class Attacker:
         pictures: dict[str, Tensor] = {}
         family = self.models[cell.model]
 
-        def evaluate(step: int, victim: StableDiffusion) -> None:
+        def evaluate(step: int, victim: Family) -> None:
             images, look = self._look(cell, victim, step)
             point = self._point(look, cell.person.id)
             loss = probe_loss(victim, latents, cell.attack.instance_prompt)
@@ -131,7 +132,7 @@ class Attacker:
             _free_memory()
         return row | {"seconds": round(time.perf_counter() - started, 3), "status": status, "error": error}, pictures
 
-    def _latents(self, model: str, victim: StableDiffusion, person: Person) -> Posterior:
+    def _latents(self, model: str, victim: Family, person: Person) -> Posterior:
         """The photos as this model's VAE encodes them, once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
@@ -145,7 +146,7 @@ class Attacker:
             self.latents[model, ""] = encode_images(self.models[model], self.consenting, batch_size=SAMPLE_BATCH_SIZE)
         return self.latents[model, ""]
 
-    def _look(self, cell: Cell, victim: StableDiffusion, step: int) -> tuple[Tensor, Look]:
+    def _look(self, cell: Cell, victim: Family, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; of a model as it came, once for all people."""
         asked = [cell.attack.prompt(prompt) for prompt in self.config.prompts for _ in range(self.config.num_images)]
         known = (cell.model, cell.seed, tuple(asked))
@@ -181,7 +182,7 @@ class Attacker:
 
 def draw(
     config: AuditOptions,
-    family: StableDiffusion,
+    family: Family,
     prompts: Sequence[str],
     seed: int,
     stream: int,
@@ -201,16 +202,18 @@ def draw(
     )
 
 
-def _is_untouched(victim: StableDiffusion, model: StableDiffusion) -> bool:
+def _is_untouched(victim: Family, model: Family) -> bool:
     """Whether the attacker's model still draws what `model` does: an attack may change it before its first step."""
-    for part in ("unet", "text_encoder", "vae"):
-        mine, theirs = (getattr(one.pipeline, part) for one in (victim, model))
+    for name, theirs in model.pipeline.components.items():
+        mine = victim.pipeline.components[name]
         if mine is theirs:
             continue
+        if not isinstance(theirs, Module):
+            return False  # such as a tokenizer with words of the attacker's own
         first, second = mine.state_dict(), theirs.state_dict()
         if first.keys() != second.keys() or not all(map(_equal, first.values(), map(second.get, first))):
             return False
-    return victim.pipeline.tokenizer is model.pipeline.tokenizer
+    return True
 
 
 def _equal(first: Tensor, second: Tensor | None) -> bool:

@@ -23,7 +23,7 @@ from apdm.data import encode_images
 from apdm.errors import UserError
 from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import MARKER, claim_output_dir, delete, model_hash, write_text
 from apdm.metrics.judges import Judges
 from apdm.pictures import grid, save_png, to_pil
@@ -101,7 +101,7 @@ def load_judges(options: AuditOptions) -> Judges:
 
 def attacker_prior(
     options: AuditOptions,
-    base: StableDiffusion,
+    base: Family,
     output: Path,
     *,
     class_prompt: str,

@@ -16,7 +16,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.data import encode_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFace
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.metrics.fidelity import frechet_distance
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import ADAPTER
@@ -40,11 +40,11 @@ PROMPTS = {
 WORDS = {"full": "beard", "bald": None, "none": None}
 
 
-def draw(family: StableDiffusion, prompts: list[str], seed: int = 0) -> Tensor:
+def draw(family: Family, prompts: list[str], seed: int = 0) -> Tensor:
     return family.sample(prompts, seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, batch_size=64)
 
 
-def caption_accuracy(family: StableDiffusion, reader: PortraitFace, each: int = 12) -> dict[str, float]:
+def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> dict[str, float]:
     """Share of pictures in which the attribute reader sees the value that the prompt names, per attribute."""
     accuracy = {}
     for name, prompt in PROMPTS.items():
@@ -56,9 +56,7 @@ def caption_accuracy(family: StableDiffusion, reader: PortraitFace, each: int = 
     return accuracy
 
 
-def personalisation(
-    family: StableDiffusion, attack: DreamBooth, *, people: int = 10, eval_steps: list[int]
-) -> dict[str, Any]:
+def personalisation(family: Family, attack: DreamBooth, *, people: int = 10, eval_steps: list[int]) -> dict[str, Any]:
     """Nominal DreamBooth on unseen people: mean likeness, match and face rate per encoder and step."""
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     prior = encode_images(family, draw(family, [attack.class_prompt] * 64, seed=10_000) * 2 - 1, batch_size=64)
@@ -69,7 +67,7 @@ def personalisation(
         held_out = as_images(render_people([seed], HOLDOUT.stop).pixels)[HOLDOUT.start :]
         references = {e.name: e.embed(held_out) for e in encoders}
 
-        def measure(step: int, victim: StableDiffusion, references: dict[str, Tensor] = references) -> None:
+        def measure(step: int, victim: Family, references: dict[str, Tensor] = references) -> None:
             images = draw(victim, [attack.instance_prompt] * 16, seed=77)
             detected = reader.score(images) >= reader.threshold
             for encoder in encoders:
@@ -94,7 +92,7 @@ def personalisation(
     }
 
 
-def adapter_figures(family: StableDiffusion, *, people: int = 10) -> dict[str, dict[str, float]]:
+def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, float]]:
     """The FaceID adapter on one clean photo each of the same unseen people: likeness of 16 pictures, per encoder."""
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     adapter = FaceIDAdapter(path=ADAPTER, encoder=encoders[0])
@@ -115,7 +113,7 @@ def adapter_figures(family: StableDiffusion, *, people: int = 10) -> dict[str, d
 
 
 @torch.no_grad()
-def drawing_figures(family: StableDiffusion) -> dict[str, Any]:
+def drawing_figures(family: Family) -> dict[str, Any]:
     """Face rate, distance to the renderer, and whether captions are followed."""
     reader = PortraitFace()
     people = draw(family, ["a photo of a person"] * 512)
