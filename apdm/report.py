@@ -106,7 +106,8 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     shown = encode_pictures({name: pictures[name] for name in kept_slots(results, list(pictures))})
     spec = _at(results, "cost_factor", "spec")
     headline = [row for row in attacks if spec in (None, spec_of(row))]
-    pairs = _pairs(results, attacks, encoders, shown)
+    nominal = [row for row in attacks if spec_of(row) == spec_of(attacks[0])]  # whose pictures stand above
+    pairs = _pairs(results, nominal, encoders, shown)
     # The worst person's, and what anybody gets: the four panels of the first screen.
     first = [*pairs[:1], *(pair for pair in pairs[1:] if pair.title == CLASS_TITLE)]
     attack_sections = sections(results, attacks, encoders, shown)
