@@ -1,7 +1,7 @@
 """Puts a finished demo into the docs: `python -m apdm.portraits.showcase outputs/demo` (after `make demo`).
 
 Copies results.json to docs/demo-results.json, draws docs/demo.svg from the attack's pictures, and writes the figures of
-the README and of docs/threat-model.md between their markers. Nothing in the README's first screen comes from anywhere else.
+the README and of docs/threat-model.md between their markers. Nothing in the README's first screen is from elsewhere.
 """
 
 from __future__ import annotations
