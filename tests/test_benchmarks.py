@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apdm.families import load_family
-from benchmarks import l2p_speed
+from benchmarks import attacks, l2p_speed
 from benchmarks.reference_loop import ReferenceLoop
 
 
@@ -47,3 +47,30 @@ def test_the_speed_benchmark_writes_what_it_measured(tiny_pipeline, tmp_path, ca
     result = json.loads(output.read_text())
     assert all(len(times) == 2 and min(times) > 0 for times in result["seconds_per_outer_step"].values())
     assert result["ratio_of_medians"] > 0 and "ratio of medians" in capsys.readouterr().out
+
+
+def attack_row(person: int, likeness: float) -> dict[str, object]:
+    seen = {"mean": likeness, "match_rate": 0.5, "face_rate": 1.0}
+    return {
+        "model": "base",
+        "attack": "lora",
+        "person": person,
+        "seed": 0,
+        "photos": 4,
+        "params": {"learning_rate": 0.01},
+        "curve": {"0": dict.fromkeys(attacks.ENCODERS, seen), "100": dict.fromkeys(attacks.ENCODERS, seen)},
+    }
+
+
+def test_the_attacks_benchmark_makes_no_row_twice_and_sums_up_over_people(tmp_path, monkeypatch, capsys):
+    rows, output = [attack_row(0, 0.2), attack_row(1, 0.4)], tmp_path / "rows.jsonl"
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("sys.argv", f"x --output {output} --attacks lora --people 2".split())
+    attacks.main()
+    assert attacks.read(output) == rows
+    monkeypatch.setattr("sys.argv", f"x --output {output} --summary".split())
+    attacks.main()
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "| base | lora | 0.01 | 2 | 100 | 0.30 / 0.30 | 0.50 / 0.50 | 1.00 |"
+    )
