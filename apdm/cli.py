@@ -41,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(argv))
     except UserError as error:
-        print("apdm: error:", " ".join(str(error).split()), file=sys.stderr)
+        if not error.elsewhere:
+            print("apdm: error:", " ".join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # whoever was reading has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (Interrupted, KeyboardInterrupt) as stop:
-        print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
+        if not getattr(stop, "elsewhere", False):
+            print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
         return INTERRUPTED
 
 

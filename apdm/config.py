@@ -61,6 +61,11 @@ class L2PConfig:
         "Adds the attacker's own gradient to the protective one, as the release does where it omits a "
         "zero_grad. It undoes the protection: for reproduction studies only.",
     )
+    attackers: Literal["synchronous", "independent"] = option(
+        "synchronous",
+        "With several processes: one attacker on the whole batch, as one process has it, or one per process on its "
+        "share, which is more diverse and sends less (DDP only).",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +349,17 @@ class HardenConfig(JobConfig):
     adam_epsilon: float = option(1e-8, "epsilon of both AdamWs.", above=0)
     max_grad_norm: float = option(0.0, "Clips theta's accumulated gradient; 0: off, as released.", at_least=0)
     mixed_precision: Literal["no", "bf16"] = option("no", "Of the forward passes; weights stay float32.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
+    gradient_accumulation_steps: int = option(
+        1, "Parts in which a process works through its share of a batch: less memory, the same weights.", at_least=1
+    )
+    checkpointing_steps: int = option(
+        100, "Save a checkpoint every so many outer steps; 0: only when interrupted.", at_least=0
+    )
+    checkpoints_total_limit: int | None = option(2, "Checkpoints to keep; null: all.", at_least=1)
+    resume_from_checkpoint: str | None = option(
+        None, 'Go on from a checkpoint folder, or "latest": the newest in output_dir, where there is one.'
+    )
     report_to: Literal["tensorboard", "wandb"] | None = option(None, "Tracker for the losses.")
     logging_dir: str = option("logs", "The tracker's folder, inside output_dir.")
     save_variant: Literal["fp16"] | None = option(None, "Also write the weights in half precision, under this variant.")

@@ -6,6 +6,7 @@ in the loop, without its cost.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class ProtectionData:
         if not len(self.instance) or not len(self.prior):
             raise UserError("protection needs at least one photo of the subject and one class image")
 
+    def to(self, device: torch.device | str) -> ProtectionData:
+        """The same on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return ProtectionData(**{name: v.to(device) if hasattr(v, "to") else v for name, v in moved.items()})
+
     def personalization(self, generator: torch.Generator, batch_size: int) -> Personalization:
         """The attacker's batch: photos with the instance prompt, class images with the class prompt."""
         instance = self.instance[_indices(len(self.instance), batch_size, self.instance, generator)]
@@ -98,20 +104,26 @@ class ProtectionData:
 
 @dataclass(frozen=True)
 class Draws:
-    """A subject's data with the generator and batch size to draw with: what L2P asks for batches."""
+    """A subject's data with the generator and batch size to draw with: what L2P asks for batches.
+
+    Process `rank` of `ranks` draws the whole batch and takes its share, so that every sample's image, noise and
+    timestep are the same however many processes there are.
+    """
 
     data: ProtectionData
     generator: torch.Generator
     batch_size: int
+    rank: int = 0
+    ranks: int = 1
 
     def personalization(self) -> Personalization:
-        return self.data.personalization(self.generator, self.batch_size)
+        return self.data.personalization(self.generator, self.batch_size).part(self.rank, self.ranks)
 
     def protection(self) -> Protection:
-        return self.data.protection(self.generator, self.batch_size)
+        return self.data.protection(self.generator, self.batch_size).part(self.rank, self.ranks)
 
     def anchor(self) -> Batch:
-        return self.data.anchor(self.generator, self.batch_size)
+        return self.data.anchor(self.generator, self.batch_size).part(self.rank, self.ranks)
 
 
 def _indices(count: int, size: int, images: Posterior, generator: torch.Generator) -> Tensor:

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from apdm import losses
-from apdm.slow_weights import SlowWeights
+
+if TYPE_CHECKING:
+    from apdm.engines import Engine
+    from apdm.slow_weights import SlowWeights
 
 Progress = Callable[[int, Mapping[str, Tensor]], None]  # (inner step, detached scalars, still on their device)
 
@@ -44,6 +46,12 @@ class Batch:
             torch.cat([p.prompt_embeds for p in parts]),
         )
 
+    def part(self, index: int, count: int) -> Batch:
+        """The `index`-th of `count` equal shares of the samples."""
+        size = len(self.latents) // count
+        ours = slice(index * size, (index + 1) * size)
+        return Batch(self.latents[ours], self.noise[ours], self.timesteps[ours], self.prompt_embeds[ours])
+
 
 @dataclass(frozen=True)
 class Personalization:
@@ -51,6 +59,9 @@ class Personalization:
 
     instance: Batch
     prior: Batch
+
+    def part(self, index: int, count: int) -> Personalization:
+        return Personalization(self.instance.part(index, count), self.prior.part(index, count))
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,9 @@ class Protection:
     positive: Batch
     negative: Batch
     prior: Batch
+
+    def part(self, index: int, count: int) -> Protection:
+        return Protection(*(batch.part(index, count) for batch in (self.positive, self.negative, self.prior)))
 
 
 class Batches(Protocol):
@@ -82,24 +96,21 @@ class Diffusion(Protocol):
 class LearningToProtect:
     """The two paths over one model; call `outer_step` as often as wanted.
 
-    model: holds theta'. slow: theta, built on the model's trainable parameters. reference: phi, the frozen
-    original, anything that `family.predict` takes as a denoiser. inner: the attacker's AdamW on the model's
-    parameters. The options are those of the configuration; evaluate says on which side of the attacker's step
-    L_protect is taken ("after": Algorithm 1; "before": Eq. 18-19). leak reproduces the released code, which
-    forgets to clear the attacker's gradient and so adds it to G: for studies only, it personalises. autocast
-    is entered around each forward pass, never around more: it caches cast weights, which here change at every
-    step. max_grad_norm 0 is off.
+    engine: runs theta' and has the attacker's AdamW. slow: theta, built on the engine. reference: phi, the frozen
+    original, anything that `family.predict` takes as a denoiser. The options are those of the configuration;
+    evaluate says on which side of the attacker's step L_protect is taken ("after": Algorithm 1; "before": Eq.
+    18-19). leak reproduces the released code, which forgets to clear the attacker's gradient and so adds it to G:
+    for studies only, it personalises. autocast is entered around each forward pass, never around more: it caches
+    cast weights, which here change at every step.
     """
 
     family: Diffusion
-    model: nn.Module
+    engine: Engine
     reference: Any
     slow: SlowWeights
-    inner: Optimizer
     _: KW_ONLY
     inner_steps: int = 20
     prior_loss_weight: float = 1.0
-    max_grad_norm: float = 0.0
     accumulate: Literal["sum", "mean"] = "sum"
     evaluate: Literal["after", "before"] = "after"
     leak: bool = False
@@ -116,7 +127,7 @@ class LearningToProtect:
         Afterwards the model still holds the attacked theta'; `slow.restore()` makes it the protected one.
         """
         report: dict[str, Tensor] = {}
-        self.slow.begin(self.inner)  # where the attacker starts: from theta, with fresh moments
+        self.slow.begin(self.engine.optimizer)  # where the attacker starts: from theta, with fresh moments
         if self.anchor_weight:
             report["anchor_loss"] = self.hold_to_reference(batches.anchor())
         for step in range(self.inner_steps):
@@ -130,31 +141,32 @@ class LearningToProtect:
         report["gradient_norm"] = self.slow.step(divisor=divisor)
         return report
 
-    def personalize(self, batch: Personalization, inner: Optimizer | None = None) -> dict[str, Tensor]:
-        """theta' <- AdamW(theta', grad L_per): one step of the attack (line 5), by AdamW `inner`."""
-        inner = inner or self.inner
-        loss, instance = self.personalization_loss(batch)
-        loss.backward()
-        if self.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.slow.fast, self.max_grad_norm)
-        inner.step()
-        if self.leak:
-            self.slow.accumulate([cast(Tensor, p.grad) for p in self.slow.fast])
-        inner.zero_grad()
-        return {"personalization_loss": loss.detach(), "instance_loss": instance.detach()}
-
-    def personalization_loss(self, batch: Personalization) -> tuple[Tensor, Tensor]:
-        """L_per at theta', and the subject's share of it before weighting; both scalars with a graph."""
-        instance, prior = self._error(self.model, Batch.cat(batch.instance, batch.prior)).chunk(2)
-        loss = losses.personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
-        return loss, losses.denoising_loss(instance)
+    def personalize(self, batch: Personalization) -> dict[str, Tensor]:
+        """theta' <- AdamW(theta', grad L_per): one step of the attack (line 5)."""
+        leak = self.slow.accumulate if self.leak else None
+        return self.engine.attack(self.personalization_loss, batch, leak=leak)
 
     def protect(self, batch: Protection) -> dict[str, Tensor]:
-        """G <- G + grad L_protect at theta' (lines 6-7), in one forward pass of each network."""
+        """G <- G + grad L_protect at theta' (lines 6-7)."""
+        return self.engine.differentiate(self.protection_loss, batch, self.slow.accumulate)
+
+    def hold_to_reference(self, batch: Batch) -> Tensor:
+        """G <- G + anchor_weight * grad of the distance to phi; called while theta' is theta."""
+        return self.engine.differentiate(self.anchor_loss, batch, self.slow.accumulate)["anchor_loss"]
+
+    def personalization_loss(self, model: Any, batch: Personalization) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_per (Eq. 5) and its figures."""
+        instance, prior = self._error(model, Batch.cat(batch.instance, batch.prior)).chunk(2)
+        loss = losses.personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
+        subject = losses.denoising_loss(instance.detach())
+        return loss, {"personalization_loss": loss.detach(), "instance_loss": subject}
+
+    def protection_loss(self, model: Any, batch: Protection) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_protect (Eq. 15) and its figures, in one forward pass of each network."""
         pair = Batch.cat(batch.positive, batch.negative)
         with torch.no_grad():
             reference_positive, reference_negative = self._error(self.reference, pair).chunk(2)
-        positive, negative, prior = self._error(self.model, Batch.cat(pair, batch.prior)).chunk(3)
+        positive, negative, prior = self._error(model, Batch.cat(pair, batch.prior)).chunk(3)
         dpo = losses.dpo_loss(
             positive,
             reference_positive,
@@ -165,8 +177,7 @@ class LearningToProtect:
         )
         preservation = losses.denoising_loss(prior)
         loss = losses.protection_loss(dpo, preservation, preservation_weight=self.preservation_weight)
-        self.slow.accumulate(torch.autograd.grad(loss, self.slow.fast))
-        return {
+        return loss, {
             "protection_loss": loss.detach(),
             "dpo_loss": dpo.detach(),
             "preservation_loss": preservation.detach(),
@@ -174,13 +185,12 @@ class LearningToProtect:
             "negative_error": losses.denoising_loss(negative.detach()),
         }
 
-    def hold_to_reference(self, batch: Batch) -> Tensor:
-        """G <- G + anchor_weight * grad of the distance to phi; called while theta' is theta."""
+    def anchor_loss(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted distance to phi, and without its weight."""
         with torch.no_grad():
             wanted = self._predict(self.reference, batch)
-        loss = losses.anchor_loss(self._predict(self.model, batch), wanted)
-        self.slow.accumulate(torch.autograd.grad(self.anchor_weight * loss, self.slow.fast))
-        return loss.detach()
+        loss = losses.anchor_loss(self._predict(model, batch), wanted)
+        return self.anchor_weight * loss, {"anchor_loss": loss.detach()}
 
     def _predict(self, denoiser: Any, batch: Batch) -> Tensor:
         noisy = self.family.add_noise(batch.latents, batch.noise, batch.timesteps)

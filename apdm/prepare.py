@@ -18,10 +18,11 @@ from apdm.files import model_hash
 from apdm.subjects import load_images
 
 
-def prepare_process(num_threads: int | None, *, processes: int = 1) -> None:
-    """Use `num_threads`, by default this process's share of the cores it may use, and leave the progress bar to us."""
+def prepare_process(num_threads: int | None) -> None:
+    """Use `num_threads`, by default this process's share of all cores, and leave the progress bar to us."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or max(1, cores // processes))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that the launcher started on this machine
+    torch.set_num_threads(num_threads or max(1, cores // beside))
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 

@@ -20,7 +20,7 @@ PATIENCE = 2
 
 
 class Validator:
-    """Called at outer steps that are `due`; leaves `samples/step-<n>.png` and `samples/step-<n>-probe.png` behind.
+    """Called after some outer steps; leaves `samples/step-<n>.png` and `samples/step-<n>-probe.png` behind.
 
     The rows of a sheet are the prompts, in order, each with the same noise every time, so sheets compare. The probe
     is a short DreamBooth run on the first subject; its likeness is measured on the instance prompt, and `enough` says
@@ -38,10 +38,6 @@ class Validator:
         self.config, self.family, self.judged, self.directory = config, family, judged, directory
         self.subject, self.data = sorted(data.items())[0]
         self.quiet_probes = 0
-
-    def due(self, step: int) -> bool:
-        every = self.config.validation.steps
-        return bool(every) and step % every == 0
 
     @property
     def enough(self) -> bool:

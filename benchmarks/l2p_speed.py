@@ -28,10 +28,11 @@ import diffusers
 import torch
 
 from apdm.data import Draws, ProtectionData, encode_images
+from apdm.engines import Engine
 from apdm.families import load_family
 from apdm.files import write_text
 from apdm.l2p import LearningToProtect
-from apdm.slow_weights import SlowWeights, make_adamw
+from apdm.slow_weights import make_adamw
 from benchmarks.reference_loop import ReferenceLoop
 
 PIPELINE = Path(__file__).resolve().parents[1] / "apdm/portraits/weights/pipeline"
@@ -78,12 +79,12 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
     )
     model = family.denoiser
     half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)
+    engine = Engine(model, make_adamw)
     protector = LearningToProtect(
         family,
-        model,
+        engine,
         copy.deepcopy(model).requires_grad_(False),
-        SlowWeights(model.parameters()),
-        make_adamw(model.parameters()),
+        engine.slow_weights(),
         inner_steps=options.inner_steps,
         autocast=half if options.mixed_precision == "bf16" else nullcontext,
     )

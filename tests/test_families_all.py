@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.models.embeddings import apply_rotary_emb
 from PIL import Image
 from real_assets import ASSETS, needs_assets
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from apdm.config import HardenConfig, L2PConfig, PerturbConfig
 from apdm.data import encode_images
 from apdm.errors import UserError
 from apdm.export import export_model
-from apdm.families import Family, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.families.base import append_pooled, split_pooled
 from apdm.families.folder import stored_dtype
 from apdm.files import list_files
@@ -35,6 +36,7 @@ from apdm.perturb import perturb
 from apdm.subjects import load_images
 
 FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
+SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
 EVERY = pytest.mark.parametrize("kind", BUILDERS)
 
 
@@ -100,13 +102,14 @@ def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draw
     hook = family.denoiser.register_forward_hook(
         lambda module, args, kwargs, output: calls.append((args, kwargs, output[0])), with_kwargs=True
     )
-    family.pipeline("a photo of sks person", num_inference_steps=2, guidance_scale=1.0, output_type="latent")
+    family.pipeline("a photo of sks person", **SIZE, num_inference_steps=2, guidance_scale=1.0, output_type="latent")
     hook.remove()
     args, kwargs, theirs = calls[0]
     noisy = args[0] if args else kwargs["hidden_states"]
-    told = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    # Flow matching is told 1000 sigma, which is 1000 at the last timestep, where sampling begins.
-    timestep = 999 if kind == "sd3" else int(told)
+    # Flow matching begins where there is nothing but noise; others say their timestep.
+    timestep = int(args[1]) if args else 999
+    if kind == "flux":
+        noisy, theirs = (family.drawn_latents(tokens, 16, 16) for tokens in (noisy, theirs))
     with torch.no_grad():
         embeds = family.encode_prompts(["a photo of sks person"])
         ours = family.predict(family.denoiser, noisy, torch.tensor([timestep]), embeds)
@@ -117,12 +120,13 @@ def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draw
 def test_drawing_is_the_pipeline_s_own_and_a_picture_depends_on_its_own_seed(families, kind: str):
     family = families(kind)
     prompts = ["a photo of person"] * 3
-    together = family.sample(prompts, seed=7, num_inference_steps=3)
-    one_by_one = family.sample(prompts, seed=[7, 8, 9], num_inference_steps=3, batch_size=1)
+    together = family.sample(prompts, seed=7, num_inference_steps=3, **SIZE)
+    one_by_one = family.sample(prompts, seed=[7, 8, 9], num_inference_steps=3, batch_size=1, **SIZE)
     assert together.shape == (3, 3, 16, 16)
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-4)
     theirs = family.pipeline(
         prompts[0],
+        **SIZE,
         generator=torch.Generator().manual_seed(8),
         num_inference_steps=3,
         guidance_scale=7.5,
@@ -164,19 +168,24 @@ def test_sdxl_is_told_the_size_of_the_latents_pictures_without_a_crop(families):
 # -- flow matching -------------------------------------------------------------------------------------------
 
 
-def test_flow_matching_noises_along_a_line_at_the_shifted_level(families):
-    family = families("sd3")
+FLOW = pytest.mark.parametrize(("kind", "shift"), [("sd3", 3.0), ("flux", 1.0)])  # FLUX shifts when sampling alone
+
+
+@FLOW
+def test_flow_matching_noises_along_a_line_at_the_shifted_level(families, kind: str, shift: float):
+    family = families(kind)
     latents, noise, timesteps = latent_batch(family)
     level = (timesteps.double() + 1) / 1000
-    sigma = (3 * level / (1 + 2 * level)).float()
+    sigma = (shift * level / (1 + (shift - 1) * level)).float()
     torch.testing.assert_close(family.sigmas(timesteps), sigma)
     by_hand = torch.stack([(1 - s) * x + s * n for s, x, n in zip(sigma, latents, noise, strict=True)])
     torch.testing.assert_close(family.add_noise(latents, noise, timesteps), by_hand)
     assert torch.equal(family.add_noise(latents, noise, timesteps)[3], noise[3])
 
 
-def test_the_flow_target_leads_from_any_noise_level_back_to_the_latents(families):
-    family = families("sd3")
+@FLOW
+def test_the_flow_target_leads_from_any_noise_level_back_to_the_latents(families, kind: str, shift: float):
+    family = families(kind)
     latents, noise, timesteps = latent_batch(family)
     noisy, target = family.add_noise(latents, noise, timesteps), family.target(latents, noise, timesteps)
     assert torch.equal(target, noise - latents)
@@ -187,7 +196,7 @@ def test_flow_matching_trains_at_logit_normal_timesteps_and_the_others_at_unifor
     """Quantiles of 20000 draws: those of the sigmoid of a normal variable, and those of a line."""
     shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
     logistic = torch.special.ndtri(shares).sigmoid()
-    for kind, expected in (("sd3", logistic), ("sdxl", shares), ("sd15", shares)):
+    for kind, expected in (("sd3", logistic), ("flux", logistic), ("sdxl", shares), ("sd15", shares)):
         drawn = families(kind).draw_timesteps(20_000, torch.Generator().manual_seed(0))
         assert drawn.dtype == torch.long and drawn.min() >= 0 and drawn.max() <= 999
         found = drawn.double().add(0.5).div(1000).quantile(shares)
@@ -280,6 +289,34 @@ def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other
     with watch_attention(denoiser, max_positions=15) as none:
         family.predict(denoiser, noisy, timesteps, embeds)
     assert not none.cross and not none.self_
+
+
+def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_sequences_none(families):
+    family = families("flux")
+    denoiser, inputs = family.denoiser, {}
+    layer = denoiser.transformer_blocks[0].attn
+    handle = layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.update(kwargs), with_kwargs=True)
+    with watch_attention(denoiser) as maps:
+        family.predict(
+            denoiser, torch.randn(2, 16, 8, 8), torch.tensor([10, 700]), family.encode_prompts(["a photo", "a dog"])
+        )
+    handle.remove()
+    parts = ((layer.to_q, layer.norm_q), (layer.to_k, layer.norm_k), (layer.add_k_proj, layer.norm_added_k))
+    picture, prompt, (cosine, sine) = (
+        inputs[name] for name in ("hidden_states", "encoder_hidden_states", "image_rotary_emb")
+    )
+    query, own, words = (
+        norm(project(x).unflatten(-1, (layer.heads, -1))).transpose(1, 2)
+        for (project, norm), x in zip(parts, (picture, picture, prompt), strict=True)
+    )
+    tokens = prompt.shape[1]
+    places = (cosine[tokens:], sine[tokens:])  # the prompt stands at 0, where nothing turns
+    query, own = (apply_rotary_emb(x, places) for x in (query, own))
+    root = query.shape[-1] ** -0.5
+    (name,) = maps.cross
+    torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps.self_[name], (root * query @ own.mT).softmax(-1), rtol=1e-4, atol=1e-6)
+    assert list(maps.self_) == [name] == ["transformer_blocks.0.attn"]
 
 
 # -- what is written -----------------------------------------------------------------------------------------
@@ -393,7 +430,7 @@ def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(folders
         max_train_steps=2,
         learning_rate=1e-3,
         l2p=L2PConfig(inner_steps=2, learning_rate=1e-3),
-        single_file=True,
+        single_file=kind != "flux",
     )
     model = harden(config) / "model"
     base, ours = load_family(source), load_family(model)
@@ -402,9 +439,9 @@ def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(folders
     assert len(moved) > len(names) // 2
     pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a photo of person", num_inference_steps=2, output_type="np").images
+    picture = pipeline("a photo of person", **SIZE, num_inference_steps=2, output_type="np").images
     assert picture.shape == (1, 16, 16, 3) and np.isfinite(picture).all()
-    assert (tmp_path / "hardened/model.safetensors").is_file()
+    assert (tmp_path / "hardened/model.safetensors").is_file() == config.single_file
     before, after = probes_of_an_attack(model, people)
     assert after < before
 
@@ -460,5 +497,6 @@ EXTRAS = {"sd15": {"requires_safety_checker": False}}
 def test_each_family_has_its_own_class(families):
     assert type(families("sd3")) is StableDiffusion3
     assert type(families("sdxl")) is StableDiffusionXL
+    assert type(families("flux")) is Flux
     assert type(families("sd15")) is type(families("sd21"))
     assert families("sd21").prediction_type == "v_prediction"

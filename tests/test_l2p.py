@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from plain_l2p import ADAM, ToyDenoiser, ToyDiffusion, plain_loop, toy_data
 from torch import nn
 
 from apdm.data import Draws, ProtectionData, encode_images
+from apdm.engines import Engine
 from apdm.errors import UserError
 from apdm.families import Posterior, load_family
 from apdm.l2p import LearningToProtect
@@ -38,9 +40,10 @@ def toy_protector(**options) -> LearningToProtect:
     with torch.no_grad():  # theta that is not phi: DPO must see the difference
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    clip = options.pop("outer_clip", 0.0)
-    slow = SlowWeights(model.parameters(), max_grad_norm=clip, **ADAM)
-    return LearningToProtect(ToyDiffusion(), model, reference, slow, make_adamw(model.parameters(), **ADAM), **options)
+    inner_clip, outer_clip = options.pop("max_grad_norm", 0.0), options.pop("outer_clip", 0.0)
+    engine = Engine(model, partial(make_adamw, **ADAM), max_grad_norm=inner_clip)
+    slow = engine.slow_weights(max_grad_norm=outer_clip, **ADAM)
+    return LearningToProtect(ToyDiffusion(), engine, reference, slow, **options)
 
 
 class Recorded:
@@ -110,7 +113,7 @@ def test_the_leak_turns_a_defence_into_personalization(float64):
         protector.slow.restore()
         fixed = Draws(toy_data(), torch.Generator().manual_seed(6), 300)
         with torch.no_grad():
-            return protector._error(protector.model, fixed.protection().negative).mean().item()
+            return protector._error(protector.engine.model, fixed.protection().negative).mean().item()
 
     assert subject_error(leak=True) < 0.8 * subject_error(leak=False)
 
@@ -126,11 +129,11 @@ def test_the_reference_never_changes_and_the_model_does(tiny_pipeline):
     cached = encode_images(family, images)
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"])
     data = ProtectionData(cached[:2], cached[2:], prompts[:1], prompts[1:], family.draw_timesteps)
-    slow = SlowWeights(family.denoiser.parameters(), learning_rate=1e-4)
-    inner = make_adamw(family.denoiser.parameters(), learning_rate=1e-4)
+    engine = Engine(family.denoiser, partial(make_adamw, learning_rate=1e-4))
+    slow = engine.slow_weights(learning_rate=1e-4)
     seen = []
     protector = LearningToProtect(
-        family, family.denoiser, reference, slow, inner, inner_steps=2, anchor_weight=1.0,
+        family, engine, reference, slow, inner_steps=2, anchor_weight=1.0,
         callback=lambda step, values: seen.append((step, values)),
     )  # fmt: skip
     for _ in range(2):
@@ -145,7 +148,7 @@ def test_the_reference_never_changes_and_the_model_does(tiny_pipeline):
 
 def test_at_theta_equal_to_the_reference_the_dpo_loss_is_log_2(float64):
     protector = toy_protector()
-    protector.model.load_state_dict(protector.reference.state_dict())
+    protector.engine.model.load_state_dict(protector.reference.state_dict())
     values = protector.protect(Draws(toy_data(), torch.Generator().manual_seed(0), 4).protection())
     assert values["dpo_loss"].item() == pytest.approx(math.log(2), rel=1e-12)
 
@@ -153,50 +156,44 @@ def test_at_theta_equal_to_the_reference_the_dpo_loss_is_log_2(float64):
 def test_every_outer_step_starts_the_attacker_at_theta_with_fresh_moments(float64):
     protector = toy_protector(inner_steps=2)
     protector.outer_step(Draws(toy_data(), torch.Generator().manual_seed(0), 2))
-    storage = [p.data_ptr() for p in protector.model.parameters()]
-    assert any(not torch.equal(p, t) for p, t in zip(protector.model.parameters(), protector.slow.theta, strict=True))
-    protector.slow.begin(protector.inner)
-    assert all(torch.equal(p, t) for p, t in zip(protector.model.parameters(), protector.slow.theta, strict=True))
-    assert all(not v.any() for state in protector.inner.state.values() for v in state.values())
+    storage = [p.data_ptr() for p in protector.engine.model.parameters()]
+    assert any(
+        not torch.equal(p, t) for p, t in zip(protector.engine.model.parameters(), protector.slow.theta, strict=True)
+    )
+    protector.slow.begin(protector.engine.optimizer)
+    assert all(
+        torch.equal(p, t) for p, t in zip(protector.engine.model.parameters(), protector.slow.theta, strict=True)
+    )
+    assert all(not v.any() for state in protector.engine.optimizer.state.values() for v in state.values())
     assert all(not g.any() for g in protector.slow.gradient)
-    assert storage == [p.data_ptr() for p in protector.model.parameters()]
+    assert storage == [p.data_ptr() for p in protector.engine.model.parameters()]
 
 
-def test_an_attacker_may_bring_its_own_optimizer(float64):
-    protector = toy_protector()
-    other = make_adamw(protector.model.parameters(), **ADAM)
-    before = [p.detach().clone() for p in protector.model.parameters()]
-    batch = toy_data().personalization(torch.Generator().manual_seed(0), 2)
-    protector.personalize(batch, other)
-    assert other.state and not protector.inner.state
-    assert all(not torch.equal(a, b) for a, b in zip(before, protector.model.parameters(), strict=True))
-    assert all(p.grad is None for p in protector.model.parameters())
-
-
-def test_a_run_resumed_at_an_outer_step_goes_on_bitwise(tmp_path):
+def test_a_run_resumed_at_an_outer_step_goes_on_bitwise():
     def run(protector, start, stop):
         for j in range(start, stop):
             protector.outer_step(Draws(toy_data(), torch.Generator().manual_seed(j), 2))
         return protector
 
     straight = run(toy_protector(inner_steps=3), 0, 4)
-    torch.save(run(toy_protector(inner_steps=3), 0, 2).slow.state_dict(), tmp_path / "state.pt")
+    killed = run(toy_protector(inner_steps=3), 0, 2).slow
+    state = {name: [t.clone() for t in tensors] for name, tensors in killed.state()}
     resumed = toy_protector(inner_steps=3)
-    resumed.slow.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.slow.load(state.__getitem__, killed.steps)
     run(resumed, 2, 4)
     assert all(torch.equal(a, b) for a, b in zip(straight.slow.theta, resumed.slow.theta, strict=True))
 
 
 def test_a_checkpoint_of_another_model_is_refused():
-    state = toy_protector().slow.state_dict()
-    other = SlowWeights(nn.Linear(3, 3).parameters(), **ADAM)
+    state = dict(toy_protector().slow.state())
+    other = nn.Linear(3, 3)
     with pytest.raises(UserError, match="resume with the same model"):
-        other.load_state_dict(state)
+        SlowWeights(Engine(other, make_adamw)).load(state.__getitem__, 0)
 
 
 def test_bfloat16_weights_have_float32_masters_that_keep_small_steps():
     model = nn.Linear(4, 4).to(torch.bfloat16)
-    slow = SlowWeights(model.parameters(), learning_rate=5e-6, adam_weight_decay=0.0)
+    slow = SlowWeights(Engine(model, make_adamw), learning_rate=5e-6, adam_weight_decay=0.0)
     start = [t.detach().clone() for t in slow.theta]
     slow.accumulate([torch.ones_like(p) for p in model.parameters()])
     slow.step()
@@ -208,7 +205,7 @@ def test_autocast_sees_the_weights_of_every_inner_step():
     def instance_losses(**options):
         seen = []
         protector = toy_protector(inner_steps=6, callback=lambda step, values: seen.append(values), **options)
-        for group in protector.inner.param_groups:
+        for group in protector.engine.optimizer.param_groups:
             group["lr"] = 0.2  # steps so large that weights cast before them would be 10 % off
         protector.outer_step(Draws(toy_data(), torch.Generator().manual_seed(0), 2))
         return torch.stack([values["instance_loss"] for values in seen])
@@ -227,8 +224,9 @@ def test_the_toy_is_no_special_case_a_real_unet_takes_the_same_path(float64, tin
     cached = Posterior(latents, torch.full_like(latents, 0.1))
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"]).double()
     data = ProtectionData(cached[:2], cached[2:], prompts[:1], prompts[1:], family.draw_timesteps)
-    slow = SlowWeights(model.parameters(), **ADAM)
-    protector = LearningToProtect(family, model, reference, slow, make_adamw(model.parameters(), **ADAM), inner_steps=1)
+    engine = Engine(model, partial(make_adamw, **ADAM))
+    slow = engine.slow_weights(**ADAM)
+    protector = LearningToProtect(family, engine, reference, slow, inner_steps=1)
     source = Recorded(Draws(data, torch.Generator().manual_seed(1), 2))
     protector.outer_step(source)  # the model still holds the attacked weights
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from plain_l2p import ADAM, toy_data
+from plain_l2p import toy_data
 from test_l2p import Recorded, toy_protector
 
 from apdm.data import Draws
 from apdm.pool import AttackerPool
-from apdm.slow_weights import make_adamw
 
 
 def draws(seed: int) -> Draws:
@@ -15,12 +14,7 @@ def draws(seed: int) -> Draws:
 
 
 def pool_of(method, hostile, benign=(), **options) -> AttackerPool:
-    pool = AttackerPool.start(
-        method, hostile, benign, learning_rate=ADAM["learning_rate"], **{"depth": 100, "stride": 2, **options}
-    )
-    for attacker in pool.attackers:
-        attacker.optimizer = make_adamw(method.slow.fast, **ADAM)
-    return pool
+    return AttackerPool.start(method, hostile, benign, **{"depth": 100, "stride": 2, **options})
 
 
 def freeze_theta(method) -> None:
@@ -45,9 +39,8 @@ def test_while_theta_stands_still_an_attacker_walks_the_path_of_one_uninterrupte
     for _ in range(3):
         pool.outer_step()
     alone = toy_protector()
-    inner = make_adamw(alone.slow.fast, **ADAM)
     for batch in source.drawn["personalization"]:
-        alone.personalize(batch, inner)
+        alone.personalize(batch)
     walked = [fast - theta for fast, theta in zip(alone.slow.fast, alone.slow.theta, strict=True)]
     torch.testing.assert_close(pool.attackers[0].offset, [w.detach() for w in walked], rtol=1e-9, atol=1e-12)
 
@@ -58,9 +51,8 @@ def test_the_protective_gradient_is_taken_where_the_attacker_stands_after_its_tu
     source = Recorded(draws(7))
     pool_of(method, [source], stride=3).outer_step()
     alone = toy_protector()
-    inner = make_adamw(alone.slow.fast, **ADAM)
     for batch in source.drawn["personalization"]:
-        alone.personalize(batch, inner)
+        alone.personalize(batch)
     alone.protect(source.drawn["protection"][0])
     torch.testing.assert_close(list(method.slow.gradient), list(alone.slow.gradient), rtol=1e-9, atol=1e-12)
 
@@ -74,8 +66,8 @@ def test_a_benign_attacker_adds_the_weighted_gradient_of_its_own_loss(float64):
     pool.outer_step()
     alone = toy_protector()
     first, second = friend.drawn["personalization"]
-    alone.personalize(first, make_adamw(alone.slow.fast, **ADAM))
-    loss, _ = alone.personalization_loss(second)
+    alone.personalize(first)
+    loss, _ = alone.personalization_loss(alone.engine.model, second)
     wanted = [2.5 * g for g in torch.autograd.grad(loss, alone.slow.fast)]
     torch.testing.assert_close(list(method.slow.gradient), wanted, rtol=1e-9, atol=1e-12)
     assert not friend.drawn["protection"]
@@ -91,7 +83,7 @@ def test_at_its_depth_an_attacker_starts_anew_and_ages_are_staggered(float64):
         pool.outer_step()
     assert oldest.age == 0
     assert all(not part.any() for part in oldest.offset)
-    assert all(not value.any() for state in oldest.optimizer.state.values() for value in state.values())
+    assert oldest.moments and all(not value.any() for value in oldest.moments) and not oldest.steps
     assert all(any(part.any() for part in a.offset) for a in pool.attackers if a is not oldest)
 
 

@@ -12,6 +12,8 @@ from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -156,6 +158,34 @@ def build_sd3(folder: Path, *, with_t5: bool = True) -> StableDiffusion3Pipeline
     )
 
 
+def build_flux(folder: Path) -> FluxPipeline:
+    """As dev: guidance as a condition, double and single blocks, sigmas shifted by size when sampling."""
+    tokenizer = write_tokenizer(folder / "vocabulary")
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    t5 = T5Config(
+        vocab_size=128, d_model=24, d_ff=32, d_kv=8, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=small_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(clip_config(tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=t5_tokenizer(),
+    )
+
+
 def seeded(build: Callable[[Path], Any]) -> Callable[[Path], Any]:
     """The same weights at every call, whatever was drawn before."""
 
@@ -172,4 +202,5 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "sd21": seeded(build_sd21),
     "sdxl": seeded(build_sdxl),
     "sd3": seeded(build_sd3),
+    "flux": seeded(build_flux),
 }

@@ -12,8 +12,6 @@ from apdm.attacks.parts import with_denoiser
 from apdm.attacks.tokens import call, learn_words
 from apdm.families import Family
 
-KEYS_AND_VALUES = ("attn2.to_k.weight", "attn2.to_v.weight")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CustomDiffusion(FineTuning):
@@ -42,7 +40,7 @@ class CustomDiffusion(FineTuning):
         start = self.initializer_token or self._rare_token(model)
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
         tokens = learn_words(with_denoiser(model, denoiser), self.modifier_token, 1, start)
-        weights = [p for name, p in denoiser.named_parameters() if name.endswith(KEYS_AND_VALUES)]
+        weights = [p for name, p in denoiser.named_parameters() if name.endswith(model.keys_and_values)]
         return Victim(
             tokens.model,
             (denoiser, tokens.model.pipeline.text_encoder),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import AutoPipelineForInpainting
 from torch import Tensor
 
 from apdm.attacks.purify import Parametrised, image_to_image
@@ -52,7 +52,7 @@ class Inpainting(Parametrised):
             _each(photos, prompts),
             list(prompts),
             strength=self.strength,
-            pipeline_class=StableDiffusionInpaintPipeline,
+            pipeline_class=AutoPipelineForInpainting,
             mask_image=mask,
             **_known(options),
         )

@@ -5,12 +5,13 @@ Each is a `Purifier`: photos `[N, 3, H, W]` in [0, 1] to photos of the same size
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
 from apdm.families import Family
@@ -158,7 +159,7 @@ def image_to_image(
     num_inference_steps: int,
     guidance_scale: float,
     batch_size: int = 4,
-    pipeline_class: Any = StableDiffusionImg2ImgPipeline,
+    pipeline_class: Any = AutoPipelineForImage2Image,
     mask_image: Tensor | None = None,
 ) -> Tensor:
     """diffusers' img2img (or inpainting) made of the model's parts: one picture per photo and prompt, as in `sample`.
@@ -168,19 +169,21 @@ def image_to_image(
     """
     if int(num_inference_steps * strength) < 1:  # diffusers would have no step to take
         return photos.clone()
-    needs_checker = model.pipeline.config.requires_safety_checker
-    pipeline = pipeline_class(**model.pipeline.components, requires_safety_checker=needs_checker)
+    pipeline = pipeline_class.from_pipe(model.pipeline)
     pipeline.set_progress_bar_config(disable=True)
+    sized = "height" in inspect.signature(pipeline.__call__).parameters
     pictures = []
     for start in range(0, len(photos), batch_size):
         chosen = slice(start, start + batch_size)
         chunk = photos[chosen]
         height, width = chunk.shape[2:]
-        further = {} if mask_image is None else {"mask_image": mask_image[chosen], "height": height, "width": width}
+        # Pipelines that can be told a size resize the photo to the model's own where they are not.
+        further: dict[str, Any] = {"height": height, "width": width} if sized else {}
+        if mask_image is not None:
+            further["mask_image"] = mask_image[chosen]
         latents = pipeline(
             image=chunk,
-            prompt_embeds=model.encode_prompts(prompts[chosen]),
-            negative_prompt_embeds=model.encode_prompts([""] * len(chunk)),
+            **model.prompt_inputs(prompts[chosen]),
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))],
             strength=strength,
             num_inference_steps=num_inference_steps,
@@ -188,5 +191,5 @@ def image_to_image(
             output_type="latent",
             **further,
         ).images
-        pictures.append(model.decode(latents).cpu())
+        pictures.append(model.decode(model.drawn_latents(latents, height, width)).cpu())
     return torch.cat(pictures)

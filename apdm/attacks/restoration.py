@@ -107,11 +107,10 @@ class Transplant(Staged):
             changed = with_vae(model, source.pipeline.vae)
             return changed, encoded_anew(material, model, changed)
         denoiser = copy.deepcopy(model.denoiser)
-        given = dict(source.denoiser.named_modules())
-        for name, module in denoiser.named_modules():
-            if name.endswith(".attn2"):
-                for weight, other in _pairs(module, given.get(name)):
-                    weight.copy_(other)
+        names = [name for name, _ in denoiser.named_parameters()]
+        for name, (weight, other) in zip(names, _pairs(denoiser, source.denoiser), strict=True):
+            if any(part in name for part in model.cross_attention):
+                weight.copy_(other)
         return with_denoiser(model, denoiser), material
 
 

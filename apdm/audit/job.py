@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
     process = Process.launched()
-    prepare_process(config.num_threads, processes=process.count)
+    prepare_process(config.num_threads)
     with process.first_alone():  # so that bad input is said once
         plan = _plan(config, command)
         output = _claim(config) if process.is_main else Path(config.output_dir)

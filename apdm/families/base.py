@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,13 @@ from torch.nn.functional import pad
 from apdm.errors import UserError
 from apdm.families.folder import write_pipeline
 from apdm.families.posterior import Posterior
+
+DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> [count], on the generator's device
+
+
+def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`[count]` whole numbers below `total`, all alike."""
+    return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
 class Family(ABC):
@@ -43,6 +51,9 @@ class Family(ABC):
     pipeline_name: ClassVar[str]  # diffusers' class
     denoiser_name: ClassVar[str]  # the part that is trained, under the pipeline's own name for it
     other_parts: ClassVar[tuple[str, ...]]  # what else the pipeline cannot do without
+    # In the names of the denoiser's weights: where it reads the prompt, and where it makes keys and values of it.
+    cross_attention: ClassVar[tuple[str, ...]]
+    keys_and_values: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -63,12 +74,17 @@ class Family(ABC):
         pipeline.set_progress_bar_config(disable=True)
 
     def _check(self) -> None:
-        taken, given = self.denoiser.config.in_channels, self.pipeline.vae.config.latent_channels
+        taken, given = self._channels, self.pipeline.vae.config.latent_channels
         if taken != given:
             raise UserError(
                 f"{self._where}: the {self.denoiser_name} takes {taken} channels where the vae gives {given}: "
                 "use a text-to-image model, not an inpainting one"
             )
+
+    @property
+    def _channels(self) -> int:
+        """Of the latents that the denoiser takes."""
+        return self.denoiser.config.in_channels
 
     @property
     def _where(self) -> str:
@@ -126,9 +142,10 @@ class Family(ABC):
 
     # -- diffusion -------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """`[count]` whole numbers on the generator's device, as training draws them; uniform by default."""
-        return torch.randint(self.num_train_timesteps, (count,), generator=generator, device=generator.device)
+    @property
+    def draw_timesteps(self) -> DrawTimesteps:
+        """How training draws timesteps, by default uniformly. It holds no pipeline and goes between processes."""
+        return partial(uniform_timesteps, self.num_train_timesteps)
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -171,7 +188,7 @@ class Family(ABC):
         images = []
         for start in range(0, len(prompts), batch_size):
             chunk = prompts[start : start + batch_size]
-            inputs = self._prompt_inputs(chunk)
+            inputs = self.prompt_inputs(chunk)
             if face_embeds is not None:
                 embeds = _adapter_input(face_embeds[start : start + len(chunk)], guided=guidance_scale > 1)
                 inputs["ip_adapter_image_embeds"] = embeds
@@ -185,11 +202,15 @@ class Family(ABC):
                     width=width,
                     output_type="latent",
                 ).images
-            images.append(self.decode(latents).cpu())
+            images.append(self.decode(self.drawn_latents(latents, height, width)).cpu())
         return torch.cat(images)
 
+    def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
+        """Latents `[B, C, h, w]` as the pipeline hands them out."""
+        return drawn
+
     @abstractmethod
-    def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The pipeline's arguments for these prompts, and for none of guidance's sake."""
 
     def _sampling_precision(self) -> torch.autocast:

@@ -9,6 +9,7 @@ training sees s itself. Training draws s logit-normally (Esser 2024, section 3.1
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,22 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from apdm.errors import UserError
-from apdm.families.base import Family
+from apdm.families.base import DrawTimesteps, Family
+
+
+def logit_normal_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`[count]` whole numbers below `total`: so many times the sigmoid of a standard normal, rounded down."""
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    return (normal.sigmoid() * total).long().clamp_max(total - 1)
 
 
 class FlowMatching(Family):
     """A pipeline with a transformer and a flow-matching scheduler, in diffusers' convention."""
 
     denoiser_name = "transformer"
+    # The prompt's own stream through joint attention.
+    cross_attention = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
+    keys_and_values = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **facts: Any) -> None:
         super().__init__(pipeline, source=source, **facts)
@@ -42,10 +52,9 @@ class FlowMatching(Family):
         self._sigmas = self._sigmas.to(timesteps.device)
         return self._sigmas[timesteps]
 
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """`[count]` whole numbers on the generator's device: T times the sigmoid of a standard normal, rounded down."""
-        normal = torch.randn(count, generator=generator, device=generator.device)
-        return (normal.sigmoid() * self.num_train_timesteps).long().clamp_max(self.num_train_timesteps - 1)
+    @property
+    def draw_timesteps(self) -> DrawTimesteps:
+        return partial(logit_normal_timesteps, self.num_train_timesteps)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`x_t`: all `[B, C, h, w]` but timesteps, `[B]` in 0 .. num_train_timesteps - 1."""

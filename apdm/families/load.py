@@ -13,6 +13,7 @@ from torch import nn
 
 from apdm.errors import UserError
 from apdm.families.base import Family
+from apdm.families.flux import Flux
 from apdm.families.folder import (
     check_parts,
     has_part,
@@ -27,7 +28,7 @@ from apdm.families.sd import StableDiffusion
 from apdm.families.sd3 import StableDiffusion3
 from apdm.families.sdxl import StableDiffusionXL
 
-KNOWN: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+KNOWN: tuple[type[Family], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 FAMILIES = {family.pipeline_name: family for family in KNOWN}
 BROKEN = (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError, ImportError, SafetensorError)
 

@@ -19,6 +19,8 @@ class StableDiffusion(Family):
     pipeline_name = "StableDiffusionPipeline"
     denoiser_name = "unet"
     other_parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "scheduler")
+    cross_attention = (".attn2.",)
+    keys_and_values = (".attn2.to_k.weight", ".attn2.to_v.weight")
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **facts: Any) -> None:
         self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "")
@@ -70,7 +72,7 @@ class StableDiffusion(Family):
         """The denoiser's answer, `[B, C, h, w]`. denoiser: the unet, a copy or a wrapper of it."""
         return denoiser(noisy, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
 
-    def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         return {
             "prompt_embeds": self.encode_prompts(prompts),
             "negative_prompt_embeds": self.encode_prompts([""] * len(prompts)),

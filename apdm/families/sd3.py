@@ -47,7 +47,7 @@ class StableDiffusion3(FlowMatching):
     def _pooled_width(self) -> int:
         return self.denoiser.config.pooled_projection_dim
 
-    def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         empty, empty_pooled = split_pooled(self.encode_prompts([""] * len(prompts)), self._pooled_width)
         return {

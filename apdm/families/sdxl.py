@@ -59,7 +59,7 @@ class StableDiffusionXL(StableDiffusion):
     def _pooled_width(self) -> int:
         return self.pipeline.text_encoder_2.config.projection_dim
 
-    def _prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         # What stands for no prompt is the pipeline's choice: zeros, or an encoded empty text.
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}

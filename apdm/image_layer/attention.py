@@ -6,7 +6,8 @@ from them once more, differentiably. The pass itself is not changed.
 
 A transformer's joint attention looks at picture and prompt at once. It gives two maps, those of the picture's positions
 over the prompt's tokens and over each other, each as a distribution of its own: the scores are the layer's, and how
-much attention goes to the prompt at all is not seen. Pictures are taken to come first, as in Stable Diffusion 3.
+much attention goes to the prompt at all is not seen. Where a layer is given both in one sequence, as FLUX's single
+blocks are, it is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
@@ -63,14 +65,16 @@ def is_attention(module: Module) -> bool:
 class _Watcher(TorchFunctionMode):
     def __init__(self, maps: AttentionMaps, max_positions: int | None) -> None:
         self.maps, self.max_positions = maps, max_positions
-        self.layers: list[tuple[str, Module, int]] = []  # name, layer, tokens of the prompt in joint attention
+        self.layers: list[tuple[str, Module, int | None]] = []  # name, layer, tokens of the prompt in joint attention
 
     def enter(self, name: str, module: Module) -> Callable[[Module, Any, Any], None]:
         joint = getattr(module, "added_kv_proj_dim", None) is not None
+        mixed = isinstance(module, FluxAttention) and not joint
 
         def note(_: Module, args: Any, kwargs: Any) -> None:
             prompt = kwargs.get("encoder_hidden_states") if joint else None
-            self.layers.append((name, module, 0 if prompt is None else prompt.shape[1]))
+            tokens = 0 if prompt is None else prompt.shape[1]
+            self.layers.append((name, module, None if mixed else tokens))
 
         return note
 
@@ -85,9 +89,13 @@ class _Watcher(TorchFunctionMode):
 
     def _record(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> None:
         name, module, prompt = self.layers[-1]
+        if prompt is None:
+            return
         positions = query.shape[-2] - prompt
         if self.max_positions is not None and positions > self.max_positions:
             return
+        if isinstance(module, FluxAttention):  # the prompt comes first there, and last in Stable Diffusion 3
+            query, key = query.roll(-prompt, dims=-2), key.roll(-prompt, dims=-2)
         scale = kwargs.get("scale") or query.shape[-1] ** -0.5
         dtype = torch.promote_types(query.dtype, torch.float32)
         scores = scale * query[..., :positions, :].to(dtype) @ key.to(dtype).transpose(-2, -1)

@@ -1,0 +1,243 @@
+"""What runs theta': one process, or many that share the work of Learning to Protect.
+
+An engine takes the attacker's optimizer steps, with gradients averaged over the processes, and differentiates the
+defender's loss where the attacker stands. The algorithm (`apdm.l2p`) does not know which engine it has. Every
+engine's result is that of one process on the same global batch, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apdm.ranks import ALONE, Ranks
+from apdm.slow_weights import MOMENTS, FlatSlowWeights, SlowWeights, local
+
+
+class Splittable(Protocol):
+    """A batch whose samples can be shared out."""
+
+    def part(self, index: int, count: int) -> Self: ...
+
+
+Values = dict[str, Tensor]
+LossOf = Callable[[Any, Any], tuple[Tensor, Values]]  # (network, batch) -> scalar with a graph, detached scalars
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+Sink = Callable[[Sequence[Tensor]], None]
+
+
+class Engine:
+    """One process; the others say where they differ.
+
+    model: holds theta', trainable. make_optimizer: the attacker's AdamW on its parameters. max_grad_norm: bound on the
+    norm of the attacker's gradient; 0 is off. accumulation: a batch is worked through in so many equal parts.
+
+    fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer,
+        *,
+        max_grad_norm: float = 0.0,
+        accumulation: int = 1,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.model, self.ranks = model, ranks
+        self.max_grad_norm, self.accumulation = max_grad_norm, accumulation
+        self.parameters = list(model.parameters())
+        self.optimizer = make_optimizer(self.parameters)
+        self.shapes = [p.shape for p in self.parameters]
+        self.fast: list[Tensor] = list(self.parameters)
+        self.attacked: Any = model
+        self.defended: Any = model
+
+    def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
+        """theta in the layout that suits this engine."""
+        return SlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
+
+    # -- the two paths -----------------------------------------------------------------------------------------
+
+    def attack(self, loss_of: LossOf, batch: Splittable, *, leak: Sink | None = None) -> Values:
+        """One step of the attacker's optimizer down the gradient of `loss_of`. leak: gets that gradient too."""
+        seen = []
+        for index in range(self.accumulation):
+            last = index + 1 == self.accumulation
+            with self._pass(last):
+                loss, values = loss_of(self.attacked, self._part(batch, index))
+                self._backward(loss / self.accumulation, last)
+            seen.append(values)
+        self._step()
+        if leak is not None:
+            leak([p.grad for p in self.parameters if p.grad is not None])
+        self._clear()
+        return _mean(seen)
+
+    def differentiate(self, loss_of: LossOf, batch: Splittable, into: Sink) -> Values:
+        """The gradient of `loss_of` at theta' goes `into` G. theta' and the attacker's optimizer stay as they are."""
+        seen = []
+        for index in range(self.accumulation):
+            loss, values = loss_of(self.defended, self._part(batch, index))
+            into(self._gradient(loss / self.accumulation))
+            seen.append(values)
+        return _mean(seen)
+
+    def _part(self, batch: Splittable, index: int) -> Any:
+        return batch if self.accumulation == 1 else batch.part(index, self.accumulation)
+
+    def _pass(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def _step(self) -> None:
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad()
+
+    def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(loss, self.parameters)
+
+    # -- layout: see `apdm.slow_weights.FastWeights` -----------------------------------------------------------
+
+    def written(self) -> None:
+        """`fast` was overwritten."""
+
+    def whole(self, index: int, shard: Tensor) -> Tensor:
+        return shard
+
+    def part(self, index: int, whole: Tensor) -> Tensor:
+        return whole
+
+    # -- the attacker's moments, for attackers that take turns ---------------------------------------------------
+
+    def moments(self) -> list[Tensor]:
+        """What this process keeps of the optimizer's averages; empty before the first step."""
+        return [local(state[name]) for state in self.optimizer.state.values() for name in MOMENTS]
+
+    def set_steps(self, steps: int) -> None:
+        """Let the optimizer have taken so many steps."""
+        for state in self.optimizer.state.values():
+            state["step"].fill_(steps)
+
+    def whole_moments(self, name: str) -> list[Tensor]:
+        """`exp_avg` or `exp_avg_sq` of every parameter, whole, on the CPU of the main process; collective."""
+        kept = []
+        for p in self.parameters:
+            whole = self._moment(p, name).detach()
+            if self.ranks.is_main:
+                kept.append(whole.cpu())
+        return kept
+
+    @torch.no_grad()
+    def set_moments(self, name: str, wholes: Sequence[Tensor]) -> None:
+        """The reverse; the optimizer must have taken a step, for its state to be there."""
+        for index, (p, whole) in enumerate(zip(self.parameters, wholes, strict=True)):
+            self._set_moment(index, p, name, whole.to(p.device))
+
+    def _moment(self, parameter: Tensor, name: str) -> Tensor:
+        return self.optimizer.state[parameter][name]
+
+    def _set_moment(self, index: int, parameter: Tensor, name: str, whole: Tensor) -> None:
+        local(self.optimizer.state[parameter][name]).copy_(self.part(index, whole))
+
+
+class DataParallel(Engine):
+    """torch's DDP: theta' whole in every process, gradients averaged during the backward pass.
+
+    The defender's gradient is taken on the model inside, where nothing is sent; G is reduced once per outer step.
+    """
+
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, **options: Any) -> None:
+        super().__init__(model, make_optimizer, **options)
+        self.wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.attacked = self.wrapped
+
+    def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
+        return FlatSlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
+
+    def _pass(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else self.wrapped.no_sync()
+
+
+class Independent(Engine):
+    """Every process plays an attacker of its own, on its share of the batch; only G is shared."""
+
+    def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
+        return FlatSlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
+
+
+class FullyShard(Engine):
+    """torch's FSDP2: parameters, gradients and everything of theta in shards.
+
+    The defender's backward pass averages its gradient over the processes, as the attacker's does; nothing else is sent.
+    Sharded by hand rather than by accelerate, whose plugin does not run on CPUs.
+    """
+
+    def __init__(
+        self, model: nn.Module, make_optimizer: MakeOptimizer, *, device: torch.device, **options: Any
+    ) -> None:
+        super().__init__(shard(model, device), make_optimizer, **options)
+        self.fast = [local(p.data) for p in self.parameters]
+
+    def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
+        loss.backward()
+        gradient = [local(p.grad) for p in self.parameters if p.grad is not None]
+        self._clear()
+        return gradient
+
+    def whole(self, index: int, shard: Tensor) -> Tensor:
+        return self._like(index, shard).full_tensor()
+
+    def part(self, index: int, whole: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor, Shard
+
+        p: Any = self.parameters[index].data
+        rows = [len(piece) for piece in whole.chunk(self.ranks.size)] + [0] * self.ranks.size
+        start = sum(rows[: self.ranks.index])
+        if not isinstance(p, DTensor) or p.placements != (Shard(0),):
+            raise RuntimeError("FSDP2 sharded a parameter otherwise than by its first dimension")
+        return whole[start : start + rows[self.ranks.index]].to(p.device)
+
+    def _like(self, index: int, shard: Tensor) -> Any:
+        from torch.distributed.tensor import DTensor
+
+        p: Any = self.parameters[index].data
+        return DTensor.from_local(shard, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+
+    def _moment(self, parameter: Tensor, name: str) -> Tensor:
+        return self.optimizer.state[parameter][name].full_tensor()
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """FSDP2 over all processes, block by block: what a forward pass gathers at once is one block.
+
+    A model on the CPU goes to `device` block by block too.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    names = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
+    for found in (getattr(model, name, None) for name in names):
+        for block in found if isinstance(found, nn.ModuleList) else [found]:
+            if block is not None and any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)  # type: ignore[return-value]
+
+
+def _mean(seen: Sequence[Values]) -> Values:
+    if len(seen) == 1:
+        return seen[0]
+    return {name: torch.stack([values[name] for values in seen]).mean() for name in seen[0]}

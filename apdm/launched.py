@@ -1,0 +1,150 @@
+"""What the launcher decided: the accelerator, the processes, and the engine that fits them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from torch import nn
+from transformers.integrations import unset_hf_deepspeed_config
+
+from apdm.config import HardenConfig
+from apdm.engines import DataParallel, Engine, FullyShard, Independent, MakeOptimizer
+from apdm.errors import Interrupted, UserError
+from apdm.ranks import Ranks
+
+SHARDED = ("fsdp2", "zero3")  # engines that take the model apart, so that a plain one is kept to draw with
+RESUME = "the same command with --resume_from_checkpoint latest goes on"
+
+
+def make_accelerator(config: HardenConfig) -> Accelerator:
+    """The accelerator as launched. Raises UserError where accelerate and the launcher count processes differently.
+
+    On CPUs accelerate must be told what to talk over: without this its DeepSpeed processes would each believe
+    themselves alone, without a word.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    options: dict[str, Any] = {}
+    if not torch.accelerator.is_available():
+        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+        elif size > 1:
+            options["cpu"] = True
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to,
+        project_dir=str(Path(config.output_dir) / config.logging_dir),
+        **options,
+    )
+    # Under ZeRO-3 transformers would load every model in pieces; only what is trained is to be.
+    unset_hf_deepspeed_config()
+    return check_processes(accelerator, size)
+
+
+def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
+    """Raise UserError unless the launcher's `size` is what accelerate and torch see."""
+    joined = dist.get_world_size() if dist.is_initialized() else 1
+    if accelerator.num_processes == joined == size:
+        return accelerator
+    error = UserError(
+        f"{size} processes were launched, accelerate counts {accelerator.num_processes} and torch {joined}, so each "
+        "would train alone; launch with a file of launch/"
+    )
+    error.elsewhere = os.environ.get("RANK", "0") != "0"
+    raise error
+
+
+def kind_of(accelerator: Accelerator) -> str:
+    """The engine that was asked for: `single`, `ddp`, `fsdp2` or `zero1` to `zero3`. Raises UserError for others."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        section = accelerator.deepspeed_plugin.deepspeed_config
+        stage = section["zero_optimization"]["stage"]
+        if stage not in (1, 2, 3):
+            raise UserError(f"DeepSpeed's ZeRO stage {stage} is not used here; launch with launch/ddp.yaml")
+        if {"optimizer", "scheduler", "fp16"} & {key for key, value in section.items() if value != {"enabled": False}}:
+            raise UserError(
+                "leave optimizer, scheduler and fp16 out of DeepSpeed's configuration: apdm's options set them"
+            )
+        return f"zero{stage}"
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return "fsdp2"
+    return "ddp" if accelerator.num_processes > 1 else "single"
+
+
+def check_engine(config: HardenConfig, kind: str, size: int) -> None:
+    """Raise UserError for options that this engine, or so many processes, cannot do."""
+    parts = size * config.gradient_accumulation_steps
+    if config.train_batch_size % parts:
+        raise UserError(
+            f"train_batch_size {config.train_batch_size} is shared by {size} processes in "
+            f"{config.gradient_accumulation_steps} parts each; make it a multiple of {parts}"
+        )
+    if config.l2p.leak and kind not in ("single", "ddp"):
+        raise UserError(
+            f"l2p.leak needs the attacker's whole gradient, which {kind} does not keep; use launch/ddp.yaml"
+        )
+    if config.l2p.attackers == "independent" and size > 1:
+        if kind != "ddp":
+            raise UserError(f"l2p.attackers independent needs whole weights in each process; use ddp, not {kind}")
+        if config.pool.size:
+            raise UserError(
+                "a pool's attackers are shared by all processes; set pool.size 0 or l2p.attackers synchronous"
+            )
+
+
+def make_engine(
+    config: HardenConfig, accelerator: Accelerator, model: nn.Module, make_optimizer: MakeOptimizer, ranks: Ranks
+) -> Engine:
+    """The engine of `kind_of`, with `model` in it, or a copy of it where the engine takes it apart."""
+    kind = kind_of(accelerator)
+    if kind in SHARDED:
+        model = copy.deepcopy(model)
+    options: dict[str, Any] = {
+        "max_grad_norm": config.l2p.max_grad_norm,
+        "accumulation": config.gradient_accumulation_steps,
+        "ranks": ranks,
+    }
+    if kind.startswith("zero"):
+        from apdm.zero import Zero, Zero3
+
+        return (Zero3 if kind == "zero3" else Zero)(
+            model,
+            make_optimizer,
+            config=accelerator.deepspeed_plugin.deepspeed_config,
+            micro_batch_size=config.train_batch_size // (ranks.size * config.gradient_accumulation_steps),
+            autocast=autocast(config, accelerator),
+            **options,
+        )
+    if kind == "ddp" and config.l2p.attackers == "independent":
+        return Independent(model, make_optimizer, **options)
+    if kind == "fsdp2":
+        return FullyShard(model, make_optimizer, device=accelerator.device, **options)
+    return {"single": Engine, "ddp": DataParallel}[kind](model, make_optimizer, **options)
+
+
+def autocast(config: HardenConfig, accelerator: Accelerator) -> Callable[[], AbstractContextManager[Any]]:
+    """What forward passes run in: the same under every engine."""
+    if config.mixed_precision == "no":
+        return nullcontext
+    return partial(torch.autocast, accelerator.device.type, torch.bfloat16)
+
+
+@contextmanager
+def lost_processes(ranks: Ranks) -> Iterator[None]:
+    """Say in one line that another process of the run has ended, where torch tells of a broken connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "timeout")
+        if ranks.size == 1 or not any(word in str(error).lower() for word in words):
+            raise
+        raise Interrupted(f"process {ranks.index}: another process of this run has ended; {RESUME}") from None

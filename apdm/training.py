@@ -1,0 +1,286 @@
+"""The training of a run: Learning to Protect step by step, and what of it must survive a kill."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import Module
+from tqdm.auto import tqdm
+
+from apdm import checkpoint as checkpoints
+from apdm.checkpoint import Checkpoint, Section, fingerprint
+from apdm.config import HardenConfig
+from apdm.data import Draws, ProtectionData
+from apdm.engines import shard
+from apdm.errors import Interrupted, UserError
+from apdm.families import Family
+from apdm.l2p import LearningToProtect
+from apdm.launched import RESUME, SHARDED, autocast, kind_of, make_engine
+from apdm.pool import AttackerPool
+from apdm.ranks import Ranks
+from apdm.signals import Stop
+from apdm.slow_weights import make_adamw
+from apdm.validation import Validator
+
+People = Mapping[str, ProtectionData]
+
+
+@dataclass
+class Counters:
+    """Where a run stands between two outer steps."""
+
+    step: int = 0
+    quiet_probes: int = 0
+
+
+class Training:
+    """theta, theta' and phi in the engine that was launched, the attackers, and their one source of randomness."""
+
+    def __init__(
+        self,
+        config: HardenConfig,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        reference: Module,
+        hardened: Family,
+        people: People,
+        benign: People,
+    ) -> None:
+        self.config, self.ranks, self.hardened = config, ranks, hardened
+        self.path: list[Mapping[str, Tensor]] = []
+        adamw: dict[str, Any] = {
+            "adam_beta1": config.adam_beta1,
+            "adam_beta2": config.adam_beta2,
+            "adam_weight_decay": config.adam_weight_decay,
+            "adam_epsilon": config.adam_epsilon,
+        }
+        model = hardened.denoiser.requires_grad_(True)
+        self.names = [name for name, _ in model.named_parameters()]
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        inner = partial(make_adamw, learning_rate=config.l2p.learning_rate, **adamw)
+        self.engine = make_engine(config, accelerator, model, inner, ranks)
+        self.slow = self.engine.slow_weights(
+            max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate, **adamw
+        )
+        self.sharded = kind_of(accelerator) in SHARDED
+        if self.sharded:
+            reference = shard(copy.deepcopy(reference), accelerator.device)
+        options = asdict(config.l2p)
+        for elsewhere in ("learning_rate", "max_grad_norm", "attackers"):  # the engine has them
+            del options[elsewhere]
+        self.method = LearningToProtect(
+            hardened,
+            self.engine,
+            reference,
+            self.slow,
+            **options,
+            beta=config.dpo.beta,
+            reduction=config.dpo.reduction,
+            preservation_weight=config.preservation.weight,
+            anchor_weight=config.preservation.anchor_weight,
+            autocast=autocast(config, accelerator),
+            callback=lambda step, values: self.path.append(values),
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.sources = self._draws(people)
+        self.pool = self._pool(benign) if config.pool.size else None
+
+    def outer_step(self, step: int) -> dict[str, float]:
+        """Outer step `step`, counted from 1, subjects taking turns; the processes' mean figures."""
+        self.path.clear()
+        if self.pool is not None:
+            report = self.pool.outer_step()
+        else:
+            report = self.method.outer_step(self.sources[(step - 1) % len(self.sources)])
+        values = _summary(self.path, report)
+        return dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """theta into the model that is drawn with and exported, on the main process; between outer steps."""
+        self.slow.restore()
+        if self.sharded:
+            theta = self.slow.gather(self.slow.theta)
+            for parameter, value in zip(self.hardened.denoiser.parameters(), theta, strict=False):
+                parameter.copy_(value)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def facts(self, counters: Counters) -> dict[str, Any]:
+        """What a checkpoint's JSON file says of this run."""
+        return {
+            **asdict(counters),
+            "outer_steps": self.slow.steps,
+            "generator": self.generator.get_state().numpy().tobytes().hex(),
+            "pool": self.pool.counters() if self.pool is not None else None,
+            "config": fingerprint(self.config),
+            "processes": self.ranks.size,
+        }
+
+    def sections(self) -> Iterator[Section]:
+        yield from self.slow.state()
+        if self.pool is not None:
+            yield from self.pool.state()
+
+    def load(self, checkpoint: Checkpoint) -> Counters:
+        """Stand where the run stood that wrote `checkpoint`. Raises UserError if it is of another model."""
+        if self.pool is not None:
+            # One step, undone by what follows, makes the optimizer's state, in whatever form the engine keeps it.
+            self.method.personalize(self.pool.attackers[0].batches.personalization())
+        return self.ranks.agree(lambda: self._read(checkpoint))
+
+    def _read(self, checkpoint: Checkpoint) -> Counters:
+        facts = checkpoint.facts
+        self.slow.load(checkpoint.read, facts["outer_steps"])
+        if self.pool is not None:
+            self.pool.load(facts["pool"], checkpoint.read)
+        self.generator.set_state(torch.frombuffer(bytearray.fromhex(facts["generator"]), dtype=torch.uint8))
+        return Counters(facts["step"], facts["quiet_probes"])
+
+    # -- attackers ---------------------------------------------------------------------------------------------
+
+    def _draws(self, people: People) -> list[Draws]:
+        """A source of batches per person. All draw from one generator, the same in every process."""
+        size, ranks = self.config.train_batch_size, self.ranks
+        return [Draws(data, self.generator, size, ranks.index, ranks.size) for _, data in sorted(people.items())]
+
+    def _pool(self, benign: People) -> AttackerPool:
+        options = self.config.pool
+        friendly = itertools.islice(itertools.cycle(self._draws(benign)), options.benign_size) if benign else ()
+        return AttackerPool.start(
+            self.method,
+            list(itertools.islice(itertools.cycle(self.sources), options.size)),
+            list(friendly),
+            depth=options.depth,
+            stride=options.stride,
+            benign_weight=options.benign_weight,
+        )
+
+
+def protect(
+    config: HardenConfig,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    training: Training,
+    validator: Validator | None,
+    *,
+    output: Path,
+    facts: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    stop: Stop,
+) -> int:
+    """Learning to Protect from `checkpoint` or the start; returns outer steps done, theta being published.
+
+    validator: on the main process. facts: of model and photos, to be kept in checkpoints.
+
+    Raises:
+        UserError: a loss or gradient is not finite; the weights of the last good step are kept beside the output.
+        Interrupted: somebody asked for it, and a checkpoint is written.
+    """
+    counters = training.load(checkpoint) if checkpoint else Counters()
+    if config.report_to:
+        accelerator.init_trackers("apdm")
+
+    def save() -> None:
+        written = {**training.facts(counters), **facts}
+        ranks.agree(
+            lambda: checkpoints.write(
+                output,
+                written,
+                training.names,
+                training.sections(),
+                main=ranks.is_main,
+                limit=config.checkpoints_total_limit,
+            )
+        )
+
+    steps = range(counters.step + 1, config.max_train_steps + 1)
+    if _enough(validator, counters, ranks):
+        steps = range(0)
+    bar = tqdm(
+        steps,
+        desc="harden",
+        unit="step",
+        initial=counters.step,
+        total=config.max_train_steps,
+        disable=not accelerator.is_main_process,
+    )
+    every = config.checkpointing_steps
+    for step in bar:
+        values = training.outer_step(step)
+        if not all(math.isfinite(value) for value in values.values()):
+            _stop_on_nan(output, ranks, training, counters.step)
+        counters.step = step
+        shown = {name: f"{values[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in values}
+        bar.set_postfix(shown, refresh=False)
+        if config.validation.steps and step % config.validation.steps == 0:
+            training.publish()
+            figures, counters.quiet_probes = ranks.share(partial(_validate, validator, step, accelerator.device))
+            values |= figures
+        if config.report_to:
+            accelerator.log(values, step=step)
+        enough = _enough(validator, counters, ranks)
+        over = enough or step == config.max_train_steps
+        asked = any(ranks.mean([float(stop.asked)]))
+        if asked or (every and (over or step % every == 0)):
+            save()
+        if asked:
+            interrupted = Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME}")
+            interrupted.elsewhere = not ranks.is_main
+            raise interrupted
+        if enough:
+            break
+    bar.close()
+    training.publish()
+    return counters.step
+
+
+def _validate(validator: Validator | None, step: int, device: torch.device) -> tuple[dict[str, float], int]:
+    if validator is None:
+        raise RuntimeError("validation runs where the validator is")
+    denoiser: Any = validator.family.denoiser
+    home = next(denoiser.parameters()).device  # the CPU, where the engine shards the model
+    denoiser.to(device)
+    figures = validator(step)
+    denoiser.to(home)
+    return figures, validator.quiet_probes
+
+
+def _enough(validator: Validator | None, counters: Counters, ranks: Ranks) -> bool:
+    """Whether the probe attack has been stopped often enough, as the main process's validator says."""
+    if validator is not None:
+        validator.quiet_probes = counters.quiet_probes
+    return any(ranks.mean([float(validator is not None and validator.enough)]))
+
+
+def _summary(path: Sequence[Mapping[str, Tensor]], report: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over the inner path, and the outer step's own figures: the only host sync of an outer step."""
+    means = {name: torch.stack([values[name] for values in path]).mean() for name in path[0]} if path else {}
+    everything = {**means, **report}
+    return dict(zip(everything, torch.stack([v.float().cpu() for v in everything.values()]).tolist(), strict=True))
+
+
+def _stop_on_nan(output: Path, ranks: Ranks, training: Training, done: int) -> None:
+    training.publish()
+    kept = output / f"model-after-{done}-steps"
+
+    def tell() -> None:
+        training.hardened.denoiser.requires_grad_(False)
+        training.hardened.save(kept)
+        raise UserError(
+            f"the loss is not finite in outer step {done + 1}; the weights of step {done} are in {kept}; "
+            "lower l2p.learning_rate or learning_rate, or clip with l2p.max_grad_norm"
+        )
+
+    ranks.on_main(tell)

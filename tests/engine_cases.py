@@ -1,0 +1,163 @@
+"""What every engine is made to do, in one process or many: run by `test_engines.py`, itself and under the launcher.
+
+    accelerate launch --config_file ... engine_cases.py PIPELINE FOLDER CASE...
+
+Each case trains the real denoiser class, with parameters of odd sizes, for a few outer steps, and the main process
+leaves theta in FOLDER/<case>.safetensors. One launch runs many cases, since a launch costs more than all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from apdm import checkpoint as checkpoints
+from apdm.checkpoint import Checkpoint
+from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig
+from apdm.data import ProtectionData
+from apdm.families import Family, Posterior, load_family
+from apdm.launched import make_accelerator
+from apdm.ranks import Ranks
+from apdm.training import Counters, Training
+
+PAPER = HardenConfig(
+    pretrained_model_name_or_path="-",
+    instance_data_dir="-",
+    output_dir="-",
+    train_batch_size=6,
+    learning_rate=1e-3,
+    adam_epsilon=1e-4,  # with 1e-8, parameters without gradient turn rounding into steps of full length
+    l2p=L2PConfig(inner_steps=3, learning_rate=1e-3),
+    dpo=DPOConfig(beta=3.0),
+    preservation=PreservationConfig(anchor_weight=2.0),
+)
+POOL = replace(
+    PAPER, pool=PoolConfig(size=2, benign_size=1, benign_data_dir="-", depth=6, stride=2)
+)  # five steps: every attacker has had a turn, two have had another, and one has started anew
+CASES: dict[str, tuple[HardenConfig, int]] = {
+    "paper": (PAPER, 3),
+    "clipped": (replace(PAPER, max_grad_norm=0.05, l2p=replace(PAPER.l2p, max_grad_norm=0.05)), 3),
+    "accumulated": (
+        replace(PAPER, train_batch_size=12, gradient_accumulation_steps=2, gradient_checkpointing=True),
+        1,
+    ),
+    "pool": (POOL, 5),
+    "half": (replace(PAPER, mixed_precision="bf16"), 1),
+    "independent": (replace(PAPER, l2p=replace(PAPER.l2p, attackers="independent")), 1),
+    "leak": (replace(PAPER, l2p=replace(PAPER.l2p, leak=True)), 2),
+}
+RESUMED = 3  # of the pool's five steps, where checkpoints are taken
+
+
+def odd_denoiser() -> UNet2DConditionModel:
+    """A denoiser whose parameters divide by neither two nor three."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return UNet2DConditionModel(
+            sample_size=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(7, 13),
+            layers_per_block=1,
+            norm_num_groups=1,
+            cross_attention_dim=32,
+            attention_head_dim=1,
+        )
+
+
+def person(seed: int, family: Family) -> ProtectionData:
+    generator = torch.Generator().manual_seed(seed)
+
+    def latents(count: int) -> Posterior:
+        mean = torch.randn(count, 4, 8, 8, generator=generator)
+        return Posterior(mean, torch.full_like(mean, 0.1))
+
+    prompts = family.encode_prompts(["a photo of sks person", "a photo of person"]).detach()
+    return ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)
+
+
+def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: Family) -> Training:
+    """A training on two protected people and two consenting ones, with theta a little away from phi."""
+    model = odd_denoiser()
+    reference = copy.deepcopy(model).requires_grad_(False)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=generator))
+    protected = {f"s{i}": person(i, base) for i in (1, 2)}
+    consenting = {f"c{i}": person(10 + i, base) for i in (1, 2)} if config.pool.benign_size else {}
+    hardened = base.with_denoiser(model)
+    return Training(config, accelerator, ranks, reference, hardened, protected, consenting)
+
+
+def theta(training: Training) -> dict[str, Tensor]:
+    training.publish()
+    return {name: p.detach().clone() for name, p in training.hardened.denoiser.named_parameters()}
+
+
+def steps(training: Training, first: int, last: int) -> Training:
+    for step in range(first, last + 1):
+        training.outer_step(step)
+    return training
+
+
+def save(training: Training, folder: Path, step: int) -> None:
+    facts = training.facts(Counters(step))
+    checkpoints.write(folder, facts, training.names, training.sections(), main=training.ranks.is_main)
+
+
+def run(case: str, accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path) -> Training:
+    """One case to its end."""
+    if case == "resumed":  # from a checkpoint that one process wrote
+        training = build(POOL, accelerator, ranks, base)
+        counters = training.load(Checkpoint.open(folder / f"single/checkpoint-{RESUMED:06d}"))
+        return steps(training, counters.step + 1, 5)
+    if case == "saved":
+        training = steps(build(POOL, accelerator, ranks, base), 1, RESUMED)
+        save(training, folder, RESUMED)
+        return training
+    if case == "broken":  # one process's photos are not numbers
+        training = build(PAPER, accelerator, ranks, base)
+        before = theta(training)
+        if ranks.index == ranks.size - 1:
+            for source in training.sources:
+                source.data.instance.mean.fill_(float("nan"))
+        values = training.outer_step(1)
+        after = theta(training)
+        if ranks.is_main:
+            same = all(torch.equal(before[name], after[name]) for name in before)
+            print("BROKEN", values["gradient_norm"], same, flush=True)
+        return training
+    config, count = CASES[case]
+    return steps(build(config, accelerator, ranks, base), 1, count)
+
+
+def main(pipeline: str, folder: Path, cases: list[str]) -> None:
+    torch.set_num_threads(1)
+    accelerator = make_accelerator(PAPER)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    base = load_family(pipeline)
+    for case in cases:
+        name, _, option = case.partition(":")
+        if option:
+            zero: Mapping[str, Any] = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+            zero["offload_optimizer"] = {"device": "cpu"}  # type: ignore[index]
+        weights = theta(run(name, accelerator, ranks, base, folder))
+        if ranks.is_main:
+            save_file(weights, folder / f"{case.replace(':', '-')}.safetensors")
+    ranks.agree(lambda: None)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

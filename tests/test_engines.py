@@ -1,0 +1,212 @@
+"""Every engine against one process: real processes over gloo, the same global batch, the same weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import engine_cases
+import pytest
+import torch
+from accelerate import Accelerator
+from engine_cases import CASES, POOL, RESUMED, build, odd_denoiser, save, steps, theta
+from safetensors.torch import load_file
+from torch import Tensor
+
+from apdm.checkpoint import Checkpoint
+from apdm.families import StableDiffusion, load_family
+from apdm.ranks import ALONE, Ranks
+
+ROOT = Path(__file__).parent.parent
+# Another order of summation is worth 1.3e-6 here; a wrong factor or a step left out, 1e-4 and more.
+FLOOR = 3e-6
+# In bfloat16 Adam's steps along near-zero gradients change sign, so single numbers say nothing; the length of the
+# difference, as a share of the path's length, does.
+HALF_FLOOR = 0.1
+Weights = dict[str, Tensor]
+
+COMMON = ["clipped", "accumulated", "pool", "half", "resumed", "saved", "broken"]
+LAUNCHES = {
+    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "leak"]),
+    "zero1": ("cpu_2proc_zero1", 2, COMMON),
+    "zero2": ("cpu_2proc_zero2", 2, ["paper", *COMMON]),
+    "zero2_offload": ("cpu_2proc_zero2_offload", 2, ["clipped", "pool", "resumed"]),
+    "zero3": ("cpu_2proc_zero3", 2, COMMON),
+    "fsdp2": ("cpu_2proc_fsdp2", 2, COMMON),
+    "zero3-3": ("cpu_2proc_zero3", 3, ["paper", "resumed"]),
+    "fsdp2-3": ("cpu_2proc_fsdp2", 3, ["paper", "resumed"]),
+}
+BUILT = ROOT / "build/torch_extensions"  # DeepSpeed compiles an operator at its first start
+
+
+@pytest.fixture(scope="module")
+def base(tiny_pipeline: Path) -> StableDiffusion:
+    return load_family(tiny_pipeline)
+
+
+@pytest.fixture(scope="module")
+def one_process(base: StableDiffusion) -> Callable[[str], Weights]:
+    """theta of a case as one process has it."""
+    torch.set_num_threads(1)
+    accelerator, known = Accelerator(cpu=True), {}
+
+    def run(case: str) -> Weights:
+        if case not in known:
+            config, count = CASES[case]
+            known[case] = theta(steps(build(config, accelerator, ALONE, base), 1, count))
+        return known[case]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(base: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the pool's run, written by one process."""
+    folder = tmp_path_factory.mktemp("single")
+    save(steps(build(POOL, Accelerator(cpu=True), ALONE, base), 1, RESUMED), folder, RESUMED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launch(tiny_pipeline: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """launch(engine) -> the folder with what its cases left, each engine being launched once."""
+    done: dict[str, Path] = {}
+
+    def start(engine: str) -> Path:
+        if engine not in done:
+            file, size, cases = LAUNCHES[engine]
+            if "zero" in engine:
+                require_compiler()
+            folder = tmp_path_factory.mktemp(engine)
+            shutil.copytree(checkpoint, folder / "single")
+            result = run_launcher(file, size, ["tests/engine_cases.py", tiny_pipeline, folder, *cases])
+            assert result.returncode == 0, result.stderr[-4000:]
+            (folder / "out.txt").write_text(result.stdout)
+            done[engine] = folder
+        return done[engine]
+
+    return start
+
+
+def require_compiler() -> None:
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=search_path()) is None]
+    if missing:
+        pytest.skip(f"DeepSpeed compiles an operator at its first start and needs {' and '.join(missing)}")
+    for lock in BUILT.rglob("lock"):  # of a build that was killed: the next one would wait for it for ever
+        lock.unlink()
+
+
+def search_path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def run_launcher(file: str, size: int, arguments: list[object]) -> subprocess.CompletedProcess[str]:
+    options = ["--config_file", f"launch/{file}.yaml", "--num_processes", str(size)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": search_path(),
+        "PYTHONPATH": str(ROOT),
+        "TORCH_EXTENSIONS_DIR": str(BUILT),
+    }
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+
+
+def distance(one: Weights, other: Weights) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def euclidean(one: Weights, other: Weights) -> float:
+    assert one.keys() == other.keys()
+    return torch.stack([(one[name] - other[name]).square().sum() for name in one]).sum().sqrt().item()
+
+
+def every(*cases: str) -> pytest.MarkDecorator:
+    """All launches that run one of `cases`."""
+    pairs = [(engine, case) for engine, (_, _, held) in LAUNCHES.items() for case in held if case in cases]
+    return pytest.mark.parametrize(("engine", "case"), pairs, ids=[f"{e}-{c}" for e, c in pairs])
+
+
+def test_the_cases_move_theta_far_beyond_what_engines_may_differ_by(one_process: Callable[[str], Weights]) -> None:
+    paper, start = one_process("paper"), theta_at_start()
+    assert distance(paper, start) > 300 * FLOOR
+    for other in ("clipped", "pool", "half", "leak"):
+        assert distance(paper, one_process(other)) > 10 * FLOOR
+    assert any(p.numel() % 2 and p.numel() % 3 for p in odd_denoiser().parameters())
+
+
+def theta_at_start() -> Weights:
+    generator = torch.Generator().manual_seed(2)
+    named = dict(odd_denoiser().named_parameters())
+    return {name: (p + 0.02 * torch.randn(p.shape, generator=generator)).detach() for name, p in named.items()}
+
+
+@every("paper", "clipped", "accumulated", "pool", "leak")
+def test_many_processes_have_the_weights_of_one(
+    launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
+) -> None:
+    assert distance(load_file(launch(engine) / f"{case}.safetensors"), one_process(case)) < FLOOR
+
+
+@every("half")
+def test_in_half_precision_too_up_to_its_own_rounding(
+    launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
+) -> None:
+    ours, theirs = load_file(launch(engine) / f"{case}.safetensors"), one_process(case)
+    assert euclidean(ours, theirs) < HALF_FLOOR * euclidean(theirs, theta_at_start())
+
+
+@every("resumed")
+def test_an_engine_goes_on_from_the_checkpoint_of_one_process(
+    launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
+) -> None:
+    assert distance(load_file(launch(engine) / f"{case}.safetensors"), one_process("pool")) < FLOOR
+
+
+@every("saved")
+def test_one_process_goes_on_from_the_checkpoint_of_an_engine(
+    launch: Callable[..., Path], one_process: Callable[[str], Weights], base: StableDiffusion, engine: str, case: str
+) -> None:
+    training = build(POOL, Accelerator(cpu=True), ALONE, base)
+    counters = training.load(Checkpoint.open(launch(engine) / f"checkpoint-{RESUMED:06d}"))
+    assert counters.step == RESUMED
+    assert distance(theta(steps(training, RESUMED + 1, 5)), one_process("pool")) < FLOOR
+
+
+@every("broken")
+def test_numbers_that_are_none_on_one_process_stop_all_with_theta_as_it_was(
+    launch: Callable[..., Path], engine: str, case: str
+) -> None:
+    said = (launch(engine) / "out.txt").read_text()
+    assert "BROKEN nan True" in said
+
+
+def test_independent_attackers_share_only_the_gradient_of_theta(
+    launch: Callable[..., Path], base: StableDiffusion
+) -> None:
+    """By hand: two processes' attackers one after the other, their G averaged."""
+    config, _ = CASES["independent"]
+    trainings = []
+    for index in range(2):
+        training = build(config, Accelerator(cpu=True), ALONE, base)
+        training.ranks = share = Ranks()
+        share.index, share.size = index, 2  # of the batches only
+        training.sources = training._draws({f"s{i}": engine_cases.person(i, base) for i in (1, 2)})
+        share.index, share.size = 0, 1
+        trainings.append(training)
+    for training in trainings:
+        training.slow.optimizer.step = lambda: None  # type: ignore[method-assign]
+        training.outer_step(1)
+        del training.slow.optimizer.step
+    first, second = (training.slow for training in trainings)
+    torch._foreach_add_(first.gradient, second.gradient)
+    torch._foreach_div_(first.gradient, 2)
+    first.step()
+    assert distance(load_file(launch("ddp") / "independent.safetensors"), theta(trainings[0])) < FLOOR

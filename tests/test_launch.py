@@ -1,0 +1,176 @@
+"""The main job under the launcher: the same folder as one process makes, and ends that lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from engine_cases import PAPER, POOL
+from safetensors.torch import load_file
+from test_engines import BUILT, FLOOR, LAUNCHES, ROOT, distance, require_compiler, search_path
+from tiny_run import UNET, arguments, write_people
+
+from apdm.checkpoint import Checkpoint
+from apdm.config import L2PConfig
+from apdm.errors import UserError
+from apdm.launched import check_engine, check_processes
+from apdm.portraits import PIPELINE
+
+END_TO_END = "cpu_2proc_zero2"
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
+def start(file: str, options: Sequence[str]) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/{file}.yaml"]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": search_path(),
+        "TORCH_EXTENSIONS_DIR": str(BUILT),
+    }
+    return subprocess.Popen(
+        [*launcher, "train_apdm.py", *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 400) -> tuple[int, str]:
+    """Exit code and all that was said; a process that goes on for longer is killed, and that is a failure."""
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, said
+
+
+def bundled(people: Path, output: Path) -> list[str]:
+    """A short run of configs/portrait.yaml, its pool included."""
+    changes = {"resolution": 64, "max_train_steps": 3, "train_batch_size": 4, "checkpointing_steps": 0}
+    changes |= {"learning_rate": 1e-4, "l2p.learning_rate": 3e-4}
+    off = ("validation.steps", "validation.probe_steps", "audit.enabled", "image_layer.enabled")
+    changes |= {name: 0 if name.startswith("validation") else "false" for name in off}
+    options = arguments(PIPELINE, people, output, **changes)
+    return ["--config", "configs/portrait.yaml", *options]
+
+
+def test_two_processes_under_zero_2_export_the_folder_that_one_exports(people: Path, tmp_path: Path) -> None:
+    require_compiler()
+    code, said = finish(start("single", bundled(people, tmp_path / "one")))
+    assert code == 0, said
+    code, said = finish(start(END_TO_END, bundled(people, tmp_path / "two")))
+    assert code == 0, said
+    one, two = (
+        sorted(p.relative_to(tmp_path / name).as_posix() for p in (tmp_path / name).rglob("*"))
+        for name in ("one", "two")
+    )
+    assert one == two
+    ours, base = load_file(tmp_path / "two" / UNET), load_file(PIPELINE / UNET.partition("/")[2])
+    assert distance(ours, load_file(tmp_path / "one" / UNET)) < FLOOR
+    assert distance(ours, {name: value.float() for name, value in base.items()}) > 30 * FLOOR
+    assert said.count("harden: 100%") <= 2  # one bar, not one per process
+
+
+def child_of_rank(launcher: int, rank: int) -> int:
+    """The process id of one of a launcher's processes."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            environment = (status.parent / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in environment:
+            return int(status.parent.name)
+    raise LookupError(f"the launcher has no process of rank {rank}")
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can_go_on(
+    tiny_pipeline: Path, people: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [*arguments(tiny_pipeline, people, run, max_train_steps=5000), "--resume_from_checkpoint", "latest"]
+    process = start("cpu_2proc_ddp", options)
+    wait_for(run / "checkpoint-000002", process)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    code, said = finish(process, seconds=60)
+    assert code != 0
+    assert "apdm: interrupted process 0: another process of this run has ended" in said
+    last = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
+    assert Checkpoint.open(run / f"checkpoint-{last:06d}").step == last
+
+    process = start("cpu_2proc_ddp", options)
+    wait_for(run / f"checkpoint-{last + 2:06d}", process)
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process, seconds=60)
+    assert code != 0
+    assert said.count("apdm: interrupted after outer step") == 1
+    later = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
+    assert later >= last + 2 and Checkpoint.open(run / f"checkpoint-{later:06d}").step == later
+
+
+# -- wrong set-ups, before any long work -----------------------------------------------------------------------
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
+    with pytest.raises(UserError, match="2 processes were launched, accelerate counts 1"):
+        check_processes(Accelerator(cpu=True), 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "size", "words"),
+    [
+        (PAPER, "ddp", 4, "multiple of 4"),
+        (replace(PAPER, gradient_accumulation_steps=2), "ddp", 2, "multiple of 4"),
+        (replace(PAPER, l2p=L2PConfig(leak=True)), "zero2", 2, "l2p.leak"),
+        (replace(PAPER, l2p=L2PConfig(attackers="independent")), "zero1", 2, "independent"),
+        (replace(POOL, l2p=L2PConfig(attackers="independent")), "ddp", 2, "pool"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(config, kind: str, size: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_engine(config, kind, size)
+
+
+def test_bad_input_is_told_once_by_all_processes_together(people: Path, tmp_path: Path) -> None:
+    options = arguments(Path("nowhere/at/all"), people, tmp_path / "run")
+    code, said = finish(start("cpu_2proc_ddp", options), seconds=120)
+    assert code != 0
+    assert said.count("apdm: error: ") == 1 and "nowhere/at/all" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_launch_file_is_run_by_a_test_or_says_that_it_was_not(path: Path) -> None:
+    text = path.read_text()
+    run = {file for file, _, _ in LAUNCHES.values()} | {"single", END_TO_END}
+    assert (path.stem in run) != ("was not run" in " ".join(text.replace("#", " ").split()))
+    if path.stem.startswith("cpu_2proc_"):
+        return
+    twin = ROOT / f"launch/cpu_2proc_{path.stem}.yaml"
+    if twin.exists():  # they differ in the device alone
+        ours, theirs = yaml.safe_load(text), yaml.safe_load(twin.read_text())
+        assert {key for key in ours if ours[key] != theirs[key]} <= {"use_cpu"}
