@@ -196,6 +196,11 @@ class AuditOptions:
     clip_dir: str | None = option(
         None, "Folder of a CLIP model (transformers, safetensors) for the CLIP score; default: not measured."
     )
+    purifiers: list[str] = option(
+        [],
+        "What the attacker does to protected photos first, each alone, as texts of apdm/attacks/registry.py: "
+        '"jpeg:quality=75", "diffusion:strength=0.2".',
+    )
     show_photos: bool = option(False, "Put the subjects' own photos into report.html.")
     max_match_rate: float = option(
         0.05, "Protected only if no more of the pictures match the subject.", at_least=0, at_most=1
@@ -268,6 +273,13 @@ class AuditJobConfig(AuditOptions):
     )
     hardened_sibling: str | None = option(
         None, "Pipeline folder of the sibling hardened, for taking a task vector off."
+    )
+    protected_photos: str | None = option(
+        None,
+        "Output folder of apdm perturb (or harden): its images/ are attacked on the base beside their originals.",
+    )
+    instance_data_dir: str | None = option(
+        None, "The originals of protected_photos, <id>/*.jpg; default: protected/ in the folder of subjects."
     )
     suite: Literal["quick", "standard", "full"] = option("standard", "Which attacks: apdm/audit/suites.py.")
     attacks: list[str] = option(

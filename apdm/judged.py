@@ -140,6 +140,7 @@ class JudgedPeople:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
+            purifiers=config.audit.purifiers,
         ).run(people)
         if config.audit.show_photos:
             for name, pair in people.items():

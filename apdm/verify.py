@@ -68,7 +68,8 @@ def verify(config: VerifyConfig) -> list[str]:
 
 def _unknown(root: Path) -> list[str]:
     """What lies beside the shipped files and is no working file of ours."""
-    ours = {MANIFEST, MARKER, "config.yaml", "class_images", "class_images_attacker", "cells", "pictures", "samples"}
+    ours = {MANIFEST, MARKER, "config.yaml", "class_images", "class_images_attacker", "cells", "photo_cells"}
+    ours |= {"pictures", "samples"}
     ours |= {"logs", "checkpoints", *SHIPPED}
     names = sorted(entry.name for entry in root.iterdir())
     return [f"{name} is not in the manifest, nor a working file of this program" for name in names if name not in ours]

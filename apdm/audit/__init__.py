@@ -34,7 +34,7 @@ from apdm.metrics.rows import add_row_figures, comparison, cost_factors, other_s
 from apdm.metrics.utility import class_utility, strangers_band
 from apdm.metrics.verdict import judge, judge_attacks, worst_attack
 
-__all__ = ["SCHEMA", "Audit", "Person", "audit", "read_results", "write_results"]
+__all__ = ["SCHEMA", "Audit", "Person", "audit", "common_facts", "read_results", "write_results"]
 
 SCHEMA = 1
 BUILT_IN = (replace(NOMINAL, placebo=False),)  # of the hardening job
@@ -110,7 +110,7 @@ def audit(
 def _audit(plan: Audit, store: CellStore, process: Process, show_progress: bool) -> tuple[Results, Sheets] | None:
     config, judges = plan.config, plan.judges
     entries, left_out = available(plan.entries, plan.models)
-    matrix = Matrix.of(plan, entries, common=_common(plan))
+    matrix = Matrix.of(plan, entries, common=common_facts(plan))
     if process.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
     process.wait()
@@ -213,7 +213,7 @@ def _class_pictures(plan: Audit, store: CellStore, process: Process) -> Sheets:
 
 def _class_keys(plan: Audit) -> dict[str, str]:
     names = ("base", "base_again", *(arm for arm in ("hardened", "placebo") if arm in plan.models))
-    return {name: key_of({**_common(plan), "class": name, "model": _sha(plan, name)}) for name in names}
+    return {name: key_of({**common_facts(plan), "class": name, "model": _sha(plan, name)}) for name in names}
 
 
 def _utility(plan: Audit, pictures: Mapping[str, Tensor], looks: Mapping[str, Look]) -> Results:
@@ -255,7 +255,7 @@ def _sheets(plan: Audit, class_pictures: Mapping[str, Tensor]) -> Sheets:
     return sheets
 
 
-def _common(plan: Audit) -> dict[str, Any]:
+def common_facts(plan: Audit) -> dict[str, Any]:
     """What determines every cell alike."""
     config = plan.config
     prior = plan.class_images

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.registry import settings
-from apdm.audit import Audit, audit, write_results
+from apdm.audit import Audit, audit, common_facts, write_results
 from apdm.audit.matrix import Process
 from apdm.audit.models import load_models
 from apdm.audit.people import Folders
+from apdm.audit.photos import PhotoPlan
 from apdm.audit.store import CellStore
 from apdm.audit.suites import available, chosen
 from apdm.class_images import ClassImages
@@ -49,6 +50,7 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     prepare_process(config.num_threads)
     with process.first_alone():  # so that bad input is said once
         plan = _plan(config, command)
+        photos = PhotoPlan.load(config, plan.models["base"], plan.subjects)
         output = _claim(config) if process.is_main else Path(config.output_dir)
     for model in plan.models.values():
         model.pipeline.to(process.device)
@@ -70,6 +72,10 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     if done is None:
         return PROTECTED  # the main process says what came out
     results, pictures = done
+    if photos is not None:
+        base, facts = plan.models["base"], common_facts(plan)
+        layer, more = photos.run(config, base, prior, plan.judges, plan.subjects, output, facts)
+        results["image_layer"], pictures = layer, pictures | more
     write_all(results, pictures, output)
     _say(results, output)
     return PROTECTED if results["verdict"]["protected"] else NOT_PROTECTED

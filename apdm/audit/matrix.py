@@ -126,10 +126,12 @@ class Matrix:
                     self._show(bar, store)
         except KeyboardInterrupt:
             done = sum(cell.key in store for cell in self.cells)
-            raise Interrupted(
+            stop = Interrupted(
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
                 "the same command goes on from there"
-            ) from None
+            )
+            stop.elsewhere = not process.is_main
+            raise stop from None
         return self._collect(store)
 
     def _work(self, share: Sequence[Cell], attacker: Attacker, store: CellStore, bar: tqdm[Any]) -> None:
