@@ -74,6 +74,20 @@ def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None,
     return _Maker(spec, by_attack or {}, nominal).make(cls, options)
 
 
+def settings(specs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{attack: fields} of texts such as `lora:learning_rate=1e-2`, one for each attack: `make`'s by_attack.
+
+    Raises UserError as `make` does, and for an attack that is named twice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        cls, options = _parse(spec, attacks(), "attack")
+        if cls.name in found:
+            raise UserError(f'"{spec}" sets {cls.name} a second time; put all its options into one')
+        found[cls.name] = _values(cls, options, spec)
+    return found
+
+
 def make_purifier(spec: str) -> Purifier:
     """The purifier of `jpeg`, `jpeg:quality=50`, ... Raises UserError as `make` does."""
     cls, options = _parse(spec, purifiers(), "purifier")
