@@ -7,7 +7,6 @@ seed are paired. A cell that fails is a row that says so; it never ends the audi
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -20,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module
 from tqdm import tqdm
 
-from apdm.attacks import Attack
-from apdm.attacks.dreambooth import DreamBooth, probe_loss
+from apdm.attacks import Material
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.fine_tuning import probe_loss
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.export import package_versions
 from apdm.faces import FaceEncoder, FaceScore
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import write_text
 from apdm.metrics.fidelity import Extractor, kernel_distance
 from apdm.metrics.judges import Judges, Look
@@ -38,7 +37,7 @@ from apdm.metrics.verdict import Row, add_row_figures, comparison, cost_factors,
 
 ATTACK, CLASS, CLASS_AGAIN = range(3)  # streams of picture seeds
 SAMPLE_BATCH_SIZE = 16
-Draw = Callable[[StableDiffusion, Sequence[str], int, int], Tensor]  # (model, prompts, seed, stream)
+Draw = Callable[[Family, Sequence[str], int, int], Tensor]  # (model, prompts, seed, stream)
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Person:
 def audit(
     config: AuditConfig,
     *,
-    base: StableDiffusion,
-    hardened: StableDiffusion,
+    base: Family,
+    hardened: Family,
     subjects: Sequence[Person],
     others: Sequence[Person] = (),
     strangers: Tensor | None = None,
@@ -170,7 +169,7 @@ class _Cells:
 
     def run(
         self,
-        models: Mapping[str, StableDiffusion],
+        models: Mapping[str, Family],
         people: Sequence[tuple[Person, str]],
         seeds: Sequence[int],
         *,
@@ -181,19 +180,17 @@ class _Cells:
         rows: list[Row] = []
         with tqdm(total=total, unit="step", disable=not show_progress) as bar:
             for model, family in models.items():
-                victim = family.replace(unet=copy.deepcopy(family.denoiser))
                 for person, role in people:
                     for seed in seeds:
                         bar.set_description(f"attack {model}/{person.id}/seed {seed}")
-                        victim.denoiser.load_state_dict(family.denoiser.state_dict())
-                        rows.append(self._cell(model, person, role, seed, victim, bar))
+                        rows.append(self._cell(model, person, role, seed, family, bar))
         return rows
 
     def _steps(self, model: str, role: str) -> int:
         long = model == "hardened" and role == "protected"
         return self.config.max_train_steps if long else self.nominal_step
 
-    def _attack(self, max_train_steps: int, seed: int) -> Attack:
+    def _attack(self, max_train_steps: int, seed: int) -> DreamBooth:
         return DreamBooth(
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
@@ -210,7 +207,7 @@ class _Cells:
         person: Person,
         role: str,
         seed: int,
-        victim: StableDiffusion,
+        family: Family,
         bar: tqdm[Any],
     ) -> Row:
         """Attack once: one row of the results."""
@@ -218,10 +215,10 @@ class _Cells:
         row: Row = {"attack": attack.name, "params": attack.params(), "model": model, "role": role}
         row |= {"subject": subject, "seed": seed, "identity": {}, "quality": {}, "scores": {}, "curve": []}
 
-        def evaluate(step: int, denoiser: Module) -> None:
-            images, look = self._look(model, victim, seed, step)
+        def evaluate(step: int, victim: Family) -> None:
+            images, look = self._look(model, victim, attack, step)
             point = self._point(look, subject)
-            loss = probe_loss(victim, denoiser, self._latents(model, victim, person), attack.instance_prompt)
+            loss = probe_loss(victim, latents, attack.instance_prompt)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
             row["curve"].append({"step": step, **point, "loss": loss})
@@ -235,11 +232,10 @@ class _Cells:
         eval_steps = {0, self.nominal_step, *self.config.measured_steps}
         status, error, started, end = "ok", None, time.perf_counter(), bar.n + attack.max_train_steps
         try:
+            latents = self._latents(model, family, person)
             attack.run(
-                victim,
-                victim.denoiser,
-                self._latents(model, victim, person),
-                self.class_images,
+                family,
+                Material(latents, self.class_images, person.photos),
                 eval_steps={step for step in eval_steps if step <= attack.max_train_steps},
                 evaluate=evaluate,
                 callback=progress,
@@ -250,18 +246,19 @@ class _Cells:
             bar.update(end - bar.n)
         return row | {"seconds": round(time.perf_counter() - started, 3), "status": status, "error": error}
 
-    def _latents(self, model: str, victim: StableDiffusion, person: Person) -> Posterior:
+    def _latents(self, model: str, victim: Family, person: Person) -> Posterior:
         """The photos as this model's VAE encodes them, once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
                 self.latents[model, person.id] = victim.posterior(person.photos)
         return self.latents[model, person.id]
 
-    def _look(self, model: str, victim: StableDiffusion, seed: int, step: int) -> tuple[Tensor, Look]:
+    def _look(self, model: str, victim: Family, attack: DreamBooth, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; before the attack, once for all people."""
+        seed = attack.seed
         if step == 0 and (model, seed) in self.before_attack:
             return self.before_attack[model, seed]
-        prompts = [prompt for prompt in self.config.prompts for _ in range(self.config.num_images)]
+        prompts = [attack.prompt(prompt) for prompt in self.config.prompts for _ in range(self.config.num_images)]
         images = self.draw(victim, prompts, seed, ATTACK)
         look = self.judges.look(images)
         if step == 0:
@@ -291,7 +288,7 @@ class _Cells:
 
 
 def _draw_class(
-    draw: Draw, count: int, base: StableDiffusion, hardened: StableDiffusion, class_prompt: str, seed: int
+    draw: Draw, count: int, base: Family, hardened: Family, class_prompt: str, seed: int
 ) -> dict[str, Tensor]:
     """Class pictures: the base's with two sets of seeds, the hardened model's with the second.
 
@@ -307,7 +304,7 @@ def _draw_class(
 
 def _draw(
     config: AuditConfig,
-    family: StableDiffusion,
+    family: Family,
     prompts: Sequence[str],
     seed: int,
     stream: int,

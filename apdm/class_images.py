@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from apdm.errors import UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.files import delete, write_text
 from apdm.pictures import save_png, to_pil
 from apdm.subjects import list_images
@@ -33,7 +33,7 @@ class ClassImages:
 
     def ensure(
         self,
-        family: StableDiffusion,
+        family: Family,
         folder: Path,
         count: int,
         *,

@@ -222,7 +222,14 @@ class AuditConfig:
 class JobConfig:
     """What every job over subjects takes."""
 
-    pretrained_model_name_or_path: str = option(help="Pipeline folder or Hub name of the model.")
+    pretrained_model_name_or_path: str = option(
+        help="Pipeline folder, single-file checkpoint or Hub name of the model."
+    )
+    single_file_config: str | None = option(
+        None,
+        "With a single file: the pipeline folder whose configurations, tokenizers and scheduler belong to it; without "
+        "one the Hub is asked for those of the model that the file looks like.",
+    )
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
     variant: str | None = option(None, 'Which files to load, such as "fp16".')
     allow_pickle: bool = option(False, "Load .bin and .pt weights where no safetensors exist; pickles can run code.")

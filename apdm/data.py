@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ from apdm.errors import UserError
 from apdm.l2p import Batch, Personalization, Protection
 
 if TYPE_CHECKING:
-    from apdm.families import Posterior, StableDiffusion
+    from apdm.families import Family, Posterior
 
 
 @torch.no_grad()
-def encode_images(family: StableDiffusion, images: Tensor, *, batch_size: int = 4) -> Posterior:
+def encode_images(family: Family, images: Tensor, *, batch_size: int = 4) -> Posterior:
     """The posterior of images `[N, 3, H, W]` in [-1, 1], encoded a few at a time."""
     parts = [family.posterior(chunk) for chunk in images.split(batch_size)]
     return type(parts[0]).cat(parts)
@@ -33,16 +34,16 @@ class ProtectionData:
     """One subject's cached latents and prompts, and the random draws from them.
 
     instance: the subject's photos, N. prior: class images, M. positive: the safe partner of each photo, N;
-    without them, class images drawn at random stand in. Prompt embeddings are `[1, L, D]`. Draws come from
-    the generator that is passed in, in a fixed order: the same seed gives the same tensors whichever device
-    holds the images.
+    without them, class images drawn at random stand in. Prompt embeddings are `[1, L, D]`.
+    draw_timesteps: the family's. Draws come from the generator that is passed in, in a fixed order: the same
+    seed gives the same tensors whichever device holds the images.
     """
 
     instance: Posterior
     prior: Posterior
     instance_prompt: Tensor
     class_prompt: Tensor
-    num_train_timesteps: int
+    draw_timesteps: Callable[[int, torch.Generator], Tensor]
     positive: Posterior | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class ProtectionData:
     def _noised(self, images: Posterior, prompt: Tensor, generator: torch.Generator) -> Batch:
         latents = images.sample(generator)
         noise = torch.randn(latents.shape, generator=generator, device=generator.device, dtype=latents.dtype)
-        steps = torch.randint(self.num_train_timesteps, (len(images),), generator=generator, device=generator.device)
+        steps = self.draw_timesteps(len(images), generator)
         return Batch(
             latents,
             noise.to(latents.device, non_blocking=True),

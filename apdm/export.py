@@ -32,7 +32,7 @@ from apdm.files import (
 from apdm.single_file import check_single_file, single_file_weights
 
 if TYPE_CHECKING:
-    from apdm.families import StableDiffusion
+    from apdm.families import Family
 
 __all__ = [
     "THREAT_MODEL",
@@ -66,7 +66,7 @@ THREAT_MODEL = (
 
 
 def export_model(
-    family: StableDiffusion,
+    family: Family,
     directory: str | Path,
     *,
     base_path: str | Path,
@@ -106,15 +106,16 @@ def export_model(
         for path in list_files(partial):
             if path.suffix == ".safetensors" and path.parent.name in DENOISERS:
                 write_metadata(path, facts)
-        card = model_card(facts, name=target.name, variant=save_variant, single_file=single_file)
+        kind = type(family.pipeline).__name__
+        card = model_card(facts, kind=kind, name=target.name, variant=save_variant, single_file=single_file)
         write_text(partial / "README.md", card)
     if single_file:
         path = target.with_name(f"{target.name}.safetensors")
-        _write_single_file(family.pipeline, path, facts, DTYPES.get(save_variant or ""))
+        _write_single_file(family, path, facts, DTYPES.get(save_variant or ""))
     return target
 
 
-def export_size(family: StableDiffusion, *, save_variant: str | None = None, single_file: bool = False) -> int:
+def export_size(family: Family, *, save_variant: str | None = None, single_file: bool = False) -> int:
     """Bytes that `export_model` needs at its peak, an upper bound: a new header takes its file twice."""
     dtype, pipeline = DTYPES.get(save_variant or ""), cast(Any, family.pipeline)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
@@ -154,7 +155,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def model_card(facts: dict[str, str], *, name: str, variant: str | None, single_file: bool) -> str:
+def model_card(facts: dict[str, str], *, kind: str, name: str, variant: str | None, single_file: bool) -> str:
     """README.md of an exported model: what was hardened, with what, against whom, and how to load it."""
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     lines = [
@@ -182,16 +183,16 @@ def model_card(facts: dict[str, str], *, name: str, variant: str | None, single_
         "## Use",
         "",
         "```python",
-        "from diffusers import StableDiffusionPipeline",
+        f"from diffusers import {kind}",
         "",
-        f'pipeline = StableDiffusionPipeline.from_pretrained("{name}")',
+        f'pipeline = {kind}.from_pretrained("{name}")',
     ]
     if variant:
         lines[-1] += f'  # half precision: variant="{variant}"'
     if single_file:
         lines += [
             "# or from the one file in the original layout, with tokenizer and scheduler of this folder",
-            f'pipeline = StableDiffusionPipeline.from_single_file("{name}.safetensors", config="{name}")',
+            f'pipeline = {kind}.from_single_file("{name}.safetensors", config="{name}")',
         ]
     return "\n".join([*lines, "```", ""])
 
@@ -274,7 +275,7 @@ def _spellings(needle: bytes | str) -> set[bytes]:
     return {needle.encode(), json.dumps(needle)[1:-1].encode()}
 
 
-def _add_variant(family: StableDiffusion, folder: Path, variant: str) -> None:
+def _add_variant(family: Family, folder: Path, variant: str) -> None:
     """Save once more in half precision and take the weights of that into `folder`, beside the full ones."""
     half = folder.with_name(f"{folder.name}.{variant}")
     family.save(half, variant=variant)
@@ -283,11 +284,11 @@ def _add_variant(family: StableDiffusion, folder: Path, variant: str) -> None:
             os.replace(path, folder / path.relative_to(half))
 
 
-def _write_single_file(pipeline: Any, path: Path, facts: dict[str, str], dtype: torch.dtype | None) -> None:
+def _write_single_file(family: Family, path: Path, facts: dict[str, str], dtype: torch.dtype | None) -> None:
     def ready(weight: Tensor) -> Tensor:
         return weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
 
-    weights = {name: ready(weight) for name, weight in single_file_weights(pipeline).items()}
+    weights = {name: ready(weight) for name, weight in single_file_weights(family.pipeline, family.dtypes).items()}
     with write_beside(path) as partial:
         save_file(weights, partial, metadata={"format": "pt"})
         write_metadata(partial, facts)

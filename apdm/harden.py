@@ -22,7 +22,7 @@ from apdm.config import HardenConfig, config_hash, load_config, to_yaml
 from apdm.data import ProtectionData, encode_images
 from apdm.errors import UserError
 from apdm.export import check_single_file, export_model, export_size, write_manifest
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
 from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
@@ -80,7 +80,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
             base.pipeline.to(accelerator.device)
         people, benign = ranks.share(lambda: _job(job).encode())
         base.denoiser.to("cpu" if kind in SHARDED else accelerator.device)
-        hardened = base.replace(unet=copy.deepcopy(base.denoiser))
+        hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
         training = Training(
             config,
             accelerator,
@@ -124,7 +124,7 @@ class Job:
     """What the main process does beside training: everything with photos and files."""
 
     config: HardenConfig
-    base: StableDiffusion
+    base: Family
     photos: Photos
     consenting: Photos
     judged: Any
@@ -132,7 +132,7 @@ class Job:
     output: Path
 
     @staticmethod
-    def open(config: HardenConfig, base: StableDiffusion) -> Job:
+    def open(config: HardenConfig, base: Family) -> Job:
         """Read and check all input; nothing is written."""
         photos = Photos.load(find_subjects(config.instance_data_dir), config.resolution)
         consenting = Photos({}, {})
@@ -181,13 +181,14 @@ class Job:
                 protection_data(self.config, self.base, self.consenting, class_images),
             )
 
-    def validator(self, hardened: StableDiffusion, people: Mapping[str, ProtectionData]) -> Validator:
+    def validator(self, hardened: Family, people: Mapping[str, ProtectionData]) -> Validator:
         return Validator(self.config, hardened, people, self.judged, self.output / "samples")
 
-    def finish(self, hardened: StableDiffusion, steps: int, *, command: str | None) -> None:
+    def finish(self, hardened: Family, steps: int, *, command: str | None) -> None:
         """All that follows on training: the export, the photos, the audit and the manifest."""
         config, base, output = self.config, self.base, self.output
         hardened.denoiser.requires_grad_(False).eval()
+        hardened.round_weights()
         export_model(
             hardened,
             output / "model",
@@ -208,7 +209,7 @@ class Job:
 
 
 def protection_data(
-    config: HardenConfig, base: StableDiffusion, photos: Photos, class_images: Posterior
+    config: HardenConfig, base: Family, photos: Photos, class_images: Posterior
 ) -> dict[str, ProtectionData]:
     """Everything that does not change while hardening, encoded once: subject id -> latents and prompts."""
     prompts = base.encode_prompts([config.instance_prompt, config.class_prompt]).float()
@@ -218,7 +219,7 @@ def protection_data(
             prior=class_images,
             instance_prompt=prompts[:1],
             class_prompt=prompts[1:],
-            num_train_timesteps=base.num_train_timesteps,
+            draw_timesteps=base.draw_timesteps,
             positive=encode_images(base, photos.safe[subject]) if subject in photos.safe else None,
         )
         for subject, images in photos.instance.items()

@@ -18,7 +18,7 @@ from apdm.data import encode_images
 from apdm.errors import UserError
 from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, PhotoJob
@@ -91,8 +91,8 @@ class JudgedPeople:
 
     def audit_and_report(
         self,
-        base: StableDiffusion,
-        hardened: StableDiffusion,
+        base: Family,
+        hardened: Family,
         output: Path,
         *,
         command: str | None,
@@ -149,7 +149,7 @@ class JudgedPeople:
         write_report(results, output / "report.html", sheets)
 
     def _audit_photos(
-        self, base: StableDiffusion, job: PhotoJob, output: Path, prior: Posterior
+        self, base: Family, job: PhotoJob, output: Path, prior: Posterior
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The image layer's part of the results, and its pictures."""
         config, size = self.config, self.config.resolution

@@ -114,6 +114,16 @@ def help_text(cls: type) -> str:
     return "\n".join(lines)
 
 
+def read_value(kind: Any, text: str) -> Any:
+    """`text` as a value of `kind`, as the command line reads it. Raises ValueError, which says what is wanted."""
+    if _plain(kind) is not kind and text.lower() in ("none", "null"):
+        return None
+    try:
+        return _convert(kind, _scalar(_plain(kind), text))
+    except ValueError:
+        raise ValueError(_wanted(kind)) from None
+
+
 @dataclass(frozen=True)
 class _Entry:
     """One option: its place in the tree and its field."""

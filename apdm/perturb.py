@@ -24,7 +24,7 @@ from apdm.config import JobConfig, PerturbConfig, config_hash, load_config, to_y
 from apdm.errors import UserError
 from apdm.export import package_versions, write_manifest
 from apdm.faces import Face, load_detector, load_encoders
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.files import MARKER, claim_output_dir, delete, write_text
 from apdm.image_config import ImageLayerConfig
 from apdm.image_layer.photos import Photo, deviation, read_photo, read_subject, save_photo
@@ -108,7 +108,7 @@ class PhotoJob:
             _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
         return PhotoJob(config, photos, faces)
 
-    def run(self, family: StableDiffusion, output: Path, *, command: str | None = None) -> dict[str, Any]:
+    def run(self, family: Family, output: Path, *, command: str | None = None) -> dict[str, Any]:
         """Protect what is missing in `output`/images, and write `output`/perturbation.json. Returns its content."""
         config, layer = self.config, self.config.image_layer
         started, missing = time.perf_counter(), self._missing(output / IMAGES)
@@ -162,8 +162,8 @@ class PhotoJob:
         for subject, photos in self.photos.items():
             for number, photo in enumerate(photos):
                 path = self._path(images, subject, photo)
-                changed = deviation(path, photo.pixels)
-                if changed is None or (layer.format == "png" and changed > layer.ball + 1e-6):
+                changed = deviation(path, photo.pixels, layer.format)
+                if changed is None or changed > layer.ball + 1e-6:
                     raise UserError(f"{path} is not within the budget of its original: remove it and run again")
                 rows.append({"subject": subject, "photo": number} | self._look(photo, read_photo(path)))
         return {
@@ -200,11 +200,11 @@ class PhotoJob:
 
     def _missing(self, images: Path) -> list[str]:
         """Subjects of which a protected photo is missing or is not of this original."""
-        ball = self.config.image_layer.ball if self.config.image_layer.format == "png" else 1.0
+        layer = self.config.image_layer
         return [
             subject
             for subject, photos in self.photos.items()
-            if not all(_is_of(self._path(images, subject, photo), photo.pixels, ball) for photo in photos)
+            if not all(_is_of(self._path(images, subject, photo), photo.pixels, layer) for photo in photos)
         ]
 
     def _path(self, images: Path, subject: str, photo: Photo) -> Path:
@@ -221,12 +221,12 @@ def _rgb(pixels: Tensor) -> np.ndarray:
     return np.asarray(pixels.permute(1, 2, 0))
 
 
-def _is_of(path: Path, original: Tensor, ball: float) -> bool:
+def _is_of(path: Path, original: Tensor, layer: ImageLayerConfig) -> bool:
     """Whether a protected photo is there and lies within the ball around its original."""
     if not path.exists():
         return False
-    changed = deviation(path, original)
-    return changed is not None and changed <= ball + 1e-6
+    changed = deviation(path, original, layer.format)
+    return changed is not None and changed <= layer.ball + 1e-6
 
 
 def _generator(seed: int, subject: str) -> torch.Generator:

@@ -5,7 +5,6 @@ On the base model, since protected photos are meant for models that nobody harde
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.faces import load_encoder
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 
 ARMS = ("clean", "protected")
@@ -50,7 +50,7 @@ class PhotoAudit:
     """The attacks on photos, and what they share. adapter: None leaves the zero-shot attack out."""
 
     config: AuditConfig
-    base: StableDiffusion
+    base: Family
     class_images: Posterior
     judges: Judges
     adapter: FaceIDAdapter | None
@@ -76,10 +76,9 @@ class PhotoAudit:
 
     def dreambooth(self, photos: Tensor) -> Tensor:
         """Pictures for the audit's first prompt, after the nominal attack with `photos` [N, 3, R, R] in [-1, 1]."""
-        victim = self.base.replace(unet=copy.deepcopy(self.base.denoiser))
         with torch.no_grad():
-            latents = victim.posterior(photos)
-        self._nominal().run(victim, victim.denoiser, latents, self.class_images)
+            latents = self.base.posterior(photos)
+        victim = self._nominal().run(self.base, Material(latents, self.class_images)).model
         return victim.sample([self.config.prompts[0]] * self.config.num_images, **self._drawing(photos))
 
     def faceid(self, photos: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from apdm.class_images import ClassImages
 from apdm.config import JobConfig
 from apdm.data import encode_images
 from apdm.errors import UserError
-from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.families import Family, Posterior, load_family
 from apdm.files import model_hash
 from apdm.subjects import load_images
 
@@ -27,22 +27,23 @@ def prepare_process(num_threads: int | None) -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def load_base(config: JobConfig) -> StableDiffusion:
+def load_base(config: JobConfig) -> Family:
     """The pipeline of `config`. Raises UserError if it cannot be loaded or does not take the resolution."""
     base = load_family(
         config.pretrained_model_name_or_path,
         revision=config.revision,
         variant=config.variant,
         allow_pickle=config.allow_pickle,
+        single_file_config=config.single_file_config,
     )
-    factor = base.vae_scale * 2 ** (len(base.denoiser.config.block_out_channels) - 1)
+    factor = base.size_multiple
     if config.resolution % factor:
         near = max(factor, round(config.resolution / factor) * factor)
         raise UserError(f"resolution {config.resolution} is no multiple of the model's {factor}; try {near}")
     return base
 
 
-def class_posterior(config: JobConfig, base: StableDiffusion, output: Path, *, show_progress: bool = True) -> Posterior:
+def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progress: bool = True) -> Posterior:
     """Latents of the class pictures, drawn first where they are missing."""
     recipe = ClassImages(
         prompt=config.class_prompt,

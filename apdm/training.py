@@ -23,7 +23,7 @@ from apdm.config import HardenConfig
 from apdm.data import Draws, ProtectionData
 from apdm.engines import shard
 from apdm.errors import Interrupted, UserError
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.l2p import LearningToProtect
 from apdm.launched import RESUME, SHARDED, autocast, kind_of, make_engine
 from apdm.pool import AttackerPool
@@ -52,7 +52,7 @@ class Training:
         accelerator: Accelerator,
         ranks: Ranks,
         reference: Module,
-        hardened: StableDiffusion,
+        hardened: Family,
         people: People,
         benign: People,
     ) -> None:

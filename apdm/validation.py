@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.config import HardenConfig
 from apdm.data import ProtectionData
-from apdm.families import StableDiffusion
+from apdm.families import Family
 from apdm.judged import JudgedPeople
 from apdm.pictures import grid, save_png
 
@@ -30,7 +30,7 @@ class Validator:
     def __init__(
         self,
         config: HardenConfig,
-        family: StableDiffusion,
+        family: Family,
         data: Mapping[str, ProtectionData],
         judged: JudgedPeople | None,
         directory: Path,
@@ -51,9 +51,8 @@ class Validator:
         self._sheet(self.family, f"step-{step:05d}.png", options.prompts)
         if not options.probe_steps or self.judged is None:
             return {}
-        victim = self.family.replace(unet=copy.deepcopy(denoiser))
         audit = self.config.audit
-        DreamBooth(
+        probe = DreamBooth(
             instance_prompt=self.config.instance_prompt,
             class_prompt=self.config.class_prompt,
             learning_rate=audit.learning_rate,
@@ -61,14 +60,15 @@ class Validator:
             train_batch_size=audit.train_batch_size,
             prior_loss_weight=audit.prior_loss_weight,
             seed=self.config.seed,
-        ).run(victim, victim.denoiser, self.data.instance, self.data.prior)
+        )
+        victim = probe.run(self.family, Material(self.data.instance, self.data.prior)).model
         images = self._sheet(victim, f"step-{step:05d}-probe.png", [self.config.instance_prompt] * 4)
         figures, quiet = self.judged.probe(images, self.subject)
         self.quiet_probes = self.quiet_probes + 1 if quiet else 0
         return figures
 
     @torch.no_grad()
-    def _sheet(self, family: StableDiffusion, name: str, prompts: list[str]) -> Tensor:
+    def _sheet(self, family: Family, name: str, prompts: list[str]) -> Tensor:
         options, count = self.config.validation, self.config.validation.num_images
         seeds = [self.config.seed + i for i in range(count)] * len(prompts)
         if len(set(prompts)) < len(prompts):  # the same prompt several times over: more noise, not the same pictures

@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 from apdm import checkpoint as checkpoints
 from apdm.config import HardenConfig, L2PConfig, PreservationConfig
 from apdm.data import ProtectionData
-from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.families import Family, Posterior, load_family
 from apdm.files import write_text
 from apdm.launched import make_accelerator
 from apdm.ranks import Ranks
@@ -95,13 +95,13 @@ def held() -> int:
     return sum(storages.values())
 
 
-def data(family: StableDiffusion) -> ProtectionData:
+def data(family: Family) -> ProtectionData:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(12, 4, 16, 16, generator=generator)
     posterior = Posterior(latents, torch.full_like(latents, 0.1))
     with torch.no_grad():
         prompts = family.encode_prompts(["a photo of sks person", "a photo of a person"])
-    return ProtectionData(posterior[:4], posterior[4:], prompts[:1], prompts[1:], family.num_train_timesteps)
+    return ProtectionData(posterior[:4], posterior[4:], prompts[:1], prompts[1:], family.draw_timesteps)
 
 
 def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     people = {"s01": data(family)}
     size = 4 * sum(p.numel() for p in family.denoiser.parameters())
     frozen = held() - size
-    hardened = family.replace(unet=copy.deepcopy(family.denoiser))
+    hardened = family.with_denoiser(copy.deepcopy(family.denoiser))
     training = Training(config, accelerator, ranks, family.denoiser.requires_grad_(False), hardened, people, {})
     times = []
     for step in range(1, outer_steps + 2):

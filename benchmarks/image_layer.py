@@ -10,7 +10,6 @@ again, so a study can be stopped, and split over processes with --first. All arm
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.data import encode_images
 from apdm.faces import load_detector, load_encoders
@@ -141,9 +140,9 @@ class Study:
 
     def dreambooth(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
         """The nominal attack on the photos; likeness of 16 pictures per prompt."""
-        victim = self.family.replace(unet=copy.deepcopy(self.family.denoiser))
-        attack = DreamBooth(**{**self.attack.params(), "seed": seed})
-        attack.run(victim, victim.denoiser, encode_images(self.family, photos * 2 - 1), self.prior)
+        attack = replace(self.attack, seed=seed)
+        latents = encode_images(self.family, photos * 2 - 1)
+        victim = attack.run(self.family, Material(latents, self.prior)).model
         return {
             name: self.judge(draw(victim, [prompt] * 16, seed=1000 * seed + 77), person)
             for name, prompt in PROMPTS.items()

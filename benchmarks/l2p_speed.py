@@ -75,7 +75,7 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
         positive=encode_images(family, positive),
         instance_prompt=embeds[:1],
         class_prompt=embeds[1:],
-        num_train_timesteps=family.num_train_timesteps,
+        draw_timesteps=family.draw_timesteps,
     )
     model = family.denoiser
     half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)

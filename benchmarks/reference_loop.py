@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 Problem = tuple[Tensor, Tensor, Tensor]  # latents, noise, timesteps: one sample each
 
@@ -28,7 +28,7 @@ class ReferenceLoop:
     left out, in its favour. leak: take the protective gradient on top of the attacker's, as released.
     """
 
-    family: StableDiffusion
+    family: Family
     instance_images: Tensor
     positive_images: Tensor
     class_images: Tensor

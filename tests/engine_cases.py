@@ -25,7 +25,7 @@ from apdm import checkpoint as checkpoints
 from apdm.checkpoint import Checkpoint
 from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig
 from apdm.data import ProtectionData
-from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.families import Family, Posterior, load_family
 from apdm.launched import make_accelerator
 from apdm.ranks import Ranks
 from apdm.training import Counters, Training
@@ -75,7 +75,7 @@ def odd_denoiser() -> UNet2DConditionModel:
         )
 
 
-def person(seed: int, family: StableDiffusion) -> ProtectionData:
+def person(seed: int, family: Family) -> ProtectionData:
     generator = torch.Generator().manual_seed(seed)
 
     def latents(count: int) -> Posterior:
@@ -83,10 +83,10 @@ def person(seed: int, family: StableDiffusion) -> ProtectionData:
         return Posterior(mean, torch.full_like(mean, 0.1))
 
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"]).detach()
-    return ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.num_train_timesteps)
+    return ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)
 
 
-def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: StableDiffusion) -> Training:
+def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: Family) -> Training:
     """A training on two protected people and two consenting ones, with theta a little away from phi."""
     model = odd_denoiser()
     reference = copy.deepcopy(model).requires_grad_(False)
@@ -96,7 +96,7 @@ def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: St
             p.add_(0.02 * torch.randn(p.shape, generator=generator))
     protected = {f"s{i}": person(i, base) for i in (1, 2)}
     consenting = {f"c{i}": person(10 + i, base) for i in (1, 2)} if config.pool.benign_size else {}
-    hardened = base.replace(unet=model)
+    hardened = base.with_denoiser(model)
     return Training(config, accelerator, ranks, reference, hardened, protected, consenting)
 
 
@@ -116,7 +116,7 @@ def save(training: Training, folder: Path, step: int) -> None:
     checkpoints.write(folder, facts, training.names, training.sections(), main=training.ranks.is_main)
 
 
-def run(case: str, accelerator: Accelerator, ranks: Ranks, base: StableDiffusion, folder: Path) -> Training:
+def run(case: str, accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path) -> Training:
     """One case to its end."""
     if case == "resumed":  # from a checkpoint that one process wrote
         training = build(POOL, accelerator, ranks, base)

@@ -44,6 +44,10 @@ class ToyDiffusion:
         return denoiser(noisy, timesteps, prompt_embeds)
 
 
+def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(10, (count,), generator=generator)
+
+
 def toy_data(paired: bool = True) -> ProtectionData:
     generator = torch.Generator().manual_seed(3)
 
@@ -52,7 +56,7 @@ def toy_data(paired: bool = True) -> ProtectionData:
         return Posterior(mean, torch.full_like(mean, 0.1))
 
     prompts = torch.randn(2, 1, 4, 3, generator=generator, dtype=torch.get_default_dtype())
-    return ProtectionData(images(3), images(7), prompts[0], prompts[1], 10, images(3) if paired else None)
+    return ProtectionData(images(3), images(7), prompts[0], prompts[1], draw_timesteps, images(3) if paired else None)
 
 
 def plain_error(weights, batch, i):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apdm.audit import Person, audit, write_results
 from apdm.config import AuditConfig
 from apdm.errors import UserError
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 
 CONFIG = AuditConfig(
     learning_rate=1e-3,
@@ -60,12 +60,12 @@ def person(name: str, seed: int) -> Person:
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
 @pytest.fixture(scope="module")
-def run_audit(family: StableDiffusion) -> Callable[..., tuple[dict[str, Any], dict[str, Tensor]]]:
+def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, Tensor]]]:
     def run(config: AuditConfig = CONFIG, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with torch.no_grad():
             prior = family.posterior(photos(4, 50))
@@ -129,7 +129,7 @@ def test_a_cell_repeats_bit_by_bit_whatever_else_is_audited(run_audit, audited):
 def test_each_model_is_seen_through_its_own_pictures(run_audit, family):
     other = copy.deepcopy(family.denoiser)
     other.conv_out.bias.data += 0.5
-    results, pictures = run_audit(replace(CONFIG, seeds=1), hardened=family.replace(unet=other), others=[])
+    results, pictures = run_audit(replace(CONFIG, seeds=1), hardened=family.with_denoiser(other), others=[])
     base, hardened = results["attacks"]
     for first, second in zip(base["curve"], hardened["curve"], strict=True):
         assert first["identity"] != second["identity"]
@@ -188,7 +188,7 @@ def test_a_longer_run_on_the_hardened_model_shows_costs_beyond_the_nominal_attac
 def test_a_model_with_broken_weights_gives_failed_rows_and_no_protection(run_audit, family):
     broken = copy.deepcopy(family.denoiser)
     broken.conv_out.bias.data.fill_(math.nan)
-    results, _ = run_audit(replace(CONFIG, seeds=1), hardened=family.replace(unet=broken))
+    results, _ = run_audit(replace(CONFIG, seeds=1), hardened=family.with_denoiser(broken))
     assert [row["status"] for row in rows_of(results, "base")] == ["ok", "ok"]
     for row in rows_of(results, "hardened"):
         assert row["status"] == "failed"

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import Module
 
-from apdm.attacks import Attack
-from apdm.attacks.dreambooth import DreamBooth, probe_loss
-from apdm.families import Posterior, StableDiffusion, load_family
+from apdm.attacks import Attack, Material
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.fine_tuning import probe_loss
+from apdm.families import Family, Posterior, load_family
 
 ATTACK = DreamBooth(
     instance_prompt="a photo of sks person",
@@ -25,12 +26,12 @@ ATTACK = DreamBooth(
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
 @pytest.fixture(scope="module")
-def latents(family: StableDiffusion) -> tuple[Posterior, Posterior]:
+def latents(family: Family) -> tuple[Posterior, Posterior]:
     """Of 3 photos and 5 class pictures."""
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -38,11 +39,9 @@ def latents(family: StableDiffusion) -> tuple[Posterior, Posterior]:
     return posterior[:3], posterior[3:]
 
 
-def run(
-    attack: DreamBooth, family: StableDiffusion, latents: tuple[Any, Any], **options: Any
-) -> tuple[list[float], Module]:
-    denoiser = copy.deepcopy(family.denoiser)
-    return attack.run(family, denoiser, *latents, **options), denoiser
+def run(attack: DreamBooth, family: Family, latents: tuple[Any, Any], **options: Any) -> tuple[list[float], Module]:
+    model, losses = attack.run(family, Material(*latents), **options)
+    return losses, model.denoiser
 
 
 def same_weights(first: Module, second: Module) -> bool:
@@ -52,15 +51,15 @@ def same_weights(first: Module, second: Module) -> bool:
 def test_the_attack_lowers_the_denoising_error_on_the_photos(family, latents):
     attack = replace(ATTACK, max_train_steps=30)
     losses, denoiser = run(attack, family, latents)
-    before = probe_loss(family, family.denoiser, latents[0], attack.instance_prompt)
-    after = probe_loss(family, denoiser, latents[0], attack.instance_prompt)
+    before = probe_loss(family, latents[0], attack.instance_prompt)
+    after = probe_loss(family.with_denoiser(denoiser), latents[0], attack.instance_prompt)
     assert after < 0.9 * before
     assert len(losses) == 30
 
 
 def test_the_probe_is_the_expected_error_of_a_batch(family, latents):
     """A batch of many draws has the same expectation; 4 standard errors of their difference are allowed."""
-    probe = probe_loss(family, family.denoiser, latents[0], ATTACK.instance_prompt, draws=500)
+    probe = probe_loss(family, latents[0], ATTACK.instance_prompt, draws=500)
     attack = replace(ATTACK, train_batch_size=500, max_train_steps=1, prior_loss_weight=0.0)
     (loss,), _ = run(attack, family, latents)
     assert loss == pytest.approx(probe, abs=4 * math.sqrt(2) * probe / math.sqrt(500))
@@ -122,7 +121,8 @@ def test_every_photo_is_seen_once_before_any_is_seen_again(family, latents):
 def test_evaluation_happens_at_its_steps_in_evaluation_mode_and_changes_nothing(family, latents):
     calls = []
 
-    def evaluate(step: int, denoiser: Module) -> None:
+    def evaluate(step: int, victim: Family) -> None:
+        denoiser = victim.denoiser
         calls.append((step, denoiser.training, torch.is_grad_enabled(), copy.deepcopy(denoiser)))
         torch.randn(5)  # draws of an evaluation must not leak into the attack
 
@@ -143,14 +143,11 @@ def test_evaluation_happens_at_its_steps_in_evaluation_mode_and_changes_nothing(
 
 
 def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
-    denoiser = copy.deepcopy(family.denoiser)
-
-    def poison(step: int, loss: float) -> None:
-        if step == 2:
-            denoiser.conv_in.bias.data.fill_(math.nan)
+    def poison(step: int, victim: Family) -> None:
+        victim.denoiser.conv_in.bias.data.fill_(math.nan)
 
     with pytest.raises(FloatingPointError, match="nan at step 3"):
-        ATTACK.run(family, denoiser, *latents, callback=poison)
+        run(ATTACK, family, latents, eval_steps=[2], evaluate=poison)
 
 
 @pytest.mark.parametrize(
@@ -162,16 +159,17 @@ def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
     ],
 )
 def test_an_attack_that_cannot_run_is_refused(family, latents, denoiser_dtype, with_prior, eval_steps, problem):
-    denoiser = copy.deepcopy(family.denoiser).to(denoiser_dtype)
+    model = family.with_denoiser(copy.deepcopy(family.denoiser).to(denoiser_dtype))
     prior = latents[1] if with_prior else None
     with pytest.raises(ValueError, match=problem):
-        ATTACK.run(family, denoiser, latents[0], prior, eval_steps=eval_steps)
+        run(ATTACK, model, (latents[0], prior), eval_steps=eval_steps)
 
 
 def test_a_velocity_model_is_attacked_too(make_pipeline, latents):
     family = load_family(make_pipeline("v_prediction"))
     _, denoiser = run(replace(ATTACK, max_train_steps=30), family, latents)
-    before, after = (probe_loss(family, d, latents[0], "a photo of sks person") for d in (family.denoiser, denoiser))
+    models = family, family.with_denoiser(denoiser)
+    before, after = (probe_loss(model, latents[0], "a photo of sks person") for model in models)
     assert after < 0.9 * before
 
 
@@ -179,3 +177,9 @@ def test_the_parameters_hold_all_but_the_seed():
     attack: Attack = ATTACK
     assert attack.params()["learning_rate"] == 1e-3
     assert "seed" not in attack.params()
+
+
+def test_a_prompt_about_the_subject_is_asked_with_the_attackers_own_identifier():
+    other = replace(ATTACK, instance_prompt="a photo of t@t person", renamed=("sks", "t@t"))
+    assert other.prompt("a portrait of sks person") == "a portrait of t@t person"
+    assert ATTACK.prompt("a portrait of sks person") == "a portrait of sks person"

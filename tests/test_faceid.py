@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.errors import UserError
 from apdm.faces import load_encoder
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.portraits import PIPELINE
 from apdm.portraits.train_adapter import adapter_state, new_adapter
 
 
 @pytest.fixture(scope="module")
-def family() -> StableDiffusion:
+def family() -> Family:
     return load_family(PIPELINE)
 
 
 @pytest.fixture
-def untrained(family: StableDiffusion, tmp_path: Path) -> Path:
+def untrained(family: Family, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     state = new_adapter(family.denoiser, 128)
     flat = {f"{part}.{key}": value.contiguous() for part, values in state.items() for key, value in values.items()}
@@ -43,7 +43,7 @@ def test_diffusers_loads_the_file_and_what_is_loaded_can_be_written_again(untrai
     assert all(torch.equal(again[key], known[key].half()) for key in known)
 
 
-def test_the_photo_decides_and_without_guidance_too(family: StableDiffusion, untrained: Path):
+def test_the_photo_decides_and_without_guidance_too(family: Family, untrained: Path):
     adapter = attack(untrained)
     victim = adapter.victim(family)
     one, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).split(1)
@@ -56,9 +56,7 @@ def test_the_photo_decides_and_without_guidance_too(family: StableDiffusion, unt
         assert torch.equal(first, again) and not torch.equal(first, second)
 
 
-def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(
-    family: StableDiffusion, untrained: Path
-):
+def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(family: Family, untrained: Path):
     options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
     plain = family.sample(["a photo of a person"], **options)
     adapter = attack(untrained, scale=0.0)
@@ -76,7 +74,7 @@ def test_several_photos_are_one_identity(untrained: Path):
 
 
 def test_a_file_that_does_not_fit_is_one_clear_line(
-    family: StableDiffusion, untrained: Path, tmp_path: Path, tiny_pipeline: Path
+    family: Family, untrained: Path, tmp_path: Path, tiny_pipeline: Path
 ):
     with pytest.raises(UserError, match="does not exist"):
         attack(tmp_path / "none.safetensors").check(family)

@@ -128,7 +128,7 @@ def test_the_reference_never_changes_and_the_model_does(tiny_pipeline):
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cached = encode_images(family, images)
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"])
-    data = ProtectionData(cached[:2], cached[2:], prompts[:1], prompts[1:], family.num_train_timesteps)
+    data = ProtectionData(cached[:2], cached[2:], prompts[:1], prompts[1:], family.draw_timesteps)
     engine = Engine(family.denoiser, partial(make_adamw, learning_rate=1e-4))
     slow = engine.slow_weights(learning_rate=1e-4)
     seen = []
@@ -223,7 +223,7 @@ def test_the_toy_is_no_special_case_a_real_unet_takes_the_same_path(float64, tin
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     cached = Posterior(latents, torch.full_like(latents, 0.1))
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"]).double()
-    data = ProtectionData(cached[:2], cached[2:], prompts[:1], prompts[1:], family.num_train_timesteps)
+    data = ProtectionData(cached[:2], cached[2:], prompts[:1], prompts[1:], family.draw_timesteps)
     engine = Engine(model, partial(make_adamw, **ADAM))
     slow = engine.slow_weights(**ADAM)
     protector = LearningToProtect(family, engine, reference, slow, inner_steps=1)

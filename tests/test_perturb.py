@@ -181,6 +181,15 @@ def test_jpeg_is_written_on_request_and_its_loss_said(people: Path, tmp_path: Pa
     assert [row["visible"] for row in again["photos"]] == [row["visible"] for row in facts["photos"]]
 
 
+def test_a_jpeg_of_another_picture_is_not_taken_for_a_finished_photo(people: Path, tmp_path: Path):
+    here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
+    shipped = tmp_path / "out/images/s01/000.jpg"
+    good = shipped.read_bytes()
+    Image.new("RGB", Image.open(shipped).size, "magenta").save(shipped)
+    here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
+    assert shipped.read_bytes() == good
+
+
 def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
     people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from apdm.errors import UserError
 from apdm.faces import FaceEncoder
-from apdm.families import StableDiffusion
+from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,15 @@ class FaceIDAdapter:
     scale: float = 1.0
 
     name: ClassVar[str] = "faceid"
+    assumes: ClassVar[str] = "one photo, and an adapter that somebody else trained"
 
     def params(self) -> dict[str, object]:
         return {"adapter": self.path.name, "encoder": self.encoder.name, "scale": self.scale}
 
-    def victim(self, family: StableDiffusion) -> StableDiffusion:
+    def victim(self, family: Family) -> Family:
         """The model with the adapter in a copy of its denoiser; `family` stays as it is. Raises as `check` does."""
         self.check(family)
-        victim = family.replace(unet=copy.deepcopy(family.denoiser))
+        victim = family.with_denoiser(copy.deepcopy(family.denoiser))
         victim.pipeline.load_ip_adapter(
             str(self.path.parent), subfolder="", weight_name=self.path.name, image_encoder_folder=None
         )
@@ -52,12 +53,16 @@ class FaceIDAdapter:
         """What the adapter is told of photos `[N, 3, H, W]` in [0, 1]: their mean embedding as a unit vector `[D]`."""
         return normalize(self.encoder.embed(photos).mean(0), dim=0)
 
-    def run(self, victim: StableDiffusion, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
+    def run(self, victim: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Pictures `[B, 3, H, W]` in [0, 1] of the person in `photos`, one per prompt; options as in `sample`."""
         identity = self.identity(photos).to(victim.denoiser.device)
         return victim.sample(prompts, face_embeds=identity.expand(len(prompts), -1), **options)
 
-    def check(self, family: StableDiffusion) -> None:
+    def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
+        """See `apdm.attacks.ZeroShot`; the photos are one person, and one identity."""
+        return self.run(self.victim(model), photos, prompts, **options)
+
+    def check(self, family: Family) -> None:
         """Raise UserError for a file that is no FaceID adapter, or one for another model or encoder."""
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist; name a FaceID adapter's .safetensors file")

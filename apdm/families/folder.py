@@ -5,31 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from apdm.errors import UserError
 from apdm.files import list_files, write_beside
 
+MODULES = ("unet", "transformer", "vae", "text_encoder", "safety_checker", "image_encoder")
 CONFIGS = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "safety_checker": "config.json",
-    "image_encoder": "config.json",
+    **dict.fromkeys(MODULES, "config.json"),
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
     "feature_extractor": "preprocessor_config.json",
 }
-REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 # name[.variant][-00001-of-00002].safetensors; transformers puts the shard before the variant
 WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -38,10 +37,10 @@ def locate(path: str | Path, *, revision: str | None, variant: str | None, allow
     folder = Path(path)
     if folder.is_dir():
         return folder
-    if folder.is_file():
-        raise UserError(f"{path} is a single file; convert it to a diffusers pipeline folder first")
     if not HUB_ID.fullmatch(str(path)):
-        raise UserError(f"{path}: no such folder; give a diffusers pipeline folder or a Hub id such as name/model")
+        raise UserError(
+            f"{path}: no such folder; give a diffusers pipeline folder, a single file or a Hub id such as name/model"
+        )
     try:
         return Path(
             DiffusionPipeline.download(
@@ -62,24 +61,42 @@ def read_index(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
-def check_parts(folder: Path, index: dict[str, Any], *, variant: str | None, allow_pickle: bool) -> None:
-    """Raise UserError, naming the file, if a part of the pipeline is missing or comes only as a pickle."""
-    for part, config in CONFIGS.items():
-        if not (index.get(part) or [None])[0]:
-            if part in REQUIRED:
-                raise UserError(f"{folder / 'model_index.json'} names no {part}; the pipeline needs one")
+def check_parts(
+    folder: Path, index: dict[str, Any], *, required: Sequence[str], variant: str | None, allow_pickle: bool
+) -> None:
+    """Raise UserError, naming the file, if a part of the pipeline is missing or comes only as a pickle.
+
+    required: parts that the pipeline cannot do without; what else the index names must be there too.
+    """
+    for part in required:
+        if not has_part(index, part):
+            raise UserError(f"{folder / 'model_index.json'} names no {part}; the pipeline needs one")
+    for part in index:
+        kind = re.sub(r"_\d$", "", part)  # text_encoder_2 is a text_encoder
+        if kind not in CONFIGS or not has_part(index, part):
             continue
-        if not (folder / part / config).is_file():
-            raise UserError(f"{folder / part / config} is missing; copy the whole pipeline folder")
-        _read_json(folder / part / config)
-        if config == "config.json":
+        if not (folder / part / CONFIGS[kind]).is_file():
+            raise UserError(f"{folder / part / CONFIGS[kind]} is missing; copy the whole pipeline folder")
+        _read_json(folder / part / CONFIGS[kind])
+        if kind in MODULES:
             _check_weights(folder / part, variant=variant, allow_pickle=allow_pickle)
-    tokenizer = folder / "tokenizer"
-    if not (tokenizer / "tokenizer.json").is_file():
-        # Without these, transformers builds a tokenizer of three words and says nothing.
-        for name in ("vocab.json", "merges.txt"):
-            if not (tokenizer / name).is_file():
-                raise UserError(f"{tokenizer / name} is missing; copy the whole pipeline folder")
+        if kind == "tokenizer":
+            _check_vocabulary(folder / part, "T5" in index[part][1])
+
+
+def has_part(index: dict[str, Any], part: str) -> bool:
+    """Whether a pipeline's index names this part, and does not say that it is left out."""
+    entry = index.get(part)
+    return isinstance(entry, list) and len(entry) == 2 and bool(entry[0])
+
+
+def _check_vocabulary(folder: Path, is_t5: bool) -> None:
+    """Without these, transformers builds a tokenizer of three words and says nothing."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    for name in ("spiece.model",) if is_t5 else ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; copy the whole pipeline folder")
 
 
 def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> None:
@@ -109,6 +126,17 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     return found
 
 
+def stored_dtype(files: Sequence[Path]) -> torch.dtype | None:
+    """The float type of the weights in safetensors files, the widest where they differ; None where there are none."""
+    found: set[torch.dtype] = set()
+    for path in files:
+        if path.suffix == ".safetensors":
+            with open(path, "rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found |= {FLOATS[entry["dtype"]] for entry in header.values() if entry.get("dtype") in FLOATS}
+    return reduce(torch.promote_types, found) if found else None
+
+
 def one_line(error: Exception) -> str:
     """The first line of what an exception says."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -131,13 +159,14 @@ def write_pipeline(
     source: Path | None,
     changed: set[str],
     variant: str | None,
-    convert: Callable[[Any], Any],
+    convert: Callable[[str, Any], Any],
 ) -> None:
     """Write a pipeline folder; an old one of that name gives way once the new one is complete.
 
     Parts that are not `changed` are copied from `source` where it has them as safetensors of this variant; so
     are all configuration files. Library versions rewrite those in ways that older versions cannot read, and
-    put the local path of the model into them. convert: applied to each module that is written from memory.
+    put the local path of the model into them. convert: applied to name and module of what is written from
+    memory.
     """
     with write_beside(directory, folder=True) as partial:
         pipeline.save_config(partial)
@@ -151,7 +180,7 @@ def write_pipeline(
                 for path in kept:
                     shutil.copyfile(path, target / path.name)
                 if not kept:
-                    convert(part).save_pretrained(target, variant=variant, safe_serialization=True)
+                    convert(name, part).save_pretrained(target, variant=variant, safe_serialization=True)
             elif origin is None:
                 part.save_pretrained(target)
             if origin:

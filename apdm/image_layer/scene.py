@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.families import Posterior, StableDiffusion
+from apdm.families import Family, Posterior
 from apdm.image_layer.pgd import Progress
 from apdm.image_layer.photos import square_view
 from apdm.losses import per_sample, squared_error
@@ -48,7 +48,7 @@ class Scene:
         callback: called after every step of a surrogate or a prompt.
     """
 
-    family: StableDiffusion
+    family: Family
     originals: list[Tensor]
     prompt_embeds: Tensor
     class_prompt_embeds: Tensor

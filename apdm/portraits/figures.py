@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from statistics import fmean
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.data import encode_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFace
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.metrics.fidelity import frechet_distance
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import ADAPTER
@@ -40,11 +40,11 @@ PROMPTS = {
 WORDS = {"full": "beard", "bald": None, "none": None}
 
 
-def draw(family: StableDiffusion, prompts: list[str], seed: int = 0) -> Tensor:
+def draw(family: Family, prompts: list[str], seed: int = 0) -> Tensor:
     return family.sample(prompts, seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, batch_size=64)
 
 
-def caption_accuracy(family: StableDiffusion, reader: PortraitFace, each: int = 12) -> dict[str, float]:
+def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> dict[str, float]:
     """Share of pictures in which the attribute reader sees the value that the prompt names, per attribute."""
     accuracy = {}
     for name, prompt in PROMPTS.items():
@@ -56,9 +56,7 @@ def caption_accuracy(family: StableDiffusion, reader: PortraitFace, each: int = 
     return accuracy
 
 
-def personalisation(
-    family: StableDiffusion, attack: DreamBooth, *, people: int = 10, eval_steps: list[int]
-) -> dict[str, Any]:
+def personalisation(family: Family, attack: DreamBooth, *, people: int = 10, eval_steps: list[int]) -> dict[str, Any]:
     """Nominal DreamBooth on unseen people: mean likeness, match and face rate per encoder and step."""
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     prior = encode_images(family, draw(family, [attack.class_prompt] * 64, seed=10_000) * 2 - 1, batch_size=64)
@@ -68,11 +66,8 @@ def personalisation(
         photos = as_images(render_people([seed], ATTACK.stop).pixels)[ATTACK.start :]
         held_out = as_images(render_people([seed], HOLDOUT.stop).pixels)[HOLDOUT.start :]
         references = {e.name: e.embed(held_out) for e in encoders}
-        victim = family.replace(unet=copy.deepcopy(family.denoiser))
 
-        def measure(
-            step: int, _: Any, victim: StableDiffusion = victim, references: dict[str, Tensor] = references
-        ) -> None:
+        def measure(step: int, victim: Family, references: dict[str, Tensor] = references) -> None:
             images = draw(victim, [attack.instance_prompt] * 16, seed=77)
             detected = reader.score(images) >= reader.threshold
             for encoder in encoders:
@@ -80,10 +75,8 @@ def personalisation(
                 rows[step][encoder.name].append(identity_statistics(scores, detected, encoder.threshold))
 
         attack.run(
-            victim,
-            victim.denoiser,
-            encode_images(family, photos * 2 - 1),
-            prior,
+            family,
+            Material(encode_images(family, photos * 2 - 1), prior),
             eval_steps=eval_steps,
             evaluate=measure,
         )
@@ -99,7 +92,7 @@ def personalisation(
     }
 
 
-def adapter_figures(family: StableDiffusion, *, people: int = 10) -> dict[str, dict[str, float]]:
+def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, float]]:
     """The FaceID adapter on one clean photo each of the same unseen people: likeness of 16 pictures, per encoder."""
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     adapter = FaceIDAdapter(path=ADAPTER, encoder=encoders[0])
@@ -120,7 +113,7 @@ def adapter_figures(family: StableDiffusion, *, people: int = 10) -> dict[str, d
 
 
 @torch.no_grad()
-def drawing_figures(family: StableDiffusion) -> dict[str, Any]:
+def drawing_figures(family: Family) -> dict[str, Any]:
     """Face rate, distance to the renderer, and whether captions are followed."""
     reader = PortraitFace()
     people = draw(family, ["a photo of a person"] * 512)

@@ -1,0 +1,75 @@
+"""An adaptive attack: it knows how the weights were hardened, and trains against that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from apdm.attacks import Material
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.fine_tuning import Batch, Victim
+from apdm.attacks.parts import frozen
+from apdm.errors import UserError
+from apdm.families import Family
+from apdm.losses import Reduction, dpo_loss, squared_error
+
+
+@dataclass(frozen=True)
+class Against(Victim):
+    """A victim beside the model as it was received, frozen."""
+
+    reference: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(DreamBooth):
+    """DreamBooth that pulls against Learning to Protect where it is known to have pushed.
+
+    Two things are known of the defence. It raised the error on the subject's photos over that on class pictures, both
+    under the instance prompt, with the preference loss L_DPO (APDM, eq. 14); and it did so along the path of an
+    attacker who starts with a fresh optimizer at one learning rate. So `dpo_weight` times the same loss with the roles
+    swapped, photos preferred and class pictures not, is added to the attacker's own, with the model as received for the
+    unknown reference; and the rate starts `warmup_factor` times higher and falls to the nominal one over the first
+    `warmup_share` of the steps, which leads away from the path that was prepared.
+    """
+
+    dpo_weight: float = 1.0
+    dpo_beta: float = 1.0
+    dpo_reduction: Reduction = "element"
+    warmup_factor: float = 3.0
+    warmup_share: float = 0.25
+
+    name: ClassVar[str] = "adaptive"
+    assumes: ClassVar[str] = "what DreamBooth does, and this project's documentation"
+
+    def begin(self, model: Family, material: Material) -> Victim:
+        if not self.prior_loss_weight:
+            raise UserError("the adaptive attack compares photos with class pictures: give prior_loss_weight above 0")
+        victim = super().begin(model, material)
+        return Against(**vars(victim), reference=frozen(model.denoiser).eval())
+
+    def rate(self, step: int) -> float:
+        left = max(0.0, 1 - step / max(1.0, self.warmup_share * self.max_train_steps))
+        return self.learning_rate * (1 + (self.warmup_factor - 1) * left)
+
+    def loss(self, victim: Victim, batch: Batch, prompt_embeds: Tensor) -> Tensor:
+        """L_per + dpo_weight * L_DPO(photos preferred), the class pictures once under each prompt."""
+        reference: Any = getattr(victim, "reference", None)
+        named = prompt_embeds.chunk(2)[0].repeat(2, 1, 1)
+        (_, pictures), (_, timesteps) = batch.noisy.chunk(2), batch.timesteps.chunk(2)
+        prediction = victim.model.predict(
+            victim.model.denoiser,
+            torch.cat([batch.noisy, pictures]),
+            torch.cat([batch.timesteps, timesteps]),
+            torch.cat([prompt_embeds, named.chunk(2)[0]]),
+        )
+        target = torch.cat([batch.target, batch.target.chunk(2)[1]])
+        photos, preserved, rejected = squared_error(prediction, target).chunk(3)
+        with torch.no_grad():
+            received = victim.model.predict(reference, batch.noisy, batch.timesteps, named)
+            before = squared_error(received, batch.target).chunk(2)
+        preference = dpo_loss(photos, before[0], rejected, before[1], beta=self.dpo_beta, reduction=self.dpo_reduction)
+        return self._loss(torch.cat([photos, preserved])) + self.dpo_weight * preference

@@ -1,0 +1,74 @@
+"""DreamBooth with low-rank adapters (LoRA, Hu et al. 2021) instead of full weights, through peft."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from torch.nn import Module, Parameter
+
+from apdm.attacks import Material
+from apdm.attacks.fine_tuning import FineTuning, Victim
+from apdm.attacks.parts import with_denoiser, with_text
+from apdm.families import Family
+
+Target = Literal["attention", "linear", "all"]
+ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
+TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(FineTuning):
+    """W + lora_alpha / rank * B A for the layers of `target`: the denoiser's attention, its linear layers, or its
+    convolutions too. Defaults are those of diffusers' DreamBooth LoRA; lora_alpha is the rank where none is given.
+    """
+
+    learning_rate: float = 1e-4
+    rank: int = 4
+    lora_alpha: int | None = None
+    target: Target = "attention"
+    train_text_encoder: bool = False
+
+    name: ClassVar[str] = "lora"
+    assumes: ClassVar[str] = "the weights, photos and a small GPU"
+
+    def begin(self, model: Family, material: Material) -> Victim:
+        denoiser = adapted(model.denoiser, self._layers(model.denoiser), self.rank, self.lora_alpha, self.seed)
+        victim, modules = with_denoiser(model, denoiser), [denoiser]
+        if self.train_text_encoder:
+            encoder = adapted(model.pipeline.text_encoder, TEXT_ATTENTION, self.rank, self.lora_alpha, self.seed + 1)
+            victim, modules = with_text(victim, encoder), [denoiser, encoder]
+        adapter = [p for module in modules for p in lora_parameters(module)]
+        return Victim(victim, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
+
+    def _layers(self, denoiser: Module) -> list[str]:
+        if self.target == "attention":
+            return ATTENTION
+        return layers(denoiser, (nn.Linear,) if self.target == "linear" else (nn.Linear, nn.Conv2d))
+
+
+def lora_parameters(module: Module) -> list[Parameter]:
+    """Those of the adapter, trainable, in a fixed order."""
+    found = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
+    for parameter in found:
+        parameter.requires_grad_(True)
+    return found
+
+
+def layers(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv2d)) -> list[str]:
+    """Names of the layers of these kinds."""
+    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+
+
+def adapted(module: Module, layers: list[str], rank: int, lora_alpha: int | None, seed: int) -> Any:
+    """A frozen copy with a fresh adapter, A drawn from `seed` and B nothing: it computes what `module` does."""
+    config = LoraConfig(r=rank, lora_alpha=lora_alpha or rank, init_lora_weights="gaussian", target_modules=layers)
+    copied: Any = copy.deepcopy(module).requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # peft draws from the global generator
+        copied.add_adapter(config)
+    return copied

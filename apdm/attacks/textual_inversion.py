@@ -1,0 +1,53 @@
+"""Textual Inversion (Gal et al. 2022): nothing is trained but the embedding of one new word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from apdm.attacks import VARIES, Material
+from apdm.attacks.fine_tuning import FineTuning, Victim
+from apdm.attacks.parts import frozen, with_denoiser
+from apdm.attacks.tokens import call, learn_words
+from apdm.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextualInversion(FineTuning):
+    """`placeholder_token` stands for the identifier in all prompts, and starts as `initializer_token`.
+
+    Defaults and names are diffusers': 5e-4 times the batch size (scale_lr), 3000 steps, no prior. initializer_token:
+    one word, None for the class noun. A placeholder that the model knows as one token (the identifier itself) is
+    trained where it is. num_vectors: tokens that the placeholder is made of.
+    """
+
+    learning_rate: float = 5e-4
+    max_train_steps: int = 3000
+    prior_loss_weight: float = 0.0
+    placeholder_token: str = "<subject>"
+    initializer_token: str | None = None
+    num_vectors: int = 1
+    scale_lr: bool = True
+
+    name: ClassVar[str] = "textual_inversion"
+    assumes: ClassVar[str] = "the weights, photos and a small GPU; the weights stay as they are"
+    varies: ClassVar[tuple[str, ...]] = tuple(name for name in VARIES if name != "identifier")  # its token is its own
+
+    def __post_init__(self) -> None:
+        call(self, self.placeholder_token, self.num_vectors)
+
+    def begin(self, model: Family, material: Material) -> Victim:
+        noun = self.initializer_token or self.class_prompt.split()[-1]
+        model = with_denoiser(model, frozen(model.denoiser))
+        tokens = learn_words(model, self.placeholder_token, self.num_vectors, noun)
+        return Victim(
+            tokens.model,
+            (tokens.model.pipeline.text_encoder,),
+            [tokens.embedding],
+            trains_text=True,
+            after_step=tokens.put_back,
+            adapter=[tokens.learnt],
+        )
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate * (self.train_batch_size if self.scale_lr else 1)

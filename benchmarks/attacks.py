@@ -1,0 +1,150 @@
+"""What each attack takes on the miniature world: the rows behind docs/attacks.md.
+
+    python -m benchmarks.attacks --output rows.jsonl --attacks dreambooth lora lora:rank=32 textual_inversion
+    python -m benchmarks.attacks --output rows.jsonl --summary
+
+A row is one attack (text as `apdm.attacks.registry` takes it), model, person and seed, with likeness along the way;
+rows that the file has already are not made again, so a study can be stopped. All attacks of a seed draw their pictures
+from equal noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apdm.attacks import Material
+from apdm.data import encode_images
+from apdm.faces import load_encoders
+from apdm.faces.portrait import PortraitFace
+from apdm.families import Family, load_family
+from apdm.metrics.identity import identity_statistics, likeness
+from apdm.portraits import PIPELINE
+from apdm.portraits.attacks import PROMPTS, nominal
+from apdm.portraits.drawing import render_person
+from apdm.portraits.figures import draw
+from apdm.portraits.people import CONSENTING_PEOPLE, PROTECTED_PEOPLE, circumstance, identity
+from apdm.portraits.subjects import ATTACK, DEFENCE, HOLDOUT
+from apdm.portraits.train_encoders import as_images
+
+ENCODERS = ["portrait-a", "portrait-b"]
+EVERY = 100
+PICTURES = 16
+
+
+class Study:
+    """The model under attack, the other one where there are two, and the judges."""
+
+    def __init__(self, models: dict[str, Family], attacked: str) -> None:
+        self.models, self.family = models, models[attacked]
+        self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
+        pictures = draw(models["base"], [PROMPTS["class_prompt"]] * 64, seed=10_000)
+        self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)
+        consenting = torch.cat([portraits(seed, DEFENCE) for seed in CONSENTING_PEOPLE[:8]])
+        self.consenting = encode_images(self.family, consenting * 2 - 1, batch_size=64)
+
+    def run(self, spec: str, person: int, seed: int, photos: int = len(ATTACK)) -> dict[str, Any]:
+        """Likeness before, every `EVERY` steps and after, and what it took."""
+        attack, curve = nominal(spec, seed=seed), {}
+        numbers = range(ATTACK.start, ATTACK.start + photos)
+        pixels = portraits(PROTECTED_PEOPLE.start + person, numbers) * 2 - 1
+        known = portraits(PROTECTED_PEOPLE.start + person, HOLDOUT)
+        material = Material(
+            encode_images(self.family, pixels), self.prior, pixels, self.models, consenting=self.consenting
+        )
+
+        def evaluate(step: int, victim: Family) -> None:
+            prompts = [attack.prompt(PROMPTS["instance_prompt"])] * PICTURES
+            curve[str(step)] = self.judge(draw(victim, prompts, seed=1000 * seed + 77), known)
+
+        steps = {*range(0, attack.max_train_steps, EVERY), attack.max_train_steps}
+        started = time.perf_counter()
+        attack.run(self.family, material, eval_steps=steps, evaluate=evaluate)
+        return {"params": attack.params(), "seconds": round(time.perf_counter() - started), "curve": curve}
+
+    def judge(self, pictures: Tensor, known: Tensor) -> dict[str, Any]:
+        detected = self.reader.score(pictures) >= self.reader.threshold
+        return {
+            judge.name: identity_statistics(
+                likeness(judge.embed(pictures), judge.embed(known)), detected, judge.threshold
+            )
+            for judge in self.judges
+        }
+
+
+def portraits(person: int, numbers: range) -> Tensor:
+    """Photos of a person in these circumstances, `[N, 3, 64, 64]` in [0, 1]."""
+    return as_images(np.stack([np.asarray(render_person(identity(person), circumstance(person, n))) for n in numbers]))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["attack"], row["person"], row["seed"]
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Means over people and seeds, as a table; in the order of the rows."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["model"], row["attack"]].append(row)
+    yield "| model | attack | rate | runs | steps | ISM a / b | match a / b | faces | seconds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for (model, attack), some in groups.items():
+        for step in some[0]["curve"]:
+            ism, match = (
+                " / ".join(f"{fmean(row['curve'][step][judge][figure] for row in some):.2f}" for judge in ENCODERS)
+                for figure in ("mean", "match_rate")
+            )
+            faces = fmean(row["curve"][step][ENCODERS[0]]["face_rate"] for row in some)
+            rate, seconds = some[0]["params"]["learning_rate"], fmean(row["seconds"] for row in some)
+            cells = [model, attack, f"{rate:.3g}", len(some), step, ism, match, f"{faces:.2f}", f"{seconds:.0f}"]
+            yield f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="rows, one JSON object per line")
+    parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--attacks", nargs="+", default=["dreambooth"])
+    parser.add_argument("--hardened", type=Path, help="a hardened pipeline folder, attacked instead of the bundled one")
+    parser.add_argument("--people", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first person")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--num_threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.summary:
+        print("\n".join(summary(read(options.output))))
+        return
+    torch.set_num_threads(options.num_threads)
+    models = {"base": load_family(PIPELINE)}
+    if options.hardened is not None:
+        models["hardened"] = load_family(options.hardened)
+    attacked = "base" if options.hardened is None else "hardened"
+    done, study = {key(row) for row in read(options.output)}, Study(models, attacked)
+    for person in range(options.first, options.first + options.people):
+        for spec in options.attacks:
+            for seed in range(options.seeds):
+                row = {"model": attacked, "attack": spec, "person": person, "seed": seed}
+                if key(row) in done:
+                    continue
+                row |= study.run(spec, person, seed)
+                with options.output.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print("\n".join(list(summary([row]))[2:]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
