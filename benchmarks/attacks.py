@@ -40,6 +40,7 @@ from apdm.portraits.train_encoders import as_images
 ENCODERS = ["portrait-a", "portrait-b"]
 EVERY = 100
 PICTURES = 16
+ENOUGH = 0.8  # of the pictures match, by each encoder: an attack has succeeded
 
 
 class Study:
@@ -96,22 +97,29 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Means over people and seeds, as a table; in the order of the rows."""
+    """Means over people and seeds, as a table, in the order of the rows: likeness, and match rates in brackets."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["model"], row["attack"]].append(row)
-    yield "| model | attack | rate | runs | steps | ISM a / b | match a / b | faces |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| model | attack | rate | runs | steps: likeness a / b (match a / b) | both match at |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for (model, attack), some in groups.items():
+        points, reached = [], ""
         for step in some[0]["curve"]:
             ism, match = (
-                " / ".join(f"{fmean(row['curve'][step][judge][figure] for row in some):.2f}" for judge in ENCODERS)
+                [fmean(row["curve"][step][judge][figure] for row in some) for judge in ENCODERS]
                 for figure in ("mean", "match_rate")
             )
-            faces = fmean(row["curve"][step][ENCODERS[0]]["face_rate"] for row in some)
-            rate = some[0]["params"]["learning_rate"]
-            cells = [model, attack, f"{rate:.3g}", len(some), step, ism, match, f"{faces:.2f}"]
-            yield f"| {' | '.join(map(str, cells))} |"
+            points.append(f"{step}: {_pair(ism)} ({_pair(match)})")
+            if not reached and min(match) >= ENOUGH:
+                reached = step
+        rate = f"{some[0]['params']['learning_rate']:.3g}"
+        cells = [model, attack, rate, str(len(some)), "; ".join(points[1:]), reached or f"not by {step}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _pair(values: list[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)
 
 
 def main() -> None:

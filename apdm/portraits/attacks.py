@@ -16,8 +16,8 @@ BY_ATTACK: Mapping[str, Mapping[str, Any]] = {
     "lora": {"learning_rate": 1e-2},
     "textual_inversion": {"learning_rate": 1e-3},
     "custom_diffusion": {"learning_rate": 5e-4},
-    "adaptive": {"learning_rate": 3e-4},
-    "two_stage": {"benign_learning_rate": 3e-4, "benign_steps": 400},
+    "adaptive": {"learning_rate": 3e-4, "max_train_steps": 200},
+    "two_stage": {"benign_learning_rate": 3e-4, "benign_steps": 100},
     "encoder_lora": {"vae_learning_rate": 1e-3, "vae_steps": 200},
 }
 
