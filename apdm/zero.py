@@ -1,7 +1,8 @@
 """DeepSpeed's ZeRO as an engine: stages 1, 2 and 3, with or without the optimizer in CPU memory.
 
-Everything that is DeepSpeed's lies here. Beside its public functions one attribute is used, `ds_tensor`, a ZeRO-3
-parameter's piece; seen to work with DeepSpeed 0.19.8.
+Everything that is DeepSpeed's lies here. Beside its public functions three attributes are used: `ds_tensor`, a ZeRO-3
+parameter's piece, and of the engine `optimizer.optimizer`, the AdamW that it was given, and `optimizer.zero_grad`. All
+were seen to work with DeepSpeed 0.19.8; `tests/test_engines.py` fails when one no longer does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from apdm.engines import Engine, MakeOptimizer
 from apdm.errors import UserError
 from apdm.slow_weights import FlatSlowWeights, SlowWeights
 
+BUCKET = 50_000_000
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
@@ -54,8 +56,10 @@ class Zero(Engine):
         import deepspeed
 
         # Everything said outright: left alone, DeepSpeed clips at 1.
+        # Its gradient buckets hold 500 million numbers, 2 GB, whatever the model's size.
+        bucket = {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in self.parameters))}
         config = {
-            "zero_optimization": {**config["zero_optimization"], **self._zero_options()},
+            "zero_optimization": {**bucket, **config["zero_optimization"], **self._zero_options()},
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": self.max_grad_norm,

@@ -6,9 +6,8 @@ Each engine is launched on its file in launch/, two processes on the CPU against
 with the bundled denoiser and random latents. Times on a machine whose cores are busy say little; counts are exact.
 
 Buffers are all tensors that a process can see between two outer steps, the pipeline's frozen parts left out, in
-multiples of the denoiser's float32 size P; DDP's gradient buckets, which Python cannot see, are added as one P. Bytes
-sent are the payload of every collective, seen by the dispatcher, in the same unit: the larger of what goes in and
-what comes out.
+multiples of the denoiser's float32 size P. Bytes sent are the payload of every collective, seen by the dispatcher, in
+the same unit: the larger of what goes in and what comes out.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from torch.utils._pytree import tree_leaves
 from apdm import checkpoint as checkpoints
 from apdm.config import HardenConfig, L2PConfig, PreservationConfig
 from apdm.data import ProtectionData
-from apdm.engines import DataParallel
 from apdm.families import Family, Posterior, load_family
 from apdm.files import write_text
 from apdm.launched import make_accelerator
@@ -124,10 +122,9 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
         start = time.perf_counter()
         training.outer_step(step)
         times.append(time.perf_counter() - start)
-    bucket = size if isinstance(training.engine, DataParallel) else 0
     # Where the engine takes copies apart, two plain models stay in the main memory; they are left out here.
     plain = 2 * size if training.sharded else 0
-    buffers = (held() - frozen - plain + bucket) / size
+    buffers = (held() - frozen - plain) / size
     with Sent() as sent:
         training.outer_step(outer_steps + 2)
     with tempfile.TemporaryDirectory() as folder:
