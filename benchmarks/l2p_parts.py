@@ -27,6 +27,7 @@ def parts(options: Options) -> dict[str, Callable[[], object]]:
     family = load(options)
     family.pipeline.to(options.device)
     model, reference = family.denoiser.requires_grad_(True), copy.deepcopy(family.denoiser).requires_grad_(False)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     size = options.resolution or family.denoiser.config.sample_size * family.vae_scale
     image = torch.rand(1, 3, size, size, device=options.device) * 2 - 1
     with torch.no_grad():
@@ -39,8 +40,10 @@ def parts(options: Options) -> dict[str, Callable[[], object]]:
         timesteps = torch.full((count,), 500, device=many.device)
         return family.predict(network, many, timesteps, embeds.expand(count, -1, -1))
 
-    def train(count: int) -> None:
-        torch.autograd.grad(predict(model, count).square().mean(), list(model.parameters()))
+    def train(count: int, network: Any = model, *, half: bool = False) -> None:
+        with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=half):
+            prediction = predict(network, count)
+        torch.autograd.grad(prediction.float().square().mean(), list(network.parameters()))
 
     def step() -> None:
         for weight in model.parameters():
@@ -64,6 +67,8 @@ def parts(options: Options) -> dict[str, Callable[[], object]]:
         "forward and backward": lambda: train(1),
         "two forwards and backwards in one batch": lambda: train(2),
         "three forwards and backwards in one batch": lambda: train(3),
+        "the same, weights in channels_last": lambda: train(3, last),
+        "the same, autocast to bf16": lambda: train(3, half=True),
         "AdamW's step": step,
         "add a gradient, tensor by tensor": lambda: [a.add(b) for a, b in zip(total, start, strict=True)],
         "add a gradient, foreach": lambda: torch._foreach_add_(total, start),

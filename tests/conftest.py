@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +110,47 @@ def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
     """The folder of one tiny epsilon pipeline, written once per session: read it, never write into it."""
     return make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """folders(kind) -> the folder of that pipeline, written once: read it, never write into it."""
+    written: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        from tiny_pipelines import BUILDERS
+
+        if kind not in written:
+            written[kind] = tmp_path_factory.mktemp(kind) / "model"
+            BUILDERS[kind](written[kind].parent).save_pretrained(written[kind])
+        return written[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def families(folders: Callable[[str], Path]) -> Callable[[str], Any]:
+    """families(kind) -> that pipeline loaded, once: read it, never change it."""
+    loaded: dict[str, Any] = {}
+
+    def family(kind: str) -> Any:
+        if kind not in loaded:
+            from apdm.families import load_family
+
+            loaded[kind] = load_family(folders(kind))
+        return loaded[kind]
+
+    return family
+
+
+@pytest.fixture(scope="session")
+def noise_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One subject with three photos of noise."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("people") / "subjects"
+    (folder / "s01").mkdir(parents=True)
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / "s01" / f"{number}.png")
+    return folder

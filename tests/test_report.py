@@ -15,6 +15,7 @@ from PIL import Image
 
 from apdm import report
 from apdm.export import THREAT_MODEL
+from apdm.report_attacks import kept_slots
 from apdm.report_figures import LEFT, RIGHT, TOP, WIDTH, encode_pictures, plots
 
 VOID = {"meta", "img", "br", "rect", "line", "circle", "polyline"}
@@ -250,6 +251,46 @@ def test_the_headline_claims_no_more_than_the_verdict(
     if verdict and "checks" in verdict:
         verdict = {**verdict, "checks": [{**blank, **check} for check in verdict["checks"]]}
     assert said in write(tmp_path, {**results, "verdict": verdict}, {}).text("verdict")
+
+
+def test_each_attack_has_a_line_with_its_outcome_and_an_interval_only_where_there_is_more_than_one_pair(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    def attack(spec: str, pairs: int, **facts: Any) -> dict[str, Any]:
+        entry = {"base": 0.8, "hardened": 0.2, "hardened_interval": [0.15, 0.25], "pairs": pairs}
+        entry["worst"] = {"subject": "s02", "likeness": 0.3}
+        cost = {"worst": {"factor": 2.0, "at_least": True, "subject": "s02", "encoder": "enc-a"}}
+        plain = {"required": True, "cells": 4, "failed": 0, "void": 0, "placebo": {}, "no_attack": {}}
+        return {**plain, "spec": spec, "comparison": {"enc-a": entry}, "cost_factor": cost, **facts}
+
+    results["attacks"] += [row("hardened", "s01", 3, [0.1, 0.5]) | {"spec": "lora", "assumes": "a small GPU"}]
+    results["by_attack"] = [
+        attack("dreambooth", 2, state="protected"),
+        attack("lora", 1, state="void", required=False, void=1, failed=1),
+    ]
+    results["left_out"] = [{"spec": "task_vector", "reason": "it needs a sibling model"}]
+    text = write(tmp_path, results, pictures).text("summary")
+    assert "dreambooth protected yes 4 0.80 0.20 0.15 to 0.25 – 0.30 (s02) ≥ 2.0 ×" in text
+    assert "lora void: too weak on the base no 4, 1 failed, 1 void 0.80 0.20 – – 0.30 (s02) ≥ 2.0 ×" in text
+    assert "task_vector was left out: it needs a sibling model." in text
+    assert "lora the attacker has a small GPU" in Page(tmp_path / "report.html").text("curves")
+
+
+def test_pictures_of_later_attacks_and_attention_are_shown_of_the_worst_person_alone(results: dict[str, Any]) -> None:
+    worst = {"enc-a": {"worst": {"subject": "s02", "likeness": 0.5}}}
+    results["by_attack"] = [{"spec": "dreambooth", "comparison": worst}, {"spec": "lora:rank=4", "comparison": worst}]
+    names = {
+        f"{spec}/hardened/{person}/3": [picture()]
+        for spec in ("attack", "lora_rank=4", "attention/attack", "attention/lora_rank=4")
+        for person in ("s01", "s02")
+    }
+    assert kept_slots(results, list(report.slots(results, names))) == [
+        "hardened/attacked/s01",
+        "hardened/attacked/s02",
+        "hardened/by/lora_rank=4/s02",
+        "hardened/attention/attacked/s02",
+        "hardened/attention/lora_rank=4/s02",
+    ]
 
 
 def test_hostile_names_are_printed_and_never_run(

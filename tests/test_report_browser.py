@@ -54,7 +54,7 @@ def page(tmp_path: Path, results: dict[str, Any], pictures: dict[str, Any]) -> P
     for spec in ("two_stage", "lora:rank=32,train_text_encoder=true,learning_rate_factor=3"):
         for model in ("base", "placebo", "hardened"):
             rows.append(row(model, "s01", 3, [0.1, 0.6]) | {"spec": spec, "assumes": "the weights"})
-    interval = {"hardened_interval": [0.1, 0.3], "worst": {"subject": "s01", "likeness": 0.4}, "base": 0.7}
+    interval = {"pairs": 2, "hardened_interval": [0.1, 0.3], "worst": {"subject": "s01", "likeness": 0.4}, "base": 0.7}
     results["by_attack"] = [
         {
             "spec": spec,

@@ -61,7 +61,7 @@ class CellStore:
 
     def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What was saved, the pictures rounded to 8 bits."""
-        record = json.loads((self.folder / key / RECORD).read_text(encoding="utf-8"))
+        record = self._record(key)
         pictures = {name: _cut(self.folder / key / f"{name}.png", count) for name, count in record["pictures"].items()}
         return record["row"], pictures
 
@@ -69,8 +69,13 @@ class CellStore:
         """Delete the cells of other audits, and failed ones of this, which are tried again."""
         recover(self.folder)
         for path in sorted(self.folder.iterdir()):
-            if path.name not in keys or path.name not in self or self.load(path.name)[0].get("status") == "failed":
+            known = path.name in keys and path.name in self
+            if not known or self._record(path.name)["row"].get("status") == "failed":
                 delete(path)
+
+    def _record(self, key: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.folder / key / RECORD).read_text(encoding="utf-8"))
+        return record
 
 
 def _cut(path: Path, count: int) -> Tensor:

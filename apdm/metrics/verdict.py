@@ -192,9 +192,10 @@ def _cost_check(costs: Mapping[str, Any], limit: float, *, demanded: bool, measu
     undefined = [s for s, of in costs["factor"].items() if any(c["factor"] is None for c in of.values())]
     if costs["nominal_step"] == 0:
         return Check(name, None, limit, None, "This attack takes no steps: it has no such cost.")
+    if not costs["factor"]:
+        return Check(name, None, limit, False, "No pair of runs works on the base: no cost to compare.")
     if worst is None or undefined:
-        whom = ", ".join(undefined) or "anyone"
-        return Check(name, None, limit, False, f"The base gained no likeness of {whom}: no cost to compare.")
+        return Check(name, None, limit, False, f"The base gained no likeness of {', '.join(undefined)}: no cost.")
     value, bound = worst["factor"], "at least " if worst["at_least"] else ""
     detail = (
         f"Base-level likeness costs {bound}{value:.2f} times the base's steps "

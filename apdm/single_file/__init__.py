@@ -150,12 +150,20 @@ LAYOUTS: dict[str, tuple[Callable[..., Weights], dict[str, str]]] = {
 
 
 def _narrow(model: Any) -> Any:
-    """The same topology with few numbers, where that is simple: joined weights of billions would be copied."""
-    if type(model).__name__ != "SD3Transformer2DModel":
-        return model
-    heads = model.config.num_attention_heads
-    widths = {"joint_attention_dim": 4, "caption_projection_dim": 8 * heads, "pooled_projection_dim": 4}
-    return type(model).from_config({**model.config, "attention_head_dim": 8, **widths})
+    """The same topology with few numbers: a model of billions would be copied. Equal widths stay equal."""
+    config = dict(model.config)
+    config.pop("_use_default_values", None)  # from_config would put the defaults back
+    match type(model).__name__:
+        case "SD3Transformer2DModel":
+            heads = config["num_attention_heads"]
+            widths = {"joint_attention_dim": 4, "caption_projection_dim": 8 * heads, "pooled_projection_dim": 4}
+            return type(model).from_config({**config, "attention_head_dim": 8, **widths})
+        case "UNet2DConditionModel" if config["norm_num_groups"]:
+            channels = config["block_out_channels"]
+            ranks = {width: rank for rank, width in enumerate(sorted(set(channels)), 1)}
+            narrow = [config["norm_num_groups"] * ranks[width] for width in channels]
+            return type(model).from_config({**config, "block_out_channels": narrow, "attention_head_dim": 1})
+    return model
 
 
 def _comes_back(model: Any, original: Weights, expected: Mapping[str, Tensor]) -> bool:
