@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from apdm import __version__
-from apdm.config import HardenConfig, PerturbConfig, help_text
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text
 from apdm.errors import Interrupted, UserError
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
@@ -33,7 +33,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return the exit code: 0 done, 2 bad input or usage, 3 interrupted."""
+    """Run one sub-command and return the exit code: 0 done, 1 not protected, 2 bad input or usage, 3 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     # Before the libraries are imported: their loading bars and hints would bury ours.
     for name, value in QUIET.items():
@@ -125,6 +125,12 @@ COMMANDS = {
     "harden": Command("harden a pipeline against personalisation", _module("apdm.harden"), HardenConfig),
     "perturb": Command(
         "protect photos against fine-tuning and zero-shot adapters", _module("apdm.perturb"), PerturbConfig
+    ),
+    "audit": Command(
+        "attack base and hardened model, and say whether they are protected", _module("apdm.audit.job"), AuditJobConfig
+    ),
+    "verify": Command(
+        "check a folder that a run wrote, and that nothing of a subject is in it", _module("apdm.verify"), VerifyConfig
     ),
     "env": Command("print versions and devices", _environment),
 }

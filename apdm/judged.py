@@ -7,72 +7,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit import Person, audit, write_results
-from apdm.class_images import ClassImages
+from apdm.audit import Audit, Person, audit
+from apdm.audit.job import attacker_prior, load_judges, write_all
+from apdm.audit.people import Folders, People
 from apdm.config import HardenConfig
-from apdm.data import encode_images
-from apdm.errors import UserError
-from apdm.faces import load_encoders, load_face_score
-from apdm.faces.portrait import PortraitFeatures
 from apdm.families import Family, Posterior
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, PhotoJob
 from apdm.photo_audit import PhotoAudit, PhotoPair, load_adapter
-from apdm.pictures import grid, save_png, to_pil
-from apdm.report import write_report
-from apdm.subjects import find_subjects, list_images, load_images
+from apdm.subjects import find_subjects, load_images
 
-COLUMNS = 4
 DIFFERENCE_GAIN = 10  # the report shows what was changed tenfold, around grey
-ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
 
 
 @dataclass(frozen=True)
 class JudgedPeople:
-    """Photos [N, 3, R, R] in [-1, 1] of everybody, and the judges."""
+    """Everybody the audit of a hardening job looks at, and the judges."""
 
     config: HardenConfig
     judges: Judges
-    subjects: list[Person]
-    others: list[Person]
-    strangers: Tensor | None
+    people: People
     adapter: FaceIDAdapter | None = None
+
+    @property
+    def subjects(self) -> list[Person]:
+        return self.people.subjects
 
     @staticmethod
     def load(config: HardenConfig, protected: list[str]) -> JudgedPeople:
         """Read and check everything the audit needs. Raises UserError for missing folders and photos."""
-        options, size = config.audit, config.resolution
-        references = _photos(options.holdout_data_dir, size)
-        if not references:
-            raise UserError(
-                "the audit measures likeness on photos nobody trained on; "
-                "name their folder with audit.holdout_data_dir, one sub-folder per subject"
-            )
-        attack = _photos(options.attack_data_dir or config.instance_data_dir, size)
-        others = _photos(options.other_data_dir, size)
-        for person in (*protected, *others):
-            if person not in references:
-                raise UserError(f"{options.holdout_data_dir} has no folder {person} with photos to measure likeness on")
-        for person in protected:
-            if person not in attack:
-                raise UserError(f"{options.attack_data_dir} has no folder {person} with photos to attack with")
-        judges = Judges(load_encoders(options.encoders), load_face_score(options.face_score), PortraitFeatures())
-        strangers = None
-        if options.strangers_data_dir:
-            strangers = load_images(list_images(options.strangers_data_dir), size)
-        return JudgedPeople(
-            config,
-            judges,
-            [Person(id=person, photos=attack[person], references=references[person]) for person in protected],
-            [Person(id=person, photos=photos, references=references[person]) for person, photos in others.items()],
-            strangers,
-            load_adapter(options) if config.image_layer.enabled else None,
+        options = config.audit
+        folders = Folders(
+            attack=options.attack_data_dir or config.instance_data_dir,
+            holdout=options.holdout_data_dir,
+            other=options.other_data_dir,
+            strangers=options.strangers_data_dir,
         )
+        people = folders.load(config.resolution, protected=protected, prefix=options.prefix)
+        adapter = load_adapter(options) if config.image_layer.enabled else None
+        return JudgedPeople(config, load_judges(options), people, adapter)
 
     def probe(self, images: Tensor, subject: str) -> tuple[dict[str, float], bool]:
         """Likeness and face rate of `images` [N, 3, H, W] in [0, 1], and whether it is that of strangers."""
@@ -81,8 +58,8 @@ class JudgedPeople:
         look = self.judges.look(images)
         identity = self.judges.identity(look, references)
         chance = {name: 0.0 for name in identity}
-        if self.strangers is not None:
-            unknown = self.judges.look(self.strangers / 2 + 0.5)
+        if self.people.strangers is not None:
+            unknown = self.judges.look(self.people.strangers / 2 + 0.5)
             chance = {name: float(scores.mean()) for name, scores in self.judges.scores(unknown, references).items()}
         figures = {f"probe_likeness/{name}": float(entry["mean"] or 0.0) for name, entry in identity.items()}
         figures["probe_face_rate"] = float(look.detected.float().mean())
@@ -101,52 +78,45 @@ class JudgedPeople:
         """Attack both models, and the photos that `photo_job` has protected; writes results.json and report.html."""
         config = self.config
         source = base.source or Path(config.pretrained_model_name_or_path)
-        recipe = ClassImages(
-            prompt=config.class_prompt,
-            model=model_hash(source),
-            seed=config.seed + ATTACKER_SEED,
+        base_hash = model_hash(source)
+        prior = attacker_prior(
+            config.audit,
+            base,
+            output,
+            class_prompt=config.class_prompt,
+            base_hash=base_hash,
+            seed=config.seed,
+            resolution=config.resolution,
+            batch_size=config.sample_batch_size,
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
-            resolution=config.resolution,
         )
-        paths = recipe.ensure(
-            base,
-            output / "class_images_attacker",
-            config.audit.num_class_images,
-            batch_size=config.sample_batch_size,
-            replace=True,
-        )
-        with torch.no_grad():
-            prior = encode_images(base, load_images(paths, config.resolution), batch_size=config.sample_batch_size)
-        results, pictures = audit(
-            config.audit,
-            base=base,
-            hardened=hardened,
-            subjects=self.subjects,
-            others=self.others,
-            strangers=self.strangers,
+        plan = Audit(
+            config=config.audit,
+            models={"base": base, "hardened": hardened},
+            judges=self.judges,
+            subjects=self.people.subjects,
+            others=self.people.others,
+            strangers=self.people.strangers,
             class_images=prior,
-            encoders=self.judges.encoders,
-            face_score=self.judges.face_score,
-            extractor=self.judges.extractor,
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
             nominal_step=config.audit.nominal_step,
-            models={
-                "base": {"path": config.pretrained_model_name_or_path, "sha256": model_hash(source)},
+            paths={
+                "base": {"path": config.pretrained_model_name_or_path, "sha256": base_hash},
                 "hardened": {"path": "model", "sha256": model_hash(output / "model")},
             },
             command=command,
         )
+        done = audit(plan)
+        if done is None:
+            raise RuntimeError("only the main process audits")
+        results, pictures = done
         if photo_job is not None:
             results["image_layer"], more = self._audit_photos(base, photo_job, output, prior)
             pictures |= more
-        write_results(results, output / "results.json")
-        for name, images in pictures.items():
-            save_png(grid(images, COLUMNS), output / "pictures" / f"{name}.png")
-        sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
-        write_report(results, output / "report.html", sheets)
+        write_all(results, pictures, output)
 
     def _audit_photos(
         self, base: Family, job: PhotoJob, output: Path, prior: Posterior
@@ -170,6 +140,7 @@ class JudgedPeople:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
+            purifiers=config.audit.purifiers,
         ).run(people)
         if config.audit.show_photos:
             for name, pair in people.items():
@@ -177,10 +148,3 @@ class JudgedPeople:
                 pictures[f"layer/shipped/{name}"] = pair.protected / 2 + 0.5
                 pictures[f"layer/difference/{name}"] = 0.5 + DIFFERENCE_GAIN * (pair.protected - pair.clean) / 2
         return {**json.loads((output / FIGURES).read_text()), "attacks": rows}, pictures
-
-
-def _photos(folder: str | None, resolution: int) -> dict[str, Tensor]:
-    """Subject id -> photos, of every subject in a folder; nobody where no folder is named."""
-    if folder is None:
-        return {}
-    return {subject.id: load_images(subject.images, resolution) for subject in find_subjects(folder)}

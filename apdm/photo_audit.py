@@ -1,4 +1,4 @@
-"""What the image layer is worth: the same attacks on a person's photos as they were and as they are shipped.
+"""What the image layer is worth: the same attacks on a person's photos as they were, as they are shipped, and purified.
 
 On the base model, since protected photos are meant for models that nobody hardened. Arms are paired: equal draws.
 """
@@ -6,8 +6,8 @@ On the base model, since protected photos are meant for models that nobody harde
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.config import AuditConfig
+from apdm.attacks.registry import make_purifier
+from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.faces import load_encoder
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
+from apdm.metrics.rows import file_name
 
+Attack = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
 ARMS = ("clean", "protected")
 PICTURE_SEED = 7_000_000  # away from the seeds of the weight audit's pictures
 SAMPLE_BATCH_SIZE = 16
@@ -38,7 +42,7 @@ class PhotoPair:
     references: Mapping[str, Tensor]
 
 
-def load_adapter(config: AuditConfig) -> FaceIDAdapter | None:
+def load_adapter(config: AuditOptions) -> FaceIDAdapter | None:
     """The zero-shot adapter of the audit, None where none is named. Raises UserError for a bad encoder."""
     if config.faceid_adapter is None:
         return None
@@ -47,9 +51,14 @@ def load_adapter(config: AuditConfig) -> FaceIDAdapter | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoAudit:
-    """The attacks on photos, and what they share. adapter: None leaves the zero-shot attack out."""
+    """The attacks on photos, and what they share.
 
-    config: AuditConfig
+    adapter: None leaves the zero-shot attack out. purifiers: what the attacker does to protected photos first, each
+    alone, as texts of `apdm.attacks.registry`. store: where finished rows are kept and found, under `facts`, which say
+    what else determines them; None keeps nothing.
+    """
+
+    config: AuditOptions
     base: Family
     class_images: Posterior
     judges: Judges
@@ -57,21 +66,26 @@ class PhotoAudit:
     instance_prompt: str
     class_prompt: str
     seed: int
+    purifiers: Sequence[str] = ()
+    store: CellStore | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, people: Mapping[str, PhotoPair]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """Attack everybody's clean and protected photos: rows for results.json, and pictures [N, 3, H, W] in [0, 1]
-        under "layer/<attack>/<arm>/<person>". An attack that fails is a row that says so."""
-        attacks: dict[str, Callable[[Tensor], Tensor]] = {"dreambooth": self.dreambooth}
+        under "layer/<attack>/<arm>/<person>", "<arm>+<purifier>" after one. An attack that fails is a row that says so.
+        """
+        attacks: dict[str, Attack] = {"dreambooth": self.dreambooth}
         if self.adapter is not None:
             attacks["faceid"] = self.faceid
         rows, pictures = [], {}
         for person, pair in people.items():
             for name, attack in attacks.items():
-                for arm in ARMS:
-                    row, images = self._row(name, attack, arm, person, pair)
+                for arm, purifier in (*((arm, None) for arm in ARMS), *(("protected", p) for p in self.purifiers)):
+                    row, images = self._kept(name, attack, arm, purifier, person, pair)
                     rows.append(row)
                     if images is not None:
-                        pictures[f"layer/{name}/{arm}/{person}"] = images
+                        place = arm if purifier is None else f"{arm}+{file_name(purifier)}"
+                        pictures[f"layer/{name}/{place}/{person}"] = images
         return rows, pictures
 
     def dreambooth(self, photos: Tensor) -> Tensor:
@@ -88,16 +102,38 @@ class PhotoAudit:
         victim, prompts = self.adapter.victim(self.base), [self.class_prompt] * self.config.num_images
         return self.adapter.run(victim, photos[:1] / 2 + 0.5, prompts, **self._drawing(photos))
 
+    def _kept(
+        self, name: str, attack: Attack, arm: str, purifier: str | None, person: str, pair: PhotoPair
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """The row from the store, or made now and, unless it failed, put there."""
+        if self.store is None:
+            return self._row(name, attack, arm, purifier, person, pair)
+        photos = tensor_hash(pair.clean, pair.protected, *(pair.references[key] for key in sorted(pair.references)))
+        what = [name, self._params(name), arm, purifier, person, photos, self.seed]
+        key = key_of({**self.facts, "photos": what})
+        if key not in self.store:
+            row, images = self._row(name, attack, arm, purifier, person, pair)
+            if images is None:
+                return row, None
+            self.store.save(key, row, {"drawn": images})
+        row, pictures = self.store.load(key)
+        return row, pictures["drawn"]
+
     def _row(
-        self, name: str, attack: Callable[[Tensor], Tensor], arm: str, person: str, pair: PhotoPair
+        self, name: str, attack: Attack, arm: str, purifier: str | None, person: str, pair: PhotoPair
     ) -> tuple[dict[str, Any], Tensor | None]:
         status, error, identity, images, started = "ok", None, {}, None, time.perf_counter()
         try:
-            images = attack(pair.clean if arm == "clean" else pair.protected)
+            photos = pair.clean if arm == "clean" else pair.protected
+            if purifier is not None:
+                photos = make_purifier(purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
+            images = attack(photos)
             identity = self.judges.identity(self.judges.look(images), pair.references)
         except Exception as problem:  # whatever went wrong, the other rows are worth having
             status, error = "failed", f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-        row = {"attack": name, "params": self._params(name), "photos": arm, "subject": person, "seed": self.seed}
+            images = None
+        row: dict[str, Any] = {"attack": name, "params": self._params(name), "photos": arm, "purifier": purifier}
+        row |= {"subject": person, "seed": self.seed}
         seconds = round(time.perf_counter() - started, 3)
         return row | {"identity": identity, "seconds": seconds, "status": status, "error": error}, images
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from apdm.files import write_beside
 
 
+def to_array(image: Tensor) -> NDArray[np.uint8]:
+    """One image `[3, H, W]` in [0, 1] as 8-bit RGB `[H, W, 3]`, rounded."""
+    pixels: NDArray[np.uint8] = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """One image `[3, H, W]` in [0, 1] as 8-bit RGB, rounded."""
-    return Image.fromarray((image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_array(image))
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:

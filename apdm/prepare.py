@@ -36,11 +36,16 @@ def load_base(config: JobConfig) -> Family:
         allow_pickle=config.allow_pickle,
         single_file_config=config.single_file_config,
     )
-    factor = base.size_multiple
-    if config.resolution % factor:
-        near = max(factor, round(config.resolution / factor) * factor)
-        raise UserError(f"resolution {config.resolution} is no multiple of the model's {factor}; try {near}")
+    check_resolution(base, config.resolution)
     return base
+
+
+def check_resolution(base: Family, resolution: int) -> None:
+    """Raise UserError unless pictures of this side fit the model."""
+    factor = base.size_multiple
+    if resolution % factor:
+        near = max(factor, round(resolution / factor) * factor)
+        raise UserError(f"resolution {resolution} is no multiple of the model's {factor}; try {near}")
 
 
 def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progress: bool = True) -> Posterior:

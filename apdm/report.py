@@ -18,6 +18,8 @@ from PIL import Image
 
 from apdm.export import THREAT_MODEL
 from apdm.files import write_text
+from apdm.metrics.rows import spec_of
+from apdm.report_attacks import NOMINAL_SLOT, kept_slots, sections, summaries
 from apdm.report_figures import (
     HEIGHT,
     LEFT,
@@ -30,7 +32,6 @@ from apdm.report_figures import (
     Pictures,
     Row,
     encode_pictures,
-    plots,
 )
 from apdm.report_photos import photo_section
 
@@ -42,8 +43,12 @@ CHECKS = {
     "cost_factor": ("Steps for base-level likeness, hardened / base", "at least"),
     "other_ratio": ("Likeness of other people, hardened / base", "at least"),
     "class_face_rate": ("Class pictures that show a face", "at least"),
+    "class_drift": ("Class pictures changed in an attribute", "at most"),
     "fid_ratio": ("FID to the base, in units of base against itself", "at most"),
 }
+
+
+CLASS_TITLE = "Asked for anybody, without an attack"
 
 
 def write_report(results: Results, output: str | Path, pictures: Pictures) -> None:
@@ -65,6 +70,7 @@ def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Imag
     Of an attacked person the first seed is shown. Other names stay.
     """
     others = {row["subject"] for row in results.get("attacks") or [] if row.get("role") == "other"}
+    arms = ("base", "hardened", "placebo")
     renamed: dict[str, Sequence[Image.Image]] = {}
     for name, images in pictures.items():
         match name.split("/"):
@@ -72,6 +78,10 @@ def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Imag
                 slot = f"{model}/class"
             case ["attack", model, person, _]:
                 slot = f"{model}/{'other' if person in others else 'attacked'}/{person}"
+            case ["attention", attack, model, person, _]:
+                slot = f"{model}/attention/{NOMINAL_SLOT if attack == 'attack' else attack}/{person}"
+            case [attack, model, person, _] if model in arms:
+                slot = f"{model}/{'others-by' if person in others else 'by'}/{attack}/{person}"
             case _:
                 slot = name
         renamed.setdefault(slot, images)
@@ -93,24 +103,31 @@ def _environment() -> jinja2.Environment:
 def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     encoders = _encoders(results)
     attacks = list(results.get("attacks") or [])
-    shown = encode_pictures(pictures)
-    pairs = _pairs(results, attacks, encoders, shown)
-    subjects = list(results.get("subjects") or [])
+    shown = encode_pictures({name: pictures[name] for name in kept_slots(results, list(pictures))})
+    spec = _at(results, "cost_factor", "spec")
+    headline = [row for row in attacks if spec in (None, spec_of(row))]
+    nominal = [row for row in attacks if spec_of(row) == spec_of(attacks[0])]  # whose pictures stand above
+    pairs = _pairs(results, nominal, encoders, shown)
+    # The worst person's, and what anybody gets: the four panels of the first screen.
+    first = [*pairs[:1], *(pair for pair in pairs[1:] if pair.title == CLASS_TITLE)]
+    attack_sections = sections(results, attacks, encoders, shown)
     return {
         "results": results,
         "encoders": encoders,
         "verdict": _verdict(results),
-        "figures": _figures(results, attacks, encoders),
-        "first": pairs[0] if pairs else None,
-        "pairs": pairs[1:],
+        "figures": _figures(results, headline, encoders),
+        "first": first,
+        "pairs": [pair for pair in pairs if pair not in first],
+        "summaries": summaries(results, encoders),
+        "sections": attack_sections,
         "layer": photo_section(results.get("image_layer"), shown, [one["name"] for one in encoders]),
-        "plots": list(plots(subjects, encoders, attacks, _at(results, "cost_factor", "nominal_step"))),
+        "has_plots": any(section["plots"] for section in attack_sections),
+        "has_placebo": any(row.get("model") == "placebo" for row in attacks),
         "axes": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
         "checks": [_check(check) for check in _at(results, "verdict", "checks") or []],
-        "people": _people(results, attacks, encoders),
+        "people": _people(results, headline, encoders),
         "attacks": [_attack(row, encoders) for row in attacks],
         "quality": sorted({key for row in attacks for key in row.get("quality") or {}}),
-        "params": _params(attacks),
         "judges": results.get("judges") or {},
         "utility": results.get("utility") or {},
         "threat_model": THREAT_MODEL,
@@ -271,8 +288,9 @@ def _attack(row: Row, encoders: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A row of the table of attacks, with None where it has nothing to say."""
     identities = [_at(row, "identity", encoder["name"]) or {} for encoder in encoders]
     steps = [_at(row, "steps_to_match", encoder["name"]) or {} for encoder in encoders]
-    known = ("attack", "model", "role", "subject", "seed", "status", "error", "seconds")
+    known = ("model", "role", "subject", "seed", "status", "error", "seconds")
     return {
+        "attack": row.get("spec") or row.get("attack"),
         **{key: row.get(key) for key in known},
         "identities": identities,
         "steps": steps,
@@ -280,17 +298,6 @@ def _attack(row: Row, encoders: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "quality": row.get("quality") or {},
         "unreliable": row.get("unreliable") or [],
     }
-
-
-def _params(attacks: Sequence[Row]) -> list[tuple[str, dict[str, list[Any]]]]:
-    """(attack, {parameter: the values it took over all rows}) for each kind of attack."""
-    kinds: dict[str, dict[str, list[Any]]] = {}
-    for row in attacks:
-        values = kinds.setdefault(str(row.get("attack")), {})
-        for key, value in (row.get("params") or {}).items():
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
-    return list(kinds.items())
 
 
 # -- pictures -----------------------------------------------------------------------------------------------
@@ -322,7 +329,7 @@ def _pairs(
             pair(f"After the attack on {one}", f"attacked/{one}", notes(one, "protected"), f"photos/{one}")
             for one in subjects
         ),
-        pair("Asked for anybody, without an attack", "class", class_notes),
+        pair(CLASS_TITLE, "class", class_notes),
         *(pair(f"Trained on {one}, who is not protected", f"other/{one}", notes(one, "other")) for one in others),
     ]
     return [one for one in pairs if one.base.images or one.hardened.images]

@@ -22,6 +22,8 @@ PICTURE_BYTES = 4_500_000  # of all data URIs together, so that the page stays b
 PICTURE_SIZES = ((384, 6), (256, 6), (192, 6), (128, 6), (128, 3), (96, 3), (64, 3), (64, 1))
 LOSSLESS_SIDE = 128
 
+ARMS = ("base", "placebo", "hardened")  # in the order of drawing
+
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 34, 10, 10, 28  # margins of the plot for its axes
 
@@ -112,7 +114,7 @@ def plots(
     for subject in subjects:
         rows = [row for row in attacks if row.get("subject") == subject and row.get("curve")]
         for encoder in encoders:
-            curves = [curve for model in ("base", "hardened") for curve in _curves(rows, model, encoder["name"])]
+            curves = [curve for model in ARMS for curve in _curves(rows, model, encoder["name"])]
             if curves:
                 yield _plot(subject, encoder, curves, nominal)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from apdm.metrics.rows import file_name
 from apdm.report_figures import Encoded, Panel
 
 ATTACKS = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
@@ -34,11 +35,16 @@ def photo_section(layer: Mapping[str, Any] | None, shown: Encoded, encoders: Seq
         "cosines": _cosines(layer.get("photos") or []),
         "people": [_person(subject, rows, shown, encoders) for subject in subjects],
         "attacks": [
-            {**row, "title": ATTACKS.get(row["attack"], row["attack"])}
+            {**row, "title": ATTACKS.get(row["attack"], row["attack"]), "photos": described(row)}
             | {"identities": [(row.get("identity") or {}).get(name) or {} for name in encoders]}
             for row in rows
         ],
     }
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """Which photos the attacker had: "clean", "protected", "protected, after jpeg"."""
+    return f"{row['photos']}, after {row['purifier']}" if row.get("purifier") else str(row["photos"])
 
 
 def _person(subject: str, rows: Iterable[Mapping[str, Any]], shown: Encoded, encoders: Sequence[str]) -> dict[str, Any]:
@@ -48,10 +54,11 @@ def _person(subject: str, rows: Iterable[Mapping[str, Any]], shown: Encoded, enc
         if f"layer/{slot}/{subject}" in shown
     ]
     for row in rows:
-        images = shown.get(f"layer/{row['attack']}/{row['photos']}/{subject}")
+        place = row["photos"] if not row.get("purifier") else f"{row['photos']}+{file_name(row['purifier'])}"
+        images = shown.get(f"layer/{row['attack']}/{place}/{subject}")
         if row["subject"] == subject and images:
             model = "base" if row["photos"] == "clean" else "hardened"  # their colours
-            title = f"{ATTACKS.get(row['attack'], row['attack'])}, {row['photos']}"
+            title = f"{ATTACKS.get(row['attack'], row['attack'])}, {described(row)}"
             panels.append(Panel(model, title, _note(row, encoders), images))
     return {"subject": subject, "panels": panels}
 

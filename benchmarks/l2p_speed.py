@@ -4,7 +4,11 @@ Both run in one process on the same pipeline, an outer step of one, then an oute
 machine that slows down slows both. Memory is measured apart, one contestant per process. Pictures are noise:
 what they show does not change what the steps cost.
 
-    python -m benchmarks.l2p_speed --pretrained_model_name_or_path <pipeline folder> --output speed.json
+    python -m benchmarks.l2p_speed --architecture sd15 --mixed_precision bf16 --output speed.json    # on a GPU
+    python -m benchmarks.l2p_speed --output speed.json                                               # the miniature
+
+--architecture builds a published model at full size with random weights. The rate is that of ours, in operations of the
+U-Net's forward and backward passes alone, beside what one large matrix product reaches on the same device.
 """
 
 from __future__ import annotations
@@ -26,13 +30,16 @@ from typing import Any
 
 import diffusers
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from apdm.data import Draws, ProtectionData, encode_images
 from apdm.engines import Engine
-from apdm.families import load_family
+from apdm.families import Family, load_family
 from apdm.files import write_text
 from apdm.l2p import LearningToProtect
 from apdm.slow_weights import make_adamw
+from benchmarks import architectures
+from benchmarks.cost import FORWARDS
 from benchmarks.reference_loop import ReferenceLoop
 
 PIPELINE = Path(__file__).resolve().parents[1] / "apdm/portraits/weights/pipeline"
@@ -43,6 +50,7 @@ CONTESTANTS = ("apdm", "reference")
 @dataclass(frozen=True)
 class Options:
     pretrained_model_name_or_path: str
+    architecture: str | None
     resolution: int
     inner_steps: int
     outer_steps: int
@@ -54,9 +62,15 @@ class Options:
     class_images: int = 8
 
 
+def load(options: Options) -> Family:
+    if options.architecture:
+        return architectures.family(options.architecture)
+    return load_family(options.pretrained_model_name_or_path)
+
+
 def prepare(contestant: str, options: Options) -> Callable[[], object]:
     """Load the pipeline and return the contestant's outer step."""
-    family = load_family(options.pretrained_model_name_or_path)
+    family = load(options)
     family.pipeline.to(options.device)
     size = options.resolution or family.denoiser.config.sample_size * family.vae_scale
     generator = torch.Generator().manual_seed(0)
@@ -127,6 +141,26 @@ def peak_memory(contestant: str, options: Options) -> float:
     return (_resident("VmHWM") - before) / 1e9
 
 
+@torch.no_grad()
+def forward_operations(options: Options) -> int:
+    """Floating-point operations of one forward pass of the denoiser on one sample, counted."""
+    family = load(options)
+    size = options.resolution or family.denoiser.config.sample_size * family.vae_scale
+    channels, side = family.pipeline.vae.config.latent_channels, size // family.vae_scale
+    embeds = family.encode_prompts(PROMPTS[:1])
+    with FlopCounterMode(display=False) as counter:
+        family.predict(family.denoiser, torch.zeros(1, channels, side, side), torch.zeros(1, dtype=torch.long), embeds)
+    return int(counter.get_total_flops())
+
+
+def achievable_rate(options: Options) -> float:
+    """Operations per second of a large matrix product in the precision of the passes, the best of ten."""
+    on_cpu = options.device == "cpu"
+    side, dtype = 1024 if on_cpu else 8192, torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
+    matrix = torch.randn(side, side, device=options.device).to(dtype)
+    return max(2 * side**3 / seconds(lambda: matrix @ matrix, options.device) for _ in range(10))
+
+
 def _resident(field: str) -> float:
     """Bytes that the kernel reports for this process; not a number where it reports none."""
     try:
@@ -144,6 +178,9 @@ def measure(options: Options) -> dict[str, Any]:
             memory[name] = pool.submit(peak_memory, name, options).result()
     times = time_both(options)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    samples = options.train_batch_size * options.inner_steps
+    rate = samples * FORWARDS * forward_operations(options) / medians["apdm"]
+    achievable = achievable_rate(options)
     return {
         "options": vars(options),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
@@ -153,13 +190,19 @@ def measure(options: Options) -> dict[str, Any]:
         "samples_per_inner_step": {"apdm": options.train_batch_size, "reference": 1},
         "ratio_of_medians": medians["reference"] / medians["apdm"],
         "peak_memory_gb": memory,
+        "memory_ratio": memory["apdm"] / memory["reference"] if memory else None,
+        "tflops": rate / 1e12,
+        "achievable_tflops": achievable / 1e12,
+        "share_of_achievable": rate / achievable,
     }
 
 
-def parse(argv: list[str] | None) -> tuple[Options, str | None]:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of `Options`, and --output."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained_model_name_or_path", default=str(PIPELINE))
+    parser.add_argument("--architecture", choices=architectures.NAMES, help="in place of a folder: random weights")
     parser.add_argument("--resolution", type=int, default=0, help="pixels; 0: the model's own")
     parser.add_argument("--inner_steps", type=int, default=20)
     parser.add_argument("--outer_steps", type=int, default=5, help="timed outer steps of each")
@@ -168,7 +211,11 @@ def parse(argv: list[str] | None) -> tuple[Options, str | None]:
     parser.add_argument("--device", default=str(accelerator or "cpu"))
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", help="JSON file to write")
-    values = vars(parser.parse_args(argv))
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[Options, str | None]:
+    values = vars(parser_of(__doc__).parse_args(argv))
     output = values.pop("output")
     return Options(**values), output
 
@@ -176,10 +223,16 @@ def parse(argv: list[str] | None) -> tuple[Options, str | None]:
 def main(argv: list[str] | None = None) -> None:
     options, output = parse(argv)
     result = measure(options)
+    print(f"{'':10s} inner steps/s  samples/s  {'peak GB' if options.memory else ''}")
     for name in CONTESTANTS:
-        memory = f"{result['peak_memory_gb'][name]:6.3f} GB peak" if options.memory else ""
-        print(f"{name:10s} {result['inner_steps_per_second'][name]:8.2f} inner steps/s   {memory}")
+        steps = result["inner_steps_per_second"][name]
+        memory = f"{result['peak_memory_gb'][name]:7.3f}" if options.memory else ""
+        print(f"{name:10s} {steps:13.2f} {steps * result['samples_per_inner_step'][name]:10.2f}  {memory}")
     print(f"ratio of medians: {result['ratio_of_medians']:.2f}")
+    if options.memory:
+        print(f"memory, ours of the reference's: {result['memory_ratio']:.2f}")
+    share = f"{result['share_of_achievable']:.0%} of {result['achievable_tflops']:.3g}"
+    print(f"rate: {result['tflops']:.3g} TFLOP/s, {share} that a matrix product reaches")
     if output:
         write_text(output, json.dumps(result, indent=2) + "\n")
 

@@ -26,6 +26,8 @@ from apdm.attacks.registry import (
 from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
 from apdm.errors import UserError
+from apdm.portraits.attacks import BY_ATTACK, nominal
+from apdm.portraits.figures import nominal_attack
 
 NOMINAL = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
 
@@ -69,6 +71,11 @@ def test_options_win_over_the_attacks_nominal_which_wins_over_the_common_one():
     )
 
 
+def test_the_miniature_worlds_nominal_attack_is_the_one_of_its_card():
+    assert nominal("dreambooth") == nominal_attack()
+    assert set(BY_ATTACK) <= set(attacks())
+
+
 def test_factors_multiply_the_nominal_values_or_the_defaults():
     attack = make("dreambooth:learning_rate_factor=1/3,steps_factor=2", **NOMINAL, learning_rate=3e-4)
     assert attack.params()["learning_rate"] == pytest.approx(1e-4) and attack.max_train_steps == 1600
@@ -95,6 +102,8 @@ def test_a_staged_attack_gives_the_options_it_does_not_know_to_the_one_inside():
     )
     inner = LoRA(**NOMINAL, rank=32, max_train_steps=20)
     assert attack == TwoStage(attack=inner, benign_steps=5, benign_learning_rate=1e-3)
+    attack = make("two_stage:benign_steps=5", by_attack={"two_stage": {"benign_steps": 9}}, **NOMINAL)
+    assert attack.params()["benign_steps"] == 5
     assert make("interpolation:alpha=1", **NOMINAL) == Interpolation(attack=DreamBooth(**NOMINAL), alpha=1.0)
 
 
@@ -117,6 +126,7 @@ def test_variants_change_one_thing_each_and_can_all_be_made():
     [
         ("lorra", 'no attack "lorra"; did you mean "lora"'),
         ("lora:rnk=3", 'lora has no option "rnk"; did you mean "rank"'),
+        ("lora:step_factor=3", 'lora has no option "step_factor"; did you mean "steps_factor"'),
         ("lora:rank=big", 'rank is "big"; it needs a whole number'),
         ("lora:rank=-1", "cannot be below 0"),
         ("lora:target=everything", "one of attention, linear, all"),

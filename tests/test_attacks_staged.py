@@ -178,6 +178,13 @@ def test_fewer_and_changed_photos_are_what_the_attack_trains_on(family):
         Photos(attack=PLAIN, num_photos=20).prepare(family, given)
 
 
+def test_the_parameters_name_every_stage():
+    inner = TwoStage(attack=LoRA(**SHORT, rank=9), benign_steps=7)
+    params = Photos(attack=inner, purifier=Flip()).params()
+    assert params["attack"] == "two_stage > lora"
+    assert (params["rank"], params["benign_steps"], params["purifier"]) == (9, 7, {"name": "flip"})
+
+
 def test_a_mixed_set_holds_the_clean_photos_first():
     clean, protected = torch.zeros(4, 3, 2, 2), torch.ones(4, 3, 2, 2)
     assert mixed(clean, protected, 1).mean(dim=(1, 2, 3)).tolist() == [0, 1, 1, 1]

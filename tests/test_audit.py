@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apdm.audit import Person, audit, write_results
+from apdm.audit import Audit, Person, audit, write_results
+from apdm.audit.store import CellStore
+from apdm.audit.suites import SUITES, Entry
 from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.families import Family, load_family
+from apdm.metrics.judges import Judges
 
 CONFIG = AuditConfig(
     learning_rate=1e-3,
@@ -69,21 +72,23 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
     def run(config: AuditConfig = CONFIG, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with torch.no_grad():
             prior = family.posterior(photos(4, 50))
+        hardened = options.pop("hardened", family)
+        face_score = options.pop("face_score", ConvJudge("face", -1.0, 3))
+        encoders = [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)]
+        store = options.pop("store", None)
         options = {
-            "base": family,
-            "hardened": family,
+            "models": {"base": family, "hardened": hardened, **options.pop("more", {})},
+            "judges": Judges(encoders, face_score, ConvJudge("features", 0.0, 4), reader=options.pop("reader", None)),
             "subjects": [person("s01", 1)],
             "others": [person("o01", 2)],
             "strangers": photos(4, 60),
             "class_images": prior,
-            "encoders": [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)],
-            "face_score": ConvJudge("face", -1.0, 3),
-            "extractor": ConvJudge("features", 0.0, 4),
             "instance_prompt": "a photo of sks person",
             "class_prompt": "a photo of person",
-            "show_progress": False,
         } | options
-        return audit(config, **options)
+        done = audit(Audit(config=config, **options), store=store, show_progress=False)
+        assert done is not None
+        return done
 
     return run
 
@@ -249,3 +254,110 @@ def test_results_are_written_as_strict_json(tmp_path, audited):
         write_results({"mean": math.nan}, path)
     assert json.loads(path.read_text()) == audited[0]
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+# -- the matrix ----------------------------------------------------------------------------------------------
+
+SHORT = replace(
+    CONFIG,
+    seeds=1,
+    max_train_steps=2,
+    eval_steps=[],
+    attack_options=[f"{name}:max_train_steps=2" for name in ("lora", "textual_inversion", "custom_diffusion")]
+    + ["two_stage:benign_steps=1"],
+)
+
+
+def test_every_attack_of_the_standard_suite_runs_on_every_model(run_audit, family):
+    other = copy.deepcopy(family.denoiser)
+    other.conv_out.bias.data += 0.1
+    sibling = family.with_denoiser(other)
+    results, pictures = run_audit(
+        SHORT, entries=SUITES["standard"], hardened=sibling, more={"sibling": family, "placebo": sibling}
+    )
+    assert [(r["spec"], r["model"], r["error"]) for r in results["attacks"] if r["status"] == "failed"] == []
+    assert [attack["spec"] for attack in results["by_attack"]] == [entry.spec for entry in SUITES["standard"]]
+    arms = {(row["spec"], row["model"]) for row in results["attacks"]}
+    assert {("dreambooth", "placebo"), ("lora", "hardened"), ("two_stage", "base")} <= arms
+    assert ("lora", "placebo") not in arms
+    assert {other["spec"] for other in results["utility"]["other_subjects"]} == {"dreambooth", "lora"}
+    assert {"attack/placebo/s01/0", "lora_rank=32/hardened/s01/0", "attention/attack/base/s01/0"} <= set(pictures)
+    assert "attention/textual_inversion/base/s01/0" in pictures
+    assert results["left_out"] == []
+    json.dumps(results, allow_nan=False)
+
+
+def test_the_arms_of_an_attack_start_from_equal_noise_and_only_the_model_tells_them_apart(run_audit):
+    results, _ = run_audit(SHORT, entries=[Entry(spec="lora"), Entry(spec="textual_inversion")], others=[])
+    for base, hardened in zip(rows_of(results, "base"), rows_of(results, "hardened"), strict=True):
+        assert base["curve"] == hardened["curve"] and base["scores"] == hardened["scores"]
+
+
+def test_people_and_seeds_are_those_that_an_entry_asks_for(run_audit):
+    entries = [Entry(spec="dreambooth"), Entry(spec="lora", people=1, seeds=1)]
+    people = [person("s01", 1), person("s02", 2)]
+    results, _ = run_audit(replace(SHORT, seeds=2), entries=entries, subjects=people, others=[])
+    cells = [(row["spec"], row["subject"], row["seed"]) for row in rows_of(results, "base")]
+    assert cells == [("dreambooth", s, seed) for s in ("s01", "s02") for seed in (0, 1)] + [("lora", "s01", 0)]
+
+
+HUNGRY = '''
+"""Asks for more memory than there is, once the file beside it is there."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from apdm.attacks.dreambooth import DreamBooth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hungry(DreamBooth):
+    name: ClassVar[str] = "hungry"
+
+    def begin(self, model, material):
+        if not Path(__file__).with_name("fed").exists():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().begin(model, material)
+'''
+
+
+def test_an_attack_that_runs_out_of_memory_is_a_failed_row_and_is_tried_again_when_started_again(run_audit, tmp_path):
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    store = CellStore(tmp_path / "cells")
+    entries = [Entry(spec=f"{tmp_path}/hungry.py:Hungry"), Entry(spec="dreambooth")]
+    results, _ = run_audit(SHORT, entries=entries, others=[], store=store)
+    assert [row["status"] for row in results["attacks"]] == ["failed", "failed", "ok", "ok"]
+    assert "OutOfMemoryError: CUDA out of memory" in results["attacks"][0]["error"]
+    assert results["verdict"]["protected"] is False
+    assert any("the attack failed: OutOfMemoryError" in flag for flag in results["verdict"]["unreliable"])
+    assert results["by_attack"][0]["failed"] == 2
+
+    (tmp_path / "fed").touch()
+    again, _ = run_audit(SHORT, entries=entries, others=[], store=store)
+    assert [row["status"] for row in again["attacks"]] == ["ok"] * 4
+    # What was finished is not done again: even its times are the same.
+    assert [row["seconds"] for row in again["attacks"][2:]] == [row["seconds"] for row in results["attacks"][2:]]
+
+
+def test_changed_photos_of_one_person_are_attacked_anew_and_everything_else_is_kept(run_audit, tmp_path):
+    store, people = CellStore(tmp_path), [person("s01", 1), person("s02", 2)]
+    first, _ = run_audit(SHORT, subjects=people, others=[], store=store)
+    second, _ = run_audit(SHORT, subjects=[people[0], person("s02", 3)], others=[], store=store)
+    seconds = [{row["subject"]: row["seconds"] for row in rows_of(of, "base")} for of in (first, second)]
+    assert seconds[0]["s01"] == seconds[1]["s01"] and seconds[0]["s02"] != seconds[1]["s02"]
+
+
+def test_drift_is_measured_where_somebody_reads_attributes(run_audit):
+    class Reader:
+        name, values = "dark", {"dark": ("no", "yes")}
+
+        def read(self, images):
+            return {"dark": (images.mean((1, 2, 3)) < 0.5).long()}
+
+    assert run_audit(SHORT, others=[])[0]["utility"]["drift"] == {}
+    results, _ = run_audit(SHORT, others=[], reader=Reader())
+    drift = results["utility"]["drift"]["dark"]
+    assert drift["distance"]["hardened"] == 0  # the same model, the same noise
+    assert sum(drift["shares"]["base"]) == 1

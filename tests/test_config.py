@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from apdm.config import AuditConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
 from apdm.errors import UserError
 from apdm.options import option
 
@@ -213,6 +213,9 @@ def test_every_option_of_harden_is_explained():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_config_loads(file):
+    if file.stem.startswith("audit"):
+        load_config(AuditJobConfig, ["--config", str(file)])
+        return
     load_config(HardenConfig, ["--config", str(file), "--instance_data_dir", "i", "--output_dir", "o"])
 
 

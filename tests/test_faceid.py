@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.registry import make_zero_shot
 from apdm.errors import UserError
 from apdm.faces import load_encoder
 from apdm.families import Family, load_family
@@ -64,6 +65,16 @@ def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(f
     torch.testing.assert_close(silent, plain, rtol=0, atol=1e-5)
     assert torch.equal(family.sample(["a photo of a person"], **options), plain)
     assert family.denoiser.encoder_hid_proj is None
+
+
+def test_it_draws_like_every_zero_shot_attack_and_is_made_by_name(family: Family, untrained: Path):
+    given = {"path": untrained, "encoder": load_encoder("portrait-a")}
+    adapter, photos = make_zero_shot("faceid:scale=0.5", **given), torch.rand(2, 3, 64, 64)
+    assert adapter == attack(untrained, scale=0.5, encoder=given["encoder"]) and adapter.assumes
+    options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
+    drawn = adapter.draw(family, photos, ["a photo of a person"] * 3, **options)
+    expected = adapter.run(adapter.victim(family), photos, ["a photo of a person"] * 3, **options)
+    assert torch.equal(drawn, expected) and family.denoiser.encoder_hid_proj is None
 
 
 def test_several_photos_are_one_identity(untrained: Path):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,10 @@ from apdm.image_config import (
     ImageLayerConfig,
     ZeroShotConfig,
 )
-from apdm.image_layer.antidiffusion import PromptTuning, concentration, disturbance_loss
+from apdm.image_layer.antidiffusion import PromptTuning, anti_diffusion, concentration, disturbance_loss
 from apdm.image_layer.attention import map_distance, watch_attention
 from apdm.image_layer.baselines import encoder_attack
-from apdm.image_layer.dladiff import attention_loss
+from apdm.image_layer.dladiff import attention_loss, dladiff
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.photos import Photo
 from apdm.image_layer.protect import METHODS, protect_subject
@@ -135,9 +136,22 @@ def test_layers_with_too_many_positions_are_left_out(scene: Scene):
 
 
 def test_a_model_without_a_layer_to_look_at_is_bad_input(scene: Scene):
-    loss = attention_loss(scene, scene.family.denoiser, scene.family.denoiser, DLADiffConfig(attention_max_positions=1))
-    with pytest.raises(UserError, match="attention_max_positions"):
-        loss(scene.originals, [0, 1, 2])
+    def surrogate_step(values: Any) -> None:
+        raise AssertionError("long work began")
+
+    watched = replace(scene, callback=surrogate_step)
+    for method, config in (
+        (dladiff, DLADiffConfig(attention_max_positions=1)),
+        (anti_diffusion, AntiDiffusionConfig(attention_max_positions=1)),
+    ):
+        with pytest.raises(UserError, match="attention_max_positions"):
+            method(watched, PGD(scene.originals, epsilon=0.1, step_size=0.01), config)
+
+
+def test_looking_for_layers_draws_nothing_from_the_scenes_generator(scene: Scene):
+    before = scene.generator.get_state()
+    scene.check_attention(16)
+    assert torch.equal(scene.generator.get_state(), before)
 
 
 def test_the_distance_of_maps_is_that_of_distributions():

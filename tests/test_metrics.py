@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 
+from apdm.metrics.drift import class_drift, histogram, total_variation
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
@@ -65,6 +67,40 @@ def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
 
 def test_frechet_distance_agrees_with_pytorch_fid():
     assert frechet_distance(*gaussian_sets()) == pytest.approx(2.1458213141489075, rel=1e-9)  # pytorch-fid 0.3.0
+
+
+def test_frechet_distance_agrees_with_the_matrix_square_root_of_scipy():
+    first, second = (features.numpy() for features in gaussian_sets())
+    root = sqrtm(np.cov(first, rowvar=False) @ np.cov(second, rowvar=False))
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum()
+    expected += np.trace(np.cov(first, rowvar=False) + np.cov(second, rowvar=False) - 2 * root.real)
+    assert frechet_distance(*gaussian_sets()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_is_the_sum_over_all_pairs_written_out():
+    first, second = (features[:7].numpy() for features in gaussian_sets())
+
+    def mean(a: np.ndarray, b: np.ndarray, skip: bool) -> float:
+        values = [(x @ y / 6 + 1) ** 3 for i, x in enumerate(a) for j, y in enumerate(b) if not (skip and i == j)]
+        return float(np.mean(values))
+
+    expected = mean(first, first, True) + mean(second, second, True) - 2 * mean(first, second, False)
+    assert kernel_distance(*map(torch.from_numpy, (first, second))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_drift_is_the_share_of_pictures_that_would_have_to_change():
+    read = {
+        "base": {"hair": torch.tensor([0, 0, 1, 1])},
+        "base_again": {"hair": torch.tensor([0, 0, 0, 1])},
+        "hardened": {"hair": torch.tensor([2, 2, 2, 0])},
+    }
+    drift = class_drift(read, {"hair": ("bald", "black", "red")})["hair"]
+    assert drift["shares"] == {"base": [0.5, 0.5, 0.0], "hardened": [0.25, 0.0, 0.75]}
+    assert drift["base_seed_to_seed"] == 0.25
+    assert drift["distance"] == {"hardened": 0.75}  # to the base drawn from the same noise: .75 .25 0
+    assert total_variation(histogram(torch.tensor([1]), 3), histogram(torch.tensor([2]), 3)) == 1
+    with pytest.raises(ValueError, match="at least one"):
+        histogram(torch.tensor([]), 3)
 
 
 def test_frechet_distance_is_exact_with_fewer_pictures_than_features():

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 
 from apdm.metrics import perception
@@ -189,3 +190,22 @@ def test_a_box_without_pixels_is_an_error(box: tuple[int, int, int, int]):
 def test_photos_that_are_no_pair_are_an_error(original: np.ndarray, protected: np.ndarray):
     with pytest.raises(ValueError, match="photos must be"):
         imperceptibility(original, protected)
+
+
+def test_without_its_package_brisque_is_none_and_says_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "brisque", None)
+    perception._brisque.cache_clear()
+    perception.brisque_missing.cache_clear()
+    assert perception.brisque(np.zeros((32, 32, 3), np.uint8)) is None
+    assert "pip install 'apdm[quality]'" in (perception.brisque_missing() or "")
+    perception.brisque_missing.cache_clear()
+
+
+def test_brisque_rises_with_blur_and_has_no_value_for_a_blank():
+    pytest.importorskip("brisque", reason="the package brisque (extra `quality`) is not installed")
+    noise = np.random.default_rng(0).normal(size=(96, 96, 3))
+    scene = np.clip(128 + 60 * gaussian_filter(noise, (4, 4, 0)) / 0.06 + 8 * noise, 0, 255)
+    blurred = gaussian_filter(scene, (3, 3, 0))
+    sharp, soft = (perception.brisque(picture.astype(np.uint8)) for picture in (scene, blurred))
+    assert sharp is not None and soft is not None and sharp < soft
+    assert perception.brisque(np.full((96, 96, 3), 128, np.uint8)) is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,11 @@ from test_report import Page, picture
 
 from apdm import report
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.config import AuditConfig
+from apdm.audit.people import Folders
+from apdm.audit.photos import PhotoPlan
+from apdm.audit.store import CellStore
+from apdm.config import AuditConfig, AuditJobConfig, load_config
+from apdm.errors import UserError
 from apdm.export import scan_for_leaks, verify_manifest
 from apdm.faces import load_encoder, load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
@@ -91,22 +97,70 @@ def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path
     assert "DreamBooth, clean" in text and "Original" not in text and "Difference" not in text
 
 
-def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):
+def photo_audit(attack_path: Path, **options: Any) -> tuple[PhotoAudit, dict[str, PhotoPair]]:
+    """On the bundled pipeline, as short as can be, with grey photos of one person."""
     family = load_family(PIPELINE)
     judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures())
     photos = torch.zeros(2, 3, 64, 64)
     with torch.no_grad():
         prior, references = family.posterior(photos), judges.embed(photos / 2 + 0.5)
-    rows, pictures = PhotoAudit(
+    audit = PhotoAudit(
         config=AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=1),
         base=family,
         class_images=prior,
         judges=judges,
-        adapter=FaceIDAdapter(path=tmp_path / "gone.safetensors", encoder=load_encoder("portrait-a")),
+        adapter=FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a")),
         instance_prompt="a photo of sks person",
         class_prompt="a photo of a person",
         seed=0,
-    ).run({"s01": PhotoPair(photos, photos, references)})
+        **options,
+    )
+    return audit, {"s01": PhotoPair(photos, photos, references)}
+
+
+def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept(tmp_path: Path):
+    options = {"purifiers": ["flip", "jpeg:quality=50"], "store": CellStore(tmp_path / "cells"), "facts": {"x": 1}}
+    audit, people = photo_audit(tmp_path / "gone.safetensors", **options)
+    rows, pictures = audit.run(people)
+    dreambooth = [row for row in rows if row["attack"] == "dreambooth"]
+    assert [(row["photos"], row["purifier"]) for row in dreambooth] == [
+        ("clean", None),
+        ("protected", None),
+        ("protected", "flip"),
+        ("protected", "jpeg:quality=50"),
+    ]
+    assert "layer/dreambooth/protected+jpeg_quality=50/s01" in pictures
+    assert [row["status"] for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
+    again, _ = audit.run(people)
+    assert [row["seconds"] for row in again[:4]] == [row["seconds"] for row in rows[:4]]
+
+
+def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, tmp_path: Path):
+    words = ["--base", "b", "--hardened", "h", "--output_dir", "o", "--subjects", str(people), "--resolution", "64"]
+    family = load_family(PIPELINE)
+
+    def plan(*more: str) -> PhotoPlan | None:
+        config = load_config(AuditJobConfig, [*words, *more])
+        return PhotoPlan.load(config, family, Folders.below(config.subjects, config).load(64).subjects)
+
+    assert plan() is None
+    good = plan("--protected_photos", str(output))
+    assert good is not None and list(good.pairs) == ["s01"] and good.figures["method"] == "dladiff"
+    with pytest.raises(UserError, match="perturbation.json"):
+        plan("--protected_photos", str(people))
+    with pytest.raises(UserError, match="o01 is nobody"):
+        plan("--protected_photos", str(output), "--instance_data_dir", str(people / "other"))
+    shutil.copytree(output, tmp_path / "copy")
+    (tmp_path / "copy/images/s01/000.png").unlink()
+    with pytest.raises(UserError, match="not photos of equal names"):
+        plan("--protected_photos", str(tmp_path / "copy"))
+    with pytest.raises(UserError, match='no purifier "jpg"'):
+        plan("--purifiers", "jpg")
+
+
+def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):
+    audit, people = photo_audit(tmp_path / "gone.safetensors")
+    rows, pictures = audit.run(people)
     assert [row["status"] for row in rows] == ["ok", "ok", "failed", "failed"]
     assert "gone.safetensors does not exist" in rows[2]["error"] and rows[2]["identity"] == {}
     assert sorted(pictures) == ["layer/dreambooth/clean/s01", "layer/dreambooth/protected/s01"]

@@ -170,10 +170,12 @@ def test_every_section_is_there_and_says_its_figures(
             "Few match.",
             "the/base",
             "A claim needs at least 3 seeds.",
+            "After the attack on s02",
+            "Asked for anybody",
         ],
         "figures": ["≥ 3.0 ×", "0.75 → 0.25", "strangers 0.10 ± 0.05", "87.5 %", "100 % → 98.5 %"],
         "threat-model": list(THREAT_MODEL),
-        "pictures": ["After the attack on s01", "Asked for anybody", "Trained on o01"],
+        "pictures": ["After the attack on s01", "Trained on o01"],
         "curves": ["s01 seen by enc-a", "s02 seen by enc-a", "match threshold"],
         "checks": ["Pictures that match the person 0.012 at most 0.05 passed Few match.", "not measured"],
         "people": [

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from apdm.portraits.showcase import BEGIN, END, figures, insert
+from apdm.audit import read_results
+from apdm.portraits.showcase import BEGIN, END, figures, insert, promise
 
 ROOT = Path(__file__).parent.parent
 
@@ -12,6 +13,11 @@ def test_the_readme_shows_the_figures_of_the_committed_results() -> None:
     readme = (ROOT / "README.md").read_text()
     results = json.loads((ROOT / "docs/demo-results.json").read_text())
     assert insert(readme, figures(results)) == readme
+
+
+def test_the_threat_model_promises_what_the_committed_results_say() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    assert insert(text, promise(read_results(ROOT / "docs/demo-results.json"))) == text
 
 
 def test_figures_replace_what_stood_between_the_markers() -> None:

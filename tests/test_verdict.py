@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from apdm.config import AuditConfig
-from apdm.metrics.verdict import add_row_figures, cost_factors, judge, other_subjects
+from apdm.metrics.rows import add_row_figures, other_subjects
+from apdm.metrics.verdict import judge, judge_attacks, worst_attack
 
 
 def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
@@ -20,6 +21,12 @@ def made_up_row(model: str, role: str, curve: dict[int, dict[str, Any]], **facts
     subject = "s01" if role == "protected" else "o01"
     at_nominal = next(point for point in points if point["step"] == 10)
     return {
+        "attack": "dreambooth",
+        "spec": "dreambooth",
+        "required": True,
+        "long": True,
+        "nominal_step": 10,
+        "horizon": max(curve),
         "model": model,
         "role": role,
         "subject": subject,
@@ -43,15 +50,25 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
             "class_face_rate": {"base": 1.0, "hardened": 0.95},
             "fid_to_base": 1.5,
             "fid_base_seed_to_seed": 1.0,
+            "drift": {"hair": {"distance": {"hardened": 0.1}, "base_seed_to_seed": 0.05}},
         },
         "strangers": {"enc": {"source": "photos", "subjects": {"s01": 0.0}}},
         "seeds": [0, 1, 2],
+        "judges": {"encoders": [{"name": "enc"}]},
     }
     change(draft)
     rows = [draft.pop(key) for key in ("base", "hardened", "other_base", "other_hardened") if key in draft]
+    rows += draft.pop("more", [])
     add_row_figures(rows)
     draft["utility"]["other_subjects"] = other_subjects(rows, ["enc"])
-    return draft | {"attacks": rows, "cost_factor": cost_factors(rows, ["enc"], 10)}
+    return draft | {"attacks": rows}
+
+
+def verdict_on(results: dict[str, Any], config: AuditConfig | None = None) -> dict[str, Any]:
+    """The verdict, and with it every attack's under "by_attack"."""
+    config = config or AuditConfig()
+    by_attack = judge_attacks(results, config)
+    return judge({**results, "by_attack": by_attack}, config) | {"by_attack": by_attack}
 
 
 def curve(role: str, model: str, points: dict[int, dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
@@ -69,7 +86,7 @@ def fact(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def test_results_as_good_as_can_be_are_protected():
-    verdict = judge(made_up_results(), AuditConfig())
+    verdict = verdict_on(made_up_results())
     assert verdict["protected"] is True
     assert verdict["unreliable"] == [] and verdict["notes"] == []
     assert all(check["passed"] for check in verdict["checks"])
@@ -109,10 +126,11 @@ SHORT = {0: SAFE, 10: SAFE}
         (curve("other", "hardened", {0: SAFE, 10: identity(0.5, 1.0)}), "other_ratio", "reach 0.83"),
         (fact("utility", "class_face_rate", "hardened", value=0.85), "class_face_rate", "0.850"),
         (fact("utility", "fid_to_base", value=2.1), "fid_ratio", "2.10 times"),
+        (fact("utility", "drift", "hair", "distance", "hardened", value=0.31), "class_drift", r"0.310 .* \(hair"),
     ],
 )
 def test_each_threshold_alone_turns_the_verdict(change, check, reason):
-    verdict = judge(made_up_results(change), AuditConfig())
+    verdict = verdict_on(made_up_results(change))
     assert verdict["protected"] is False
     assert [c["name"] for c in verdict["checks"] if c["passed"] is False] == [check]
     assert len(verdict["reasons"]) == 1 and re.search(reason, verdict["reasons"][0])
@@ -131,10 +149,11 @@ def test_each_threshold_alone_turns_the_verdict(change, check, reason):
         ({"min_other_ratio": 0.83}, curve("other", "hardened", {0: SAFE, 10: identity(0.5, 1.0)})),
         ({"min_face_rate": 0.85}, fact("utility", "class_face_rate", "hardened", value=0.85)),
         ({"max_fid_ratio": 2.1}, fact("utility", "fid_to_base", value=2.1)),
+        ({"max_class_drift": 0.31}, fact("utility", "drift", "hair", "distance", "hardened", value=0.31)),
     ],
 )
 def test_a_figure_at_its_threshold_passes(threshold, change):
-    assert judge(made_up_results(change), AuditConfig(**threshold))["protected"] is True
+    assert verdict_on(made_up_results(change), AuditConfig(**threshold))["protected"] is True
 
 
 def failed(draft: dict[str, Any]) -> None:
@@ -154,6 +173,7 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
             point["identity"]["enc-b"] = point["identity"]["enc"]
     draft["base"]["identity"]["enc-b"] = identity(0.6, 0.75)
     draft["strangers"]["enc-b"] = draft["strangers"]["enc"]
+    draft["judges"]["encoders"].append({"name": "enc-b"})
 
 
 @pytest.mark.parametrize(
@@ -174,7 +194,7 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
     ],
 )
 def test_an_unreliable_audit_never_claims_protection(change, flag):
-    verdict = judge(made_up_results(change), AuditConfig())
+    verdict = verdict_on(made_up_results(change))
     assert verdict["protected"] is False
     assert any(flag in sentence for sentence in verdict["unreliable"]), verdict["unreliable"]
     assert "unreliable" in verdict["reasons"][-1]
@@ -184,11 +204,125 @@ def test_without_other_people_the_rest_is_judged_and_a_note_says_so():
     def drop(draft: dict[str, Any]) -> None:
         del draft["other_base"], draft["other_hardened"]
 
-    verdict = judge(made_up_results(drop), AuditConfig())
+    verdict = verdict_on(made_up_results(drop))
     assert verdict["protected"] is True
     assert any("other people" in note for note in verdict["notes"])
 
 
 def test_a_single_seed_is_noted():
-    notes = judge(made_up_results(fact("seeds", value=[0])), AuditConfig())["notes"]
+    notes = verdict_on(made_up_results(fact("seeds", value=[0])))["notes"]
     assert notes == ["A claim needs at least 3 seeds; this audit has 1."]
+
+
+# -- several attacks -----------------------------------------------------------------------------------------
+
+
+def of(spec: str, base: dict[int, Any], hardened: dict[int, Any], **facts: Any) -> Callable[[dict[str, Any]], None]:
+    """Adds an attack of another spec, on the base and on the hardened model."""
+    facts = {"spec": spec, "long": False, **facts}
+    rows = [made_up_row("base", "protected", base, **facts), made_up_row("hardened", "protected", hardened, **facts)]
+    return lambda draft: draft.setdefault("more", []).extend(rows)
+
+
+LEARNS, STAYS, BREAKS = {0: SAFE, 10: LEARNED}, {0: SAFE, 10: SAFE}, {0: SAFE, 10: identity(0.6, 0.5)}
+
+
+def test_the_verdict_takes_the_worst_of_the_attacks_it_requires():
+    verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS)))
+    assert verdict["protected"] is False
+    assert {attack["spec"]: attack["state"] for attack in verdict["by_attack"]} == {
+        "dreambooth": "protected",
+        "lora": "not protected",
+    }
+    match = next(check for check in verdict["checks"] if check["name"] == "match_rate")
+    assert match["value"] == 0.5 and match["detail"].startswith("lora: ")
+
+
+def test_an_attack_that_is_not_required_breaks_no_verdict_and_is_noted():
+    verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS, required=False)))
+    assert verdict["protected"] is True
+    assert "lora, which the verdict does not require, breaks the protection." in verdict["notes"]
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_an_attack_that_fails_on_the_base_is_void_and_never_counts_as_protection(required: bool):
+    verdict = verdict_on(made_up_results(of("lora", STAYS, STAYS, required=required)))
+    assert verdict["by_attack"][1]["state"] == "void"
+    assert verdict["by_attack"][1]["comparison"] == {}  # its likeness enters no mean
+    assert verdict["protected"] is not required
+    if not required:
+        assert "lora does not work on the base here: it says nothing." in verdict["notes"]
+
+
+def test_a_void_pair_enters_no_mean_and_no_cost():
+    def weak_seed(draft: dict[str, Any]) -> None:
+        draft["more"] = [
+            made_up_row("base", "protected", STAYS, seed=1),
+            made_up_row("hardened", "protected", STAYS, seed=1),
+        ]
+
+    attack = verdict_on(made_up_results(weak_seed))["by_attack"][0]
+    assert attack["void"] == 1 and attack["comparison"]["enc"]["pairs"] == 1
+    assert attack["comparison"]["enc"]["base"] == 0.6
+    assert attack["cost_factor"]["worst"]["factor"] == 10
+
+
+def test_an_attack_no_longer_than_nominal_is_not_asked_for_a_cost_but_a_cheap_break_counts():
+    short = verdict_on(made_up_results(of("lora", LEARNS, STAYS)))
+    assert short["protected"] is True
+    cost = next(check for check in short["by_attack"][1]["checks"] if check["name"] == "cost_factor")
+    assert cost["passed"] is None and "for longer than nominal" in cost["detail"]
+    broken = verdict_on(made_up_results(of("lora", LEARNS, LEARNS)))["by_attack"][1]
+    cost = next(check for check in broken["checks"] if check["name"] == "cost_factor")
+    assert cost["passed"] is False and cost["value"] == 1
+
+
+def test_a_transfer_attack_that_beats_the_white_box_one_makes_the_latter_unreliable():
+    base = {0: SAFE, 10: identity(0.6, 1.0)}
+    better = {0: SAFE, 10: identity(0.05 + 0.06, 0.0)}
+    transfer = of("transfer:attack=lora", base, better, required=False, white_box="lora")
+
+    def both(draft: dict[str, Any]) -> None:
+        of("lora", LEARNS, STAYS)(draft)
+        transfer(draft)
+
+    verdict = verdict_on(made_up_results(both), AuditConfig(max_likeness_over_strangers=0.2))
+    assert verdict["protected"] is False
+    assert [attack["state"] for attack in verdict["by_attack"]] == ["protected", "unreliable", "protected"]
+    assert "lora: transfer:attack=lora, which needs no training on this model, gave 0.06" in verdict["unreliable"][0]
+
+
+def test_a_placebo_that_does_as_well_is_noted():
+    def placebo(likeness: float) -> Callable[[dict[str, Any]], None]:
+        return lambda draft: draft.update(
+            more=[made_up_row("placebo", "protected", {0: SAFE, 10: identity(likeness, 0)})]
+        )
+
+    assert verdict_on(made_up_results(placebo(0.5)))["notes"] == []
+    notes = verdict_on(made_up_results(placebo(0.04)))["notes"]
+    assert len(notes) == 1 and "hardened against somebody else does as well (enc)" in notes[0]
+
+
+def test_an_audit_without_any_required_attack_claims_nothing():
+    def optional(draft: dict[str, Any]) -> None:
+        for name in ("base", "hardened", "other_base", "other_hardened"):
+            draft[name]["required"] = False
+
+    verdict = verdict_on(made_up_results(optional))
+    assert verdict["protected"] is False and "no attack that the verdict requires was run" in verdict["unreliable"]
+
+
+def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
+    def more(draft: dict[str, Any]) -> None:
+        of("lora", LEARNS, LEARNS)(draft)
+        of("void", STAYS, LEARNS)(draft)
+        of("optional", LEARNS, LEARNS, required=False)(draft)
+
+    worst = worst_attack(verdict_on(made_up_results(more))["by_attack"])
+    assert worst is not None and worst["spec"] == "lora"
+
+
+def test_what_was_left_out_is_noted():
+    left_out = [{"spec": "task_vector", "reason": "it needs a sibling model, to be given with --sibling"}]
+    notes = verdict_on(made_up_results(fact("left_out", value=left_out)))["notes"]
+    assert notes == ["task_vector was left out: it needs a sibling model, to be given with --sibling."]

@@ -58,18 +58,19 @@ class Adaptive(DreamBooth):
     def loss(self, victim: Victim, batch: Batch, prompt_embeds: Tensor) -> Tensor:
         """L_per + dpo_weight * L_DPO(photos preferred), the class pictures once under each prompt."""
         reference: Any = getattr(victim, "reference", None)
-        named = prompt_embeds.chunk(2)[0].repeat(2, 1, 1)
-        (_, pictures), (_, timesteps) = batch.noisy.chunk(2), batch.timesteps.chunk(2)
+        named, _ = prompt_embeds.chunk(2)
+        (_, pictures), (_, timesteps), (_, target) = (part.chunk(2) for part in batch)
         prediction = victim.model.predict(
             victim.model.denoiser,
             torch.cat([batch.noisy, pictures]),
             torch.cat([batch.timesteps, timesteps]),
-            torch.cat([prompt_embeds, named.chunk(2)[0]]),
+            torch.cat([prompt_embeds, named]),
         )
-        target = torch.cat([batch.target, batch.target.chunk(2)[1]])
-        photos, preserved, rejected = squared_error(prediction, target).chunk(3)
+        photos, preserved, rejected = squared_error(prediction, torch.cat([batch.target, target])).chunk(3)
         with torch.no_grad():
-            received = victim.model.predict(reference, batch.noisy, batch.timesteps, named)
-            before = squared_error(received, batch.target).chunk(2)
-        preference = dpo_loss(photos, before[0], rejected, before[1], beta=self.dpo_beta, reduction=self.dpo_reduction)
+            received = victim.model.predict(reference, batch.noisy, batch.timesteps, torch.cat([named, named]))
+            photos_before, rejected_before = squared_error(received, batch.target).chunk(2)
+        preference = dpo_loss(
+            photos, photos_before, rejected, rejected_before, beta=self.dpo_beta, reduction=self.dpo_reduction
+        )
         return self._loss(torch.cat([photos, preserved])) + self.dpo_weight * preference

@@ -24,7 +24,8 @@ TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FineTuning):
     """W + lora_alpha / rank * B A for the layers of `target`: the denoiser's attention, its linear layers, or its
-    convolutions too. Defaults are those of diffusers' DreamBooth LoRA; lora_alpha is the rank where none is given.
+    convolutions too. Defaults are those of diffusers' DreamBooth LoRA (the rate is its README's); lora_alpha is the
+    rank where none is given.
     """
 
     learning_rate: float = 1e-4
@@ -65,9 +66,9 @@ def layers(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv
 
 
 def adapted(module: Module, layers: list[str], rank: int, lora_alpha: int | None, seed: int) -> Any:
-    """A frozen copy with a fresh adapter, A drawn from `seed` and B nothing: it computes what `module` does."""
+    """A frozen float32 copy with a fresh adapter, A drawn from `seed` and B nothing: it computes what `module` does."""
     config = LoraConfig(r=rank, lora_alpha=lora_alpha or rank, init_lora_weights="gaussian", target_modules=layers)
-    copied: Any = copy.deepcopy(module).requires_grad_(False)
+    copied: Any = copy.deepcopy(module).float().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws from the global generator
         copied.add_adapter(config)

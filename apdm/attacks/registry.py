@@ -18,7 +18,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -74,6 +74,20 @@ def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None,
     return _Maker(spec, by_attack or {}, nominal).make(cls, options)
 
 
+def settings(specs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{attack: fields} of texts such as `lora:learning_rate=1e-2`, one for each attack: `make`'s by_attack.
+
+    Raises UserError as `make` does, and for an attack that is named twice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        cls, options = _parse(spec, attacks(), "attack")
+        if cls.name in found:
+            raise UserError(f'"{spec}" sets {cls.name} a second time; put all its options into one')
+        found[cls.name] = _values(cls, options, spec)
+    return found
+
+
 def make_purifier(spec: str) -> Purifier:
     """The purifier of `jpeg`, `jpeg:quality=50`, ... Raises UserError as `make` does."""
     cls, options = _parse(spec, purifiers(), "purifier")
@@ -83,7 +97,7 @@ def make_purifier(spec: str) -> Purifier:
 def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     """The editing attack or adapter of `img2img`, `img2img:strength=0.7`, ...; given: fields that no text can fill."""
     cls, options = _parse(spec, zero_shots(), "zero-shot attack")
-    return cls(**given, **_values(cls, options, spec))
+    return cls(**(given | _values(cls, options, spec)))
 
 
 def variants(spec: str, variations: Mapping[str, Iterable[str]] = VARIATIONS) -> list[str]:
@@ -114,12 +128,12 @@ class _Maker:
     def _staged(self, cls: type, options: dict[str, str]) -> Any:
         inner = _nearest(options.pop("attack", "dreambooth"), attacks(), "attack")
         own = {name: options.pop(name) for name in list(options) if name in _kinds(cls)}
-        return cls(attack=self.make(inner, options), **self._defaults(cls), **_values(cls, own, self.spec))
+        return cls(attack=self.make(inner, options), **(self._defaults(cls) | _values(cls, own, self.spec)))
 
     def _plain(self, cls: Any, options: dict[str, str]) -> Any:
         factors = {field: options.pop(name) for name, field in FACTORS.items() if name in options}
         names = {name: options.pop(name) for name in ("identifier", "class_noun") if name in options}
-        values = self._defaults(cls) | _values(cls, options, self.spec, also=[*FACTORS, *names, "photos", "num_photos"])
+        values = self._defaults(cls) | _values(cls, options, self.spec, also=VARIES)
         for field, factor in factors.items():
             value = values.get(field, getattr(cls, field, None))
             if value is None:
@@ -192,7 +206,8 @@ def _from_file(path: Path, name: str) -> Any:
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     cls = getattr(module, name, None)
-    if not inspect.isclass(cls) or not all(_has(cls, member) for member in ("run", "prompt", "params", "name")):
+    members = ("run", "prompt", "params", "name")
+    if not (inspect.isclass(cls) and is_dataclass(cls) and all(_has(cls, member) for member in members)):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path.stem]
         raise UserError(f'{path} has no attack "{name}"; it has {", ".join(own) or "nothing"}')
     return cls

@@ -55,8 +55,11 @@ class Staged(ABC):
         return self.attack.seed
 
     def params(self) -> dict[str, object]:
+        """The second stage's, those of `prepare`, and under "attack" what is run after it."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "attack"}
-        return {"attack": self.attack.name, **own, **{k: v for k, v in self.attack.params().items() if k != "attack"}}
+        inner = self.attack.params()
+        path = " > ".join([self.attack.name, *([str(inner["attack"])] if "attack" in inner else [])])
+        return {**inner, **own, "attack": path}
 
     def prompt(self, asked: str) -> str:
         return self.attack.prompt(asked)

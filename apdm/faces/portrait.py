@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from apdm.faces.align import centred_square, warp
 from apdm.faces.base import Face
 from apdm.portraits import WEIGHTS
+from apdm.portraits.data import ATTRIBUTES
 from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
 
 PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
@@ -84,6 +85,22 @@ class PortraitFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.reader.features(images)
+
+
+class PortraitReader:
+    """The attribute reader as what tells who is drawn: only what belongs to a person, not to a photo."""
+
+    name = f"{PORTRAIT_FACE} attributes"
+    values = {name: ATTRIBUTES[name] for name in ("skin", "hair", "style", "beard", "glasses")}
+
+    def __init__(self) -> None:
+        self.reader = PortraitFace()
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] in [0, 1] -> {attribute: index [B] into its values}."""
+        found = self.reader.attributes(images)
+        return {name: found[name].cpu() for name in self.values}
 
 
 class PortraitDetector:

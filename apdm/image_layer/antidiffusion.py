@@ -23,6 +23,7 @@ from apdm.slow_weights import make_adamw
 
 def anti_diffusion(scene: Scene, pgd: PGD, config: AntiDiffusionConfig) -> None:
     """Prompt tuning and a first ascent, then rounds of surrogate training, ascent and prompt tuning."""
+    scene.check_attention(config.attention_max_positions)
     surrogate = Surrogate(scene, learning_rate=config.learning_rate, batch_size=config.batch_size)
     prompts = PromptTuning(scene, config)
     prompts.fit(surrogate.denoiser, pgd.photos)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.errors import UserError
 from apdm.image_config import DLADiffConfig
 from apdm.image_layer.attention import AttentionMaps, map_distance, watch_attention
 from apdm.image_layer.pgd import PGD, Objective
@@ -20,6 +19,7 @@ from apdm.image_layer.scene import Draw, Scene, Surrogate
 
 def dladiff(scene: Scene, pgd: PGD, config: DLADiffConfig) -> None:
     """Algorithm 1, for all photos of a subject at once."""
+    scene.check_attention(config.attention_max_positions)
     rate, size = config.learning_rate, config.batch_size
     static = Surrogate(scene, learning_rate=rate, batch_size=size)
     if config.static_surrogate:
@@ -56,9 +56,4 @@ def _maps(scene: Scene, denoiser: Module, latents: Tensor, draw: Draw, config: D
     noisy = scene.family.add_noise(latents, draw.noise, draw.timesteps)
     with watch_attention(denoiser, max_positions=config.attention_max_positions) as maps:
         scene.family.predict(denoiser, noisy, draw.timesteps, scene.prompt_embeds.expand(len(noisy), -1, -1))
-    if not maps.cross:
-        raise UserError(
-            f"the model has no cross-attention at {config.attention_max_positions} positions or fewer; "
-            "raise attention_max_positions"
-        )
     return maps

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from apdm.errors import UserError
 from apdm.families import Family, Posterior
+from apdm.image_layer.attention import watch_attention
 from apdm.image_layer.pgd import Progress
 from apdm.image_layer.photos import square_view
 from apdm.losses import per_sample, squared_error
@@ -93,6 +95,18 @@ class Scene:
         embeds = self.prompt_embeds if prompt_embeds is None else prompt_embeds
         prediction = self.family.predict(denoiser, noisy, draw.timesteps, embeds.expand(len(noisy), -1, -1))
         return per_sample(squared_error(prediction, self.family.target(latents, draw.noise, draw.timesteps)))
+
+    @torch.no_grad()
+    def check_attention(self, max_positions: int) -> None:
+        """Raise UserError, before long work, for a model whose cross-attention has more than `max_positions`."""
+        # A generator of its own: looking must not change what is drawn afterwards.
+        draw = replace(self, generator=torch.Generator()).draw(1)
+        with watch_attention(self.family.denoiser, max_positions=max_positions) as maps:
+            self.error(self.family.denoiser, draw.noise, draw)
+        if not maps.cross:
+            raise UserError(
+                f"the model has no cross-attention at {max_positions} positions or fewer; raise attention_max_positions"
+            )
 
     def conditional_loss(self, denoiser: Module) -> Callable[[list[Tensor], list[int]], Tensor]:
         """L_cond as something to raise by changing photos."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 Photo = NDArray[np.uint8]
 
@@ -32,8 +32,9 @@ def linf(original: Photo, protected: Photo) -> float:
 def psnr(original: Photo, protected: Photo) -> float | None:
     """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE) over all channels; None for equal photos."""
     _check(original, protected)
-    error = np.square(original.astype(np.int32) - protected).mean()
-    return float(10 * np.log10(255**2 / error)) if error else None
+    if np.array_equal(original, protected):
+        return None
+    return float(peak_signal_noise_ratio(original, protected, data_range=255))
 
 
 def ssim(original: Photo, protected: Photo) -> float | None:
@@ -101,6 +102,43 @@ def lpips_missing() -> str | None:
     # The one file that lpips would otherwise have torchvision download.
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
     return None if weights.is_file() else f"no LPIPS: AlexNet's weights are not on this machine, put them at {weights}"
+
+
+def brisque(picture: Photo) -> float | None:
+    """BRISQUE (Mittal et al. 2012), no reference needed: about 0 is as good as a photo, 100 as bad as can be.
+
+    Through the `brisque` package, which brings the trained regression along; `brisque_missing` says why it is None
+    everywhere. None too for a picture without any texture, whose statistics do not exist.
+    """
+    if brisque_missing() is not None:
+        return None
+    try:
+        value = float(_brisque().score(picture))
+    except (ValueError, ArithmeticError):
+        return None
+    return value if np.isfinite(value) else None
+
+
+@lru_cache(maxsize=1)
+def brisque_missing() -> str | None:
+    """Why `brisque` gives None for every picture, in words for the user; None if it works."""
+    try:
+        _brisque()
+    except ImportError as error:
+        return f"no BRISQUE: the package {error.name} is not installed (pip install 'apdm[quality]')"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _brisque() -> Any:
+    from brisque import BRISQUE
+
+    class Brisque(BRISQUE):
+        def scale_features(self, features: Any) -> Any:
+            # Some of the package's features are arrays of one number, which numpy from 2.4 on takes for none.
+            return super().scale_features([np.asarray(feature).item() for feature in features])
+
+    return Brisque(url=False)
 
 
 def imperceptibility(

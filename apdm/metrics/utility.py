@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.metrics.identity import likeness
 from apdm.metrics.judges import Look
@@ -42,9 +43,15 @@ def strangers_band(
     return result
 
 
-def class_utility(looks: Mapping[str, Look]) -> dict[str, Any]:
-    """Does the class look as before? Distances of both models' class pictures to the base's, and face
-    rates."""
+def class_utility(
+    looks: Mapping[str, Look],
+    read: Mapping[str, Mapping[str, Tensor]] | None = None,
+    values: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Does the class look as before? Distances of the models' class pictures to the base's, face rates, and drift.
+
+    looks: of "base", "base_again", "hardened" and maybe "placebo". read, values: see `class_drift`; without them none.
+    """
     base, again, hardened = (looks[name].features for name in ("base", "base_again", "hardened"))
     return {
         "num_images": len(base),
@@ -52,8 +59,10 @@ def class_utility(looks: Mapping[str, Look]) -> dict[str, Any]:
         "fid_base_seed_to_seed": _distance(frechet_distance, base, again),
         "kid_to_base": _distance(kernel_distance, base, hardened),
         "kid_base_seed_to_seed": _distance(kernel_distance, base, again),
-        "clip": None,
-        "class_face_rate": {name: looks[name].detected.double().mean().item() for name in ("base", "hardened")},
+        "class_face_rate": {
+            name: look.detected.double().mean().item() for name, look in looks.items() if name != "base_again"
+        },
+        "drift": class_drift(read, values) if read and values else {},
     }
 
 

@@ -1,18 +1,18 @@
 """Puts a finished demo into the docs: `python -m apdm.portraits.showcase outputs/demo` (after `make demo`).
 
-Copies results.json to docs/demo-results.json, draws docs/demo.svg from the attack's pictures, and writes the README's
-figures between their markers. Nothing in the README's first screen comes from anywhere else.
+Copies results.json to docs/demo-results.json, draws docs/demo.svg from the attack's pictures, and writes the figures of
+the README and of docs/threat-model.md between their markers. Nothing in the README's first screen is from elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from apdm.audit import read_results
 from apdm.files import write_text
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -55,6 +55,32 @@ def figures(results: dict[str, Any]) -> str:
             f"{cost}. By the audit's thresholds the demo is {verdict}. All figures: "
             "[`docs/demo-results.json`](docs/demo-results.json); remade by `make demo` and "
             "`python -m apdm.portraits.showcase outputs/demo`.",
+        ]
+    )
+
+
+def promise(results: dict[str, Any]) -> str:
+    """What docs/threat-model.md says of the demo, from results.json alone."""
+    utility, verdict = results["utility"], results["verdict"]
+    checks = {check["name"]: check["value"] for check in verdict["checks"]}
+    likeness = ", ".join(
+        f"{entry['hardened']:.2f} where the base gives {entry['base']:.2f} (`{name}`)"
+        for name, entry in sorted(results["comparison"].items())
+    )
+    worst = results["cost_factor"]["worst"]
+    cost = "not measured" if worst is None else f"{'at least ' if worst['at_least'] else ''}{worst['factor']:.1f} times"
+    distance = utility["fid_to_base"] / utility["fid_base_seed_to_seed"]
+    people, seeds = len(results["subjects"]), len(results["seeds"])
+    counted = f"{people} {'person' if people == 1 else 'people'}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    return "\n".join(
+        [
+            "On the miniature world, by [demo-results.json](demo-results.json) "
+            f"({counted}): {'the demo passed its audit' if verdict['protected'] else '**nothing**'}.",
+            "",
+            f"* Of the pictures after the nominal attack {checks['match_rate']:.2f} match at worst.",
+            f"* Likeness after it: {likeness}.",
+            f"* Steps for the base's likeness, in units of the base's: {cost}, by the worst encoder.",
+            f"* FID of the class to the base: {distance:.1f} times that of the base against itself.",
         ]
     )
 
@@ -125,12 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
     demo: Path = parser.parse_args().demo
-    results = json.loads((demo / "results.json").read_text())
+    results = read_results(demo / "results.json")
     shutil.copyfile(demo / "results.json", "docs/demo-results.json")
     subject, seed = results["subjects"][0], results["seeds"][0]
     base, hardened = (demo / f"pictures/attack/{model}/{subject}/{seed}.png" for model in ("base", "hardened"))
     write_text("docs/demo.svg", side_by_side(base, hardened))
-    write_text("README.md", insert(Path("README.md").read_text(), figures(results)))
+    for file, text in (("README.md", figures(results)), ("docs/threat-model.md", promise(results))):
+        write_text(file, insert(Path(file).read_text(encoding="utf-8"), text))
 
 
 if __name__ == "__main__":

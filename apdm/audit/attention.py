@@ -1,0 +1,64 @@
+"""Where the attacked model looks for the subject: attention maps of the identifier's token (DLADiff, figure 7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from apdm.families import Family
+from apdm.image_layer.attention import watch_attention
+
+SHARE_OF_NOISE = 0.5  # of the schedule: the outline of the picture is there, its details are not
+MAX_POSITIONS = 4096
+HEAT = ((0.0, 0.0, 0.1), (0.45, 0.1, 0.45), (0.95, 0.4, 0.2), (1.0, 0.95, 0.7))  # dark to light, for any eye
+
+
+@torch.no_grad()
+def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: str) -> Tensor | None:
+    """Heat pictures [N, 3, H, W] in [0, 1]: how strongly each place of `images` attends to the prompt's identifier.
+
+    The pictures are noised half-way with fixed noise and given to the denoiser once; probabilities are averaged over
+    the heads and layers of cross-attention, and each map is stretched to its own range. The identifier is the tokens
+    of `prompt` that `class_prompt` lacks; None where there are none.
+    """
+    positions = identifier_positions(model, prompt, class_prompt)
+    if not positions:
+        return None
+    latents = model.posterior(images * 2 - 1).mean
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
+    timesteps = torch.full((len(images),), int(SHARE_OF_NOISE * model.num_train_timesteps), device=latents.device)
+    embeds = model.encode_prompts([prompt]).float().expand(len(images), -1, -1)
+    with watch_attention(model.denoiser, max_positions=MAX_POSITIONS) as maps:
+        model.predict(model.denoiser, model.add_noise(latents, noise, timesteps), timesteps, embeds)
+    if not maps.cross:
+        return None
+    size, ratio = images.shape[-2:], images.shape[-2] / images.shape[-1]
+    layers = []
+    for probabilities in maps.cross.values():
+        of_token = probabilities.mean(1)[..., positions].sum(-1)  # [N, positions of the picture]
+        height = round((of_token.shape[1] * ratio) ** 0.5)
+        squares = of_token.reshape(len(images), 1, height, -1)
+        layers.append(interpolate(squares, size=size, mode="bilinear", align_corners=False))
+    mean = torch.stack(layers).mean(0)
+    low, high = mean.amin((1, 2, 3), keepdim=True), mean.amax((1, 2, 3), keepdim=True)
+    return _heat((mean - low) / (high - low).clamp(min=1e-12)).cpu()
+
+
+def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
+    """Where the tokens of `prompt` that `class_prompt` lacks stand, as the text encoder counts."""
+    tokenizer = model.pipeline.tokenizer
+    asked, known = (
+        tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids
+        for text in (prompt, class_prompt)
+    )
+    return [place for place, token in enumerate(asked) if token not in known]
+
+
+def _heat(values: Tensor) -> Tensor:
+    """[N, 1, H, W] in [0, 1] as colours [N, 3, H, W]."""
+    colours = torch.tensor(HEAT, dtype=values.dtype, device=values.device)
+    place = values[:, 0] * (len(HEAT) - 1)
+    below = place.floor().long().clamp(max=len(HEAT) - 2)
+    share = (place - below)[..., None]
+    return torch.lerp(colours[below], colours[below + 1], share).permute(0, 3, 1, 2)

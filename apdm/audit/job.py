@@ -1,0 +1,192 @@
+"""`apdm audit`: models, people and a suite of attacks in; results.json, report.html and an exit code out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apdm.attacks.registry import settings
+from apdm.audit import Audit, audit, common_facts, write_results
+from apdm.audit.matrix import Process
+from apdm.audit.models import load_models
+from apdm.audit.people import Folders
+from apdm.audit.photos import PhotoPlan
+from apdm.audit.store import CellStore
+from apdm.audit.suites import available, chosen
+from apdm.class_images import ClassImages
+from apdm.config import AuditJobConfig, AuditOptions, load_config, to_yaml
+from apdm.data import encode_images
+from apdm.errors import UserError
+from apdm.faces import load_encoders, load_face_score
+from apdm.faces.portrait import PortraitFeatures, PortraitReader
+from apdm.families import Family, Posterior
+from apdm.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.metrics.judges import Judges
+from apdm.pictures import grid, save_png, to_pil
+from apdm.prepare import check_resolution, prepare_process
+from apdm.report import write_report
+from apdm.subjects import load_images
+
+PROTECTED, NOT_PROTECTED = 0, 1
+COLUMNS = 4
+ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
+CELLS = "cells"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Audit as `argv` says; the command line of `apdm audit`. Returns 0 for protected, 1 for not."""
+    config = load_config(AuditJobConfig, list(argv))
+    return run(config, command="apdm audit " + " ".join(argv))
+
+
+def run(config: AuditJobConfig, *, command: str | None = None) -> int:
+    """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
+    process = Process.launched()
+    prepare_process(config.num_threads)
+    with process.first_alone():  # so that bad input is said once
+        plan = _plan(config, command)
+        photos = PhotoPlan.load(config, plan.models["base"], plan.subjects)
+        output = _claim(config) if process.is_main else Path(config.output_dir)
+    for model in plan.models.values():
+        model.pipeline.to(process.device)
+    with process.first_alone():
+        prior = attacker_prior(
+            config,
+            plan.models["base"],
+            output,
+            class_prompt=config.class_prompt,
+            base_hash=(plan.paths or {})["base"]["sha256"],
+            seed=config.seed,
+            resolution=config.resolution,
+            batch_size=config.sample_batch_size,
+            show_progress=process.is_main,
+        )
+    plan = replace(plan, class_images=prior)
+    store = CellStore(output / CELLS, process=process.index)
+    done = audit(plan, store=store, process=process, show_progress=process.is_main)
+    if done is None:
+        return PROTECTED  # the main process says what came out
+    results, pictures = done
+    if photos is not None:
+        base, facts = plan.models["base"], common_facts(plan)
+        layer, more = photos.run(config, base, prior, plan.judges, plan.subjects, output, facts)
+        results["image_layer"], pictures = layer, pictures | more
+    write_all(results, pictures, output)
+    _say(results, output)
+    return PROTECTED if results["verdict"]["protected"] else NOT_PROTECTED
+
+
+def write_all(results: dict[str, Any], pictures: dict[str, Tensor], output: Path) -> None:
+    """results.json, the pictures as sheets, and report.html."""
+    write_results(results, output / "results.json")
+    for name, images in pictures.items():
+        save_png(grid(images, COLUMNS), output / "pictures" / f"{name}.png")
+    sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+    write_report(results, output / "report.html", sheets)
+
+
+def load_judges(options: AuditOptions) -> Judges:
+    """Everything that looks at pictures. Raises UserError for what cannot be loaded."""
+    from apdm.metrics.extractors import ClipFolder, VisionFolder
+
+    return Judges(
+        load_encoders(options.encoders),
+        load_face_score(options.face_score),
+        PortraitFeatures(),
+        dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
+        clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
+        # Who is drawn can only be read where portraits of the bundled kind are.
+        reader=PortraitReader() if options.face_score.startswith("portrait") else None,
+    )
+
+
+def attacker_prior(
+    options: AuditOptions,
+    base: Family,
+    output: Path,
+    *,
+    class_prompt: str,
+    base_hash: str,
+    seed: int,
+    resolution: int,
+    batch_size: int,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    show_progress: bool = True,
+) -> Posterior:
+    """Latents of the attacker's own class pictures, drawn by the base; how defaults to how the audit draws."""
+    recipe = ClassImages(
+        prompt=class_prompt,
+        model=base_hash,
+        seed=seed + ATTACKER_SEED,
+        num_inference_steps=num_inference_steps or options.num_inference_steps,
+        guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
+        resolution=resolution,
+    )
+    paths = recipe.ensure(
+        base,
+        output / "class_images_attacker",
+        options.num_class_images,
+        batch_size=batch_size,
+        replace=True,
+        show_progress=show_progress,
+    )
+    with torch.no_grad():
+        return encode_images(base, load_images(paths, resolution), batch_size=batch_size)
+
+
+def _plan(config: AuditJobConfig, command: str | None) -> Audit:
+    """All that is read, checked before anything is written."""
+    entries = chosen(config.suite, config.attacks)
+    settings(config.attack_options)
+    names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
+    paths = {name: path for name, path in names.items() if path is not None}
+    if not available(entries, paths)[0]:
+        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
+    folders = Folders.below(config.subjects, config)
+    people = folders.load(config.resolution)
+    judges = load_judges(config)
+    models = load_models(paths, variant=config.variant, allow_pickle=config.allow_pickle)
+    check_resolution(models["base"], config.resolution)
+    return Audit(
+        config=config,
+        models=models,
+        judges=judges,
+        subjects=people.subjects,
+        others=people.others,
+        strangers=people.strangers,
+        consenting=people.consenting,
+        entries=entries,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        seed=config.seed,
+        nominal_step=config.nominal_step,
+        paths={name: {"path": path, "sha256": model_hash(models[name].source or path)} for name, path in paths.items()},
+        command=command,
+    )
+
+
+def _claim(config: AuditJobConfig) -> Path:
+    """The output folder, where an audit with the same options goes on. Raises UserError for one that is not ours."""
+    output = Path(config.output_dir)
+    resolved = to_yaml(replace(config, overwrite_output_dir=False))
+    note = output / "config.yaml"
+    same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
+    claim_output_dir(output, overwrite=same or config.overwrite_output_dir)
+    for stale in ("results.json", "report.html", "pictures"):
+        delete(output / stale)
+    write_text(note, resolved)
+    return output
+
+
+def _say(results: dict[str, Any], output: Path) -> None:
+    verdict = results["verdict"]
+    print("protected" if verdict["protected"] else "not protected")
+    for reason in verdict["reasons"]:
+        print(f"  {reason}")
+    print(f"See {output / 'report.html'}")

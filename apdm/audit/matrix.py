@@ -1,0 +1,204 @@
+"""The cells of an audit, and several processes that share them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from apdm.audit.cells import Attacker, Cell
+from apdm.audit.people import Person
+from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.suites import Arsenal, Entry, lengthened
+from apdm.errors import Interrupted, UserError
+from apdm.metrics.rows import Row, file_name
+
+if TYPE_CHECKING:
+    from apdm.audit import Audit
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of `count` processes, each with every count-th cell; `accelerator` where there are several."""
+
+    accelerator: Accelerator | None = None
+
+    @staticmethod
+    def launched() -> Process:
+        """This process as the launcher started it. Raises UserError where it and accelerate count differently."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        accelerator = Accelerator(
+            # On CPUs accelerate must be told, or each of several processes believes itself alone.
+            cpu=True if size > 1 and not torch.accelerator.is_available() else None,
+            # The others wait while one draws or assembles, however long that takes.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+        )
+        if accelerator.num_processes != size:
+            raise UserError(
+                f"{size} processes were launched and accelerate counts {accelerator.num_processes}: "
+                "launch with a file of launch/"
+            )
+        return Process(accelerator)
+
+    @property
+    def index(self) -> int:
+        return 0 if self.accelerator is None else int(self.accelerator.process_index)
+
+    @property
+    def count(self) -> int:
+        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.accelerator is None else self.accelerator.device
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The main process runs the block before the others."""
+        if self.accelerator is None:
+            yield
+            return
+        with self.accelerator.main_process_first():
+            yield
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All cells, in the order of the results' rows."""
+
+    cells: list[Cell]
+
+    @staticmethod
+    def of(plan: Audit, entries: Sequence[Entry], *, common: Mapping[str, Any]) -> Matrix:
+        """Attacks x models x people x seeds, less what an entry does not ask for."""
+        photos = {p.id: tensor_hash(p.photos, p.references) for p in [*plan.subjects, *plan.others]}
+        cells = []
+        for entry in entries:
+            people = [(person, "protected") for person in plan.subjects[: entry.people]]
+            people += [(person, "other") for person in plan.others if entry.others]
+            for arm in ("base", "hardened", *(["placebo"] if entry.placebo and "placebo" in plan.models else [])):
+                for person, role in people:
+                    if arm != "placebo" or role == "protected":
+                        for seed in plan.seeds[: entry.seeds]:
+                            cells.append(_cell(plan, entry, arm, person, role, seed, {**common, "who": photos}))
+        return Matrix(cells)
+
+    def run(
+        self, attacker: Attacker, store: CellStore, process: Process, *, show_progress: bool
+    ) -> tuple[list[Row], dict[str, Tensor]] | None:
+        """Run this process's share; in the main process the rows and pictures of all cells, else None.
+
+        Raises Interrupted on the user's word; what is finished stays in the store.
+        """
+        ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # stable, so equal in every process
+        bar = tqdm(
+            total=sum(cell.steps for cell in self.cells),
+            unit="step",
+            disable=not (show_progress and process.is_main),
+        )
+        try:
+            with bar:
+                self._work(ordered[process.index :: process.count], attacker, store, bar)
+                if not process.is_main:
+                    return None
+                while any(cell.key not in store for cell in self.cells):  # others are at work
+                    time.sleep(POLL_SECONDS)
+                    self._show(bar, store)
+        except KeyboardInterrupt:
+            done = sum(cell.key in store for cell in self.cells)
+            stop = Interrupted(
+                f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
+                "the same command goes on from there"
+            )
+            stop.elsewhere = not process.is_main
+            raise stop from None
+        return self._collect(store)
+
+    def _work(self, share: Sequence[Cell], attacker: Attacker, store: CellStore, bar: tqdm[Any]) -> None:
+        for cell in share:
+            self._show(bar, store)
+            if cell.key not in store:
+                where = f"{cell.entry.spec} {cell.model}/{cell.person.id}/seed {cell.seed}"
+                bar.set_description(where)
+                store.save(cell.key, *attacker.run(cell, lambda step, loss: bar.update() and None))
+        self._show(bar, store)
+
+    def _show(self, bar: tqdm[Any], store: CellStore) -> None:
+        """Cells that other processes finished count as well; a failed one's steps are done with."""
+        if not bar.disable:
+            bar.update(sum(cell.steps for cell in self.cells if cell.key in store) - bar.n)
+
+    def _collect(self, store: CellStore) -> tuple[list[Row], dict[str, Tensor]]:
+        rows, sheets = [], {}
+        nominal = self.cells[0].entry.spec
+        for cell in self.cells:
+            row, pictures = store.load(cell.key)
+            rows.append(row)
+            spec = "attack" if cell.entry.spec == nominal else file_name(cell.entry.spec)
+            place = f"{spec}/{cell.model}/{cell.person.id}/{cell.seed}"
+            if "attacked" in pictures:
+                sheets[place] = pictures["attacked"]
+            if "attention" in pictures:
+                sheets[f"attention/{place}"] = pictures["attention"]
+        return rows, sheets
+
+
+def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: int, common: Mapping[str, Any]) -> Cell:
+    config = plan.config
+    arsenal = Arsenal(
+        options=config,
+        instance_prompt=plan.instance_prompt,
+        class_prompt=plan.class_prompt,
+        nominal_step=plan.nominal,
+    )
+    attack = arsenal.make(entry.spec, seed=seed)
+    nominal_step = attack.max_train_steps
+    pace = nominal_step / plan.nominal
+    if entry.long and arm == "hardened" and role == "protected":
+        attack = lengthened(attack, config.max_train_steps / plan.nominal)
+    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in config.measured_steps)}
+    eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
+    facts = {
+        **common,
+        "who": common["who"][person.id],
+        "spec": entry.spec,
+        "params": attack.params(),
+        "arm": arm,
+        "model": ((plan.paths or {}).get(arm) or {}).get("sha256"),
+        "role": role,
+        "entry": [entry.required, entry.long, entry.white_box],
+        "seed": seed,
+        "person": person.id,
+        "steps": [nominal_step, sorted(eval_steps)],
+    }
+    return Cell(
+        entry=entry,
+        attack=attack,
+        model=arm,
+        person=person,
+        role=role,
+        seed=seed,
+        nominal_step=nominal_step,
+        eval_steps=eval_steps,
+        key=key_of(facts),
+    )

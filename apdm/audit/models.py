@@ -1,0 +1,58 @@
+"""Whether two models can be compared at all, said before long work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from apdm.errors import UserError
+from apdm.families import Family, load_family
+
+
+def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
+    """The models by name, the base first. Raises UserError for one that cannot be loaded or compared with the base."""
+    for name in (name for name in paths if name != "base"):
+        if name in paths and Path(paths[name]).resolve() == Path(paths["base"]).resolve():
+            raise UserError(f"{name} and base are the same folder, {paths['base']}: name two models")
+    models = {name: load_family(path, **options) for name, path in paths.items()}
+    for name, model in models.items():
+        if name != "base":
+            check_comparable(models["base"], model, paths["base"], paths[name])
+            if is_same(models["base"], model):
+                raise UserError(
+                    f"{name} {paths[name]} has exactly the weights of the base {paths['base']}: nothing was changed "
+                    "in it; name another model"
+                )
+    return models
+
+
+def check_comparable(base: Family, other: Family, base_path: str, path: str) -> None:
+    """Raise UserError unless `other` is of the base's family, sizes and training target."""
+    kinds = [type(model.pipeline).__name__ for model in (base, other)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{path} is a {kinds[1]}, the base a {kinds[0]}: only models of one family can be compared")
+    targets = [model.pipeline.scheduler.config.get("prediction_type") for model in (base, other)]
+    if targets[0] != targets[1]:
+        raise UserError(f"{path} predicts {targets[1]}, the base {targets[0]}: give the base it was made from")
+    theirs = _parts(other)
+    for part, weights in _parts(base).items():
+        shapes = [{n: tuple(w.shape) for n, w in state.items()} for state in (weights, theirs.get(part, {}))]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"the {part} of {path} has other sizes than that of {base_path}: give the base it was made from"
+            )
+
+
+def is_same(first: Family, second: Family) -> bool:
+    """Whether every weight of two comparable models is equal, whatever their files' headers say."""
+    parts = zip(_parts(first).values(), _parts(second).values(), strict=True)
+    return all(torch.equal(weight, other[name]) for one, other in parts for name, weight in one.items())
+
+
+def _parts(model: Family) -> dict[str, dict[str, Tensor]]:
+    parts = {name: model.pipeline.components.get(name) for name in (model.denoiser_name, *model.other_parts)}
+    return {name: part.state_dict() for name, part in parts.items() if isinstance(part, Module)}

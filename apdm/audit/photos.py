@@ -1,0 +1,93 @@
+"""The audit of protected photos within `apdm audit`: originals and protected ones, paired by name, attacked alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.registry import make_purifier
+from apdm.audit.people import Person
+from apdm.audit.store import CellStore
+from apdm.config import AuditJobConfig
+from apdm.errors import UserError
+from apdm.families import Family, Posterior
+from apdm.metrics.judges import Judges
+from apdm.perturb import FIGURES, IMAGES
+from apdm.photo_audit import PhotoAudit, PhotoPair, load_adapter
+from apdm.subjects import find_subjects, load_images
+
+CELLS = "photo_cells"
+PROTECTED = "protected"  # folder of the originals, in the folder of subjects
+
+
+@dataclass(frozen=True)
+class PhotoPlan:
+    """Everybody's photos before and after, read and checked before any long work. figures: of what made them."""
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    figures: Mapping[str, Any]
+    adapter: FaceIDAdapter | None
+
+    @staticmethod
+    def load(config: AuditJobConfig, base: Family, subjects: Sequence[Person]) -> PhotoPlan | None:
+        """None where no protected photos are named. Raises UserError for photos that do not pair off."""
+        for spec in config.purifiers:
+            make_purifier(spec)
+        if config.protected_photos is None:
+            return None
+        made = Path(config.protected_photos)
+        originals = config.instance_data_dir or str(Path(config.subjects) / PROTECTED)
+        try:
+            figures = json.loads((made / FIGURES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(
+                f"{made} has no {FIGURES}; give protected_photos the output folder of apdm perturb"
+            ) from None
+        known, pairs = {person.id for person in subjects}, {}
+        after = {subject.id: subject.images for subject in find_subjects(made / IMAGES)}
+        for subject in find_subjects(originals):
+            if subject.id not in known:
+                raise UserError(f"{originals}/{subject.id} is nobody the audit has held-out photos of; add some")
+            protected = after.get(subject.id, [])
+            if [path.stem for path in protected] != [path.stem for path in subject.images]:
+                raise UserError(
+                    f"{made / IMAGES}/{subject.id} and {originals}/{subject.id} are not photos of equal names"
+                )
+            pairs[subject.id] = tuple(load_images(paths, config.resolution) for paths in (subject.images, protected))
+        adapter = load_adapter(config)
+        if adapter is not None:
+            adapter.check(base)
+        return PhotoPlan({name: (pair[0], pair[1]) for name, pair in pairs.items()}, figures, adapter)
+
+    def run(
+        self,
+        config: AuditJobConfig,
+        base: Family,
+        prior: Posterior,
+        judges: Judges,
+        subjects: Sequence[Person],
+        output: Path,
+        facts: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """results.json's "image_layer", and its pictures."""
+        references = {person.id: judges.embed(person.references / 2 + 0.5) for person in subjects}
+        rows, pictures = PhotoAudit(
+            config=config,
+            base=base,
+            class_images=prior,
+            judges=judges,
+            adapter=self.adapter,
+            instance_prompt=config.instance_prompt,
+            class_prompt=config.class_prompt,
+            seed=config.seed,
+            purifiers=config.purifiers,
+            store=CellStore(output / CELLS),
+            facts=facts,
+        ).run({name: PhotoPair(clean, after, references[name]) for name, (clean, after) in self.pairs.items()})
+        return {**self.figures, "attacks": rows}, pictures

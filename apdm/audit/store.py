@@ -1,0 +1,80 @@
+"""Finished cells on disk, so that a killed audit goes on where it was.
+
+    <folder>/<key>/cell.json        the row, and how many pictures each strip holds
+    <folder>/<key>/<name>.png       a strip of pictures, 8 bits, side by side
+
+A cell's folder is written beside and renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from apdm.files import delete, recover, write_beside
+from apdm.pictures import grid
+
+RECORD = "cell.json"
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """A name for everything that determines a cell."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def tensor_hash(*tensors: Tensor | None) -> str:
+    """Hex sha256 of the numbers in some tensors; None counts as none."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CellStore:
+    """The finished cells in one folder. process: the number of this one, kept beside what it saves."""
+
+    def __init__(self, folder: Path, *, process: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.process = folder, process
+
+    def __contains__(self, key: str) -> bool:
+        return (self.folder / key / RECORD).is_file()
+
+    def save(self, key: str, row: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> None:
+        """Keep a row (strict JSON) and its pictures, [N, 3, H, W] in [0, 1] each."""
+        with write_beside(self.folder / key, folder=True) as partial:
+            for name, images in pictures.items():
+                grid(images, len(images)).save(partial / f"{name}.png", format="PNG")
+            counts = {name: len(images) for name, images in pictures.items()}
+            record = {"row": row, "pictures": counts, "process": self.process}
+            (partial / RECORD).write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
+
+    def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What was saved, the pictures rounded to 8 bits."""
+        record = json.loads((self.folder / key / RECORD).read_text(encoding="utf-8"))
+        pictures = {name: _cut(self.folder / key / f"{name}.png", count) for name, count in record["pictures"].items()}
+        return record["row"], pictures
+
+    def tidy(self, keys: Collection[str]) -> None:
+        """Delete the cells of other audits, and failed ones of this, which are tried again."""
+        recover(self.folder)
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in keys or path.name not in self or self.load(path.name)[0].get("status") == "failed":
+                delete(path)
+
+
+def _cut(path: Path, count: int) -> Tensor:
+    """A strip of pictures as [N, 3, H, W] in [0, 1]."""
+    with Image.open(path) as image:
+        strip = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
+    return torch.stack(strip.permute(2, 0, 1).float().div(255).chunk(count, dim=2))

@@ -1,0 +1,159 @@
+"""Which attacks a suite holds, on whom, and which of them the verdict requires.
+
+The nominal attack runs on everybody with every seed, and on the hardened model for longer than nominal, so that its
+cost is known. What varies it runs on fewer people and seeds: one break is enough to know that a defence breaks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apdm.attacks import Attack
+from apdm.attacks.registry import make, settings
+from apdm.attacks.staged import Staged
+from apdm.config import AuditOptions
+from apdm.errors import UserError
+
+DENOISER_ATTACKS = ("dreambooth", "adaptive")  # that train all of it, at the audit's own rate and steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One attack of a suite.
+
+    spec: see `apdm.attacks.registry`. required: the verdict needs it. people, seeds: at most so many; None: all.
+    others: also on people who must stay learnable. placebo: also on the control model. long: the hardened model is
+    attacked for all of max_train_steps, the verdict needs its cost factor. white_box: for an attack that trains
+    elsewhere, the spec of the same attack on the model itself, which should do no worse.
+    """
+
+    spec: str
+    required: bool = True
+    people: int | None = None
+    seeds: int | None = None
+    others: bool = False
+    placebo: bool = False
+    long: bool = False
+    white_box: str | None = None
+
+
+def once(spec: str, **changes: Any) -> Entry:
+    """An entry on one person with one seed."""
+    return Entry(spec=spec, people=1, seeds=1, **changes)
+
+
+NOMINAL = Entry(spec="dreambooth", others=True, placebo=True, long=True)
+
+# Other ways to train, and other attackers. Without `required`: those that are too weak on many a base to say anything,
+# and those that win by definition, since the attacker has the original.
+STANDARD = (
+    NOMINAL,
+    once("dreambooth:prior_loss_weight=0"),
+    once("dreambooth:train_text_encoder=true"),
+    once("dreambooth:learning_rate_factor=3"),
+    once("dreambooth:steps_factor=2"),
+    once("dreambooth:identifier=t@t"),
+    once("dreambooth:photos=jpeg"),
+    once("lora", others=True),
+    once("lora:rank=32"),
+    once("textual_inversion", required=False),
+    once("custom_diffusion", required=False),
+    once("two_stage"),
+    once("adaptive"),
+    once("transfer:attack=lora", required=False, white_box="lora"),
+    once("interpolation:source=base,alpha=0.5", required=False),
+    once("interpolation:source=sibling,alpha=0.5"),
+    once("transplant:source=sibling,part=cross_attention"),
+)
+
+SUITES: dict[str, tuple[Entry, ...]] = {
+    "quick": (once("dreambooth"), once("lora")),
+    "standard": STANDARD,
+    "full": (
+        *(dataclasses.replace(entry, people=None, seeds=None, placebo=True) for entry in STANDARD),
+        Entry(spec="dreambooth:learning_rate_factor=1/3", required=False),
+        Entry(spec="dreambooth:steps_factor=5"),
+        Entry(spec="dreambooth:class_noun=face", required=False),
+        *(Entry(spec=f"dreambooth:photos={change}") for change in ("flip", "blur", "crop")),
+        Entry(spec="dreambooth:num_photos=4", required=False),
+        Entry(spec="lora:rank=128"),
+        Entry(spec="lora:train_text_encoder=true"),
+        *(Entry(spec=f"lora:learning_rate_factor={factor}", required=False) for factor in ("1/3", "3")),
+        Entry(spec="lora:steps_factor=2"),
+        Entry(spec="lora:identifier=t@t"),
+        Entry(spec="two_stage:attack=lora"),
+        Entry(spec="interpolation:source=base,alpha=1", required=False),
+        Entry(spec="interpolation:source=sibling,alpha=1"),
+        Entry(spec="task_vector"),
+        Entry(spec="transplant:source=sibling,part=text_encoder"),
+        Entry(spec="transplant:source=sibling,part=vae"),
+        Entry(spec="transfer:attack=textual_inversion", required=False, white_box="textual_inversion"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An attack that could not be run, and why."""
+
+    spec: str
+    reason: str
+
+
+def chosen(suite: str, specs: Sequence[str]) -> tuple[Entry, ...]:
+    """The entries of a suite, or one for each of `specs`, all required, on everybody. Raises UserError for repeats."""
+    if not specs:
+        return SUITES[suite]
+    if twice := [spec for spec in specs if specs.count(spec) > 1]:
+        raise UserError(f'the attack "{twice[0]}" is given twice')
+    return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
+
+
+def available(entries: Sequence[Entry], models: Collection[str]) -> tuple[list[Entry], list[LeftOut]]:
+    """Entries whose attacks need no other models than `models` ("base", "sibling"), and those left out."""
+    kept, left_out = [], []
+    for entry in entries:
+        needs = make(entry.spec, instance_prompt="a photo of sks person", class_prompt="a photo of person").needs
+        if missing := [need for need in needs if need not in models]:
+            left_out.append(LeftOut(entry.spec, f"it needs a {missing[0]} model, to be given with --{missing[0]}"))
+        else:
+            kept.append(entry)
+    return kept, left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arsenal:
+    """Makes attacks from specs. What trains the whole denoiser takes the audit's rate, steps, batch and prior; every
+    other attack has defaults of its own, which `attack_options` of the configuration changes."""
+
+    options: AuditOptions
+    instance_prompt: str
+    class_prompt: str
+    nominal_step: int
+
+    def make(self, spec: str, *, seed: int) -> Attack:
+        """Raises UserError for a spec that names no attack, or options that it has not."""
+        options = self.options
+        nominal = {
+            "learning_rate": options.learning_rate,
+            "max_train_steps": self.nominal_step,
+            "train_batch_size": options.train_batch_size,
+            "prior_loss_weight": options.prior_loss_weight,
+        }
+        by_attack: dict[str, dict[str, Any]] = {name: dict(nominal) for name in DENOISER_ATTACKS}
+        for name, values in settings(options.attack_options).items():
+            by_attack[name] = by_attack.get(name, {}) | values
+        prompts = {"instance_prompt": self.instance_prompt, "class_prompt": self.class_prompt}
+        return make(spec, by_attack=by_attack, seed=seed, **prompts)
+
+
+def lengthened(attack: Any, factor: float) -> Any:
+    """The same attack for `factor` times its steps; one whose steps are not a field of its own stays as it is."""
+    if isinstance(attack, Staged):
+        return dataclasses.replace(attack, attack=lengthened(attack.attack, factor))
+    if any(field.name == "max_train_steps" for field in dataclasses.fields(attack)):
+        return dataclasses.replace(attack, max_train_steps=round(attack.max_train_steps * factor))
+    return attack
