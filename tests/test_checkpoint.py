@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 from tiny_run import POOL, arguments, equal, weights, write_people
 
 from apdm.cli import main
 from apdm.errors import Interrupted
 from apdm.export import scan_for_leaks
 from apdm.signals import Stop
+from apdm.subjects import read_image
 
 Run = Callable[..., int]
 
@@ -99,6 +102,20 @@ def test_without_periodic_checkpoints_a_signal_still_saves(run: Run, tmp_path: P
         assert run(tmp_path / "run", max_train_steps=3000, checkpointing_steps=0) == 3
     found = list((tmp_path / "run").glob("checkpoint-*"))
     assert len(found) <= 1  # none only if the signal came before training
+
+
+def test_no_guard_against_bad_files_takes_an_interruption_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while a picture is being decoded, which is guarded against whatever a decoder may raise."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+
+    def interrupted(*_: Any) -> None:
+        Stop()(signal.SIGTERM, None)
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", interrupted)
+    with pytest.raises(Interrupted):
+        read_image(tmp_path / "photo.png")
 
 
 def test_a_signal_outside_of_training_stops_at_once_and_a_second_ctrl_c_always_does() -> None:
