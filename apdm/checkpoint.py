@@ -133,6 +133,11 @@ def write(
         raise UserError(f"{target} cannot be written: {reason}; make room and go on from the last checkpoint") from None
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder of this name in an output folder is a checkpoint's."""
+    return re.fullmatch(r"checkpoint-\d+", name) is not None
+
+
 def discard(output: Path) -> None:
     """Delete all checkpoints: a run that starts anew must not be resumed from another's."""
     for folder in _folders(output):
@@ -197,5 +202,5 @@ def _folders(output: Path) -> list[Path]:
     """Checkpoints in the order of their steps."""
     if not output.is_dir():
         return []
-    found = [entry for entry in output.iterdir() if re.fullmatch(r"checkpoint-\d+", entry.name)]
+    found = [entry for entry in output.iterdir() if is_checkpoint(entry.name)]
     return sorted(found, key=lambda entry: int(entry.name.partition("-")[2]))

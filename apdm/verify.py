@@ -16,6 +16,7 @@ from PIL import Image
 
 from apdm.audit import read_results
 from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, STRANGERS
+from apdm.checkpoint import is_checkpoint
 from apdm.config import VerifyConfig, load_config
 from apdm.errors import UserError
 from apdm.export import MANIFEST, SHIPPED, read_metadata, scan_for_leaks, verify_manifest
@@ -70,9 +71,10 @@ def _unknown(root: Path) -> list[str]:
     """What lies beside the shipped files and is no working file of ours."""
     ours = {MANIFEST, MARKER, "config.yaml", "class_images", "class_images_attacker", "cells", "photo_cells"}
     ours |= {"pictures", "samples"}
-    ours |= {"logs", "checkpoints", *SHIPPED}
+    ours |= {"logs", *SHIPPED}
     names = sorted(entry.name for entry in root.iterdir())
-    return [f"{name} is not in the manifest, nor a working file of this program" for name in names if name not in ours]
+    unknown = [name for name in names if name not in ours and not is_checkpoint(name)]
+    return [f"{name} is not in the manifest, nor a working file of this program" for name in unknown]
 
 
 def _loads(root: Path) -> list[str]:

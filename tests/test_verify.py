@@ -123,6 +123,16 @@ def test_what_must_not_be_is_said(
     assert said in capsys.readouterr().out
 
 
+def test_a_runs_checkpoints_are_working_files_and_folders_like_them_are_not(
+    folder: Path, people: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "checkpoint-000100").mkdir()
+    assert main(["verify", str(folder)]) == 0
+    (folder / "checkpoint-best").mkdir()
+    assert main(["verify", str(folder)]) == 1
+    assert "checkpoint-best is not in the manifest" in capsys.readouterr().out
+
+
 def test_an_id_within_another_word_is_not_an_id(folder: Path, people: Path, capsys: pytest.CaptureFixture[str]):
     card("made for s012.")(folder, people)
     main(["verify", str(folder), "--subjects", str(people)])
