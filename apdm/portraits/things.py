@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from apdm.portraits.drawing import Canvas, background, finish, shade, superellipse
-from apdm.portraits.people import BACKGROUNDS, COLOURS, Circumstance, circumstance
+from apdm.portraits.people import BACKGROUNDS, COLOURS, Circumstance
 
 KINDS = ("vase", "cup", "ball", "bear")
 TRAIN_THINGS = range(0, 100_000)
@@ -104,7 +104,3 @@ def _pattern(
     elif what.pattern == "dotted":
         for i in range(6):
             canvas.ellipse((x + a * (-0.7 + 0.7 * (i % 3)), y + b * (-0.4 + 0.8 * (i // 3))), (0.026, 0.026), accent)
-
-
-def thing_photo(seed: int, photo: int, size: int = 64) -> Image.Image:
-    return render_thing(thing(seed), circumstance(seed + 7_000_000, photo), size)
