@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -55,11 +55,6 @@ class ProtectionData:
         if not len(self.instance) or not len(self.prior):
             raise UserError("protection needs at least one photo of the subject and one class image")
 
-    def to(self, device: torch.device | str) -> ProtectionData:
-        """The same on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return ProtectionData(**{name: v.to(device) if hasattr(v, "to") else v for name, v in moved.items()})
-
     def personalization(self, generator: torch.Generator, batch_size: int) -> Personalization:
         """The attacker's batch: photos with the instance prompt, class images with the class prompt."""
         instance = self.instance[_indices(len(self.instance), batch_size, self.instance, generator)]
@@ -100,6 +95,25 @@ class ProtectionData:
             steps.to(latents.device, non_blocking=True),
             prompt.expand(len(images), -1, -1),
         )
+
+
+def on_device(
+    people: Mapping[str, Sequence[ProtectionData]], device: torch.device | str
+) -> dict[str, list[ProtectionData]]:
+    """The same on `device`; what people share, such as class pictures, is moved once."""
+    moved: dict[int, Any] = {}
+
+    def move(value: Any) -> Any:
+        if not hasattr(value, "to"):
+            return value
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device)
+        return moved[id(value)]
+
+    def data(one: ProtectionData) -> ProtectionData:
+        return ProtectionData(**{field.name: move(getattr(one, field.name)) for field in dataclasses.fields(one)})
+
+    return {person: [data(variant) for variant in variants] for person, variants in people.items()}
 
 
 @dataclass(frozen=True)
