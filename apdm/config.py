@@ -134,6 +134,11 @@ class PreservationConfig:
         "under class and instance prompt; about twice inner_steps holds the class. Not in the paper; 0: off.",
         at_least=0,
     )
+    anchor_prompts: list[str] = option(
+        [],
+        'Further prompts under which the anchor holds: "", which guidance subtracts, and what has nothing to do with the '
+        "class.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

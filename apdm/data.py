@@ -34,7 +34,8 @@ class ProtectionData:
     """One subject's cached latents and prompts, and the random draws from them.
 
     instance: the subject's photos, N. prior: class images, M. positive: the safe partner of each photo, N;
-    without them, class images drawn at random stand in. Prompt embeddings are `[1, L, D]`.
+    without them, class images drawn at random stand in. Prompt embeddings are `[1, L, D]`; anchor_prompts, `[K, L, D]`,
+    are what the anchor holds beside class and instance prompt.
     draw_timesteps: the family's. Draws come from the generator that is passed in, in a fixed order: the same
     seed gives the same tensors whichever device holds the images.
     """
@@ -45,6 +46,7 @@ class ProtectionData:
     class_prompt: Tensor
     draw_timesteps: Callable[[int, torch.Generator], Tensor]
     positive: Posterior | None = None
+    anchor_prompts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.positive is not None and len(self.positive) != len(self.instance):
@@ -80,9 +82,14 @@ class ProtectionData:
         return self._noised(prior, self.class_prompt, generator)
 
     def anchor(self, generator: torch.Generator, batch_size: int) -> Batch:
-        """Class images under the class prompt, and the same draws under the instance prompt: 2 B."""
+        """Class images under the class prompt, and the same draws under the instance prompt or, each by chance, one of
+        `anchor_prompts`: 2 B."""
         plain = self.class_batch(generator, batch_size)
         named = self.instance_prompt.expand(batch_size, -1, -1)
+        if self.anchor_prompts is not None:
+            every = torch.cat([self.instance_prompt, self.anchor_prompts])
+            chosen = torch.randint(len(every), (batch_size,), generator=generator, device=generator.device)
+            named = every[chosen.to(every.device)]
         return Batch.cat(plain, Batch(plain.latents, plain.noise, plain.timesteps, named))
 
     def _noised(self, images: Posterior, prompt: Tensor, generator: torch.Generator) -> Batch:

@@ -229,6 +229,8 @@ def protection_data(
     first, then each other prompt and treatment of the photos that `config.variety` names."""
     prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
     *named, plain = base.encode_prompts(prompts).float().split(1)
+    held = config.preservation.anchor_prompts
+    anchor_prompts = base.encode_prompts(held).float() if held else None
     treatments = [None, *map(make_purifier, config.variety.photos)]
 
     def encode(images: Tensor, treatment: Purifier | None) -> Posterior:
@@ -250,6 +252,7 @@ def protection_data(
                     class_prompt=plain,
                     draw_timesteps=base.draw_timesteps,
                     positive=safe,
+                    anchor_prompts=anchor_prompts,
                 )
                 for prompt in named
             ]

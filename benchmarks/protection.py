@@ -60,6 +60,10 @@ VARIETY = [
     *("--variety.inner_steps", "50", "100", "200", "300"),
     *("--variety.photos", "flip", "crop"),
 ]
+HELD = [
+    "--preservation.anchor_prompts",
+    *("", "a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "base": Recipe(widely=True),
     "pool": Recipe(SLOW, every=25, widely=True),
+    "pool-held": Recipe([*SLOW, *HELD], every=25, widely=True),
+    "pool-held-strongly": Recipe([*SLOW, *HELD, "--preservation.anchor_weight", "12"], every=25),
     "pool-fast-attackers": Recipe(every=25),
     "pool-batch-12": Recipe([*SLOW, "--train_batch_size", "12"], every=25),
     "pool-averaged": Recipe(SLOW, every=50, average=0.98),
