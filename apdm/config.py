@@ -136,8 +136,8 @@ class PreservationConfig:
     )
     anchor_prompts: list[str] = option(
         [],
-        'Further prompts under which the anchor holds: "", which guidance subtracts, and what has nothing to do with '
-        "the class.",
+        "Further prompts under which the anchor holds, such as ones that have nothing to do with the class; with them "
+        "comes the empty one, which guidance subtracts.",
     )
 
 

@@ -62,7 +62,7 @@ VARIETY = [
 ]
 HELD = [
     "--preservation.anchor_prompts",
-    *("", "a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
+    *("a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
 ]
 
 
