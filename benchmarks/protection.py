@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from apdm.attackers import Attackers
 from apdm.config import HardenConfig, load_config
@@ -88,7 +88,7 @@ RECIPES: Mapping[str, Recipe] = {
     "pool-fast-attackers": Recipe(every=25),
     "pool-batch-12": Recipe([*SLOW, "--train_batch_size", "12"], every=25),
     "pool-averaged": Recipe(SLOW, every=25, average=0.98),
-    "pool-held-averaged": Recipe([*SLOW, *HELD], every=25, average=0.98, widely=True),
+    "pool-held-averaged": Recipe([*SLOW, *HELD], every=50, average=0.98, widely=True),
     "pool-ascent": Recipe([*SLOW, "--objective", "ascent", "--ascent_limit", "2"], every=25),
     "variety": Recipe([*SLOW, *VARIETY], every=25, widely=True),
     "algorithm-1": Recipe([*PAPER, *SLOW, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "40"], every=5),
@@ -140,22 +140,25 @@ class Imma:
         """The model is already what is looked at."""
 
 
-@dataclass(frozen=True)
 class Utility:
-    """The base's class pictures, and how far another model's are from them."""
+    """How far a model's class pictures are from the base's, in distances between two seeds of the base."""
 
-    base: Family
-    reader: PortraitFace
+    def __init__(self, base: Family) -> None:
+        self.reader = PortraitFace()
+        self.wanted = self._features(base, 1000)
+        self.chance = frechet_distance(self.wanted, self._features(base, 5000))
 
     def __call__(self, model: Family) -> dict[str, float]:
-        first, again, now = (
-            draw(family, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
-            for family, seed in ((self.base, 1000), (self.base, 5000), (model, 1000))
-        )
-        features = [self.reader.features(pictures) for pictures in (first, again, now)]
-        ratio = frechet_distance(features[0], features[2]) / frechet_distance(features[0], features[1])
-        faces = (self.reader.score(now) >= self.reader.threshold).float().mean().item()
+        pictures = self._draw(model, 1000)
+        faces = (self.reader.score(pictures) >= self.reader.threshold).float().mean().item()
+        ratio = frechet_distance(self.wanted, self.reader.features(pictures)) / self.chance
         return {"fid_ratio": round(ratio, 3), "face_rate": round(faces, 3)}
+
+    def _features(self, model: Family, seed: int) -> Tensor:
+        return self.reader.features(self._draw(model, seed))
+
+    def _draw(self, model: Family, seed: int) -> Tensor:
+        return draw(model, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
 
 
 def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str,
         ],
     )
     base = load_family(PIPELINE)
-    utility = Utility(base, PortraitFace())
+    utility = Utility(base)
     with torch.no_grad():
         class_images = encode_images(
             base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
