@@ -38,6 +38,7 @@ FREE = (
 )
 TOLD = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
+    "memory.offload",
     *("save_variant", "single_file", "pretrained_model_name_or_path", "instance_data_dir", "pool.benign_data_dir"),
 )
 TOLD_GROUPS = ("audit.", "validation.", "image_layer.")

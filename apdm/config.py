@@ -20,6 +20,7 @@ __all__ = [
     "HardenConfig",
     "ImageLayerConfig",
     "L2PConfig",
+    "MemoryConfig",
     "PerturbConfig",
     "PoolConfig",
     "PreservationConfig",
@@ -65,6 +66,37 @@ class L2PConfig:
         "synchronous",
         "With several processes: one attacker on the whole batch, as one process has it, or one per process on its "
         "share, which is more diverse and sends less (DDP only).",
+    )
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = option(
+        "adamw",
+        "The attacker's: AdamW as in the paper, AdamW with moments in 8 bits (needs bitsandbytes), or Adafactor, which "
+        "has no first moment and hardly any second. In copies of the weights: 2, 0.5, 0.",
+    )
+    lora_share: float = option(
+        0.0,
+        "Share of outer steps, chosen by the seed, whose attacker trains a LoRA in place of all weights. 0: none, as "
+        "in the paper; 1: all of them, which saves three copies of the weights.",
+        at_least=0,
+        at_most=1,
+    )
+    lora_rank: int = option(4, "Rank of that LoRA, on the attention layers; peft's and diffusers' 4.", at_least=1)
+    lora_learning_rate: float = option(1e-4, "Of its AdamW; diffusers' own for LoRA, 20 times the full one.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What is kept smaller, or off the device; what that does to protection is in docs/memory.md."""
+
+    reference_dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Float type of phi, the frozen original; bfloat16 saves half a copy of the weights."
+    )
+    narrow_gradient: bool = option(
+        False, "Keep G in 24 bits a number instead of 32: bfloat16, and 8 bits of what that rounds off."
+    )
+    offload: bool = option(
+        False,
+        "Keep theta and the outer AdamW's moments in main memory, three copies of the weights, and VAE and text "
+        "encoders too while nothing is validated. One process only.",
     )
 
 
@@ -377,6 +409,7 @@ class HardenConfig(JobConfig):
     save_variant: Literal["fp16"] | None = option(None, "Also write the weights in half precision, under this variant.")
     single_file: bool = option(False, "Also write one .safetensors file as the common UIs load it.")
     l2p: L2PConfig = field(default_factory=L2PConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     preservation: PreservationConfig = field(default_factory=PreservationConfig)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apdm.ranks import ALONE, Ranks
-from apdm.slow_weights import MOMENTS, FlatSlowWeights, SlowWeights, local
+from apdm.slow_weights import MOMENTS, FlatSlowWeights, SlowWeights, local, reset_optimizer
 
 
 class Splittable(Protocol):
@@ -38,7 +38,8 @@ class Engine:
     model: holds theta', trainable. make_optimizer: the attacker's AdamW on its parameters. max_grad_norm: bound on the
     norm of the attacker's gradient; 0 is off. accumulation: a batch is worked through in so many equal parts.
 
-    fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass.
+    fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass. trained:
+    what the attacker moves. moves_fast: whether attackers ever move theta' itself.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Engine:
         self.optimizer = make_optimizer(self.parameters)
         self.shapes = [p.shape for p in self.parameters]
         self.fast: list[Tensor] = list(self.parameters)
+        self.trained = self.parameters
+        self.moves_fast = True
         self.attacked: Any = model
         self.defended: Any = model
 
@@ -64,6 +67,10 @@ class Engine:
         return SlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
 
     # -- the two paths -----------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A new attacker stands at theta: its optimizer becomes a fresh one."""
+        reset_optimizer(self.optimizer)
 
     def attack(self, loss_of: LossOf, batch: Splittable, *, leak: Sink | None = None) -> Values:
         """One step of the attacker's optimizer down the gradient of `loss_of`. leak: gets that gradient too."""
@@ -100,7 +107,7 @@ class Engine:
 
     def _step(self) -> None:
         if self.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step()
 
     def _clear(self) -> None:

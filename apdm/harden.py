@@ -79,8 +79,12 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         if ranks.is_main:
             base.pipeline.to(accelerator.device)
         people, benign = ranks.share(lambda: _job(job).encode())
+        if config.memory.offload and not config.validation.steps:
+            base.pipeline.to("cpu")
         base.denoiser.to("cpu" if kind in SHARDED else accelerator.device)
         hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
+        if config.memory.reference_dtype != "float32":
+            base.denoiser.to("cpu")  # until the audit; phi is a copy
         training = Training(
             config,
             accelerator,

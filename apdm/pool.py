@@ -81,7 +81,7 @@ class AttackerPool:
         method, slow = self.method, self.method.slow
         attacker = self.attackers[self.turn % len(self.attackers)]
         self.turn += 1
-        slow.begin(method.engine.optimizer)
+        slow.begin()
         report: dict[str, Tensor] = {}
         if method.anchor_weight:
             report["anchor_loss"] = method.hold_to_reference(attacker.batches.anchor())

@@ -32,6 +32,7 @@ POOL: dict[str, object] = {
     "pool.stride": 2,
     "preservation.anchor_weight": 4.0,
 }
+ADAPTERS: dict[str, object] = {"l2p.lora_share": 0.5, "l2p.lora_rank": 2, "l2p.lora_learning_rate": 1e-2}
 
 
 def write_people(folder: Path) -> Path:
