@@ -33,7 +33,7 @@ LATEST = "latest"
 # change where a run goes from here on, its rounding, or what is made of its result, and are told of. All others are
 # refused; what lies in the folders of model and photos is compared apart.
 FREE = (
-    *("overwrite_output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit"),
+    *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
     *("report_to", "logging_dir", "gradient_checkpointing"),
 )
 TOLD = (

@@ -5,11 +5,13 @@ Defaults are APDM's release settings (NeurIPS 2025, arXiv 2511.01307) unless an 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from apdm.errors import UserError
 from apdm.image_config import ImageLayerConfig
+from apdm.memory_config import PRESETS, MemoryConfig
 from apdm.options import config_hash, help_text, load_config, option, to_yaml
 
 __all__ = [
@@ -81,23 +83,6 @@ class L2PConfig:
     )
     lora_rank: int = option(4, "Rank of that LoRA, on the attention layers; peft's and diffusers' 4.", at_least=1)
     lora_learning_rate: float = option(1e-4, "Of its AdamW; diffusers' own for LoRA, 20 times the full one.", above=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
-    """What is kept smaller, or off the device; what that does to protection is in docs/memory.md."""
-
-    reference_dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "Float type of phi, the frozen original; bfloat16 saves half a copy of the weights."
-    )
-    narrow_gradient: bool = option(
-        False, "Keep G in 24 bits a number instead of 32: bfloat16, and 8 bits of what that rounds off."
-    )
-    offload: bool = option(
-        False,
-        "Keep theta and the outer AdamW's moments in main memory, three copies of the weights, and VAE and text "
-        "encoders too while nothing is validated. One process only.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +369,12 @@ class JobConfig:
 class HardenConfig(JobConfig):
     """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    preset: Literal["24gb", "48gb", "80gb"] | None = option(
+        None,
+        "Options for a card of this memory, as defaults: SD 1.5 from 24gb, SDXL from 48gb (by count: docs/memory.md).",
+    )
     train_batch_size: int = option(1, "Photos per step, over all processes.", at_least=1)
     max_train_steps: int = option(800, "N_protect: outer steps.", at_least=1)
     learning_rate: float = option(5e-6, "Of the outer AdamW on theta.", above=0)

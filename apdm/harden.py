@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from apdm.export import check_single_file, export_model, export_size, write_mani
 from apdm.families import Family, Posterior
 from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
 from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
+from apdm.memory_config import preset_report
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
 from apdm.prepare import class_posterior, load_base, prepare_process
 from apdm.ranks import Ranks
@@ -73,6 +75,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     with stop_on_signals() as stop, lost_processes(ranks):
         kind = ranks.agree(lambda: kind_of(accelerator))
         ranks.agree(lambda: check_engine(config, kind, ranks.size))
+        if config.preset and ranks.is_main:
+            print(f"apdm: {preset_report(config)}", file=sys.stderr)
         base = ranks.agree(lambda: load_base(config))
         job = ranks.on_main(lambda: Job.open(config, base))
         checkpoint, facts = ranks.share(lambda: _job(job).claim())
