@@ -83,12 +83,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         if ranks.is_main:
             base.pipeline.to(accelerator.device)
         people, benign = ranks.share(lambda: _job(job).encode())
-        if config.memory.offload and not config.validation.steps:
-            base.pipeline.to("cpu")
-        base.denoiser.to("cpu" if kind in SHARDED else accelerator.device)
-        hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
-        if config.memory.reference_dtype != "float32":
-            base.denoiser.to("cpu")  # until the audit; phi is a copy
+        hardened = place(config, base, kind, accelerator.device)
         training = Training(
             config,
             accelerator,
@@ -119,6 +114,17 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
             hardened.pipeline.to(accelerator.device)
             job.finish(hardened, steps, command=command)
     return output
+
+
+def place(config: HardenConfig, base: Family, kind: str, device: torch.device) -> Family:
+    """Put everything where training under the engine `kind` wants it; returns the family to be hardened."""
+    if config.memory.offload and not config.validation.steps:
+        base.pipeline.to("cpu")
+    base.denoiser.to("cpu" if kind in SHARDED else device)
+    hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
+    if config.memory.reference_dtype != "float32":
+        base.denoiser.to("cpu")  # until the audit; phi is a copy
+    return hardened
 
 
 def _job(job: Job | None) -> Job:

@@ -176,7 +176,6 @@ def test_checkpointed_activations_change_nothing(family):
         model = copy.deepcopy(family.denoiser)
         if checkpointed:
             model.enable_gradient_checkpointing()
-        model.train()
         method = method_of(family, engine_of(model), inner_steps=2)
         method.outer_step(draws(family))
         found.append([t.detach() for t in method.slow.theta])
