@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
-# Threads of the demo; accelerate would take one.
+# Threads of the demo, where accelerate would take one, and processes of the tests.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
@@ -27,9 +27,9 @@ demo: $(READY) ## harden the bundled model against drawn people and audit it: ou
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file launch/single.yaml train_apdm.py \
 		--config configs/portrait.yaml --output_dir outputs/demo --overwrite_output_dir true
 
-# One thread: the models are tiny. Offline: no test may download.
+# A process per core, each with one thread: the models are tiny. Offline: no test may download.
 test: $(READY) ## run the tests; ARGS=... goes to pytest
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(THREADS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff, its formatter, mypy
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig
 from torch import nn
+from torch.optim import Optimizer
 
 from apdm.attacks.lora import ATTENTION, lora_parameters
 from apdm.engines import Engine, MakeOptimizer
@@ -51,6 +52,7 @@ class LowRank(Engine):
         self.adapted = sharing_adapter(model, rank)
         self.adapter = lora_parameters(self.adapted)
         self.full_optimizer, self.adapter_optimizer = self.optimizer, make_adapter_optimizer(self.adapter)
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         self.moves_fast = share < 1
 
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
@@ -77,6 +79,16 @@ class LowRank(Engine):
                 elif "lora_B" in name:
                     weight.zero_()
         super().begin()
+
+    @property
+    def _optimizers(self) -> tuple[Optimizer, Optimizer]:
+        return self.full_optimizer, self.adapter_optimizer
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of those that train everything; an adapter's changes in proportion."""
+        for optimizer, own in zip(self._optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = own * (rate / self.rates[0])
 
     @contextmanager
     def _pass(self, last: bool) -> Iterator[None]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from apdm.errors import UserError
 from apdm.files import delete, list_files, sha256_file, write_beside
 
-FORMAT = 1
+FORMAT = 2
 FACTS = "checkpoint.json"
 LATEST = "latest"
 
@@ -39,7 +39,8 @@ FREE = (
 TOLD = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
     "memory.offload",
-    *("save_variant", "single_file", "pretrained_model_name_or_path", "instance_data_dir", "pool.benign_data_dir"),
+    *("save_variant", "single_file", "pretrained_model_name_or_path", "reference_model_name_or_path"),
+    *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir"),
 )
 TOLD_GROUPS = ("audit.", "validation.", "image_layer.")
 
@@ -152,7 +153,13 @@ def fingerprint(config: Any) -> dict[str, Any]:
 
 def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None:
     """Raise UserError unless a run with this model, photos and options may go on from `checkpoint`."""
-    names = {"base": "another base model", "photos": "other protected photos", "consenting": "other consenting people"}
+    names = {
+        "base": "another base model",
+        "start": "another model to begin with",
+        "photos": "other protected photos",
+        "consenting": "other consenting people",
+        "earlier": "other people of an earlier hardening",
+    }
     for name, what in names.items():
         if checkpoint.facts.get(name) != facts[name]:
             raise UserError(f"{checkpoint.folder} was made with {what}; resume with the same or start anew")

@@ -27,6 +27,7 @@ __all__ = [
     "PoolConfig",
     "PreservationConfig",
     "ValidationConfig",
+    "VarietyConfig",
     "VerifyConfig",
     "config_hash",
     "help_text",
@@ -86,6 +87,24 @@ class L2PConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VarietyConfig:
+    """What simulated attackers vary: each draws one of every list. Empty: the paper's attacker, always the same."""
+
+    instance_prompts: list[str] = option(
+        [], 'Prompts they learn with beside instance_prompt: "a photo of t@t person", "a photo of sks man".'
+    )
+    learning_rates: list[float] = option([], "Rates in place of l2p.learning_rate.", above=0)
+    inner_steps: list[int] = option(
+        [], "Lengths in place of l2p.inner_steps; of a pool's attackers, of pool.depth.", at_least=1
+    )
+    photos: list[str] = option(
+        [],
+        "What they do to the photos instead of nothing, as texts of apdm/attacks/registry.py: "
+        '"flip", "crop:margin=0.1", "jpeg:quality=50".',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """Attackers that persist over outer steps, in place of a new one in each. Not in the paper."""
 
@@ -131,6 +150,11 @@ class PreservationConfig:
         "Weight, at theta itself and once per outer step, of the distance to the base's predictions on class pictures "
         "under class and instance prompt; about twice inner_steps holds the class. Not in the paper; 0: off.",
         at_least=0,
+    )
+    anchor_prompts: list[str] = option(
+        [],
+        'Further prompts under which the anchor holds: "", which guidance subtracts, and what has nothing to do with '
+        "the class.",
     )
 
 
@@ -364,6 +388,11 @@ class JobConfig:
     )
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
+    @property
+    def base(self) -> str:
+        """The model that nothing was done to."""
+        return self.pretrained_model_name_or_path
+
 
 @dataclass(frozen=True, kw_only=True)
 class HardenConfig(JobConfig):
@@ -375,6 +404,15 @@ class HardenConfig(JobConfig):
         None,
         "Options for a card of this memory, as defaults: SD 1.5 from 24gb, SDXL from 48gb (by count: docs/memory.md).",
     )
+    reference_model_name_or_path: str | None = option(
+        None,
+        "The original of a model that was hardened before, to add people to it: phi, and what draws and is audited as "
+        "the base. Default: the model itself.",
+    )
+    rehearsal_data_dir: str | None = option(
+        None, "Photos of the people it was hardened against before, <id>/*.jpg, so that they stay protected."
+    )
+    rehearsal_every: int = option(4, "Every so many attackers one is of those people.", at_least=2)
     train_batch_size: int = option(1, "Photos per step, over all processes.", at_least=1)
     max_train_steps: int = option(800, "N_protect: outer steps.", at_least=1)
     learning_rate: float = option(5e-6, "Of the outer AdamW on theta.", above=0)
@@ -401,11 +439,33 @@ class HardenConfig(JobConfig):
     single_file: bool = option(False, "Also write one .safetensors file as the common UIs load it.")
     l2p: L2PConfig = field(default_factory=L2PConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    variety: VarietyConfig = field(default_factory=VarietyConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
+    objective: Literal["dpo", "ascent"] = option(
+        "dpo",
+        "What the defender wants at the attacker's place: Direct Protective Optimization, or just a high error on the "
+        "protected photos, the paper's naive baseline (Eq. 8), which wrecks the class.",
+    )
+    ascent_limit: float = option(
+        0.0,
+        "With ascent: a photo's error counts no further than so many times the original model's; 0: no bound.",
+        at_least=0,
+    )
     dpo: DPOConfig = field(default_factory=DPOConfig)
     preservation: PreservationConfig = field(default_factory=PreservationConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+
+    def __post_init__(self) -> None:
+        if self.rehearsal_data_dir and not self.reference_model_name_or_path:
+            raise UserError(
+                "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "
+                "with reference_model_name_or_path"
+            )
+
+    @property
+    def base(self) -> str:
+        return self.reference_model_name_or_path or self.pretrained_model_name_or_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class ProtectionData:
     """One subject's cached latents and prompts, and the random draws from them.
 
     instance: the subject's photos, N. prior: class images, M. positive: the safe partner of each photo, N;
-    without them, class images drawn at random stand in. Prompt embeddings are `[1, L, D]`.
+    without them, class images drawn at random stand in. Prompt embeddings are `[1, L, D]`; anchor_prompts, `[K, L, D]`,
+    are what the anchor holds beside class and instance prompt.
     draw_timesteps: the family's. Draws come from the generator that is passed in, in a fixed order: the same
     seed gives the same tensors whichever device holds the images.
     """
@@ -45,6 +46,7 @@ class ProtectionData:
     class_prompt: Tensor
     draw_timesteps: Callable[[int, torch.Generator], Tensor]
     positive: Posterior | None = None
+    anchor_prompts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.positive is not None and len(self.positive) != len(self.instance):
@@ -54,11 +56,6 @@ class ProtectionData:
             )
         if not len(self.instance) or not len(self.prior):
             raise UserError("protection needs at least one photo of the subject and one class image")
-
-    def to(self, device: torch.device | str) -> ProtectionData:
-        """The same on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return ProtectionData(**{name: v.to(device) if hasattr(v, "to") else v for name, v in moved.items()})
 
     def personalization(self, generator: torch.Generator, batch_size: int) -> Personalization:
         """The attacker's batch: photos with the instance prompt, class images with the class prompt."""
@@ -85,9 +82,14 @@ class ProtectionData:
         return self._noised(prior, self.class_prompt, generator)
 
     def anchor(self, generator: torch.Generator, batch_size: int) -> Batch:
-        """Class images under the class prompt, and the same draws under the instance prompt: 2 B."""
+        """Class images under the class prompt, and the same draws under the instance prompt or, each by chance, one of
+        `anchor_prompts`: 2 B."""
         plain = self.class_batch(generator, batch_size)
         named = self.instance_prompt.expand(batch_size, -1, -1)
+        if self.anchor_prompts is not None:
+            every = torch.cat([self.instance_prompt, self.anchor_prompts])
+            chosen = torch.randint(len(every), (batch_size,), generator=generator, device=generator.device)
+            named = every[chosen.to(every.device)]
         return Batch.cat(plain, Batch(plain.latents, plain.noise, plain.timesteps, named))
 
     def _noised(self, images: Posterior, prompt: Tensor, generator: torch.Generator) -> Batch:
@@ -100,6 +102,25 @@ class ProtectionData:
             steps.to(latents.device, non_blocking=True),
             prompt.expand(len(images), -1, -1),
         )
+
+
+def on_device(
+    people: Mapping[str, Sequence[ProtectionData]], device: torch.device | str
+) -> dict[str, list[ProtectionData]]:
+    """The same on `device`; what people share, such as class pictures, is moved once."""
+    moved: dict[int, Any] = {}
+
+    def move(value: Any) -> Any:
+        if not hasattr(value, "to"):
+            return value
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device)
+        return moved[id(value)]
+
+    def data(one: ProtectionData) -> ProtectionData:
+        return ProtectionData(**{field.name: move(getattr(one, field.name)) for field in dataclasses.fields(one)})
+
+    return {person: [data(variant) for variant in variants] for person, variants in people.items()}
 
 
 @dataclass(frozen=True)

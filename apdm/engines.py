@@ -127,6 +127,11 @@ class Engine:
     def part(self, index: int, whole: Tensor) -> Tensor:
         return whole
 
+    def set_learning_rate(self, rate: float) -> None:
+        """The attacker's, from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
     # -- the attacker's moments, for attackers that take turns ---------------------------------------------------
 
     def moments(self) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from apdm import checkpoint as checkpoints
+from apdm.attackers import People
+from apdm.attacks import Purifier
+from apdm.attacks.registry import make_purifier
 from apdm.checkpoint import Checkpoint
 from apdm.config import HardenConfig, config_hash, load_config, to_yaml
-from apdm.data import ProtectionData, encode_images
+from apdm.data import ProtectionData, encode_images, on_device
 from apdm.errors import UserError
 from apdm.export import check_single_file, export_model, export_size, write_manifest
 from apdm.families import Family, Posterior
@@ -28,7 +31,7 @@ from apdm.files import claim_output_dir, delete, model_hash, require_disk, write
 from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
 from apdm.memory_config import preset_report
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
-from apdm.prepare import class_posterior, load_base, prepare_process
+from apdm.prepare import class_posterior, load_models, prepare_process
 from apdm.ranks import Ranks
 from apdm.signals import stop_on_signals
 from apdm.subjects import Subject, find_subjects, load_images
@@ -77,21 +80,23 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         ranks.agree(lambda: check_engine(config, kind, ranks.size))
         if config.preset and ranks.is_main:
             print(f"apdm: {preset_report(config)}", file=sys.stderr)
-        base = ranks.agree(lambda: load_base(config))
-        job = ranks.on_main(lambda: Job.open(config, base))
+        base, start = ranks.agree(lambda: load_models(config))
+        job = ranks.on_main(lambda: Job.open(config, base, start))
         checkpoint, facts = ranks.share(lambda: _job(job).claim())
         if ranks.is_main:
             base.pipeline.to(accelerator.device)
-        people, benign = ranks.share(lambda: _job(job).encode())
-        hardened = place(config, base, kind, accelerator.device)
+        groups = ranks.share(lambda: _job(job).encode())
+        hardened = place(config, base, start, kind, accelerator.device)
+        people, benign, earlier = (on_device(group, accelerator.device) for group in groups)
         training = Training(
             config,
             accelerator,
             ranks,
             base.denoiser.eval().requires_grad_(False),
             hardened,
-            {subject: data.to(accelerator.device) for subject, data in people.items()},
-            {subject: data.to(accelerator.device) for subject, data in benign.items()},
+            people,
+            benign,
+            earlier,
         )
         validator = job.validator(hardened, people) if job is not None else None
         with stop.patience():
@@ -116,12 +121,12 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     return output
 
 
-def place(config: HardenConfig, base: Family, kind: str, device: torch.device) -> Family:
-    """Put everything where training under the engine `kind` wants it; returns the family to be hardened."""
+def place(config: HardenConfig, base: Family, start: Family, kind: str, device: torch.device) -> Family:
+    """Put everything where the engine `kind` wants it; returns the family to be hardened, with `start`'s denoiser."""
     if config.memory.offload and not config.validation.steps:
         base.pipeline.to("cpu")
     base.denoiser.to("cpu" if kind in SHARDED else device)
-    hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
+    hardened = base.with_denoiser(copy.deepcopy(start.denoiser).to(base.denoiser.device))
     if config.memory.reference_dtype != "float32":
         base.denoiser.to("cpu")  # until the audit; phi is a copy
     return hardened
@@ -139,19 +144,27 @@ class Job:
 
     config: HardenConfig
     base: Family
+    start: Family
     photos: Photos
     consenting: Photos
+    earlier: Photos
     judged: Any
     photo_job: PhotoJob | None
     output: Path
 
     @staticmethod
-    def open(config: HardenConfig, base: Family) -> Job:
+    def open(config: HardenConfig, base: Family, start: Family) -> Job:
         """Read and check all input; nothing is written."""
         photos = Photos.load(find_subjects(config.instance_data_dir), config.resolution)
-        consenting = Photos({}, {})
+        consenting = earlier = Photos({}, {})
         if config.pool.benign_size and config.pool.benign_data_dir:
             consenting = Photos.load(find_subjects(config.pool.benign_data_dir), config.resolution)
+        if config.rehearsal_data_dir:
+            earlier = Photos.load(find_subjects(config.rehearsal_data_dir), config.resolution)
+        if both := sorted(set(photos.instance) & set(earlier.instance)):
+            raise UserError(f"{both[0]} is in instance_data_dir and in rehearsal_data_dir; leave it in one of them")
+        for treatment in config.variety.photos:
+            make_purifier(treatment)
         judged = None
         if config.audit.enabled or config.validation.probe_steps:
             from apdm.judged import JudgedPeople
@@ -162,15 +175,17 @@ class Job:
         photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
         if judged is not None and judged.adapter is not None:
             judged.adapter.check(base)
-        return Job(config, base, photos, consenting, judged, photo_job, Path(config.output_dir))
+        return Job(config, base, start, photos, consenting, earlier, judged, photo_job, Path(config.output_dir))
 
     def claim(self) -> tuple[Checkpoint | None, dict[str, Any]]:
         """Make the output folder ours, and find where to go on; with it facts of model and photos for checkpoints."""
         config, output = self.config, self.output
         facts = {
-            "base": model_hash(self.base.source or Path(config.pretrained_model_name_or_path)),
+            "base": model_hash(self.base.source or Path(config.base)),
+            "start": model_hash(self.start.source or Path(config.pretrained_model_name_or_path)),
             "photos": {subject: len(images) for subject, images in self.photos.instance.items()},
             "consenting": {subject: len(images) for subject, images in self.consenting.instance.items()},
+            "earlier": {subject: len(images) for subject, images in self.earlier.instance.items()},
         }
         found = checkpoints.find(output, config.resume_from_checkpoint)
         if found is not None:
@@ -186,16 +201,15 @@ class Job:
         write_text(output / "config.yaml", to_yaml(config))
         return found, facts
 
-    def encode(self) -> tuple[dict[str, ProtectionData], dict[str, ProtectionData]]:
-        """Class pictures, drawn where missing, and everybody's latents: of the protected and of the consenting."""
+    def encode(self) -> tuple[dict[str, list[ProtectionData]], ...]:
+        """Class pictures, drawn where missing, and everybody's latents: of the protected, of the consenting, and of
+        those who were protected earlier."""
         class_images = class_posterior(self.config, self.base, self.output)
+        groups = self.photos, self.consenting, self.earlier
         with torch.no_grad():
-            return (
-                protection_data(self.config, self.base, self.photos, class_images),
-                protection_data(self.config, self.base, self.consenting, class_images),
-            )
+            return tuple(protection_data(self.config, self.base, group, class_images) for group in groups)
 
-    def validator(self, hardened: Family, people: Mapping[str, ProtectionData]) -> Validator:
+    def validator(self, hardened: Family, people: People) -> Validator:
         return Validator(self.config, hardened, people, self.judged, self.output / "samples")
 
     def finish(self, hardened: Family, steps: int, *, command: str | None) -> None:
@@ -206,7 +220,7 @@ class Job:
         export_model(
             hardened,
             output / "model",
-            base_path=base.source or config.pretrained_model_name_or_path,
+            base_path=base.source or config.base,
             config_hash=config_hash(config),
             method="apdm",
             steps=steps,
@@ -224,17 +238,36 @@ class Job:
 
 def protection_data(
     config: HardenConfig, base: Family, photos: Photos, class_images: Posterior
-) -> dict[str, ProtectionData]:
-    """Everything that does not change while hardening, encoded once: subject id -> latents and prompts."""
-    prompts = base.encode_prompts([config.instance_prompt, config.class_prompt]).float()
-    return {
-        subject: ProtectionData(
-            instance=encode_images(base, images, batch_size=config.sample_batch_size),
-            prior=class_images,
-            instance_prompt=prompts[:1],
-            class_prompt=prompts[1:],
-            draw_timesteps=base.draw_timesteps,
-            positive=encode_images(base, photos.safe[subject]) if subject in photos.safe else None,
-        )
-        for subject, images in photos.instance.items()
-    }
+) -> dict[str, list[ProtectionData]]:
+    """Everything that does not change while hardening, encoded once: subject id -> latents and prompts, the plain case
+    first, then each other prompt and treatment of the photos that `config.variety` names."""
+    prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
+    *named, plain = base.encode_prompts(prompts).float().split(1)
+    held = config.preservation.anchor_prompts
+    anchor_prompts = base.encode_prompts(held).float() if held else None
+    treatments = [None, *map(make_purifier, config.variety.photos)]
+
+    def encode(images: Tensor, treatment: Purifier | None) -> Posterior:
+        if treatment is not None:
+            images = treatment(images / 2 + 0.5, base, config.seed) * 2 - 1
+        return encode_images(base, images, batch_size=config.sample_batch_size)
+
+    people: dict[str, list[ProtectionData]] = {}
+    for subject, images in photos.instance.items():
+        people[subject] = []
+        for treatment in treatments:
+            instance = encode(images, treatment)
+            safe = encode(photos.safe[subject], treatment) if subject in photos.safe else None
+            people[subject] += [
+                ProtectionData(
+                    instance=instance,
+                    prior=class_images,
+                    instance_prompt=prompt,
+                    class_prompt=plain,
+                    draw_timesteps=base.draw_timesteps,
+                    positive=safe,
+                    anchor_prompts=anchor_prompts,
+                )
+                for prompt in named
+            ]
+    return people

@@ -77,7 +77,7 @@ class JudgedPeople:
     ) -> None:
         """Attack both models, and the photos that `photo_job` has protected; writes results.json and report.html."""
         config = self.config
-        source = base.source or Path(config.pretrained_model_name_or_path)
+        source = base.source or Path(config.base)
         base_hash = model_hash(source)
         prior = attacker_prior(
             config.audit,
@@ -104,7 +104,7 @@ class JudgedPeople:
             seed=config.seed,
             nominal_step=config.audit.nominal_step,
             paths={
-                "base": {"path": config.pretrained_model_name_or_path, "sha256": base_hash},
+                "base": {"path": config.base, "sha256": base_hash},
                 "hardened": {"path": "model", "sha256": model_hash(output / "model")},
             },
             command=command,

@@ -114,8 +114,10 @@ class LearningToProtect:
     accumulate: Literal["sum", "mean"] = "sum"
     evaluate: Literal["after", "before"] = "after"
     leak: bool = False
+    objective: Literal["dpo", "ascent"] = "dpo"
     beta: float = 1.0
     reduction: losses.Reduction = "element"
+    ascent_limit: float = 0.0
     preservation_weight: float = 1.0
     anchor_weight: float = 0.0
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -167,19 +169,22 @@ class LearningToProtect:
         with torch.no_grad():
             reference_positive, reference_negative = self._error(self.reference, pair).chunk(2)
         positive, negative, prior = self._error(model, Batch.cat(pair, batch.prior)).chunk(3)
-        dpo = losses.dpo_loss(
-            positive,
-            reference_positive,
-            negative,
-            reference_negative,
-            beta=self.beta,
-            reduction=self.reduction,
-        )
+        if self.objective == "ascent":
+            objective = losses.ascent_loss(negative, reference_negative, limit=self.ascent_limit)
+        else:
+            objective = losses.dpo_loss(
+                positive,
+                reference_positive,
+                negative,
+                reference_negative,
+                beta=self.beta,
+                reduction=self.reduction,
+            )
         preservation = losses.denoising_loss(prior)
-        loss = losses.protection_loss(dpo, preservation, preservation_weight=self.preservation_weight)
+        loss = losses.protection_loss(objective, preservation, preservation_weight=self.preservation_weight)
         return loss, {
             "protection_loss": loss.detach(),
-            "dpo_loss": dpo.detach(),
+            f"{self.objective}_loss": objective.detach(),
             "preservation_loss": preservation.detach(),
             "positive_error": losses.denoising_loss(positive.detach()),
             "negative_error": losses.denoising_loss(negative.detach()),

@@ -62,9 +62,22 @@ def dpo_loss(
     return per_sample(-logsigmoid(-beta * margin.unsqueeze(-1))).mean()
 
 
-def protection_loss(dpo: Tensor, preservation: Tensor, *, preservation_weight: float = 1.0) -> Tensor:
-    """`L_protect` (Eq. 15): `L_DPO` plus the denoising loss on class images that keeps the class alive."""
-    return dpo + preservation_weight * preservation
+def ascent_loss(error: Tensor, reference_error: Tensor, *, limit: float = 0.0) -> Tensor:
+    """Minus the error on the subject's images (the naive baseline, Eq. 8), a scalar.
+
+    limit: a sample's error counts no further than so many times the reference's, and has no gradient beyond; 0:
+    without bound, as in the paper.
+    """
+    reached = per_sample(error)
+    if limit:
+        reached = torch.minimum(reached, limit * per_sample(reference_error))
+    return -reached.mean()
+
+
+def protection_loss(objective: Tensor, preservation: Tensor, *, preservation_weight: float = 1.0) -> Tensor:
+    """`L_protect` (Eq. 15; Eq. 21 with the naive objective): `L_DPO` plus the denoising loss on class images that keeps
+    the class alive."""
+    return objective + preservation_weight * preservation
 
 
 def anchor_loss(prediction: Tensor, reference_prediction: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 from apdm.class_images import ClassImages
-from apdm.config import JobConfig
+from apdm.config import HardenConfig, JobConfig
 from apdm.data import encode_images
 from apdm.errors import UserError
 from apdm.families import Family, Posterior, load_family
@@ -40,6 +41,24 @@ def load_base(config: JobConfig) -> Family:
     return base
 
 
+def load_models(config: HardenConfig) -> tuple[Family, Family]:
+    """phi's pipeline and that whose denoiser is hardened: one and the same, unless `config` names a reference.
+
+    Raises UserError as `load_base` does, and if the two denoisers are not of one architecture.
+    """
+    start = load_base(config)
+    if config.reference_model_name_or_path is None:
+        return start, start
+    base = load_base(replace(config, pretrained_model_name_or_path=config.reference_model_name_or_path))
+    ours, theirs = ({name: p.shape for name, p in family.denoiser.named_parameters()} for family in (start, base))
+    if ours != theirs:
+        raise UserError(
+            f"{config.reference_model_name_or_path} is not the original of {config.pretrained_model_name_or_path}: "
+            "their denoisers differ in names or shapes of weights; name the model that was hardened"
+        )
+    return base, start
+
+
 def check_resolution(base: Family, resolution: int) -> None:
     """Raise UserError unless pictures of this side fit the model."""
     factor = base.size_multiple
@@ -52,7 +71,7 @@ def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progr
     """Latents of the class pictures, drawn first where they are missing."""
     recipe = ClassImages(
         prompt=config.class_prompt,
-        model=model_hash(base.source or Path(config.pretrained_model_name_or_path)),
+        model=model_hash(base.source or Path(config.base)),
         seed=config.seed,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +17,9 @@ from torch.nn import Module
 from tqdm.auto import tqdm
 
 from apdm import checkpoint as checkpoints
+from apdm.attackers import Attackers, People
 from apdm.checkpoint import Checkpoint, Section, fingerprint
 from apdm.config import HardenConfig
-from apdm.data import Draws, ProtectionData
 from apdm.engines import shard
 from apdm.errors import Interrupted, UserError
 from apdm.families import Family
@@ -34,7 +33,6 @@ from apdm.signals import Stop
 from apdm.slow_weights import make_adamw
 from apdm.validation import Validator
 
-People = Mapping[str, ProtectionData]
 # Of `l2p.`: what the algorithm does not know of.
 ENGINE_OPTIONS = (
     *("learning_rate", "max_grad_norm", "attackers", "optimizer"),
@@ -62,6 +60,7 @@ class Training:
         hardened: Family,
         people: People,
         benign: People,
+        earlier: People | None = None,
     ) -> None:
         self.config, self.ranks, self.hardened = config, ranks, hardened
         self.path: list[Mapping[str, Tensor]] = []
@@ -99,6 +98,8 @@ class Training:
             reference,
             self.slow,
             **options,
+            objective=config.objective,
+            ascent_limit=config.ascent_limit,
             beta=config.dpo.beta,
             reduction=config.dpo.reduction,
             preservation_weight=config.preservation.weight,
@@ -106,16 +107,20 @@ class Training:
             autocast=autocast(config, accelerator),
             callback=lambda step, values: self.path.append(values),
         )
-        self.sources = self._draws(people)
-        self.pool = self._pool(benign) if config.pool.size else None
+        self.attackers = self._line(people, earlier)
+        self.friends = self._line(benign) if config.pool.benign_size else None
+        self.pool = self._pool() if config.pool.size else None
 
-    def outer_step(self, step: int) -> dict[str, float]:
-        """Outer step `step`, counted from 1, subjects taking turns; the processes' mean figures."""
+    def outer_step(self) -> dict[str, float]:
+        """One outer step against the next attacker; the processes' mean figures."""
         self.path.clear()
         if self.pool is not None:
             report = self.pool.outer_step()
         else:
-            report = self.method.outer_step(self.sources[(step - 1) % len(self.sources)])
+            plan = self.attackers.next()
+            self.engine.set_learning_rate(plan.learning_rate)
+            self.method.inner_steps = plan.steps
+            report = self.method.outer_step(self.attackers.batches(plan))
         values = _summary(self.path, report)
         return dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
 
@@ -136,6 +141,7 @@ class Training:
             **asdict(counters),
             "outer_steps": self.slow.steps,
             "generator": self.generator.get_state().numpy().tobytes().hex(),
+            "turns": [line.turn for line in self._lines()],
             "pool": self.pool.counters() if self.pool is not None else None,
             "config": fingerprint(self.config),
             "processes": self.ranks.size,
@@ -150,12 +156,15 @@ class Training:
         """Stand where the run stood that wrote `checkpoint`. Raises UserError if it is of another model."""
         if self.pool is not None:
             # One step, undone by what follows, makes the optimizer's state, in whatever form the engine keeps it.
-            self.method.personalize(self.pool.attackers[0].batches.personalization())
+            first = self.pool.attackers[0]
+            self.method.personalize(first.line.batches(first.plan).personalization())
         return self.ranks.agree(lambda: self._read(checkpoint))
 
     def _read(self, checkpoint: Checkpoint) -> Counters:
         facts = checkpoint.facts
         self.slow.load(checkpoint.read, facts["outer_steps"])
+        for line, turn in zip(self._lines(), facts["turns"], strict=True):
+            line.turn = turn
         if self.pool is not None:
             self.pool.load(facts["pool"], checkpoint.read)
         self.generator.set_state(torch.frombuffer(bytearray.fromhex(facts["generator"]), dtype=torch.uint8))
@@ -163,19 +172,32 @@ class Training:
 
     # -- attackers ---------------------------------------------------------------------------------------------
 
-    def _draws(self, people: People) -> list[Draws]:
-        """A source of batches per person. All draw from one generator, the same in every process."""
-        size, ranks = self.config.train_batch_size, self.ranks
-        return [Draws(data, self.generator, size, ranks.index, ranks.size) for _, data in sorted(people.items())]
+    def _line(self, people: People, earlier: People | None = None) -> Attackers:
+        """Attackers of these people. All draw from one generator, the same in every process."""
+        config = self.config
+        return Attackers(
+            people,
+            self.generator,
+            learning_rate=config.l2p.learning_rate,
+            steps=config.pool.depth if config.pool.size else config.l2p.inner_steps,
+            batch_size=config.train_batch_size,
+            variety=config.variety,
+            earlier=earlier,
+            earlier_every=config.rehearsal_every,
+            ranks=self.ranks,
+        )
 
-    def _pool(self, benign: People) -> AttackerPool:
+    def _lines(self) -> list[Attackers]:
+        return [line for line in (self.attackers, self.friends) if line is not None]
+
+    def _pool(self) -> AttackerPool:
         options = self.config.pool
-        friendly = itertools.islice(itertools.cycle(self._draws(benign)), options.benign_size) if benign else ()
         return AttackerPool.start(
             self.method,
-            list(itertools.islice(itertools.cycle(self.sources), options.size)),
-            list(friendly),
-            depth=options.depth,
+            self.attackers,
+            self.friends,
+            size=options.size,
+            benign_size=options.benign_size,
             stride=options.stride,
             benign_weight=options.benign_weight,
         )
@@ -231,7 +253,7 @@ def protect(
     )
     every = config.checkpointing_steps
     for step in bar:
-        values = training.outer_step(step)
+        values = training.outer_step()
         if not all(math.isfinite(value) for value in values.values()):
             _stop_on_nan(output, ranks, training, counters.step)
         counters.step = step

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from apdm.attackers import People
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.config import HardenConfig
-from apdm.data import ProtectionData
 from apdm.families import Family
 from apdm.judged import JudgedPeople
 from apdm.pictures import grid, save_png
@@ -31,12 +30,13 @@ class Validator:
         self,
         config: HardenConfig,
         family: Family,
-        data: Mapping[str, ProtectionData],
+        people: People,
         judged: JudgedPeople | None,
         directory: Path,
     ) -> None:
         self.config, self.family, self.judged, self.directory = config, family, judged, directory
-        self.subject, self.data = sorted(data.items())[0]
+        self.subject, variants = sorted(people.items())[0]
+        self.data = variants[0]
         self.quiet_probes = 0
 
     @property

@@ -95,10 +95,10 @@ class World:
         config = configuration(arm)
         reference = self.base.denoiser.eval().requires_grad_(False)
         hardened = self.base.with_denoiser(copy.deepcopy(reference))
-        training = Training(config, Accelerator(cpu=True), ALONE, reference, hardened, {"s01": data}, {})
+        training = Training(config, Accelerator(cpu=True), ALONE, reference, hardened, {"s01": [data]}, {})
         started = time.process_time()
-        for step in range(1, config.max_train_steps + 1):
-            training.outer_step(step)
+        for _ in range(config.max_train_steps):
+            training.outer_step()
         seconds = time.process_time() - started
         training.publish()
         hardened.denoiser.requires_grad_(False)

@@ -214,9 +214,9 @@ def prepare(family: Family, config: HardenConfig, accelerator: Accelerator) -> T
     with torch.no_grad():
         prompts = family.encode_prompts(["a photo of sks person", "a photo of a person"]).float()
     data = ProtectionData(latents[:2], latents[2:], prompts[:1], prompts[1:], family.draw_timesteps)
-    hardened = place(config, family, "single", accelerator.device)
+    hardened = place(config, family, family, "single", accelerator.device)
     reference = family.denoiser.eval().requires_grad_(False)
-    return Training(config, accelerator, ALONE, reference, hardened, {"s01": data.to(accelerator.device)}, {})
+    return Training(config, accelerator, ALONE, reference, hardened, {"s01": [data.to(accelerator.device)]}, {})
 
 
 def measured_buffers(config: HardenConfig) -> tuple[int, int]:
@@ -232,8 +232,8 @@ def measured_buffers(config: HardenConfig) -> tuple[int, int]:
         accumulate(gradient)
 
     training.slow.accumulate = watched  # type: ignore[method-assign]
-    for step in (1, 2):  # with a share of adapters both kinds may be needed
-        training.outer_step(step)
+    for _ in range(2):  # with a share of adapters both kinds may be needed
+        training.outer_step()
     between = held()
     return between - before, peak - between
 
@@ -244,7 +244,7 @@ def measured_peak(name: str, config: HardenConfig) -> int:
     family = architectures.family(name)
     training = prepare(family, replace(config, l2p=replace(config.l2p, inner_steps=2)), accelerator)
     torch.accelerator.reset_peak_memory_stats(accelerator.device)
-    training.outer_step(1)
+    training.outer_step()
     return int(torch.accelerator.max_memory_allocated(accelerator.device))
 
 

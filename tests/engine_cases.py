@@ -23,7 +23,7 @@ from torch import Tensor
 
 from apdm import checkpoint as checkpoints
 from apdm.checkpoint import Checkpoint
-from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig
+from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig, VarietyConfig
 from apdm.data import ProtectionData
 from apdm.families import Family, Posterior, load_family
 from apdm.launched import make_accelerator
@@ -42,7 +42,9 @@ PAPER = HardenConfig(
     preservation=PreservationConfig(anchor_weight=2.0),
 )
 POOL = replace(
-    PAPER, pool=PoolConfig(size=2, benign_size=1, benign_data_dir="-", depth=6, stride=2)
+    PAPER,
+    pool=PoolConfig(size=2, benign_size=1, benign_data_dir="-", depth=6, stride=2),
+    variety=VarietyConfig(learning_rates=[1e-3, 2e-3]),
 )  # five steps: every attacker has had a turn, two have had another, and one has started anew
 CASES: dict[str, tuple[HardenConfig, int]] = {
     "paper": (PAPER, 3),
@@ -76,7 +78,8 @@ def odd_denoiser() -> UNet2DConditionModel:
         )
 
 
-def person(seed: int, family: Family) -> ProtectionData:
+def person(seed: int, family: Family) -> list[ProtectionData]:
+    """As they are, which is all that attackers learn of them here."""
     generator = torch.Generator().manual_seed(seed)
 
     def latents(count: int) -> Posterior:
@@ -84,7 +87,7 @@ def person(seed: int, family: Family) -> ProtectionData:
         return Posterior(mean, torch.full_like(mean, 0.1))
 
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"]).detach()
-    return ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)
+    return [ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)]
 
 
 def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: Family) -> Training:
@@ -107,8 +110,8 @@ def theta(training: Training) -> dict[str, Tensor]:
 
 
 def steps(training: Training, first: int, last: int) -> Training:
-    for step in range(first, last + 1):
-        training.outer_step(step)
+    for _ in range(first, last + 1):
+        training.outer_step()
     return training
 
 
@@ -131,9 +134,9 @@ def run(case: str, accelerator: Accelerator, ranks: Ranks, base: Family, folder:
         training = build(PAPER, accelerator, ranks, base)
         before = theta(training)
         if ranks.index == ranks.size - 1:
-            for source in training.sources:
-                source.data.instance.mean.fill_(float("nan"))
-        values = training.outer_step(1)
+            for variants in training.attackers.people:
+                variants[0].instance.mean.fill_(float("nan"))
+        values = training.outer_step()
         after = theta(training)
         if ranks.is_main:
             same = all(torch.equal(before[name], after[name]) for name in before)

@@ -52,7 +52,7 @@ def method_of(family: Family, engine: Engine, **options: Any) -> LearningToProte
 
 
 def draws(family: Family, seed: int = 5) -> Draws:
-    data = person(0, family)
+    (data,) = person(0, family)
     dtype = torch.get_default_dtype()
     for part in (data.instance, data.prior):
         object.__setattr__(part, "mean", part.mean.to(dtype))
@@ -168,6 +168,13 @@ def test_a_share_of_the_attackers_trains_everything(family):
         assert all(stays) if engine.is_low_rank else not any(stays)
     assert 2 < sum(kinds) < 10
     assert engine.full_optimizer.state and engine.adapter_optimizer.state
+
+
+def test_another_rate_of_the_attackers_is_the_adapters_in_proportion(family):
+    engine = engine_of(family.denoiser, share=0.5)
+    engine.set_learning_rate(3 * ADAM["learning_rate"])
+    rates = [o.param_groups[0]["lr"] for o in (engine.full_optimizer, engine.adapter_optimizer)]
+    assert rates == pytest.approx([3 * ADAM["learning_rate"], 3 * RATE])
 
 
 def test_checkpointed_activations_change_nothing(family):

@@ -1,5 +1,7 @@
 """What Learning to Protect is fed: cached posteriors, pairs and draws against closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain_l2p import toy_data
@@ -60,3 +62,12 @@ def test_safe_partners_that_do_not_match_the_photos_are_refused():
         ProtectionData(
             data.instance, data.prior, data.instance_prompt, data.class_prompt, data.draw_timesteps, data.prior[:2]
         )
+
+
+def test_the_anchor_holds_further_prompts_too_and_each_as_often():
+    data = replace(toy_data(), anchor_prompts=torch.stack([torch.full((4, 3), value) for value in (7.0, 8.0)]))
+    plain, named = data.anchor(torch.Generator().manual_seed(0), 600).prompt_embeds.chunk(2)
+    assert torch.equal(plain, data.class_prompt.expand_as(plain))
+    every = [data.instance_prompt[0], *data.anchor_prompts]
+    counts = [sum(torch.equal(prompt, one) for prompt in named) for one in every]
+    assert sum(counts) == 600 and min(counts) > 150

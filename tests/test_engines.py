@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import engine_cases
 import pytest
 import torch
 from accelerate import Accelerator
@@ -196,14 +195,13 @@ def test_independent_attackers_share_only_the_gradient_of_theta(
     trainings = []
     for index in range(2):
         training = build(config, Accelerator(cpu=True), ALONE, base)
-        training.ranks = share = Ranks()
-        share.index, share.size = index, 2  # of the batches only
-        training.sources = training._draws({f"s{i}": engine_cases.person(i, base) for i in (1, 2)})
-        share.index, share.size = 0, 1
+        share = Ranks()
+        share.index, share.size = index, 2
+        training.attackers.ranks = share  # of the batches only
         trainings.append(training)
     for training in trainings:
         training.slow.optimizer.step = lambda: None  # type: ignore[method-assign]
-        training.outer_step(1)
+        training.outer_step()
         del training.slow.optimizer.step
     first, second = (training.slow for training in trainings)
     torch._foreach_add_(first.gradient, second.gradient)

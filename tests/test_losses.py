@@ -88,3 +88,16 @@ def test_anchor_is_the_mean_squared_distance_and_zero_at_the_reference(float64):
 def test_an_unknown_reduction_is_refused():
     with pytest.raises(ValueError, match="'element' or 'sample'"):
         losses.dpo_loss(*random_errors(4), beta=1.0, reduction="sum")
+
+
+def test_ascent_is_minus_the_error_and_stops_at_so_many_times_the_references(float64):
+    error = torch.rand(3, 2, 4, 4, requires_grad=True)
+    loss = losses.ascent_loss(error, torch.rand(3, 2, 4, 4))
+    assert loss.item() == pytest.approx(-error.mean().item(), rel=1e-12)
+    # Samples whose mean error is 1, 2 and 3 against a reference's 1: a limit of 2.5 holds the last one.
+    error = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 2, 4, 4).clone().requires_grad_(True)
+    loss = losses.ascent_loss(error, torch.ones(3, 2, 4, 4), limit=2.5)
+    assert loss.item() == pytest.approx(-(1 + 2 + 2.5) / 3, rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, error)
+    wanted = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1, 1).expand_as(error) * (-1 / (3 * 32))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=0)

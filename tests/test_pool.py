@@ -1,10 +1,13 @@
 """The pool of attackers that persist over outer steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain_l2p import toy_data
-from test_l2p import Recorded, toy_protector
+from test_l2p import ADAM, Recorded, toy_protector
 
+from apdm.attackers import Plan
 from apdm.data import Draws
 from apdm.pool import AttackerPool
 
@@ -13,8 +16,27 @@ def draws(seed: int) -> Draws:
     return Draws(toy_data(), torch.Generator().manual_seed(seed), 2)
 
 
-def pool_of(method, hostile, benign=(), **options) -> AttackerPool:
-    return AttackerPool.start(method, hostile, benign, **{"depth": 100, "stride": 2, **options})
+class Given:
+    """A line of attackers who each draw from the next of `sources`, `depth` steps long."""
+
+    def __init__(self, sources, depth: int) -> None:
+        self.sources, self.depth, self.turn = list(sources), depth, 0
+
+    def next(self) -> Plan:
+        self.turn += 1
+        return Plan((self.turn - 1) % len(self.sources), 0, ADAM["learning_rate"], self.depth)
+
+    def batches(self, plan: Plan):
+        return self.sources[plan.person]
+
+
+def pool_of(method, hostile, benign=(), *, depth=100, stride=2, **options) -> AttackerPool:
+    return AttackerPool.start(
+        method,
+        Given(hostile, depth),
+        Given(benign, depth) if benign else None,
+        **{"size": len(hostile), "benign_size": len(benign), "stride": stride, **options},
+    )
 
 
 def freeze_theta(method) -> None:
@@ -94,6 +116,27 @@ def test_every_attacker_gets_its_turn(float64, hostile):
     for _ in range(2 * hostile):
         pool.outer_step()
     assert [len(source.drawn["protection"]) for source in sources] == [2] * hostile
+
+
+def test_with_more_people_than_attackers_everybody_is_attacked_in_time(float64):
+    sources = [Recorded(draws(i)) for i in range(5)]
+    pool = pool_of(toy_protector(), sources, depth=4, stride=2, size=2)
+    for _ in range(12):
+        pool.outer_step()
+    assert all(source.drawn["protection"] for source in sources)
+
+
+def test_each_attacker_goes_at_its_own_rate(float64):
+    method = toy_protector()
+    freeze_theta(method)
+    pool = pool_of(method, [draws(0), draws(0)], stride=1)
+    slow, fast = pool.attackers
+    fast.plan = replace(fast.plan, learning_rate=3 * slow.plan.learning_rate)
+    for _ in range(2):
+        pool.outer_step()
+    # One AdamW step from fresh moments is as long as its rate, whatever the gradient.
+    lengths = [torch.cat([part.abs().flatten() for part in a.offset]).median().item() for a in (slow, fast)]
+    assert lengths[1] == pytest.approx(3 * lengths[0], rel=0.05)
 
 
 def test_a_gradient_that_is_not_finite_leaves_theta_and_its_moments_alone(float64):

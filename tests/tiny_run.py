@@ -39,6 +39,12 @@ LEAN: dict[str, object] = {
     "l2p.optimizer": "adafactor",
 }
 ADAPTERS: dict[str, object] = {"l2p.lora_share": 0.5, "l2p.lora_rank": 2, "l2p.lora_learning_rate": 1e-2}
+VARIETY: dict[str, object] = {
+    "variety.instance_prompts": ["a photo of t@t person"],
+    "variety.learning_rates": [1e-3, 2e-3],
+    "variety.inner_steps": [1, 2, 3],
+    "variety.photos": ["flip", "jpeg"],
+}
 
 
 def write_people(folder: Path) -> Path:
@@ -57,7 +63,11 @@ def arguments(pipeline: Path, people: Path, output: Path, **changes: object) -> 
         **OPTIONS,
         **changes,
     }
-    return [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return [text for key, value in options.items() for text in (f"--{key}", *_texts(value))]
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def weights(output: Path) -> dict[str, Tensor]:

@@ -1,0 +1,300 @@
+"""What each way of hardening costs the attacker, at equal utility: the rows behind docs/protection.md.
+
+    python -m benchmarks.protection --output_dir outputs/protection --recipes base pool algorithm-1 ascent imma
+    python -m benchmarks.protection --output_dir outputs/protection --summary
+
+Every recipe hardens the bundled pipeline until its class pictures are further from the base's than MAX_FID_RATIO times
+the distance between two seeds of the base, or its minutes are over; what is attacked is the last state within that
+bound. Each attack is on protected people, and on one whom no recipe knows and who must stay learnable. Hardened models
+and rows stay in the folder, and what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from apdm.attackers import Attackers
+from apdm.config import HardenConfig, load_config
+from apdm.data import ProtectionData, encode_images
+from apdm.faces.portrait import PortraitFace
+from apdm.families import Family, load_family
+from apdm.harden import Photos, protection_data
+from apdm.losses import denoising_loss, squared_error
+from apdm.metrics.fidelity import frechet_distance
+from apdm.portraits import PIPELINE
+from apdm.portraits.attacks import PROMPTS
+from apdm.portraits.figures import draw
+from apdm.portraits.subjects import write_subjects
+from apdm.ranks import ALONE
+from apdm.slow_weights import make_adamw
+from apdm.subjects import find_subjects
+from apdm.training import Training
+from benchmarks.attacks import ENCODERS, Study, read
+
+MAX_FID_RATIO = 2.0  # the audit's bound
+CLASS_PICTURES = 128
+POINTS = ("200", "400", "800")  # of the curves, for the table
+OTHER = 40  # the person, numbered as the protected are, who must stay learnable
+# At a third of the nominal rate: docs/portrait-sweep.md says why.
+DREAMBOOTH = "dreambooth:learning_rate=1e-4,train_batch_size=4,max_train_steps=800"
+LORA = "lora:target=all,rank=32,learning_rate=1e-3,train_batch_size=4,max_train_steps=800"
+RENAMED = f"{DREAMBOOTH},identifier=t@t"
+
+PAPER = ["--pool.size", "0", "--pool.benign_size", "0"]
+SLOW = ["--l2p.learning_rate", "1e-4"]
+VARIETY = [
+    *("--variety.instance_prompts", "a photo of t@t person", "a portrait of sks person", "a photo of sks face"),
+    *("--variety.learning_rates", "1e-4", "3e-4"),
+    *("--variety.inner_steps", "50", "100", "200", "300"),
+    *("--variety.photos", "flip", "crop"),
+]
+HELD = [
+    "--preservation.anchor_prompts",
+    *("", "a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
+    the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
+    other ways too. average: what is published is theta's running average with this decay; 0: theta itself."""
+
+    options: list[str] = field(default_factory=list)
+    people: int = 1
+    every: int = 50
+    attacked: tuple[int, ...] = (0,)
+    widely: bool = False
+    average: float = 0.0
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "base": Recipe(widely=True),
+    "pool": Recipe(SLOW, every=25, widely=True),
+    "pool-held": Recipe([*SLOW, *HELD], every=25, widely=True),
+    "pool-held-strongly": Recipe([*SLOW, *HELD, "--preservation.anchor_weight", "12"], every=25),
+    "pool-fast-attackers": Recipe(every=25),
+    "pool-batch-12": Recipe([*SLOW, "--train_batch_size", "12"], every=25),
+    "pool-averaged": Recipe(SLOW, every=50, average=0.98),
+    "pool-ascent": Recipe([*SLOW, "--objective", "ascent", "--ascent_limit", "2"], every=25),
+    "variety": Recipe([*SLOW, *VARIETY], every=25, widely=True),
+    "algorithm-1": Recipe([*PAPER, *SLOW, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "40"], every=5),
+    # An attacker who takes one step too small to matter: the gradient is that at theta.
+    "naive": Recipe(
+        [*PAPER, "--objective", "ascent", "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"], every=10
+    ),
+    "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
+    "pool-3": Recipe(SLOW, people=3, attacked=(0, 2), every=25),
+    "pool-10": Recipe(SLOW, people=10, attacked=(0, 9), every=25, widely=True),
+}
+
+
+class Imma:
+    """IMMA (ECCV 2024) as its description has it: an attacker's and a defender's step take turns on one set of weights.
+
+    The attacker lowers the subject's denoising error with all weights, the defender raises it with those of attention
+    alone, clipped to norm 1; nothing preserves the class.
+    """
+
+    def __init__(self, config: HardenConfig, family: Family, people: Mapping[str, list[ProtectionData]]) -> None:
+        model = family.denoiser.requires_grad_(True)
+        attention = [p for name, p in model.named_parameters() if ".to_" in name]
+        self.family, self.model, self.attention = family, model, attention
+        self.attacker = make_adamw(model.parameters(), learning_rate=config.l2p.learning_rate)
+        self.defender = make_adamw(attention, learning_rate=config.learning_rate)
+        self.line = Attackers(
+            people,
+            torch.Generator().manual_seed(config.seed),
+            learning_rate=config.l2p.learning_rate,
+            steps=1,
+            batch_size=config.train_batch_size,
+        )
+
+    def outer_step(self) -> None:
+        source = self.line.batches(self.line.next())
+        for optimizer, sign in ((self.attacker, 1.0), (self.defender, -1.0)):
+            batch = source.personalization().instance
+            noisy = self.family.add_noise(batch.latents, batch.noise, batch.timesteps)
+            target = self.family.target(batch.latents, batch.noise, batch.timesteps)
+            prediction = self.family.predict(self.model, noisy, batch.timesteps, batch.prompt_embeds)
+            self.model.zero_grad()
+            (sign * denoising_loss(squared_error(prediction, target))).backward()
+            if optimizer is self.defender:
+                nn.utils.clip_grad_norm_(self.attention, 1.0)
+            optimizer.step()
+
+    def publish(self) -> None:
+        """The model is already what is looked at."""
+
+
+@dataclass(frozen=True)
+class Utility:
+    """The base's class pictures, and how far another model's are from them."""
+
+    base: Family
+    reader: PortraitFace
+
+    def __call__(self, model: Family) -> dict[str, float]:
+        first, again, now = (
+            draw(family, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
+            for family, seed in ((self.base, 1000), (self.base, 5000), (model, 1000))
+        )
+        features = [self.reader.features(pictures) for pictures in (first, again, now)]
+        ratio = frechet_distance(features[0], features[2]) / frechet_distance(features[0], features[1])
+        faces = (self.reader.score(now) >= self.reader.threshold).float().mean().item()
+        return {"fid_ratio": round(ratio, 3), "face_rate": round(faces, 3)}
+
+
+def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str, Any]:
+    """Write `folder`/model, hardened as far as utility allows; what was seen on the way."""
+    write_subjects(folder / "people", protected=recipe.people)
+    config = load_config(
+        HardenConfig,
+        [
+            *("--config", "configs/portrait.yaml", "--output_dir", str(folder / "unused")),
+            *("--instance_data_dir", str(folder / "people/protected")),
+            *("--pool.benign_data_dir", str(folder / "people/consenting")),
+            *recipe.options,
+        ],
+    )
+    base = load_family(PIPELINE)
+    utility = Utility(base, PortraitFace())
+    with torch.no_grad():
+        class_images = encode_images(
+            base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
+        )
+        people, benign = (
+            protection_data(config, base, Photos.load(find_subjects(source), config.resolution), class_images)
+            for source in (config.instance_data_dir, str(config.pool.benign_data_dir))
+        )
+    hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
+    reference = base.denoiser.eval().requires_grad_(False)
+    method: Any
+    if name == "imma":
+        method = Imma(config, hardened, people)
+    else:
+        method = Training(config, Accelerator(cpu=True), ALONE, reference, hardened, people, benign)
+    walk, kept, spent, steps = [], copy.deepcopy(base.denoiser.state_dict()), 0.0, 0
+    average = [p.detach().clone() for p in hardened.denoiser.parameters()] if recipe.average else []
+    while spent < 60 * minutes:
+        started = time.process_time()
+        for _ in range(recipe.every):
+            method.outer_step()
+            if average:
+                torch._foreach_lerp_(average, list(method.slow.theta), 1 - recipe.average)
+        spent, steps = spent + time.process_time() - started, steps + recipe.every
+        method.publish()
+        with torch.no_grad():
+            for shown, parameter in zip(average, hardened.denoiser.parameters(), strict=bool(average)):
+                parameter.copy_(shown)
+        walk.append({"outer_steps": steps, "cpu_seconds": round(spent), **utility(hardened)})
+        print(name, walk[-1], flush=True)
+        if walk[-1]["fid_ratio"] > MAX_FID_RATIO:
+            break
+        kept = copy.deepcopy(hardened.denoiser.state_dict())
+    hardened.denoiser.load_state_dict(kept)
+    hardened.save(folder / "model")
+    pairs = list(zip(base.denoiser.parameters(), hardened.denoiser.parameters(), strict=True))
+    moved, norm = (
+        sum(value.double().square().sum().item() for value in values) ** 0.5
+        for values in ([b - a for a, b in pairs], [a for a, _ in pairs])
+    )
+    return {"recipe": name, "walk": walk, "moved": moved / norm, "options": recipe.options, "people": recipe.people}
+
+
+def attacks(name: str, recipe: Recipe) -> list[tuple[str, int]]:
+    """(attack, person) of a recipe's rows; the base's are the partners of all others'."""
+    people = sorted({p for r in RECIPES.values() for p in r.attacked}) if name == "base" else recipe.attacked
+    others = [(LORA, people[0]), (RENAMED, people[0])] if recipe.widely else []
+    return [*((DREAMBOOTH, person) for person in (*people, OTHER)), *others]
+
+
+def area(row: Mapping[str, Any]) -> float:
+    """Likeness averaged over the curve and the encoders: one number for a curve that jumps from point to point."""
+    points = [point for step, point in row["curve"].items() if step != "0"]
+    return fmean(point[judge]["mean"] for point in points for judge in ENCODERS)
+
+
+def summary(folder: Path) -> list[str]:
+    """The table of docs/protection.md."""
+    rows = {(r["recipe"], r["attack"], r["person"]): r for r in read(folder / "rows.jsonl")}
+    head = ["recipe", "people", "CPU minutes", "moved", "FID ratio", "attack", "person", *POINTS, "mean", "base's mean"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for (name, attack, person), row in rows.items():
+        cells = [name, *([""] * 4)]
+        if (facts := folder / name / "facts.json").exists():
+            known = json.loads(facts.read_text())
+            within = [look for look in known["walk"] if look["fid_ratio"] <= MAX_FID_RATIO]
+            last = within[-1] if within else {"cpu_seconds": 0, "fid_ratio": 0.0}
+            cells[1:] = [
+                str(known["people"]),
+                f"{last['cpu_seconds'] / 60:.1f}",
+                f"{known['moved']:.3f}",
+                f"{last['fid_ratio']:.2f}",
+            ]
+        kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, t@t"}[attack]
+        who = "other" if person == OTHER else f"{person + 1}"
+        points = [" / ".join(f"{row['curve'][step][judge]['mean']:.2f}" for judge in ENCODERS) for step in POINTS]
+        partner = rows.get(("base", attack, person))
+        means = [f"{area(r):.2f}" if r else "" for r in (row, partner)]
+        lines.append(_line([*cells, kind, who, *points, *means]))
+    return lines
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def study(name: str, recipe: Recipe, folder: Path, output: Path) -> None:
+    """Attack what a recipe left; rows are added to `output`."""
+    done = {(row["recipe"], row["attack"], row["person"]) for row in read(output)}
+    wanted = [(attack, person) for attack, person in attacks(name, recipe) if (name, attack, person) not in done]
+    if not wanted:
+        return
+    models = {"base": load_family(PIPELINE)}
+    if name != "base":
+        models["hardened"] = load_family(folder / "model")
+    judged = Study(models, "base" if name == "base" else "hardened")
+    for attack, person in wanted:
+        row = {"recipe": name, "attack": attack, "person": person} | judged.run(attack, person, 0, 4)
+        with output.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(name, attack, person, f"{area(row):.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of each hardening, looks not counted")
+    parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--num_threads", type=int, default=1)
+    options = parser.parse_args()
+    folder: Path = options.output_dir
+    if options.summary:
+        print("\n".join(summary(folder)))
+        return
+    torch.set_num_threads(options.num_threads)
+    for name in options.recipes:
+        recipe, own = RECIPES[name], folder / name
+        own.mkdir(parents=True, exist_ok=True)
+        if name != "base" and not (own / "facts.json").exists():
+            facts = harden(name, recipe, own, options.minutes)
+            (own / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+        study(name, recipe, own, folder / "rows.jsonl")
+
+
+if __name__ == "__main__":
+    main()
