@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from apdm.attacks.lora import ATTENTION
 from apdm.config import HardenConfig, load_config
-from apdm.data import ProtectionData
+from apdm.data import ProtectionData, on_device
 from apdm.families import Family, Posterior, load_family
 from apdm.files import write_text
 from apdm.harden import place
@@ -216,7 +216,8 @@ def prepare(family: Family, config: HardenConfig, accelerator: Accelerator) -> T
     data = ProtectionData(latents[:2], latents[2:], prompts[:1], prompts[1:], family.draw_timesteps)
     hardened = place(config, family, family, "single", accelerator.device)
     reference = family.denoiser.eval().requires_grad_(False)
-    return Training(config, accelerator, ALONE, reference, hardened, {"s01": [data.to(accelerator.device)]}, {})
+    people = on_device({"s01": [data]}, accelerator.device)
+    return Training(config, accelerator, ALONE, reference, hardened, people, {})
 
 
 def measured_buffers(config: HardenConfig) -> tuple[int, int]:
