@@ -114,6 +114,13 @@ def test_phi_in_bfloat16_changes_theta_by_little(base):
     assert 0 < distance(half, full) < 0.05 * distance(full, start(base))
 
 
+def test_under_autocast_phi_in_bfloat16_changes_nothing_but_weights_of_norms(base):
+    """Autocast rounds the others anyway, and this denoiser's norms are new: ones and zeros."""
+    config = replace(PAPER, mixed_precision="bf16")
+    half, full = run(replace(config, memory=MemoryConfig(reference_dtype="bfloat16")), base), run(config, base)
+    assert all(torch.equal(half[name], full[name]) for name in full)
+
+
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_every_familys_denoiser_answers_nearly_the_same_in_bfloat16(kind, families):
     family = families(kind)
