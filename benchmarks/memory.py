@@ -44,6 +44,7 @@ PRESETS: dict[str, list[str]] = {
     "80gb": ["--preset", "80gb"],
     "48gb": ["--preset", "48gb"],
     "24gb": ["--preset", "24gb"],
+    "24gb, Adafactor": ["--preset", "24gb", "--l2p.optimizer", "adafactor"],
     "24gb, LoRA attackers": ["--preset", "24gb", "--l2p.lora_share", "1"],
 }
 CARDS = {"80gb": 80e9, "48gb": 48e9, "24gb": 24e9}
