@@ -13,6 +13,7 @@ import torch
 from engine_cases import PAPER, person
 from plain_l2p import ADAM
 from safetensors.torch import load_file
+from tiny_pipelines import BUILDERS
 from tiny_run import UNET, arguments, equal, weights, write_people
 from torch import Tensor, nn
 
@@ -228,3 +229,15 @@ def test_what_adapters_cannot_do_is_refused_in_one_line(kind, changes, message):
     with pytest.raises(UserError, match=message):
         check_engine(config, kind, 1)
     check_engine(replace(PAPER, l2p=L2PConfig(lora_share=1.0)), "single", 1)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_familys_denoiser_takes_an_adapter_that_its_own_weights_know_nothing_of(families, kind):
+    model = copy.deepcopy(families(kind).denoiser)
+    names = [name for name, _ in model.named_parameters()]
+    engine = engine_of(model)
+    engine.begin()
+    assert [name for name, _ in model.named_parameters()] == names
+    assert engine.adapter and all(p.dtype == torch.float32 for p in engine.adapter)
+    shared = {p.data_ptr() for p in engine.adapted.parameters()}
+    assert all(p.data_ptr() in shared and p.requires_grad for p in model.parameters())
