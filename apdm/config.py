@@ -153,8 +153,8 @@ class PreservationConfig:
     )
     anchor_prompts: list[str] = option(
         [],
-        'Further prompts under which the anchor holds: "", which guidance subtracts, and what has nothing to do with '
-        "the class.",
+        "Further prompts under which the anchor holds, such as ones that have nothing to do with the class; with them "
+        "comes the empty one, which guidance subtracts.",
     )
 
 
@@ -241,6 +241,14 @@ class AuditOptions:
         [],
         "What the attacker does to protected photos first, each alone, as texts of apdm/attacks/registry.py: "
         '"jpeg:quality=75", "diffusion:strength=0.2".',
+    )
+    photo_attacks: list[str] = option(
+        [],
+        "What is done with clean and with protected photos, beside the nominal attack and the adapter, as texts of "
+        'apdm/attacks/registry.py: "lora:rank=32", "img2img:strength=0.5", "inpainting".',
+    )
+    edit_prompt: str | None = option(
+        None, "What img2img and inpainting are told to make of a photo; default: the class prompt."
     )
     show_photos: bool = option(False, "Put the subjects' own photos into report.html.")
     max_match_rate: float = option(

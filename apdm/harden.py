@@ -244,7 +244,7 @@ def protection_data(
     prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
     *named, plain = base.encode_prompts(prompts).float().split(1)
     held = config.preservation.anchor_prompts
-    anchor_prompts = base.encode_prompts(held).float() if held else None
+    anchor_prompts = base.encode_prompts(["", *held]).float() if held else None
     treatments = [None, *map(make_purifier, config.variety.photos)]
 
     def encode(images: Tensor, treatment: Purifier | None) -> Posterior:

@@ -18,7 +18,7 @@ from apdm.families import Family, Posterior
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, PhotoJob
-from apdm.photo_audit import PhotoAudit, PhotoPair, load_adapter
+from apdm.photo_audit import PhotoAudit, PhotoPair, check_specs, load_adapter
 from apdm.subjects import find_subjects, load_images
 
 DIFFERENCE_GAIN = 10  # the report shows what was changed tenfold, around grey
@@ -48,6 +48,7 @@ class JudgedPeople:
             strangers=options.strangers_data_dir,
         )
         people = folders.load(config.resolution, protected=protected, prefix=options.prefix)
+        check_specs(options)
         adapter = load_adapter(options) if config.image_layer.enabled else None
         return JudgedPeople(config, load_judges(options), people, adapter)
 
@@ -140,7 +141,6 @@ class JudgedPeople:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
-            purifiers=config.audit.purifiers,
         ).run(people)
         if config.audit.show_photos:
             for name, pair in people.items():

@@ -6,8 +6,9 @@ On the base model, since protected photos are meant for models that nobody harde
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Material
-from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.registry import make_purifier
+from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.suites import Arsenal
 from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.faces import load_encoder
@@ -28,6 +29,7 @@ from apdm.metrics.rows import file_name
 
 Attack = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
 ARMS = ("clean", "protected")
+NOMINAL = "dreambooth"
 PICTURE_SEED = 7_000_000  # away from the seeds of the weight audit's pictures
 SAMPLE_BATCH_SIZE = 16
 
@@ -42,6 +44,29 @@ class PhotoPair:
     references: Mapping[str, Tensor]
 
 
+def check_specs(config: AuditOptions) -> None:
+    """Raise UserError for a purifier or attack on photos that there is not, or that needs more than photos."""
+    for spec in config.purifiers:
+        make_purifier(spec)
+    for spec in config.photo_attacks:
+        if is_zero_shot(spec):
+            make_zero_shot(spec)
+            continue
+        attack = arsenal(config, "a photo of sks person", "a photo of person").make(spec, seed=0)
+        if set(attack.needs) - {"base"}:
+            raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
+
+
+def arsenal(config: AuditOptions, instance_prompt: str, class_prompt: str) -> Arsenal:
+    """What makes attacks on photos: the nominal one has its nominal length."""
+    return Arsenal(
+        options=config,
+        instance_prompt=instance_prompt,
+        class_prompt=class_prompt,
+        nominal_step=config.nominal_step or config.max_train_steps,
+    )
+
+
 def load_adapter(config: AuditOptions) -> FaceIDAdapter | None:
     """The zero-shot adapter of the audit, None where none is named. Raises UserError for a bad encoder."""
     if config.faceid_adapter is None:
@@ -53,9 +78,10 @@ def load_adapter(config: AuditOptions) -> FaceIDAdapter | None:
 class PhotoAudit:
     """The attacks on photos, and what they share.
 
-    adapter: None leaves the zero-shot attack out. purifiers: what the attacker does to protected photos first, each
-    alone, as texts of `apdm.attacks.registry`. store: where finished rows are kept and found, under `facts`, which say
-    what else determines them; None keeps nothing.
+    config: has, as texts of `apdm.attacks.registry`, what is done with the photos beside the nominal attack,
+    photo_attacks, and what to protected ones first, purifiers, each alone. adapter: None leaves FaceID's attack out.
+    store: where finished rows are kept and found, under `facts`, which say what else determines them; None keeps
+    nothing.
     """
 
     config: AuditOptions
@@ -66,7 +92,6 @@ class PhotoAudit:
     instance_prompt: str
     class_prompt: str
     seed: int
-    purifiers: Sequence[str] = ()
     store: CellStore | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,26 +99,39 @@ class PhotoAudit:
         """Attack everybody's clean and protected photos: rows for results.json, and pictures [N, 3, H, W] in [0, 1]
         under "layer/<attack>/<arm>/<person>", "<arm>+<purifier>" after one. An attack that fails is a row that says so.
         """
-        attacks: dict[str, Attack] = {"dreambooth": self.dreambooth}
+        attacks: dict[str, Attack] = {NOMINAL: partial(self.train, NOMINAL)}
         if self.adapter is not None:
             attacks["faceid"] = self.faceid
+        for spec in self.config.photo_attacks:
+            attacks[spec] = partial(self.edit if is_zero_shot(spec) else self.train, spec)
         rows, pictures = [], {}
         for person, pair in people.items():
             for name, attack in attacks.items():
-                for arm, purifier in (*((arm, None) for arm in ARMS), *(("protected", p) for p in self.purifiers)):
+                for arm, purifier in (
+                    *((arm, None) for arm in ARMS),
+                    *(("protected", p) for p in self.config.purifiers),
+                ):
                     row, images = self._kept(name, attack, arm, purifier, person, pair)
                     rows.append(row)
                     if images is not None:
                         place = arm if purifier is None else f"{arm}+{file_name(purifier)}"
-                        pictures[f"layer/{name}/{place}/{person}"] = images
+                        pictures[f"layer/{file_name(name)}/{place}/{person}"] = images
         return rows, pictures
 
-    def dreambooth(self, photos: Tensor) -> Tensor:
-        """Pictures for the audit's first prompt, after the nominal attack with `photos` [N, 3, R, R] in [-1, 1]."""
+    def train(self, spec: str, photos: Tensor) -> Tensor:
+        """Pictures for the audit's first prompt, after an attack that trains on `photos` [N, 3, R, R] in [-1, 1]."""
         with torch.no_grad():
             latents = self.base.posterior(photos)
-        victim = self._nominal().run(self.base, Material(latents, self.class_images)).model
-        return victim.sample([self.config.prompts[0]] * self.config.num_images, **self._drawing(photos))
+        attack = self._arsenal.make(spec, seed=self.seed)
+        material = Material(latents, self.class_images, photos, {"base": self.base})
+        victim = attack.run(self.base, material).model
+        prompts = [attack.prompt(self.config.prompts[0])] * self.config.num_images
+        return victim.sample(prompts, **self._drawing(photos))
+
+    def edit(self, spec: str, photos: Tensor) -> Tensor:
+        """The photos after an attack that trains nothing, as `edit_prompt` or the class prompt asks."""
+        prompts = [self.config.edit_prompt or self.class_prompt] * self.config.num_images
+        return make_zero_shot(spec).draw(self.base, photos / 2 + 0.5, prompts, **self._drawing(photos))
 
     def faceid(self, photos: Tensor) -> Tensor:
         """Pictures for the class prompt with the adapter on the first of `photos`."""
@@ -138,18 +176,15 @@ class PhotoAudit:
         return row | {"identity": identity, "seconds": seconds, "status": status, "error": error}, images
 
     def _params(self, name: str) -> dict[str, object]:
-        return self.adapter.params() if name == "faceid" and self.adapter else self._nominal().params()
+        if name == "faceid" and self.adapter:
+            return self.adapter.params()
+        if is_zero_shot(name):
+            return {**make_zero_shot(name).params(), "prompt": self.config.edit_prompt or self.class_prompt}
+        return self._arsenal.make(name, seed=self.seed).params()
 
-    def _nominal(self) -> DreamBooth:
-        return DreamBooth(
-            instance_prompt=self.instance_prompt,
-            class_prompt=self.class_prompt,
-            learning_rate=self.config.learning_rate,
-            max_train_steps=self.config.nominal_step or self.config.max_train_steps,
-            train_batch_size=self.config.train_batch_size,
-            prior_loss_weight=self.config.prior_loss_weight,
-            seed=self.seed,
-        )
+    @property
+    def _arsenal(self) -> Arsenal:
+        return arsenal(self.config, self.instance_prompt, self.class_prompt)
 
     def _drawing(self, photos: Tensor) -> dict[str, Any]:
         return {

@@ -55,7 +55,7 @@ def _person(subject: str, rows: Iterable[Mapping[str, Any]], shown: Encoded, enc
     ]
     for row in rows:
         place = row["photos"] if not row.get("purifier") else f"{row['photos']}+{file_name(row['purifier'])}"
-        images = shown.get(f"layer/{row['attack']}/{place}/{subject}")
+        images = shown.get(f"layer/{file_name(row['attack'])}/{place}/{subject}")
         if row["subject"] == subject and images:
             model = "base" if row["photos"] == "clean" else "hardened"  # their colours
             title = f"{ATTACKS.get(row['attack'], row['attack'])}, {described(row)}"

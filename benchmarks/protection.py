@@ -3,10 +3,10 @@
     python -m benchmarks.protection --output_dir outputs/protection --recipes base pool algorithm-1 ascent imma
     python -m benchmarks.protection --output_dir outputs/protection --summary
 
-Every recipe hardens the bundled pipeline until its class pictures are further from the base's than MAX_FID_RATIO times
-the distance between two seeds of the base, or its minutes are over; what is attacked is the last state within that
-bound. Each attack is on protected people, and on one whom no recipe knows and who must stay learnable. Hardened models
-and rows stay in the folder, and what is there is not made again.
+Every recipe hardens the bundled pipeline until its minutes are over, or its class pictures are much further from the
+base's than the audit allows, MAX_FID_RATIO times the distance between two seeds of the base; what is attacked is the
+last state within that bound. Each attack is on protected people, and on one whom no recipe knows and who must stay
+learnable. Hardened models and rows stay in the folder, and what is there is not made again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from apdm.attackers import Attackers
 from apdm.config import HardenConfig, load_config
@@ -43,7 +43,7 @@ from apdm.subjects import find_subjects
 from apdm.training import Training
 from benchmarks.attacks import ENCODERS, Study, read
 
-MAX_FID_RATIO = 2.0  # the audit's bound
+MAX_FID_RATIO, HOPELESS = 2.0, 1.5  # the audit's bound, and what nothing comes back from
 CLASS_PICTURES = 128
 POINTS = ("200", "400", "800")  # of the curves, for the table
 OTHER = 40  # the person, numbered as the protected are, who must stay learnable
@@ -62,7 +62,7 @@ VARIETY = [
 ]
 HELD = [
     "--preservation.anchor_prompts",
-    *("", "a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
+    *("a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
 ]
 
 
@@ -87,7 +87,8 @@ RECIPES: Mapping[str, Recipe] = {
     "pool-held-strongly": Recipe([*SLOW, *HELD, "--preservation.anchor_weight", "12"], every=25),
     "pool-fast-attackers": Recipe(every=25),
     "pool-batch-12": Recipe([*SLOW, "--train_batch_size", "12"], every=25),
-    "pool-averaged": Recipe(SLOW, every=50, average=0.98),
+    "pool-averaged": Recipe(SLOW, every=25, average=0.98),
+    "pool-held-averaged": Recipe([*SLOW, *HELD], every=50, average=0.98, widely=True),
     "pool-ascent": Recipe([*SLOW, "--objective", "ascent", "--ascent_limit", "2"], every=25),
     "variety": Recipe([*SLOW, *VARIETY], every=25, widely=True),
     "algorithm-1": Recipe([*PAPER, *SLOW, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "40"], every=5),
@@ -139,22 +140,25 @@ class Imma:
         """The model is already what is looked at."""
 
 
-@dataclass(frozen=True)
 class Utility:
-    """The base's class pictures, and how far another model's are from them."""
+    """How far a model's class pictures are from the base's, in distances between two seeds of the base."""
 
-    base: Family
-    reader: PortraitFace
+    def __init__(self, base: Family) -> None:
+        self.reader = PortraitFace()
+        self.wanted = self._features(base, 1000)
+        self.chance = frechet_distance(self.wanted, self._features(base, 5000))
 
     def __call__(self, model: Family) -> dict[str, float]:
-        first, again, now = (
-            draw(family, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
-            for family, seed in ((self.base, 1000), (self.base, 5000), (model, 1000))
-        )
-        features = [self.reader.features(pictures) for pictures in (first, again, now)]
-        ratio = frechet_distance(features[0], features[2]) / frechet_distance(features[0], features[1])
-        faces = (self.reader.score(now) >= self.reader.threshold).float().mean().item()
+        pictures = self._draw(model, 1000)
+        faces = (self.reader.score(pictures) >= self.reader.threshold).float().mean().item()
+        ratio = frechet_distance(self.wanted, self.reader.features(pictures)) / self.chance
         return {"fid_ratio": round(ratio, 3), "face_rate": round(faces, 3)}
+
+    def _features(self, model: Family, seed: int) -> Tensor:
+        return self.reader.features(self._draw(model, seed))
+
+    def _draw(self, model: Family, seed: int) -> Tensor:
+        return draw(model, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
 
 
 def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str,
         ],
     )
     base = load_family(PIPELINE)
-    utility = Utility(base, PortraitFace())
+    utility = Utility(base)
     with torch.no_grad():
         class_images = encode_images(
             base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
@@ -201,9 +205,10 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str,
                 parameter.copy_(shown)
         walk.append({"outer_steps": steps, "cpu_seconds": round(spent), **utility(hardened)})
         print(name, walk[-1], flush=True)
-        if walk[-1]["fid_ratio"] > MAX_FID_RATIO:
+        if walk[-1]["fid_ratio"] <= MAX_FID_RATIO:
+            kept = copy.deepcopy(hardened.denoiser.state_dict())
+        elif walk[-1]["fid_ratio"] > HOPELESS * MAX_FID_RATIO:  # it goes up and down from look to look
             break
-        kept = copy.deepcopy(hardened.denoiser.state_dict())
     hardened.denoiser.load_state_dict(kept)
     hardened.save(folder / "model")
     pairs = list(zip(base.denoiser.parameters(), hardened.denoiser.parameters(), strict=True))
@@ -278,7 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of each hardening, looks not counted")
+    parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each hardening, looks not counted")
     parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()

@@ -97,7 +97,9 @@ def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path
     assert "DreamBooth, clean" in text and "Original" not in text and "Difference" not in text
 
 
-def photo_audit(attack_path: Path, **options: Any) -> tuple[PhotoAudit, dict[str, PhotoPair]]:
+def photo_audit(
+    attack_path: Path, settings: dict[str, Any] | None = None, **options: Any
+) -> tuple[PhotoAudit, dict[str, PhotoPair]]:
     """On the bundled pipeline, as short as can be, with grey photos of one person."""
     family = load_family(PIPELINE)
     judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures())
@@ -105,7 +107,7 @@ def photo_audit(attack_path: Path, **options: Any) -> tuple[PhotoAudit, dict[str
     with torch.no_grad():
         prior, references = family.posterior(photos), judges.embed(photos / 2 + 0.5)
     audit = PhotoAudit(
-        config=AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=1),
+        config=AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {})),
         base=family,
         class_images=prior,
         judges=judges,
@@ -119,8 +121,9 @@ def photo_audit(attack_path: Path, **options: Any) -> tuple[PhotoAudit, dict[str
 
 
 def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept(tmp_path: Path):
-    options = {"purifiers": ["flip", "jpeg:quality=50"], "store": CellStore(tmp_path / "cells"), "facts": {"x": 1}}
-    audit, people = photo_audit(tmp_path / "gone.safetensors", **options)
+    settings = {"purifiers": ["flip", "jpeg:quality=50"]}
+    options = {"store": CellStore(tmp_path / "cells"), "facts": {"x": 1}}
+    audit, people = photo_audit(tmp_path / "gone.safetensors", settings, **options)
     rows, pictures = audit.run(people)
     dreambooth = [row for row in rows if row["attack"] == "dreambooth"]
     assert [(row["photos"], row["purifier"]) for row in dreambooth] == [
@@ -133,6 +136,20 @@ def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept
     assert [row["status"] for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
     again, _ = audit.run(people)
     assert [row["seconds"] for row in again[:4]] == [row["seconds"] for row in rows[:4]]
+
+
+def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path: Path):
+    specs = ["lora:max_train_steps=1", "img2img:strength=0.5", "inpainting"]
+    audit, people = photo_audit(tmp_path / "gone.safetensors", {"photo_attacks": specs, "edit_prompt": "in a hat"})
+    rows, pictures = audit.run(people)
+    for spec in specs:
+        clean, protected = (row for row in rows if row["attack"] == spec)
+        assert [clean["photos"], protected["photos"]] == ["clean", "protected"]
+        assert clean["status"] == "ok", clean["error"]
+        assert clean["identity"] == protected["identity"]  # the same photos and draws
+        assert clean["params"].get("prompt") == (None if spec.startswith("lora") else "in a hat")
+    places = {"lora_max_train_steps=1", "img2img_strength=0.5", "inpainting"}
+    assert {f"layer/{place}/clean/s01" for place in places} < set(pictures)
 
 
 def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, tmp_path: Path):
@@ -156,6 +173,10 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
         plan("--protected_photos", str(tmp_path / "copy"))
     with pytest.raises(UserError, match='no purifier "jpg"'):
         plan("--purifiers", "jpg")
+    with pytest.raises(UserError, match='no attack "lara"; did you mean "lora"'):
+        plan("--photo_attacks", "lara")
+    with pytest.raises(UserError, match="leave it out of photo_attacks"):
+        plan("--photo_attacks", "transplant:source=sibling,part=vae")
 
 
 def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):

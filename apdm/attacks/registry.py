@@ -100,6 +100,11 @@ def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     return cls(**(given | _values(cls, options, spec)))
 
 
+def is_zero_shot(spec: str) -> bool:
+    """Whether a text names an editing attack or adapter rather than one that trains."""
+    return spec.partition(":")[0] in zero_shots()
+
+
 def variants(spec: str, variations: Mapping[str, Iterable[str]] = VARIATIONS) -> list[str]:
     """`spec` with one thing changed at a time: whatever of `variations` the attack says it varies over."""
     cls, _ = _parse(spec, attacks(), "attack")

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.registry import make_purifier
 from apdm.audit.people import Person
 from apdm.audit.store import CellStore
 from apdm.config import AuditJobConfig
@@ -19,7 +18,7 @@ from apdm.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, IMAGES
-from apdm.photo_audit import PhotoAudit, PhotoPair, load_adapter
+from apdm.photo_audit import PhotoAudit, PhotoPair, check_specs, load_adapter
 from apdm.subjects import find_subjects, load_images
 
 CELLS = "photo_cells"
@@ -37,8 +36,7 @@ class PhotoPlan:
     @staticmethod
     def load(config: AuditJobConfig, base: Family, subjects: Sequence[Person]) -> PhotoPlan | None:
         """None where no protected photos are named. Raises UserError for photos that do not pair off."""
-        for spec in config.purifiers:
-            make_purifier(spec)
+        check_specs(config)
         if config.protected_photos is None:
             return None
         made = Path(config.protected_photos)
@@ -86,7 +84,6 @@ class PhotoPlan:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
-            purifiers=config.purifiers,
             store=CellStore(output / CELLS),
             facts=facts,
         ).run({name: PhotoPair(clean, after, references[name]) for name, (clean, after) in self.pairs.items()})
