@@ -122,6 +122,14 @@ def _check_memory(config: HardenConfig, kind: str) -> None:
         raise UserError(
             f"memory.offload and memory.narrow_gradient are for one process; {kind} shares theta out over all of them"
         )
+    if config.mixed_precision == "fp16":
+        cannot = {
+            "memory.reference_dtype bfloat16": config.memory.reference_dtype != "float32",
+            "memory.narrow_gradient true": config.memory.narrow_gradient,
+            "l2p.optimizer adafactor": config.l2p.optimizer == "adafactor",
+        }
+        if chosen := [option for option, asked in cannot.items() if asked]:
+            raise UserError(f"{chosen[0]} does not go with mixed_precision fp16 and its loss scale; use bf16 or no")
     if config.memory.reference_dtype != "float32" and kind in SHARDED:
         raise UserError(f"{kind} shares phi out over all processes; set memory.reference_dtype float32")
 

@@ -56,9 +56,9 @@ class LeanSlowWeights(SlowWeights):
         self.engine.written()
 
     @torch.no_grad()
-    def accumulate(self, gradient: Sequence[Tensor]) -> None:
+    def accumulate(self, gradient: Sequence[Tensor], *scale: Any) -> None:
         if not self.narrow:
-            return super().accumulate(gradient)
+            return super().accumulate(gradient, *scale)
         for high, low, added in zip(self.gradient, self.rest, gradient, strict=True):
             split(join(high, low) + added, high, low)
 

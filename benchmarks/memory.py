@@ -228,10 +228,10 @@ def measured_buffers(config: HardenConfig) -> tuple[int, int]:
     training = prepare(family, replace(config, l2p=replace(config.l2p, inner_steps=1)), Accelerator(cpu=True))
     peak, accumulate = 0, training.slow.accumulate
 
-    def watched(gradient: Any) -> None:
+    def watched(*given: Any) -> None:
         nonlocal peak
         peak = max(peak, held())
-        accumulate(gradient)
+        accumulate(*given)
 
     training.slow.accumulate = watched  # type: ignore[method-assign]
     for _ in range(2):  # with a share of adapters both kinds may be needed

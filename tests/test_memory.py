@@ -236,6 +236,8 @@ def test_moments_in_8_bits_walk_nearly_the_path_of_moments_in_32():
         ("single", {"l2p": L2PConfig(optimizer="adafactor"), "pool": PoolConfig(size=1)}, "a pool keeps"),
         ("ddp", {"memory": MemoryConfig(offload=True)}, "are for one process; ddp shares"),
         ("ddp", {"memory": MemoryConfig(narrow_gradient=True)}, "are for one process; ddp shares"),
+        ("single", {"mixed_precision": "fp16", "memory": MemoryConfig(narrow_gradient=True)}, "its loss scale"),
+        ("single", {"mixed_precision": "fp16", "l2p": L2PConfig(optimizer="adafactor")}, "its loss scale"),
         ("fsdp2", {"memory": MemoryConfig(reference_dtype="bfloat16")}, "set memory.reference_dtype float32"),
     ],
 )
