@@ -152,15 +152,16 @@ def measure(world: World, arm: str, folder: Path, rows: dict[str, Any]) -> None:
 
 
 def table(rows: dict[str, Any]) -> str:
+    """Likeness by the encoder that sees more of it."""
     steps = " / ".join(map(str, MEASURED))
     lines = [
-        f"| lever | theta: distance from none's | FID ratio | DreamBooth at {steps} steps | LoRA at {steps} |",
+        f"| lever | theta: distance from that of none | FID ratio | DreamBooth at {steps} steps | LoRA at {steps} |",
         "| --- | --- | --- | --- | --- |",
     ]
     for arm, row in rows.items():
         moved = f"{row['distance']:.3f}" if "distance" in row else "not hardened"
         curves = [
-            " / ".join(f"{min(row[name][str(step)].values()):.2f}" for step in MEASURED)
+            " / ".join(f"{max(row[name][str(step)].values()):.2f}" for step in MEASURED)
             for name in ATTACKS
             if name in row
         ]

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from apdm.config import HardenConfig, L2PConfig, MemoryConfig
+from apdm.config import HardenConfig, L2PConfig, MemoryConfig, to_yaml
 from apdm.families import load_family
 from apdm.portraits import PIPELINE
-from benchmarks import memory
+from benchmarks import levers, memory
 
 PLAIN = replace(memory.configuration("none"), adam_epsilon=1e-4)
 EIGHT = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -71,3 +71,17 @@ def test_the_benchmark_writes_its_table(tmp_path, capsys):
     assert row["total"] == row["counted"] + row["activations_estimated"] + row["overhead_assumed"]
     assert row["counted"] == sum(row["device"].values())
     assert f"| sd15 | 24gb | {row['counted'] / 1e9:.1f} |" in capsys.readouterr().out
+
+
+def test_every_arm_of_the_levers_benchmark_is_the_recipe_with_one_lever():
+    plain = to_yaml(levers.configuration("none")).splitlines()
+    for arm, options in levers.ARMS.items():
+        changed = [line for line in to_yaml(levers.configuration(arm)).splitlines() if line not in plain]
+        assert len(changed) == len(options), arm
+
+
+def test_the_levers_table_shows_the_encoder_that_sees_more():
+    curve = {str(step): {"portrait-a": 0.1, "portrait-b": 0.25} for step in levers.MEASURED}
+    row = {"distance": 0.5, "fid_ratio": 2.0, "dreambooth": curve, "lora": curve}
+    points = " / ".join(["0.25"] * len(levers.MEASURED))
+    assert levers.table({"none": row}).splitlines()[-1] == f"| none | 0.500 | 2.00 | {points} | {points} |"
