@@ -33,12 +33,12 @@ LATEST = "latest"
 # change where a run goes from here on, its rounding, or what is made of its result, and are told of. All others are
 # refused; what lies in the folders of model and photos is compared apart.
 FREE = (
-    *("overwrite_output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit"),
+    *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
     *("report_to", "logging_dir", "gradient_checkpointing"),
 )
 TOLD = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
-    *("mixed_precision", "save_variant", "single_file"),
+    *("mixed_precision", "memory.offload", "save_variant", "single_file"),
     *("pretrained_model_name_or_path", "reference_model_name_or_path"),
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir"),
 )

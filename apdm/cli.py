@@ -19,7 +19,7 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
-    *("numpy", "scipy", "pillow", "deepspeed", "insightface", "onnxruntime"),
+    *("numpy", "scipy", "pillow", "deepspeed", "bitsandbytes", "insightface", "onnxruntime"),
 )
 
 

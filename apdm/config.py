@@ -5,11 +5,13 @@ Defaults are APDM's release settings (NeurIPS 2025, arXiv 2511.01307) unless an 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from apdm.errors import UserError
 from apdm.image_config import ImageLayerConfig
+from apdm.memory_config import PRESETS, MemoryConfig
 from apdm.options import config_hash, help_text, load_config, option, to_yaml
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "HardenConfig",
     "ImageLayerConfig",
     "L2PConfig",
+    "MemoryConfig",
     "PerturbConfig",
     "PoolConfig",
     "PreservationConfig",
@@ -67,6 +70,20 @@ class L2PConfig:
         "With several processes: one attacker on the whole batch, as one process has it, or one per process on its "
         "share, which is more diverse and sends less (DDP only).",
     )
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = option(
+        "adamw",
+        "The attacker's: AdamW as in the paper, AdamW with moments in 8 bits (needs bitsandbytes), or Adafactor, which "
+        "has no first moment and hardly any second. In copies of the weights: 2, 0.5, 0.",
+    )
+    lora_share: float = option(
+        0.0,
+        "Share of outer steps, chosen by the seed, whose attacker trains a LoRA in place of all weights. 0: none, as "
+        "in the paper; 1: all of them, which saves three copies of the weights.",
+        at_least=0,
+        at_most=1,
+    )
+    lora_rank: int = option(4, "Rank of that LoRA, on the attention layers; peft's and diffusers' 4.", at_least=1)
+    lora_learning_rate: float = option(1e-4, "Of its AdamW; diffusers' own for LoRA, 20 times the full one.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +406,12 @@ class JobConfig:
 class HardenConfig(JobConfig):
     """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    preset: Literal["24gb", "48gb", "80gb"] | None = option(
+        None,
+        "Options for a card of this memory, as defaults: SD 1.5 from 24gb, SDXL from 48gb (by count: docs/memory.md).",
+    )
     reference_model_name_or_path: str | None = option(
         None,
         "The original of a model that was hardened before, to add people to it: phi, and what draws and is audited as "
@@ -425,6 +448,7 @@ class HardenConfig(JobConfig):
     save_variant: Literal["fp16"] | None = option(None, "Also write the weights in half precision, under this variant.")
     single_file: bool = option(False, "Also write one .safetensors file as the common UIs load it.")
     l2p: L2PConfig = field(default_factory=L2PConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     variety: VarietyConfig = field(default_factory=VarietyConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     objective: Literal["dpo", "ascent"] = option(

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from apdm.loss_scale import LossScale
 from apdm.ranks import ALONE, Ranks
-from apdm.slow_weights import MOMENTS, FlatSlowWeights, SlowWeights, local
+from apdm.slow_weights import MOMENTS, FlatSlowWeights, SlowWeights, local, reset_optimizer
 
 
 class Splittable(Protocol):
@@ -40,7 +40,8 @@ class Engine:
     norm of the attacker's gradient; 0 is off. accumulation: a batch is worked through in so many equal parts.
     loss_scale: makes the scales of the two losses, whose gradients differ in size; by default they do nothing.
 
-    fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass.
+    fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass. trained:
+    what the attacker moves. moves_fast: whether attackers ever move theta' itself.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Engine:
         self.attack_scale, self.defence_scale = loss_scale(), loss_scale()
         self.shapes = [p.shape for p in self.parameters]
         self.fast: list[Tensor] = list(self.parameters)
+        self.trained = self.parameters
+        self.moves_fast = True
         self.attacked: Any = model
         self.defended: Any = model
 
@@ -68,6 +71,10 @@ class Engine:
         return SlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
 
     # -- the two paths -----------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A new attacker stands at theta: its optimizer becomes a fresh one."""
+        reset_optimizer(self.optimizer)
 
     def attack(self, loss_of: LossOf, batch: Splittable, *, leak: Sink | None = None) -> Values:
         """One step of the attacker's optimizer down the gradient of `loss_of`. leak: gets that gradient too.
@@ -111,7 +118,7 @@ class Engine:
     def _step(self) -> None:
         self.attack_scale.unscale_(self.optimizer)
         if self.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.attack_scale.step(self.optimizer)
         self.attack_scale.update()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from apdm.export import check_single_file, export_model, export_size, write_mani
 from apdm.families import Family, Posterior
 from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
 from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
+from apdm.memory_config import preset_report
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
 from apdm.prepare import class_posterior, load_models, prepare_process
 from apdm.ranks import Ranks
@@ -76,14 +78,15 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     with stop_on_signals() as stop, lost_processes(ranks):
         kind = ranks.agree(lambda: kind_of(accelerator))
         ranks.agree(lambda: check_engine(config, kind, ranks.size))
+        if config.preset and ranks.is_main:
+            print(f"apdm: {preset_report(config)}", file=sys.stderr)
         base, start = ranks.agree(lambda: load_models(config))
         job = ranks.on_main(lambda: Job.open(config, base, start))
         checkpoint, facts = ranks.share(lambda: _job(job).claim())
         if ranks.is_main:
             base.pipeline.to(accelerator.device)
         groups = ranks.share(lambda: _job(job).encode())
-        base.denoiser.to("cpu" if kind in SHARDED else accelerator.device)
-        hardened = base.with_denoiser(copy.deepcopy(start.denoiser).to(base.denoiser.device))
+        hardened = place(config, base, start, kind, accelerator.device)
         people, benign, earlier = (on_device(group, accelerator.device) for group in groups)
         training = Training(
             config,
@@ -116,6 +119,17 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
             hardened.pipeline.to(accelerator.device)
             job.finish(hardened, steps, command=command)
     return output
+
+
+def place(config: HardenConfig, base: Family, start: Family, kind: str, device: torch.device) -> Family:
+    """Put everything where the engine `kind` wants it; returns the family to be hardened, with `start`'s denoiser."""
+    if config.memory.offload and not config.validation.steps:
+        base.pipeline.to("cpu")
+    base.denoiser.to("cpu" if kind in SHARDED else device)
+    hardened = base.with_denoiser(copy.deepcopy(start.denoiser).to(base.denoiser.device))
+    if config.memory.reference_dtype != "float32":
+        base.denoiser.to("cpu")  # until the audit; phi is a copy
+    return hardened
 
 
 def _job(job: Job | None) -> Job:

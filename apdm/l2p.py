@@ -129,7 +129,7 @@ class LearningToProtect:
         Afterwards the model still holds the attacked theta'; `slow.restore()` makes it the protected one.
         """
         report: dict[str, Tensor] = {}
-        self.slow.begin(self.engine.optimizer)  # where the attacker starts: from theta, with fresh moments
+        self.slow.begin()  # where the attacker starts: from theta, with fresh moments
         if self.anchor_weight:
             report["anchor_loss"] = self.hold_to_reference(batches.anchor())
         for step in range(self.inner_steps):

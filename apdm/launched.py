@@ -21,6 +21,7 @@ from apdm.config import HardenConfig
 from apdm.engines import DataParallel, Engine, FullyShard, Independent, MakeOptimizer
 from apdm.errors import Interrupted, UserError
 from apdm.loss_scale import LossScale
+from apdm.optimizers import require_optimizer
 from apdm.ranks import Ranks
 
 SHARDED = ("fsdp2", "zero3")  # engines that take the model apart, so that a plain one is kept to draw with
@@ -96,6 +97,9 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
         )
     if config.l2p.leak and config.mixed_precision == "fp16":
         raise UserError("l2p.leak would add gradients that overflow in float16 to G; use mixed_precision bf16 or no")
+    _check_memory(config, kind)
+    if config.l2p.lora_share:
+        _check_adapters(config, kind)
     if config.l2p.attackers == "independent" and size > 1:
         if kind != "ddp":
             raise UserError(f"l2p.attackers independent needs whole weights in each process; use ddp, not {kind}")
@@ -105,10 +109,58 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
             )
 
 
+def _check_memory(config: HardenConfig, kind: str) -> None:
+    if config.l2p.optimizer != "adamw":
+        if kind not in ("single", "ddp"):
+            raise UserError(
+                f"l2p.optimizer {config.l2p.optimizer} needs whole weights in each process, and {kind} shares AdamW's "
+                "moments out anyway; set l2p.optimizer adamw"
+            )
+        if config.pool.size:
+            raise UserError(
+                f"a pool keeps its attackers' AdamW moments, which {config.l2p.optimizer} has not; set pool.size 0 or "
+                "l2p.optimizer adamw"
+            )
+        require_optimizer(config.l2p.optimizer)
+    if (config.memory.offload or config.memory.narrow_gradient) and kind != "single":
+        raise UserError(
+            f"memory.offload and memory.narrow_gradient are for one process; {kind} shares theta out over all of them"
+        )
+    if config.mixed_precision == "fp16":
+        cannot = {
+            "memory.reference_dtype bfloat16": config.memory.reference_dtype != "float32",
+            "memory.narrow_gradient true": config.memory.narrow_gradient,
+            "l2p.optimizer adafactor": config.l2p.optimizer == "adafactor",
+        }
+        if chosen := [option for option, asked in cannot.items() if asked]:
+            raise UserError(f"{chosen[0]} does not go with mixed_precision fp16 and its loss scale; use bf16 or no")
+    if config.memory.reference_dtype != "float32" and kind in SHARDED:
+        raise UserError(f"{kind} shares phi out over all processes; set memory.reference_dtype float32")
+
+
+def _check_adapters(config: HardenConfig, kind: str) -> None:
+    if kind not in ("single", "ddp"):
+        raise UserError(f"l2p.lora_share needs whole weights in each process; use one process or ddp, not {kind}")
+    if config.pool.size:
+        raise UserError("a pool's attackers train all weights; set pool.size 0 or l2p.lora_share 0")
+    if config.l2p.leak:
+        raise UserError("l2p.leak reproduces the release, where attackers train all weights; set l2p.lora_share 0")
+
+
 def make_engine(
-    config: HardenConfig, accelerator: Accelerator, model: nn.Module, make_optimizer: MakeOptimizer, ranks: Ranks
+    config: HardenConfig,
+    accelerator: Accelerator,
+    model: nn.Module,
+    make_optimizer: MakeOptimizer,
+    ranks: Ranks,
+    *,
+    make_adapter_optimizer: MakeOptimizer,
+    generator: torch.Generator,
 ) -> Engine:
-    """The engine of `kind_of`, with `model` in it, or a copy of it where the engine takes it apart."""
+    """The engine of `kind_of`, with `model` in it, or a copy of it where the engine takes it apart.
+
+    make_adapter_optimizer, generator: of attackers that train an adapter; see `apdm.adapters`.
+    """
     kind = kind_of(accelerator)
     if kind in SHARDED:
         model = copy.deepcopy(model)
@@ -127,6 +179,19 @@ def make_engine(
             config=accelerator.deepspeed_plugin.deepspeed_config,
             micro_batch_size=config.train_batch_size // (ranks.size * config.gradient_accumulation_steps),
             autocast=autocast(config, accelerator),
+            **options,
+        )
+    if config.l2p.lora_share:
+        from apdm.adapters import LowRank
+
+        return LowRank(
+            model,
+            make_optimizer,
+            make_adapter_optimizer=make_adapter_optimizer,
+            rank=config.l2p.lora_rank,
+            share=config.l2p.lora_share,
+            generator=generator,
+            averaged=config.l2p.attackers == "synchronous",
             **options,
         )
     if kind == "ddp" and config.l2p.attackers == "independent":

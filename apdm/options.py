@@ -58,6 +58,8 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) 
 def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     """Build `cls` from its defaults, `--config FILE` and the rest of `argv`, each stronger than the last.
 
+    Where `cls` has `presets`, name -> {option: value}, the one that the option `preset` names comes after the defaults.
+
     `argv` holds `--key value`, `--group.key value`, `--key=value`, `--list_key a b c`, and `--flag` for true.
     `--help` prints every option and exits.
 
@@ -80,6 +82,8 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     for path, texts in words.items():
         _check_known(path, known, COMMAND_LINE)
         values[path] = known[path].fit(known[path].parse(texts), COMMAND_LINE)
+    preset = getattr(cls, "presets", {}).get(values.get("preset"), {})
+    values = {**preset, **values}
     missing = [f"--{path}" for path, entry in known.items() if entry.required and path not in values]
     if missing:
         raise UserError(f"{', '.join(missing)} must be given, {COMMAND_LINE} or in the file of --config")
@@ -88,7 +92,14 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
 
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    tree = _without_empty(dataclasses.asdict(config))
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without groups that have no options, which no file may name."""
+    pruned = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in pruned.items() if value != {}}
 
 
 def config_hash(config: Any) -> str:

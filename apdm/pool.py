@@ -90,7 +90,7 @@ class AttackerPool:
         attacker = self.attackers[self.turn % len(self.attackers)]
         self.turn += 1
         batches = attacker.line.batches(attacker.plan)
-        slow.begin(method.engine.optimizer)
+        slow.begin()
         report: dict[str, Tensor] = {}
         if method.anchor_weight:
             report["anchor_loss"] = method.hold_to_reference(batches.anchor())

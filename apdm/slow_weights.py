@@ -48,7 +48,10 @@ def make_adamw(
 
 @torch.no_grad()
 def reset_optimizer(optimizer: Optimizer) -> None:
-    """Make Adam's state that of a fresh optimizer, in place: whoever holds its tensors keeps them."""
+    """Make an optimizer's state that of a fresh one; AdamW's in place: whoever holds its tensors keeps them."""
+    if not isinstance(optimizer, AdamW):
+        optimizer.state.clear()
+        return
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for state in optimizer.state.values():
         for value in state.values():
@@ -67,14 +70,17 @@ def local(tensor: Tensor) -> Tensor:
 class FastWeights(Protocol):
     """What theta must know of the engine that runs theta' (`apdm.engines`).
 
-    fast: theta' as this process holds it, tensors or shards of them. shapes: of the whole parameters. written: to be
-    called when `fast` was overwritten from outside. whole: a parameter from all processes' shards. part: the reverse.
+    fast: theta' as this process holds it, tensors or shards of them. moves_fast: whether attackers move it. shapes: of
+    the whole parameters. begin: a new attacker. written: to be called when `fast` was overwritten from outside. whole:
+    a parameter from all processes' shards. part: the reverse.
     """
 
     fast: list[Tensor]
+    moves_fast: bool
     shapes: list[torch.Size]
     ranks: Ranks
 
+    def begin(self) -> None: ...
     def written(self) -> None: ...
     def whole(self, index: int, shard: Tensor) -> Tensor: ...
     def part(self, index: int, whole: Tensor) -> Tensor: ...
@@ -96,10 +102,10 @@ class SlowWeights:
         self.optimizer = make_adamw(self.theta, **adamw)
 
     @torch.no_grad()
-    def begin(self, inner: Optimizer) -> None:
-        """Start an outer step: theta' <- theta, G <- 0, and a fresh attacker, whose optimizer is `inner`."""
+    def begin(self) -> None:
+        """Start an outer step: theta' <- theta, G <- 0, and a fresh attacker."""
         self.restore()
-        reset_optimizer(inner)
+        self.engine.begin()
         torch._foreach_zero_(self.gradient)
 
     @torch.no_grad()
@@ -208,7 +214,7 @@ class SlowWeights:
     # -- what a layout decides ---------------------------------------------------------------------------------
 
     def _masters(self) -> list[Tensor]:
-        return [_master(p) for p in self.fast]
+        return [_master(p, copy=self.engine.moves_fast) for p in self.fast]
 
     def _accumulator(self) -> list[Tensor]:
         return [theta.grad for theta in self.theta if theta.grad is not None]
@@ -299,5 +305,5 @@ class FlatSlowWeights(SlowWeights):
         into[0].copy_(flat[self.mine])
 
 
-def _master(value: Tensor) -> Tensor:
-    return nn.Parameter(value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True))
+def _master(value: Tensor, *, copy: bool = True) -> Tensor:
+    return nn.Parameter(value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=copy))

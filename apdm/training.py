@@ -25,11 +25,19 @@ from apdm.errors import Interrupted, UserError
 from apdm.families import Family
 from apdm.l2p import LearningToProtect
 from apdm.launched import RESUME, SHARDED, autocast, kind_of, make_engine
+from apdm.memory import Bfloat16, LeanSlowWeights
+from apdm.optimizers import OPTIMIZERS
 from apdm.pool import AttackerPool
 from apdm.ranks import Ranks
 from apdm.signals import Stop
 from apdm.slow_weights import make_adamw
 from apdm.validation import Validator
+
+# Of `l2p.`: what the algorithm does not know of.
+ENGINE_OPTIONS = (
+    *("learning_rate", "max_grad_norm", "attackers", "optimizer"),
+    *("lora_share", "lora_rank", "lora_learning_rate"),
+)
 
 
 @dataclass
@@ -66,16 +74,23 @@ class Training:
         self.names = [name for name, _ in model.named_parameters()]
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        inner = partial(make_adamw, learning_rate=config.l2p.learning_rate, **adamw)
-        self.engine = make_engine(config, accelerator, model, inner, ranks)
-        self.slow = self.engine.slow_weights(
-            max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate, **adamw
+        inner = partial(OPTIMIZERS[config.l2p.optimizer], learning_rate=config.l2p.learning_rate, **adamw)
+        adapter = partial(make_adamw, learning_rate=config.l2p.lora_learning_rate, **adamw)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.engine = make_engine(
+            config, accelerator, model, inner, ranks, make_adapter_optimizer=adapter, generator=self.generator
         )
+        memory, make_slow = config.memory, self.engine.slow_weights
+        if memory.offload or memory.narrow_gradient:
+            make_slow = partial(LeanSlowWeights, self.engine, offload=memory.offload, narrow=memory.narrow_gradient)
+        self.slow = make_slow(max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate, **adamw)
         self.sharded = kind_of(accelerator) in SHARDED
         if self.sharded:
             reference = shard(copy.deepcopy(reference), accelerator.device)
+        elif memory.reference_dtype == "bfloat16":
+            reference = Bfloat16(reference, accelerator.device)
         options = asdict(config.l2p)
-        for elsewhere in ("learning_rate", "max_grad_norm", "attackers"):  # the engine has them
+        for elsewhere in ENGINE_OPTIONS:
             del options[elsewhere]
         self.method = LearningToProtect(
             hardened,
@@ -92,7 +107,6 @@ class Training:
             autocast=autocast(config, accelerator),
             callback=lambda step, values: self.path.append(values),
         )
-        self.generator = torch.Generator().manual_seed(config.seed)
         self.attackers = self._line(people, earlier)
         self.friends = self._line(benign) if config.pool.benign_size else None
         self.pool = self._pool() if config.pool.size else None

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[HardenConfig, int]] = {
     "half": (replace(PAPER, mixed_precision="bf16"), 1),
     "float16": (FLOAT16, 1),
     "independent": (replace(PAPER, l2p=replace(PAPER.l2p, attackers="independent")), 1),
+    "adapters": (replace(PAPER, l2p=replace(PAPER.l2p, lora_share=0.5, lora_learning_rate=1e-2)), 4),
     "leak": (replace(PAPER, l2p=replace(PAPER.l2p, leak=True)), 2),
 }
 RESUMED = 3  # of the pool's five steps, where checkpoints are taken

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
-from tiny_run import POOL, VARIETY, arguments, equal, weights, write_people
+from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, write_people
 
 from apdm.cli import main
 from apdm.errors import Interrupted
@@ -72,8 +72,8 @@ def signal_when(path: Path, number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "attackers",
-    [{}, POOL, VARIETY, {**POOL, **VARIETY}, {**POOL, "mixed_precision": "fp16"}],
-    ids=["algorithm-1", "pool", "variety", "pool-variety", "float16"],
+    [{}, POOL, VARIETY, {**POOL, **VARIETY}, {**POOL, "mixed_precision": "fp16"}, {**ADAPTERS, **VARIETY}, LEAN],
+    ids=["algorithm-1", "pool", "variety", "pool-variety", "float16", "adapters-variety", "lean"],
 )
 def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
     run: Run, tmp_path: Path, attackers: dict[str, object]

@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 
 COMMON = ["clipped", "accumulated", "pool", "half", "float16", "overflow", "resumed", "saved", "broken"]
 LAUNCHES = {
-    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "leak"]),
+    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "leak", "adapters"]),
     "zero1": ("cpu_2proc_zero1", 2, COMMON),
     "zero2": ("cpu_2proc_zero2", 2, ["paper", *COMMON]),
     "zero2_offload": ("cpu_2proc_zero2_offload", 2, ["clipped", "pool", "resumed", "float16", "overflow"]),
@@ -138,7 +138,7 @@ def every(*cases: str) -> pytest.MarkDecorator:
 def test_the_cases_move_theta_far_beyond_what_engines_may_differ_by(one_process: Callable[[str], Weights]) -> None:
     paper, start = one_process("paper"), theta_at_start()
     assert distance(paper, start) > 300 * FLOOR
-    for other in ("clipped", "pool", "half", "leak"):
+    for other in ("clipped", "pool", "half", "leak", "adapters"):
         assert distance(paper, one_process(other)) > 10 * FLOOR
     assert any(p.numel() % 2 and p.numel() % 3 for p in odd_denoiser().parameters())
 
@@ -149,7 +149,7 @@ def theta_at_start() -> Weights:
     return {name: (p + 0.02 * torch.randn(p.shape, generator=generator)).detach() for name, p in named.items()}
 
 
-@every("paper", "clipped", "accumulated", "pool", "leak")
+@every("paper", "clipped", "accumulated", "pool", "leak", "adapters")
 def test_many_processes_have_the_weights_of_one(
     launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
 ) -> None:

@@ -160,7 +160,7 @@ def test_every_outer_step_starts_the_attacker_at_theta_with_fresh_moments(float6
     assert any(
         not torch.equal(p, t) for p, t in zip(protector.engine.model.parameters(), protector.slow.theta, strict=True)
     )
-    protector.slow.begin(protector.engine.optimizer)
+    protector.slow.begin()
     assert all(
         torch.equal(p, t) for p, t in zip(protector.engine.model.parameters(), protector.slow.theta, strict=True)
     )

@@ -32,6 +32,13 @@ POOL: dict[str, object] = {
     "pool.stride": 2,
     "preservation.anchor_weight": 4.0,
 }
+LEAN: dict[str, object] = {
+    "memory.reference_dtype": "bfloat16",
+    "memory.narrow_gradient": True,
+    "memory.offload": True,
+    "l2p.optimizer": "adafactor",
+}
+ADAPTERS: dict[str, object] = {"l2p.lora_share": 0.5, "l2p.lora_rank": 2, "l2p.lora_learning_rate": 1e-2}
 VARIETY: dict[str, object] = {
     "variety.instance_prompts": ["a photo of t@t person"],
     "variety.learning_rates": [1e-3, 2e-3],

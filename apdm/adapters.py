@@ -1,0 +1,124 @@
+"""Simulated attackers that train a low-rank adapter (LoRA, Hu et al. 2021) in place of all weights. Not in the paper.
+
+The adapter is peft's, on the layers that the LoRA attack trains (`apdm.attacks.lora`), new in every outer step: A drawn
+from the run's generator, B zero. The defender differentiates L_protect where the attacker stands, at W + B A, by the
+base weights W: since W enters the layer by that sum alone, it is the gradient of the merged model. The attacker
+never moves W, so theta' is theta, and neither a second copy of the weights nor moments of their size are needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig
+from torch import nn
+from torch.optim import Optimizer
+
+from apdm.attacks.lora import ATTENTION, lora_parameters
+from apdm.engines import Engine, MakeOptimizer
+from apdm.slow_weights import FlatSlowWeights, SlowWeights
+
+
+class LowRank(Engine):
+    """An engine whose attackers train an adapter: all of them, or the `share` of outer steps that the generator draws.
+
+    The others train everything, as with `Engine`. One process, or several with whole weights each: the gradients of
+    whatever is trained are averaged over them, unless `averaged` is false and each plays an attacker of its own.
+
+    rank: of the adapter. make_adapter_optimizer: its optimizer. generator: the run's, on the CPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer,
+        *,
+        make_adapter_optimizer: MakeOptimizer,
+        rank: int,
+        share: float,
+        generator: torch.Generator,
+        averaged: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, make_optimizer, **options)
+        self.rank, self.share, self.generator = rank, share, generator
+        self.averaged = averaged and self.ranks.size > 1
+        self.adapted = sharing_adapter(model, rank)
+        self.adapter = lora_parameters(self.adapted)
+        self.full_optimizer, self.adapter_optimizer = self.optimizer, make_adapter_optimizer(self.adapter)
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
+        self.moves_fast = share < 1
+
+    def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
+        kind = SlowWeights if self.ranks.size == 1 else FlatSlowWeights
+        return kind(self, max_grad_norm=max_grad_norm, **adamw)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether this outer step's attacker trains the adapter."""
+        return self.optimizer is self.adapter_optimizer
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        # Drawn rather than counted: every second outer step might always be the same subject's.
+        low_rank = self.share == 1 or torch.rand((), generator=self.generator).item() < self.share
+        self.optimizer = self.adapter_optimizer if low_rank else self.full_optimizer
+        self.trained = self.adapter if low_rank else self.parameters
+        self.attacked = self.defended = self.adapted if low_rank else self.model
+        if low_rank:
+            for name, weight in self.adapted.named_parameters():
+                if "lora_A" in name:
+                    drawn = torch.randn(weight.shape, generator=self.generator, dtype=weight.dtype)
+                    weight.copy_(drawn / self.rank)
+                elif "lora_B" in name:
+                    weight.zero_()
+        super().begin()
+
+    @property
+    def _optimizers(self) -> tuple[Optimizer, Optimizer]:
+        return self.full_optimizer, self.adapter_optimizer
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of those that train everything; an adapter's changes in proportion."""
+        for optimizer, own in zip(self._optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = own * (rate / self.rates[0])
+
+    @contextmanager
+    def _pass(self, last: bool) -> Iterator[None]:
+        """The attacker's passes: with an adapter, the base weights take no part in the gradient."""
+        frozen = self.parameters if self.is_low_rank else []
+        _set_trainable(frozen, False)
+        try:
+            yield
+        finally:
+            _set_trainable(frozen, True)
+
+    def _step(self) -> None:
+        if self.averaged:
+            gradients = [p.grad for p in self.trained if p.grad is not None]
+            for sent in [dist.all_reduce(g, async_op=True) for g in gradients]:
+                sent.wait()
+            torch._foreach_div_(gradients, self.ranks.size)
+        super()._step()
+
+
+def sharing_adapter(model: nn.Module, rank: int) -> Any:
+    """A second model of the same tensors, with an adapter: `model` itself knows nothing of it."""
+    shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    # deepcopy takes what its memo already holds instead of copying it.
+    adapted: Any = copy.deepcopy(model, shared)
+    adapted.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION))
+    _set_trainable(list(model.parameters()), True)  # peft has frozen them
+    return adapted
+
+
+def _set_trainable(parameters: list[nn.Parameter], trainable: bool) -> None:
+    for p in parameters:
+        p.requires_grad_(trainable)
