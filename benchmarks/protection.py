@@ -84,7 +84,7 @@ RECIPES: Mapping[str, Recipe] = {
     "base": Recipe(widely=True),
     "pool": Recipe(SLOW, every=25, widely=True),
     "pool-held": Recipe([*SLOW, *HELD], every=25, widely=True),
-    "pool-held-strongly": Recipe([*SLOW, *HELD, "--preservation.anchor_weight", "12"], every=25),
+    "pool-held-strongly": Recipe([*SLOW, *HELD, "--preservation.anchor_weight", "20"], every=50, average=0.98),
     "pool-fast-attackers": Recipe(every=25),
     "pool-batch-12": Recipe([*SLOW, "--train_batch_size", "12"], every=25),
     "pool-averaged": Recipe(SLOW, every=25, average=0.98),
