@@ -39,7 +39,8 @@ FREE = (
 TOLD = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
     "memory.offload",
-    *("save_variant", "single_file", "pretrained_model_name_or_path", "reference_model_name_or_path"),
+    *("mixed_precision", "save_variant", "single_file"),
+    *("pretrained_model_name_or_path", "reference_model_name_or_path"),
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir"),
 )
 TOLD_GROUPS = ("audit.", "validation.", "image_layer.")

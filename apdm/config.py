@@ -429,7 +429,9 @@ class HardenConfig(JobConfig):
     adam_weight_decay: float = option(1e-2, "Weight decay of both AdamWs.", at_least=0)
     adam_epsilon: float = option(1e-8, "epsilon of both AdamWs.", above=0)
     max_grad_norm: float = option(0.0, "Clips theta's accumulated gradient; 0: off, as released.", at_least=0)
-    mixed_precision: Literal["no", "bf16"] = option("no", "Of the forward passes; weights stay float32.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = option(
+        "no", "Of the forward passes; weights stay float32. fp16, with loss scales, is for cards without bf16."
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
     gradient_accumulation_steps: int = option(
         1, "Parts in which a process works through its share of a batch: less memory, the same weights.", at_least=1

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apdm.loss_scale import LossScale
 from apdm.ranks import ALONE, Ranks
 from apdm.slow_weights import MOMENTS, FlatSlowWeights, SlowWeights, local, reset_optimizer
 
@@ -29,7 +30,7 @@ class Splittable(Protocol):
 Values = dict[str, Tensor]
 LossOf = Callable[[Any, Any], tuple[Tensor, Values]]  # (network, batch) -> scalar with a graph, detached scalars
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-Sink = Callable[[Sequence[Tensor]], None]
+Sink = Callable[..., None]  # (gradient, its loss scale); see `SlowWeights.accumulate`
 
 
 class Engine:
@@ -37,6 +38,7 @@ class Engine:
 
     model: holds theta', trainable. make_optimizer: the attacker's AdamW on its parameters. max_grad_norm: bound on the
     norm of the attacker's gradient; 0 is off. accumulation: a batch is worked through in so many equal parts.
+    loss_scale: makes the scales of the two losses, whose gradients differ in size; by default they do nothing.
 
     fast: theta' as this process holds it. attacked, defended: what the two paths call for a forward pass. trained:
     what the attacker moves. moves_fast: whether attackers ever move theta' itself.
@@ -50,11 +52,13 @@ class Engine:
         max_grad_norm: float = 0.0,
         accumulation: int = 1,
         ranks: Ranks = ALONE,
+        loss_scale: Callable[[], LossScale] = LossScale,
     ) -> None:
         self.model, self.ranks = model, ranks
         self.max_grad_norm, self.accumulation = max_grad_norm, accumulation
         self.parameters = list(model.parameters())
         self.optimizer = make_optimizer(self.parameters)
+        self.attack_scale, self.defence_scale = loss_scale(), loss_scale()
         self.shapes = [p.shape for p in self.parameters]
         self.fast: list[Tensor] = list(self.parameters)
         self.trained = self.parameters
@@ -73,7 +77,10 @@ class Engine:
         reset_optimizer(self.optimizer)
 
     def attack(self, loss_of: LossOf, batch: Splittable, *, leak: Sink | None = None) -> Values:
-        """One step of the attacker's optimizer down the gradient of `loss_of`. leak: gets that gradient too."""
+        """One step of the attacker's optimizer down the gradient of `loss_of`. leak: gets that gradient too.
+
+        Under a loss scale a gradient that is not finite leaves theta' and the optimizer as they are.
+        """
         seen = []
         for index in range(self.accumulation):
             last = index + 1 == self.accumulation
@@ -88,11 +95,14 @@ class Engine:
         return _mean(seen)
 
     def differentiate(self, loss_of: LossOf, batch: Splittable, into: Sink) -> Values:
-        """The gradient of `loss_of` at theta' goes `into` G. theta' and the attacker's optimizer stay as they are."""
+        """The gradient of `loss_of` at theta' goes `into` G. theta' and the attacker's optimizer stay as they are.
+
+        Under a loss scale the gradient of a part that is not finite does not.
+        """
         seen = []
         for index in range(self.accumulation):
             loss, values = loss_of(self.defended, self._part(batch, index))
-            into(self._gradient(loss / self.accumulation))
+            into(self._gradient(loss / self.accumulation), self.defence_scale)
             seen.append(values)
         return _mean(seen)
 
@@ -103,18 +113,27 @@ class Engine:
         return nullcontext()
 
     def _backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+        self.attack_scale.scale(loss).backward()
 
     def _step(self) -> None:
+        self.attack_scale.unscale_(self.optimizer)
         if self.max_grad_norm:
             nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
-        self.optimizer.step()
+        self.attack_scale.step(self.optimizer)
+        self.attack_scale.update()
 
     def _clear(self) -> None:
         self.optimizer.zero_grad()
 
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
-        return torch.autograd.grad(loss, self.parameters)
+        """Still multiplied by `defence_scale`."""
+        return torch.autograd.grad(self.defence_scale.scale(loss), self.parameters)
+
+    @property
+    def loss_scales(self) -> dict[str, LossScale]:
+        """The scales that are in use, by the path they belong to."""
+        scales = {"attack": self.attack_scale, "defence": self.defence_scale}
+        return {name: scale for name, scale in scales.items() if scale.is_enabled()}
 
     # -- layout: see `apdm.slow_weights.FastWeights` -----------------------------------------------------------
 
@@ -137,6 +156,11 @@ class Engine:
     def moments(self) -> list[Tensor]:
         """What this process keeps of the optimizer's averages; empty before the first step."""
         return [local(state[name]) for state in self.optimizer.state.values() for name in MOMENTS]
+
+    def steps(self) -> int:
+        """Those that the optimizer has taken, without the ones that a loss scale left out."""
+        states = list(self.optimizer.state.values())
+        return int(states[0]["step"]) if states else 0
 
     def set_steps(self, steps: int) -> None:
         """Let the optimizer have taken so many steps."""
@@ -204,7 +228,7 @@ class FullyShard(Engine):
         self.fast = [local(p.data) for p in self.parameters]
 
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
-        loss.backward()
+        self.defence_scale.scale(loss).backward()
         gradient = [local(p.grad) for p in self.parameters if p.grad is not None]
         self._clear()
         return gradient

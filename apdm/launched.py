@@ -20,6 +20,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from apdm.config import HardenConfig
 from apdm.engines import DataParallel, Engine, FullyShard, Independent, MakeOptimizer
 from apdm.errors import Interrupted, UserError
+from apdm.loss_scale import LossScale
 from apdm.optimizers import require_optimizer
 from apdm.ranks import Ranks
 
@@ -41,7 +42,8 @@ def make_accelerator(config: HardenConfig) -> Accelerator:
         elif size > 1:
             options["cpu"] = True
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        # accelerate's float16 would bring a loss scale of its own, and half-precision weights under DeepSpeed.
+        mixed_precision="no" if config.mixed_precision == "fp16" else config.mixed_precision,
         log_with=config.report_to,
         project_dir=str(Path(config.output_dir) / config.logging_dir),
         **options,
@@ -93,6 +95,8 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
         raise UserError(
             f"l2p.leak needs the attacker's whole gradient, which {kind} does not keep; use launch/ddp.yaml"
         )
+    if config.l2p.leak and config.mixed_precision == "fp16":
+        raise UserError("l2p.leak would add gradients that overflow in float16 to G; use mixed_precision bf16 or no")
     _check_memory(config, kind)
     if config.l2p.lora_share:
         _check_adapters(config, kind)
@@ -164,6 +168,7 @@ def make_engine(
         "max_grad_norm": config.l2p.max_grad_norm,
         "accumulation": config.gradient_accumulation_steps,
         "ranks": ranks,
+        "loss_scale": partial(LossScale, accelerator.device.type, ranks, enabled=config.mixed_precision == "fp16"),
     }
     if kind.startswith("zero"):
         from apdm.zero import Zero, Zero3
@@ -200,7 +205,8 @@ def autocast(config: HardenConfig, accelerator: Accelerator) -> Callable[[], Abs
     """What forward passes run in: the same under every engine."""
     if config.mixed_precision == "no":
         return nullcontext
-    return partial(torch.autocast, accelerator.device.type, torch.bfloat16)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    return partial(torch.autocast, accelerator.device.type, dtype)
 
 
 @contextmanager

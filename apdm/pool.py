@@ -137,7 +137,7 @@ class AttackerPool:
             torch._foreach_copy_(attacker.moments, moments)
         else:
             attacker.moments = [m.clone() for m in moments]
-        attacker.steps += self.stride
+        attacker.steps = self.method.engine.steps()
 
     @staticmethod
     @torch.no_grad()

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.amp import GradScaler
+from torch.optim import SGD, AdamW, Optimizer
 
 from apdm.errors import UserError
 from apdm.ranks import Ranks
@@ -127,9 +128,22 @@ class SlowWeights:
         torch._foreach_sub_(list(offset), self.theta)
 
     @torch.no_grad()
-    def accumulate(self, gradient: Sequence[Tensor]) -> None:
-        """G <- G + gradient, one tensor per parameter."""
-        torch._foreach_add_(self.gradient, list(gradient))
+    def accumulate(self, gradient: Sequence[Tensor], scale: GradScaler | None = None) -> None:
+        """G <- G + gradient, one tensor per parameter.
+
+        scale: what the gradient is still multiplied by. It is divided in place, and left out if it is not finite.
+        """
+        if scale is None or not scale.is_enabled():
+            torch._foreach_add_(self.gradient, list(gradient))
+            return
+        # The sum as a step of an optimizer: a fused one leaves it out on the device, and nothing waits.
+        adder = SGD(self.gradient, lr=1.0, maximize=True, fused=True)
+        for total, part in zip(self.gradient, gradient, strict=True):
+            total.grad = part
+        scale.unscale_(adder)
+        scale.step(adder)
+        scale.update()
+        adder.zero_grad()
 
     @torch.no_grad()
     def step(self, *, divisor: float = 1.0) -> Tensor:

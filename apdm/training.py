@@ -122,7 +122,21 @@ class Training:
             self.method.inner_steps = plan.steps
             report = self.method.outer_step(self.attackers.batches(plan))
         values = _summary(self.path, report)
-        return dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
+        means = dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
+        return means | {f"{name}_loss_scale": scale.get_scale() for name, scale in self.engine.loss_scales.items()}
+
+    def fault(self, figures: Mapping[str, float]) -> tuple[str, str] | None:
+        """What in an outer step's figures forbids to go on, and how to mend it.
+
+        Under loss scales a loss may overflow now and then, for its gradient was left out.
+        """
+        scales = [scale.get_scale() for scale in self.engine.loss_scales.values()]
+        if scales and min(scales) < 1:
+            return "float16 overflows at any loss scale", "go on from a checkpoint with mixed_precision bf16 or no"
+        decisive = [figures["gradient_norm"]] if scales else figures.values()
+        if all(math.isfinite(figure) for figure in decisive):
+            return None
+        return "the loss is not finite", "lower l2p.learning_rate or learning_rate, or clip with l2p.max_grad_norm"
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -143,6 +157,7 @@ class Training:
             "generator": self.generator.get_state().numpy().tobytes().hex(),
             "turns": [line.turn for line in self._lines()],
             "pool": self.pool.counters() if self.pool is not None else None,
+            "loss_scales": {name: scale.state_dict() for name, scale in self.engine.loss_scales.items()},
             "config": fingerprint(self.config),
             "processes": self.ranks.size,
         }
@@ -157,7 +172,10 @@ class Training:
         if self.pool is not None:
             # One step, undone by what follows, makes the optimizer's state, in whatever form the engine keeps it.
             first = self.pool.attackers[0]
-            self.method.personalize(first.line.batches(first.plan).personalization())
+            for _ in range(16):  # a loss scale may leave out the first ones
+                self.method.personalize(first.line.batches(first.plan).personalization())
+                if self.engine.steps():
+                    break
         return self.ranks.agree(lambda: self._read(checkpoint))
 
     def _read(self, checkpoint: Checkpoint) -> Counters:
@@ -167,6 +185,9 @@ class Training:
             line.turn = turn
         if self.pool is not None:
             self.pool.load(facts["pool"], checkpoint.read)
+        for name, scale in self.engine.loss_scales.items():
+            if state := facts.get("loss_scales", {}).get(name):
+                scale.load_state_dict(state)
         self.generator.set_state(torch.frombuffer(bytearray.fromhex(facts["generator"]), dtype=torch.uint8))
         return Counters(facts["step"], facts["quiet_probes"])
 
@@ -254,8 +275,8 @@ def protect(
     every = config.checkpointing_steps
     for step in bar:
         values = training.outer_step()
-        if not all(math.isfinite(value) for value in values.values()):
-            _stop_on_nan(output, ranks, training, counters.step)
+        if fault := training.fault(values):
+            _stop(output, ranks, training, counters.step, fault)
         counters.step = step
         shown = {name: f"{values[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in values}
         bar.set_postfix(shown, refresh=False)
@@ -306,16 +327,14 @@ def _summary(path: Sequence[Mapping[str, Tensor]], report: Mapping[str, Tensor])
     return dict(zip(everything, torch.stack([v.float().cpu() for v in everything.values()]).tolist(), strict=True))
 
 
-def _stop_on_nan(output: Path, ranks: Ranks, training: Training, done: int) -> None:
+def _stop(output: Path, ranks: Ranks, training: Training, done: int, fault: tuple[str, str]) -> None:
     training.publish()
     kept = output / f"model-after-{done}-steps"
 
     def tell() -> None:
         training.hardened.denoiser.requires_grad_(False)
         training.hardened.save(kept)
-        raise UserError(
-            f"the loss is not finite in outer step {done + 1}; the weights of step {done} are in {kept}; "
-            "lower l2p.learning_rate or learning_rate, or clip with l2p.max_grad_norm"
-        )
+        what, mend = fault
+        raise UserError(f"{what} in outer step {done + 1}; the weights of step {done} are in {kept}; {mend}")
 
     ranks.on_main(tell)

@@ -1,8 +1,9 @@
 """DeepSpeed's ZeRO as an engine: stages 1, 2 and 3, with or without the optimizer in CPU memory.
 
-Everything that is DeepSpeed's lies here. Beside its public functions three attributes are used: `ds_tensor`, a ZeRO-3
-parameter's piece, and of the engine `optimizer.optimizer`, the AdamW that it was given, and `optimizer.zero_grad`. All
-were seen to work with DeepSpeed 0.19.8; `tests/test_engines.py` fails when one no longer does.
+Everything that is DeepSpeed's lies here. Beside its public functions these attributes are used: `ds_tensor`, a ZeRO-3
+parameter's piece, and of the engine `optimizer.optimizer`, the AdamW that it was given, `optimizer.zero_grad` and
+`optimizer.override_loss_scale`. All were seen to work with DeepSpeed 0.19.8; `tests/test_engines.py` fails when one no
+longer does.
 """
 
 from __future__ import annotations
@@ -90,7 +91,16 @@ class Zero(Engine):
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
         return FlatSlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
 
+    def _scale_by(self, scale: float) -> None:
+        """DeepSpeed itself multiplies the losses that it gets, and divides the gradient that it clips and steps along.
+
+        The attacker's scale is read from the device for it; DeepSpeed waits for the norm in every step anyway.
+        """
+        if self.attack_scale.is_enabled():
+            self.engine.optimizer.override_loss_scale(scale)
+
     def _backward(self, loss: Tensor, last: bool) -> None:
+        self._scale_by(self.attack_scale.get_scale())
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
         self.engine.step()
@@ -99,7 +109,11 @@ class Zero(Engine):
         # It stepped in `_backward`. A gradient that is not finite it skips in silence; in one process theta' would
         # now be broken, and the outer step with it.
         norm = self.engine.get_global_grad_norm()
-        if norm is not None and not torch.as_tensor(norm).isfinite():
+        if norm is None:
+            return
+        if self.attack_scale.is_enabled():
+            self.attack_scale.judge(torch.as_tensor(norm, device=self.fast[0].device))
+        elif not torch.as_tensor(norm).isfinite():
             self._break()
 
     @torch.no_grad()
@@ -148,8 +162,9 @@ class Zero3(Zero):
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
         from deepspeed.utils import safe_get_local_grad
 
+        self._scale_by(1.0)
         self.engine.set_gradient_accumulation_boundary(True)
-        self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(self.defence_scale.scale(loss), scale_wrt_gas=False)
         pieces = [safe_get_local_grad(p).clone() for p in self.parameters]
         self.engine.optimizer.zero_grad()
         for i, piece in enumerate(pieces):

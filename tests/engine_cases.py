@@ -9,6 +9,7 @@ leaves theta in FOLDER/<case>.safetensors. One launch runs many cases, since a l
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,15 +47,16 @@ POOL = replace(
     pool=PoolConfig(size=2, benign_size=1, benign_data_dir="-", depth=6, stride=2),
     variety=VarietyConfig(learning_rates=[1e-3, 2e-3]),
 )  # five steps: every attacker has had a turn, two have had another, and one has started anew
+CLIPPED = replace(PAPER, max_grad_norm=0.05, l2p=replace(PAPER.l2p, max_grad_norm=0.05))
+PARTS: dict[str, Any] = {"train_batch_size": 12, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+FLOAT16 = replace(CLIPPED, mixed_precision="fp16", **PARTS)
 CASES: dict[str, tuple[HardenConfig, int]] = {
     "paper": (PAPER, 3),
-    "clipped": (replace(PAPER, max_grad_norm=0.05, l2p=replace(PAPER.l2p, max_grad_norm=0.05)), 3),
-    "accumulated": (
-        replace(PAPER, train_batch_size=12, gradient_accumulation_steps=2, gradient_checkpointing=True),
-        1,
-    ),
+    "clipped": (CLIPPED, 3),
+    "accumulated": (replace(PAPER, **PARTS), 1),
     "pool": (POOL, 5),
     "half": (replace(PAPER, mixed_precision="bf16"), 1),
+    "float16": (FLOAT16, 1),
     "independent": (replace(PAPER, l2p=replace(PAPER.l2p, attackers="independent")), 1),
     "adapters": (replace(PAPER, l2p=replace(PAPER.l2p, lora_share=0.5, lora_learning_rate=1e-2)), 4),
     "leak": (replace(PAPER, l2p=replace(PAPER.l2p, leak=True)), 2),
@@ -142,8 +144,33 @@ def run(case: str, accelerator: Accelerator, ranks: Ranks, base: Family, folder:
             same = all(torch.equal(before[name], after[name]) for name in before)
             print("BROKEN", values["gradient_norm"], same, flush=True)
         return training
+    if case == "overflow":
+        return overflow(accelerator, ranks, base, folder)
     config, count = CASES[case]
     return steps(build(config, accelerator, ranks, base), 1, count)
+
+
+def overflow(accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path) -> Training:
+    """Gradients in float16 that are not finite in one process, and then are: every process says what it did."""
+    short = {"gradient_checkpointing": False, "l2p": replace(FLOAT16.l2p, inner_steps=1)}
+    config = replace(FLOAT16, adam_weight_decay=0.0, preservation=PreservationConfig(), **short)
+    training = build(config, accelerator, ranks, base)
+    said: list[Any] = []
+    weights = theta(training)
+    photos = [variants[0].instance.mean for variants in training.attackers.people]
+    kept = [photo.clone() for photo in photos]
+    for spoiled in (True, True, False):
+        for photo, mean in zip(photos, kept, strict=True):
+            photo.copy_(mean)
+            if spoiled and ranks.index == ranks.size - 1:
+                photo.fill_(float("nan"))
+        training.outer_step()
+        before, weights = weights, theta(training)
+        moved = ranks.is_main and not all(torch.equal(before[name], weights[name]) for name in before)
+        scales = [scale.get_scale() for scale in training.engine.loss_scales.values()]
+        said.append([training.engine.steps(), *scales, moved])
+    (folder / f"overflow-{ranks.index}.json").write_text(json.dumps(said))
+    return training
 
 
 def main(pipeline: str, folder: Path, cases: list[str]) -> None:
