@@ -38,8 +38,7 @@ FREE = (
 )
 TOLD = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
-    "memory.offload",
-    *("mixed_precision", "save_variant", "single_file"),
+    *("mixed_precision", "memory.offload", "save_variant", "single_file"),
     *("pretrained_model_name_or_path", "reference_model_name_or_path"),
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir"),
 )
