@@ -226,6 +226,14 @@ def test_moments_in_8_bits_walk_nearly_the_path_of_moments_in_32():
     assert 0 < (found[0] - found[1]).norm() < 0.1 * found[0].norm()
 
 
+@pytest.mark.parametrize("name", ["adamw", pytest.param("adamw8bit", marks=needs_bitsandbytes)])
+def test_a_loss_scale_goes_with_theta_in_main_memory_and_every_kind_of_attacker(base, name):
+    l2p = replace(PAPER.l2p, optimizer=name, lora_share=0.5, lora_learning_rate=1e-2)
+    config = replace(PAPER, l2p=l2p, memory=MemoryConfig(offload=True))
+    full, half = run(config, base, 6), run(replace(config, mixed_precision="fp16"), base, 6)
+    assert 0 < distance(half, full) < 0.05 * distance(full, start(base))
+
+
 # -- what cannot be had ----------------------------------------------------------------------------------------
 
 
