@@ -1,0 +1,60 @@
+"""The study behind docs/protection.md: what it hardens, keeps and shows."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from apdm.families import load_family
+from apdm.portraits import PIPELINE
+from benchmarks import protection
+from benchmarks.protection import DREAMBOOTH, OTHER, Recipe, harden, summary
+
+SMALL = ["--num_class_images", "4"]
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protection, "CLASS_PICTURES", 6)
+
+
+def test_imma_moves_attention_by_both_its_steps_and_the_rest_by_the_attackers_alone(tmp_path: Path) -> None:
+    still = [*SMALL, "--learning_rate", "1e-3", "--l2p.learning_rate", "1e-12"]
+    harden("imma", Recipe(still, every=1), tmp_path, minutes=1e-6)
+    base, hardened = load_family(PIPELINE).denoiser, load_family(tmp_path / "model").denoiser
+    moved = {
+        name.split(".to_")[0] != name: not torch.equal(p, q)
+        for (name, p), q in zip(base.named_parameters(), hardened.parameters(), strict=True)
+    }
+    assert moved == {True: True, False: False}
+
+
+def test_what_is_kept_is_the_last_state_within_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios, seen = [1.0, 2.5, 1.9, 2.1, 7.0], []
+
+    def look(self, model):
+        seen.append([p.detach().clone() for p in model.denoiser.parameters()])
+        return {"fid_ratio": ratios[len(seen) - 1]}
+
+    monkeypatch.setattr(protection.Utility, "__call__", look)
+    facts = harden("pool", Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], every=1), tmp_path, 60)
+    assert [look["fid_ratio"] for look in facts["walk"]] == ratios  # and no further: the last is hopeless
+    kept = list(load_family(tmp_path / "model").denoiser.parameters())
+    distances = [sum((a - b).abs().sum().item() for a, b in zip(kept, state, strict=True)) for state in seen]
+    assert min(range(5), key=distances.__getitem__) == 2  # up to half precision, in which the model is kept
+    assert facts["moved"] > 0
+
+
+def test_the_table_has_a_line_per_row_with_its_partner_on_the_base(tmp_path: Path) -> None:
+    def row(recipe: str, person: int, likeness: float) -> str:
+        curve = {s: {j: {"mean": likeness} for j in protection.ENCODERS} for s in ("0", *protection.POINTS)}
+        return json.dumps({"recipe": recipe, "attack": DREAMBOOTH, "person": person, "curve": curve})
+
+    rows = [row("base", 0, 0.7), row("base", OTHER, 0.6), row("pool", 0, 0.2), row("pool", OTHER, 0.5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    head, _, *lines = summary(tmp_path)
+    assert len(lines) == 4
+    cells = [cell.strip() for cell in lines[2].split("|")]
+    assert cells[1] == "pool" and cells[-3:-1] == ["0.20", "0.70"]
+    assert "other" in lines[3]
