@@ -266,6 +266,13 @@ class HardenConfig(JobConfig):
     adam_weight_decay: float = option(1e-2, "Weight decay of both AdamWs.", at_least=0)
     adam_epsilon: float = option(1e-8, "epsilon of both AdamWs.", above=0)
     max_grad_norm: float = option(0.0, "Clips theta's accumulated gradient; 0: off, as released.", at_least=0)
+    ema_decay: float = option(
+        0.0,
+        "What is exported is the average of theta over the last 1 / (1 - ema_decay) outer steps or so; 0: theta, as in "
+        "the paper. Simulated attackers start from theta either way.",
+        at_least=0,
+        below=1,
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = option(
         "no", "Of the forward passes; weights stay float32. fp16, with loss scales, is for cards without bf16."
     )

@@ -100,6 +100,8 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
     _check_memory(config, kind)
     if config.l2p.lora_share:
         _check_adapters(config, kind)
+    if config.l2p.lora_share == 1 and config.ema_decay:
+        raise UserError("l2p.lora_share 1 keeps one copy of the weights, ema_decay takes two; set ema_decay 0")
     if config.l2p.attackers == "independent" and size > 1:
         if kind != "ddp":
             raise UserError(f"l2p.attackers independent needs whole weights in each process; use ddp, not {kind}")

@@ -109,9 +109,12 @@ class SlowWeights:
         torch._foreach_zero_(self.gradient)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """theta' <- theta, in place: the model is then the protected one. Between outer steps only: G may go."""
-        torch._foreach_copy_(self.fast, self.theta)
+    def restore(self, theta: Sequence[Tensor] | None = None) -> None:
+        """theta' <- theta, in place: the model is then the protected one. Between outer steps only: G may go.
+
+        theta: something else that is laid out like it, such as its average.
+        """
+        torch._foreach_copy_(self.fast, list(theta or self.theta))
         self.engine.written()
 
     @torch.no_grad()
@@ -263,8 +266,8 @@ class FlatSlowWeights(SlowWeights):
         return self._views(flat)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        torch._foreach_copy_(self.fast, self._spread(self.theta[0].detach(), self.flat))
+    def restore(self, theta: Sequence[Tensor] | None = None) -> None:
+        torch._foreach_copy_(self.fast, self._spread((theta or self.theta)[0].detach(), self.flat))
         self.engine.written()
 
     @torch.no_grad()

@@ -84,6 +84,7 @@ class Training:
         if memory.offload or memory.narrow_gradient:
             make_slow = partial(LeanSlowWeights, self.engine, offload=memory.offload, narrow=memory.narrow_gradient)
         self.slow = make_slow(max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate, **adamw)
+        self.average = [theta.detach().clone() for theta in self.slow.theta] if config.ema_decay else []
         self.sharded = kind_of(accelerator) in SHARDED
         if self.sharded:
             reference = shard(copy.deepcopy(reference), accelerator.device)
@@ -121,6 +122,8 @@ class Training:
             self.engine.set_learning_rate(plan.learning_rate)
             self.method.inner_steps = plan.steps
             report = self.method.outer_step(self.attackers.batches(plan))
+        if self.average:
+            torch._foreach_lerp_(self.average, [theta.detach() for theta in self.slow.theta], 1 - self.config.ema_decay)
         values = _summary(self.path, report)
         means = dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
         return means | {f"{name}_loss_scale": scale.get_scale() for name, scale in self.engine.loss_scales.items()}
@@ -140,10 +143,12 @@ class Training:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """theta into the model that is drawn with and exported, on the main process; between outer steps."""
-        self.slow.restore()
+        """theta, or its average, into the model that is drawn with and exported, on the main process; between outer
+        steps."""
+        shown = self.average or self.slow.theta
+        self.slow.restore(shown)
         if self.sharded:
-            theta = self.slow.gather(self.slow.theta)
+            theta = self.slow.gather(shown)
             for parameter, value in zip(self.hardened.denoiser.parameters(), theta, strict=False):
                 parameter.copy_(value)
 
@@ -164,6 +169,8 @@ class Training:
 
     def sections(self) -> Iterator[Section]:
         yield from self.slow.state()
+        if self.average:
+            yield "average", self.slow.gather(self.average)
         if self.pool is not None:
             yield from self.pool.state()
 
@@ -181,6 +188,8 @@ class Training:
     def _read(self, checkpoint: Checkpoint) -> Counters:
         facts = checkpoint.facts
         self.slow.load(checkpoint.read, facts["outer_steps"])
+        if self.average:
+            self.slow.scatter(checkpoint.read("average"), self.average)
         for line, turn in zip(self._lines(), facts["turns"], strict=True):
             line.turn = turn
         if self.pool is not None:

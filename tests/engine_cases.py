@@ -46,6 +46,7 @@ POOL = replace(
     PAPER,
     pool=PoolConfig(size=2, benign_size=1, benign_data_dir="-", depth=6, stride=2),
     variety=VarietyConfig(learning_rates=[1e-3, 2e-3]),
+    ema_decay=0.7,
 )  # five steps: every attacker has had a turn, two have had another, and one has started anew
 CLIPPED = replace(PAPER, max_grad_norm=0.05, l2p=replace(PAPER.l2p, max_grad_norm=0.05))
 PARTS: dict[str, Any] = {"train_batch_size": 12, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, write_people
 
 from apdm.cli import main
@@ -84,6 +86,18 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
     assert run(tmp_path / "resumed", max_train_steps=7, resume_from_checkpoint="latest", **attackers) == 0
     assert equal(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
     assert not equal(shorter, weights(tmp_path / "resumed"))
+
+
+def test_with_a_running_average_it_is_what_is_exported(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", ema_decay=0.7, checkpoints_total_limit="null") == 0
+    average = load_file(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors")
+    for step in range(1, 5):
+        theta = load_file(tmp_path / f"run/checkpoint-{step:06d}/theta.safetensors")
+        average = {name: 0.7 * average[name] + 0.3 * theta[name] for name in average}
+    exported = weights(tmp_path / "run")
+    for name in average:
+        torch.testing.assert_close(exported[name], average[name], rtol=1e-5, atol=1e-7)
+    assert any((exported[name] - theta[name]).abs().max() > 1e-4 for name in theta)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

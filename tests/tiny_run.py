@@ -31,6 +31,7 @@ POOL: dict[str, object] = {
     "pool.depth": 6,
     "pool.stride": 2,
     "preservation.anchor_weight": 4.0,
+    "ema_decay": 0.7,
 }
 LEAN: dict[str, object] = {
     "memory.reference_dtype": "bfloat16",
