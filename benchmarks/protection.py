@@ -105,9 +105,25 @@ RECIPES: Mapping[str, Recipe] = {
         ],
         every=5,
     ),
-    # An attacker who takes one step too small to matter: the gradient is that at theta.
+    # In both an attacker who takes one step too small to matter: the gradient is that at theta.
     "naive": Recipe(
         [*PAPER, "--objective", "ascent", "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"], every=10
+    ),
+    "naive-held": Recipe(
+        [
+            *(*PAPER, *HELD, "--preservation.anchor_weight", "20", "--learning_rate", "3e-4"),
+            *("--objective", "ascent", "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"),
+        ],
+        every=50,
+        average=0.98,
+    ),
+    "algorithm-1-held": Recipe(
+        [
+            *(*PAPER, *SLOW, *HELD, "--l2p.inner_steps", "20"),
+            *("--preservation.anchor_weight", "200", "--learning_rate", "3e-4"),
+        ],
+        every=10,
+        average=0.8,
     ),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
     "pool-3": Recipe(SLOW, people=3, attacked=(0, 2), every=25),
@@ -247,7 +263,8 @@ def area(row: Mapping[str, Any]) -> float:
 
 def summary(folder: Path) -> list[str]:
     """The table of docs/protection.md."""
-    rows = {(r["recipe"], r["attack"], r["person"]): r for r in read(folder / "rows.jsonl")}
+    ordered = sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"]))
+    rows = {(row["recipe"], row["attack"], row["person"]): row for row in ordered}
     head = ["recipe", "people", "CPU minutes", "moved", "FID ratio", "attack", "person", *POINTS, "mean", "base's mean"]
     lines = [_line(head), _line(["---"] * len(head))]
     for (name, attack, person), row in rows.items():
