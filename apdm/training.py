@@ -195,7 +195,7 @@ class Training:
         if self.pool is not None:
             self.pool.load(facts["pool"], checkpoint.read)
         for name, scale in self.engine.loss_scales.items():
-            if state := facts.get("loss_scales", {}).get(name):
+            if state := facts["loss_scales"].get(name):  # none where the run began in another precision
                 scale.load_state_dict(state)
         self.generator.set_state(torch.frombuffer(bytearray.fromhex(facts["generator"]), dtype=torch.uint8))
         return Counters(facts["step"], facts["quiet_probes"])
