@@ -5,7 +5,7 @@ The same code as `apdm harden`.
 
 import sys
 
-from apdm.cli import main
+from apdm.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main(["harden", *sys.argv[1:]]))
+    leave(main(["harden", *sys.argv[1:]]))

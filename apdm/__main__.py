@@ -1,7 +1,5 @@
 """`python -m apdm` is the `apdm` command."""
 
-import sys
+from apdm.cli import console
 
-from apdm.cli import main
-
-sys.exit(main())
+console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import importlib.metadata
@@ -11,6 +12,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from apdm import __version__
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text
@@ -53,6 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not getattr(stop, "elsewhere", False):
             print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
         return INTERRUPTED
+
+
+def leave(code: int | None) -> NoReturn:
+    """End this process with `code`, which `main` returned; a launched one without taking Python apart.
+
+    gloo's threads outlive the process groups that DeepSpeed's objects still hold, and one that releases what the last
+    exchange held while Python is taken apart aborts the process (exit -6) after all its work is done.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()  # trackers send what they still hold
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or DONE)
+    sys.exit(code)
+
+
+def console() -> NoReturn:
+    """The program `apdm`."""
+    leave(main())
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from apdm import checkpoint as checkpoints
+from apdm.cli import leave
 from apdm.config import HardenConfig, L2PConfig, PreservationConfig
 from apdm.data import ProtectionData
 from apdm.families import Family, Posterior, load_family
@@ -187,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         figures = measure(options.engine, options.inner_steps, options.outer_steps)
         if os.environ.get("RANK", "0") == "0":
             write_text(options.output, json.dumps(figures))
-        return
+        leave(0)
     found = {}
     for name in dict.fromkeys(["one process", *options.engines]):
         with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from apdm import checkpoint as checkpoints
 from apdm.checkpoint import Checkpoint
+from apdm.cli import leave
 from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig, VarietyConfig
 from apdm.data import ProtectionData
 from apdm.families import Family, Posterior, load_family
@@ -189,6 +190,7 @@ def main(pipeline: str, folder: Path, cases: list[str]) -> None:
             save_file(weights, folder / f"{case.replace(':', '-')}.safetensors")
     ranks.agree(lambda: None)
     accelerator.end_training()
+    leave(0)
 
 
 if __name__ == "__main__":

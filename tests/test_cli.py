@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,24 @@ def test_train_apdm_is_apdm_harden():
     assert runs[0].returncode == runs[1].returncode == 0
     assert "--l2p.inner_steps" in runs[0].stdout
     assert runs[0].stdout == runs[1].stdout
+
+
+LEAVING = """
+import atexit, sys
+from apdm.cli import leave
+class Held:
+    def __del__(self):
+        print("taken apart")
+held = Held()
+atexit.register(print, "atexit")
+print("printed", end=" ")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("size", "printed"), [("1", "printed atexit\ntaken apart\n"), ("2", "printed atexit\n")])
+def test_a_launched_process_leaves_with_its_code_and_its_output_and_is_not_taken_apart(size, printed):
+    """Taking it apart is when gloo's threads may abort it."""
+    environment = {**os.environ, "WORLD_SIZE": size}
+    result = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stdout) == (3, printed), result.stderr
