@@ -45,9 +45,13 @@ class AuditOptions:
     )
     faceid_adapter: str | None = option(
         None,
-        "With the image layer: a FaceID adapter's .safetensors, the zero-shot attack on clean and protected photos.",
+        "With the image layer: a FaceID or InstantID adapter's .safetensors, the zero-shot attack on clean and "
+        "protected photos.",
     )
     faceid_encoder: str = option("portrait-a", "The encoder that adapter was trained with; see apdm.faces.")
+    faceid_controlnet: str | None = option(
+        None, "Folder of the ControlNet that goes with an InstantID adapter; default: the adapter alone."
+    )
     face_score: str = option("portrait-face", "What decides whether a picture shows a face.")
     other_data_dir: str | None = option(None, "Subjects who gave consent and must stay learnable.")
     attack_data_dir: str | None = option(
@@ -107,6 +111,10 @@ class AuditOptions:
         for name in ("prompts", "encoders"):
             if not getattr(self, name):
                 raise UserError(f"{self.prefix}{name} is empty; give at least one")
+        if self.faceid_controlnet is not None and self.faceid_adapter is None:
+            raise UserError(
+                f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
+            )
         late = [step for step in self.eval_steps if step > self.max_train_steps]
         if late:
             raise UserError(

@@ -49,7 +49,7 @@ class JudgedPeople:
         )
         people = folders.load(config.resolution, protected=protected, prefix=options.prefix)
         check_specs(options)
-        adapter = load_adapter(options) if config.image_layer.enabled else None
+        adapter = load_adapter(options, allow_pickle=config.allow_pickle) if config.image_layer.enabled else None
         return JudgedPeople(config, load_judges(options), people, adapter)
 
     def probe(self, images: Tensor, subject: str) -> tuple[dict[str, float], bool]:

@@ -67,11 +67,16 @@ def arsenal(config: AuditOptions, instance_prompt: str, class_prompt: str) -> Ar
     )
 
 
-def load_adapter(config: AuditOptions) -> FaceIDAdapter | None:
+def load_adapter(config: AuditOptions, *, allow_pickle: bool) -> FaceIDAdapter | None:
     """The zero-shot adapter of the audit, None where none is named. Raises UserError for a bad encoder."""
     if config.faceid_adapter is None:
         return None
-    return FaceIDAdapter(path=Path(config.faceid_adapter), encoder=load_encoder(config.faceid_encoder))
+    return FaceIDAdapter(
+        path=Path(config.faceid_adapter),
+        encoder=load_encoder(config.faceid_encoder, allow_pickle=allow_pickle),
+        controlnet=None if config.faceid_controlnet is None else Path(config.faceid_controlnet),
+        allow_pickle=allow_pickle,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def test_a_file_that_does_not_fit_is_one_clear_line(
     with pytest.raises(UserError, match="does not exist"):
         attack(tmp_path / "none.safetensors").check(family)
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="is no FaceID adapter"):
+    with pytest.raises(UserError, match="is no FaceID or InstantID adapter: it lacks image_proj"):
         attack(tmp_path / "other.safetensors").check(family)
     with pytest.raises(UserError, match="text embeddings of 64 numbers"):
         attack(untrained).check(load_family(tiny_pipeline))

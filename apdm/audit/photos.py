@@ -58,7 +58,7 @@ class PhotoPlan:
                     f"{made / IMAGES}/{subject.id} and {originals}/{subject.id} are not photos of equal names"
                 )
             pairs[subject.id] = tuple(load_images(paths, config.resolution) for paths in (subject.images, protected))
-        adapter = load_adapter(config)
+        adapter = load_adapter(config, allow_pickle=config.allow_pickle)
         if adapter is not None:
             adapter.check(base)
         return PhotoPlan({name: (pair[0], pair[1]) for name, pair in pairs.items()}, figures, adapter)

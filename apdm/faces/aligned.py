@@ -45,7 +45,7 @@ class AlignedEncoder:
             raise UserError(
                 f"face encoder {self.name} has no gradient: let it judge, and optimise against a .onnx file"
             )
-        return torch.cat([F.normalize(self.model(part), dim=1) for part in crops.split(CHUNK)])
+        return F.normalize(self._model(crops), dim=1)
 
     def crops(self, images: Tensor) -> Tensor:
         """Whole pictures [B, 3, H, W] in [0, 1] -> aligned crops [B, 3, S, S] of the largest face in each.
@@ -62,6 +62,13 @@ class AlignedEncoder:
     def embed(self, images: Tensor) -> Tensor:
         """Whole pictures [B, 3, H, W] in [0, 1] -> unit vectors [B, D]; differentiable through the alignment."""
         return self.embed_crops(self.crops(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Whole pictures [B, 3, H, W] in [0, 1] -> [B, D] as the model gives them."""
+        return self._model(self.crops(images))
+
+    def _model(self, crops: Tensor) -> Tensor:
+        return torch.cat([self.model(part) for part in crops.split(CHUNK)])
 
     def _crop(self, image: Tensor, detector: FaceDetector) -> Tensor:
         faces = detector.detect(image)

@@ -47,6 +47,7 @@ class FaceEncoder(Protocol):
         size: S, side in pixels of the aligned crops that it looks at.
         template: [5, 2], where `Face.landmarks` lie in a crop, in units of its side.
         differentiable: whether `embed_crops` has a gradient with respect to the crops.
+        detector: finds the faces in whole pictures; None for an encoder that has none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class FaceEncoder(Protocol):
     size: int
     template: Tensor
     differentiable: bool
+    detector: FaceDetector | None
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Aligned crops [B, 3, S, S] in [0, 1] -> unit vectors [B, D]."""
@@ -61,6 +63,10 @@ class FaceEncoder(Protocol):
 
     def embed(self, images: Tensor) -> Tensor:
         """Whole pictures [B, 3, H, W] in [0, 1] -> unit vectors [B, D] of the largest face in each."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """As `embed`, but [B, D] of whatever length the network gives them."""
         ...
 
 

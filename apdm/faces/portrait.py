@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apdm.faces.align import centred_square, warp
-from apdm.faces.base import Face
+from apdm.faces.base import Face, FaceDetector
 from apdm.portraits import WEIGHTS
 from apdm.portraits.data import ATTRIBUTES
 from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
@@ -39,6 +39,7 @@ class PortraitEncoder:
         self.name = name
         self.size = SIZE
         self.template = TEMPLATE
+        self.detector: FaceDetector | None = None  # it takes the centred square for the face
         self.model, figures = _load(PORTRAIT_ENCODERS[name](), name)
         self.threshold = figures["threshold"]
 
@@ -49,6 +50,10 @@ class PortraitEncoder:
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Crops [B, 3, 64, 64] in [0, 1] -> unit vectors [B, D]."""
         return self.embed(crops)
+
+    def features(self, images: Tensor) -> Tensor:
+        """As `embed`: the network's last layer makes unit vectors."""
+        return self.embed(images)
 
 
 class PortraitFace:

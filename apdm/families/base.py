@@ -173,6 +173,7 @@ class Family(ABC):
         width: int | None = None,
         batch_size: int = 4,
         face_embeds: Tensor | None = None,
+        pipeline_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tensor:
         """Draw one image per prompt with the pipeline's scheduler: `[B, 3, H, W]` in [0, 1], on the CPU.
 
@@ -180,7 +181,8 @@ class Family(ABC):
         batch, the model nor the device, so images of two models pair up. The safety checker is not run: an
         evaluation must see what the model draws.
 
-        face_embeds: `[B, D]`, one per prompt, for an adapter of FaceID's kind that is loaded in the pipeline.
+        face_embeds: `[D]`, one person for all prompts, for an adapter of FaceID's kind that is loaded in the pipeline.
+        pipeline_options: more of the pipeline's own arguments, the same for every picture.
         """
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
         if len(seeds) != len(prompts):
@@ -190,11 +192,11 @@ class Family(ABC):
             chunk = prompts[start : start + batch_size]
             inputs = self.prompt_inputs(chunk)
             if face_embeds is not None:
-                embeds = _adapter_input(face_embeds[start : start + len(chunk)], guided=guidance_scale > 1)
-                inputs["ip_adapter_image_embeds"] = embeds
+                inputs["ip_adapter_image_embeds"] = adapter_input(face_embeds, guided=guidance_scale > 1)
             with self._sampling_precision():
                 latents = self.pipeline(
                     **inputs,
+                    **pipeline_options,
                     generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]],
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
@@ -266,10 +268,13 @@ def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return embeds[:, :-rows], embeds[:, -rows:].flatten(1)[:, :width]
 
 
-def _adapter_input(embeds: Tensor, *, guided: bool) -> list[Tensor]:
-    """A chunk `[B, D]` as the pipeline takes it, zeros first for guidance."""
-    chunk = embeds[:, None]
-    return [torch.cat([torch.zeros_like(chunk), chunk]) if guided else chunk]
+def adapter_input(embeds: Tensor, *, guided: bool) -> list[Tensor]:
+    """One person's `[D]` as the pipeline takes it, zeros first for guidance: `[1 or 2, 1, 1, D]` for its one adapter.
+
+    The pipeline gives all rows to every picture of a batch, so that they must be one person's.
+    """
+    one = embeds[None, None, None]
+    return [torch.cat([torch.zeros_like(one), one]) if guided else one]
 
 
 def _converted_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -84,6 +84,16 @@ def check_parts(
             _check_vocabulary(folder / part, "T5" in index[part][1])
 
 
+def read_model(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
+    """config.json of one model's folder. Raises UserError where it or the weights are missing, or these are pickles."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; copy the whole folder")
+    config = _read_json(path)
+    _check_weights(folder, variant=None, allow_pickle=allow_pickle)
+    return config
+
+
 def has_part(index: dict[str, Any], part: str) -> bool:
     """Whether a pipeline's index names this part, and does not say that it is left out."""
     entry = index.get(part)
