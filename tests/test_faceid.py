@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,32 @@ def test_several_photos_are_one_identity(untrained: Path):
     identity = adapter.identity(photos)
     assert identity.shape == (128,) and identity.norm().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(adapter.identity(photos[:1]), adapter.encoder.embed(photos[:1])[0], rtol=0, atol=1e-5)
+
+
+def test_on_the_larger_model_the_photo_decides_too_and_the_files_lora_is_applied(
+    families: Callable[[str], Family], tmp_path: Path
+):
+    """Published files bring a LoRA of every attention layer, numbered like the layers."""
+    family = families("sdxl")
+    torch.manual_seed(0)
+    state = new_adapter(family.denoiser, 128)
+    plain, lora = state["ip_adapter"], {}
+    for i, name in enumerate(family.denoiser.attn_processors):
+        layer = family.denoiser.get_submodule(name.removesuffix(".processor"))
+        for part, linear in (("q", layer.to_q), ("k", layer.to_k), ("v", layer.to_v), ("out", layer.to_out[0])):
+            lora[f"{i}.to_{part}_lora.down.weight"] = torch.randn(2, linear.in_features)
+            lora[f"{i}.to_{part}_lora.up.weight"] = torch.randn(linear.out_features, 2)
+    photos, drawn = torch.rand(2, 3, 64, 64).split(1), {}
+    for name, layers in (("plain", plain), ("lora", plain | lora)):
+        state["ip_adapter"] = layers
+        flat = {f"{part}.{key}": value.contiguous() for part, held in state.items() for key, value in held.items()}
+        save_file(flat, tmp_path / f"{name}.safetensors")
+        adapter = attack(tmp_path / f"{name}.safetensors")
+        victim, options = adapter.victim(family), {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
+        drawn[name] = [adapter.run(victim, photo, ["a photo of a person"], **options) for photo in photos]
+        assert not torch.equal(*drawn[name])
+    assert (drawn["plain"][0] - drawn["lora"][0]).abs().max() > 1e-3
+    assert not any("lora" in name for name in family.denoiser.state_dict())
 
 
 def test_a_file_that_does_not_fit_is_one_clear_line(
