@@ -264,7 +264,7 @@ def test_without_tokens_of_a_face_it_is_the_controlnet_of_the_file(family: Famil
 
 
 def test_the_picture_of_the_keypoints_is_as_opencv_draws_it():
-    """Limbs from the nose at three fifths of their colour, then discs of ten pixels; edges are rounded otherwise."""
+    """Limbs from the nose at three fifths of their colour, then discs of ten pixels; edges may be a pixel off."""
     cv2 = pytest.importorskip("cv2")
     points = torch.tensor([[90, 100], [170, 95], [128, 150], [100, 190], [160, 186]])
     expected, whole = np.zeros((256, 256, 3), np.float32), COLOURS.tolist()
@@ -277,9 +277,8 @@ def test_the_picture_of_the_keypoints_is_as_opencv_draws_it():
     for point, colour in zip(points.tolist(), whole, strict=True):
         cv2.circle(expected, tuple(point), 10, colour, -1)
     drawn = draw_keypoints(points.float(), 256, 256).permute(1, 2, 0)
-    different = (drawn - torch.as_tensor(expected)).abs().amax(2) > 1e-6
-    covered = drawn.amax(2) > 0
-    assert different.sum() < 0.06 * covered.sum()
+    near = [torch.as_tensor(expected).roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    assert torch.stack([(drawn - picture).abs().amax(2) for picture in near]).amin(0).max() < 1e-6
     for point, colour in zip(points.tolist(), COLOURS, strict=True):
         assert torch.equal(drawn[point[1], point[0]], colour)
 

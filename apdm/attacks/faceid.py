@@ -32,8 +32,8 @@ class FaceIDAdapter:
     """An adapter's file and the encoder whose embeddings it was trained with; its keys tell FaceID's from InstantID's.
 
     scale: of the adapter's attention; a LoRA in a FaceID file is applied whole. controlnet: InstantID's ControlNet, a
-    diffusers folder, which draws the face where it is in the photo. controlnet_scale: of what it adds, by default the
-    release's. allow_pickle: also read .bin, with torch's restricted unpickler.
+    diffusers folder, which draws the face where it is in the photo. controlnet_scale: of what it adds, by default as in
+    the release's example. allow_pickle: also read .bin, with torch's restricted unpickler.
     """
 
     path: Path
