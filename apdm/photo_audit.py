@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
@@ -109,18 +111,15 @@ class PhotoAudit:
             attacks["faceid"] = self.faceid
         for spec in self.config.photo_attacks:
             attacks[spec] = partial(self.edit if is_zero_shot(spec) else self.train, spec)
+        arms = [*((arm, None) for arm in ARMS), *(("protected", purifier) for purifier in self.config.purifiers)]
         rows, pictures = [], {}
-        for person, pair in people.items():
-            for name, attack in attacks.items():
-                for arm, purifier in (
-                    *((arm, None) for arm in ARMS),
-                    *(("protected", p) for p in self.config.purifiers),
-                ):
-                    row, images = self._kept(name, attack, arm, purifier, person, pair)
-                    rows.append(row)
-                    if images is not None:
-                        place = arm if purifier is None else f"{arm}+{file_name(purifier)}"
-                        pictures[f"layer/{file_name(name)}/{place}/{person}"] = images
+        cells = list(product(people.items(), attacks.items(), arms))
+        for (person, pair), (name, attack), (arm, purifier) in tqdm(cells, desc="attack photos", unit="attack"):
+            row, images = self._kept(name, attack, arm, purifier, person, pair)
+            rows.append(row)
+            if images is not None:
+                place = arm if purifier is None else f"{arm}+{file_name(purifier)}"
+                pictures[f"layer/{file_name(name)}/{place}/{person}"] = images
         return rows, pictures
 
     def train(self, spec: str, photos: Tensor) -> Tensor:

@@ -44,16 +44,17 @@ from apdm.image_layer.scene import Scene
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import psnr
 from apdm.portraits import ADAPTER, PIPELINE
+from apdm.portraits.attacks import nominal
 from apdm.portraits.drawing import render_person
-from apdm.portraits.figures import draw, nominal_attack
+from apdm.portraits.figures import draw
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
 from apdm.portraits.subjects import DEFENCE, HOLDOUT
 from apdm.portraits.train_encoders import as_images
 
 ENCODERS = ["portrait-a", "portrait-b"]
-PROMPTS = {"optimised": "a photo of sks person", "another": "a portrait of sks person"}
+PROMPTS = {"optimised": "a photo of t@t person", "another": "a portrait of t@t person"}
 FIRST_PERSON = OTHER_PEOPLE.start + 6000
-RATE = nominal_attack().learning_rate
+RATE = 3e-4  # of surrogates: three times the nominal attacker's, for fewer steps than his
 # At equal budgets, 5 grey levels: full noise of that size has a PSNR of 34.15 dB, and no method has less.
 FACES_LEFT = ZeroShotConfig(enabled=False)
 FACES = ZeroShotConfig(encoders=["portrait-a"], margin=4.0)
@@ -102,7 +103,7 @@ class Study:
     def __init__(self, scratch: Path) -> None:
         self.family = load_family(PIPELINE)
         self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
-        self.attack = nominal_attack()
+        self.attack = nominal("dreambooth")
         with torch.no_grad():
             pictures = draw(self.family, [self.attack.class_prompt] * 64, seed=10_000)
             self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)

@@ -1,6 +1,6 @@
 """What each way of hardening costs the attacker, at equal utility: the rows behind docs/protection.md.
 
-    python -m benchmarks.protection --output_dir outputs/protection --recipes base pool algorithm-1 ascent imma
+    python -m benchmarks.protection --output_dir outputs/protection --recipes base default algorithm-1 naive imma
     python -m benchmarks.protection --output_dir outputs/protection --summary
 
 Every recipe hardens the bundled pipeline until its minutes are over, or its class pictures are much further from the
@@ -45,24 +45,21 @@ from benchmarks.attacks import ENCODERS, Study, read
 
 MAX_FID_RATIO, HOPELESS = 2.0, 1.5  # the audit's bound, and what nothing comes back from
 CLASS_PICTURES = 128
-POINTS = ("200", "400", "800")  # of the curves, for the table
+POINTS = ("100", "300", "500", "1000")  # of the curves, for the table
 OTHER = 40  # the person, numbered as the protected are, who must stay learnable
-# At a third of the nominal rate: docs/portrait-sweep.md says why.
-DREAMBOOTH = "dreambooth:learning_rate=1e-4,train_batch_size=4,max_train_steps=800"
-LORA = "lora:target=all,rank=32,learning_rate=1e-3,train_batch_size=4,max_train_steps=800"
-RENAMED = f"{DREAMBOOTH},identifier=t@t"
+# Longer than the nominal attack; the other two are as long, at rates that suit them.
+DREAMBOOTH = "dreambooth:max_train_steps=1000"
+LORA = "lora:target=all,rank=32,learning_rate=1e-3,max_train_steps=1000"
+RENAMED = "dreambooth:identifier=sks,learning_rate=3e-4,max_train_steps=1000"
 
 PAPER = ["--pool.size", "0", "--pool.benign_size", "0"]
-SLOW = ["--l2p.learning_rate", "1e-4"]
+# An attacker who takes one step too small to matter: the gradient is that at theta.
+AT_THETA = [*PAPER, "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"]
 VARIETY = [
-    *("--variety.instance_prompts", "a photo of t@t person", "a portrait of sks person", "a photo of sks face"),
+    *("--variety.instance_prompts", "a photo of sks person", "a portrait of t@t person", "a photo of t@t face"),
     *("--variety.learning_rates", "1e-4", "3e-4"),
-    *("--variety.inner_steps", "50", "100", "200", "300"),
+    *("--variety.inner_steps", "50", "100", "200", "400"),
     *("--variety.photos", "flip", "crop"),
-]
-HELD = [
-    "--preservation.anchor_prompts",
-    *("a photo of a red vase", "a photo of a person with long hair", "a photo of a person with dark skin"),
 ]
 
 
@@ -70,64 +67,34 @@ HELD = [
 class Recipe:
     """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
     the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
-    other ways too. average: what is published is theta's running average with this decay; 0: theta itself."""
+    other ways too."""
 
     options: list[str] = field(default_factory=list)
     people: int = 1
     every: int = 50
     attacked: tuple[int, ...] = (0,)
     widely: bool = False
-    average: float = 0.0
 
 
 RECIPES: Mapping[str, Recipe] = {
     "base": Recipe(widely=True),
-    "pool": Recipe(SLOW, every=25, widely=True),
-    "pool-held": Recipe([*SLOW, *HELD], every=25, widely=True),
-    "pool-held-strongly": Recipe([*SLOW, *HELD, "--preservation.anchor_weight", "20"], every=50, average=0.98),
-    "pool-held-fast": Recipe(
-        [*SLOW, *HELD, "--preservation.anchor_weight", "20", "--learning_rate", "3e-4"],
-        every=50,
-        average=0.98,
-        widely=True,
-    ),
-    "pool-fast-attackers": Recipe(every=25),
-    "pool-batch-12": Recipe([*SLOW, "--train_batch_size", "12"], every=25),
-    "pool-averaged": Recipe(SLOW, every=25, average=0.98),
-    "pool-held-averaged": Recipe([*SLOW, *HELD], every=50, average=0.98, widely=True),
-    "pool-ascent": Recipe([*SLOW, "--objective", "ascent", "--ascent_limit", "2"], every=25),
-    "variety": Recipe([*SLOW, *VARIETY], every=25, widely=True),
-    # At the pool's outer rate its first five steps end far beyond the bound: sums of 20 gradients hardly disagree.
+    "default": Recipe(widely=True),
+    "weakly-held": Recipe(["--preservation.anchor_weight", "4"]),
+    "short-paths": Recipe(["--pool.depth", "200"]),
+    "fast-attackers": Recipe(["--l2p.learning_rate", "3e-4"]),
+    "batch-12": Recipe(["--train_batch_size", "12"]),
+    "not-benign": Recipe(["--pool.benign_size", "0"]),
+    "sample-dpo": Recipe(["--dpo.reduction", "sample", "--dpo.beta", "50"]),
+    "ascent": Recipe(["--objective", "ascent", "--ascent_limit", "2"]),
+    "variety": Recipe(VARIETY, widely=True),
+    "naive": Recipe([*AT_THETA, "--objective", "ascent"]),
+    # A sum of twenty gradients, which hardly disagree, against an anchor as much heavier.
     "algorithm-1": Recipe(
-        [
-            *(*PAPER, *SLOW, "--learning_rate", "2e-5", "--l2p.inner_steps", "20"),
-            *("--preservation.anchor_weight", "40"),
-        ],
-        every=5,
-    ),
-    # In both an attacker who takes one step too small to matter: the gradient is that at theta.
-    "naive": Recipe(
-        [*PAPER, "--objective", "ascent", "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"], every=10
-    ),
-    "naive-held": Recipe(
-        [
-            *(*PAPER, *HELD, "--preservation.anchor_weight", "20", "--learning_rate", "3e-4"),
-            *("--objective", "ascent", "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"),
-        ],
-        every=50,
-        average=0.98,
-    ),
-    "algorithm-1-held": Recipe(
-        [
-            *(*PAPER, *SLOW, *HELD, "--l2p.inner_steps", "20"),
-            *("--preservation.anchor_weight", "200", "--learning_rate", "3e-4"),
-        ],
-        every=10,
-        average=0.8,
+        [*PAPER, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "200", "--ema_decay", "0.8"], every=10
     ),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
-    "pool-3": Recipe(SLOW, people=3, attacked=(0, 2), every=25),
-    "pool-10": Recipe(SLOW, people=10, attacked=(0, 9), every=25, widely=True),
+    "people-3": Recipe(people=3, attacked=(0, 2)),
+    "people-10": Recipe(people=10, attacked=(0, 2), widely=True),
 }
 
 
@@ -220,18 +187,12 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str,
     else:
         method = Training(config, Accelerator(cpu=True), ALONE, reference, hardened, people, benign)
     walk, kept, spent, steps = [], copy.deepcopy(base.denoiser.state_dict()), 0.0, 0
-    average = [p.detach().clone() for p in hardened.denoiser.parameters()] if recipe.average else []
     while spent < 60 * minutes:
         started = time.process_time()
         for _ in range(recipe.every):
             method.outer_step()
-            if average:
-                torch._foreach_lerp_(average, list(method.slow.theta), 1 - recipe.average)
         spent, steps = spent + time.process_time() - started, steps + recipe.every
         method.publish()
-        with torch.no_grad():
-            for shown, parameter in zip(average, hardened.denoiser.parameters(), strict=bool(average)):
-                parameter.copy_(shown)
         walk.append({"outer_steps": steps, "cpu_seconds": round(spent), **utility(hardened)})
         print(name, walk[-1], flush=True)
         if walk[-1]["fid_ratio"] <= MAX_FID_RATIO:
@@ -279,7 +240,7 @@ def summary(folder: Path) -> list[str]:
                 f"{known['moved']:.3f}",
                 f"{last['fid_ratio']:.2f}",
             ]
-        kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, t@t"}[attack]
+        kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, sks"}[attack]
         who = "other" if person == OTHER else f"{person + 1}"
         points = [" / ".join(f"{row['curve'][step][judge]['mean']:.2f}" for judge in ENCODERS) for step in POINTS]
         partner = rows.get(("base", attack, person))

@@ -27,7 +27,6 @@ from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
 from apdm.errors import UserError
 from apdm.portraits.attacks import BY_ATTACK, nominal
-from apdm.portraits.figures import nominal_attack
 
 NOMINAL = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
 
@@ -71,9 +70,8 @@ def test_options_win_over_the_attacks_nominal_which_wins_over_the_common_one():
     )
 
 
-def test_the_miniature_worlds_nominal_attack_is_the_one_of_its_card():
-    assert nominal("dreambooth") == nominal_attack()
-    assert set(BY_ATTACK) <= set(attacks())
+def test_the_miniature_world_names_attacks_that_there_are():
+    assert nominal("dreambooth").max_train_steps and set(BY_ATTACK) <= set(attacks())
 
 
 def test_factors_multiply_the_nominal_values_or_the_defaults():

@@ -23,7 +23,7 @@ from apdm.portraits.subjects import ATTACK, HOLDOUT
 from benchmarks.attacks import Study, portraits
 
 PERSON = PROTECTED_PEOPLE.start
-LEARNT, STRANGER = 0.3, 0.15
+LEARNT, STRANGER = 0.35, 0.25
 FAST = "learning_rate=6e-4,max_train_steps=50"
 SPECS = [
     f"dreambooth:{FAST}",
@@ -76,8 +76,8 @@ def test_an_adapter_trained_on_the_base_works_on_a_fine_tune_of_it(study: Study,
     attack = nominal("transfer:attack=lora,max_train_steps=80", train_batch_size=8)
     sibling = nominal("two_stage:benign_steps=20,benign_learning_rate=1e-4").prepare(study.family, material)[0]
     given = replace(material, models={"base": study.family})
-    assert max(drawn(study, attack, sibling)) < STRANGER
-    assert min(drawn(study, attack, attack.run(sibling, given).model)) > LEARNT
+    before, after = (drawn(study, attack, model) for model in (sibling, attack.run(sibling, given).model))
+    assert all(other > one + 0.2 and other > LEARNT for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("spec", ["img2img:strength=0.4", "inpainting"])

@@ -66,15 +66,18 @@ def test_results_of_another_schema_are_refused(content: str, tmp_path: Path):
 # -- suites --------------------------------------------------------------------------------------------------
 
 
+SKS = "a photo of sks person"
+
+
 def arsenal(**options: Any) -> Arsenal:
     config = AuditConfig(learning_rate=3e-4, train_batch_size=12, **options)
-    prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+    prompts = {"instance_prompt": SKS, "class_prompt": "a photo of person"}
     return Arsenal(options=config, nominal_step=100, **prompts)
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(suite: str):
-    entries, left_out = available(chosen(suite, []), MODELS)
+    entries, left_out = available(chosen(suite, [], SKS), MODELS)
     assert left_out == [] and entries[0].spec == "dreambooth"
     assert len({entry.spec for entry in entries}) == len(entries)
     for entry in entries:
@@ -83,8 +86,16 @@ def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(sui
             assert entry.white_box in [other.spec for other in entries]
 
 
+@pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "sks"), ("ohwx", "t@t")])
+def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
+    specs = [entry.spec for entry in chosen("full", [], f"a photo of {nominal} person")]
+    assert {spec for spec in specs if "identifier" in spec} == {
+        f"{a}:identifier={changed}" for a in ("dreambooth", "lora")
+    }
+
+
 def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reason():
-    entries, left_out = available(chosen("standard", []), ("base", "hardened"))
+    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"))
     assert {entry.spec.partition(":")[0] for entry in left_out} == {"interpolation", "transplant"}
     assert all("--sibling" in entry.reason for entry in left_out)
     assert "interpolation:source=base,alpha=0.5" in [entry.spec for entry in entries]
@@ -108,13 +119,13 @@ def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
 
 
 def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
-    entries = chosen("quick", ["lora", "dreambooth:identifier=t@t"])
+    entries = chosen("quick", ["lora", "dreambooth:identifier=t@t"], SKS)
     assert [(e.spec, e.required, e.people, e.seeds) for e in entries] == [
         ("lora", True, None, None),
         ("dreambooth:identifier=t@t", True, None, None),
     ]
     with pytest.raises(UserError, match="twice"):
-        chosen("quick", ["lora", "lora"])
+        chosen("quick", ["lora", "lora"], SKS)
 
 
 # -- people and models ---------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_what_is_kept_is_the_last_state_within_the_bound(tmp_path: Path, monkeyp
         return {"fid_ratio": ratios[len(seen) - 1]}
 
     monkeypatch.setattr(protection.Utility, "__call__", look)
-    facts = harden("pool", Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], every=1), tmp_path, 60)
+    facts = harden("default", Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], every=1), tmp_path, 60)
     assert [look["fid_ratio"] for look in facts["walk"]] == ratios  # and no further: the last is hopeless
     kept = list(load_family(tmp_path / "model").denoiser.parameters())
     distances = [sum((a - b).abs().sum().item() for a, b in zip(kept, state, strict=True)) for state in seen]
@@ -51,10 +51,10 @@ def test_the_table_has_a_line_per_row_with_its_partner_on_the_base(tmp_path: Pat
         curve = {s: {j: {"mean": likeness} for j in protection.ENCODERS} for s in ("0", *protection.POINTS)}
         return json.dumps({"recipe": recipe, "attack": DREAMBOOTH, "person": person, "curve": curve})
 
-    rows = [row("base", 0, 0.7), row("base", OTHER, 0.6), row("pool", 0, 0.2), row("pool", OTHER, 0.5)]
+    rows = [row("base", 0, 0.7), row("base", OTHER, 0.6), row("default", 0, 0.2), row("default", OTHER, 0.5)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     head, _, *lines = summary(tmp_path)
     assert len(lines) == 4
     cells = [cell.strip() for cell in lines[2].split("|")]
-    assert cells[1] == "pool" and cells[-3:-1] == ["0.20", "0.70"]
+    assert cells[1] == "default" and cells[-3:-1] == ["0.20", "0.70"]
     assert "other" in lines[3]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from test_report import pictures, results, row  # noqa: F401
 
+from apdm.portraits.showcase import find_browser, first_screen
 from apdm.report import write_report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = find_browser()
 PHONE = 390  # CSS pixels across
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; test_report.py parses the page instead")
 
@@ -116,3 +119,11 @@ def test_a_heading_sorts_its_table_up_and_then_down(page: Path):
 def test_the_page_is_dark_where_the_reader_wants_that(page: Path):
     assert opened(page, width=1280)["background"] == "rgb(255, 255, 255)"
     assert opened(page, width=1280, dark=True)["background"] == "rgb(20, 23, 26)"
+
+
+def test_the_picture_of_its_first_screen_that_the_docs_show_is_whole_and_needs_no_other_file(page: Path):
+    svg = first_screen(page, str(BROWSER), width=400, height=300)
+    (found,) = re.findall(r'href="data:image/jpeg;base64,([^"]*)"', svg)
+    assert svg.count("href=") == 1
+    with Image.open(io.BytesIO(base64.b64decode(found))) as shot:
+        assert shot.size == (400, 300) and len(shot.getcolors(2**20) or []) > 16  # letters, not an empty page

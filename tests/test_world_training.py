@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from apdm.config import HardenConfig, load_config
 from apdm.portraits import PIPELINE
-from apdm.portraits.figures import nominal_attack
+from apdm.portraits.attacks import nominal
 from apdm.portraits.train_adapter import AdapterTraining, adapter_state, cross_attentions
 from apdm.portraits.train_pipeline import coarse_error, new_autoencoder, new_scheduler, normalise
 
@@ -53,7 +53,7 @@ def test_the_last_step_of_the_schedule_hides_the_picture_and_sampling_starts_the
 
 def test_the_card_measures_the_attack_that_the_configuration_calls_nominal() -> None:
     arguments = ["--config", str(ROOT / "configs/portrait.yaml"), "--instance_data_dir", "people"]
-    config, attack = load_config(HardenConfig, arguments), nominal_attack()
+    config, attack = load_config(HardenConfig, arguments), nominal("dreambooth")
     assert attack.max_train_steps == config.audit.nominal_step
     for name in ("learning_rate", "train_batch_size", "prior_loss_weight"):
         assert getattr(attack, name) == getattr(config.audit, name)

@@ -142,7 +142,7 @@ def attacker_prior(
 
 def _plan(config: AuditJobConfig, command: str | None) -> Audit:
     """All that is read, checked before anything is written."""
-    entries = chosen(config.suite, config.attacks)
+    entries = chosen(config.suite, config.attacks, config.instance_prompt)
     settings(config.attack_options)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}

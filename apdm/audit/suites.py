@@ -17,6 +17,8 @@ from apdm.attacks.staged import Staged
 from apdm.config import AuditOptions
 from apdm.errors import UserError
 
+# Another identifier than the one trained against is the first, or the second where that is the first.
+IDENTIFIERS = ("t@t", "sks")
 DENOISER_ATTACKS = ("dreambooth", "adaptive")  # that train all of it, at the audit's own rate and steps
 
 
@@ -104,10 +106,16 @@ class LeftOut:
     reason: str
 
 
-def chosen(suite: str, specs: Sequence[str]) -> tuple[Entry, ...]:
-    """The entries of a suite, or one for each of `specs`, all required, on everybody. Raises UserError for repeats."""
+def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entry, ...]:
+    """The entries of a suite, or one for each of `specs`, all required, on everybody. Raises UserError for repeats.
+
+    instance_prompt: of the nominal attack; a suite's other identifier is one that it does not hold.
+    """
     if not specs:
-        return SUITES[suite]
+        usual, other = (f"identifier={name}" for name in IDENTIFIERS)
+        if IDENTIFIERS[0] not in instance_prompt.split():
+            return SUITES[suite]
+        return tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in SUITES[suite])
     if twice := [spec for spec in specs if specs.count(spec) > 1]:
         raise UserError(f'the attack "{twice[0]}" is given twice')
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))

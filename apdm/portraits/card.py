@@ -40,7 +40,8 @@ def _pipeline(figures: dict[str, Any]) -> list[str]:
         *_table(["attribute", "share"], [[k, f"{v:.2f}"] for k, v in sorted(figures["caption_accuracy"].items())]),
         "",
         f"DreamBooth on {figures['dreambooth_people']} unseen people, 4 photos each, AdamW "
-        f"{figures['dreambooth_learning_rate']:g}, batch {figures['dreambooth_batch']} and as many class pictures: "
+        f"{figures['dreambooth_learning_rate']:g}, batch {figures['dreambooth_batch']} and as many class pictures, "
+        f'"{figures["dreambooth_prompt"]}": '
         "mean cosine to held-out photos / match rate.",
         "",
     ]

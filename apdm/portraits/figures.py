@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apdm.attacks import Material
-from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks import Attack, Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.data import encode_images
 from apdm.faces import load_encoders
@@ -20,6 +19,7 @@ from apdm.families import Family, load_family
 from apdm.metrics.fidelity import frechet_distance
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import ADAPTER
+from apdm.portraits.attacks import PROMPTS, nominal
 from apdm.portraits.data import ATTRIBUTES, render_people
 from apdm.portraits.people import OTHER_PEOPLE
 from apdm.portraits.subjects import ATTACK, HOLDOUT
@@ -28,7 +28,7 @@ from apdm.portraits.train_pipeline import reconstruction_figures
 
 STEPS, GUIDANCE = 15, 3.0
 ADAPTER_PROMPT = "a photo of a person"
-PROMPTS = {
+CAPTIONS = {
     "skin": "a photo of a person with {} skin",
     "hair": "a photo of a person with short {} hair",
     "style": "a photo of a person with {} brown hair",
@@ -47,7 +47,7 @@ def draw(family: Family, prompts: list[str], seed: int = 0) -> Tensor:
 def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> dict[str, float]:
     """Share of pictures in which the attribute reader sees the value that the prompt names, per attribute."""
     accuracy = {}
-    for name, prompt in PROMPTS.items():
+    for name, prompt in CAPTIONS.items():
         named = [(i, WORDS.get(value, value)) for i, value in enumerate(ATTRIBUTES[name])]
         named = [(i, word) for i, word in named if word is not None]
         seen = reader.attributes(draw(family, [prompt.format(word) for _, word in named for _ in range(each)]))[name]
@@ -56,10 +56,10 @@ def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> di
     return accuracy
 
 
-def personalisation(family: Family, attack: DreamBooth, *, people: int = 10, eval_steps: list[int]) -> dict[str, Any]:
+def personalisation(family: Family, attack: Attack, *, people: int = 10, eval_steps: list[int]) -> dict[str, Any]:
     """Nominal DreamBooth on unseen people: mean likeness, match and face rate per encoder and step."""
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
-    prior = encode_images(family, draw(family, [attack.class_prompt] * 64, seed=10_000) * 2 - 1, batch_size=64)
+    prior = encode_images(family, draw(family, [PROMPTS["class_prompt"]] * 64, seed=10_000) * 2 - 1, batch_size=64)
     rows: dict[int, dict[str, list[dict[str, Any]]]] = {s: {e.name: [] for e in encoders} for s in eval_steps}
     for n in range(people):
         seed = OTHER_PEOPLE.start + 5000 + n
@@ -68,7 +68,7 @@ def personalisation(family: Family, attack: DreamBooth, *, people: int = 10, eva
         references = {e.name: e.embed(held_out) for e in encoders}
 
         def measure(step: int, victim: Family, references: dict[str, Tensor] = references) -> None:
-            images = draw(victim, [attack.instance_prompt] * 16, seed=77)
+            images = draw(victim, [attack.prompt(PROMPTS["instance_prompt"])] * 16, seed=77)
             detected = reader.score(images) >= reader.threshold
             for encoder in encoders:
                 scores = likeness(encoder.embed(images), references[encoder.name])
@@ -127,28 +127,21 @@ def drawing_figures(family: Family) -> dict[str, Any]:
     }
 
 
-def nominal_attack() -> DreamBooth:
-    """The miniature world's nominal attack: configs/portrait.yaml says the same."""
-    return DreamBooth(
-        instance_prompt="a photo of sks person",
-        class_prompt="a photo of a person",
-        learning_rate=3e-4,
-        train_batch_size=12,
-        max_train_steps=400,
-    )
-
-
 def write_figures(directory: Path, output: Path, work_dir: Path, *, people: int = 10) -> dict[str, Any]:
     """Measure the pipeline in `directory` and write the figures as JSON."""
-    family, attack = load_family(directory), nominal_attack()
+    family, attack = load_family(directory), nominal("dreambooth")
+    params = attack.params()
     figures = {
         **drawing_figures(family),
         "autoencoder_psnr": reconstruction_figures(family.pipeline.vae, work_dir)["psnr"],
         "dreambooth_people": people,
-        "dreambooth_batch": attack.train_batch_size,
-        "dreambooth_learning_rate": attack.learning_rate,
+        "dreambooth_batch": params["train_batch_size"],
+        "dreambooth_learning_rate": params["learning_rate"],
+        "dreambooth_prompt": PROMPTS["instance_prompt"],
         "adapter": adapter_figures(family, people=people),
-        "dreambooth": personalisation(family, attack, people=people, eval_steps=[100, 200, 300, 400]),
+        "dreambooth": personalisation(
+            family, attack, people=people, eval_steps=[*range(100, attack.max_train_steps + 1, 100)]
+        ),
     }
     output.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     return figures

@@ -2,15 +2,21 @@
 
 Copies results.json to docs/demo-results.json, draws docs/demo.svg from the attack's pictures, and writes the figures of
 the README and of docs/threat-model.md between their markers. Nothing in the README's first screen is from elsewhere.
+Where there is a Chromium, docs/report.svg becomes the first screen of report.html as it shows it.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import io
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from apdm.audit import read_results
 from apdm.files import write_text
@@ -147,6 +153,25 @@ def side_by_side(left: Path, right: Path, side: int = 280) -> str:
     )
 
 
+def find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def first_screen(report: Path, browser: str, width: int = 1000, height: int = 900) -> str:
+    """The top of a page as `browser` shows it, so many CSS pixels of it, as one self-contained SVG."""
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder, "shot.png")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{height}"]
+        flags += [f"--user-data-dir={folder}/profile", f"--screenshot={shot}"]
+        subprocess.run([browser, *flags, report.resolve().as_uri()], check=True, capture_output=True, timeout=120)
+        small = io.BytesIO()
+        Image.open(shot).convert("RGB").save(small, "JPEG", quality=80)
+    data = base64.b64encode(small.getvalue()).decode()
+    size = f'width="{width}" height="{height}"'
+    image = f'<image {size} href="data:image/jpeg;base64,{data}"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {size}>\n{image}\n</svg>\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
@@ -156,6 +181,8 @@ def main() -> None:
     subject, seed = results["subjects"][0], results["seeds"][0]
     base, hardened = (demo / f"pictures/attack/{model}/{subject}/{seed}.png" for model in ("base", "hardened"))
     write_text("docs/demo.svg", side_by_side(base, hardened))
+    if browser := find_browser():
+        write_text("docs/report.svg", first_screen(demo / "report.html", browser))
     for file, text in (("README.md", figures(results)), ("docs/threat-model.md", promise(results))):
         write_text(file, insert(Path(file).read_text(encoding="utf-8"), text))
 
