@@ -47,10 +47,10 @@ MAX_FID_RATIO, HOPELESS = 2.0, 1.5  # the audit's bound, and what nothing comes 
 CLASS_PICTURES = 128
 POINTS = ("100", "300", "500", "1000")  # of the curves, for the table
 OTHER = 40  # the person, numbered as the protected are, who must stay learnable
-# Longer than the nominal attack; the other two are as long, at rates that suit them.
+# Longer than the nominal attack; the other two are as long, LoRA at a rate that suits it.
 DREAMBOOTH = "dreambooth:max_train_steps=1000"
 LORA = "lora:target=all,rank=32,learning_rate=1e-3,max_train_steps=1000"
-RENAMED = "dreambooth:identifier=sks,learning_rate=3e-4,max_train_steps=1000"
+RENAMED = "dreambooth:identifier=h@h,max_train_steps=1000"
 
 PAPER = ["--pool.size", "0", "--pool.benign_size", "0"]
 # An attacker who takes one step too small to matter: the gradient is that at theta.
@@ -240,7 +240,7 @@ def summary(folder: Path) -> list[str]:
                 f"{known['moved']:.3f}",
                 f"{last['fid_ratio']:.2f}",
             ]
-        kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, sks"}[attack]
+        kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, h@h"}[attack]
         who = "other" if person == OTHER else f"{person + 1}"
         points = [" / ".join(f"{row['curve'][step][judge]['mean']:.2f}" for judge in ENCODERS) for step in POINTS]
         partner = rows.get(("base", attack, person))

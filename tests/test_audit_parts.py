@@ -86,7 +86,7 @@ def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(sui
             assert entry.white_box in [other.spec for other in entries]
 
 
-@pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "sks"), ("ohwx", "t@t")])
+@pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])
 def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
     specs = [entry.spec for entry in chosen("full", [], f"a photo of {nominal} person")]
     assert {spec for spec in specs if "identifier" in spec} == {

@@ -18,7 +18,7 @@ from apdm.config import AuditOptions
 from apdm.errors import UserError
 
 # Another identifier than the one trained against is the first, or the second where that is the first.
-IDENTIFIERS = ("t@t", "sks")
+IDENTIFIERS = ("t@t", "h@h")
 DENOISER_ATTACKS = ("dreambooth", "adaptive")  # that train all of it, at the audit's own rate and steps
 
 
