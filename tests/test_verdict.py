@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from apdm.config import AuditConfig
-from apdm.metrics.rows import add_row_figures, other_subjects
+from apdm.metrics.rows import add_row_figures, is_void, other_subjects
 from apdm.metrics.verdict import judge, judge_attacks, worst_attack
 
 
@@ -252,6 +252,12 @@ def test_an_attack_that_fails_on_the_base_is_void_and_never_counts_as_protection
     assert verdict["protected"] is not required
     if not required:
         assert "lora does not work on the base here: it says nothing." in verdict["notes"]
+
+
+def test_an_attack_that_worked_on_the_base_and_went_on_until_it_did_not_is_no_void_one():
+    learned, safe = identity(0.6, 1.0), identity(0.05, 0.0)
+    row = made_up_row("base", "protected", {0: safe, 5: learned, 10: safe})
+    assert not is_void(row) and is_void(row | {"nominal_step": 4})
 
 
 def test_a_void_pair_enters_no_mean_and_no_cost():

@@ -20,8 +20,9 @@ MIN_BASE_MATCH_RATE = 0.8
 def row_flags(row: Row) -> list[str]:
     """Why nothing should be concluded from this row, one clause each; empty if it is sound.
 
-    A base row is void when some encoder sees less than MIN_BASE_MATCH_RATE of its pictures match after the
-    nominal attack: an attack that does not work on the base proves nothing by not working on the hardened model.
+    A base row is void when at no step measured up to the nominal one every encoder sees MIN_BASE_MATCH_RATE of its
+    pictures match: an attack that does not work on the base proves nothing by not working on the hardened model. An
+    attacker may stop at any step, here as on the hardened model.
     """
     if row["status"] == "failed":
         return [f"the attack failed: {row['error']}"]
@@ -32,7 +33,8 @@ def row_flags(row: Row) -> list[str]:
     if is_void(row):
         match_rate, encoder = _weakest_match(row)
         flags.append(
-            f"the attack on the base is too weak: match rate {match_rate:.2f} ({encoder}), below {MIN_BASE_MATCH_RATE}"
+            f"the attack on the base is too weak: match rate {match_rate:.2f} ({encoder}) at the best step, below "
+            f"{MIN_BASE_MATCH_RATE}"
         )
     return flags
 
@@ -43,7 +45,9 @@ def is_void(row: Row) -> bool:
 
 
 def _weakest_match(row: Row) -> tuple[float, str]:
-    return min((entry["match_rate"], encoder) for encoder, entry in row["identity"].items())
+    """The match rate by the encoder that sees least, at the step where that is most, and the encoder."""
+    points = [point["identity"] for point in row["curve"] if point["step"] <= row["nominal_step"]]
+    return max(min((entry["match_rate"], encoder) for encoder, entry in seen.items()) for seen in points)
 
 
 def by_spec(rows: Sequence[Row]) -> dict[str, list[Row]]:
