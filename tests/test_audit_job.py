@@ -150,11 +150,14 @@ def test_killed_at_random_moments_and_started_again_it_gives_the_same_results(
     assert not list(output.rglob("*.partial-*"))
 
 
-def test_an_interrupted_audit_says_what_is_kept_and_how_to_go_on(folders: dict[str, Path], tmp_path: Path):
-    process = start(command(folders, tmp_path / "out"))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_audit_says_what_is_kept_and_how_to_go_on(
+    folders: dict[str, Path], tmp_path: Path, number: signal.Signals
+):
+    process = start(command(folders, tmp_path / "out", seeds=6))  # so long that no signal comes too late
     while process.poll() is None and finished(tmp_path / "out") < 5:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 3, stderr
     assert "cells are finished and kept in cells/; the same command goes on" in stderr.splitlines()[-1]

@@ -21,6 +21,7 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Arsenal, Entry, lengthened
 from apdm.errors import Interrupted, UserError
 from apdm.metrics.rows import Row, file_name
+from apdm.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
     from apdm.audit import Audit
@@ -117,30 +118,35 @@ class Matrix:
             disable=not (show_progress and process.is_main),
         )
         try:
-            with bar:
-                self._work(ordered[process.index :: process.count], attacker, store, bar)
+            with bar, stop_on_signals() as stop:
+                self._work(ordered[process.index :: process.count], attacker, store, bar, stop)
                 if not process.is_main:
                     return None
                 while any(cell.key not in store for cell in self.cells):  # others are at work
                     time.sleep(POLL_SECONDS)
                     self._show(bar, store)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             done = sum(cell.key in store for cell in self.cells)
-            stop = Interrupted(
+            ending = Interrupted(
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
                 "the same command goes on from there"
             )
-            stop.elsewhere = not process.is_main
-            raise stop from None
+            ending.elsewhere = not process.is_main
+            raise ending from None
         return self._collect(store)
 
-    def _work(self, share: Sequence[Cell], attacker: Attacker, store: CellStore, bar: tqdm[Any]) -> None:
+    def _work(self, share: Sequence[Cell], attacker: Attacker, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
+        def after_step(step: int, loss: Any) -> None:
+            bar.update()
+            if stop.asked:  # what the signal raised, somebody's `except` may have taken
+                raise KeyboardInterrupt
+
         for cell in share:
             self._show(bar, store)
             if cell.key not in store:
                 where = f"{cell.entry.spec} {cell.model}/{cell.person.id}/seed {cell.seed}"
                 bar.set_description(where)
-                store.save(cell.key, *attacker.run(cell, lambda step, loss: bar.update() and None))
+                store.save(cell.key, *attacker.run(cell, after_step))
         self._show(bar, store)
 
     def _show(self, bar: tqdm[Any], store: CellStore) -> None:
