@@ -26,7 +26,7 @@ from apdm.attacks.registry import (
 from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
 from apdm.errors import UserError
-from apdm.portraits.attacks import BY_ATTACK, nominal
+from apdm.portraits.attacks import BY_ATTACK
 
 NOMINAL = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
 
@@ -71,7 +71,7 @@ def test_options_win_over_the_attacks_nominal_which_wins_over_the_common_one():
 
 
 def test_the_miniature_world_names_attacks_that_there_are():
-    assert nominal("dreambooth").max_train_steps and set(BY_ATTACK) <= set(attacks())
+    assert set(BY_ATTACK) <= set(attacks())
 
 
 def test_factors_multiply_the_nominal_values_or_the_defaults():
