@@ -1,6 +1,6 @@
 """What the image layer does on the miniature world, arm by arm: the rows behind docs/image-layer.md.
 
-    python -m benchmarks.image_layer --output rows.jsonl --attack dreambooth --arms clean,dladiff,aspl --people 10
+    python -m benchmarks.image_layer --output rows.jsonl --attacks dreambooth,lora --arms clean,dladiff,aspl --people 10
     python -m benchmarks.image_layer --output rows.jsonl --summary
 
 A row is one arm (how photos were protected), person, attack and seed; rows that the file has already are not made
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.fine_tuning import FineTuning
 from apdm.data import encode_images
 from apdm.faces import load_detector, load_encoders
 from apdm.faces.portrait import PortraitFace
@@ -52,6 +53,8 @@ from apdm.portraits.subjects import DEFENCE, HOLDOUT
 from apdm.portraits.train_encoders import as_images
 
 ENCODERS = ["portrait-a", "portrait-b"]
+ATTACKS = ("dreambooth", "lora", "faceid", "photos")  # methods of Study
+LORA = "lora:target=all,rank=32,learning_rate=1e-3,max_train_steps=500"
 PROMPTS = {"optimised": "a photo of t@t person", "another": "a portrait of t@t person"}
 FIRST_PERSON = OTHER_PEOPLE.start + 6000
 RATE = 3e-4  # of surrogates: three times the nominal attacker's, for fewer steps than his
@@ -103,7 +106,7 @@ class Study:
     def __init__(self, scratch: Path) -> None:
         self.family = load_family(PIPELINE)
         self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
-        self.attack = nominal("dreambooth")
+        self.attack, self.adapter = nominal("dreambooth"), nominal(LORA)
         with torch.no_grad():
             pictures = draw(self.family, [self.attack.class_prompt] * 64, seed=10_000)
             self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)
@@ -141,11 +144,17 @@ class Study:
 
     def dreambooth(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
         """The nominal attack on the photos; likeness of 16 pictures per prompt."""
-        attack = replace(self.attack, seed=seed)
+        return self.fine_tune(replace(self.attack, seed=seed), photos, person)
+
+    def lora(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
+        """The same with LoRA on every layer."""
+        return self.fine_tune(replace(self.adapter, seed=seed), photos, person)
+
+    def fine_tune(self, attack: FineTuning, photos: Tensor, person: int) -> dict[str, Any]:
         latents = encode_images(self.family, photos * 2 - 1)
         victim = attack.run(self.family, Material(latents, self.prior)).model
         return {
-            name: self.judge(draw(victim, [prompt] * 16, seed=1000 * seed + 77), person)
+            name: self.judge(draw(victim, [prompt] * 16, seed=1000 * attack.seed + 77), person)
             for name, prompt in PROMPTS.items()
         }
 
@@ -216,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="rows, one JSON object per line")
     parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
-    parser.add_argument("--attack", choices=["dreambooth", "faceid", "photos"], default="dreambooth")
+    parser.add_argument("--attacks", default="dreambooth", help=f"some of {', '.join(ATTACKS)}")
     parser.add_argument("--arms", default="clean,dladiff", help=f"some of {', '.join(ARMS)}")
     parser.add_argument("--people", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="number of the first person")
@@ -230,17 +239,17 @@ def main() -> None:
     done, study = {key(row) for row in read(options.output)}, Study(options.output.with_suffix(".png"))
     for number in range(options.first, options.first + options.people):
         for arm in options.arms.split(","):
-            seeds = [s for s in range(options.seeds) if (options.attack, arm, number, s) not in done]
-            if not seeds:
+            asked = [(attack, seed) for attack in options.attacks.split(",") for seed in range(options.seeds)]
+            if not (wanted := [(attack, seed) for attack, seed in asked if (attack, arm, number, seed) not in done]):
                 continue
             photos, cost = study.protect(arm, FIRST_PERSON + number)
-            for seed in seeds:
-                found = getattr(study, options.attack)(photos, FIRST_PERSON + number, seed)
-                row = {"attack": options.attack, "arm": arm, "person": number, "seed": seed, **cost, "likeness": found}
+            for attack, seed in wanted:
+                found = getattr(study, attack)(photos, FIRST_PERSON + number, seed)
+                row = {"attack": attack, "arm": arm, "person": number, "seed": seed, **cost, "likeness": found}
                 with options.output.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 ism = {p: [round(v[e]["mean"], 2) for e in ENCODERS] for p, v in found.items()}
-                print(number, arm, seed, {k: round(v, 1) for k, v in cost.items() if v}, ism, flush=True)
+                print(number, arm, attack, seed, {k: round(v, 1) for k, v in cost.items() if v}, ism, flush=True)
 
 
 if __name__ == "__main__":
