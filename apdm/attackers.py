@@ -29,14 +29,15 @@ class Plan:
     variant: int
     learning_rate: float
     steps: int
+    prior_loss_weight: float
 
 
 class Attackers:
     """An endless line of simulated attackers.
 
     people: take turns, in the order of their ids. earlier: people whom the model is already protected from; every
-    `earlier_every`-th attacker is one of theirs. generator: the run's, the same in every process. learning_rate, steps:
-    where `variety` says nothing.
+    `earlier_every`-th attacker is one of theirs. generator: the run's, the same in every process. learning_rate, steps,
+    prior_loss_weight: where `variety` says nothing.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Attackers:
         learning_rate: float,
         steps: int,
         batch_size: int,
+        prior_loss_weight: float = 1.0,
         variety: VarietyConfig | None = None,
         earlier: People | None = None,
         earlier_every: int = 4,
@@ -57,6 +59,7 @@ class Attackers:
         self.new, self.earlier_every = len(people), earlier_every if earlier else 0
         self.learning_rates = variety.learning_rates or [learning_rate]
         self.steps = variety.inner_steps or [steps]
+        self.prior_loss_weights = variety.prior_loss_weights or [prior_loss_weight]
         self.generator, self.batch_size, self.ranks = generator, batch_size, ranks
         self.turn = 0
 
@@ -65,7 +68,8 @@ class Attackers:
         person = self._person()
         self.turn += 1
         variant = self._draw(range(len(self.people[person])))
-        return Plan(person, variant, self._draw(self.learning_rates), self._draw(self.steps))
+        rate, steps = self._draw(self.learning_rates), self._draw(self.steps)
+        return Plan(person, variant, rate, steps, self._draw(self.prior_loss_weights))
 
     def batches(self, plan: Plan) -> Draws:
         """What this attacker, and the defender against it, draw from."""

@@ -103,6 +103,9 @@ class VarietyConfig:
         "What they do to the photos instead of nothing, as texts of apdm/attacks/registry.py: "
         '"flip", "crop:margin=0.1", "jpeg:quality=50".',
     )
+    prior_loss_weights: list[float] = option(
+        [], "Weights in place of l2p.prior_loss_weight; 0: without prior preservation.", at_least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,6 +158,9 @@ class LearningToProtect:
 
     def personalization_loss(self, model: Any, batch: Personalization) -> tuple[Tensor, dict[str, Tensor]]:
         """L_per (Eq. 5) and its figures."""
+        if not self.prior_loss_weight:
+            loss = losses.denoising_loss(self._error(model, batch.instance))
+            return loss, {"personalization_loss": loss.detach(), "instance_loss": loss.detach()}
         instance, prior = self._error(model, Batch.cat(batch.instance, batch.prior)).chunk(2)
         loss = losses.personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
         subject = losses.denoising_loss(instance.detach())

@@ -124,6 +124,7 @@ class AttackerPool:
         """theta' and the optimizer, fresh so far, become the attacker's."""
         self.method.slow.depart(attacker.offset)
         self.method.engine.set_learning_rate(attacker.plan.learning_rate)
+        self.method.prior_loss_weight = attacker.plan.prior_loss_weight
         if attacker.moments:
             torch._foreach_copy_(self.method.engine.moments(), attacker.moments)
             self.method.engine.set_steps(attacker.steps)

@@ -120,7 +120,7 @@ class Training:
         else:
             plan = self.attackers.next()
             self.engine.set_learning_rate(plan.learning_rate)
-            self.method.inner_steps = plan.steps
+            self.method.inner_steps, self.method.prior_loss_weight = plan.steps, plan.prior_loss_weight
             report = self.method.outer_step(self.attackers.batches(plan))
         if self.average:
             torch._foreach_lerp_(self.average, [theta.detach() for theta in self.slow.theta], 1 - self.config.ema_decay)
@@ -210,6 +210,7 @@ class Training:
             self.generator,
             learning_rate=config.l2p.learning_rate,
             steps=config.pool.depth if config.pool.size else config.l2p.inner_steps,
+            prior_loss_weight=config.l2p.prior_loss_weight,
             batch_size=config.train_batch_size,
             variety=config.variety,
             earlier=earlier,

@@ -25,15 +25,15 @@ def test_without_variety_people_take_turns_and_nothing_is_drawn():
     before = attackers.generator.get_state()
     plans = [attackers.next() for _ in range(6)]
     assert [plan.person for plan in plans] == [0, 1, 2, 0, 1, 2]
-    assert {(plan.variant, plan.learning_rate, plan.steps) for plan in plans} == {(0, 1e-3, 7)}
+    assert {(p.variant, p.learning_rate, p.steps, p.prior_loss_weight) for p in plans} == {(0, 1e-3, 7, 1.0)}
     assert torch.equal(attackers.generator.get_state(), before)
 
 
 def test_everything_that_may_vary_does_and_equally_often():
-    variety = VarietyConfig(learning_rates=[1e-4, 3e-4], inner_steps=[5, 10, 20])
+    variety = VarietyConfig(learning_rates=[1e-4, 3e-4], inner_steps=[5, 10, 20], prior_loss_weights=[0.0, 1.0])
     attackers = line(people(2, variants=4), variety=variety)
     plans = [attackers.next() for _ in range(2400)]
-    for name, count in (("person", 2), ("variant", 4), ("learning_rate", 2), ("steps", 3)):
+    for name, count in (("person", 2), ("variant", 4), ("learning_rate", 2), ("steps", 3), ("prior_loss_weight", 2)):
         seen = Counter(getattr(plan, name) for plan in plans)
         assert len(seen) == count
         assert min(seen.values()) > 0.8 * len(plans) / count

@@ -24,7 +24,7 @@ class Given:
 
     def next(self) -> Plan:
         self.turn += 1
-        return Plan((self.turn - 1) % len(self.sources), 0, ADAM["learning_rate"], self.depth)
+        return Plan((self.turn - 1) % len(self.sources), 0, ADAM["learning_rate"], self.depth, 1.0)
 
     def batches(self, plan: Plan):
         return self.sources[plan.person]
@@ -137,6 +137,24 @@ def test_each_attacker_goes_at_its_own_rate(float64):
     # One AdamW step from fresh moments is as long as its rate, whatever the gradient.
     lengths = [torch.cat([part.abs().flatten() for part in a.offset]).median().item() for a in (slow, fast)]
     assert lengths[1] == pytest.approx(3 * lengths[0], rel=0.05)
+
+
+def test_each_attacker_keeps_or_leaves_out_its_own_prior(float64):
+    method = toy_protector()
+    freeze_theta(method)
+    sources = [Recorded(draws(0)) for _ in range(2)]
+    pool = pool_of(method, sources, stride=2)
+    without, with_prior = pool.attackers
+    without.plan = replace(without.plan, prior_loss_weight=0.0)
+    for _ in range(4):
+        pool.outer_step()
+    for attacker, weight, source in ((without, 0.0, sources[0]), (with_prior, 1.0, sources[1])):
+        alone = toy_protector(prior_loss_weight=weight)
+        for batch in source.drawn["personalization"]:
+            alone.personalize(batch)
+        walked = [(fast - theta).detach() for fast, theta in zip(alone.slow.fast, alone.slow.theta, strict=True)]
+        torch.testing.assert_close(attacker.offset, walked, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(without.offset[0], with_prior.offset[0], rtol=1e-3)
 
 
 def test_a_gradient_that_is_not_finite_leaves_theta_and_its_moments_alone(float64):

@@ -45,6 +45,7 @@ VARIETY: dict[str, object] = {
     "variety.learning_rates": [1e-3, 2e-3],
     "variety.inner_steps": [1, 2, 3],
     "variety.photos": ["flip", "jpeg"],
+    "variety.prior_loss_weights": [0.0, 1.0],
 }
 
 
