@@ -22,7 +22,8 @@ class PGD:
     """A subject's photos, moved up one objective after another inside a ball around the originals.
 
     Photos may differ in size. The ball is always that around the original photo: where a later method starts from an
-    earlier one's result, pixels that lie farther out already may stay there, and none may go farther.
+    earlier one's result, pixels that lie farther out already may stay there, and none may go farther. Nor does any
+    pixel go farther than the radius from where it started, so that nothing is undone by more than the later budget.
 
     Args:
         originals: N photos [3, H, W] in [0, 1].
@@ -58,8 +59,10 @@ class PGD:
     def bounds(self, i: int) -> tuple[Tensor, Tensor]:
         """Lowest and highest values of photo `i`; not kept, because photos may be large."""
         original, start = self.originals[i], self.starts[i]
-        low, high = original - self.epsilon, original + self.epsilon
-        return torch.minimum(low, start).clamp_(min=0), torch.maximum(high, start).clamp_(max=1)
+        radius = self.epsilon
+        low = torch.minimum(original - radius, start).maximum(start - radius)
+        high = torch.maximum(original + radius, start).minimum(start + radius)
+        return low.clamp_(min=0), high.clamp_(max=1)
 
     def ascend(self, objective: Objective, steps: int) -> None:
         """Take `steps` steps up the objective with every photo.
