@@ -4,9 +4,9 @@
     python -m benchmarks.protection --output_dir outputs/protection --summary
 
 Every recipe hardens the bundled pipeline until its minutes are over, or its class pictures are much further from the
-base's than the audit allows, MAX_FID_RATIO times the distance between two seeds of the base; what is attacked is the
-last state within that bound. Each attack is on protected people, and on one whom no recipe knows and who must stay
-learnable. Hardened models and rows stay in the folder, and what is there is not made again.
+base's than the audit allows; what is attacked is the last state within the audit's bounds. Each attack is on protected
+people, and on one whom no recipe knows and who must stay learnable. Hardened models and rows stay in the folder, and
+what is there is not made again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from apdm.attackers import Attackers
+from apdm.audit_config import AuditConfig
 from apdm.config import HardenConfig, load_config
 from apdm.data import ProtectionData, encode_images
-from apdm.faces.portrait import PortraitFace
+from apdm.faces.portrait import PortraitFace, PortraitReader
 from apdm.families import Family, load_family
 from apdm.harden import Photos, protection_data
 from apdm.losses import denoising_loss, squared_error
+from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
 from apdm.portraits.attacks import PROMPTS
@@ -43,7 +45,8 @@ from apdm.subjects import find_subjects
 from apdm.training import Training
 from benchmarks.attacks import ENCODERS, Study, read
 
-MAX_FID_RATIO, HOPELESS = 2.0, 1.5  # the audit's bound, and what nothing comes back from
+MAX_FID_RATIO, MAX_DRIFT = AuditConfig.max_fid_ratio, AuditConfig.max_class_drift
+HOPELESS = 1.5  # times the allowed FID ratio: what nothing comes back from
 CLASS_PICTURES = 128
 POINTS = ("100", "300", "500", "1000")  # of the curves, for the table
 OTHER = 40  # the person, numbered as the protected are, who must stay learnable
@@ -137,21 +140,30 @@ class Imma:
 
 
 class Utility:
-    """How far a model's class pictures are from the base's, in distances between two seeds of the base."""
+    """What the class paid, as the audit has it: distance of class pictures to the base's in distances between two seeds
+    of the base, the share with a face, and the share that changed in the most altered attribute."""
 
     def __init__(self, base: Family) -> None:
-        self.reader = PortraitFace()
-        self.wanted = self._features(base, 1000)
-        self.chance = frechet_distance(self.wanted, self._features(base, 5000))
+        self.face, self.attributes = PortraitFace(), PortraitReader()
+        self.base, self.again = self._draw(base, 1000), self._draw(base, 5000)
+        self.chance = self._distance(self.again)
 
     def __call__(self, model: Family) -> dict[str, float]:
-        pictures = self._draw(model, 1000)
-        faces = (self.reader.score(pictures) >= self.reader.threshold).float().mean().item()
-        ratio = frechet_distance(self.wanted, self.reader.features(pictures)) / self.chance
-        return {"fid_ratio": round(ratio, 3), "face_rate": round(faces, 3)}
+        pictures = self._draw(model, 5000)
+        faces = (self.face.score(pictures) >= self.face.threshold).float().mean().item()
+        read = {
+            name: self.attributes.read(images)
+            for name, images in (("base", self.base), ("base_again", self.again), ("hardened", pictures))
+        }
+        drift = class_drift(read, self.attributes.values)
+        return {
+            "fid_ratio": round(self._distance(pictures) / self.chance, 3),
+            "face_rate": round(faces, 3),
+            "drift": max(of["distance"]["hardened"] for of in drift.values()),
+        }
 
-    def _features(self, model: Family, seed: int) -> Tensor:
-        return self.reader.features(self._draw(model, seed))
+    def _distance(self, pictures: Tensor) -> float:
+        return frechet_distance(self.face.features(self.base), self.face.features(pictures))
 
     def _draw(self, model: Family, seed: int) -> Tensor:
         return draw(model, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
@@ -195,7 +207,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str,
         method.publish()
         walk.append({"outer_steps": steps, "cpu_seconds": round(spent), **utility(hardened)})
         print(name, walk[-1], flush=True)
-        if walk[-1]["fid_ratio"] <= MAX_FID_RATIO:
+        if bearable(walk[-1]):
             kept = copy.deepcopy(hardened.denoiser.state_dict())
         elif walk[-1]["fid_ratio"] > HOPELESS * MAX_FID_RATIO:  # it goes up and down from look to look
             break
@@ -207,6 +219,11 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str,
         for values in ([b - a for a, b in pairs], [a for a, _ in pairs])
     )
     return {"recipe": name, "walk": walk, "moved": moved / norm, "options": recipe.options, "people": recipe.people}
+
+
+def bearable(look: Mapping[str, float]) -> bool:
+    """Whether the audit would call the class sound."""
+    return look["fid_ratio"] <= MAX_FID_RATIO and look["drift"] <= MAX_DRIFT
 
 
 def attacks(name: str, recipe: Recipe) -> list[tuple[str, int]]:
@@ -226,19 +243,29 @@ def summary(folder: Path) -> list[str]:
     """The table of docs/protection.md."""
     ordered = sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"]))
     rows = {(row["recipe"], row["attack"], row["person"]): row for row in ordered}
-    head = ["recipe", "people", "CPU minutes", "moved", "FID ratio", "attack", "person", *POINTS, "mean", "base's mean"]
+    head = [
+        "recipe",
+        "people",
+        "CPU minutes",
+        "moved",
+        "FID ratio",
+        "drift",
+        "attack",
+        "person",
+        *POINTS,
+        "mean",
+        "base's mean",
+    ]
     lines = [_line(head), _line(["---"] * len(head))]
     for (name, attack, person), row in rows.items():
-        cells = [name, *([""] * 4)]
+        cells = [name, *([""] * 5)]
         if (facts := folder / name / "facts.json").exists():
             known = json.loads(facts.read_text())
-            within = [look for look in known["walk"] if look["fid_ratio"] <= MAX_FID_RATIO]
-            last = within[-1] if within else {"cpu_seconds": 0, "fid_ratio": 0.0}
+            last = next(filter(bearable, reversed(known["walk"])), {"cpu_seconds": 0, "fid_ratio": 0.0, "drift": 0.0})
+            minutes, moved = last["cpu_seconds"] / 60, known["moved"]
             cells[1:] = [
-                str(known["people"]),
-                f"{last['cpu_seconds'] / 60:.1f}",
-                f"{known['moved']:.3f}",
-                f"{last['fid_ratio']:.2f}",
+                *(str(known["people"]), f"{minutes:.1f}", f"{moved:.3f}"),
+                *(f"{last['fid_ratio']:.2f}", f"{last['drift']:.2f}"),
             ]
         kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, h@h"}[attack]
         who = "other" if person == OTHER else f"{person + 1}"

@@ -30,19 +30,22 @@ def test_imma_moves_attention_by_both_its_steps_and_the_rest_by_the_attackers_al
     assert moved == {True: True, False: False}
 
 
-def test_what_is_kept_is_the_last_state_within_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ratios, seen = [1.0, 2.5, 1.9, 2.1, 7.0], []
+def test_what_is_kept_is_the_last_state_within_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [(1.0, 0.1), (2.5, 0.1), (1.9, 0.2), (1.8, 0.4), (2.1, 0.1), (7.0, 0.1)]
+    seen = []
 
     def look(self, model):
         seen.append([p.detach().clone() for p in model.denoiser.parameters()])
-        return {"fid_ratio": ratios[len(seen) - 1]}
+        return dict(zip(("fid_ratio", "drift"), looks[len(seen) - 1], strict=True))
 
     monkeypatch.setattr(protection.Utility, "__call__", look)
     facts = harden("default", Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], every=1), tmp_path, 60)
-    assert [look["fid_ratio"] for look in facts["walk"]] == ratios  # and no further: the last is hopeless
+    assert [
+        (look["fid_ratio"], look["drift"]) for look in facts["walk"]
+    ] == looks  # and no further: the last is hopeless
     kept = list(load_family(tmp_path / "model").denoiser.parameters())
     distances = [sum((a - b).abs().sum().item() for a, b in zip(kept, state, strict=True)) for state in seen]
-    assert min(range(5), key=distances.__getitem__) == 2  # up to half precision, in which the model is kept
+    assert min(range(6), key=distances.__getitem__) == 2  # up to half precision, in which the model is kept
     assert facts["moved"] > 0
 
 
