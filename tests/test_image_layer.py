@@ -305,3 +305,18 @@ def test_the_attention_loss_compares_with_the_clean_photo_as_it_is(scene: Scene)
     denoiser = scene.family.denoiser
     value = attention_loss(changed, denoiser, denoiser, DLADiffConfig())(scene.originals, [0, 1, 2])
     assert len(seen) == 1 and (value > 0).all()
+
+
+def test_a_square_original_is_encoded_once_and_seen_the_same(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    calls, posterior = [], type(scene.family).posterior
+    monkeypatch.setattr(type(scene.family), "posterior", lambda self, x: calls.append(len(x)) or posterior(self, x))
+    square = replace(scene, originals=scene.originals[:2])
+    for which in ([1, 0], [1]):
+        draw = square.draw(len(which), which)
+        seen = scene.latents([scene.originals[i] for i in which], draw, plain=True)
+        torch.testing.assert_close(square.original_latents(which, draw), seen, rtol=1e-12, atol=1e-12)
+    assert len(calls) == 2 + 2  # the two looks of the comparison, and each original once
+    draw = scene.draw(3)
+    assert torch.equal(
+        scene.original_latents([0, 1, 2], draw), scene.latents(scene.originals, draw, plain=True)
+    )  # one is not square: where one looks decides what is seen

@@ -43,8 +43,7 @@ def attention_loss(scene: Scene, static: Module, dynamic: Module, config: DLADif
     def loss(photos: list[Tensor], which: list[int]) -> Tensor:
         draw = scene.draw(len(photos), which)
         with torch.no_grad():
-            originals = [scene.originals[i] for i in which]
-            clean = _maps(scene, static, scene.latents(originals, draw, plain=True), draw, config)
+            clean = _maps(scene, static, scene.original_latents(which, draw), draw, config)
         maps = _maps(scene, dynamic, scene.latents(photos, draw), draw, config)
         total = map_distance(maps.cross, clean.cross, token)
         return total + map_distance(maps.self_, clean.self_) if maps.self_ else total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -89,6 +90,18 @@ class Scene:
         """A draw from the photos' posterior, `[B, C, h, w]`, differentiable in the photos."""
         return self.family.posterior(self.view(photos, draw.positions, plain=plain)).sample(noise=draw.latent)
 
+    @torch.no_grad()
+    def original_latents(self, which: list[int], draw: Draw) -> Tensor:
+        """A draw from the posteriors of the originals `which` without a transform, `[B, C, h, w]`."""
+        if is_square(self.originals):
+            return self._posterior[torch.tensor(which)].sample(noise=draw.latent)
+        return self.latents([self.originals[i] for i in which], draw, plain=True)
+
+    @cached_property
+    def _posterior(self) -> Posterior:
+        """Of square originals, all of which is seen wherever one looks: encoded once."""
+        return Posterior.cat([self.family.posterior(self.view([p], [0.5], plain=True)) for p in self.originals])
+
     def error(self, denoiser: Module, latents: Tensor, draw: Draw, prompt_embeds: Tensor | None = None) -> Tensor:
         """L_cond: the denoiser's mean squared error on noised latents, per sample `[B]`."""
         noisy = self.family.add_noise(latents, draw.noise, draw.timesteps)
@@ -116,6 +129,10 @@ class Scene:
             return self.error(denoiser, self.latents(photos, draw), draw)
 
         return loss
+
+
+def is_square(photos: list[Tensor]) -> bool:
+    return all(photo.shape[1] == photo.shape[2] for photo in photos)
 
 
 class Surrogate:
@@ -169,7 +186,7 @@ class Surrogate:
     @torch.no_grad()
     def _encode(self, photos: list[Tensor]) -> Posterior:
         """Photo i is entry i, seen at its middle; two more squares of each follow where a photo is not square."""
-        positions = [0.5] if all(p.shape[1] == p.shape[2] for p in photos) else [0.5, 0.0, 1.0]
+        positions = [0.5] if is_square(photos) else [0.5, 0.0, 1.0]
         scene, parts = self.scene, []
         for at in positions:
             for start in range(0, len(photos), self.batch_size):
