@@ -54,8 +54,10 @@ OTHER = 40  # the person, numbered as the protected are, who must stay learnable
 DREAMBOOTH = "dreambooth:max_train_steps=1000"
 LORA = "lora:target=all,rank=32,learning_rate=1e-3,max_train_steps=1000"
 RENAMED = "dreambooth:identifier=h@h,max_train_steps=1000"
+NO_PRIOR = "dreambooth:prior_loss_weight=0,max_train_steps=300"  # which is enough for it on the base
+KINDS = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, h@h", NO_PRIOR: "DreamBooth, no prior"}
 
-PAPER = ["--pool.size", "0", "--pool.benign_size", "0"]
+PAPER = ["--pool.size", "0", "--pool.benign_size", "0", "--variety.prior_loss_weights", "1"]
 # An attacker who takes one step too small to matter: the gradient is that at theta.
 AT_THETA = [*PAPER, "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"]
 VARIETY = [
@@ -82,7 +84,8 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "base": Recipe(widely=True),
     "default": Recipe(widely=True),
-    "weakly-held": Recipe(["--preservation.anchor_weight", "4"]),
+    "weakly-held": Recipe(["--preservation.anchor_weight", "10"]),
+    "with-prior": Recipe(["--variety.prior_loss_weights", "1"], widely=True),
     "short-paths": Recipe(["--pool.depth", "200"]),
     "fast-attackers": Recipe(["--l2p.learning_rate", "3e-4"]),
     "batch-12": Recipe(["--train_batch_size", "12"]),
@@ -93,7 +96,7 @@ RECIPES: Mapping[str, Recipe] = {
     "naive": Recipe([*AT_THETA, "--objective", "ascent"]),
     # A sum of twenty gradients, which hardly disagree, against an anchor as much heavier.
     "algorithm-1": Recipe(
-        [*PAPER, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "200", "--ema_decay", "0.8"], every=10
+        [*PAPER, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "400", "--ema_decay", "0.8"], every=10
     ),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
     "people-3": Recipe(people=3, attacked=(0, 2)),
@@ -229,7 +232,7 @@ def bearable(look: Mapping[str, float]) -> bool:
 def attacks(name: str, recipe: Recipe) -> list[tuple[str, int]]:
     """(attack, person) of a recipe's rows; the base's are the partners of all others'."""
     people = sorted({p for r in RECIPES.values() for p in r.attacked}) if name == "base" else recipe.attacked
-    others = [(LORA, people[0]), (RENAMED, people[0])] if recipe.widely else []
+    others = [(attack, people[0]) for attack in (NO_PRIOR, LORA, RENAMED)] if recipe.widely else []
     return [*((DREAMBOOTH, person) for person in (*people, OTHER)), *others]
 
 
@@ -267,12 +270,12 @@ def summary(folder: Path) -> list[str]:
                 *(str(known["people"]), f"{minutes:.1f}", f"{moved:.3f}"),
                 *(f"{last['fid_ratio']:.2f}", f"{last['drift']:.2f}"),
             ]
-        kind = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, h@h"}[attack]
         who = "other" if person == OTHER else f"{person + 1}"
-        points = [" / ".join(f"{row['curve'][step][judge]['mean']:.2f}" for judge in ENCODERS) for step in POINTS]
+        seen = [row["curve"].get(step) for step in POINTS]
+        points = [" / ".join(f"{point[judge]['mean']:.2f}" for judge in ENCODERS) if point else "" for point in seen]
         partner = rows.get(("base", attack, person))
         means = [f"{area(r):.2f}" if r else "" for r in (row, partner)]
-        lines.append(_line([*cells, kind, who, *points, *means]))
+        lines.append(_line([*cells, KINDS[attack], who, *points, *means]))
     return lines
 
 
