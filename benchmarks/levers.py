@@ -45,9 +45,10 @@ RECIPE = {
     "pool.size": 0,
     "pool.benign_size": 0,
     "l2p.inner_steps": 10,
-    "preservation.anchor_weight": 20.0,  # twice the inner steps, as the recipe's is twice its stride
+    "variety.prior_loss_weights": 1,
+    "preservation.anchor_weight": 20.0,  # twice the inner steps
     "max_train_steps": 30,
-    "learning_rate": 4e-4,  # the recipe's 1e-4 has ten times the outer steps
+    "learning_rate": 4e-4,
     "l2p.lora_learning_rate": 1e-2,  # LoRA's nominal rate in this world
 }
 ARMS: dict[str, dict[str, Any]] = {
