@@ -44,7 +44,7 @@ def test_the_ball_is_around_the_original_however_long_and_often_one_ascends():
         torch.testing.assert_close(photo, (original + EPS).clamp(max=1))
 
 
-def test_what_an_earlier_layer_did_stays_but_for_the_later_budget_and_nothing_goes_farther():
+def test_what_an_earlier_layer_did_stays_and_nothing_goes_farther():
     original = photos((4, 4))[0]
     start = original + 2 * EPS
     up = PGD([original], epsilon=EPS, step_size=STEP, start=[start])
@@ -52,10 +52,15 @@ def test_what_an_earlier_layer_did_stays_but_for_the_later_budget_and_nothing_go
     torch.testing.assert_close(up.photos[0], start)
     down = PGD([original], epsilon=EPS, step_size=STEP, start=[start])
     down.ascend(lambda images, which: -total(images, which), 50)
-    torch.testing.assert_close(down.photos[0], original + EPS)
-    nearer = PGD([original], epsilon=EPS, step_size=STEP, start=[original + EPS / 2])
-    nearer.ascend(lambda images, which: -total(images, which), 50)
-    torch.testing.assert_close(nearer.photos[0], original - EPS / 2)
+    torch.testing.assert_close(down.photos[0], original - EPS)
+
+
+@pytest.mark.parametrize(("began", "ends"), [(2.0, 1.0), (0.5, -0.5), (-0.5, -1.0)])
+def test_a_method_with_a_reach_undoes_no_more_of_an_earlier_one(began, ends):
+    original = photos((4, 4))[0]
+    pgd = PGD([original], epsilon=EPS, step_size=STEP, start=[original + began * EPS], reach=EPS)
+    pgd.ascend(lambda images, which: -total(images, which), 50)
+    torch.testing.assert_close(pgd.photos[0], original + ends * EPS)
 
 
 def test_a_later_ball_starts_from_the_photos_but_is_measured_from_the_originals():

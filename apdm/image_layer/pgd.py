@@ -22,8 +22,7 @@ class PGD:
     """A subject's photos, moved up one objective after another inside a ball around the originals.
 
     Photos may differ in size. The ball is always that around the original photo: where a later method starts from an
-    earlier one's result, pixels that lie farther out already may stay there, and none may go farther. Nor does any
-    pixel go farther than the radius from where it started, so that nothing is undone by more than the later budget.
+    earlier one's result, pixels that lie farther out already may stay there, and none may go farther.
 
     Args:
         originals: N photos [3, H, W] in [0, 1].
@@ -31,6 +30,8 @@ class PGD:
         step_size: of one step, in the same units: exactly that per pixel for "sign", its root mean square for
             "normalised".
         start: where to begin; default: at the originals.
+        reach: how far from where it began a pixel may go, in the same units, so that no more of an earlier method is
+            undone; None: anywhere in the ball.
         update: "sign" of the gradient, or the gradient "normalised" to root mean square 1.
         momentum: share of the earlier steps' direction that is kept (MI-FGSM, Dong et al. 2018); 0: none.
         batch_size: photos per call of the objective.
@@ -44,6 +45,7 @@ class PGD:
         epsilon: float,
         step_size: float,
         start: Sequence[Tensor] | None = None,
+        reach: float | None = None,
         update: Update = "sign",
         momentum: float = 0.0,
         batch_size: int = 4,
@@ -51,6 +53,7 @@ class PGD:
     ) -> None:
         self.originals = list(originals)
         self.starts = self.originals if start is None else list(start)
+        self.reach = 1.0 if reach is None else reach
         self.epsilon, self.step_size, self.update, self.momentum = epsilon, step_size, update, momentum
         self.batch_size, self.callback = batch_size, callback
         self.photos = [photo.detach().clone() for photo in self.starts]
@@ -59,9 +62,8 @@ class PGD:
     def bounds(self, i: int) -> tuple[Tensor, Tensor]:
         """Lowest and highest values of photo `i`; not kept, because photos may be large."""
         original, start = self.originals[i], self.starts[i]
-        radius = self.epsilon
-        low = torch.minimum(original - radius, start).maximum(start - radius)
-        high = torch.maximum(original + radius, start).minimum(start + radius)
+        low = torch.minimum(original - self.epsilon, start).maximum(start - self.reach)
+        high = torch.maximum(original + self.epsilon, start).minimum(start + self.reach)
         return low.clamp_(min=0), high.clamp_(max=1)
 
     def ascend(self, objective: Objective, steps: int) -> None:

@@ -90,6 +90,7 @@ def _against_fine_tuning(scene: Scene, config: ImageLayerConfig, start: list[Ten
         epsilon=config.fine_tuning_epsilon,
         step_size=config.step_size,
         start=start,
+        reach=config.fine_tuning_epsilon,  # after the zero-shot layer it would write over all of it
         update=config.update,
         batch_size=config.batch_size,
         callback=scene.callback,
