@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
-# Threads of the demo, where accelerate would take one, and processes of the tests.
-THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Processes of the tests.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv demo test lint bench clean
@@ -24,12 +24,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## harden the bundled model against drawn people and audit it: outputs/demo/
 	$(BIN)/python -m apdm.portraits.subjects --output_dir outputs/demo-subjects
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file launch/single.yaml train_apdm.py \
+	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch/cpu_2proc_ddp.yaml train_apdm.py \
 		--config configs/portrait.yaml --output_dir outputs/demo --overwrite_output_dir true
 
 # A process per core, each with one thread: the models are tiny. Offline: no test may download.
 test: $(READY) ## run the tests; ARGS=... goes to pytest
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(THREADS) --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff, its formatter, mypy
 	$(BIN)/ruff check .

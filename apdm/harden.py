@@ -26,7 +26,7 @@ from apdm.config import HardenConfig, config_hash, load_config, to_yaml
 from apdm.data import ProtectionData, encode_images, on_device
 from apdm.errors import UserError
 from apdm.export import check_single_file, export_model, export_size, write_manifest
-from apdm.families import Family, Posterior
+from apdm.families import Family, Posterior, load_family
 from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
 from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
 from apdm.memory_config import preset_report
@@ -68,8 +68,8 @@ class Photos:
 def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     """Run the whole job; returns the output folder. Raises UserError before long work starts if input is bad.
 
-    Of several processes the main one alone reads photos, draws, validates, writes, exports and audits; the others join
-    it for the training and end with it.
+    Of several processes the main one alone reads photos, draws, validates, writes and exports; the others join it for
+    the training, and for the audit where they see the same files.
     """
     prepare_process(config.num_threads)
     accelerator = make_accelerator(config)
@@ -112,13 +112,51 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
                 stop=stop,
             )
         del training
-        ranks.agree(lambda: None)  # nobody leaves while another is still gathering
+        ranks.on_main(lambda: _job(job).ship(hardened, steps, accelerator.device, command=command))
+        if config.audit.enabled:
+            ranks.agree(lambda: share_audit(config, base, hardened, job, ranks, accelerator.device, command=command))
+        ranks.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
         accelerator.end_training()
-        if job is not None:
-            base.pipeline.to(accelerator.device)
-            hardened.pipeline.to(accelerator.device)
-            job.finish(hardened, steps, command=command)
     return output
+
+
+def share_audit(
+    config: HardenConfig,
+    base: Family,
+    hardened: Family,
+    job: Job | None,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    command: str | None,
+) -> None:
+    """The audit, by the main process and all others that can read what was exported and the photos; those that cannot,
+    on another machine say, stand aside."""
+    output = Path(config.output_dir)
+    if job is not None:
+        judged = job.judged
+    else:
+        judged, hardened = _helper(config, output)
+    some = ranks.those(judged is not None)
+    if some is not None:
+        for family in (base, hardened):
+            family.pipeline.to(device)
+        judged.audit_and_report(base, hardened, output, some, command=command)
+
+
+def _helper(config: HardenConfig, output: Path) -> tuple[Any, Any]:
+    """What a process beside the main one needs to attack the exported model; None where it cannot be read."""
+    try:
+        return load_judged(config), load_family(output / "model")
+    except UserError:
+        return None, None
+
+
+def load_judged(config: HardenConfig) -> Any:
+    """Everybody that audit and probe look at, and the judges. Raises UserError for what cannot be read."""
+    from apdm.judged import JudgedPeople
+
+    return JudgedPeople.load(config, [subject.id for subject in find_subjects(config.instance_data_dir)])
 
 
 def place(config: HardenConfig, base: Family, start: Family, kind: str, device: torch.device) -> Family:
@@ -167,9 +205,7 @@ class Job:
             make_purifier(treatment)
         judged = None
         if config.audit.enabled or config.validation.probe_steps:
-            from apdm.judged import JudgedPeople
-
-            judged = JudgedPeople.load(config, list(photos.instance))
+            judged = load_judged(config)
         if config.single_file:
             check_single_file(base.pipeline)
         photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
@@ -212,9 +248,11 @@ class Job:
     def validator(self, hardened: Family, people: People) -> Validator:
         return Validator(self.config, hardened, people, self.judged, self.output / "samples")
 
-    def finish(self, hardened: Family, steps: int, *, command: str | None) -> None:
-        """All that follows on training: the export, the photos, the audit and the manifest."""
+    def ship(self, hardened: Family, steps: int, device: torch.device, *, command: str | None) -> None:
+        """The export and the protected photos."""
         config, base, output = self.config, self.base, self.output
+        for family in (base, hardened):
+            family.pipeline.to(device)
         hardened.denoiser.requires_grad_(False).eval()
         hardened.round_weights()
         export_model(
@@ -231,9 +269,6 @@ class Job:
             delete(output / stale)
         if self.photo_job is not None:
             self.photo_job.run(base, output, command=command)
-        if config.audit.enabled and self.judged is not None:
-            self.judged.audit_and_report(base, hardened, output, command=command, photo_job=self.photo_job)
-        write_manifest(output, config_hash=config_hash(config))
 
 
 def protection_data(

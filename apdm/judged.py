@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit import Audit, Person, audit
-from apdm.audit.job import attacker_prior, load_judges, write_all
+from apdm.audit import Audit, Person, audit, common_facts
+from apdm.audit.job import CELLS, attacker_prior, load_judges, write_all
 from apdm.audit.people import Folders, People
+from apdm.audit.store import CellStore
 from apdm.config import HardenConfig
 from apdm.families import Family, Posterior
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
-from apdm.perturb import FIGURES, PhotoJob
-from apdm.photo_audit import PhotoAudit, PhotoPair, check_specs, load_adapter
+from apdm.perturb import FIGURES, IMAGES
+from apdm.photo_audit import PHOTO_CELLS, PhotoAudit, PhotoPair, check_specs, load_adapter
+from apdm.ranks import Ranks
 from apdm.subjects import find_subjects, load_images
 
 DIFFERENCE_GAIN = 10  # the report shows what was changed tenfold, around grey
@@ -72,25 +75,29 @@ class JudgedPeople:
         base: Family,
         hardened: Family,
         output: Path,
+        ranks: Ranks,
         *,
         command: str | None,
-        photo_job: PhotoJob | None = None,
     ) -> None:
-        """Attack both models, and the photos that `photo_job` has protected; writes results.json and report.html."""
+        """Attack both models, and the protected photos where there are any, sharing the attacks among `ranks`; the main
+        process writes results.json and report.html."""
         config = self.config
         source = base.source or Path(config.base)
         base_hash = model_hash(source)
-        prior = attacker_prior(
-            config.audit,
-            base,
-            output,
-            class_prompt=config.class_prompt,
-            base_hash=base_hash,
-            seed=config.seed,
-            resolution=config.resolution,
-            batch_size=config.sample_batch_size,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
+        prior = ranks.main_first(
+            lambda: attacker_prior(
+                config.audit,
+                base,
+                output,
+                class_prompt=config.class_prompt,
+                base_hash=base_hash,
+                seed=config.seed,
+                resolution=config.resolution,
+                batch_size=config.sample_batch_size,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                show_progress=ranks.is_main,
+            )
         )
         plan = Audit(
             config=config.audit,
@@ -110,29 +117,32 @@ class JudgedPeople:
             },
             command=command,
         )
-        done = audit(plan)
+        store = CellStore(output / CELLS, process=ranks.index)
+        done = audit(plan, store=store, ranks=ranks, show_progress=ranks.is_main)
+        layer = None
+        if config.image_layer.enabled:
+            layer = self._audit_photos(base, output, prior, common_facts(plan), ranks)
         if done is None:
-            raise RuntimeError("only the main process audits")
+            return
         results, pictures = done
-        if photo_job is not None:
-            results["image_layer"], more = self._audit_photos(base, photo_job, output, prior)
-            pictures |= more
+        if layer is not None:
+            results["image_layer"], pictures = layer[0], pictures | layer[1]
         write_all(results, pictures, output)
 
     def _audit_photos(
-        self, base: Family, job: PhotoJob, output: Path, prior: Posterior
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The image layer's part of the results, and its pictures."""
+        self, base: Family, output: Path, prior: Posterior, facts: Mapping[str, Any], ranks: Ranks
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The image layer's part of the results, and its pictures; None in all processes but the main one."""
         config, size = self.config, self.config.resolution
-        people = {}
+        people, saved = {}, {subject.id: subject.images for subject in find_subjects(output / IMAGES)}
         for subject in find_subjects(config.instance_data_dir):
             person = next(p for p in self.subjects if p.id == subject.id)
             people[subject.id] = PhotoPair(
                 clean=load_images(subject.images, size),
-                protected=load_images(job.saved(output, subject.id), size),
+                protected=load_images(saved[subject.id], size),
                 references=self.judges.embed(person.references / 2 + 0.5),
             )
-        rows, pictures = PhotoAudit(
+        done = PhotoAudit(
             config=config.audit,
             base=base,
             class_images=prior,
@@ -141,7 +151,12 @@ class JudgedPeople:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
-        ).run(people)
+            store=CellStore(output / PHOTO_CELLS, process=ranks.index),
+            facts=facts,
+        ).run(people, ranks)
+        if done is None:
+            return None
+        rows, pictures = done
         if config.audit.show_photos:
             for name, pair in people.items():
                 pictures[f"layer/original/{name}"] = pair.clean / 2 + 0.5

@@ -60,7 +60,7 @@ def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
         return accelerator
     error = UserError(
         f"{size} processes were launched, accelerate counts {accelerator.num_processes} and torch {joined}, so each "
-        "would train alone; launch with a file of launch/"
+        "would work alone; launch with a file of launch/"
     )
     error.elsewhere = os.environ.get("RANK", "0") != "0"
     raise error

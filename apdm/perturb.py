@@ -176,10 +176,6 @@ class PhotoJob:
             "photos": rows,
         }
 
-    def saved(self, output: Path, subject: str) -> list[Path]:
-        """The protected photos of a subject, in the order of the originals."""
-        return [self._path(output / IMAGES, subject, photo) for photo in self.photos[subject]]
-
     def _look(self, original: Photo, saved: Photo) -> dict[str, Any]:
         """Figures of one saved photo: the whole, each face, and each encoder's cosine to the original."""
         before, after = _rgb(original.pixels), _rgb(saved.pixels)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
-from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.store import CellStore, kept, key_of, tensor_hash
 from apdm.audit.suites import Arsenal
 from apdm.config import AuditOptions
 from apdm.errors import UserError
@@ -28,10 +28,13 @@ from apdm.faces import load_encoder
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 from apdm.metrics.rows import file_name
+from apdm.ranks import ALONE, Ranks
 
 Attack = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
 ARMS = ("clean", "protected")
 NOMINAL = "dreambooth"
+PHOTO_CELLS = "photo_cells"  # folder of the finished ones
+DRAWN = "drawn"  # name of a cell's pictures
 PICTURE_SEED = 7_000_000  # away from the seeds of the weight audit's pictures
 SAMPLE_BATCH_SIZE = 16
 
@@ -44,6 +47,18 @@ class PhotoPair:
     clean: Tensor
     protected: Tensor
     references: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PhotoCell:
+    """One attack on one arm of a person's photos, after one purifier or none."""
+
+    person: str
+    pair: PhotoPair
+    name: str
+    attack: Attack
+    arm: str
+    purifier: str | None
 
 
 def check_specs(config: AuditOptions) -> None:
@@ -102,9 +117,12 @@ class PhotoAudit:
     store: CellStore | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self, people: Mapping[str, PhotoPair]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def run(
+        self, people: Mapping[str, PhotoPair], ranks: Ranks = ALONE
+    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
         """Attack everybody's clean and protected photos: rows for results.json, and pictures [N, 3, H, W] in [0, 1]
         under "layer/<attack>/<arm>/<person>", "<arm>+<purifier>" after one. An attack that fails is a row that says so.
+        Several processes share the attacks; all but the main one return None.
         """
         attacks: dict[str, Attack] = {NOMINAL: partial(self.train, NOMINAL)}
         if self.adapter is not None:
@@ -112,14 +130,35 @@ class PhotoAudit:
         for spec in self.config.photo_attacks:
             attacks[spec] = partial(self.edit if is_zero_shot(spec) else self.train, spec)
         arms = [*((arm, None) for arm in ARMS), *(("protected", purifier) for purifier in self.config.purifiers)]
+        cells = [
+            PhotoCell(person, people[person], name, attack, arm, purifier)
+            for person, (name, attack), (arm, purifier) in product(people, attacks.items(), arms)
+        ]
+        keys = [self._key(cell) for cell in cells]
+        with kept(self.store) as store:
+            if ranks.is_main:
+                store.tidy(keys)
+            ranks.wait()
+            with tqdm(total=len(cells), desc="attack photos", unit="attack", disable=not ranks.is_main) as bar:
+                for key, cell in list(zip(keys, cells, strict=True))[ranks.index :: ranks.size]:
+                    if key not in store:
+                        row, images = self._row(cell)
+                        store.save(key, row, {} if images is None else {DRAWN: images})
+                    bar.update(sum(key in store for key in keys) - bar.n)
+                ranks.wait()
+                bar.update(len(cells) - bar.n)
+            return self._collect(cells, keys, store) if ranks.is_main else None
+
+    def _collect(
+        self, cells: list[PhotoCell], keys: list[str], store: CellStore
+    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         rows, pictures = [], {}
-        cells = list(product(people.items(), attacks.items(), arms))
-        for (person, pair), (name, attack), (arm, purifier) in tqdm(cells, desc="attack photos", unit="attack"):
-            row, images = self._kept(name, attack, arm, purifier, person, pair)
+        for key, cell in zip(keys, cells, strict=True):
+            row, drawn = store.load(key)
             rows.append(row)
-            if images is not None:
-                place = arm if purifier is None else f"{arm}+{file_name(purifier)}"
-                pictures[f"layer/{file_name(name)}/{place}/{person}"] = images
+            place = cell.arm if cell.purifier is None else f"{cell.arm}+{file_name(cell.purifier)}"
+            if DRAWN in drawn:
+                pictures[f"layer/{file_name(cell.name)}/{place}/{cell.person}"] = drawn[DRAWN]
         return rows, pictures
 
     def train(self, spec: str, photos: Tensor) -> Tensor:
@@ -144,38 +183,32 @@ class PhotoAudit:
         victim, prompts = self.adapter.victim(self.base), [self.class_prompt] * self.config.num_images
         return self.adapter.run(victim, photos[:1] / 2 + 0.5, prompts, **self._drawing(photos))
 
-    def _kept(
-        self, name: str, attack: Attack, arm: str, purifier: str | None, person: str, pair: PhotoPair
-    ) -> tuple[dict[str, Any], Tensor | None]:
-        """The row from the store, or made now and, unless it failed, put there."""
-        if self.store is None:
-            return self._row(name, attack, arm, purifier, person, pair)
+    def _key(self, cell: PhotoCell) -> str:
+        """A name for everything that determines a row."""
+        pair = cell.pair
         photos = tensor_hash(pair.clean, pair.protected, *(pair.references[key] for key in sorted(pair.references)))
-        what = [name, self._params(name), arm, purifier, person, photos, self.seed]
-        key = key_of({**self.facts, "photos": what})
-        if key not in self.store:
-            row, images = self._row(name, attack, arm, purifier, person, pair)
-            if images is None:
-                return row, None
-            self.store.save(key, row, {"drawn": images})
-        row, pictures = self.store.load(key)
-        return row, pictures["drawn"]
+        what = [cell.name, self._params(cell.name), cell.arm, cell.purifier, cell.person, photos, self.seed]
+        return key_of({**self.facts, "photos": what})
 
-    def _row(
-        self, name: str, attack: Attack, arm: str, purifier: str | None, person: str, pair: PhotoPair
-    ) -> tuple[dict[str, Any], Tensor | None]:
+    def _row(self, cell: PhotoCell) -> tuple[dict[str, Any], Tensor | None]:
         status, error, identity, images, started = "ok", None, {}, None, time.perf_counter()
         try:
-            photos = pair.clean if arm == "clean" else pair.protected
-            if purifier is not None:
-                photos = make_purifier(purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
-            images = attack(photos)
-            identity = self.judges.identity(self.judges.look(images), pair.references)
+            photos = cell.pair.clean if cell.arm == "clean" else cell.pair.protected
+            if cell.purifier is not None:
+                photos = make_purifier(cell.purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
+            images = cell.attack(photos)
+            identity = self.judges.identity(self.judges.look(images), cell.pair.references)
         except Exception as problem:  # whatever went wrong, the other rows are worth having
             status, error = "failed", f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             images = None
-        row: dict[str, Any] = {"attack": name, "params": self._params(name), "photos": arm, "purifier": purifier}
-        row |= {"subject": person, "seed": self.seed}
+        row: dict[str, Any] = {
+            "attack": cell.name,
+            "params": self._params(cell.name),
+            "photos": cell.arm,
+            "purifier": cell.purifier,
+            "subject": cell.person,
+            "seed": self.seed,
+        }
         seconds = round(time.perf_counter() - started, 3)
         return row | {"identity": identity, "seconds": seconds, "status": status, "error": error}, images
 

@@ -27,9 +27,11 @@ class Ranks:
     the main process tells the user, the copies in the others are marked `elsewhere` and stay silent.
     """
 
-    def __init__(self, index: int = 0, size: int = 1) -> None:
+    def __init__(self, index: int = 0, size: int = 1, group: Any = None) -> None:
         self.index, self.size = index, size
-        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
+        self.group = group
+        if group is None and size > 1:
+            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -68,6 +70,26 @@ class Ranks:
         if error is not None and not isinstance(error, Ending):
             raise error  # a fault of ours: with its traceback
         raise first if self.is_main else _elsewhere(first)
+
+    def main_first(self, work: Callable[[], Result]) -> Result:
+        """Each process's own `work()`, the main one's before the others begin; where that fails they do not."""
+        result = self.on_main(work)
+        return result if self.is_main else work()  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+    def those(self, willing: bool) -> Ranks | None:
+        """The processes that are willing, numbered anew, the main one always among them; None in the others."""
+        if self.size == 1:
+            return self
+        answers: list[Any] = [None] * self.size
+        dist.all_gather_object(answers, self.is_main or willing, group=self.group)
+        members = [index for index, answer in enumerate(answers) if answer]
+        group = dist.new_group(members, backend="gloo", timeout=PATIENCE)  # by all, whoever is in it
+        return Ranks(members.index(self.index), len(members), group) if self.index in members else None
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The processes' averages of some numbers."""

@@ -1,28 +1,32 @@
 """What each way of hardening costs the attacker, at equal utility: the rows behind docs/protection.md.
 
-    python -m benchmarks.protection --output_dir outputs/protection --recipes base default algorithm-1 naive imma
+    python -m benchmarks.protection --output_dir outputs/protection --recipes base default algorithm-1 --seeds 0 1 2
     python -m benchmarks.protection --output_dir outputs/protection --summary
 
 Every recipe hardens the bundled pipeline until its minutes are over, or its class pictures are much further from the
 base's than the audit allows; what is attacked is the last state within the audit's bounds. Each attack is on protected
-people, and on one whom no recipe knows and who must stay learnable. Hardened models and rows stay in the folder, and
-what is there is not made again.
+people, and on one whom no recipe knows and who must stay learnable. A seed is of hardening, attack and pictures, and
+has people of its own. Hardened models and rows stay in the folder, and what is there is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from scipy import stats
 from torch import Tensor, nn
 
 from apdm.attackers import Attackers
@@ -49,6 +53,7 @@ MAX_FID_RATIO, MAX_DRIFT = AuditConfig.max_fid_ratio, AuditConfig.max_class_drif
 HOPELESS = 1.5  # times the allowed FID ratio: what nothing comes back from
 CLASS_PICTURES = 128
 POINTS = ("100", "300", "500", "1000")  # of the curves, for the table
+PEOPLE_PER_SEED = 10
 OTHER = 40  # the person, numbered as the protected are, who must stay learnable
 # Longer than the nominal attack; the other two are as long, LoRA at a rate that suits it.
 DREAMBOOTH = "dreambooth:max_train_steps=1000"
@@ -172,15 +177,16 @@ class Utility:
         return draw(model, [PROMPTS["class_prompt"]] * CLASS_PICTURES, seed=seed)
 
 
-def harden(name: str, recipe: Recipe, folder: Path, minutes: float) -> dict[str, Any]:
+def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
     """Write `folder`/model, hardened as far as utility allows; what was seen on the way."""
-    write_subjects(folder / "people", protected=recipe.people)
+    write_subjects(folder / "people", protected=recipe.people, first=PEOPLE_PER_SEED * seed)
     config = load_config(
         HardenConfig,
         [
             *("--config", "configs/portrait.yaml", "--output_dir", str(folder / "unused")),
             *("--instance_data_dir", str(folder / "people/protected")),
             *("--pool.benign_data_dir", str(folder / "people/consenting")),
+            *("--seed", str(seed)),
             *recipe.options,
         ],
     )
@@ -243,67 +249,101 @@ def area(row: Mapping[str, Any]) -> float:
 
 
 def summary(folder: Path) -> list[str]:
-    """The table of docs/protection.md."""
-    ordered = sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"]))
-    rows = {(row["recipe"], row["attack"], row["person"]): row for row in ordered}
+    """The table of docs/protection.md: means over seeds, and how much less than the base, in pairs of equal seed."""
+    groups: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"])):
+        groups[row["recipe"], row["attack"], row["person"]][row["seed"]] = row
     head = [
         "recipe",
         "people",
-        "CPU minutes",
-        "moved",
         "FID ratio",
         "drift",
         "attack",
         "person",
+        "runs",
         *POINTS,
         "mean",
-        "base's mean",
+        "less than the base's",
     ]
     lines = [_line(head), _line(["---"] * len(head))]
-    for (name, attack, person), row in rows.items():
-        cells = [name, *([""] * 5)]
-        if (facts := folder / name / "facts.json").exists():
-            known = json.loads(facts.read_text())
-            last = next(filter(bearable, reversed(known["walk"])), {"cpu_seconds": 0, "fid_ratio": 0.0, "drift": 0.0})
-            minutes, moved = last["cpu_seconds"] / 60, known["moved"]
-            cells[1:] = [
-                *(str(known["people"]), f"{minutes:.1f}", f"{moved:.3f}"),
-                *(f"{last['fid_ratio']:.2f}", f"{last['drift']:.2f}"),
-            ]
+    for (name, attack, person), runs in groups.items():
+        looks = [_utility(folder / f"{name}-{seed}") for seed in runs if name != "base"]
+        cost = [f"{fmean(look[figure] for look in looks):.2f}" if looks else "" for figure in ("fid_ratio", "drift")]
         who = "other" if person == OTHER else f"{person + 1}"
-        seen = [row["curve"].get(step) for step in POINTS]
-        points = [" / ".join(f"{point[judge]['mean']:.2f}" for judge in ENCODERS) if point else "" for point in seen]
-        partner = rows.get(("base", attack, person))
-        means = [f"{area(r):.2f}" if r else "" for r in (row, partner)]
-        lines.append(_line([*cells, KINDS[attack], who, *points, *means]))
+        base = groups.get(("base", attack, person), {})
+        less = [area(base[seed]) - area(row) for seed, row in runs.items() if seed in base and name != "base"]
+        lines.append(
+            _line(
+                [
+                    *(
+                        name,
+                        "" if name == "base" else str(RECIPES[name].people),
+                        *cost,
+                        KINDS[attack],
+                        who,
+                        str(len(runs)),
+                    ),
+                    *(_point(list(runs.values()), step) for step in POINTS),
+                    *(f"{fmean(map(area, runs.values())):.2f}", _with_interval(less)),
+                ]
+            )
+        )
     return lines
+
+
+def _utility(folder: Path) -> Mapping[str, float]:
+    """Of the state that was attacked; that of the base where no look was bearable."""
+    walk = json.loads((folder / "facts.json").read_text())["walk"]
+    return next(filter(bearable, reversed(walk)), {"fid_ratio": 0.0, "drift": 0.0})
+
+
+def _point(rows: list[dict[str, Any]], step: str) -> str:
+    if any(step not in row["curve"] for row in rows):
+        return ""
+    return " / ".join(f"{fmean(row['curve'][step][judge]['mean'] for row in rows):.2f}" for judge in ENCODERS)
+
+
+def _with_interval(values: list[float]) -> str:
+    """The mean, and Student's 95 % interval of it where there are several values."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else ""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return f"{fmean(values):.2f} ({fmean(values) - half:.2f} to {fmean(values) + half:.2f})"
 
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def study(name: str, recipe: Recipe, folder: Path, output: Path) -> None:
-    """Attack what a recipe left; rows are added to `output`."""
-    done = {(row["recipe"], row["attack"], row["person"]) for row in read(output)}
-    wanted = [(attack, person) for attack, person in attacks(name, recipe) if (name, attack, person) not in done]
+def study(name: str, recipe: Recipe, seed: int, folder: Path, *, dreambooth_only: bool) -> None:
+    """Attack what a recipe left in `folder`/<name>-<seed>; rows are added to `folder`/rows.jsonl."""
+    output = folder / "rows.jsonl"
+    done = {(row["recipe"], row["attack"], row["person"], row["seed"]) for row in read(output)}
+    wanted = [
+        (attack, person)
+        for attack, person in attacks(name, recipe)
+        if (name, attack, person, seed) not in done and not (dreambooth_only and attack != DREAMBOOTH)
+    ]
     if not wanted:
         return
     models = {"base": load_family(PIPELINE)}
     if name != "base":
-        models["hardened"] = load_family(folder / "model")
+        models["hardened"] = load_family(folder / f"{name}-{seed}" / "model")
     judged = Study(models, "base" if name == "base" else "hardened")
     for attack, person in wanted:
-        row = {"recipe": name, "attack": attack, "person": person} | judged.run(attack, person, 0, 4)
+        seen = judged.run(attack, PEOPLE_PER_SEED * seed + person, seed, 4)
+        row = {"recipe": name, "attack": attack, "person": person, "seed": seed} | seen
         with output.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(name, attack, person, f"{area(row):.2f}", flush=True)
+        print(name, seed, attack, person, f"{area(row):.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--dreambooth_only", action="store_true", help="without a recipe's other attacks")
     parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each hardening, looks not counted")
     parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
     parser.add_argument("--num_threads", type=int, default=1)
@@ -313,13 +353,13 @@ def main() -> None:
         print("\n".join(summary(folder)))
         return
     torch.set_num_threads(options.num_threads)
-    for name in options.recipes:
-        recipe, own = RECIPES[name], folder / name
-        own.mkdir(parents=True, exist_ok=True)
+    for seed, name in itertools.product(options.seeds, options.recipes):
+        recipe, own = RECIPES[name], folder / f"{name}-{seed}"
         if name != "base" and not (own / "facts.json").exists():
-            facts = harden(name, recipe, own, options.minutes)
+            own.mkdir(parents=True, exist_ok=True)
+            facts = harden(name, recipe, own, options.minutes, seed)
             (own / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-        study(name, recipe, own, folder / "rows.jsonl")
+        study(name, recipe, seed, folder, dreambooth_only=options.dreambooth_only)
 
 
 if __name__ == "__main__":

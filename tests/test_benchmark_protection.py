@@ -49,15 +49,32 @@ def test_what_is_kept_is_the_last_state_within_the_bounds(tmp_path: Path, monkey
     assert facts["moved"] > 0
 
 
-def test_the_table_has_a_line_per_row_with_its_partner_on_the_base(tmp_path: Path) -> None:
-    def row(recipe: str, person: int, likeness: float) -> str:
+def test_the_table_has_a_line_per_attack_and_person_with_its_partners_on_the_base(tmp_path: Path) -> None:
+    def row(recipe: str, person: int, seed: int, likeness: float) -> str:
         curve = {s: {j: {"mean": likeness} for j in protection.ENCODERS} for s in ("0", *protection.POINTS)}
-        return json.dumps({"recipe": recipe, "attack": DREAMBOOTH, "person": person, "curve": curve})
+        return json.dumps({"recipe": recipe, "attack": DREAMBOOTH, "person": person, "seed": seed, "curve": curve})
 
-    rows = [row("base", 0, 0.7), row("base", OTHER, 0.6), row("default", 0, 0.2), row("default", OTHER, 0.5)]
+    rows = [row("base", 0, 0, 0.7), row("base", 0, 1, 0.9), row("base", OTHER, 0, 0.6)]
+    rows += [row("default", 0, 1, 0.2), row("default", 0, 0, 0.2), row("default", OTHER, 0, 0.5)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    head, _, *lines = summary(tmp_path)
-    assert len(lines) == 4
-    cells = [cell.strip() for cell in lines[2].split("|")]
-    assert cells[1] == "default" and cells[-3:-1] == ["0.20", "0.70"]
-    assert "other" in lines[3]
+    for seed, fid in enumerate((1.0, 1.5)):
+        walk = [{"fid_ratio": fid, "drift": 0.1}, {"fid_ratio": 2.5, "drift": 0.1}]
+        (tmp_path / f"default-{seed}").mkdir()
+        (tmp_path / f"default-{seed}" / "facts.json").write_text(json.dumps({"walk": walk}))
+    head, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in summary(tmp_path))
+    cells = [dict(zip(head, line, strict=True)) for line in lines]
+    assert [(c["recipe"], c["person"], c["runs"]) for c in cells] == [
+        *(("base", "1", "2"), ("base", "other", "1"), ("default", "1", "2"), ("default", "other", "1")),
+    ]
+    # Differences .5 and .7: their mean, and Student's t of one degree of freedom, 12.706, times .1.
+    assert cells[2]["less than the base's"] == "0.60 (-0.67 to 1.87)"
+    assert cells[3]["less than the base's"] == "0.10" and cells[3]["mean"] == "0.50"
+    assert cells[2]["FID ratio"] == "1.25" and cells[0]["less than the base's"] == ""
+
+
+def test_every_seed_has_people_of_its_own(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        recipe = Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], people=2, every=1)
+        harden("default", recipe, tmp_path / str(seed), minutes=1e-6, seed=seed)
+    photos = [sorted((tmp_path / str(seed)).glob("people/protected/*/000.png")) for seed in (0, 1)]
+    assert len({photo.read_bytes() for some in photos for photo in some}) == 4

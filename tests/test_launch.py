@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +27,10 @@ from torch import Tensor
 from apdm.checkpoint import Checkpoint
 from apdm.config import L2PConfig
 from apdm.errors import UserError
+from apdm.export import verify_manifest
 from apdm.launched import check_engine, check_processes
 from apdm.portraits import PIPELINE
+from apdm.portraits.subjects import write_subjects
 
 END_TO_END = "cpu_2proc_zero2"
 
@@ -142,6 +147,95 @@ def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can
     assert said.count("apdm: interrupted after outer step") == 1
     later = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
     assert later >= last + 2 and Checkpoint.open(run / f"checkpoint-{later:06d}").step == later
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------
+
+AUDITED: dict[str, object] = {
+    "pretrained_model_name_or_path": PIPELINE,
+    "audit.faceid_adapter": PIPELINE.parent / "faceid-adapter.safetensors",
+    "resolution": 64,
+    "max_train_steps": 1,
+    "num_threads": 1,
+    "pool.size": 1,
+    "pool.benign_size": 0,
+    "num_class_images": 4,
+    "num_inference_steps": 2,
+    "validation.steps": 0,
+    "validation.probe_steps": 0,
+    "audit.max_train_steps": 2,
+    "audit.nominal_step": 1,
+    "audit.eval_steps": 1,
+    "audit.num_images": 2,
+    "audit.num_inference_steps": 2,
+    "audit.num_class_images": 4,
+    "image_layer.method": "noise",
+    "image_layer.zero_shot.enabled": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("subjects")
+    write_subjects(folder, protected=1, others=1, consenting=1, strangers=4)
+    return folder
+
+
+def audited(people: Path | str, output: Path | str) -> list[str]:
+    places = {f"audit.{name}_data_dir": f"{people}/{name}" for name in ("attacker", "other", "holdout", "strangers")}
+    places["audit.attack_data_dir"] = places.pop("audit.attacker_data_dir")
+    options = {**AUDITED, **places, "instance_data_dir": f"{people}/protected", "output_dir": output}
+    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return ["--config", str(ROOT / "configs/portrait.yaml"), *flags]
+
+
+def makers(output: Path) -> dict[str, set[int]]:
+    """Which processes made the finished attacks on weights and on photos; all of them must have succeeded."""
+    results = json.loads((output / "results.json").read_text())
+    rows = [*results["attacks"], *results["image_layer"]["attacks"]]
+    assert len(rows) == 4 + 4 and all(row["status"] == "ok" for row in rows), rows
+    return {
+        name: {json.loads(path.read_text())["process"] for path in output.glob(f"{name}/*/cell.json")}
+        for name in ("cells", "photo_cells")
+    }
+
+
+def test_the_processes_of_a_run_share_its_audit(subjects: Path, tmp_path: Path) -> None:
+    code, said = finish(start("cpu_2proc_ddp", audited(subjects, tmp_path / "run")))
+    assert code == 0, said
+    assert makers(tmp_path / "run") == {"cells": {0, 1}, "photo_cells": {0, 1}}
+    assert said.count("attack photos:   0%") == 1  # one bar, not one per process
+    assert verify_manifest(tmp_path / "run") == []
+
+
+def test_a_process_that_sees_no_files_leaves_the_audit_to_the_others(subjects: Path, tmp_path: Path) -> None:
+    shutil.copytree(subjects, tmp_path / "0/people")
+    (tmp_path / "1").mkdir()  # another machine's disk
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train_apdm.py"), *audited("people", "run")],
+            cwd=tmp_path / str(rank),
+            env={
+                **os.environ,
+                **{"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)},
+                **{"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        code, said = finish(process)
+        assert code == 0, said
+    assert makers(tmp_path / "0/run") == {"cells": {0}, "photo_cells": {0}}
+    assert not list((tmp_path / "1").rglob("*.json"))
 
 
 # -- wrong set-ups, before any long work -----------------------------------------------------------------------

@@ -8,9 +8,7 @@ seed are paired. A cell that fails is a row that says so; it never ends the audi
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +18,9 @@ import torch
 from torch import Tensor
 
 from apdm.audit.cells import CLASS, CLASS_AGAIN, Attacker, draw
-from apdm.audit.matrix import Matrix, Process
+from apdm.audit.matrix import Matrix
 from apdm.audit.people import Person
-from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.store import CellStore, kept, key_of, tensor_hash
 from apdm.audit.suites import NOMINAL, Entry, available
 from apdm.config import AuditOptions
 from apdm.errors import UserError
@@ -33,6 +31,7 @@ from apdm.metrics.judges import Judges, Look
 from apdm.metrics.rows import add_row_figures, comparison, cost_factors, other_subjects, spec_of
 from apdm.metrics.utility import class_utility, strangers_band
 from apdm.metrics.verdict import judge, judge_attacks, worst_attack
+from apdm.ranks import ALONE, Ranks
 
 __all__ = ["SCHEMA", "Audit", "Person", "audit", "common_facts", "read_results", "write_results"]
 
@@ -81,7 +80,7 @@ class Audit:
 
 
 def audit(
-    plan: Audit, *, store: CellStore | None = None, process: Process | None = None, show_progress: bool = True
+    plan: Audit, *, store: CellStore | None = None, ranks: Ranks = ALONE, show_progress: bool = True
 ) -> tuple[Results, Sheets] | None:
     """Attack all models on all people with all seeds, and judge.
 
@@ -91,7 +90,7 @@ def audit(
 
     Args:
         store: where finished cells are kept and found; None keeps nothing.
-        process: this process among several that share the cells; the first one returns, the others give None.
+        ranks: the processes that share the cells; the main one returns, the others give None.
     Returns:
         results.json's content, and pictures [N, 3, H, W] in [0, 1] by name: "class/<model>",
         "attack/<model>/<person>/<seed>" after the nominal attack ("<spec>/<model>/<person>/<seed>" after other specs),
@@ -102,19 +101,18 @@ def audit(
             of reach, or no way to know the likeness of strangers.
     """
     _check(plan)
-    process = process or Process()
-    with _kept(store) as cells:
-        return _audit(plan, cells, process, show_progress)
+    with kept(store) as cells:
+        return _audit(plan, cells, ranks, show_progress)
 
 
-def _audit(plan: Audit, store: CellStore, process: Process, show_progress: bool) -> tuple[Results, Sheets] | None:
+def _audit(plan: Audit, store: CellStore, ranks: Ranks, show_progress: bool) -> tuple[Results, Sheets] | None:
     config, judges = plan.config, plan.judges
     entries, left_out = available(plan.entries, plan.models)
     matrix = Matrix.of(plan, entries, common=common_facts(plan))
-    if process.is_main:
+    if ranks.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
-    process.wait()
-    class_pictures = _class_pictures(plan, store, process)
+    ranks.wait()
+    class_pictures = _class_pictures(plan, store, ranks)
     class_looks = {name: judges.look(images) for name, images in class_pictures.items()}
     people = [*plan.subjects, *plan.others]
     references = {person.id: judges.embed(_unit(person.references)) for person in people}
@@ -129,7 +127,7 @@ def _audit(plan: Audit, store: CellStore, process: Process, show_progress: bool)
         class_features=class_looks["base"].features,
         class_prompt=plan.class_prompt,
     )
-    rows_and_pictures = matrix.run(attacker, store, process, show_progress=show_progress)
+    rows_and_pictures = matrix.run(attacker, store, ranks, show_progress=show_progress)
     if rows_and_pictures is None:
         return None
     rows, pictures = rows_and_pictures
@@ -183,13 +181,13 @@ def read_results(path: str | Path) -> Results:
 # -- the models before any attack ----------------------------------------------------------------------------
 
 
-def _class_pictures(plan: Audit, store: CellStore, process: Process) -> Sheets:
+def _class_pictures(plan: Audit, store: CellStore, ranks: Ranks) -> Sheets:
     """Class pictures of every arm, kept in the store: the base's with two sets of seeds, the others' with the second.
 
     So "hardened" stands to "base" as "base_again" does, and two equal models have an FID ratio of exactly 1.
     """
     config, keys = plan.config, _class_keys(plan)
-    for name, key in list(keys.items())[process.index :: process.count]:
+    for name, key in list(keys.items())[ranks.index :: ranks.size]:
         if key not in store:
             height, width = plan.subjects[0].photos.shape[-2:]
             images = draw(
@@ -202,7 +200,7 @@ def _class_pictures(plan: Audit, store: CellStore, process: Process) -> Sheets:
                 width=width,
             )
             store.save(key, {"finite": bool(images.isfinite().all())}, {"class": images})
-    process.wait()
+    ranks.wait()
     sheets = {}
     for name, key in keys.items():
         row, kept = store.load(key)
@@ -274,15 +272,6 @@ def common_facts(plan: Audit) -> dict[str, Any]:
 def _sha(plan: Audit, model: str) -> str | None:
     facts = (plan.paths or {}).get(model.removesuffix("_again"))
     return facts["sha256"] if facts else None
-
-
-@contextmanager
-def _kept(store: CellStore | None) -> Iterator[CellStore]:
-    if store is not None:
-        yield store
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield CellStore(Path(folder))
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from apdm.attacks.registry import settings
 from apdm.audit import Audit, audit, common_facts, write_results
-from apdm.audit.matrix import Process
 from apdm.audit.models import load_models
 from apdm.audit.people import Folders
 from apdm.audit.photos import PhotoPlan
@@ -26,9 +27,11 @@ from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.launched import check_processes
 from apdm.metrics.judges import Judges
 from apdm.pictures import grid, save_png, to_pil
 from apdm.prepare import check_resolution, prepare_process
+from apdm.ranks import Ranks
 from apdm.report import write_report
 from apdm.subjects import load_images
 
@@ -46,16 +49,15 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
-    process = Process.launched()
+    accelerator = _accelerator()
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     prepare_process(config.num_threads)
-    with process.first_alone():  # so that bad input is said once
-        plan = _plan(config, command)
-        photos = PhotoPlan.load(config, plan.models["base"], plan.subjects)
-        output = _claim(config) if process.is_main else Path(config.output_dir)
+    plan, photos = ranks.main_first(lambda: _load(config, command))
+    output = ranks.share(lambda: _claim(config))
     for model in plan.models.values():
-        model.pipeline.to(process.device)
-    with process.first_alone():
-        prior = attacker_prior(
+        model.pipeline.to(accelerator.device)
+    prior = ranks.main_first(
+        lambda: attacker_prior(
             config,
             plan.models["base"],
             output,
@@ -64,21 +66,33 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
             seed=config.seed,
             resolution=config.resolution,
             batch_size=config.sample_batch_size,
-            show_progress=process.is_main,
+            show_progress=ranks.is_main,
         )
+    )
     plan = replace(plan, class_images=prior)
-    store = CellStore(output / CELLS, process=process.index)
-    done = audit(plan, store=store, process=process, show_progress=process.is_main)
+    store = CellStore(output / CELLS, process=ranks.index)
+    done = audit(plan, store=store, ranks=ranks, show_progress=ranks.is_main)
+    layer = None
+    if photos is not None:
+        layer = photos.run(
+            config, plan.models["base"], prior, plan.judges, plan.subjects, output, common_facts(plan), ranks
+        )
     if done is None:
         return PROTECTED  # the main process says what came out
     results, pictures = done
-    if photos is not None:
-        base, facts = plan.models["base"], common_facts(plan)
-        layer, more = photos.run(config, base, prior, plan.judges, plan.subjects, output, facts)
-        results["image_layer"], pictures = layer, pictures | more
+    if layer is not None:
+        results["image_layer"], pictures = layer[0], pictures | layer[1]
     write_all(results, pictures, output)
     _say(results, output)
     return PROTECTED if results["verdict"]["protected"] else NOT_PROTECTED
+
+
+def _accelerator() -> Accelerator:
+    """As launched. Raises UserError where accelerate and the launcher count processes differently."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    # On CPUs accelerate must be told, or each of several processes believes itself alone.
+    told = True if size > 1 and not torch.accelerator.is_available() else None
+    return check_processes(Accelerator(cpu=told), size)
 
 
 def write_all(results: dict[str, Any], pictures: dict[str, Tensor], output: Path) -> None:
@@ -138,6 +152,11 @@ def attacker_prior(
     )
     with torch.no_grad():
         return encode_images(base, load_images(paths, resolution), batch_size=batch_size)
+
+
+def _load(config: AuditJobConfig, command: str | None) -> tuple[Audit, PhotoPlan | None]:
+    plan = _plan(config, command)
+    return plan, PhotoPlan.load(config, plan.models["base"], plan.subjects)
 
 
 def _plan(config: AuditJobConfig, command: str | None) -> Audit:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,68 +14,15 @@ from apdm.audit.cells import Attacker, Cell
 from apdm.audit.people import Person
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Arsenal, Entry, lengthened
-from apdm.errors import Interrupted, UserError
+from apdm.errors import Interrupted
 from apdm.metrics.rows import Row, file_name
+from apdm.ranks import Ranks
 from apdm.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
     from apdm.audit import Audit
 
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Process:
-    """One of `count` processes, each with every count-th cell; `accelerator` where there are several."""
-
-    accelerator: Accelerator | None = None
-
-    @staticmethod
-    def launched() -> Process:
-        """This process as the launcher started it. Raises UserError where it and accelerate count differently."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        accelerator = Accelerator(
-            # On CPUs accelerate must be told, or each of several processes believes itself alone.
-            cpu=True if size > 1 and not torch.accelerator.is_available() else None,
-            # The others wait while one draws or assembles, however long that takes.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
-        )
-        if accelerator.num_processes != size:
-            raise UserError(
-                f"{size} processes were launched and accelerate counts {accelerator.num_processes}: "
-                "launch with a file of launch/"
-            )
-        return Process(accelerator)
-
-    @property
-    def index(self) -> int:
-        return 0 if self.accelerator is None else int(self.accelerator.process_index)
-
-    @property
-    def count(self) -> int:
-        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
-
-    @property
-    def is_main(self) -> bool:
-        return self.index == 0
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu") if self.accelerator is None else self.accelerator.device
-
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """The main process runs the block before the others."""
-        if self.accelerator is None:
-            yield
-            return
-        with self.accelerator.main_process_first():
-            yield
 
 
 @dataclass(frozen=True)
@@ -105,9 +47,9 @@ class Matrix:
         return Matrix(cells)
 
     def run(
-        self, attacker: Attacker, store: CellStore, process: Process, *, show_progress: bool
+        self, attacker: Attacker, store: CellStore, ranks: Ranks, *, show_progress: bool
     ) -> tuple[list[Row], dict[str, Tensor]] | None:
-        """Run this process's share; in the main process the rows and pictures of all cells, else None.
+        """Run this process's share; in the main one the rows and pictures of all cells, else None.
 
         Raises Interrupted on the user's word; what is finished stays in the store.
         """
@@ -115,12 +57,12 @@ class Matrix:
         bar = tqdm(
             total=sum(cell.steps for cell in self.cells),
             unit="step",
-            disable=not (show_progress and process.is_main),
+            disable=not (show_progress and ranks.is_main),
         )
         try:
             with bar, stop_on_signals() as stop:
-                self._work(ordered[process.index :: process.count], attacker, store, bar, stop)
-                if not process.is_main:
+                self._work(ordered[ranks.index :: ranks.size], attacker, store, bar, stop)
+                if not ranks.is_main:
                     return None
                 while any(cell.key not in store for cell in self.cells):  # others are at work
                     time.sleep(POLL_SECONDS)
@@ -129,9 +71,9 @@ class Matrix:
             done = sum(cell.key in store for cell in self.cells)
             ending = Interrupted(
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
-                "the same command goes on from there"
+                "the same command goes on from there, apdm harden with --resume_from_checkpoint latest"
             )
-            ending.elsewhere = not process.is_main
+            ending.elsewhere = not ranks.is_main
             raise ending from None
         return self._collect(store)
 

@@ -18,10 +18,10 @@ from apdm.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, IMAGES
-from apdm.photo_audit import PhotoAudit, PhotoPair, check_specs, load_adapter
+from apdm.photo_audit import PHOTO_CELLS, PhotoAudit, PhotoPair, check_specs, load_adapter
+from apdm.ranks import Ranks
 from apdm.subjects import find_subjects, load_images
 
-CELLS = "photo_cells"
 PROTECTED = "protected"  # folder of the originals, in the folder of subjects
 
 
@@ -72,10 +72,11 @@ class PhotoPlan:
         subjects: Sequence[Person],
         output: Path,
         facts: Mapping[str, Any],
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """results.json's "image_layer", and its pictures."""
+        ranks: Ranks,
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """results.json's "image_layer", and its pictures; None in all processes but the main one."""
         references = {person.id: judges.embed(person.references / 2 + 0.5) for person in subjects}
-        rows, pictures = PhotoAudit(
+        done = PhotoAudit(
             config=config,
             base=base,
             class_images=prior,
@@ -84,7 +85,7 @@ class PhotoPlan:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
-            store=CellStore(output / CELLS),
+            store=CellStore(output / PHOTO_CELLS, process=ranks.index),
             facts=facts,
-        ).run({name: PhotoPair(clean, after, references[name]) for name, (clean, after) in self.pairs.items()})
-        return {**self.figures, "attacks": rows}, pictures
+        ).run({name: PhotoPair(clean, after, references[name]) for name, (clean, after) in self.pairs.items()}, ranks)
+        return None if done is None else ({**self.figures, "attacks": done[0]}, done[1])

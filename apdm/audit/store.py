@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,16 @@ class CellStore:
     def _record(self, key: str) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((self.folder / key / RECORD).read_text(encoding="utf-8"))
         return record
+
+
+@contextmanager
+def kept(store: CellStore | None) -> Iterator[CellStore]:
+    """`store`, or one that is gone afterwards."""
+    if store is not None:
+        yield store
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield CellStore(Path(folder))
 
 
 def _cut(path: Path, count: int) -> Tensor:
