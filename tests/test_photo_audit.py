@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from html_page import Page
 from test_harden import harden
-from test_report import Page, picture
+from test_report import picture
 
 from apdm import report
 from apdm.attacks.faceid import FaceIDAdapter
