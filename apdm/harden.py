@@ -114,7 +114,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         del training
         ranks.on_main(lambda: _job(job).ship(hardened, steps, accelerator.device, command=command))
         if config.audit.enabled:
-            ranks.agree(lambda: share_audit(config, base, hardened, job, ranks, accelerator.device, command=command))
+            share_audit(config, base, hardened, job, ranks, accelerator.device, command=command)
         ranks.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
         accelerator.end_training()
     return output
@@ -136,7 +136,7 @@ def share_audit(
     if job is not None:
         judged = job.judged
     else:
-        judged, hardened = _helper(config, output)
+        judged, hardened = _helper(config, output, ranks)
     some = ranks.those(judged is not None)
     if some is not None:
         for family in (base, hardened):
@@ -144,11 +144,12 @@ def share_audit(
         judged.audit_and_report(base, hardened, output, some, command=command)
 
 
-def _helper(config: HardenConfig, output: Path) -> tuple[Any, Any]:
+def _helper(config: HardenConfig, output: Path, ranks: Ranks) -> tuple[Any, Any]:
     """What a process beside the main one needs to attack the exported model; None where it cannot be read."""
     try:
         return load_judged(config), load_family(output / "model")
-    except UserError:
+    except UserError as error:
+        print(f"apdm: process {ranks.index} leaves the audit to the others: {error}", file=sys.stderr)
         return None, None
 
 
