@@ -156,6 +156,7 @@ AUDITED: dict[str, object] = {
     "audit.faceid_adapter": PIPELINE.parent / "faceid-adapter.safetensors",
     "resolution": 64,
     "max_train_steps": 1,
+    "checkpointing_steps": 1,
     "num_threads": 1,
     "pool.size": 1,
     "pool.benign_size": 0,
@@ -200,12 +201,23 @@ def makers(output: Path) -> dict[str, set[int]]:
     }
 
 
-def test_the_processes_of_a_run_share_its_audit(subjects: Path, tmp_path: Path) -> None:
-    code, said = finish(start("cpu_2proc_ddp", audited(subjects, tmp_path / "run")))
+def test_the_processes_of_a_run_share_its_audit_and_do_not_repeat_it(subjects: Path, tmp_path: Path) -> None:
+    options = [*audited(subjects, tmp_path / "run"), "--resume_from_checkpoint", "latest"]
+    code, said = finish(start("cpu_2proc_ddp", options))
     assert code == 0, said
     assert makers(tmp_path / "run") == {"cells": {0, 1}, "photo_cells": {0, 1}}
     assert said.count("attack photos:   0%") == 1  # one bar, not one per process
     assert verify_manifest(tmp_path / "run") == []
+
+    def finished() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*cells/*/cell.json")}
+
+    before = finished()
+    (tmp_path / "run/results.json").unlink()  # as after a kill near the end
+    code, said = finish(start("single", options))
+    assert code == 0, said
+    assert finished() == before and len(before) == 3 + 4 + 4  # class pictures, attacks on weights and on photos
+    assert (tmp_path / "run/results.json").exists()
 
 
 def test_a_process_that_sees_no_files_leaves_the_audit_to_the_others(subjects: Path, tmp_path: Path) -> None:
