@@ -112,15 +112,15 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
                 stop=stop,
             )
         del training
-        ranks.on_main(lambda: _job(job).ship(hardened, steps, accelerator.device, command=command))
-        if config.audit.enabled:
-            share_audit(config, base, hardened, job, ranks, accelerator.device, command=command)
+        ranks.on_main(lambda: _job(job).export(hardened, steps, accelerator.device))
+        if config.image_layer.enabled or config.audit.enabled:
+            protect_and_audit(config, base, hardened, job, ranks, accelerator.device, command=command)
         ranks.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
         accelerator.end_training()
     return output
 
 
-def share_audit(
+def protect_and_audit(
     config: HardenConfig,
     base: Family,
     hardened: Family,
@@ -130,27 +130,29 @@ def share_audit(
     *,
     command: str | None,
 ) -> None:
-    """The audit, by the main process and all others that can read what was exported and the photos; those that cannot,
-    on another machine say, stand aside."""
+    """Photos and audit, by the main process and all others that can read what was exported and the photos; those that
+    cannot, on another machine say, stand aside."""
     output = Path(config.output_dir)
     if job is not None:
-        judged = job.judged
+        photo_job, judged = job.photo_job, job.judged
     else:
-        judged, hardened = _helper(config, output, ranks)
-    some = ranks.those(judged is not None)
-    if some is not None:
-        for family in (base, hardened):
-            family.pipeline.to(device)
+        try:
+            photo_job = PhotoJob.load(config, quiet=True) if config.image_layer.enabled else None
+            judged = load_judged(config) if config.audit.enabled else None
+            hardened = load_family(output / "model")
+        except UserError as error:
+            print(f"apdm: process {ranks.index} leaves photos and audit to the others: {error}", file=sys.stderr)
+            ranks.those(False)
+            return
+    some = ranks.those(True)
+    if some is None:
+        return
+    for family in (base, hardened):
+        family.pipeline.to(device)
+    if photo_job is not None:
+        photo_job.run(base, output, some, command=command)
+    if config.audit.enabled and judged is not None:
         judged.audit_and_report(base, hardened, output, some, command=command)
-
-
-def _helper(config: HardenConfig, output: Path, ranks: Ranks) -> tuple[Any, Any]:
-    """What a process beside the main one needs to attack the exported model; None where it cannot be read."""
-    try:
-        return load_judged(config), load_family(output / "model")
-    except UserError as error:
-        print(f"apdm: process {ranks.index} leaves the audit to the others: {error}", file=sys.stderr)
-        return None, None
 
 
 def load_judged(config: HardenConfig) -> Any:
@@ -249,8 +251,8 @@ class Job:
     def validator(self, hardened: Family, people: People) -> Validator:
         return Validator(self.config, hardened, people, self.judged, self.output / "samples")
 
-    def ship(self, hardened: Family, steps: int, device: torch.device, *, command: str | None) -> None:
-        """The export and the protected photos."""
+    def export(self, hardened: Family, steps: int, device: torch.device) -> None:
+        """The hardened model, in place of all that an earlier run has left."""
         config, base, output = self.config, self.base, self.output
         for family in (base, hardened):
             family.pipeline.to(device)
@@ -268,8 +270,6 @@ class Job:
         )
         for stale in ("results.json", "report.html", "pictures", IMAGES, FIGURES):
             delete(output / stale)
-        if self.photo_job is not None:
-            self.photo_job.run(base, output, command=command)
 
 
 def protection_data(

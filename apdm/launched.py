@@ -53,6 +53,18 @@ def make_accelerator(config: HardenConfig) -> Accelerator:
     return check_processes(accelerator, size)
 
 
+def joined() -> tuple[Ranks, torch.device]:
+    """The processes of a job that trains nothing together, and this one's device.
+
+    Raises UserError where accelerate and the launcher count processes differently.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    # On CPUs accelerate must be told, or each of several processes believes itself alone.
+    told = True if size > 1 and not torch.accelerator.is_available() else None
+    accelerator = check_processes(Accelerator(cpu=told), size)
+    return Ranks(accelerator.process_index, accelerator.num_processes), accelerator.device
+
+
 def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
     """Raise UserError unless the launcher's `size` is what accelerate and torch see."""
     joined = dist.get_world_size() if dist.is_initialized() else 1

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,15 +23,17 @@ from apdm.config import JobConfig, PerturbConfig, config_hash, load_config, to_y
 from apdm.errors import UserError
 from apdm.export import package_versions, write_manifest
 from apdm.faces import Face, load_detector, load_encoders
-from apdm.families import Family
+from apdm.families import Family, Posterior
 from apdm.files import MARKER, claim_output_dir, delete, write_text
 from apdm.image_config import ImageLayerConfig
 from apdm.image_layer.photos import Photo, deviation, read_photo, read_subject, save_photo
 from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
 from apdm.image_layer.scene import Scene
 from apdm.image_layer.zero_shot import embed_face
+from apdm.launched import joined
 from apdm.metrics.perception import imperceptibility
 from apdm.prepare import class_posterior, load_base, prepare_process
+from apdm.ranks import ALONE, Ranks
 from apdm.subjects import find_subjects
 
 IMAGES, FIGURES = "images", "perturbation.json"
@@ -46,17 +47,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def perturb(config: PerturbConfig, *, command: str | None = None) -> Path:
-    """Run the whole job; returns the output folder. Raises UserError before long work starts if input is bad."""
+    """Run the whole job, alone or under `accelerate launch`; returns the output folder. Raises UserError before long
+    work starts if input is bad."""
+    ranks, device = joined()
     prepare_process(config.num_threads)
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise UserError("photos are protected in one process so far; launch it with launch/single.yaml")
-    job = PhotoJob.load(config)
-    family = load_base(config)
-    output = claim_photo_dir(config)
-    family.pipeline.to(accelerator.device)
-    job.run(family, output, command=command)
-    write_manifest(output, config_hash=config_hash(config))
+    job, family = ranks.main_first(lambda: (PhotoJob.load(config, quiet=not ranks.is_main), load_base(config)))
+    output = ranks.share(lambda: claim_photo_dir(config))
+    family.pipeline.to(device)
+    job.run(family, output, ranks, command=command)
+    ranks.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
     return output
 
 
@@ -94,8 +93,9 @@ class PhotoJob:
         self.config, self.photos, self.faces = config, photos, faces
 
     @staticmethod
-    def load(config: JobConfig) -> PhotoJob:
-        """Read and check photos and face encoders. Raises UserError for anything that cannot be used."""
+    def load(config: JobConfig, *, quiet: bool = False) -> PhotoJob:
+        """Read and check photos and face encoders. quiet: do not say which photos show no face. Raises UserError for
+        anything that cannot be used."""
         layer = config.image_layer
         refuse_source(config.instance_data_dir, config.output_dir)
         subjects = find_subjects(config.instance_data_dir)
@@ -105,25 +105,57 @@ class PhotoJob:
             detector = load_detector(layer.zero_shot.detector)
             encoders = load_encoders(layer.zero_shot.encoders, detector=detector, allow_pickle=config.allow_pickle)
             faces = FaceTools(detector, encoders)
-            _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
+            if not quiet:
+                _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
         return PhotoJob(config, photos, faces)
 
-    def run(self, family: Family, output: Path, *, command: str | None = None) -> dict[str, Any]:
-        """Protect what is missing in `output`/images, and write `output`/perturbation.json. Returns its content."""
+    def run(
+        self, family: Family, output: Path, ranks: Ranks = ALONE, *, command: str | None = None
+    ) -> dict[str, Any] | None:
+        """Protect what is missing in `output`/images, each of the processes some of the people.
+
+        The main process writes `output`/perturbation.json and returns its content, the others None.
+        """
+        config, layer, started = self.config, self.config.image_layer, time.perf_counter()
+        missing = ranks.share(lambda: self._missing(output / IMAGES))
+        mine = missing[ranks.index :: ranks.size]
+        with torch.no_grad():
+            prior = None
+            if missing and needs_prior(layer):
+                prior = ranks.main_first(lambda: class_posterior(config, family, output, show_progress=ranks.is_main))
+        self._protect(mine, family, prior, output / IMAGES, show_progress=ranks.is_main)
+        done, seconds = sum(len(self.photos[subject]) for subject in mine), time.perf_counter() - started
+        ranks.wait()
+        if not ranks.is_main:
+            return None
+        if missing and layer.format == "jpeg":
+            print("saved as JPEG: compression takes part of the protection away; PNG keeps it")
+        results = self.figures(output / IMAGES)
+        results |= {"command": command, "seconds_per_photo": seconds / done if done else None}
+        results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        write_text(output / FIGURES, json.dumps(results, indent=1, allow_nan=False) + "\n")
+        return results
+
+    def _protect(
+        self, subjects: Sequence[str], family: Family, prior: Posterior | None, images: Path, *, show_progress: bool
+    ) -> None:
+        """Write the protected photos of some people."""
         config, layer = self.config, self.config.image_layer
-        started, missing = time.perf_counter(), self._missing(output / IMAGES)
         with torch.no_grad():
             prompts = family.encode_prompts([config.instance_prompt, config.class_prompt]).float()
-            prior = class_posterior(config, family, output) if missing and needs_prior(layer) else None
-        bar = tqdm(total=layer.total_steps * len(missing), desc="protect", unit="step", disable=not missing)
-
+        bar = tqdm(
+            total=layer.total_steps * len(subjects),
+            desc="protect",
+            unit="step",
+            disable=not (show_progress and subjects),
+        )
         if self.faces is not None:
             self.faces.to(prompts.device)
 
         def progress(values: Mapping[str, Tensor]) -> None:
             bar.update()
 
-        for count, subject in enumerate(missing, 1):
+        for count, subject in enumerate(subjects, 1):
             bar.set_description(f"protect {subject}")
             photos = self.photos[subject]
             scene = Scene(
@@ -138,19 +170,11 @@ class PhotoJob:
                 callback=progress,
             )
             for photo, pixels in zip(photos, protect_subject(photos, scene, layer, self.faces), strict=True):
-                save_photo(pixels, self._path(output / IMAGES, subject, photo), layer.format, layer.jpeg_quality)
+                save_photo(pixels, self._path(images, subject, photo), layer.format, layer.jpeg_quality)
             bar.update(layer.total_steps * count - bar.n)  # a layer that reached its aim early
         bar.close()
         if self.faces is not None:
             self.faces.to("cpu")  # where saved photos are looked at
-        if missing and layer.format == "jpeg":
-            print("saved as JPEG: compression takes part of the protection away; PNG keeps it")
-        done = sum(len(self.photos[subject]) for subject in missing)
-        seconds = (time.perf_counter() - started) / done if done else None
-        results = self.figures(output / IMAGES) | {"command": command, "seconds_per_photo": seconds}
-        results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        write_text(output / FIGURES, json.dumps(results, indent=1, allow_nan=False) + "\n")
-        return results
 
     def figures(self, images: Path) -> dict[str, Any]:
         """How visible the saved photos' changes are, and what encoders make of them.

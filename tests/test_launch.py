@@ -246,7 +246,7 @@ def test_a_process_that_sees_no_files_leaves_the_audit_to_the_others(subjects: P
     for rank, process in enumerate(processes):
         code, said = finish(process)
         assert code == 0, said
-        assert ("process 1 leaves the audit to the others" in said) == (rank == 1)
+        assert ("process 1 leaves photos and audit to the others" in said) == (rank == 1)
     assert makers(tmp_path / "0/run") == {"cells": {0}, "photo_cells": {0}}
     assert not list((tmp_path / "1").rglob("*.json"))
 

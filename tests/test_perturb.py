@@ -119,6 +119,17 @@ def test_a_killed_run_goes_on_with_the_missing_photos_to_the_same_files(people: 
     assert len(facts["photos"]) == 8
 
 
+def test_two_processes_share_the_people_and_make_the_same_files(people: Path, tmp_path: Path):
+    here(people, tmp_path / "one", num_threads=1)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu_2proc_ddp.yaml"]
+    words = ["-m", "apdm", "perturb", *arguments(people, tmp_path / "two", num_threads=1)]
+    result = subprocess.run([*launch, *words], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert files(tmp_path / "two/images") == files(tmp_path / "one/images")
+    assert {total for _, total in re.findall(r"(\d+)/(\d+) \[", result.stderr)} == {"28"}  # one person each
+    assert verify_manifest(tmp_path / "two") == []
+
+
 def test_a_photo_that_was_changed_or_lost_is_made_again(people: Path, tmp_path: Path):
     here(people, tmp_path / "out")
     known = files(tmp_path / "out/images")

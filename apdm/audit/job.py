@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from apdm.attacks.registry import settings
@@ -27,11 +25,10 @@ from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.files import MARKER, claim_output_dir, delete, model_hash, write_text
-from apdm.launched import check_processes
+from apdm.launched import joined
 from apdm.metrics.judges import Judges
 from apdm.pictures import grid, save_png, to_pil
 from apdm.prepare import check_resolution, prepare_process
-from apdm.ranks import Ranks
 from apdm.report import write_report
 from apdm.subjects import load_images
 
@@ -49,13 +46,12 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
-    accelerator = _accelerator()
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    ranks, device = joined()
     prepare_process(config.num_threads)
     plan, photos = ranks.main_first(lambda: _load(config, command))
     output = ranks.share(lambda: _claim(config))
     for model in plan.models.values():
-        model.pipeline.to(accelerator.device)
+        model.pipeline.to(device)
     prior = ranks.main_first(
         lambda: attacker_prior(
             config,
@@ -85,14 +81,6 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     write_all(results, pictures, output)
     _say(results, output)
     return PROTECTED if results["verdict"]["protected"] else NOT_PROTECTED
-
-
-def _accelerator() -> Accelerator:
-    """As launched. Raises UserError where accelerate and the launcher count processes differently."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    # On CPUs accelerate must be told, or each of several processes believes itself alone.
-    told = True if size > 1 and not torch.accelerator.is_available() else None
-    return check_processes(Accelerator(cpu=told), size)
 
 
 def write_all(results: dict[str, Any], pictures: dict[str, Tensor], output: Path) -> None:
