@@ -13,10 +13,10 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from apdm.image_layer.protect import FaceTools, protect_subject
 from apdm.image_layer.scene import Scene
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import psnr
+from apdm.metrics.statistics import bootstrap_interval
 from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.attacks import nominal
 from apdm.portraits.drawing import render_person
@@ -201,24 +202,47 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Means over people and seeds, as a table."""
+    """Means over people, each of them a mean over seeds, as a table; and how much less than with clean photos, in pairs
+    of one person and seed."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         for prompt in row["likeness"]:
             groups[row["attack"], prompt, row["arm"]].append(row)
     order = list(ARMS)
-    yield "| attack | prompt | photos | runs | PSNR | ISM a / b | detected only | match a / b | faces |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    head = ["attack", "prompt", "photos", "people", "PSNR", "ISM a / b", "less than clean's, 95 %", "detected only"]
+    yield f"| {' | '.join([*head, 'match a / b', 'faces'])} |"
+    yield "| --- " * (len(head) + 2) + "|"
     for (attack, prompt, arm), some in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1], order.index(g[0][2]))):
-        cells = []
-        for figure in ("mean", "detected_mean", "match_rate"):
-            means = [[row["likeness"][prompt][judge][figure] or 0.0 for row in some] for judge in ENCODERS]
-            spread = [f" ± {stdev(v) / len(v) ** 0.5:.2f}" if figure == "mean" and len(v) > 1 else "" for v in means]
-            cells.append(" / ".join(f"{fmean(v):.2f}{s}" for v, s in zip(means, spread, strict=True)))
+        clean = {(row["person"], row["seed"]): row for row in groups.get((attack, prompt, "clean"), [])}
+        pairs = [(clean[own], row) for row in some if (own := (row["person"], row["seed"])) in clean]
+        means = [
+            " / ".join(f"{fmean(_by_person(some, prompt, judge, figure).values()):.2f}" for judge in ENCODERS)
+            for figure in ("mean", "detected_mean", "match_rate")
+        ]
+        less = " / ".join(_less(pairs, prompt, judge) for judge in ENCODERS) if arm != "clean" and pairs else ""
         faces = fmean(row["likeness"][prompt][ENCODERS[0]]["face_rate"] for row in some)
         visible = [row["psnr"] for row in some if row.get("psnr")]
         shown = f"{fmean(visible):.1f}" if visible else ""
-        yield f"| {attack} | {prompt} | {arm} | {len(some)} | {shown} | {' | '.join(cells)} | {faces:.2f} |"
+        people = len({row["person"] for row in some})
+        cells = [attack, prompt, arm, str(people), shown, means[0], less, *means[1:], f"{faces:.2f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _by_person(rows: Iterable[dict[str, Any]], prompt: str, judge: str, figure: str) -> dict[int, float]:
+    seen: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        seen[row["person"]].append(row["likeness"][prompt][judge][figure] or 0.0)
+    return {person: fmean(values) for person, values in sorted(seen.items())}
+
+
+def _less(pairs: list[tuple[dict[str, Any], dict[str, Any]]], prompt: str, judge: str) -> str:
+    """How much lower the second of each pair is, with the interval over people where there are several."""
+    before, after = (list(_by_person(side, prompt, judge, "mean").values()) for side in zip(*pairs, strict=True))
+    mean = f"{fmean(before) - fmean(after):.2f}"
+    if len(before) == 1:
+        return mean
+    low, high = bootstrap_interval(before, after)
+    return f"{mean} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:

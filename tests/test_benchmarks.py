@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apdm.families import load_family
-from benchmarks import attacks, distributed, l2p_speed
+from benchmarks import attacks, distributed, image_layer, l2p_speed
 from benchmarks.reference_loop import ReferenceLoop
 
 
@@ -86,3 +86,17 @@ def test_the_attacks_benchmark_makes_no_row_twice_and_sums_up_over_people(tmp_pa
     attacks.main()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "| base | lora | 0.01 | 2 | 100: 0.30 / 0.30 (0.50 / 0.50) | not by 100 |"
+
+
+def test_the_image_layers_table_counts_people_and_not_their_seeds_and_compares_in_pairs():
+    def row(arm: str, person: int, seed: int, likeness: float) -> dict:
+        figures = {"mean": likeness, "detected_mean": likeness, "match_rate": 1.0, "face_rate": 1.0}
+        seen = dict.fromkeys(image_layer.ENCODERS, figures)
+        return {"attack": "faceid", "arm": arm, "person": person, "seed": seed, "likeness": {"adapter": seen}}
+
+    rows = [row("clean", 0, 0, 0.9), row("clean", 0, 1, 0.7), row("clean", 1, 0, 0.4), row("clean", 2, 0, 0.3)]
+    rows += [row("faces", 1, 0, 0.1), row("faces", 0, 0, 0.2), row("faces", 0, 1, 0.0)]
+    _, _, clean, faces = ([cell.strip() for cell in line.split("|")[1:-1]] for line in image_layer.summary(rows))
+    assert clean[3:7] == ["3", "", "0.50 / 0.50", ""]  # .8, .4 and .3
+    # Pairs: .8 to .1 and .4 to .1; resampled, the mean of two people is theirs or the middle.
+    assert faces[3:7] == ["2", "", "0.10 / 0.10", "0.50 (0.30 to 0.70) / 0.50 (0.30 to 0.70)"]
