@@ -209,6 +209,21 @@ def test_without_other_people_the_rest_is_judged_and_a_note_says_so():
     assert any("other people" in note for note in verdict["notes"])
 
 
+def test_others_who_are_as_late_as_the_protected_are_noted_though_they_get_there():
+    def late(draft: dict[str, Any]) -> None:
+        curve("other", "base", {0: SAFE, 5: LEARNED, 10: LEARNED})(draft)
+        curve("other", "hardened", {0: SAFE, 5: identity(0.3, 0.0), 10: LEARNED})(draft)
+
+    results = made_up_results(late)
+    (other,) = results["utility"]["other_subjects"]
+    assert other["ratio"] == 1 and other["course_ratio"] == pytest.approx((0.3 + 0.6) / (0.6 + 0.6))
+    verdict = verdict_on(results)
+    assert verdict["protected"] is True
+    assert verdict["notes"] == [
+        "On the way to the nominal steps other people keep 0.75 of their likeness on the base: they are delayed too."
+    ]
+
+
 def test_a_single_seed_is_noted():
     notes = verdict_on(made_up_results(fact("seeds", value=[0])))["notes"]
     assert notes == ["A claim needs at least 3 seeds; this audit has 1."]

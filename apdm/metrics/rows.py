@@ -183,16 +183,28 @@ def before_attack(rows: Sequence[Row], encoders: Sequence[str]) -> dict[str, dic
 
 
 def other_subjects(rows: Sequence[Row], encoders: Sequence[str]) -> list[dict[str, Any]]:
-    """Do people who are not protected still personalise? `ratio` is hardened / base likeness by the worst
-    encoder, None where the base has no likeness to compare with."""
+    """Do people who are not protected still personalise, and as early? `ratio` is hardened / base likeness by the worst
+    encoder after the nominal steps, `course_ratio` the same of likeness averaged over the steps measured until then;
+    None where the base has no likeness to compare with."""
     result = []
     for spec, of_attack in by_spec(rows).items():
         for subject, pairs in paired_rows(of_attack, "other").items():
+            arms = list(zip(*pairs, strict=True))
             base, hardened = (
                 {encoder: fmean(row["identity"][encoder]["mean"] for row in arm) for encoder in encoders}
-                for arm in zip(*pairs, strict=True)
+                for arm in arms
             )
-            ratios = [hardened[e] / base[e] if base[e] > 0 else None for e in encoders]
-            ratio = None if None in ratios else min(r for r in ratios if r is not None)
-            result.append({"spec": spec, "subject": subject, "base": base, "hardened": hardened, "ratio": ratio})
+            courses = [{encoder: _course(arm, encoder) for encoder in encoders} for arm in arms]
+            ratios = {"ratio": _worst_ratio(base, hardened), "course_ratio": _worst_ratio(*courses)}
+            result.append({"spec": spec, "subject": subject, "base": base, "hardened": hardened, **ratios})
     return result
+
+
+def _course(rows: Sequence[Row], encoder: str) -> float:
+    """Likeness averaged over the steps after the first and up to the nominal one; 0 where none was measured."""
+    seen = [value for step, value in mean_curve(rows, encoder) if 0 < step <= rows[0]["nominal_step"]]
+    return fmean(seen) if seen else 0.0
+
+
+def _worst_ratio(base: Mapping[str, float], hardened: Mapping[str, float]) -> float | None:
+    return None if min(base.values()) <= 0 else min(hardened[encoder] / base[encoder] for encoder in base)

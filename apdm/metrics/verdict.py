@@ -126,7 +126,7 @@ def judge(results: Mapping[str, Any], config: AuditOptions) -> dict[str, Any]:
         "protected": not failed and not unreliable,
         "reasons": reasons,
         "unreliable": unreliable,
-        "notes": _notes(results),
+        "notes": _notes(results, config),
         "checks": [asdict(check) for check in checks],
     }
 
@@ -298,7 +298,7 @@ def _transfer_flags(rows: Sequence[Row], encoders: Sequence[str]) -> dict[str, l
     return flags
 
 
-def _notes(results: Mapping[str, Any]) -> list[str]:
+def _notes(results: Mapping[str, Any], config: AuditOptions) -> list[str]:
     notes = []
     if (repeats := len(results["seeds"])) < MIN_REPEATS:
         notes.append(f"A claim needs at least {MIN_REPEATS} seeds; this audit has {repeats}.")
@@ -306,6 +306,13 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append("No photos of strangers were given: the base's class pictures stand for them.")
     if not any(row["role"] == "other" for row in results["attacks"]):
         notes.append("No other people were given: whether they can still be learned is unknown.")
+    courses = [other["course_ratio"] for other in results["utility"]["other_subjects"]]
+    measured = [course for course in courses if course is not None]
+    if measured and fmean(measured) < config.min_other_ratio:
+        notes.append(
+            f"On the way to the nominal steps other people keep {fmean(measured):.2f} of their likeness on the base: "
+            "they are delayed too."
+        )
     notes += [f"{entry['spec']} was left out: {entry['reason']}." for entry in results.get("left_out") or []]
     for attack in results["by_attack"]:
         if not attack["required"] and attack["state"] == "void":
