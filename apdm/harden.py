@@ -69,7 +69,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     """Run the whole job; returns the output folder. Raises UserError before long work starts if input is bad.
 
     Of several processes the main one alone reads photos, draws, validates, writes and exports; the others join it for
-    the training, and for the audit where they see the same files.
+    the training, and for photos and audit where they see the same files.
     """
     prepare_process(config.num_threads)
     accelerator = make_accelerator(config)
@@ -139,7 +139,7 @@ def protect_and_audit(
         try:
             photo_job = PhotoJob.load(config, quiet=True) if config.image_layer.enabled else None
             judged = load_judged(config) if config.audit.enabled else None
-            hardened = load_family(output / "model")
+            hardened = load_family(output / "model")  # as shipped; in training a process may have had a part of it
         except UserError as error:
             print(f"apdm: process {ranks.index} leaves photos and audit to the others: {error}", file=sys.stderr)
             ranks.those(False)

@@ -67,11 +67,11 @@ def joined() -> tuple[Ranks, torch.device]:
 
 def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
     """Raise UserError unless the launcher's `size` is what accelerate and torch see."""
-    joined = dist.get_world_size() if dist.is_initialized() else 1
-    if accelerator.num_processes == joined == size:
+    known = dist.get_world_size() if dist.is_initialized() else 1
+    if accelerator.num_processes == known == size:
         return accelerator
     error = UserError(
-        f"{size} processes were launched, accelerate counts {accelerator.num_processes} and torch {joined}, so each "
+        f"{size} processes were launched, accelerate counts {accelerator.num_processes} and torch {known}, so each "
         "would work alone; launch with a file of launch/"
     )
     error.elsewhere = os.environ.get("RANK", "0") != "0"

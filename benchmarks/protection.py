@@ -272,22 +272,10 @@ def summary(folder: Path) -> list[str]:
         who = "other" if person == OTHER else f"{person + 1}"
         base = groups.get(("base", attack, person), {})
         less = [area(base[seed]) - area(row) for seed, row in runs.items() if seed in base and name != "base"]
-        lines.append(
-            _line(
-                [
-                    *(
-                        name,
-                        "" if name == "base" else str(RECIPES[name].people),
-                        *cost,
-                        KINDS[attack],
-                        who,
-                        str(len(runs)),
-                    ),
-                    *(_point(list(runs.values()), step) for step in POINTS),
-                    *(f"{fmean(map(area, runs.values())):.2f}", _with_interval(less)),
-                ]
-            )
-        )
+        people = "" if name == "base" else str(RECIPES[name].people)
+        cells = [name, people, *cost, KINDS[attack], who, str(len(runs))]
+        cells += [_point(list(runs.values()), step) for step in POINTS]
+        lines.append(_line([*cells, f"{fmean(map(area, runs.values())):.2f}", _with_interval(less)]))
     return lines
 
 
