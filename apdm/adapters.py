@@ -1,6 +1,6 @@
 """Simulated attackers that train a low-rank adapter (LoRA, Hu et al. 2021) in place of all weights. Not in the paper.
 
-The adapter is peft's, on the layers that the LoRA attack trains (`apdm.attacks.lora`), new in every outer step: A drawn
+The adapter is peft's, on layers as the LoRA attack chooses them (`apdm.attacks.lora`), new for every attacker: A drawn
 from the run's generator, B zero. The defender differentiates L_protect where the attacker stands, at W + B A, by the
 base weights W: since W enters the layer by that sum alone, it is the gradient of the merged model. The attacker
 never moves W, so theta' is theta, and neither a second copy of the weights nor moments of their size are needed.
@@ -20,18 +20,19 @@ from peft import LoraConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from apdm.attacks.lora import ATTENTION, lora_parameters
+from apdm.attacks.lora import Target, lora_parameters, target_layers
 from apdm.engines import Engine, MakeOptimizer
 from apdm.slow_weights import FlatSlowWeights, SlowWeights
 
 
 class LowRank(Engine):
-    """An engine whose attackers train an adapter: all of them, or the `share` of outer steps that the generator draws.
+    """An engine whose attackers train an adapter, or everything, as `set_low_rank` says; at first an adapter.
 
-    The others train everything, as with `Engine`. One process, or several with whole weights each: the gradients of
-    whatever is trained are averaged over them, unless `averaged` is false and each plays an attacker of its own.
+    One process, or several with whole weights each: the gradients of whatever is trained are averaged over them, unless
+    `averaged` is false and each plays an attacker of its own.
 
-    rank: of the adapter. make_adapter_optimizer: its optimizer. generator: the run's, on the CPU.
+    rank, target: of the adapter. make_adapter_optimizer: its optimizer. generator: the run's, on the CPU. shared: theta
+    and theta' are one copy, for no attacker trains everything and no average is published.
     """
 
     def __init__(
@@ -41,19 +42,21 @@ class LowRank(Engine):
         *,
         make_adapter_optimizer: MakeOptimizer,
         rank: int,
-        share: float,
+        target: Target = "attention",
         generator: torch.Generator,
+        shared: bool = False,
         averaged: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(model, make_optimizer, **options)
-        self.rank, self.share, self.generator = rank, share, generator
+        self.rank, self.generator, self.moves_fast = rank, generator, not shared
         self.averaged = averaged and self.ranks.size > 1
-        self.adapted = sharing_adapter(model, rank)
+        self.adapted = sharing_adapter(model, rank, target_layers(model, target))
         self.adapter = lora_parameters(self.adapted)
+        self.adapter_names = [name for name, _ in self.adapted.named_parameters() if "lora_" in name]
         self.full_optimizer, self.adapter_optimizer = self.optimizer, make_adapter_optimizer(self.adapter)
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
-        self.moves_fast = share < 1
+        self.set_low_rank(True)
 
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
         kind = SlowWeights if self.ranks.size == 1 else FlatSlowWeights
@@ -61,17 +64,21 @@ class LowRank(Engine):
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether this outer step's attacker trains the adapter."""
+        """Whether attackers now train the adapter."""
         return self.optimizer is self.adapter_optimizer
 
-    @torch.no_grad()
-    def begin(self) -> None:
-        # Drawn rather than counted: every second outer step might always be the same subject's.
-        low_rank = self.share == 1 or torch.rand((), generator=self.generator).item() < self.share
+    def set_low_rank(self, low_rank: bool) -> None:
         self.optimizer = self.adapter_optimizer if low_rank else self.full_optimizer
         self.trained = self.adapter if low_rank else self.parameters
         self.attacked = self.defended = self.adapted if low_rank else self.model
-        if low_rank:
+
+    @property
+    def trained_names(self) -> list[str]:
+        return self.adapter_names if self.is_low_rank else self.names
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        if self.is_low_rank:
             for name, weight in self.adapted.named_parameters():
                 if "lora_A" in name:
                     drawn = torch.randn(weight.shape, generator=self.generator, dtype=weight.dtype)
@@ -109,12 +116,12 @@ class LowRank(Engine):
         super()._step()
 
 
-def sharing_adapter(model: nn.Module, rank: int) -> Any:
-    """A second model of the same tensors, with an adapter: `model` itself knows nothing of it."""
+def sharing_adapter(model: nn.Module, rank: int, layers: list[str]) -> Any:
+    """A second model of the same tensors, with an adapter on `layers`: `model` itself knows nothing of it."""
     shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
     # deepcopy takes what its memo already holds instead of copying it.
     adapted: Any = copy.deepcopy(model, shared)
-    adapted.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION))
+    adapted.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
     _set_trainable(list(model.parameters()), True)  # peft has frozen them
     return adapted
 

@@ -23,13 +23,15 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True)
 class Plan:
-    """One simulated attacker. person, variant: numbers into `Attackers.people`, so that a checkpoint may keep them."""
+    """One simulated attacker. person, variant: numbers into `Attackers.people`, so that a checkpoint may keep them.
+    low_rank: it trains an adapter in place of all weights."""
 
     person: int
     variant: int
     learning_rate: float
     steps: int
     prior_loss_weight: float
+    low_rank: bool = False
 
 
 class Attackers:
@@ -37,7 +39,7 @@ class Attackers:
 
     people: take turns, in the order of their ids. earlier: people whom the model is already protected from; every
     `earlier_every`-th attacker is one of theirs. generator: the run's, the same in every process. learning_rate, steps,
-    prior_loss_weight: where `variety` says nothing.
+    prior_loss_weight: where `variety` says nothing. lora_share: of them all, trains an adapter.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Attackers:
         steps: int,
         batch_size: int,
         prior_loss_weight: float = 1.0,
+        lora_share: float = 0.0,
         variety: VarietyConfig | None = None,
         earlier: People | None = None,
         earlier_every: int = 4,
@@ -60,6 +63,7 @@ class Attackers:
         self.learning_rates = variety.learning_rates or [learning_rate]
         self.steps = variety.inner_steps or [steps]
         self.prior_loss_weights = variety.prior_loss_weights or [prior_loss_weight]
+        self.lora_share = lora_share
         self.generator, self.batch_size, self.ranks = generator, batch_size, ranks
         self.turn = 0
 
@@ -69,7 +73,8 @@ class Attackers:
         self.turn += 1
         variant = self._draw(range(len(self.people[person])))
         rate, steps = self._draw(self.learning_rates), self._draw(self.steps)
-        return Plan(person, variant, rate, steps, self._draw(self.prior_loss_weights))
+        prior_loss_weight = self._draw(self.prior_loss_weights)
+        return Plan(person, variant, rate, steps, prior_loss_weight, self._is_low_rank())
 
     def batches(self, plan: Plan) -> Draws:
         """What this attacker, and the defender against it, draw from."""
@@ -83,6 +88,12 @@ class Attackers:
         if turn % every == every - 1:
             return self.new + turn // every % (len(self.people) - self.new)
         return (turn - turn // every) % self.new
+
+    def _is_low_rank(self) -> bool:
+        if self.lora_share in (0, 1):
+            return self.lora_share == 1
+        # Drawn rather than counted: every second attacker might always be the same subject's.
+        return torch.rand((), generator=self.generator).item() < self.lora_share
 
     def _draw(self, choices: Sequence[Choice]) -> Choice:
         """One of them; the generator is left alone where there is nothing to choose."""

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,7 +25,7 @@ from torch import Tensor
 from apdm.errors import UserError
 from apdm.files import delete, list_files, sha256_file, write_beside
 
-FORMAT = 2
+FORMAT = 3
 FACTS = "checkpoint.json"
 LATEST = "latest"
 
@@ -44,7 +44,13 @@ TOLD = (
 )
 TOLD_GROUPS = ("audit.", "validation.", "image_layer.")
 
-Section = tuple[str, list[Tensor]]
+
+class Section(NamedTuple):
+    """One file of a checkpoint. keys: of its tensors, where they are not the model's parameters."""
+
+    name: str
+    tensors: list[Tensor]
+    keys: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,12 @@ class Checkpoint:
                 raise UserError(f"{file} is missing or damaged; {advice}")
         return Checkpoint(folder, facts)
 
-    def read(self, name: str) -> list[Tensor]:
-        """One section's tensors, in the order of the model's parameters, on the CPU."""
+    def read(self, name: str, keys: Sequence[str] | None = None) -> list[Tensor]:
+        """One section's tensors, in the order of its keys or the model's parameters, on the CPU."""
         file = self.folder / f"{name}.safetensors"
         try:
             with safe_open(file, framework="pt") as tensors:
-                return [tensors.get_tensor(key) for key in self.facts["parameters"]]
+                return [tensors.get_tensor(key) for key in keys or self.facts["parameters"]]
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} does not fit this model: {error}; resume with the same model") from None
 
@@ -120,9 +126,10 @@ def write(
     target = output / f"checkpoint-{facts['step']:06d}"
     try:
         with write_beside(target, folder=True) as partial:
-            for name, tensors in sections:
-                named = {key: t.contiguous() for key, t in zip(parameters, tensors, strict=True)}
-                save_file(named, partial / f"{name}.safetensors")
+            for section in sections:
+                keys = section.keys or parameters
+                named = {key: t.contiguous() for key, t in zip(keys, section.tensors, strict=True)}
+                save_file(named, partial / f"{section.name}.safetensors")
             files = {path.name: sha256_file(path) for path in list_files(partial)}
             text = {"format": FORMAT, **facts, "parameters": list(parameters), "files": files}
             (partial / FACTS).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")

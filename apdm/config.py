@@ -78,12 +78,16 @@ class L2PConfig:
     )
     lora_share: float = option(
         0.0,
-        "Share of outer steps, chosen by the seed, whose attacker trains a LoRA in place of all weights. 0: none, as "
-        "in the paper; 1: all of them, which saves three copies of the weights.",
+        "Share of outer steps, chosen by the seed, whose attacker trains a LoRA in place of all weights; with a pool, "
+        "share of its attackers. 0: none, as in the paper; 1: all of them, which saves three copies of the weights, "
+        "or two beside ema_decay.",
         at_least=0,
         at_most=1,
     )
-    lora_rank: int = option(4, "Rank of that LoRA, on the attention layers; peft's and diffusers' 4.", at_least=1)
+    lora_rank: int = option(4, "Rank of that LoRA; peft's and diffusers' 4.", at_least=1)
+    lora_target: Literal["attention", "linear", "all"] = option(
+        "attention", "Its layers: attention's projections, all linear layers, or convolutions too."
+    )
     lora_learning_rate: float = option(1e-4, "Of its AdamW; diffusers' own for LoRA, 20 times the full one.", above=0)
 
 

@@ -60,6 +60,7 @@ class Engine:
         self.optimizer = make_optimizer(self.parameters)
         self.attack_scale, self.defence_scale = loss_scale(), loss_scale()
         self.shapes = [p.shape for p in self.parameters]
+        self.names = [name for name, _ in model.named_parameters()]
         self.fast: list[Tensor] = list(self.parameters)
         self.trained = self.parameters
         self.moves_fast = True
@@ -151,6 +152,16 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    @property
+    def trained_names(self) -> list[str]:
+        """Of what the attacker moves."""
+        return self.names
+
+    def set_low_rank(self, low_rank: bool) -> None:
+        """Whether attackers, from now on, train an adapter in place of all weights; see `apdm.adapters`."""
+        if low_rank:
+            raise RuntimeError("this engine's attackers train all weights")
+
     # -- the attacker's moments, for attackers that take turns ---------------------------------------------------
 
     def moments(self) -> list[Tensor]:
@@ -168,9 +179,9 @@ class Engine:
             state["step"].fill_(steps)
 
     def whole_moments(self, name: str) -> list[Tensor]:
-        """`exp_avg` or `exp_avg_sq` of every parameter, whole, on the CPU of the main process; collective."""
+        """`exp_avg` or `exp_avg_sq` of all that is trained, whole, on the CPU of the main process; collective."""
         kept = []
-        for p in self.parameters:
+        for p in self.trained:
             whole = self._moment(p, name).detach()
             if self.ranks.is_main:
                 kept.append(whole.cpu())
@@ -179,7 +190,7 @@ class Engine:
     @torch.no_grad()
     def set_moments(self, name: str, wholes: Sequence[Tensor]) -> None:
         """The reverse; the optimizer must have taken a step, for its state to be there."""
-        for index, (p, whole) in enumerate(zip(self.parameters, wholes, strict=True)):
+        for index, (p, whole) in enumerate(zip(self.trained, wholes, strict=True)):
             self._set_moment(index, p, name, whole.to(p.device))
 
     def _moment(self, parameter: Tensor, name: str) -> Tensor:

@@ -22,6 +22,7 @@ from apdm.engines import DataParallel, Engine, FullyShard, Independent, MakeOpti
 from apdm.errors import Interrupted, UserError
 from apdm.loss_scale import LossScale
 from apdm.optimizers import require_optimizer
+from apdm.pool import spread
 from apdm.ranks import Ranks
 
 SHARDED = ("fsdp2", "zero3")  # engines that take the model apart, so that a plain one is kept to draw with
@@ -112,8 +113,6 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
     _check_memory(config, kind)
     if config.l2p.lora_share:
         _check_adapters(config, kind)
-    if config.l2p.lora_share == 1 and config.ema_decay:
-        raise UserError("l2p.lora_share 1 keeps one copy of the weights, ema_decay takes two; set ema_decay 0")
     if config.l2p.attackers == "independent" and size > 1:
         if kind != "ddp":
             raise UserError(f"l2p.attackers independent needs whole weights in each process; use ddp, not {kind}")
@@ -130,7 +129,7 @@ def _check_memory(config: HardenConfig, kind: str) -> None:
                 f"l2p.optimizer {config.l2p.optimizer} needs whole weights in each process, and {kind} shares AdamW's "
                 "moments out anyway; set l2p.optimizer adamw"
             )
-        if config.pool.size:
+        if config.pool.size and config.l2p.lora_share < 1:
             raise UserError(
                 f"a pool keeps its attackers' AdamW moments, which {config.l2p.optimizer} has not; set pool.size 0 or "
                 "l2p.optimizer adamw"
@@ -155,8 +154,10 @@ def _check_memory(config: HardenConfig, kind: str) -> None:
 def _check_adapters(config: HardenConfig, kind: str) -> None:
     if kind not in ("single", "ddp"):
         raise UserError(f"l2p.lora_share needs whole weights in each process; use one process or ddp, not {kind}")
-    if config.pool.size:
-        raise UserError("a pool's attackers train all weights; set pool.size 0 or l2p.lora_share 0")
+    if config.pool.size and not any(spread(config.l2p.lora_share, config.pool.size)):
+        raise UserError(
+            f"l2p.lora_share {config.l2p.lora_share} of pool.size {config.pool.size} is no attacker; raise one of them"
+        )
     if config.l2p.leak:
         raise UserError("l2p.leak reproduces the release, where attackers train all weights; set l2p.lora_share 0")
 
@@ -203,8 +204,9 @@ def make_engine(
             make_optimizer,
             make_adapter_optimizer=make_adapter_optimizer,
             rank=config.l2p.lora_rank,
-            share=config.l2p.lora_share,
+            target=config.l2p.lora_target,
             generator=generator,
+            shared=config.l2p.lora_share == 1 and not config.ema_decay,
             averaged=config.l2p.attackers == "synchronous",
             **options,
         )

@@ -6,20 +6,26 @@ their ages are staggered over `depth`. An outer step advances one attacker by `s
 gradient where it then stands, and moves theta; the offset moves along. At `depth` an attacker starts anew. One model
 and one optimizer serve all: whose turn it is has its offset and moments copied in, and out again afterwards.
 
+An attacker may train an adapter (`apdm.adapters`) in place of all weights; the adapter is its offset, in factors, and
+all that is kept of it.
+
 A benign attacker personalises somebody who consents. Its gradient lowers that person's error after adaptation, so that
 theta stays teachable for everybody else. Not in the paper.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from apdm.attackers import Plan
+from apdm.checkpoint import Section
 from apdm.l2p import Batches, LearningToProtect
 from apdm.slow_weights import MOMENTS
 
@@ -35,16 +41,16 @@ class Line(Protocol):
 class Attacker:
     """One persistent attacker: whom it learns and how, where it stands relative to theta, and its AdamW.
 
-    line: where its plan came from, and where the next will. offset: laid out like theta. moments: as the engine keeps
-    them, empty before its first turn. steps: that its AdamW has taken since the attacker last started. age: decides
-    when it starts anew; the first ages are staggered.
+    line: where its plan came from, and where the next will. offset: laid out like theta, or like the adapter. moments:
+    as the engine keeps them. Both are empty before its first turn. steps: that its AdamW has taken since the attacker
+    last started. age: decides when it starts anew; the first ages are staggered.
     """
 
     line: Line
     plan: Plan
-    offset: list[Tensor]
     age: int
     benign: bool = False
+    offset: list[Tensor] = field(default_factory=list)
     moments: list[Tensor] = field(default_factory=list)
     steps: int = 0
 
@@ -69,19 +75,19 @@ class AttackerPool:
         benign_size: int = 0,
         stride: int,
         benign_weight: float = 1.0,
+        lora_share: float = 0.0,
     ) -> AttackerPool:
         """`size` attackers out of `hostile` and `benign_size` out of `benign`, all standing at theta, the latter spread
-        evenly among the former."""
+        evenly among the former. lora_share: of each kind trains an adapter."""
         count = size + benign_size
-        ranked = [((i + 0.5) / size, False) for i in range(size)]
-        ranked += [((i + 0.5) / benign_size, True) for i in range(benign_size)]
+        ranked = [((i + 0.5) / size, False, low) for i, low in enumerate(spread(lora_share, size))]
+        ranked += [((i + 0.5) / benign_size, True, low) for i, low in enumerate(spread(lora_share, benign_size))]
         attackers = []
-        for index, (_, is_benign) in enumerate(sorted(ranked)):
+        for index, (_, is_benign, low_rank) in enumerate(sorted(ranked)):
             line = benign if is_benign and benign is not None else hostile
-            plan = line.next()
-            zeros = [torch.zeros_like(theta) for theta in method.slow.theta]
+            plan = replace(line.next(), low_rank=low_rank)
             # Ages evenly over the depth, so that attackers never restart together.
-            attackers.append(Attacker(line, plan, zeros, age=index * plan.steps // count, benign=is_benign))
+            attackers.append(Attacker(line, plan, age=index * plan.steps // count, benign=is_benign))
         return AttackerPool(method, attackers, stride=stride, benign_weight=benign_weight)
 
     def outer_step(self) -> Mapping[str, Tensor]:
@@ -90,6 +96,7 @@ class AttackerPool:
         attacker = self.attackers[self.turn % len(self.attackers)]
         self.turn += 1
         batches = attacker.line.batches(attacker.plan)
+        method.engine.set_low_rank(attacker.plan.low_rank)
         slow.begin()
         report: dict[str, Tensor] = {}
         if method.anchor_weight:
@@ -121,58 +128,93 @@ class AttackerPool:
 
     @torch.no_grad()
     def enter(self, attacker: Attacker) -> None:
-        """theta' and the optimizer, fresh so far, become the attacker's."""
-        self.method.slow.depart(attacker.offset)
-        self.method.engine.set_learning_rate(attacker.plan.learning_rate)
+        """theta' and the optimizer, those of a new attacker so far, become this one's."""
+        engine = self.method.engine
+        engine.set_learning_rate(attacker.plan.learning_rate)
         self.method.prior_loss_weight = attacker.plan.prior_loss_weight
-        if attacker.moments:
-            torch._foreach_copy_(self.method.engine.moments(), attacker.moments)
-            self.method.engine.set_steps(attacker.steps)
+        if not attacker.steps:
+            return
+        if attacker.plan.low_rank:
+            torch._foreach_copy_(list(engine.trained), attacker.offset)
+        else:
+            self.method.slow.depart(attacker.offset)
+        torch._foreach_copy_(engine.moments(), attacker.moments)
+        engine.set_steps(attacker.steps)
 
     @torch.no_grad()
     def leave(self, attacker: Attacker) -> None:
-        """Keep where the attacker now stands."""
-        self.method.slow.measure(attacker.offset)
-        moments = self.method.engine.moments()
-        if attacker.moments:
-            torch._foreach_copy_(attacker.moments, moments)
+        """Keep where the attacker now stands, if it has moved: a loss scale may have left its steps out."""
+        engine = self.method.engine
+        attacker.steps = engine.steps()
+        if not attacker.steps:
+            return
+        self.make_room(attacker)
+        if attacker.plan.low_rank:
+            torch._foreach_copy_(attacker.offset, list(engine.trained))
         else:
-            attacker.moments = [m.clone() for m in moments]
-        attacker.steps = self.method.engine.steps()
+            self.method.slow.measure(attacker.offset)
+        torch._foreach_copy_(attacker.moments, engine.moments())
+
+    def make_room(self, attacker: Attacker) -> None:
+        """What an attacker is kept in from its first turn on; the engine's optimizer must have its state."""
+        if not attacker.moments:
+            engine, slow = self.method.engine, self.method.slow
+            attacker.offset = [torch.zeros_like(t) for t in (engine.trained if attacker.plan.low_rank else slow.theta)]
+            attacker.moments = [torch.zeros_like(m) for m in engine.moments()]
 
     @staticmethod
-    @torch.no_grad()
     def restart(attacker: Attacker) -> None:
-        """At theta again, with what the line has next."""
-        attacker.plan = attacker.line.next()
+        """At theta again, with what the line has next, but of the same kind: memory stays what it was."""
+        attacker.plan = replace(attacker.line.next(), low_rank=attacker.plan.low_rank)
         attacker.age = attacker.steps = 0
-        torch._foreach_zero_(attacker.offset)
-        torch._foreach_zero_(attacker.moments)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        """What goes on, beside tensors: whose turn it is, and the attackers' plans, ages and steps."""
-        attackers = [[a.age, a.steps, bool(a.moments), astuple(a.plan)] for a in self.attackers]
+        """What goes on, beside tensors: whose turn it is, and the attackers' ages, steps and plans."""
+        attackers = [[a.age, a.steps, astuple(a.plan)] for a in self.attackers]
         return {"turn": self.turn, "attackers": attackers}
 
-    def state(self) -> Iterator[tuple[str, list[Tensor]]]:
-        """Whole tensors of every attacker that has had a turn, by name, as `SlowWeights.state` gives theta's."""
+    def state(self) -> Iterator[Section]:
+        """Whole tensors of every attacker that has moved, on the main process; collective."""
+        engine = self.method.engine
         for i, attacker in enumerate(self.attackers):
-            if attacker.moments:
-                yield f"attacker-{i}-offset", self.method.slow.gather(attacker.offset)
-                torch._foreach_copy_(self.method.engine.moments(), attacker.moments)
+            if attacker.steps:
+                engine.set_low_rank(attacker.plan.low_rank)
+                yield Section(f"attacker-{i}-offset", self._whole(attacker), engine.trained_names)
+                torch._foreach_copy_(engine.moments(), attacker.moments)
                 for name in MOMENTS:
-                    yield f"attacker-{i}-{name}", self.method.engine.whole_moments(name)
+                    yield Section(f"attacker-{i}-{name}", engine.whole_moments(name), engine.trained_names)
 
-    def load(self, counters: Mapping[str, Any], read: Callable[[str], list[Tensor]]) -> None:
-        """Go on from `counters` and `state`. The engine's optimizer must have its state, and loses it."""
+    def load(self, counters: Mapping[str, Any], read: Callable[..., list[Tensor]]) -> None:
+        """Go on from `counters` and `state`, which `read(name, keys)` has. The engine's optimizers must have their
+        state, and lose it."""
+        engine = self.method.engine
         self.turn = counters["turn"]
         for i, (attacker, kept) in enumerate(zip(self.attackers, counters["attackers"], strict=True)):
-            attacker.age, attacker.steps, moved, plan = kept
+            attacker.age, attacker.steps, plan = kept
             attacker.plan = Plan(*plan)
-            if moved:
-                self.method.slow.scatter(read(f"attacker-{i}-offset"), attacker.offset)
-                for name in MOMENTS:
-                    self.method.engine.set_moments(name, read(f"attacker-{i}-{name}"))
-                attacker.moments = [m.clone() for m in self.method.engine.moments()]
+            if not attacker.steps:
+                continue
+            engine.set_low_rank(attacker.plan.low_rank)
+            self.make_room(attacker)
+            offset = read(f"attacker-{i}-offset", engine.trained_names)
+            if attacker.plan.low_rank:
+                torch._foreach_copy_(attacker.offset, offset)
+            else:
+                self.method.slow.scatter(offset, attacker.offset)
+            for name in MOMENTS:
+                engine.set_moments(name, read(f"attacker-{i}-{name}", engine.trained_names))
+            torch._foreach_copy_(attacker.moments, engine.moments())
+
+    def _whole(self, attacker: Attacker) -> list[Tensor]:
+        """Its offset; every process has an adapter whole."""
+        if not attacker.plan.low_rank:
+            return self.method.slow.gather(attacker.offset)
+        return [t.cpu() for t in attacker.offset] if self.method.engine.ranks.is_main else []
+
+
+def spread(share: float, count: int) -> list[bool]:
+    """Which of `count` are of a kind that has this share, rounded down, evenly."""
+    so_far = [math.floor(i * share + 1e-9) for i in range(count + 1)]
+    return [after > before for before, after in pairwise(so_far)]

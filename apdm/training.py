@@ -36,7 +36,7 @@ from apdm.validation import Validator
 # Of `l2p.`: what the algorithm does not know of.
 ENGINE_OPTIONS = (
     *("learning_rate", "max_grad_norm", "attackers", "optimizer"),
-    *("lora_share", "lora_rank", "lora_learning_rate"),
+    *("lora_share", "lora_rank", "lora_target", "lora_learning_rate"),
 )
 
 
@@ -71,7 +71,6 @@ class Training:
             "adam_epsilon": config.adam_epsilon,
         }
         model = hardened.denoiser.requires_grad_(True)
-        self.names = [name for name, _ in model.named_parameters()]
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         inner = partial(OPTIMIZERS[config.l2p.optimizer], learning_rate=config.l2p.learning_rate, **adamw)
@@ -120,6 +119,7 @@ class Training:
         else:
             plan = self.attackers.next()
             self.engine.set_learning_rate(plan.learning_rate)
+            self.engine.set_low_rank(plan.low_rank)
             self.method.inner_steps, self.method.prior_loss_weight = plan.steps, plan.prior_loss_weight
             report = self.method.outer_step(self.attackers.batches(plan))
         if self.average:
@@ -168,21 +168,23 @@ class Training:
         }
 
     def sections(self) -> Iterator[Section]:
-        yield from self.slow.state()
+        for name, tensors in self.slow.state():
+            yield Section(name, tensors)
         if self.average:
-            yield "average", self.slow.gather(self.average)
+            yield Section("average", self.slow.gather(self.average))
         if self.pool is not None:
             yield from self.pool.state()
 
     def load(self, checkpoint: Checkpoint) -> Counters:
         """Stand where the run stood that wrote `checkpoint`. Raises UserError if it is of another model."""
         if self.pool is not None:
-            # One step, undone by what follows, makes the optimizer's state, in whatever form the engine keeps it.
-            first = self.pool.attackers[0]
-            for _ in range(16):  # a loss scale may leave out the first ones
-                self.method.personalize(first.line.batches(first.plan).personalization())
-                if self.engine.steps():
-                    break
+            # One step, undone by what follows, makes an optimizer's state, in whatever form the engine keeps it.
+            for first in {attacker.plan.low_rank: attacker for attacker in self.pool.attackers}.values():
+                self.engine.set_low_rank(first.plan.low_rank)
+                for _ in range(16):  # a loss scale may leave out the first ones
+                    self.method.personalize(first.line.batches(first.plan).personalization())
+                    if self.engine.steps():
+                        break
         return self.ranks.agree(lambda: self._read(checkpoint))
 
     def _read(self, checkpoint: Checkpoint) -> Counters:
@@ -211,6 +213,7 @@ class Training:
             learning_rate=config.l2p.learning_rate,
             steps=config.pool.depth if config.pool.size else config.l2p.inner_steps,
             prior_loss_weight=config.l2p.prior_loss_weight,
+            lora_share=0 if config.pool.size else config.l2p.lora_share,
             batch_size=config.train_batch_size,
             variety=config.variety,
             earlier=earlier,
@@ -231,6 +234,7 @@ class Training:
             benign_size=options.benign_size,
             stride=options.stride,
             benign_weight=options.benign_weight,
+            lora_share=self.config.l2p.lora_share,
         )
 
 
@@ -264,7 +268,7 @@ def protect(
             lambda: checkpoints.write(
                 output,
                 written,
-                training.names,
+                training.engine.names,
                 training.sections(),
                 main=ranks.is_main,
                 limit=config.checkpoints_total_limit,

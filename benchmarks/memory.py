@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from apdm.attacks.lora import ATTENTION
-from apdm.config import HardenConfig, load_config
+from apdm.attacks.lora import target_layers
+from apdm.config import HardenConfig, L2PConfig, load_config
 from apdm.data import ProtectionData, on_device
 from apdm.families import Family, Posterior, load_family
 from apdm.files import write_text
 from apdm.harden import place
+from apdm.pool import spread
 from apdm.portraits import PIPELINE
 from apdm.ranks import ALONE
 from apdm.training import Training
@@ -39,6 +40,11 @@ from benchmarks import architectures
 from benchmarks.cost import _inputs as inputs_of
 from benchmarks.distributed import held
 
+# The pool of configs/portrait.yaml, and adapters as large as its LoRA attack has.
+POOL = [
+    *("--pool.size", "4", "--pool.benign_size", "2", "--pool.benign_data_dir", "-"),
+    *("--l2p.lora_rank", "32", "--l2p.lora_target", "all"),
+]
 PRESETS: dict[str, list[str]] = {
     "none": [],
     "80gb": ["--preset", "80gb"],
@@ -46,6 +52,8 @@ PRESETS: dict[str, list[str]] = {
     "24gb": ["--preset", "24gb"],
     "24gb, Adafactor": ["--preset", "24gb", "--l2p.optimizer", "adafactor"],
     "24gb, LoRA attackers": ["--preset", "24gb", "--l2p.lora_share", "1"],
+    "24gb, pool of LoRA attackers": ["--preset", "24gb", "--l2p.lora_share", "1", *POOL],
+    "80gb, pool": ["--preset", "80gb", *POOL],
 }
 CARDS = {"80gb": 80e9, "48gb": 48e9, "24gb": 24e9}
 OVERHEAD = 1.5e9
@@ -75,13 +83,22 @@ def count(denoiser: nn.Module, config: HardenConfig) -> Count:
     copy = 4 * sum(shape.numel() for shape in shapes)
     memory, l2p = config.memory, config.l2p
     half = memory.reference_dtype == "bfloat16"
-    adapter = 12 * _adapter_numbers(denoiser, l2p.lora_rank) if l2p.lora_share else 0
-    shared = l2p.lora_share == 1 and not memory.offload
-    there = {"theta": 0 if shared else copy, "moments of theta": 2 * copy + 4 * len(shapes)}
+    adapter = 12 * _adapter_numbers(denoiser, l2p) if l2p.lora_share else 0
+    shared = l2p.lora_share == 1 and not memory.offload and not config.ema_decay
+    sizes = (config.pool.size, config.pool.benign_size)
+    adapters = sum(map(sum, (spread(l2p.lora_share, size) for size in sizes)))
+    there = {
+        "theta": 0 if shared else copy,
+        "moments of theta": 2 * copy + 4 * len(shapes),
+        "attackers' offsets": (sum(sizes) - adapters) * copy,
+        "average of theta": copy if config.ema_decay else 0,
+    }
     device = {
         "theta'": copy,
         "attacker's moments": 0 if l2p.lora_share == 1 else sum(_moments(shape, l2p.optimizer) for shape in shapes),
         "adapter": adapter,
+        "pool's adapters": adapters * adapter,
+        "pool's moments": (sum(sizes) - adapters) * 2 * copy,
         "phi": copy // 2 if half else copy,
         "G": copy * 3 // 4 if memory.narrow_gradient else copy,
     }
@@ -103,9 +120,10 @@ def _moments(shape: torch.Size, optimizer: str) -> int:
     return 4 + 8 * size
 
 
-def _adapter_numbers(denoiser: nn.Module, rank: int) -> int:
-    layers = [m for name, m in denoiser.named_modules() if any(name.endswith(f".{end}") for end in ATTENTION)]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+def _adapter_numbers(denoiser: nn.Module, l2p: L2PConfig) -> int:
+    targets = target_layers(denoiser, l2p.lora_target)
+    layers = [m for name, m in denoiser.named_modules() if any(f".{name}".endswith(f".{end}") for end in targets)]
+    return sum(l2p.lora_rank * (layer.weight[0].numel() + len(layer.weight)) for layer in layers)
 
 
 def frozen(name: str) -> int:
@@ -234,7 +252,7 @@ def measured_buffers(config: HardenConfig) -> tuple[int, int]:
         accumulate(*given)
 
     training.slow.accumulate = watched  # type: ignore[method-assign]
-    for _ in range(2):  # with a share of adapters both kinds may be needed
+    for _ in range(3):  # a pool of two is whole after two; with a share of adapters both kinds may be needed
         training.outer_step()
     between = held()
     return between - before, peak - between

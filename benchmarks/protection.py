@@ -65,6 +65,8 @@ KINDS = {DREAMBOOTH: "DreamBooth", LORA: "LoRA", RENAMED: "DreamBooth, h@h", NO_
 PAPER = ["--pool.size", "0", "--pool.benign_size", "0", "--variety.prior_loss_weights", "1"]
 # An attacker who takes one step too small to matter: the gradient is that at theta.
 AT_THETA = [*PAPER, "--l2p.inner_steps", "1", "--l2p.learning_rate", "1e-12"]
+# Those of the LoRA attack.
+ADAPTERS = ["--l2p.lora_rank", "32", "--l2p.lora_target", "all", "--l2p.lora_learning_rate", "1e-3"]
 VARIETY = [
     *("--variety.instance_prompts", "a photo of sks person", "a portrait of t@t person", "a photo of t@t face"),
     *("--variety.learning_rates", "1e-4", "3e-4"),
@@ -98,6 +100,8 @@ RECIPES: Mapping[str, Recipe] = {
     "sample-dpo": Recipe(["--dpo.reduction", "sample", "--dpo.beta", "50"]),
     "ascent": Recipe(["--objective", "ascent", "--ascent_limit", "2"]),
     "variety": Recipe(VARIETY, widely=True),
+    "lora": Recipe([*ADAPTERS, "--l2p.lora_share", "0.5"], widely=True),
+    "lora-only": Recipe([*ADAPTERS, "--l2p.lora_share", "1"], widely=True),
     "naive": Recipe([*AT_THETA, "--objective", "ascent"]),
     # A sum of twenty gradients, which hardly disagree, against an anchor as much heavier.
     "algorithm-1": Recipe(

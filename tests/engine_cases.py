@@ -49,6 +49,11 @@ POOL = replace(
     variety=VarietyConfig(learning_rates=[1e-3, 2e-3]),
     ema_decay=0.7,
 )  # five steps: every attacker has had a turn, two have had another, and one has started anew
+ADAPTERS_POOL = replace(
+    POOL,
+    pool=replace(POOL.pool, benign_size=2),
+    l2p=replace(PAPER.l2p, lora_share=0.5, lora_learning_rate=1e-2),
+)  # every second attacker, hostile or benign
 CLIPPED = replace(PAPER, max_grad_norm=0.05, l2p=replace(PAPER.l2p, max_grad_norm=0.05))
 PARTS: dict[str, Any] = {"train_batch_size": 12, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 FLOAT16 = replace(CLIPPED, mixed_precision="fp16", **PARTS)
@@ -61,6 +66,7 @@ CASES: dict[str, tuple[HardenConfig, int]] = {
     "float16": (FLOAT16, 1),
     "independent": (replace(PAPER, l2p=replace(PAPER.l2p, attackers="independent")), 1),
     "adapters": (replace(PAPER, l2p=replace(PAPER.l2p, lora_share=0.5, lora_learning_rate=1e-2)), 4),
+    "adapters_pool": (ADAPTERS_POOL, 7),
     "leak": (replace(PAPER, l2p=replace(PAPER.l2p, leak=True)), 2),
 }
 RESUMED = 3  # of the pool's five steps, where checkpoints are taken
@@ -121,7 +127,7 @@ def steps(training: Training, first: int, last: int) -> Training:
 
 def save(training: Training, folder: Path, step: int) -> None:
     facts = training.facts(Counters(step))
-    checkpoints.write(folder, facts, training.names, training.sections(), main=training.ranks.is_main)
+    checkpoints.write(folder, facts, training.engine.names, training.sections(), main=training.ranks.is_main)
 
 
 def run(case: str, accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path) -> Training:

@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import PAPER, person
+from accelerate import Accelerator
+from engine_cases import ADAPTERS_POOL, PAPER, build, person, save, steps, theta
 from plain_l2p import ADAM
 from safetensors.torch import load_file
+from test_l2p import Recorded
 from tiny_pipelines import BUILDERS
 from tiny_run import UNET, arguments, equal, weights, write_people
 from torch import Tensor, nn
 
 from apdm.adapters import LowRank
+from apdm.attackers import Attackers, Plan
 from apdm.attacks.lora import lora_parameters
+from apdm.checkpoint import Checkpoint
 from apdm.cli import main
 from apdm.config import L2PConfig, PoolConfig
 from apdm.data import Draws
@@ -27,7 +31,10 @@ from apdm.errors import UserError
 from apdm.families import Family, load_family
 from apdm.l2p import LearningToProtect
 from apdm.launched import check_engine
+from apdm.pool import AttackerPool, spread
+from apdm.ranks import ALONE
 from apdm.slow_weights import make_adamw
+from apdm.training import Training
 
 make = partial(make_adamw, **ADAM)
 RATE = 0.02
@@ -38,10 +45,10 @@ def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
-def engine_of(model: nn.Module, share: float = 1.0, seed: int = 4, **options: Any) -> LowRank:
+def engine_of(model: nn.Module, *, shared: bool = True, seed: int = 4, **options: Any) -> LowRank:
     adapter = partial(make_adamw, **{**ADAM, "learning_rate": RATE})
     generator = torch.Generator().manual_seed(seed)
-    return LowRank(model, make, make_adapter_optimizer=adapter, rank=3, share=share, generator=generator, **options)
+    return LowRank(model, make, make_adapter_optimizer=adapter, rank=3, generator=generator, shared=shared, **options)
 
 
 def method_of(family: Family, engine: Engine, **options: Any) -> LearningToProtect:
@@ -71,12 +78,16 @@ def merged(engine: LowRank) -> nn.Module:
         for name, p in model.named_parameters():
             stem = name.removesuffix(".weight")
             if f"{stem}.lora_A.default.weight" in pieces:
-                p += pieces[f"{stem}.lora_B.default.weight"] @ pieces[f"{stem}.lora_A.default.weight"]
+                down, up = (pieces[f"{stem}.lora_{part}.default.weight"].flatten(1) for part in "AB")
+                p += (up @ down).view_as(p)
     return model
 
 
-def test_the_gradient_of_the_base_weights_is_that_of_the_merged_model(float64, family):
-    engine = engine_of(family.denoiser.double())
+@pytest.mark.parametrize("target", ["attention", "linear", "all"])
+def test_the_gradient_of_the_base_weights_is_that_of_the_merged_model(float64, family, target):
+    engine = engine_of(family.denoiser.double(), target=target)
+    convolved = any(p.dim() == 4 for p in engine.adapter)
+    assert convolved == (target == "all")
     method = method_of(family, engine)
     method.slow.begin()
     with torch.no_grad():
@@ -144,8 +155,7 @@ def test_the_attacker_never_moves_theta_and_every_one_starts_with_a_new_a_and_an
 def test_one_copy_of_the_weights_serves_and_gives_what_two_give(family):
     found = []
     for share_storage in (True, False):
-        engine = engine_of(copy.deepcopy(family.denoiser))
-        engine.moves_fast = not share_storage
+        engine = engine_of(copy.deepcopy(family.denoiser), shared=share_storage)
         method = method_of(family, engine, inner_steps=2, anchor_weight=1.0)
         shared = [t.data_ptr() == p.data_ptr() for t, p in zip(method.slow.theta, engine.parameters, strict=True)]
         assert all(shared) if share_storage else not any(shared)
@@ -158,21 +168,124 @@ def test_one_copy_of_the_weights_serves_and_gives_what_two_give(family):
     assert all(map(torch.equal, *found))
 
 
-def test_a_share_of_the_attackers_trains_everything(family):
-    engine = engine_of(family.denoiser, share=0.5)
-    method, source, kinds = method_of(family, engine, inner_steps=1), draws(family), []
-    for _ in range(12):
+def test_attackers_train_an_adapter_or_everything(family):
+    engine = engine_of(family.denoiser, shared=False)
+    method, source = method_of(family, engine, inner_steps=1), draws(family)
+    for low_rank in (True, False, False, True):
+        engine.set_low_rank(low_rank)
         method.slow.begin()
         method.personalize(source.personalization())
-        kinds.append(engine.is_low_rank)
         stays = [torch.equal(p, t) for p, t in zip(engine.parameters, method.slow.theta, strict=True)]
-        assert all(stays) if engine.is_low_rank else not any(stays)
-    assert 2 < sum(kinds) < 10
+        assert all(stays) if low_rank else not any(stays)
     assert engine.full_optimizer.state and engine.adapter_optimizer.state
 
 
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 0), (0.5, 3, 9), (1.0, 12, 12)])
+def test_the_share_of_those_that_train_an_adapter_is_drawn(family, share, fewest, most):
+    line = Attackers(
+        {"s1": person(0, family)}, torch.Generator(), learning_rate=1.0, steps=1, batch_size=1, lora_share=share
+    )
+    assert fewest <= sum(line.next().low_rank for _ in range(12)) <= most
+
+
+def pool_of(family: Family, share: float, **options: Any) -> tuple[AttackerPool, Recorded]:
+    """Two attackers who draw from the same person, theta standing still; what they drew."""
+    engine = engine_of(copy.deepcopy(family.denoiser).double(), shared=False)
+    method = method_of(family, engine)
+    method.slow.optimizer.param_groups[0]["lr"] = 0.0
+    source = Recorded(draws(family))
+    plan = Plan(0, 0, ADAM["learning_rate"], options.pop("depth", 100), 1.0)
+
+    class Line:
+        def next(self) -> Plan:
+            return plan
+
+        def batches(self, _: Plan) -> Any:
+            return source
+
+    return AttackerPool.start(method, Line(), size=2, stride=2, lora_share=share), source
+
+
+def test_in_a_pool_attackers_of_both_kinds_walk_as_if_they_were_alone(float64, family):
+    pool, source = pool_of(family, 0.5)
+    full, low = pool.attackers
+    assert (full.plan.low_rank, low.plan.low_rank) == (False, True)
+    starts = []
+    for _ in range(3):
+        pool.outer_step()
+        pool.outer_step()
+        starts.append([p.detach().clone() for p in low.offset])
+    drawn = source.drawn["personalization"]
+    batches = {
+        True: [b for i, b in enumerate(drawn) if i % 4 > 1],
+        False: [b for i, b in enumerate(drawn) if i % 4 < 2],
+    }
+    for attacker in (full, low):
+        alone = method_of(family, engine_of(copy.deepcopy(family.denoiser).double(), shared=False))
+        alone.engine.set_low_rank(attacker.plan.low_rank)
+        alone.engine.generator.manual_seed(4)
+        alone.slow.begin()  # its A is the first that the generator gives
+        for batch in batches[attacker.plan.low_rank]:
+            alone.personalize(batch)
+        walked = list(alone.engine.adapter)
+        if not attacker.plan.low_rank:
+            walked = [p.detach() - t.detach() for p, t in zip(alone.slow.fast, alone.slow.theta, strict=True)]
+        torch.testing.assert_close([p.detach() for p in attacker.offset], [p.detach() for p in walked])
+        assert attacker.steps == 6
+
+
+def test_what_a_pool_keeps_of_an_adapter_is_the_adapter(float64, family):
+    pool, _ = pool_of(family, 1.0)
+    for _ in range(2):
+        pool.outer_step()
+    adapter = sum(p.numel() for p in pool.method.engine.adapter)
+    for attacker in pool.attackers:
+        kept = [*attacker.offset, *attacker.moments]
+        assert sum(t.numel() for t in kept) == 3 * adapter
+
+
+def test_in_a_pool_an_adapter_that_starts_anew_has_a_new_a_and_an_empty_b(float64, family):
+    pool, _ = pool_of(family, 1.0, depth=4)
+    engine, seen = pool.method.engine, []
+    entered = pool.enter
+
+    def enter(attacker: Any) -> None:
+        entered(attacker)
+        if attacker is pool.attackers[0]:
+            seen.append([p.detach().clone() for p in engine.adapter])
+
+    pool.enter = enter
+    for _ in range(6):
+        pool.outer_step()
+    empty = [[not p.any() for p in adapter[1::2]] for adapter in seen]
+    assert [all(flags) for flags in empty] == [True, False, True]
+    assert not any(map(torch.equal, seen[0][::2], seen[2][::2]))
+    assert pool.attackers[0].plan.low_rank
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "chosen"),
+    [(0.0, 4, []), (0.5, 4, [1, 3]), (0.25, 4, [3]), (0.3, 3, []), (1.0, 3, [0, 1, 2]), (1 / 3, 6, [2, 5])],
+)
+def test_a_share_of_a_pool_is_rounded_down_and_spread(share, count, chosen):
+    assert [i for i, low_rank in enumerate(spread(share, count)) if low_rank] == chosen
+
+
+def test_a_pool_with_adapters_resumes_to_the_same_weights(family, tmp_path):
+    def pool() -> Training:
+        return build(ADAPTERS_POOL, Accelerator(cpu=True), ALONE, family)
+
+    torch.set_num_threads(1)
+    save(steps(pool(), 1, 3), tmp_path, 3)
+    files = {path.name for path in (tmp_path / "checkpoint-000003").iterdir()}
+    assert {"attacker-0-offset.safetensors", "attacker-2-exp_avg.safetensors"} <= files
+    resumed = pool()
+    assert resumed.load(Checkpoint.open(tmp_path / "checkpoint-000003")).step == 3
+    assert equal(theta(steps(resumed, 4, 7)), theta(steps(pool(), 1, 7)))
+
+
 def test_another_rate_of_the_attackers_is_the_adapters_in_proportion(family):
-    engine = engine_of(family.denoiser, share=0.5)
+    engine = engine_of(family.denoiser, shared=False)
     engine.set_learning_rate(3 * ADAM["learning_rate"])
     rates = [o.param_groups[0]["lr"] for o in (engine.full_optimizer, engine.adapter_optimizer)]
     assert rates == pytest.approx([3 * ADAM["learning_rate"], 3 * RATE])
@@ -218,7 +331,7 @@ def test_what_is_exported_has_no_adapter_in_it_and_is_hardened(hardened, tiny_pi
     [
         ("zero2", {}, "use one process or ddp, not zero2"),
         ("fsdp2", {}, "use one process or ddp, not fsdp2"),
-        ("single", {"pool": PoolConfig(size=2)}, "set pool.size 0 or l2p.lora_share 0"),
+        ("single", {"l2p": L2PConfig(lora_share=0.3), "pool": PoolConfig(size=3)}, "0.3 of pool.size 3 is no attacker"),
         ("single", {"l2p": L2PConfig(lora_share=0.5, leak=True)}, "l2p.leak reproduces the release"),
     ],
 )

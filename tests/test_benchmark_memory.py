@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from apdm.config import HardenConfig, L2PConfig, MemoryConfig, to_yaml
+from apdm.config import HardenConfig, L2PConfig, MemoryConfig, PoolConfig, to_yaml
 from apdm.families import load_family
 from apdm.portraits import PIPELINE
 from benchmarks import levers, memory
@@ -24,6 +24,9 @@ LEVERS = {
     ),
     "narrow": replace(PLAIN, memory=MemoryConfig(narrow_gradient=True)),
     "adapters": replace(PLAIN, l2p=L2PConfig(lora_share=1.0, lora_rank=8)),
+    "all layers": replace(PLAIN, l2p=L2PConfig(lora_share=1.0, lora_rank=8, lora_target="all")),
+    "pool": replace(PLAIN, pool=PoolConfig(size=2), l2p=L2PConfig(lora_share=0.5, lora_rank=8)),
+    "averaged": replace(PLAIN, pool=PoolConfig(size=2), l2p=L2PConfig(lora_share=1.0), ema_decay=0.9),
     "8 bits": replace(PLAIN, l2p=L2PConfig(optimizer="adamw8bit")),
 }
 

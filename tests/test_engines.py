@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 
 COMMON = ["clipped", "accumulated", "pool", "half", "float16", "overflow", "resumed", "saved", "broken"]
 LAUNCHES = {
-    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "leak", "adapters"]),
+    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "leak", "adapters", "adapters_pool"]),
     "zero1": ("cpu_2proc_zero1", 2, COMMON),
     "zero2": ("cpu_2proc_zero2", 2, ["paper", *COMMON]),
     "zero2_offload": ("cpu_2proc_zero2_offload", 2, ["clipped", "pool", "resumed", "float16", "overflow"]),
@@ -149,7 +149,7 @@ def theta_at_start() -> Weights:
     return {name: (p + 0.02 * torch.randn(p.shape, generator=generator)).detach() for name, p in named.items()}
 
 
-@every("paper", "clipped", "accumulated", "pool", "leak", "adapters")
+@every("paper", "clipped", "accumulated", "pool", "leak", "adapters", "adapters_pool")
 def test_many_processes_have_the_weights_of_one(
     launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
 ) -> None:

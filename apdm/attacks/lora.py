@@ -38,7 +38,8 @@ class LoRA(FineTuning):
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
 
     def begin(self, model: Family, material: Material) -> Victim:
-        denoiser = adapted(model.denoiser, self._layers(model.denoiser), self.rank, self.lora_alpha, self.seed)
+        layers = target_layers(model.denoiser, self.target)
+        denoiser = adapted(model.denoiser, layers, self.rank, self.lora_alpha, self.seed)
         victim, modules = with_denoiser(model, denoiser), [denoiser]
         if self.train_text_encoder:
             encoder = adapted(model.pipeline.text_encoder, TEXT_ATTENTION, self.rank, self.lora_alpha, self.seed + 1)
@@ -46,10 +47,12 @@ class LoRA(FineTuning):
         adapter = [p for module in modules for p in lora_parameters(module)]
         return Victim(victim, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
 
-    def _layers(self, denoiser: Module) -> list[str]:
-        if self.target == "attention":
-            return ATTENTION
-        return layers(denoiser, (nn.Linear,) if self.target == "linear" else (nn.Linear, nn.Conv2d))
+
+def target_layers(denoiser: Module, target: Target) -> list[str]:
+    """What an adapter of this target is on, as peft names it."""
+    if target == "attention":
+        return ATTENTION
+    return layers(denoiser, (nn.Linear,) if target == "linear" else (nn.Linear, nn.Conv2d))
 
 
 def lora_parameters(module: Module) -> list[Parameter]:
