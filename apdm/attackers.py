@@ -69,7 +69,7 @@ class Attackers:
 
     def next(self) -> Plan:
         """Whose turn it is, and how they go about it."""
-        person = self._person()
+        person = self._person(self.turn)
         self.turn += 1
         variant = self._draw(range(len(self.people[person])))
         rate, steps = self._draw(self.learning_rates), self._draw(self.steps)
@@ -81,8 +81,12 @@ class Attackers:
         data = self.people[plan.person][plan.variant]
         return Draws(data, self.generator, self.batch_size, self.ranks.index, self.ranks.size)
 
-    def _person(self) -> int:
-        every, turn = self.earlier_every, self.turn
+    def met(self, count: int) -> int:
+        """How many people the first `count` of the line go after."""
+        return len({self._person(turn) for turn in range(count)})
+
+    def _person(self, turn: int) -> int:
+        every = self.earlier_every
         if not every:
             return turn % self.new
         if turn % every == every - 1:

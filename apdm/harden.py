@@ -98,6 +98,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
             benign,
             earlier,
         )
+        if ranks.is_main and (unmet := training.unmet()):
+            print(f"apdm: {unmet_report(config, unmet, len(training.attackers.people))}", file=sys.stderr)
         validator = job.validator(hardened, people) if job is not None else None
         with stop.patience():
             steps = protect(
@@ -160,6 +162,12 @@ def load_judged(config: HardenConfig) -> Any:
     from apdm.judged import JudgedPeople
 
     return JudgedPeople.load(config, [subject.id for subject in find_subjects(config.instance_data_dir)])
+
+
+def unmet_report(config: HardenConfig, unmet: int, people: int) -> str:
+    """One line on people whom the run is too short for."""
+    mend = "raise max_train_steps or pool.size, or lower pool.depth" if config.pool.size else "raise max_train_steps"
+    return f"{unmet} of {people} people will meet no simulated attacker; {mend}"
 
 
 def place(config: HardenConfig, base: Family, start: Family, kind: str, device: torch.device) -> Family:

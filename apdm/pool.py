@@ -116,6 +116,17 @@ class AttackerPool:
             self.restart(attacker)
         return report
 
+    def lives(self, outer_steps: int) -> int:
+        """How many attackers of the protected there will have been after so many outer steps from the start, one that
+        starts anew being another, if all are as long as the first are."""
+        total, count = 0, len(self.attackers)
+        for i, attacker in enumerate(self.attackers):
+            turns, depth = len(range(i, outer_steps, count)), attacker.plan.steps
+            if turns and not attacker.benign:
+                first, later = math.ceil((depth - attacker.age) / self.stride), math.ceil(depth / self.stride)
+                total += 1 + max(0, (turns - 1 - first + later) // later)
+        return total
+
     def invite(self, batches: Batches) -> dict[str, Tensor]:
         """G <- G + benign_weight * grad L_per at the benign attacker's weights: teach theta to be taught."""
 

@@ -128,6 +128,11 @@ class Training:
         means = dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
         return means | {f"{name}_loss_scale": scale.get_scale() for name, scale in self.engine.loss_scales.items()}
 
+    def unmet(self) -> int:
+        """How many people no attacker will have been simulated for when the run is over."""
+        steps = self.config.max_train_steps
+        return len(self.attackers.people) - self.attackers.met(steps if self.pool is None else self.pool.lives(steps))
+
     def fault(self, figures: Mapping[str, float]) -> tuple[str, str] | None:
         """What in an outer step's figures forbids to go on, and how to mend it.
 

@@ -60,6 +60,28 @@ def test_people_are_added_to_a_hardened_model_and_a_killed_run_resumes(
     assert largest < 6e-3
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"max_train_steps": 2}, "1 of 3 people will meet no simulated attacker; raise max_train_steps"),
+        ({"max_train_steps": 3}, None),
+        ({**POOL, "max_train_steps": 5}, "or pool.size, or lower pool.depth"),
+        ({**POOL, "max_train_steps": 9}, None),
+    ],
+)
+def test_people_whom_no_attacker_will_go_after_are_told_of(
+    tiny_pipeline: Path,
+    people: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    line: str | None,
+) -> None:
+    assert main(["harden", *arguments(tiny_pipeline, people, tmp_path / "run", **changes)]) == 0
+    said = capsys.readouterr().err
+    assert line in said if line else "no simulated attacker" not in said
+
+
 def test_those_protected_before_take_part(tiny_pipeline: Path, people: Path, first: Path, tmp_path: Path) -> None:
     assert main(later(tiny_pipeline, first, people, tmp_path / "with", rehearsal_every=2)) == 0
     alone = arguments(

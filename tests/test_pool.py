@@ -7,7 +7,7 @@ import torch
 from plain_l2p import toy_data
 from test_l2p import ADAM, Recorded, toy_protector
 
-from apdm.attackers import Plan
+from apdm.attackers import Attackers, Plan
 from apdm.data import Draws
 from apdm.pool import AttackerPool
 
@@ -106,6 +106,36 @@ def test_at_its_depth_an_attacker_starts_anew_and_ages_are_staggered(float64):
     assert oldest.age == 0
     assert not oldest.steps
     assert all(any(part.any() for part in a.offset) for a in pool.attackers if a is not oldest)
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "stride", "steps"), [(2, 8, 2, 17), (2, 7, 3, 40), (3, 5, 4, 2), (3, 12, 3, 23), (1, 2, 5, 6)]
+)
+def test_who_will_be_met_is_known_beforehand(float64, size, depth, stride, steps):
+    method = toy_protector()
+    hostile, benign = Given([draws(i) for i in range(40)], depth), Given([draws(90)], depth)
+    pool = AttackerPool.start(method, hostile, benign, size=size, benign_size=1, stride=stride)
+    foreseen, seen = pool.lives(steps), set()
+    for _ in range(steps):
+        attacker = pool.attackers[pool.turn % len(pool.attackers)]
+        if not attacker.benign:
+            seen.add(attacker.plan.person)
+        pool.outer_step()
+    assert len(seen) == foreseen
+
+
+@pytest.mark.parametrize(("count", "people"), [(1, 1), (3, 3), (4, 4), (5, 4), (8, 5)])
+def test_a_line_meets_its_people_in_turn_those_of_before_included(count, people):
+    line = Attackers(
+        {f"s{i}": [toy_data()] for i in range(3)},
+        torch.Generator(),
+        learning_rate=1.0,
+        steps=1,
+        batch_size=1,
+        earlier={f"e{i}": [toy_data()] for i in range(2)},
+    )
+    assert line.met(count) == people
+    assert len({line.next().person for _ in range(count)}) == people
 
 
 @pytest.mark.parametrize("hostile", [1, 3])
