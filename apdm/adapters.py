@@ -77,15 +77,15 @@ class LowRank(Engine):
         return self.adapter_names if self.is_low_rank else self.names
 
     @torch.no_grad()
-    def begin(self) -> None:
+    def begin(self, *, new: bool = True) -> None:
         if self.is_low_rank:
             for name, weight in self.adapted.named_parameters():
-                if "lora_A" in name:
+                if "lora_A" in name and new:
                     drawn = torch.randn(weight.shape, generator=self.generator, dtype=weight.dtype)
                     weight.copy_(drawn / self.rank)
                 elif "lora_B" in name:
                     weight.zero_()
-        super().begin()
+        super().begin(new=new)
 
     @property
     def _optimizers(self) -> tuple[Optimizer, Optimizer]:

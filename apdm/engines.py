@@ -73,9 +73,10 @@ class Engine:
 
     # -- the two paths -----------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A new attacker stands at theta: its optimizer becomes a fresh one."""
-        reset_optimizer(self.optimizer)
+    def begin(self, *, new: bool = True) -> None:
+        """An attacker stands at theta. new: its optimizer becomes a fresh one; else the caller brings its state."""
+        if new:
+            reset_optimizer(self.optimizer)
 
     def attack(self, loss_of: LossOf, batch: Splittable, *, leak: Sink | None = None) -> Values:
         """One step of the attacker's optimizer down the gradient of `loss_of`. leak: gets that gradient too.

@@ -45,8 +45,8 @@ class LeanSlowWeights(SlowWeights):
         return [torch.zeros_like(p) for p in self.fast] if self.offload else super()._accumulator()
 
     @torch.no_grad()
-    def begin(self) -> None:
-        super().begin()
+    def begin(self, *, new: bool = True) -> None:
+        super().begin(new=new)
         if self.narrow:
             torch._foreach_zero_(self.rest)
 

@@ -97,7 +97,7 @@ class AttackerPool:
         self.turn += 1
         batches = attacker.line.batches(attacker.plan)
         method.engine.set_low_rank(attacker.plan.low_rank)
-        slow.begin()
+        slow.begin(new=not attacker.steps)
         report: dict[str, Tensor] = {}
         if method.anchor_weight:
             report["anchor_loss"] = method.hold_to_reference(batches.anchor())
@@ -139,7 +139,7 @@ class AttackerPool:
 
     @torch.no_grad()
     def enter(self, attacker: Attacker) -> None:
-        """theta' and the optimizer, those of a new attacker so far, become this one's."""
+        """theta' and the optimizer become the attacker's, unless it is new and stands at theta."""
         engine = self.method.engine
         engine.set_learning_rate(attacker.plan.learning_rate)
         self.method.prior_loss_weight = attacker.plan.prior_loss_weight

@@ -71,8 +71,8 @@ class FastWeights(Protocol):
     """What theta must know of the engine that runs theta' (`apdm.engines`).
 
     fast: theta' as this process holds it, tensors or shards of them. moves_fast: whether attackers move it. shapes: of
-    the whole parameters. begin: a new attacker. written: to be called when `fast` was overwritten from outside. whole:
-    a parameter from all processes' shards. part: the reverse.
+    the whole parameters. begin: an attacker, new or not. written: to be called when `fast` was overwritten from
+    outside. whole: a parameter from all processes' shards. part: the reverse.
     """
 
     fast: list[Tensor]
@@ -80,7 +80,7 @@ class FastWeights(Protocol):
     shapes: list[torch.Size]
     ranks: Ranks
 
-    def begin(self) -> None: ...
+    def begin(self, *, new: bool = True) -> None: ...
     def written(self) -> None: ...
     def whole(self, index: int, shard: Tensor) -> Tensor: ...
     def part(self, index: int, whole: Tensor) -> Tensor: ...
@@ -102,10 +102,10 @@ class SlowWeights:
         self.optimizer = make_adamw(self.theta, **adamw)
 
     @torch.no_grad()
-    def begin(self) -> None:
-        """Start an outer step: theta' <- theta, G <- 0, and a fresh attacker."""
+    def begin(self, *, new: bool = True) -> None:
+        """Start an outer step: theta' <- theta, G <- 0, and an attacker, whose state the caller brings if not new."""
         self.restore()
-        self.engine.begin()
+        self.engine.begin(new=new)
         torch._foreach_zero_(self.gradient)
 
     @torch.no_grad()
