@@ -131,7 +131,7 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         checkpoints.write(
-            Path(folder), training.facts(Counters(1)), training.names, training.sections(), main=ranks.is_main
+            Path(folder), training.facts(Counters(1)), training.engine.names, training.sections(), main=ranks.is_main
         )
         seconds = time.perf_counter() - start
         stored = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
