@@ -107,7 +107,7 @@ def data(family: Family) -> ProtectionData:
 
 def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     """The figures of this process's share of one engine."""
-    attackers = "independent" if "independent" in name else "synchronous"
+    attackers: Any = "independent" if "independent" in name else "synchronous"
     config = replace(CONFIG, l2p=L2PConfig(inner_steps=inner_steps, attackers=attackers))
     torch.set_num_threads(1)
     accelerator = make_accelerator(config)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ METHOD: dict[str, Any] = {
 }
 
 
-def layer(method: str, levels: int = 5, faces: ZeroShotConfig = FACES_LEFT, **options: Any) -> ImageLayerConfig:
+def layer(method: Any, levels: int = 5, faces: ZeroShotConfig = FACES_LEFT, **options: Any) -> ImageLayerConfig:
     return ImageLayerConfig(method=method, epsilon=levels / 255, zero_shot=faces, **{**METHOD, **options})
 
 
@@ -107,7 +107,7 @@ class Study:
     def __init__(self, scratch: Path) -> None:
         self.family = load_family(PIPELINE)
         self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
-        self.attack, self.adapter = nominal("dreambooth"), nominal(LORA)
+        self.attack, self.adapter = cast(FineTuning, nominal("dreambooth")), cast(FineTuning, nominal(LORA))
         with torch.no_grad():
             pictures = draw(self.family, [self.attack.class_prompt] * 64, seed=10_000)
             self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)

@@ -251,7 +251,7 @@ def measured_buffers(config: HardenConfig) -> tuple[int, int]:
         peak = max(peak, held())
         accumulate(*given)
 
-    training.slow.accumulate = watched  # type: ignore[method-assign]
+    training.slow.accumulate = watched  # type: ignore[method-assign, assignment]
     for _ in range(3):  # a pool of two is whole after two; with a share of adapters both kinds may be needed
         training.outer_step()
     between = held()
