@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from apdm.attackers import Plan
-from apdm.checkpoint import Section
 from apdm.l2p import Batches, LearningToProtect
 from apdm.slow_weights import MOMENTS
 
@@ -186,16 +185,16 @@ class AttackerPool:
         attackers = [[a.age, a.steps, astuple(a.plan)] for a in self.attackers]
         return {"turn": self.turn, "attackers": attackers}
 
-    def state(self) -> Iterator[Section]:
-        """Whole tensors of every attacker that has moved, on the main process; collective."""
+    def state(self) -> Iterator[tuple[str, list[Tensor], list[str]]]:
+        """Whole tensors of every attacker that has moved, on the main process, and what each is of; collective."""
         engine = self.method.engine
         for i, attacker in enumerate(self.attackers):
             if attacker.steps:
                 engine.set_low_rank(attacker.plan.low_rank)
-                yield Section(f"attacker-{i}-offset", self._whole(attacker), engine.trained_names)
+                yield f"attacker-{i}-offset", self._whole(attacker), engine.trained_names
                 torch._foreach_copy_(engine.moments(), attacker.moments)
                 for name in MOMENTS:
-                    yield Section(f"attacker-{i}-{name}", engine.whole_moments(name), engine.trained_names)
+                    yield f"attacker-{i}-{name}", engine.whole_moments(name), engine.trained_names
 
     def load(self, counters: Mapping[str, Any], read: Callable[..., list[Tensor]]) -> None:
         """Go on from `counters` and `state`, which `read(name, keys)` has. The engine's optimizers must have their

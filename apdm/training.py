@@ -178,7 +178,8 @@ class Training:
         if self.average:
             yield Section("average", self.slow.gather(self.average))
         if self.pool is not None:
-            yield from self.pool.state()
+            for name, tensors, keys in self.pool.state():
+                yield Section(name, tensors, keys)
 
     def load(self, checkpoint: Checkpoint) -> Counters:
         """Stand where the run stood that wrote `checkpoint`. Raises UserError if it is of another model."""
