@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apdm.attacks.lora import Target, lora_parameters, target_layers
-from apdm.engines import Engine, MakeOptimizer
+from apdm.engines import Compile, Engine, MakeOptimizer
 from apdm.slow_weights import FlatSlowWeights, SlowWeights
 
 
@@ -56,6 +56,7 @@ class LowRank(Engine):
         self.adapter_names = [name for name, _ in self.adapted.named_parameters() if "lora_" in name]
         self.full_optimizer, self.adapter_optimizer = self.optimizer, make_adapter_optimizer(self.adapter)
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
+        self.called = {True: self.adapted, False: self.model}  # low rank or not -> the network
         self.set_low_rank(True)
 
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
@@ -70,7 +71,11 @@ class LowRank(Engine):
     def set_low_rank(self, low_rank: bool) -> None:
         self.optimizer = self.adapter_optimizer if low_rank else self.full_optimizer
         self.trained = self.adapter if low_rank else self.parameters
-        self.attacked = self.defended = self.adapted if low_rank else self.model
+        self.attacked = self.defended = self.called[low_rank]
+
+    def compile(self, compiled: Compile) -> None:
+        self.called = {low_rank: compiled(network) for low_rank, network in self.called.items()}
+        self.set_low_rank(self.is_low_rank)
 
     @property
     def trained_names(self) -> list[str]:

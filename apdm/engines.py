@@ -30,6 +30,7 @@ class Splittable(Protocol):
 Values = dict[str, Tensor]
 LossOf = Callable[[Any, Any], tuple[Tensor, Values]]  # (network, batch) -> scalar with a graph, detached scalars
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+Compile = Callable[[Any], Any]  # a network -> what is called in its place, on the same weights
 Sink = Callable[..., None]  # (gradient, its loss scale); see `SlowWeights.accumulate`
 
 
@@ -70,6 +71,10 @@ class Engine:
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
         """theta in the layout that suits this engine."""
         return SlowWeights(self, max_grad_norm=max_grad_norm, **adamw)
+
+    def compile(self, compiled: Compile) -> None:
+        """Let forward passes go through what `compiled` makes of a network; `model` itself stays as it is."""
+        self.attacked = self.defended = compiled(self.model)
 
     # -- the two paths -----------------------------------------------------------------------------------------
 
@@ -211,6 +216,9 @@ class DataParallel(Engine):
         super().__init__(model, make_optimizer, **options)
         self.wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.attacked = self.wrapped
+
+    def compile(self, compiled: Compile) -> None:
+        self.attacked, self.defended = compiled(self.wrapped), compiled(self.model)
 
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
         return FlatSlowWeights(self, max_grad_norm=max_grad_norm, **adamw)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, parse_flag_from_env
 from torch import nn
 from transformers.integrations import unset_hf_deepspeed_config
 
 from apdm.config import HardenConfig
-from apdm.engines import DataParallel, Engine, FullyShard, Independent, MakeOptimizer
+from apdm.engines import Compile, DataParallel, Engine, FullyShard, Independent, MakeOptimizer
 from apdm.errors import Interrupted, UserError
 from apdm.loss_scale import LossScale
 from apdm.optimizers import require_optimizer
@@ -81,6 +81,16 @@ def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
 
 def kind_of(accelerator: Accelerator) -> str:
     """The engine that was asked for: `single`, `ddp`, `fsdp2` or `zero1` to `zero3`. Raises UserError for others."""
+    kind = _kind_of(accelerator)
+    if compiler(accelerator):
+        if kind not in ("single", "ddp"):
+            raise UserError(f"--dynamo_backend is for one process or ddp, not for {kind}; leave it out")
+        if accelerator.state.dynamo_plugin.use_regional_compilation:
+            raise UserError("accelerate's regional compilation breaks diffusers' U-Nets; compile without it")
+    return kind
+
+
+def _kind_of(accelerator: Accelerator) -> str:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         section = accelerator.deepspeed_plugin.deepspeed_config
         stage = section["zero_optimization"]["stage"]
@@ -215,6 +225,12 @@ def make_engine(
     if kind == "fsdp2":
         return FullyShard(model, make_optimizer, device=accelerator.device, **options)
     return {"single": Engine, "ddp": DataParallel}[kind](model, make_optimizer, **options)
+
+
+def compiler(accelerator: Accelerator) -> Compile | None:
+    """What the launcher's --dynamo_backend and its companions make of a network; None where they were not given."""
+    plugin = accelerator.state.dynamo_plugin
+    return None if plugin.backend == DynamoBackend.NO else partial(torch.compile, **plugin.to_kwargs())
 
 
 def autocast(config: HardenConfig, accelerator: Accelerator) -> Callable[[], AbstractContextManager[Any]]:

@@ -24,7 +24,7 @@ from apdm.engines import shard
 from apdm.errors import Interrupted, UserError
 from apdm.families import Family
 from apdm.l2p import LearningToProtect
-from apdm.launched import RESUME, SHARDED, autocast, kind_of, make_engine
+from apdm.launched import RESUME, SHARDED, autocast, compiler, kind_of, make_engine
 from apdm.memory import Bfloat16, LeanSlowWeights
 from apdm.optimizers import OPTIMIZERS
 from apdm.pool import AttackerPool
@@ -89,6 +89,9 @@ class Training:
             reference = shard(copy.deepcopy(reference), accelerator.device)
         elif memory.reference_dtype == "bfloat16":
             reference = Bfloat16(reference, accelerator.device)
+        if compiled := compiler(accelerator):
+            self.engine.compile(compiled)
+            reference = compiled(reference)
         options = asdict(config.l2p)
         for elsewhere in ENGINE_OPTIONS:
             del options[elsewhere]

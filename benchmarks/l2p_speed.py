@@ -57,6 +57,7 @@ class Options:
     train_batch_size: int
     mixed_precision: str
     device: str
+    dynamo_backend: str
     memory: bool
     images: int = 4
     class_images: int = 8
@@ -94,10 +95,15 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
     model = family.denoiser
     half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)
     engine = Engine(model, make_adamw)
+    reference: Any = copy.deepcopy(model).requires_grad_(False)
+    if options.dynamo_backend != "no":
+        compiled = partial(torch.compile, backend=options.dynamo_backend)
+        engine.compile(compiled)
+        reference = compiled(reference)
     protector = LearningToProtect(
         family,
         engine,
-        copy.deepcopy(model).requires_grad_(False),
+        reference,
         engine.slow_weights(),
         inner_steps=options.inner_steps,
         autocast=half if options.mixed_precision == "bf16" else nullcontext,
@@ -114,7 +120,7 @@ def seconds(step: Callable[[], object], device: str) -> float:
 
 
 def time_both(options: Options) -> dict[str, list[float]]:
-    """Seconds of every outer step after one to warm up, the contestants taking turns."""
+    """Seconds of every outer step after one to warm up and to compile, the contestants taking turns."""
     steps = {name: prepare(name, options) for name in CONTESTANTS}
     times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     for turn in range(options.outer_steps + 1):
@@ -208,6 +214,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--outer_steps", type=int, default=5, help="timed outer steps of each")
     parser.add_argument("--train_batch_size", type=int, default=1, help="of apdm; the reference takes 1")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of apdm")
+    parser.add_argument("--dynamo_backend", default="no", help="of apdm: compile its passes, e.g. with inductor")
     parser.add_argument("--device", default=str(accelerator or "cpu"))
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", help="JSON file to write")

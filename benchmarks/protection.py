@@ -27,16 +27,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
-from apdm.attackers import Attackers
 from apdm.audit_config import AuditConfig
 from apdm.config import HardenConfig, load_config
-from apdm.data import ProtectionData, encode_images
+from apdm.data import encode_images
 from apdm.faces.portrait import PortraitFace, PortraitReader
 from apdm.families import Family, load_family
 from apdm.harden import Photos, protection_data
-from apdm.losses import denoising_loss, squared_error
 from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
@@ -44,10 +42,10 @@ from apdm.portraits.attacks import PROMPTS
 from apdm.portraits.figures import draw
 from apdm.portraits.subjects import write_subjects
 from apdm.ranks import ALONE
-from apdm.slow_weights import make_adamw
 from apdm.subjects import find_subjects
 from apdm.training import Training
 from benchmarks.attacks import ENCODERS, Study, read
+from benchmarks.defences import Displaced, Imma, Projected
 
 MAX_FID_RATIO, MAX_DRIFT = AuditConfig.max_fid_ratio, AuditConfig.max_class_drift
 HOPELESS = 1.5  # times the allowed FID ratio: what nothing comes back from
@@ -107,48 +105,12 @@ RECIPES: Mapping[str, Recipe] = {
     "algorithm-1": Recipe(
         [*PAPER, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "400", "--ema_decay", "0.8"], every=10
     ),
+    "projected": Recipe(),
+    "displaced": Recipe(),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
     "people-3": Recipe(people=3, attacked=(0, 2)),
     "people-10": Recipe(people=10, attacked=(0, 2), widely=True),
 }
-
-
-class Imma:
-    """IMMA (ECCV 2024) as its description has it: an attacker's and a defender's step take turns on one set of weights.
-
-    The attacker lowers the subject's denoising error with all weights, the defender raises it with those of attention
-    alone, clipped to norm 1; nothing preserves the class.
-    """
-
-    def __init__(self, config: HardenConfig, family: Family, people: Mapping[str, list[ProtectionData]]) -> None:
-        model = family.denoiser.requires_grad_(True)
-        attention = [p for name, p in model.named_parameters() if ".to_" in name]
-        self.family, self.model, self.attention = family, model, attention
-        self.attacker = make_adamw(model.parameters(), learning_rate=config.l2p.learning_rate)
-        self.defender = make_adamw(attention, learning_rate=config.learning_rate)
-        self.line = Attackers(
-            people,
-            torch.Generator().manual_seed(config.seed),
-            learning_rate=config.l2p.learning_rate,
-            steps=1,
-            batch_size=config.train_batch_size,
-        )
-
-    def outer_step(self) -> None:
-        source = self.line.batches(self.line.next())
-        for optimizer, sign in ((self.attacker, 1.0), (self.defender, -1.0)):
-            batch = source.personalization().instance
-            noisy = self.family.add_noise(batch.latents, batch.noise, batch.timesteps)
-            target = self.family.target(batch.latents, batch.noise, batch.timesteps)
-            prediction = self.family.predict(self.model, noisy, batch.timesteps, batch.prompt_embeds)
-            self.model.zero_grad()
-            (sign * denoising_loss(squared_error(prediction, target))).backward()
-            if optimizer is self.defender:
-                nn.utils.clip_grad_norm_(self.attention, 1.0)
-            optimizer.step()
-
-    def publish(self) -> None:
-        """The model is already what is looked at."""
 
 
 class Utility:
@@ -210,7 +172,8 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
     if name == "imma":
         method = Imma(config, hardened, people)
     else:
-        method = Training(config, Accelerator(cpu=True), ALONE, reference, hardened, people, benign)
+        kind = {"projected": Projected, "displaced": Displaced}.get(name, Training)
+        method = kind(config, Accelerator(cpu=True), ALONE, reference, hardened, people, benign)
     walk, kept, spent, steps = [], copy.deepcopy(base.denoiser.state_dict()), 0.0, 0
     while spent < 60 * minutes:
         started = time.process_time()

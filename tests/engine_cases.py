@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from apdm import checkpoint as checkpoints
 from apdm.checkpoint import Checkpoint
@@ -194,6 +195,7 @@ def main(pipeline: str, folder: Path, cases: list[str]) -> None:
         weights = theta(run(name, accelerator, ranks, base, folder))
         if ranks.is_main:
             save_file(weights, folder / f"{case.replace(':', '-')}.safetensors")
+            print("COMPILED", case, counters["frames"]["ok"], flush=True)
     ranks.agree(lambda: None)
     accelerator.end_training()
     leave(0)

@@ -8,7 +8,8 @@ import torch
 
 from apdm.families import load_family
 from apdm.portraits import PIPELINE
-from benchmarks import protection
+from benchmarks import defences, protection
+from benchmarks.defences import project
 from benchmarks.protection import DREAMBOOTH, OTHER, Recipe, harden, summary
 
 SMALL = ["--num_class_images", "4"]
@@ -78,3 +79,32 @@ def test_every_seed_has_people_of_its_own(tmp_path: Path) -> None:
         harden("default", recipe, tmp_path / str(seed), minutes=1e-6, seed=seed)
     photos = [sorted((tmp_path / str(seed)).glob("people/protected/*/000.png")) for seed in (0, 1)]
     assert len({photo.read_bytes() for some in photos for photo in some}) == 4
+
+
+def test_what_speaks_against_the_anchor_is_taken_off_a_gradient_and_nothing_else() -> None:
+    off = [torch.tensor([1.0, 0.0]), torch.tensor([[2.0]])]
+    against, along = (
+        [torch.tensor([-2.0, 3.0]), torch.tensor([[0.5]])],
+        [torch.tensor([2.0, 3.0]), torch.tensor([[0.5]])],
+    )
+    kept = project(against, off)  # the product is -1, of 5
+    torch.testing.assert_close(kept, [torch.tensor([-1.8, 3.0]), torch.tensor([[0.9]])])
+    assert project(along, off) is along
+
+
+@pytest.mark.parametrize("name", ["projected", "displaced"])
+def test_other_ways_of_moving_theta_move_it_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(protection.Utility, "__call__", lambda *_: {"fid_ratio": 1.0, "drift": 0.0})
+    # In the first steps there may be nothing to take off.
+    monkeypatch.setattr(defences, "project", lambda gradient, off: [g - o for g, o in zip(gradient, off, strict=True)])
+    fast = ["--learning_rate", "1e-2", "--ema_decay", "0"]  # beyond the half precision of what is kept
+    recipe = Recipe([*SMALL, *fast, "--pool.size", "2", "--pool.stride", "1"], every=4)
+    ways = {}
+    for way in ("default", name):
+        harden(way, recipe, tmp_path / way, minutes=1e-6)
+        ways[way] = list(load_family(tmp_path / way / "model").denoiser.parameters())
+    ours, theirs, start = (*ways.values(), list(load_family(PIPELINE).denoiser.parameters()))
+    assert any(not torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+    assert any(not torch.equal(p, q) for p, q in zip(start, theirs, strict=True))
