@@ -15,6 +15,7 @@ from apdm.attacks.custom_diffusion import CustomDiffusion
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import FineTuning, probe_loss
 from apdm.attacks.lora import LoRA
+from apdm.attacks.registry import make
 from apdm.attacks.textual_inversion import TextualInversion
 from apdm.errors import UserError
 from apdm.families import Family, load_family
@@ -225,6 +226,13 @@ def test_custom_diffusion_trains_cross_attentions_keys_and_values_and_one_row(fa
     assert torch.equal(table[:-1], old) and not torch.equal(table[-1], old[sks])
     assert attack.prompt("a portrait of sks person") == "a portrait of <new1> person"
     assert attack.instance_prompt == "a photo of <new1> person"
+
+
+def test_custom_diffusion_of_another_noun_still_starts_as_the_rare_token(family: Family):
+    attack = make("custom_diffusion:class_noun=man", **SHORT)
+    table = attack.begin(family, material(family)).model.pipeline.text_encoder.get_input_embeddings().weight
+    (sks,) = family.pipeline.tokenizer("sks", add_special_tokens=False).input_ids
+    assert torch.equal(table[-1], table[sks])
 
 
 def test_an_initializer_of_several_tokens_is_refused(family: Family):

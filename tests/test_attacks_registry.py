@@ -92,6 +92,19 @@ def test_another_identifier_and_noun_are_in_the_training_and_in_what_is_asked():
     assert attack.prompt("a portrait of sks person") == "a portrait of <subject> person"
 
 
+@pytest.mark.parametrize(
+    "spec", ["dreambooth", "textual_inversion", "textual_inversion:num_vectors=2", "custom_diffusion"]
+)
+@pytest.mark.parametrize("other", ["identifier=t@t", "class_noun=man", "identifier=t@t,class_noun=man"])
+def test_under_another_name_what_is_drawn_is_what_was_trained(spec: str, other: str):
+    attack = make(f"{spec}{',' if ':' in spec else ':'}{other}", **NOMINAL)
+    assert attack.prompt(NOMINAL["instance_prompt"]) == attack.instance_prompt
+    assert attack.instance_prompt.endswith(" man" if "man" in other else " person")
+    assert (
+        attack.prompt("sks person in the snow") == attack.instance_prompt.removeprefix("a photo of ") + " in the snow"
+    )
+
+
 def test_a_staged_attack_gives_the_options_it_does_not_know_to_the_one_inside():
     attack = make(
         "two_stage:attack=lora,benign_steps=5,rank=32,steps_factor=2",

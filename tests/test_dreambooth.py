@@ -105,6 +105,13 @@ def test_gradients_are_clipped(family, latents):
         torch.testing.assert_close(parameter, original, rtol=0, atol=4 * 1e-3 * 1e-4)
 
 
+def test_a_bound_of_zero_does_not_clip(family, latents):
+    losses, denoiser = run(replace(ATTACK, max_grad_norm=0.0), family, latents)
+    losses_unbound, denoiser_unbound = run(replace(ATTACK, max_grad_norm=1e9), family, latents)
+    assert losses == losses_unbound and same_weights(denoiser, denoiser_unbound)
+    assert losses != run(replace(ATTACK, max_grad_norm=1e-12), family, latents)[0]
+
+
 def test_every_photo_is_seen_once_before_any_is_seen_again(family, latents):
     seen = []
 

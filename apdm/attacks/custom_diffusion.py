@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from apdm.attacks import VARIES, Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
-from apdm.attacks.parts import with_denoiser
+from apdm.attacks.parts import clip_encoders, tokenizer_name, with_denoiser
 from apdm.attacks.tokens import call, learn_words
 from apdm.families import Family
 
@@ -17,9 +17,14 @@ from apdm.families import Family
 class CustomDiffusion(FineTuning):
     """`modifier_token` stands for the identifier in all prompts, and starts as `initializer_token`.
 
-    Defaults and names are diffusers': 1e-5 times the batch of 2 (scale_lr), 250 steps, prior 1. initializer_token: None
-    for the identifier that it replaces, a rare token in the paper too; if that is several tokens, the class noun. All
-    tokens' keys and values get gradients (the release stops those of the first one).
+    Names are those of diffusers' script, and so are 1e-5 times the batch of 2 (scale_lr), 250 steps and prior 1 of its
+    README. With a prior the script doubles the scaled rate, to 4e-5, which is not done here: learning_rate=2e-5 is
+    that. For faces its README takes 5e-6 and 1000 to 2000 steps, and trains all of cross-attention. All tokens' keys
+    and values get gradients (the release stops those of the first one).
+
+    initializer_token: None for the identifier that it replaces, a rare token in the paper too; if that is several
+    tokens, the class noun. SDXL and SD3 have two CLIPs, and each learns the word; T5 (SD3, FLUX) is left alone, and
+    reads it spelt out.
     """
 
     learning_rate: float = 1e-5
@@ -43,8 +48,8 @@ class CustomDiffusion(FineTuning):
         weights = [p for name, p in denoiser.named_parameters() if name.endswith(model.keys_and_values)]
         return Victim(
             tokens.model,
-            (denoiser, tokens.model.pipeline.text_encoder),
-            [*(p.requires_grad_(True) for p in weights), tokens.embedding],
+            (denoiser, *tokens.encoders),
+            [*(p.requires_grad_(True) for p in weights), *tokens.embeddings],
             trains_text=True,
             after_step=tokens.put_back,
         )
@@ -53,6 +58,8 @@ class CustomDiffusion(FineTuning):
         return self.learning_rate * (self.train_batch_size if self.scale_lr else 1)
 
     def _rare_token(self, model: Family) -> str:
-        asked = self.renamed[0] if self.renamed else ""
-        ids = model.pipeline.tokenizer(asked, add_special_tokens=False).input_ids
-        return asked if len(ids) == 1 else self.class_prompt.split()[-1]
+        """The identifier that the modifier replaces, which comes first in what is renamed; or the class noun."""
+        asked = self.renamed[0].split()[0] if self.renamed else ""
+        tokenizers = [getattr(model.pipeline, tokenizer_name(name)) for name in clip_encoders(model)]
+        is_one = all(len(t(asked, add_special_tokens=False).input_ids) == 1 for t in tokenizers)
+        return asked if is_one else self.class_prompt.split()[-1]

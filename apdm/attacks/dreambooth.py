@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz 2022): the full denoiser learns the subject, and the text encoder with it where asked for."""
+"""DreamBooth (Ruiz 2022): the full denoiser learns the subject, and the text encoders with it where asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
-from apdm.attacks.parts import with_denoiser, with_text
+from apdm.attacks.parts import clip_encoders, with_denoiser
 from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBooth(FineTuning):
-    """The nominal attack: every parameter of the denoiser; train_text_encoder: and every one of the text encoder."""
+    """The nominal attack: every parameter of the denoiser; train_text_encoder: and of every CLIP, but of no T5."""
 
     train_text_encoder: bool = False
 
@@ -26,7 +26,7 @@ class DreamBooth(FineTuning):
         victim = with_denoiser(model, denoiser)
         if not self.train_text_encoder:
             return Victim(victim, (denoiser,), list(denoiser.parameters()))
-        text_encoder = copy.deepcopy(model.pipeline.text_encoder).float()
-        victim = with_text(victim, text_encoder)
-        modules = (denoiser, text_encoder.requires_grad_(True))
+        encoders = {name: copy.deepcopy(encoder).float() for name, encoder in clip_encoders(model).items()}
+        victim = victim.replace(**encoders)
+        modules = (denoiser, *(encoder.requires_grad_(True) for encoder in encoders.values()))
         return Victim(victim, modules, [p for m in modules for p in m.parameters()], trains_text=True)

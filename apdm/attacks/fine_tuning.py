@@ -59,7 +59,7 @@ class FineTuning(ABC):
     preservation.
 
     Defaults are the nominal attack of the APDM paper (section 5 and its released settings): AdamW at 5e-6, batch 1,
-    800 steps, prior loss 1 over pictures of the class, gradients clipped to norm 1.
+    800 steps, prior loss 1 over pictures of the class, gradients clipped to norm 1 (max_grad_norm; 0: not clipped).
     """
 
     instance_prompt: str
@@ -156,7 +156,8 @@ class FineTuning(ABC):
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"the attack's loss is {losses[-1]} at step {step + 1}")
             loss.backward()
-            clip_grad_norm_(victim.parameters, self.max_grad_norm)
+            if self.max_grad_norm:
+                clip_grad_norm_(victim.parameters, self.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             with torch.no_grad():

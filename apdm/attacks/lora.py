@@ -13,19 +13,23 @@ from torch.nn import Module, Parameter
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
-from apdm.attacks.parts import with_denoiser, with_text
+from apdm.attacks.parts import clip_encoders, with_denoiser
 from apdm.families import Family
 
 Target = Literal["attention", "linear", "all"]
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
+PROMPT_ATTENTION = ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out"]  # the prompt's own stream in a transformer
 TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FineTuning):
-    """W + lora_alpha / rank * B A for the layers of `target`: the denoiser's attention, its linear layers, or its
-    convolutions too. Defaults are those of diffusers' DreamBooth LoRA (the rate is its README's); lora_alpha is the
-    rank where none is given.
+    """W + lora_alpha / rank * B A for the layers of `target`: the denoiser's attention (of a transformer both streams,
+    the picture's and the prompt's), its linear layers, or its convolutions too. train_text_encoder: and for the
+    attention of all CLIPs, but no T5.
+
+    Defaults are those of diffusers' DreamBooth LoRA (the rate is its README's); lora_alpha is the rank where none is
+    given.
     """
 
     learning_rate: float = 1e-4
@@ -42,8 +46,11 @@ class LoRA(FineTuning):
         denoiser = adapted(model.denoiser, layers, self.rank, self.lora_alpha, self.seed)
         victim, modules = with_denoiser(model, denoiser), [denoiser]
         if self.train_text_encoder:
-            encoder = adapted(model.pipeline.text_encoder, TEXT_ATTENTION, self.rank, self.lora_alpha, self.seed + 1)
-            victim, modules = with_text(victim, encoder), [denoiser, encoder]
+            encoders = {
+                name: adapted(encoder, TEXT_ATTENTION, self.rank, self.lora_alpha, self.seed + i)
+                for i, (name, encoder) in enumerate(clip_encoders(model).items(), start=1)
+            }
+            victim, modules = victim.replace(**encoders), [denoiser, *encoders.values()]
         adapter = [p for module in modules for p in lora_parameters(module)]
         return Victim(victim, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
 
@@ -51,7 +58,8 @@ class LoRA(FineTuning):
 def target_layers(denoiser: Module, target: Target) -> list[str]:
     """What an adapter of this target is on, as peft names it."""
     if target == "attention":
-        return ATTENTION
+        names = {name.rpartition(".")[2] for name, _ in denoiser.named_modules()}
+        return [*ATTENTION, *(layer for layer in PROMPT_ATTENTION if layer in names)]
     return layers(denoiser, (nn.Linear,) if target == "linear" else (nn.Linear, nn.Conv2d))
 
 

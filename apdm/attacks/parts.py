@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from transformers import T5EncoderModel
 
 from apdm.attacks import Material
 from apdm.data import encode_images
@@ -19,8 +20,22 @@ def with_denoiser(model: Family, denoiser: Module) -> Family:
     return model.with_denoiser(denoiser)
 
 
-def with_text(model: Family, text_encoder: Module, tokenizer: Any = None) -> Family:
-    return model.replace(text_encoder=text_encoder, tokenizer=tokenizer or model.pipeline.tokenizer)
+def clip_encoders(model: Family) -> dict[str, Any]:
+    """The text encoders that attacks train, under the pipeline's names: both CLIPs of SDXL and SD3, one elsewhere.
+
+    T5 (SD3, FLUX) is left alone, as in diffusers' DreamBooth scripts: it is several billion weights.
+    """
+    parts = sorted(model.pipeline.components.items())
+    return {
+        name: part
+        for name, part in parts
+        if name.startswith("text_encoder") and isinstance(part, Module) and not isinstance(part, T5EncoderModel)
+    }
+
+
+def tokenizer_name(encoder: str) -> str:
+    """Of the tokenizer that goes with a text encoder: tokenizer_2 with text_encoder_2."""
+    return encoder.replace("text_encoder", "tokenizer")
 
 
 def with_vae(model: Family, vae: Module) -> Family:

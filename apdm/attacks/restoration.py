@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.parts import encoded_anew, with_denoiser, with_text, with_vae
+from apdm.attacks.parts import encoded_anew, with_denoiser, with_vae
 from apdm.attacks.staged import Staged
 from apdm.errors import UserError
 from apdm.families import Family
@@ -83,7 +83,10 @@ class TaskVector(Staged):
 
 @dataclass(frozen=True, kw_only=True)
 class Transplant(Staged):
-    """One part of `source` in place of the hardened model's. A part that hardening left alone changes nothing."""
+    """One part of `source` in place of the hardened model's. A part that hardening left alone changes nothing.
+
+    text_encoder: all of them, T5 too, each with its tokenizer.
+    """
 
     source: Source = "sibling"
     part: Part = "cross_attention"
@@ -102,7 +105,9 @@ class Transplant(Staged):
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         source = material.models[self.source]
         if self.part == "text_encoder":
-            return with_text(model, source.pipeline.text_encoder, source.pipeline.tokenizer), material
+            parts = source.pipeline.components.items()
+            texts = {name: part for name, part in parts if name.startswith(("text_encoder", "tokenizer"))}
+            return model.replace(**texts), material
         if self.part == "vae":
             changed = with_vae(model, source.pipeline.vae)
             return changed, encoded_anew(material, model, changed)

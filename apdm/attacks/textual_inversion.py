@@ -1,4 +1,4 @@
-"""Textual Inversion (Gal et al. 2022): nothing is trained but the embedding of one new word."""
+"""Textual Inversion (Gal et al. 2022): nothing is trained but the embedding of one new word, in every CLIP."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from apdm.families import Family
 class TextualInversion(FineTuning):
     """`placeholder_token` stands for the identifier in all prompts, and starts as `initializer_token`.
 
-    Defaults and names are diffusers': 5e-4 times the batch size (scale_lr), 3000 steps, no prior. initializer_token:
-    one word, None for the class noun. A placeholder that the model knows as one token (the identifier itself) is
-    trained where it is. num_vectors: tokens that the placeholder is made of. Gradients are clipped, as everywhere here,
-    which changes next to nothing under AdamW.
+    Names are diffusers', and so are 3000 steps, no prior, and 5e-4 times the batch size (scale_lr). The batch is 1:
+    its README takes 4 photos per step (by accumulation), and so 2e-3, which here is train_batch_size=4. Its prompts are
+    templates around the word, here it is always the instance prompt. Gradients are clipped, as everywhere here, which
+    changes next to nothing under AdamW.
+
+    initializer_token: one word, None for the class noun. A placeholder that the model knows as one token (the
+    identifier itself) is trained where it is. num_vectors: tokens that the placeholder is made of. SDXL and SD3 have
+    two CLIPs, and each learns the word; T5 (SD3, FLUX) is left alone, and reads it spelt out.
     """
 
     learning_rate: float = 5e-4
@@ -43,11 +47,11 @@ class TextualInversion(FineTuning):
         tokens = learn_words(model, self.placeholder_token, self.num_vectors, noun)
         return Victim(
             tokens.model,
-            (tokens.model.pipeline.text_encoder,),
-            [tokens.embedding],
+            tokens.encoders,
+            tokens.embeddings,
             trains_text=True,
             after_step=tokens.put_back,
-            adapter=[tokens.learnt],
+            adapter=tokens.learnt,
         )
 
     def rate(self, step: int) -> float:
