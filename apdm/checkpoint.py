@@ -113,7 +113,8 @@ def write(
     main: bool = True,
     limit: int | None = None,
 ) -> None:
-    """Write `output/checkpoint-<facts["step"]>/`; older ones beyond `limit` go once it is complete.
+    """Write `output/checkpoint-<facts["step"]>/`; once it is complete, older ones beyond `limit` go, and later ones,
+    which are of a course that was left for an earlier checkpoint.
 
     Every process must call it, to take part in the gathering that `sections` does on its way; `main` writes.
     Raises UserError, on the main process, if the disk does not take it; earlier checkpoints stay.
@@ -133,7 +134,9 @@ def write(
             files = {path.name: sha256_file(path) for path in list_files(partial)}
             text = {"format": FORMAT, **facts, "parameters": list(parameters), "files": files}
             (partial / FACTS).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-        for folder in _folders(output)[: -limit if limit else 0]:
+        folders = _folders(output)
+        now = folders.index(target)
+        for folder in [*folders[now + 1 :], *folders[: max(0, now + 1 - limit) if limit else 0]]:
             _remove(folder)
     except (OSError, SafetensorError) as error:
         for _ in sections:  # the others are still gathering

@@ -17,6 +17,7 @@ from typing import NoReturn
 from apdm import __version__
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text
 from apdm.errors import Interrupted, UserError
+from apdm.terminal import say
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -48,9 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not error.elsewhere:
             print("apdm: error:", " ".join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
-    except BrokenPipeError:  # whoever was reading has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except (Interrupted, KeyboardInterrupt) as stop:
         if not getattr(stop, "elsewhere", False):
             print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
@@ -79,10 +77,13 @@ def console() -> NoReturn:
 def _dispatch(argv: list[str]) -> int:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help"):
-        print(_usage(), file=sys.stdout if argv else sys.stderr)
-        return DONE if argv else BAD_INPUT
+        if not argv:
+            print(_usage(), file=sys.stderr)
+            return BAD_INPUT
+        say(_usage())
+        return DONE
     if name == "--version":
-        print(f"apdm {__version__}")
+        say(f"apdm {__version__}")
         return DONE
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -91,7 +92,7 @@ def _dispatch(argv: list[str]) -> int:
     command = COMMANDS[name]
     # Help is printed here, before the command imports torch.
     if command.config is not None and {"-h", "--help"} & set(rest):
-        print(f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}")
+        say(f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}")
         return DONE
     return command.run(rest) or DONE
 
@@ -126,22 +127,21 @@ def _environment(argv: Sequence[str]) -> None:
         raise UserError("apdm env takes no options")
     import torch
 
-    print(f"{'apdm':<14} {__version__}")
-    print(f"{'python':<14} {platform.python_version()} on {platform.system()} {platform.machine()}")
+    rows = {"apdm": __version__, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
     for package in PACKAGES:
         try:
-            version = importlib.metadata.version(package)
+            rows[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            version = "not installed"
-        print(f"{package:<14} {version}")
-    print(f"{'cpu':<14} {torch.get_num_threads()} threads")
+            rows[package] = "not installed"
+    rows["cpu"] = f"{torch.get_num_threads()} threads"
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
         for index in range(torch.accelerator.device_count()):
             name = getattr(torch.get_device_module(kind), "get_device_name", lambda i: "")(index)
-            print(f"{f'{kind}:{index}':<14} {name}")
+            rows[f"{kind}:{index}"] = name
     else:
-        print(f"{'accelerator':<14} none")
+        rows["accelerator"] = "none"
+    say(*(f"{name:<14} {value}" for name, value in rows.items()))
 
 
 COMMANDS = {

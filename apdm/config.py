@@ -288,7 +288,10 @@ class HardenConfig(JobConfig):
         1, "Parts in which a process works through its share of a batch: less memory, the same weights.", at_least=1
     )
     checkpointing_steps: int = option(
-        100, "Save a checkpoint every so many outer steps; 0: only when interrupted.", at_least=0
+        100,
+        "Save a checkpoint every so many outer steps and after the last; 0: only when interrupted, and after the last "
+        "where image layer or audit follow.",
+        at_least=0,
     )
     checkpoints_total_limit: int | None = option(2, "Checkpoints to keep; null: all.", at_least=1)
     resume_from_checkpoint: str | None = option(

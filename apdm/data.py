@@ -152,4 +152,4 @@ def _indices(count: int, size: int, images: Posterior, generator: torch.Generato
     passes = [
         torch.randperm(count, generator=generator, device=generator.device) for _ in range(math.ceil(size / count))
     ]
-    return torch.cat(passes)[:size].to(images.mean.device)
+    return torch.cat(passes)[:size].to(images.mean.device, non_blocking=True)

@@ -7,6 +7,7 @@ written in `export`, what is measured in `audit`.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from apdm.families import Family, Posterior, load_family
 from apdm.files import claim_output_dir, delete, model_hash, require_disk, write_text
 from apdm.launched import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
 from apdm.memory_config import preset_report
+from apdm.options import command_line
 from apdm.perturb import FIGURES, IMAGES, PhotoJob
 from apdm.prepare import class_posterior, load_models, prepare_process
 from apdm.ranks import Ranks
@@ -37,6 +39,8 @@ from apdm.signals import stop_on_signals
 from apdm.subjects import Subject, find_subjects, load_images
 from apdm.training import Training, protect
 from apdm.validation import Validator
+
+GOING_ON = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:  # every process reads the same options
         error.elsewhere = os.environ.get("RANK", "0") != "0"
         raise
-    harden(config, command="apdm harden " + " ".join(argv))
+    harden(config, command=command_line("harden", argv))
     return 0
 
 
@@ -85,7 +89,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         checkpoint, facts = ranks.share(lambda: _job(job).claim())
         if ranks.is_main:
             base.pipeline.to(accelerator.device)
-        groups = ranks.share(lambda: _job(job).encode())
+        # Sent as they are, tensors of one device would be unpacked on the same device by every process.
+        groups = ranks.share(lambda: [on_device(group, "cpu") for group in _job(job).encode()])
         hardened = place(config, base, start, kind, accelerator.device)
         people, benign, earlier = (on_device(group, accelerator.device) for group in groups)
         training = Training(
@@ -114,6 +119,9 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
                 stop=stop,
             )
         del training
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.memory.empty_cache()
         ranks.on_main(lambda: _job(job).export(hardened, steps, accelerator.device))
         if config.image_layer.enabled or config.audit.enabled:
             protect_and_audit(config, base, hardened, job, ranks, accelerator.device, command=command)
@@ -200,6 +208,7 @@ class Job:
     judged: Any
     photo_job: PhotoJob | None
     output: Path
+    goes_on: bool  # from a run with the same options, whose protected photos therefore stay
 
     @staticmethod
     def open(config: HardenConfig, base: Family, start: Family) -> Job:
@@ -222,7 +231,9 @@ class Job:
         photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
         if judged is not None and judged.adapter is not None:
             judged.adapter.check(base)
-        return Job(config, base, start, photos, consenting, earlier, judged, photo_job, Path(config.output_dir))
+        output = Path(config.output_dir)
+        goes_on = bool(config.resume_from_checkpoint) and same_options(output / "config.yaml", config)
+        return Job(config, base, start, photos, consenting, earlier, judged, photo_job, output, goes_on)
 
     def claim(self) -> tuple[Checkpoint | None, dict[str, Any]]:
         """Make the output folder ours, and find where to go on; with it facts of model and photos for checkpoints."""
@@ -276,8 +287,23 @@ class Job:
             save_variant=config.save_variant,
             single_file=config.single_file,
         )
-        for stale in ("results.json", "report.html", "pictures", IMAGES, FIGURES):
-            delete(output / stale)
+        stale = ["results.json", "report.html", "pictures"]
+        stale += [] if config.single_file else ["model.safetensors"]
+        stale += [] if self.goes_on else [IMAGES, FIGURES]
+        for name in stale:
+            delete(output / name)
+
+
+def same_options(note: Path, config: HardenConfig) -> bool:
+    """Whether the run that left `note`, its resolved configuration, had these options, but for those of going on."""
+
+    def decisive(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.partition(":")[0] not in GOING_ON]
+
+    try:
+        return decisive(note.read_text(encoding="utf-8")) == decisive(to_yaml(config))
+    except OSError:
+        return False
 
 
 def protection_data(

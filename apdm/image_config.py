@@ -12,6 +12,7 @@ from apdm.errors import UserError
 from apdm.options import option
 
 MAX_EPSILON = 64 / 255
+GREY_LEVEL = 1 / 255  # less changes nothing in 8 bits
 # Budgets in grey levels of the fine-tuning and the zero-shot layer; "default" is DLADiff's.
 PRESETS = {"low": (4, 7), "default": (7, 11), "high": (12, 16)}
 LEARNING_RATE_HELP = "Of the surrogate's AdamW; the paper does not say: here that of the attack."
@@ -154,7 +155,7 @@ class ZeroShotConfig:
 
     enabled: bool = option(True, "Run it; false: the ablation without it.")
     epsilon: float | None = option(
-        None, "eta_zs, around the original photo; default: the preset's.", above=0, at_most=MAX_EPSILON
+        None, "eta_zs, around the original photo; default: the preset's.", at_least=GREY_LEVEL, at_most=MAX_EPSILON
     )
     step_size: float = option(8e-4, "sigma_zs.", above=0)
     max_steps: int = option(200, "Steps at the most; photos that have reached the aim no longer move.", at_least=1)
@@ -198,7 +199,7 @@ class ImageLayerConfig:
         "default", "Budgets of both layers in grey levels: low 4 and 7, default 7 and 11 (DLADiff's), high 12 and 16."
     )
     epsilon: float | None = option(
-        None, "eta_ft, around the original photo; default: the preset's.", above=0, at_most=MAX_EPSILON
+        None, "eta_ft, around the original photo; default: the preset's.", at_least=GREY_LEVEL, at_most=MAX_EPSILON
     )
     step_size: float = option(5e-3, "sigma_ft.", above=0)
     update: Literal["sign", "normalised"] = option("sign", "What a step makes of the gradient.")

@@ -30,12 +30,21 @@ RESUME = "the same command with --resume_from_checkpoint latest goes on"
 
 
 def make_accelerator(config: HardenConfig) -> Accelerator:
-    """The accelerator as launched. Raises UserError where accelerate and the launcher count processes differently.
+    """The accelerator as launched. Raises UserError where accelerate and the launcher count processes differently, or
+    the launcher asks for a precision that the configuration does not.
 
     On CPUs accelerate must be told what to talk over: without this its DeepSpeed processes would each believe
     themselves alone, without a word.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", config.mixed_precision):
+        error = UserError(
+            f"the launcher's mixed_precision is {asked} and apdm's {config.mixed_precision}; give apdm "
+            f"--mixed_precision {asked}, or take it out of the launcher's file"
+        )
+        error.elsewhere = os.environ.get("RANK", "0") != "0"
+        raise error
     options: dict[str, Any] = {}
     if not torch.accelerator.is_available():
         if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
@@ -96,12 +105,16 @@ def _kind_of(accelerator: Accelerator) -> str:
         stage = section["zero_optimization"]["stage"]
         if stage not in (1, 2, 3):
             raise UserError(f"DeepSpeed's ZeRO stage {stage} is not used here; launch with launch/ddp.yaml")
-        if {"optimizer", "scheduler", "fp16"} & {key for key, value in section.items() if value != {"enabled": False}}:
+        ours = {"optimizer", "scheduler", "fp16", "gradient_clipping"}
+        if ours & {key for key, value in section.items() if value not in ({"enabled": False}, 0, "auto")}:
             raise UserError(
-                "leave optimizer, scheduler and fp16 out of DeepSpeed's configuration: apdm's options set them"
+                "leave optimizer, scheduler, fp16 and gradient_clipping out of DeepSpeed's configuration: apdm's "
+                "options set them"
             )
         return f"zero{stage}"
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        if os.environ.get("FSDP_VERSION", "2") != "2" or parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+            raise UserError("FSDP runs as version 2 without offload here; launch with launch/fsdp2.yaml")
         return "fsdp2"
     return "ddp" if accelerator.num_processes > 1 else "single"
 
@@ -120,6 +133,8 @@ def check_engine(config: HardenConfig, kind: str, size: int) -> None:
         )
     if config.l2p.leak and config.mixed_precision == "fp16":
         raise UserError("l2p.leak would add gradients that overflow in float16 to G; use mixed_precision bf16 or no")
+    if config.pool.size and config.l2p.evaluate == "before":
+        raise UserError("a pool's attackers are opposed after their steps; set l2p.evaluate after or pool.size 0")
     _check_memory(config, kind)
     if config.l2p.lora_share:
         _check_adapters(config, kind)
@@ -247,7 +262,8 @@ def lost_processes(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        words = ("gloo", "nccl", "connection", "peer", "socket", "timed out", "timeout")
+        words = ("connection", "broken pipe", "socket closed", "timed out", "timeout", "remote process exited")
         if ranks.size == 1 or not any(word in str(error).lower() for word in words):
             raise
-        raise Interrupted(f"process {ranks.index}: another process of this run has ended; {RESUME}") from None
+        said = (str(error).splitlines() or [""])[0]
+        raise Interrupted(f"process {ranks.index}: another process of this run has ended; {RESUME} ({said})") from None

@@ -55,6 +55,16 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) 
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def command_line(name: str, argv: Sequence[str]) -> str:
+    """A command as results tell it: of paths that begin at a machine's root or somebody's home, the last part."""
+
+    def told(word: str) -> str:
+        key, equals, value = word.rpartition("=")
+        return key + equals + Path(value).name if value.startswith(("/", "~")) else word
+
+    return " ".join(["apdm", name, *map(told, argv)])
+
+
 def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     """Build `cls` from its defaults, `--config FILE` and the rest of `argv`, each stronger than the last.
 

@@ -24,7 +24,7 @@ from apdm.errors import UserError
 from apdm.export import package_versions, write_manifest
 from apdm.faces import Face, load_detector, load_encoders
 from apdm.families import Family, Posterior
-from apdm.files import MARKER, claim_output_dir, delete, write_text
+from apdm.files import MARKER, claim_output_dir, delete, list_files, write_text
 from apdm.image_config import ImageLayerConfig
 from apdm.image_layer.photos import Photo, deviation, read_photo, read_subject, save_photo
 from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
@@ -32,8 +32,10 @@ from apdm.image_layer.scene import Scene
 from apdm.image_layer.zero_shot import embed_face
 from apdm.launched import joined
 from apdm.metrics.perception import imperceptibility
+from apdm.options import command_line
 from apdm.prepare import class_posterior, load_base, prepare_process
 from apdm.ranks import ALONE, Ranks
+from apdm.signals import stop_on_signals
 from apdm.subjects import find_subjects
 
 IMAGES, FIGURES = "images", "perturbation.json"
@@ -42,7 +44,8 @@ IMAGES, FIGURES = "images", "perturbation.json"
 def main(argv: Sequence[str]) -> int:
     """Protect photos as `argv` says; the command line of `apdm perturb`. Returns the exit code."""
     config = load_config(PerturbConfig, list(argv))
-    perturb(config, command="apdm perturb " + " ".join(argv))
+    with stop_on_signals("photos that are finished are kept; the same command goes on"):
+        perturb(config, command=command_line("perturb", argv))
     return 0
 
 
@@ -128,6 +131,7 @@ class PhotoJob:
         ranks.wait()
         if not ranks.is_main:
             return None
+        self._withdraw(output / IMAGES)
         if missing and layer.format == "jpeg":
             print("saved as JPEG: compression takes part of the protection away; PNG keeps it")
         results = self.figures(output / IMAGES)
@@ -143,36 +147,31 @@ class PhotoJob:
         config, layer = self.config, self.config.image_layer
         with torch.no_grad():
             prompts = family.encode_prompts([config.instance_prompt, config.class_prompt]).float()
-        bar = tqdm(
-            total=layer.total_steps * len(subjects),
-            desc="protect",
-            unit="step",
-            disable=not (show_progress and subjects),
-        )
         if self.faces is not None:
             self.faces.to(prompts.device)
+        total, quiet = layer.total_steps * len(subjects), not (show_progress and subjects)
+        with tqdm(total=total, desc="protect", unit="step", disable=quiet) as bar:
 
-        def progress(values: Mapping[str, Tensor]) -> None:
-            bar.update()
+            def progress(values: Mapping[str, Tensor]) -> None:
+                bar.update()
 
-        for count, subject in enumerate(subjects, 1):
-            bar.set_description(f"protect {subject}")
-            photos = self.photos[subject]
-            scene = Scene(
-                family=family,
-                originals=[photo.unit.to(prompts.device) for photo in photos],
-                prompt_embeds=prompts[:1],
-                class_prompt_embeds=prompts[1:],
-                prior=prior,
-                resolution=config.resolution,
-                generator=_generator(config.seed, subject),
-                transform=make_transform(layer),
-                callback=progress,
-            )
-            for photo, pixels in zip(photos, protect_subject(photos, scene, layer, self.faces), strict=True):
-                save_photo(pixels, self._path(images, subject, photo), layer.format, layer.jpeg_quality)
-            bar.update(layer.total_steps * count - bar.n)  # a layer that reached its aim early
-        bar.close()
+            for count, subject in enumerate(subjects, 1):
+                bar.set_description(f"protect {subject}")
+                photos = self.photos[subject]
+                scene = Scene(
+                    family=family,
+                    originals=[photo.unit.to(prompts.device) for photo in photos],
+                    prompt_embeds=prompts[:1],
+                    class_prompt_embeds=prompts[1:],
+                    prior=prior,
+                    resolution=config.resolution,
+                    generator=_generator(config.seed, subject),
+                    transform=make_transform(layer),
+                    callback=progress,
+                )
+                for photo, pixels in zip(photos, protect_subject(photos, scene, layer, self.faces), strict=True):
+                    save_photo(pixels, self._path(images, subject, photo), layer.format, layer.jpeg_quality)
+                bar.update(layer.total_steps * count - bar.n)  # a layer that reached its aim early
         if self.faces is not None:
             self.faces.to("cpu")  # where saved photos are looked at
 
@@ -217,6 +216,15 @@ class PhotoJob:
             clean, now = (embed_face(encoder, p.unit, face) for p in (original, saved))
             entry["cosine"][encoder.name] = {"to_original": float(clean @ now), "threshold": encoder.threshold}
         return entry
+
+    def _withdraw(self, images: Path) -> None:
+        """Remove what an earlier run protected whose original is no longer there."""
+        ours = {self._path(images, subject, photo) for subject, photos in self.photos.items() for photo in photos}
+        for stale in list_files(images):
+            if stale not in ours:
+                delete(stale)
+                if not list_files(stale.parent):
+                    delete(stale.parent)
 
     def _missing(self, images: Path) -> list[str]:
         """Subjects of which a protected photo is missing or is not of this original."""

@@ -10,6 +10,8 @@ from types import FrameType
 
 from apdm.errors import Interrupted
 
+RESUME = "what is done so far is kept; the same command with --resume_from_checkpoint latest goes on"
+
 
 class Stop:
     """Whether somebody asked this process to stop. While `patient`, it is only noted; otherwise Interrupted is raised.
@@ -17,9 +19,10 @@ class Stop:
     A second Ctrl-C is not waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str = RESUME) -> None:
         self.asked = False
         self.patient = False
+        self.advice = advice
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         impatient = self.asked and number == signal.SIGINT
@@ -27,9 +30,7 @@ class Stop:
         if impatient:
             raise KeyboardInterrupt
         if not self.patient:
-            raise Interrupted(
-                "what is done so far is kept; the same command with --resume_from_checkpoint latest goes on"
-            )
+            raise Interrupted(self.advice)
 
     @contextmanager
     def patience(self) -> Iterator[None]:
@@ -42,9 +43,12 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Handle SIGTERM and Ctrl-C with a `Stop`; outside the main thread, where Python has no say, do nothing."""
-    stop = Stop()
+def stop_on_signals(advice: str = RESUME) -> Iterator[Stop]:
+    """Handle SIGTERM and Ctrl-C with a `Stop`; outside the main thread, where Python has no say, do nothing.
+
+    advice: how to go on, told to the user.
+    """
+    stop = Stop(advice)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

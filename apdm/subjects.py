@@ -13,11 +13,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from apdm.errors import UserError
@@ -105,7 +106,9 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
 
 
 def read_image(path: Path) -> Image.Image:
-    """One photo, upright, in 8-bit RGB; transparency becomes white.
+    """One photo, upright, in 8-bit sRGB; transparency becomes white.
+
+    A colour profile is applied, for what is saved carries none: phones' wider colours would come out paler.
 
     Raises:
         UserError: it is unreadable, truncated, too small or too large.
@@ -138,11 +141,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         wide = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
+    image = _in_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The same colours without the profile; as it is where it has none, sRGB's, or one that cannot be used."""
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(image.info["icc_profile"]))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        converted = ImageCms.profileToProfile(plain, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (KeyError, TypeError, OSError, ImageCms.PyCMSError):
+        return image
+    if converted is not None and alpha is not None:
+        converted.putalpha(alpha)
+    return converted or image
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

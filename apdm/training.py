@@ -64,6 +64,7 @@ class Training:
     ) -> None:
         self.config, self.ranks, self.hardened = config, ranks, hardened
         self.path: list[Mapping[str, Tensor]] = []
+        path = self.path  # not by way of self: a cycle would keep theta and all moments when training is over
         adamw: dict[str, Any] = {
             "adam_beta1": config.adam_beta1,
             "adam_beta2": config.adam_beta2,
@@ -108,7 +109,7 @@ class Training:
             preservation_weight=config.preservation.weight,
             anchor_weight=config.preservation.anchor_weight,
             autocast=autocast(config, accelerator),
-            callback=lambda step, values: self.path.append(values),
+            callback=lambda step, values: path.append(values),
         )
         self.attackers = self._line(people, earlier)
         self.friends = self._line(benign) if config.pool.benign_size else None
@@ -312,7 +313,9 @@ def protect(
         enough = _enough(validator, counters, ranks)
         over = enough or step == config.max_train_steps
         asked = any(ranks.mean([float(stop.asked)]))
-        if asked or (every and (over or step % every == 0)):
+        # Image layer and audit are long too, and when they are killed the training is not to be done again.
+        last = over and (every or config.image_layer.enabled or config.audit.enabled)
+        if asked or last or (every and step % every == 0):
             save()
         if asked:
             interrupted = Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME}")

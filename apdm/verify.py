@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -23,7 +24,8 @@ from apdm.export import MANIFEST, SHIPPED, read_metadata, scan_for_leaks, verify
 from apdm.families import load_family
 from apdm.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
 from apdm.prepare import prepare_process
-from apdm.subjects import SAFE, SUFFIXES
+from apdm.subjects import ONLY_SUBJECT, SAFE, SUFFIXES
+from apdm.terminal import say
 
 SOUND, UNSOUND = 0, 1
 HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
@@ -40,10 +42,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(VerifyConfig, words)
     prepare_process(None)
     problems = verify(config)
-    for problem in problems:
-        print(problem)
     what = "all files as shipped, the model loads, nothing of a subject in it"
-    print(f"{config.output_dir}: {f'{len(problems)} problems' if problems else what}")
+    say(*problems, f"{config.output_dir}: {f'{len(problems)} problems' if problems else what}")
     return UNSOUND if problems else SOUND
 
 
@@ -142,7 +142,7 @@ def _photo_notes(images: Path, root: Path) -> Iterator[str]:
 
 
 def _subjects(folder: str | None) -> dict[str, list[Path]]:
-    """{subject's id: photos}; photos lie in a folder of that name, or in safe/ below it."""
+    """{subject's id: photos}; photos lie in a folder of that name, or in safe/ below it, or all in one folder."""
     if folder is None:
         return {}
     root = Path(folder)
@@ -152,20 +152,24 @@ def _subjects(folder: str | None) -> dict[str, list[Path]]:
     for path in list_files(root):
         if path.suffix.lower() in SUFFIXES:
             owner = path.parent.parent if path.parent.name == SAFE else path.parent
-            found.setdefault(owner.name, []).append(path)
+            found.setdefault(ONLY_SUBJECT if owner == root else owner.name, []).append(path)
     if not found:
         raise UserError(f"{folder} holds no photos: there is nothing to look for")
     return found
 
 
 def _prompts(root: Path) -> list[str]:
-    """The prompt that stands for the subjects, from the configuration beside the model."""
+    """The prompts that stand for the subjects, from the configuration beside the model."""
     try:
         config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return []
-    prompt = config.get("instance_prompt") if isinstance(config, dict) else None
-    return [prompt] if isinstance(prompt, str) and prompt else []
+    if not isinstance(config, dict):
+        return []
+    variety = config.get("variety")
+    varied = variety.get("instance_prompts") if isinstance(variety, dict) else None
+    prompts = [config.get("instance_prompt"), *(varied if isinstance(varied, list) else [])]
+    return [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
 
 
 def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], prompts: Sequence[str]) -> Iterator[str]:
@@ -183,7 +187,7 @@ def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], p
         for name, _ in scan_for_leaks(path, prompts):
             yield f"{_place(path, name)} holds a prompt"
     # A tokenizer knows every word there is, an id perhaps among them.
-    files = [file for file in _files(model) if file.parent.name != "tokenizer"]
+    files = [file for file in _files(model) if not file.parent.name.startswith("tokenizer")]
     for subject in sorted(subjects.keys() - GROUPS):
         for file in files:
             whole = len(subject.encode()) >= LONG and scan_for_leaks(file, [subject])
@@ -200,16 +204,36 @@ def _needle(photo: Path) -> tuple[str, bytes] | None:
 
 
 def _says(file: Path, text: str) -> bool:
-    """Whether an id stands as a word of its own in a file's name, text or header; weights have short ones by chance."""
+    """Whether an id stands as a word of its own in a file's name, text or header; weights have short ones by chance.
+
+    An id of digits alone is looked for in names and in JSON's texts: numbers are everywhere.
+    """
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])")
     if word.search(file.name):
         return True
     try:
+        if file.suffix == ".json":
+            return any(map(word.fullmatch if text.isdigit() else word.search, _texts(json.loads(file.read_bytes()))))
+        if text.isdigit():
+            return False
         if file.suffix == ".safetensors":
             return any(word.search(f"{key} {value}") for key, value in read_metadata(file).items())
         return file.suffix in TEXTS and bool(word.search(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

@@ -181,6 +181,8 @@ class Zero3(Zero):
 
         for p, piece in zip(self.parameters, self.fast, strict=True):
             safe_set_local_fp32_param(p, piece)
+        if torch.accelerator.is_available():  # DeepSpeed gathers pieces on a stream of its own, which waits for nobody
+            torch.accelerator.current_stream().synchronize()
 
     def whole(self, index: int, shard: Tensor) -> Tensor:
         flat = torch.empty(shard.numel() * self.ranks.size, dtype=shard.dtype, device=shard.device)

@@ -22,7 +22,7 @@ from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, w
 
 from apdm.cli import main
 from apdm.errors import Interrupted
-from apdm.export import scan_for_leaks
+from apdm.export import scan_for_leaks, verify_manifest
 from apdm.signals import Stop
 from apdm.subjects import read_image
 
@@ -156,6 +156,43 @@ def test_what_follows_on_training_starts_again_from_the_final_checkpoint(run: Ru
     assert run(copied, max_train_steps=2, resume_from_checkpoint="latest") == 0
     assert equal(before, weights(copied))
     assert (copied / "manifest.json").exists()
+
+
+def test_the_last_step_is_kept_where_long_work_follows_on_the_training(run: Run, tmp_path: Path) -> None:
+    photos = {"image_layer.enabled": "true", "image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
+    for name, changes in (("alone", {}), ("photos", photos)):
+        assert run(tmp_path / name, checkpointing_steps=0, **changes) == 0
+    assert not list((tmp_path / "alone").glob("checkpoint-*"))
+    assert [folder.name for folder in (tmp_path / "photos").glob("checkpoint-*")] == ["checkpoint-000004"]
+
+
+def test_a_single_file_of_an_earlier_run_is_not_shipped_beside_other_weights(run: Run, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", single_file="true") == 0
+    assert (tmp_path / "run/model.safetensors").exists()
+    assert run(tmp_path / "run", overwrite_output_dir="true", max_train_steps=2) == 0
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert verify_manifest(tmp_path / "run") == []
+
+
+def test_photos_that_were_protected_stay_when_only_what_follows_them_is_done_again(run: Run, tmp_path: Path) -> None:
+    photos = {"image_layer.enabled": "true", "image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
+    assert run(tmp_path / "run", **photos) == 0
+    first = tmp_path / "run/images/s01/000.png"
+    made = first.stat().st_mtime_ns
+    (tmp_path / "run/perturbation.json").unlink()  # as after a kill
+    assert run(tmp_path / "run", resume_from_checkpoint="latest", **photos) == 0
+    assert first.stat().st_mtime_ns == made and (tmp_path / "run/perturbation.json").exists()
+    assert run(tmp_path / "run", resume_from_checkpoint="latest", **photos, **{"image_layer.epsilon": 0.02}) == 0
+    assert first.stat().st_mtime_ns != made
+
+
+def test_after_going_back_to_an_earlier_checkpoint_the_abandoned_course_is_not_the_latest(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run(tmp_path / "run", checkpoints_total_limit="null") == 0
+    back = tmp_path / "run/checkpoint-000001"
+    assert run(tmp_path / "run", resume_from_checkpoint=back, max_train_steps=2, checkpoints_total_limit=1) == 0
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-000002"]
 
 
 def test_latest_starts_anew_where_there_is_no_checkpoint_and_a_result_is_never_replaced_unasked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -126,3 +127,29 @@ def test_a_launched_process_leaves_with_its_code_and_its_output_and_is_not_taken
     environment = {**os.environ, "WORLD_SIZE": size}
     result = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stdout) == (3, printed), result.stderr
+
+
+def test_a_reader_who_has_seen_enough_changes_no_exit_code(tmp_path):
+    (tmp_path / "out").mkdir()
+    gone = {"path": "model/gone", "sha256": "0"}
+    (tmp_path / "out/manifest.json").write_text(json.dumps({"files": [gone], "include": ["model"]}))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apdm", "verify", str(tmp_path / "out")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert "Broken pipe" not in process.stderr.read()
+    assert process.wait(timeout=60) == 1
+
+
+def test_a_broken_pipe_within_a_command_is_no_success(monkeypatch):
+    def broken(argv):
+        raise BrokenPipeError(32, "a tracker's process has ended")
+
+    monkeypatch.setitem(cli.COMMANDS, "env", cli.Command("", broken))
+    with pytest.raises(BrokenPipeError):
+        cli.main(["env"])

@@ -11,7 +11,7 @@ import yaml
 
 from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
 from apdm.errors import UserError
-from apdm.options import option
+from apdm.options import command_line, option
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=i", "--output_dir=o"]
@@ -219,10 +219,11 @@ def test_every_shipped_config_loads(file):
     load_config(HardenConfig, ["--config", str(file), "--instance_data_dir", "i", "--output_dir", "o"])
 
 
-def test_sd15_config_is_the_defaults_but_for_the_model_and_three_audit_seeds():
+def test_sd15_config_is_the_defaults_but_for_the_model_and_an_audit_that_can_be_passed():
     file = ROOT / "configs" / "sd15.yaml"
+    longer = ["--audit.nominal_step", "800", "--audit.max_train_steps", "4000"]
     loaded = load_config(HardenConfig, ["--config", str(file), *REQUIRED])
-    assert loaded == load_config(HardenConfig, [*REQUIRED, "--audit.seeds", "3"])
+    assert loaded == load_config(HardenConfig, [*REQUIRED, *longer, "--audit.seeds", "3"])
 
 
 @pytest.mark.parametrize(
@@ -246,3 +247,16 @@ def test_values_that_make_no_sense_are_refused(argv, message):
 def test_likeness_is_always_measured_at_the_attacks_last_step():
     assert AuditConfig(max_train_steps=9, eval_steps=[6, 3, 9]).measured_steps == [3, 6, 9]
     assert AuditConfig(max_train_steps=9).measured_steps == [9]
+
+
+def test_a_command_is_told_without_the_machines_paths():
+    words = [
+        "--config",
+        "configs/a.yaml",
+        "--instance_data_dir",
+        "/home/somebody/faces",
+        "--output_dir=~/out/run",
+        "1/2",
+    ]
+    told = "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run 1/2"
+    assert command_line("harden", words) == told

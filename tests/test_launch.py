@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,11 +27,12 @@ from torch import Tensor
 
 from apdm.checkpoint import Checkpoint
 from apdm.config import L2PConfig
-from apdm.errors import UserError
+from apdm.errors import Interrupted, UserError
 from apdm.export import verify_manifest
-from apdm.launched import check_engine, check_processes
+from apdm.launched import check_engine, check_processes, kind_of, lost_processes, make_accelerator
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
+from apdm.ranks import Ranks
 
 END_TO_END = "cpu_2proc_zero2"
 
@@ -267,11 +269,41 @@ def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
         (replace(PAPER, l2p=L2PConfig(leak=True)), "zero2", 2, "l2p.leak"),
         (replace(PAPER, l2p=L2PConfig(attackers="independent")), "zero1", 2, "independent"),
         (replace(POOL, l2p=L2PConfig(attackers="independent")), "ddp", 2, "pool"),
+        (replace(POOL, l2p=L2PConfig(evaluate="before")), "single", 1, "opposed after their steps"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(config, kind: str, size: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_engine(config, kind, size)
+
+
+def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(
+        UserError, match="launcher's mixed_precision is bf16 and apdm's no; give apdm --mixed_precision"
+    ):
+        make_accelerator(PAPER)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in (("FSDP_VERSION", "1"), ("FSDP_OFFLOAD_PARAMS", "true")):
+        with monkeypatch.context() as given, pytest.raises(UserError, match="version 2 without offload"):
+            given.setenv(name, value)
+            kind_of(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"),
+    [
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242", True),
+        ("NCCL error: remote process exited or there was a network error", True),
+        ("NCCL error: Error while creating shared memory segment /dev/shm/nccl-abc (size 9637888)", False),
+    ],
+)
+def test_only_a_broken_connection_means_that_another_process_has_ended(said: str, gone: bool) -> None:
+    ranks = Ranks()
+    ranks.index, ranks.size = 0, 2
+    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), lost_processes(ranks):
+        raise RuntimeError(said)
 
 
 def test_bad_input_is_told_once_by_all_processes_together(people: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -258,3 +260,15 @@ def test_an_optimizer_whose_library_is_missing_is_refused_in_one_line(monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'adamw8bit needs bitsandbytes: pip install "apdm\[memory\]"'):
         check_engine(replace(PAPER, l2p=L2PConfig(optimizer="adamw8bit")), "single", 1)
+
+
+def test_training_that_is_over_gives_all_its_memory_back_at_once(base):
+    """What is held by a cycle stays until Python looks for cycles, which a process of few objects seldom does."""
+    training = steps(build(POOL, Accelerator(cpu=True), ALONE, base), 1, 4)
+    kept = [weakref.ref(t) for t in (*training.slow.theta, *training.pool.attackers[0].offset, training.engine)]
+    gc.disable()
+    try:
+        del training
+        assert not any(tensor() is not None for tensor in kept)
+    finally:
+        gc.enable()

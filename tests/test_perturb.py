@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,32 @@ def test_a_photo_that_was_changed_or_lost_is_made_again(people: Path, tmp_path: 
     assert files(tmp_path / "out/images") == known
 
 
+def test_what_was_protected_of_a_photo_that_is_gone_goes_too(people: Path, tmp_path: Path):
+    own, output = tmp_path / "own", tmp_path / "out"
+    shutil.copytree(people, own)
+    here(own, output)
+    (own / "s01/003.png").unlink()
+    shutil.rmtree(own / "s02")
+    facts = here(own, output)
+    assert sorted(files(output / "images")) == ["s01/000.png", "s01/001.png", "s01/002.png"]
+    assert len(facts["photos"]) == 3 and not (output / "images/s02").exists()
+    assert verify_manifest(output) == []
+
+
+def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(people: Path, tmp_path: Path):
+    slow = {"image_layer.dladiff.rounds": 10}
+    words = command(*arguments(people, tmp_path / "out", **slow))
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out/images/s01/003.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert said.rstrip().endswith("apdm: interrupted photos that are finished are kept; the same command goes on")
+    assert len(here(people, tmp_path / "out", **slow)["photos"]) == 8
+
+
 def test_other_options_need_leave_to_replace_what_is_there(people: Path, tmp_path: Path):
     here(people, tmp_path / "out")
     known = files(tmp_path / "out/images")
@@ -218,7 +245,7 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"image_layer.epsilon": 0}, "it needs to be more than 0"),
+        ({"image_layer.epsilon": 0.0039}, "it needs to be at least 0.0039215"),  # less than a grey level
         ({"image_layer.epsilon": 0.3}, "it needs to be at most 0.25"),
         ({"image_layer.zero_shot.epsilon": 0.3}, "at most 0.25"),
         ({"image_layer.method": "none", "image_layer.zero_shot.enabled": "false"}, "nothing is left"),

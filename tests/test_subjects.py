@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from apdm.errors import UserError
 from apdm.subjects import Subject, find_subjects, list_images, load_images
@@ -132,6 +132,30 @@ def test_every_colour_mode_gives_the_same_white(tmp_path, mode):
 def test_cmyk_keeps_its_colour(tmp_path):
     red, green, blue = corner(photo(tmp_path / "p.jpg", color="red", mode="CMYK", quality=95))
     assert red > 245 and green < 10 and blue < 10
+
+
+def swapped_profile() -> bytes:
+    """sRGB's profile with red and blue exchanged, under another name."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"tmp_"), (b"bXYZ", b"rXYZ"), (b"tmp_", b"bXYZ")):
+        profile = profile.replace(old, new)
+    return profile.replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_colour_profile_is_applied_and_not_only_dropped(tmp_path, mode):
+    image = Image.new("RGB", (32, 32), "red").convert(mode)
+    image.save(tmp_path / "p.png", icc_profile=swapped_profile())
+    red, green, blue = corner(tmp_path / "p.png")
+    assert blue > 250 and red < 5 and green < 5
+
+
+@pytest.mark.parametrize(
+    "profile", [b"no profile at all", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+)
+def test_a_profile_that_is_srgbs_or_none_leaves_every_pixel(tmp_path, profile):
+    Image.new("RGB", (32, 32), (200, 60, 50)).save(tmp_path / "p.png", icc_profile=profile)
+    assert corner(tmp_path / "p.png") == [200, 60, 50]
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path):

@@ -139,6 +139,45 @@ def test_an_id_within_another_word_is_not_an_id(folder: Path, people: Path, caps
     assert "id of a subject" not in capsys.readouterr().out
 
 
+def test_photos_directly_in_a_folder_are_s01_whatever_the_folder_is_called(
+    folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flat = Path(shutil.copytree(people / "protected/s01", tmp_path / "photos"))
+    card("of no photos")(folder, people)
+    write_manifest(folder)
+    assert main(["verify", str(folder), "--subjects", str(flat)]) == 0
+    card("made for s01")(folder, people)
+    assert main(["verify", str(folder), "--subjects", str(flat)]) == 1
+    assert "id of a subject" in capsys.readouterr().out
+
+
+def test_an_id_of_digits_is_looked_for_among_texts_and_not_among_numbers(
+    folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(people / "protected/s01", tmp_path / "subjects/4")
+    shutil.copytree(people / "protected/s01", tmp_path / "subjects/16")
+    assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 0
+    file = folder / "model/unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"made_for": "16"}))
+    write_manifest(folder)
+    assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 1
+    assert "id of a subject" in capsys.readouterr().out
+
+
+def test_a_second_tokenizers_words_are_no_ids_and_the_simulated_attackers_prompts_are_prompts(
+    folder: Path, people: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(folder / "model/tokenizer", folder / "model/tokenizer_2")
+    (folder / "model/tokenizer_2/vocab.json").write_text(json.dumps({"s01</w>": 1}))
+    write_manifest(folder)
+    assert main(["verify", str(folder), "--subjects", str(people)]) == 0
+    (folder / "config.yaml").write_text("variety:\n  instance_prompts: [a photo of vwx person]\n")
+    card("say a photo of vwx person")(folder, people)
+    capsys.readouterr()
+    main(["verify", str(folder), "--subjects", str(people)])
+    assert "holds a prompt" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("option", [["."], ["--subjects", "."]])
 def test_a_folder_without_manifest_and_subjects_without_photos_are_bad_input(
     option: list[str], sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
