@@ -115,12 +115,25 @@ class AuditOptions:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
             )
+        if self.nominal_step is not None and self.nominal_step > self.max_train_steps:
+            raise UserError(
+                f"{self.prefix}nominal_step = {self.nominal_step} is past the attack's end at {self.prefix}"
+                f"max_train_steps = {self.max_train_steps}; lengthen the attack or lower the nominal step"
+            )
         late = [step for step in self.eval_steps if step > self.max_train_steps]
         if late:
             raise UserError(
                 f"{self.prefix}eval_steps holds {late[0]}, past the attack's end at {self.prefix}max_train_steps = "
                 f"{self.max_train_steps}; lengthen the attack or leave the step out"
             )
+
+    def refuse(self, *names: str, mend: str) -> None:
+        """Raise UserError where one of these options for photos is given, though no photos are attacked."""
+        for name in names:
+            if getattr(self, name):
+                raise UserError(
+                    f"{self.prefix}{name} is for protected photos, and none are attacked: {mend}, or leave it out"
+                )
 
     @property
     def measured_steps(self) -> list[int]:
@@ -152,7 +165,8 @@ class AuditJobConfig(AuditOptions):
     )
     sibling: str | None = option(
         None,
-        "Pipeline folder of another fine-tune of the base, for attacks that merge models; without it they are out.",
+        "Pipeline folder of another fine-tune of the base, for attacks that merge models; without it they are out, and "
+        "a suite that requires them claims no protection.",
     )
     hardened_sibling: str | None = option(
         None, "Pipeline folder of the sibling hardened, for taking a task vector off."
@@ -179,3 +193,9 @@ class AuditJobConfig(AuditOptions):
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
     seed: int = option(0, "Of every random choice.", at_least=0, below=2**32)
     num_threads: int | None = option(None, "CPU threads of each process; default: all cores over all.", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.protected_photos is None:
+            photos = ("purifiers", "photo_attacks", "faceid_adapter")
+            self.refuse(*photos, mend="name the output folder of apdm perturb with protected_photos")

@@ -86,7 +86,8 @@ class L2PConfig:
     )
     lora_rank: int = option(4, "Rank of that LoRA; peft's and diffusers' 4.", at_least=1)
     lora_target: Literal["attention", "linear", "all"] = option(
-        "attention", "Its layers: attention's projections, all linear layers, or convolutions too."
+        "attention",
+        "Its layers: attention's projections (a transformer's of the prompt too), all linear ones, or convolutions.",
     )
     lora_learning_rate: float = option(1e-4, "Of its AdamW; diffusers' own for LoRA, 20 times the full one.", above=0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit import Audit, Person, audit, common_facts
+from apdm.audit import BUILT_IN, Audit, Person, audit, common_facts
 from apdm.audit.job import CELLS, attacker_prior, load_judges, write_all
 from apdm.audit.people import Folders, People
 from apdm.audit.store import CellStore
+from apdm.audit.suites import Arsenal, available, short_of_cost
 from apdm.config import HardenConfig
 from apdm.families import Family, Posterior
 from apdm.files import model_hash
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, IMAGES
-from apdm.photo_audit import PHOTO_CELLS, PhotoAudit, PhotoPair, check_specs, load_adapter
+from apdm.photo_audit import PHOTO_CELLS, PhotoAudit, PhotoPair, check_specs, load_adapter, load_pair
 from apdm.ranks import Ranks
-from apdm.subjects import find_subjects, load_images
+from apdm.subjects import find_subjects
 
 DIFFERENCE_GAIN = 10  # the report shows what was changed tenfold, around grey
 
@@ -51,7 +54,7 @@ class JudgedPeople:
             strangers=options.strangers_data_dir,
         )
         people = folders.load(config.resolution, protected=protected, prefix=options.prefix)
-        check_specs(options)
+        _check_attacks(config)
         adapter = load_adapter(options, allow_pickle=config.allow_pickle) if config.image_layer.enabled else None
         return JudgedPeople(config, load_judges(options), people, adapter)
 
@@ -137,11 +140,8 @@ class JudgedPeople:
         people, saved = {}, {subject.id: subject.images for subject in find_subjects(output / IMAGES)}
         for subject in find_subjects(config.instance_data_dir):
             person = next(p for p in self.subjects if p.id == subject.id)
-            people[subject.id] = PhotoPair(
-                clean=load_images(subject.images, size),
-                protected=load_images(saved[subject.id], size),
-                references=self.judges.embed(person.references / 2 + 0.5),
-            )
+            clean, protected = load_pair(subject, output / IMAGES, saved.get(subject.id, []), size)
+            people[subject.id] = PhotoPair(clean, protected, self.judges.embed(person.references / 2 + 0.5))
         done = PhotoAudit(
             config=config.audit,
             base=base,
@@ -163,3 +163,15 @@ class JudgedPeople:
                 pictures[f"layer/shipped/{name}"] = pair.protected / 2 + 0.5
                 pictures[f"layer/difference/{name}"] = 0.5 + DIFFERENCE_GAIN * (pair.protected - pair.clean) / 2
         return {**json.loads((output / FIGURES).read_text()), "attacks": rows}, pictures
+
+
+def _check_attacks(config: HardenConfig) -> None:
+    """Raise UserError for attacks that cannot be made; say where no audit by these options can show protection."""
+    options = config.audit
+    if not config.image_layer.enabled:  # a configuration that names an adapter may have its photos switched off
+        options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true")
+    available(BUILT_IN, ("base", "hardened"), Arsenal.of(options, config.instance_prompt, config.class_prompt))
+    check_specs(options, config.instance_prompt, config.class_prompt)
+    short = short_of_cost(options, BUILT_IN)
+    if short and options.enabled and os.environ.get("RANK", "0") == "0":  # every process reads the same options
+        print(f"apdm: {short}", file=sys.stderr)

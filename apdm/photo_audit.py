@@ -6,7 +6,7 @@ On the base model, since protected photos are meant for models that nobody harde
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -20,8 +20,9 @@ from tqdm import tqdm
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
+from apdm.audit.cells import check_finite
 from apdm.audit.store import CellStore, kept, key_of, tensor_hash
-from apdm.audit.suites import Arsenal
+from apdm.audit.suites import Arsenal, code_hash
 from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.faces import load_encoder
@@ -29,6 +30,7 @@ from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 from apdm.metrics.rows import file_name
 from apdm.ranks import ALONE, Ranks
+from apdm.subjects import Subject, load_images
 
 Attack = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
 ARMS = ("clean", "protected")
@@ -61,7 +63,23 @@ class PhotoCell:
     purifier: str | None
 
 
-def check_specs(config: AuditOptions) -> None:
+def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolution: int) -> tuple[Tensor, Tensor]:
+    """A person's photos and the protected ones in `folder`, [N, 3, R, R] in [-1, 1] each, photo i of both the same.
+
+    Paired by the name before the dot: `apdm perturb` may save another kind of file, and so another order.
+    Raises UserError for photos that do not pair off.
+    """
+    by_stem = {path.stem: path for path in protected}
+    stems = [path.stem for path in original.images]
+    if len(by_stem) != len(protected) or sorted(by_stem) != sorted(stems):
+        raise UserError(
+            f"{folder}/{original.id} and {original.images[0].parent} are not photos of equal names; "
+            "run apdm perturb on the latter again"
+        )
+    return load_images(original.images, resolution), load_images([by_stem[stem] for stem in stems], resolution)
+
+
+def check_specs(config: AuditOptions, instance_prompt: str, class_prompt: str) -> None:
     """Raise UserError for a purifier or attack on photos that there is not, or that needs more than photos."""
     for spec in config.purifiers:
         make_purifier(spec)
@@ -69,19 +87,9 @@ def check_specs(config: AuditOptions) -> None:
         if is_zero_shot(spec):
             make_zero_shot(spec)
             continue
-        attack = arsenal(config, "a photo of sks person", "a photo of person").make(spec, seed=0)
+        attack = Arsenal.of(config, instance_prompt, class_prompt).make(spec, seed=0)
         if set(attack.needs) - {"base"}:
             raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
-
-
-def arsenal(config: AuditOptions, instance_prompt: str, class_prompt: str) -> Arsenal:
-    """What makes attacks on photos: the nominal one has its nominal length."""
-    return Arsenal(
-        options=config,
-        instance_prompt=instance_prompt,
-        class_prompt=class_prompt,
-        nominal_step=config.nominal_step or config.max_train_steps,
-    )
 
 
 def load_adapter(config: AuditOptions, *, allow_pickle: bool) -> FaceIDAdapter | None:
@@ -188,7 +196,7 @@ class PhotoAudit:
         pair = cell.pair
         photos = tensor_hash(pair.clean, pair.protected, *(pair.references[key] for key in sorted(pair.references)))
         what = [cell.name, self._params(cell.name), cell.arm, cell.purifier, cell.person, photos, self.seed]
-        return key_of({**self.facts, "photos": what})
+        return key_of({**self.facts, "photos": what, "code": code_hash(cell.name)})
 
     def _row(self, cell: PhotoCell) -> tuple[dict[str, Any], Tensor | None]:
         status, error, identity, images, started = "ok", None, {}, None, time.perf_counter()
@@ -197,6 +205,7 @@ class PhotoAudit:
             if cell.purifier is not None:
                 photos = make_purifier(cell.purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
             images = cell.attack(photos)
+            check_finite(images)
             identity = self.judges.identity(self.judges.look(images), cell.pair.references)
         except Exception as problem:  # whatever went wrong, the other rows are worth having
             status, error = "failed", f"{type(problem).__name__}: {' '.join(str(problem).split())}"
@@ -221,7 +230,7 @@ class PhotoAudit:
 
     @property
     def _arsenal(self) -> Arsenal:
-        return arsenal(self.config, self.instance_prompt, self.class_prompt)
+        return Arsenal.of(self.config, self.instance_prompt, self.class_prompt)
 
     def _drawing(self, photos: Tensor) -> dict[str, Any]:
         return {

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from apdm.config import AuditConfig
 from apdm.errors import UserError
 from apdm.families import Family, load_family
 from apdm.metrics.judges import Judges
+from apdm.pictures import to_pil
+from apdm.report import write_report
 
 CONFIG = AuditConfig(
     learning_rate=1e-3,
@@ -75,10 +77,10 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
         hardened = options.pop("hardened", family)
         face_score = options.pop("face_score", ConvJudge("face", -1.0, 3))
         encoders = [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)]
-        store = options.pop("store", None)
+        store, reader, clip = (options.pop(name, None) for name in ("store", "reader", "clip"))
         options = {
             "models": {"base": family, "hardened": hardened, **options.pop("more", {})},
-            "judges": Judges(encoders, face_score, ConvJudge("features", 0.0, 4), reader=options.pop("reader", None)),
+            "judges": Judges(encoders, face_score, ConvJudge("features", 0.0, 4), reader=reader, clip=clip),
             "subjects": [person("s01", 1)],
             "others": [person("o01", 2)],
             "strangers": photos(4, 60),
@@ -203,6 +205,29 @@ def test_a_model_with_broken_weights_gives_failed_rows_and_no_protection(run_aud
     assert results["verdict"]["protected"] is False
     assert sum("the attack failed" in flag for flag in results["verdict"]["unreliable"]) == 2
     json.dumps(results, allow_nan=False)
+
+
+class BrightnessScorer:
+    """A prompt scorer that reads the pictures."""
+
+    name = "brightness"
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.mean(dim=(1, 2, 3))
+
+
+def test_a_model_that_draws_no_numbers_is_audited_to_the_end_and_has_no_clip_score(run_audit, family, tmp_path):
+    broken = copy.deepcopy(family.denoiser)
+    broken.conv_out.bias.data.fill_(math.nan)
+    options = {"hardened": family.with_denoiser(broken), "clip": BrightnessScorer()}
+    results, pictures = run_audit(replace(CONFIG, seeds=1), others=[], **options)
+    assert results["utility"]["clip"] is None and 0 < results["utility"]["clip_base"] < 1
+    (row,) = rows_of(results, "hardened")
+    assert row["error"] == "FloatingPointError: the pictures are not finite"
+    write_results(results, tmp_path / "results.json")
+    sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+    write_report(results, tmp_path / "report.html", sheets)
+    assert "the pictures are not finite" in (tmp_path / "report.html").read_text()
 
 
 def test_one_failed_cell_does_not_end_the_audit(run_audit):
@@ -339,6 +364,35 @@ def test_an_attack_that_runs_out_of_memory_is_a_failed_row_and_is_tried_again_wh
     assert [row["status"] for row in again["attacks"]] == ["ok"] * 4
     # What was finished is not done again: even its times are the same.
     assert [row["seconds"] for row in again["attacks"][2:]] == [row["seconds"] for row in results["attacks"][2:]]
+
+
+def test_a_changed_file_of_the_users_own_attack_is_run_anew(run_audit, tmp_path):
+    attack, store = tmp_path / "hungry.py", CellStore(tmp_path / "cells")
+    attack.write_text(HUNGRY)
+    (tmp_path / "fed").touch()
+    entries = [Entry(spec=f"{attack}:Hungry"), Entry(spec="dreambooth")]
+    seconds = []
+    for changed in (False, False, True):
+        if changed:
+            attack.write_text(HUNGRY.replace("return super", "model = model  # changed\n        return super"))
+        results, _ = run_audit(SHORT, entries=entries, others=[], store=store)
+        assert {row["status"] for row in results["attacks"]} == {"ok"}
+        seconds.append([row["seconds"] for row in results["attacks"]])
+    assert seconds[0] == seconds[1]
+    assert not set(seconds[1][:2]) & set(seconds[2][:2]) and seconds[1][2:] == seconds[2][2:]
+
+
+def test_what_trains_on_the_hardened_model_is_run_anew_on_the_base_too_where_that_changed(run_audit, tmp_path):
+    store = CellStore(tmp_path)
+    entries = [Entry(spec="transfer:attack=lora,trained_on=hardened"), Entry(spec="lora")]
+    seconds = []
+    for sha256 in ("one", "one", "two"):
+        paths = {"base": {"path": "b", "sha256": "b"}, "hardened": {"path": "h", "sha256": sha256}}
+        results, _ = run_audit(SHORT, entries=entries, others=[], store=store, paths=paths)
+        seconds.append({(row["attack"], row["model"]): row["seconds"] for row in results["attacks"]})
+    assert seconds[0] == seconds[1]
+    kept = [cell for cell, taken in seconds[1].items() if taken == seconds[2][cell]]
+    assert kept == [("lora", "base")]
 
 
 def test_changed_photos_of_one_person_are_attacked_anew_and_everything_else_is_kept(run_audit, tmp_path):

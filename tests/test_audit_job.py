@@ -113,6 +113,8 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     result = run(command(folders, output))
     assert result.returncode == 1, result.stderr  # such pictures show nobody: nothing was shown to be protected
     assert result.stdout.startswith("not protected")
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
+    assert "max_train_steps = 3 is 1.5 times" in said and "nominal_step" in said
     return output
 
 
@@ -169,6 +171,7 @@ def test_two_processes_share_the_cells_and_give_the_same_results(folders: dict[s
     result = run([*launch, *words])
     assert result.returncode == 1, result.stderr
     assert [line for line in result.stdout.splitlines() if line == "not protected"] == ["not protected"], result.stdout
+    assert result.stderr.count('the verdict cannot be "protected"') == 1  # by the main process alone
     assert lasting(tmp_path / "out") == lasting(whole)
     cells = [json.loads(path.read_text()) for path in (tmp_path / "out/cells").glob("*/cell.json")]
     assert {cell["process"] for cell in cells} == {0, 1}
@@ -225,6 +228,10 @@ def no_holdout(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
     return {"subjects": folders["people"] / "attacker"}
 
 
+def no_single_identifier(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
+    return {"attacks": "dreambooth:identifier=t@t", "instance_prompt": "a photo of my sks person"}
+
+
 def unknown_attack(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
     return {"attacks": "dreambot"}
 
@@ -239,6 +246,7 @@ def unknown_attack(folders: dict[str, Path], tmp_path: Path) -> dict[str, object
         (another_family, "KandinskyPipeline"),
         (no_holdout, "holdout_data_dir"),
         (unknown_attack, "dreambot"),
+        (no_single_identifier, 'no identifier in "a photo of my sks person"'),
     ],
 )
 def test_bad_input_is_said_in_one_line_before_anything_is_written(

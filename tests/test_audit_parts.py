@@ -14,7 +14,7 @@ from apdm.audit.attention import identifier_maps, identifier_positions
 from apdm.audit.models import check_comparable, is_same
 from apdm.audit.people import Folders
 from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import SUITES, Arsenal, available, chosen, lengthened
+from apdm.audit.suites import SUITES, Arsenal, Entry, available, chosen, lengthened, short_of_cost
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.errors import UserError
 from apdm.families import Family, load_family
@@ -77,7 +77,7 @@ def arsenal(**options: Any) -> Arsenal:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(suite: str):
-    entries, left_out = available(chosen(suite, [], SKS), MODELS)
+    entries, left_out = available(chosen(suite, [], SKS), MODELS, arsenal())
     assert left_out == [] and entries[0].spec == "dreambooth"
     assert len({entry.spec for entry in entries}) == len(entries)
     for entry in entries:
@@ -95,10 +95,30 @@ def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: s
 
 
 def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reason():
-    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"))
+    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"), arsenal())
+    assert all(entry.required for entry in left_out)
     assert {entry.spec.partition(":")[0] for entry in left_out} == {"interpolation", "transplant"}
     assert all("--sibling" in entry.reason for entry in left_out)
     assert "interpolation:source=base,alpha=0.5" in [entry.spec for entry in entries]
+    (_, (vector,)) = available([Entry(spec="task_vector", required=False)], ("base", "hardened"), arsenal())
+    assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
+
+
+def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():
+    mine = Arsenal.of(AuditConfig(), "a photo of my sks person", "a photo of person")
+    with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
+        available(chosen("standard", [], mine.instance_prompt), MODELS, mine)
+    available(chosen("quick", [], mine.instance_prompt), MODELS, mine)  # neither of its attacks needs one
+
+
+def test_an_audit_too_short_for_the_cost_factor_says_so_and_how_to_mend_it():
+    said = short_of_cost(AuditConfig(), SUITES["standard"])
+    assert said is not None and "audit.max_train_steps = 800 is 1 times" in said and "audit.nominal_step" in said
+    assert 'cannot be "protected"' in said
+    assert short_of_cost(AuditConfig(nominal_step=160), SUITES["standard"]) is None
+    assert short_of_cost(AuditConfig(min_cost_factor=1), SUITES["standard"]) is None
+    assert short_of_cost(AuditConfig(), SUITES["quick"]) is None  # which asks for no cost
+    assert short_of_cost(AuditConfig(), [Entry(spec="dreambooth", long=True, required=False)]) is None
 
 
 def test_only_attacks_on_the_whole_denoiser_take_the_audits_rate():
@@ -126,6 +146,22 @@ def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
     ]
     with pytest.raises(UserError, match="twice"):
         chosen("quick", ["lora", "lora"], SKS)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--purifiers", "flip"], "purifiers is for protected photos, and none are attacked"),
+        (["--photo_attacks", "lora"], "photo_attacks is for protected photos"),
+        (["--faceid_adapter", "a.safetensors"], "faceid_adapter is for protected photos"),
+        (["--nominal_step", "900"], "nominal_step = 900 is past the attack's end at max_train_steps = 800"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words: list[str], said: str, tmp_path: Path):
+    with pytest.raises(UserError, match=said):
+        job(tmp_path, *words)
+    if "nominal_step" not in words[0]:
+        assert job(tmp_path, *words, "--protected_photos", "photos").protected_photos == "photos"
 
 
 # -- people and models ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from html_page import Page
+from PIL import Image
 from test_harden import harden
 from test_report import picture
 
@@ -18,16 +19,18 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.audit.people import Folders
 from apdm.audit.photos import PhotoPlan
 from apdm.audit.store import CellStore
-from apdm.config import AuditConfig, AuditJobConfig, load_config
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, load_config
 from apdm.errors import UserError
 from apdm.export import scan_for_leaks, verify_manifest
 from apdm.faces import load_encoder, load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
 from apdm.families import load_family
+from apdm.judged import JudgedPeople
 from apdm.metrics.judges import Judges
-from apdm.photo_audit import PhotoAudit, PhotoPair
+from apdm.photo_audit import PhotoAudit, PhotoPair, load_pair
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
+from apdm.subjects import Subject
 
 QUICK = {
     "image_layer.enabled": "true",
@@ -162,7 +165,8 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
         return PhotoPlan.load(config, family, Folders.below(config.subjects, config).load(64).subjects)
 
     assert plan() is None
-    good = plan("--protected_photos", str(output))
+    photos = ("--protected_photos", str(output))
+    good = plan(*photos)
     assert good is not None and list(good.pairs) == ["s01"] and good.figures["method"] == "dladiff"
     with pytest.raises(UserError, match="perturbation.json"):
         plan("--protected_photos", str(people))
@@ -173,11 +177,64 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
     with pytest.raises(UserError, match="not photos of equal names"):
         plan("--protected_photos", str(tmp_path / "copy"))
     with pytest.raises(UserError, match='no purifier "jpg"'):
-        plan("--purifiers", "jpg")
+        plan("--purifiers", "jpg", *photos)
     with pytest.raises(UserError, match='no attack "lara"; did you mean "lora"'):
-        plan("--photo_attacks", "lara")
+        plan("--photo_attacks", "lara", *photos)
     with pytest.raises(UserError, match="leave it out of photo_attacks"):
-        plan("--photo_attacks", "transplant:source=sibling,part=vae")
+        plan("--photo_attacks", "transplant:source=sibling,part=vae", *photos)
+    with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
+        plan("--photo_attacks", "textual_inversion", "--instance_prompt", "a photo of my sks person", *photos)
+
+
+def grey(folder: Path, **levels: int) -> list[Path]:
+    """One plain picture for each name, "." in it written as "__", of that grey level."""
+    folder.mkdir(parents=True)
+    paths = [folder / name.replace("__", ".") for name in levels]
+    for path, level in zip(paths, levels.values(), strict=True):
+        Image.new("RGB", (16, 16), (level, level, level)).save(path)
+    return sorted(paths)
+
+
+def test_photos_are_paired_by_the_name_before_the_last_dot_whatever_their_order(tmp_path: Path):
+    photos = grey(tmp_path / "mine/s01", me__jpg=60, me__new__jpg=200)
+    saved = grey(tmp_path / "images/s01", me__png=60, me__new__png=200)
+    assert [path.stem for path in photos] != [path.stem for path in saved]  # "me.j" < "me.n" < "me.p"
+    clean, protected = load_pair(Subject("s01", photos), tmp_path / "images", saved, 16)
+    assert torch.allclose(clean, protected, atol=0.02)
+    for wrong in (saved[:1], [*saved, tmp_path / "images/s01/me.webp"]):
+        with pytest.raises(UserError, match="images/s01 and .*mine/s01 are not photos of equal names"):
+            load_pair(Subject("s01", photos), tmp_path / "images", wrong, 16)
+
+
+def hardening(people: Path, *words: str) -> HardenConfig:
+    folders = {"instance_data_dir": "protected", "audit.attack_data_dir": "attacker"}
+    folders |= {f"audit.{name}_data_dir": name for name in ("holdout", "other", "strangers")}
+    paths = [text for key, name in folders.items() for text in (f"--{key}", str(people / name))]
+    return load_config(HardenConfig, ["--config", "configs/portrait.yaml", *paths, *words])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--audit.purifiers", "flip"], "audit.purifiers is for protected photos"),
+        (["--audit.photo_attacks", "lora"], "set image_layer.enabled to true"),
+        (["--audit.attack_options", "lora:rate=1"], 'lora has no option "rate"'),
+    ],
+)
+def test_attacks_that_cannot_be_run_are_refused_before_the_hardening(words: list[str], said: str, people: Path):
+    config = hardening(people, "--audit.enabled", "true", "--image_layer.enabled", "false", *words)
+    with pytest.raises(UserError, match=said):
+        JudgedPeople.load(config, ["s01"])
+
+
+def test_an_audit_that_cannot_pass_is_said_before_the_hardening(people: Path, capsys: pytest.CaptureFixture[str]):
+    JudgedPeople.load(hardening(people, "--audit.enabled", "true"), ["s01"])
+    assert capsys.readouterr().err == ""
+    words = ["--audit.enabled", "true", "--audit.min_cost_factor", "3"]
+    JudgedPeople.load(hardening(people, *words), ["s01"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("apdm: audit.max_train_steps = 1400 is 2 times the nominal attack's 700 steps")
+    assert 'the verdict can hardly be "protected"' in line  # it is measured before the nominal step too
 
 
 def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):

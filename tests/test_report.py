@@ -239,6 +239,16 @@ def test_each_attack_has_a_line_with_its_outcome_and_an_interval_only_where_ther
     assert "lora the attacker has a small GPU" in Page(tmp_path / "report.html").text("curves")
 
 
+def test_a_single_pair_has_no_interval(tmp_path: Path, results: dict[str, Any]) -> None:
+    results["comparison"]["enc-a"] |= {"difference_interval": None, "pairs": 1}
+    worst = {"subject": "s02", "likeness": 0.2}
+    entry = {"base": 0.8, "hardened": 0.2, "hardened_interval": None, "pairs": 1, "worst": worst}
+    results["by_attack"] = [{"spec": "dreambooth", "comparison": {"enc-a": entry}}]
+    page = write(tmp_path, results, {})
+    assert "enc-a: 0.50 less than on the base over 1 pair of attacks." in page.text("people")
+    assert "0.80 0.20 – –" in page.text("summary")
+
+
 def test_pictures_of_later_attacks_and_attention_are_shown_of_the_worst_person_alone(results: dict[str, Any]) -> None:
     worst = {"enc-a": {"worst": {"subject": "s02", "likeness": 0.5}}}
     results["by_attack"] = [{"spec": "dreambooth", "comparison": worst}, {"spec": "lora:rank=4", "comparison": worst}]

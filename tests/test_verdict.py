@@ -54,6 +54,8 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         },
         "strangers": {"enc": {"source": "photos", "subjects": {"s01": 0.0}}},
         "seeds": [0, 1, 2],
+        "subjects": ["s01"],
+        "others": ["o01"],
         "judges": {"encoders": [{"name": "enc"}]},
     }
     change(draft)
@@ -200,13 +202,32 @@ def test_an_unreliable_audit_never_claims_protection(change, flag):
     assert "unreliable" in verdict["reasons"][-1]
 
 
-def test_without_other_people_the_rest_is_judged_and_a_note_says_so():
+@pytest.mark.parametrize(
+    "given, said", [([], "No other people were given"), (["o01"], "No attack of this suite was run on other people")]
+)
+def test_where_others_were_not_attacked_the_rest_is_judged_and_a_note_says_why(given: list[str], said: str):
     def drop(draft: dict[str, Any]) -> None:
         del draft["other_base"], draft["other_hardened"]
+        draft["others"] = given
 
     verdict = verdict_on(made_up_results(drop))
     assert verdict["protected"] is True
-    assert any("other people" in note for note in verdict["notes"])
+    assert verdict["notes"] == [f"{said}: whether they can still be learned is unknown."]
+    assert next(c["detail"] for c in verdict["checks"] if c["name"] == "other_ratio").startswith(said)
+
+
+def test_somebody_whom_no_required_attack_was_run_on_is_not_said_to_be_protected():
+    def spared(draft: dict[str, Any]) -> None:
+        draft["subjects"] = ["s01", "s02", "s03"]
+        draft["strangers"]["enc"]["subjects"]["s02"] = 0.0
+        facts = {"spec": "lora", "subject": "s02", "required": False}
+        draft["more"] = [made_up_row(arm, "protected", LEARNS, **facts) for arm in ("base", "hardened")]
+
+    verdict = verdict_on(made_up_results(spared))
+    assert verdict["protected"] is False
+    assert verdict["unreliable"] == [
+        "no required attack was run on s02, s03: choose a suite that attacks everybody",
+    ]
 
 
 def test_others_who_are_as_late_as_the_protected_are_noted_though_they_get_there():
@@ -343,7 +364,21 @@ def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
     assert worst is not None and worst["spec"] == "lora"
 
 
-def test_what_was_left_out_is_noted():
-    left_out = [{"spec": "task_vector", "reason": "it needs a sibling model, to be given with --sibling"}]
-    notes = verdict_on(made_up_results(fact("left_out", value=left_out)))["notes"]
-    assert notes == ["task_vector was left out: it needs a sibling model, to be given with --sibling."]
+def test_the_headline_is_no_attack_that_ended_unmatched_with_the_nominal_steps_unless_all_did():
+    verdict = verdict_on(made_up_results(of("lora", LEARNS, STAYS)))
+    bounds = {attack["spec"]: attack["cost_factor"]["worst"]["factor"] for attack in verdict["by_attack"]}
+    assert bounds == {"dreambooth": 10, "lora": 1}  # the latter at least, which says nothing
+    worst = worst_attack(verdict["by_attack"])
+    assert worst is not None and worst["spec"] == "dreambooth"
+    only = worst_attack(verdict["by_attack"][1:])
+    assert only is not None and only["spec"] == "lora"
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_what_was_left_out_is_noted_and_forbids_a_claim_where_it_is_required(required: bool):
+    reason = "it needs a sibling model, to be given with --sibling"
+    left_out = [{"spec": "task_vector", "reason": reason, "required": required}]
+    verdict = verdict_on(made_up_results(fact("left_out", value=left_out)))
+    assert verdict["protected"] is not required
+    assert verdict["unreliable"] == ([f"task_vector, which is required, was left out: {reason}"] if required else [])
+    assert verdict["notes"] == ([] if required else [f"task_vector was left out: {reason}."])

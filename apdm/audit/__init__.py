@@ -21,7 +21,7 @@ from apdm.audit.cells import CLASS, CLASS_AGAIN, Attacker, draw
 from apdm.audit.matrix import Matrix
 from apdm.audit.people import Person
 from apdm.audit.store import CellStore, kept, key_of, tensor_hash
-from apdm.audit.suites import NOMINAL, Entry, available
+from apdm.audit.suites import NOMINAL, Arsenal, Entry, available
 from apdm.config import AuditOptions
 from apdm.errors import UserError
 from apdm.export import package_versions
@@ -33,7 +33,7 @@ from apdm.metrics.utility import class_utility, strangers_band
 from apdm.metrics.verdict import judge, judge_attacks, worst_attack
 from apdm.ranks import ALONE, Ranks
 
-__all__ = ["SCHEMA", "Audit", "Person", "audit", "common_facts", "read_results", "write_results"]
+__all__ = ["BUILT_IN", "SCHEMA", "Audit", "Person", "audit", "common_facts", "read_results", "write_results"]
 
 SCHEMA = 1
 BUILT_IN = (replace(NOMINAL, placebo=False),)  # of the hardening job
@@ -78,6 +78,20 @@ class Audit:
     def seeds(self) -> list[int]:
         return list(range(self.seed, self.seed + self.config.seeds))
 
+    @property
+    def arsenal(self) -> Arsenal:
+        return Arsenal(
+            options=self.config,
+            instance_prompt=self.instance_prompt,
+            class_prompt=self.class_prompt,
+            nominal_step=self.nominal,
+        )
+
+    def sha256(self, model: str) -> str | None:
+        """Of a model's weights; None where `paths` does not know it."""
+        facts = (self.paths or {}).get(model)
+        return facts["sha256"] if facts else None
+
 
 def audit(
     plan: Audit, *, store: CellStore | None = None, ranks: Ranks = ALONE, show_progress: bool = True
@@ -107,7 +121,7 @@ def audit(
 
 def _audit(plan: Audit, store: CellStore, ranks: Ranks, show_progress: bool) -> tuple[Results, Sheets] | None:
     config, judges = plan.config, plan.judges
-    entries, left_out = available(plan.entries, plan.models)
+    entries, left_out = available(plan.entries, plan.models, plan.arsenal)
     matrix = Matrix.of(plan, entries, common=common_facts(plan))
     if ranks.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
@@ -139,6 +153,7 @@ def _audit(plan: Audit, store: CellStore, ranks: Ranks, show_progress: bool) -> 
         "seeds": sorted({row["seed"] for row in rows}),
         "models": {name: dict(facts) for name, facts in (plan.paths or {}).items()},
         "subjects": list(protected),
+        "others": [person.id for person in plan.others],
         "judges": judges.describe(),
         "strangers": _strangers(judges, protected, plan.strangers, class_looks["base"]),
         "left_out": [asdict(entry) for entry in left_out],
@@ -210,8 +225,9 @@ def _class_pictures(plan: Audit, store: CellStore, ranks: Ranks) -> Sheets:
 
 
 def _class_keys(plan: Audit) -> dict[str, str]:
-    names = ("base", "base_again", *(arm for arm in ("hardened", "placebo") if arm in plan.models))
-    return {name: key_of({**common_facts(plan), "class": name, "model": _sha(plan, name)}) for name in names}
+    common, arms = common_facts(plan), [arm for arm in ("base", "hardened", "placebo") if arm in plan.models]
+    drawn_by = {"base_again": "base"} | {arm: arm for arm in arms}
+    return {name: key_of({**common, "class": name, "model": plan.sha256(arm)}) for name, arm in drawn_by.items()}
 
 
 def _utility(plan: Audit, pictures: Mapping[str, Tensor], looks: Mapping[str, Look]) -> Results:
@@ -234,14 +250,18 @@ def _strangers(
 
 
 def _headline(plan: Audit, results: Results) -> Results:
-    """Comparison and cost factor of the attack that costs least; where none works on the base, of the first."""
+    """Comparison and cost factor of the attack that costs least; where none works on the base, of the first.
+
+    The worst case is one of those that count: of pairs whose attack works on the base.
+    """
     first = results["by_attack"][0]
     worst = worst_attack(results["by_attack"]) or first
     rows = [row for row in results["attacks"] if spec_of(row) == worst["spec"]]
-    names, nominal = plan.judges.names, worst["nominal_step"]
+    names, counted = plan.judges.names, worst["cost_factor"]["worst"]
+    costs = cost_factors(rows, names, worst["nominal_step"])
     return {
         "comparison": comparison(rows, names),
-        "cost_factor": cost_factors(rows, names, nominal) | {"spec": worst["spec"]},
+        "cost_factor": costs | {"worst": counted or costs["worst"], "spec": worst["spec"]},
     }
 
 
@@ -263,15 +283,10 @@ def common_facts(plan: Audit) -> dict[str, Any]:
         "judges": plan.judges.describe(),
         "drawing": [config.prompts, config.num_images, config.num_inference_steps, config.guidance_scale],
         "class": [plan.class_prompt, config.num_class_images, plan.seed],
-        "class_images": None if prior is None else [len(prior), _sha(plan, "base")],
-        "models": {name: _sha(plan, name) for name in plan.models if name not in ("hardened", "placebo")},
+        "class_images": None if prior is None else [len(prior), plan.sha256("base")],
+        "models": {name: plan.sha256(name) for name in plan.models if name not in ("hardened", "placebo")},
         "consenting": tensor_hash(plan.consenting),
     }
-
-
-def _sha(plan: Audit, model: str) -> str | None:
-    facts = (plan.paths or {}).get(model.removesuffix("_again"))
-    return facts["sha256"] if facts else None
 
 
 def _unit(images: Tensor) -> Tensor:

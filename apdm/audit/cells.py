@@ -155,6 +155,7 @@ class Attacker:
             return self.untouched[known]
         height, width = cell.person.photos.shape[-2:]
         images = draw(self.config, victim, asked, cell.seed, ATTACK, height=height, width=width)
+        check_finite(images)
         look = self.judges.look(images)
         if fresh:
             self.untouched[known] = images, look
@@ -200,6 +201,12 @@ def draw(
         width=width,
         batch_size=SAMPLE_BATCH_SIZE,
     )
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise FloatingPointError for pictures that are no numbers: they show no face, and would pass for protection."""
+    if not images.isfinite().all():
+        raise FloatingPointError("the pictures are not finite")
 
 
 def _is_untouched(victim: Family, model: Family) -> bool:

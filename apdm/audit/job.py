@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from apdm.audit.models import load_models
 from apdm.audit.people import Folders
 from apdm.audit.photos import PhotoPlan
 from apdm.audit.store import CellStore
-from apdm.audit.suites import available, chosen
+from apdm.audit.suites import Arsenal, available, chosen, short_of_cost
 from apdm.class_images import ClassImages
 from apdm.config import AuditJobConfig, AuditOptions, load_config, to_yaml
 from apdm.data import encode_images
@@ -27,10 +28,13 @@ from apdm.families import Family, Posterior
 from apdm.files import MARKER, claim_output_dir, delete, model_hash, write_text
 from apdm.launched import joined
 from apdm.metrics.judges import Judges
+from apdm.options import command_line
 from apdm.pictures import grid, save_png, to_pil
 from apdm.prepare import check_resolution, prepare_process
 from apdm.report import write_report
+from apdm.signals import stop_on_signals
 from apdm.subjects import load_images
+from apdm.terminal import say
 
 PROTECTED, NOT_PROTECTED = 0, 1
 COLUMNS = 4
@@ -41,7 +45,8 @@ CELLS = "cells"
 def main(argv: Sequence[str]) -> int:
     """Audit as `argv` says; the command line of `apdm audit`. Returns 0 for protected, 1 for not."""
     config = load_config(AuditJobConfig, list(argv))
-    return run(config, command="apdm audit " + " ".join(argv))
+    with stop_on_signals("finished cells are kept; the same command goes on"):
+        return run(config, command=command_line("audit", argv))
 
 
 def run(config: AuditJobConfig, *, command: str | None = None) -> int:
@@ -50,6 +55,8 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     prepare_process(config.num_threads)
     plan, photos = ranks.main_first(lambda: _load(config, command))
     output = ranks.share(lambda: _claim(config))
+    if ranks.is_main and (short := short_of_cost(config, plan.entries)):
+        print(f"apdm: {short}", file=sys.stderr)
     for model in plan.models.values():
         model.pipeline.to(device)
     prior = ranks.main_first(
@@ -153,7 +160,8 @@ def _plan(config: AuditJobConfig, command: str | None) -> Audit:
     settings(config.attack_options)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
-    if not available(entries, paths)[0]:
+    arsenal = Arsenal.of(config, config.instance_prompt, config.class_prompt)
+    if not available(entries, paths, arsenal)[0]:
         raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
     folders = Folders.below(config.subjects, config)
     people = folders.load(config.resolution)
@@ -193,7 +201,5 @@ def _claim(config: AuditJobConfig) -> Path:
 
 def _say(results: dict[str, Any], output: Path) -> None:
     verdict = results["verdict"]
-    print("protected" if verdict["protected"] else "not protected")
-    for reason in verdict["reasons"]:
-        print(f"  {reason}")
-    print(f"See {output / 'report.html'}")
+    outcome = "protected" if verdict["protected"] else "not protected"
+    say(outcome, *(f"  {reason}" for reason in verdict["reasons"]), f"See {output / 'report.html'}")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from apdm.audit.cells import Attacker, Cell
 from apdm.audit.people import Person
 from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import Arsenal, Entry, lengthened
+from apdm.audit.suites import Entry, code_hash, lengthened
 from apdm.errors import Interrupted
 from apdm.metrics.rows import Row, file_name
 from apdm.ranks import Ranks
@@ -113,13 +113,7 @@ class Matrix:
 
 def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: int, common: Mapping[str, Any]) -> Cell:
     config = plan.config
-    arsenal = Arsenal(
-        options=config,
-        instance_prompt=plan.instance_prompt,
-        class_prompt=plan.class_prompt,
-        nominal_step=plan.nominal,
-    )
-    attack = arsenal.make(entry.spec, seed=seed)
+    attack = plan.arsenal.make(entry.spec, seed=seed)
     nominal_step = attack.max_train_steps
     pace = nominal_step / plan.nominal
     if entry.long and arm == "hardened" and role == "protected":
@@ -132,7 +126,9 @@ def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: 
         "spec": entry.spec,
         "params": attack.params(),
         "arm": arm,
-        "model": ((plan.paths or {}).get(arm) or {}).get("sha256"),
+        "model": plan.sha256(arm),
+        "needs": {name: plan.sha256(name) for name in attack.needs},
+        "code": code_hash(entry.spec),
         "role": role,
         "entry": [entry.required, entry.long, entry.white_box],
         "seed": seed,

@@ -18,9 +18,9 @@ from apdm.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
 from apdm.perturb import FIGURES, IMAGES
-from apdm.photo_audit import PHOTO_CELLS, PhotoAudit, PhotoPair, check_specs, load_adapter
+from apdm.photo_audit import PHOTO_CELLS, PhotoAudit, PhotoPair, check_specs, load_adapter, load_pair
 from apdm.ranks import Ranks
-from apdm.subjects import find_subjects, load_images
+from apdm.subjects import find_subjects
 
 PROTECTED = "protected"  # folder of the originals, in the folder of subjects
 
@@ -36,7 +36,7 @@ class PhotoPlan:
     @staticmethod
     def load(config: AuditJobConfig, base: Family, subjects: Sequence[Person]) -> PhotoPlan | None:
         """None where no protected photos are named. Raises UserError for photos that do not pair off."""
-        check_specs(config)
+        check_specs(config, config.instance_prompt, config.class_prompt)
         if config.protected_photos is None:
             return None
         made = Path(config.protected_photos)
@@ -52,16 +52,11 @@ class PhotoPlan:
         for subject in find_subjects(originals):
             if subject.id not in known:
                 raise UserError(f"{originals}/{subject.id} is nobody the audit has held-out photos of; add some")
-            protected = after.get(subject.id, [])
-            if [path.stem for path in protected] != [path.stem for path in subject.images]:
-                raise UserError(
-                    f"{made / IMAGES}/{subject.id} and {originals}/{subject.id} are not photos of equal names"
-                )
-            pairs[subject.id] = tuple(load_images(paths, config.resolution) for paths in (subject.images, protected))
+            pairs[subject.id] = load_pair(subject, made / IMAGES, after.get(subject.id, []), config.resolution)
         adapter = load_adapter(config, allow_pickle=config.allow_pickle)
         if adapter is not None:
             adapter.check(base)
-        return PhotoPlan({name: (pair[0], pair[1]) for name, pair in pairs.items()}, figures, adapter)
+        return PhotoPlan(pairs, figures, adapter)
 
     def run(
         self,

@@ -2,6 +2,9 @@
 
 The nominal attack runs on everybody with every seed, and on the hardened model for longer than nominal, so that its
 cost is known. What varies it runs on fewer people and seeds: one break is enough to know that a defence breaks.
+
+What a suite requires and cannot run makes the verdict unreliable: `standard` and `full` need a sibling model, and
+`quick` is for one person. Whoever has no sibling names the attacks that can be run.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from apdm.attacks.registry import make, settings
 from apdm.attacks.staged import Staged
 from apdm.config import AuditOptions
 from apdm.errors import UserError
+from apdm.files import sha256_file
 
 # Another identifier than the one trained against is the first, or the second where that is the first.
 IDENTIFIERS = ("t@t", "h@h")
@@ -100,10 +104,11 @@ SUITES: dict[str, tuple[Entry, ...]] = {
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An attack that could not be run, and why."""
+    """An attack that could not be run, why, and whether the verdict needs it."""
 
     spec: str
     reason: str
+    required: bool
 
 
 def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entry, ...]:
@@ -121,16 +126,43 @@ def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entr
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
-def available(entries: Sequence[Entry], models: Collection[str]) -> tuple[list[Entry], list[LeftOut]]:
-    """Entries whose attacks need no other models than `models` ("base", "sibling"), and those left out."""
+def available(entries: Sequence[Entry], models: Collection[str], arsenal: Arsenal) -> tuple[list[Entry], list[LeftOut]]:
+    """Entries whose attacks need no other models than `models` ("base", "sibling"), and those left out.
+
+    Raises UserError for an attack that `arsenal` cannot make, such as one that does not fit the prompts.
+    """
     kept, left_out = [], []
     for entry in entries:
-        needs = make(entry.spec, instance_prompt="a photo of sks person", class_prompt="a photo of person").needs
-        if missing := [need for need in needs if need not in models]:
-            left_out.append(LeftOut(entry.spec, f"it needs a {missing[0]} model, to be given with --{missing[0]}"))
+        missing = [need for need in arsenal.make(entry.spec, seed=0).needs if need not in models]
+        if missing:
+            named, given = " and a ".join(missing), " and ".join(f"--{name}" for name in missing)
+            left_out.append(LeftOut(entry.spec, f"it needs a {named} model, to be given with {given}", entry.required))
         else:
             kept.append(entry)
     return kept, left_out
+
+
+def short_of_cost(options: AuditOptions, entries: Sequence[Entry]) -> str | None:
+    """One line where the hardened model is not attacked long enough to show the cost factor that the verdict asks for;
+    None where it is, or where no entry needs one."""
+    steps, name = options.max_train_steps, options.prefix
+    nominal = options.nominal_step or steps
+    reach = steps / nominal
+    if reach >= options.min_cost_factor or not any(entry.required and entry.long for entry in entries):
+        return None
+    # A base that is seen to get there before the nominal step makes a factor larger than the ratio of the steps.
+    can = "can hardly" if any(0 < step < nominal for step in options.eval_steps) else "cannot"
+    return (
+        f"{name}max_train_steps = {steps} is {reach:g} times the nominal attack's {nominal} steps, and "
+        f'{name}min_cost_factor asks for {options.min_cost_factor:g}: the verdict {can} be "protected" so; '
+        f"raise {name}max_train_steps or lower {name}nominal_step"
+    )
+
+
+def code_hash(spec: str) -> str | None:
+    """Hex sha256 of the file of an attack of the user's own; None for an attack of this package."""
+    path = spec.partition(":")[0]
+    return sha256_file(path) if path.endswith(".py") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +174,16 @@ class Arsenal:
     instance_prompt: str
     class_prompt: str
     nominal_step: int
+
+    @staticmethod
+    def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> Arsenal:
+        """With the nominal attack as long as `options` say."""
+        return Arsenal(
+            options=options,
+            instance_prompt=instance_prompt,
+            class_prompt=class_prompt,
+            nominal_step=options.nominal_step or options.max_train_steps,
+        )
 
     def make(self, spec: str, *, seed: int) -> Attack:
         """Raises UserError for a spec that names no attack, or options that it has not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -93,14 +94,16 @@ class Judges:
         return (normalize(look.whole.double(), dim=1) @ normalize(references.double(), dim=1).T).mean().item()
 
     def clip_score(self, images: Tensor, prompts: Sequence[str]) -> float | None:
-        """Mean score of `images` [N, 3, H, W] with their prompts; None without a scorer."""
+        """Mean score of `images` [N, 3, H, W] with their prompts; None without a scorer, or if it is not finite, as a
+        broken model's is."""
         if self.clip is None:
             return None
         size = self.batch_size
         chunks = [
             self.clip.score(part, prompts[i * size : (i + 1) * size]) for i, part in enumerate(images.split(size))
         ]
-        return torch.cat(chunks).double().mean().item()
+        mean = torch.cat(chunks).double().mean().item()
+        return mean if math.isfinite(mean) else None
 
     def brisque(self, images: Tensor) -> float | None:
         """Mean BRISQUE of `images` [N, 3, H, W] in [0, 1], higher is worse; None where it has no value."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, steps_to_reach
+from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent, steps_to_reach
 
 Row = dict[str, Any]
 MIN_BASE_MATCH_RATE = 0.8
@@ -141,8 +141,9 @@ def comparison(
 ) -> dict[str, Any]:
     """{encoder: mean likeness of both arms after the nominal attack, their difference, the worst subject}; one attack.
 
-    One value per protected subject and seed enters; intervals are 95 % bootstraps, that of the difference is paired.
-    `worst` is the subject whose mean likeness on the second arm is highest.
+    One value per protected subject and seed enters, a pair. Intervals are 95 % bootstraps over people, or over seeds
+    where there is one person, and None for a single pair; that of the difference is paired. `worst` is the subject
+    whose mean likeness on the second arm is highest.
     """
     by_subject = paired_rows(rows, "protected", arms)
     if not by_subject:
@@ -154,18 +155,23 @@ def comparison(
             for subject, pairs in by_subject.items()
         }
         first, second = ([value for of in values.values() for value in of[arm]] for arm in (0, 1))
+        units = [independent([of[arm] for of in values.values()]) for arm in (0, 1)]
         likeness, worst = max((fmean(of[1]), subject) for subject, of in values.items())
         result[encoder] = {
             arms[0]: fmean(first),
             arms[1]: fmean(second),
-            f"{arms[0]}_interval": list(bootstrap_interval(first)),
-            f"{arms[1]}_interval": list(bootstrap_interval(second)),
+            f"{arms[0]}_interval": _interval(units[0]),
+            f"{arms[1]}_interval": _interval(units[1]),
             "difference": fmean(first) - fmean(second),
-            "difference_interval": list(bootstrap_interval(first, second)),
+            "difference_interval": _interval(*units),
             "worst": {"subject": worst, "likeness": likeness},
             "pairs": len(first),
         }
     return result
+
+
+def _interval(*arms: Sequence[float]) -> list[float] | None:
+    return list(bootstrap_interval(*arms)) if len(arms[0]) > 1 else None
 
 
 def before_attack(rows: Sequence[Row], encoders: Sequence[str]) -> dict[str, dict[str, float | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -20,22 +21,27 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values`, or of `values - paired_with` (entry i of both:
-    one subject and seed in two arms).
+    one subject in two arms).
 
-    Deterministic for a seed. The unit of resampling is one value, so pass one value per subject and seed,
-    not one per picture: pictures of one attack are not independent. Raises ValueError for empty or unpaired
-    input.
+    Deterministic for a seed. The unit of resampling is one value, so pass what is independent, see `independent`.
+    Raises ValueError for unpaired input, and for fewer than two values, which have no spread.
     """
     data = np.asarray(values, dtype=np.float64)
     if paired_with is not None:
         if len(paired_with) != len(data):
             raise ValueError(f"arms are not paired: {len(data)} and {len(paired_with)} values")
         data = data - np.asarray(paired_with, dtype=np.float64)
-    if len(data) == 0:
-        raise ValueError("an interval needs at least one value")
+    if len(data) < 2:
+        raise ValueError("an interval needs at least two values")
     draws = np.random.default_rng(seed).integers(len(data), size=(resamples, len(data)))
     low, high = np.quantile(data[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def independent(by_person: Sequence[Sequence[float]]) -> list[float]:
+    """What a bootstrap may resample of values [seeds] for each person: the people's means, for seeds of one person are
+    more alike than people are. A single person's seeds stand for themselves, and say nothing of other people."""
+    return list(by_person[0]) if len(by_person) == 1 else [fmean(values) for values in by_person]
 
 
 @dataclass(frozen=True)
