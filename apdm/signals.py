@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -30,7 +31,9 @@ class Stop:
         if impatient:
             raise KeyboardInterrupt
         if not self.patient:
-            raise Interrupted(self.advice)
+            ending = Interrupted(self.advice)
+            ending.elsewhere = os.environ.get("RANK", "0") != "0"  # every process gets the signal, one says so
+            raise ending
 
     @contextmanager
     def patience(self) -> Iterator[None]:
