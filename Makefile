@@ -31,14 +31,15 @@ demo: $(READY) ## harden the bundled model against drawn people and audit it: ou
 test: $(READY) ## run the tests; ARGS=... goes to pytest
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
 
-lint: $(READY) ## ruff, its formatter, mypy
+lint: $(READY) ## ruff, its formatter, mypy, the order of the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(READY) ## time the parts that matter
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the demo's outputs and all caches; .venv stays
 	rm -rf outputs/demo outputs/demo-subjects build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find apdm tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find apdm tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

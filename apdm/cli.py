@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from apdm import __version__
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text
-from apdm.errors import Interrupted, UserError
-from apdm.terminal import say
+from apdm.core.errors import Interrupted, UserError
+from apdm.core.terminal import say
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -145,15 +145,17 @@ def _environment(argv: Sequence[str]) -> None:
 
 
 COMMANDS = {
-    "harden": Command("harden a pipeline against personalisation", _module("apdm.harden"), HardenConfig),
+    "harden": Command("harden a pipeline against personalisation", _module("apdm.jobs.harden"), HardenConfig),
     "perturb": Command(
-        "protect photos against fine-tuning and zero-shot adapters", _module("apdm.perturb"), PerturbConfig
+        "protect photos against fine-tuning and zero-shot adapters", _module("apdm.jobs.perturb"), PerturbConfig
     ),
     "audit": Command(
-        "attack base and hardened model, and say whether they are protected", _module("apdm.audit.job"), AuditJobConfig
+        "attack base and hardened model, and say whether they are protected", _module("apdm.jobs.audit"), AuditJobConfig
     ),
     "verify": Command(
-        "check a folder that a run wrote, and that nothing of a subject is in it", _module("apdm.verify"), VerifyConfig
+        "check a folder that a run wrote, and that nothing of a subject is in it",
+        _module("apdm.jobs.verify"),
+        VerifyConfig,
     ),
     "env": Command("print versions and devices", _environment),
 }

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from apdm.files import write_text
+from apdm.core.files import write_text
 from benchmarks import architectures
 
 # theta and G with AdamW's two moments, theta' and its gradient with AdamW's two moments, and phi.

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from apdm.attackers import Attackers
 from apdm.config import HardenConfig
-from apdm.data import ProtectionData
+from apdm.core.adamw import make_adamw
 from apdm.families import Family
-from apdm.l2p import Protection
-from apdm.losses import denoising_loss, squared_error
-from apdm.pool import Attacker
-from apdm.slow_weights import make_adamw
-from apdm.training import Training
+from apdm.jobs.training import Training
+from apdm.protection.attacker_pool import Attacker
+from apdm.protection.attackers import Attackers
+from apdm.protection.batches import ProtectionData
+from apdm.protection.learning_to_protect import Protection
+from apdm.protection.losses import denoising_loss, squared_error
 
 
 class Imma:

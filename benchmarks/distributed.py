@@ -32,15 +32,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from apdm import checkpoint as checkpoints
 from apdm.cli import leave
 from apdm.config import HardenConfig, L2PConfig, PreservationConfig
-from apdm.data import ProtectionData
+from apdm.core.files import write_text
+from apdm.distributed.launch import make_accelerator
+from apdm.distributed.processes import Ranks
 from apdm.families import Family, Posterior, load_family
-from apdm.files import write_text
-from apdm.launched import make_accelerator
-from apdm.ranks import Ranks
-from apdm.training import Counters, Training
+from apdm.jobs import checkpoint as checkpoints
+from apdm.jobs.training import Counters, Training
+from apdm.protection.batches import ProtectionData
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "apdm/portraits/weights/pipeline"

@@ -26,11 +26,7 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.data import encode_images
-from apdm.faces import load_detector, load_encoders
-from apdm.faces.portrait import PortraitFace
-from apdm.families import load_family
-from apdm.image_config import (
+from apdm.config.image_layer import (
     AntiDiffusionConfig,
     ASPLConfig,
     DLADiffConfig,
@@ -39,6 +35,10 @@ from apdm.image_config import (
     TransformConfig,
     ZeroShotConfig,
 )
+from apdm.faces import load_detector, load_encoders
+from apdm.faces.portrait import PortraitFace
+from apdm.families import load_family
+from apdm.families.encoding import encode_images
 from apdm.image_layer.photos import Photo, read_photo, save_photo
 from apdm.image_layer.protect import FaceTools, protect_subject
 from apdm.image_layer.scene import Scene
@@ -46,12 +46,12 @@ from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import psnr
 from apdm.metrics.statistics import bootstrap_interval
 from apdm.portraits import ADAPTER, PIPELINE
-from apdm.portraits.attacks import nominal
+from apdm.portraits.data import as_images
 from apdm.portraits.drawing import render_person
-from apdm.portraits.figures import draw
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
 from apdm.portraits.subjects import DEFENCE, HOLDOUT
-from apdm.portraits.train_encoders import as_images
+from tools.portraits.attacks import nominal
+from tools.portraits.figures import draw
 
 ENCODERS = ["portrait-a", "portrait-b"]
 ATTACKS = ("dreambooth", "lora", "faceid", "photos")  # methods of Study

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apdm.files import write_text
-from apdm.slow_weights import make_adamw, reset_optimizer
+from apdm.core.adamw import make_adamw, reset_optimizer
+from apdm.core.files import write_text
 from benchmarks.l2p_speed import PROMPTS, Options, load, parser_of, seconds
 
 

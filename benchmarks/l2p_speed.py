@@ -32,12 +32,13 @@ import diffusers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from apdm.data import Draws, ProtectionData, encode_images
-from apdm.engines import Engine
+from apdm.core.adamw import make_adamw
+from apdm.core.files import write_text
+from apdm.distributed.engines import Engine
 from apdm.families import Family, load_family
-from apdm.files import write_text
-from apdm.l2p import LearningToProtect
-from apdm.slow_weights import make_adamw
+from apdm.families.encoding import encode_images
+from apdm.protection.batches import Draws, ProtectionData
+from apdm.protection.learning_to_protect import LearningToProtect
 from benchmarks import architectures
 from benchmarks.cost import FORWARDS
 from benchmarks.reference_loop import ReferenceLoop

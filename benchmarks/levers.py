@@ -25,18 +25,19 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.config import HardenConfig, load_config
-from apdm.data import ProtectionData, encode_images
+from apdm.core.files import write_text
+from apdm.distributed.processes import ALONE
 from apdm.families import Family, load_family
-from apdm.files import write_text
+from apdm.families.encoding import encode_images
+from apdm.jobs.training import Training
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
-from apdm.portraits.attacks import PROMPTS, nominal
-from apdm.portraits.figures import draw
 from apdm.portraits.people import PROTECTED_PEOPLE
 from apdm.portraits.subjects import ATTACK, DEFENCE, HOLDOUT
-from apdm.ranks import ALONE
-from apdm.training import Training
+from apdm.protection.batches import ProtectionData
 from benchmarks.attacks import Study, portraits
+from tools.portraits.attacks import PROMPTS, nominal
+from tools.portraits.figures import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 PERSON = PROTECTED_PEOPLE.start

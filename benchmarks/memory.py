@@ -26,16 +26,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from apdm.attacks.lora import target_layers
 from apdm.config import HardenConfig, L2PConfig, load_config
-from apdm.data import ProtectionData, on_device
+from apdm.core.files import write_text
+from apdm.core.numbers import spread
+from apdm.distributed.processes import ALONE
 from apdm.families import Family, Posterior, load_family
-from apdm.files import write_text
-from apdm.harden import place
-from apdm.pool import spread
+from apdm.families.lora_layers import target_layers
+from apdm.jobs.harden import place
+from apdm.jobs.training import Training
 from apdm.portraits import PIPELINE
-from apdm.ranks import ALONE
-from apdm.training import Training
+from apdm.protection.batches import ProtectionData, on_device
 from benchmarks import architectures
 from benchmarks.cost import _inputs as inputs_of
 from benchmarks.distributed import held

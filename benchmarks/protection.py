@@ -29,23 +29,23 @@ from accelerate import Accelerator
 from scipy import stats
 from torch import Tensor
 
-from apdm.audit_config import AuditConfig
 from apdm.config import HardenConfig, load_config
-from apdm.data import encode_images
+from apdm.config.audit import AuditConfig
+from apdm.data.subjects import find_subjects
+from apdm.distributed.processes import ALONE
 from apdm.faces.portrait import PortraitFace, PortraitReader
 from apdm.families import Family, load_family
-from apdm.harden import Photos, protection_data
+from apdm.families.encoding import encode_images
+from apdm.jobs.harden import Photos, protection_data
+from apdm.jobs.training import Training
 from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
-from apdm.portraits.attacks import PROMPTS
-from apdm.portraits.figures import draw
 from apdm.portraits.subjects import write_subjects
-from apdm.ranks import ALONE
-from apdm.subjects import find_subjects
-from apdm.training import Training
 from benchmarks.attacks import ENCODERS, Study, read
 from benchmarks.defences import Displaced, Imma, Projected
+from tools.portraits.attacks import PROMPTS
+from tools.portraits.figures import draw
 
 MAX_FID_RATIO, MAX_DRIFT = AuditConfig.max_fid_ratio, AuditConfig.max_class_drift
 HOPELESS = 1.5  # times the allowed FID ratio: what nothing comes back from

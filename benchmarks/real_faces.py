@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from apdm.data.subjects import find_subjects
+from apdm.data.transforms import gaussian_blur, resize_and_back
 from apdm.faces import Face, FaceDetector, FaceEncoder, load_detector, load_encoder
 from apdm.image_layer.photos import read_photo
-from apdm.image_layer.transforms import gaussian_blur, resize_and_back
 from apdm.image_layer.zero_shot import embed_face
-from apdm.subjects import find_subjects
 
 SHIFTS = [pair for pair in itertools.product((-1.0, 0.0, 1.0), repeat=2) if any(pair)]
 

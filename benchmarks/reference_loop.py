@@ -3,7 +3,8 @@
 Written for this project from a description of that loop, at its batch size of 1 and in float32. Per inner
 step it encodes six images and four prompts that never change, runs a denoiser eight times, one sample at a
 time (one result is never used), and goes backwards through five of them; per outer step it copies the model
-and builds a new optimizer. The mathematics is that of `apdm.l2p`, save for the gradient that leaks into G.
+and builds a new optimizer. The mathematics is that of `apdm.protection.learning_to_protect`, save for the
+gradient that leaks into G.
 """
 
 from __future__ import annotations

@@ -1,16 +1,12 @@
 """Fixtures shared by all tests: a Stable Diffusion pipeline of the real classes at toy size, and float64."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-WORDS = ("a", "photo", "of", "sks", "person", "portrait", "dog", "the", "man", "woman")
+from tiny_pipelines import BUILDERS, build_pipeline
 
 
 @pytest.fixture
@@ -19,79 +15,6 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer that knows WORDS whole and spells everything else letter by letter."""
-    letters = [chr(code) for code in range(33, 127)]
-    symbols = letters + [letter + "</w>" for letter in letters]
-    merges: list[str] = []
-    for word in WORDS:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            if (merge := f"{parts[0]} {parts[1]}") not in merges:
-                merges.append(merge)
-            parts = [parts[0] + parts[1], *parts[2:]]
-            symbols.extend(parts[:1])
-    vocab = {s: i for i, s in enumerate(dict.fromkeys([*symbols, "<|startoftext|>", "<|endoftext|>"]))}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16, local_files_only=True)
-
-
-def build_pipeline(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    """Real classes with random weights: 16x16 pictures, 4x8x8 latents, prompts of at most 16 tokens."""
-    tokenizer = write_tokenizer(folder / "vocabulary")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=16,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            latent_channels=4,
-            sample_size=16,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=32,
-            attention_head_dim=4,
-        )
-        return StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=CLIPTextModel(text),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-                prediction_type=prediction_type,
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +41,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     written: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
-        from tiny_pipelines import BUILDERS
-
         if kind not in written:
             written[kind] = tmp_path_factory.mktemp(kind) / "model"
             BUILDERS[kind](written[kind].parent).save_pretrained(written[kind])

@@ -12,7 +12,7 @@ import pytest
 
 import apdm
 from apdm import cli
-from apdm.errors import Interrupted, UserError
+from apdm.core.errors import Interrupted, UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 
 PARTS = ("image_proj", "ip_adapter")
 PERCEIVER = "perceiver_resampler.proj_in.weight"  # FaceID Plus

@@ -12,7 +12,7 @@ from apdm.attacks import Attacked, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.parts import encoded_anew
 from apdm.attacks.staged import Staged, check_needs
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
 
 

@@ -12,9 +12,9 @@ from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import Batch, Victim
 from apdm.attacks.parts import frozen
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
-from apdm.losses import Reduction, dpo_loss, squared_error
+from apdm.protection.losses import Reduction, dpo_loss, squared_error
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from apdm.attacks import Material
-from apdm.attacks.lora import adapted, layers, lora_parameters
+from apdm.attacks.lora import adapted
 from apdm.attacks.parts import decoded, encoded_anew, with_vae
 from apdm.attacks.staged import Staged
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
+from apdm.families.lora_layers import layers, lora_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

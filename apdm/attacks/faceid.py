@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from apdm.attacks.adapter_file import AdapterFile
 from apdm.attacks.identity_net import check_controlnet, draw_keypoints, find_landmarks, with_identity_net
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces import FaceEncoder
 from apdm.families import Family
 from apdm.families.base import adapter_input

@@ -15,9 +15,9 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import VARIES, Attacked, Callback, Evaluate, Material
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
-from apdm.losses import denoising_loss, personalization_loss, squared_error
+from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 
 class Batch(NamedTuple):

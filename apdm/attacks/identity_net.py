@@ -13,7 +13,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces import Face, FaceEncoder
 from apdm.faces.align import centred_square
 from apdm.families import Family

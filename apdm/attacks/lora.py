@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig
-from torch import nn
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning, Victim
 from apdm.attacks.parts import clip_encoders, with_denoiser
 from apdm.families import Family
+from apdm.families.lora_layers import Target, lora_parameters, target_layers
 
-Target = Literal["attention", "linear", "all"]
-ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
-PROMPT_ATTENTION = ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out"]  # the prompt's own stream in a transformer
 TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
@@ -53,27 +50,6 @@ class LoRA(FineTuning):
             victim, modules = victim.replace(**encoders), [denoiser, *encoders.values()]
         adapter = [p for module in modules for p in lora_parameters(module)]
         return Victim(victim, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
-
-
-def target_layers(denoiser: Module, target: Target) -> list[str]:
-    """What an adapter of this target is on, as peft names it."""
-    if target == "attention":
-        names = {name.rpartition(".")[2] for name, _ in denoiser.named_modules()}
-        return [*ATTENTION, *(layer for layer in PROMPT_ATTENTION if layer in names)]
-    return layers(denoiser, (nn.Linear,) if target == "linear" else (nn.Linear, nn.Conv2d))
-
-
-def lora_parameters(module: Module) -> list[Parameter]:
-    """Those of the adapter, trainable, in a fixed order."""
-    found = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
-    for parameter in found:
-        parameter.requires_grad_(True)
-    return found
-
-
-def layers(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv2d)) -> list[str]:
-    """Names of the layers of these kinds."""
-    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
 
 
 def adapted(module: Module, layers: list[str], rank: int, lora_alpha: int | None, seed: int) -> Any:

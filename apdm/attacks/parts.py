@@ -12,8 +12,8 @@ from torch.nn import Module, Parameter
 from transformers import T5EncoderModel
 
 from apdm.attacks import Material
-from apdm.data import encode_images
 from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
 
 
 def with_denoiser(model: Family, denoiser: Module) -> Family:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from apdm.attacks import Material, Purifier
 from apdm.attacks.staged import Staged
-from apdm.data import encode_images
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
+from apdm.families.encoding import encode_images
 
 
 @dataclass(frozen=True, kw_only=True)

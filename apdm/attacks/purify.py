@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
+from apdm.data import transforms
 from apdm.families import Family
-from apdm.image_layer import transforms
 
 
 @dataclass(frozen=True, kw_only=True)

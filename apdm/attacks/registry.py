@@ -29,8 +29,8 @@ from apdm.attacks import VARIES, Attack, Purifier, ZeroShot
 from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.photos import Photos
 from apdm.attacks.staged import Staged
-from apdm.errors import UserError
-from apdm.options import read_value
+from apdm.config.options import read_value
+from apdm.core.errors import UserError
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
 MADE_OF_OTHERS = ("attack", "purifier", "renamed")  # fields that no text can fill

@@ -14,7 +14,7 @@ from torch.nn import Module
 from apdm.attacks import Material
 from apdm.attacks.parts import encoded_anew, with_denoiser, with_vae
 from apdm.attacks.staged import Staged
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
 
 Source = Literal["base", "sibling"]

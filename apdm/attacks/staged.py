@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from apdm.attacks import Attack, Attacked, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
 
 

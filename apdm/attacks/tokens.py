@@ -12,7 +12,7 @@ from torch.nn import Module, Parameter
 
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.parts import clip_encoders, tokenizer_name
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
 
 LARGEST = 2  # what an end of 2 means to transformers, as in CLIP's published configurations

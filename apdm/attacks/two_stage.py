@@ -9,7 +9,7 @@ from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.staged import Staged
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family
 
 

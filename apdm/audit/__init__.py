@@ -20,18 +20,18 @@ from torch import Tensor
 from apdm.audit.cells import CLASS, CLASS_AGAIN, Attacker, draw
 from apdm.audit.matrix import Matrix
 from apdm.audit.people import Person
+from apdm.audit.rows import add_row_figures, comparison, cost_factors, other_subjects, spec_of
 from apdm.audit.store import CellStore, kept, key_of, tensor_hash
 from apdm.audit.suites import NOMINAL, Arsenal, Entry, available
+from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.config import AuditOptions
-from apdm.errors import UserError
-from apdm.export import package_versions
+from apdm.core.errors import UserError
+from apdm.core.files import write_text
+from apdm.core.versions import package_versions
+from apdm.distributed.processes import ALONE, Ranks
 from apdm.families import Family, Posterior
-from apdm.files import write_text
 from apdm.metrics.judges import Judges, Look
-from apdm.metrics.rows import add_row_figures, comparison, cost_factors, other_subjects, spec_of
 from apdm.metrics.utility import class_utility, strangers_band
-from apdm.metrics.verdict import judge, judge_attacks, worst_attack
-from apdm.ranks import ALONE, Ranks
 
 __all__ = ["BUILT_IN", "SCHEMA", "Audit", "Person", "audit", "common_facts", "read_results", "write_results"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from apdm.families import Family
-from apdm.image_layer.attention import watch_attention
+from apdm.families.attention import watch_attention
 
 SHARE_OF_NOISE = 0.5  # of the schedule: the outline of the picture is there, its details are not
 MAX_POSITIONS = 4096

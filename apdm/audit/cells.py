@@ -17,13 +17,13 @@ from apdm.attacks import Attack, Material
 from apdm.attacks.fine_tuning import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.people import Person
+from apdm.audit.rows import Row
 from apdm.audit.suites import Entry
 from apdm.config import AuditOptions
-from apdm.data import encode_images
 from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Judges, Look
-from apdm.metrics.rows import Row
 
 ATTACK, CLASS, CLASS_AGAIN = range(3)  # streams of picture seeds
 SAMPLE_BATCH_SIZE = 16

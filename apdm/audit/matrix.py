@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from apdm.audit.cells import Attacker, Cell
 from apdm.audit.people import Person
+from apdm.audit.rows import Row, file_name
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
-from apdm.errors import Interrupted
-from apdm.metrics.rows import Row, file_name
-from apdm.ranks import Ranks
-from apdm.signals import Stop, stop_on_signals
+from apdm.core.errors import Interrupted
+from apdm.core.signals import Stop, stop_on_signals
+from apdm.distributed.processes import Ranks
 
 if TYPE_CHECKING:
     from apdm.audit import Audit

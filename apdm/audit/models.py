@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families import Family, load_family
 
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from apdm.config import AuditOptions
-from apdm.errors import UserError
-from apdm.subjects import find_subjects, list_images, load_images
+from apdm.core.errors import UserError
+from apdm.data.subjects import find_subjects, list_images, load_images
 
 ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING = "attacker", "holdout", "other", "strangers", "consenting"
 

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from apdm.files import delete, recover, write_beside
-from apdm.pictures import grid
+from apdm.core.files import delete, recover, write_beside
+from apdm.core.pictures import grid
 
 RECORD = "cell.json"
 

@@ -18,8 +18,8 @@ from apdm.attacks import Attack
 from apdm.attacks.registry import make, settings
 from apdm.attacks.staged import Staged
 from apdm.config import AuditOptions
-from apdm.errors import UserError
-from apdm.files import sha256_file
+from apdm.core.errors import UserError
+from apdm.core.files import sha256_file
 
 # Another identifier than the one trained against is the first, or the second where that is the first.
 IDENTIFIERS = ("t@t", "h@h")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces.align import ARCFACE_SIZE, ARCFACE_TEMPLATE, align, centred_square, warp
 from apdm.faces.base import FaceDetector
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 
 
 def import_extra(module: str) -> Any:

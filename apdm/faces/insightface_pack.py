@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces.base import Face
 from apdm.faces.extras import import_extra, to_bgr
 

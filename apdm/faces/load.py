@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces.aligned import AlignedEncoder, DetectorScore
 from apdm.faces.base import FaceDetector, FaceEncoder, FaceScore
 from apdm.faces.insightface_pack import InsightFacePack

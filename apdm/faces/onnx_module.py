@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces.align import ARCFACE_SIZE
 from apdm.faces.extras import import_extra
 from apdm.faces.onnx_operators import INTEGER_TYPES, OPERATORS, Unsupported

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.faces.base import Face
 from apdm.faces.extras import import_extra, to_bgr
 

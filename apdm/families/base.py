@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families.folder import write_pipeline
 from apdm.families.posterior import Posterior
 

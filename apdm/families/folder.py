@@ -14,8 +14,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from apdm.errors import UserError
-from apdm.files import list_files, write_beside
+from apdm.core.errors import UserError
+from apdm.core.files import list_files, write_beside
 
 MODULES = ("unet", "transformer", "vae", "text_encoder", "safety_checker", "image_encoder")
 CONFIGS = {

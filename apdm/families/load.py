@@ -11,18 +11,10 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families.base import Family
 from apdm.families.flux import Flux
-from apdm.families.folder import (
-    check_parts,
-    has_part,
-    locate,
-    one_line,
-    read_index,
-    stored_dtype,
-    weight_files,
-)
+from apdm.families.folder import check_parts, has_part, locate, one_line, read_index, stored_dtype, weight_files
 from apdm.families.original import read_single_file
 from apdm.families.sd import StableDiffusion
 from apdm.families.sd3 import StableDiffusion3

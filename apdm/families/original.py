@@ -15,7 +15,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families.folder import one_line, read_index
 
 # What only the single files of one kind of pipeline hold.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families.base import Family
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 from apdm.families.base import append_pooled, split_pooled
 from apdm.families.sd import StableDiffusion
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.image_config import AntiDiffusionConfig
-from apdm.image_layer.attention import watch_attention
+from apdm.config.image_layer import AntiDiffusionConfig
+from apdm.core.adamw import make_adamw
+from apdm.families.attention import watch_attention
 from apdm.image_layer.pgd import PGD, Objective
 from apdm.image_layer.scene import Scene, Surrogate
-from apdm.slow_weights import make_adamw
 
 
 def anti_diffusion(scene: Scene, pgd: PGD, config: AntiDiffusionConfig) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.image_config import ASPLConfig, EncoderAttackConfig, FSMGConfig, NoiseConfig
+from apdm.config.image_layer import ASPLConfig, EncoderAttackConfig, FSMGConfig, NoiseConfig
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.scene import Scene, Surrogate
-from apdm.losses import per_sample
+from apdm.protection.losses import per_sample
 
 
 def encoder_attack(scene: Scene, pgd: PGD, config: EncoderAttackConfig) -> None:

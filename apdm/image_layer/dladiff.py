@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.image_config import DLADiffConfig
-from apdm.image_layer.attention import AttentionMaps, map_distance, watch_attention
+from apdm.config.image_layer import DLADiffConfig
+from apdm.families.attention import AttentionMaps, map_distance, watch_attention
 from apdm.image_layer.pgd import PGD, Objective
 from apdm.image_layer.scene import Draw, Scene, Surrogate
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from apdm.errors import UserError
-from apdm.files import write_beside
-from apdm.subjects import Subject, read_image
+from apdm.core.errors import UserError
+from apdm.core.files import write_beside
+from apdm.data.subjects import Subject, read_image
 
 Format = Literal["png", "jpeg"]
 SUFFIX = {"png": ".png", "jpeg": ".jpg"}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.errors import UserError
+from apdm.config.image_layer import ImageLayerConfig
+from apdm.core.errors import UserError
+from apdm.data.transforms import RandomTransform
 from apdm.faces import FaceDetector, FaceEncoder
-from apdm.image_config import ImageLayerConfig
 from apdm.image_layer.antidiffusion import anti_diffusion
 from apdm.image_layer.baselines import aspl, encoder_attack, fsmg, noise
 from apdm.image_layer.dladiff import dladiff
@@ -20,7 +21,6 @@ from apdm.image_layer.pgd import PGD
 from apdm.image_layer.photos import Photo, quantise
 from apdm.image_layer.scene import Scene
 from apdm.image_layer.timesteps import greedy_timesteps
-from apdm.image_layer.transforms import RandomTransform
 from apdm.image_layer.zero_shot import ZeroShotLayer
 
 # A method against fine-tuning moves the photos of `pgd`; its options are `ImageLayerConfig.<its name here>`.

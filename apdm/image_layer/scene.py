@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.errors import UserError
+from apdm.core.adamw import make_adamw
+from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
-from apdm.image_layer.attention import watch_attention
+from apdm.families.attention import watch_attention
 from apdm.image_layer.pgd import Progress
 from apdm.image_layer.photos import square_view
-from apdm.losses import per_sample, squared_error
-from apdm.slow_weights import make_adamw
+from apdm.protection.losses import per_sample, squared_error
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]  # images [B, 3, R, R] in [0, 1] -> the same
 

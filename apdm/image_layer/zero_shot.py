@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from apdm.config.image_layer import ZeroShotConfig
 from apdm.faces import Face, FaceDetector, FaceEncoder
 from apdm.faces.align import align, jitter
-from apdm.image_config import ZeroShotConfig
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.scene import Transform
 

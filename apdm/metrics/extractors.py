@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from apdm.errors import UserError
+from apdm.core.errors import UserError
 
 
 class VisionFolder:

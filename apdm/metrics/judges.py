@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from apdm.core.pictures import to_array
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import brisque, brisque_missing
-from apdm.pictures import to_array
 
 
 class PromptScorer(Protocol):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from apdm.portraits import things
 from apdm.portraits.drawing import render_person
@@ -95,3 +97,8 @@ def rendered(work_dir: Path, kind: str, seeds: range, photos: int, processes: in
     arrays = np.load(stem.with_suffix(".npz"))
     captions = json.loads(stem.with_suffix(".json").read_text())
     return Rendered(arrays["pixels"], arrays["who"], arrays["labels"], captions)
+
+
+def as_images(pixels: np.ndarray | Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [0, 1]."""
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,40 @@
+"""The options of every command: one tree of frozen dataclasses per job, read from YAML and the command line."""
+
+from apdm.config.audit import AuditConfig, AuditJobConfig, AuditOptions
+from apdm.config.harden import (
+    DPOConfig,
+    HardenConfig,
+    L2PConfig,
+    PoolConfig,
+    PreservationConfig,
+    ValidationConfig,
+    VarietyConfig,
+)
+from apdm.config.image_layer import ImageLayerConfig
+from apdm.config.job import JobConfig
+from apdm.config.options import config_hash, help_text, load_config, to_yaml
+from apdm.config.perturb import PerturbConfig
+from apdm.config.presets import MemoryConfig
+from apdm.config.verify import VerifyConfig
+
+__all__ = [
+    "AuditConfig",
+    "AuditJobConfig",
+    "AuditOptions",
+    "DPOConfig",
+    "HardenConfig",
+    "ImageLayerConfig",
+    "JobConfig",
+    "L2PConfig",
+    "MemoryConfig",
+    "PerturbConfig",
+    "PoolConfig",
+    "PreservationConfig",
+    "ValidationConfig",
+    "VarietyConfig",
+    "VerifyConfig",
+    "config_hash",
+    "help_text",
+    "load_config",
+    "to_yaml",
+]

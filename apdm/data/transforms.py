@@ -1,0 +1,210 @@
+"""What happens to a photo between its protection and a trainer, as maps that gradients pass through.
+
+A perturbation that has to survive these is made by expectation over transformation (Athalye et al. 2018,
+"Synthesizing Robust Adversarial Examples"): every step climbs through transforms drawn anew. All take and give pictures
+`[B, 3, H, W]` in [0, 1], float32 or float64, of the same size. Rounding and saturation pass gradients straight through:
+their own are zero almost everywhere, or cut off at white and black by the chance of a rounding error (backward pass
+differentiable approximation, Athalye et al. 2018, "Obfuscated Gradients").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apdm.config.image_layer import TransformConfig
+
+# Quantisation tables of ITU-T T.81 (JPEG), Annex K, Tables K.1 and K.2: what quality 50 means to libjpeg.
+LUMA = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMA = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
+# RGB to Y, Cb, Cr of JFIF: BT.601 luma, full range; Cb and Cr are then moved up by 128.
+TO_YCC = torch.tensor(
+    [
+        [0.299, 0.587, 0.114],
+        [-0.299 / 1.772, -0.587 / 1.772, 0.886 / 1.772],
+        [0.701 / 1.402, -0.587 / 1.402, -0.114 / 1.402],
+    ],
+    dtype=torch.float64,
+)
+TRUNCATE = 4.0  # standard deviations at which a Gaussian kernel ends, as in scipy.ndimage
+
+
+def jpeg(images: Tensor, quality: int, *, subsampling: bool = True) -> Tensor:
+    """Save as baseline JPEG and read again (ITU-T T.81, JFIF); what comes back is in 8 bits.
+
+    The forward pass does what libjpeg does, with exact arithmetic for its fixed-point one (photos come out less than
+    0.7/255 apart in the mean): rounding to 8 bits, BT.601 full range, 8 x 8 DCT, the Annex K tables scaled by its
+    quality, rounding, and all of it back; a picture that ends inside a block is filled up by repeating its edge.
+
+    The gradient is that of the same map without rounding and saturation: the identity on luma, the loss of resolution
+    on chroma, at every quality alike. So it tells a method where JPEG took it, not how to stay clear of the quantiser.
+
+    Args:
+        quality: 1 (worst) to 100.
+        subsampling: colour at half the resolution (4:2:0), the default of Pillow and of most cameras.
+
+    Raises ValueError for a quality out of range or images of the wrong shape or type.
+    """
+    _check(images)
+    if not 1 <= quality <= 100:
+        raise ValueError(f"a JPEG quality is from 1 to 100, not {quality}")
+    to_ycc, centre = TO_YCC.to(images), images.new_tensor([0, 128, 128]).view(3, 1, 1)
+    rgb = _as_bytes(images * 255)
+    luma, chroma = _as_bytes(_mix(to_ycc, rgb) + centre).split([1, 2], dim=1)
+    luma = _quantise_blocks(luma, _table(LUMA, quality))
+    chroma = (_quantise_halved if subsampling else _quantise_blocks)(chroma, _table(CHROMA, quality))
+    from_ycc = torch.linalg.inv(TO_YCC).to(images)
+    return _as_bytes(_mix(from_ycc, torch.cat([luma, chroma], dim=1) - centre)) / 255
+
+
+def resize_and_back(images: Tensor, factor: float, *, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+    """Resize by `factor` > 0, and back to the old size, each time with a filter as wide as the pixels that it merges.
+
+    The filters are Pillow's; sides are rounded to whole pixels. Raises ValueError for a factor that is not positive or
+    images of the wrong shape or type.
+    """
+    _check(images)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"a resize factor is a positive number, not {factor}")
+    size = [images.shape[2], images.shape[3]]
+    between = [max(1, round(side * factor)) for side in size]
+    resized = F.interpolate(images, between, mode=mode, align_corners=False, antialias=True)
+    return _saturate(F.interpolate(resized, size, mode=mode, align_corners=False, antialias=True))
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Convolve with a Gaussian of standard deviation `sigma` >= 0 in pixels, cut off at 4 sigma; edges are mirrored.
+
+    The same as `scipy.ndimage.gaussian_filter` with mode "mirror". Raises ValueError for a negative sigma, a picture
+    too small to be mirrored that far, or images of the wrong shape or type.
+    """
+    _check(images)
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"a blur's sigma is 0 or more, not {sigma}")
+    radius = int(TRUNCATE * sigma + 0.5)
+    if radius == 0:
+        return images
+    if radius >= min(images.shape[2:]):
+        raise ValueError(f"a blur of sigma {sigma} needs more than {radius} pixels a side, not {tuple(images.shape)}")
+    places = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (places / sigma) ** 2)
+    row = (kernel / kernel.sum()).to(images).expand(3, 1, 1, -1)
+    padded = F.pad(images, (radius,) * 4, mode="reflect")
+    return _saturate(F.conv2d(F.conv2d(padded, row, groups=3), row.transpose(2, 3), groups=3))
+
+
+def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add white noise of standard deviation `std` >= 0, in [0, 1] pixel units, drawn from a CPU `generator`.
+
+    Raises ValueError for a negative std or images of the wrong shape or type.
+    """
+    _check(images)
+    if not 0 <= std < math.inf:
+        raise ValueError(f"a noise's standard deviation is 0 or more, not {std}")
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+    return _saturate(images + std * noise.to(images.device))
+
+
+@dataclass(frozen=True)
+class RandomTransform:
+    """One transform for each picture, drawn anew at every call; what the probabilities leave is no transform."""
+
+    config: TransformConfig
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Transform `images` [B, 3, H, W] in [0, 1]; equal states of the CPU `generator` give equal results."""
+        draws = torch.rand(len(images), 2, generator=generator, dtype=torch.float64).tolist()
+        pairs = zip(images.split(1), draws, strict=True)
+        return torch.cat([self._one(image, choice, strength, generator) for image, (choice, strength) in pairs])
+
+    def _one(self, image: Tensor, choice: float, strength: float, generator: torch.Generator) -> Tensor:
+        """Picture [1, 3, H, W]; `choice` in [0, 1) says which transform, `strength` in [0, 1) where in its range."""
+
+        def between(low: float, high: float) -> float:
+            return low + strength * (high - low)
+
+        jpeg_end, resize_end, blur_end, noise_end = (sum(self.config.probabilities[: i + 1]) for i in range(4))
+        if choice < jpeg_end:
+            lowest, highest = self.config.jpeg_quality
+            return jpeg(image, lowest + int(strength * (highest + 1 - lowest)))
+        if choice < resize_end:
+            return resize_and_back(image, between(*self.config.resize_factor))
+        if choice < blur_end:
+            return gaussian_blur(image, between(*self.config.blur_sigma))
+        if choice < noise_end:
+            return gaussian_noise(image, between(*self.config.noise_std), generator)
+        return image
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"images must be [B, 3, H, W], float32 or float64, not {tuple(images.shape)} {images.dtype}")
+
+
+def _straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The values of `exact` with the gradient of `smooth`."""
+    return smooth + (exact - smooth).detach()
+
+
+def _saturate(images: Tensor) -> Tensor:
+    return _straight_through(images.clamp(0, 1), images)
+
+
+def _as_bytes(levels: Tensor) -> Tensor:
+    """Whole numbers 0 to 255."""
+    return _straight_through(levels.round().clamp(0, 255), levels)
+
+
+def _mix(matrix: Tensor, images: Tensor) -> Tensor:
+    """`matrix` [3, 3] times the colour of every pixel."""
+    return torch.einsum("ij,bjhw->bihw", matrix, images)
+
+
+def _table(base: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
+    """Quantiser steps [8, 8] of this quality, by libjpeg's formula in whole numbers."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return ((torch.tensor(base) * scale + 50) // 100).clamp(1, 255)
+
+
+def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
+    """Planes [B, C, H, W] of bytes after quantisation of their 8 x 8 DCT by `table` (T.81, A.3)."""
+    height, width = planes.shape[2:]
+    padded = F.pad(planes, (0, -width % 8, 0, -height % 8), mode="replicate")
+    blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [B, C, H/8, W/8, 8, 8]
+    frequency, place = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
+    basis = torch.cos((2 * place + 1) * frequency * math.pi / 16) / 2
+    basis[0] /= math.sqrt(2)  # orthonormal rows
+    basis, table = basis.to(planes), table.to(planes)
+    steps = basis @ (blocks - 128) @ basis.T / table
+    blocks = basis.T @ (_straight_through(steps.round(), steps) * table) @ basis + 128
+    return _as_bytes(blocks.transpose(3, 4).flatten(2, 3).flatten(3, 4)[..., :height, :width])
+
+
+def _quantise_halved(planes: Tensor, table: Tensor) -> Tensor:
+    """The same at half the resolution: means of 2 x 2 pixels, and back by libjpeg's triangle filter."""
+    height, width = planes.shape[2:]
+    # libjpeg fills up rows before it halves and columns after, down to a whole block.
+    padded = F.pad(planes, (0, -width % 16, 0, height % 2), mode="replicate")
+    halved = _quantise_blocks(_as_bytes(F.avg_pool2d(padded, 2)), table)[..., : (width + 1) // 2]
+    doubled = F.interpolate(halved, scale_factor=2, mode="bilinear", align_corners=False)
+    return _as_bytes(doubled[..., :height, :width])

@@ -1,0 +1,106 @@
+"""What leaves the house: pipeline folder, single file, metadata, model card and manifest.
+
+None of it carries a subject's name, prompt, photo or embedding; `scan_for_leaks` looks at the written bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from apdm import __version__
+from apdm.core.files import list_files, model_hash, require_disk, write_beside, write_text
+from apdm.export.metadata import write_metadata
+from apdm.export.model_card import model_card
+from apdm.families.single_file import check_single_file, single_file_weights
+
+if TYPE_CHECKING:
+    from apdm.families import Family
+
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DENOISERS = ("unet", "transformer")  # their folder in a pipeline
+
+
+def export_model(
+    family: Family,
+    directory: str | Path,
+    *,
+    base_path: str | Path,
+    config_hash: str,
+    method: str,
+    steps: int,
+    save_variant: str | None = None,
+    single_file: bool = False,
+) -> Path:
+    """Write the pipeline folder `directory` whole or not at all, and on request `<directory>.safetensors`.
+
+    Args:
+        family: its `pipeline` is saved as it is, with the hardened denoiser in it.
+        base_path: the folder (or single file) hardening started from; its weights' hash is recorded. A Hub id
+            is no folder and has none: give the folder that was loaded.
+        config_hash: of the resolved configuration. method: what hardened it, e.g. "apdm". steps: outer steps.
+        save_variant: "fp16" or "bf16" also writes the weights in that precision, under that variant; the
+            single file then has it alone.
+    Raises:
+        UserError: the disk is too small, or the pipeline does not fit a single file.
+    """
+    target = Path(directory)
+    if single_file:
+        check_single_file(family.pipeline)
+    require_disk(target, export_size(family, save_variant=save_variant, single_file=single_file))
+    facts = {
+        "apdm.version": __version__,
+        "apdm.method": method,
+        "apdm.steps": str(steps),
+        "apdm.config_sha256": config_hash,
+        "apdm.base_sha256": model_hash(base_path) if Path(base_path).exists() else "unknown",
+    }
+    with write_beside(target, folder=True) as partial:
+        family.save(partial)
+        if save_variant:
+            _add_variant(family, partial, save_variant)
+        for path in list_files(partial):
+            if path.suffix == ".safetensors" and path.parent.name in DENOISERS:
+                write_metadata(path, facts)
+        kind = type(family.pipeline).__name__
+        card = model_card(facts, kind=kind, name=target.name, variant=save_variant, single_file=single_file)
+        write_text(partial / "README.md", card)
+    if single_file:
+        path = target.with_name(f"{target.name}.safetensors")
+        _write_single_file(family, path, facts, DTYPES.get(save_variant or ""))
+    return target
+
+
+def export_size(family: Family, *, save_variant: str | None = None, single_file: bool = False) -> int:
+    """Bytes that `export_model` needs at its peak, an upper bound: a new header takes its file twice."""
+    dtype, pipeline = DTYPES.get(save_variant or ""), cast(Any, family.pipeline)
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights = [weight for module in modules for weight in module.state_dict().values()]
+    full = sum(weight.numel() * weight.element_size() for weight in weights)
+    variant = sum(weight.numel() * dtype.itemsize for weight in weights) if dtype else 0
+    return 2 * (full + variant) + (2 * (variant or full) if single_file else 0) + 50_000_000
+
+
+def _add_variant(family: Family, folder: Path, variant: str) -> None:
+    """Save once more in half precision and take the weights of that into `folder`, beside the full ones."""
+    half = folder.with_name(f"{folder.name}.{variant}")
+    family.save(half, variant=variant)
+    for path in list_files(half):
+        if ".safetensors" in path.name:  # the weights, and the index of sharded ones
+            os.replace(path, folder / path.relative_to(half))
+
+
+def _write_single_file(family: Family, path: Path, facts: dict[str, str], dtype: torch.dtype | None) -> None:
+    def ready(weight: Tensor) -> Tensor:
+        return weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
+
+    weights = {name: ready(weight) for name, weight in single_file_weights(family.pipeline, family.dtypes).items()}
+    with write_beside(path) as partial:
+        save_file(weights, partial, metadata={"format": "pt"})
+        write_metadata(partial, facts)

@@ -1,0 +1,205 @@
+"""`apdm audit`: models, people and a suite of attacks in; results.json, report.html and an exit code out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apdm.attacks.registry import settings
+from apdm.audit import Audit, audit, common_facts, write_results
+from apdm.audit.models import load_models
+from apdm.audit.people import Folders
+from apdm.audit.photo_plan import PhotoPlan
+from apdm.audit.store import CellStore
+from apdm.audit.suites import Arsenal, available, chosen, short_of_cost
+from apdm.config import AuditJobConfig, AuditOptions, load_config, to_yaml
+from apdm.config.options import command_line
+from apdm.core.errors import UserError
+from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.core.pictures import grid, save_png, to_pil
+from apdm.core.signals import stop_on_signals
+from apdm.core.terminal import say
+from apdm.data.class_images import ClassImages
+from apdm.data.subjects import load_images
+from apdm.distributed.launch import joined
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PICTURES, REPORT, RESULTS
+from apdm.faces import load_encoders, load_face_score
+from apdm.faces.portrait import PortraitFeatures, PortraitReader
+from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
+from apdm.jobs.prepare import check_resolution, prepare_process
+from apdm.metrics.judges import Judges
+from apdm.report.page import write_report
+
+PROTECTED, NOT_PROTECTED = 0, 1
+COLUMNS = 4
+ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
+
+
+def main(argv: Sequence[str]) -> int:
+    """Audit as `argv` says; the command line of `apdm audit`. Returns 0 for protected, 1 for not."""
+    config = load_config(AuditJobConfig, list(argv))
+    with stop_on_signals("finished cells are kept; the same command goes on"):
+        return run(config, command=command_line("audit", argv))
+
+
+def run(config: AuditJobConfig, *, command: str | None = None) -> int:
+    """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
+    ranks, device = joined()
+    prepare_process(config.num_threads)
+    plan, photos = ranks.main_first(lambda: _load(config, command))
+    output = ranks.share(lambda: _claim(config))
+    if ranks.is_main and (short := short_of_cost(config, plan.entries)):
+        print(f"apdm: {short}", file=sys.stderr)
+    for model in plan.models.values():
+        model.pipeline.to(device)
+    prior = ranks.main_first(
+        lambda: attacker_prior(
+            config,
+            plan.models["base"],
+            output,
+            class_prompt=config.class_prompt,
+            base_hash=(plan.paths or {})["base"]["sha256"],
+            seed=config.seed,
+            resolution=config.resolution,
+            batch_size=config.sample_batch_size,
+            show_progress=ranks.is_main,
+        )
+    )
+    plan = replace(plan, class_images=prior)
+    store = CellStore(output / CELLS, process=ranks.index)
+    done = audit(plan, store=store, ranks=ranks, show_progress=ranks.is_main)
+    layer = None
+    if photos is not None:
+        layer = photos.run(
+            config, plan.models["base"], prior, plan.judges, plan.subjects, output, common_facts(plan), ranks
+        )
+    if done is None:
+        return PROTECTED  # the main process says what came out
+    results, pictures = done
+    if layer is not None:
+        results["image_layer"], pictures = layer[0], pictures | layer[1]
+    write_all(results, pictures, output)
+    _say(results, output)
+    return PROTECTED if results["verdict"]["protected"] else NOT_PROTECTED
+
+
+def write_all(results: dict[str, Any], pictures: dict[str, Tensor], output: Path) -> None:
+    """results.json, the pictures as sheets, and report.html."""
+    write_results(results, output / RESULTS)
+    for name, images in pictures.items():
+        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
+    sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+    write_report(results, output / REPORT, sheets)
+
+
+def load_judges(options: AuditOptions) -> Judges:
+    """Everything that looks at pictures. Raises UserError for what cannot be loaded."""
+    from apdm.metrics.extractors import ClipFolder, VisionFolder
+
+    return Judges(
+        load_encoders(options.encoders),
+        load_face_score(options.face_score),
+        PortraitFeatures(),
+        dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
+        clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
+        # Who is drawn can only be read where portraits of the bundled kind are.
+        reader=PortraitReader() if options.face_score.startswith("portrait") else None,
+    )
+
+
+def attacker_prior(
+    options: AuditOptions,
+    base: Family,
+    output: Path,
+    *,
+    class_prompt: str,
+    base_hash: str,
+    seed: int,
+    resolution: int,
+    batch_size: int,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    show_progress: bool = True,
+) -> Posterior:
+    """Latents of the attacker's own class pictures, drawn by the base; how defaults to how the audit draws."""
+    recipe = ClassImages(
+        prompt=class_prompt,
+        model=base_hash,
+        seed=seed + ATTACKER_SEED,
+        num_inference_steps=num_inference_steps or options.num_inference_steps,
+        guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
+        resolution=resolution,
+    )
+    paths = recipe.ensure(
+        base,
+        output / ATTACKER_CLASS_IMAGES,
+        options.num_class_images,
+        batch_size=batch_size,
+        replace=True,
+        show_progress=show_progress,
+    )
+    with torch.no_grad():
+        return encode_images(base, load_images(paths, resolution), batch_size=batch_size)
+
+
+def _load(config: AuditJobConfig, command: str | None) -> tuple[Audit, PhotoPlan | None]:
+    plan = _plan(config, command)
+    return plan, PhotoPlan.load(config, plan.models["base"], plan.subjects)
+
+
+def _plan(config: AuditJobConfig, command: str | None) -> Audit:
+    """All that is read, checked before anything is written."""
+    entries = chosen(config.suite, config.attacks, config.instance_prompt)
+    settings(config.attack_options)
+    names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
+    paths = {name: path for name, path in names.items() if path is not None}
+    arsenal = Arsenal.of(config, config.instance_prompt, config.class_prompt)
+    if not available(entries, paths, arsenal)[0]:
+        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
+    folders = Folders.below(config.subjects, config)
+    people = folders.load(config.resolution)
+    judges = load_judges(config)
+    models = load_models(paths, variant=config.variant, allow_pickle=config.allow_pickle)
+    check_resolution(models["base"], config.resolution)
+    return Audit(
+        config=config,
+        models=models,
+        judges=judges,
+        subjects=people.subjects,
+        others=people.others,
+        strangers=people.strangers,
+        consenting=people.consenting,
+        entries=entries,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        seed=config.seed,
+        nominal_step=config.nominal_step,
+        paths={name: {"path": path, "sha256": model_hash(models[name].source or path)} for name, path in paths.items()},
+        command=command,
+    )
+
+
+def _claim(config: AuditJobConfig) -> Path:
+    """The output folder, where an audit with the same options goes on. Raises UserError for one that is not ours."""
+    output = Path(config.output_dir)
+    resolved = to_yaml(replace(config, overwrite_output_dir=False))
+    note = output / CONFIG
+    same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
+    claim_output_dir(output, overwrite=same or config.overwrite_output_dir)
+    for stale in (RESULTS, REPORT, PICTURES):
+        delete(output / stale)
+    write_text(note, resolved)
+    return output
+
+
+def _say(results: dict[str, Any], output: Path) -> None:
+    verdict = results["verdict"]
+    outcome = "protected" if verdict["protected"] else "not protected"
+    say(outcome, *(f"  {reason}" for reason in verdict["reasons"]), f"See {output / 'report.html'}")

@@ -1,0 +1,261 @@
+"""`apdm verify DIR`: is what a run shipped still whole, does it load, and is nothing of a subject inside?
+
+Looked at is what the manifest covers. The model (folder and single file) must hold nothing of anybody; protected photos
+lie under their subjects' opaque ids, and results name ids, so ids are looked for in the model alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from apdm.audit import read_results
+from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, STRANGERS
+from apdm.config import VerifyConfig, load_config
+from apdm.core.errors import UserError
+from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
+from apdm.core.terminal import say
+from apdm.data.subjects import ONLY_SUBJECT, SAFE, SUFFIXES
+from apdm.export.layout import (
+    ATTACKER_CLASS_IMAGES,
+    CELLS,
+    CLASS_IMAGES,
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    PHOTO_CELLS,
+    PICTURES,
+    RESULTS,
+    SAMPLES,
+    SHIPPED,
+    SINGLE_FILE,
+)
+from apdm.export.leaks import scan_for_leaks
+from apdm.export.manifest import verify_manifest
+from apdm.export.metadata import read_metadata
+from apdm.families import load_family
+from apdm.jobs.checkpoint import is_checkpoint
+from apdm.jobs.prepare import prepare_process
+
+SOUND, UNSOUND = 0, 1
+HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
+NEEDLE = 64  # bytes of a photo that no other file has by chance
+LONG = 6  # bytes from which a text does not stand in large weights by chance
+PHOTO_NOTES = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
+GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, "protected"}  # folders of folders, not people
+TEXTS = (".json", ".md", ".txt", ".yaml", ".html")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Verify as `argv` says; the command line of `apdm verify`. Returns 0 if all is well, 1 if not."""
+    words = ["--output_dir", *argv] if argv and not argv[0].startswith("-") else list(argv)
+    config = load_config(VerifyConfig, words)
+    prepare_process(None)
+    problems = verify(config)
+    what = "all files as shipped, the model loads, nothing of a subject in it"
+    say(*problems, f"{config.output_dir}: {f'{len(problems)} problems' if problems else what}")
+    return UNSOUND if problems else SOUND
+
+
+def verify(config: VerifyConfig) -> list[str]:
+    """What is wrong with a folder, one line each. Raises UserError for a folder without a manifest."""
+    root = Path(config.output_dir)
+    subjects = _subjects(config.subjects)
+    problems = [*verify_manifest(root), *_unknown(root)]
+    if (root / RESULTS).exists():
+        problems += _complaint(lambda: read_results(root / RESULTS))
+    model = [path for path in (root / MODEL, root / SINGLE_FILE) if path.exists()]
+    if (root / MODEL).exists():
+        problems += _loads(root)
+    for path in model:
+        problems += _metadata(path, root)
+    problems += _photo_notes(root / "images", root)
+    problems += _leaks(root, model, subjects, [*_prompts(root), *config.prompts])
+    return problems
+
+
+# -- files and loading ---------------------------------------------------------------------------------------
+
+
+def _unknown(root: Path) -> list[str]:
+    """What lies beside the shipped files and is no working file of ours."""
+    ours = {MANIFEST, MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS}
+    ours |= {PICTURES, SAMPLES}
+    ours |= {"logs", *SHIPPED}
+    names = sorted(entry.name for entry in root.iterdir())
+    unknown = [name for name in names if name not in ours and not is_checkpoint(name)]
+    return [f"{name} is not in the manifest, nor a working file of this program" for name in unknown]
+
+
+def _loads(root: Path) -> list[str]:
+    """Complaints of diffusers about the pipeline folder, and about the single file with the folder's configuration."""
+    problems = _complaint(lambda: load_family(root / MODEL))
+    if (root / SINGLE_FILE).exists() and not problems:
+        file = root / SINGLE_FILE
+        problems += _complaint(lambda: load_family(file, single_file_config=root / MODEL))
+    return problems
+
+
+def _complaint(action: Callable[[], object]) -> list[str]:
+    try:
+        action()
+    except Exception as error:  # whatever a damaged file makes a library raise
+        return [" ".join(str(error).split()) or type(error).__name__]
+    return []
+
+
+# -- nothing of a subject ------------------------------------------------------------------------------------
+
+
+def _metadata(path: Path, root: Path) -> Iterator[str]:
+    """Headers, configurations and files that a model has no business with."""
+    for file in [path] if path.is_file() else list_files(path):
+        name = file.relative_to(root).as_posix()
+        if file.suffix == ".safetensors":
+            try:
+                keys = read_metadata(file)
+            except (OSError, ValueError):
+                continue  # that it cannot be read has been said
+            yield from (f"{name} has the unknown entry {key!r} in its header" for key in keys if not _known(key))
+        elif file.suffix in WEIGHT_SUFFIXES:
+            yield f"{name} is a pickle, which can run code"
+        elif file.suffix.lower() in SUFFIXES:
+            yield f"{name} is a picture inside a model"
+        elif file.suffix == ".json" and _has_path(file):
+            yield f"{name} tells a path of the machine that made it"
+
+
+def _known(key: str) -> bool:
+    return HEADER_KEYS.fullmatch(key) is not None
+
+
+def _has_path(file: Path) -> bool:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and Path(str(values.get("_name_or_path", ""))).is_absolute()
+
+
+def _photo_notes(images: Path, root: Path) -> Iterator[str]:
+    """Protected photos that carry notes, such as where they were taken."""
+    for file in list_files(images) if images.is_dir() else []:
+        if file.suffix.lower() in SUFFIXES:
+            try:
+                with Image.open(file) as image:
+                    notes = [note for note in PHOTO_NOTES if note in image.info]
+            except OSError:
+                yield f"{file.relative_to(root).as_posix()} is no picture"
+                continue
+            if notes:
+                yield f"{file.relative_to(root).as_posix()} carries {', '.join(notes)}"
+
+
+def _subjects(folder: str | None) -> dict[str, list[Path]]:
+    """{subject's id: photos}; photos lie in a folder of that name, or in safe/ below it, or all in one folder."""
+    if folder is None:
+        return {}
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"folder {folder} does not exist; give the one with the subjects' photos")
+    found: dict[str, list[Path]] = {}
+    for path in list_files(root):
+        if path.suffix.lower() in SUFFIXES:
+            owner = path.parent.parent if path.parent.name == SAFE else path.parent
+            found.setdefault(ONLY_SUBJECT if owner == root else owner.name, []).append(path)
+    if not found:
+        raise UserError(f"{folder} holds no photos: there is nothing to look for")
+    return found
+
+
+def _prompts(root: Path) -> list[str]:
+    """The prompts that stand for the subjects, from the configuration beside the model."""
+    try:
+        config = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    if not isinstance(config, dict):
+        return []
+    variety = config.get("variety")
+    varied = variety.get("instance_prompts") if isinstance(variety, dict) else None
+    prompts = [config.get("instance_prompt"), *(varied if isinstance(varied, list) else [])]
+    return [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
+
+
+def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], prompts: Sequence[str]) -> Iterator[str]:
+    shipped = [root / name for name in SHIPPED if (root / name).exists()]
+    photos = [photo for of_subject in subjects.values() for photo in of_subject]
+    needles = dict(filter(None, map(_needle, photos)))
+    for path in shipped:
+        for name, _ in scan_for_leaks(path, needles.values()):
+            yield f"{_place(path, name)} holds bytes of a subject's photo"
+    hashes = {sha256_file(photo) for photo in photos}
+    for path in _files(shipped):
+        if sha256_file(path) in hashes:
+            yield f"{path.relative_to(root).as_posix()} is a subject's photo as it was"
+    for path in model:
+        for name, _ in scan_for_leaks(path, prompts):
+            yield f"{_place(path, name)} holds a prompt"
+    # A tokenizer knows every word there is, an id perhaps among them.
+    files = [file for file in _files(model) if not file.parent.name.startswith("tokenizer")]
+    for subject in sorted(subjects.keys() - GROUPS):
+        for file in files:
+            whole = len(subject.encode()) >= LONG and scan_for_leaks(file, [subject])
+            if whole or _says(file, subject):
+                yield f"{file.relative_to(root).as_posix()} holds the id of a subject"
+
+
+def _needle(photo: Path) -> tuple[str, bytes] | None:
+    """Some bytes from the middle of a photo, where neither headers nor padding are."""
+    content = photo.read_bytes()
+    middle = len(content) // 2
+    needle = content[middle : middle + NEEDLE]
+    return (str(photo), needle) if len(set(needle)) > NEEDLE // 4 else None
+
+
+def _says(file: Path, text: str) -> bool:
+    """Whether an id stands as a word of its own in a file's name, text or header; weights have short ones by chance.
+
+    An id of digits alone is looked for in names and in JSON's texts: numbers are everywhere.
+    """
+    word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])")
+    if word.search(file.name):
+        return True
+    try:
+        if file.suffix == ".json":
+            return any(map(word.fullmatch if text.isdigit() else word.search, _texts(json.loads(file.read_bytes()))))
+        if text.isdigit():
+            return False
+        if file.suffix == ".safetensors":
+            return any(word.search(f"{key} {value}") for key, value in read_metadata(file).items())
+        return file.suffix in TEXTS and bool(word.search(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from [path] if path.is_file() else list_files(path)
+
+
+def _place(path: Path, name: str) -> str:
+    return path.name if path.is_file() else f"{path.name}/{name}"

@@ -1,0 +1,1 @@
+"""Losses, Learning to Protect, simulated attackers and the attacker pool."""

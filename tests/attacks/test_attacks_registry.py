@@ -1,0 +1,181 @@
+"""Attacks by name: found in the package's files, made from text, and refused with the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import apdm.attacks
+from apdm.attacks import Attack
+from apdm.attacks.adaptive import Adaptive
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.lora import LoRA
+from apdm.attacks.photos import Photos
+from apdm.attacks.purify import Jpeg
+from apdm.attacks.registry import (
+    VARIATIONS,
+    attacks,
+    make,
+    make_purifier,
+    make_zero_shot,
+    purifiers,
+    variants,
+    zero_shots,
+)
+from apdm.attacks.restoration import Interpolation
+from apdm.attacks.two_stage import TwoStage
+from apdm.core.errors import UserError
+from tools.portraits.attacks import BY_ATTACK
+
+NOMINAL = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
+
+
+def test_every_file_of_the_package_is_looked_into_and_names_are_unique_and_sorted_by_file():
+    assert attacks()["lora"] is LoRA and attacks()["adaptive"] is Adaptive
+    found = [*attacks().values(), *purifiers().values(), *zero_shots().values()]
+    names = [cls.name for cls in found]
+    assert len(names) == len(set(names))
+    files = [cls.__module__ for cls in attacks().values()]
+    assert files == sorted(files)
+    texts = {path: path.read_text() for path in Path(apdm.attacks.__file__).parent.glob("*.py")}
+    for name in names:
+        assert sum(f'name: ClassVar[str] = "{name}"' in text for text in texts.values()) == 1
+
+
+@pytest.mark.parametrize("name", attacks())
+def test_every_attack_is_made_from_its_name_and_says_what_it_assumes_and_varies(name: str):
+    attack: Attack = make(name, **NOMINAL, seed=4)
+    assert attack.name == name and attack.assumes and set(attack.varies) <= set(VARIATIONS)
+    assert isinstance(attack.needs, tuple)
+    assert attack.prompt("a portrait of sks person")
+
+
+@pytest.mark.parametrize("name", [*purifiers()])
+def test_every_purifier_is_made_from_its_name(name: str):
+    assert make_purifier(name).name == name
+
+
+def test_options_win_over_the_attacks_nominal_which_wins_over_the_common_one():
+    attack = make(
+        "lora:rank=32,train_text_encoder=true,target=all",
+        by_attack={"lora": {"learning_rate": 1e-2}, "dreambooth": {"learning_rate": 7.0}},
+        **NOMINAL,
+        learning_rate=1e-5,
+        max_train_steps=100,
+        unheard_of=1,
+    )
+    assert attack == LoRA(
+        **NOMINAL, rank=32, train_text_encoder=True, target="all", learning_rate=1e-2, max_train_steps=100
+    )
+
+
+def test_the_miniature_world_names_attacks_that_there_are():
+    assert set(BY_ATTACK) <= set(attacks())
+
+
+def test_factors_multiply_the_nominal_values_or_the_defaults():
+    attack = make("dreambooth:learning_rate_factor=1/3,steps_factor=2", **NOMINAL, learning_rate=3e-4)
+    assert attack.params()["learning_rate"] == pytest.approx(1e-4) and attack.max_train_steps == 1600
+
+
+def test_another_identifier_and_noun_are_in_the_training_and_in_what_is_asked():
+    attack = make("dreambooth:identifier=t@t", **NOMINAL)
+    assert attack.instance_prompt == "a photo of t@t person" and attack.class_prompt == "a photo of a person"
+    assert attack.prompt("a portrait of sks person") == "a portrait of t@t person"
+    attack = make("lora:identifier=t@t,class_noun=man", **NOMINAL)
+    assert (attack.instance_prompt, attack.class_prompt) == ("a photo of t@t man", "a photo of a man")
+    assert attack.prompt("a portrait of sks person") == "a portrait of t@t man"
+    attack = make("dreambooth:class_noun=man", **NOMINAL)
+    assert attack.prompt("sks person in the snow") == "sks man in the snow"
+    attack = make("textual_inversion:identifier=t@t", **NOMINAL)
+    assert attack.prompt("a portrait of sks person") == "a portrait of <subject> person"
+
+
+@pytest.mark.parametrize(
+    "spec", ["dreambooth", "textual_inversion", "textual_inversion:num_vectors=2", "custom_diffusion"]
+)
+@pytest.mark.parametrize("other", ["identifier=t@t", "class_noun=man", "identifier=t@t,class_noun=man"])
+def test_under_another_name_what_is_drawn_is_what_was_trained(spec: str, other: str):
+    attack = make(f"{spec}{',' if ':' in spec else ':'}{other}", **NOMINAL)
+    assert attack.prompt(NOMINAL["instance_prompt"]) == attack.instance_prompt
+    assert attack.instance_prompt.endswith(" man" if "man" in other else " person")
+    assert (
+        attack.prompt("sks person in the snow") == attack.instance_prompt.removeprefix("a photo of ") + " in the snow"
+    )
+
+
+def test_a_staged_attack_gives_the_options_it_does_not_know_to_the_one_inside():
+    attack = make(
+        "two_stage:attack=lora,benign_steps=5,rank=32,steps_factor=2",
+        by_attack={"two_stage": {"benign_learning_rate": 1e-3}, "lora": {"max_train_steps": 10}},
+        **NOMINAL,
+    )
+    inner = LoRA(**NOMINAL, rank=32, max_train_steps=20)
+    assert attack == TwoStage(attack=inner, benign_steps=5, benign_learning_rate=1e-3)
+    attack = make("two_stage:benign_steps=5", by_attack={"two_stage": {"benign_steps": 9}}, **NOMINAL)
+    assert attack.params()["benign_steps"] == 5
+    assert make("interpolation:alpha=1", **NOMINAL) == Interpolation(attack=DreamBooth(**NOMINAL), alpha=1.0)
+
+
+def test_photos_are_an_option_of_every_attack():
+    attack = make("two_stage:photos=jpeg/quality=50,num_photos=4", **NOMINAL)
+    assert isinstance(attack, Photos) and attack.purifier == Jpeg(quality=50) and attack.num_photos == 4
+    assert isinstance(attack.attack, TwoStage)
+
+
+def test_variants_change_one_thing_each_and_can_all_be_made():
+    found = variants("lora:rank=32")
+    assert "lora:rank=32,identifier=t@t" in found and len(found) == sum(map(len, VARIATIONS.values()))
+    for name in attacks():
+        for spec in variants(name):
+            assert make(spec, **NOMINAL) != make(name, **NOMINAL)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("lorra", 'no attack "lorra"; did you mean "lora"'),
+        ("lora:rnk=3", 'lora has no option "rnk"; did you mean "rank"'),
+        ("lora:step_factor=3", 'lora has no option "step_factor"; did you mean "steps_factor"'),
+        ("lora:rank=big", 'rank is "big"; it needs a whole number'),
+        ("lora:rank=-1", "cannot be below 0"),
+        ("lora:target=everything", "one of attention, linear, all"),
+        ("lora:rank", "one option=value"),
+        ("lora:rank=1,rank=2", "each option once"),
+        ("lora:steps_factor=0", "is no factor"),
+        ("lora:renamed=a", 'no option "renamed"'),
+        ("two_stage:attack=lorra", 'did you mean "lora"'),
+        ("dreambooth:photos=jpg", 'no purifier "jpg"; did you mean "jpeg"'),
+        ("gone.py:Mine", "gone.py does not exist"),
+    ],
+)
+def test_a_name_or_option_that_is_not_there_is_one_clear_line(spec: str, problem: str):
+    with pytest.raises(UserError) as caught:
+        make(spec, **NOMINAL)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_attack_in_a_file_of_ones_own_is_named_by_path(tmp_path: Path):
+    path = tmp_path / "my_attack.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from apdm.attacks.dreambooth import DreamBooth\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(DreamBooth):\n"
+        "    strength: int = 1\n"
+        "    name: ClassVar[str] = 'mine'\n"
+    )
+    attack = make(f"{path}:Mine:strength=3,steps_factor=2", **NOMINAL)
+    assert attack.name == "mine" and attack.params()["strength"] == 3 and attack.max_train_steps == 1600
+    with pytest.raises(UserError, match='no attack "Yours"; it has Mine'):
+        make(f"{path}:Yours", **NOMINAL)
+    path.write_text("import nothing_of_that_name\n")
+    with pytest.raises(UserError, match="cannot be loaded: ModuleNotFoundError"):
+        make(f"{path}:Mine", **NOMINAL)
+
+
+def test_editing_is_made_by_name():
+    assert make_zero_shot("img2img:strength=0.7").params() == {"strength": 0.7}
+    assert set(zero_shots()) == {"faceid", "img2img", "inpainting"}

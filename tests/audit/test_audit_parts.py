@@ -1,0 +1,225 @@
+"""The audit's parts: cells on disk, attacks from suites, people from folders, attention maps."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apdm.audit import read_results
+from apdm.audit.attention import identifier_maps, identifier_positions
+from apdm.audit.models import check_comparable, is_same
+from apdm.audit.people import Folders
+from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.suites import SUITES, Arsenal, Entry, available, chosen, lengthened, short_of_cost
+from apdm.config import AuditConfig, AuditJobConfig, load_config
+from apdm.core.errors import UserError
+from apdm.families import Family, load_family
+from apdm.portraits.subjects import write_subjects
+
+MODELS = ("base", "hardened", "placebo", "sibling", "hardened_sibling")
+
+
+@pytest.fixture(scope="module")
+def family(tiny_pipeline: Path) -> Family:
+    return load_family(tiny_pipeline)
+
+
+# -- cells on disk -------------------------------------------------------------------------------------------
+
+
+def test_a_cell_comes_back_as_it_was_with_its_pictures_in_eight_bits(tmp_path: Path):
+    store, images = CellStore(tmp_path), torch.rand(3, 3, 5, 7)
+    store.save("k", {"status": "ok", "mean": 0.1}, {"attacked": images})
+    row, pictures = store.load("k")
+    assert "k" in store and row == {"status": "ok", "mean": 0.1}
+    assert torch.equal(pictures["attacked"], (images * 255).round() / 255)
+
+
+def test_failed_cells_and_those_of_other_audits_are_forgotten_and_the_rest_stays(tmp_path: Path):
+    store = CellStore(tmp_path)
+    for key, status in (("good", "ok"), ("bad", "failed"), ("other", "ok")):
+        store.save(key, {"status": status}, {})
+    (tmp_path / "torn").mkdir()
+    store.tidy({"good", "bad", "torn"})
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+def test_a_key_changes_with_every_fact_and_not_with_their_order():
+    facts = {"spec": "lora", "seed": 0}
+    assert key_of(facts) == key_of(dict(reversed(facts.items())))
+    assert len({key_of(facts), key_of(facts | {"seed": 1}), key_of(facts | {"spec": "x"})}) == 3
+    photos = torch.rand(2, 3)
+    assert len({tensor_hash(photos), tensor_hash(photos.T), tensor_hash(photos + 1e-6), tensor_hash(None)}) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2}', "{}"])
+def test_results_of_another_schema_are_refused(content: str, tmp_path: Path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match="results.json"):
+        read_results(tmp_path / "results.json")
+
+
+# -- suites --------------------------------------------------------------------------------------------------
+
+
+SKS = "a photo of sks person"
+
+
+def arsenal(**options: Any) -> Arsenal:
+    config = AuditConfig(learning_rate=3e-4, train_batch_size=12, **options)
+    prompts = {"instance_prompt": SKS, "class_prompt": "a photo of person"}
+    return Arsenal(options=config, nominal_step=100, **prompts)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(suite: str):
+    entries, left_out = available(chosen(suite, [], SKS), MODELS, arsenal())
+    assert left_out == [] and entries[0].spec == "dreambooth"
+    assert len({entry.spec for entry in entries}) == len(entries)
+    for entry in entries:
+        assert arsenal().make(entry.spec, seed=1).assumes
+        if entry.white_box is not None:
+            assert entry.white_box in [other.spec for other in entries]
+
+
+@pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])
+def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
+    specs = [entry.spec for entry in chosen("full", [], f"a photo of {nominal} person")]
+    assert {spec for spec in specs if "identifier" in spec} == {
+        f"{a}:identifier={changed}" for a in ("dreambooth", "lora")
+    }
+
+
+def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reason():
+    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"), arsenal())
+    assert all(entry.required for entry in left_out)
+    assert {entry.spec.partition(":")[0] for entry in left_out} == {"interpolation", "transplant"}
+    assert all("--sibling" in entry.reason for entry in left_out)
+    assert "interpolation:source=base,alpha=0.5" in [entry.spec for entry in entries]
+    (_, (vector,)) = available([Entry(spec="task_vector", required=False)], ("base", "hardened"), arsenal())
+    assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
+
+
+def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():
+    mine = Arsenal.of(AuditConfig(), "a photo of my sks person", "a photo of person")
+    with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
+        available(chosen("standard", [], mine.instance_prompt), MODELS, mine)
+    available(chosen("quick", [], mine.instance_prompt), MODELS, mine)  # neither of its attacks needs one
+
+
+def test_an_audit_too_short_for_the_cost_factor_says_so_and_how_to_mend_it():
+    said = short_of_cost(AuditConfig(), SUITES["standard"])
+    assert said is not None and "audit.max_train_steps = 800 is 1 times" in said and "audit.nominal_step" in said
+    assert 'cannot be "protected"' in said
+    assert short_of_cost(AuditConfig(nominal_step=160), SUITES["standard"]) is None
+    assert short_of_cost(AuditConfig(min_cost_factor=1), SUITES["standard"]) is None
+    assert short_of_cost(AuditConfig(), SUITES["quick"]) is None  # which asks for no cost
+    assert short_of_cost(AuditConfig(), [Entry(spec="dreambooth", long=True, required=False)]) is None
+
+
+def test_only_attacks_on_the_whole_denoiser_take_the_audits_rate():
+    made = {spec: arsenal().make(spec, seed=0).params() for spec in ("dreambooth", "adaptive", "lora", "two_stage")}
+    assert {spec: params["learning_rate"] for spec, params in made.items()} == {
+        "dreambooth": 3e-4,
+        "adaptive": 3e-4,
+        "lora": 1e-4,
+        "two_stage": 3e-4,
+    }
+    set_apart = arsenal(attack_options=["lora:learning_rate=0.01,max_train_steps=7"]).make("lora:rank=2", seed=0)
+    assert set_apart.params() | {"learning_rate": 0.01, "max_train_steps": 7, "rank": 2} == set_apart.params()
+
+
+def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
+    assert lengthened(arsenal().make("dreambooth:steps_factor=2", seed=0), 1.5).max_train_steps == 300
+    assert lengthened(arsenal().make("two_stage:photos=jpeg", seed=0), 1.5).max_train_steps == 150
+
+
+def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
+    entries = chosen("quick", ["lora", "dreambooth:identifier=t@t"], SKS)
+    assert [(e.spec, e.required, e.people, e.seeds) for e in entries] == [
+        ("lora", True, None, None),
+        ("dreambooth:identifier=t@t", True, None, None),
+    ]
+    with pytest.raises(UserError, match="twice"):
+        chosen("quick", ["lora", "lora"], SKS)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--purifiers", "flip"], "purifiers is for protected photos, and none are attacked"),
+        (["--photo_attacks", "lora"], "photo_attacks is for protected photos"),
+        (["--faceid_adapter", "a.safetensors"], "faceid_adapter is for protected photos"),
+        (["--nominal_step", "900"], "nominal_step = 900 is past the attack's end at max_train_steps = 800"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words: list[str], said: str, tmp_path: Path):
+    with pytest.raises(UserError, match=said):
+        job(tmp_path, *words)
+    if "nominal_step" not in words[0]:
+        assert job(tmp_path, *words, "--protected_photos", "photos").protected_photos == "photos"
+
+
+# -- people and models ---------------------------------------------------------------------------------------
+
+
+def job(folder: Path, *words: str) -> AuditJobConfig:
+    required = ["--base", "b", "--hardened", "h", "--output_dir", "o", "--subjects", str(folder)]
+    return load_config(AuditJobConfig, [*required, *words])
+
+
+def test_one_folder_holds_all_and_each_part_can_be_named_apart(tmp_path: Path):
+    write_subjects(tmp_path / "all", protected=2, others=1, consenting=1, strangers=3)
+    config = job(tmp_path / "all")
+    people = Folders.below(config.subjects, config).load(32)
+    assert [person.id for person in people.subjects] == ["s01", "s02"]
+    assert [person.id for person in people.others] == ["o01"]
+    assert people.strangers is not None and people.consenting is not None
+    assert people.strangers.shape == (3, 3, 32, 32) and people.consenting.shape == (4, 3, 32, 32)
+    assert people.subjects[0].photos.shape == (4, 3, 32, 32) and people.subjects[0].references.shape[0] == 12
+
+    config = job(tmp_path / "all/attacker", "--holdout_data_dir", str(tmp_path / "all/holdout"))
+    plain = Folders.below(config.subjects, config).load(32)
+    assert [person.id for person in plain.subjects] == ["s01", "s02"]
+    assert plain.others == [] and plain.strangers is None
+    with pytest.raises(UserError, match="name their folder with holdout_data_dir"):
+        config = job(tmp_path / "all/attacker")
+        Folders.below(config.subjects, config).load(32)
+
+
+def test_models_are_the_same_where_all_weights_are_and_comparable_where_all_sizes_are(
+    family: Family, make_pipeline: Any
+):
+    assert is_same(family, load_family(family.source or ""))
+    other = copy.deepcopy(family.denoiser)
+    other.conv_out.bias.data[0] += 1e-6
+    changed = family.with_denoiser(other)
+    assert not is_same(family, changed)
+    check_comparable(family, changed, "a", "b")
+    velocity = load_family(make_pipeline("v_prediction"))
+    with pytest.raises(UserError, match="predicts v_prediction"):
+        check_comparable(family, velocity, "a", "b")
+
+
+# -- attention maps ------------------------------------------------------------------------------------------
+
+
+def test_the_identifier_is_what_the_class_prompt_lacks(family: Family):
+    places = identifier_positions(family, "a photo of sks person", "a photo of person")
+    tokens = family.pipeline.tokenizer("a photo of sks person").input_ids
+    assert family.pipeline.tokenizer.decode([tokens[place] for place in places]).strip() == "sks"
+    assert identifier_maps(family, torch.rand(1, 3, 16, 16), "a photo of person", "a photo of person") is None
+
+
+def test_maps_are_pictures_of_the_same_size_and_repeat(family: Family):
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps = identifier_maps(family, images, "a photo of sks person", "a photo of person")
+    assert maps is not None and maps.shape == images.shape and maps.min() >= 0 and maps.max() <= 1
+    assert maps.amax((1, 2, 3)).min() == 1  # each is stretched to its own range
+    again = identifier_maps(family, images, "a photo of sks person", "a photo of person")
+    assert again is not None and torch.equal(maps, again)
+    assert not torch.equal(maps[0], maps[1])

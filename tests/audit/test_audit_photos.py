@@ -1,0 +1,248 @@
+"""The main job with the image layer: photos shipped beside the model, attacked in the audit, shown in the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from html_page import Page
+from PIL import Image
+from portrait_run import harden
+from tiny_results import picture
+
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.audit.people import Folders
+from apdm.audit.photo_plan import PhotoPlan
+from apdm.audit.photos import PhotoAudit, PhotoPair, load_pair
+from apdm.audit.store import CellStore
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, load_config
+from apdm.core.errors import UserError
+from apdm.data.subjects import Subject
+from apdm.export.leaks import scan_for_leaks
+from apdm.export.manifest import verify_manifest
+from apdm.faces import load_encoder, load_encoders, load_face_score
+from apdm.faces.portrait import PortraitFeatures
+from apdm.families import load_family
+from apdm.jobs.judged import JudgedPeople
+from apdm.metrics.judges import Judges
+from apdm.portraits import PIPELINE
+from apdm.portraits.subjects import write_subjects
+from apdm.report import page as report
+
+QUICK = {
+    "image_layer.enabled": "true",
+    "image_layer.dladiff.static_steps": 2,
+    "image_layer.dladiff.rounds": 1,
+    "image_layer.dladiff.surrogate_steps": 1,
+    "image_layer.zero_shot.max_steps": 20,
+    "audit.enabled": "true",
+    "audit.max_train_steps": 2,
+    "audit.nominal_step": 2,
+    "audit.eval_steps": 1,
+    "audit.num_class_images": 4,
+    "audit.num_images": 2,
+    "audit.num_inference_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    write_subjects(folder, protected=1, others=1, consenting=2, strangers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "both"
+    result = harden(people, output, **QUICK)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def test_one_run_ships_the_model_and_the_photos(output: Path, people: Path):
+    originals = sorted(p.name for p in (people / "protected/s01").iterdir())
+    assert sorted(p.name for p in (output / "images/s01").iterdir()) == originals
+    shipped = {entry["path"] for entry in json.loads((output / "manifest.json").read_text())["files"]}
+    assert {f"images/s01/{name}" for name in originals} | {"perturbation.json", "results.json"} <= shipped
+    assert verify_manifest(output) == []
+    assert not scan_for_leaks(output / "model", ["images/s01", (output / "images/s01/000.png").read_bytes()[60:120]])
+
+
+def test_the_results_compare_clean_and_protected_photos(output: Path):
+    layer = json.loads((output / "results.json").read_text())["image_layer"]
+    assert [(row["attack"], row["photos"]) for row in layer["attacks"]] == [
+        ("dreambooth", "clean"),
+        ("dreambooth", "protected"),
+        ("faceid", "clean"),
+        ("faceid", "protected"),
+    ]
+    for row in layer["attacks"]:
+        assert row["status"] == "ok", row["error"]
+        assert set(row["identity"]) == {"portrait-a", "portrait-b"}
+    assert len(layer["photos"]) == 4 and all(p["visible"]["linf"] <= 11 / 255 + 1e-9 for p in layer["photos"])
+
+
+def test_the_report_shows_photos_their_change_and_what_attacks_make_of_them(output: Path):
+    page = Page(output / "report.html")
+    text = page.text("photos")
+    for words in ("Protected photos", "Original", "Difference", "DreamBooth, clean", "FaceID adapter", "grey levels"):
+        assert words in text
+    assert all(source.startswith("data:") for source in page.values("src"))
+
+
+def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path, tmp_path: Path):
+    results = json.loads((output / "results.json").read_text())
+    report.write_report(results, tmp_path / "report.html", {"layer/dreambooth/clean/s01": [picture()]})
+    text = Page(tmp_path / "report.html").text("photos")
+    assert "DreamBooth, clean" in text and "Original" not in text and "Difference" not in text
+
+
+def photo_audit(
+    attack_path: Path, settings: dict[str, Any] | None = None, **options: Any
+) -> tuple[PhotoAudit, dict[str, PhotoPair]]:
+    """On the bundled pipeline, as short as can be, with grey photos of one person."""
+    family = load_family(PIPELINE)
+    judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures())
+    photos = torch.zeros(2, 3, 64, 64)
+    with torch.no_grad():
+        prior, references = family.posterior(photos), judges.embed(photos / 2 + 0.5)
+    audit = PhotoAudit(
+        config=AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {})),
+        base=family,
+        class_images=prior,
+        judges=judges,
+        adapter=FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a")),
+        instance_prompt="a photo of sks person",
+        class_prompt="a photo of a person",
+        seed=0,
+        **options,
+    )
+    return audit, {"s01": PhotoPair(photos, photos, references)}
+
+
+def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept(tmp_path: Path):
+    settings = {"purifiers": ["flip", "jpeg:quality=50"]}
+    options = {"store": CellStore(tmp_path / "cells"), "facts": {"x": 1}}
+    audit, people = photo_audit(tmp_path / "gone.safetensors", settings, **options)
+    rows, pictures = audit.run(people)
+    dreambooth = [row for row in rows if row["attack"] == "dreambooth"]
+    assert [(row["photos"], row["purifier"]) for row in dreambooth] == [
+        ("clean", None),
+        ("protected", None),
+        ("protected", "flip"),
+        ("protected", "jpeg:quality=50"),
+    ]
+    assert "layer/dreambooth/protected+jpeg_quality=50/s01" in pictures
+    assert [row["status"] for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
+    again, _ = audit.run(people)
+    assert [row["seconds"] for row in again[:4]] == [row["seconds"] for row in rows[:4]]
+
+
+def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path: Path):
+    specs = ["lora:max_train_steps=1", "img2img:strength=0.5", "inpainting"]
+    audit, people = photo_audit(tmp_path / "gone.safetensors", {"photo_attacks": specs, "edit_prompt": "in a hat"})
+    rows, pictures = audit.run(people)
+    for spec in specs:
+        clean, protected = (row for row in rows if row["attack"] == spec)
+        assert [clean["photos"], protected["photos"]] == ["clean", "protected"]
+        assert clean["status"] == "ok", clean["error"]
+        assert clean["identity"] == protected["identity"]  # the same photos and draws
+        assert clean["params"].get("prompt") == (None if spec.startswith("lora") else "in a hat")
+    places = {"lora_max_train_steps=1", "img2img_strength=0.5", "inpainting"}
+    assert {f"layer/{place}/clean/s01" for place in places} < set(pictures)
+
+
+def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, tmp_path: Path):
+    words = ["--base", "b", "--hardened", "h", "--output_dir", "o", "--subjects", str(people), "--resolution", "64"]
+    family = load_family(PIPELINE)
+
+    def plan(*more: str) -> PhotoPlan | None:
+        config = load_config(AuditJobConfig, [*words, *more])
+        return PhotoPlan.load(config, family, Folders.below(config.subjects, config).load(64).subjects)
+
+    assert plan() is None
+    photos = ("--protected_photos", str(output))
+    good = plan(*photos)
+    assert good is not None and list(good.pairs) == ["s01"] and good.figures["method"] == "dladiff"
+    with pytest.raises(UserError, match="perturbation.json"):
+        plan("--protected_photos", str(people))
+    with pytest.raises(UserError, match="o01 is nobody"):
+        plan("--protected_photos", str(output), "--instance_data_dir", str(people / "other"))
+    shutil.copytree(output, tmp_path / "copy")
+    (tmp_path / "copy/images/s01/000.png").unlink()
+    with pytest.raises(UserError, match="not photos of equal names"):
+        plan("--protected_photos", str(tmp_path / "copy"))
+    with pytest.raises(UserError, match='no purifier "jpg"'):
+        plan("--purifiers", "jpg", *photos)
+    with pytest.raises(UserError, match='no attack "lara"; did you mean "lora"'):
+        plan("--photo_attacks", "lara", *photos)
+    with pytest.raises(UserError, match="leave it out of photo_attacks"):
+        plan("--photo_attacks", "transplant:source=sibling,part=vae", *photos)
+    with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
+        plan("--photo_attacks", "textual_inversion", "--instance_prompt", "a photo of my sks person", *photos)
+
+
+def grey(folder: Path, **levels: int) -> list[Path]:
+    """One plain picture for each name, "." in it written as "__", of that grey level."""
+    folder.mkdir(parents=True)
+    paths = [folder / name.replace("__", ".") for name in levels]
+    for path, level in zip(paths, levels.values(), strict=True):
+        Image.new("RGB", (16, 16), (level, level, level)).save(path)
+    return sorted(paths)
+
+
+def test_photos_are_paired_by_the_name_before_the_last_dot_whatever_their_order(tmp_path: Path):
+    photos = grey(tmp_path / "mine/s01", me__jpg=60, me__new__jpg=200)
+    saved = grey(tmp_path / "images/s01", me__png=60, me__new__png=200)
+    assert [path.stem for path in photos] != [path.stem for path in saved]  # "me.j" < "me.n" < "me.p"
+    clean, protected = load_pair(Subject("s01", photos), tmp_path / "images", saved, 16)
+    assert torch.allclose(clean, protected, atol=0.02)
+    for wrong in (saved[:1], [*saved, tmp_path / "images/s01/me.webp"]):
+        with pytest.raises(UserError, match="images/s01 and .*mine/s01 are not photos of equal names"):
+            load_pair(Subject("s01", photos), tmp_path / "images", wrong, 16)
+
+
+def hardening(people: Path, *words: str) -> HardenConfig:
+    folders = {"instance_data_dir": "protected", "audit.attack_data_dir": "attacker"}
+    folders |= {f"audit.{name}_data_dir": name for name in ("holdout", "other", "strangers")}
+    paths = [text for key, name in folders.items() for text in (f"--{key}", str(people / name))]
+    return load_config(HardenConfig, ["--config", "configs/portrait.yaml", *paths, *words])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--audit.purifiers", "flip"], "audit.purifiers is for protected photos"),
+        (["--audit.photo_attacks", "lora"], "set image_layer.enabled to true"),
+        (["--audit.attack_options", "lora:rate=1"], 'lora has no option "rate"'),
+    ],
+)
+def test_attacks_that_cannot_be_run_are_refused_before_the_hardening(words: list[str], said: str, people: Path):
+    config = hardening(people, "--audit.enabled", "true", "--image_layer.enabled", "false", *words)
+    with pytest.raises(UserError, match=said):
+        JudgedPeople.load(config, ["s01"])
+
+
+def test_an_audit_that_cannot_pass_is_said_before_the_hardening(people: Path, capsys: pytest.CaptureFixture[str]):
+    JudgedPeople.load(hardening(people, "--audit.enabled", "true"), ["s01"])
+    assert capsys.readouterr().err == ""
+    words = ["--audit.enabled", "true", "--audit.min_cost_factor", "3"]
+    JudgedPeople.load(hardening(people, *words), ["s01"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("apdm: audit.max_train_steps = 1400 is 2 times the nominal attack's 700 steps")
+    assert 'the verdict can hardly be "protected"' in line  # it is measured before the nominal step too
+
+
+def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):
+    audit, people = photo_audit(tmp_path / "gone.safetensors")
+    rows, pictures = audit.run(people)
+    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "failed"]
+    assert "gone.safetensors does not exist" in rows[2]["error"] and rows[2]["identity"] == {}
+    assert sorted(pictures) == ["layer/dreambooth/clean/s01", "layer/dreambooth/protected/s01"]
+    # The same photos and draws: the arms are paired.
+    assert rows[0]["identity"] == rows[1]["identity"]

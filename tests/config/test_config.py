@@ -1,0 +1,262 @@
+"""The loader and the tree of options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
+from apdm.config.options import command_line, option
+from apdm.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+REQUIRED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=i", "--output_dir=o"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Inner options."""
+
+    steps: int = option(3, "Steps.", at_least=1)
+    rate: float = option(0.5, "Rate.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """Options of a command."""
+
+    name: str = option(help="Name.")
+    note: str | None = option(None, "Note.")
+    flag: bool = option(False, "Flag.")
+    mode: Literal["no", "fp16"] = option("no", "Mode.")
+    words: list[str] = option(["a b"], "Words.")
+    marks: list[int] = option([], "Marks.", at_least=0)
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """load(yaml, *argv): what `--config c.yaml *argv` gives."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(text: str, *argv: str) -> Outer:
+        Path("c.yaml").write_text(text)
+        return load_config(Outer, ["--config", "c.yaml", *argv])
+
+    return run
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_defaults(load):
+    config = load("name: file\ninner: {steps: 5, rate: 2}\n", "--inner.steps", "7", "--flag", "true")
+    assert config == Outer(name="file", flag=True, inner=Inner(steps=7, rate=2.0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--note=a=b"], "note", "a=b"),
+        (["--note", "5e-6"], "note", "5e-6"),
+        (["--note", "null"], "note", None),
+        (["--note=--x"], "note", "--x"),
+        (["--flag"], "flag", True),
+        (["--flag", "false"], "flag", False),
+        (["--flag", "true", "--flag", "false"], "flag", False),
+        (["--mode", "fp16"], "mode", "fp16"),
+        (["--words", "x y", "1"], "words", ["x y", "1"]),
+        (["--words"], "words", []),
+        (["--marks", "1", "20"], "marks", [1, 20]),
+        (["--inner.rate", "1e-3"], "inner", Inner(rate=0.001)),
+    ],
+)
+def test_each_form_of_the_command_line_gives_its_value(argv, name, value):
+    assert getattr(load_config(Outer, ["--name", "n", *argv]), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("inner: {rate: 5e-6}", "inner", Inner(rate=5e-6)),
+        ("inner: {rate: 1}", "inner", Inner(rate=1.0)),
+        ("mode: no", "mode", "no"),
+        ("note: on", "note", "on"),
+        ("note: 2026-01-02", "note", "2026-01-02"),
+        ("note: 12:30", "note", "12:30"),
+        ("note: ~", "note", None),
+        ("inner:\n  # steps: 4\n", "inner", Inner()),
+    ],
+)
+def test_yaml_scalars_mean_what_they_look_like(load, text, name, value):
+    assert getattr(load(f"name: n\n{text}\n"), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inner: {steps: ten}", 'inner.steps in c.yaml is "ten" (str); it needs a whole number'),
+        ("inner: {steps: 1.5}", "inner.steps in c.yaml is 1.5 (float); it needs a whole number"),
+        ("inner: {steps: true}", "inner.steps in c.yaml is true (bool); it needs a whole number"),
+        ("inner: {steps: }", "inner.steps in c.yaml is null; it needs a whole number"),
+        ("inner: {steps: 0}", "inner.steps in c.yaml is 0 (int); it needs to be at least 1"),
+        ("inner: {rate: 0}", "inner.rate in c.yaml is 0.0 (float); it needs to be more than 0"),
+        ("inner: {rate: .nan}", 'inner.rate in c.yaml is ".nan" (str); it needs a number'),
+        ("inner: {rate: 1e999}", "inner.rate in c.yaml is inf (float); it needs a number"),
+        ("inner: 5", "inner in c.yaml is a group of options; set one of them, such as inner.steps"),
+        ("inner: {step: 5}", 'unknown option "inner.step" in c.yaml; did you mean "inner.steps"?'),
+        ("steps: 5", 'unknown option "steps" in c.yaml; did you mean "inner.steps"?'),
+        ("iner: {steps: 5}", 'unknown option "iner" in c.yaml; did you mean "inner"?'),
+        ("zzz: 5", 'unknown option "zzz" in c.yaml; --help lists the options'),
+        ("note: 2026", "note in c.yaml is 2026 (int); it needs text or null"),
+        ("note: ''", 'note in c.yaml is "" (str); it needs text or null'),
+        ("flag: yes", 'flag in c.yaml is "yes" (str); it needs true or false'),
+        ("mode: bf16", 'mode in c.yaml is "bf16" (str); it needs one of no, fp16'),
+        ("words: a", 'words in c.yaml is "a" (str); it needs a list, each item text'),
+        ("marks: [1, -2]", "marks in c.yaml is [1, -2] (list); it needs to be at least 0"),
+        ("name: n", 'c.yaml, line 2: not valid YAML: "name" is given twice'),
+        ("note: [1", "c.yaml, line 3: not valid YAML"),
+    ],
+)
+def test_a_mistake_in_yaml_is_named_with_its_file_and_key(load, text, message):
+    with pytest.raises(UserError) as error:
+        load(f"name: n\n{text}\n")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--inner.steps", "ten"], 'inner.steps on the command line is "ten"; it needs a whole number'),
+        (["--inner.steps", "[1"], 'inner.steps on the command line is "[1"; it needs a whole number'),
+        (["--inner.steps", "-1"], "inner.steps on the command line is -1; it needs to be at least 1"),
+        (["--inner.steps"], "--inner.steps needs a value"),
+        (["--note", "two", "words"], "--note takes one value; put quotes around one with spaces"),
+        (["--flag=", "x"], '"x" on the command line follows no option'),
+        (["stray"], '"stray" on the command line follows no option'),
+        (
+            ["--inner.stpes", "1"],
+            'unknown option "inner.stpes" on the command line; did you mean "inner.steps"?',
+        ),
+        (["--inner", "1"], "inner on the command line is a group of options"),
+        (["--config"], "--config needs the name of one YAML file"),
+        ([], "--name must be given, on the command line or in the file of --config"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named_with_its_key(argv, message):
+    with pytest.raises(UserError) as error:
+        load_config(Outer, argv)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"- a\n- b\n", "needs lines of the form"),
+        (b"\xff\xfe\x00", "is not a YAML text file"),
+        (b"name: " + b"9" * 5000, "is not a YAML text file"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_config(Outer, ["--config", str(file)])
+
+
+@pytest.mark.parametrize("text", ["no", "5e-6", "null", "1_000", "0o7", "a: b # c", "2026-01-02", " ", "é\n%", "1."])
+def test_resolved_yaml_reads_back_to_the_same_config(tmp_path, text):
+    config = Outer(name=text, words=[text, "x"], marks=[1], inner=Inner(rate=5e-6))
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(Outer, ["--config", str(file)]) == config
+    assert yaml.safe_load(to_yaml(config))["name"] == text  # other readers of YAML 1.1 agree
+
+
+def test_the_hash_changes_with_any_option_and_with_nothing_else():
+    one = Outer(name="n")
+    assert config_hash(one) == config_hash(load_config(Outer, ["--name", "n"]))
+    assert config_hash(one) != config_hash(Outer(name="n", inner=Inner(steps=4)))
+
+
+def test_two_configs_do_not_share_a_default_list():
+    one, two = Outer(name="n"), Outer(name="n")
+    one.words.append("x")
+    assert two.words == ["a b"]
+
+
+def test_help_prints_every_option_with_its_default_and_exits_with_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_config(Outer, ["--name", "n", "--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert printed.strip() == help_text(Outer)
+    for line in (
+        "--name  text; required",
+        "--inner.steps  a whole number, at least 1; default 3",
+        '--words  a list, each item text; default ["a b"]',
+        "inner: Inner options.",
+    ):
+        assert line in printed.splitlines()
+
+
+def test_every_option_of_harden_is_explained():
+    lines = help_text(HardenConfig).splitlines()
+    options = [index for index, line in enumerate(lines) if line.startswith("--")]
+    assert len(options) > 60
+    assert all(lines[index + 1].startswith("    ") for index in options)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_config_loads(file):
+    if file.stem.startswith("audit"):
+        load_config(AuditJobConfig, ["--config", str(file)])
+        return
+    load_config(HardenConfig, ["--config", str(file), "--instance_data_dir", "i", "--output_dir", "o"])
+
+
+def test_sd15_config_is_the_defaults_but_for_the_model_and_an_audit_that_can_be_passed():
+    file = ROOT / "configs" / "sd15.yaml"
+    longer = ["--audit.nominal_step", "800", "--audit.max_train_steps", "4000"]
+    loaded = load_config(HardenConfig, ["--config", str(file), *REQUIRED])
+    assert loaded == load_config(HardenConfig, [*REQUIRED, *longer, "--audit.seeds", "3"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--resolution", "100"], "a multiple of 8"),
+        (["--seed", "-1"], "at least 0"),
+        (["--adam_beta1", "1"], "less than 1"),
+        (["--audit.max_match_rate", "2"], "at most 1"),
+        (["--audit.eval_steps", "5", "900"], "audit.eval_steps holds 900, past the attack's end"),
+        (["--audit.encoders"], "audit.encoders is empty"),
+        (["--validation.probe_steps", "5"], "validation.steps is 0"),
+        (["--validation.stop_when_protected"], "needs validation.probe_steps"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(argv, message):
+    with pytest.raises(UserError, match=message):
+        load_config(HardenConfig, [*REQUIRED, *argv])
+
+
+def test_likeness_is_always_measured_at_the_attacks_last_step():
+    assert AuditConfig(max_train_steps=9, eval_steps=[6, 3, 9]).measured_steps == [3, 6, 9]
+    assert AuditConfig(max_train_steps=9).measured_steps == [9]
+
+
+def test_a_command_is_told_without_the_machines_paths():
+    words = [
+        "--config",
+        "configs/a.yaml",
+        "--instance_data_dir",
+        "/home/somebody/faces",
+        "--output_dir=~/out/run",
+        "1/2",
+    ]
+    told = "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run 1/2"
+    assert command_line("harden", words) == told

@@ -1,0 +1,192 @@
+"""Nothing is ever half written, and nothing that is not ours is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apdm.core import files
+from apdm.core.errors import UserError
+
+DEAD_PID = 2**22 + 7  # above Linux' largest process id
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files.list_files(folder)}
+
+
+def old_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "weights").write_text("old")
+    return folder
+
+
+def test_a_file_is_replaced_whole_and_no_partial_stays(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with files.write_beside(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert partial.name == path.name and partial.parent.name == f".results.json.partial-{os.getpid()}"
+    assert content(tmp_path) == {"results.json": "new"}
+
+
+def test_a_folder_is_replaced_whole_and_files_of_the_old_one_do_not_linger(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path)
+    with files.write_beside(folder, folder=True) as partial:
+        (partial / "vae").write_text("new")
+        assert content(folder) == {"unet/weights": "old"}
+    assert content(tmp_path) == {"model/vae": "new"}
+
+
+def test_an_error_in_the_middle_leaves_the_old_folder_whole(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path)
+    with pytest.raises(KeyboardInterrupt), files.write_beside(folder, folder=True) as partial:
+        (partial / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert content(tmp_path) == {"model/unet/weights": "old"}
+
+
+def test_a_write_within_a_write_stays_inside_its_stage(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path)
+    with files.write_beside(folder, folder=True) as partial:
+        with files.write_beside(partial, folder=True) as inner:
+            (inner / "vae").write_text("new")
+            assert len(list(tmp_path.iterdir())) == 2
+        assert content(partial) == {"vae": "new"}
+    assert content(tmp_path) == {"model/vae": "new"}
+
+
+def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = old_folder(tmp_path)
+    rename = os.replace
+
+    def fail_for_the_new_one(source: Path, target: Path) -> None:
+        if Path(source).parent.name.startswith(".model.partial-") and Path(source).name == "model":
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_for_the_new_one)
+    with pytest.raises(OSError), files.write_beside(folder, folder=True) as partial:
+        (partial / "vae").write_text("new")
+    assert content(tmp_path) == {"model/unet/weights": "old"}
+
+
+KILLED = """
+import os, signal, sys
+from apdm.core import files
+rename = os.replace
+def die_after_stepping_aside(source, target):
+    rename(source, target)
+    if str(target).endswith("model.old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "between the renames":
+    os.replace = die_after_stepping_aside
+with files.write_beside(sys.argv[1], folder=True) as partial:
+    (partial / "vae").write_text("new")
+    if sys.argv[2] == "while writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["while writing", "between the renames"])
+def test_a_killed_process_costs_nothing_of_the_old_folder(tmp_path: Path, moment: str) -> None:
+    folder = old_folder(tmp_path)
+    command = [sys.executable, "-c", KILLED, str(folder), moment]
+    child = subprocess.run(command, cwd=Path(__file__).parents[2])
+    assert child.returncode == -signal.SIGKILL
+    assert any(".partial-" in entry.name for entry in tmp_path.iterdir())
+
+    files.recover(tmp_path, "model")
+    assert content(tmp_path) == {"model/unet/weights": "old"}
+
+
+def test_the_next_write_clears_what_a_dead_run_left(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path)
+    (tmp_path / f".model.partial-{DEAD_PID}").mkdir()
+    with files.write_beside(folder, folder=True) as partial:
+        (partial / "vae").write_text("new")
+    assert content(tmp_path) == {"model/vae": "new"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_partial_of_a_living_run_and_names_of_other_programs_stay(tmp_path: Path) -> None:
+    kept = [f".model.partial-{os.getppid()}", f".notes.partial-{DEAD_PID}", ".model.old-3", "model.partial-4"]
+    for name in kept:
+        (tmp_path / name).write_text("kept")
+    files.write_text(tmp_path / "model", "new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([*kept, "model"])
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with files.write_beside(link, folder=True) as partial:
+        (partial / "vae").write_text("new")
+    assert link.is_symlink() and content(folder) == {"vae": "new"}
+
+
+def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 1000)
+    assert files.sha256_file(tmp_path / "a") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+def test_the_hash_of_a_model_depends_on_weights_and_their_names_alone(tmp_path: Path) -> None:
+    for name, weight in [("a", "1"), ("b", "1"), ("c", "2")]:
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "w.safetensors").write_text(weight)
+        (tmp_path / name / "config.json").write_text(name)
+    equal, other = files.model_hash(tmp_path / "a"), files.model_hash(tmp_path / "c")
+    assert equal == files.model_hash(tmp_path / "b") and equal != other
+    (tmp_path / "b" / "unet" / "w.safetensors").rename(tmp_path / "b" / "unet" / "v.safetensors")
+    assert files.model_hash(tmp_path / "b") != equal
+
+
+def test_a_folder_without_weights_has_no_model_hash(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model weights"):
+        files.model_hash(tmp_path)
+
+
+def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path) -> None:
+    files.require_disk(tmp_path / "not" / "yet" / "there", 1)
+    with pytest.raises(UserError, match="GB free"):
+        files.require_disk(tmp_path / "not" / "yet" / "there", 10**18)
+
+
+def test_a_new_and_an_empty_output_folder_are_claimed_and_claimed_again(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new/deep", "empty"):
+        assert (files.claim_output_dir(tmp_path / name) / files.MARKER).is_file()
+        files.claim_output_dir(tmp_path / name)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_full_folder_that_is_not_ours_is_never_taken(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / f".thesis.partial-{DEAD_PID}").write_text("mine")
+    with pytest.raises(UserError, match="not from this program"):
+        files.claim_output_dir(tmp_path, overwrite)
+    assert content(tmp_path) == {f".thesis.partial-{DEAD_PID}": "mine"}
+
+
+def test_our_own_full_folder_is_taken_only_when_told_and_keeps_its_files(tmp_path: Path) -> None:
+    files.claim_output_dir(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / f".model.partial-{DEAD_PID}").mkdir()
+    with pytest.raises(UserError, match="--overwrite_output_dir"):
+        files.claim_output_dir(tmp_path)
+    files.claim_output_dir(tmp_path, overwrite=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [files.MARKER, "results.json"]
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="not a folder"):
+            files.claim_output_dir(path)

@@ -1,0 +1,133 @@
+"""float16 forward passes in one process: what the loss scales keep, leave out and remember."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from engine_cases import FLOAT16, PAPER, POOL, build, save, steps, theta
+from launches import FLOAT16_FLOOR, euclidean, theta_at_start
+from tiny_run import arguments, write_people
+from torch import Tensor
+
+from apdm.cli import main
+from apdm.config import HardenConfig
+from apdm.core.errors import UserError
+from apdm.distributed.launch import check_engine
+from apdm.distributed.loss_scale import LossScale
+from apdm.distributed.processes import ALONE
+from apdm.families import StableDiffusion, load_family
+from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.training import Training
+
+SMALL = 2.0**-20  # of a loss, so that its gradient by the prediction is below what float16 can hold
+ROUNDING = 0.01  # float16 has eleven bits
+Gradient = list[Tensor]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_pipeline: Path) -> StableDiffusion:
+    return load_family(tiny_pipeline)
+
+
+def trained(base: StableDiffusion, config: HardenConfig) -> Training:
+    return build(config, Accelerator(cpu=True), ALONE, base)
+
+
+def gradient(base: StableDiffusion, path: str, precision: str, *, scaled: bool = True) -> Gradient:
+    """The attacker's or defender's gradient at the start, of a loss made small; divided by how small again."""
+    training = trained(base, replace(PAPER, mixed_precision=precision))
+    training.engine.attack_scale = training.engine.defence_scale = LossScale(enabled=precision == "fp16" and scaled)
+    method, batches = training.method, training.attackers.batches(training.attackers.next())
+    if path == "attack":
+        loss_of, batch = method.personalization_loss, batches.personalization()
+    else:
+        loss_of, batch = method.protection_loss, batches.protection()
+
+    def small(model: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, values = loss_of(model, batch)
+        return SMALL * loss, values
+
+    kept: Gradient = []
+    if path == "attack":
+        training.engine.attack(small, batch, leak=lambda g: kept.extend(t.clone() for t in g))
+    else:
+        training.engine.differentiate(small, batch, training.slow.accumulate)
+        kept = training.slow.gradient
+    return [t / SMALL for t in kept]
+
+
+@pytest.mark.parametrize("path", ["attack", "defence"])
+def test_a_gradient_that_vanishes_in_float16_is_kept_by_the_loss_scale(base: StableDiffusion, path: str) -> None:
+    full, scaled, lost = (
+        gradient(base, path, precision, scaled=s) for precision, s in (("no", False), ("fp16", True), ("fp16", False))
+    )
+
+    def length(tensors: Gradient) -> float:
+        return torch.cat([t.flatten() for t in tensors]).norm().item()
+
+    apart = length([a - b for a, b in zip(scaled, full, strict=True)])
+    assert apart < ROUNDING * length(full)
+    assert length(lost) == 0
+
+
+def test_gradients_are_unscaled_before_they_are_clipped_and_summed(base: StableDiffusion) -> None:
+    config = replace(FLOAT16, mixed_precision="no")
+    half, full = (theta(steps(trained(base, c), 1, 1)) for c in (FLOAT16, config))
+    assert 0 < euclidean(half, full) < FLOAT16_FLOOR * euclidean(full, theta_at_start())
+
+
+def test_a_scale_that_grows_after_a_resume_grows_where_it_would_have(base: StableDiffusion, tmp_path: Path) -> None:
+    config = replace(POOL, mixed_precision="fp16")
+    straight, killed = (trained(base, config) for _ in range(2))
+    for training in (straight, killed):
+        for scale in training.engine.loss_scales.values():  # eight steps of either path from growing: in outer step 4
+            scale.load_state_dict({**scale.state_dict(), "scale": 2.0**12, "_growth_tracker": 1992})
+    save(steps(killed, 1, 3), tmp_path, 3)
+    resumed = trained(base, config)
+    counters = resumed.load(Checkpoint.open(tmp_path / "checkpoint-000003"))
+    found = [resumed.engine.loss_scales[path].get_scale() for path in ("attack", "defence")]
+    steps(resumed, counters.step + 1, 5)
+    steps(straight, 1, 5)
+    grown = [resumed.engine.loss_scales[path].get_scale() for path in ("attack", "defence")]
+    assert (found, grown) == ([2.0**12] * 2, [2.0**13] * 2)
+    ours, theirs = theta(resumed), theta(straight)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_attacker_of_a_pool_counts_only_the_steps_that_it_took(base: StableDiffusion) -> None:
+    training = trained(base, replace(POOL, mixed_precision="fp16"))
+    training.engine.attack_scale.load_state_dict({**training.engine.attack_scale.state_dict(), "scale": 2.0**126})
+    training.outer_step()
+    assert training.pool is not None and training.pool.attackers[0].steps == 0
+    assert training.engine.attack_scale.get_scale() == 2.0**124
+    assert all(not moved.any() for moved in training.pool.attackers[0].offset)
+
+
+def test_a_run_whose_every_gradient_overflows_stops_in_one_line_and_goes_on_in_another_precision(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, object] = {"mixed_precision": "fp16", "l2p.prior_loss_weight": 1e38, "max_train_steps": 20}
+    people = write_people(tmp_path / "people")
+    assert main(["harden", *arguments(tiny_pipeline, people, tmp_path / "run", **options)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "float16 overflows at any loss scale in outer step 9; the weights of step 8" in said
+    options |= {"mixed_precision": "no", "max_train_steps": 8, "resume_from_checkpoint": "latest"}
+    assert main(["harden", *arguments(tiny_pipeline, people, tmp_path / "run", **options)]) == 0
+    assert "resuming with another mixed_precision" in capsys.readouterr().err
+
+
+def test_a_leak_is_refused_in_float16() -> None:
+    config = replace(FLOAT16, l2p=replace(FLOAT16.l2p, leak=True))
+    with pytest.raises(UserError, match="l2p.leak"):
+        check_engine(config, "single", 1)
+
+
+def test_help_says_when_float16_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["harden", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fp16, with loss scales, is for cards without bf16" in said

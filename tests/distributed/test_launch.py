@@ -1,0 +1,327 @@
+"""The main job under the launcher: the same folder as one process makes, and ends that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from engine_cases import PAPER, POOL
+from launches import BUILT, FLOOR, LAUNCHES, ROOT, distance, require_compiler, search_path
+from safetensors.torch import load_file
+from tiny_run import UNET, arguments, write_people
+from torch import Tensor
+
+from apdm.config import L2PConfig
+from apdm.core.errors import Interrupted, UserError
+from apdm.distributed.launch import check_engine, check_processes, kind_of, lost_processes, make_accelerator
+from apdm.distributed.processes import Ranks
+from apdm.export.manifest import verify_manifest
+from apdm.jobs.checkpoint import Checkpoint
+from apdm.portraits import PIPELINE
+from apdm.portraits.subjects import write_subjects
+
+END_TO_END = "cpu_2proc_zero2"
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
+def start(file: str, options: Sequence[str]) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/{file}.yaml"]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": search_path(),
+        "TORCH_EXTENSIONS_DIR": str(BUILT),
+    }
+    return subprocess.Popen(
+        [*launcher, "train_apdm.py", *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 400) -> tuple[int, str]:
+    """Exit code and all that was said; a process that goes on for longer is killed, and that is a failure."""
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, said
+
+
+def bundled(people: Path, output: Path) -> list[str]:
+    """A short run of configs/portrait.yaml, its pool included."""
+    changes = {"resolution": 64, "max_train_steps": 3, "train_batch_size": 4, "checkpointing_steps": 3}
+    changes |= {"learning_rate": 1e-4, "l2p.learning_rate": 3e-4}
+    off = ("validation.steps", "validation.probe_steps", "audit.enabled", "image_layer.enabled")
+    changes |= {name: 0 if name.startswith("validation") else "false" for name in off}
+    options = arguments(PIPELINE, people, output, **changes)
+    return ["--config", "configs/portrait.yaml", *options]
+
+
+def test_two_processes_under_zero_2_export_the_folder_that_one_exports(people: Path, tmp_path: Path) -> None:
+    require_compiler()
+    code, said = finish(start("single", bundled(people, tmp_path / "one")))
+    assert code == 0, said
+    code, said = finish(start(END_TO_END, bundled(people, tmp_path / "two")))
+    assert code == 0, said
+    one, two = (
+        sorted(p.relative_to(tmp_path / name).as_posix() for p in (tmp_path / name).rglob("*"))
+        for name in ("one", "two")
+    )
+    assert one == two
+    # theta in full precision; the export is rounded to the base's half precision, where a difference is 0 or a unit.
+    theta = "checkpoint-000003/theta.safetensors"
+    ours, base = load_file(tmp_path / "two" / theta), load_file(PIPELINE / UNET.partition("/")[2])
+    assert distance(ours, load_file(tmp_path / "one" / theta)) < FLOOR
+    assert distance(ours, {name: base[name].float() for name in ours}) > 30 * FLOOR
+    exported = (load_file(tmp_path / name / UNET) for name in ("one", "two"))
+    for name, (one_value, two_value) in pair_up(*exported).items():
+        torch.testing.assert_close(two_value, one_value, rtol=2**-9, atol=1e-6, msg=name)
+    assert said.count("harden: 100%") <= 2  # one bar, not one per process
+
+
+def pair_up(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    assert one.keys() == other.keys()
+    return {name: (one[name], other[name]) for name in one}
+
+
+def child_of_rank(launcher: int, rank: int) -> int:
+    """The process id of one of a launcher's processes."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            environment = (status.parent / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in environment:
+            return int(status.parent.name)
+    raise LookupError(f"the launcher has no process of rank {rank}")
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can_go_on(
+    tiny_pipeline: Path, people: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [*arguments(tiny_pipeline, people, run, max_train_steps=5000), "--resume_from_checkpoint", "latest"]
+    process = start("cpu_2proc_ddp", options)
+    wait_for(run / "checkpoint-000002", process)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    code, said = finish(process, seconds=60)
+    assert code != 0
+    assert "apdm: interrupted process 0: another process of this run has ended" in said
+    last = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
+    assert Checkpoint.open(run / f"checkpoint-{last:06d}").step == last
+
+    process = start("cpu_2proc_ddp", options)
+    wait_for(run / f"checkpoint-{last + 2:06d}", process)
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process, seconds=60)
+    assert code != 0
+    assert said.count("apdm: interrupted after outer step") == 1
+    later = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
+    assert later >= last + 2 and Checkpoint.open(run / f"checkpoint-{later:06d}").step == later
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------
+
+AUDITED: dict[str, object] = {
+    "pretrained_model_name_or_path": PIPELINE,
+    "audit.faceid_adapter": PIPELINE.parent / "faceid-adapter.safetensors",
+    "resolution": 64,
+    "max_train_steps": 1,
+    "checkpointing_steps": 1,
+    "num_threads": 1,
+    "pool.size": 1,
+    "pool.benign_size": 0,
+    "num_class_images": 4,
+    "num_inference_steps": 2,
+    "validation.steps": 0,
+    "validation.probe_steps": 0,
+    "audit.max_train_steps": 2,
+    "audit.nominal_step": 1,
+    "audit.eval_steps": 1,
+    "audit.num_images": 2,
+    "audit.num_inference_steps": 2,
+    "audit.num_class_images": 4,
+    "image_layer.method": "noise",
+    "image_layer.zero_shot.enabled": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("subjects")
+    write_subjects(folder, protected=1, others=1, consenting=1, strangers=4)
+    return folder
+
+
+def audited(people: Path | str, output: Path | str) -> list[str]:
+    places = {f"audit.{name}_data_dir": f"{people}/{name}" for name in ("attacker", "other", "holdout", "strangers")}
+    places["audit.attack_data_dir"] = places.pop("audit.attacker_data_dir")
+    options = {**AUDITED, **places, "instance_data_dir": f"{people}/protected", "output_dir": output}
+    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return ["--config", str(ROOT / "configs/portrait.yaml"), *flags]
+
+
+def makers(output: Path) -> dict[str, set[int]]:
+    """Which processes made the finished attacks on weights and on photos; all of them must have succeeded."""
+    results = json.loads((output / "results.json").read_text())
+    rows = [*results["attacks"], *results["image_layer"]["attacks"]]
+    assert len(rows) == 4 + 4 and all(row["status"] == "ok" for row in rows), rows
+    return {
+        name: {json.loads(path.read_text())["process"] for path in output.glob(f"{name}/*/cell.json")}
+        for name in ("cells", "photo_cells")
+    }
+
+
+def test_the_processes_of_a_run_share_its_audit_and_do_not_repeat_it(subjects: Path, tmp_path: Path) -> None:
+    options = [*audited(subjects, tmp_path / "run"), "--resume_from_checkpoint", "latest"]
+    code, said = finish(start("cpu_2proc_ddp", options))
+    assert code == 0, said
+    assert makers(tmp_path / "run") == {"cells": {0, 1}, "photo_cells": {0, 1}}
+    assert said.count("attack photos:   0%") == 1  # one bar, not one per process
+    assert verify_manifest(tmp_path / "run") == []
+
+    def finished() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*cells/*/cell.json")}
+
+    before = finished()
+    (tmp_path / "run/results.json").unlink()  # as after a kill near the end
+    code, said = finish(start("single", options))
+    assert code == 0, said
+    assert finished() == before and len(before) == 3 + 4 + 4  # class pictures, attacks on weights and on photos
+    assert (tmp_path / "run/results.json").exists()
+
+
+def test_a_process_that_sees_no_files_leaves_the_audit_to_the_others(subjects: Path, tmp_path: Path) -> None:
+    shutil.copytree(subjects, tmp_path / "0/people")
+    (tmp_path / "1").mkdir()  # another machine's disk
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train_apdm.py"), *audited("people", "run")],
+            cwd=tmp_path / str(rank),
+            env={
+                **os.environ,
+                **{"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)},
+                **{"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for rank, process in enumerate(processes):
+        code, said = finish(process)
+        assert code == 0, said
+        assert ("process 1 leaves photos and audit to the others" in said) == (rank == 1)
+    assert makers(tmp_path / "0/run") == {"cells": {0}, "photo_cells": {0}}
+    assert not list((tmp_path / "1").rglob("*.json"))
+
+
+# -- wrong set-ups, before any long work -----------------------------------------------------------------------
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
+    with pytest.raises(UserError, match="2 processes were launched, accelerate counts 1"):
+        check_processes(Accelerator(cpu=True), 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "size", "words"),
+    [
+        (PAPER, "ddp", 4, "multiple of 4"),
+        (replace(PAPER, gradient_accumulation_steps=2), "ddp", 2, "multiple of 4"),
+        (replace(PAPER, l2p=L2PConfig(leak=True)), "zero2", 2, "l2p.leak"),
+        (replace(PAPER, l2p=L2PConfig(attackers="independent")), "zero1", 2, "independent"),
+        (replace(POOL, l2p=L2PConfig(attackers="independent")), "ddp", 2, "pool"),
+        (replace(POOL, l2p=L2PConfig(evaluate="before")), "single", 1, "opposed after their steps"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(config, kind: str, size: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_engine(config, kind, size)
+
+
+def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(
+        UserError, match="launcher's mixed_precision is bf16 and apdm's no; give apdm --mixed_precision"
+    ):
+        make_accelerator(PAPER)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in (("FSDP_VERSION", "1"), ("FSDP_OFFLOAD_PARAMS", "true")):
+        with monkeypatch.context() as given, pytest.raises(UserError, match="version 2 without offload"):
+            given.setenv(name, value)
+            kind_of(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"),
+    [
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242", True),
+        ("NCCL error: remote process exited or there was a network error", True),
+        ("NCCL error: Error while creating shared memory segment /dev/shm/nccl-abc (size 9637888)", False),
+    ],
+)
+def test_only_a_broken_connection_means_that_another_process_has_ended(said: str, gone: bool) -> None:
+    ranks = Ranks()
+    ranks.index, ranks.size = 0, 2
+    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), lost_processes(ranks):
+        raise RuntimeError(said)
+
+
+def test_bad_input_is_told_once_by_all_processes_together(people: Path, tmp_path: Path) -> None:
+    options = arguments(Path("nowhere/at/all"), people, tmp_path / "run")
+    code, said = finish(start("cpu_2proc_ddp", options), seconds=120)
+    assert code != 0
+    assert said.count("apdm: error: ") == 1 and "nowhere/at/all" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_launch_file_is_run_by_a_test_or_says_that_it_was_not(path: Path) -> None:
+    text = path.read_text()
+    run = {file for file, _, _ in LAUNCHES.values()} | {"single", END_TO_END}
+    assert (path.stem in run) != ("was not run" in " ".join(text.replace("#", " ").split()))
+    if path.stem.startswith("cpu_2proc_"):
+        return
+    twin = ROOT / f"launch/cpu_2proc_{path.stem}.yaml"
+    if twin.exists():  # they differ in the device alone
+        ours, theirs = yaml.safe_load(text), yaml.safe_load(twin.read_text())
+        assert {key for key in ours if ours[key] != theirs[key]} <= {"use_cpu"}

@@ -1,0 +1,356 @@
+"""Attackers that train an adapter, and the gradient that they give the base weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from engine_cases import ADAPTERS_POOL, PAPER, build, person, save, steps, theta
+from plain_l2p import ADAM, Recorded
+from safetensors.torch import load_file
+from tiny_pipelines import BUILDERS
+from tiny_run import UNET, arguments, equal, weights, write_people
+from torch import Tensor, nn
+
+from apdm.cli import main
+from apdm.config import L2PConfig, PoolConfig
+from apdm.core.adamw import make_adamw
+from apdm.core.errors import UserError
+from apdm.core.numbers import spread
+from apdm.distributed.engines import Engine
+from apdm.distributed.launch import check_engine
+from apdm.distributed.lora import LowRank
+from apdm.distributed.processes import ALONE
+from apdm.families import Family, load_family
+from apdm.families.lora_layers import lora_parameters
+from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.training import Training
+from apdm.protection.attacker_pool import AttackerPool
+from apdm.protection.attackers import Attackers, Plan
+from apdm.protection.batches import Draws
+from apdm.protection.learning_to_protect import LearningToProtect
+
+make = partial(make_adamw, **ADAM)
+RATE = 0.02
+
+
+@pytest.fixture
+def family(tiny_pipeline: Path) -> Family:
+    return load_family(tiny_pipeline)
+
+
+def engine_of(model: nn.Module, *, shared: bool = True, seed: int = 4, **options: Any) -> LowRank:
+    adapter = partial(make_adamw, **{**ADAM, "learning_rate": RATE})
+    generator = torch.Generator().manual_seed(seed)
+    return LowRank(model, make, make_adapter_optimizer=adapter, rank=3, generator=generator, shared=shared, **options)
+
+
+def method_of(family: Family, engine: Engine, **options: Any) -> LearningToProtect:
+    reference = copy.deepcopy(engine.model).requires_grad_(False)
+    with torch.no_grad():  # phi that is not theta: DPO must see the difference
+        for p in reference.parameters():
+            p.mul_(1.01)
+    return LearningToProtect(family, engine, reference, engine.slow_weights(**ADAM), **options)
+
+
+def draws(family: Family, seed: int = 5) -> Draws:
+    (data,) = person(0, family)
+    dtype = torch.get_default_dtype()
+    for part in (data.instance, data.prior):
+        object.__setattr__(part, "mean", part.mean.to(dtype))
+        object.__setattr__(part, "std", part.std.to(dtype))
+    for name in ("instance_prompt", "class_prompt"):
+        object.__setattr__(data, name, getattr(data, name).to(dtype))
+    return Draws(data, torch.Generator().manual_seed(seed), 2)
+
+
+def merged(engine: LowRank) -> nn.Module:
+    """A copy of the bare model with B A added to the weights, by hand."""
+    model = copy.deepcopy(engine.model)
+    pieces = dict(engine.adapted.named_parameters())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            stem = name.removesuffix(".weight")
+            if f"{stem}.lora_A.default.weight" in pieces:
+                down, up = (pieces[f"{stem}.lora_{part}.default.weight"].flatten(1) for part in "AB")
+                p += (up @ down).view_as(p)
+    return model
+
+
+@pytest.mark.parametrize("target", ["attention", "linear", "all"])
+def test_the_gradient_of_the_base_weights_is_that_of_the_merged_model(float64, family, target):
+    engine = engine_of(family.denoiser.double(), target=target)
+    convolved = any(p.dim() == 4 for p in engine.adapter)
+    assert convolved == (target == "all")
+    method = method_of(family, engine)
+    method.slow.begin()
+    with torch.no_grad():
+        for p in engine.adapter:
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(p))) / 3)
+    batch = draws(family).protection()
+    method.protect(batch)
+    model = merged(engine)
+    loss, _ = method.protection_loss(model, batch)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(list(method.slow.gradient), list(expected), rtol=1e-9, atol=1e-12)
+    plain, _ = method.protection_loss(engine.model, batch)
+    far = torch.autograd.grad(plain, list(engine.model.parameters()))
+    assert max((a - b).abs().max() for a, b in zip(far, expected, strict=True)) > 1e-3
+
+
+def test_an_attacker_that_has_not_moved_gives_the_gradient_of_the_full_path(float64, family):
+    batch, found = draws(family).protection(), []
+    for engine in (engine_of(family.denoiser.double()), Engine(family.denoiser, make)):
+        method = method_of(family, engine)
+        method.slow.begin()
+        method.protect(batch)
+        found.append(list(method.slow.gradient))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-13)
+
+
+def test_the_attacker_walks_the_path_of_a_merged_low_rank_attack_written_by_hand(float64, family):
+    engine = engine_of(family.denoiser.double(), max_grad_norm=0.5)
+    method, source = method_of(family, engine), draws(family)
+    method.slow.begin()
+    by_hand = copy.deepcopy(engine.adapted)
+    mine = lora_parameters(by_hand)
+    optimizer = torch.optim.AdamW(mine, lr=RATE, betas=(0.9, 0.99), weight_decay=0.05, eps=1e-8)
+    for _ in range(3):
+        batch = source.personalization()
+        method.personalize(batch)
+        loss, _ = method.personalization_loss(by_hand, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(mine, 0.5)
+        optimizer.step()
+    torch.testing.assert_close(list(engine.adapter), list(mine), rtol=1e-9, atol=1e-12)
+    assert all(p.abs().max() > RATE / 2 for p in engine.adapter)
+
+
+def test_the_attacker_never_moves_theta_and_every_one_starts_with_a_new_a_and_an_empty_b(family):
+    engine = engine_of(family.denoiser)
+    method, source = method_of(family, engine, inner_steps=2), draws(family)
+    before, starts = [p.detach().clone() for p in engine.parameters], []
+    for _ in range(2):
+        method.slow.begin()
+        starts.append([p.detach().clone() for p in engine.adapter])
+        method.personalize(source.personalization())
+        assert all(map(torch.equal, before, engine.parameters))
+        assert all(p.requires_grad and p.grad is None for p in engine.parameters)
+    names = [name for name, _ in engine.adapted.named_parameters() if "lora_" in name]
+    for name, first, second in zip(names, *starts, strict=True):
+        if "lora_B" in name:
+            assert not first.any() and not second.any()
+        else:
+            assert not torch.equal(first, second)
+            assert first.std().item() == pytest.approx(1 / 3, rel=0.5)
+
+
+def test_one_copy_of_the_weights_serves_and_gives_what_two_give(family):
+    found = []
+    for share_storage in (True, False):
+        engine = engine_of(copy.deepcopy(family.denoiser), shared=share_storage)
+        method = method_of(family, engine, inner_steps=2, anchor_weight=1.0)
+        shared = [t.data_ptr() == p.data_ptr() for t, p in zip(method.slow.theta, engine.parameters, strict=True)]
+        assert all(shared) if share_storage else not any(shared)
+        source = draws(family)
+        for _ in range(3):
+            method.outer_step(source)
+        method.slow.restore()
+        found.append([p.detach() for p in engine.parameters])
+        assert not engine.full_optimizer.state
+    assert all(map(torch.equal, *found))
+
+
+def test_attackers_train_an_adapter_or_everything(family):
+    engine = engine_of(family.denoiser, shared=False)
+    method, source = method_of(family, engine, inner_steps=1), draws(family)
+    for low_rank in (True, False, False, True):
+        engine.set_low_rank(low_rank)
+        method.slow.begin()
+        method.personalize(source.personalization())
+        stays = [torch.equal(p, t) for p, t in zip(engine.parameters, method.slow.theta, strict=True)]
+        assert all(stays) if low_rank else not any(stays)
+    assert engine.full_optimizer.state and engine.adapter_optimizer.state
+
+
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 0), (0.5, 3, 9), (1.0, 12, 12)])
+def test_the_share_of_those_that_train_an_adapter_is_drawn(family, share, fewest, most):
+    line = Attackers(
+        {"s1": person(0, family)}, torch.Generator(), learning_rate=1.0, steps=1, batch_size=1, lora_share=share
+    )
+    assert fewest <= sum(line.next().low_rank for _ in range(12)) <= most
+
+
+def pool_of(family: Family, share: float, **options: Any) -> tuple[AttackerPool, Recorded]:
+    """Two attackers who draw from the same person, theta standing still; what they drew."""
+    engine = engine_of(copy.deepcopy(family.denoiser).double(), shared=False)
+    method = method_of(family, engine)
+    method.slow.optimizer.param_groups[0]["lr"] = 0.0
+    source = Recorded(draws(family))
+    plan = Plan(0, 0, ADAM["learning_rate"], options.pop("depth", 100), 1.0)
+
+    class Line:
+        def next(self) -> Plan:
+            return plan
+
+        def batches(self, _: Plan) -> Any:
+            return source
+
+    return AttackerPool.start(method, Line(), size=2, stride=2, lora_share=share), source
+
+
+def test_in_a_pool_attackers_of_both_kinds_walk_as_if_they_were_alone(float64, family):
+    pool, source = pool_of(family, 0.5)
+    full, low = pool.attackers
+    assert (full.plan.low_rank, low.plan.low_rank) == (False, True)
+    starts = []
+    for _ in range(3):
+        pool.outer_step()
+        pool.outer_step()
+        starts.append([p.detach().clone() for p in low.offset])
+    drawn = source.drawn["personalization"]
+    batches = {
+        True: [b for i, b in enumerate(drawn) if i % 4 > 1],
+        False: [b for i, b in enumerate(drawn) if i % 4 < 2],
+    }
+    for attacker in (full, low):
+        alone = method_of(family, engine_of(copy.deepcopy(family.denoiser).double(), shared=False))
+        alone.engine.set_low_rank(attacker.plan.low_rank)
+        alone.engine.generator.manual_seed(4)
+        alone.slow.begin()  # its A is the first that the generator gives
+        for batch in batches[attacker.plan.low_rank]:
+            alone.personalize(batch)
+        walked = list(alone.engine.adapter)
+        if not attacker.plan.low_rank:
+            walked = [p.detach() - t.detach() for p, t in zip(alone.slow.fast, alone.slow.theta, strict=True)]
+        torch.testing.assert_close([p.detach() for p in attacker.offset], [p.detach() for p in walked])
+        assert attacker.steps == 6
+
+
+def test_what_a_pool_keeps_of_an_adapter_is_the_adapter(float64, family):
+    pool, _ = pool_of(family, 1.0)
+    for _ in range(2):
+        pool.outer_step()
+    adapter = sum(p.numel() for p in pool.method.engine.adapter)
+    for attacker in pool.attackers:
+        kept = [*attacker.offset, *attacker.moments]
+        assert sum(t.numel() for t in kept) == 3 * adapter
+
+
+def test_in_a_pool_an_adapter_that_starts_anew_has_a_new_a_and_an_empty_b(float64, family):
+    pool, _ = pool_of(family, 1.0, depth=4)
+    engine, seen = pool.method.engine, []
+    entered = pool.enter
+
+    def enter(attacker: Any) -> None:
+        entered(attacker)
+        if attacker is pool.attackers[0]:
+            seen.append([p.detach().clone() for p in engine.adapter])
+
+    pool.enter = enter
+    for _ in range(6):
+        pool.outer_step()
+    empty = [[not p.any() for p in adapter[1::2]] for adapter in seen]
+    assert [all(flags) for flags in empty] == [True, False, True]
+    assert not any(map(torch.equal, seen[0][::2], seen[2][::2]))
+    assert pool.attackers[0].plan.low_rank
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "chosen"),
+    [(0.0, 4, []), (0.5, 4, [1, 3]), (0.25, 4, [3]), (0.3, 3, []), (1.0, 3, [0, 1, 2]), (1 / 3, 6, [2, 5])],
+)
+def test_a_share_of_a_pool_is_rounded_down_and_spread(share, count, chosen):
+    assert [i for i, low_rank in enumerate(spread(share, count)) if low_rank] == chosen
+
+
+def test_a_pool_with_adapters_resumes_to_the_same_weights(family, tmp_path):
+    def pool() -> Training:
+        return build(ADAPTERS_POOL, Accelerator(cpu=True), ALONE, family)
+
+    torch.set_num_threads(1)
+    save(steps(pool(), 1, 3), tmp_path, 3)
+    files = {path.name for path in (tmp_path / "checkpoint-000003").iterdir()}
+    assert {"attacker-0-offset.safetensors", "attacker-2-exp_avg.safetensors"} <= files
+    resumed = pool()
+    assert resumed.load(Checkpoint.open(tmp_path / "checkpoint-000003")).step == 3
+    assert equal(theta(steps(resumed, 4, 7)), theta(steps(pool(), 1, 7)))
+
+
+def test_another_rate_of_the_attackers_is_the_adapters_in_proportion(family):
+    engine = engine_of(family.denoiser, shared=False)
+    engine.set_learning_rate(3 * ADAM["learning_rate"])
+    rates = [o.param_groups[0]["lr"] for o in (engine.full_optimizer, engine.adapter_optimizer)]
+    assert rates == pytest.approx([3 * ADAM["learning_rate"], 3 * RATE])
+
+
+def test_checkpointed_activations_change_nothing(family):
+    found = []
+    for checkpointed in (False, True):
+        model = copy.deepcopy(family.denoiser)
+        if checkpointed:
+            model.enable_gradient_checkpointing()
+        method = method_of(family, engine_of(model), inner_steps=2)
+        method.outer_step(draws(family))
+        found.append([t.detach() for t in method.slow.theta])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def hardened(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    people = write_people(tmp_path_factory.mktemp("people"))
+
+    def run(**changes: object) -> Path:
+        output = tmp_path_factory.mktemp("runs") / "run"
+        assert main(["harden", *arguments(tiny_pipeline, people, output, **changes)]) == 0
+        return output
+
+    return run
+
+
+def test_what_is_exported_has_no_adapter_in_it_and_is_hardened(hardened, tiny_pipeline):
+    base = load_file(tiny_pipeline / UNET.removeprefix("model/"))
+    for share in (1.0, 0.5):
+        output = hardened(**{"l2p.lora_share": share})
+        exported: dict[str, Tensor] = weights(output)
+        assert {k: (v.shape, v.dtype) for k, v in exported.items()} == {k: (v.shape, v.dtype) for k, v in base.items()}
+        assert not equal(exported, base)
+    facts = (output / "checkpoint-000004/checkpoint.json").read_text()
+    assert "lora_A" not in facts and '"l2p.lora_share": 0.5' in facts
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("zero2", {}, "use one process or ddp, not zero2"),
+        ("fsdp2", {}, "use one process or ddp, not fsdp2"),
+        ("single", {"l2p": L2PConfig(lora_share=0.3), "pool": PoolConfig(size=3)}, "0.3 of pool.size 3 is no attacker"),
+        ("single", {"l2p": L2PConfig(lora_share=0.5, leak=True)}, "l2p.leak reproduces the release"),
+    ],
+)
+def test_what_adapters_cannot_do_is_refused_in_one_line(kind, changes, message):
+    from dataclasses import replace
+
+    config = replace(PAPER, **{"l2p": L2PConfig(lora_share=1.0), **changes})
+    with pytest.raises(UserError, match=message):
+        check_engine(config, kind, 1)
+    check_engine(replace(PAPER, l2p=L2PConfig(lora_share=1.0)), "single", 1)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_familys_denoiser_takes_an_adapter_that_its_own_weights_know_nothing_of(families, kind):
+    model = copy.deepcopy(families(kind).denoiser)
+    names = [name for name, _ in model.named_parameters()]
+    engine = engine_of(model)
+    engine.begin()
+    assert [name for name, _ in model.named_parameters()] == names
+    assert engine.adapter and all(p.dtype == torch.float32 for p in engine.adapter)
+    shared = {p.data_ptr() for p in engine.adapted.parameters()}
+    assert all(p.data_ptr() in shared and p.requires_grad for p in model.parameters())

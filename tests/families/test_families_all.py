@@ -1,0 +1,272 @@
+"""Every family against closed forms and diffusers' own pipelines, and from photos to pictures end to end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.models.embeddings import apply_rotary_emb
+from tiny_pipelines import BUILDERS, build_sd3, build_sdxl, small_unet
+from torch import Tensor
+
+from apdm.core.errors import UserError
+from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.families.attention import watch_attention
+from apdm.families.base import append_pooled, split_pooled
+
+FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
+SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
+EVERY = pytest.mark.parametrize("kind", BUILDERS)
+
+
+def latent_batch(family: Family, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    channels = family.pipeline.vae.config.latent_channels
+    latents, noise = torch.randn(2, count, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return latents, noise, torch.tensor([0, 250, 998, 999])[:count]
+
+
+# -- what the denoiser is told -------------------------------------------------------------------------------
+
+
+def test_a_pooled_vector_joined_to_token_embeddings_comes_off_as_it_was():
+    embeds = torch.randn(3, 5, 8)
+    for width in (1, 8, 19):
+        pooled = torch.randn(3, width)
+        joined = append_pooled(embeds, pooled)
+        assert joined.shape == (3, 5 + -(-width // 8), 8)
+        assert all(torch.equal(a, b) for a, b in zip(split_pooled(joined, width), (embeds, pooled), strict=True))
+
+
+@EVERY
+def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draws(families, kind: str):
+    """The first sampling step of the pipeline, called as its users call it, and the same call through `predict`."""
+    family, calls = families(kind), []
+    hook = family.denoiser.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((args, kwargs, output[0])), with_kwargs=True
+    )
+    family.pipeline("a photo of sks person", **SIZE, num_inference_steps=2, guidance_scale=1.0, output_type="latent")
+    hook.remove()
+    args, kwargs, theirs = calls[0]
+    noisy = args[0] if args else kwargs["hidden_states"]
+    # Flow matching begins where there is nothing but noise; others say their timestep.
+    timestep = int(args[1]) if args else 999
+    if kind == "flux":
+        noisy, theirs = (family.drawn_latents(tokens, 16, 16) for tokens in (noisy, theirs))
+    with torch.no_grad():
+        embeds = family.encode_prompts(["a photo of sks person"])
+        ours = family.predict(family.denoiser, noisy, torch.tensor([timestep]), embeds)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+def test_drawing_is_the_pipeline_s_own_and_a_picture_depends_on_its_own_seed(families, kind: str):
+    family = families(kind)
+    prompts = ["a photo of person"] * 3
+    together = family.sample(prompts, seed=7, num_inference_steps=3, **SIZE)
+    one_by_one = family.sample(prompts, seed=[7, 8, 9], num_inference_steps=3, batch_size=1, **SIZE)
+    assert together.shape == (3, 3, 16, 16)
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-4)
+    theirs = family.pipeline(
+        prompts[0],
+        **SIZE,
+        generator=torch.Generator().manual_seed(8),
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(together[1:2], theirs, rtol=0, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+@EVERY
+def test_posterior_and_decode_are_inverse_scales_of_the_vae(families, kind: str):
+    family = families(kind)
+    config = family.pipeline.vae.config
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        posterior, theirs = family.posterior(images), family.pipeline.vae.encode(images).latent_dist
+        decoded = family.decode(posterior.mean)
+        raw = family.pipeline.vae.decode(theirs.mean).sample
+    shift = config.shift_factor or 0.0
+    torch.testing.assert_close(posterior.mean, (theirs.mean - shift) * config.scaling_factor)
+    torch.testing.assert_close(posterior.std, theirs.std * config.scaling_factor)
+    torch.testing.assert_close(decoded, (raw / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_sdxl_is_told_the_size_of_the_latents_pictures_without_a_crop(families):
+    family, told = families("sdxl"), {}
+    handle = family.denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: told.update(kwargs["added_cond_kwargs"]), with_kwargs=True
+    )
+    embeds = family.encode_prompts(["a dog"] * 2)
+    with torch.no_grad():
+        family.predict(family.denoiser, torch.randn(2, 4, 8, 12), torch.tensor([5, 6]), embeds)
+    handle.remove()
+    assert told["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    pooled = family.pipeline.encode_prompt(["a dog"] * 2, do_classifier_free_guidance=False)[2]
+    torch.testing.assert_close(told["text_embeds"], pooled)
+
+
+# -- flow matching -------------------------------------------------------------------------------------------
+
+
+FLOW = pytest.mark.parametrize(("kind", "shift"), [("sd3", 3.0), ("flux", 1.0)])  # FLUX shifts when sampling alone
+
+
+@FLOW
+def test_flow_matching_noises_along_a_line_at_the_shifted_level(families, kind: str, shift: float):
+    family = families(kind)
+    latents, noise, timesteps = latent_batch(family)
+    level = (timesteps.double() + 1) / 1000
+    sigma = (shift * level / (1 + (shift - 1) * level)).float()
+    torch.testing.assert_close(family.sigmas(timesteps), sigma)
+    by_hand = torch.stack([(1 - s) * x + s * n for s, x, n in zip(sigma, latents, noise, strict=True)])
+    torch.testing.assert_close(family.add_noise(latents, noise, timesteps), by_hand)
+    assert torch.equal(family.add_noise(latents, noise, timesteps)[3], noise[3])
+
+
+@FLOW
+def test_the_flow_target_leads_from_any_noise_level_back_to_the_latents(families, kind: str, shift: float):
+    family = families(kind)
+    latents, noise, timesteps = latent_batch(family)
+    noisy, target = family.add_noise(latents, noise, timesteps), family.target(latents, noise, timesteps)
+    assert torch.equal(target, noise - latents)
+    torch.testing.assert_close(noisy - family.sigmas(timesteps).view(-1, 1, 1, 1) * target, latents, rtol=0, atol=1e-5)
+
+
+def test_flow_matching_trains_at_logit_normal_timesteps_and_the_others_at_uniform_ones(families):
+    """Quantiles of 20000 draws: those of the sigmoid of a normal variable, and those of a line."""
+    shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
+    logistic = torch.special.ndtri(shares).sigmoid()
+    for kind, expected in (("sd3", logistic), ("flux", logistic), ("sdxl", shares), ("sd15", shares)):
+        drawn = families(kind).draw_timesteps(20_000, torch.Generator().manual_seed(0))
+        assert drawn.dtype == torch.long and drawn.min() >= 0 and drawn.max() <= 999
+        found = drawn.double().add(0.5).div(1000).quantile(shares)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.012)
+
+
+def test_sampling_does_not_move_the_levels_that_training_uses(families):
+    family = families("sd3")
+    before = family.sigmas(torch.arange(1000)).clone()
+    family.sample(["a dog"], seed=0, num_inference_steps=2)
+    assert torch.equal(family.sigmas(torch.arange(1000)), before)
+
+
+# -- variants of a family ------------------------------------------------------------------------------------
+
+
+def test_stable_diffusion_3_works_without_t5_and_stays_without(tmp_path):
+    build_sd3(tmp_path / "vocabulary", with_t5=False).save_pretrained(tmp_path / "model")
+    family = load_family(tmp_path / "model")
+    embeds = family.encode_prompts(["a photo of sks person"])
+    tokens, _ = split_pooled(embeds, 72)
+    assert tokens[:, 16:].abs().sum() == 0 and tokens[:, :16].abs().sum() > 0
+    assert family.sample(["a dog"], seed=0, num_inference_steps=1).isfinite().all()
+    family.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/model_index.json").read_text())["text_encoder_3"] == [None, None]
+    assert load_family(tmp_path / "saved").pipeline.text_encoder_3 is None
+
+
+def test_xl_s_vae_stays_in_float32_where_half_precision_overflows(folders):
+    family = load_family(folders("sdxl"), dtype=torch.float16)
+    assert isinstance(family, StableDiffusionXL)
+    assert family.pipeline.vae.dtype == torch.float32 == family.denoiser.dtype
+    assert family.pipeline.text_encoder_2.dtype == torch.float16
+    assert load_family(folders("sdxl"), dtype=torch.bfloat16).pipeline.vae.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
+def test_half_precision_frozen_parts_still_draw_nearly_the_same(folders, families, kind: str):
+    half = load_family(folders(kind), dtype=torch.bfloat16)
+    ours = half.sample(["a photo of person"], seed=0, num_inference_steps=2)
+    theirs = families(kind).sample(["a photo of person"], seed=0, num_inference_steps=2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)
+
+
+def test_pipelines_that_are_trained_otherwise_are_refused(tmp_path):
+    def refused(pipeline: Any, message: str) -> None:
+        pipeline.save_pretrained(tmp_path / message)
+        with pytest.raises(UserError, match=message):
+            load_family(tmp_path / message)
+
+    pipeline = build_sdxl(tmp_path / "vocabulary")
+    betas = pipeline.scheduler
+    pipeline.register_modules(scheduler=EDMEulerScheduler())
+    refused(pipeline, "no schedule of betas")
+    pipeline.register_modules(scheduler=betas, unet=small_unet(cross_attention_dim=72))
+    refused(pipeline, "no base model of Stable Diffusion XL")
+    pipeline = build_sd3(tmp_path / "vocabulary")
+    assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
+    pipeline.register_modules(scheduler=betas)
+    refused(pipeline, "no flow-matching scheduler")
+
+
+def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other(families):
+    """The first block by hand, from its own projections; the pass is not changed by being watched."""
+    family = families("sd3")
+    denoiser, inputs = family.denoiser, {}
+    layer = denoiser.transformer_blocks[0].attn
+    handle = layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.update(kwargs), with_kwargs=True)
+    noisy, embeds = torch.randn(2, 16, 8, 8), family.encode_prompts(["a photo of sks person", "a dog"])
+    timesteps = torch.tensor([10, 700])
+    plain = family.predict(denoiser, noisy, timesteps, embeds)
+    with watch_attention(denoiser, max_positions=16) as maps:
+        assert torch.equal(family.predict(denoiser, noisy, timesteps, embeds), plain)
+    handle.remove()
+    positions, tokens = inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1]
+    assert (positions, tokens) == (16, 16 + 256)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+
+    query = layer.norm_q(heads(layer.to_q(inputs["hidden_states"])))
+    own = layer.norm_k(heads(layer.to_k(inputs["hidden_states"])))
+    words = layer.norm_added_k(heads(layer.add_k_proj(inputs["encoder_hidden_states"])))
+    root = query.shape[-1] ** -0.5
+    name = "transformer_blocks.0.attn"
+    torch.testing.assert_close(maps.self_[name], (root * query @ own.mT).softmax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
+    assert maps.cross.keys() == {"transformer_blocks.0.attn", "transformer_blocks.1.attn"}
+    assert maps.self_.keys() - maps.cross.keys() == {"transformer_blocks.0.attn2"}
+    with watch_attention(denoiser, max_positions=15) as none:
+        family.predict(denoiser, noisy, timesteps, embeds)
+    assert not none.cross and not none.self_
+
+
+def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_sequences_none(families):
+    family = families("flux")
+    denoiser, inputs = family.denoiser, {}
+    layer = denoiser.transformer_blocks[0].attn
+    handle = layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.update(kwargs), with_kwargs=True)
+    with watch_attention(denoiser) as maps:
+        family.predict(
+            denoiser, torch.randn(2, 16, 8, 8), torch.tensor([10, 700]), family.encode_prompts(["a photo", "a dog"])
+        )
+    handle.remove()
+    parts = ((layer.to_q, layer.norm_q), (layer.to_k, layer.norm_k), (layer.add_k_proj, layer.norm_added_k))
+    picture, prompt, (cosine, sine) = (
+        inputs[name] for name in ("hidden_states", "encoder_hidden_states", "image_rotary_emb")
+    )
+    query, own, words = (
+        norm(project(x).unflatten(-1, (layer.heads, -1))).transpose(1, 2)
+        for (project, norm), x in zip(parts, (picture, picture, prompt), strict=True)
+    )
+    tokens = prompt.shape[1]
+    places = (cosine[tokens:], sine[tokens:])  # the prompt stands at 0, where nothing turns
+    query, own = (apply_rotary_emb(x, places) for x in (query, own))
+    root = query.shape[-1] ** -0.5
+    (name,) = maps.cross
+    torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps.self_[name], (root * query @ own.mT).softmax(-1), rtol=1e-4, atol=1e-6)
+    assert list(maps.self_) == [name] == ["transformer_blocks.0.attn"]
+
+
+def test_each_family_has_its_own_class(families):
+    assert type(families("sd3")) is StableDiffusion3
+    assert type(families("sdxl")) is StableDiffusionXL
+    assert type(families("flux")) is Flux
+    assert type(families("sd15")) is type(families("sd21"))
+    assert families("sd21").prediction_type == "v_prediction"

@@ -1,0 +1,190 @@
+"""Single-file checkpoints of every family: what is written loads in diffusers' classes and comes back as it went."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import BUILDERS, build_flux, build_sd3, build_sdxl, clip_config
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection
+
+from apdm.config import HardenConfig, L2PConfig
+from apdm.core.errors import UserError
+from apdm.core.files import model_hash
+from apdm.export.pipeline import check_single_file, export_model
+from apdm.families import Family, load_family
+from apdm.jobs.harden import harden
+
+FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
+EVERY = pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind != "flux"])
+HALF = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """exported(kind, dtype) -> (a pipeline folder stored in that type, its single file); read them only."""
+    made: dict[Any, tuple[Path, Path]] = {}
+
+    def make(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
+        if (kind, dtype) not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            BUILDERS[kind](folder / "vocabulary").to(dtype=dtype).save_pretrained(folder / "base")
+            family = load_family(folder / "base")
+            export_model(family, folder / "model", base_path=folder / "base", single_file=True, **FACTS)
+            made[kind, dtype] = folder / "base", folder / "model.safetensors"
+        return made[kind, dtype]
+
+    return make
+
+
+def weights(pipeline: Any) -> dict[str, Tensor]:
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": w for name, module in modules.items() for key, w in module.state_dict().items()}
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert ours[name].dtype == weight.dtype and torch.equal(ours[name], weight), name
+
+
+@EVERY
+@HALF
+def test_diffusers_reads_the_single_file_with_every_weight_of_the_folder(exported, kind: str, dtype: torch.dtype):
+    base, path = exported(kind, dtype)
+    assert {weight.dtype for weight in load_file(path).values()} == {dtype}
+    pipeline_class = type(load_family(base).pipeline)
+    loaded = pipeline_class.from_single_file(str(path), config=str(base), local_files_only=True, dtype=dtype)
+    expected = pipeline_class.from_pretrained(base, local_files_only=True, dtype=dtype)
+    assert not [name for name, weight in weights(loaded).items() if weight.is_meta]
+    assert_equal(weights(loaded), weights(expected))
+
+
+@EVERY
+@HALF
+def test_a_single_file_becomes_the_family_of_its_folder(exported, kind: str, dtype: torch.dtype):
+    base, path = exported(kind, dtype)
+    ours, theirs = load_family(path, single_file_config=base), load_family(base)
+    assert type(ours) is type(theirs) and ours.source is None
+    assert {part: ours.dtypes[part] for part in theirs.dtypes} == theirs.dtypes
+    assert_equal(weights(ours.pipeline), weights(theirs.pipeline))
+    one, other = (family.sample(["a photo of person"], seed=0, num_inference_steps=2) for family in (ours, theirs))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@EVERY
+def test_a_single_file_that_is_hardened_keeps_its_names_shapes_and_types(exported, tmp_path: Path, kind: str):
+    base, path = exported(kind, torch.float16)
+    family = load_family(path, single_file_config=base)
+    with torch.no_grad():
+        for weight in family.denoiser.parameters():
+            weight.mul_(1.1)
+    export_model(family, tmp_path / "model", base_path=path, single_file=True, **FACTS)
+    before, after = load_file(path), load_file(tmp_path / "model.safetensors")
+    assert {k: (w.shape, w.dtype) for k, w in before.items()} == {k: (w.shape, w.dtype) for k, w in after.items()}
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert changed and all(name.startswith("model.diffusion_model.") for name in changed)
+    again = load_family(tmp_path / "model")
+    assert type(again) is type(family) and set(again.dtypes.values()) == {torch.float16}
+    with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
+        assert file.metadata()["apdm.base_sha256"] == model_hash(path)
+
+
+def test_the_main_job_takes_a_single_file(exported, tmp_path: Path):
+    from PIL import Image
+
+    base, path = exported("sdxl")
+    (tmp_path / "people/s01").mkdir(parents=True)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "people/s01/0.png")
+    config = HardenConfig(
+        pretrained_model_name_or_path=str(path),
+        single_file_config=str(base),
+        instance_data_dir=str(tmp_path / "people"),
+        output_dir=str(tmp_path / "hardened"),
+        resolution=16,
+        num_class_images=1,
+        num_inference_steps=1,
+        max_train_steps=1,
+        num_threads=1,
+        l2p=L2PConfig(inner_steps=1),
+    )
+    hardened: Family = load_family(harden(config) / "model")
+    assert hardened.pipeline_name == "StableDiffusionXLPipeline"
+
+
+# -- what does not fit ---------------------------------------------------------------------------------------
+
+
+def test_a_single_file_that_cannot_be_read_is_bad_input(exported, tmp_path: Path):
+    base, path = exported("sdxl")
+    other, _ = exported("sd3")
+    with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, but .* is of a StableDiffusion3Pipeline"):
+        load_family(path, single_file_config=other)
+    pickle = tmp_path / "model.ckpt"
+    torch.save({}, pickle)
+    with pytest.raises(UserError, match=r"model\.ckpt is a pickle.*--allow_pickle"):
+        load_family(pickle, single_file_config=base)
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"cut\.safetensors cannot be read"):
+        load_family(tmp_path / "cut.safetensors", single_file_config=base)
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="no single file of a known model"):
+        load_family(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model.", "conditioner.embedders.1."])
+def test_a_single_file_with_a_weight_missing_is_bad_input_and_not_random(exported, tmp_path: Path, prefix: str):
+    base, path = exported("sdxl")
+    content = load_file(path)
+    del content[next(name for name in sorted(content, reverse=True) if name.startswith(prefix))]
+    save_file(content, tmp_path / "less.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"less\.safetensors"):
+        load_family(tmp_path / "less.safetensors", single_file_config=base)
+
+
+def test_without_a_configuration_and_without_the_hub_the_option_is_named(exported, monkeypatch):
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("the Hub cannot be reached")
+
+    monkeypatch.setattr(diffusers.loaders.single_file, "_download_diffusers_model_config_from_hub", unreachable)
+    with pytest.raises(UserError, match="name its pipeline's folder with --single_file_config"):
+        load_family(exported("sdxl")[1])
+
+
+def test_what_a_loader_could_not_tell_apart_is_refused_before_long_work(tmp_path: Path):
+    pipeline = build_sdxl(tmp_path)
+    check_single_file(pipeline)
+    config = clip_config(pipeline.tokenizer, hidden_size=32, projection_dim=40, hidden_act="gelu")
+    pipeline.register_modules(text_encoder_2=CLIPTextModelWithProjection(config))
+    with pytest.raises(UserError, match="two text encoders of one width"):
+        check_single_file(pipeline)
+    pipeline = build_sd3(tmp_path)
+    check_single_file(pipeline)
+    torch.nn.init.normal_(pipeline.text_encoder.text_projection.weight)
+    with pytest.raises(UserError, match="no place for the first text encoder's projection"):
+        check_single_file(pipeline)
+    with pytest.raises(UserError, match="not this FluxPipeline"):
+        check_single_file(build_flux(tmp_path))
+    pipeline.register_modules(text_encoder=pipeline.text_encoder_3)
+    with pytest.raises(UserError, match="not this T5EncoderModel"):
+        check_single_file(pipeline)
+
+
+def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path):
+    base, path = exported("sd15")
+    torch.save({"state_dict": load_file(path)}, tmp_path / "model.ckpt")
+    family = load_family(tmp_path / "model.ckpt", single_file_config=base, allow_pickle=True)
+    assert_equal(weights(family.pipeline), weights(load_family(base).pipeline))
+
+
+def test_the_folder_of_configurations_needs_no_weights(exported, tmp_path: Path):
+    base, path = exported("sd3")
+    bare = shutil.copytree(base, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert_equal(weights(load_family(path, single_file_config=bare).pipeline), weights(load_family(base).pipeline))

@@ -1,0 +1,92 @@
+"""Photos between disk and method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apdm.core.errors import UserError
+from apdm.data.subjects import Subject
+from apdm.image_layer.photos import deviation, quantise, read_photo, read_subject, save_photo, square_view
+
+
+def saved(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
+    rng = np.random.default_rng(0)
+    bands = {"RGB": 3, "RGBA": 4, "L": 1}[mode]
+    pixels = rng.integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze(), mode).save(path)
+    return path
+
+
+def test_rounding_to_eight_bits_never_leaves_the_ball():
+    original = torch.randint(0, 256, (3, 50, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for epsilon in (7 / 255, 6.375 / 255, 6.6 / 255, 0.9 / 255):
+        far = original.float() / 255 + epsilon * torch.empty(3, 50, 50).uniform_(-1, 1).sign()
+        change = (quantise(far, original, epsilon).int() - original.int()).abs()
+        assert change.max() <= epsilon * 255 + 1e-4
+        assert change.max() == int(epsilon * 255 + 1e-4)
+
+
+def test_a_square_photo_of_the_right_size_is_seen_as_it_is():
+    photo = torch.rand(3, 64, 64)
+    assert torch.equal(square_view(photo, 64, 0.3), photo)
+
+
+def test_the_square_slides_along_the_longer_side():
+    photo = torch.arange(30.0).expand(3, 10, 30)
+    assert [square_view(photo, 10, at)[0, 0, 0].item() for at in (0.0, 0.5, 1.0)] == [0, 10, 20]
+    tall = photo.transpose(1, 2)
+    assert [square_view(tall, 10, at)[0, 0, 0].item() for at in (0.0, 0.5, 1.0)] == [0, 10, 20]
+
+
+def test_a_large_photo_is_averaged_not_sampled_and_every_pixel_of_the_square_counts():
+    photo = torch.rand(3, 64, 64, dtype=torch.float64, requires_grad=True)
+    view = square_view(photo, 16)
+    assert view.shape == (3, 16, 16)
+    (gradient,) = torch.autograd.grad(view.sum(), photo)
+    assert (gradient > 0).all()
+    torch.testing.assert_close(gradient.sum(), torch.tensor(3.0 * 16 * 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "jpg")])
+def test_a_photo_of_any_kind_is_saved_as_it_was_read(tmp_path: Path, mode: str, suffix: str):
+    photo = read_photo(saved(tmp_path / f"in.{suffix}", mode))
+    assert photo.pixels.shape == (3, 30, 40) and photo.pixels.dtype == torch.uint8
+    save_photo(photo.pixels, tmp_path / "out.png")
+    assert deviation(tmp_path / "out.png", photo.pixels) == 0
+
+
+def test_sixteen_bits_and_a_turned_camera_are_read_upright_in_eight(tmp_path: Path):
+    Image.fromarray(np.full((20, 30), 65535, dtype=np.uint16)).save(tmp_path / "wide.png")
+    assert read_photo(tmp_path / "wide.png").pixels.unique().tolist() == [255]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_photo(tmp_path / "turned.jpg").pixels.shape == (3, 30, 20)
+
+
+def test_nothing_but_pixels_is_saved(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x010E] = "taken at home"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    for kind, name in (("png", "b.png"), ("jpeg", "b.jpg")):
+        save_photo(read_photo(tmp_path / "a.jpg").pixels, tmp_path / name, kind)
+        with Image.open(tmp_path / name) as image:
+            assert not image.getexif() and not {"exif", "icc_profile", "comment"} & image.info.keys()
+        assert b"taken at home" not in (tmp_path / name).read_bytes()
+
+
+def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
+    images = [saved(tmp_path / "a.jpg"), saved(tmp_path / "a.png")]
+    with pytest.raises(UserError, match="a.jpg and a.png would both become a.png"):
+        read_subject(Subject("s01", images), "png")
+
+
+def test_another_size_is_no_deviation(tmp_path: Path):
+    photo = read_photo(saved(tmp_path / "a.png"))
+    save_photo(photo.pixels[:, :20], tmp_path / "b.png")
+    assert deviation(tmp_path / "b.png", photo.pixels) is None

@@ -1,0 +1,184 @@
+"""The layer against zero-shot adapters: on drawn faces in float64, and on real ones where they are at hand."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from real_assets import ASSETS, needs_assets
+
+from apdm.config.image_layer import TransformConfig, ZeroShotConfig
+from apdm.core.errors import UserError
+from apdm.data.transforms import RandomTransform
+from apdm.faces import Face, load_detector, load_encoder
+from apdm.faces.portrait import PortraitEncoder
+from apdm.image_layer.pgd import PGD
+from apdm.image_layer.photos import quantise, read_photo
+from apdm.image_layer.protect import FaceTools
+from apdm.image_layer.zero_shot import ZeroShotLayer, embed_face, on_own_scale
+from apdm.portraits.drawing import render_person
+from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
+
+EPS = 11 / 255
+CONFIG = ZeroShotConfig(margin=1.0)
+
+
+def portrait(photo: int = 0, side: int = 64) -> torch.Tensor:
+    seed = OTHER_PEOPLE.start + 7000
+    drawn = render_person(identity(seed), circumstance(seed, photo)).resize((side, side))
+    return torch.from_numpy(np.array(drawn)).permute(2, 0, 1).contiguous().float() / 255
+
+
+class TwoFaces:
+    """A picture of two portraits side by side has a face in each half."""
+
+    name, threshold = "two", 0.5
+
+    def detect(self, image: torch.Tensor) -> list[Face]:
+        side = image.shape[1]
+        corners = ((0, 0), (side - 1, 0), (side / 2, side / 2), (0, side - 1), (side - 1, side - 1))
+        marks = torch.tensor(corners, dtype=torch.float64)
+        return [
+            Face((x, 0, x + side, side), marks + torch.tensor([float(x), 0.0]), 1.0)
+            for x in range(0, image.shape[2] - side + 1, side)
+        ]
+
+
+@pytest.fixture
+def encoder() -> PortraitEncoder:
+    """portrait-a, told that the corners of a crop are its landmarks, as TwoFaces says."""
+    encoder = load_encoder("portrait-a")
+    corners = [(0, 0), (63, 0), (32, 32), (0, 63), (63, 63)]
+    encoder.template = torch.tensor(corners, dtype=torch.float64) / 64
+    return encoder
+
+
+def layer(photos: list[torch.Tensor], encoder: PortraitEncoder, **options: object) -> ZeroShotLayer:
+    config = replace(CONFIG, **options)
+    return ZeroShotLayer(photos, TwoFaces(), [encoder], config, torch.Generator().manual_seed(0))
+
+
+def ascent(photos: list[torch.Tensor], made: ZeroShotLayer, step_size: float = 2 / 255) -> PGD:
+    pgd = PGD(photos, epsilon=EPS, step_size=step_size)
+    made.run(pgd)
+    return pgd
+
+
+def cosines(made: ZeroShotLayer, photos: list[torch.Tensor]) -> list[float]:
+    return [
+        float(embed_face(target.encoder, photo, target.face) @ target.clean)
+        for photo, targets in zip(photos, made.targets, strict=True)
+        for target in targets
+    ]
+
+
+def test_the_loss_has_the_gradient_of_finite_differences(encoder: PortraitEncoder, float64: None):
+    encoder.model.double()
+    photo = 0.1 + 0.8 * portrait(side=80).double()
+    made = layer([photo], encoder, jitter=0.05)
+    state = made.generator.get_state()
+
+    def value(changed: torch.Tensor) -> torch.Tensor:
+        made.generator.set_state(state)
+        return made.loss([changed], [0])[0]
+
+    # At the clean photo the cosine is at its summit, where differences say nothing.
+    moved = (photo + 0.02 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    (gradient,) = torch.autograd.grad(value(moved), moved)
+    assert gradient.abs().max() > 0
+    for at in torch.randperm(photo.numel(), generator=torch.Generator().manual_seed(2))[:12].tolist():
+        up, down = moved.detach().clone(), moved.detach().clone()
+        up.view(-1)[at] += 1e-6
+        down.view(-1)[at] -= 1e-6
+        difference = (value(up) - value(down)) / 2e-6
+        torch.testing.assert_close(gradient.view(-1)[at], difference, rtol=1e-4, atol=1e-6 * gradient.abs().max())
+
+
+def test_every_cosine_ends_below_the_threshold_by_the_margin(encoder: PortraitEncoder):
+    photos = [portrait(0), portrait(1)]
+    made = layer(photos, encoder)
+    pgd = ascent(photos, made)
+    limit = encoder.threshold - 1.0 * (1 - encoder.threshold)
+    assert all(cosine <= limit + 0.05 for cosine in cosines(made, pgd.photos))
+    assert all((p - o).abs().max() <= EPS + 1e-6 for p, o in zip(pgd.photos, photos, strict=True))
+
+
+def test_all_faces_of_a_photo_are_changed_and_nothing_beside_them(encoder: PortraitEncoder):
+    beside = torch.full((3, 64, 30), 0.5)
+    photo = torch.cat([portrait(0), portrait(1), beside], dim=2)
+    made = layer([photo], encoder, jitter=0.0)
+    assert len(made.targets[0]) == 2
+    pgd = ascent([photo], made)
+    assert all(cosine < encoder.threshold for cosine in cosines(made, pgd.photos))
+    changed = (pgd.photos[0] - photo).abs().amax(dim=(0, 1))
+    assert changed[4:60].min() > 0 and changed[70:120].min() > 0 and changed[131:].max() == 0
+
+
+def test_a_photo_that_has_reached_the_aim_no_longer_moves(encoder: PortraitEncoder):
+    photos = [portrait(0)]
+    made = layer(photos, encoder, jitter=0.0, max_steps=400)
+    first = ascent(photos, made)
+    again = PGD(photos, epsilon=EPS, step_size=2 / 255, start=first.photos)
+    made.run(again)
+    assert torch.equal(again.photos[0], first.photos[0])
+
+
+def test_a_photo_without_a_face_stays_as_it_is(encoder: PortraitEncoder):
+    noise = torch.rand(3, 64, 64)
+    made = ZeroShotLayer([noise], load_detector("portrait"), [encoder], CONFIG, torch.Generator())
+    assert made.targets == [[]]
+    assert torch.equal(ascent([noise], made).photos[0], noise)
+
+
+def test_each_encoder_counts_on_its_own_scale():
+    squeezed, wide = torch.tensor([1.0, 0.93, 0.86]), torch.tensor([1.0, 0.25, -0.5])
+    torch.testing.assert_close(on_own_scale(squeezed, 0.93), on_own_scale(wide, 0.25))
+    torch.testing.assert_close(on_own_scale(wide, 0.25), torch.tensor([1.0, 0.0, -1.0]))
+
+
+def test_it_holds_in_expectation_over_what_may_happen_to_a_photo(encoder: PortraitEncoder):
+    photo = portrait(0, side=96)
+    config = TransformConfig(jpeg_probability=0.5, resize_probability=0.5)
+    made = ZeroShotLayer(
+        [photo], TwoFaces(), [encoder], CONFIG, torch.Generator().manual_seed(0), RandomTransform(config)
+    )
+    pgd = ascent([photo], made)
+    (target,) = made.targets[0]
+    buffer = io.BytesIO()
+    Image.fromarray((pgd.photos[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=75)
+    seen = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).float() / 255
+    assert embed_face(encoder, seen, target.face) @ target.clean < encoder.threshold
+
+
+def test_an_encoder_without_gradients_is_refused(encoder: PortraitEncoder):
+    encoder.differentiable = False
+    with pytest.raises(UserError, match="no gradients"):
+        FaceTools(TwoFaces(), [encoder])
+
+
+@needs_assets
+def test_real_faces_are_misled_as_saved_when_shifted_and_after_jpeg():
+    detector = load_detector(str(ASSETS / "encoders/insightface_pack"))
+    encoder = load_encoder(f"{ASSETS / 'encoders/mobilefacenet/mobilefacenet.pt'}=0.255", allow_pickle=True)
+    photos = [read_photo(sorted((ASSETS / f"photos/faces/{who}").iterdir())[0]) for who in ("f01", "f02")]
+    originals = [photo.unit for photo in photos]
+    config = ZeroShotConfig(encoders=["x"], margin=0.7, jitter=0.05, max_steps=60)
+    made = ZeroShotLayer(originals, detector, [encoder], config, torch.Generator().manual_seed(0))
+    pgd = PGD(originals, epsilon=EPS, step_size=8e-4)
+    made.run(pgd)
+    for photo, changed, (target,) in zip(photos, pgd.photos, made.targets, strict=True):
+        saved = quantise(changed, photo.pixels, EPS)
+        assert (saved.int() - photo.pixels.int()).abs().max() <= 11
+        buffer = io.BytesIO()
+        Image.fromarray(saved.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=90)
+        jpeg = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).float() / 255
+        shifted = replace(target.face, landmarks=target.face.landmarks + 1.0)
+        looks = [(saved.float() / 255, target.face), (saved.float() / 255, shifted), (jpeg, target.face)]
+        assert all(embed_face(encoder, seen, face) @ target.clean < encoder.threshold for seen, face in looks)
+        # A detector finds its own landmarks in the changed photo.
+        found = detector.detect(saved.float() / 255)[0]
+        assert embed_face(encoder, saved.float() / 255, found) @ target.clean < encoder.threshold

@@ -1,0 +1,167 @@
+"""The main job as users run it: real processes, the bundled pipeline, files on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from portrait_run import UNET, arguments, harden, run
+from safetensors.torch import load_file
+
+from apdm.export.leaks import scan_for_leaks
+from apdm.export.manifest import verify_manifest
+from apdm.portraits import PIPELINE
+from apdm.portraits.subjects import write_subjects
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    write_subjects(folder, protected=1, others=1, consenting=2, strangers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hardened(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "hardened"
+    paper = {"pool.size": 0, "pool.benign_size": 0, "preservation.anchor_weight": 0}
+    changes = {"save_variant": "fp16", "single_file": "true", **paper}
+    result = harden(people, output, **changes)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def test_launch_and_command_give_the_same_weights_bit_for_bit(people: Path, tmp_path: Path) -> None:
+    assert harden(people, tmp_path / "command").returncode == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/single.yaml"]
+    result = run([*launch, "train_apdm.py", *arguments(people, tmp_path / "launched")])
+    assert result.returncode == 0, result.stderr
+    # The files' headers differ in the hash of the configuration, which names the output folder.
+    one, other = (load_file(tmp_path / run / "model" / UNET) for run in ("command", "launched"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    base = load_file(PIPELINE / UNET)
+    assert {key: w.dtype for key, w in base.items()} == {key: w.dtype for key, w in one.items()}
+    assert any(not torch.equal(base[key], one[key]) for key in base)
+
+
+def test_the_hardened_folder_is_the_base_with_other_denoiser_weights(hardened: Path) -> None:
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    base, ours = (
+        load_file(PIPELINE / weights),
+        load_file(hardened / "model" / weights.replace(".saf", ".fp16.saf")),
+    )
+    assert {k: v.shape for k, v in base.items()} == {k: v.shape for k, v in ours.items()}
+    assert any(not torch.equal(base[key].float(), ours[key].float()) for key in base)
+    assert (hardened / "model.safetensors").is_file()
+
+
+def test_diffusers_loads_the_hardened_folder_and_draws(hardened: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(hardened / "model", variant="fp16", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(dtype=torch.float32)
+    images = pipeline("a photo of a person", num_inference_steps=2, output_type="pt").images
+    assert images.shape == (1, 3, 64, 64)
+    assert images.isfinite().all()
+
+
+def test_nothing_of_a_subject_is_in_the_exported_model(hardened: Path, people: Path) -> None:
+    photo = next((people / "protected/s01").glob("*.png"))
+    needles = [
+        "sks person",
+        "s01/0",
+        "protected/s01",
+        photo.name,
+        str(people),
+        photo.read_bytes()[60:120],
+        Image.open(photo).tobytes()[:64],
+    ]
+    # The tokenizer's own vocabulary knows the word `sks`; it is the base's, unchanged.
+    found = [hit for hit in scan_for_leaks(hardened / "model", needles) if not hit[0].startswith("tokenizer/")]
+    assert not found
+    assert not scan_for_leaks(hardened / "model.safetensors", needles)
+
+
+def test_the_manifest_matches_the_files(hardened: Path) -> None:
+    assert verify_manifest(hardened) == []
+    names = json.loads((hardened / "manifest.json").read_text())["files"]
+    assert any("model/unet" in str(name) for name in names)
+
+
+def test_a_short_audit_leaves_results_and_report(people: Path, tmp_path: Path) -> None:
+    changes = {
+        "audit.enabled": "true",
+        "audit.max_train_steps": 4,
+        "audit.nominal_step": 2,
+        "audit.eval_steps": "1",
+        "audit.num_images": 2,
+        "audit.num_inference_steps": 2,
+        "audit.num_class_images": 4,
+        "audit.seeds": 1,
+        "report_to": "tensorboard",
+        "validation.steps": 1,
+        "validation.probe_steps": 1,
+        "validation.num_images": 2,
+        "validation.num_inference_steps": 2,
+    }
+    result = harden(people, tmp_path / "run", **changes)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["schema"] == 1
+    assert results["subjects"] == ["s01"]
+    assert {row["model"] for row in results["attacks"]} == {"base", "hardened"}
+    assert results["verdict"]["protected"] is False  # two steps neither harden nor attack
+    assert "<html" in (tmp_path / "run/report.html").read_text()
+    logs = [path for path in (tmp_path / "run/logs").rglob("*") if path.is_file()]
+    assert logs
+    assert not any(scan_for_leaks(path, ["sks person", str(people)]) for path in logs)
+    assert {p.name for p in (tmp_path / "run/samples").iterdir()} >= {
+        "step-00001.png",
+        "step-00001-probe.png",
+    }
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(people: Path, tmp_path: Path) -> None:
+    result = harden(people, tmp_path / "run", **{"l2p.learning_rate": 1e30})
+    assert result.returncode == 2
+    assert "outer step 1" in result.stderr
+    assert len(result.stderr.strip().splitlines()[-1]) < 400
+    kept = load_file(tmp_path / "run/model-after-0-steps" / UNET)
+    assert all(value.isfinite().all() for value in kept.values())
+    assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resolution": 72}, "resolution 72"),
+        ({"pretrained_model_name_or_path": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"instance_data_dir": "nowhere"}, "nowhere"),
+        ({"audit.enabled": "true", "audit.holdout_data_dir": "nowhere"}, "nowhere"),
+        ({"audit.enabled": "true", "audit.encoders": "portrait-z"}, "portrait-z"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2_before_any_output(
+    people: Path, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    result = harden(people, tmp_path / "run", **changes)
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("apdm: error: ")
+    assert words in last
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_ours_is_never_taken(people: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("years of work")
+    result = harden(people, tmp_path / "run", overwrite_output_dir="true")
+    assert result.returncode == 2
+    assert (tmp_path / "run/thesis.txt").read_text() == "years of work"
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["thesis.txt"]

@@ -1,0 +1,302 @@
+"""`apdm perturb` as users run it: real processes, the bundled pipeline, files on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apdm.config import PerturbConfig, load_config
+from apdm.core.errors import UserError
+from apdm.export.manifest import verify_manifest
+from apdm.jobs.perturb import claim_photo_dir, perturb
+from apdm.portraits import PIPELINE
+from apdm.portraits.subjects import write_subjects
+
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "image_layer.dladiff.static_steps": 2,
+    "image_layer.dladiff.rounds": 2,
+    "image_layer.dladiff.attention_steps": 1,
+    "image_layer.dladiff.conditional_steps": 1,
+    "image_layer.dladiff.surrogate_steps": 1,
+    "image_layer.zero_shot.max_steps": 20,
+    "num_threads": 1,
+}
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Two subjects with four photos each."""
+    write_subjects(tmp_path / "people", protected=2, others=0, consenting=0, strangers=1)
+    return tmp_path / "people/protected"
+
+
+def arguments(people: Path, output: Path, **changes: object) -> list[str]:
+    options = {
+        "pretrained_model_name_or_path": PIPELINE,
+        "instance_data_dir": people,
+        "output_dir": output,
+        **SHORT,
+        **changes,
+    }
+    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return ["--config", str(ROOT / "configs/dladiff-portrait.yaml"), *flags]
+
+
+def here(people: Path, output: Path, **changes: object) -> dict:
+    """The same job in this process; its perturbation.json."""
+    perturb(load_config(PerturbConfig, arguments(people, output, **changes)))
+    return json.loads((output / "perturbation.json").read_text())
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "apdm", "perturb", *argv]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*argv), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_the_command_ships_every_photo_within_its_budget_and_touches_no_original(people: Path, tmp_path: Path):
+    before, output = files(people), tmp_path / "out"
+    result = run(*arguments(people, output))
+    assert result.returncode == 0, result.stderr
+    assert files(people) == before
+    assert files(output / "images").keys() == before.keys()
+    for name in before:
+        change = np.abs(pixels(output / "images" / name) - pixels(people / name)).max()
+        assert 0 < change <= 11
+    facts = json.loads((output / "perturbation.json").read_text())
+    assert [row["subject"] for row in facts["photos"]] == ["s01"] * 4 + ["s02"] * 4
+    for row in facts["photos"]:
+        assert 0 < row["visible"]["linf"] <= 11 / 255 + 1e-9 and row["visible"]["psnr"] > 27
+        (face,) = row["faces"]
+        assert face["cosine"]["portrait-a"]["to_original"] < 0.99
+    assert verify_manifest(output) == []
+    # One bar, whose steps are those of both subjects together, to its end.
+    totals = re.findall(r"(\d+)/(\d+) \[", result.stderr)
+    assert {total for _, total in totals} == {"56"} and totals[-1] == ("56", "56") and "step/s" in result.stderr
+
+
+def test_a_killed_run_goes_on_with_the_missing_photos_to_the_same_files(people: Path, tmp_path: Path):
+    slow = {"image_layer.dladiff.rounds": 10}
+    here(people, tmp_path / "whole", **slow)
+    output = tmp_path / "killed"
+    process = subprocess.Popen(command(*arguments(people, output, **slow)), cwd=ROOT, env=environment(), stderr=-3)
+    finished, deadline = output / "images/s01/003.png", time.monotonic() + 120
+    while not finished.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finished.exists() and not (output / "images/s02/003.png").exists()
+    assert not (output / "perturbation.json").exists()
+    first = finished.stat().st_mtime_ns
+    facts = here(people, output, **slow)
+    assert finished.stat().st_mtime_ns == first
+    assert files(output / "images") == files(tmp_path / "whole/images")
+    assert len(facts["photos"]) == 8
+
+
+def test_two_processes_share_the_people_and_make_the_same_files(people: Path, tmp_path: Path):
+    here(people, tmp_path / "one", num_threads=1)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu_2proc_ddp.yaml"]
+    words = ["-m", "apdm", "perturb", *arguments(people, tmp_path / "two", num_threads=1)]
+    result = subprocess.run([*launch, *words], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert files(tmp_path / "two/images") == files(tmp_path / "one/images")
+    assert {total for _, total in re.findall(r"(\d+)/(\d+) \[", result.stderr)} == {"28"}  # one person each
+    assert verify_manifest(tmp_path / "two") == []
+
+
+def test_a_photo_that_was_changed_or_lost_is_made_again(people: Path, tmp_path: Path):
+    here(people, tmp_path / "out")
+    known = files(tmp_path / "out/images")
+    Image.new("RGB", (64, 64)).save(tmp_path / "out/images/s01/000.png")
+    (tmp_path / "out/images/s02/001.png").unlink()
+    here(people, tmp_path / "out")
+    assert files(tmp_path / "out/images") == known
+
+
+def test_what_was_protected_of_a_photo_that_is_gone_goes_too(people: Path, tmp_path: Path):
+    own, output = tmp_path / "own", tmp_path / "out"
+    shutil.copytree(people, own)
+    here(own, output)
+    (own / "s01/003.png").unlink()
+    shutil.rmtree(own / "s02")
+    facts = here(own, output)
+    assert sorted(files(output / "images")) == ["s01/000.png", "s01/001.png", "s01/002.png"]
+    assert len(facts["photos"]) == 3 and not (output / "images/s02").exists()
+    assert verify_manifest(output) == []
+
+
+def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(people: Path, tmp_path: Path):
+    slow = {"image_layer.dladiff.rounds": 10}
+    words = command(*arguments(people, tmp_path / "out", **slow))
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out/images/s01/003.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert said.rstrip().endswith("apdm: interrupted photos that are finished are kept; the same command goes on")
+    assert len(here(people, tmp_path / "out", **slow)["photos"]) == 8
+
+
+def test_other_options_need_leave_to_replace_what_is_there(people: Path, tmp_path: Path):
+    here(people, tmp_path / "out")
+    known = files(tmp_path / "out/images")
+    with pytest.raises(UserError, match="already holds a result"):
+        here(people, tmp_path / "out", seed=1)
+    assert files(tmp_path / "out/images") == known
+    here(people, tmp_path / "out", seed=1, overwrite_output_dir="true")
+    assert files(tmp_path / "out/images") != known
+
+
+def test_a_subject_is_protected_alike_whoever_else_is_there(people: Path, tmp_path: Path):
+    here(people, tmp_path / "both")
+    for photo in (people / "s01").iterdir():
+        photo.unlink()
+    (people / "s01").rmdir()
+    here(people, tmp_path / "one")
+    assert files(tmp_path / "one/images/s02") == files(tmp_path / "both/images/s02")
+
+
+def test_photos_of_every_kind_and_size_come_back_whole(people: Path, tmp_path: Path):
+    kinds = tmp_path / "kinds/s01"
+    kinds.mkdir(parents=True)
+    face = Image.open(people / "s01/000.png")
+    face.resize((150, 150)).save(kinds / "large.jpg")
+    wide = Image.new("RGB", (200, 90), "white")
+    wide.paste(face.resize((80, 80)), (60, 5))
+    wide.save(kinds / "wide.png")
+    face.convert("RGBA").save(kinds / "alpha.webp", lossless=True)
+    face.convert("L").save(kinds / "grey.png")
+    Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257).save(kinds / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    face.resize((64, 80)).save(kinds / "turned.jpg", exif=exif)
+    here(kinds.parent, tmp_path / "out")
+    sizes = {p.name: Image.open(p).size for p in sorted((tmp_path / "out/images/s01").iterdir())}
+    assert sizes == {
+        "large.png": (150, 150),
+        "wide.png": (200, 90),
+        "alpha.png": (64, 64),
+        "grey.png": (64, 64),
+        "deep.png": (64, 64),
+        "turned.png": (80, 64),
+    }
+
+
+def test_jpeg_is_written_on_request_and_its_loss_said(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    facts = here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
+    assert sorted(p.name for p in (tmp_path / "out/images/s01").iterdir()) == [f"00{i}.jpg" for i in range(4)]
+    assert facts["format"] == "jpeg" and "JPEG" in capsys.readouterr().out
+    again = here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
+    assert [row["visible"] for row in again["photos"]] == [row["visible"] for row in facts["photos"]]
+
+
+def test_a_jpeg_of_another_picture_is_not_taken_for_a_finished_photo(people: Path, tmp_path: Path):
+    here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
+    shipped = tmp_path / "out/images/s01/000.jpg"
+    good = shipped.read_bytes()
+    Image.new("RGB", Image.open(shipped).size, "magenta").save(shipped)
+    here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
+    assert shipped.read_bytes() == good
+
+
+def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(people / "s01/noise.png")
+    facts = here(people, tmp_path / "out")
+    assert "s01/noise.png" in capsys.readouterr().out
+    row = facts["photos"][4]
+    assert row["faces"] == [] and 0 < row["visible"]["linf"] <= 7 / 255 + 1e-9
+    with pytest.raises(UserError, match="no face was found in s01/noise.png"):
+        here(people, tmp_path / "refused", **{"image_layer.zero_shot.no_face": "refuse"})
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_layer.epsilon": 0.0039}, "it needs to be at least 0.0039215"),  # less than a grey level
+        ({"image_layer.epsilon": 0.3}, "it needs to be at most 0.25"),
+        ({"image_layer.zero_shot.epsilon": 0.3}, "at most 0.25"),
+        ({"image_layer.method": "none", "image_layer.zero_shot.enabled": "false"}, "nothing is left"),
+        ({"image_layer.zero_shot.encoders": "missing.onnx=0.3"}, "missing.onnx"),
+        ({"image_layer.zero_shot.encoders": "portrait-c"}, "portrait-c"),
+        ({"image_layer.zero_shot.detector": "nowhere"}, "nowhere"),
+        ({"image_layer.zero_shot.weights": "1 2"}, "2 numbers for 1 encoders"),
+        ({"resolution": 40}, "resolution 40"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(people: Path, tmp_path: Path, changes: dict, message: str):
+    flags = arguments(people, tmp_path / "out")
+    for key, value in changes.items():
+        flags += [f"--{key}", *str(value).split()]
+    with pytest.raises(UserError) as error:
+        perturb(load_config(PerturbConfig, flags))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["", "out", "s01", ".."])
+def test_the_photos_own_folder_is_never_the_output(people: Path, where: str):
+    before = files(people)
+    result = run(*arguments(people, people / where))
+    assert result.returncode == 2 and "originals are never overwritten" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert files(people) == before
+
+
+def test_a_link_to_the_photos_folder_is_seen_through(people: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(people)
+    with pytest.raises(UserError, match="never overwritten"):
+        here(people, tmp_path / "link")
+
+
+def test_a_folder_of_somebody_elses_is_not_taken(people: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not from this program"):
+        claim_photo_dir(load_config(PerturbConfig, arguments(people, tmp_path / "mine")))
+
+
+def test_layers_run_in_the_order_that_is_asked_for_within_the_same_ball(people: Path, tmp_path: Path):
+    first = here(people, tmp_path / "first")
+    second = here(people, tmp_path / "second", **{"image_layer.order": "zero_shot_first"})
+    assert files(tmp_path / "first/images") != files(tmp_path / "second/images")
+    for facts in (first, second):
+        assert all(0 < row["visible"]["linf"] <= 11 / 255 + 1e-9 for row in facts["photos"])
+    # What the last layer has done is not undone by another.
+    last, before = (
+        max(row["faces"][0]["cosine"]["portrait-a"]["to_original"] for row in facts["photos"])
+        for facts in (first, second)
+    )
+    assert last <= before + 0.05

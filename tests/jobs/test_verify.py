@@ -1,0 +1,196 @@
+"""`apdm verify` finds each thing that must not be, in a folder that is sound but for that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
+
+from apdm.cli import main
+from apdm.core.files import claim_output_dir
+from apdm.export.manifest import write_manifest
+from apdm.export.pipeline import export_model
+from apdm.families import load_family
+from apdm.portraits.subjects import write_subjects
+
+UNET = "model/unet/diffusion_pytorch_model.safetensors"
+PROMPT = "a photo of qzx person"
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    write_subjects(folder, protected=1, others=1, consenting=1, strangers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sound(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = claim_output_dir(tmp_path_factory.mktemp("run") / "out")
+    family = load_family(tiny_pipeline)
+    export_model(family, root / "model", base_path=tiny_pipeline, config_hash="ab" * 32, method="apdm", steps=1)
+    (root / "config.yaml").write_text(f"instance_prompt: {PROMPT}\n")
+    write_manifest(root)
+    return root
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "out"))
+
+
+def test_a_folder_as_it_was_shipped_is_sound(sound: Path, people: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", str(sound)]) == 0
+    assert main(["verify", str(sound), "--subjects", str(people)]) == 0
+    assert "all files as shipped" in capsys.readouterr().out
+
+
+def header(key: str, value: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, people: Path) -> None:
+        save_file(load_file(folder / UNET), folder / UNET, metadata={"format": "pt", key: value})
+
+    return change
+
+
+def inside_weights(folder: Path, people: Path) -> None:
+    photo = (people / "protected/s01/000.png").read_bytes()
+    weights = load_file(folder / UNET) | {"extra": torch.frombuffer(bytearray(photo), dtype=torch.uint8)}
+    save_file(weights, folder / UNET)
+
+
+def as_protected(folder: Path, people: Path) -> None:
+    shutil.copytree(people / "protected/s01", folder / "images/s01")
+
+
+def noted_photo(folder: Path, people: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("parameters", "taken at home")
+    (folder / "images/s01").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(folder / "images/s01/0.png", pnginfo=notes)
+
+
+def absolute_path(folder: Path, people: Path) -> None:
+    path = folder / "model/unet/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_name_or_path": "/home/someone/model"}))
+
+
+def card(text: str) -> Callable[[Path, Path], None]:
+    return lambda folder, people: (folder / "model/README.md").write_text(text) and None
+
+
+def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], None]:
+    return lambda folder, people: (folder / name).write_bytes(content) and None
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda folder, people: (folder / "model/README.md").unlink(), "model/README.md is missing"),
+        (file("model/README.md", b"other"), "model/README.md has changed"),
+        (file("model/evil.bin"), "model/evil.bin is a pickle"),
+        (file("model/evil.bin"), "model/evil.bin is not in the manifest"),
+        (file("notes.txt"), "notes.txt is not in the manifest, nor"),
+        (file(UNET, b"torn"), "diffusion_pytorch_model.safetensors has changed"),
+        (file(UNET, b"torn"), "cannot be loaded"),
+        (file("results.json", b'{"schema": 7}'), "has schema 7, this program reads 1"),
+        (header("name", "x"), "unknown entry 'name' in its header"),
+        (header("apdm.method", "for s01"), f"{UNET} holds the id of a subject"),
+        (header("apdm.method", PROMPT), f"{UNET} holds a prompt"),
+        (card("made for s01."), "model/README.md holds the id of a subject"),
+        (card("made for s012."), "model/README.md has changed"),
+        (inside_weights, f"{UNET} holds bytes of a subject's photo"),
+        (as_protected, "images/s01/000.png is a subject's photo as it was"),
+        (noted_photo, "images/s01/0.png carries parameters"),
+        (absolute_path, "model/unet/config.json tells a path of the machine"),
+        (lambda folder, people: shutil.copy(people / "strangers/000.png", folder / "model/x.png"), "picture inside a"),
+    ],
+)
+def test_what_must_not_be_is_said(
+    change: Callable[[Path, Path], None],
+    said: str,
+    folder: Path,
+    people: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    change(folder, people)
+    assert main(["verify", str(folder), "--subjects", str(people)]) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_a_runs_checkpoints_are_working_files_and_folders_like_them_are_not(
+    folder: Path, people: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "checkpoint-000100").mkdir()
+    assert main(["verify", str(folder)]) == 0
+    (folder / "checkpoint-best").mkdir()
+    assert main(["verify", str(folder)]) == 1
+    assert "checkpoint-best is not in the manifest" in capsys.readouterr().out
+
+
+def test_an_id_within_another_word_is_not_an_id(folder: Path, people: Path, capsys: pytest.CaptureFixture[str]):
+    card("made for s012.")(folder, people)
+    main(["verify", str(folder), "--subjects", str(people)])
+    assert "id of a subject" not in capsys.readouterr().out
+
+
+def test_photos_directly_in_a_folder_are_s01_whatever_the_folder_is_called(
+    folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flat = Path(shutil.copytree(people / "protected/s01", tmp_path / "photos"))
+    card("of no photos")(folder, people)
+    write_manifest(folder)
+    assert main(["verify", str(folder), "--subjects", str(flat)]) == 0
+    card("made for s01")(folder, people)
+    assert main(["verify", str(folder), "--subjects", str(flat)]) == 1
+    assert "id of a subject" in capsys.readouterr().out
+
+
+def test_an_id_of_digits_is_looked_for_among_texts_and_not_among_numbers(
+    folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(people / "protected/s01", tmp_path / "subjects/4")
+    shutil.copytree(people / "protected/s01", tmp_path / "subjects/16")
+    assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 0
+    file = folder / "model/unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"made_for": "16"}))
+    write_manifest(folder)
+    assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 1
+    assert "id of a subject" in capsys.readouterr().out
+
+
+def test_a_second_tokenizers_words_are_no_ids_and_the_simulated_attackers_prompts_are_prompts(
+    folder: Path, people: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(folder / "model/tokenizer", folder / "model/tokenizer_2")
+    (folder / "model/tokenizer_2/vocab.json").write_text(json.dumps({"s01</w>": 1}))
+    write_manifest(folder)
+    assert main(["verify", str(folder), "--subjects", str(people)]) == 0
+    (folder / "config.yaml").write_text("variety:\n  instance_prompts: [a photo of vwx person]\n")
+    card("say a photo of vwx person")(folder, people)
+    capsys.readouterr()
+    main(["verify", str(folder), "--subjects", str(people)])
+    assert "holds a prompt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["."], ["--subjects", "."]])
+def test_a_folder_without_manifest_and_subjects_without_photos_are_bad_input(
+    option: list[str], sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", *([str(sound)] if option[0].startswith("-") else []), *option]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_single_file_is_loaded_too(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "model.safetensors").write_bytes(b"torn")
+    write_manifest(folder, config_hash="ab" * 32)
+    assert main(["verify", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "manifest" not in said and "1 problems" in said

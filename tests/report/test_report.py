@@ -1,0 +1,307 @@
+"""The report is one file, says what was measured and only that, and trusts nothing that it prints."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_page import Page
+from PIL import Image
+from tiny_results import picture, row
+
+from apdm.export.model_card import THREAT_MODEL
+from apdm.report import page as report
+from apdm.report.attacks import kept_slots
+from apdm.report.figures import LEFT, RIGHT, TOP, WIDTH, encode_pictures, plots
+
+HOSTILE = '"><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>'
+
+
+def write(tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]) -> Page:
+    report.write_report(results, tmp_path / "report.html", pictures)
+    return Page(tmp_path / "report.html")
+
+
+def test_the_page_loads_nothing_from_anywhere(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    page = write(tmp_path, results, pictures)
+    assert len(page.values("src")) == 16 and all(source.startswith("data:image/") for source in page.values("src"))
+    assert page.values("href") == ["results.json"]
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    source = (tmp_path / "report.html").read_text()
+    assert not [word for word in ("http:", "https:", "url(", "@import", "srcset") if word in source]
+
+
+def test_every_section_is_there_and_says_its_figures(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    page = write(tmp_path, results, pictures)
+    expected = {
+        "verdict": [
+            "Protected: all 1 checks passed.",
+            "Few match.",
+            "the/base",
+            "A claim needs at least 3 seeds.",
+            "After the attack on s02",
+            "Asked for anybody",
+        ],
+        "figures": ["≥ 3.0 ×", "0.75 → 0.25", "strangers 0.10 ± 0.05", "87.5 %", "100 % → 98.5 %"],
+        "threat-model": list(THREAT_MODEL),
+        "pictures": ["After the attack on s01", "Trained on o01"],
+        "curves": ["s01 seen by enc-a", "s02 seen by enc-a", "match threshold"],
+        "checks": ["Pictures that match the person 0.012 at most 0.05 passed Few match.", "not measured"],
+        "people": [
+            "enc-a: 0.50 less than on the base",
+            "0.40 to 0.60 over 4 pairs",
+            "s01 enc-a 0.75 0.25 0.11 0.50",
+        ],
+        "utility": ["14.25 9.50", "o01 0.80 0.70 0.88", "CLIP score – –"],
+        "attacks": ["dreambooth hardened s01 protected 3 0.25 0.25 0.40 > 300 0.90 0.770 12 ok"],
+        "method": [
+            "apdm audit --x",
+            "3, 4",
+            "learning_rate 5e-06",
+            "max_train_steps 100, 300",
+            "cosine 0.500",
+        ],
+        "models": ["ab" * 32, "cd" * 32, "torch 9.9.9"],
+    }
+    for section, said in expected.items():
+        for text in said:
+            assert text in page.text(section).replace("\u00a0", " "), (section, text)
+
+
+def test_the_worst_subject_comes_first_and_base_stands_before_hardened(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    labels = write(tmp_path, results, pictures).values("alt")
+    assert labels[0] == "Base model, After the attack on s02, picture 1"
+    assert [label.split(" model")[0] for label in labels] == ["Base", "Base", "Hardened", "Hardened"] * 4
+
+
+def test_the_audits_own_picture_names_are_understood_and_the_first_seed_is_shown(
+    results: dict[str, Any],
+) -> None:
+    first, second = [picture(1)], [picture(2)]
+    names = {"class/base": first, "attack/base/s01/3": first, "attack/base/s01/4": second}
+    names |= {"attack/hardened/o01/3": first, "photos/s01": second}
+    assert report.slots(results, names) == {
+        "base/class": first,
+        "base/attacked/s01": first,
+        "hardened/other/o01": first,
+        "photos/s01": second,
+    }
+
+
+def test_photos_are_shown_only_where_they_are_given(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    assert "own photos" not in write(tmp_path, results, pictures).text()
+    assert "own photos" in write(tmp_path, results, {**pictures, "photos/s02": [picture(3)]}).text("verdict")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (
+            {"protected": False, "checks": [{"passed": False}], "unreliable": ["x"]},
+            "Not protected: 1 of 1 checks failed.",
+        ),
+        (
+            {"protected": False, "checks": [{"passed": True}], "unreliable": ["x"]},
+            "Not shown to be protected:",
+        ),
+        ({"protected": False}, "Not protected: a condition was not met."),
+        (None, "No verdict:"),
+    ],
+)
+def test_the_headline_claims_no_more_than_the_verdict(
+    tmp_path: Path, results: dict[str, Any], verdict: dict[str, Any] | None, said: str
+) -> None:
+    blank = {"name": "n", "value": None, "limit": 1.0, "detail": ""}
+    if verdict and "checks" in verdict:
+        verdict = {**verdict, "checks": [{**blank, **check} for check in verdict["checks"]]}
+    assert said in write(tmp_path, {**results, "verdict": verdict}, {}).text("verdict")
+
+
+def test_each_attack_has_a_line_with_its_outcome_and_an_interval_only_where_there_is_more_than_one_pair(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    def attack(spec: str, pairs: int, **facts: Any) -> dict[str, Any]:
+        entry = {"base": 0.8, "hardened": 0.2, "hardened_interval": [0.15, 0.25], "pairs": pairs}
+        entry["worst"] = {"subject": "s02", "likeness": 0.3}
+        cost = {"worst": {"factor": 2.0, "at_least": True, "subject": "s02", "encoder": "enc-a"}}
+        plain = {"required": True, "cells": 4, "failed": 0, "void": 0, "placebo": {}, "no_attack": {}}
+        return {**plain, "spec": spec, "comparison": {"enc-a": entry}, "cost_factor": cost, **facts}
+
+    results["attacks"] += [row("hardened", "s01", 3, [0.1, 0.5]) | {"spec": "lora", "assumes": "a small GPU"}]
+    results["by_attack"] = [
+        attack("dreambooth", 2, state="protected"),
+        attack("lora", 1, state="void", required=False, void=1, failed=1),
+    ]
+    results["left_out"] = [{"spec": "task_vector", "reason": "it needs a sibling model"}]
+    text = write(tmp_path, results, pictures).text("summary")
+    assert "dreambooth protected yes 4 0.80 0.20 0.15 to 0.25 – 0.30 (s02) ≥ 2.0 ×" in text
+    assert "lora void: too weak on the base no 4, 1 failed, 1 void 0.80 0.20 – – 0.30 (s02) ≥ 2.0 ×" in text
+    assert "task_vector was left out: it needs a sibling model." in text
+    assert "lora the attacker has a small GPU" in Page(tmp_path / "report.html").text("curves")
+
+
+def test_a_single_pair_has_no_interval(tmp_path: Path, results: dict[str, Any]) -> None:
+    results["comparison"]["enc-a"] |= {"difference_interval": None, "pairs": 1}
+    worst = {"subject": "s02", "likeness": 0.2}
+    entry = {"base": 0.8, "hardened": 0.2, "hardened_interval": None, "pairs": 1, "worst": worst}
+    results["by_attack"] = [{"spec": "dreambooth", "comparison": {"enc-a": entry}}]
+    page = write(tmp_path, results, {})
+    assert "enc-a: 0.50 less than on the base over 1 pair of attacks." in page.text("people")
+    assert "0.80 0.20 – –" in page.text("summary")
+
+
+def test_pictures_of_later_attacks_and_attention_are_shown_of_the_worst_person_alone(results: dict[str, Any]) -> None:
+    worst = {"enc-a": {"worst": {"subject": "s02", "likeness": 0.5}}}
+    results["by_attack"] = [{"spec": "dreambooth", "comparison": worst}, {"spec": "lora:rank=4", "comparison": worst}]
+    names = {
+        f"{spec}/hardened/{person}/3": [picture()]
+        for spec in ("attack", "lora_rank=4", "attention/attack", "attention/lora_rank=4")
+        for person in ("s01", "s02")
+    }
+    assert kept_slots(results, list(report.slots(results, names))) == [
+        "hardened/attacked/s01",
+        "hardened/attacked/s02",
+        "hardened/by/lora_rank=4/s02",
+        "hardened/attention/attacked/s02",
+        "hardened/attention/lora_rank=4/s02",
+    ]
+
+
+def test_hostile_names_are_printed_and_never_run(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key if key != "s01" else HOSTILE: poison(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [poison(entry) for entry in value]
+        kept = ("base", "hardened", "protected", "other", "enc-a")
+        return value if not isinstance(value, str) or value in kept else HOSTILE
+
+    poisoned = poison(results)
+    page = write(tmp_path, poisoned, {**pictures, f"base/attacked/{HOSTILE}": [picture()]})
+    assert page.text().count("<script>alert(1)</script>") > 20
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert all(source.startswith("data:") for source in page.values("src"))
+    assert not page.values("onerror")
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path: Path, results: dict[str, Any]) -> None:
+    def nothing(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: nothing(entry) for key, entry in value.items()}
+        return math.nan if isinstance(value, float) else value
+
+    blank = copy.deepcopy(results)
+    blank["cost_factor"] = {"nominal_step": None, "worst": None}
+    blank["utility"] = {"fid_to_base": math.nan, "clip": None, "class_face_rate": {"base": None}}
+    blank["strangers"] = {"enc-a": {"mean": None, "std": None}}
+    blank["attacks"] = [
+        {**nothing(entry), "curve": [], "seconds": math.inf, "steps_to_match": None} for entry in blank["attacks"]
+    ]
+    text = write(tmp_path, blank, {}).text()
+    assert "– → –" in text
+    assert not [word for word in ("None", "nan", "inf ", "Undefined", "{{") if word in text]
+
+
+@pytest.mark.parametrize("missing", [None, "attacks", "judges", "strangers", "utility", "cost_factor", "models"])
+def test_a_page_is_written_whatever_the_results_lack(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]], missing: str | None
+) -> None:
+    left = {key: value for key, value in results.items() if key != missing} if missing else {}
+    page = write(tmp_path, left, pictures if missing else {})
+    assert {"verdict", "figures", "curves", "checks", "people", "utility", "attacks"} <= set(page.values("id"))
+
+
+def test_a_failed_attack_is_shown_as_failed(tmp_path: Path, results: dict[str, Any]) -> None:
+    for seed in (2, 3):  # both of the base's seeds on s02
+        results["attacks"][seed] |= {
+            "status": "failed",
+            "error": "FloatingPointError: loss is nan",
+            "identity": {},
+        }
+    page = write(tmp_path, results, {"hardened/attacked/s02": [picture()]})
+    assert "dreambooth base s02 protected 3 – – – > 300 – 0.770 12 failed" in page.text("attacks")
+    assert page.text("attacks").count("FloatingPointError: loss is nan") == 2
+    assert "Base model the attack failed No pictures" in page.text("verdict")
+
+
+def test_the_curve_is_the_mean_of_the_seeds_that_did_not_fail(results: dict[str, Any]) -> None:
+    rows = [
+        row("base", "s01", 0, [0.0, 1.0]),
+        row("base", "s01", 1, [0.5, 0.5]),
+        row("base", "s01", 2, [0.0]),
+    ]
+    rows[2]["status"] = "failed"
+    encoder = {"name": "enc-a", "threshold": 0.5, "strangers": {"mean": 0.0, "std": 0.25}}
+    (plot,) = plots(["s01"], [encoder], rows, 100)
+    seeds, means = ([c for c in plot.curves if c[1] is is_mean] for is_mean in (False, True))
+    right = WIDTH - RIGHT
+    assert [points for _, _, points in seeds][0] == [(LEFT, plot.y_ticks[1][0]), (right, TOP)]
+    assert len(seeds) == 3 and len(means) == 1
+    (start_x, start_y), (end_x, end_y) = means[0][2]
+    assert (start_x, end_x) == (LEFT, right)
+    assert plot.y_ticks[1] == (pytest.approx(seeds[0][2][0][1]), 0.0)
+    assert start_y == pytest.approx(plot.y_ticks[2][0], abs=0.1) and end_y == pytest.approx(plot.y_ticks[4][0], abs=0.1)
+    assert plot.band == (plot.y_ticks[2][0], plot.y_ticks[1][0], plot.y_ticks[0][0])
+    assert plot.nominal == right and plot.threshold == plot.y_ticks[3][0]
+
+
+def test_many_large_pictures_still_make_a_page_below_five_megabytes(tmp_path: Path, results: dict[str, Any]) -> None:
+    large = [picture(seed, side=400) for seed in range(8)]
+    slots = {f"{model}/attacked/s{n:02d}": large for model in ("base", "hardened") for n in range(4)}
+    write(tmp_path, {**results, "subjects": [f"s{n:02d}" for n in range(4)]}, slots)
+    assert 1e6 < (tmp_path / "report.html").stat().st_size < 5e6
+
+
+def test_small_pictures_are_kept_exactly_and_the_shown_ones_are_spread(tmp_path: Path) -> None:
+    images = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in range(30)]
+    shown = encode_pictures({"slot": images})["slot"]
+    (tmp_path / "x.png").write_bytes(base64.b64decode(shown[1].partition(",")[2]))
+    assert len(shown) == 6 and shown[0].startswith("data:image/png")
+    assert Image.open(tmp_path / "x.png").getpixel((5, 5)) == (5, 0, 0)
+
+
+def test_equal_results_give_equal_pages_and_a_failure_leaves_the_old_one(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    write(tmp_path, results, pictures)
+    before = (tmp_path / "report.html").read_bytes()
+    write(tmp_path, copy.deepcopy(results), pictures)
+    assert (tmp_path / "report.html").read_bytes() == before
+    with pytest.raises(AttributeError):
+        write(tmp_path, results, {"base/class": ["no picture"]})  # type: ignore[list-item]
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (math.nan, "–"),
+        (0.126, "0.13"),
+        (-0.5, "−0.50"),
+        (0.0, "0.00"),
+        (0.0004, "0.0004"),
+        (12345.6, "12346"),
+        (12345, "12\u202f345"),
+        (True, "yes"),
+        ("s01", "s01"),
+        ([1, "ß"], '[1, "ß"]'),
+    ],
+)
+def test_numbers_are_printed_for_reading(value: Any, text: str) -> None:
+    assert report.number(value) == text
