@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(argv))
     except UserError as error:
-        if not error.elsewhere:
+        if not error.reported_by_other_process:
             print("apdm: error:", " ".join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except (Interrupted, KeyboardInterrupt) as stop:
-        if not getattr(stop, "elsewhere", False):
+        if not getattr(stop, "reported_by_other_process", False):
             print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
         return INTERRUPTED
 

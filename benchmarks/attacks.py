@@ -64,9 +64,9 @@ class Study:
             encode_images(self.family, pixels), self.prior, pixels, self.models, consenting=self.consenting
         )
 
-        def evaluate(step: int, victim: Family) -> None:
+        def evaluate(step: int, attacked_model: Family) -> None:
             prompts = [attack.prompt(PROMPTS["instance_prompt"])] * PICTURES
-            curve[str(step)] = self.judge(draw(victim, prompts, seed=1000 * seed + 77), known)
+            curve[str(step)] = self.judge(draw(attacked_model, prompts, seed=1000 * seed + 77), known)
 
         steps = {*range(0, attack.max_train_steps, EVERY), attack.max_train_steps}
         started = time.process_time()

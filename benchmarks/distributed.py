@@ -36,7 +36,7 @@ from apdm.cli import leave
 from apdm.config import HardenConfig, L2PConfig, PreservationConfig
 from apdm.core.files import write_text
 from apdm.distributed.launch import make_accelerator
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior, load_family
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.training import Counters, Training
@@ -111,13 +111,13 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     config = replace(CONFIG, l2p=L2PConfig(inner_steps=inner_steps, attackers=attackers))
     torch.set_num_threads(1)
     accelerator = make_accelerator(config)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     family = load_family(PIPELINE)
     people = {"s01": [data(family)]}
     size = 4 * sum(p.numel() for p in family.denoiser.parameters())
     frozen = held() - size
     hardened = family.with_denoiser(copy.deepcopy(family.denoiser))
-    training = Training(config, accelerator, ranks, family.denoiser.requires_grad_(False), hardened, people, {})
+    training = Training(config, accelerator, processes, family.denoiser.requires_grad_(False), hardened, people, {})
     times = []
     for _ in range(outer_steps + 1):
         start = time.perf_counter()
@@ -131,14 +131,18 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         checkpoints.write(
-            Path(folder), training.facts(Counters(1)), training.engine.names, training.sections(), main=ranks.is_main
+            Path(folder),
+            training.facts(Counters(1)),
+            training.engine.names,
+            training.sections(),
+            main=processes.is_main,
         )
         seconds = time.perf_counter() - start
         stored = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
-    ranks.agree(lambda: None)
+    processes.all_or_raise(lambda: None)
     accelerator.end_training()
     return {
-        "processes": ranks.size,
+        "processes": processes.size,
         "seconds_per_outer_step": times[1:],
         "buffers": buffers,
         "sent": {key: value / size for key, value in sorted(sent.bytes.items())},

@@ -153,9 +153,9 @@ class Study:
 
     def fine_tune(self, attack: FineTuning, photos: Tensor, person: int) -> dict[str, Any]:
         latents = encode_images(self.family, photos * 2 - 1)
-        victim = attack.run(self.family, Material(latents, self.prior)).model
+        attacked = attack.run(self.family, Material(latents, self.prior)).model
         return {
-            name: self.judge(draw(victim, [prompt] * 16, seed=1000 * attack.seed + 77), person)
+            name: self.judge(draw(attacked, [prompt] * 16, seed=1000 * attack.seed + 77), person)
             for name, prompt in PROMPTS.items()
         }
 
@@ -163,7 +163,7 @@ class Study:
         """The adapter on the first photo."""
         adapter = FaceIDAdapter(path=ADAPTER, encoder=self.judges[0])
         pictures = adapter.run(
-            adapter.victim(self.family),
+            adapter.with_adapter(self.family),
             photos[:1],
             [self.attack.class_prompt] * 16,
             seed=1000 * seed + 77,

@@ -26,7 +26,7 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.config import HardenConfig, load_config
 from apdm.core.files import write_text
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.training import Training
@@ -97,7 +97,7 @@ class World:
         config = configuration(arm)
         reference = self.base.denoiser.eval().requires_grad_(False)
         hardened = self.base.with_denoiser(copy.deepcopy(reference))
-        training = Training(config, Accelerator(cpu=True), ALONE, reference, hardened, {"s01": [data]}, {})
+        training = Training(config, Accelerator(cpu=True), SINGLE_PROCESS, reference, hardened, {"s01": [data]}, {})
         started = time.process_time()
         for _ in range(config.max_train_steps):
             training.outer_step()
@@ -113,8 +113,8 @@ class World:
         """Likeness of what is drawn after so many steps, by encoder."""
         attack, curve = nominal(spec, train_batch_size=BATCH, max_train_steps=MEASURED[-1]), {}
 
-        def evaluate(step: int, victim: Family) -> None:
-            pictures = draw(victim, [attack.prompt(PROMPTS["instance_prompt"])] * 16, seed=77)
+        def evaluate(step: int, attacked: Family) -> None:
+            pictures = draw(attacked, [attack.prompt(PROMPTS["instance_prompt"])] * 16, seed=77)
             seen = self.study.judge(pictures, self.known)
             curve[str(step)] = {name: round(entry["mean"], 3) for name, entry in seen.items()}
 

@@ -29,7 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from apdm.config import HardenConfig, L2PConfig, load_config
 from apdm.core.files import write_text
 from apdm.core.numbers import spread
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, Posterior, load_family
 from apdm.families.lora_layers import target_layers
 from apdm.jobs.harden import place
@@ -236,7 +236,7 @@ def prepare(family: Family, config: HardenConfig, accelerator: Accelerator) -> T
     hardened = place(config, family, family, "single", accelerator.device)
     reference = family.denoiser.eval().requires_grad_(False)
     people = on_device({"s01": [data]}, accelerator.device)
-    return Training(config, accelerator, ALONE, reference, hardened, people, {})
+    return Training(config, accelerator, SINGLE_PROCESS, reference, hardened, people, {})
 
 
 def measured_buffers(config: HardenConfig) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from apdm.config import HardenConfig, load_config
 from apdm.config.audit import AuditConfig
 from apdm.data.subjects import find_subjects
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces.portrait import PortraitFace, PortraitReader
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
@@ -173,7 +173,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
         method = Imma(config, hardened, people)
     else:
         kind = {"projected": Projected, "displaced": Displaced}.get(name, Training)
-        method = kind(config, Accelerator(cpu=True), ALONE, reference, hardened, people, benign)
+        method = kind(config, Accelerator(cpu=True), SINGLE_PROCESS, reference, hardened, people, benign)
     walk, kept, spent, steps = [], copy.deepcopy(base.denoiser.state_dict()), 0.0, 0
     while spent < 60 * minutes:
         started = time.process_time()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.fine_tuning import Batch, Victim
+from apdm.attacks.fine_tuning import AttackedModel, Batch
 from apdm.attacks.parts import frozen
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -18,7 +18,7 @@ from apdm.protection.losses import Reduction, dpo_loss, squared_error
 
 
 @dataclass(frozen=True)
-class Against(Victim):
+class Against(AttackedModel):
     """A victim beside the model as it was received, frozen."""
 
     reference: Any = None
@@ -45,30 +45,30 @@ class Adaptive(DreamBooth):
     name: ClassVar[str] = "adaptive"
     assumes: ClassVar[str] = "what DreamBooth does, and this project's documentation"
 
-    def begin(self, model: Family, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> AttackedModel:
         if not self.prior_loss_weight:
             raise UserError("the adaptive attack compares photos with class pictures: give prior_loss_weight above 0")
-        victim = super().begin(model, material)
-        return Against(**vars(victim), reference=frozen(model.denoiser).eval())
+        attacked = super().begin(model, material)
+        return Against(**vars(attacked), reference=frozen(model.denoiser).eval())
 
     def rate(self, step: int) -> float:
         left = max(0.0, 1 - step / max(1.0, self.warmup_share * self.max_train_steps))
         return self.learning_rate * (1 + (self.warmup_factor - 1) * left)
 
-    def loss(self, victim: Victim, batch: Batch, prompt_embeds: Tensor) -> Tensor:
+    def loss(self, attacked: AttackedModel, batch: Batch, prompt_embeds: Tensor) -> Tensor:
         """L_per + dpo_weight * L_DPO(photos preferred), the class pictures once under each prompt."""
-        reference: Any = getattr(victim, "reference", None)
+        reference: Any = getattr(attacked, "reference", None)
         named, _ = prompt_embeds.chunk(2)
         (_, pictures), (_, timesteps), (_, target) = (part.chunk(2) for part in batch)
-        prediction = victim.model.predict(
-            victim.model.denoiser,
+        prediction = attacked.model.predict(
+            attacked.model.denoiser,
             torch.cat([batch.noisy, pictures]),
             torch.cat([batch.timesteps, timesteps]),
             torch.cat([prompt_embeds, named]),
         )
         photos, preserved, rejected = squared_error(prediction, torch.cat([batch.target, target])).chunk(3)
         with torch.no_grad():
-            received = victim.model.predict(reference, batch.noisy, batch.timesteps, torch.cat([named, named]))
+            received = attacked.model.predict(reference, batch.noisy, batch.timesteps, torch.cat([named, named]))
             photos_before, rejected_before = squared_error(received, batch.target).chunk(2)
         preference = dpo_loss(
             photos, photos_before, rejected, rejected_before, beta=self.dpo_beta, reduction=self.dpo_reduction

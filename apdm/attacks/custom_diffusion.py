@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.attacks import VARIES, Material
-from apdm.attacks.fine_tuning import FineTuning, Victim
+from apdm.attacks.fine_tuning import AttackedModel, FineTuning
 from apdm.attacks.parts import clip_encoders, tokenizer_name, with_denoiser
 from apdm.attacks.tokens import call, learn_words
 from apdm.families import Family
@@ -41,12 +41,12 @@ class CustomDiffusion(FineTuning):
     def __post_init__(self) -> None:
         call(self, self.modifier_token, 1)
 
-    def begin(self, model: Family, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> AttackedModel:
         start = self.initializer_token or self._rare_token(model)
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
         tokens = learn_words(with_denoiser(model, denoiser), self.modifier_token, 1, start)
         weights = [p for name, p in denoiser.named_parameters() if name.endswith(model.keys_and_values)]
-        return Victim(
+        return AttackedModel(
             tokens.model,
             (denoiser, *tokens.encoders),
             [*(p.requires_grad_(True) for p in weights), *tokens.embeddings],

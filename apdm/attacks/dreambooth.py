@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import FineTuning, Victim
+from apdm.attacks.fine_tuning import AttackedModel, FineTuning
 from apdm.attacks.parts import clip_encoders, with_denoiser
 from apdm.families import Family
 
@@ -21,12 +21,12 @@ class DreamBooth(FineTuning):
     name: ClassVar[str] = "dreambooth"
     assumes: ClassVar[str] = "the weights, photos and a GPU that trains the whole denoiser"
 
-    def begin(self, model: Family, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> AttackedModel:
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(True)
-        victim = with_denoiser(model, denoiser)
+        attacked = with_denoiser(model, denoiser)
         if not self.train_text_encoder:
-            return Victim(victim, (denoiser,), list(denoiser.parameters()))
+            return AttackedModel(attacked, (denoiser,), list(denoiser.parameters()))
         encoders = {name: copy.deepcopy(encoder).float() for name, encoder in clip_encoders(model).items()}
-        victim = victim.replace(**encoders)
+        attacked = attacked.replace(**encoders)
         modules = (denoiser, *(encoder.requires_grad_(True) for encoder in encoders.values()))
-        return Victim(victim, modules, [p for m in modules for p in m.parameters()], trains_text=True)
+        return AttackedModel(attacked, modules, [p for m in modules for p in m.parameters()], trains_text=True)

@@ -52,15 +52,15 @@ class FaceIDAdapter:
             params |= {"controlnet": self.controlnet.name, "controlnet_scale": self.controlnet_scale}
         return params
 
-    def victim(self, family: Family) -> Family:
+    def with_adapter(self, family: Family) -> Family:
         """The model with the adapter in a copy of its denoiser; `family` stays as it is. Raises as `check` does."""
         file = self._checked(family)
-        victim = family.with_denoiser(copy.deepcopy(family.denoiser))
-        victim.pipeline.load_ip_adapter(file.state, subfolder="", weight_name="", image_encoder_folder=None)
-        victim.pipeline.set_ip_adapter_scale(self.scale)
+        attacked = family.with_denoiser(copy.deepcopy(family.denoiser))
+        attacked.pipeline.load_ip_adapter(file.state, subfolder="", weight_name="", image_encoder_folder=None)
+        attacked.pipeline.set_ip_adapter_scale(self.scale)
         if self.controlnet is None:
-            return victim
-        return with_identity_net(victim, self.controlnet, allow_pickle=self.allow_pickle)
+            return attacked
+        return with_identity_net(attacked, self.controlnet, allow_pickle=self.allow_pickle)
 
     @torch.no_grad()
     def identity(self, photos: Tensor) -> Tensor:
@@ -68,20 +68,26 @@ class FaceIDAdapter:
         return normalize(self.encoder.embed(photos).mean(0), dim=0)
 
     def run(
-        self, victim: Family, photos: Tensor, prompts: Sequence[str], *, guidance_scale: float = 7.5, **options: Any
+        self,
+        attacked: Family,
+        photos: Tensor,
+        prompts: Sequence[str],
+        *,
+        guidance_scale: float = 7.5,
+        **options: Any,
     ) -> Tensor:
         """Pictures `[B, 3, H, W]` in [0, 1] of the person in `photos`, one per prompt; options as in `sample`.
 
         With a ControlNet the face is where it is in the first photo.
         """
-        identity = self._told(victim, photos).to(victim.denoiser.device)
+        identity = self._told(attacked, photos).to(attacked.denoiser.device)
         if self.controlnet is not None:
-            options["pipeline_options"] = self._control(victim, photos[0], identity, guidance_scale, **options)
-        return victim.sample(prompts, face_embeds=identity, guidance_scale=guidance_scale, **options)
+            options["pipeline_options"] = self._control(attacked, photos[0], identity, guidance_scale, **options)
+        return attacked.sample(prompts, face_embeds=identity, guidance_scale=guidance_scale, **options)
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """See `apdm.attacks.ZeroShot`; the photos are one person, and one identity."""
-        return self.run(self.victim(model), photos, prompts, **options)
+        return self.run(self.with_adapter(model), photos, prompts, **options)
 
     def check(self, family: Family) -> None:
         """Raise UserError for a file that is no adapter of a face, or one for another model or encoder, and for a
@@ -114,9 +120,9 @@ class FaceIDAdapter:
         return file
 
     @torch.no_grad()
-    def _told(self, victim: Family, photos: Tensor) -> Tensor:
+    def _told(self, attacked: Family, photos: Tensor) -> Tensor:
         """InstantID was trained with embeddings as the encoder gives them, FaceID with unit vectors."""
-        projection = victim.denoiser.encoder_hid_proj.image_projection_layers[0]
+        projection = attacked.denoiser.encoder_hid_proj.image_projection_layers[0]
         if isinstance(projection, IPAdapterPlusImageProjection):
             return self.encoder.features(photos).mean(0)
         return self.identity(photos)
@@ -124,7 +130,7 @@ class FaceIDAdapter:
     @torch.no_grad()
     def _control(
         self,
-        victim: Family,
+        attacked: Family,
         photo: Tensor,
         identity: Tensor,
         guidance_scale: float,
@@ -134,9 +140,9 @@ class FaceIDAdapter:
         **_: Any,
     ) -> dict[str, Any]:
         """What the ControlNet is shown, as arguments of the pipeline; whose face it is goes into the ControlNet."""
-        tokens = victim.denoiser.encoder_hid_proj(adapter_input(identity, guided=guidance_scale > 1))[0]
-        victim.pipeline.controlnet.tokens = tokens.flatten(0, 1)
-        side = victim.denoiser.config.sample_size * victim.vae_scale
+        tokens = attacked.denoiser.encoder_hid_proj(adapter_input(identity, guided=guidance_scale > 1))[0]
+        attacked.pipeline.controlnet.tokens = tokens.flatten(0, 1)
+        side = attacked.denoiser.config.sample_size * attacked.vae_scale
         height, width = height or side, width or side
         landmarks = find_landmarks(self.encoder, photo)
         # Pixel centres lie at whole numbers: the photo's left edge is at -0.5.

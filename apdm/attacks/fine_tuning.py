@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Victim:
+class AttackedModel:
     """A model under attack: its parts that `modules` names are copies of the attacker's own, to be changed in place.
 
     parameters: what is trained, float32. trains_text: prompts must be encoded anew in every step, with gradients.
@@ -82,7 +82,7 @@ class FineTuning(ABC):
     varies: ClassVar[tuple[str, ...]] = VARIES
 
     @abstractmethod
-    def begin(self, model: Family, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> AttackedModel:
         """A copy of what is going to be trained, in a model that shares the rest with `model`."""
 
     @property
@@ -123,13 +123,13 @@ class FineTuning(ABC):
             of reach.
         """
         self._check(material, eval_steps)
-        victim = self.begin(model, material)
-        losses = self.train(victim, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
-        return Attacked(victim.model, losses)
+        attacked = self.begin(model, material)
+        losses = self.train(attacked, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
+        return Attacked(attacked.model, losses)
 
     def train(
         self,
-        victim: Victim,
+        attacked: AttackedModel,
         material: Material,
         *,
         eval_steps: Collection[int] = (),
@@ -138,42 +138,45 @@ class FineTuning(ABC):
     ) -> list[float]:
         """Train what `begin` made, in place: the loss of every step. Arguments as in `run`."""
         prior = material.class_images if self.prior_loss_weight else None
-        batches, prompts = self._batches(victim.model, material.instance, prior), self._prompts(victim, prior)
-        optimizer = self._optimizer(victim.parameters)
+        batches, prompts = (
+            self._batches(attacked.model, material.instance, prior),
+            self._prompts(attacked, prior),
+        )
+        optimizer = self._optimizer(attacked.parameters)
         losses: list[float] = []
         for step in range(self.max_train_steps + 1):
             if step in eval_steps and evaluate is not None:
-                victim.train(False)
+                attacked.train(False)
                 with torch.no_grad():
-                    evaluate(step, victim.model)
+                    evaluate(step, attacked.model)
             if step == self.max_train_steps:
                 break
-            victim.train(True)
+            attacked.train(True)
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(step)
-            loss = self.loss(victim, next(batches), next(prompts))
+            loss = self.loss(attacked, next(batches), next(prompts))
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"the attack's loss is {losses[-1]} at step {step + 1}")
             loss.backward()
             if self.max_grad_norm:
-                clip_grad_norm_(victim.parameters, self.max_grad_norm)
+                clip_grad_norm_(attacked.parameters, self.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             with torch.no_grad():
-                victim.after_step()
+                attacked.after_step()
             if callback is not None:
                 callback(step + 1, losses[-1])
-        victim.train(False)
+        attacked.train(False)
         return losses
 
     def rate(self, step: int) -> float:
         """The learning rate of the step after `step` are done."""
         return self.learning_rate
 
-    def loss(self, victim: Victim, batch: Batch, prompt_embeds: Tensor) -> Tensor:
+    def loss(self, attacked: AttackedModel, batch: Batch, prompt_embeds: Tensor) -> Tensor:
         """What is minimised, a scalar. A batch holds the instance's images, then the prior's if there is one."""
-        prediction = victim.model.predict(victim.model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
+        prediction = attacked.model.predict(attacked.model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
         return self._loss(squared_error(prediction, batch.target))
 
     def _loss(self, error: Tensor) -> Tensor:
@@ -190,15 +193,15 @@ class FineTuning(ABC):
         while True:
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))
 
-    def _prompts(self, victim: Victim, prior: Posterior | None) -> Iterator[Tensor]:
+    def _prompts(self, attacked: AttackedModel, prior: Posterior | None) -> Iterator[Tensor]:
         """The prompt of every image of a batch, `[B, L, D]`, once per step; encoded once where nothing in it is
         trained."""
         prompts = [self.instance_prompt] if prior is None else [self.instance_prompt, self.class_prompt]
         embeds: Tensor | None = None
         while True:
-            if embeds is None or victim.trains_text:
-                with torch.set_grad_enabled(victim.trains_text):
-                    embeds = victim.model.encode_prompts(prompts).float()
+            if embeds is None or attacked.trains_text:
+                with torch.set_grad_enabled(attacked.trains_text):
+                    embeds = attacked.model.encode_prompts(prompts).float()
                     embeds = embeds.repeat_interleave(self.train_batch_size, dim=0)
             yield embeds
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import FineTuning, Victim
+from apdm.attacks.fine_tuning import AttackedModel, FineTuning
 from apdm.attacks.parts import clip_encoders, with_denoiser
 from apdm.families import Family
 from apdm.families.lora_layers import Target, lora_parameters, target_layers
@@ -38,18 +38,18 @@ class LoRA(FineTuning):
     name: ClassVar[str] = "lora"
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
 
-    def begin(self, model: Family, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> AttackedModel:
         layers = target_layers(model.denoiser, self.target)
         denoiser = adapted(model.denoiser, layers, self.rank, self.lora_alpha, self.seed)
-        victim, modules = with_denoiser(model, denoiser), [denoiser]
+        attacked, modules = with_denoiser(model, denoiser), [denoiser]
         if self.train_text_encoder:
             encoders = {
                 name: adapted(encoder, TEXT_ATTENTION, self.rank, self.lora_alpha, self.seed + i)
                 for i, (name, encoder) in enumerate(clip_encoders(model).items(), start=1)
             }
-            victim, modules = victim.replace(**encoders), [denoiser, *encoders.values()]
+            attacked, modules = attacked.replace(**encoders), [denoiser, *encoders.values()]
         adapter = [p for module in modules for p in lora_parameters(module)]
-        return Victim(victim, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
+        return AttackedModel(attacked, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
 
 
 def adapted(module: Module, layers: list[str], rank: int, lora_alpha: int | None, seed: int) -> Any:

@@ -11,29 +11,19 @@ path/to/my_attack.py:MyAttack                           a class in a file of you
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import inspect
-import pkgutil
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import apdm.attacks
 from apdm.attacks import VARIES, Attack, Purifier, ZeroShot
 from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.photos import Photos
 from apdm.attacks.staged import Staged
-from apdm.config.options import read_value
+from apdm.config.registry import Registry, option_value
 from apdm.core.errors import UserError
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
-MADE_OF_OTHERS = ("attack", "purifier", "renamed")  # fields that no text can fill
 # What an attack is varied over, where nothing else is said: EVALUATION's grid, each alone.
 VARIATIONS: Mapping[str, tuple[str, ...]] = {
     "learning_rate_factor": ("1/3", "3"),
@@ -45,22 +35,10 @@ VARIATIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@cache
-def attacks() -> Mapping[str, type]:
-    """Name to class of every attack that ends in an attacked model."""
-    return _classes("run", "prompt")
-
-
-@cache
-def purifiers() -> Mapping[str, type]:
-    """Name to class of what is done to photos."""
-    return _classes("__call__", "params")
-
-
-@cache
-def zero_shots() -> Mapping[str, type]:
-    """Name to class of what draws a person without training."""
-    return _classes("draw", "params")
+NOT_TEXT = ("attack", "purifier", "renamed")  # fields that hold other objects
+ATTACKS = Registry("attack", "apdm.attacks", ("run", "prompt", "params"), NOT_TEXT)  # what ends in an attacked model
+PURIFIERS = Registry("purifier", "apdm.attacks", ("__call__", "params"))  # what is done to photos
+ZERO_SHOTS = Registry("zero-shot attack", "apdm.attacks", ("draw", "params"))  # what draws a person without training
 
 
 def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None, **nominal: Any) -> Attack:
@@ -70,7 +48,7 @@ def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None,
     `by_attack[name]`, and the text's own. At least instance_prompt and class_prompt must be in `nominal`.
     Raises UserError for an unknown name or option, naming the nearest, and for a value that does not fit.
     """
-    cls, options = _parse(spec, attacks(), "attack")
+    cls, options = ATTACKS.parse(spec)
     return _Maker(spec, by_attack or {}, nominal).make(cls, options)
 
 
@@ -81,33 +59,33 @@ def settings(specs: Iterable[str]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for spec in specs:
-        cls, options = _parse(spec, attacks(), "attack")
+        cls, options = ATTACKS.parse(spec)
         if cls.name in found:
             raise UserError(f'"{spec}" sets {cls.name} a second time; put all its options into one')
-        found[cls.name] = _values(cls, options, spec)
+        found[cls.name] = ATTACKS.values(cls, options, spec)
     return found
 
 
 def make_purifier(spec: str) -> Purifier:
     """The purifier of `jpeg`, `jpeg:quality=50`, ... Raises UserError as `make` does."""
-    cls, options = _parse(spec, purifiers(), "purifier")
-    return cls(**_values(cls, options, spec))
+    made: Purifier = PURIFIERS.make(spec)
+    return made
 
 
 def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     """The editing attack or adapter of `img2img`, `img2img:strength=0.7`, ...; given: fields that no text can fill."""
-    cls, options = _parse(spec, zero_shots(), "zero-shot attack")
-    return cls(**(given | _values(cls, options, spec)))
+    made: ZeroShot = ZERO_SHOTS.make(spec, **given)
+    return made
 
 
 def is_zero_shot(spec: str) -> bool:
     """Whether a text names an editing attack or adapter rather than one that trains."""
-    return spec.partition(":")[0] in zero_shots()
+    return spec.partition(":")[0] in ZERO_SHOTS.classes()
 
 
 def variants(spec: str, variations: Mapping[str, Iterable[str]] = VARIATIONS) -> list[str]:
     """`spec` with one thing changed at a time: whatever of `variations` the attack says it varies over."""
-    cls, _ = _parse(spec, attacks(), "attack")
+    cls, _ = ATTACKS.parse(spec)
     varies = getattr(cls, "varies", ())
     varies = VARIES if isinstance(varies, property) else varies
     joint = "," if "=" in spec else ":"
@@ -127,18 +105,18 @@ class _Maker:
         if photos is None and num_photos is None:
             return attack
         purifier = None if photos is None else make_purifier(photos.replace("/", ":", 1).replace("/", ","))
-        count = None if num_photos is None else _value(int, num_photos, "num_photos", self.spec)
+        count = None if num_photos is None else option_value(int, num_photos, "num_photos", self.spec)
         return Photos(attack=attack, purifier=purifier, num_photos=count)
 
     def _staged(self, cls: type, options: dict[str, str]) -> Any:
-        inner = _nearest(options.pop("attack", "dreambooth"), attacks(), "attack")
-        own = {name: options.pop(name) for name in list(options) if name in _kinds(cls)}
-        return cls(attack=self.make(inner, options), **(self._defaults(cls) | _values(cls, own, self.spec)))
+        inner = ATTACKS.find(options.pop("attack", "dreambooth"))
+        own = {name: options.pop(name) for name in list(options) if name in ATTACKS.kinds(cls)}
+        return cls(attack=self.make(inner, options), **(self._defaults(cls) | ATTACKS.values(cls, own, self.spec)))
 
     def _plain(self, cls: Any, options: dict[str, str]) -> Any:
         factors = {field: options.pop(name) for name, field in FACTORS.items() if name in options}
         names = {name: options.pop(name) for name in ("identifier", "class_noun") if name in options}
-        values = self._defaults(cls) | _values(cls, options, self.spec, also=VARIES)
+        values = self._defaults(cls) | ATTACKS.values(cls, options, self.spec, also=VARIES)
         for field, factor in factors.items():
             value = values.get(field, getattr(cls, field, None))
             if value is None:
@@ -170,97 +148,6 @@ def _renamed(
         "class_prompt": class_prompt.removesuffix(noun) + (class_noun or noun),
         "renamed": (asked, called),
     }
-
-
-def _parse(spec: str, known: Mapping[str, type], what: str) -> tuple[Any, dict[str, str]]:
-    """The class that a text names, and its options as text."""
-    head, _, text = spec.partition(":")
-    if head.endswith(".py"):
-        name, _, text = text.partition(":")
-        cls = _from_file(Path(head), name)
-    else:
-        cls = _nearest(head, known, what)
-    options: dict[str, str] = {}
-    for item in filter(None, text.split(",")):
-        name, equals, value = item.partition("=")
-        if not equals or name in options:
-            raise UserError(f'"{item}" in "{spec}" should be one option=value, each option once')
-        options[name] = value
-    return cls, options
-
-
-def _nearest(name: str, known: Mapping[str, type], what: str) -> Any:
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known)}"
-    raise UserError(f'there is no {what} "{name}"; {hint}')
-
-
-def _from_file(path: Path, name: str) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a Python file with an attack in it, as {path.name}:MyAttack")
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    if found is None or found.loader is None:
-        raise UserError(f"{path} cannot be read as Python")
-    module = importlib.util.module_from_spec(found)
-    # dataclasses look their module up by name.
-    sys.modules.setdefault(path.stem, module)
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    cls = getattr(module, name, None)
-    members = ("run", "prompt", "params", "name")
-    if not (inspect.isclass(cls) and is_dataclass(cls) and all(_has(cls, member) for member in members)):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path.stem]
-        raise UserError(f'{path} has no attack "{name}"; it has {", ".join(own) or "nothing"}')
-    return cls
-
-
-def _classes(*members: str) -> dict[str, type]:
-    """The classes of this package's files that can be made and have a name and these members."""
-    return {cls.name: cls for cls in _all_classes() if all(_has(cls, member) for member in members)}
-
-
-def _has(cls: type, member: str) -> bool:
-    """Whether its instances have it; a class itself can always be called."""
-    return any(member in vars(base) for base in cls.__mro__)
-
-
-def _all_classes() -> Iterator[Any]:
-    for info in sorted(pkgutil.iter_modules(apdm.attacks.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{apdm.attacks.__name__}.{info.name}")
-        for cls in vars(module).values():
-            own = inspect.isclass(cls) and cls.__module__ == module.__name__ and not inspect.isabstract(cls)
-            if own and isinstance(getattr(cls, "name", None), str):
-                yield cls
-
-
-def _kinds(cls: Any) -> dict[str, Any]:
-    """The fields that text can fill, with their types."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls) if field.name not in MADE_OF_OTHERS}
-
-
-def _values(cls: Any, options: Mapping[str, str], spec: str, also: Iterable[str] = ()) -> dict[str, Any]:
-    kinds = _kinds(cls)
-    for name in options:
-        if name not in kinds:
-            near = difflib.get_close_matches(name, [*kinds, *also], n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"it has {', '.join([*kinds, *also])}"
-            raise UserError(f'in "{spec}": {cls.name} has no option "{name}"; {hint}')
-    return {name: _value(kinds[name], text, name, spec) for name, text in options.items()}
-
-
-def _value(kind: Any, text: str, name: str, spec: str) -> Any:
-    try:
-        value = read_value(kind, text)
-    except ValueError as wanted:
-        raise UserError(f'in "{spec}": {name} is "{text}"; it needs {wanted}') from None
-    if not isinstance(value, str) and value is not None and value < 0:
-        raise UserError(f'in "{spec}": {name} is {text}; it cannot be below 0')
-    return value
 
 
 def _factor(text: str, spec: str) -> float:

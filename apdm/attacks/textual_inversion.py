@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.attacks import VARIES, Material
-from apdm.attacks.fine_tuning import FineTuning, Victim
+from apdm.attacks.fine_tuning import AttackedModel, FineTuning
 from apdm.attacks.parts import frozen, with_denoiser
 from apdm.attacks.tokens import call, learn_words
 from apdm.families import Family
@@ -41,11 +41,11 @@ class TextualInversion(FineTuning):
     def __post_init__(self) -> None:
         call(self, self.placeholder_token, self.num_vectors)
 
-    def begin(self, model: Family, material: Material) -> Victim:
+    def begin(self, model: Family, material: Material) -> AttackedModel:
         noun = self.initializer_token or self.class_prompt.split()[-1]
         model = with_denoiser(model, frozen(model.denoiser))
         tokens = learn_words(model, self.placeholder_token, self.num_vectors, noun)
-        return Victim(
+        return AttackedModel(
             tokens.model,
             tokens.encoders,
             tokens.embeddings,

@@ -93,9 +93,9 @@ def learn_words(model: Family, word: str, count: int, initializer_token: str | N
     tokenizers = {name: copy.deepcopy(getattr(model.pipeline, name)) for name in names}
     pairs = list(zip(encoders.values(), tokenizers.values(), strict=True))
     rows = [_teach(encoder, tokenizer, word, count, initializer_token) for encoder, tokenizer in pairs]
-    victim = model.replace(**encoders, **tokenizers)
+    attacked = model.replace(**encoders, **tokenizers)
     tables = [_table(encoder, some) for encoder, some in zip(encoders.values(), rows, strict=True)]
-    return Tokens(victim, tuple(encoders.values()), tuple(tables))
+    return Tokens(attacked, tuple(encoders.values()), tuple(tables))
 
 
 def _teach(encoder: Any, tokenizer: Any, word: str, count: int, initializer_token: str | None) -> slice:

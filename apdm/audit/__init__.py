@@ -22,13 +22,13 @@ from apdm.audit.matrix import Matrix
 from apdm.audit.people import Person
 from apdm.audit.rows import add_row_figures, comparison, cost_factors, other_subjects, spec_of
 from apdm.audit.store import CellStore, kept, key_of, tensor_hash
-from apdm.audit.suites import NOMINAL, Arsenal, Entry, available
+from apdm.audit.suites import NOMINAL, AttackFactory, Entry, available
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import write_text
 from apdm.core.versions import package_versions
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges, Look
 from apdm.metrics.utility import class_utility, strangers_band
@@ -79,8 +79,8 @@ class Audit:
         return list(range(self.seed, self.seed + self.config.seeds))
 
     @property
-    def arsenal(self) -> Arsenal:
-        return Arsenal(
+    def attack_factory(self) -> AttackFactory:
+        return AttackFactory(
             options=self.config,
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
@@ -94,7 +94,7 @@ class Audit:
 
 
 def audit(
-    plan: Audit, *, store: CellStore | None = None, ranks: Ranks = ALONE, show_progress: bool = True
+    plan: Audit, *, store: CellStore | None = None, processes: ProcessGroup = SINGLE_PROCESS, show_progress: bool = True
 ) -> tuple[Results, Sheets] | None:
     """Attack all models on all people with all seeds, and judge.
 
@@ -116,17 +116,19 @@ def audit(
     """
     _check(plan)
     with kept(store) as cells:
-        return _audit(plan, cells, ranks, show_progress)
+        return _audit(plan, cells, processes, show_progress)
 
 
-def _audit(plan: Audit, store: CellStore, ranks: Ranks, show_progress: bool) -> tuple[Results, Sheets] | None:
+def _audit(
+    plan: Audit, store: CellStore, processes: ProcessGroup, show_progress: bool
+) -> tuple[Results, Sheets] | None:
     config, judges = plan.config, plan.judges
-    entries, left_out = available(plan.entries, plan.models, plan.arsenal)
+    entries, left_out = available(plan.entries, plan.models, plan.attack_factory)
     matrix = Matrix.of(plan, entries, common=common_facts(plan))
-    if ranks.is_main:
+    if processes.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
-    ranks.wait()
-    class_pictures = _class_pictures(plan, store, ranks)
+    processes.wait()
+    class_pictures = _class_pictures(plan, store, processes)
     class_looks = {name: judges.look(images) for name, images in class_pictures.items()}
     people = [*plan.subjects, *plan.others]
     references = {person.id: judges.embed(_unit(person.references)) for person in people}
@@ -141,7 +143,7 @@ def _audit(plan: Audit, store: CellStore, ranks: Ranks, show_progress: bool) -> 
         class_features=class_looks["base"].features,
         class_prompt=plan.class_prompt,
     )
-    rows_and_pictures = matrix.run(attacker, store, ranks, show_progress=show_progress)
+    rows_and_pictures = matrix.run(attacker, store, processes, show_progress=show_progress)
     if rows_and_pictures is None:
         return None
     rows, pictures = rows_and_pictures
@@ -196,13 +198,13 @@ def read_results(path: str | Path) -> Results:
 # -- the models before any attack ----------------------------------------------------------------------------
 
 
-def _class_pictures(plan: Audit, store: CellStore, ranks: Ranks) -> Sheets:
+def _class_pictures(plan: Audit, store: CellStore, processes: ProcessGroup) -> Sheets:
     """Class pictures of every arm, kept in the store: the base's with two sets of seeds, the others' with the second.
 
     So "hardened" stands to "base" as "base_again" does, and two equal models have an FID ratio of exactly 1.
     """
     config, keys = plan.config, _class_keys(plan)
-    for name, key in list(keys.items())[ranks.index :: ranks.size]:
+    for name, key in list(keys.items())[processes.index :: processes.size]:
         if key not in store:
             height, width = plan.subjects[0].photos.shape[-2:]
             images = draw(
@@ -215,7 +217,7 @@ def _class_pictures(plan: Audit, store: CellStore, ranks: Ranks) -> Sheets:
                 width=width,
             )
             store.save(key, {"finite": bool(images.isfinite().all())}, {"class": images})
-    ranks.wait()
+    processes.wait()
     sheets = {}
     for name, key in keys.items():
         row, kept = store.load(key)

@@ -96,10 +96,10 @@ class Attacker:
         pictures: dict[str, Tensor] = {}
         family = self.models[cell.model]
 
-        def evaluate(step: int, victim: Family) -> None:
-            images, look = self._look(cell, victim, step)
+        def evaluate(step: int, attacked: Family) -> None:
+            images, look = self._look(cell, attacked, step)
             point = self._point(look, cell.person.id)
-            loss = probe_loss(victim, latents, cell.attack.instance_prompt)
+            loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
             row["curve"].append({"step": step, **point, "loss": loss})
@@ -108,7 +108,7 @@ class Attacker:
                 row["quality"] = point["quality"] | {"brisque": self.judges.brisque(images)}
                 pictures["attacked"] = images
                 prompt = cell.attack.prompt(self.config.prompts[0])
-                maps = identifier_maps(victim, images[:SHOWN_MAPS], prompt, self.class_prompt)
+                maps = identifier_maps(attacked, images[:SHOWN_MAPS], prompt, self.class_prompt)
                 if maps is not None:
                     pictures["attention"] = maps
 
@@ -132,11 +132,11 @@ class Attacker:
             _free_memory()
         return row | {"seconds": round(time.perf_counter() - started, 3), "status": status, "error": error}, pictures
 
-    def _latents(self, model: str, victim: Family, person: Person) -> Posterior:
+    def _latents(self, model: str, attacked: Family, person: Person) -> Posterior:
         """The photos as this model's VAE encodes them, once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
-                self.latents[model, person.id] = victim.posterior(person.photos)
+                self.latents[model, person.id] = attacked.posterior(person.photos)
         return self.latents[model, person.id]
 
     def _consenting(self, model: str) -> Posterior | None:
@@ -146,15 +146,15 @@ class Attacker:
             self.latents[model, ""] = encode_images(self.models[model], self.consenting, batch_size=SAMPLE_BATCH_SIZE)
         return self.latents[model, ""]
 
-    def _look(self, cell: Cell, victim: Family, step: int) -> tuple[Tensor, Look]:
+    def _look(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Look]:
         """Draw the attacker's prompts and judge the pictures; of a model as it came, once for all people."""
         asked = [cell.attack.prompt(prompt) for prompt in self.config.prompts for _ in range(self.config.num_images)]
         known = (cell.model, cell.seed, tuple(asked))
-        fresh = step == 0 and _is_untouched(victim, self.models[cell.model])
+        fresh = step == 0 and _is_untouched(attacked, self.models[cell.model])
         if fresh and known in self.untouched:
             return self.untouched[known]
         height, width = cell.person.photos.shape[-2:]
-        images = draw(self.config, victim, asked, cell.seed, ATTACK, height=height, width=width)
+        images = draw(self.config, attacked, asked, cell.seed, ATTACK, height=height, width=width)
         check_finite(images)
         look = self.judges.look(images)
         if fresh:
@@ -209,10 +209,10 @@ def check_finite(images: Tensor) -> None:
         raise FloatingPointError("the pictures are not finite")
 
 
-def _is_untouched(victim: Family, model: Family) -> bool:
+def _is_untouched(attacked: Family, model: Family) -> bool:
     """Whether the attacker's model still draws what `model` does: an attack may change it before its first step."""
     for name, theirs in model.pipeline.components.items():
-        mine = victim.pipeline.components[name]
+        mine = attacked.pipeline.components[name]
         if mine is theirs:
             continue
         if not isinstance(theirs, Module):

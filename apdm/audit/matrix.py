@@ -17,7 +17,7 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
 from apdm.core.errors import Interrupted
 from apdm.core.signals import Stop, stop_on_signals
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 
 if TYPE_CHECKING:
     from apdm.audit import Audit
@@ -47,7 +47,7 @@ class Matrix:
         return Matrix(cells)
 
     def run(
-        self, attacker: Attacker, store: CellStore, ranks: Ranks, *, show_progress: bool
+        self, attacker: Attacker, store: CellStore, processes: ProcessGroup, *, show_progress: bool
     ) -> tuple[list[Row], dict[str, Tensor]] | None:
         """Run this process's share; in the main one the rows and pictures of all cells, else None.
 
@@ -57,12 +57,12 @@ class Matrix:
         bar = tqdm(
             total=sum(cell.steps for cell in self.cells),
             unit="step",
-            disable=not (show_progress and ranks.is_main),
+            disable=not (show_progress and processes.is_main),
         )
         try:
             with bar, stop_on_signals() as stop:
-                self._work(ordered[ranks.index :: ranks.size], attacker, store, bar, stop)
-                if not ranks.is_main:
+                self._work(ordered[processes.index :: processes.size], attacker, store, bar, stop)
+                if not processes.is_main:
                     return None
                 while any(cell.key not in store for cell in self.cells):  # others are at work
                     time.sleep(POLL_SECONDS)
@@ -73,7 +73,7 @@ class Matrix:
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
                 "the same command goes on from there, apdm harden with --resume_from_checkpoint latest"
             )
-            ending.elsewhere = not ranks.is_main
+            ending.reported_by_other_process = not processes.is_main
             raise ending from None
         return self._collect(store)
 
@@ -113,7 +113,7 @@ class Matrix:
 
 def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: int, common: Mapping[str, Any]) -> Cell:
     config = plan.config
-    attack = plan.arsenal.make(entry.spec, seed=seed)
+    attack = plan.attack_factory.make(entry.spec, seed=seed)
     nominal_step = attack.max_train_steps
     pace = nominal_step / plan.nominal
     if entry.long and arm == "hardened" and role == "protected":

@@ -17,7 +17,7 @@ from apdm.audit.store import CellStore
 from apdm.config import AuditJobConfig
 from apdm.core.errors import UserError
 from apdm.data.subjects import find_subjects
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, PERTURBATION, PHOTO_CELLS
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
@@ -67,7 +67,7 @@ class PhotoPlan:
         subjects: Sequence[Person],
         output: Path,
         facts: Mapping[str, Any],
-        ranks: Ranks,
+        processes: ProcessGroup,
     ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """results.json's "image_layer", and its pictures; None in all processes but the main one."""
         references = {person.id: judges.embed(person.references / 2 + 0.5) for person in subjects}
@@ -80,7 +80,9 @@ class PhotoPlan:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
-            store=CellStore(output / PHOTO_CELLS, process=ranks.index),
+            store=CellStore(output / PHOTO_CELLS, process=processes.index),
             facts=facts,
-        ).run({name: PhotoPair(clean, after, references[name]) for name, (clean, after) in self.pairs.items()}, ranks)
+        ).run(
+            {name: PhotoPair(clean, after, references[name]) for name, (clean, after) in self.pairs.items()}, processes
+        )
         return None if done is None else ({**self.figures, "attacks": done[0]}, done[1])

@@ -23,11 +23,11 @@ from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.cells import check_finite
 from apdm.audit.rows import file_name
 from apdm.audit.store import CellStore, kept, key_of, tensor_hash
-from apdm.audit.suites import Arsenal, code_hash
+from apdm.audit.suites import AttackFactory, code_hash
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject, load_images
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.faces import load_encoder
 from apdm.families import Family, Posterior
 from apdm.metrics.judges import Judges
@@ -86,7 +86,7 @@ def check_specs(config: AuditOptions, instance_prompt: str, class_prompt: str) -
         if is_zero_shot(spec):
             make_zero_shot(spec)
             continue
-        attack = Arsenal.of(config, instance_prompt, class_prompt).make(spec, seed=0)
+        attack = AttackFactory.of(config, instance_prompt, class_prompt).make(spec, seed=0)
         if set(attack.needs) - {"base"}:
             raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
 
@@ -125,7 +125,7 @@ class PhotoAudit:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
-        self, people: Mapping[str, PhotoPair], ranks: Ranks = ALONE
+        self, people: Mapping[str, PhotoPair], processes: ProcessGroup = SINGLE_PROCESS
     ) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
         """Attack everybody's clean and protected photos: rows for results.json, and pictures [N, 3, H, W] in [0, 1]
         under "layer/<attack>/<arm>/<person>", "<arm>+<purifier>" after one. An attack that fails is a row that says so.
@@ -143,18 +143,18 @@ class PhotoAudit:
         ]
         keys = [self._key(cell) for cell in cells]
         with kept(self.store) as store:
-            if ranks.is_main:
+            if processes.is_main:
                 store.tidy(keys)
-            ranks.wait()
-            with tqdm(total=len(cells), desc="attack photos", unit="attack", disable=not ranks.is_main) as bar:
-                for key, cell in list(zip(keys, cells, strict=True))[ranks.index :: ranks.size]:
+            processes.wait()
+            with tqdm(total=len(cells), desc="attack photos", unit="attack", disable=not processes.is_main) as bar:
+                for key, cell in list(zip(keys, cells, strict=True))[processes.index :: processes.size]:
                     if key not in store:
                         row, images = self._row(cell)
                         store.save(key, row, {} if images is None else {DRAWN: images})
                     bar.update(sum(key in store for key in keys) - bar.n)
-                ranks.wait()
+                processes.wait()
                 bar.update(len(cells) - bar.n)
-            return self._collect(cells, keys, store) if ranks.is_main else None
+            return self._collect(cells, keys, store) if processes.is_main else None
 
     def _collect(
         self, cells: list[PhotoCell], keys: list[str], store: CellStore
@@ -172,11 +172,11 @@ class PhotoAudit:
         """Pictures for the audit's first prompt, after an attack that trains on `photos` [N, 3, R, R] in [-1, 1]."""
         with torch.no_grad():
             latents = self.base.posterior(photos)
-        attack = self._arsenal.make(spec, seed=self.seed)
+        attack = self._attack_factory.make(spec, seed=self.seed)
         material = Material(latents, self.class_images, photos, {"base": self.base})
-        victim = attack.run(self.base, material).model
+        attacked = attack.run(self.base, material).model
         prompts = [attack.prompt(self.config.prompts[0])] * self.config.num_images
-        return victim.sample(prompts, **self._drawing(photos))
+        return attacked.sample(prompts, **self._drawing(photos))
 
     def edit(self, spec: str, photos: Tensor) -> Tensor:
         """The photos after an attack that trains nothing, as `edit_prompt` or the class prompt asks."""
@@ -187,8 +187,8 @@ class PhotoAudit:
         """Pictures for the class prompt with the adapter on the first of `photos`."""
         if self.adapter is None:
             raise UserError("there is no zero-shot adapter: name one with audit.faceid_adapter")
-        victim, prompts = self.adapter.victim(self.base), [self.class_prompt] * self.config.num_images
-        return self.adapter.run(victim, photos[:1] / 2 + 0.5, prompts, **self._drawing(photos))
+        attacked, prompts = self.adapter.with_adapter(self.base), [self.class_prompt] * self.config.num_images
+        return self.adapter.run(attacked, photos[:1] / 2 + 0.5, prompts, **self._drawing(photos))
 
     def _key(self, cell: PhotoCell) -> str:
         """A name for everything that determines a row."""
@@ -225,11 +225,11 @@ class PhotoAudit:
             return self.adapter.params()
         if is_zero_shot(name):
             return {**make_zero_shot(name).params(), "prompt": self.config.edit_prompt or self.class_prompt}
-        return self._arsenal.make(name, seed=self.seed).params()
+        return self._attack_factory.make(name, seed=self.seed).params()
 
     @property
-    def _arsenal(self) -> Arsenal:
-        return Arsenal.of(self.config, self.instance_prompt, self.class_prompt)
+    def _attack_factory(self) -> AttackFactory:
+        return AttackFactory.of(self.config, self.instance_prompt, self.class_prompt)
 
     def _drawing(self, photos: Tensor) -> dict[str, Any]:
         return {

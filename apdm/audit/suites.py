@@ -126,14 +126,16 @@ def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entr
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
-def available(entries: Sequence[Entry], models: Collection[str], arsenal: Arsenal) -> tuple[list[Entry], list[LeftOut]]:
+def available(
+    entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory
+) -> tuple[list[Entry], list[LeftOut]]:
     """Entries whose attacks need no other models than `models` ("base", "sibling"), and those left out.
 
     Raises UserError for an attack that `arsenal` cannot make, such as one that does not fit the prompts.
     """
     kept, left_out = [], []
     for entry in entries:
-        missing = [need for need in arsenal.make(entry.spec, seed=0).needs if need not in models]
+        missing = [need for need in attack_factory.make(entry.spec, seed=0).needs if need not in models]
         if missing:
             named, given = " and a ".join(missing), " and ".join(f"--{name}" for name in missing)
             left_out.append(LeftOut(entry.spec, f"it needs a {named} model, to be given with {given}", entry.required))
@@ -166,7 +168,7 @@ def code_hash(spec: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arsenal:
+class AttackFactory:
     """Makes attacks from specs. What trains the whole denoiser takes the audit's rate, steps, batch and prior; every
     other attack has defaults of its own, which `attack_options` of the configuration changes."""
 
@@ -176,9 +178,9 @@ class Arsenal:
     nominal_step: int
 
     @staticmethod
-    def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> Arsenal:
+    def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> AttackFactory:
         """With the nominal attack as long as `options` say."""
-        return Arsenal(
+        return AttackFactory(
             options=options,
             instance_prompt=instance_prompt,
             class_prompt=class_prompt,

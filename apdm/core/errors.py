@@ -4,7 +4,7 @@
 class Ending(BaseException):
     """A command's early end, told in one line. elsewhere: by another of the run's processes, so not by this one."""
 
-    elsewhere = False
+    reported_by_other_process = False
 
 
 class UserError(Ending, Exception):

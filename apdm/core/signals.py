@@ -32,7 +32,9 @@ class Stop:
             raise KeyboardInterrupt
         if not self.patient:
             ending = Interrupted(self.advice)
-            ending.elsewhere = os.environ.get("RANK", "0") != "0"  # every process gets the signal, one says so
+            ending.reported_by_other_process = (
+                os.environ.get("RANK", "0") != "0"
+            )  # every process gets the signal, one says so
             raise ending
 
     @contextmanager

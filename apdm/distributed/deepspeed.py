@@ -174,7 +174,7 @@ class Zero3(Zero):
     def _real(self, index: int) -> int:
         """How many numbers of this process's piece are not padding."""
         size = self.fast[index].numel()
-        return max(0, min(size, self.shapes[index].numel() - self.ranks.index * size))
+        return max(0, min(size, self.shapes[index].numel() - self.processes.index * size))
 
     def written(self) -> None:
         from deepspeed.utils import safe_set_local_fp32_param
@@ -185,8 +185,8 @@ class Zero3(Zero):
             torch.accelerator.current_stream().synchronize()
 
     def whole(self, index: int, shard: Tensor) -> Tensor:
-        flat = torch.empty(shard.numel() * self.ranks.size, dtype=shard.dtype, device=shard.device)
-        if self.ranks.size > 1:
+        flat = torch.empty(shard.numel() * self.processes.size, dtype=shard.dtype, device=shard.device)
+        if self.processes.size > 1:
             dist.all_gather_single(flat, shard.contiguous())
         else:
             flat.copy_(shard)
@@ -195,7 +195,7 @@ class Zero3(Zero):
 
     def part(self, index: int, whole: Tensor) -> Tensor:
         piece, size = torch.zeros_like(self.fast[index]), self.fast[index].numel()
-        start, real = self.ranks.index * size, self._real(index)
+        start, real = self.processes.index * size, self._real(index)
         piece[:real] = whole.reshape(-1)[start : start + real]
         return piece
 

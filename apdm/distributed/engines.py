@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from apdm.core.adamw import MOMENTS, local, reset_optimizer
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.master_weights import FlatSlowWeights, SlowWeights
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 
 
 class Splittable(Protocol):
@@ -53,10 +53,10 @@ class Engine:
         *,
         max_grad_norm: float = 0.0,
         accumulation: int = 1,
-        ranks: Ranks = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         loss_scale: Callable[[], LossScale] = LossScale,
     ) -> None:
-        self.model, self.ranks = model, ranks
+        self.model, self.processes = model, processes
         self.max_grad_norm, self.accumulation = max_grad_norm, accumulation
         self.parameters = list(model.parameters())
         self.optimizer = make_optimizer(self.parameters)
@@ -190,7 +190,7 @@ class Engine:
         kept = []
         for p in self.trained:
             whole = self._moment(p, name).detach()
-            if self.ranks.is_main:
+            if self.processes.is_main:
                 kept.append(whole.cpu())
         return kept
 
@@ -261,11 +261,11 @@ class FullyShard(Engine):
         from torch.distributed.tensor import DTensor, Shard
 
         p: Any = self.parameters[index].data
-        rows = [len(piece) for piece in whole.chunk(self.ranks.size)] + [0] * self.ranks.size
-        start = sum(rows[: self.ranks.index])
+        rows = [len(piece) for piece in whole.chunk(self.processes.size)] + [0] * self.processes.size
+        start = sum(rows[: self.processes.index])
         if not isinstance(p, DTensor) or p.placements != (Shard(0),):
             raise RuntimeError("FSDP2 sharded a parameter otherwise than by its first dimension")
-        return whole[start : start + rows[self.ranks.index]].to(p.device)
+        return whole[start : start + rows[self.processes.index]].to(p.device)
 
     def _like(self, index: int, shard: Tensor) -> Any:
         from torch.distributed.tensor import DTensor

@@ -23,7 +23,7 @@ from apdm.core.numbers import spread
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent, MakeOptimizer
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.optimizers import require_optimizer
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 
 SHARDED = ("fsdp2", "zero3")  # engines that take the model apart, so that a plain one is kept to draw with
 RESUME = "the same command with --resume_from_checkpoint latest goes on"
@@ -43,7 +43,7 @@ def make_accelerator(config: HardenConfig) -> Accelerator:
             f"the launcher's mixed_precision is {asked} and apdm's {config.mixed_precision}; give apdm "
             f"--mixed_precision {asked}, or take it out of the launcher's file"
         )
-        error.elsewhere = os.environ.get("RANK", "0") != "0"
+        error.reported_by_other_process = os.environ.get("RANK", "0") != "0"
         raise error
     options: dict[str, Any] = {}
     if not torch.accelerator.is_available():
@@ -63,7 +63,7 @@ def make_accelerator(config: HardenConfig) -> Accelerator:
     return check_processes(accelerator, size)
 
 
-def joined() -> tuple[Ranks, torch.device]:
+def join_processes() -> tuple[ProcessGroup, torch.device]:
     """The processes of a job that trains nothing together, and this one's device.
 
     Raises UserError where accelerate and the launcher count processes differently.
@@ -72,7 +72,7 @@ def joined() -> tuple[Ranks, torch.device]:
     # On CPUs accelerate must be told, or each of several processes believes itself alone.
     told = True if size > 1 and not torch.accelerator.is_available() else None
     accelerator = check_processes(Accelerator(cpu=told), size)
-    return Ranks(accelerator.process_index, accelerator.num_processes), accelerator.device
+    return ProcessGroup(accelerator.process_index, accelerator.num_processes), accelerator.device
 
 
 def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
@@ -84,7 +84,7 @@ def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
         f"{size} processes were launched, accelerate counts {accelerator.num_processes} and torch {known}, so each "
         "would work alone; launch with a file of launch/"
     )
-    error.elsewhere = os.environ.get("RANK", "0") != "0"
+    error.reported_by_other_process = os.environ.get("RANK", "0") != "0"
     raise error
 
 
@@ -192,7 +192,7 @@ def make_engine(
     accelerator: Accelerator,
     model: nn.Module,
     make_optimizer: MakeOptimizer,
-    ranks: Ranks,
+    processes: ProcessGroup,
     *,
     make_adapter_optimizer: MakeOptimizer,
     generator: torch.Generator,
@@ -207,8 +207,8 @@ def make_engine(
     options: dict[str, Any] = {
         "max_grad_norm": config.l2p.max_grad_norm,
         "accumulation": config.gradient_accumulation_steps,
-        "ranks": ranks,
-        "loss_scale": partial(LossScale, accelerator.device.type, ranks, enabled=config.mixed_precision == "fp16"),
+        "processes": processes,
+        "loss_scale": partial(LossScale, accelerator.device.type, processes, enabled=config.mixed_precision == "fp16"),
     }
     if kind.startswith("zero"):
         from apdm.distributed.deepspeed import Zero, Zero3
@@ -217,7 +217,7 @@ def make_engine(
             model,
             make_optimizer,
             config=accelerator.deepspeed_plugin.deepspeed_config,
-            micro_batch_size=config.train_batch_size // (ranks.size * config.gradient_accumulation_steps),
+            micro_batch_size=config.train_batch_size // (processes.size * config.gradient_accumulation_steps),
             autocast=autocast(config, accelerator),
             **options,
         )
@@ -257,13 +257,15 @@ def autocast(config: HardenConfig, accelerator: Accelerator) -> Callable[[], Abs
 
 
 @contextmanager
-def lost_processes(ranks: Ranks) -> Iterator[None]:
+def lost_processes(processes: ProcessGroup) -> Iterator[None]:
     """Say in one line that another process of the run has ended, where torch tells of a broken connection."""
     try:
         yield
     except RuntimeError as error:
         words = ("connection", "broken pipe", "socket closed", "timed out", "timeout", "remote process exited")
-        if ranks.size == 1 or not any(word in str(error).lower() for word in words):
+        if processes.size == 1 or not any(word in str(error).lower() for word in words):
             raise
         said = (str(error).splitlines() or [""])[0]
-        raise Interrupted(f"process {ranks.index}: another process of this run has ended; {RESUME} ({said})") from None
+        raise Interrupted(
+            f"process {processes.index}: another process of this run has ended; {RESUME} ({said})"
+        ) from None

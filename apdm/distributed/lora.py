@@ -50,7 +50,7 @@ class LowRank(Engine):
     ) -> None:
         super().__init__(model, make_optimizer, **options)
         self.rank, self.generator, self.moves_fast = rank, generator, not shared
-        self.averaged = averaged and self.ranks.size > 1
+        self.averaged = averaged and self.processes.size > 1
         self.adapted = sharing_adapter(model, rank, target_layers(model, target))
         self.adapter = lora_parameters(self.adapted)
         self.adapter_names = [name for name, _ in self.adapted.named_parameters() if "lora_" in name]
@@ -60,7 +60,7 @@ class LowRank(Engine):
         self.set_low_rank(True)
 
     def slow_weights(self, *, max_grad_norm: float = 0.0, **adamw: float) -> SlowWeights:
-        kind = SlowWeights if self.ranks.size == 1 else FlatSlowWeights
+        kind = SlowWeights if self.processes.size == 1 else FlatSlowWeights
         return kind(self, max_grad_norm=max_grad_norm, **adamw)
 
     @property
@@ -117,7 +117,7 @@ class LowRank(Engine):
             gradients = [p.grad for p in self.trained if p.grad is not None]
             for sent in [dist.all_reduce(g, async_op=True) for g in gradients]:
                 sent.wait()
-            torch._foreach_div_(gradients, self.ranks.size)
+            torch._foreach_div_(gradients, self.processes.size)
         super()._step()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import SGD, Optimizer
 
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 
 
 class LossScale(GradScaler):
@@ -22,13 +22,13 @@ class LossScale(GradScaler):
     processes' flags up, and a fused AdamW steps on a flag of 2. `_found_inf_per_device` is torch's own; seen in 2.13.
     """
 
-    def __init__(self, device: str = "cpu", ranks: Ranks = ALONE, *, enabled: bool = False) -> None:
+    def __init__(self, device: str = "cpu", processes: ProcessGroup = SINGLE_PROCESS, *, enabled: bool = False) -> None:
         super().__init__(device, enabled=enabled)
-        self.ranks = ranks
+        self.processes = processes
 
     def unscale_(self, optimizer: Optimizer) -> None:
         super().unscale_(optimizer)
-        if self.is_enabled() and self.ranks.size > 1:
+        if self.is_enabled() and self.processes.size > 1:
             for found in self._found_inf_per_device(optimizer).values():
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
 

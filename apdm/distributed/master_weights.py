@@ -19,7 +19,7 @@ from torch.optim import SGD
 
 from apdm.core.adamw import MOMENTS, make_adamw
 from apdm.core.errors import UserError
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 
 
 class FastWeights(Protocol):
@@ -33,7 +33,7 @@ class FastWeights(Protocol):
     fast: list[Tensor]
     moves_fast: bool
     shapes: list[torch.Size]
-    ranks: Ranks
+    processes: ProcessGroup
 
     def begin(self, *, new: bool = True) -> None: ...
     def written(self) -> None: ...
@@ -114,8 +114,8 @@ class SlowWeights:
         if divisor != 1.0:
             torch._foreach_div_(gradient, divisor)
         norm = torch.nn.utils.get_total_norm(gradient)
-        if self.engine.ranks.size > 1:
-            norm = self.engine.ranks.sum(norm.square()).sqrt()
+        if self.engine.processes.size > 1:
+            norm = self.engine.processes.sum(norm.square()).sqrt()
         if not norm.isfinite():  # the one time an outer step waits for the device
             return norm
         if self.max_grad_norm:
@@ -183,7 +183,7 @@ class SlowWeights:
     def _on_main(self, whole: Iterable[Tensor]) -> list[Tensor]:
         kept = []
         for w in whole:  # one by one: beside the copies on the CPU there is only one of them
-            if self.engine.ranks.is_main:
+            if self.engine.processes.is_main:
                 kept.append(w.cpu())
         return kept
 
@@ -196,11 +196,11 @@ class FlatSlowWeights(SlowWeights):
     """
 
     def _masters(self) -> list[Tensor]:
-        ranks, sizes = self.engine.ranks, [p.numel() for p in self.fast]
-        piece = -(-sum(sizes) // ranks.size)
+        processes, sizes = self.engine.processes, [p.numel() for p in self.fast]
+        piece = -(-sum(sizes) // processes.size)
         dtype = torch.promote_types(self.fast[0].dtype, torch.float32)
-        self.flat = torch.zeros(piece * ranks.size, dtype=dtype, device=self.fast[0].device)
-        self.mine = slice(ranks.index * piece, (ranks.index + 1) * piece)
+        self.flat = torch.zeros(piece * processes.size, dtype=dtype, device=self.fast[0].device)
+        self.mine = slice(processes.index * piece, (processes.index + 1) * piece)
         torch._foreach_copy_(self._views(self.flat), [p.detach() for p in self.fast])
         return [_master(self.flat[self.mine])]
 
@@ -214,7 +214,7 @@ class FlatSlowWeights(SlowWeights):
 
     def _spread(self, piece: Tensor, flat: Tensor) -> list[Tensor]:
         """Everybody's pieces in `flat`; returned as parameters."""
-        if self.engine.ranks.size > 1:
+        if self.engine.processes.size > 1:
             dist.all_gather_single(flat, piece.contiguous())
         else:
             flat.copy_(piece)
@@ -246,9 +246,9 @@ class FlatSlowWeights(SlowWeights):
         grad = self.theta[0].grad
         if grad is None:
             raise RuntimeError("theta has lost its gradient")
-        if self.engine.ranks.size > 1:
+        if self.engine.processes.size > 1:
             dist.reduce_scatter_single(grad, self.flat)
-            grad.div_(self.engine.ranks.size)
+            grad.div_(self.engine.processes.size)
         else:
             grad.copy_(self.flat)
 

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 PATIENCE = datetime.timedelta(days=30)
 
 
-class Ranks:
+class ProcessGroup:
     """Process `index` of `size`; with size 1 nothing is sent and no process group is needed.
 
     Errors that one process meets in what follows are raised in all of them, so that none waits for ever; where
@@ -47,17 +47,17 @@ class Ranks:
         if error is not None:
             raise error
         if box[0] is not None:
-            raise _elsewhere(box[0])
+            raise _reported_by_other_process(box[0])
         return result
 
-    def share(self, work: Callable[[], Result]) -> Result:
+    def broadcast(self, work: Callable[[], Result]) -> Result:
         """`work()` as the main process alone computed it, in every process."""
         box = [self.on_main(work)]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]  # type: ignore[return-value]
 
-    def agree(self, work: Callable[[], Result]) -> Result:
+    def all_or_raise(self, work: Callable[[], Result]) -> Result:
         """Each process's own `work()`, unless it failed in any of them: then all raise the first one's error."""
         if self.size == 1:
             return work()
@@ -69,7 +69,7 @@ class Ranks:
             return result  # type: ignore[return-value]
         if error is not None and not isinstance(error, Ending):
             raise error  # a fault of ours: with its traceback
-        raise first if self.is_main else _elsewhere(first)
+        raise first if self.is_main else _reported_by_other_process(first)
 
     def main_first(self, work: Callable[[], Result]) -> Result:
         """Each process's own `work()`, the main one's before the others begin; where that fails they do not."""
@@ -81,7 +81,7 @@ class Ranks:
         if self.size > 1:
             dist.barrier(group=self.group)
 
-    def those(self, willing: bool) -> Ranks | None:
+    def subgroup(self, willing: bool) -> ProcessGroup | None:
         """The processes that are willing, numbered anew, the main one always among them; None in the others."""
         if self.size == 1:
             return self
@@ -89,7 +89,7 @@ class Ranks:
         dist.all_gather_object(answers, self.is_main or willing, group=self.group)
         members = [index for index, answer in enumerate(answers) if answer]
         group = dist.new_group(members, backend="gloo", timeout=PATIENCE)  # by all, whoever is in it
-        return Ranks(members.index(self.index), len(members), group) if self.index in members else None
+        return ProcessGroup(members.index(self.index), len(members), group) if self.index in members else None
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The processes' averages of some numbers."""
@@ -106,7 +106,7 @@ class Ranks:
         return value
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
@@ -123,6 +123,6 @@ def _portable(error: BaseException | None) -> Ending | None:
     return kind(f"{type(error).__name__}: {error}")
 
 
-def _elsewhere(error: Ending) -> Ending:
-    error.elsewhere = True
+def _reported_by_other_process(error: Ending) -> Ending:
+    error.reported_by_other_process = True
     return error

@@ -17,7 +17,7 @@ from apdm.audit.models import load_models
 from apdm.audit.people import Folders
 from apdm.audit.photo_plan import PhotoPlan
 from apdm.audit.store import CellStore
-from apdm.audit.suites import Arsenal, available, chosen, short_of_cost
+from apdm.audit.suites import AttackFactory, available, chosen, short_of_cost
 from apdm.config import AuditJobConfig, AuditOptions, load_config, to_yaml
 from apdm.config.options import command_line
 from apdm.core.errors import UserError
@@ -27,7 +27,7 @@ from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import say
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
-from apdm.distributed.launch import joined
+from apdm.distributed.launch import join_processes
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PICTURES, REPORT, RESULTS
 from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
@@ -51,15 +51,15 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: AuditJobConfig, *, command: str | None = None) -> int:
     """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
-    ranks, device = joined()
+    processes, device = join_processes()
     prepare_process(config.num_threads)
-    plan, photos = ranks.main_first(lambda: _load(config, command))
-    output = ranks.share(lambda: _claim(config))
-    if ranks.is_main and (short := short_of_cost(config, plan.entries)):
+    plan, photos = processes.main_first(lambda: _load(config, command))
+    output = processes.broadcast(lambda: _claim(config))
+    if processes.is_main and (short := short_of_cost(config, plan.entries)):
         print(f"apdm: {short}", file=sys.stderr)
     for model in plan.models.values():
         model.pipeline.to(device)
-    prior = ranks.main_first(
+    prior = processes.main_first(
         lambda: attacker_prior(
             config,
             plan.models["base"],
@@ -69,16 +69,16 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
             seed=config.seed,
             resolution=config.resolution,
             batch_size=config.sample_batch_size,
-            show_progress=ranks.is_main,
+            show_progress=processes.is_main,
         )
     )
     plan = replace(plan, class_images=prior)
-    store = CellStore(output / CELLS, process=ranks.index)
-    done = audit(plan, store=store, ranks=ranks, show_progress=ranks.is_main)
+    store = CellStore(output / CELLS, process=processes.index)
+    done = audit(plan, store=store, processes=processes, show_progress=processes.is_main)
     layer = None
     if photos is not None:
         layer = photos.run(
-            config, plan.models["base"], prior, plan.judges, plan.subjects, output, common_facts(plan), ranks
+            config, plan.models["base"], prior, plan.judges, plan.subjects, output, common_facts(plan), processes
         )
     if done is None:
         return PROTECTED  # the main process says what came out
@@ -160,8 +160,8 @@ def _plan(config: AuditJobConfig, command: str | None) -> Audit:
     settings(config.attack_options)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
-    arsenal = Arsenal.of(config, config.instance_prompt, config.class_prompt)
-    if not available(entries, paths, arsenal)[0]:
+    attack_factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+    if not available(entries, paths, attack_factory)[0]:
         raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
     folders = Folders.below(config.subjects, config)
     people = folders.load(config.resolution)

@@ -28,7 +28,7 @@ from apdm.core.files import claim_output_dir, delete, model_hash, require_disk, 
 from apdm.core.signals import stop_on_signals
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.distributed.launch import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, MODEL, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import check_single_file, export_model, export_size
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load_config(HardenConfig, list(argv))
     except UserError as error:  # every process reads the same options
-        error.elsewhere = os.environ.get("RANK", "0") != "0"
+        error.reported_by_other_process = os.environ.get("RANK", "0") != "0"
         raise
     harden(config, command=command_line("harden", argv))
     return 0
@@ -80,40 +80,40 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
     """
     prepare_process(config.num_threads)
     accelerator = make_accelerator(config)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     output = Path(config.output_dir)
-    with stop_on_signals() as stop, lost_processes(ranks):
-        kind = ranks.agree(lambda: kind_of(accelerator))
-        ranks.agree(lambda: check_engine(config, kind, ranks.size))
-        if config.preset and ranks.is_main:
+    with stop_on_signals() as stop, lost_processes(processes):
+        kind = processes.all_or_raise(lambda: kind_of(accelerator))
+        processes.all_or_raise(lambda: check_engine(config, kind, processes.size))
+        if config.preset and processes.is_main:
             print(f"apdm: {preset_report(config)}", file=sys.stderr)
-        base, start = ranks.agree(lambda: load_models(config))
-        job = ranks.on_main(lambda: Job.open(config, base, start))
-        checkpoint, facts = ranks.share(lambda: _job(job).claim())
-        if ranks.is_main:
+        base, start = processes.all_or_raise(lambda: load_models(config))
+        job = processes.on_main(lambda: Job.open(config, base, start))
+        checkpoint, facts = processes.broadcast(lambda: _job(job).claim())
+        if processes.is_main:
             base.pipeline.to(accelerator.device)
         # Sent as they are, tensors of one device would be unpacked on the same device by every process.
-        groups = ranks.share(lambda: [on_device(group, "cpu") for group in _job(job).encode()])
+        groups = processes.broadcast(lambda: [on_device(group, "cpu") for group in _job(job).encode()])
         hardened = place(config, base, start, kind, accelerator.device)
         people, benign, earlier = (on_device(group, accelerator.device) for group in groups)
         training = Training(
             config,
             accelerator,
-            ranks,
+            processes,
             base.denoiser.eval().requires_grad_(False),
             hardened,
             people,
             benign,
             earlier,
         )
-        if ranks.is_main and (unmet := training.unmet()):
+        if processes.is_main and (unmet := training.unmet()):
             print(f"apdm: {unmet_report(config, unmet, len(training.attackers.people))}", file=sys.stderr)
         validator = job.validator(hardened, people) if job is not None else None
         with stop.patience():
             steps = protect(
                 config,
                 accelerator,
-                ranks,
+                processes,
                 training,
                 validator,
                 output=output,
@@ -125,10 +125,10 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.memory.empty_cache()
-        ranks.on_main(lambda: _job(job).export(hardened, steps, accelerator.device))
+        processes.on_main(lambda: _job(job).export(hardened, steps, accelerator.device))
         if config.image_layer.enabled or config.audit.enabled:
-            protect_and_audit(config, base, hardened, job, ranks, accelerator.device, command=command)
-        ranks.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
+            protect_and_audit(config, base, hardened, job, processes, accelerator.device, command=command)
+        processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
         accelerator.end_training()
     return output
 
@@ -138,7 +138,7 @@ def protect_and_audit(
     base: Family,
     hardened: Family,
     job: Job | None,
-    ranks: Ranks,
+    processes: ProcessGroup,
     device: torch.device,
     *,
     command: str | None,
@@ -154,10 +154,10 @@ def protect_and_audit(
             judged = load_judged(config) if config.audit.enabled else None
             hardened = load_family(output / MODEL)  # as shipped; in training a process may have had a part of it
         except UserError as error:
-            print(f"apdm: process {ranks.index} leaves photos and audit to the others: {error}", file=sys.stderr)
-            ranks.those(False)
+            print(f"apdm: process {processes.index} leaves photos and audit to the others: {error}", file=sys.stderr)
+            processes.subgroup(False)
             return
-    some = ranks.those(True)
+    some = processes.subgroup(True)
     if some is None:
         return
     for family in (base, hardened):

@@ -17,11 +17,11 @@ from apdm.audit import BUILT_IN, Audit, Person, audit, common_facts
 from apdm.audit.people import Folders, People
 from apdm.audit.photos import PhotoAudit, PhotoPair, check_specs, load_adapter, load_pair
 from apdm.audit.store import CellStore
-from apdm.audit.suites import Arsenal, available, short_of_cost
+from apdm.audit.suites import AttackFactory, available, short_of_cost
 from apdm.config import HardenConfig
 from apdm.core.files import model_hash
 from apdm.data.subjects import find_subjects
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import CELLS, IMAGES, MODEL, PERTURBATION, PHOTO_CELLS
 from apdm.families import Family, Posterior
 from apdm.jobs.audit import attacker_prior, load_judges, write_all
@@ -78,7 +78,7 @@ class JudgedPeople:
         base: Family,
         hardened: Family,
         output: Path,
-        ranks: Ranks,
+        processes: ProcessGroup,
         *,
         command: str | None,
     ) -> None:
@@ -87,7 +87,7 @@ class JudgedPeople:
         config = self.config
         source = base.source or Path(config.base)
         base_hash = model_hash(source)
-        prior = ranks.main_first(
+        prior = processes.main_first(
             lambda: attacker_prior(
                 config.audit,
                 base,
@@ -99,7 +99,7 @@ class JudgedPeople:
                 batch_size=config.sample_batch_size,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
-                show_progress=ranks.is_main,
+                show_progress=processes.is_main,
             )
         )
         plan = Audit(
@@ -120,11 +120,11 @@ class JudgedPeople:
             },
             command=command,
         )
-        store = CellStore(output / CELLS, process=ranks.index)
-        done = audit(plan, store=store, ranks=ranks, show_progress=ranks.is_main)
+        store = CellStore(output / CELLS, process=processes.index)
+        done = audit(plan, store=store, processes=processes, show_progress=processes.is_main)
         layer = None
         if config.image_layer.enabled:
-            layer = self._audit_photos(base, output, prior, common_facts(plan), ranks)
+            layer = self._audit_photos(base, output, prior, common_facts(plan), processes)
         if done is None:
             return
         results, pictures = done
@@ -133,7 +133,7 @@ class JudgedPeople:
         write_all(results, pictures, output)
 
     def _audit_photos(
-        self, base: Family, output: Path, prior: Posterior, facts: Mapping[str, Any], ranks: Ranks
+        self, base: Family, output: Path, prior: Posterior, facts: Mapping[str, Any], processes: ProcessGroup
     ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The image layer's part of the results, and its pictures; None in all processes but the main one."""
         config, size = self.config, self.config.resolution
@@ -151,9 +151,9 @@ class JudgedPeople:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             seed=config.seed,
-            store=CellStore(output / PHOTO_CELLS, process=ranks.index),
+            store=CellStore(output / PHOTO_CELLS, process=processes.index),
             facts=facts,
-        ).run(people, ranks)
+        ).run(people, processes)
         if done is None:
             return None
         rows, pictures = done
@@ -170,7 +170,7 @@ def _check_attacks(config: HardenConfig) -> None:
     options = config.audit
     if not config.image_layer.enabled:  # a configuration that names an adapter may have its photos switched off
         options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true")
-    available(BUILT_IN, ("base", "hardened"), Arsenal.of(options, config.instance_prompt, config.class_prompt))
+    available(BUILT_IN, ("base", "hardened"), AttackFactory.of(options, config.instance_prompt, config.class_prompt))
     check_specs(options, config.instance_prompt, config.class_prompt)
     short = short_of_cost(options, BUILT_IN)
     if short and options.enabled and os.environ.get("RANK", "0") == "0":  # every process reads the same options

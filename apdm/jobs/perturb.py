@@ -27,8 +27,8 @@ from apdm.core.files import MARKER, claim_output_dir, delete, list_files, write_
 from apdm.core.signals import stop_on_signals
 from apdm.core.versions import package_versions
 from apdm.data.subjects import find_subjects
-from apdm.distributed.launch import joined
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.launch import join_processes
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
 from apdm.faces import Face, load_detector, load_encoders
@@ -52,13 +52,13 @@ def main(argv: Sequence[str]) -> int:
 def perturb(config: PerturbConfig, *, command: str | None = None) -> Path:
     """Run the whole job, alone or under `accelerate launch`; returns the output folder. Raises UserError before long
     work starts if input is bad."""
-    ranks, device = joined()
+    processes, device = join_processes()
     prepare_process(config.num_threads)
-    job, family = ranks.main_first(lambda: (PhotoJob.load(config, quiet=not ranks.is_main), load_base(config)))
-    output = ranks.share(lambda: claim_photo_dir(config))
+    job, family = processes.main_first(lambda: (PhotoJob.load(config, quiet=not processes.is_main), load_base(config)))
+    output = processes.broadcast(lambda: claim_photo_dir(config))
     family.pipeline.to(device)
-    job.run(family, output, ranks, command=command)
-    ranks.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
+    job.run(family, output, processes, command=command)
+    processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
     return output
 
 
@@ -113,23 +113,25 @@ class PhotoJob:
         return PhotoJob(config, photos, faces)
 
     def run(
-        self, family: Family, output: Path, ranks: Ranks = ALONE, *, command: str | None = None
+        self, family: Family, output: Path, processes: ProcessGroup = SINGLE_PROCESS, *, command: str | None = None
     ) -> dict[str, Any] | None:
         """Protect what is missing in `output`/images, each of the processes some of the people.
 
         The main process writes `output`/perturbation.json and returns its content, the others None.
         """
         config, layer, started = self.config, self.config.image_layer, time.perf_counter()
-        missing = ranks.share(lambda: self._missing(output / IMAGES))
-        mine = missing[ranks.index :: ranks.size]
+        missing = processes.broadcast(lambda: self._missing(output / IMAGES))
+        mine = missing[processes.index :: processes.size]
         with torch.no_grad():
             prior = None
             if missing and needs_prior(layer):
-                prior = ranks.main_first(lambda: class_posterior(config, family, output, show_progress=ranks.is_main))
-        self._protect(mine, family, prior, output / IMAGES, show_progress=ranks.is_main)
+                prior = processes.main_first(
+                    lambda: class_posterior(config, family, output, show_progress=processes.is_main)
+                )
+        self._protect(mine, family, prior, output / IMAGES, show_progress=processes.is_main)
         done, seconds = sum(len(self.photos[subject]) for subject in mine), time.perf_counter() - started
-        ranks.wait()
-        if not ranks.is_main:
+        processes.wait()
+        if not processes.is_main:
             return None
         self._withdraw(output / IMAGES)
         if missing and layer.format == "jpeg":

@@ -24,7 +24,7 @@ from apdm.distributed.engines import shard
 from apdm.distributed.launch import RESUME, SHARDED, autocast, compiler, kind_of, make_engine
 from apdm.distributed.offload import Bfloat16, LeanSlowWeights
 from apdm.distributed.optimizers import OPTIMIZERS
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint, Section, fingerprint
@@ -55,14 +55,14 @@ class Training:
         self,
         config: HardenConfig,
         accelerator: Accelerator,
-        ranks: Ranks,
+        processes: ProcessGroup,
         reference: Module,
         hardened: Family,
         people: People,
         benign: People,
         earlier: People | None = None,
     ) -> None:
-        self.config, self.ranks, self.hardened = config, ranks, hardened
+        self.config, self.processes, self.hardened = config, processes, hardened
         self.path: list[Mapping[str, Tensor]] = []
         path = self.path  # not by way of self: a cycle would keep theta and all moments when training is over
         adamw: dict[str, Any] = {
@@ -78,7 +78,7 @@ class Training:
         adapter = partial(make_adamw, learning_rate=config.l2p.lora_learning_rate, **adamw)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.engine = make_engine(
-            config, accelerator, model, inner, ranks, make_adapter_optimizer=adapter, generator=self.generator
+            config, accelerator, model, inner, processes, make_adapter_optimizer=adapter, generator=self.generator
         )
         memory, make_slow = config.memory, self.engine.slow_weights
         if memory.offload or memory.narrow_gradient:
@@ -129,7 +129,7 @@ class Training:
         if self.average:
             torch._foreach_lerp_(self.average, [theta.detach() for theta in self.slow.theta], 1 - self.config.ema_decay)
         values = _summary(self.path, report)
-        means = dict(zip(values, self.ranks.mean(list(values.values())), strict=True))
+        means = dict(zip(values, self.processes.mean(list(values.values())), strict=True))
         return means | {f"{name}_loss_scale": scale.get_scale() for name, scale in self.engine.loss_scales.items()}
 
     def unmet(self) -> int:
@@ -173,7 +173,7 @@ class Training:
             "pool": self.pool.counters() if self.pool is not None else None,
             "loss_scales": {name: scale.state_dict() for name, scale in self.engine.loss_scales.items()},
             "config": fingerprint(self.config),
-            "processes": self.ranks.size,
+            "processes": self.processes.size,
         }
 
     def sections(self) -> Iterator[Section]:
@@ -195,7 +195,7 @@ class Training:
                     self.method.personalize(first.line.batches(first.plan).personalization())
                     if self.engine.steps():
                         break
-        return self.ranks.agree(lambda: self._read(checkpoint))
+        return self.processes.all_or_raise(lambda: self._read(checkpoint))
 
     def _read(self, checkpoint: Checkpoint) -> Counters:
         facts = checkpoint.facts
@@ -228,7 +228,7 @@ class Training:
             variety=config.variety,
             earlier=earlier,
             earlier_every=config.rehearsal_every,
-            ranks=self.ranks,
+            processes=self.processes,
         )
 
     def _lines(self) -> list[Attackers]:
@@ -251,7 +251,7 @@ class Training:
 def protect(
     config: HardenConfig,
     accelerator: Accelerator,
-    ranks: Ranks,
+    processes: ProcessGroup,
     training: Training,
     validator: Validator | None,
     *,
@@ -274,19 +274,19 @@ def protect(
 
     def save() -> None:
         written = {**training.facts(counters), **facts}
-        ranks.agree(
+        processes.all_or_raise(
             lambda: checkpoints.write(
                 output,
                 written,
                 training.engine.names,
                 training.sections(),
-                main=ranks.is_main,
+                main=processes.is_main,
                 limit=config.checkpoints_total_limit,
             )
         )
 
     steps = range(counters.step + 1, config.max_train_steps + 1)
-    if _enough(validator, counters, ranks):
+    if _enough(validator, counters, processes):
         steps = range(0)
     bar = tqdm(
         steps,
@@ -300,26 +300,28 @@ def protect(
     for step in bar:
         values = training.outer_step()
         if fault := training.fault(values):
-            _stop(output, ranks, training, counters.step, fault)
+            _stop(output, processes, training, counters.step, fault)
         counters.step = step
         shown = {name: f"{values[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in values}
         bar.set_postfix(shown, refresh=False)
         if config.validation.steps and step % config.validation.steps == 0:
             training.publish()
-            figures, counters.quiet_probes = ranks.share(partial(_validate, validator, step, accelerator.device))
+            figures, counters.quiet_probes = processes.broadcast(
+                partial(_validate, validator, step, accelerator.device)
+            )
             values |= figures
         if config.report_to:
             accelerator.log(values, step=step)
-        enough = _enough(validator, counters, ranks)
+        enough = _enough(validator, counters, processes)
         over = enough or step == config.max_train_steps
-        asked = any(ranks.mean([float(stop.asked)]))
+        asked = any(processes.mean([float(stop.asked)]))
         # Image layer and audit are long too, and when they are killed the training is not to be done again.
         last = over and (every or config.image_layer.enabled or config.audit.enabled)
         if asked or last or (every and step % every == 0):
             save()
         if asked:
             interrupted = Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME}")
-            interrupted.elsewhere = not ranks.is_main
+            interrupted.reported_by_other_process = not processes.is_main
             raise interrupted
         if enough:
             break
@@ -339,11 +341,11 @@ def _validate(validator: Validator | None, step: int, device: torch.device) -> t
     return figures, validator.quiet_probes
 
 
-def _enough(validator: Validator | None, counters: Counters, ranks: Ranks) -> bool:
+def _enough(validator: Validator | None, counters: Counters, processes: ProcessGroup) -> bool:
     """Whether the probe attack has been stopped often enough, as the main process's validator says."""
     if validator is not None:
         validator.quiet_probes = counters.quiet_probes
-    return any(ranks.mean([float(validator is not None and validator.enough)]))
+    return any(processes.mean([float(validator is not None and validator.enough)]))
 
 
 def _summary(path: Sequence[Mapping[str, Tensor]], report: Mapping[str, Tensor]) -> dict[str, float]:
@@ -353,7 +355,7 @@ def _summary(path: Sequence[Mapping[str, Tensor]], report: Mapping[str, Tensor])
     return dict(zip(everything, torch.stack([v.float().cpu() for v in everything.values()]).tolist(), strict=True))
 
 
-def _stop(output: Path, ranks: Ranks, training: Training, done: int, fault: tuple[str, str]) -> None:
+def _stop(output: Path, processes: ProcessGroup, training: Training, done: int, fault: tuple[str, str]) -> None:
     training.publish()
     kept = output / f"model-after-{done}-steps"
 
@@ -363,4 +365,4 @@ def _stop(output: Path, ranks: Ranks, training: Training, done: int, fault: tupl
         what, mend = fault
         raise UserError(f"{what} in outer step {done + 1}; the weights of step {done} are in {kept}; {mend}")
 
-    ranks.on_main(tell)
+    processes.on_main(tell)

@@ -61,8 +61,8 @@ class Validator:
             prior_loss_weight=audit.prior_loss_weight,
             seed=self.config.seed,
         )
-        victim = probe.run(self.family, Material(self.data.instance, self.data.prior)).model
-        images = self._sheet(victim, f"step-{step:05d}-probe.png", [self.config.instance_prompt] * 4)
+        attacked = probe.run(self.family, Material(self.data.instance, self.data.prior)).model
+        images = self._sheet(attacked, f"step-{step:05d}-probe.png", [self.config.instance_prompt] * 4)
         figures, quiet = self.judged.probe(images, self.subject)
         self.quiet_probes = self.quiet_probes + 1 if quiet else 0
         return figures

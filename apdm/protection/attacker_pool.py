@@ -221,4 +221,4 @@ class AttackerPool:
         """Its offset; every process has an adapter whole."""
         if not attacker.plan.low_rank:
             return self.method.slow.gather(attacker.offset)
-        return [t.cpu() for t in attacker.offset] if self.method.engine.ranks.is_main else []
+        return [t.cpu() for t in attacker.offset] if self.method.engine.processes.is_main else []

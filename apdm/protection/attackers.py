@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from apdm.config import VarietyConfig
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.protection.batches import Draws, ProtectionData
 
 # Subject -> what attackers may learn of it, the plain case first: each prompt with each treatment of the photos.
@@ -55,7 +55,7 @@ class Attackers:
         variety: VarietyConfig | None = None,
         earlier: People | None = None,
         earlier_every: int = 4,
-        ranks: Ranks = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         variety = variety or VarietyConfig()
         self.people = [data for group in (people, earlier or {}) for _, data in sorted(group.items())]
@@ -64,7 +64,7 @@ class Attackers:
         self.steps = variety.inner_steps or [steps]
         self.prior_loss_weights = variety.prior_loss_weights or [prior_loss_weight]
         self.lora_share = lora_share
-        self.generator, self.batch_size, self.ranks = generator, batch_size, ranks
+        self.generator, self.batch_size, self.processes = generator, batch_size, processes
         self.turn = 0
 
     def next(self) -> Plan:
@@ -79,7 +79,7 @@ class Attackers:
     def batches(self, plan: Plan) -> Draws:
         """What this attacker, and the defender against it, draw from."""
         data = self.people[plan.person][plan.variant]
-        return Draws(data, self.generator, self.batch_size, self.ranks.index, self.ranks.size)
+        return Draws(data, self.generator, self.batch_size, self.processes.index, self.processes.size)
 
     def met(self, count: int) -> int:
         """How many people the first `count` of the line go after."""

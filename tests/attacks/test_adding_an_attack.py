@@ -11,6 +11,7 @@ from attacked import PARTS, PROMPTS, SHORT, changed, material, weights
 import apdm.attacks
 from apdm.attacks import registry
 from apdm.attacks.fine_tuning import probe_loss
+from apdm.config.registry import forget_classes
 from apdm.families import load_family
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-an-attack.md"
@@ -46,22 +47,22 @@ def test_the_example_trains_what_it_says_and_learns(given: Path, tiny_pipeline: 
     family = load_family(tiny_pipeline)
     before, photos = weights(family), material(family)
     attack = registry.make(f"{given}:BiasTuning", **{**SHORT, "max_train_steps": 30, "learning_rate": 1e-2})
-    victim = attack.run(family, photos).model
+    attacked_model = attack.run(family, photos).model
     biases = {name for name in before["unet"] if name.endswith("bias")}
-    assert changed(victim.denoiser, before["unet"]) == biases
+    assert changed(attacked_model.denoiser, before["unet"]) == biases
     assert all(not changed(getattr(family.pipeline, part), before[part]) for part in PARTS)
-    errors = [probe_loss(model, photos.instance, PROMPTS["instance_prompt"]) for model in (family, victim)]
+    errors = [probe_loss(model, photos.instance, PROMPTS["instance_prompt"]) for model in (family, attacked_model)]
     assert errors[1] < errors[0]
 
 
 def test_in_the_package_it_is_known_by_name_and_varied_like_the_others(given: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(apdm.attacks, "__path__", [*apdm.attacks.__path__, str(given.parent)])
-    registry.attacks.cache_clear()
+    forget_classes()
     try:
         attack = registry.make("bias_tuning:norms_too=true", **PROMPTS)
         assert attack.params()["norms_too"] is True
         assert "bias_tuning:identifier=t@t" in registry.variants("bias_tuning")
     finally:
         monkeypatch.undo()
-        registry.attacks.cache_clear()
-    assert "bias_tuning" not in registry.attacks()
+        forget_classes()
+    assert "bias_tuning" not in registry.ATTACKS.classes()

@@ -90,10 +90,10 @@ def test_the_attacked_model_draws_the_audits_prompt_as_the_attacker_writes_it(fa
 
 def test_dreambooth_with_the_text_encoder_trains_every_weight_of_both(family: Family):
     before = weights(family)
-    victim = DreamBooth(**SHORT, train_text_encoder=True).run(family, material(family)).model
-    assert changed(victim.denoiser, before["unet"]) == set(before["unet"])
-    assert changed(victim.pipeline.text_encoder, before["text_encoder"]) == set(before["text_encoder"])
-    assert victim.pipeline.vae is family.pipeline.vae
+    attacked_model = DreamBooth(**SHORT, train_text_encoder=True).run(family, material(family)).model
+    assert changed(attacked_model.denoiser, before["unet"]) == set(before["unet"])
+    assert changed(attacked_model.pipeline.text_encoder, before["text_encoder"]) == set(before["text_encoder"])
+    assert attacked_model.pipeline.vae is family.pipeline.vae
 
 
 def test_the_text_encoders_gradient_is_that_of_the_whole_loss(family: Family):
@@ -102,11 +102,13 @@ def test_the_text_encoders_gradient_is_that_of_the_whole_loss(family: Family):
         **{**SHORT, "max_train_steps": 1, "learning_rate": 1e-3}, train_text_encoder=True, adam_weight_decay=0.0
     )
     given = material(family)
-    victim = attack.begin(family, given)
-    encoder = victim.model.pipeline.text_encoder
+    attacked_model = attack.begin(family, given)
+    encoder = attacked_model.model.pipeline.text_encoder
     batch = next(attack._batches(family, given.instance, given.class_images))
-    embeds = victim.model.encode_prompts([attack.instance_prompt, attack.class_prompt]).repeat_interleave(2, dim=0)
-    attack.loss(victim, batch, embeds).backward()
+    embeds = attacked_model.model.encode_prompts([attack.instance_prompt, attack.class_prompt]).repeat_interleave(
+        2, dim=0
+    )
+    attack.loss(attacked_model, batch, embeds).backward()
     gradient = encoder.text_model.final_layer_norm.bias.grad if hasattr(encoder, "text_model") else None
     gradient = encoder.final_layer_norm.bias.grad if gradient is None else gradient
     before = dict(family.pipeline.text_encoder.named_parameters())
@@ -155,24 +157,28 @@ def trained_merged(family: Family, denoiser: torch.nn.Module) -> Family:
     [("attention", None), ("linear", torch.nn.Linear), ("all", torch.nn.Linear | torch.nn.Conv2d)],
 )
 def test_the_adapter_sits_on_the_layers_of_its_target_and_nothing_else_is_trained(family, target, kinds):
-    victim = LoRA(**SHORT, rank=3, target=target).begin(family, material(family))
-    adapted = {name for name, layer in victim.model.denoiser.named_modules() if hasattr(layer, "lora_A")}
+    attacked_model = LoRA(**SHORT, rank=3, target=target).begin(family, material(family))
+    adapted = {name for name, layer in attacked_model.model.denoiser.named_modules() if hasattr(layer, "lora_A")}
     wanted = {
         name
         for name, layer in family.denoiser.named_modules()
         if (isinstance(layer, kinds) if kinds else name.endswith(("to_q", "to_k", "to_v", "to_out.0")))
     }
     assert adapted == wanted
-    trainable = [p for part in PARTS for p in getattr(victim.model.pipeline, part).parameters() if p.requires_grad]
-    assert {id(p) for p in trainable} == {id(p) for p in victim.parameters} and len(trainable) == 2 * len(wanted)
+    trainable = [
+        p for part in PARTS for p in getattr(attacked_model.model.pipeline, part).parameters() if p.requires_grad
+    ]
+    assert {id(p) for p in trainable} == {id(p) for p in attacked_model.parameters} and len(trainable) == 2 * len(
+        wanted
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_textual_inversion_trains_its_rows_and_not_a_bit_besides(family: Family, count: int):
     before = weights(family)
-    victim = TextualInversion(**SHORT, num_vectors=count, max_grad_norm=1e9).run(family, material(family)).model
-    assert not changed(victim.denoiser, before["unet"]) and victim.pipeline.vae is family.pipeline.vae
-    encoder = victim.pipeline.text_encoder
+    attacked_model = TextualInversion(**SHORT, num_vectors=count, max_grad_norm=1e9).run(family, material(family)).model
+    assert not changed(attacked_model.denoiser, before["unet"]) and attacked_model.pipeline.vae is family.pipeline.vae
+    encoder = attacked_model.pipeline.text_encoder
     assert {name.rpartition("text_model.")[2] for name in changed(encoder, before["text_encoder"])} == {EMBEDDING}
     old, new = before_embedding(family), encoder.get_input_embeddings().weight
     assert torch.equal(new[: len(old)], old) and len(new) == len(old) + count
@@ -183,19 +189,19 @@ def test_textual_inversion_trains_its_rows_and_not_a_bit_besides(family: Family,
 
 def test_textual_inversion_starts_every_row_as_the_initializer(family: Family):
     attack = TextualInversion(**SHORT, num_vectors=2, initializer_token="dog")
-    victim = attack.begin(family, material(family)).model
+    attacked_model = attack.begin(family, material(family)).model
     (dog,) = family.pipeline.tokenizer("dog", add_special_tokens=False).input_ids
-    table = victim.pipeline.text_encoder.get_input_embeddings().weight
+    table = attacked_model.pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[-2:], table[[dog, dog]])
-    ids = victim.pipeline.tokenizer(attack.instance_prompt, add_special_tokens=False).input_ids
+    ids = attacked_model.pipeline.tokenizer(attack.instance_prompt, add_special_tokens=False).input_ids
     plain = family.pipeline.tokenizer("a photo of person", add_special_tokens=False).input_ids
     assert ids == [*plain[:3], len(table) - 2, len(table) - 1, plain[3]]
 
 
 def test_textual_inversion_of_the_rare_token_itself_trains_that_row_alone(family: Family):
-    victim = TextualInversion(**SHORT, placeholder_token="sks").run(family, material(family)).model
+    attacked_model = TextualInversion(**SHORT, placeholder_token="sks").run(family, material(family)).model
     (sks,) = family.pipeline.tokenizer("sks", add_special_tokens=False).input_ids
-    old, new = before_embedding(family), victim.pipeline.text_encoder.get_input_embeddings().weight
+    old, new = before_embedding(family), attacked_model.pipeline.text_encoder.get_input_embeddings().weight
     assert [i for i in range(len(old)) if not torch.equal(old[i], new[i])] == [sks]
 
 
@@ -217,10 +223,10 @@ def test_textual_inversion_has_the_published_rate_and_a_row_moves_by_it(family: 
 def test_custom_diffusion_trains_cross_attentions_keys_and_values_and_one_row(family: Family):
     before = weights(family)
     attack = CustomDiffusion(**SHORT)
-    victim = attack.run(family, material(family)).model
+    attacked_model = attack.run(family, material(family)).model
     wanted = {name for name in before["unet"] if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
-    assert changed(victim.denoiser, before["unet"]) == wanted and wanted
-    table = victim.pipeline.text_encoder.get_input_embeddings().weight
+    assert changed(attacked_model.denoiser, before["unet"]) == wanted and wanted
+    table = attacked_model.pipeline.text_encoder.get_input_embeddings().weight
     old = before_embedding(family)
     (sks,) = family.pipeline.tokenizer("sks", add_special_tokens=False).input_ids
     assert torch.equal(table[:-1], old) and not torch.equal(table[-1], old[sks])

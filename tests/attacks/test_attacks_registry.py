@@ -14,14 +14,14 @@ from apdm.attacks.lora import LoRA
 from apdm.attacks.photos import Photos
 from apdm.attacks.purify import Jpeg
 from apdm.attacks.registry import (
+    ATTACKS,
+    PURIFIERS,
     VARIATIONS,
-    attacks,
+    ZERO_SHOTS,
     make,
     make_purifier,
     make_zero_shot,
-    purifiers,
     variants,
-    zero_shots,
 )
 from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
@@ -32,18 +32,18 @@ NOMINAL = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo 
 
 
 def test_every_file_of_the_package_is_looked_into_and_names_are_unique_and_sorted_by_file():
-    assert attacks()["lora"] is LoRA and attacks()["adaptive"] is Adaptive
-    found = [*attacks().values(), *purifiers().values(), *zero_shots().values()]
+    assert ATTACKS.classes()["lora"] is LoRA and ATTACKS.classes()["adaptive"] is Adaptive
+    found = [*ATTACKS.classes().values(), *PURIFIERS.classes().values(), *ZERO_SHOTS.classes().values()]
     names = [cls.name for cls in found]
     assert len(names) == len(set(names))
-    files = [cls.__module__ for cls in attacks().values()]
+    files = [cls.__module__ for cls in ATTACKS.classes().values()]
     assert files == sorted(files)
     texts = {path: path.read_text() for path in Path(apdm.attacks.__file__).parent.glob("*.py")}
     for name in names:
         assert sum(f'name: ClassVar[str] = "{name}"' in text for text in texts.values()) == 1
 
 
-@pytest.mark.parametrize("name", attacks())
+@pytest.mark.parametrize("name", ATTACKS.classes())
 def test_every_attack_is_made_from_its_name_and_says_what_it_assumes_and_varies(name: str):
     attack: Attack = make(name, **NOMINAL, seed=4)
     assert attack.name == name and attack.assumes and set(attack.varies) <= set(VARIATIONS)
@@ -51,7 +51,7 @@ def test_every_attack_is_made_from_its_name_and_says_what_it_assumes_and_varies(
     assert attack.prompt("a portrait of sks person")
 
 
-@pytest.mark.parametrize("name", [*purifiers()])
+@pytest.mark.parametrize("name", [*PURIFIERS.classes()])
 def test_every_purifier_is_made_from_its_name(name: str):
     assert make_purifier(name).name == name
 
@@ -71,7 +71,7 @@ def test_options_win_over_the_attacks_nominal_which_wins_over_the_common_one():
 
 
 def test_the_miniature_world_names_attacks_that_there_are():
-    assert set(BY_ATTACK) <= set(attacks())
+    assert set(BY_ATTACK) <= set(ATTACKS.classes())
 
 
 def test_factors_multiply_the_nominal_values_or_the_defaults():
@@ -127,7 +127,7 @@ def test_photos_are_an_option_of_every_attack():
 def test_variants_change_one_thing_each_and_can_all_be_made():
     found = variants("lora:rank=32")
     assert "lora:rank=32,identifier=t@t" in found and len(found) == sum(map(len, VARIATIONS.values()))
-    for name in attacks():
+    for name in ATTACKS.classes():
         for spec in variants(name):
             assert make(spec, **NOMINAL) != make(name, **NOMINAL)
 
@@ -178,4 +178,4 @@ def test_an_attack_in_a_file_of_ones_own_is_named_by_path(tmp_path: Path):
 
 def test_editing_is_made_by_name():
     assert make_zero_shot("img2img:strength=0.7").params() == {"strength": 0.7}
-    assert set(zero_shots()) == {"faceid", "img2img", "inpainting"}
+    assert set(ZERO_SHOTS.classes()) == {"faceid", "img2img", "inpainting"}

@@ -128,8 +128,8 @@ def test_every_photo_is_seen_once_before_any_is_seen_again(family, latents):
 def test_evaluation_happens_at_its_steps_in_evaluation_mode_and_changes_nothing(family, latents):
     calls = []
 
-    def evaluate(step: int, victim: Family) -> None:
-        denoiser = victim.denoiser
+    def evaluate(step: int, attacked: Family) -> None:
+        denoiser = attacked.denoiser
         calls.append((step, denoiser.training, torch.is_grad_enabled(), copy.deepcopy(denoiser)))
         torch.randn(5)  # draws of an evaluation must not leak into the attack
 
@@ -150,8 +150,8 @@ def test_evaluation_happens_at_its_steps_in_evaluation_mode_and_changes_nothing(
 
 
 def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
-    def poison(step: int, victim: Family) -> None:
-        victim.denoiser.conv_in.bias.data.fill_(math.nan)
+    def poison(step: int, attacked: Family) -> None:
+        attacked.denoiser.conv_in.bias.data.fill_(math.nan)
 
     with pytest.raises(FloatingPointError, match="nan at step 3"):
         run(ATTACK, family, latents, eval_steps=[2], evaluate=poison)

@@ -47,12 +47,12 @@ def test_diffusers_loads_the_file_and_what_is_loaded_can_be_written_again(untrai
 
 def test_the_photo_decides_and_without_guidance_too(family: Family, untrained: Path):
     adapter = attack(untrained)
-    victim = adapter.victim(family)
+    attacked = adapter.with_adapter(family)
     one, other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).split(1)
     for guidance in (1.0, 3.0):
         options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": guidance, "batch_size": 2}
         first, again, second = (
-            adapter.run(victim, photo, ["a photo of a person"] * 3, **options) for photo in (one, one, other)
+            adapter.run(attacked, photo, ["a photo of a person"] * 3, **options) for photo in (one, one, other)
         )
         assert first.shape == (3, 3, 64, 64)
         assert torch.equal(first, again) and not torch.equal(first, second)
@@ -62,7 +62,7 @@ def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(f
     options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
     plain = family.sample(["a photo of a person"], **options)
     adapter = attack(untrained, scale=0.0)
-    silent = adapter.run(adapter.victim(family), torch.rand(1, 3, 64, 64), ["a photo of a person"], **options)
+    silent = adapter.run(adapter.with_adapter(family), torch.rand(1, 3, 64, 64), ["a photo of a person"], **options)
     torch.testing.assert_close(silent, plain, rtol=0, atol=1e-5)
     assert torch.equal(family.sample(["a photo of a person"], **options), plain)
     assert family.denoiser.encoder_hid_proj is None
@@ -74,7 +74,7 @@ def test_it_draws_like_every_zero_shot_attack_and_is_made_by_name(family: Family
     assert adapter == attack(untrained, scale=0.5, encoder=given["encoder"]) and adapter.assumes
     options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
     drawn = adapter.draw(family, photos, ["a photo of a person"] * 3, **options)
-    expected = adapter.run(adapter.victim(family), photos, ["a photo of a person"] * 3, **options)
+    expected = adapter.run(adapter.with_adapter(family), photos, ["a photo of a person"] * 3, **options)
     assert torch.equal(drawn, expected) and family.denoiser.encoder_hid_proj is None
 
 
@@ -104,8 +104,11 @@ def test_on_the_larger_model_the_photo_decides_too_and_the_files_lora_is_applied
         flat = {f"{part}.{key}": value.contiguous() for part, held in state.items() for key, value in held.items()}
         save_file(flat, tmp_path / f"{name}.safetensors")
         adapter = attack(tmp_path / f"{name}.safetensors")
-        victim, options = adapter.victim(family), {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
-        drawn[name] = [adapter.run(victim, photo, ["a photo of a person"], **options) for photo in photos]
+        attacked, options = (
+            adapter.with_adapter(family),
+            {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0},
+        )
+        drawn[name] = [adapter.run(attacked, photo, ["a photo of a person"], **options) for photo in photos]
         assert not torch.equal(*drawn[name])
     assert (drawn["plain"][0] - drawn["lora"][0]).abs().max() > 1e-3
     assert not any("lora" in name for name in family.denoiser.state_dict())

@@ -146,9 +146,9 @@ def test_the_denoiser_is_told_the_tokens_that_the_releases_resampler_makes(
     family: Family, resampler: Resampler, adapter_path: Path
 ):
     """Every key of the file finds its place in diffusers' module, and no face is an embedding of zeros."""
-    victim, embeds = attack(adapter_path).victim(family), 20 * torch.randn(128)
+    attacked, embeds = attack(adapter_path).with_adapter(family), 20 * torch.randn(128)
     with torch.no_grad():
-        tokens = victim.denoiser.encoder_hid_proj(adapter_input(embeds, guided=True))[0]
+        tokens = attacked.denoiser.encoder_hid_proj(adapter_input(embeds, guided=True))[0]
         expected = resampler(torch.stack([torch.zeros(128), embeds])[:, None])
     assert tokens.shape == (2, 1, 16, family.denoiser.config.cross_attention_dim)
     torch.testing.assert_close(tokens[:, 0], expected, rtol=1e-4, atol=1e-4)
@@ -159,10 +159,10 @@ def test_whose_photo_it_is_decides_what_is_drawn(
     family: Family, adapter_path: Path, controlnet_path: Path, with_controlnet: bool
 ):
     adapter = attack(adapter_path, controlnet=controlnet_path if with_controlnet else None)
-    plain, victim = family.sample(PROMPTS, **OPTIONS), adapter.victim(family)
+    plain, attacked = family.sample(PROMPTS, **OPTIONS), adapter.with_adapter(family)
     for guidance in (1.0, 3.0):
         options = OPTIONS | {"guidance_scale": guidance}
-        one, again, other = (adapter.run(victim, portrait(seed), PROMPTS, **options) for seed in (1, 1, 2))
+        one, again, other = (adapter.run(attacked, portrait(seed), PROMPTS, **options) for seed in (1, 1, 2))
         assert one.shape == plain.shape and torch.equal(one, again)
         assert (one - plain).abs().mean() > 1e-3 and (one - other).abs().mean() > 1e-4
 
@@ -172,9 +172,9 @@ def test_pictures_do_not_depend_on_how_many_are_drawn_at_once(
     family: Family, adapter_path: Path, controlnet_path: Path, with_controlnet: bool
 ):
     adapter = attack(adapter_path, controlnet=controlnet_path if with_controlnet else None)
-    victim = adapter.victim(family)
-    together = adapter.run(victim, portrait(1), PROMPTS, **OPTIONS, batch_size=2)
-    apart = adapter.run(victim, portrait(1), PROMPTS, **OPTIONS, batch_size=1)
+    attacked = adapter.with_adapter(family)
+    together = adapter.run(attacked, portrait(1), PROMPTS, **OPTIONS, batch_size=2)
+    apart = adapter.run(attacked, portrait(1), PROMPTS, **OPTIONS, batch_size=1)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
 
 
@@ -206,9 +206,11 @@ def test_instantid_is_told_embeddings_as_the_encoder_gives_them_and_faceid_unit_
     told = {}
     for name, state in kinds.items():
         adapter = attack(write(state, tmp_path / f"{name}.safetensors"), encoder=encoder)
-        victim = adapter.victim(family)
-        victim.denoiser.encoder_hid_proj.register_forward_pre_hook(lambda _, args, name=name: told.update({name: args}))
-        adapter.run(victim, photos, PROMPTS[:1], **OPTIONS)
+        attacked = adapter.with_adapter(family)
+        attacked.denoiser.encoder_hid_proj.register_forward_pre_hook(
+            lambda _, args, name=name: told.update({name: args})
+        )
+        adapter.run(attacked, photos, PROMPTS[:1], **OPTIONS)
     (none, of_instantid), (_, of_faceid) = (told[name][0][0].flatten(1) for name in kinds)
     assert not none.any() and (raw.norm(dim=1) - 1).abs().min() > 0.01
     torch.testing.assert_close(of_instantid, raw.mean(0))
@@ -233,11 +235,11 @@ def test_the_controlnet_attends_to_the_face_and_sees_where_it_is(
     family: Family, resampler: Resampler, adapter_path: Path, controlnet_path: Path
 ):
     adapter, seen = attack(adapter_path, controlnet=controlnet_path), {}
-    victim = adapter.victim(family)
-    net = victim.pipeline.controlnet
+    attacked = adapter.with_adapter(family)
+    net = attacked.pipeline.controlnet
     net.mid_block.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
     net.controlnet_cond_embedding.register_forward_pre_hook(lambda _, args: seen.update(picture=args[0]))
-    adapter.run(victim, portrait(1), PROMPTS, **OPTIONS, height=32, width=48)
+    adapter.run(attacked, portrait(1), PROMPTS, **OPTIONS, height=32, width=48)
     with torch.no_grad():
         none, face = resampler(torch.stack([torch.zeros(128), adapter.encoder.features(portrait(1))[0]])[:, None])
     expected = torch.stack([none, none, face, face])  # two prompts, each without and with guidance
@@ -373,7 +375,7 @@ def test_a_controlnet_that_is_none_or_does_not_fit_is_one_clear_line(
         check(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="other cannot be loaded"):
-        attack(adapter_path, controlnet=tmp_path / "other").victim(family)
+        attack(adapter_path, controlnet=tmp_path / "other").with_adapter(family)
     faceid = write(new_adapter(family.denoiser, 128), tmp_path / "faceid.safetensors")
     with pytest.raises(UserError, match="is FaceID's, and a ControlNet goes with InstantID's"):
         check(controlnet_path, faceid)

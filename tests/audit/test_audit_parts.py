@@ -14,7 +14,7 @@ from apdm.audit.attention import identifier_maps, identifier_positions
 from apdm.audit.models import check_comparable, is_same
 from apdm.audit.people import Folders
 from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import SUITES, Arsenal, Entry, available, chosen, lengthened, short_of_cost
+from apdm.audit.suites import SUITES, AttackFactory, Entry, available, chosen, lengthened, short_of_cost
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
@@ -69,19 +69,19 @@ def test_results_of_another_schema_are_refused(content: str, tmp_path: Path):
 SKS = "a photo of sks person"
 
 
-def arsenal(**options: Any) -> Arsenal:
+def attack_factory(**options: Any) -> AttackFactory:
     config = AuditConfig(learning_rate=3e-4, train_batch_size=12, **options)
     prompts = {"instance_prompt": SKS, "class_prompt": "a photo of person"}
-    return Arsenal(options=config, nominal_step=100, **prompts)
+    return AttackFactory(options=config, nominal_step=100, **prompts)
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(suite: str):
-    entries, left_out = available(chosen(suite, [], SKS), MODELS, arsenal())
+    entries, left_out = available(chosen(suite, [], SKS), MODELS, attack_factory())
     assert left_out == [] and entries[0].spec == "dreambooth"
     assert len({entry.spec for entry in entries}) == len(entries)
     for entry in entries:
-        assert arsenal().make(entry.spec, seed=1).assumes
+        assert attack_factory().make(entry.spec, seed=1).assumes
         if entry.white_box is not None:
             assert entry.white_box in [other.spec for other in entries]
 
@@ -95,17 +95,17 @@ def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: s
 
 
 def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reason():
-    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"), arsenal())
+    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"), attack_factory())
     assert all(entry.required for entry in left_out)
     assert {entry.spec.partition(":")[0] for entry in left_out} == {"interpolation", "transplant"}
     assert all("--sibling" in entry.reason for entry in left_out)
     assert "interpolation:source=base,alpha=0.5" in [entry.spec for entry in entries]
-    (_, (vector,)) = available([Entry(spec="task_vector", required=False)], ("base", "hardened"), arsenal())
+    (_, (vector,)) = available([Entry(spec="task_vector", required=False)], ("base", "hardened"), attack_factory())
     assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
 
 
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():
-    mine = Arsenal.of(AuditConfig(), "a photo of my sks person", "a photo of person")
+    mine = AttackFactory.of(AuditConfig(), "a photo of my sks person", "a photo of person")
     with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
         available(chosen("standard", [], mine.instance_prompt), MODELS, mine)
     available(chosen("quick", [], mine.instance_prompt), MODELS, mine)  # neither of its attacks needs one
@@ -122,20 +122,22 @@ def test_an_audit_too_short_for_the_cost_factor_says_so_and_how_to_mend_it():
 
 
 def test_only_attacks_on_the_whole_denoiser_take_the_audits_rate():
-    made = {spec: arsenal().make(spec, seed=0).params() for spec in ("dreambooth", "adaptive", "lora", "two_stage")}
+    made = {
+        spec: attack_factory().make(spec, seed=0).params() for spec in ("dreambooth", "adaptive", "lora", "two_stage")
+    }
     assert {spec: params["learning_rate"] for spec, params in made.items()} == {
         "dreambooth": 3e-4,
         "adaptive": 3e-4,
         "lora": 1e-4,
         "two_stage": 3e-4,
     }
-    set_apart = arsenal(attack_options=["lora:learning_rate=0.01,max_train_steps=7"]).make("lora:rank=2", seed=0)
+    set_apart = attack_factory(attack_options=["lora:learning_rate=0.01,max_train_steps=7"]).make("lora:rank=2", seed=0)
     assert set_apart.params() | {"learning_rate": 0.01, "max_train_steps": 7, "rank": 2} == set_apart.params()
 
 
 def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
-    assert lengthened(arsenal().make("dreambooth:steps_factor=2", seed=0), 1.5).max_train_steps == 300
-    assert lengthened(arsenal().make("two_stage:photos=jpeg", seed=0), 1.5).max_train_steps == 150
+    assert lengthened(attack_factory().make("dreambooth:steps_factor=2", seed=0), 1.5).max_train_steps == 300
+    assert lengthened(attack_factory().make("two_stage:photos=jpeg", seed=0), 1.5).max_train_steps == 150
 
 
 def test_specs_of_the_users_are_all_required_and_none_is_given_twice():

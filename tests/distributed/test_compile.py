@@ -15,7 +15,7 @@ from launches import FLOOR, distance, run_launcher, theta_at_start
 from safetensors.torch import load_file
 from tiny_run import arguments
 
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import load_family
 
 DYNAMO = ["--dynamo_backend", "aot_eager"]
@@ -34,7 +34,7 @@ def test_compiled_passes_end_at_the_same_weights(
 
     torch.set_num_threads(1)
     config, count = CASES[case]
-    plain = theta(steps(build(config, Accelerator(cpu=True), ALONE, load_family(tiny_pipeline)), 1, count))
+    plain = theta(steps(build(config, Accelerator(cpu=True), SINGLE_PROCESS, load_family(tiny_pipeline)), 1, count))
     assert distance(load_file(tmp_path / f"{case}.safetensors"), plain) < FLOOR
     assert distance(plain, theta_at_start()) > 100 * FLOOR
 

@@ -25,7 +25,7 @@ from launches import (
 )
 from safetensors.torch import load_file
 
-from apdm.distributed.processes import ALONE, Ranks
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import StableDiffusion, load_family
 from apdm.jobs.checkpoint import Checkpoint
 
@@ -44,7 +44,7 @@ def one_process(base: StableDiffusion) -> Callable[[str], Weights]:
     def run(case: str) -> Weights:
         if case not in known:
             config, count = CASES[case]
-            known[case] = theta(steps(build(config, accelerator, ALONE, base), 1, count))
+            known[case] = theta(steps(build(config, accelerator, SINGLE_PROCESS, base), 1, count))
         return known[case]
 
     return run
@@ -54,7 +54,7 @@ def one_process(base: StableDiffusion) -> Callable[[str], Weights]:
 def checkpoint(base: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the pool's run, written by one process."""
     folder = tmp_path_factory.mktemp("single")
-    save(steps(build(POOL, Accelerator(cpu=True), ALONE, base), 1, RESUMED), folder, RESUMED)
+    save(steps(build(POOL, Accelerator(cpu=True), SINGLE_PROCESS, base), 1, RESUMED), folder, RESUMED)
     return folder
 
 
@@ -120,7 +120,7 @@ def test_an_engine_goes_on_from_the_checkpoint_of_one_process(
 def test_one_process_goes_on_from_the_checkpoint_of_an_engine(
     launch: Callable[..., Path], one_process: Callable[[str], Weights], base: StableDiffusion, engine: str, case: str
 ) -> None:
-    training = build(POOL, Accelerator(cpu=True), ALONE, base)
+    training = build(POOL, Accelerator(cpu=True), SINGLE_PROCESS, base)
     counters = training.load(Checkpoint.open(launch(engine) / f"checkpoint-{RESUMED:06d}"))
     assert counters.step == RESUMED
     assert distance(theta(steps(training, RESUMED + 1, 5)), one_process("pool")) < FLOOR
@@ -153,10 +153,10 @@ def test_independent_attackers_share_only_the_gradient_of_theta(
     config, _ = CASES["independent"]
     trainings = []
     for index in range(2):
-        training = build(config, Accelerator(cpu=True), ALONE, base)
-        share = Ranks()
+        training = build(config, Accelerator(cpu=True), SINGLE_PROCESS, base)
+        share = ProcessGroup()
         share.index, share.size = index, 2
-        training.attackers.ranks = share  # of the batches only
+        training.attackers.processes = share  # of the batches only
         trainings.append(training)
     for training in trainings:
         training.slow.optimizer.step = lambda: None  # type: ignore[method-assign]

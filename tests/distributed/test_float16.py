@@ -19,7 +19,7 @@ from apdm.config import HardenConfig
 from apdm.core.errors import UserError
 from apdm.distributed.launch import check_engine
 from apdm.distributed.loss_scale import LossScale
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import StableDiffusion, load_family
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.training import Training
@@ -35,7 +35,7 @@ def base(tiny_pipeline: Path) -> StableDiffusion:
 
 
 def trained(base: StableDiffusion, config: HardenConfig) -> Training:
-    return build(config, Accelerator(cpu=True), ALONE, base)
+    return build(config, Accelerator(cpu=True), SINGLE_PROCESS, base)
 
 
 def gradient(base: StableDiffusion, path: str, precision: str, *, scaled: bool = True) -> Gradient:

@@ -28,7 +28,7 @@ from torch import Tensor
 from apdm.config import L2PConfig
 from apdm.core.errors import Interrupted, UserError
 from apdm.distributed.launch import check_engine, check_processes, kind_of, lost_processes, make_accelerator
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.export.manifest import verify_manifest
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.portraits import PIPELINE
@@ -300,9 +300,9 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pyte
     ],
 )
 def test_only_a_broken_connection_means_that_another_process_has_ended(said: str, gone: bool) -> None:
-    ranks = Ranks()
-    ranks.index, ranks.size = 0, 2
-    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), lost_processes(ranks):
+    processes = ProcessGroup()
+    processes.index, processes.size = 0, 2
+    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), lost_processes(processes):
         raise RuntimeError(said)
 
 

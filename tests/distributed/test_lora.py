@@ -26,7 +26,7 @@ from apdm.core.numbers import spread
 from apdm.distributed.engines import Engine
 from apdm.distributed.launch import check_engine
 from apdm.distributed.lora import LowRank
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, load_family
 from apdm.families.lora_layers import lora_parameters
 from apdm.jobs.checkpoint import Checkpoint
@@ -273,7 +273,7 @@ def test_a_share_of_a_pool_is_rounded_down_and_spread(share, count, chosen):
 
 def test_a_pool_with_adapters_resumes_to_the_same_weights(family, tmp_path):
     def pool() -> Training:
-        return build(ADAPTERS_POOL, Accelerator(cpu=True), ALONE, family)
+        return build(ADAPTERS_POOL, Accelerator(cpu=True), SINGLE_PROCESS, family)
 
     torch.set_num_threads(1)
     save(steps(pool(), 1, 3), tmp_path, 3)

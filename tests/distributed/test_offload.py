@@ -23,7 +23,7 @@ from apdm.distributed.engines import Engine
 from apdm.distributed.launch import check_engine
 from apdm.distributed.offload import Bfloat16, LeanSlowWeights, join, split
 from apdm.distributed.optimizers import OPTIMIZERS, make_adafactor
-from apdm.distributed.processes import ALONE
+from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, load_family
 
 PARTS = {"learning_rate": 1e-3, "adam_beta1": 0.9, "adam_beta2": 0.99, "adam_weight_decay": 0.1, "adam_epsilon": 1e-8}
@@ -40,7 +40,7 @@ def base(tiny_pipeline) -> Family:
 
 def run(config: HardenConfig, base: Family, count: int = 3) -> dict[str, Tensor]:
     torch.set_num_threads(1)
-    return theta(steps(build(config, Accelerator(cpu=True), ALONE, base), 1, count))
+    return theta(steps(build(config, Accelerator(cpu=True), SINGLE_PROCESS, base), 1, count))
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -48,7 +48,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def start(base: Family) -> dict[str, Tensor]:
-    return theta(build(PAPER, Accelerator(cpu=True), ALONE, base))
+    return theta(build(PAPER, Accelerator(cpu=True), SINGLE_PROCESS, base))
 
 
 # -- theta in main memory --------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_an_optimizer_whose_library_is_missing_is_refused_in_one_line(monkeypatc
 
 def test_training_that_is_over_gives_all_its_memory_back_at_once(base):
     """What is held by a cycle stays until Python looks for cycles, which a process of few objects seldom does."""
-    training = steps(build(POOL, Accelerator(cpu=True), ALONE, base), 1, 4)
+    training = steps(build(POOL, Accelerator(cpu=True), SINGLE_PROCESS, base), 1, 4)
     kept = [weakref.ref(t) for t in (*training.slow.theta, *training.pool.attackers[0].offset, training.engine)]
     gc.disable()
     try:

@@ -134,7 +134,9 @@ def probes_of_an_attack(folder: Path, people: Path) -> list[float]:
         learning_rate=1e-3,
     )
     attacked = attack.run(model, Material(photos, class_images=photos[:1])).model
-    return [probe_loss(victim, photos, attack.instance_prompt, draws=32) for victim in (model, attacked)]
+    return [
+        probe_loss(attacked_model, photos, attack.instance_prompt, draws=32) for attacked_model in (model, attacked)
+    ]
 
 
 @EVERY

@@ -26,7 +26,7 @@ from torch._dynamo.utils import counters
 from apdm.cli import leave
 from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig, VarietyConfig
 from apdm.distributed.launch import make_accelerator
-from apdm.distributed.processes import Ranks
+from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior, load_family
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
@@ -101,7 +101,7 @@ def person(seed: int, family: Family) -> list[ProtectionData]:
     return [ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)]
 
 
-def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: Family) -> Training:
+def build(config: HardenConfig, accelerator: Accelerator, processes: ProcessGroup, base: Family) -> Training:
     """A training on two protected people and two consenting ones, with theta a little away from phi."""
     model = odd_denoiser()
     reference = copy.deepcopy(model).requires_grad_(False)
@@ -112,7 +112,7 @@ def build(config: HardenConfig, accelerator: Accelerator, ranks: Ranks, base: Fa
     protected = {f"s{i}": person(i, base) for i in (1, 2)}
     consenting = {f"c{i}": person(10 + i, base) for i in (1, 2)} if config.pool.benign_size else {}
     hardened = base.with_denoiser(model)
-    return Training(config, accelerator, ranks, reference, hardened, protected, consenting)
+    return Training(config, accelerator, processes, reference, hardened, protected, consenting)
 
 
 def theta(training: Training) -> dict[str, Tensor]:
@@ -128,42 +128,42 @@ def steps(training: Training, first: int, last: int) -> Training:
 
 def save(training: Training, folder: Path, step: int) -> None:
     facts = training.facts(Counters(step))
-    checkpoints.write(folder, facts, training.engine.names, training.sections(), main=training.ranks.is_main)
+    checkpoints.write(folder, facts, training.engine.names, training.sections(), main=training.processes.is_main)
 
 
-def run(case: str, accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path) -> Training:
+def run(case: str, accelerator: Accelerator, processes: ProcessGroup, base: Family, folder: Path) -> Training:
     """One case to its end."""
     if case == "resumed":  # from a checkpoint that one process wrote
-        training = build(POOL, accelerator, ranks, base)
+        training = build(POOL, accelerator, processes, base)
         counters = training.load(Checkpoint.open(folder / f"single/checkpoint-{RESUMED:06d}"))
         return steps(training, counters.step + 1, 5)
     if case == "saved":
-        training = steps(build(POOL, accelerator, ranks, base), 1, RESUMED)
+        training = steps(build(POOL, accelerator, processes, base), 1, RESUMED)
         save(training, folder, RESUMED)
         return training
     if case == "broken":  # one process's photos are not numbers
-        training = build(PAPER, accelerator, ranks, base)
+        training = build(PAPER, accelerator, processes, base)
         before = theta(training)
-        if ranks.index == ranks.size - 1:
+        if processes.index == processes.size - 1:
             for variants in training.attackers.people:
                 variants[0].instance.mean.fill_(float("nan"))
         values = training.outer_step()
         after = theta(training)
-        if ranks.is_main:
+        if processes.is_main:
             same = all(torch.equal(before[name], after[name]) for name in before)
             print("BROKEN", values["gradient_norm"], same, flush=True)
         return training
     if case == "overflow":
-        return overflow(accelerator, ranks, base, folder)
+        return overflow(accelerator, processes, base, folder)
     config, count = CASES[case]
-    return steps(build(config, accelerator, ranks, base), 1, count)
+    return steps(build(config, accelerator, processes, base), 1, count)
 
 
-def overflow(accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path) -> Training:
+def overflow(accelerator: Accelerator, processes: ProcessGroup, base: Family, folder: Path) -> Training:
     """Gradients in float16 that are not finite in one process, and then are: every process says what it did."""
     short = {"gradient_checkpointing": False, "l2p": replace(FLOAT16.l2p, inner_steps=1)}
     config = replace(FLOAT16, adam_weight_decay=0.0, preservation=PreservationConfig(), **short)
-    training = build(config, accelerator, ranks, base)
+    training = build(config, accelerator, processes, base)
     said: list[Any] = []
     weights = theta(training)
     photos = [variants[0].instance.mean for variants in training.attackers.people]
@@ -171,32 +171,32 @@ def overflow(accelerator: Accelerator, ranks: Ranks, base: Family, folder: Path)
     for spoiled in (True, True, False):
         for photo, mean in zip(photos, kept, strict=True):
             photo.copy_(mean)
-            if spoiled and ranks.index == ranks.size - 1:
+            if spoiled and processes.index == processes.size - 1:
                 photo.fill_(float("nan"))
         training.outer_step()
         before, weights = weights, theta(training)
-        moved = ranks.is_main and not all(torch.equal(before[name], weights[name]) for name in before)
+        moved = processes.is_main and not all(torch.equal(before[name], weights[name]) for name in before)
         scales = [scale.get_scale() for scale in training.engine.loss_scales.values()]
         said.append([training.engine.steps(), *scales, moved])
-    (folder / f"overflow-{ranks.index}.json").write_text(json.dumps(said))
+    (folder / f"overflow-{processes.index}.json").write_text(json.dumps(said))
     return training
 
 
 def main(pipeline: str, folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
     accelerator = make_accelerator(PAPER)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     base = load_family(pipeline)
     for case in cases:
         name, _, option = case.partition(":")
         if option:
             zero: Mapping[str, Any] = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
             zero["offload_optimizer"] = {"device": "cpu"}  # type: ignore[index]
-        weights = theta(run(name, accelerator, ranks, base, folder))
-        if ranks.is_main:
+        weights = theta(run(name, accelerator, processes, base, folder))
+        if processes.is_main:
             save_file(weights, folder / f"{case.replace(':', '-')}.safetensors")
             print("COMPILED", case, counters["frames"]["ok"], flush=True)
-    ranks.agree(lambda: None)
+    processes.all_or_raise(lambda: None)
     accelerator.end_training()
     leave(0)
 

@@ -66,8 +66,8 @@ def personalisation(family: Family, attack: Attack, *, people: int = 10, eval_st
         held_out = as_images(render_people([seed], HOLDOUT.stop).pixels)[HOLDOUT.start :]
         references = {e.name: e.embed(held_out) for e in encoders}
 
-        def measure(step: int, victim: Family, references: dict[str, Tensor] = references) -> None:
-            images = draw(victim, [attack.prompt(PROMPTS["instance_prompt"])] * 16, seed=77)
+        def measure(step: int, attacked: Family, references: dict[str, Tensor] = references) -> None:
+            images = draw(attacked, [attack.prompt(PROMPTS["instance_prompt"])] * 16, seed=77)
             detected = reader.score(images) >= reader.threshold
             for encoder in encoders:
                 scores = likeness(encoder.embed(images), references[encoder.name])
@@ -95,12 +95,12 @@ def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, 
     """The FaceID adapter on one clean photo each of the same unseen people: likeness of 16 pictures, per encoder."""
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     adapter = FaceIDAdapter(path=ADAPTER, encoder=encoders[0])
-    victim = adapter.victim(family)
+    attacked = adapter.with_adapter(family)
     rows: dict[str, list[dict[str, Any]]] = {e.name: [] for e in encoders}
     for seed in range(OTHER_PEOPLE.start + 5000, OTHER_PEOPLE.start + 5000 + people):
         photos = as_images(render_people([seed], HOLDOUT.stop).pixels)
         options = {"seed": 77, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "batch_size": 16}
-        images = adapter.run(victim, photos[ATTACK.start : ATTACK.start + 1], [ADAPTER_PROMPT] * 16, **options)
+        images = adapter.run(attacked, photos[ATTACK.start : ATTACK.start + 1], [ADAPTER_PROMPT] * 16, **options)
         detected = reader.score(images) >= reader.threshold
         for encoder in encoders:
             scores = likeness(encoder.embed(images), encoder.embed(photos[HOLDOUT.start :]))

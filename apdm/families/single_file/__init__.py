@@ -160,8 +160,8 @@ def _narrow(model: Any) -> Any:
             return type(model).from_config({**config, "attention_head_dim": 8, **widths})
         case "UNet2DConditionModel" if config["norm_num_groups"]:
             channels = config["block_out_channels"]
-            ranks = {width: rank for rank, width in enumerate(sorted(set(channels)), 1)}
-            narrow = [config["norm_num_groups"] * ranks[width] for width in channels]
+            processes = {width: rank for rank, width in enumerate(sorted(set(channels)), 1)}
+            narrow = [config["norm_num_groups"] * processes[width] for width in channels]
             return type(model).from_config({**config, "block_out_channels": narrow, "attention_head_dim": 1})
     return model
 
