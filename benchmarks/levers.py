@@ -1,7 +1,7 @@
 """What each lever of docs/memory.md does to the weights and to protection, on the miniature world.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.levers --output docs/memory-levers.json
-    python -m benchmarks.levers --output docs/memory-levers.json --summary
+    OMP_NUM_THREADS=1 python -m benchmarks.levers --output benchmarks/results/memory-levers.json
+    python -m benchmarks.levers --output benchmarks/results/memory-levers.json --summary
 
 Each arm hardens the bundled model against one person with configs/portrait.yaml's recipe, shortened and without the
 pool, whose attackers some levers cannot be; then DreamBooth and LoRA attack it at a third of their nominal rates: at

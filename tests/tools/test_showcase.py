@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_readme_shows_the_figures_of_the_committed_results() -> None:
     readme = (ROOT / "README.md").read_text()
-    results = json.loads((ROOT / "docs/demo-results.json").read_text())
+    results = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
     assert insert(readme, figures(results)) == readme
 
 
 def test_the_threat_model_promises_what_the_committed_results_say() -> None:
     text = (ROOT / "docs/threat-model.md").read_text()
-    assert insert(text, promise(read_results(ROOT / "docs/demo-results.json"))) == text
+    assert insert(text, promise(read_results(ROOT / "benchmarks/results/demo.json"))) == text
 
 
 def test_figures_replace_what_stood_between_the_markers() -> None:
@@ -25,5 +25,5 @@ def test_figures_replace_what_stood_between_the_markers() -> None:
 
 
 def test_the_picture_needs_no_other_file() -> None:
-    svg = (ROOT / "docs/demo.svg").read_text()
+    svg = (ROOT / "docs/images/demo.svg").read_text()
     assert svg.count('href="data:image/png;base64,') == svg.count("href=") == 2

@@ -1,8 +1,11 @@
-"""Puts a finished demo into the docs: `python -m tools.portraits.showcase outputs/demo` (after `make demo`).
+"""Writes the figures of a finished demo into the documents.
 
-Copies results.json to docs/demo-results.json, draws docs/demo.svg from the attack's pictures, and writes the figures of
-the README and of docs/threat-model.md between their markers. Nothing in the README's first screen is from elsewhere.
-Where there is a Chromium, docs/report.svg becomes the first screen of report.html as it shows it.
+    make demo
+    python -m tools.portraits.showcase outputs/demo
+
+It copies results.json to benchmarks/results/demo.json, draws docs/images/demo.svg from the pictures of the attack, and
+writes figures between the markers of README.md and docs/threat-model.md. All figures come from results.json.
+Where a Chromium browser is installed, it also renders the first screen of report.html to docs/images/report.svg.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import io
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +29,47 @@ BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
 
 def figures(results: dict[str, Any]) -> str:
-    """The README's table, from results.json alone."""
+    """The table of README.md: likeness and class pictures before and after protection, from results.json alone."""
     utility, nominal = results["utility"], results["cost_factor"]["nominal_step"]
-    rows = []
-    for name, entry in sorted(results["comparison"].items()):
-        rows.append(
-            f"| likeness after {nominal} attack steps, `{name}` | {entry['base']:.2f} | {entry['hardened']:.2f} |"
-        )
-    for subject in utility["other_subjects"]:
-        for name in sorted(subject["base"]):
-            rows.append(
-                f"| another person, same attack, `{name}` "
-                f"| {subject['base'][name]:.2f} | {subject['hardened'][name]:.2f} |"
-            )
+    encoders = sorted(results["comparison"])
+    strangers = _pair({name: entry["mean"] for name, entry in _strangers(results).items()}, encoders)
+    comparison = {
+        arm: _pair({name: entry[arm] for name, entry in results["comparison"].items()}, encoders)
+        for arm in ("base", "hardened")
+    }
     faces = utility["class_face_rate"]
-    rows.append(f"| class pictures that show a face | {faces['base']:.2f} | {faces['hardened']:.2f} |")
-    rows.append(
-        f"| FID of class pictures to the base's | {utility['fid_base_seed_to_seed']:.2f} (base, other seeds) "
-        f"| {utility['fid_to_base']:.2f} |"
-    )
+    rows = [
+        f"| DreamBooth, {nominal} steps; base and hardened model | {comparison['base']} | {comparison['hardened']} |",
+        *(
+            f"| the same attack, another person | {_pair(other['base'], encoders)} "
+            f"| {_pair(other['hardened'], encoders)} |"
+            for other in utility["other_subjects"]
+        ),
+        *photo_rows(results, encoders),
+        f"| share of class pictures that show a face | {faces['base']:.2f} | {faces['hardened']:.2f} |",
+        f"| FID of class pictures to the base's | {utility['fid_base_seed_to_seed']:.2f} (other seeds) "
+        f"| {utility['fid_to_base']:.2f} |",
+    ]
     worst = results["cost_factor"]["worst"]
     cost = "not measured" if worst is None else f"{'at least ' if worst['at_least'] else ''}{worst['factor']:.1f}"
-    strangers = ", ".join(f"{name} {entry['mean']:.2f}" for name, entry in sorted(_strangers(results).items()))
     verdict = "protected" if results["verdict"]["protected"] else "**not protected**"
     return "\n".join(
         [
-            "`make demo` on the bundled miniature world (drawn people, a small denoiser), one protected person:",
+            f"`make demo`: {_counted(results)}. Likeness by `{'` / `'.join(encoders)}`, strangers {strangers}:",
             "",
-            "| | base | hardened |",
+            "| | before | protected |",
             "| --- | --- | --- |",
             *rows,
             "",
-            *photo_rows(results),
-            f"Strangers' likeness: {strangers}. Steps to base-level likeness, hardened over base, worst encoder: "
-            f"{cost}. By the audit's thresholds the demo is {verdict}. All figures: "
-            "[`docs/demo-results.json`](docs/demo-results.json); remade by `make demo` and "
-            "`python -m tools.portraits.showcase outputs/demo`.",
+            *_photo_note(results),
+            f"The attacker needs {cost} times the steps for base-level likeness, by the worst encoder. By the audit's",
+            f"thresholds the demo is {verdict}. All figures: [`demo.json`](benchmarks/results/demo.json).",
         ]
     )
 
 
 def promise(results: dict[str, Any]) -> str:
-    """What docs/threat-model.md says of the demo, from results.json alone."""
+    """The paragraph of docs/threat-model.md on the demo, from results.json alone."""
     utility, verdict = results["utility"], results["verdict"]
     checks = {check["name"]: check["value"] for check in verdict["checks"]}
     likeness = ", ".join(
@@ -76,47 +79,54 @@ def promise(results: dict[str, Any]) -> str:
     worst = results["cost_factor"]["worst"]
     cost = "not measured" if worst is None else f"{'at least ' if worst['at_least'] else ''}{worst['factor']:.1f} times"
     distance = utility["fid_to_base"] / utility["fid_base_seed_to_seed"]
-    people, seeds = len(results["subjects"]), len(results["seeds"])
-    counted = f"{people} {'person' if people == 1 else 'people'}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     return "\n".join(
         [
-            "On the miniature world, by [demo-results.json](demo-results.json) "
-            f"({counted}): {'the demo passed its audit' if verdict['protected'] else '**nothing**'}.",
+            f"On the miniature world, by [demo.json](../benchmarks/results/demo.json) ({_counted(results)}): "
+            f"{'the demo passed its audit' if verdict['protected'] else '**nothing**'}.",
             "",
-            f"* Of the pictures after the nominal attack {checks['match_rate']:.2f} match at worst.",
+            f"* Match rate after the nominal attack, at worst: {checks['match_rate']:.2f}.",
             f"* Likeness after it: {likeness}.",
-            f"* Steps for the base's likeness, in units of the base's: {cost}, by the worst encoder.",
-            f"* FID of the class to the base: {distance:.1f} times that of the base against itself.",
+            f"* Steps to the likeness that the base gives: {cost} the base's, by the worst encoder.",
+            f"* FID of the class pictures to the base's: {distance:.1f} times that between two seeds of the base.",
         ]
     )
 
 
-def photo_rows(results: dict[str, Any]) -> list[str]:
-    """The table of the protected photos: likeness of what attacks on the base model draw; empty without them."""
+def photo_rows(results: dict[str, Any], encoders: list[str]) -> list[str]:
+    """Rows on the protected photos: likeness that attacks draw on the base model; none without protected photos."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in (results.get("image_layer") or {"attacks": []})["attacks"]:
+        means = {name: entry["mean"] for name, entry in row["identity"].items()}
+        found.setdefault(row["attack"], {})[row["photos"]] = means
+    names = {"dreambooth": "DreamBooth on the base; clean and protected photos", "faceid": "FaceID adapter, one photo"}
+    return [
+        f"| {names.get(attack, attack)} | {_pair(values['clean'], encoders)} | {_pair(values['protected'], encoders)} |"
+        for attack, values in found.items()
+        if {"clean", "protected"} <= values.keys()
+    ]
+
+
+def _photo_note(results: dict[str, Any]) -> list[str]:
     layer = results.get("image_layer")
     if not layer:
         return []
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in layer["attacks"]:
-        for name, entry in sorted(row["identity"].items()):
-            found.setdefault((row["attack"], name), {})[row["photos"]] = entry["mean"]
     psnr = min(photo["visible"]["psnr"] for photo in layer["photos"])
     misled = ", ".join(f"`{name}`" for name in layer["photos"][0]["faces"][0]["cosine"])
-    names = {"dreambooth": "DreamBooth on the photos", "faceid": "FaceID adapter, one photo"}
     return [
-        f"The same person's photos, protected (PSNR at least {psnr:.1f} dB; {misled} was misled), and the base model:",
-        "",
-        "| likeness | clean | protected |",
-        "| --- | --- | --- |",
-        *(
-            f"| {names.get(attack, attack)}, `{name}` | {values['clean']:.2f} | {values['protected']:.2f} |"
-            for (attack, name), values in found.items()
-            if {"clean", "protected"} <= values.keys()
-        ),
-        "",
-        f"A misled encoder is not an unlike picture: {misled} was attacked, the other encoder was not.",
+        f"The photo protection attacked {misled} only, at a PSNR of at least {psnr:.1f} dB. A misled encoder does not mean",
+        "an unlike picture: to the eye the person is still there.",
         "",
     ]
+
+
+def _counted(results: dict[str, Any]) -> str:
+    people, seeds = len(results["subjects"]), len(results["seeds"])
+    return f"{people} {'person' if people == 1 else 'people'}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+
+
+def _pair(values: Mapping[str, float], encoders: list[str]) -> str:
+    """One value for each encoder: `0.92 / 0.94`."""
+    return " / ".join(f"{values[name]:.2f}" for name in encoders)
 
 
 def _strangers(results: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -177,12 +187,12 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
     demo: Path = parser.parse_args().demo
     results = read_results(demo / "results.json")
-    shutil.copyfile(demo / "results.json", "docs/demo-results.json")
+    shutil.copyfile(demo / "results.json", "benchmarks/results/demo.json")
     subject, seed = results["subjects"][0], results["seeds"][0]
     base, hardened = (demo / f"pictures/attack/{model}/{subject}/{seed}.png" for model in ("base", "hardened"))
-    write_text("docs/demo.svg", side_by_side(base, hardened))
+    write_text("docs/images/demo.svg", side_by_side(base, hardened))
     if browser := find_browser():
-        write_text("docs/report.svg", first_screen(demo / "report.html", browser))
+        write_text("docs/images/report.svg", first_screen(demo / "report.html", browser))
     for file, text in (("README.md", figures(results)), ("docs/threat-model.md", promise(results))):
         write_text(file, insert(Path(file).read_text(encoding="utf-8"), text))
 
