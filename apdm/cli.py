@@ -17,7 +17,10 @@ from typing import NoReturn
 from apdm import __version__
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text
 from apdm.core.errors import Interrupted, UserError
+from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
 from apdm.core.terminal import say
+
+logger = get_logger(__name__)
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -43,16 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells everybody of a kernel that nobody asked for
-    try:
-        return _dispatch(list(argv))
-    except UserError as error:
-        if not error.reported_by_other_process:
-            print("apdm: error:", " ".join(str(error).split()), file=sys.stderr)
-        return BAD_INPUT
-    except (Interrupted, KeyboardInterrupt) as stop:
-        if not getattr(stop, "reported_by_other_process", False):
-            print("apdm: interrupted", *str(stop).split(), file=sys.stderr)
-        return INTERRUPTED
+    with messages_on_stderr():
+        try:
+            return _dispatch(list(argv))
+        except UserError as error:
+            if not error.reported_by_other_process:
+                logger.error("error: %s", error, extra=EVERY_PROCESS)
+            return BAD_INPUT
+        except (Interrupted, KeyboardInterrupt) as stop:
+            if not getattr(stop, "reported_by_other_process", False):
+                logger.error("interrupted %s", stop, extra=EVERY_PROCESS)
+            return INTERRUPTED
 
 
 def leave(code: int | None) -> NoReturn:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,9 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.core.files import delete, list_files, sha256_file, write_beside
+from apdm.core.logging import get_logger
+
+logger = get_logger(__name__)
 
 FORMAT = 3
 FACTS = "checkpoint.json"
@@ -177,7 +179,7 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
         raise UserError(
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
-    compare(checkpoint.facts["config"], fingerprint(config), tell=lambda line: print(f"apdm: {line}", file=sys.stderr))
+    compare(checkpoint.facts["config"], fingerprint(config), tell=logger.warning)
 
 
 def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable[[str], None]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from apdm.config.options import command_line
 from apdm.config.presets import preset_report
 from apdm.core.errors import UserError
 from apdm.core.files import claim_output_dir, delete, model_hash, require_disk, write_text
+from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.distributed.launch import SHARDED, check_engine, kind_of, lost_processes, make_accelerator
@@ -42,6 +42,8 @@ from apdm.jobs.training import Training, protect
 from apdm.jobs.validation import Validator
 from apdm.protection.attackers import People
 from apdm.protection.batches import ProtectionData, on_device
+
+logger = get_logger(__name__)
 
 GOING_ON = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps")
 
@@ -86,7 +88,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
         kind = processes.all_or_raise(lambda: kind_of(accelerator))
         processes.all_or_raise(lambda: check_engine(config, kind, processes.size))
         if config.preset and processes.is_main:
-            print(f"apdm: {preset_report(config)}", file=sys.stderr)
+            logger.info(preset_report(config))
         base, start = processes.all_or_raise(lambda: load_models(config))
         job = processes.on_main(lambda: Job.open(config, base, start))
         checkpoint, facts = processes.broadcast(lambda: _job(job).claim())
@@ -107,7 +109,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
             earlier,
         )
         if processes.is_main and (unmet := training.unmet()):
-            print(f"apdm: {unmet_report(config, unmet, len(training.attackers.people))}", file=sys.stderr)
+            logger.warning(unmet_report(config, unmet, len(training.attackers.people)))
         validator = job.validator(hardened, people) if job is not None else None
         with stop.patience():
             steps = protect(
@@ -154,7 +156,9 @@ def protect_and_audit(
             judged = load_judged(config) if config.audit.enabled else None
             hardened = load_family(output / MODEL)  # as shipped; in training a process may have had a part of it
         except UserError as error:
-            print(f"apdm: process {processes.index} leaves photos and audit to the others: {error}", file=sys.stderr)
+            logger.warning(
+                "process %d leaves photos and audit to the others: %s", processes.index, error, extra=EVERY_PROCESS
+            )
             processes.subgroup(False)
             return
     some = processes.subgroup(True)

@@ -1,0 +1,73 @@
+"""Messages of the package, through Python's own `logging`.
+
+Every module asks for its logger once: `logger = get_logger(__name__)`. When the package is used as a library, nothing
+is printed unless the program that uses it configures logging. The command line shows the messages with
+`messages_on_stderr`.
+
+accelerate's `get_logger` would also print once per run, but it raises an error until an `Accelerator` exists, and it
+imports torch. Options are checked and `--help` is printed before either is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PACKAGE = "apdm"
+# For `logger.warning(..., extra=EVERY_PROCESS)`: the message is about this process, so it is shown even where this is
+# not the main process of the run.
+EVERY_PROCESS = {"every_process": True}
+
+# Without a handler of its own, Python would print the warnings of a library on stderr.
+logging.getLogger(PACKAGE).addHandler(logging.NullHandler())
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module of this package.
+
+    Args:
+        name: the module's `__name__`, such as `apdm.jobs.harden`.
+    """
+    return logging.getLogger(name)
+
+
+def is_main_process() -> bool:
+    """Whether this is the main process of the run, according to the launcher's environment variable RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class _StderrHandler(logging.Handler):
+    """Writes each message as one line `apdm: <message>` to whatever `sys.stderr` is at that moment."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return is_main_process() or getattr(record, "every_process", False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{PACKAGE}:", " ".join(self.format(record).split()), file=sys.stderr)
+
+
+@contextmanager
+def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
+    """Show the package's messages on stderr while the block runs, each as one line `apdm: <message>`.
+
+    Of several processes only the main one shows them, because all processes of a run say the same; messages marked
+    with `EVERY_PROCESS` are shown by each process. Handlers of the root logger do not get the messages as well, so
+    that none is printed twice. Afterwards logging is configured as before.
+
+    Args:
+        level: the least important level that is shown.
+    """
+    package, handler = logging.getLogger(PACKAGE), _StderrHandler()
+    before = package.level, package.propagate
+    package.addHandler(handler)
+    package.setLevel(level)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before[0])
+        package.propagate = before[1]
