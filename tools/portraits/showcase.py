@@ -113,8 +113,8 @@ def _photo_note(results: dict[str, Any]) -> list[str]:
     psnr = min(photo["visible"]["psnr"] for photo in layer["photos"])
     misled = ", ".join(f"`{name}`" for name in layer["photos"][0]["faces"][0]["cosine"])
     return [
-        f"The photo protection attacked {misled} only, at a PSNR of at least {psnr:.1f} dB. A misled encoder does not mean",
-        "an unlike picture: to the eye the person is still there.",
+        f"The photo protection attacked {misled} only, at a PSNR of at least {psnr:.1f} dB. A misled encoder",
+        "does not mean an unlike picture: to the eye the person is still there.",
         "",
     ]
 
