@@ -15,6 +15,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -76,8 +77,8 @@ class Study:
     def judge(self, pictures: Tensor, known: Tensor) -> dict[str, Any]:
         detected = self.reader.score(pictures) >= self.reader.threshold
         return {
-            judge.name: identity_statistics(
-                likeness(judge.embed(pictures), judge.embed(known)), detected, judge.threshold
+            judge.name: asdict(
+                identity_statistics(likeness(judge.embed(pictures), judge.embed(known)), detected, judge.threshold)
             )
             for judge in self.judges
         }

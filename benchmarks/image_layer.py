@@ -14,7 +14,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -180,8 +180,8 @@ class Study:
     def judge(self, pictures: Tensor, person: int) -> dict[str, Any]:
         detected, known = self.reader.score(pictures) >= self.reader.threshold, portraits(person, HOLDOUT)
         return {
-            judge.name: identity_statistics(
-                likeness(judge.embed(pictures), judge.embed(known)), detected, judge.threshold
+            judge.name: asdict(
+                identity_statistics(likeness(judge.embed(pictures), judge.embed(known)), detected, judge.threshold)
             )
             for judge in self.judges
         }

@@ -133,7 +133,7 @@ class Utility:
         return {
             "fid_ratio": round(self._distance(pictures) / self.chance, 3),
             "face_rate": round(faces, 3),
-            "drift": max(of["distance"]["hardened"] for of in drift.values()),
+            "drift": max(of.distance["hardened"] for of in drift.values()),
         }
 
     def _distance(self, pictures: Tensor) -> float:

@@ -30,8 +30,8 @@ from apdm.core.files import write_text
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, Posterior
-from apdm.metrics.judges import Judges, Look
-from apdm.metrics.utility import class_utility, strangers_band
+from apdm.metrics.judges import Features, Judges
+from apdm.metrics.utility import class_utility, strangers_likeness
 
 __all__ = ["BUILT_IN", "SCHEMA", "Audit", "Person", "audit", "common_facts", "read_results", "write_results"]
 
@@ -129,7 +129,7 @@ def _audit(
         store.tidy({*(cell.key for cell in matrix.cells), *_class_keys(plan).values()})
     processes.wait()
     class_pictures = _class_pictures(plan, store, processes)
-    class_looks = {name: judges.look(images) for name, images in class_pictures.items()}
+    class_looks = {name: judges.features(images) for name, images in class_pictures.items()}
     people = [*plan.subjects, *plan.others]
     references = {person.id: judges.embed(_unit(person.references)) for person in people}
     attacker = Attacker(
@@ -137,10 +137,10 @@ def _audit(
         judges=judges,
         models=plan.models,
         references=references,
-        reference_features={person.id: judges.whole(_unit(person.references)) for person in people},
+        reference_features={person.id: judges.whole_features(_unit(person.references)) for person in people},
         class_images=plan.class_images,
         consenting=plan.consenting,
-        class_features=class_looks["base"].features,
+        class_features=class_looks["base"].extracted,
         class_prompt=plan.class_prompt,
     )
     rows_and_pictures = matrix.run(attacker, store, processes, show_progress=show_progress)
@@ -156,7 +156,7 @@ def _audit(
         "models": {name: dict(facts) for name, facts in (plan.paths or {}).items()},
         "subjects": list(protected),
         "others": [person.id for person in plan.others],
-        "judges": judges.describe(),
+        "judges": asdict(judges.describe()),
         "strangers": _strangers(judges, protected, plan.strangers, class_looks["base"]),
         "left_out": [asdict(entry) for entry in left_out],
     }
@@ -232,20 +232,21 @@ def _class_keys(plan: Audit) -> dict[str, str]:
     return {name: key_of({**common, "class": name, "model": plan.sha256(arm)}) for name, arm in drawn_by.items()}
 
 
-def _utility(plan: Audit, pictures: Mapping[str, Tensor], looks: Mapping[str, Look]) -> Results:
+def _utility(plan: Audit, pictures: Mapping[str, Tensor], looks: Mapping[str, Features]) -> Results:
     clip = partial(plan.judges.clip_score, prompts=[plan.class_prompt] * plan.config.num_class_images)
     read = {name: plan.judges.attributes(images) for name, images in pictures.items()}
     values = plan.judges.reader.values if plan.judges.reader else {}
     scores = {name: clip(pictures[name]) for name in ("base", "hardened")}
-    return class_utility(looks, read, values) | {"clip": scores["hardened"], "clip_base": scores["base"]}
+    return asdict(class_utility(looks, read, values)) | {"clip": scores["hardened"], "clip_base": scores["base"]}
 
 
 def _strangers(
-    judges: Judges, protected: Mapping[str, Mapping[str, Tensor]], photos: Tensor | None, drawn: Look
+    judges: Judges, protected: Mapping[str, Mapping[str, Tensor]], photos: Tensor | None, drawn: Features
 ) -> dict[str, Any]:
     if photos is None and not drawn.detected.any():
         raise UserError("the base draws no face for the class prompt: give photos in strangers_data_dir")
-    return strangers_band(protected, None if photos is None else judges.embed(_unit(photos)), drawn)
+    known = None if photos is None else judges.embed(_unit(photos))
+    return {name: asdict(band) for name, band in strangers_likeness(protected, known, drawn).items()}
 
 
 # -- putting it together -------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def common_facts(plan: Audit) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "package": package_versions(),
-        "judges": plan.judges.describe(),
+        "judges": asdict(plan.judges.describe()),
         "drawing": [config.prompts, config.num_images, config.num_inference_steps, config.guidance_scale],
         "class": [plan.class_prompt, config.num_class_images, plan.seed],
         "class_images": None if prior is None else [len(prior), plan.sha256("base")],

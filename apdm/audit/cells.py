@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from apdm.config import AuditOptions
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import kernel_distance
-from apdm.metrics.judges import Judges, Look
+from apdm.metrics.judges import Features, Judges
 
 ATTACK, CLASS, CLASS_AGAIN = range(3)  # streams of picture seeds
 SAMPLE_BATCH_SIZE = 16
@@ -88,7 +88,7 @@ class Attacker:
     class_prompt: str
     consenting: Tensor | None = None
     latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
-    untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Look]] = field(default_factory=dict)
+    untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
 
     def run(self, cell: Cell, progress: Callable[[int, float], None]) -> tuple[Row, dict[str, Tensor]]:
         """The row of a cell and its pictures. Whatever goes wrong inside, the row says so."""
@@ -146,7 +146,7 @@ class Attacker:
             self.latents[model, ""] = encode_images(self.models[model], self.consenting, batch_size=SAMPLE_BATCH_SIZE)
         return self.latents[model, ""]
 
-    def _look(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Look]:
+    def _look(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
         """Draw the attacker's prompts and judge the pictures; of a model as it came, once for all people."""
         asked = [cell.attack.prompt(prompt) for prompt in self.config.prompts for _ in range(self.config.num_images)]
         known = (cell.model, cell.seed, tuple(asked))
@@ -156,23 +156,23 @@ class Attacker:
         height, width = cell.person.photos.shape[-2:]
         images = draw(self.config, attacked, asked, cell.seed, ATTACK, height=height, width=width)
         check_finite(images)
-        look = self.judges.look(images)
+        look = self.judges.features(images)
         if fresh:
             self.untouched[known] = images, look
         return images, look
 
-    def _point(self, look: Look, subject: str) -> dict[str, Any]:
-        few = min(len(look.features), len(self.class_features)) < 2
+    def _point(self, look: Features, subject: str) -> dict[str, Any]:
+        few = min(len(look.extracted), len(self.class_features)) < 2
         return {
-            "identity": self.judges.identity(look, self.references[subject]),
+            "identity": {n: asdict(e) for n, e in self.judges.identity(look, self.references[subject]).items()},
             "quality": {
                 "face_score": _finite(look.face_scores.mean().item()),
-                "kid_to_class": None if few else _finite(kernel_distance(look.features, self.class_features)),
+                "kid_to_class": None if few else _finite(kernel_distance(look.extracted, self.class_features)),
                 "similarity": _finite(self.judges.similarity(look, self.reference_features[subject])),
             },
         }
 
-    def _scores(self, look: Look, subject: str) -> dict[str, list[float | None]]:
+    def _scores(self, look: Features, subject: str) -> dict[str, list[float | None]]:
         """Likeness of every single picture, None where there is no face."""
         scores = self.judges.scores(look, self.references[subject])
         return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -205,7 +205,8 @@ class PhotoAudit:
                 photos = make_purifier(cell.purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
             images = cell.attack(photos)
             check_finite(images)
-            identity = self.judges.identity(self.judges.look(images), cell.pair.references)
+            seen = self.judges.identity(self.judges.features(images), cell.pair.references)
+            identity = {name: asdict(entry) for name, entry in seen.items()}
         except Exception as problem:  # whatever went wrong, the other rows are worth having
             status, error = "failed", f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             images = None

@@ -62,13 +62,13 @@ class JudgedPeople:
         """Likeness and face rate of `images` [N, 3, H, W] in [0, 1], and whether it is that of strangers."""
         person = next(p for p in self.subjects if p.id == subject)
         references = self.judges.embed(person.references / 2 + 0.5)
-        look = self.judges.look(images)
+        look = self.judges.features(images)
         identity = self.judges.identity(look, references)
         chance = {name: 0.0 for name in identity}
         if self.people.strangers is not None:
-            unknown = self.judges.look(self.people.strangers / 2 + 0.5)
+            unknown = self.judges.features(self.people.strangers / 2 + 0.5)
             chance = {name: float(scores.mean()) for name, scores in self.judges.scores(unknown, references).items()}
-        figures = {f"probe_likeness/{name}": float(entry["mean"] or 0.0) for name, entry in identity.items()}
+        figures = {f"probe_likeness/{name}": entry.mean for name, entry in identity.items()}
         figures["probe_face_rate"] = float(look.detected.float().mean())
         margin = self.config.audit.max_likeness_over_strangers
         return figures, all(figures[f"probe_likeness/{name}"] <= chance[name] + margin for name in identity)

@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
 from apdm.image_layer.scene import Scene
 from apdm.image_layer.zero_shot import embed_face
 from apdm.jobs.prepare import class_posterior, load_base, prepare_process
-from apdm.metrics.perception import imperceptibility
+from apdm.metrics.perception import visibility
 
 
 def main(argv: Sequence[str]) -> int:
@@ -205,7 +205,7 @@ class PhotoJob:
         """Figures of one saved photo: the whole, each face, and each encoder's cosine to the original."""
         before, after = _rgb(original.pixels), _rgb(saved.pixels)
         found = self.faces.detector.detect(original.unit) if self.faces else []
-        return {"visible": imperceptibility(before, after), "faces": [self._face(original, saved, f) for f in found]}
+        return {"visible": asdict(visibility(before, after)), "faces": [self._face(original, saved, f) for f in found]}
 
     @torch.no_grad()
     def _face(self, original: Photo, saved: Photo, face: Face) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class PhotoJob:
         left, top = (max(0, int(edge)) for edge in face.box[:2])
         right, bottom = (int(edge) + 1 for edge in face.box[2:])
         before, after = (_rgb(p.pixels[:, top:bottom, left:right]) for p in (original, saved))
-        entry: dict[str, Any] = {"visible": imperceptibility(before, after), "cosine": {}}
+        entry: dict[str, Any] = {"visible": asdict(visibility(before, after)), "cosine": {}}
         for encoder in self.faces.encoders if self.faces else ():
             clean, now = (embed_face(encoder, p.unit, face) for p in (original, saved))
             entry["cosine"][encoder.name] = {"to_original": float(clean @ now), "threshold": encoder.threshold}

@@ -1,2 +1,4 @@
-"""Pure statistics over numbers that an extractor gave: identity, fidelity, intervals and cost, the
-verdict."""
+"""Statistics over what networks read from pictures: identity, distances between sets of pictures, intervals, cost.
+
+Each statistic is a pure function of numbers. `judges` and `extractors` run the networks that give those numbers.
+"""

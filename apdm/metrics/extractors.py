@@ -1,7 +1,7 @@
-"""Feature extractors from a local folder: DINO for likeness of whole pictures, CLIP for how well they fit a prompt.
+"""Feature extractors from a local folder: DINO for the likeness of whole pictures, CLIP for how well they fit a prompt.
 
-Read through transformers from safetensors, never from the network. What the folder's preprocessor says of size, mean
-and standard deviation is done here in tensors.
+transformers reads them from safetensors files, never from the network. The size, mean and standard deviation that the
+folder's preprocessor asks for are applied here to tensors.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from apdm.core.errors import UserError
 
 
 class VisionFolder:
-    """A vision model of transformers (DINO, DINOv2, ViT) as an extractor: the class token of the last layer."""
+    """A vision model of transformers (DINO, DINOv2, ViT) as an extractor: it gives the last layer's class token."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Load the model from `folder`. Raises UserError where that is not possible."""
         self.name = Path(folder).name
         self.model, self.preprocess = _load(folder)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> features [B, D]."""
+        """Features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
         output = self.model(pixel_values=self.preprocess(images))
         features: Tensor = output.last_hidden_state[:, 0]
         return features.float()
 
 
 class ClipFolder:
-    """A CLIP model of transformers: the cosine of pictures and prompts (CLIP score, Hessel 2021, unscaled)."""
+    """A CLIP model of transformers: the cosine of pictures and prompts (CLIP score, Hessel 2021, not scaled)."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Load the model from `folder`. Raises UserError where that is not possible, or the model reads no text."""
         self.name = Path(folder).name
         self.model, self.preprocess = _load(folder)
         if not hasattr(self.model, "get_text_features"):
@@ -45,7 +47,7 @@ class ClipFolder:
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosine [B], in [-1, 1], of each of `images` [B, 3, H, W] in [0, 1] with its prompt."""
+        """Cosine [B], in [-1, 1], of each picture of `images` [B, 3, H, W] in [0, 1] with its prompt."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         text = _tensor(self.model.get_text_features(**tokens))
@@ -54,9 +56,10 @@ class ClipFolder:
 
 
 class Preprocess:
-    """Resize the shorter side, cut the centre, normalise: what a preprocessor_config.json asks for."""
+    """Prepares pictures as a preprocessor_config.json asks: resize the shorter side, cut the centre, normalise."""
 
     def __init__(self, processor: Any) -> None:
+        """Take sizes, mean and standard deviation from an image processor of transformers."""
         size, crop = dict(processor.size or {}), dict(getattr(processor, "crop_size", None) or {})
         self.side = int(size.get("shortest_edge") or size.get("height") or crop["height"])
         self.crop = crop.get("height") if getattr(processor, "do_center_crop", False) else None
@@ -65,6 +68,7 @@ class Preprocess:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Prepared pictures [B, 3, S, S] of `images` [B, 3, H, W] in [0, 1]."""
         height, width = images.shape[-2:]
         scale = self.side / min(height, width)
         target = (round(height * scale), round(width * scale))
@@ -82,7 +86,7 @@ def _load(folder: str | Path) -> tuple[Any, Preprocess]:
 
 def _read(folder: str | Path, kind: Any, **options: Any) -> Any:
     if not Path(folder).is_dir():
-        raise UserError(f"{folder} is no folder; give one with a model of transformers in it")
+        raise UserError(f"{folder} is not a folder; give one that holds a model of transformers")
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
@@ -90,6 +94,6 @@ def _read(folder: str | Path, kind: Any, **options: Any) -> Any:
 
 
 def _tensor(output: Any) -> Tensor:
-    """Features, whether transformers gives them bare or in an output object."""
+    """The features, which transformers gives either as a tensor or inside an output object."""
     found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return found

@@ -1,9 +1,8 @@
 """Distances between two sets of picture features: Frechet distance (FID) and kernel distance (KID).
 
-Both take features [N, D] of any named extractor. A value means nothing without that name, without the
-number of pictures, and without the same distance between two seeds of one model beside it: the Frechet
-distance of N pictures is biased upwards, more so the larger D/N is, so only values of equal N compare. KID is
-unbiased at any N.
+Both take features [N, D] of any named extractor. A value means something only together with the extractor's name, the
+number of pictures, and the same distance between two sets of pictures of one model. The Frechet distance of N pictures
+is biased upwards, the more so the larger D/N is, so only values of equal N can be compared. KID has no bias at any N.
 """
 
 from __future__ import annotations
@@ -15,24 +14,26 @@ from torch import Tensor
 
 
 class Extractor(Protocol):
-    """What turns pictures into the numbers that two sets of them are compared by."""
+    """Turns pictures into feature vectors."""
 
     name: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> features [B, D]."""
+        """Features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
         ...
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Squared Frechet distance of the Gaussians fitted to [N, D] and [M, D] features (Heusel 2017, eq. 6).
+    """Squared Frechet distance of the Gaussians fitted to two sets of features (Heusel 2017, eq. 6).
 
-    |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)), in float64. With S = F^T F for a factor F, the
-    last trace is the nuclear norm of F1 F2^T; so no matrix square root is taken, and singular covariances
-    (fewer pictures than features) are exact instead of needing shrinkage. Covariances are the unbiased
-    ones, as in pytorch-fid.
+    It is |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)), computed in float64 with unbiased covariances, as in
+    pytorch-fid. With S = F^T F for a factor F, the last trace is the nuclear norm of F1 F2^T. So no matrix square root
+    is needed, and the result is exact also where a covariance is singular (fewer pictures than features).
 
-    Raises ValueError unless both sets have at least 2 rows of equal width.
+    Args:
+        first, second: features [N, D] and [M, D], N and M at least 2.
+    Raises:
+        ValueError: other shapes.
     """
     _check(first, second)
     mean1, factor1 = _gaussian_factor(first)
@@ -43,9 +44,14 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Unbiased squared MMD under the kernel (x.y / D + 1)^3 (KID, Binkowski 2018, section 4); may be below 0.
+    """Unbiased squared MMD under the kernel (x.y / D + 1)^3 (KID, Binkowski 2018, section 4); it can be below 0.
 
-    All pictures enter at once rather than in random subsets, so the value has no seed.
+    All pictures enter at once rather than in random subsets, so the value does not depend on a seed.
+
+    Args:
+        first, second: features [N, D] and [M, D], N and M at least 2.
+    Raises:
+        ValueError: other shapes.
     """
     _check(first, second)
     x, y = first.double(), second.double()

@@ -1,4 +1,4 @@
-"""The one way generated pictures are looked at: face encoders, a face score and feature extractors, in batches."""
+"""The one way in which the audit looks at pictures: face encoders, a face score and feature extractors, in batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,22 +15,22 @@ from torch.nn.functional import normalize
 from apdm.core.pictures import to_array
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.metrics.fidelity import Extractor
-from apdm.metrics.identity import identity_statistics, likeness
+from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.perception import brisque, brisque_missing
 
 
 class PromptScorer(Protocol):
-    """How well pictures fit what was asked for, such as CLIP."""
+    """Says how well pictures fit their prompts, as CLIP does."""
 
     name: str
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] and their prompts -> scores [B]."""
+        """Score [B] each of `images` [B, 3, H, W] in [0, 1] with its prompt."""
         ...
 
 
 class AttributeReader(Protocol):
-    """Who is drawn: `values` {attribute: its values}."""
+    """Reads from a picture what kind of person it shows; `values` is {attribute: names of its values}."""
 
     @property
     def name(self) -> str: ...
@@ -39,27 +39,72 @@ class AttributeReader(Protocol):
     def values(self) -> Mapping[str, Sequence[str]]: ...
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> {attribute: index [B] into its values}."""
+        """Read `images` [B, 3, H, W] in [0, 1]: {attribute: index [B] into its values}."""
         ...
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is seen in N pictures: embeddings {encoder: [N, D]}, face scores [N], a face or not [N], features [N, F] for
-    distances between sets, and [N, G] for likeness of whole pictures."""
+class Features:
+    """What the networks read from N pictures.
+
+    Attributes:
+        embeddings: {face encoder: embeddings [N, D]}.
+        face_scores: [N], higher means more face.
+        detected: [N] bool, whether the face score reaches its threshold.
+        extracted: [N, F] features for distances between sets of pictures (FID, KID).
+        whole: [N, G] features for the likeness of whole pictures.
+    """
 
     embeddings: dict[str, Tensor]
     face_scores: Tensor
     detected: Tensor
-    features: Tensor
+    extracted: Tensor
     whole: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedThreshold:
+    """A network's name, and the value from which it says yes: the same person, or a face."""
+
+    name: str
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgesDescription:
+    """Which networks gave the figures, for the results.
+
+    Attributes:
+        encoders: face encoders with their match thresholds.
+        face_score: what decides whether a picture shows a face.
+        extractor: whose features FID and KID are distances of.
+        similarity: whose features compare whole pictures.
+        clip: what gave the CLIP score; None where it was not measured.
+        attributes: what read the attributes; None where they were not read.
+        brisque: "brisque", or why BRISQUE was not measured.
+    """
+
+    encoders: list[NamedThreshold]
+    face_score: NamedThreshold
+    extractor: str
+    similarity: str
+    clip: str | None
+    attributes: str | None
+    brisque: str
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The face encoders, the face score and the extractors through which every picture is seen.
+    """The networks through which every picture is seen.
 
-    dino: of whole pictures; default: the extractor. clip, reader: None leaves the CLIP score, the class's drift, out.
+    Attributes:
+        encoders: face encoders that judge likeness.
+        face_score: decides whether a picture shows a face.
+        extractor: features for distances between sets of pictures.
+        dino: features of whole pictures; None takes the extractor.
+        clip: scores pictures with prompts; None leaves the CLIP score out.
+        reader: reads attributes; None leaves the class's drift out.
+        batch_size: pictures that are looked at together.
     """
 
     encoders: Sequence[FaceEncoder]
@@ -72,30 +117,48 @@ class Judges:
 
     @property
     def names(self) -> list[str]:
+        """The names of the face encoders."""
         return [encoder.name for encoder in self.encoders]
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Look:
-        """Judge `images` [N, 3, H, W] in [0, 1]."""
+    def features(self, images: Tensor) -> Features:
+        """Run all networks on `images` [N, 3, H, W] in [0, 1]."""
         chunks = images.split(self.batch_size)
         scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in chunks])
-        features = torch.cat([self.extractor(chunk).cpu() for chunk in chunks])
-        whole = features if self.dino is None else self.whole(images)
-        return Look(self.embed(images), scores, scores >= self.face_score.threshold, features, whole)
+        extracted = torch.cat([self.extractor(chunk).cpu() for chunk in chunks])
+        whole = extracted if self.dino is None else self.whole_features(images)
+        return Features(self.embed(images), scores, scores >= self.face_score.threshold, extracted, whole)
 
     @torch.no_grad()
-    def whole(self, images: Tensor) -> Tensor:
-        """Features [N, G] of `images` [N, 3, H, W] in [0, 1], for `similarity`."""
+    def whole_features(self, images: Tensor) -> Tensor:
+        """Features [N, G] of whole pictures [N, 3, H, W] in [0, 1], for `similarity`."""
         extractor = self.dino or self.extractor
         return torch.cat([extractor(chunk).cpu() for chunk in images.split(self.batch_size)])
 
-    def similarity(self, look: Look, references: Tensor) -> float:
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """{encoder: embeddings [N, D]} of the faces in `images` [N, 3, H, W] in [0, 1]."""
+        chunks = images.split(self.batch_size)
+        return {e.name: torch.cat([e.embed(chunk).cpu() for chunk in chunks]) for e in self.encoders}
+
+    def scores(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{encoder: likeness [N]} of the pictures to the person with these reference embeddings {encoder: [M, D]}."""
+        return {name: likeness(features.embeddings[name], references[name]) for name in self.names}
+
+    def identity(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, IdentityStatistics]:
+        """{encoder: identity statistics} of the pictures for the person with these reference embeddings."""
+        scores = self.scores(features, references)
+        return {e.name: identity_statistics(scores[e.name], features.detected, e.threshold) for e in self.encoders}
+
+    def similarity(self, features: Features, references: Tensor) -> float:
         """Mean cosine of every picture's features with those of every reference [M, G] (DINO score, DreamBooth)."""
-        return (normalize(look.whole.double(), dim=1) @ normalize(references.double(), dim=1).T).mean().item()
+        return (normalize(features.whole.double(), dim=1) @ normalize(references.double(), dim=1).T).mean().item()
 
     def clip_score(self, images: Tensor, prompts: Sequence[str]) -> float | None:
-        """Mean score of `images` [N, 3, H, W] with their prompts; None without a scorer, or if it is not finite, as a
-        broken model's is."""
+        """Mean score of `images` [N, 3, H, W] in [0, 1] with their prompts.
+
+        None without a scorer, and where the score is not finite, as a broken model's may be.
+        """
         if self.clip is None:
             return None
         size = self.batch_size
@@ -111,33 +174,17 @@ class Judges:
         return fmean(values) if values else None
 
     def attributes(self, images: Tensor) -> dict[str, Tensor]:
-        """{attribute: index [N]}; nothing without a reader."""
+        """{attribute: index [N] of its value} in `images` [N, 3, H, W] in [0, 1]; empty without a reader."""
         return {} if self.reader is None else self.reader.read(images)
 
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> dict[str, Tensor]:
-        """Embeddings {encoder: [N, D]} of `images` [N, 3, H, W] in [0, 1]."""
-        chunks = images.split(self.batch_size)
-        return {e.name: torch.cat([e.embed(chunk).cpu() for chunk in chunks]) for e in self.encoders}
-
-    def scores(self, look: Look, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{encoder: likeness [N]} of the pictures to the person of these reference embeddings {encoder: [M,
-        D]}."""
-        return {name: likeness(look.embeddings[name], references[name]) for name in self.names}
-
-    def identity(self, look: Look, references: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
-        """{encoder: identity statistics} of the same."""
-        scores = self.scores(look, references)
-        return {e.name: identity_statistics(scores[e.name], look.detected, e.threshold) for e in self.encoders}
-
-    def describe(self) -> dict[str, Any]:
-        """Names and thresholds, for the results."""
-        return {
-            "encoders": [{"name": e.name, "threshold": e.threshold} for e in self.encoders],
-            "face_score": {"name": self.face_score.name, "threshold": self.face_score.threshold},
-            "extractor": self.extractor.name,
-            "similarity": (self.dino or self.extractor).name,
-            "clip": self.clip and self.clip.name,
-            "attributes": self.reader and self.reader.name,
-            "brisque": brisque_missing() or "brisque",
-        }
+    def describe(self) -> JudgesDescription:
+        """Names and thresholds of all networks, for the results."""
+        return JudgesDescription(
+            encoders=[NamedThreshold(name=e.name, threshold=e.threshold) for e in self.encoders],
+            face_score=NamedThreshold(name=self.face_score.name, threshold=self.face_score.threshold),
+            extractor=self.extractor.name,
+            similarity=(self.dino or self.extractor).name,
+            clip=None if self.clip is None else self.clip.name,
+            attributes=None if self.reader is None else self.reader.name,
+            brisque=brisque_missing() or "brisque",
+        )

@@ -1,11 +1,12 @@
-"""How visible a perturbation is: one 8-bit photo against its protected version.
+"""How visible a perturbation is: a photo is compared with its protected version.
 
-Both are uint8 arrays [H, W, 3], RGB, as saved. A figure that is undefined for a pair is None, never infinite or NaN, so
-that results stay strict JSON: PSNR of equal photos, SSIM and LPIPS of photos smaller than what they look through.
+Both are uint8 arrays [H, W, 3], RGB, as saved. A figure that is undefined for a pair of photos is None, never infinite
+or NaN, so that results stay strict JSON. PSNR is undefined for equal photos, SSIM and LPIPS for very small ones.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,42 @@ import torch
 from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
 
 Photo = NDArray[np.uint8]
 
 SSIM_SIDE = 11  # pixels of the Gaussian window
 LPIPS_SIDE = 31  # pixels from which AlexNet's last layer has one output
 STRIP = 1 << 18  # pixels whose colours are compared at once: the formula keeps dozens of copies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """How visible the changes to one photo are; the functions of the same names say what each figure is."""
+
+    linf: float
+    psnr: float | None
+    ssim: float | None
+    lpips: float | None
+    ciede2000_mean: float
+    ciede2000_p95: float
+
+
+def visibility(original: Photo, protected: Photo) -> Visibility:
+    """Measure how visible the difference of two photos is.
+
+    Raises:
+        ValueError: the photos are not uint8 [H, W, 3] of one size.
+    """
+    mean, high = colour_difference(original, protected)
+    return Visibility(
+        linf=linf(original, protected),
+        psnr=psnr(original, protected),
+        ssim=ssim(original, protected),
+        lpips=lpips(original, protected),
+        ciede2000_mean=mean,
+        ciede2000_p95=high,
+    )
 
 
 def linf(original: Photo, protected: Photo) -> float:
@@ -40,8 +71,8 @@ def psnr(original: Photo, protected: Photo) -> float | None:
 def ssim(original: Photo, protected: Photo) -> float | None:
     """Structural similarity (Wang et al. 2004), 1 for equal photos; None where a side is below 11 pixels.
 
-    The paper's Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 and population covariances, at full
-    resolution and without the border; the mean over R, G and B, where the paper has grey pictures only.
+    As in the paper: a Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 and population covariances, at
+    full resolution and without the border. The paper compares grey pictures; this is the mean over R, G and B.
     """
     _check(original, protected)
     if min(original.shape[:2]) < SSIM_SIDE:
@@ -62,10 +93,10 @@ def ssim(original: Photo, protected: Photo) -> float | None:
 def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
     """Mean and 95th percentile, over pixels, of the CIEDE2000 colour difference (CIE 142-2001; sRGB, D65).
 
-    About 1 is the least difference that an observer tells between two large uniform patches side by side; black to
-    white is 100. It weighs colours as the eye does, and knows nothing of neighbours: noise too fine to be seen, or
-    hidden in texture, counts like a stain on plain skin. So it complements SSIM, and it is no model of human
-    judgement of pictures, as LPIPS is meant to be.
+    About 1 is the smallest difference that an observer sees between two large uniform patches side by side; black to
+    white is 100. The formula weighs colours as the eye does, but looks at each pixel alone: noise too fine to be seen,
+    or hidden in texture, counts as much as a stain on plain skin. So it complements SSIM; it does not model how people
+    judge pictures, as LPIPS is meant to.
     """
     _check(original, protected)
     before, after = original.reshape(-1, 3), protected.reshape(-1, 3)
@@ -81,15 +112,19 @@ def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
 def lpips(original: Photo, protected: Photo) -> float | None:
     """LPIPS v0.1 with AlexNet (Zhang et al. 2018), 0 for equal photos; None where a side is below 31 pixels.
 
-    Needs the `lpips` package and AlexNet's weights on disk and downloads neither: without them None, and
-    `lpips_missing` says why.
+    This needs the `lpips` package and AlexNet's weights on disk, and downloads neither. Without them the result is
+    None, and `lpips_missing` says why.
     """
     _check(original, protected)
     if min(original.shape[:2]) < LPIPS_SIDE or lpips_missing() is not None:
         return None
-    before, after = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 127.5 - 1 for p in (original, protected))
     with torch.no_grad():
-        return float(_lpips_network()(before, after))
+        return float(_lpips_network()(lpips_input(original), lpips_input(protected)))
+
+
+def lpips_input(photo: Photo) -> Tensor:
+    """A photo as the LPIPS network takes it: [1, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def lpips_missing() -> str | None:
@@ -105,10 +140,10 @@ def lpips_missing() -> str | None:
 
 
 def brisque(picture: Photo) -> float | None:
-    """BRISQUE (Mittal et al. 2012), no reference needed: about 0 is as good as a photo, 100 as bad as can be.
+    """BRISQUE (Mittal et al. 2012), a quality score without a reference: 0 is as good as a photo, 100 is very bad.
 
-    Through the `brisque` package, which brings the trained regression along; `brisque_missing` says why it is None
-    everywhere. None too for a picture without any texture, whose statistics do not exist.
+    The `brisque` package does the work and brings the trained regression along. The result is None where the package is
+    missing, see `brisque_missing`, and for a picture without any texture, whose statistics do not exist.
     """
     if brisque_missing() is not None:
         return None
@@ -135,44 +170,10 @@ def _brisque() -> Any:
 
     class Brisque(BRISQUE):
         def scale_features(self, features: Any) -> Any:
-            # Some of the package's features are arrays of one number, which numpy from 2.4 on takes for none.
+            # Some of the package's features are arrays of one number; numpy from 2.4 on does not take them as numbers.
             return super().scale_features([np.asarray(feature).item() for feature in features])
 
     return Brisque(url=False)
-
-
-def imperceptibility(
-    original: Photo, protected: Photo, box: tuple[int, int, int, int] | None = None
-) -> dict[str, float | None]:
-    """All figures of the whole photo and, with a `box` around the face, of that crop under names with "face_".
-
-    Args:
-        box: (left, top, right, bottom) in pixels, right and bottom outside; what lies beyond the photo is cut off.
-
-    Returns linf, psnr, ssim, lpips, ciede2000_mean and ciede2000_p95. Raises ValueError for photos that are not uint8
-    [H, W, 3] of one size, or a box without a pixel of the photo.
-    """
-    figures = _figures(original, protected)
-    if box is None:
-        return figures
-    left, top, right, bottom = (max(0, edge) for edge in box)
-    crop = np.s_[top:bottom, left:right]
-    if original[crop].size == 0:
-        raise ValueError(f"the box {box} holds no pixel of a photo of {original.shape[1]} x {original.shape[0]}")
-    face = _figures(original[crop], protected[crop])
-    return figures | {f"face_{name}": value for name, value in face.items()}
-
-
-def _figures(original: Photo, protected: Photo) -> dict[str, float | None]:
-    mean, high = colour_difference(original, protected)
-    return {
-        "linf": linf(original, protected),
-        "psnr": psnr(original, protected),
-        "ssim": ssim(original, protected),
-        "lpips": lpips(original, protected),
-        "ciede2000_mean": mean,
-        "ciede2000_p95": high,
-    }
 
 
 @lru_cache(maxsize=1)

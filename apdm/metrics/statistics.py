@@ -1,13 +1,14 @@
-"""Intervals and attacker's cost: how sure a difference is, and how many steps a likeness takes."""
+"""Intervals and the attacker's cost: how sure a difference is, and how many attack steps a likeness takes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
+from scipy.stats import bootstrap
 
 Curve = Sequence[tuple[float, float]]  # (attack step, likeness), steps ascending
 
@@ -20,11 +21,21 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`, or of `values - paired_with` (entry i of both:
-    one subject in two arms).
+    """Percentile bootstrap interval of a mean, or of the mean difference of two paired arms.
 
-    Deterministic for a seed. The unit of resampling is one value, so pass what is independent, see `independent`.
-    Raises ValueError for unpaired input, and for fewer than two values, which have no spread.
+    What is resampled is one value, so the values must be independent of each other, see `independent`. Equal seeds give
+    equal intervals.
+
+    Args:
+        values: at least two values.
+        paired_with: if given, the interval is that of the mean of `values[i] - paired_with[i]`.
+        level: confidence level.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+    Returns:
+        The lower and the upper bound.
+    Raises:
+        ValueError: fewer than two values, or arms of different lengths.
     """
     data = np.asarray(values, dtype=np.float64)
     if paired_with is not None:
@@ -33,21 +44,38 @@ def bootstrap_interval(
         data = data - np.asarray(paired_with, dtype=np.float64)
     if len(data) < 2:
         raise ValueError("an interval needs at least two values")
-    draws = np.random.default_rng(seed).integers(len(data), size=(resamples, len(data)))
-    low, high = np.quantile(data[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    interval = bootstrap(
+        (data,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=level,
+        method="percentile",  # the corrected ones have no value where all values are equal
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def independent(by_person: Sequence[Sequence[float]]) -> list[float]:
-    """What a bootstrap may resample of values [seeds] for each person: the people's means, for seeds of one person are
-    more alike than people are. A single person's seeds stand for themselves, and say nothing of other people."""
+    """The independent values that a bootstrap may resample.
+
+    Seeds of one person are more alike than people are, so several people give one value each: the mean of their seeds.
+    A single person gives one value per seed; an interval over those says nothing about other people.
+
+    Args:
+        by_person: for each person, one value per seed.
+    """
     return list(by_person[0]) if len(by_person) == 1 else [fmean(values) for values in by_person]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Attack steps until a level was reached. `steps` is None when it was not within the curve: then
-    `censored`, and the true number is above `horizon`, the curve's last step."""
+    """The number of attack steps until a likeness was reached.
+
+    Attributes:
+        steps: the number, or None where the likeness was not reached within the curve.
+        censored: whether it was not reached, so that the true number is above `horizon`.
+        horizon: the curve's last step.
+    """
 
     steps: float | None
     censored: bool
@@ -56,9 +84,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Cost:
-    """Steps hardened / steps base. `at_least` marks a lower bound (the hardened arm never got there).
-    `factor` is None where no ratio exists: the base never reached the level, or had it before the first
-    step."""
+    """The cost factor: attack steps on the hardened model over attack steps on the base.
+
+    Attributes:
+        factor: the ratio; None where there is none, because the base never reached the likeness or had it before the
+            first step.
+        at_least: whether `factor` is only a lower bound, because the hardened model never reached the likeness.
+    """
 
     factor: float | None
     at_least: bool
@@ -66,15 +98,12 @@ class Cost:
     def __str__(self) -> str:
         return "undefined" if self.factor is None else f"{'>= ' if self.at_least else ''}{self.factor:.2f}"
 
-    def to_dict(self) -> dict[str, float | bool | None]:
-        return asdict(self)
-
 
 def steps_to_reach(curve: Curve, level: float) -> Steps:
-    """First step at which the linearly interpolated `curve` reaches `level`.
+    """Find the first step at which a curve, interpolated linearly between its points, reaches `level`.
 
-    Raises ValueError for an empty curve, one whose steps do not ascend, or one that holds a value that is
-    not finite.
+    Raises:
+        ValueError: the curve is empty, its steps do not ascend, or it holds a value that is not finite.
     """
     if not curve or any(b[0] <= a[0] for a, b in zip(curve, curve[1:], strict=False)):
         raise ValueError("a curve needs points of ascending steps")
@@ -93,9 +122,13 @@ def steps_to_reach(curve: Curve, level: float) -> Steps:
 
 
 def cost_factor(base: Curve, hardened: Curve, level: float) -> Cost:
-    """How many times the base's steps the hardened model costs to reach `level`: the audit's headline."""
+    """How many times the base's attack steps the hardened model takes to reach the likeness `level`.
+
+    Raises:
+        ValueError: as `steps_to_reach`.
+    """
     needed = steps_to_reach(base, level)
-    if not needed.steps:  # never reached, or at step 0
+    if not needed.steps:  # never reached, or reached at step 0
         return Cost(None, False)
     spent = steps_to_reach(hardened, level)
     return Cost((spent.horizon if spent.steps is None else spent.steps) / needed.steps, spent.censored)

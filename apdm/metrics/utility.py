@@ -3,78 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from apdm.metrics.drift import class_drift
+from apdm.metrics.drift import AttributeDrift, class_drift
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.metrics.identity import likeness
-from apdm.metrics.judges import Look
+from apdm.metrics.judges import Features
 
 
-def strangers_band(
-    protected: Mapping[str, Mapping[str, Tensor]], photos: Mapping[str, Tensor] | None, drawn: Look
-) -> dict[str, Any]:
-    """Likeness by chance, {encoder: ...}: of strangers' photos, and of the base's class pictures, to the
-    protected.
+@dataclass(frozen=True, kw_only=True)
+class MeanAndStd:
+    """Mean and standard deviation (of the population) of likeness scores; None where there are no scores."""
+
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrangersLikeness:
+    """Likeness by chance: how alike people who are not protected are to the protected, by one encoder.
+
+    Attributes:
+        mean, std: over all strangers and all protected people.
+        source: "photos" of strangers, or the base's "class pictures" where no photos were given.
+        subjects: {protected person: mean likeness of the strangers to this person}.
+        class_pictures: the same statistics for the faces in the base's class pictures.
+    """
+
+    mean: float
+    std: float
+    source: str
+    subjects: dict[str, float]
+    class_pictures: MeanAndStd
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassUtility:
+    """Whether the class looks as before. A distance is None where it could not be measured.
+
+    Attributes:
+        num_images: number of class pictures of each model.
+        fid_to_base, kid_to_base: distance of the hardened model's pictures to the base's.
+        fid_base_seed_to_seed, kid_base_seed_to_seed: the same distance between two sets of pictures of the base.
+        class_face_rate: {model: share of its class pictures that show a face}.
+        drift: {attribute: its drift}; empty where no attributes were read.
+    """
+
+    num_images: int
+    fid_to_base: float | None
+    fid_base_seed_to_seed: float | None
+    kid_to_base: float | None
+    kid_base_seed_to_seed: float | None
+    class_face_rate: dict[str, float]
+    drift: dict[str, AttributeDrift]
+
+
+def strangers_likeness(
+    protected: Mapping[str, Mapping[str, Tensor]], photos: Mapping[str, Tensor] | None, drawn: Features
+) -> dict[str, StrangersLikeness]:
+    """Measure likeness by chance.
 
     Args:
-        protected: {subject: {encoder: reference embeddings [M, D]}}.
-        photos: {encoder: embeddings [N, D]} of strangers; None takes the faces among the class pictures
-        instead. drawn: the base's class pictures.
+        protected: {person: {encoder: reference embeddings [M, D]}}.
+        photos: {encoder: embeddings [N, D]} of photos of strangers; None takes the faces among `drawn` instead.
+        drawn: what the networks read from the base's class pictures.
+    Returns:
+        {encoder: likeness by chance}.
     Raises:
-        ValueError: there are no photos and no faces.
+        ValueError: there are neither photos nor faces.
     """
     faces = {name: embeddings[drawn.detected] for name, embeddings in drawn.embeddings.items()}
     if photos is None and not drawn.detected.any():
         raise ValueError("likeness by chance needs photos of strangers or class pictures with faces")
     result = {}
-    for name, band in (faces if photos is None else photos).items():
-        by_subject = {subject: likeness(band, known[name]) for subject, known in protected.items()}
+    for name, strangers in (faces if photos is None else photos).items():
+        by_subject = {subject: likeness(strangers, known[name]) for subject, known in protected.items()}
         by_class = [likeness(faces[name], known[name]) for known in protected.values()]
-        result[name] = {
-            **_mean_and_std(torch.cat(list(by_subject.values()))),
-            "source": "class pictures" if photos is None else "photos",
-            "subjects": {subject: scores.mean().item() for subject, scores in by_subject.items()},
-            "class_pictures": _mean_and_std(torch.cat(by_class)),
-        }
+        together = torch.cat(list(by_subject.values()))
+        result[name] = StrangersLikeness(
+            mean=together.mean().item(),
+            std=together.std(correction=0).item(),
+            source="class pictures" if photos is None else "photos",
+            subjects={subject: scores.mean().item() for subject, scores in by_subject.items()},
+            class_pictures=_mean_and_std(torch.cat(by_class)),
+        )
     return result
 
 
 def class_utility(
-    looks: Mapping[str, Look],
+    features: Mapping[str, Features],
     read: Mapping[str, Mapping[str, Tensor]] | None = None,
     values: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Any]:
-    """Does the class look as before? Distances of the models' class pictures to the base's, face rates, and drift.
+) -> ClassUtility:
+    """Compare the class pictures of the models with the base's.
 
-    looks: of "base", "base_again", "hardened" and maybe "placebo". read, values: see `class_drift`; without them none.
+    Args:
+        features: what the networks read from the class pictures of "base", "base_again" (the base with other seeds),
+            "hardened" and maybe "placebo".
+        read, values: attributes, see `class_drift`; without them the drift is not measured.
     """
-    base, again, hardened = (looks[name].features for name in ("base", "base_again", "hardened"))
-    return {
-        "num_images": len(base),
-        "fid_to_base": _distance(frechet_distance, base, hardened),
-        "fid_base_seed_to_seed": _distance(frechet_distance, base, again),
-        "kid_to_base": _distance(kernel_distance, base, hardened),
-        "kid_base_seed_to_seed": _distance(kernel_distance, base, again),
-        "class_face_rate": {
-            name: look.detected.double().mean().item() for name, look in looks.items() if name != "base_again"
+    base, again, hardened = (features[name].extracted for name in ("base", "base_again", "hardened"))
+    return ClassUtility(
+        num_images=len(base),
+        fid_to_base=_distance(frechet_distance, base, hardened),
+        fid_base_seed_to_seed=_distance(frechet_distance, base, again),
+        kid_to_base=_distance(kernel_distance, base, hardened),
+        kid_base_seed_to_seed=_distance(kernel_distance, base, again),
+        class_face_rate={
+            name: seen.detected.double().mean().item() for name, seen in features.items() if name != "base_again"
         },
-        "drift": class_drift(read, values) if read and values else {},
-    }
+        drift=class_drift(read, values) if read and values else {},
+    )
 
 
 def _distance(distance: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor) -> float | None:
-    """None where a set is too small or, as a broken model's may be, not finite."""
+    """The distance; None where a set is too small or holds numbers that are not finite, as a broken model's may."""
     if min(len(first), len(second)) < 2 or not (first.isfinite().all() and second.isfinite().all()):
         return None
     return distance(first, second)
 
 
-def _mean_and_std(scores: Tensor) -> dict[str, float | None]:
-    """Of likeness scores; None where there are none."""
+def _mean_and_std(scores: Tensor) -> MeanAndStd:
     if len(scores) == 0:
-        return {"mean": None, "std": None}
-    return {"mean": scores.mean().item(), "std": scores.std(correction=0).item()}
+        return MeanAndStd(mean=None, std=None)
+    return MeanAndStd(mean=scores.mean().item(), std=scores.std(correction=0).item())

@@ -102,8 +102,10 @@ def test_similarity_is_the_mean_over_all_pairs_of_pictures_and_references(dino: 
     images, references = pictures(3, SIDE), pictures(5, SIDE)[3:]
     one, two = (torch.nn.functional.normalize(features(i), dim=1) for i in (images, references))
     expected = sum(float(a @ b) for a in one for b in two) / 6
-    assert judges.similarity(judges.look(images), judges.whole(references)) == pytest.approx(expected, abs=1e-6)
-    assert judges.describe()["similarity"] == "tiny-dino"
+    assert judges.similarity(judges.features(images), judges.whole_features(references)) == pytest.approx(
+        expected, abs=1e-6
+    )
+    assert judges.describe().similarity == "tiny-dino"
 
 
 class FaceScore:
@@ -117,12 +119,12 @@ class FaceScore:
 
 def test_without_a_folder_of_the_users_the_bundled_extractor_is_named(dino: Path):
     judges = Judges([], FaceScore(), VisionFolder(dino))
-    assert judges.describe()["similarity"] == "tiny-dino" and judges.describe()["clip"] is None
+    assert judges.describe().similarity == "tiny-dino" and judges.describe().clip is None
     assert judges.clip_score(pictures(1, SIDE), ["x"]) is None
 
 
 def test_a_folder_that_is_no_model_is_bad_input(tmp_path: Path, dino: Path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         VisionFolder(tmp_path / "gone")
     with pytest.raises(UserError, match="cannot be loaded"):
         VisionFolder(tmp_path)

@@ -1,6 +1,7 @@
 """Identity, fidelity and cost statistics against closed forms and values of published libraries."""
 
 import math
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy.linalg import sqrtm
 from apdm.audit.rows import comparison
 from apdm.metrics.drift import class_drift, histogram, total_variation
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
-from apdm.metrics.identity import identity_statistics, likeness
+from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
 
 
@@ -39,21 +40,21 @@ def test_likeness_is_the_cosine_with_the_mean_of_normalised_references():
 def test_an_undetected_picture_counts_as_zero_in_mean_and_not_at_all_in_detected_mean():
     scores = torch.tensor([0.8, 0.4, 0.9, 0.2])
     detected = torch.tensor([True, True, False, True])
-    assert identity_statistics(scores, detected, threshold=0.4) == pytest.approx(
+    assert asdict(identity_statistics(scores, detected, threshold=0.4)) == pytest.approx(
         {"mean": 1.4 / 4, "detected_mean": 1.4 / 3, "face_rate": 3 / 4, "match_rate": 2 / 4}
     )
 
 
 def test_without_any_face_the_detected_mean_is_none_and_nothing_matches():
     statistics = identity_statistics(torch.tensor([0.9, 0.9]), torch.zeros(2, dtype=torch.bool), threshold=0.1)
-    assert statistics == {"mean": 0.0, "detected_mean": None, "face_rate": 0.0, "match_rate": 0.0}
+    assert statistics == IdentityStatistics(mean=0.0, detected_mean=None, face_rate=0.0, match_rate=0.0)
 
 
 def test_a_score_that_is_not_finite_is_an_error_only_where_a_face_was_seen():
     scores = torch.tensor([0.5, math.nan])
     with pytest.raises(FloatingPointError, match="not finite"):
         identity_statistics(scores, torch.tensor([True, True]), threshold=0.1)
-    assert identity_statistics(scores, torch.tensor([True, False]), threshold=0.1)["mean"] == 0.25
+    assert identity_statistics(scores, torch.tensor([True, False]), threshold=0.1).mean == 0.25
 
 
 @pytest.mark.parametrize("mean2, std2", [([0.0], [1.0]), ([3.0], [1.0]), ([0.0], [2.5]), ([-1.0], [0.0])])
@@ -98,9 +99,9 @@ def test_drift_is_the_share_of_pictures_that_would_have_to_change():
         "hardened": {"hair": torch.tensor([2, 2, 2, 0])},
     }
     drift = class_drift(read, {"hair": ("bald", "black", "red")})["hair"]
-    assert drift["shares"] == {"base": [0.5, 0.5, 0.0], "hardened": [0.25, 0.0, 0.75]}
-    assert drift["base_seed_to_seed"] == 0.25
-    assert drift["distance"] == {"hardened": 0.75}  # to the base drawn from the same noise: .75 .25 0
+    assert drift.shares == {"base": [0.5, 0.5, 0.0], "hardened": [0.25, 0.0, 0.75]}
+    assert drift.base_seed_to_seed == 0.25
+    assert drift.distance == {"hardened": 0.75}  # to the base drawn from the same noise: .75 .25 0
     assert total_variation(histogram(torch.tensor([1]), 3), histogram(torch.tensor([2]), 3)) == 1
     with pytest.raises(ValueError, match="at least one"):
         histogram(torch.tensor([]), 3)

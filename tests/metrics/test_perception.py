@@ -4,8 +4,8 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +14,16 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 
 from apdm.metrics import perception
-from apdm.metrics.perception import colour_difference, imperceptibility, linf, lpips, lpips_missing, psnr, ssim
-
-FIGURES = {"linf", "psnr", "ssim", "lpips", "ciede2000_mean", "ciede2000_p95"}
+from apdm.metrics.perception import (
+    colour_difference,
+    linf,
+    lpips,
+    lpips_input,
+    lpips_missing,
+    psnr,
+    ssim,
+    visibility,
+)
 
 
 def pair(height: int = 40, width: int = 48, reach: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -28,31 +35,6 @@ def pair(height: int = 40, width: int = 48, reach: int = 8) -> tuple[np.ndarray,
 
 def flat(level: int, side: int = 16) -> np.ndarray:
     return np.full((side, side, 3), level, dtype=np.uint8)
-
-
-@pytest.fixture
-def fake_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An `lpips` package whose distance is the mean difference; gives the place where AlexNet's weights belong."""
-
-    class Network(torch.nn.Module):
-        def __init__(self, net: str, verbose: bool) -> None:
-            super().__init__()
-            if not weights.is_file():
-                pytest.fail("weights would be downloaded")
-
-        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-            return (second - first).mean().view(1, 1, 1, 1)
-
-    weights = tmp_path / "checkpoints" / "alexnet-1.pth"
-    url = SimpleNamespace(url="https://example.org/models/alexnet-1.pth")
-    models = SimpleNamespace(AlexNet_Weights=SimpleNamespace(IMAGENET1K_V1=url))
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
-    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
-    monkeypatch.setitem(sys.modules, "torchvision.models", models)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    perception._lpips_network.cache_clear()
-    yield weights
-    perception._lpips_network.cache_clear()
 
 
 def test_linf_is_the_largest_change_in_either_direction():
@@ -130,51 +112,58 @@ def test_lpips_without_its_package_is_none_and_says_why(monkeypatch: pytest.Monk
     assert "lpips is not installed" in lpips_missing()
 
 
-def test_lpips_without_weights_is_none_and_downloads_nothing(fake_lpips: Path):
+@pytest.fixture
+def alexnet_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where the real `lpips` package looks for AlexNet's weights, in an empty folder."""
+    pytest.importorskip("lpips", reason="the package lpips is not installed")
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    perception._lpips_network.cache_clear()
+    yield tmp_path / "hub" / "checkpoints" / Path(models.AlexNet_Weights.IMAGENET1K_V1.url).name
+    perception._lpips_network.cache_clear()
+
+
+def test_lpips_without_weights_is_none_and_downloads_nothing(alexnet_file: Path):
     assert lpips(*pair()) is None
-    assert str(fake_lpips) in lpips_missing()
+    assert str(alexnet_file) in (lpips_missing() or "")
+    assert not alexnet_file.exists()
 
 
-def test_lpips_is_given_photos_between_minus_one_and_one(fake_lpips: Path):
-    fake_lpips.parent.mkdir()
-    fake_lpips.touch()
+def test_lpips_with_weights_is_nothing_for_equal_photos_and_something_for_others(alexnet_file: Path):
+    torchvision = pytest.importorskip("torchvision")
+    alexnet_file.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet().state_dict(), alexnet_file)  # the real network, never trained
     assert lpips_missing() is None
-    assert lpips(flat(0, side=31), flat(255, side=31)) == 2.0
+    original, protected = pair()
+    assert lpips(original, original) == 0.0
+    different = lpips(original, protected)
+    assert different is not None and different > 0.0
     assert lpips(flat(0, side=30), flat(255, side=30)) is None
 
 
-def test_a_pair_without_a_box_has_the_figures_of_the_whole_photo():
+def test_lpips_is_given_photos_between_minus_one_and_one():
+    photo = flat(0, side=31)
+    photo[3, 5] = 51, 102, 255
+    given = lpips_input(photo)
+    assert given.shape == (1, 3, 31, 31) and given.dtype == torch.float32
+    assert given.min() == -1 and given.max() == 1
+    torch.testing.assert_close(given[0, :, 3, 5], torch.tensor([-0.6, -0.2, 1.0]))
+
+
+def test_visibility_holds_all_figures_of_a_pair():
     original, protected = pair()
-    figures = imperceptibility(original, protected)
-    assert figures.keys() == FIGURES
-    assert figures["linf"] == 8 / 255
-    assert (figures["psnr"], figures["ssim"]) == (psnr(original, protected), ssim(original, protected))
-    assert (figures["ciede2000_mean"], figures["ciede2000_p95"]) == colour_difference(original, protected)
+    figures = visibility(original, protected)
+    assert figures.linf == 8 / 255
+    assert (figures.psnr, figures.ssim) == (psnr(original, protected), ssim(original, protected))
+    assert (figures.ciede2000_mean, figures.ciede2000_p95) == colour_difference(original, protected)
 
 
-def test_the_box_is_judged_apart_and_cut_off_at_the_photo():
-    original, protected = flat(100, side=40), flat(100, side=40)
-    protected[10:20, 25:40] = 104
-    figures = imperceptibility(original, protected, box=(25, 10, 99, 20))
-    assert figures.keys() == FIGURES | {f"face_{name}" for name in FIGURES}
-    assert figures["face_psnr"] == pytest.approx(20 * math.log10(255 / 4))
-    assert figures["psnr"] == pytest.approx(20 * math.log10(255 / 4) + 10 * math.log10(1600 / 150))
-    outside = imperceptibility(original, protected, box=(-5, -5, 20, 40))
-    assert (outside["face_linf"], outside["face_psnr"], outside["face_ssim"]) == (0.0, None, 1.0)
-
-
-@pytest.mark.parametrize("box", [None, (0, 0, 5, 30), (2, 2, 3, 3)])
-def test_figures_are_strict_json_even_for_equal_and_for_small_photos(box: tuple[int, int, int, int] | None):
-    figures = imperceptibility(flat(50, side=10), flat(50, side=10), box)
+def test_figures_are_strict_json_even_for_equal_and_for_small_photos():
+    figures = asdict(visibility(flat(50, side=10), flat(50, side=10)))
     assert figures["psnr"] is None and figures["ssim"] is None and figures["lpips"] is None
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert {type(value) for value in figures.values()} == {float, type(None)}
-
-
-@pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 0, 3, 9), (20, 0, 30, 9), (-9, 0, -2, 9)])
-def test_a_box_without_pixels_is_an_error(box: tuple[int, int, int, int]):
-    with pytest.raises(ValueError, match="no pixel"):
-        imperceptibility(flat(1), flat(1), box)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +178,7 @@ def test_a_box_without_pixels_is_an_error(box: tuple[int, int, int, int]):
 )
 def test_photos_that_are_no_pair_are_an_error(original: np.ndarray, protected: np.ndarray):
     with pytest.raises(ValueError, match="photos must be"):
-        imperceptibility(original, protected)
+        visibility(original, protected)
 
 
 def test_without_its_package_brisque_is_none_and_says_why(monkeypatch: pytest.MonkeyPatch):

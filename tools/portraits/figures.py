@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,7 +72,7 @@ def personalisation(family: Family, attack: Attack, *, people: int = 10, eval_st
             detected = reader.score(images) >= reader.threshold
             for encoder in encoders:
                 scores = likeness(encoder.embed(images), references[encoder.name])
-                rows[step][encoder.name].append(identity_statistics(scores, detected, encoder.threshold))
+                rows[step][encoder.name].append(asdict(identity_statistics(scores, detected, encoder.threshold)))
 
         attack.run(
             family,
@@ -104,7 +105,7 @@ def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, 
         detected = reader.score(images) >= reader.threshold
         for encoder in encoders:
             scores = likeness(encoder.embed(images), encoder.embed(photos[HOLDOUT.start :]))
-            rows[encoder.name].append(identity_statistics(scores, detected, encoder.threshold))
+            rows[encoder.name].append(asdict(identity_statistics(scores, detected, encoder.threshold)))
     return {
         name: {key: round(fmean(e[key] or 0.0 for e in entries), 3) for key in ("mean", "match_rate", "face_rate")}
         for name, entries in rows.items()
