@@ -1,9 +1,15 @@
-"""Attacks that personalise a model: each is one file with one frozen dataclass of its parameters that is an `Attack`.
+"""Attacks: what somebody does with a published model and photos of a person in order to draw that person.
 
-Those that train are a `FineTuning` (apdm/attacks/fine_tuning.py) whose `begin` says what is trained; those that do
-something before another attack are `Staged` (apdm/attacks/staged.py). What an attacker does to photos is a `Purifier`,
-and what draws a person from photos without any training is a `ZeroShot`. `apdm.attacks.registry` finds and makes them
-all by name.
+There are three kinds, and each kind has a protocol in this file:
+
+* An `Attack` personalises a model. Most attacks train: they derive from `FineTuning` (`apdm/attacks/fine_tuning.py`)
+  and say in `begin` which parameters are trained. Attacks that first change the model or the photos and then run
+  another attack derive from `Staged` (`apdm/attacks/staged.py`).
+* A `Purifier` changes photos in order to remove a protection from them.
+* A `ZeroShot` attack draws a person from photos without any training.
+
+Every attack is a frozen dataclass in this package whose fields are its options. `apdm.attacks.registry` finds an attack
+by its name and makes it from text such as `lora:rank=32`.
 """
 
 from __future__ import annotations
@@ -16,20 +22,21 @@ from torch import Tensor
 
 from apdm.families import Family, Posterior
 
-Evaluate = Callable[[int, Family], None]  # (steps done, the attacked model as it is now)
-VARIES = ("learning_rate_factor", "steps_factor", "identifier", "class_noun", "photos", "num_photos")
-Callback = Callable[[int, float], None]  # (steps done, loss of the last one)
+Evaluate = Callable[[int, Family], None]  # (number of steps done, the attacked model in its present state)
+Callback = Callable[[int, float], None]  # (number of steps done, loss of the last step)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What the attacker holds besides the model.
+    """Everything that the attacker has besides the model under attack.
 
-    instance: latents of the subject's photos under the attacked model's VAE. class_images: latents of pictures of the
-    class, for prior preservation. photos: the subject's photos themselves, `[N, 3, R, R]` in [-1, 1]. models: other
-    published models by what they are: "base" (the weights before hardening), "hardened", "sibling" (another fine-tune
-    of the base), "hardened_sibling" (the sibling, hardened for other people). consenting: latents of photos of people
-    who have nothing to do with the subject.
+    Attributes:
+        instance: latents of the subject's photos, encoded by the VAE of the model under attack.
+        class_images: latents of class pictures, for prior preservation.
+        photos: the subject's photos, `[N, 3, R, R]` in [-1, 1]. Attacks that work on pixels need them.
+        models: other published models. The keys are "base" (the weights before hardening), "hardened", "sibling"
+            (another fine-tune of the base) and "hardened_sibling" (the sibling, hardened for other people).
+        consenting: latents of photos of people who have nothing to do with the subject.
     """
 
     instance: Posterior
@@ -39,18 +46,29 @@ class Material:
     consenting: Posterior | None = None
 
 
-class Attacked(NamedTuple):
-    """The attacker's own model when done, sharing what was not changed, and the loss of every step."""
+class AttackOutcome(NamedTuple):
+    """What an attack leaves behind.
+
+    Attributes:
+        model: the attacker's own model. It shares every part that the attack did not change with the attacked model.
+        losses: the loss of every training step.
+    """
 
     model: Family
     losses: list[float]
 
 
 class Attack(Protocol):
-    """Personalises a model with someone's photos. Equal seeds mean equal draws on any model: arms are paired."""
+    """An attack that personalises a model with photos of a subject.
+
+    With equal seeds an attack makes equal random draws on every model, so the runs on the base model and on the
+    hardened model can be compared pair by pair.
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name under which the registry and the results know the attack."""
+        ...
 
     @property
     def assumes(self) -> str:
@@ -59,27 +77,25 @@ class Attack(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The `Material.models` without which it cannot run."""
+        """The keys of `Material.models` without which the attack cannot run."""
         ...
 
     @property
-    def varies(self) -> tuple[str, ...]:
-        """What of it the audit may vary: options that `apdm.attacks.registry.make` understands."""
+    def max_train_steps(self) -> int:
+        """The number of training steps."""
         ...
 
     @property
-    def max_train_steps(self) -> int: ...
-
-    @property
-    def instance_prompt(self) -> str: ...
+    def instance_prompt(self) -> str:
+        """The prompt that the attacker trains the subject's photos with."""
+        ...
 
     def params(self) -> dict[str, object]:
-        """What the results say of the attack, ready for JSON; without the seed, which has its own place
-        there."""
+        """The attack's options as they stand in results.json, without the seed, which has its own place there."""
         ...
 
     def prompt(self, asked: str) -> str:
-        """A prompt about the subject as this attacker writes it, with an identifier or class noun of its own."""
+        """Write a prompt of the audit with the identifier and the class noun of this attacker."""
         ...
 
     def run(
@@ -90,42 +106,70 @@ class Attack(Protocol):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> Attacked:
-        """Attack a copy of `model`, which is only read; see `FineTuning.run`."""
+    ) -> AttackOutcome:
+        """Attack a copy of `model`, which is only read. `FineTuning.run` explains the arguments."""
         ...
 
 
 class Purifier(Protocol):
-    """Undoes a photo's protection, or tries to. Equal seeds mean equal draws."""
+    """A change to photos that may remove their protection. With equal seeds it makes equal random draws."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name under which the registry and the results know the purifier."""
+        ...
 
     @property
-    def assumes(self) -> str: ...
+    def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
+        ...
 
-    def params(self) -> dict[str, object]: ...
+    def params(self) -> dict[str, object]:
+        """The purifier's options as they stand in results.json."""
+        ...
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
-        """Photos `[N, 3, H, W]` in [0, 1] as the attacker would use them, of the same size; `model` is his own."""
+        """Return the changed photos.
+
+        Args:
+            photos: `[N, 3, H, W]` in [0, 1].
+            model: the attacker's model. It is only read.
+            seed: of the purifier's random draws.
+
+        Returns:
+            Photos of the same shape in [0, 1].
+        """
         ...
 
 
 class ZeroShot(Protocol):
-    """Draws a person from photos and prompts, without any training."""
+    """An attack that draws a person from photos and prompts without any training."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name under which the registry and the results know the attack."""
+        ...
 
     @property
-    def assumes(self) -> str: ...
+    def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
+        ...
 
-    def params(self) -> dict[str, object]: ...
+    def params(self) -> dict[str, object]:
+        """The attack's options as they stand in results.json."""
+        ...
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
-        """Pictures `[B, 3, H, W]` in [0, 1], one per prompt, of the person in `photos` `[N, 3, H, W]` in [0, 1].
+        """Draw one picture for each prompt.
 
-        Options as in `Family.sample`; `model` is only read. Picture i is of photo i modulo N, where the attack
-        takes one photo.
+        Args:
+            model: the model that draws. It is only read.
+            photos: N photos of the person, `[N, 3, H, W]` in [0, 1]. An attack that takes a single photo uses photo
+                i modulo N for picture i.
+            prompts: B prompts.
+            options: as in `Family.sample`.
+
+        Returns:
+            Pictures `[B, 3, H, W]` in [0, 1].
         """
         ...

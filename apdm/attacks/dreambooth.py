@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz 2022): the full denoiser learns the subject, and the text encoders with it where asked for."""
+"""DreamBooth (Ruiz et al. 2022): the whole denoiser learns the subject, and on request the text encoders too."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.parts import clip_encoders, with_denoiser
+from apdm.attacks.text_encoders import clip_encoders
 from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBooth(FineTuning):
-    """The nominal attack: every parameter of the denoiser; train_text_encoder: and of every CLIP, but of no T5."""
+    """The nominal attack: it trains every parameter of the denoiser.
+
+    Attributes:
+        train_text_encoder: whether every CLIP text encoder is trained too. T5 is never trained.
+    """
 
     train_text_encoder: bool = False
 
@@ -22,8 +26,9 @@ class DreamBooth(FineTuning):
     assumes: ClassVar[str] = "the weights, photos and a GPU that trains the whole denoiser"
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
+        """Copy the denoiser, and the CLIP text encoders if they are trained."""
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(True)
-        attacked = with_denoiser(model, denoiser)
+        attacked = model.with_denoiser(denoiser)
         if not self.train_text_encoder:
             return AttackedModel(attacked, (denoiser,), list(denoiser.parameters()))
         encoders = {name: copy.deepcopy(encoder).float() for name, encoder in clip_encoders(model).items()}

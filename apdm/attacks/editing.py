@@ -1,4 +1,4 @@
-"""Editing a photo by a prompt, as Defense-Edit judges protections: a photo and an instruction, no training."""
+"""Editing a photo by a prompt, which needs one photo, an instruction and no training (as in Defense-Edit)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import torch
 from diffusers import AutoPipelineForInpainting
 from torch import Tensor
 
-from apdm.attacks.purify import Parametrised, image_to_image
+from apdm.attacks.purify import OptionsAsParams, image_to_image
 from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageToImage(Parametrised):
-    """SDEdit (Meng et al. 2022), diffusers' img2img: noise to `strength` of the way, then the instruction's picture."""
+class ImageToImage(OptionsAsParams):
+    """SDEdit (Meng et al. 2022) through diffusers' image-to-image pipeline: add noise, then denoise with the prompt.
+
+    Attributes:
+        strength: how far towards pure noise the photo is taken, 0 to 1.
+    """
 
     strength: float = 0.5
 
@@ -24,13 +28,20 @@ class ImageToImage(Parametrised):
     assumes: ClassVar[str] = "one photo and a public model"
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
-        """See `apdm.attacks.ZeroShot`."""
-        return image_to_image(model, _each(photos, prompts), list(prompts), strength=self.strength, **_known(options))
+        """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""
+        return image_to_image(
+            model, _repeated(photos, prompts), list(prompts), strength=self.strength, **_without_size(options)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpainting(Parametrised):
-    """Everything around the face is drawn anew: left, top, right, bottom of what stays, as shares of the photo."""
+class Inpainting(OptionsAsParams):
+    """Keep a rectangle around the face and draw everything else again.
+
+    Attributes:
+        strength: how far towards pure noise the rest of the photo is taken, 0 to 1.
+        left, top, right, bottom: edges of the rectangle, as shares of the photo's width and height.
+    """
 
     strength: float = 1.0
     left: float = 0.25
@@ -42,27 +53,27 @@ class Inpainting(Parametrised):
     assumes: ClassVar[str] = "one photo and a public model"
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
-        """See `apdm.attacks.ZeroShot`."""
+        """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""
         height, width = photos.shape[2:]
         mask = torch.ones(len(prompts), 1, height, width)
         rows = slice(round(self.top * height), round(self.bottom * height))
         mask[:, :, rows, round(self.left * width) : round(self.right * width)] = 0
         return image_to_image(
             model,
-            _each(photos, prompts),
+            _repeated(photos, prompts),
             list(prompts),
             strength=self.strength,
             pipeline_class=AutoPipelineForInpainting,
             mask_image=mask,
-            **_known(options),
+            **_without_size(options),
         )
 
 
-def _each(photos: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A photo for every prompt: picture i is of photo i modulo N."""
+def _repeated(photos: Tensor, prompts: Sequence[str]) -> Tensor:
+    """One photo for each prompt: photo i modulo N for prompt i."""
     return photos[torch.arange(len(prompts)) % len(photos)]
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Without the size, which is the photo's."""
+def _without_size(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without height and width: an edited picture has the size of its photo."""
     return {name: value for name, value in options.items() if name not in ("height", "width")}

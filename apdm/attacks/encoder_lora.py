@@ -1,6 +1,7 @@
-"""CAT (Contrastive Adversarial Training, 2025): an autoencoder that sees protected photos as what they show.
+"""Contrastive Adversarial Training (CAT, 2025): the attacker trains the VAE's encoder to see through photo protections.
 
-Protections that push a photo's latents away rely on the attacker's encoder being the published one.
+A protection that pushes a photo's latents away works only on the published encoder. This attack trains the encoder
+until protected photos have latents that decode to what the photos show.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from apdm.attacks import Material
-from apdm.attacks.lora import adapted
-from apdm.attacks.parts import decoded, encoded_anew, with_vae
+from apdm.attacks.latents import decode_latents, encode_again
+from apdm.attacks.lora import with_adapter
 from apdm.attacks.staged import Staged
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -23,10 +24,16 @@ from apdm.families.lora_layers import layers, lora_parameters
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderLoRA(Staged):
-    """A LoRA on all layers of the VAE's encoder, trained until the attacker's photos reconstruct; then `attack`.
+    """Train a LoRA on all layers of the VAE's encoder until photos reconstruct, then run `attack`.
 
-    Pictures of the class, which nobody protected, must reconstruct too, so that latents stay where the denoiser knows
-    them. The decoder is frozen: it is what says where latents should be.
+    Class pictures, which nobody protected, must reconstruct too. This keeps the latents where the denoiser knows them.
+    The decoder is frozen, because it defines which latent belongs to which picture.
+
+    Attributes:
+        vae_steps: number of training steps of the encoder.
+        vae_learning_rate: learning rate of the encoder.
+        vae_rank: rank of the LoRA.
+        vae_batch_size: photos per step, and as many class pictures.
     """
 
     vae_steps: int = 500
@@ -41,27 +48,38 @@ class EncoderLoRA(Staged):
         return "the weights, photos and a GPU that trains the autoencoder's encoder"
 
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Train the encoder and encode the material with it.
+
+        Raises:
+            UserError: the material has no photos or no class pictures.
+        """
         if material.photos is None or material.class_images is None:
-            raise UserError("the attack on the encoder needs photos, and pictures of the class: give it both")
-        vae = adapted(model.pipeline.vae, encoder_layers(model.pipeline.vae), self.vae_rank, None, self.seed)
-        own = with_vae(model, vae)
-        self._reconstruct(vae, material.photos, decoded(model, material.class_images) * 2 - 1)
+            raise UserError("the attack encoder_lora needs photos and class pictures; give it both")
+        vae = with_adapter(
+            model.pipeline.vae,
+            encoder_layers(model.pipeline.vae),
+            rank=self.vae_rank,
+            lora_alpha=None,
+            seed=self.seed,
+        )
+        own = model.replace(vae=vae)
+        self._reconstruct(vae, material.photos, decode_latents(model, material.class_images) * 2 - 1)
         vae.requires_grad_(False)
-        return own, encoded_anew(material, model, own)
+        return own, encode_again(material, model, own)
 
     def _reconstruct(self, vae: Any, photos: Tensor, pictures: Tensor) -> None:
         """Minimise the mean squared error of D(E(x)) over photos and pictures, `[N, 3, H, W]` in [-1, 1]."""
         generator = torch.Generator().manual_seed(self.seed)
-        sets = [some.to(vae.device, vae.dtype) for some in (photos, pictures)]
+        sets = [images.to(vae.device, vae.dtype) for images in (photos, pictures)]
         optimizer = torch.optim.AdamW(lora_parameters(vae), lr=self.vae_learning_rate)
         for _ in range(self.vae_steps):
-            chosen = [torch.randint(len(some), (self.vae_batch_size,), generator=generator) for some in sets]
-            wanted = torch.cat([some[index] for some, index in zip(sets, chosen, strict=True)])
+            chosen = [torch.randint(len(images), (self.vae_batch_size,), generator=generator) for images in sets]
+            wanted = torch.cat([images[index] for images, index in zip(sets, chosen, strict=True)])
             mse_loss(vae.decode(vae.encode(wanted).latent_dist.mean).sample, wanted).backward()
             optimizer.step()
             optimizer.zero_grad()
 
 
 def encoder_layers(vae: Any) -> list[str]:
-    """All layers from the picture to the latents' distribution."""
+    """Names of all linear and convolution layers between a picture and the distribution of its latents."""
     return [name for name in layers(vae) if name.startswith(("encoder.", "quant_conv"))]

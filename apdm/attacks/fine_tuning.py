@@ -1,7 +1,11 @@
-"""What all attacks that train have in common: draws, loop, loss. In `begin` an attack says what is trained."""
+"""The base class of all attacks that train: random draws, training loop and loss.
+
+A subclass implements `begin`, which says what is trained.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,14 +18,20 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
-from apdm.attacks import VARIES, Attacked, Callback, Evaluate, Material
+from apdm.attacks import AttackOutcome, Callback, Evaluate, Material
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 
 class Batch(NamedTuple):
-    """What one step needs: noisy latents and training target [B, C, h, w], timesteps [B]."""
+    """What one training step needs of B pictures.
+
+    Attributes:
+        noisy: noisy latents `[B, C, h, w]`.
+        timesteps: `[B]`.
+        target: what the denoiser should predict, `[B, C, h, w]`.
+    """
 
     noisy: Tensor
     timesteps: Tensor
@@ -30,36 +40,51 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class AttackedModel:
-    """A model under attack: its parts that `modules` names are copies of the attacker's own, to be changed in place.
+    """A model under attack. The attacker changes its own copies of some parts; all other parts are shared.
 
-    parameters: what is trained, float32. trains_text: prompts must be encoded anew in every step, with gradients.
-    after_step: called after every optimizer step, without gradients, to put back what must not move. adapter: views of
-    what was learnt, where it can be published by itself and loaded on another model.
+    Attributes:
+        model: the model, with the attacker's copies in place.
+        modules: the attacker's copies.
+        parameters: what is trained, in float32.
+        trains_text: whether a text encoder is trained. Prompts are then encoded in every step, with gradients.
+        finish: called once when training is over.
+        adapter: what is learned, if it can be published by itself and loaded into another model.
     """
 
     model: Family
     modules: tuple[Module, ...]
     parameters: list[Parameter]
     trains_text: bool = False
-    after_step: Callable[[], None] = lambda: None
+    finish: Callable[[], None] = lambda: None
     adapter: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         if any(p.dtype != torch.float32 for p in self.parameters):
-            raise ValueError("the attack trains float32 weights: load the model in float32")
+            raise ValueError("the attack trains float32 weights; load the model in float32")
 
     def train(self, mode: bool) -> None:
+        """Put the attacker's copies into training mode (True) or evaluation mode (False)."""
         for module in self.modules:
             module.train(mode)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(ABC):
-    """Parameters of every attack that trains, under diffusers' names; `prior_loss_weight` 0 is without prior
-    preservation.
+    """An attack that trains. Its options have diffusers' names.
 
-    Defaults are the nominal attack of the APDM paper (section 5 and its released settings): AdamW at 5e-6, batch 1,
-    800 steps, prior loss 1 over pictures of the class, gradients clipped to norm 1 (max_grad_norm; 0: not clipped).
+    The defaults are those of the nominal attack of the APDM paper (section 5 and the released settings).
+
+    Attributes:
+        instance_prompt: prompt of the subject's photos. It has one word more than `class_prompt`: the identifier.
+        class_prompt: prompt of the class pictures.
+        learning_rate, adam_beta1, adam_beta2, adam_epsilon, adam_weight_decay: options of AdamW.
+        max_train_steps: number of training steps.
+        train_batch_size: photos per step, and as many class pictures if there is prior preservation.
+        prior_loss_weight: weight of the loss on class pictures. 0 means no prior preservation.
+        max_grad_norm: gradients are clipped to this norm. 0 means no clipping.
+        renamed: (what the audit calls the subject, what this attacker calls it), for example ("sks", "t@t").
+            None if both use the same words.
+        seed: of all random draws.
     """
 
     instance_prompt: str
@@ -79,22 +104,25 @@ class FineTuning(ABC):
     name: ClassVar[str]
     assumes: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    varies: ClassVar[tuple[str, ...]] = VARIES
 
     @abstractmethod
     def begin(self, model: Family, material: Material) -> AttackedModel:
-        """A copy of what is going to be trained, in a model that shares the rest with `model`."""
+        """Return a model with copies of the parts that will be trained. It shares all other parts with `model`.
+
+        Before the first step the returned model must draw what `model` draws.
+        """
 
     @property
     def identifier(self) -> str:
-        """What the instance prompt calls the subject. Raises UserError where that is not one word."""
+        """The word for the subject in the instance prompt. Raises UserError if it is not exactly one word."""
         return identifier_of(self.instance_prompt, self.class_prompt)
 
     def params(self) -> dict[str, object]:
+        """All options except the seed."""
         return {key: value for key, value in asdict(self).items() if key != "seed"}
 
     def prompt(self, asked: str) -> str:
-        """`renamed` is what the audit calls the subject and what this attacker calls it, e.g. ("sks", "t@t")."""
+        """Write a prompt of the audit the way this attacker writes it, with the attacker's word for the subject."""
         return asked.replace(*self.renamed) if self.renamed else asked
 
     def run(
@@ -105,27 +133,29 @@ class FineTuning(ABC):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> Attacked:
-        """Minimise L_simple(instance) + prior_loss_weight * L_simple(class), APDM eq. 3 to 5.
+    ) -> AttackOutcome:
+        """Minimise L_simple(instance) + prior_loss_weight * L_simple(class) (APDM, eq. 3 to 5).
 
-        Every draw (order of images, latent, noise, timestep) comes from CPU generators seeded with `seed`,
-        so runs on two models are paired step by step, and the instance's draws do not depend on there being
-        a prior.
+        Every random draw (order of the pictures, latent, noise, timestep) comes from CPU generators that are seeded
+        with `seed`. So runs on two models make the same draws step by step, and the draws for the subject's photos are
+        the same with and without prior preservation.
 
         Args:
-            model: only read; what is trained is a copy.
-            eval_steps: numbers of steps done after which to call `evaluate`; 0 is before the first.
-            evaluate: called without gradients, in evaluation mode. It must not change the weights.
+            model: the model under attack. It is only read; copies are trained.
+            material: the photos and everything else that the attacker has.
+            eval_steps: numbers of steps after which `evaluate` is called. 0 means before the first step.
+            evaluate: called without gradients, with the model in evaluation mode. It must not change the weights.
             callback: called after every step.
+
         Raises:
-            FloatingPointError: a loss is not finite; the message has the step.
-            ValueError: the weights are not float32, class images are missing, or an evaluation step is out
-            of reach.
+            FloatingPointError: a loss is not finite. The message names the step.
+            ValueError: the weights are not float32, class pictures are missing, or an evaluation step is negative or
+                beyond the last step.
         """
         self._check(material, eval_steps)
         attacked = self.begin(model, material)
         losses = self.train(attacked, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
-        return Attacked(attacked.model, losses)
+        return AttackOutcome(attacked.model, losses)
 
     def train(
         self,
@@ -136,12 +166,10 @@ class FineTuning(ABC):
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
     ) -> list[float]:
-        """Train what `begin` made, in place: the loss of every step. Arguments as in `run`."""
+        """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
         prior = material.class_images if self.prior_loss_weight else None
-        batches, prompts = (
-            self._batches(attacked.model, material.instance, prior),
-            self._prompts(attacked, prior),
-        )
+        batches = self._batches(attacked.model, material.instance, prior)
+        prompts = self._prompts(attacked, prior)
         optimizer = self._optimizer(attacked.parameters)
         losses: list[float] = []
         for step in range(self.max_train_steps + 1):
@@ -163,24 +191,29 @@ class FineTuning(ABC):
                 clip_grad_norm_(attacked.parameters, self.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            with torch.no_grad():
-                attacked.after_step()
             if callback is not None:
                 callback(step + 1, losses[-1])
         attacked.train(False)
+        attacked.finish()
         return losses
 
     def rate(self, step: int) -> float:
-        """The learning rate of the step after `step` are done."""
+        """The learning rate of the next step, when `step` steps are done."""
         return self.learning_rate
 
     def loss(self, attacked: AttackedModel, batch: Batch, prompt_embeds: Tensor) -> Tensor:
-        """What is minimised, a scalar. A batch holds the instance's images, then the prior's if there is one."""
+        """The scalar that is minimised.
+
+        Args:
+            attacked: the model in training.
+            batch: the subject's photos, followed by as many class pictures if there is prior preservation.
+            prompt_embeds: the prompt of each picture, `[B, L, D]`.
+        """
         prediction = attacked.model.predict(attacked.model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
         return self._loss(squared_error(prediction, batch.target))
 
     def _loss(self, error: Tensor) -> Tensor:
-        """L_per (eq. 5) of a batch that holds the instance's errors, then the prior's if there is one."""
+        """L_per (APDM, eq. 5) of squared errors in the order of `loss`'s batch."""
         if not self.prior_loss_weight:
             return denoising_loss(error)
         instance, prior = error.chunk(2)
@@ -194,8 +227,7 @@ class FineTuning(ABC):
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))
 
     def _prompts(self, attacked: AttackedModel, prior: Posterior | None) -> Iterator[Tensor]:
-        """The prompt of every image of a batch, `[B, L, D]`, once per step; encoded once where nothing in it is
-        trained."""
+        """Yield the prompts of a batch, `[B, L, D]`, once per step. They are encoded once unless text is trained."""
         prompts = [self.instance_prompt] if prior is None else [self.instance_prompt, self.class_prompt]
         embeds: Tensor | None = None
         while True:
@@ -216,23 +248,48 @@ class FineTuning(ABC):
 
     def _check(self, material: Material, eval_steps: Collection[int]) -> None:
         if self.prior_loss_weight and material.class_images is None:
-            raise ValueError("an attack with prior_loss_weight above 0 needs class images")
+            raise ValueError("an attack with prior_loss_weight above 0 needs class images; give it some")
         if unreachable := [step for step in eval_steps if not 0 <= step <= self.max_train_steps]:
-            raise ValueError(f"evaluation steps {unreachable} are not in an attack of {self.max_train_steps} steps")
+            raise ValueError(f"evaluation steps {unreachable} are not within the attack's {self.max_train_steps} steps")
 
 
 def identifier_of(instance_prompt: str, class_prompt: str) -> str:
-    """The one word of the instance prompt that the class prompt lacks. Raises UserError where it is not one."""
+    """Return the word of the instance prompt that the class prompt does not have.
+
+    Raises:
+        UserError: there is no such word, or more than one.
+    """
     words = [word for word in instance_prompt.split() if word not in class_prompt.split()]
     if len(words) != 1:
-        raise UserError(f'no identifier in "{instance_prompt}": it should have one word that "{class_prompt}" lacks')
+        raise UserError(
+            f'no identifier in "{instance_prompt}": give it exactly one word that "{class_prompt}" does not have'
+        )
     return words[0]
+
+
+def frozen_copy(module: Module) -> Module:
+    """Return a copy of `module` that shares the memory of its weights and takes no gradients.
+
+    Training beside such a copy leaves no gradients in the original.
+    """
+    # deepcopy takes an object from its memo, if it is there, instead of copying it.
+    shared = {id(p): Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, shared)
 
 
 @torch.no_grad()
 def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
-    """Denoising error of `images` over fixed draws: two values of it compare, which two training losses do
-    not."""
+    """Measure the mean denoising error of pictures under a prompt, over draws that depend only on `seed`.
+
+    Two values of this function can be compared. Two training losses cannot, because their draws differ.
+
+    Args:
+        model: the model that denoises.
+        images: latents of the pictures, which are used in turn.
+        prompt: the prompt of all pictures.
+        draws: number of noise and timestep draws.
+        seed: of the draws.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch = _noisy_batch(model, images[torch.arange(draws) % len(images)], generator)
     prompt_embeds = model.encode_prompts([prompt]).float().expand(draws, -1, -1)
@@ -241,7 +298,7 @@ def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64
 
 
 def _stream(model: Family, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches of `images`, reshuffled after every pass."""
+    """Yield batches of `images` without end. The order is shuffled again after every pass."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     while True:
@@ -252,8 +309,7 @@ def _stream(model: Family, images: Posterior, batch_size: int, seed: int) -> Ite
 
 
 def _noisy_batch(model: Family, images: Posterior, generator: torch.Generator) -> Batch:
-    """One draw of latent, noise and timestep for each of `images`, from a CPU generator: equal on every
-    device."""
+    """Draw a latent, noise and a timestep for each of `images`. The CPU generator makes them equal on every device."""
     shape, device = images.mean.shape, images.mean.device
     latents = images.sample(noise=torch.randn(shape, generator=generator))
     noise = torch.randn(shape, generator=generator).to(device)

@@ -1,4 +1,4 @@
-"""DreamBooth with low-rank adapters (LoRA, Hu et al. 2021) instead of full weights, through peft."""
+"""DreamBooth with low-rank adapters (LoRA, Hu et al. 2021) in place of full weights, through peft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.parts import clip_encoders, with_denoiser
+from apdm.attacks.text_encoders import clip_encoders
 from apdm.families import Family
 from apdm.families.lora_layers import Target, lora_parameters, target_layers
 
@@ -21,12 +21,16 @@ TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FineTuning):
-    """W + lora_alpha / rank * B A for the layers of `target`: the denoiser's attention (of a transformer both streams,
-    the picture's and the prompt's), its linear layers, or its convolutions too. train_text_encoder: and for the
-    attention of all CLIPs, but no T5.
+    """Train B and A in W + lora_alpha / rank * B A, and leave the weights W as they are.
 
-    Defaults are those of diffusers' DreamBooth LoRA (the rate is its README's); lora_alpha is the rank where none is
-    given.
+    The defaults are those of diffusers' DreamBooth LoRA script. The learning rate is from its README.
+
+    Attributes:
+        rank: number of rows of A.
+        lora_alpha: scale of the adapter. None takes the rank.
+        target: which layers of the denoiser get an adapter. "attention": the attention layers, in a transformer those
+            of the picture and those of the prompt. "linear": all linear layers. "all": convolutions too.
+        train_text_encoder: whether the attention layers of every CLIP text encoder get an adapter too. T5 never does.
     """
 
     learning_rate: float = 1e-4
@@ -39,12 +43,15 @@ class LoRA(FineTuning):
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
+        """Put adapters into copies of the denoiser and, if they are trained, of the text encoders."""
         layers = target_layers(model.denoiser, self.target)
-        denoiser = adapted(model.denoiser, layers, self.rank, self.lora_alpha, self.seed)
-        attacked, modules = with_denoiser(model, denoiser), [denoiser]
+        denoiser = with_adapter(model.denoiser, layers, rank=self.rank, lora_alpha=self.lora_alpha, seed=self.seed)
+        attacked, modules = model.with_denoiser(denoiser), [denoiser]
         if self.train_text_encoder:
             encoders = {
-                name: adapted(encoder, TEXT_ATTENTION, self.rank, self.lora_alpha, self.seed + i)
+                name: with_adapter(
+                    encoder, TEXT_ATTENTION, rank=self.rank, lora_alpha=self.lora_alpha, seed=self.seed + i
+                )
                 for i, (name, encoder) in enumerate(clip_encoders(model).items(), start=1)
             }
             attacked, modules = attacked.replace(**encoders), [denoiser, *encoders.values()]
@@ -52,8 +59,16 @@ class LoRA(FineTuning):
         return AttackedModel(attacked, tuple(modules), adapter, trains_text=self.train_text_encoder, adapter=adapter)
 
 
-def adapted(module: Module, layers: list[str], rank: int, lora_alpha: int | None, seed: int) -> Any:
-    """A frozen float32 copy with a fresh adapter, A drawn from `seed` and B nothing: it computes what `module` does."""
+def with_adapter(module: Module, layers: list[str], *, rank: int, lora_alpha: int | None, seed: int) -> Any:
+    """Return a frozen float32 copy of `module` with a new adapter. The copy computes what `module` computes.
+
+    Args:
+        module: a model of diffusers or transformers. It is not changed.
+        layers: names of the layers that get an adapter, as peft takes them.
+        rank: number of rows of A.
+        lora_alpha: scale of the adapter. None takes the rank.
+        seed: A is drawn from it. B is zero.
+    """
     config = LoraConfig(r=rank, lora_alpha=lora_alpha or rank, init_lora_weights="gaussian", target_modules=layers)
     copied: Any = copy.deepcopy(module).float().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,8 @@
-"""What may take a protection out of a photo: everyday handling, and a diffusion model that draws the photo anew.
+"""Purifiers: changes to photos that may remove a protection.
 
-Each is a `Purifier`: photos `[N, 3, H, W]` in [0, 1] to photos of the same size, equal seeds with equal draws.
+Some happen to photos every day (JPEG, resizing). One draws each photo again with a diffusion model. Each class is a
+`Purifier`: it takes photos `[N, 3, H, W]` in [0, 1] and returns photos of the same size. Equal seeds give equal
+results.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parametrised:
+class OptionsAsParams:
+    """A dataclass whose results name all of its options."""
+
     def params(self) -> dict[str, Any]:
+        """All options, ready for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flip(Parametrised):
+class Flip(OptionsAsParams):
     """The mirror image."""
 
     name: ClassVar[str] = "flip"
@@ -36,8 +41,12 @@ class Flip(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jpeg(Parametrised):
-    """Saved at `quality`, 1 to 100, and read again."""
+class Jpeg(OptionsAsParams):
+    """Save the photo as JPEG and read it again.
+
+    Attributes:
+        quality: JPEG quality, 1 (worst) to 100.
+    """
 
     quality: int = 75
 
@@ -49,8 +58,12 @@ class Jpeg(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resize(Parametrised):
-    """To `factor` of the size, and back."""
+class Resize(OptionsAsParams):
+    """Resize the photo and resize it back.
+
+    Attributes:
+        factor: size in between, as a multiple of the photo's size.
+    """
 
     factor: float = 0.5
 
@@ -62,8 +75,12 @@ class Resize(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crop(Parametrised):
-    """Without `margin`, a share of each side below 1/2, all round; enlarged to the old size."""
+class Crop(OptionsAsParams):
+    """Cut off the photo's margins and enlarge the rest to the photo's size.
+
+    Attributes:
+        margin: share of the height or width that is cut off at each edge, below 1/2.
+    """
 
     margin: float = 0.05
 
@@ -78,8 +95,12 @@ class Crop(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blur(Parametrised):
-    """A Gaussian of standard deviation `sigma`, in pixels."""
+class Blur(OptionsAsParams):
+    """Blur the photo with a Gaussian filter.
+
+    Attributes:
+        sigma: standard deviation of the filter, in pixels.
+    """
 
     sigma: float = 1.0
 
@@ -91,8 +112,12 @@ class Blur(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(Parametrised):
-    """White noise of standard deviation `std`, in [0, 1] pixel units."""
+class Noise(OptionsAsParams):
+    """Add Gaussian noise to the photo.
+
+    Attributes:
+        std: standard deviation of the noise, in [0, 1] pixel units.
+    """
 
     std: float = 0.05
 
@@ -104,10 +129,15 @@ class Noise(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upscale(Parametrised):
-    """Noisy upscaling (Hönig et al. 2024): noise of `std`, to `factor` of the size, and up again.
+class Upscale(OptionsAsParams):
+    """Noisy upscaling (Hönig et al. 2024): add noise, make the photo smaller, and enlarge it again.
 
-    The upscaler is a bicubic filter; theirs is a diffusion model, for which `DiffusionPurifier` stands here.
+    Here a bicubic filter enlarges the photo. In the paper a diffusion model does; `DiffusionPurifier` comes closest to
+    it.
+
+    Attributes:
+        std: standard deviation of the noise, in [0, 1] pixel units.
+        factor: size in between, as a multiple of the photo's size.
     """
 
     std: float = 0.05
@@ -122,10 +152,16 @@ class Upscale(Parametrised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionPurifier(Parametrised):
-    """Noise to `strength` of the way, 0 to 1, and denoising by the model itself (DiffPure, Nie et al. 2022).
+class DiffusionPurifier(OptionsAsParams):
+    """Add noise to the photo's latents and let the model denoise them (DiffPure, Nie et al. 2022).
 
-    In latents, by diffusers' img2img with `prompt`; one photo has one seed, so the strengths of a sweep are paired.
+    This is diffusers' image-to-image pipeline. Each photo has a seed of its own, so runs at several strengths add the
+    same noise.
+
+    Attributes:
+        strength: how far towards pure noise the photo is taken, 0 to 1.
+        prompt: the prompt that the model denoises with.
+        num_inference_steps, guidance_scale: of the sampler.
     """
 
     strength: float = 0.3
@@ -162,25 +198,36 @@ def image_to_image(
     pipeline_class: Any = AutoPipelineForImage2Image,
     mask_image: Tensor | None = None,
 ) -> Tensor:
-    """diffusers' img2img (or inpainting) made of the model's parts: one picture per photo and prompt, as in `sample`.
+    """Run diffusers' image-to-image (or inpainting) pipeline on the model's parts.
 
-    Photo i, `[N, 3, H, W]` in [0, 1], has the generator `seed + i`. mask_image: `[N, 1, H, W]`, for inpainting, 1 where
-    it is drawn anew.
+    Args:
+        model: the model that draws. It is only read.
+        photos: `[N, 3, H, W]` in [0, 1].
+        prompts: N prompts.
+        seed: photo i is drawn with a generator that is seeded with `seed + i`.
+        strength: how far towards pure noise the photo is taken, 0 to 1.
+        num_inference_steps, guidance_scale: of the sampler.
+        batch_size: photos that are drawn at once.
+        pipeline_class: diffusers' class that chooses the pipeline.
+        mask_image: `[N, 1, H, W]` for inpainting: 1 where the photo is drawn again, 0 where it is kept.
+
+    Returns:
+        One picture for each photo, `[N, 3, H, W]` in [0, 1], on the CPU.
     """
-    if int(num_inference_steps * strength) < 1:  # diffusers would have no step to take
+    if int(num_inference_steps * strength) < 1:  # diffusers would have no step to do
         return photos.clone()
     pipeline = pipeline_class.from_pipe(model.pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    sized = "height" in inspect.signature(pipeline.__call__).parameters
+    takes_size = "height" in inspect.signature(pipeline.__call__).parameters
     pictures = []
     for start in range(0, len(photos), batch_size):
         chosen = slice(start, start + batch_size)
         chunk = photos[chosen]
         height, width = chunk.shape[2:]
-        # Pipelines that can be told a size resize the photo to the model's own where they are not.
-        further: dict[str, Any] = {"height": height, "width": width} if sized else {}
+        # A pipeline that takes a size resizes the photo to the model's default size if none is given.
+        extra: dict[str, Any] = {"height": height, "width": width} if takes_size else {}
         if mask_image is not None:
-            further["mask_image"] = mask_image[chosen]
+            extra["mask_image"] = mask_image[chosen]
         latents = pipeline(
             image=chunk,
             **model.prompt_inputs(prompts[chosen]),
@@ -189,7 +236,7 @@ def image_to_image(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             output_type="latent",
-            **further,
+            **extra,
         ).images
         pictures.append(model.decode(model.drawn_latents(latents, height, width)).cpu())
     return torch.cat(pictures)

@@ -1,4 +1,4 @@
-"""Restoration: undo the hardening with weights that are public, before any attack (after Ilharco et al. 2023)."""
+"""Restoration attacks: undo the hardening with public weights before another attack (after Ilharco et al. 2023)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from torch import Tensor
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.parts import encoded_anew, with_denoiser, with_vae
+from apdm.attacks.latents import encode_again
 from apdm.attacks.staged import Staged
 from apdm.core.errors import UserError
 from apdm.families import Family
 
 Source = Literal["base", "sibling"]
 Part = Literal["cross_attention", "text_encoder", "vae"]
-HOLDS = {"base": "the original as it was before hardening", "sibling": "another fine-tune of the same original"}
+ASSUMES = {"base": "the original as it was before hardening", "sibling": "another fine-tune of the same original"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolation(Staged):
-    """(1 - alpha) * hardened + alpha * source, weight by weight; above 1, the hardening is subtracted twice.
+    """Replace every weight of the denoiser by (1 - alpha) * hardened + alpha * source, then run `attack`.
 
-    The same as hardened - alpha * (hardened - source): taking off alpha times the task vector. Only the denoiser, which
-    is all that hardening changes. alpha 1 with the base is the base.
+    This equals hardened - alpha * (hardened - source), which subtracts alpha times the hardening's task vector. Only
+    the denoiser is changed, because hardening changes nothing else.
+
+    Attributes:
+        source: the model that is mixed in.
+        alpha: its share. With 1 and the base, the result is the base itself. Above 1, more than the whole hardening is
+            subtracted.
     """
 
     source: Source = "base"
@@ -37,12 +42,12 @@ class Interpolation(Staged):
 
     @property
     def wins_by_definition(self) -> bool:
-        """Whether what is attacked is the unhardened model itself."""
+        """Whether the attacked model is the unhardened model itself."""
         return self.source == "base" and self.alpha == 1
 
     @property
     def assumes(self) -> str:
-        return HOLDS[self.source] + (", which alone is enough: wins by definition" if self.wins_by_definition else "")
+        return ASSUMES[self.source] + (", which alone is enough: wins by definition" if self.wins_by_definition else "")
 
     @property
     def own_needs(self) -> tuple[str, ...]:
@@ -50,15 +55,20 @@ class Interpolation(Staged):
 
     @torch.no_grad()
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Return the model with the mixed denoiser."""
         denoiser = copy.deepcopy(model.denoiser)
         for weight, other in _pairs(denoiser, material.models[self.source].denoiser):
             weight.lerp_(other, self.alpha)
-        return with_denoiser(model, denoiser), material
+        return model.with_denoiser(denoiser), material
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskVector(Staged):
-    """hardened - factor * (hardened_sibling - sibling): what hardening did to another model is taken off this one."""
+    """Subtract what hardening did to another model: hardened - factor * (hardened_sibling - sibling), then `attack`.
+
+    Attributes:
+        factor: multiple of the other model's task vector that is subtracted.
+    """
 
     factor: float = 1.0
 
@@ -66,7 +76,7 @@ class TaskVector(Staged):
 
     @property
     def assumes(self) -> str:
-        return f"{HOLDS['sibling']}, both as it was and hardened"
+        return f"{ASSUMES['sibling']}, both as it was and hardened"
 
     @property
     def own_needs(self) -> tuple[str, ...]:
@@ -74,18 +84,24 @@ class TaskVector(Staged):
 
     @torch.no_grad()
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Return the model with the difference subtracted from its denoiser."""
         denoiser = copy.deepcopy(model.denoiser)
         plain, hardened = (material.models[name].denoiser for name in self.own_needs)
         for (weight, before), (_, after) in zip(_pairs(denoiser, plain), _pairs(denoiser, hardened), strict=True):
             weight.sub_(after - before, alpha=self.factor)
-        return with_denoiser(model, denoiser), material
+        return model.with_denoiser(denoiser), material
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transplant(Staged):
-    """One part of `source` in place of the hardened model's. A part that hardening left alone changes nothing.
+    """Put one part of another model in place of the hardened model's part, then run `attack`.
 
-    text_encoder: all of them, T5 too, each with its tokenizer.
+    A part that hardening did not change brings nothing new.
+
+    Attributes:
+        source: the model that the part comes from.
+        part: "cross_attention": the denoiser's weights that read the prompt. "text_encoder": all text encoders, T5 too,
+            each with its tokenizer. "vae": the VAE.
     """
 
     source: Source = "sibling"
@@ -95,7 +111,7 @@ class Transplant(Staged):
 
     @property
     def assumes(self) -> str:
-        return HOLDS[self.source]
+        return ASSUMES[self.source]
 
     @property
     def own_needs(self) -> tuple[str, ...]:
@@ -103,26 +119,31 @@ class Transplant(Staged):
 
     @torch.no_grad()
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Return the model with the part exchanged. With another VAE the material is encoded again."""
         source = material.models[self.source]
         if self.part == "text_encoder":
             parts = source.pipeline.components.items()
             texts = {name: part for name, part in parts if name.startswith(("text_encoder", "tokenizer"))}
             return model.replace(**texts), material
         if self.part == "vae":
-            changed = with_vae(model, source.pipeline.vae)
-            return changed, encoded_anew(material, model, changed)
+            changed = model.replace(vae=source.pipeline.vae)
+            return changed, encode_again(material, model, changed)
         denoiser = copy.deepcopy(model.denoiser)
         names = [name for name, _ in denoiser.named_parameters()]
         for name, (weight, other) in zip(names, _pairs(denoiser, source.denoiser), strict=True):
             if any(part in name for part in model.cross_attention):
                 weight.copy_(other)
-        return with_denoiser(model, denoiser), material
+        return model.with_denoiser(denoiser), material
 
 
 def _pairs(module: Module, source: Module | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each weight with its counterpart. Raises UserError for modules of other shapes."""
+    """Yield each weight of `module` with the weight of the same name in `source`.
+
+    Raises:
+        UserError: the names or shapes of the weights differ.
+    """
     own, given = dict(module.named_parameters()), dict(source.named_parameters() if source is not None else ())
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in given.items()}:
-        raise UserError("the model to restore from is of another architecture: name a fine-tune of the same original")
+        raise UserError("the model to restore from is of another architecture; name a fine-tune of the same original")
     for name, weight in own.items():
         yield weight, given[name].to(weight)

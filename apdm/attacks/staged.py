@@ -1,4 +1,4 @@
-"""What all attacks have in common that do something to the model or the photos before another attack."""
+"""The base class of attacks that change the model or the photos and then run another attack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from apdm.attacks import Attack, Attacked, Callback, Evaluate, Material
+from apdm.attacks import Attack, AttackOutcome, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -15,7 +15,10 @@ from apdm.families import Family
 
 @dataclass(frozen=True, kw_only=True)
 class Staged(ABC):
-    """`attack` with `prepare` before it. Steps, evaluations and the seed are the second stage's."""
+    """Run `prepare`, then run `attack` on what it returns.
+
+    The number of steps, the evaluations and the seed are those of `attack`, which may itself be staged.
+    """
 
     attack: FineTuning | Staged
 
@@ -23,45 +26,47 @@ class Staged(ABC):
 
     @abstractmethod
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
-        """What the second stage gets; `model` is only read."""
+        """Return the model and the material that `attack` is run on. `model` itself must not be changed."""
 
     @property
     @abstractmethod
-    def assumes(self) -> str: ...
+    def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
 
     @property
     def own_needs(self) -> tuple[str, ...]:
-        """The models that `prepare` asks for."""
+        """The keys of `Material.models` that `prepare` reads."""
         return ()
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """The keys of `Material.models` that `prepare` or `attack` reads."""
         return tuple(dict.fromkeys((*self.own_needs, *self.attack.needs)))
 
     @property
-    def varies(self) -> tuple[str, ...]:
-        return self.attack.varies
-
-    @property
     def max_train_steps(self) -> int:
+        """The number of training steps of `attack`."""
         return self.attack.max_train_steps
 
     @property
     def instance_prompt(self) -> str:
+        """The prompt that `attack` trains the subject's photos with."""
         return self.attack.instance_prompt
 
     @property
     def seed(self) -> int:
+        """The seed of `attack`, which `prepare` also uses."""
         return self.attack.seed
 
     def params(self) -> dict[str, object]:
-        """The second stage's, those of `prepare`, and under "attack" what is run after it."""
+        """The options of `attack`, then those of this class. The key "attack" holds the names of the inner attacks."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "attack"}
         inner = self.attack.params()
         path = " > ".join([self.attack.name, *([str(inner["attack"])] if "attack" in inner else [])])
         return {**inner, **own, "attack": path}
 
     def prompt(self, asked: str) -> str:
+        """Write a prompt of the audit the way `attack` writes it."""
         return self.attack.prompt(asked)
 
     def run(
@@ -72,13 +77,20 @@ class Staged(ABC):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> Attacked:
-        """Prepare, then attack; step 0 is between the two. Raises UserError for a model that is not there."""
+    ) -> AttackOutcome:
+        """Prepare, then attack. `FineTuning.run` explains the arguments; step 0 comes after `prepare`.
+
+        Raises:
+            UserError: a model that the attack needs was not given.
+        """
         check_needs(self, material)
         model, material = self.prepare(model, material)
         return self.attack.run(model, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
 
 
 def check_needs(attack: Attack, material: Material) -> None:
+    """Raise UserError if the attack needs a model that the material does not have."""
     if missing := [name for name in attack.needs if name not in material.models]:
-        raise UserError(f"the attack {attack.name} needs the {missing[0]} model: name one, or leave the attack out")
+        raise UserError(
+            f"the attack {attack.name} needs the {missing[0]} model; name a {missing[0]} model or leave the attack out"
+        )

@@ -1,29 +1,35 @@
-"""Textual Inversion (Gal et al. 2022): nothing is trained but the embedding of one new word, in every CLIP."""
+"""Textual Inversion (Gal et al. 2022): the only thing that is trained is the embedding of one new word."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apdm.attacks import VARIES, Material
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.parts import frozen, with_denoiser
-from apdm.attacks.tokens import call, learn_words
+from apdm.attacks import Material
+from apdm.attacks.fine_tuning import AttackedModel, FineTuning, frozen_copy
+from apdm.attacks.tokens import add_word, rename_subject
 from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion(FineTuning):
-    """`placeholder_token` stands for the identifier in all prompts, and starts as `initializer_token`.
+    """Train the word `placeholder_token`, which takes the place of the identifier in all prompts.
 
-    Names are diffusers', and so are 3000 steps, no prior, and 5e-4 times the batch size (scale_lr). The batch is 1:
-    its README takes 4 photos per step (by accumulation), and so 2e-3, which here is train_batch_size=4. Its prompts are
-    templates around the word, here it is always the instance prompt. Gradients are clipped, as everywhere here, which
-    changes next to nothing under AdamW.
+    The options have the names and values of diffusers' script: 3000 steps, no prior preservation, and a learning rate
+    of 5e-4 times the batch size. The batch size here is 1. The script's README accumulates gradients over 4 photos and
+    so arrives at 2e-3; `train_batch_size=4` does the same here. The script writes many templates around the word; here
+    the prompt is always the instance prompt. Gradients are clipped as in all attacks, which changes very little under
+    AdamW.
 
-    initializer_token: one word, None for the class noun. A placeholder that the model knows as one token (the
-    identifier itself) is trained where it is. num_vectors: tokens that the placeholder is made of. SDXL and SD3 have
-    two CLIPs, and each learns the word; T5 (SD3, FLUX) is left alone, and reads it spelt out.
+    SDXL and SD3 have two CLIP text encoders, and both learn the word. T5 (SD3, FLUX) is not trained; its tokenizer
+    splits the word into pieces that it knows.
+
+    Attributes:
+        placeholder_token: the new word. A word that the model knows as one token, such as the identifier itself, is
+            trained where it is.
+        initializer_token: one word whose embedding the new word starts with. None takes the class noun.
+        num_vectors: number of tokens that the new word consists of.
+        scale_lr: whether the learning rate is multiplied by the batch size.
     """
 
     learning_rate: float = 5e-4
@@ -36,23 +42,24 @@ class TextualInversion(FineTuning):
 
     name: ClassVar[str] = "textual_inversion"
     assumes: ClassVar[str] = "the weights, photos and a small GPU; the weights stay as they are"
-    varies: ClassVar[tuple[str, ...]] = tuple(name for name in VARIES if name != "identifier")  # its token is its own
 
     def __post_init__(self) -> None:
-        call(self, self.placeholder_token, self.num_vectors)
+        rename_subject(self, self.placeholder_token, self.num_vectors)
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
+        """Add the word to copies of the CLIP text encoders."""
         noun = self.initializer_token or self.class_prompt.split()[-1]
-        model = with_denoiser(model, frozen(model.denoiser))
-        tokens = learn_words(model, self.placeholder_token, self.num_vectors, noun)
+        model = model.with_denoiser(frozen_copy(model.denoiser))
+        word = add_word(model, self.placeholder_token, self.num_vectors, noun)
         return AttackedModel(
-            tokens.model,
-            tokens.encoders,
-            tokens.embeddings,
+            word.model,
+            word.encoders,
+            list(word.embeddings),
             trains_text=True,
-            after_step=tokens.put_back,
-            adapter=tokens.learnt,
+            finish=word.write_back,
+            adapter=word.embeddings,
         )
 
     def rate(self, step: int) -> float:
+        """The learning rate, times the batch size if `scale_lr` is set."""
         return self.learning_rate * (self.train_batch_size if self.scale_lr else 1)

@@ -1,4 +1,8 @@
-"""Words of the attacker's own: new tokens in copies of the tokenizers, with rows of their own in the text encoders."""
+"""New words for the subject: tokens that are added to copies of the tokenizers, and their trainable embeddings.
+
+peft's trainable tokens hold the embeddings in training: one parameter for the rows of the new word in each text
+encoder. All other rows stay as they are, and the optimizer keeps no moments for them.
+"""
 
 from __future__ import annotations
 
@@ -7,139 +11,131 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import TrainableTokensConfig, inject_adapter_in_model
 from torch.nn import Module, Parameter
 
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.parts import clip_encoders, tokenizer_name
+from apdm.attacks.text_encoders import clip_encoders, tokenizer_name
 from apdm.core.errors import UserError
 from apdm.families import Family
 
-LARGEST = 2  # what an end of 2 means to transformers, as in CLIP's published configurations
+LEGACY_END = 2  # the id of the end token in published CLIP configurations; transformers then looks for the largest id
 
 
 @dataclass(frozen=True)
-class Table:
-    """One encoder's embedding: all rows, `[V, D]`, trainable; `rows` of it are the words'.
+class NewWord:
+    """A model whose CLIP text encoders are learning a word.
 
-    Gradients of the other rows are zero, and `put_back` undoes what weight decay does to them.
+    Attributes:
+        model: the model, with copies of its CLIP text encoders and tokenizers.
+        encoders: the copied text encoders.
+        embeddings: the word's embeddings in each of them, `[n, D]`, trainable.
     """
 
-    embedding: Parameter
-    rows: slice
-    before: Tensor
-
-    def put_back(self) -> None:
-        learnt = self.learnt.clone()
-        self.embedding.data.copy_(self.before)
-        self.learnt.copy_(learnt)
-
-    @property
-    def learnt(self) -> Tensor:
-        """A view of the words' rows, `[n, D]`."""
-        return self.embedding.data[self.rows]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A model that knows the attacker's words, with a table for each of its CLIP `encoders`."""
-
     model: Family
-    encoders: tuple[Module, ...]
-    tables: tuple[Table, ...]
+    encoders: tuple[Any, ...]
+    embeddings: tuple[Parameter, ...]
 
-    @property
-    def embeddings(self) -> list[Parameter]:
-        return [table.embedding for table in self.tables]
-
-    @property
-    def learnt(self) -> list[Tensor]:
-        """Views of what a word is, one of each table."""
-        return [table.learnt for table in self.tables]
-
-    def put_back(self) -> None:
-        for table in self.tables:
-            table.put_back()
+    def write_back(self) -> None:
+        """Copy the embeddings into the text encoders' own tables, so that the model can be saved. Training is over."""
+        for encoder in self.encoders:
+            layer = encoder.get_input_embeddings()
+            layer.merge()
+            encoder.set_input_embeddings(layer.get_base_layer())
 
 
-def call(attack: FineTuning, word: str, count: int) -> None:
-    """In `attack`, being made: its prompts call the subject `word`, as `count` tokens, instead of the identifier."""
-    words = " ".join(spelt(word, count))
+def rename_subject(attack: FineTuning, word: str, count: int) -> None:
+    """Put `word`, spelled as `count` tokens, in place of the identifier in the prompts of an attack.
+
+    This is called in the attack's `__post_init__`, and changes `instance_prompt` and `renamed`. An attack whose prompt
+    already has the word stays as it is.
+    """
+    words = " ".join(token_names(word, count))
     if words not in attack.instance_prompt:
         known = attack.identifier
-        asked, called = attack.renamed or (known, known)  # "sks", or "sks person" where the class has another noun too
+        # "sks", or "sks person" if the attack also uses another class noun.
+        asked, called = attack.renamed or (known, known)
         object.__setattr__(attack, "instance_prompt", attack.instance_prompt.replace(known, words))
         object.__setattr__(attack, "renamed", (asked, called.replace(known, words)))
 
 
-def spelt(word: str, count: int) -> list[str]:
-    """The names of a word's tokens: word, word_2, word_3.
+def token_names(word: str, count: int) -> list[str]:
+    """Names of the tokens of a word: word, word_2, word_3 and so on.
 
-    Not diffusers' own word, word_1, word_2: its pipelines look for these, and write them out once more.
+    diffusers calls them word, word_1, word_2. Its pipelines look for these names and would add the tokens once more.
     """
     return [word, *(f"{word}_{i}" for i in range(2, count + 1))]
 
 
-def learn_words(model: Family, word: str, count: int, initializer_token: str | None) -> Tokens:
-    """The model with `word` as `count` new tokens of every CLIP text encoder, each starting as `initializer_token`.
+def add_word(model: Family, word: str, count: int, initializer_token: str | None) -> NewWord:
+    """Add a word of `count` tokens to every CLIP text encoder of a copy of the model.
 
-    A word that a tokenizer knows as one token stays that token, and starts from itself where no initializer is given.
-    T5 learns no words, and reads what it has always read: the word, spelt out.
-    Put no other parts into the result: a new family freezes its text encoders.
-    Raises UserError for an initializer that is several tokens, or a word that a tokenizer splits otherwise.
+    Each token starts with the embedding of `initializer_token`. A word that a tokenizer already knows as one token
+    keeps that token; without an initializer it also keeps its embedding. T5 learns no words: its
+    tokenizer splits the new word into pieces that it knows.
+
+    Do not replace parts of the returned model: a new family freezes its text encoders.
+
+    Args:
+        model: the model under attack. It is not changed.
+        word: the new word.
+        count: number of tokens that the word consists of.
+        initializer_token: a word that is one token for every tokenizer, or None.
+
+    Raises:
+        UserError: `initializer_token` is several tokens, or the tokenizer knows a part of the new word already.
     """
     encoders = {name: copy.deepcopy(encoder).float() for name, encoder in clip_encoders(model).items()}
     names = [tokenizer_name(name) for name in encoders]
     tokenizers = {name: copy.deepcopy(getattr(model.pipeline, name)) for name in names}
     pairs = list(zip(encoders.values(), tokenizers.values(), strict=True))
-    rows = [_teach(encoder, tokenizer, word, count, initializer_token) for encoder, tokenizer in pairs]
-    attacked = model.replace(**encoders, **tokenizers)
-    tables = [_table(encoder, some) for encoder, some in zip(encoders.values(), rows, strict=True)]
-    return Tokens(attacked, tuple(encoders.values()), tuple(tables))
+    rows = [_add_rows(encoder, tokenizer, word, count, initializer_token) for encoder, tokenizer in pairs]
+    attacked = model.replace(**encoders, **tokenizers)  # freezes the encoders, so the rows are made trainable after it
+    embeddings = [_trainable(encoder, own) for encoder, own in zip(encoders.values(), rows, strict=True)]
+    return NewWord(attacked, tuple(encoders.values()), tuple(embeddings))
 
 
-def _teach(encoder: Any, tokenizer: Any, word: str, count: int, initializer_token: str | None) -> slice:
-    """Make the word known to both, in place: its rows of the encoder's embedding, as they start."""
+def _add_rows(encoder: Any, tokenizer: Any, word: str, count: int, initializer_token: str | None) -> list[int]:
+    """Add the word to a tokenizer and to a text encoder, in place. Return its rows in the table of embeddings."""
     known, start = _ids(tokenizer, word), _ids(tokenizer, initializer_token) if initializer_token else []
     if initializer_token and len(start) != 1:
         raise UserError(f'initializer_token "{initializer_token}" is {len(start)} tokens to this model; name one word')
     if len(known) == 1 and count == 1:
-        rows = slice(known[0], known[0] + 1)
+        rows = known
     else:
-        words = spelt(word, count)
+        words = token_names(word, count)
         if tokenizer.add_tokens(words) != count:
             raise UserError(f'the tokenizer knows one of "{", ".join(words)}" already; name another placeholder')
-        rows = slice(len(tokenizer) - count, len(tokenizer))
-        with torch.random.fork_rng(devices=[]):  # new rows are drawn from the global generator, and overwritten below
+        rows = list(range(len(tokenizer) - count, len(tokenizer)))
+        # New rows are drawn from the global generator and overwritten below.
+        with torch.random.fork_rng(devices=[]):
             encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        _tell_end(encoder, tokenizer)
-    embedding: Parameter = encoder.get_input_embeddings().weight
+        _set_end_token(encoder, tokenizer)
     if start:
-        embedding.data[rows] = embedding.data[start[0]]
+        table: Parameter = encoder.get_input_embeddings().weight
+        table.data[rows] = table.data[start[0]].clone()
     return rows
 
 
-def _tell_end(encoder: Any, tokenizer: Any) -> None:
-    """Have the pooled vector taken where the prompt ends, and not at the new word.
+def _set_end_token(encoder: Any, tokenizer: Any) -> None:
+    """Make the text encoder take its pooled vector at the end of the prompt.
 
-    Published CLIPs say that their end is token 2, which transformers takes to mean the largest id of a prompt.
+    Published CLIPs name token 2 as their end, for which transformers takes the largest id of the prompt. That would be
+    the new word.
     """
     modules = list(encoder.modules())
     for holder in (*modules, *(module.config for module in modules if hasattr(module, "config"))):
-        if getattr(holder, "eos_token_id", None) == LARGEST:
+        if getattr(holder, "eos_token_id", None) == LEGACY_END:
             holder.eos_token_id = tokenizer.eos_token_id
 
 
-def _table(encoder: Any, rows: slice) -> Table:
-    embedding: Parameter = encoder.get_input_embeddings().weight
-    return Table(_only(embedding, rows), rows, embedding.detach().clone())
-
-
-def _only(embedding: Parameter, rows: slice) -> Parameter:
-    mask = torch.zeros(len(embedding), 1, device=embedding.device)
-    mask[rows] = 1
-    embedding.requires_grad_(True).register_hook(lambda gradient: gradient * mask)
-    return embedding
+def _trainable(encoder: Module, rows: list[int]) -> Parameter:
+    """Make rows of the text encoder's table of embeddings trainable, in place, and return them as a parameter."""
+    table = encoder.get_input_embeddings()  # type: ignore[operator]
+    name = next(name for name, module in encoder.named_modules() if module is table)
+    inject_adapter_in_model(TrainableTokensConfig(token_indices=rows, target_modules=[name]), encoder)
+    embeddings: Parameter = encoder.get_input_embeddings().trainable_tokens_delta["default"]  # type: ignore[operator]
+    return embeddings
 
 
 def _ids(tokenizer: Any, word: str) -> list[int]:

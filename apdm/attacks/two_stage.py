@@ -1,4 +1,4 @@
-"""Two stages: fine-tune on harmless pictures first, so that the hardening is forgotten, then attack."""
+"""A two-stage attack: fine-tune on harmless pictures first, so that the model forgets the hardening, then attack."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from apdm.families import Family
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStage(Staged):
-    """The whole denoiser learns pictures of the class under the class prompt, for `benign_steps`, before `attack`.
+    """Fine-tune the whole denoiser on pictures of the class under the class prompt, then run `attack`.
 
-    The pictures are photos of consenting people where the material has some, else the model's own class pictures; the
-    batch is the attack's. benign_learning_rate: None for DreamBooth's default.
+    The pictures are photos of consenting people if the material has some. Otherwise they are the class pictures, which
+    the model itself drew. The batch size is that of `attack`.
+
+    Attributes:
+        benign_steps: number of steps of the first stage.
+        benign_learning_rate: learning rate of the first stage. None takes DreamBooth's default.
     """
 
     benign_steps: int = 2000
@@ -31,13 +35,20 @@ class TwoStage(Staged):
         return f"harmless photos, and time for {self.benign_steps} steps before the attack"
 
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Return a fine-tuned copy of the model.
+
+        Raises:
+            UserError: the material has neither photos of consenting people nor class pictures.
+        """
         pictures = material.consenting or material.class_images
         if pictures is None:
-            raise UserError("a two-stage attack needs photos of consenting people, or pictures of the class")
-        return self.benign().run(model, Material(pictures)).model, material
+            raise UserError(
+                "the attack two_stage needs photos of consenting people or class pictures; give it one of them"
+            )
+        return self.first_stage().run(model, Material(pictures)).model, material
 
-    def benign(self) -> DreamBooth:
-        """The first stage: fine-tuning as anybody does it, who has no subject in mind."""
+    def first_stage(self) -> DreamBooth:
+        """The first stage: ordinary fine-tuning that has no subject."""
         last: FineTuning | Staged = self.attack
         while isinstance(last, Staged):
             last = last.attack

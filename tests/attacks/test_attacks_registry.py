@@ -11,17 +11,15 @@ from apdm.attacks import Attack
 from apdm.attacks.adaptive import Adaptive
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.lora import LoRA
-from apdm.attacks.photos import Photos
+from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.purify import Jpeg
 from apdm.attacks.registry import (
     ATTACKS,
     PURIFIERS,
-    VARIATIONS,
     ZERO_SHOTS,
     make,
     make_purifier,
     make_zero_shot,
-    variants,
 )
 from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
@@ -44,9 +42,9 @@ def test_every_file_of_the_package_is_looked_into_and_names_are_unique_and_sorte
 
 
 @pytest.mark.parametrize("name", ATTACKS.classes())
-def test_every_attack_is_made_from_its_name_and_says_what_it_assumes_and_varies(name: str):
+def test_every_attack_is_made_from_its_name_and_says_what_it_assumes(name: str):
     attack: Attack = make(name, **NOMINAL, seed=4)
-    assert attack.name == name and attack.assumes and set(attack.varies) <= set(VARIATIONS)
+    assert attack.name == name and attack.assumes
     assert isinstance(attack.needs, tuple)
     assert attack.prompt("a portrait of sks person")
 
@@ -120,16 +118,8 @@ def test_a_staged_attack_gives_the_options_it_does_not_know_to_the_one_inside():
 
 def test_photos_are_an_option_of_every_attack():
     attack = make("two_stage:photos=jpeg/quality=50,num_photos=4", **NOMINAL)
-    assert isinstance(attack, Photos) and attack.purifier == Jpeg(quality=50) and attack.num_photos == 4
+    assert isinstance(attack, PhotoTreatment) and attack.purifier == Jpeg(quality=50) and attack.num_photos == 4
     assert isinstance(attack.attack, TwoStage)
-
-
-def test_variants_change_one_thing_each_and_can_all_be_made():
-    found = variants("lora:rank=32")
-    assert "lora:rank=32,identifier=t@t" in found and len(found) == sum(map(len, VARIATIONS.values()))
-    for name in ATTACKS.classes():
-        for spec in variants(name):
-            assert make(spec, **NOMINAL) != make(name, **NOMINAL)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ from attacked import PARTS, SHORT, changed, material, same, weights
 from torch.nn.functional import mse_loss
 
 from apdm.attacks import Material
-from apdm.attacks.adapters import Transfer
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.encoder_lora import EncoderLoRA
 from apdm.attacks.lora import LoRA
-from apdm.attacks.photos import Photos, mixed
+from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.purify import Flip
 from apdm.attacks.restoration import Interpolation, TaskVector, Transplant
 from apdm.attacks.staged import Staged
 from apdm.attacks.textual_inversion import TextualInversion
+from apdm.attacks.transfer import Transfer
 from apdm.attacks.two_stage import TwoStage
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
@@ -168,28 +168,21 @@ def test_what_leaves_no_adapter_cannot_be_carried(family):
 
 def test_fewer_and_changed_photos_are_what_the_attack_trains_on(family):
     given = material(family)
-    _, few = Photos(attack=PLAIN, num_photos=2).prepare(family, given)
+    _, few = PhotoTreatment(attack=PLAIN, num_photos=2).prepare(family, given)
     assert torch.equal(few.instance.mean, given.instance.mean[:2]) and len(few.photos) == 2
-    _, flipped = Photos(attack=PLAIN, purifier=Flip()).prepare(family, given)
+    _, flipped = PhotoTreatment(attack=PLAIN, purifier=Flip()).prepare(family, given)
     torch.testing.assert_close(flipped.photos, given.photos.flip(-1))
     with torch.no_grad():
         torch.testing.assert_close(flipped.instance.mean, family.posterior(given.photos.flip(-1)).mean)
-    with pytest.raises(UserError, match="takes 20 photos and there are 3"):
-        Photos(attack=PLAIN, num_photos=20).prepare(family, given)
+    with pytest.raises(UserError, match="num_photos is 20, but there are 3 photos"):
+        PhotoTreatment(attack=PLAIN, num_photos=20).prepare(family, given)
 
 
 def test_the_parameters_name_every_stage():
     inner = TwoStage(attack=LoRA(**SHORT, rank=9), benign_steps=7)
-    params = Photos(attack=inner, purifier=Flip()).params()
+    params = PhotoTreatment(attack=inner, purifier=Flip()).params()
     assert params["attack"] == "two_stage > lora"
     assert (params["rank"], params["benign_steps"], params["purifier"]) == (9, 7, {"name": "flip"})
-
-
-def test_a_mixed_set_holds_the_clean_photos_first():
-    clean, protected = torch.zeros(4, 3, 2, 2), torch.ones(4, 3, 2, 2)
-    assert mixed(clean, protected, 1).mean(dim=(1, 2, 3)).tolist() == [0, 1, 1, 1]
-    with pytest.raises(ValueError, match="5 clean"):
-        mixed(clean, protected, 5)
 
 
 def test_the_encoders_lora_makes_photos_reconstruct_and_touches_the_encoder_alone(family):
@@ -216,7 +209,7 @@ STAGED = [
     TaskVector(attack=PLAIN),
     Transplant(attack=PLAIN),
     Transfer(attack=LoRA(**SHORT)),
-    Photos(attack=PLAIN, purifier=Flip(), num_photos=2),
+    PhotoTreatment(attack=PLAIN, purifier=Flip(), num_photos=2),
     EncoderLoRA(attack=PLAIN, vae_steps=2),
 ]
 

@@ -1,4 +1,4 @@
-"""What the attacker does with the photos before training: fewer of them, changed, purified, mixed with clean ones."""
+"""An attack that trains on fewer photos, or on photos that a purifier has changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from apdm.attacks import Material, Purifier
 from apdm.attacks.staged import Staged
@@ -16,8 +15,13 @@ from apdm.families.encoding import encode_images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photos(Staged):
-    """`attack` with the first `num_photos` photos (None: all), after `purifier` (None: as they are)."""
+class PhotoTreatment(Staged):
+    """Run `attack` on some of the photos, after `purifier` has changed them.
+
+    Attributes:
+        purifier: what is done to the photos. None leaves them as they are.
+        num_photos: how many photos the attack uses, from the first one on. None uses all of them.
+    """
 
     purifier: Purifier | None = None
     num_photos: int | None = None
@@ -26,32 +30,30 @@ class Photos(Staged):
 
     @property
     def assumes(self) -> str:
-        many = "as many photos as there are" if self.num_photos is None else f"{self.num_photos} photos"
-        return f"{many}, {self.purifier.assumes}" if self.purifier else many
+        number = "as many photos as there are" if self.num_photos is None else f"{self.num_photos} photos"
+        return f"{number}, {self.purifier.assumes}" if self.purifier else number
 
     def params(self) -> dict[str, object]:
+        """The options of the inner attack, and the purifier's name and options."""
         purifier = {"name": self.purifier.name, **self.purifier.params()} if self.purifier else None
         return {**super().params(), "purifier": purifier}
 
     @torch.no_grad()
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Choose the photos, purify them and encode them again.
+
+        Raises:
+            UserError: there are fewer photos than `num_photos`, or a purifier is given and the material has no photos.
+        """
         count = len(material.instance) if self.num_photos is None else self.num_photos
         if not 0 < count <= len(material.instance):
-            raise UserError(f"the attack takes {count} photos and there are {len(material.instance)}: give it more")
+            raise UserError(
+                f"num_photos is {count}, but there are {len(material.instance)} photos; give the attack more photos"
+            )
         photos = None if material.photos is None else material.photos[:count]
         if self.purifier is None:
             return model, replace(material, instance=material.instance[torch.arange(count)], photos=photos)
         if photos is None:
-            raise UserError(f"{self.purifier.name} works on photos, and there are only latents: give photos")
+            raise UserError(f"the purifier {self.purifier.name} needs photos, but only latents were given; give photos")
         photos = self.purifier(photos / 2 + 0.5, model, self.seed) * 2 - 1
         return model, replace(material, instance=encode_images(model, photos), photos=photos)
-
-
-def mixed(clean: Tensor, protected: Tensor, num_clean: int) -> Tensor:
-    """The photo set of an attacker who got hold of `num_clean` unprotected ones: `[N, 3, H, W]`, paired, clean first.
-
-    Raises ValueError for sets of unlike shapes, or more clean ones than there are.
-    """
-    if clean.shape != protected.shape or not 0 <= num_clean <= len(clean):
-        raise ValueError(f"{num_clean} clean of {tuple(clean.shape)} and {tuple(protected.shape)} cannot be mixed")
-    return torch.cat([clean[:num_clean], protected[num_clean:]])
