@@ -6,7 +6,7 @@ READY := .venv/.installed
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint bench clean
+.PHONY: help .venv demo test lint bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(READY) ## ruff, its formatter, mypy, the order of the layers
 
 bench: $(READY) ## time the parts that matter
 	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## build the documents as a site in build/site; a broken link is an error
+	$(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the demo's outputs and all caches; .venv stays
 	rm -rf outputs/demo outputs/demo-subjects build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""What each attack takes on the miniature world: the rows behind docs/attacks.md.
+"""What each attack takes on the miniature world: the rows behind benchmarks/results/attacks.md.
 
     python -m benchmarks.attacks --output rows.jsonl --attacks dreambooth lora lora:rank=32 textual_inversion
     python -m benchmarks.attacks --output rows.jsonl --summary

@@ -1,4 +1,4 @@
-"""What the image layer does on the miniature world, arm by arm: the rows behind docs/image-layer.md.
+"""What the image layer does on the miniature world, arm by arm: the rows behind docs/photo-results.md.
 
     python -m benchmarks.image_layer --output rows.jsonl --attacks dreambooth,lora --arms clean,dladiff,aspl --people 10
     python -m benchmarks.image_layer --output rows.jsonl --summary

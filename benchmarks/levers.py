@@ -5,7 +5,7 @@
 
 Each arm hardens the bundled model against one person with configs/portrait.yaml's recipe, shortened and without the
 pool, whose attackers some levers cannot be; then DreamBooth and LoRA attack it at a third of their nominal rates: at
-the nominal ones nothing protects so far, so nothing could be told apart (docs/portrait-sweep.md). Rows that the file
+the nominal ones nothing protects so far, so nothing could be told apart (docs/what-was-tried.md). Rows that the file
 has already are not made again. Hardened weights are kept in --folder, for the attacks and for distances.
 """
 

@@ -1,4 +1,4 @@
-"""What each way of hardening costs the attacker, at equal utility: the rows behind docs/protection.md.
+"""What each way of hardening costs the attacker, at equal utility: the rows behind docs/results.md.
 
     python -m benchmarks.protection --output_dir outputs/protection --recipes base default algorithm-1 --seeds 0 1 2
     python -m benchmarks.protection --output_dir outputs/protection --summary
@@ -216,7 +216,7 @@ def area(row: Mapping[str, Any]) -> float:
 
 
 def summary(folder: Path) -> list[str]:
-    """The table of docs/protection.md: means over seeds, and how much less than the base, in pairs of equal seed."""
+    """The table of benchmarks/results/recipes.md: means over seeds, and how much less than the base, in pairs of equal seed."""
     groups: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"])):
         groups[row["recipe"], row["attack"], row["person"]][row["seed"]] = row

@@ -1,4 +1,4 @@
-"""The study behind docs/protection.md: what it hardens, keeps and shows."""
+"""The study behind docs/results.md: what it hardens, keeps and shows."""
 
 import json
 from pathlib import Path

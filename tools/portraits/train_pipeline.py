@@ -140,7 +140,7 @@ def new_scheduler() -> EulerAncestralDiscreteScheduler:
 
     Sampling adds fresh noise at every step, because so small a denoiser needs it to mend its first steps' mistakes:
     with DDIM the first noise decides on the colours of skin and hair, and after an attack pictures stay noisy.
-    See docs/portrait-sweep.md.
+    See docs/what-was-tried.md.
     """
     return EulerAncestralDiscreteScheduler(
         beta_start=0.00085,
@@ -164,7 +164,7 @@ def coarse_error(error: Tensor) -> Tensor:
     """Mean square [B] of `error` [B, C, 16, 16] averaged over 4 x 4 and over 16 x 16 positions, scaled to white noise.
 
     Noise as a whole is one 256th of what epsilon prediction asks for. Trained on that alone, this denoiser never learnt
-    to tell it, and at sampling the first noise decided on the colours of skin and hair: docs/portrait-sweep.md. The
+    to tell it, and at sampling the first noise decided on the colours of skin and hair: docs/what-was-tried.md. The
     minimiser, the noise's conditional mean, stays the same. (Multiscale loss: Hoogeboom et al. 2023.)
     """
     coarse, whole = (F.avg_pool2d(error, side).square().mean(dim=(1, 2, 3)) * side**2 for side in (4, 16))

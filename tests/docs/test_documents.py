@@ -1,0 +1,159 @@
+"""The documents stay short, their links lead somewhere, and the commands that they show can be parsed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apdm.cli import COMMANDS
+from apdm.config import load_config
+from tools import plots
+
+ROOT = Path(__file__).parents[2]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+GENERATED = DOCS / "reference"  # written by scripts: their tables are as long as what they describe
+RESULTS = ROOT / "benchmarks/results"  # full tables, one row for each measurement
+DOCUMENTS = [README, *PAGES, *sorted(RESULTS.glob("*.md")), *sorted(ROOT.glob("C*.md")), *sorted(ROOT.glob("S*.md"))]
+LONGEST_README, LONGEST_LINE, LONGEST_TABLE, LONGEST_PARAGRAPH = 120, 120, 8, 4
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The text in pieces: ("code", lines) for fenced blocks, ("text", lines) for what stands between blank lines."""
+    kind, lines = "text", []
+    for line in text.splitlines():
+        if line.startswith("```"):
+            yield kind, lines
+            kind, lines = ("code" if kind == "text" else "text"), []
+        elif kind == "text" and not line.strip():
+            yield kind, lines
+            lines = []
+        else:
+            lines.append(line)
+    yield kind, lines
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= LONGEST_README
+
+
+def test_no_paragraph_of_the_readme_is_long() -> None:
+    for kind, lines in blocks(README.read_text(encoding="utf-8")):
+        prose = [line for line in lines if not line.startswith(("|", "* ", "  ", "<!--"))]
+        assert kind == "code" or len(prose) <= LONGEST_PARAGRAPH, lines
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_lines_are_short(document: Path) -> None:
+    table = RESULTS in document.parents or GENERATED in document.parents
+    for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), start=1):
+        excused = "https://" in line or (table and line.startswith("|"))
+        assert excused or len(line) <= LONGEST_LINE, f"{name(document)}, line {number}"
+
+
+@pytest.mark.parametrize("document", [README, *PAGES], ids=name)
+def test_tables_are_short(document: Path) -> None:
+    if GENERATED in document.parents:
+        return
+    for _, lines in blocks(document.read_text(encoding="utf-8")):
+        rows = [line for line in lines if line.startswith("|")]
+        assert len(rows) <= LONGEST_TABLE + 2, f"{name(document)}: the table that begins {rows[0]}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_to_files_of_the_repository(document: Path) -> None:
+    text = "\n".join("\n".join(lines) for kind, lines in blocks(document.read_text(encoding="utf-8")) if kind == "text")
+    for link in LINK.findall(text):
+        assert ":" in link or (document.parent / link).exists(), f"{name(document)} links to {link}"
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def entries(tree: Any) -> Iterator[str]:
+        if isinstance(tree, str):
+            yield tree
+        for branch in tree if isinstance(tree, list) else tree.values() if isinstance(tree, dict) else ():
+            yield from entries(branch)
+
+    missing = {page.relative_to(DOCS).as_posix() for page in PAGES} - set(entries(site["nav"]))
+    assert not missing, f"add to nav in mkdocs.yml: {missing}"  # that nav names no other page, `make docs` checks
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+
+def shown_commands() -> Iterator[tuple[str, str, list[str]]]:
+    """(document, sub-command, its arguments) of every complete command of this package that a document shows."""
+    for document in (README, *PAGES, *sorted(RESULTS.glob("*.md"))):
+        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            code = line.strip()
+            if "..." in code or not code.startswith(("apdm ", "accelerate launch ")):
+                continue
+            words = shlex.split(code, comments=True)
+            found = [word for word in ("train_apdm.py", "apdm") if word in words]
+            if not found:
+                continue
+            rest = words[words.index(found[0]) + 1 :]
+            command = "harden" if found[0] == "train_apdm.py" else rest.pop(0)
+            if command in COMMANDS and COMMANDS[command].config is not None and not {"-h", "--help"} & set(rest):
+                yield name(document), command, rest
+
+
+@pytest.mark.parametrize(("document", "command", "words"), list(shown_commands()))
+def test_commands_that_documents_show_are_understood(
+    document: str, command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # configurations are named by paths from the root
+    config = COMMANDS[command].config
+    assert config is not None
+    if command == "verify" and not words[0].startswith("-"):
+        words = ["--output_dir", *words]
+    load_config(config, words)
+
+
+def option_names(config: type, prefix: str = "") -> Iterator[str]:
+    """Every option and group of a configuration class, with dots: "pool", "pool.size"."""
+    for field in fields(config):  # type: ignore[arg-type]
+        yield prefix + field.name
+        factory = field.default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            yield from option_names(factory, f"{prefix}{field.name}.")
+
+
+def test_options_that_documents_name_exist() -> None:
+    known = {option for command in COMMANDS.values() if command.config for option in option_names(command.config)}
+    # Options of accelerate, of diffusers' scripts, of this command itself and of the benchmarks.
+    foreign = {"help", "version", "config", "config_file", "num_processes", "dynamo_backend", "dynamo_mode"}
+    foreign |= {"scale_lr", "consenting", "summary"}
+    groups = {option.partition(".")[0] for option in known if "." in option}
+    for document in (README, *PAGES):
+        for kind, lines in blocks(document.read_text(encoding="utf-8")):
+            if kind != "text" or lines and lines[0].startswith("    "):
+                continue
+            for option in re.findall(r"`--([a-z_0-9]+(?:\.[a-z_0-9]+)*)", " ".join(lines)):
+                assert option in known | foreign, f"{name(document)} names --{option}"
+            for option in re.findall(r"`([a-z_0-9]+\.[a-z_0-9.]+)(?: [a-z0-9.]+)?`", " ".join(lines)):
+                if option.partition(".")[0] in groups:
+                    assert option in known, f"{name(document)} names {option}"
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plot", plots.PLOTS)
+def test_plots_show_the_committed_rows(plot: str) -> None:
+    assert (plots.IMAGES / f"plot-{plot}.svg").read_text(encoding="utf-8") == plots.PLOTS[plot]()

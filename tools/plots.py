@@ -1,0 +1,249 @@
+"""Draws the plots of the documents from the rows in benchmarks/results/.
+
+    python -m tools.plots            # writes docs/images/plot-*.svg
+
+Each plot is a small self-contained SVG. It has a background of its own and follows the reader's light or dark theme.
+A test compares the committed plots with what this script draws, so that plots and rows cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from apdm.core.files import write_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+IMAGES = ROOT / "docs/images"
+ENCODERS = ("portrait-a", "portrait-b")
+OTHER = 40  # the number of the person in recipes.jsonl whom nobody hardened against
+
+STYLE = """<style>
+svg { --paper: #ffffff; --ink: #24292f; --soft: #6e7781; --grid: #d8dee4;
+  --base: #57606a; --hardened: #0969da; --other: #bc4c00; }
+@media (prefers-color-scheme: dark) { svg { --paper: #1c2128; --ink: #e6edf3; --soft: #9da7b1; --grid: #3a424c;
+  --base: #adbac7; --hardened: #6cb6ff; --other: #f69d50; } }
+text { font: 13px system-ui, sans-serif; fill: var(--ink); }
+.soft { fill: var(--soft); } .title { font-weight: 600; }
+.paper { fill: var(--paper); } .grid { stroke: var(--grid); }
+.base { stroke: var(--base); } .hardened { stroke: var(--hardened); } .other { stroke: var(--other); }
+.mark { fill: var(--paper); stroke-width: 2; } .base.full { fill: var(--base); } .hardened.full { fill: var(--hardened); }
+.other.full { fill: var(--other); } polyline { fill: none; stroke-width: 2; } .dashed { stroke-dasharray: 6 4; }
+</style>"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot: likeness at attack steps. kind: a class of STYLE, such as "base" or "other dashed"."""
+
+    label: str
+    kind: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One row of a dot plot: its label and, for each dot, the value and its class of STYLE."""
+
+    label: str
+    values: Sequence[tuple[float, str]]
+
+
+def svg(width: int, height: int, title: str, body: Iterable[str]) -> str:
+    """A picture with its background and title; `title` is also what a screen reader says."""
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
+            f"<title>{escape(title)}</title>",
+            STYLE,
+            f'<rect class="paper" width="{width}" height="{height}" rx="8"/>',
+            f'<text class="title" x="16" y="24">{escape(title)}</text>',
+            *body,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def line_plot(title: str, panels: Mapping[str, Sequence[Curve]], *, last_step: int) -> str:
+    """Likeness over attack steps, one panel beside the other, with one legend below."""
+    width, height, top, left, gap = 340, 200, 60, 46, 50
+    body: list[str] = []
+    for index, (name, curves) in enumerate(panels.items()):
+        x0 = left + index * (width + gap)
+        body.append(f'<text x="{x0}" y="{top - 12}">{escape(name)}</text>')
+        for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+            y = top + height * (1 - tick)
+            body.append(f'<line class="grid" x1="{x0}" x2="{x0 + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            body.append(f'<text class="soft" x="{x0 - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        for tick_step in range(0, last_step + 1, 200):
+            x = x0 + width * tick_step / last_step
+            body.append(
+                f'<text class="soft" x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{tick_step}</text>'
+            )
+        for curve in curves:
+            points = " ".join(
+                f"{x0 + width * step / last_step:.1f},{top + height * (1 - max(value, 0.0)):.1f}"
+                for step, value in curve.points
+            )
+            body.append(f'<polyline class="{curve.kind}" points="{points}"/>')
+    y = top + height + 46
+    body.append(f'<text class="soft" x="{left}" y="{y}">attack steps; likeness 1 is the same face</text>')
+    x, y = left, y + 26
+    for curve in next(iter(panels.values())):
+        body.append(f'<polyline class="{curve.kind}" points="{x},{y - 4} {x + 26},{y - 4}"/>')
+        body.append(f'<text x="{x + 32}" y="{y}">{escape(curve.label)}</text>')
+        x += 52 + 7 * len(curve.label)
+    return svg(left + len(panels) * (width + gap), y + 20, title, body)
+
+
+def dot_plot(title: str, rows: Sequence[Dots], legend: Sequence[tuple[str, str]], *, ends: tuple[float, float]) -> str:
+    """One row of dots for each thing that is compared, over an axis from ends[0] to ends[1]."""
+    left, width, top, step = 310, 440, 52, 30
+    low, high = ends
+    bottom = top + step * len(rows)
+
+    def place(value: float) -> float:
+        return left + width * (value - low) / (high - low)
+
+    body: list[str] = []
+    for number in range(int((high - low) * 10 + 1.5)):
+        value = low + number / 10
+        body.append(
+            f'<line class="grid" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="{top}" y2="{bottom}"/>'
+            f'<text class="soft" x="{place(value):.1f}" y="{bottom + 18}" text-anchor="middle">{value:.1f}</text>'
+        )
+    for index, row in enumerate(rows):
+        y = top + step * index + step / 2
+        body.append(f'<text x="16" y="{y + 4:.1f}">{escape(row.label)}</text>')
+        body += [
+            f'<circle class="mark {kind}" cx="{place(value):.1f}" cy="{y:.1f}" r="5.5"/>' for value, kind in row.values
+        ]
+    x, y = 16, bottom + 46
+    for label, kind in legend:
+        body.append(f'<circle class="mark {kind}" cx="{x + 6}" cy="{y - 4}" r="5.5"/>')
+        body.append(f'<text x="{x + 18}" y="{y}">{escape(label)}</text>')
+        x += 40 + 7 * len(label)
+    return svg(left + width + 30, int(y) + 18, title, body)
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def audit_curves(name: str, labels: Mapping[tuple[str, str], tuple[str, str]]) -> dict[str, list[Curve]]:
+    """Mean likeness over people under the nominal attack of an audit, for each encoder.
+
+    Args:
+        name: a results.json in benchmarks/results/.
+        labels: (model, role) -> (label, kind) of the curve; role is "protected" or "other".
+    """
+    results = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    panels: dict[str, list[Curve]] = {encoder: [] for encoder in ENCODERS}
+    for (model, role), (label, kind) in labels.items():
+        rows = [
+            row
+            for row in results["attacks"]
+            if (row["spec"], row["model"], row["role"]) == ("dreambooth", model, role) and row["curve"]
+        ]
+        for encoder in ENCODERS:
+            seen = [{point["step"]: point["identity"][encoder]["mean"] for point in row["curve"]} for row in rows]
+            steps = sorted(set.intersection(*map(set, seen)))
+            points = [(step, fmean(one[step] for one in seen)) for step in steps]
+            panels[encoder].append(Curve(label, kind, points))
+    return panels
+
+
+def demo() -> str:
+    """The demo: one person, one seed."""
+    labels = {("base", "protected"): ("base model", "base"), ("hardened", "protected"): ("hardened model", "hardened")}
+    return line_plot("Demo: likeness of one protected person", audit_curves("demo.json", labels), last_step=1400)
+
+
+def ten_people() -> str:
+    """Ten people in one checkpoint, and two whom nobody hardened against."""
+    labels = {
+        ("base", "protected"): ("base, the ten", "base"),
+        ("base", "other"): ("base, two others", "base dashed"),
+        ("hardened", "protected"): ("hardened, the ten", "hardened"),
+        ("hardened", "other"): ("hardened, two others", "other dashed"),
+    }
+    panels = audit_curves("ten-people-audit.json", labels)
+    return line_plot("Ten protected people in one model: mean likeness", panels, last_step=1400)
+
+
+def recipes() -> str:
+    """How much less likeness than on the base, averaged over the curve of 1000 steps, for each way of hardening."""
+    names = {
+        "default": "default: pool of attackers",
+        "lora-only": "pool of LoRA attackers",
+        "projected": "default, gradients projected",
+        "displaced": "theta moved against the attackers",
+        "naive": "naive ascent",
+        "algorithm-1": "Algorithm 1, no pool",
+        "imma": "IMMA",
+        "people-3": "default, three people",
+        "people-10": "default, ten people",
+    }
+    means: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    for row in read_rows("recipes.jsonl"):
+        if row["attack"] == "dreambooth:max_train_steps=1000":
+            points = [point for step, point in row["curve"].items() if step != "0"]
+            mean = fmean(point[encoder]["mean"] for point in points for encoder in ENCODERS)
+            means[row["recipe"]][row["person"], row["seed"]] = mean
+    rows = []
+    for recipe, label in names.items():
+        values = [
+            (means["base"][own] - value, "other" if own[0] == OTHER else "hardened full")
+            for own, value in sorted(means[recipe].items())
+        ]
+        rows.append(Dots(label, values))
+    legend = [("a protected person", "hardened full"), ("a person nobody hardened against", "other")]
+    return dot_plot("Less likeness than on the base, mean of 1000 steps", rows, legend, ends=(-0.1, 0.4))
+
+
+def photos() -> str:
+    """Likeness drawn from clean and from protected photos, by the encoder that no method attacked."""
+    arms = {
+        ("dreambooth", "optimised", "noise"): "DreamBooth, noise",
+        ("dreambooth", "optimised", "aspl"): "DreamBooth, ASPL",
+        ("dreambooth", "optimised", "dladiff"): "DreamBooth, DLADiff layer 1",
+        ("dreambooth", "optimised", "encoder"): "DreamBooth, encoder attack",
+        ("lora", "optimised", "dladiff"): "LoRA, DLADiff layer 1",
+        ("faceid", "adapter", "faces"): "FaceID adapter, DLADiff layer 2",
+        ("faceid", "adapter", "both"): "FaceID adapter, both layers",
+        ("faceid", "adapter", "both_reversed"): "FaceID adapter, layers reversed",
+    }
+    seen: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read_rows("image-layer.jsonl"):
+        for prompt, judged in row["likeness"].items():
+            seen[row["attack"], prompt, row["arm"]][row["person"]].append(judged["portrait-b"]["mean"])
+    rows = []
+    for (attack, prompt, arm), label in arms.items():
+        protected, clean = seen[attack, prompt, arm], seen[attack, prompt, "clean"]
+        values = [
+            (fmean(fmean(clean[person]) for person in protected), "base full"),
+            (fmean(fmean(found) for found in protected.values()), "hardened full"),
+        ]
+        rows.append(Dots(f"{label} ({len(protected)} people)", values))
+    legend = [("clean photos", "base full"), ("protected photos", "hardened full")]
+    return dot_plot("Likeness by portrait-b, which no method attacked", rows, legend, ends=(0.0, 1.0))
+
+
+PLOTS = {"demo": demo, "ten-people": ten_people, "recipes": recipes, "photos": photos}
+
+
+def main() -> None:
+    for name, draw in PLOTS.items():
+        write_text(IMAGES / f"plot-{name}.svg", draw())
+
+
+if __name__ == "__main__":
+    main()
