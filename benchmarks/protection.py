@@ -216,7 +216,7 @@ def area(row: Mapping[str, Any]) -> float:
 
 
 def summary(folder: Path) -> list[str]:
-    """The table of benchmarks/results/recipes.md: means over seeds, and how much less than the base, in pairs of equal seed."""
+    """The table of benchmarks/results/recipes.md: means over seeds, and the difference to the base by equal seed."""
     groups: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"])):
         groups[row["recipe"], row["attack"], row["person"]][row["seed"]] = row

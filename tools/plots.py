@@ -34,8 +34,9 @@ text { font: 13px system-ui, sans-serif; fill: var(--ink); }
 .soft { fill: var(--soft); } .title { font-weight: 600; }
 .paper { fill: var(--paper); } .grid { stroke: var(--grid); }
 .base { stroke: var(--base); } .hardened { stroke: var(--hardened); } .other { stroke: var(--other); }
-.mark { fill: var(--paper); stroke-width: 2; } .base.full { fill: var(--base); } .hardened.full { fill: var(--hardened); }
-.other.full { fill: var(--other); } polyline { fill: none; stroke-width: 2; } .dashed { stroke-dasharray: 6 4; }
+.mark { fill: var(--paper); stroke-width: 2; }
+.base.full { fill: var(--base); } .hardened.full { fill: var(--hardened); } .other.full { fill: var(--other); }
+polyline { fill: none; stroke-width: 2; } .dashed { stroke-dasharray: 6 4; }
 </style>"""
 
 
