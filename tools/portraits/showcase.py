@@ -16,6 +16,7 @@ import io
 import shutil
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,31 +40,39 @@ def figures(results: dict[str, Any]) -> str:
     }
     faces = utility["class_face_rate"]
     rows = [
-        f"| DreamBooth, {nominal} steps; base and hardened model | {comparison['base']} | {comparison['hardened']} |",
+        f"| likeness after DreamBooth, {nominal} steps: base model, hardened model "
+        f"| {comparison['base']} | {comparison['hardened']} |",
         *(
-            f"| the same attack, another person | {_pair(other['base'], encoders)} "
+            f"| the same for a person who is not protected | {_pair(other['base'], encoders)} "
             f"| {_pair(other['hardened'], encoders)} |"
             for other in utility["other_subjects"]
         ),
+        f'| pictures of "a person" that show a face | {faces["base"]:.2f} | {faces["hardened"]:.2f} |',
+        "| Fréchet distance of these pictures to the base model's "
+        f"| {utility['fid_base_seed_to_seed']:.2f} (two seeds) | {utility['fid_to_base']:.2f} |",
         *photo_rows(results, encoders),
-        f"| share of class pictures that show a face | {faces['base']:.2f} | {faces['hardened']:.2f} |",
-        f"| FID of class pictures to the base's | {utility['fid_base_seed_to_seed']:.2f} (other seeds) "
-        f"| {utility['fid_to_base']:.2f} |",
     ]
     worst = results["cost_factor"]["worst"]
     cost = "not measured" if worst is None else f"{'at least ' if worst['at_least'] else ''}{worst['factor']:.1f}"
     verdict = "protected" if results["verdict"]["protected"] else "**not protected**"
+    judges = " / ".join(f"`{name}`" for name in encoders)
     return "\n".join(
         [
-            f"`make demo`: {_counted(results)}. Likeness by `{'` / `'.join(encoders)}`, strangers {strangers}:",
+            _paragraph(
+                f"`make demo`, {_counted(results)}. *Likeness* is the cosine between the faces that an attacked model "
+                f"draws and photos of the person, by two face encoders, {judges}. 1 is the same face; strangers have "
+                f"{strangers}."
+            ),
             "",
-            "| | before | protected |",
+            "| | before | after |",
             "| --- | --- | --- |",
             *rows,
             "",
-            *_photo_note(results),
-            f"The attacker needs {cost} times the steps for base-level likeness, by the worst encoder. By the audit's",
-            f"thresholds the demo is {verdict}. All figures: [`demo.json`](benchmarks/results/demo.json).",
+            _paragraph(
+                f"The attacker needs {cost} times the steps to reach the likeness that the base model gives, by the "
+                f"worst encoder. By the audit's thresholds the demo is {verdict}. {_photo_note(results)}"
+                "All figures: [`demo.json`](benchmarks/results/demo.json)."
+            ),
         ]
     )
 
@@ -98,7 +107,10 @@ def photo_rows(results: dict[str, Any], encoders: list[str]) -> list[str]:
     for row in (results.get("image_layer") or {"attacks": []})["attacks"]:
         means = {name: entry["mean"] for name, entry in row["identity"].items()}
         found.setdefault(row["attack"], {})[row["photos"]] = means
-    names = {"dreambooth": "DreamBooth on the base; clean and protected photos", "faceid": "FaceID adapter, one photo"}
+    names = {
+        "dreambooth": "likeness after DreamBooth on the base model: clean photos, protected photos",
+        "faceid": "likeness by a FaceID adapter from one photo: clean, protected",
+    }
     return [
         f"| {names.get(attack, attack)} | {_pair(values['clean'], encoders)} | {_pair(values['protected'], encoders)} |"
         for attack, values in found.items()
@@ -106,17 +118,17 @@ def photo_rows(results: dict[str, Any], encoders: list[str]) -> list[str]:
     ]
 
 
-def _photo_note(results: dict[str, Any]) -> list[str]:
+def _photo_note(results: dict[str, Any]) -> str:
     layer = results.get("image_layer")
     if not layer:
-        return []
+        return ""
     psnr = min(photo["visible"]["psnr"] for photo in layer["photos"])
     misled = ", ".join(f"`{name}`" for name in layer["photos"][0]["faces"][0]["cosine"])
-    return [
-        f"The photo protection attacked {misled} only, at a PSNR of at least {psnr:.1f} dB. A misled encoder",
-        "does not mean an unlike picture: to the eye the person is still there.",
-        "",
-    ]
+    return f"The photos were changed against {misled} only (PSNR at least {psnr:.1f} dB). "
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _counted(results: dict[str, Any]) -> str:
