@@ -1,3 +1,198 @@
-"""Protect people from being learned by text-to-image models, in the weights and in the photos."""
+"""Protect people from being learned by text-to-image models, in the weights and in the photos.
 
-__version__ = "0.1.0"
+The four commands as functions:
+
+    import apdm
+
+    apdm.harden(pretrained_model_name_or_path="sd15", instance_data_dir="subjects", output_dir="hardened")
+    apdm.perturb(pretrained_model_name_or_path="sd15", instance_data_dir="subjects", output_dir="protected")
+    apdm.audit(base="sd15", hardened="hardened/model", subjects="people", output_dir="audit").protected
+    apdm.verify(output_dir="hardened").problems
+
+Each takes the options of the command of the same name, as keyword arguments or as one configuration object, and returns
+a frozen dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C) raises `Interrupted` once what can
+be kept is written. Nothing is printed: messages go to the logger "apdm", and progress bars are shown if
+`progress=True`. diffusers and transformers are asked to report errors only, unless they were imported before or their
+environment variables say otherwise. Afterwards the calling program has its own signal handlers and number of threads
+again.
+
+Importing this package imports neither torch nor diffusers; the first call does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from apdm.core.versions import VERSION as __version__
+
+if TYPE_CHECKING:
+    from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig
+    from apdm.core.errors import Interrupted, UserError
+    from apdm.jobs.results import AuditResult, HardenResult, PerturbResult, VerifyResult
+
+__all__ = [
+    "AuditJobConfig",
+    "AuditResult",
+    "HardenConfig",
+    "HardenResult",
+    "Interrupted",
+    "PerturbConfig",
+    "PerturbResult",
+    "UserError",
+    "VerifyConfig",
+    "VerifyResult",
+    "__version__",
+    "audit",
+    "harden",
+    "perturb",
+    "verify",
+]
+
+Config = TypeVar("Config")
+Result = TypeVar("Result")
+_HOMES = {
+    "apdm.config": ("AuditJobConfig", "HardenConfig", "PerturbConfig", "VerifyConfig"),
+    "apdm.core.errors": ("Interrupted", "UserError"),
+    "apdm.jobs.results": ("AuditResult", "HardenResult", "PerturbResult", "VerifyResult"),
+}
+
+
+def harden(
+    config: HardenConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> HardenResult:
+    """Harden a text-to-image pipeline against personalisation of the given subjects.
+
+    It runs on the devices of this process, or on all processes of a distributed run if the calling program was started
+    by `accelerate launch`.
+
+    Args:
+        config: a complete `HardenConfig`; or a YAML file such as those of configs/, whose options the keyword arguments
+            override.
+        progress: show progress bars on stderr.
+        options: options of `apdm harden` by name. A group is a nested mapping or a configuration object:
+            `l2p={"inner_steps": 10}` or `l2p=L2PConfig(inner_steps=10)`.
+
+    Returns:
+        Where the hardened model is, and the audit's results if `audit={"enabled": True}` asked for one.
+
+    Raises:
+        UserError: bad options or input, found before any long work starts; or a loss that is not finite.
+        Interrupted: the process was asked to stop. A checkpoint is written; call again with
+            `resume_from_checkpoint="latest"` to go on.
+    """
+    from apdm.config import HardenConfig
+    from apdm.jobs.harden import harden as harden_model
+
+    return _run(harden_model, HardenConfig, config, options, progress)
+
+
+def perturb(
+    config: PerturbConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> PerturbResult:
+    """Protect photos, so that models that nobody hardened learn less from them.
+
+    Args:
+        config: a complete `PerturbConfig`; or a YAML file, whose options the keyword arguments override.
+        progress: show progress bars on stderr.
+        options: options of `apdm perturb` by name, such as `image_layer={"preset": "low"}`.
+
+    Returns:
+        Where the protected photos are, and how visible the changes are.
+
+    Raises:
+        UserError: bad options or input, found before any long work starts.
+        Interrupted: the process was asked to stop. Finished photos are kept; the same call goes on from there.
+    """
+    from apdm.config import PerturbConfig
+    from apdm.jobs.perturb import perturb as perturb_photos
+
+    return _run(perturb_photos, PerturbConfig, config, options, progress)
+
+
+def audit(
+    config: AuditJobConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> AuditResult:
+    """Attack the base model and the hardened model side by side, and judge whether the subjects are protected.
+
+    A verdict of "not protected" is a result, not an error.
+
+    Args:
+        config: a complete `AuditJobConfig`; or a YAML file, whose options the keyword arguments override.
+        progress: show progress bars on stderr.
+        options: options of `apdm audit` by name, such as `suite="quick"`.
+
+    Returns:
+        The verdict and all measured values.
+
+    Raises:
+        UserError: bad options or input, found before any long work starts.
+        Interrupted: the process was asked to stop. Finished cells are kept; the same call goes on from there.
+    """
+    from apdm.config import AuditJobConfig
+    from apdm.jobs.audit import audit_models
+
+    return _run(audit_models, AuditJobConfig, config, options, progress)
+
+
+def verify(
+    config: VerifyConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> VerifyResult:
+    """Check a folder that a run wrote: all files as shipped, the model loads, nothing of a subject is in it.
+
+    Args:
+        config: a complete `VerifyConfig`; or a YAML file, whose options the keyword arguments override.
+        progress: show progress bars on stderr.
+        options: options of `apdm verify` by name: `output_dir`, and what to look for in the files.
+
+    Returns:
+        The problems that were found, if any.
+
+    Raises:
+        UserError: bad options, or a folder without a manifest.
+    """
+    from apdm.config import VerifyConfig
+    from apdm.jobs.verify import verify as verify_folder
+
+    return _run(verify_folder, VerifyConfig, config, options, progress)
+
+
+_audit_models = audit  # importing the package `apdm.audit` takes the name
+
+
+def _run(
+    job: Callable[[Config], Result],
+    cls: type[Config],
+    config: Config | str | PathLike[str] | None,
+    options: Mapping[str, Any],
+    progress: bool,
+) -> Result:
+    """Build the configuration, run the job, and restore what it changed in this process."""
+    from apdm.config.options import make_config
+    from apdm.core.errors import UserError
+    from apdm.core.terminal import show_progress
+    from apdm.jobs.process_state import restored_process_state
+
+    if isinstance(config, cls):
+        resolved = config
+        if options:
+            raise UserError(f"{', '.join(options)} beside a {cls.__name__}: give either the object or its options")
+    elif config is None or isinstance(config, str | PathLike):
+        resolved = make_config(cls, options, file=config)
+    else:
+        raise UserError(f"config is a {type(config).__name__}; give a {cls.__name__} or the name of a YAML file")
+    with show_progress(progress), restored_process_state():
+        return job(resolved)
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,30 +1,34 @@
-"""The `apdm` command: one table of sub-commands, each a function of its own arguments."""
+"""The `apdm` command: reads options, calls the function of the Python API's job, and prints what it returned."""
 
 from __future__ import annotations
 
 import atexit
 import difflib
-import importlib
 import importlib.metadata
-import logging
 import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from apdm import __version__
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text, load_config
+from apdm.config.options import command_line
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
-from apdm.core.terminal import say
+from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
+from apdm.core.terminal import say, show_progress
+from apdm.core.versions import VERSION
 
+if TYPE_CHECKING:
+    from apdm.jobs.results import HardenResult
+
+Config = TypeVar("Config")
 logger = get_logger(__name__)
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 3
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-PACKAGES = (
+# Exit codes. FAILED: the audit does not show protection, or `apdm verify` found a problem.
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3
+# What `apdm env` reports.
+LIBRARIES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
     *("numpy", "scipy", "pillow", "deepspeed", "bitsandbytes", "insightface", "onnxruntime"),
 )
@@ -32,7 +36,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command: what it does, how it runs, and the options that `--help` prints."""
+    """A sub-command.
+
+    Attributes:
+        summary: what it does, for `apdm --help`.
+        run: runs it with the words that follow its name, and returns the exit code; None means 0.
+        config: its options, for `--help`.
+    """
 
     summary: str
     run: Callable[[Sequence[str]], int | None]
@@ -40,13 +50,16 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return the exit code: 0 done, 1 not protected, 2 bad input or usage, 3 interrupted."""
+    """Run one sub-command.
+
+    Args:
+        argv: the words after `apdm`; by default those of this process.
+
+    Returns:
+        The exit code: 0 done, 1 not protected or a problem found, 2 bad input or usage, 3 interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    # Before the libraries are imported: their loading bars and hints would bury ours.
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells everybody of a kernel that nobody asked for
-    with messages_on_stderr():
+    with messages_on_stderr(), show_progress():
         try:
             return _dispatch(list(argv))
         except UserError as error:
@@ -60,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int | None) -> NoReturn:
-    """End this process with `code`, which `main` returned; a launched one without taking Python apart.
+    """End this process with an exit code; in a distributed run without Python's own clean-up.
 
-    gloo's threads outlive the process groups that DeepSpeed's objects still hold, and one that releases what the last
-    exchange held while Python is taken apart aborts the process (exit -6) after all its work is done.
+    gloo's threads outlive the process groups that DeepSpeed's objects still hold. If such a thread releases memory of
+    its last exchange while Python is being taken down, the process aborts (exit code -6) although all its work is done.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()  # trackers send what they still hold
@@ -74,27 +87,26 @@ def leave(code: int | None) -> NoReturn:
 
 
 def console() -> NoReturn:
-    """The program `apdm`."""
+    """Run `apdm` as a program: `main`, then the end of the process."""
     leave(main())
 
 
 def _dispatch(argv: list[str]) -> int:
-    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if not argv:
+        print(_usage(), file=sys.stderr)
+        return BAD_INPUT
+    name, *rest = argv
     if name in ("-h", "--help"):
-        if not argv:
-            print(_usage(), file=sys.stderr)
-            return BAD_INPUT
         say(_usage())
         return DONE
     if name == "--version":
-        say(f"apdm {__version__}")
+        say(f"apdm {VERSION}")
         return DONE
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f'unknown command "{name}"; {hint}')
     command = COMMANDS[name]
-    # Help is printed here, before the command imports torch.
     if command.config is not None and {"-h", "--help"} & set(rest):
         say(f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}")
         return DONE
@@ -110,33 +122,105 @@ def _usage() -> str:
             *rows,
             "",
             "apdm COMMAND --help lists its options; apdm --version prints the version.",
-            "Exit codes: 0 done, 1 not protected, 2 bad input, 3 interrupted with a checkpoint.",
+            "Exit codes: 0 done, 1 not protected or a problem found, 2 bad input, 3 interrupted with a checkpoint.",
         ]
     )
 
 
-def _module(name: str) -> Callable[[Sequence[str]], int | None]:
-    """`name`.main, imported only when it runs: most commands need torch."""
+def _options(cls: type[Config], argv: Sequence[str]) -> Config:
+    """The configuration. Every process of a run reads the same words, so only the main one reports a mistake."""
+    try:
+        return load_config(cls, argv)
+    except UserError as error:
+        error.reported_by_other_process = not is_main_process()
+        raise
 
-    def run(argv: Sequence[str]) -> int | None:
-        code: int | None = importlib.import_module(name).main(list(argv))
-        return code
 
-    return run
+# -- the commands. A job's module is imported only when its command runs: it imports torch ----------------------------
 
 
-def _environment(argv: Sequence[str]) -> None:
+def _harden(argv: Sequence[str]) -> int:
+    config = _options(HardenConfig, argv)
+    from apdm.jobs.harden import harden
+
+    result = harden(config, command=command_line("harden", argv))
+    if is_main_process():
+        say(*_hardening_summary(result))
+    return DONE
+
+
+def _hardening_summary(result: HardenResult) -> list[str]:
+    """What a run made, where it is, what the audit found, and what to try next."""
+    rows = {"hardened model": f"{result.model_dir} ({result.steps} outer steps)"}
+    if result.image_dir is not None:
+        rows["protected photos"] = str(result.image_dir)
+    if result.results is not None:
+        rows["audit"] = _outcome(bool(result.protected))
+        rows["report"] = str(result.output_dir / "report.html")
+    rows["try next"] = f"apdm verify {result.output_dir}"
+    reasons = result.results["verdict"]["reasons"] if result.results is not None else []
+    width = max(map(len, rows))
+    lines = []
+    for name, value in rows.items():
+        lines.append(f"{name:<{width}}  {value}")
+        if name == "audit":
+            lines += [f"{'':<{width}}  - {reason}" for reason in reasons]
+    return lines
+
+
+def _perturb(argv: Sequence[str]) -> int:
+    config = _options(PerturbConfig, argv)
+    from apdm.jobs.perturb import perturb
+
+    result = perturb(config, command=command_line("perturb", argv))
+    if is_main_process():
+        say(f"protected photos  {result.image_dir}", f"try next          apdm verify {result.output_dir}")
+    return DONE
+
+
+def _audit(argv: Sequence[str]) -> int:
+    config = _options(AuditJobConfig, argv)
+    from apdm.jobs.audit import audit_models
+
+    result = audit_models(config, command=command_line("audit", argv))
+    if not is_main_process():
+        return DONE
+    reasons = (f"  {reason}" for reason in result.verdict["reasons"])
+    say(_outcome(result.protected), *reasons, f"See {result.output_dir / 'report.html'}")
+    return DONE if result.protected else FAILED
+
+
+def _outcome(protected: bool) -> str:
+    return "protected" if protected else "not protected"
+
+
+def _verify(argv: Sequence[str]) -> int:
+    # The folder may be given without --output_dir.
+    words = ["--output_dir", *argv] if argv and not argv[0].startswith("-") else list(argv)
+    config = _options(VerifyConfig, words)
+    from apdm.jobs.verify import verify
+
+    result = verify(config)
+    outcome = "all files as shipped, the model loads, nothing of a subject in it"
+    if not result.ok:
+        count = len(result.problems)
+        outcome = f"{count} problem{'s' * (count > 1)}"
+    say(*result.problems, f"{result.output_dir}: {outcome}")
+    return DONE if result.ok else FAILED
+
+
+def _environment(argv: Sequence[str]) -> int:
     """Print the versions and devices that a bug report needs."""
     if argv:
         raise UserError("apdm env takes no options")
     import torch
 
-    rows = {"apdm": __version__, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
+    rows = {"apdm": VERSION, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
+    for library in LIBRARIES:
         try:
-            rows[package] = importlib.metadata.version(package)
+            rows[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            rows[package] = "not installed"
+            rows[library] = "not installed"
     rows["cpu"] = f"{torch.get_num_threads()} threads"
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
@@ -146,20 +230,13 @@ def _environment(argv: Sequence[str]) -> None:
     else:
         rows["accelerator"] = "none"
     say(*(f"{name:<14} {value}" for name, value in rows.items()))
+    return DONE
 
 
 COMMANDS = {
-    "harden": Command("harden a pipeline against personalisation", _module("apdm.jobs.harden"), HardenConfig),
-    "perturb": Command(
-        "protect photos against fine-tuning and zero-shot adapters", _module("apdm.jobs.perturb"), PerturbConfig
-    ),
-    "audit": Command(
-        "attack base and hardened model, and say whether they are protected", _module("apdm.jobs.audit"), AuditJobConfig
-    ),
-    "verify": Command(
-        "check a folder that a run wrote, and that nothing of a subject is in it",
-        _module("apdm.jobs.verify"),
-        VerifyConfig,
-    ),
+    "harden": Command("harden a pipeline against personalisation", _harden, HardenConfig),
+    "perturb": Command("protect photos against fine-tuning and zero-shot adapters", _perturb, PerturbConfig),
+    "audit": Command("attack base and hardened model, and say whether they are protected", _audit, AuditJobConfig),
+    "verify": Command("check a folder that a run wrote, and that nothing of a subject is in it", _verify, VerifyConfig),
     "env": Command("print versions and devices", _environment),
 }

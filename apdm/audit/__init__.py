@@ -8,10 +8,13 @@ seed are paired. A cell that fails is a row that says so; it never ends the audi
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -313,3 +316,14 @@ def _check(plan: Audit) -> None:
             f"the nominal attack of {plan.nominal} steps is not within {config.prefix}max_train_steps = "
             f"{config.max_train_steps}: raise the latter"
         )
+
+
+class _CallablePackage(ModuleType):
+    """`apdm.audit(...)` is a function of the Python API. Importing this package puts the package in the place of that
+    function, so the package passes calls on to it."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return import_module("apdm")._audit_models(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from apdm.audit.cells import Attacker, Cell
 from apdm.audit.people import Person
@@ -17,9 +16,12 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
 from apdm.core.errors import Interrupted
 from apdm.core.signals import Stop, stop_on_signals
+from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 
 if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
     from apdm.audit import Audit
 
 POLL_SECONDS = 0.2
@@ -54,10 +56,10 @@ class Matrix:
         Raises Interrupted on the user's word; what is finished stays in the store.
         """
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # stable, so equal in every process
-        bar = tqdm(
+        bar = progress_bar(
             total=sum(cell.steps for cell in self.cells),
             unit="step",
-            disable=not (show_progress and processes.is_main),
+            shown=show_progress and processes.is_main,
         )
         try:
             with bar, stop_on_signals() as stop:

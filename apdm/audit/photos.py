@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
@@ -26,6 +25,7 @@ from apdm.audit.store import CellStore, kept, key_of, tensor_hash
 from apdm.audit.suites import AttackFactory, code_hash
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
+from apdm.core.terminal import progress_bar
 from apdm.data.subjects import Subject, load_images
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.faces import load_encoder
@@ -146,7 +146,7 @@ class PhotoAudit:
             if processes.is_main:
                 store.tidy(keys)
             processes.wait()
-            with tqdm(total=len(cells), desc="attack photos", unit="attack", disable=not processes.is_main) as bar:
+            with progress_bar(total=len(cells), desc="attack photos", unit="attack", shown=processes.is_main) as bar:
                 for key, cell in list(zip(keys, cells, strict=True))[processes.index :: processes.size]:
                     if key not in store:
                         row, images = self._row(cell)

@@ -12,10 +12,11 @@ import hashlib
 import json
 import math
 import operator
+import os
 import re
 import reprlib
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -37,6 +38,7 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 COMMAND_LINE = "on the command line"
+IN_CALL = "in the call"
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) -> Any:
@@ -66,38 +68,76 @@ def command_line(name: str, argv: Sequence[str]) -> str:
 
 
 def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
-    """Build `cls` from its defaults, `--config FILE` and the rest of `argv`, each stronger than the last.
+    """Build a configuration from its defaults, the file of `--config`, and the other words of a command line.
 
-    Where `cls` has `presets`, name -> {option: value}, the one that the option `preset` names comes after the defaults.
+    What stands on the command line wins over the file, and the file over a preset and the defaults. If `cls` has an
+    attribute `presets`, {name: {option: value}}, the option `preset` names the one to use.
 
-    `argv` holds `--key value`, `--group.key value`, `--key=value`, `--list_key a b c`, and `--flag` for true.
-    `--help` prints every option and exits.
+    Args:
+        cls: the dataclass that describes the options.
+        argv: `--key value`, `--group.key value`, `--key=value`, `--list_key a b c`, or `--flag` for true.
 
     Raises:
-        UserError: unknown or missing option, value of the wrong type or out of range, unreadable file.
+        UserError: an unknown or missing option, a value of the wrong type or out of range, an unreadable file.
     """
-    if "--help" in argv or "-h" in argv:
-        print(help_text(cls))
-        raise SystemExit(0)
     known = {entry.path: entry for entry in _entries(cls)}
     words = _split(argv)
     files = words.pop("config", None)
-    values: dict[str, Any] = {}
-    if files is not None:
-        if len(files) != 1:
-            raise UserError("--config needs the name of one YAML file")
-        where = f"in {files[0]}"
-        for path, value in _flatten(_read(files[0]), known, where):
-            values[path] = known[path].fit(value, where)
+    if files is not None and len(files) != 1:
+        raise UserError("--config needs the name of one YAML file")
+    values = _from_file(files[0], known) if files else {}
     for path, texts in words.items():
         _check_known(path, known, COMMAND_LINE)
         values[path] = known[path].fit(known[path].parse(texts), COMMAND_LINE)
+    return _complete(cls, values, known, f"{COMMAND_LINE} or in the file of --config", dashes="--")
+
+
+def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> Config:
+    """Build a configuration from Python values, checked as strictly as those of a command line.
+
+    Args:
+        cls: the dataclass that describes the options.
+        options: {name: value}. A group of options is a nested mapping or an object of the group's dataclass; a dotted
+            name such as "l2p.inner_steps" works too. Paths may be `pathlib.Path` objects, lists may be tuples.
+        file: a YAML file with further options; those of `options` win.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    known = {entry.path: entry for entry in _entries(cls)}
+    values = _from_file(os.fspath(file), known) if file is not None else {}
+    for path, value in _flatten(_plain_values(options), known, IN_CALL):
+        values[path] = known[path].fit(value, IN_CALL)
+    return _complete(cls, values, known, "as an argument or in the configuration file")
+
+
+def _from_file(file: str, known: Mapping[str, _Entry]) -> dict[str, Any]:
+    """The options of a YAML file as {dotted name: value}."""
+    where = f"in {file}"
+    return {path: known[path].fit(value, where) for path, value in _flatten(_read(file), known, where)}
+
+
+def _complete(
+    cls: type[Config], values: dict[str, Any], known: Mapping[str, _Entry], where: str, *, dashes: str = ""
+) -> Config:
+    """The configuration of the given values, of the preset that they name, and of the defaults."""
     preset = getattr(cls, "presets", {}).get(values.get("preset"), {})
     values = {**preset, **values}
-    missing = [f"--{path}" for path, entry in known.items() if entry.required and path not in values]
+    missing = [f"{dashes}{path}" for path, entry in known.items() if entry.required and path not in values]
     if missing:
-        raise UserError(f"{', '.join(missing)} must be given, {COMMAND_LINE} or in the file of --config")
+        raise UserError(f"{', '.join(missing)} must be given, {where}")
     return _build(cls, values)
+
+
+def _plain_values(value: Any) -> Any:
+    """Python values as YAML would give them: mappings for groups, lists for tuples, text for paths."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_values(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def to_yaml(config: Any) -> str:
@@ -266,7 +306,7 @@ def _read(file: str) -> dict[Any, Any]:
     return content or {}
 
 
-def _flatten(tree: dict[Any, Any], known: dict[str, _Entry], where: str) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[Any, Any], known: Mapping[str, _Entry], where: str) -> Iterator[tuple[str, Any]]:
     """The leaves of a YAML tree under their dotted paths."""
     groups = {entry.group for entry in known.values()}
     pending = [(str(key), value) for key, value in tree.items()]
@@ -279,7 +319,7 @@ def _flatten(tree: dict[Any, Any], known: dict[str, _Entry], where: str) -> Iter
             yield path, value
 
 
-def _check_known(path: str, known: dict[str, _Entry], where: str) -> None:
+def _check_known(path: str, known: Mapping[str, _Entry], where: str) -> None:
     if path in known:
         return
     members = [name for name in known if name.startswith(f"{path}.")]

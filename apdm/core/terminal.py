@@ -1,14 +1,49 @@
-"""What commands print for a reader."""
+"""What a person at a terminal sees: lines on standard output, and progress bars on standard error."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
+_bars_are_shown = ContextVar("bars_are_shown", default=False)
 
 
 def say(*lines: str) -> None:
-    """Print lines to standard output. A reader who has seen enough, as `head` has, ends nothing."""
+    """Print lines to standard output.
+
+    If the reader of a pipe has closed it, as `head` does, the rest of the output is dropped and the command goes on.
+    """
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def show_progress(shown: bool = True) -> Iterator[None]:
+    """Show or hide the progress bars of the jobs that run in this block. Outside of such a block they are hidden."""
+    before = _bars_are_shown.set(shown)
+    try:
+        yield
+    finally:
+        _bars_are_shown.reset(before)
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, **options: Any) -> tqdm[Any]:
+    """Return a tqdm bar, which is hidden unless `show_progress` asked for bars.
+
+    Args:
+        iterable: what the bar counts; None if the caller updates it.
+        shown: false hides this bar in any case, as in all processes but the main one.
+        options: anything else that tqdm takes.
+    """
+    from tqdm.auto import tqdm
+
+    return tqdm(iterable, disable=not (shown and _bars_are_shown.get()), **options)

@@ -1,22 +1,24 @@
-"""Versions of everything that a result depends on."""
+"""The version of this package, and of everything else that a result depends on."""
 
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
-from apdm import __version__
+VERSION = "0.1.0"
 
-PACKAGES = (
+# The libraries whose versions are written beside every result.
+LIBRARIES = (
     *("accelerate", "datasets", "diffusers", "numpy", "peft"),
     *("pillow", "safetensors", "scipy", "torch", "transformers"),
 )
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of this package, of Python and of every installed library a result depends on."""
-    versions = {"apdm": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    """Return {name: version} of this package, of Python and of every installed library that a result depends on."""
+    from importlib import metadata  # takes long to import, and `import apdm` must not
+
+    versions = {"apdm": VERSION, "python": platform.python_version()}
+    for name in LIBRARIES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from apdm.core.errors import UserError
 from apdm.core.files import delete, write_text
 from apdm.core.pictures import save_png, to_pil
+from apdm.core.terminal import progress_bar
 from apdm.data.subjects import list_images
 
 ORIGIN = "made_by_apdm.json"
@@ -83,7 +83,8 @@ class ClassImages:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(origin, json.dumps(facts, indent=1) + "\n")
         missing = [i for i in range(count) if not (folder / _name(i)).exists()]
-        bar = tqdm(total=len(missing), desc="class pictures", unit="picture", disable=not (show_progress and missing))
+        shown = show_progress and bool(missing)
+        bar = progress_bar(total=len(missing), desc="class pictures", unit="picture", shown=shown)
         for start in range(0, len(missing), batch_size):
             chunk = missing[start : start + batch_size]
             images = family.sample(

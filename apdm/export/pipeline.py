@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from apdm import __version__
 from apdm.core.files import list_files, model_hash, require_disk, write_beside, write_text
+from apdm.core.versions import VERSION
 from apdm.export.metadata import write_metadata
 from apdm.export.model_card import model_card
 from apdm.families.single_file import check_single_file, single_file_weights
@@ -55,7 +55,7 @@ def export_model(
         check_single_file(family.pipeline)
     require_disk(target, export_size(family, save_variant=save_variant, single_file=single_file))
     facts = {
-        "apdm.version": __version__,
+        "apdm.version": VERSION,
         "apdm.method": method,
         "apdm.steps": str(steps),
         "apdm.config_sha256": config_hash,

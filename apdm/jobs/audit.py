@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,12 @@ from apdm.audit.people import Folders
 from apdm.audit.photo_plan import PhotoPlan
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, available, chosen, short_of_cost
-from apdm.config import AuditJobConfig, AuditOptions, load_config, to_yaml
-from apdm.config.options import command_line
+from apdm.config import AuditJobConfig, AuditOptions, to_yaml
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.core.logging import get_logger
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
-from apdm.core.terminal import say
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.launch import join_processes
@@ -34,29 +31,34 @@ from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.jobs.prepare import check_resolution, prepare_process
+from apdm.jobs.results import AuditResult
 from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
 
-PROTECTED, NOT_PROTECTED = 0, 1
+logger = get_logger(__name__)
+
 COLUMNS = 4
 ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
 
 
-def main(argv: Sequence[str]) -> int:
-    """Audit as `argv` says; the command line of `apdm audit`. Returns 0 for protected, 1 for not."""
-    config = load_config(AuditJobConfig, list(argv))
-    with stop_on_signals("finished cells are kept; the same command goes on"):
-        return run(config, command=command_line("audit", argv))
+@stop_on_signals("finished cells are kept; the same command goes on")
+def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:
+    """Attack base and hardened model, and judge; the code of `apdm audit` and of `apdm.audit`.
 
+    Args:
+        config: the options.
+        command: the command line that was given, as results.json tells it.
 
-def run(config: AuditJobConfig, *, command: str | None = None) -> int:
-    """Run the whole audit, alone or under `accelerate launch`. Raises UserError before long work if input is bad."""
+    Raises:
+        UserError: bad input, found before any long work starts.
+        Interrupted: the process was asked to stop; finished cells are kept, and the same call goes on from there.
+    """
     processes, device = join_processes()
     prepare_process(config.num_threads)
     plan, photos = processes.main_first(lambda: _load(config, command))
     output = processes.broadcast(lambda: _claim(config))
     if processes.is_main and (short := short_of_cost(config, plan.entries)):
-        print(f"apdm: {short}", file=sys.stderr)
+        logger.warning(short)
     for model in plan.models.values():
         model.pipeline.to(device)
     prior = processes.main_first(
@@ -80,14 +82,14 @@ def run(config: AuditJobConfig, *, command: str | None = None) -> int:
         layer = photos.run(
             config, plan.models["base"], prior, plan.judges, plan.subjects, output, common_facts(plan), processes
         )
-    if done is None:
-        return PROTECTED  # the main process says what came out
-    results, pictures = done
-    if layer is not None:
-        results["image_layer"], pictures = layer[0], pictures | layer[1]
-    write_all(results, pictures, output)
-    _say(results, output)
-    return PROTECTED if results["verdict"]["protected"] else NOT_PROTECTED
+    results = None
+    if done is not None:
+        results, pictures = done
+        if layer is not None:
+            results["image_layer"], pictures = layer[0], pictures | layer[1]
+        write_all(results, pictures, output)
+    verdict = processes.broadcast(lambda: {} if results is None else results["verdict"])
+    return AuditResult(output_dir=output, verdict=verdict, results=results)
 
 
 def write_all(results: dict[str, Any], pictures: dict[str, Tensor], output: Path) -> None:
@@ -197,9 +199,3 @@ def _claim(config: AuditJobConfig) -> Path:
         delete(output / stale)
     write_text(note, resolved)
     return output
-
-
-def _say(results: dict[str, Any], output: Path) -> None:
-    verdict = results["verdict"]
-    outcome = "protected" if verdict["protected"] else "not protected"
-    say(outcome, *(f"  {reason}" for reason in verdict["reasons"]), f"See {output / 'report.html'}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
-from apdm.config import HardenConfig, config_hash, load_config, to_yaml
-from apdm.config.options import command_line
+from apdm.audit import read_results
+from apdm.config import HardenConfig, config_hash, to_yaml
 from apdm.config.presets import preset_report
 from apdm.core.errors import UserError
 from apdm.core.files import claim_output_dir, delete, model_hash, require_disk, write_text
@@ -38,6 +37,7 @@ from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.prepare import class_posterior, load_models, prepare_process
+from apdm.jobs.results import HardenResult
 from apdm.jobs.training import Training, protect
 from apdm.jobs.validation import Validator
 from apdm.protection.attackers import People
@@ -46,17 +46,6 @@ from apdm.protection.batches import ProtectionData, on_device
 logger = get_logger(__name__)
 
 GOING_ON = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Harden as `argv` says; the command line of `apdm harden`. Returns the exit code."""
-    try:
-        config = load_config(HardenConfig, list(argv))
-    except UserError as error:  # every process reads the same options
-        error.reported_by_other_process = os.environ.get("RANK", "0") != "0"
-        raise
-    harden(config, command=command_line("harden", argv))
-    return 0
 
 
 @dataclass(frozen=True)
@@ -74,11 +63,19 @@ class Photos:
         )
 
 
-def harden(config: HardenConfig, *, command: str | None = None) -> Path:
-    """Run the whole job; returns the output folder. Raises UserError before long work starts if input is bad.
+def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
+    """Harden a model, and on request protect the photos and audit it; the code of `apdm harden` and of `apdm.harden`.
 
-    Of several processes the main one alone reads photos, draws, validates, writes and exports; the others join it for
-    the training, and for photos and audit where they see the same files.
+    Of several processes the main one alone reads photos, draws, validates, writes and exports. The others join it for
+    the training, and for photos and audit if they see the same files.
+
+    Args:
+        config: the options.
+        command: the command line that was given, as results.json tells it.
+
+    Raises:
+        UserError: bad input, found before any long work starts; or a loss that is not finite.
+        Interrupted: the process was asked to stop, and a checkpoint is written.
     """
     prepare_process(config.num_threads)
     accelerator = make_accelerator(config)
@@ -132,7 +129,14 @@ def harden(config: HardenConfig, *, command: str | None = None) -> Path:
             protect_and_audit(config, base, hardened, job, processes, accelerator.device, command=command)
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
         accelerator.end_training()
-    return output
+    audited = config.audit.enabled and processes.is_main
+    return HardenResult(
+        output_dir=output,
+        model_dir=output / MODEL,
+        steps=steps,
+        image_dir=output / IMAGES if config.image_layer.enabled else None,
+        results=read_results(output / RESULTS) if audited else None,
+    )
 
 
 def protect_and_audit(

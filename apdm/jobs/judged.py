@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,15 @@ from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, available, short_of_cost
 from apdm.config import HardenConfig
 from apdm.core.files import model_hash
+from apdm.core.logging import get_logger
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import CELLS, IMAGES, MODEL, PERTURBATION, PHOTO_CELLS
 from apdm.families import Family, Posterior
 from apdm.jobs.audit import attacker_prior, load_judges, write_all
 from apdm.metrics.judges import Judges
+
+logger = get_logger(__name__)
 
 DIFFERENCE_GAIN = 10  # the report shows what was changed tenfold, around grey
 
@@ -173,5 +174,5 @@ def _check_attacks(config: HardenConfig) -> None:
     available(BUILT_IN, ("base", "hardened"), AttackFactory.of(options, config.instance_prompt, config.class_prompt))
     check_specs(options, config.instance_prompt, config.class_prompt)
     short = short_of_cost(options, BUILT_IN)
-    if short and options.enabled and os.environ.get("RANK", "0") == "0":  # every process reads the same options
-        print(f"apdm: {short}", file=sys.stderr)
+    if short and options.enabled:
+        logger.warning(short)

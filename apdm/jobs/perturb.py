@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from apdm.config import JobConfig, PerturbConfig, config_hash, load_config, to_yaml
+from apdm.config import JobConfig, PerturbConfig, config_hash, to_yaml
 from apdm.config.image_layer import ImageLayerConfig
-from apdm.config.options import command_line
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, delete, list_files, write_text
+from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals
+from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.subjects import find_subjects
 from apdm.distributed.launch import join_processes
@@ -38,28 +38,32 @@ from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
 from apdm.image_layer.scene import Scene
 from apdm.image_layer.zero_shot import embed_face
 from apdm.jobs.prepare import class_posterior, load_base, prepare_process
+from apdm.jobs.results import PerturbResult
 from apdm.metrics.perception import visibility
 
-
-def main(argv: Sequence[str]) -> int:
-    """Protect photos as `argv` says; the command line of `apdm perturb`. Returns the exit code."""
-    config = load_config(PerturbConfig, list(argv))
-    with stop_on_signals("photos that are finished are kept; the same command goes on"):
-        perturb(config, command=command_line("perturb", argv))
-    return 0
+logger = get_logger(__name__)
 
 
-def perturb(config: PerturbConfig, *, command: str | None = None) -> Path:
-    """Run the whole job, alone or under `accelerate launch`; returns the output folder. Raises UserError before long
-    work starts if input is bad."""
+@stop_on_signals("photos that are finished are kept; the same command goes on")
+def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResult:
+    """Protect the photos of all subjects; the code of `apdm perturb` and of `apdm.perturb`.
+
+    Args:
+        config: the options.
+        command: the command line that was given, as perturbation.json tells it.
+
+    Raises:
+        UserError: bad input, found before any long work starts.
+        Interrupted: the process was asked to stop; finished photos are kept.
+    """
     processes, device = join_processes()
     prepare_process(config.num_threads)
     job, family = processes.main_first(lambda: (PhotoJob.load(config, quiet=not processes.is_main), load_base(config)))
     output = processes.broadcast(lambda: claim_photo_dir(config))
     family.pipeline.to(device)
-    job.run(family, output, processes, command=command)
+    figures = job.run(family, output, processes, command=command)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
-    return output
+    return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
 
 
 def claim_photo_dir(config: PerturbConfig) -> Path:
@@ -135,7 +139,7 @@ class PhotoJob:
             return None
         self._withdraw(output / IMAGES)
         if missing and layer.format == "jpeg":
-            print("saved as JPEG: compression takes part of the protection away; PNG keeps it")
+            logger.warning("photos are saved as JPEG: compression takes part of the protection away; PNG keeps it")
         results = self.figures(output / IMAGES)
         results |= {"command": command, "seconds_per_photo": seconds / done if done else None}
         results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -151,8 +155,8 @@ class PhotoJob:
             prompts = family.encode_prompts([config.instance_prompt, config.class_prompt]).float()
         if self.faces is not None:
             self.faces.to(prompts.device)
-        total, quiet = layer.total_steps * len(subjects), not (show_progress and subjects)
-        with tqdm(total=total, desc="protect", unit="step", disable=quiet) as bar:
+        total, shown = layer.total_steps * len(subjects), show_progress and bool(subjects)
+        with progress_bar(total=total, desc="protect", unit="step", shown=shown) as bar:
 
             def progress(values: Mapping[str, Tensor]) -> None:
                 bar.update()
@@ -279,4 +283,4 @@ def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceTools, *, refuse
             "with --image_layer.zero_shot.no_face skip"
         )
     if without:
-        print(f"no face found in {', '.join(without)}: the zero-shot layer leaves them as they are")
+        logger.warning("no face found in %s: the zero-shot layer leaves them as they are", ", ".join(without))

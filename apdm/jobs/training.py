@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import Module
-from tqdm.auto import tqdm
 
 from apdm.config import HardenConfig
 from apdm.core.adamw import make_adamw
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.signals import Stop
+from apdm.core.terminal import progress_bar
 from apdm.distributed.engines import shard
 from apdm.distributed.launch import RESUME, SHARDED, autocast, compiler, kind_of, make_engine
 from apdm.distributed.offload import Bfloat16, LeanSlowWeights
@@ -288,13 +288,13 @@ def protect(
     steps = range(counters.step + 1, config.max_train_steps + 1)
     if _enough(validator, counters, processes):
         steps = range(0)
-    bar = tqdm(
+    bar = progress_bar(
         steps,
         desc="harden",
         unit="step",
         initial=counters.step,
         total=config.max_train_steps,
-        disable=not accelerator.is_main_process,
+        shown=accelerator.is_main_process,
     )
     every = config.checkpointing_steps
     for step in bar:

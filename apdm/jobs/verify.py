@@ -17,10 +17,9 @@ from PIL import Image
 
 from apdm.audit import read_results
 from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, STRANGERS
-from apdm.config import VerifyConfig, load_config
+from apdm.config import VerifyConfig
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
-from apdm.core.terminal import say
 from apdm.data.subjects import ONLY_SUBJECT, SAFE, SUFFIXES
 from apdm.export.layout import (
     ATTACKER_CLASS_IMAGES,
@@ -42,8 +41,8 @@ from apdm.export.metadata import read_metadata
 from apdm.families import load_family
 from apdm.jobs.checkpoint import is_checkpoint
 from apdm.jobs.prepare import prepare_process
+from apdm.jobs.results import VerifyResult
 
-SOUND, UNSOUND = 0, 1
 HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
 NEEDLE = 64  # bytes of a photo that no other file has by chance
 LONG = 6  # bytes from which a text does not stand in large weights by chance
@@ -52,19 +51,13 @@ GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, "protected"}  # folde
 TEXTS = (".json", ".md", ".txt", ".yaml", ".html")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Verify as `argv` says; the command line of `apdm verify`. Returns 0 if all is well, 1 if not."""
-    words = ["--output_dir", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    config = load_config(VerifyConfig, words)
+def verify(config: VerifyConfig) -> VerifyResult:
+    """Check a folder that a run wrote; the code of `apdm verify` and of `apdm.verify`.
+
+    Raises:
+        UserError: the folder has no manifest, or the folder of subjects holds no photos.
+    """
     prepare_process(None)
-    problems = verify(config)
-    what = "all files as shipped, the model loads, nothing of a subject in it"
-    say(*problems, f"{config.output_dir}: {f'{len(problems)} problems' if problems else what}")
-    return UNSOUND if problems else SOUND
-
-
-def verify(config: VerifyConfig) -> list[str]:
-    """What is wrong with a folder, one line each. Raises UserError for a folder without a manifest."""
     root = Path(config.output_dir)
     subjects = _subjects(config.subjects)
     problems = [*verify_manifest(root), *_unknown(root)]
@@ -77,7 +70,7 @@ def verify(config: VerifyConfig) -> list[str]:
         problems += _metadata(path, root)
     problems += _photo_notes(root / "images", root)
     problems += _leaks(root, model, subjects, [*_prompts(root), *config.prompts])
-    return problems
+    return VerifyResult(output_dir=root, problems=tuple(problems))
 
 
 # -- files and loading ---------------------------------------------------------------------------------------

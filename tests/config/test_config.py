@@ -189,12 +189,8 @@ def test_two_configs_do_not_share_a_default_list():
     assert two.words == ["a b"]
 
 
-def test_help_prints_every_option_with_its_default_and_exits_with_0(capsys):
-    with pytest.raises(SystemExit) as stop:
-        load_config(Outer, ["--name", "n", "--help"])
-    printed = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert printed.strip() == help_text(Outer)
+def test_the_help_text_holds_every_option_with_its_default():
+    printed = help_text(Outer)
     for line in (
         "--name  text; required",
         "--inner.steps  a whole number, at least 1; default 3",

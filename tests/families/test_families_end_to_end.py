@@ -149,7 +149,7 @@ def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(folders
         l2p=L2PConfig(inner_steps=2, learning_rate=1e-3),
         single_file=kind != "flux",
     )
-    model = harden(config) / "model"
+    model = harden(config).model_dir
     base, ours = load_family(source), load_family(model)
     names = set(base.denoiser.state_dict())
     moved = {n for n in names if not torch.equal(base.denoiser.state_dict()[n], ours.denoiser.state_dict()[n])}
@@ -167,7 +167,9 @@ def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(folders
 def test_photos_are_protected_against_every_family(folders, noise_people, tmp_path, kind: str):
     short = DLADiffConfig(static_steps=1, rounds=1, attention_steps=1, conditional_steps=1, surrogate_steps=1)
     layer = ImageLayerConfig(dladiff=short, zero_shot=ZeroShotConfig(enabled=False))
-    output = perturb(PerturbConfig(**options(folders(kind), noise_people, tmp_path / "photos"), image_layer=layer))
+    output = perturb(
+        PerturbConfig(**options(folders(kind), noise_people, tmp_path / "photos"), image_layer=layer)
+    ).output_dir
     rows = json.loads((output / "perturbation.json").read_text())["photos"]
     assert len(rows) == 3
     for name in ("0.png", "1.png", "2.png"):
@@ -205,7 +207,7 @@ def test_in_the_real_latent_spaces_photos_survive_and_models_are_hardened(tmp_pa
     Image.open(photo).resize((64, 64)).save(people / "0.png")
     changes = {"resolution": 64, "max_train_steps": 1, "l2p": L2PConfig(inner_steps=1)}
     config = HardenConfig(**options(tmp_path / "base", people.parent, tmp_path / "hardened") | changes)
-    hardened = load_family(harden(config) / "model")
+    hardened = load_family(harden(config).model_dir)
     assert isinstance(hardened.pipeline.vae, AutoencoderTiny)
     assert hardened.sample(["a dog"], seed=0, num_inference_steps=1).shape == (1, 3, 64, 64)
 

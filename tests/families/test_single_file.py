@@ -115,7 +115,7 @@ def test_the_main_job_takes_a_single_file(exported, tmp_path: Path):
         num_threads=1,
         l2p=L2PConfig(inner_steps=1),
     )
-    hardened: Family = load_family(harden(config) / "model")
+    hardened: Family = load_family(harden(config).model_dir)
     assert hardened.pipeline_name == "StableDiffusionXLPipeline"
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageOps
+from real_signals import signal_when
 from safetensors.torch import load_file
 from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, write_people
 
@@ -55,22 +52,6 @@ def copied(stopped: Path, tmp_path: Path) -> Path:
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-@contextmanager
-def signal_when(path: Path, number: int) -> Iterator[None]:
-    """Send this process a real signal once `path` is there."""
-
-    def wait() -> None:
-        while not path.exists():
-            time.sleep(0.002)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    yield
-    thread.join(timeout=10)
-    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

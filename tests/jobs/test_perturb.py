@@ -211,10 +211,10 @@ def test_photos_of_every_kind_and_size_come_back_whole(people: Path, tmp_path: P
     }
 
 
-def test_jpeg_is_written_on_request_and_its_loss_said(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_jpeg_is_written_on_request_and_its_loss_said(people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     facts = here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
     assert sorted(p.name for p in (tmp_path / "out/images/s01").iterdir()) == [f"00{i}.jpg" for i in range(4)]
-    assert facts["format"] == "jpeg" and "JPEG" in capsys.readouterr().out
+    assert facts["format"] == "jpeg" and "JPEG" in caplog.text
     again = here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
     assert [row["visible"] for row in again["photos"]] == [row["visible"] for row in facts["photos"]]
 
@@ -229,12 +229,12 @@ def test_a_jpeg_of_another_picture_is_not_taken_for_a_finished_photo(people: Pat
 
 
 def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
-    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(people / "s01/noise.png")
     facts = here(people, tmp_path / "out")
-    assert "s01/noise.png" in capsys.readouterr().out
+    assert "no face found in s01/noise.png" in caplog.text
     row = facts["photos"][4]
     assert row["faces"] == [] and 0 < row["visible"]["linf"] <= 7 / 255 + 1e-9
     with pytest.raises(UserError, match="no face was found in s01/noise.png"):

@@ -193,4 +193,4 @@ def test_the_single_file_is_loaded_too(folder: Path, capsys: pytest.CaptureFixtu
     write_manifest(folder, config_hash="ab" * 32)
     assert main(["verify", str(folder)]) == 1
     said = capsys.readouterr().out
-    assert "manifest" not in said and "1 problems" in said
+    assert "manifest" not in said and "1 problem\n" in said
