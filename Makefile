@@ -41,7 +41,7 @@ bench: $(READY) ## time the parts that matter
 	$(BIN)/python -m benchmarks
 
 docs: $(READY) ## build the documents as a site in build/site; a broken link is an error
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the demo's outputs and all caches; .venv stays
 	rm -rf outputs/demo outputs/demo-subjects build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
