@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import yaml
 
 from apdm.cli import COMMANDS
 from apdm.config import load_config
+from apdm.config.options import make_config
 from tools import plots
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +152,41 @@ def test_options_that_documents_name_exist() -> None:
             for option in re.findall(r"`([a-z_0-9]+\.[a-z_0-9.]+)(?: [a-z0-9.]+)?`", " ".join(lines)):
                 if option.partition(".")[0] in groups:
                     assert option in known, f"{name(document)} names {option}"
+
+
+# -- Python --------------------------------------------------------------------------------------------------
+
+
+def shown_calls() -> Iterator[tuple[str, str]]:
+    """(document, source) of every fenced Python block that calls the package's functions."""
+    for document in [README, *PAGES]:
+        text = document.read_text(encoding="utf-8")
+        for source in re.findall(r"^```python\n(import apdm\n.*?)^```", text, re.DOTALL | re.MULTILINE):
+            yield name(document), source
+
+
+@pytest.mark.parametrize(("document", "source"), list(shown_calls()))
+def test_calls_that_documents_show_name_options_that_exist(
+    document: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    jobs = [call for call in calls if ast.unparse(call.func).startswith("apdm.")]
+    assert jobs, document
+    for call in jobs:
+        config = COMMANDS[ast.unparse(call.func).removeprefix("apdm.")].config
+        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        file = ast.literal_eval(call.args[0]) if call.args else None
+        assert config is not None
+        make_config(config, options, file=file)
+
+
+@pytest.mark.parametrize(
+    "path", re.findall(r"^::: (\S+)", (GENERATED / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+)
+def test_the_reference_names_objects_that_exist_and_explain_themselves(path: str) -> None:
+    module, _, attribute = path.rpartition(".")
+    assert getattr(importlib.import_module(module), attribute).__doc__
 
 
 # -- figures -------------------------------------------------------------------------------------------------
