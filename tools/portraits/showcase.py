@@ -48,8 +48,8 @@ def figures(results: dict[str, Any]) -> str:
             for other in utility["other_subjects"]
         ),
         f'| pictures of "a person" that show a face | {faces["base"]:.2f} | {faces["hardened"]:.2f} |',
-        "| Fréchet distance of these pictures to the base model's "
-        f"| {utility['fid_base_seed_to_seed']:.2f} (two seeds) | {utility['fid_to_base']:.2f} |",
+        "| Fréchet distance of these pictures: two seeds of the base, hardened to base "
+        f"| {utility['fid_base_seed_to_seed']:.2f} | {utility['fid_to_base']:.2f} |",
         *photo_rows(results, encoders),
     ]
     worst = results["cost_factor"]["worst"]
