@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, help_text, load_config
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.options import command_line
+from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
 from apdm.core.terminal import say, show_progress

@@ -12,10 +12,11 @@ from apdm.config.harden import (
 )
 from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.job import JobConfig
-from apdm.config.options import config_hash, help_text, load_config, to_yaml
+from apdm.config.options import load_config, make_config
 from apdm.config.perturb import PerturbConfig
 from apdm.config.presets import MemoryConfig
 from apdm.config.verify import VerifyConfig
+from apdm.config.yaml_text import config_hash, to_yaml
 
 __all__ = [
     "AuditConfig",
@@ -34,7 +35,7 @@ __all__ = [
     "VarietyConfig",
     "VerifyConfig",
     "config_hash",
-    "help_text",
     "load_config",
+    "make_config",
     "to_yaml",
 ]

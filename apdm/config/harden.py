@@ -12,33 +12,48 @@ from typing import Any, ClassVar, Literal
 from apdm.config.audit import AuditConfig
 from apdm.config.job import JobConfig
 from apdm.config.options import option
-from apdm.config.presets import PRESETS, MemoryConfig
+from apdm.config.presets import MEMORY_PRESETS, MemoryConfig
 from apdm.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class L2PConfig:
-    """Learning to Protect: the simulated attacker inside every outer step (Algorithm 1)."""
+    """Learning to Protect (Algorithm 1 of APDM): the attacker that is simulated in every outer step."""
 
     inner_steps: int = option(
         20,
-        "N_per: attacker steps on theta' per outer step. The paper takes 20, its code 10 on SD 2.1.",
+        "Steps that the simulated attacker trains for in each outer step (N_per). The time of a run grows in "
+        "proportion. More steps show the defender an attacker that has come further; in the paper's Table 7, 20 "
+        "protects better than 10 or 5. Its released code takes 10 for Stable Diffusion 2.1.",
         at_least=1,
     )
-    learning_rate: float = option(5e-6, "Of the attacker's AdamW, fresh in every outer step.", above=0)
+    learning_rate: float = option(
+        5e-6,
+        "Learning rate of the simulated attacker's AdamW, which starts fresh in every outer step. 5e-6 is the paper's, "
+        "and common for DreamBooth on Stable Diffusion 1.5.",
+        above=0,
+    )
     prior_loss_weight: float = option(
-        1.0, "Weight of L_ppl in the attacker's loss L_per (Eq. 3-5); 0 leaves it out.", at_least=0
+        1.0,
+        "Weight of the simulated attacker's prior preservation, L_ppl in its loss L_per (Eq. 3-5). 0 simulates an "
+        "attacker who trains on the photos alone. 1 is the paper's and DreamBooth's.",
+        at_least=0,
     )
     max_grad_norm: float = option(
         0.0,
-        "Clips the attacker's gradients; 0: off, as released. A real DreamBooth run clips at 1.",
+        "Clip the simulated attacker's gradient to this norm; 0 does not clip, as in the released code. A real "
+        "DreamBooth run clips at 1.",
         at_least=0,
     )
     accumulate: Literal["sum", "mean"] = option(
-        "sum", "How the N_per protective gradients become theta's. AdamW makes the two nearly alike."
+        "sum",
+        "Whether theta moves along the sum or the mean of the protective gradients of an outer step. AdamW scales its "
+        "steps itself, so the two differ little unless max_grad_norm clips the result. The paper takes the sum.",
     )
     evaluate: Literal["after", "before"] = option(
-        "after", "L_protect at theta' after its step (Algorithm 1, release) or before it (Eq. 18-19)."
+        "after",
+        "Where the protective loss is computed: at the attacker's weights theta' after each of its steps (Algorithm 1 "
+        "and the released code) or before it (Eq. 18-19 of the paper's text).",
     )
     leak: bool = option(
         False,
@@ -47,65 +62,103 @@ class L2PConfig:
     )
     attackers: Literal["synchronous", "independent"] = option(
         "synchronous",
-        "With several processes: one attacker on the whole batch, as one process has it, or one per process on its "
-        "share, which is more diverse and sends less (DDP only).",
+        "What several processes simulate. synchronous: one attacker on the whole batch, exactly as in one process. "
+        "independent: one attacker in each process on its share of the batch, which is more diverse and exchanges less "
+        "data. independent needs DDP.",
     )
     optimizer: Literal["adamw", "adamw8bit", "adafactor"] = option(
         "adamw",
-        "The attacker's: AdamW as in the paper, AdamW with moments in 8 bits (needs bitsandbytes), or Adafactor, which "
-        "has no first moment and hardly any second. In copies of the weights: 2, 0.5, 0.",
+        "The simulated attacker's optimizer. adamw is the paper's and holds two extra copies of the weights. adamw8bit "
+        "rounds its moments to 8 bits (half a copy; needs bitsandbytes). adafactor has no momentum and holds almost "
+        "nothing.",
     )
     lora_share: float = option(
         0.0,
-        "Share of outer steps, chosen by the seed, whose attacker trains a LoRA in place of all weights; with a pool, "
-        "share of its attackers. 0: none, as in the paper; 1: all of them, which saves three copies of the weights, "
-        "or two beside ema_decay.",
+        "Share of outer steps whose simulated attacker trains a LoRA instead of all weights; with a pool, share of its "
+        "attackers. The seed decides which. 0 is the paper's. 1 saves three copies of the weights, or two beside "
+        "ema_decay.",
         at_least=0,
         at_most=1,
     )
-    lora_rank: int = option(4, "Rank of that LoRA; peft's and diffusers' 4.", at_least=1)
+    lora_rank: int = option(
+        4, "Rank of the simulated attacker's LoRA. 4 is the default of diffusers' scripts.", at_least=1
+    )
     lora_target: Literal["attention", "linear", "all"] = option(
         "attention",
-        "Its layers: attention's projections (a transformer's of the prompt too), all linear ones, or convolutions.",
+        "Layers that the LoRA adapts. attention: the projections of attention layers, in a transformer also those of "
+        "the prompt. linear: all linear layers. all: convolutions too.",
     )
-    lora_learning_rate: float = option(1e-4, "Of its AdamW; diffusers' own for LoRA, 20 times the full one.", above=0)
+    lora_learning_rate: float = option(
+        1e-4,
+        "Learning rate of the LoRA's AdamW. 1e-4 is the default of diffusers' LoRA scripts, 20 times that of full "
+        "fine-tuning.",
+        above=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VarietyConfig:
-    """What simulated attackers vary: each draws one of every list. Empty: the paper's attacker, always the same."""
+    """How simulated attackers differ: each draws one value from every list that is given. Without lists all are alike,
+    as in the paper."""
 
     instance_prompts: list[str] = option(
-        [], 'Prompts they learn with beside instance_prompt: "a photo of t@t person", "a photo of sks man".'
+        [],
+        "Prompts that attackers may learn with besides instance_prompt, with other rare words or class nouns: "
+        '"a photo of t@t person", "a photo of sks man".',
     )
-    learning_rates: list[float] = option([], "Rates in place of l2p.learning_rate.", above=0)
+    learning_rates: list[float] = option([], "Learning rates to draw from instead of l2p.learning_rate.", above=0)
     inner_steps: list[int] = option(
-        [], "Lengths in place of l2p.inner_steps; of a pool's attackers, of pool.depth.", at_least=1
+        [],
+        "Numbers of steps to draw from instead of l2p.inner_steps; with a pool, instead of pool.depth.",
+        at_least=1,
     )
     photos: list[str] = option(
         [],
-        "What they do to the photos instead of nothing, as texts of apdm/attacks/registry.py: "
-        '"flip", "crop:margin=0.1", "jpeg:quality=50".',
+        "What attackers may do to the photos before training, as purifiers with their options: "
+        '"flip", "crop:margin=0.1", "jpeg:quality=50". Untreated photos stay among the choices.',
     )
     prior_loss_weights: list[float] = option(
-        [], "Weights in place of l2p.prior_loss_weight; 0: without prior preservation.", at_least=0
+        [],
+        "Weights to draw from instead of l2p.prior_loss_weight; 0 is an attacker without prior preservation.",
+        at_least=0,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """Attackers that persist over outer steps, in place of a new one in each. Not in the paper."""
+    """A pool of attackers that go on training over many outer steps, in place of a new attacker in each. It shows the
+    defender attackers who have trained far longer than inner_steps. The paper has no pool."""
 
-    size: int = option(0, "Attackers of the protected; 0: Algorithm 1, a new one per outer step.", at_least=0)
-    depth: int = option(240, "Steps after which an attacker starts anew.", at_least=1)
-    stride: int = option(2, "Steps an attacker takes in its turn, one turn per outer step.", at_least=1)
-    benign_size: int = option(
+    size: int = option(
         0,
-        "Further attackers who learn consenting people and are helped, so that others stay learnable.",
+        "Attackers in the pool that learn protected people. Each holds its offset from theta and two moments, three "
+        "copies of the weights. 0 turns the pool off: Algorithm 1, a new attacker in every outer step.",
         at_least=0,
     )
-    benign_weight: float = option(1.0, "Weight of their gradient, that of L_per after adaptation.", at_least=0)
-    benign_data_dir: str | None = option(None, "Folder of those consenting people, <id>/*.jpg.")
+    depth: int = option(
+        240,
+        "Steps after which an attacker of the pool starts again from theta. Longer attackers are more like real ones, "
+        "but fewer of them fit into a run.",
+        at_least=1,
+    )
+    stride: int = option(
+        2, "Steps that an attacker of the pool takes in its turn. One attacker has its turn per outer step.", at_least=1
+    )
+    benign_size: int = option(
+        0,
+        "Benign attackers in the pool: they learn people who consented, and theta is trained to help them, so that "
+        "others can still be learned. Each costs as much memory as any attacker of the pool.",
+        at_least=0,
+    )
+    benign_weight: float = option(
+        1.0,
+        "Weight of the benign attackers' gradient, that of their loss L_per after adaptation. Higher values keep "
+        "others learnable at the expense of protection.",
+        at_least=0,
+    )
+    benign_data_dir: str | None = option(
+        None, "Folder of the photos of people who consented, <id>/*.jpg. Required if benign_size is above 0."
+    )
 
     def __post_init__(self) -> None:
         if self.benign_size and not self.benign_data_dir:
@@ -130,19 +183,25 @@ class DPOConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreservationConfig:
-    """What keeps the class as it was."""
+    """Losses that keep the class as it was while the subjects become unlearnable."""
 
-    weight: float = option(1.0, "Weight of L_ppl in L_protect (Eq. 15).", at_least=0)
+    weight: float = option(
+        1.0,
+        "Weight of the prior preservation loss L_ppl in the protective loss (Eq. 15). Higher values keep the class "
+        "better and protect less. 1 is the paper's.",
+        at_least=0,
+    )
     anchor_weight: float = option(
         0.0,
-        "Weight, at theta itself and once per outer step, of the distance to the base's predictions on class pictures "
-        "under class and instance prompt; about twice inner_steps holds the class. Not in the paper; 0: off.",
+        "Weight of the anchor: at theta itself, once per outer step, the distance to the original model's predictions "
+        "on class pictures, under the class prompt and the instance prompt. About twice l2p.inner_steps holds the "
+        "class. It costs one more forward and backward pass per outer step. The paper has no anchor; 0 turns it off.",
         at_least=0,
     )
     anchor_prompts: list[str] = option(
         [],
-        "Further prompts under which the anchor holds, such as ones that have nothing to do with the class; with them "
-        "comes the empty one, which guidance subtracts.",
+        "Further prompts under which the anchor compares predictions, for example some that have nothing to do with "
+        "the class. If any are given, the empty prompt is added, because classifier-free guidance uses it.",
     )
 
 
@@ -150,16 +209,26 @@ class PreservationConfig:
 class ValidationConfig:
     """Pictures, and a short probe attack, while hardening runs."""
 
-    steps: int = option(0, "Validate every so many outer steps; 0: never.", at_least=0)
+    steps: int = option(0, "Validate after every so many outer steps. 0 never validates, which is fastest.", at_least=0)
     prompts: list[str] = option(
-        ["a photo of sks person", "a photo of person"], "Prompts drawn, each with the same noise every time."
+        ["a photo of sks person", "a photo of person"],
+        "Prompts to draw. Each is drawn with the same noise every time, so that pictures of different steps compare.",
     )
-    num_images: int = option(4, "Pictures per prompt.", at_least=1)
-    num_inference_steps: int = option(20, "Sampling steps; the paper's PNDM takes 20.", at_least=1)
-    guidance_scale: float = option(7.5, "Classifier-free guidance; the paper's 7.5.", at_least=0)
-    probe_steps: int = option(0, "Length of the probe attack that measures likeness; 0: no probe.", at_least=0)
+    num_images: int = option(4, "Pictures per prompt; their time grows in proportion.", at_least=1)
+    num_inference_steps: int = option(20, "Sampling steps of these pictures. 20 is the paper's, with PNDM.", at_least=1)
+    guidance_scale: float = option(
+        7.5, "Classifier-free guidance of these pictures. 7.5 is the paper's and diffusers' default.", at_least=0
+    )
+    probe_steps: int = option(
+        0,
+        "Steps of a DreamBooth attack on a copy of the model, after which likeness to the first subject is measured. "
+        "It needs memory for one more model with its optimizer. 0 runs no probe.",
+        at_least=0,
+    )
     stop_when_protected: bool = option(
-        False, "End hardening once the probe attack meets the audit's thresholds; needs probe_steps."
+        False,
+        "End hardening early once the likeness after the probe attack is near that of strangers, as "
+        "audit.max_likeness_over_strangers defines it, twice in succession. Needs probe_steps.",
     )
 
     def __post_init__(self) -> None:
@@ -175,57 +244,116 @@ class ValidationConfig:
 class HardenConfig(JobConfig):
     """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MEMORY_PRESETS
 
     preset: Literal["24gb", "48gb", "80gb"] | None = option(
         None,
-        "Options for a card of this memory, as defaults: SD 1.5 from 24gb, SDXL from 48gb (by count: docs/memory.md).",
+        "Defaults for options that save memory, for a graphics card of this size: Stable Diffusion 1.5 fits from 24gb, "
+        "SDXL from 48gb, by a count of the buffers. Options that are given elsewhere win. By default nothing is saved.",
     )
     reference_model_name_or_path: str | None = option(
         None,
-        "The original of a model that was hardened before, to add people to it: phi, and what draws and is audited as "
-        "the base. Default: the model itself.",
+        "The original model, if pretrained_model_name_or_path was hardened before and more people are to be added. It "
+        "is the reference phi, draws the class pictures, and is the base of the audit. By default the model itself.",
     )
     rehearsal_data_dir: str | None = option(
-        None, "Photos of the people it was hardened against before, <id>/*.jpg, so that they stay protected."
+        None,
+        "Folder of the photos, <id>/*.jpg, of people whom the model was hardened against before. They are protected "
+        "again now and then, so that adding people does not undo their protection.",
     )
-    rehearsal_every: int = option(4, "Every so many attackers one is of those people.", at_least=2)
-    train_batch_size: int = option(1, "Photos per step, over all processes.", at_least=1)
-    max_train_steps: int = option(800, "N_protect: outer steps.", at_least=1)
-    learning_rate: float = option(5e-6, "Of the outer AdamW on theta.", above=0)
-    adam_beta1: float = option(0.9, "beta_1 of both AdamWs.", at_least=0, below=1)
-    adam_beta2: float = option(0.999, "beta_2 of both AdamWs.", at_least=0, below=1)
-    adam_weight_decay: float = option(1e-2, "Weight decay of both AdamWs.", at_least=0)
-    adam_epsilon: float = option(1e-8, "epsilon of both AdamWs.", above=0)
-    max_grad_norm: float = option(0.0, "Clips theta's accumulated gradient; 0: off, as released.", at_least=0)
+    rehearsal_every: int = option(
+        4,
+        "One of every so many simulated attackers learns a person of rehearsal_data_dir. A smaller number keeps the "
+        "old protection better and leaves fewer attackers for the new people.",
+        at_least=2,
+    )
+    train_batch_size: int = option(
+        1,
+        "Photos per training step, over all processes together. More give smoother gradients, for proportionally more "
+        "time and memory. 1 is the paper's.",
+        at_least=1,
+    )
+    max_train_steps: int = option(
+        800,
+        "Outer steps (N_protect). Time grows in proportion. 800 is the paper's, for one person; every person needs "
+        "simulated attackers of their own, so several people need more.",
+        at_least=1,
+    )
+    learning_rate: float = option(
+        5e-6,
+        "Learning rate of the AdamW that moves the protected weights theta. Higher values protect sooner and damage "
+        "the class sooner. 5e-6 is the paper's.",
+        above=0,
+    )
+    adam_beta1: float = option(
+        0.9, "AdamW's beta_1, for theta and for the simulated attacker. 0.9 is PyTorch's default.", at_least=0, below=1
+    )
+    adam_beta2: float = option(
+        0.999,
+        "AdamW's beta_2, for theta and for the simulated attacker. 0.999 is PyTorch's default.",
+        at_least=0,
+        below=1,
+    )
+    adam_weight_decay: float = option(
+        1e-2, "AdamW's weight decay, for theta and for the simulated attacker. 0.01 is PyTorch's default.", at_least=0
+    )
+    adam_epsilon: float = option(
+        1e-8, "AdamW's epsilon, for theta and for the simulated attacker. 1e-8 is PyTorch's default.", above=0
+    )
+    max_grad_norm: float = option(
+        0.0,
+        "Clip theta's accumulated gradient to this norm; 0 does not clip, as in the released code.",
+        at_least=0,
+    )
     ema_decay: float = option(
         0.0,
-        "What is exported is the average of theta over the last 1 / (1 - ema_decay) outer steps or so; 0: theta, as in "
-        "the paper. Simulated attackers start from theta either way.",
+        "Export a running average of theta over about the last 1 / (1 - ema_decay) outer steps instead of theta. It "
+        "holds one more copy of the weights. Simulated attackers start from theta either way. 0 exports theta, as the "
+        "paper does.",
         at_least=0,
         below=1,
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = option(
-        "no", "Of the forward passes; weights stay float32. fp16, with loss scales, is for cards without bf16."
+        "no",
+        "Precision of forward and backward passes; weights and optimizers stay float32. bf16 is faster and takes less "
+        "memory. fp16, which needs loss scales, is for cards without bf16. no is the paper's.",
     )
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
+    gradient_checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward pass instead of keeping them: much less memory, for about one more "
+        "forward pass per step.",
+    )
     gradient_accumulation_steps: int = option(
-        1, "Parts in which a process works through its share of a batch: less memory, the same weights.", at_least=1
+        1,
+        "Number of parts in which each process works through its share of a batch. More parts take less memory and "
+        "more time; the result is the same.",
+        at_least=1,
     )
     checkpointing_steps: int = option(
         100,
-        "Save a checkpoint every so many outer steps and after the last; 0: only when interrupted, and after the last "
-        "where image layer or audit follow.",
+        "Save a checkpoint after every so many outer steps and after the last. 0 saves one only when the run is "
+        "interrupted, or after the last step if photos or audit follow.",
         at_least=0,
     )
-    checkpoints_total_limit: int | None = option(2, "Checkpoints to keep; null: all.", at_least=1)
-    resume_from_checkpoint: str | None = option(
-        None, 'Go on from a checkpoint folder, or "latest": the newest in output_dir, where there is one.'
+    checkpoints_total_limit: int | None = option(
+        2, "How many checkpoints to keep; older ones are deleted. null keeps all.", at_least=1
     )
-    report_to: Literal["tensorboard", "wandb"] | None = option(None, "Tracker for the losses.")
-    logging_dir: str = option("logs", "The tracker's folder, inside output_dir.")
-    save_variant: Literal["fp16"] | None = option(None, "Also write the weights in half precision, under this variant.")
-    single_file: bool = option(False, "Also write one .safetensors file as the common UIs load it.")
+    resume_from_checkpoint: str | None = option(
+        None,
+        'A checkpoint folder to go on from, or "latest" for the newest in output_dir; if there is none, latest starts '
+        "from the beginning. A resumed run ends with the weights of one that never stopped.",
+    )
+    report_to: Literal["tensorboard", "wandb"] | None = option(
+        None, "Where losses are logged. By default nowhere. Subjects, prompts and photos are never logged."
+    )
+    logging_dir: str = option("logs", "Folder of the logs, inside output_dir.")
+    save_variant: Literal["fp16"] | None = option(
+        None,
+        "Also write the weights in half precision, as the variant of this name. The files take half as much again.",
+    )
+    single_file: bool = option(
+        False, "Also write the model as one .safetensors file, in the layout that the common user interfaces load."
+    )
     l2p: L2PConfig = field(default_factory=L2PConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     variety: VarietyConfig = field(default_factory=VarietyConfig)

@@ -10,43 +10,96 @@ from apdm.config.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What every job over subjects takes."""
+    """Options of every job over subjects: the model, the photos, the class pictures, and the output folder."""
 
     pretrained_model_name_or_path: str = option(
-        help="Pipeline folder, single-file checkpoint or Hub name of the model."
+        help="The model: a diffusers pipeline folder, a single-file checkpoint, or a name on the Hugging Face Hub."
     )
     single_file_config: str | None = option(
         None,
-        "With a single file: the pipeline folder whose configurations, tokenizers and scheduler belong to it; without "
-        "one the Hub is asked for those of the model that the file looks like.",
+        "Only for a single-file checkpoint: the pipeline folder with its configurations, tokenizers and scheduler. By "
+        "default diffusers asks the Hub for those of the model that the file looks like.",
     )
-    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    variant: str | None = option(None, 'Which files to load, such as "fp16".')
-    allow_pickle: bool = option(False, "Load .bin and .pt weights where no safetensors exist; pickles can run code.")
-    instance_data_dir: str = option(help="Folder of subjects, <id>/*.jpg, each with optional <id>/safe/ partners.")
+    revision: str | None = option(None, "Branch, tag or commit of the model on the Hub. By default its main branch.")
+    variant: str | None = option(
+        None,
+        'Which files of the model to load: "fp16" loads model.fp16.safetensors. By default those without a suffix.',
+    )
+    allow_pickle: bool = option(
+        False,
+        "Load .bin and .pt weights where no safetensors exist. Loading a pickle can run any code that its author put "
+        "in it, so allow it only for files that you trust.",
+    )
+    instance_data_dir: str = option(
+        help="Folder of the photos, <id>/*.jpg, .png or .webp, one folder for each subject. A folder <id>/safe/ may "
+        "hold one partner for each photo, with the same name: what the model may draw in place of the subject."
+    )
     class_data_dir: str | None = option(
-        None, "Class pictures, drawn by the base model up to num_class_images; default: in output_dir."
+        None,
+        "Folder of class pictures. Pictures of your own are used as they are; otherwise the base model draws "
+        "num_class_images of them there. By default a folder in output_dir.",
     )
-    instance_prompt: str = option("a photo of sks person", "c_per: the prompt that simulated attackers learn with.")
-    class_prompt: str = option("a photo of person", "c_pr: the prompt of the class pictures.")
-    num_class_images: int = option(200, "Class pictures x_pr for prior preservation.", at_least=1)
-    num_inference_steps: int = option(50, "Sampling steps of the class pictures.", at_least=1)
-    guidance_scale: float = option(7.5, "Classifier-free guidance of the class pictures.", at_least=0)
-    sample_batch_size: int = option(4, "Pictures drawn at once.", at_least=1)
+    instance_prompt: str = option(
+        "a photo of sks person",
+        'The prompt that simulated attackers learn a subject with (c_per in the paper). "sks" is the rare word that '
+        "DreamBooth uses as a name; this is the paper's prompt.",
+    )
+    class_prompt: str = option(
+        "a photo of person",
+        "The prompt of the class pictures (c_pr in the paper): the class that subjects belong to, without the rare "
+        "word.",
+    )
+    num_class_images: int = option(
+        200,
+        "How many class pictures prior preservation draws from (x_pr). More keep the class more diverse and take "
+        "longer to draw, once for each model. 200 is the paper's and DreamBooth's number.",
+        at_least=1,
+    )
+    num_inference_steps: int = option(
+        50,
+        "Sampling steps for the class pictures. More look better and take proportionally longer. 50 is diffusers' "
+        "default.",
+        at_least=1,
+    )
+    guidance_scale: float = option(
+        7.5,
+        "Classifier-free guidance for the class pictures. Higher values follow the prompt more closely, with less "
+        "variety. 7.5 is diffusers' default.",
+        at_least=0,
+    )
+    sample_batch_size: int = option(
+        4,
+        "How many pictures are drawn at once. More are faster and take more memory. 4 is DreamBooth's default.",
+        at_least=1,
+    )
     resolution: int = option(
-        512, "Side of the squares that a trainer makes of photos, in pixels.", at_least=16, multiple_of=8
+        512,
+        "Side in pixels of the squares that photos are resized and cropped to. Use the resolution that the model was "
+        "trained at: 512 for Stable Diffusion 1.5, 1024 for SDXL.",
+        at_least=16,
+        multiple_of=8,
     )
-    output_dir: str = option(help="Where everything that is made goes.")
-    overwrite_output_dir: bool = option(False, "Replace an earlier run in output_dir.")
-    seed: int = option(0, "Of every random choice.", at_least=0, below=2**32)
+    output_dir: str = option(
+        help="Folder for everything that the run makes. It must be new, empty, or from an earlier run of this program."
+    )
+    overwrite_output_dir: bool = option(
+        False, "Replace the result of an earlier run in output_dir. Folders of other programs are never touched."
+    )
+    seed: int = option(
+        0,
+        "Seed of all random choices. On a CPU the same seed gives the same weights bit for bit.",
+        at_least=0,
+        below=2**32,
+    )
     num_threads: int | None = option(
         None,
-        "CPU threads; default: all cores, whatever the launcher sets, so that results repeat.",
+        "CPU threads of each process. By default the cores are shared out among the processes of the run, whatever the "
+        "launcher sets, so that results repeat: sums in another order round differently.",
         at_least=1,
     )
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
     @property
     def base(self) -> str:
-        """The model that nothing was done to."""
+        """The original model, to which nothing was done."""
         return self.pretrained_model_name_or_path

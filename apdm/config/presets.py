@@ -1,4 +1,7 @@
-"""Options that save memory, and the presets that choose them; docs/memory.md has what each saves and costs."""
+"""Options that save memory, and presets of them for common sizes of graphics cards.
+
+docs/memory.md lists what each option saves and costs.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,47 @@ from typing import Any, Literal
 
 from apdm.config.options import option
 
-# What a preset sets where neither the YAML file nor the command line does: what changes least of what is trained, as
-# far as the count (python -m benchmarks.memory) asks for it.
-ALL: Mapping[str, Any] = {
+# What a preset sets unless the YAML file or the command line says otherwise. Each preset takes only what the count of
+# memory (python -m benchmarks.memory) needs for its card, beginning with the options that change the training least.
+_COMMON: Mapping[str, Any] = {
     "mixed_precision": "bf16",
     "gradient_checkpointing": True,
     "memory.reference_dtype": "bfloat16",
     "memory.offload": True,
 }
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "24gb": {**ALL, "l2p.optimizer": "adamw8bit"},
-    "48gb": {**ALL, "l2p.optimizer": "adamw8bit"},
-    "80gb": ALL,
+MEMORY_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "24gb": {**_COMMON, "l2p.optimizer": "adamw8bit"},
+    "48gb": {**_COMMON, "l2p.optimizer": "adamw8bit"},
+    "80gb": _COMMON,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """What is kept smaller, or off the device; what that does to protection is in docs/memory.md."""
+    """Buffers that are kept smaller, or in main memory instead of on the device."""
 
     reference_dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "Float type of phi, the frozen original; bfloat16 saves half a copy of the weights."
+        "float32",
+        "Precision of the reference phi, the frozen original. bfloat16 saves half a copy of the weights and rounds "
+        "phi's predictions to two or three digits. float32 is the paper's.",
     )
     narrow_gradient: bool = option(
         False, "Keep G in 24 bits a number instead of 32: bfloat16, and 8 bits of what that rounds off."
     )
     offload: bool = option(
         False,
-        "Keep theta and the outer AdamW's moments in main memory, three copies of the weights, and VAE and text "
-        "encoders too while nothing is validated. One process only.",
+        "Keep theta and its AdamW moments, three copies of the weights, in main memory, and VAE and text encoders too "
+        "while nothing is drawn. It costs one transfer of the weights per outer step. Only for a single process.",
     )
 
 
 def preset_report(config: Any) -> str:
-    """One line on what the preset of `config` set, and what was given otherwise and stays."""
-    chosen = PRESETS[config.preset]
+    """Return one line that says what the preset of `config` set, and which of its options were given otherwise.
+
+    Args:
+        config: a configuration whose option `preset` is not None.
+    """
+    chosen = MEMORY_PRESETS[config.preset]
     found = {name: attrgetter(name)(config) for name in chosen}
     line = _listed({name: value for name, value in found.items() if value == chosen[name]}) or "nothing"
     kept = _listed({name: value for name, value in found.items() if value != chosen[name]})

@@ -11,8 +11,14 @@ from apdm.config.options import option
 class VerifyConfig:
     """Check a folder that a run wrote: files, hashes, loading, and that nothing of a subject is inside."""
 
-    output_dir: str = option(help="The folder: apdm verify DIR is apdm verify --output_dir DIR.")
-    subjects: str | None = option(
-        None, "Folder with the subjects' photos, at any depth: their ids and photos are looked for in the files."
+    output_dir: str = option(
+        help="The folder of the run. On the command line its name alone is enough: apdm verify DIR.",
     )
-    prompts: list[str] = option([], "Texts to look for beside the instance_prompt of the folder's config.yaml.")
+    subjects: str | None = option(
+        None,
+        "Folder with the subjects' photos, at any depth. Their ids and bytes of their photos are looked for in the "
+        "files of the run. By default only prompts are looked for.",
+    )
+    prompts: list[str] = option(
+        [], "Texts to look for in the model's files, besides the instance prompts in the folder's config.yaml."
+    )

@@ -9,8 +9,9 @@ from typing import Literal
 import pytest
 import yaml
 
-from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, help_text, load_config, to_yaml
-from apdm.config.options import command_line, option
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
+from apdm.config.options import command_line, option, options_by_path
+from apdm.config.reference import COMMANDS, help_text, options_page
 from apdm.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -256,3 +257,16 @@ def test_a_command_is_told_without_the_machines_paths():
     ]
     told = "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run 1/2"
     assert command_line("harden", words) == told
+
+
+def test_the_options_page_of_the_documents_is_up_to_date():
+    page = ROOT / "docs/reference/options.md"
+    mend = "run: python -m apdm.config.reference docs/reference/options.md"
+    assert page.read_text(encoding="utf-8") == options_page(), mend
+    assert max(map(len, options_page().splitlines())) <= 120
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_in_whole_sentences(command):
+    for path, found in options_by_path(COMMANDS[command]).items():
+        assert found.help.endswith("."), path

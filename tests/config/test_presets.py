@@ -10,16 +10,16 @@ from tiny_run import arguments, equal, weights, write_people
 
 from apdm.cli import main
 from apdm.config import HardenConfig, load_config, to_yaml
-from apdm.config.presets import PRESETS, preset_report
+from apdm.config.presets import MEMORY_PRESETS, preset_report
 
 REQUIRED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=i", "--output_dir=o"]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MEMORY_PRESETS)
 def test_a_preset_sets_its_options_and_no_others(name):
     config = load_config(HardenConfig, [*REQUIRED, "--preset", name])
-    assert {option: attrgetter(option)(config) for option in PRESETS[name]} == PRESETS[name]
-    undone = [f"--{o}={str(attrgetter(o)(load_config(HardenConfig, REQUIRED))).lower()}" for o in PRESETS[name]]
+    assert {option: attrgetter(option)(config) for option in MEMORY_PRESETS[name]} == MEMORY_PRESETS[name]
+    undone = [f"--{o}={str(attrgetter(o)(load_config(HardenConfig, REQUIRED))).lower()}" for o in MEMORY_PRESETS[name]]
     plain = load_config(HardenConfig, [*REQUIRED, "--preset", name, *undone, "--preset", "null"])
     assert plain == load_config(HardenConfig, REQUIRED)
 
@@ -57,7 +57,9 @@ def test_a_run_with_a_preset_says_so_once_and_resumes_with_the_options_alone(
     said = "apdm: preset 80gb: gradient_checkpointing true, memory.reference_dtype bfloat16, memory.offload true"
     assert capsys.readouterr().err.count(f"{said}; as given: mixed_precision no\n") == 1
     assert run(tmp_path / "run", preset="80gb", max_train_steps=2) == 0
-    outright = {option: str(value).lower() for option, value in PRESETS["80gb"].items() if option != "mixed_precision"}
+    outright = {
+        option: str(value).lower() for option, value in MEMORY_PRESETS["80gb"].items() if option != "mixed_precision"
+    }
     assert run(tmp_path / "run", max_train_steps=4, resume_from_checkpoint="latest", **outright) == 0
     assert equal(weights(tmp_path / "straight"), weights(tmp_path / "run"))
     assert run(tmp_path / "run", max_train_steps=5, resume_from_checkpoint="latest") == 2

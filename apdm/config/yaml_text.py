@@ -1,0 +1,89 @@
+"""YAML in and out: what a scalar means, and how a configuration is written down and hashed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apdm.core.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scalars by YAML 1.2: `no` is text and `5e-6` is a number. A key that is given twice is an error."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f'"{key.value}" is given twice'
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or `_Loader` would read as something else."""
+
+
+for _tag, _pattern in {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+}.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None)
+
+
+def read_yaml(file: str) -> dict[Any, Any]:
+    """Return the mapping in a YAML file; an empty file gives an empty mapping.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML in UTF-8, or does not hold a mapping.
+    """
+    try:
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{file}, line {line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{file} is not a YAML text file in UTF-8") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{file} needs lines of the form `option: value`")
+    return content or {}
+
+
+def read_scalar(text: str) -> Any:
+    """Return one word of a command line as YAML reads it: a number, true, false, null, or else the text itself."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def to_yaml(config: Any) -> str:
+    """Return the whole configuration as YAML, which `load_config` reads back to an equal configuration."""
+    tree = _without_empty_groups(dataclasses.asdict(config))
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def config_hash(config: Any) -> str:
+    """Return the SHA-256, in hex, of the configuration as YAML."""
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()
+
+
+def _without_empty_groups(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without groups that have no options: a file may not name such a group."""
+    pruned = {key: _without_empty_groups(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in pruned.items() if value != {}}
