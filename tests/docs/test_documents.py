@@ -82,6 +82,18 @@ def test_links_lead_to_files_of_the_repository(document: Path) -> None:
         assert ":" in link or (document.parent / link).exists(), f"{name(document)} links to {link}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_files_and_modules_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    if document.name.startswith("adding-"):
+        return  # these name files that the reader is to write
+    for path in re.findall(r"`((?:apdm|tools|configs|launch|tests|benchmarks|docs)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists(), f"{name(document)} names {path}"
+    for module in re.findall(r"python -m ((?:apdm|tools|benchmarks)[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{name(document)}: {module}"
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
