@@ -30,8 +30,7 @@ from apdm.config import HardenConfig, L2PConfig, load_config
 from apdm.core.files import write_text
 from apdm.core.numbers import spread
 from apdm.distributed.processes import SINGLE_PROCESS
-from apdm.families import Family, Posterior, load_family
-from apdm.families.lora_layers import target_layers
+from apdm.families import Family, Posterior, StableDiffusion, StableDiffusion3, load_family
 from apdm.jobs.harden import place
 from apdm.jobs.training import Training
 from apdm.portraits import PIPELINE
@@ -77,13 +76,13 @@ def configuration(preset: str) -> HardenConfig:
     return load_config(HardenConfig, [*words, *PRESETS[preset]])
 
 
-def count(denoiser: nn.Module, config: HardenConfig) -> Count:
+def count(denoiser: nn.Module, config: HardenConfig, family: type[Family] = StableDiffusion) -> Count:
     """What one process holds of the method's state for this denoiser, by the options that save memory."""
     shapes = [p.shape for p in denoiser.parameters()]
     copy = 4 * sum(shape.numel() for shape in shapes)
     memory, l2p = config.memory, config.l2p
     half = memory.reference_dtype == "bfloat16"
-    adapter = 12 * _adapter_numbers(denoiser, l2p) if l2p.lora_share else 0
+    adapter = 12 * _adapter_numbers(denoiser, family, l2p) if l2p.lora_share else 0
     shared = l2p.lora_share == 1 and not memory.offload and not config.ema_decay
     sizes = (config.pool.size, config.pool.benign_size)
     adapters = sum(map(sum, (spread(l2p.lora_share, size) for size in sizes)))
@@ -120,8 +119,8 @@ def _moments(shape: torch.Size, optimizer: str) -> int:
     return 4 + 8 * size
 
 
-def _adapter_numbers(denoiser: nn.Module, l2p: L2PConfig) -> int:
-    targets = target_layers(denoiser, l2p.lora_target)
+def _adapter_numbers(denoiser: nn.Module, family: type[Family], l2p: L2PConfig) -> int:
+    targets = family.lora_layers(denoiser, l2p.lora_target)
     layers = [m for name, m in denoiser.named_modules() if any(f".{name}".endswith(f".{end}") for end in targets)]
     return sum(l2p.lora_rank * (layer.weight[0].numel() + len(layer.weight)) for layer in layers)
 
@@ -275,7 +274,8 @@ def figures(name: str, preset: str) -> dict[str, Any]:
     """Bytes for one architecture and preset, counted and estimated."""
     config = configuration(preset)
     with torch.device("meta"):
-        counted = count(architectures.denoiser(name), config)
+        family = StableDiffusion if name in architectures.UNETS else StableDiffusion3
+        counted = count(architectures.denoiser(name), config, family)
     device = {**counted.device, **counted.passing}
     if not config.memory.offload:
         device["VAE and text encoders"] = frozen(name)

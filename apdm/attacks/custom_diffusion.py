@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.text_encoders import clip_encoders, tokenizer_name
 from apdm.attacks.tokens import add_word, rename_subject
 from apdm.families import Family
 
@@ -67,6 +66,6 @@ class CustomDiffusion(FineTuning):
     def _default_initializer(self, model: Family) -> str:
         """The identifier that the modifier replaces, or the class noun if the identifier is several tokens."""
         identifier = self.renamed[0].split()[0] if self.renamed else ""  # `renamed` begins with the identifier
-        tokenizers = [getattr(model.pipeline, tokenizer_name(name)) for name in clip_encoders(model)]
+        tokenizers = [getattr(model.pipeline, model.tokenizer_name(name)) for name in model.text_encoders()]
         is_one = all(len(t(identifier, add_special_tokens=False).input_ids) == 1 for t in tokenizers)
         return identifier if is_one else self.class_prompt.split()[-1]

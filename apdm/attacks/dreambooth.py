@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.text_encoders import clip_encoders
 from apdm.families import Family
 
 
@@ -31,7 +30,7 @@ class DreamBooth(FineTuning):
         attacked = model.with_denoiser(denoiser)
         if not self.train_text_encoder:
             return AttackedModel(attacked, (denoiser,), list(denoiser.parameters()))
-        encoders = {name: copy.deepcopy(encoder).float() for name, encoder in clip_encoders(model).items()}
+        encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders().items()}
         attacked = attacked.replace(**encoders)
         modules = (denoiser, *(encoder.requires_grad_(True) for encoder in encoders.values()))
         return AttackedModel(attacked, modules, [p for m in modules for p in m.parameters()], trains_text=True)

@@ -19,7 +19,7 @@ from apdm.attacks.lora import with_adapter
 from apdm.attacks.staged import Staged
 from apdm.core.errors import UserError
 from apdm.families import Family
-from apdm.families.lora_layers import layers, lora_parameters
+from apdm.families.lora_layers import layer_names, lora_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,4 +82,4 @@ class EncoderLoRA(Staged):
 
 def encoder_layers(vae: Any) -> list[str]:
     """Names of all linear and convolution layers between a picture and the distribution of its latents."""
-    return [name for name in layers(vae) if name.startswith(("encoder.", "quant_conv"))]
+    return [name for name in layer_names(vae) if name.startswith(("encoder.", "quant_conv"))]

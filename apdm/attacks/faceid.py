@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -97,7 +96,7 @@ class FaceIDAdapter:
     def _checked(self, family: Family) -> AdapterFile:
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist; name a FaceID or InstantID adapter's .safetensors file")
-        if not isinstance(family.pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
+        if not family.takes_face_adapter:
             kind = type(family.pipeline).__name__
             raise UserError(f"{self.path.name} is for Stable Diffusion (1, 2 or XL), this model is {kind}")
         file = AdapterFile.read(self.path, allow_pickle=self.allow_pickle)
@@ -114,7 +113,7 @@ class FaceIDAdapter:
         if self.controlnet is not None:
             if not file.is_resampler:
                 raise UserError(f"{self.path.name} is FaceID's, and a ControlNet goes with InstantID's: leave it out")
-            if not isinstance(family.pipeline, StableDiffusionXLPipeline):
+            if not family.takes_controlnet:
                 raise UserError(f"{self.controlnet} needs Stable Diffusion XL, this model is not: leave it out")
             check_controlnet(self.controlnet, family.denoiser, allow_pickle=self.allow_pickle)
         return file

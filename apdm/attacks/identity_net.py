@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+from diffusers import ControlNetModel
 from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.faces import Face, FaceEncoder
 from apdm.faces.align import centred_square
 from apdm.families import Family
-from apdm.families.folder import one_line, read_model
+from apdm.families.pipeline_folder import first_line, read_model
 
 # What the pictures look like that the release was trained with; pixels, whatever the picture's size.
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.float32)
@@ -62,15 +62,8 @@ def with_identity_net(family: Family, folder: Path, *, allow_pickle: bool = Fals
             folder, dtype=family.denoiser.dtype, use_safetensors=None if allow_pickle else True, local_files_only=True
         )
     except Exception as error:  # the loader has no errors of its own: what a file can do wrong is anything
-        raise UserError(f"{folder} cannot be loaded: {one_line(error)}; copy the folder anew") from error
-    # Not by from_pipe, which would turn the shared parts into float32.
-    pipeline = StableDiffusionXLControlNetPipeline(
-        **family.pipeline.components,
-        controlnet=net.to(family.denoiser.device),
-        force_zeros_for_empty_prompt=family.pipeline.config.force_zeros_for_empty_prompt,
-        add_watermarker=False,
-    )
-    return type(family)(pipeline, dtypes=family.dtypes)
+        raise UserError(f"{folder} cannot be loaded: {first_line(error)}; copy the folder anew") from error
+    return family.with_controlnet(net)
 
 
 def check_controlnet(folder: Path, denoiser: Any, *, allow_pickle: bool = False) -> None:

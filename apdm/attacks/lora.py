@@ -12,11 +12,8 @@ from torch.nn import Module
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.text_encoders import clip_encoders
 from apdm.families import Family
-from apdm.families.lora_layers import Target, lora_parameters, target_layers
-
-TEXT_ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+from apdm.families.lora_layers import Target, add_lora, lora_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +41,14 @@ class LoRA(FineTuning):
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Put adapters into copies of the denoiser and, if they are trained, of the text encoders."""
-        layers = target_layers(model.denoiser, self.target)
+        layers = model.lora_layers(model.denoiser, self.target)
         denoiser = with_adapter(model.denoiser, layers, rank=self.rank, lora_alpha=self.lora_alpha, seed=self.seed)
         attacked, modules = model.with_denoiser(denoiser), [denoiser]
         if self.train_text_encoder:
+            projections = list(model.text_attention_projections)
             encoders = {
-                name: with_adapter(
-                    encoder, TEXT_ATTENTION, rank=self.rank, lora_alpha=self.lora_alpha, seed=self.seed + i
-                )
-                for i, (name, encoder) in enumerate(clip_encoders(model).items(), start=1)
+                name: with_adapter(encoder, projections, rank=self.rank, lora_alpha=self.lora_alpha, seed=self.seed + i)
+                for i, (name, encoder) in enumerate(model.text_encoders().items(), start=1)
             }
             attacked, modules = attacked.replace(**encoders), [denoiser, *encoders.values()]
         adapter = [p for module in modules for p in lora_parameters(module)]
@@ -73,5 +69,5 @@ def with_adapter(module: Module, layers: list[str], *, rank: int, lora_alpha: in
     copied: Any = copy.deepcopy(module).float().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws from the global generator
-        copied.add_adapter(config)
+        add_lora(copied, config)
     return copied

@@ -15,7 +15,6 @@ from peft import TrainableTokensConfig, inject_adapter_in_model
 from torch.nn import Module, Parameter
 
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.text_encoders import clip_encoders, tokenizer_name
 from apdm.core.errors import UserError
 from apdm.families import Family
 
@@ -85,8 +84,8 @@ def add_word(model: Family, word: str, count: int, initializer_token: str | None
     Raises:
         UserError: `initializer_token` is several tokens, or the tokenizer knows a part of the new word already.
     """
-    encoders = {name: copy.deepcopy(encoder).float() for name, encoder in clip_encoders(model).items()}
-    names = [tokenizer_name(name) for name in encoders]
+    encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders().items()}
+    names = [model.tokenizer_name(name) for name in encoders]
     tokenizers = {name: copy.deepcopy(getattr(model.pipeline, name)) for name in names}
     pairs = list(zip(encoders.values(), tokenizers.values(), strict=True))
     rows = [_add_rows(encoder, tokenizer, word, count, initializer_token) for encoder, tokenizer in pairs]

@@ -29,7 +29,7 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
     timesteps = torch.full((len(images),), int(SHARE_OF_NOISE * model.num_train_timesteps), device=latents.device)
     embeds = model.encode_prompts([prompt]).float().expand(len(images), -1, -1)
-    with watch_attention(model.denoiser, max_positions=MAX_POSITIONS) as maps:
+    with watch_attention(model.attention_layers(model.denoiser), max_positions=MAX_POSITIONS) as maps:
         model.predict(model.denoiser, model.add_noise(latents, noise, timesteps), timesteps, embeds)
     if not maps.cross:
         return None

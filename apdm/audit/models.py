@@ -54,5 +54,5 @@ def is_same(first: Family, second: Family) -> bool:
 
 
 def _parts(model: Family) -> dict[str, dict[str, Tensor]]:
-    parts = {name: model.pipeline.components.get(name) for name in (model.denoiser_name, *model.other_parts)}
+    parts = {name: model.pipeline.components.get(name) for name in (model.denoiser_name, *model.required_parts)}
     return {name: part.state_dict() for name, part in parts.items() if isinstance(part, Module)}

@@ -281,6 +281,11 @@ class AuditJobConfig(AuditOptions):
     sample_batch_size: int = option(
         16, "How many pictures are drawn at once. More are faster and take more memory.", at_least=1
     )
+    family: str | None = option(
+        None,
+        'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
+        "own. By default the family that handles the pipeline class of the model.",
+    )
     variant: str | None = option(
         None, 'Which files of the models to load, such as "fp16". By default those without a suffix.'
     )

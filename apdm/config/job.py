@@ -15,6 +15,11 @@ class JobConfig:
     pretrained_model_name_or_path: str = option(
         help="The model: a diffusers pipeline folder, a single-file checkpoint, or a name on the Hugging Face Hub."
     )
+    family: str | None = option(
+        None,
+        'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
+        "own. By default the family that handles the pipeline class of the model.",
+    )
     single_file_config: str | None = option(
         None,
         "Only for a single-file checkpoint: the pipeline folder with its configurations, tokenizers and scheduler. By "

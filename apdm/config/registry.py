@@ -35,12 +35,14 @@ class Registry:
         package: dotted name of the package whose modules hold the classes.
         members: attributes that an instance must have; they tell this kind from others in the same package.
         not_text: fields that cannot be given as text, because they hold other objects.
+        has_options: whether the classes are dataclasses whose fields are options. Model families are not.
     """
 
     kind: str
     package: str
     members: tuple[str, ...]
     not_text: tuple[str, ...] = ()
+    has_options: bool = True
 
     def classes(self) -> Mapping[str, Any]:
         """{name: class} of the package, in the order of its files' names."""
@@ -69,6 +71,8 @@ class Registry:
             if not equals or name in options:
                 raise UserError(f'"{item}" in "{spec}" should be one option=value, each option once')
             options[name] = value
+        if options and not self.has_options:
+            raise UserError(f'"{spec}": a {self.kind} takes no options; name the class alone')
         return cls, options
 
     def make(self, spec: str, **given: Any) -> Any:
@@ -105,7 +109,8 @@ class Registry:
         except Exception as error:
             raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
         cls = getattr(module, name, None)
-        if not (inspect.isclass(cls) and is_dataclass(cls) and has_members(cls, ("name", *self.members))):
+        may_have_options = is_dataclass(cls) or not self.has_options
+        if not (inspect.isclass(cls) and may_have_options and has_members(cls, ("name", *self.members))):
             own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path.stem]
             raise UserError(f'{path} has no {self.kind} "{name}"; it has {", ".join(own) or "nothing"}')
         return cls

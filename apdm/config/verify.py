@@ -22,3 +22,8 @@ class VerifyConfig:
     prompts: list[str] = option(
         [], "Texts to look for in the model's files, besides the instance prompts in the folder's config.yaml."
     )
+    family: str | None = option(
+        None,
+        'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
+        "own. By default the family that handles the pipeline class of the model.",
+    )

@@ -243,9 +243,15 @@ class FullyShard(Engine):
     """
 
     def __init__(
-        self, model: nn.Module, make_optimizer: MakeOptimizer, *, device: torch.device, **options: Any
+        self,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer,
+        *,
+        device: torch.device,
+        block_names: Sequence[str],
+        **options: Any,
     ) -> None:
-        super().__init__(shard(model, device), make_optimizer, **options)
+        super().__init__(shard(model, device, block_names), make_optimizer, **options)
         self.fast = [local(p.data) for p in self.parameters]
 
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
@@ -277,17 +283,16 @@ class FullyShard(Engine):
         return self.optimizer.state[parameter][name].full_tensor()
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, block_names: Sequence[str]) -> nn.Module:
     """FSDP2 over all processes, block by block: what a forward pass gathers at once is one block.
 
-    A model on the CPU goes to `device` block by block too.
+    A model on the CPU goes to `device` block by block too. block_names: see `Family.block_names`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    names = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
-    for found in (getattr(model, name, None) for name in names):
+    for found in (getattr(model, name, None) for name in block_names):
         for block in found if isinstance(found, nn.ModuleList) else [found]:
             if block is not None and any(True for _ in block.parameters()):
                 fully_shard(block, mesh=mesh)

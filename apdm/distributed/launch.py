@@ -24,6 +24,7 @@ from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, 
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.optimizers import require_optimizer
 from apdm.distributed.processes import ProcessGroup
+from apdm.families import Family
 
 SHARDED = ("fsdp2", "zero3")  # engines that take the model apart, so that a plain one is kept to draw with
 RESUME = "the same command with --resume_from_checkpoint latest goes on"
@@ -196,10 +197,12 @@ def make_engine(
     *,
     make_adapter_optimizer: MakeOptimizer,
     generator: torch.Generator,
+    family: Family,
 ) -> Engine:
     """The engine of `kind_of`, with `model` in it, or a copy of it where the engine takes it apart.
 
-    make_adapter_optimizer, generator: of attackers that train an adapter; see `apdm.distributed.lora`.
+    make_adapter_optimizer, generator: of attackers that train an adapter; see `apdm.distributed.lora`. family: the
+    model's, which names its blocks and the layers of an adapter.
     """
     kind = kind_of(accelerator)
     if kind in SHARDED:
@@ -229,7 +232,7 @@ def make_engine(
             make_optimizer,
             make_adapter_optimizer=make_adapter_optimizer,
             rank=config.l2p.lora_rank,
-            target=config.l2p.lora_target,
+            layers=family.lora_layers(model, config.l2p.lora_target),
             generator=generator,
             shared=config.l2p.lora_share == 1 and not config.ema_decay,
             averaged=config.l2p.attackers == "synchronous",
@@ -238,7 +241,7 @@ def make_engine(
     if kind == "ddp" and config.l2p.attackers == "independent":
         return Independent(model, make_optimizer, **options)
     if kind == "fsdp2":
-        return FullyShard(model, make_optimizer, device=accelerator.device, **options)
+        return FullyShard(model, make_optimizer, device=accelerator.device, block_names=family.block_names, **options)
     return {"single": Engine, "ddp": DataParallel}[kind](model, make_optimizer, **options)
 
 

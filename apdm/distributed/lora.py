@@ -1,6 +1,6 @@
 """Simulated attackers that train a low-rank adapter (LoRA, Hu et al. 2021) in place of all weights. Not in the paper.
 
-The adapter is peft's, on the layers that `apdm.families.lora_layers` chooses, new for every attacker: A drawn
+The adapter is peft's, on the layers that `Family.lora_layers` names, new for every attacker: A drawn
 from the run's generator, B zero. The defender differentiates L_protect where the attacker stands, at W + B A, by the
 base weights W: since W enters the layer by that sum alone, it is the gradient of the merged model. The attacker
 never moves W, so theta' is theta, and neither a second copy of the weights nor moments of their size are needed.
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from apdm.distributed.engines import Compile, Engine, MakeOptimizer
 from apdm.distributed.master_weights import FlatSlowWeights, SlowWeights
-from apdm.families.lora_layers import Target, lora_parameters, target_layers
+from apdm.families.lora_layers import add_lora, lora_parameters
 
 
 class LowRank(Engine):
@@ -31,8 +31,9 @@ class LowRank(Engine):
     One process, or several with whole weights each: the gradients of whatever is trained are averaged over them, unless
     `averaged` is false and each plays an attacker of its own.
 
-    rank, target: of the adapter. make_adapter_optimizer: its optimizer. generator: the run's, on the CPU. shared: theta
-    and theta' are one copy, for no attacker trains everything and no average is published.
+    rank: of the adapter. layers: those that it is put on, as `Family.lora_layers` names them. make_adapter_optimizer:
+    its optimizer. generator: the run's, on the CPU. shared: theta and theta' are one copy, for no attacker trains
+    everything and no average is published.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class LowRank(Engine):
         *,
         make_adapter_optimizer: MakeOptimizer,
         rank: int,
-        target: Target = "attention",
+        layers: list[str],
         generator: torch.Generator,
         shared: bool = False,
         averaged: bool = True,
@@ -51,7 +52,7 @@ class LowRank(Engine):
         super().__init__(model, make_optimizer, **options)
         self.rank, self.generator, self.moves_fast = rank, generator, not shared
         self.averaged = averaged and self.processes.size > 1
-        self.adapted = sharing_adapter(model, rank, target_layers(model, target))
+        self.adapted = sharing_adapter(model, rank, layers)
         self.adapter = lora_parameters(self.adapted)
         self.adapter_names = [name for name, _ in self.adapted.named_parameters() if "lora_" in name]
         self.full_optimizer, self.adapter_optimizer = self.optimizer, make_adapter_optimizer(self.adapter)
@@ -126,7 +127,7 @@ def sharing_adapter(model: nn.Module, rank: int, layers: list[str]) -> Any:
     shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
     # deepcopy takes what its memo already holds instead of copying it.
     adapted: Any = copy.deepcopy(model, shared)
-    adapted.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
+    add_lora(adapted, LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
     _set_trainable(list(model.parameters()), True)  # peft has frozen them
     return adapted
 

@@ -17,14 +17,13 @@ from apdm.core.files import list_files, model_hash, require_disk, write_beside, 
 from apdm.core.versions import VERSION
 from apdm.export.metadata import write_metadata
 from apdm.export.model_card import model_card
-from apdm.families.single_file import check_single_file, single_file_weights
+from apdm.families.single_file.write import check_single_file, single_file_weights
 
 if TYPE_CHECKING:
     from apdm.families import Family
 
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-DENOISERS = ("unet", "transformer")  # their folder in a pipeline
 
 
 def export_model(
@@ -52,7 +51,7 @@ def export_model(
     """
     target = Path(directory)
     if single_file:
-        check_single_file(family.pipeline)
+        check_single_file(family)
     require_disk(target, export_size(family, save_variant=save_variant, single_file=single_file))
     facts = {
         "apdm.version": VERSION,
@@ -66,7 +65,7 @@ def export_model(
         if save_variant:
             _add_variant(family, partial, save_variant)
         for path in list_files(partial):
-            if path.suffix == ".safetensors" and path.parent.name in DENOISERS:
+            if path.suffix == ".safetensors" and path.parent.name == family.denoiser_name:
                 write_metadata(path, facts)
         kind = type(family.pipeline).__name__
         card = model_card(facts, kind=kind, name=target.name, variant=save_variant, single_file=single_file)
@@ -100,7 +99,7 @@ def _write_single_file(family: Family, path: Path, facts: dict[str, str], dtype:
     def ready(weight: Tensor) -> Tensor:
         return weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
 
-    weights = {name: ready(weight) for name, weight in single_file_weights(family.pipeline, family.dtypes).items()}
+    weights = {name: ready(weight) for name, weight in single_file_weights(family).items()}
     with write_beside(path) as partial:
         save_file(weights, partial, metadata={"format": "pt"})
         write_metadata(partial, facts)

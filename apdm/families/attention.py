@@ -1,24 +1,22 @@
-"""Attention maps of any denoiser of diffusers, as it computes them.
+"""Attention maps of a denoiser, recorded during a forward pass.
 
-Which processor a layer uses does not matter, and none is replaced: while a forward pass is watched, each call of
-`scaled_dot_product_attention` inside an attention layer is seen with its queries and keys, and the map is computed
-from them once more, differentiably. The pass itself is not changed.
+No attention processor is replaced and the forward pass is not changed. While a pass is watched, each call of
+`scaled_dot_product_attention` inside an attention layer is intercepted with its queries and keys. The map is computed
+from them a second time, and gradients flow through it.
 
-A transformer's joint attention looks at picture and prompt at once. It gives two maps, those of the picture's positions
-over the prompt's tokens and over each other, each as a distribution of its own: the scores are the layer's, and how
-much attention goes to the prompt at all is not seen. Where a layer is given both in one sequence, as FLUX's single
-blocks are, it is left out.
+In a transformer's joint attention the picture's positions and the prompt's tokens stand in one sequence. Such a layer
+gives two maps: the picture's positions over the prompt's tokens, and the picture's positions over each other. Each map
+is normalised on its own, so the maps do not show how the attention is split between prompt and picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,29 +24,60 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 
+@dataclass(frozen=True)
+class AttentionLayer:
+    """An attention layer of a denoiser, as `Family.attention_layers` lists it.
+
+    Args:
+        name: the layer's name in the denoiser.
+        module: the layer itself.
+        prompt: where the prompt's tokens stand in the sequence of a joint attention layer, before or after the
+            picture's positions. None for a layer of plain self-attention or cross-attention.
+    """
+
+    name: str
+    module: Module
+    prompt: Literal["first", "last"] | None = None
+
+
 @dataclass
 class AttentionMaps:
-    """Maps by layer: probabilities `[B, heads, positions, keys]`, rows sum to 1. Keys are the prompt's tokens in
-    `cross`, the positions in `self_`."""
+    """Attention maps by the layer's name: probabilities `[B, heads, positions, keys]` whose rows sum to 1.
+
+    Args:
+        cross: maps over the prompt's tokens.
+        self_: maps over the picture's own positions.
+    """
 
     cross: dict[str, Tensor] = field(default_factory=dict)
     self_: dict[str, Tensor] = field(default_factory=dict)
 
 
-@contextmanager
-def watch_attention(denoiser: Module, *, max_positions: int | None = None) -> Iterator[AttentionMaps]:
-    """Record the attention maps of every forward pass of `denoiser` in the block, the last pass's maps remaining.
+def is_attention(module: Module) -> bool:
+    """Whether `module` is an attention layer of diffusers: it has projections and a processor."""
+    return all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "processor"))
 
-    max_positions: layers with more positions are left out; their self-attention maps grow with the square.
-    Gradients flow through the maps.
+
+@contextmanager
+def watch_attention(layers: Iterable[AttentionLayer], *, max_positions: int | None = None) -> Iterator[AttentionMaps]:
+    """Record the attention maps of every forward pass inside the `with` block.
+
+    Each pass replaces the maps of the one before. Gradients flow through the maps.
+
+    Args:
+        layers: the layers to watch, usually `family.attention_layers(denoiser)`.
+        max_positions: leave out layers with more positions of the picture than this, because the size of a
+            self-attention map grows with their square. None watches all layers.
+
+    Yields:
+        The maps. They are filled by the forward passes.
     """
     maps = AttentionMaps()
     watcher = _Watcher(maps, max_positions)
     handles: list[RemovableHandle] = []
-    for name, module in denoiser.named_modules():
-        if is_attention(module):
-            handles.append(module.register_forward_pre_hook(watcher.enter(name, module), with_kwargs=True))
-            handles.append(module.register_forward_hook(watcher.leave, always_call=True))
+    for layer in layers:
+        handles.append(layer.module.register_forward_pre_hook(watcher.enter(layer), with_kwargs=True))
+        handles.append(layer.module.register_forward_hook(watcher.leave, always_call=True))
     try:
         with watcher:
             yield maps
@@ -57,65 +86,64 @@ def watch_attention(denoiser: Module, *, max_positions: int | None = None) -> It
             handle.remove()
 
 
-def is_attention(module: Module) -> bool:
-    """Whether `module` is an attention layer of diffusers: it has projections and a processor of its own."""
-    return all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "processor"))
-
-
 class _Watcher(TorchFunctionMode):
+    """Intercepts torch functions and records the attention of the layer whose forward pass is running."""
+
     def __init__(self, maps: AttentionMaps, max_positions: int | None) -> None:
         self.maps, self.max_positions = maps, max_positions
-        self.layers: list[tuple[str, Module, int | None]] = []  # name, layer, tokens of the prompt in joint attention
+        self.running: list[tuple[AttentionLayer, int]] = []  # with the number of the prompt's tokens in its sequence
 
-    def enter(self, name: str, module: Module) -> Callable[[Module, Any, Any], None]:
-        joint = getattr(module, "added_kv_proj_dim", None) is not None
-        mixed = isinstance(module, FluxAttention) and not joint
+    def enter(self, layer: AttentionLayer) -> Callable[[Module, Any, Any], None]:
+        def hook(_: Module, args: Any, kwargs: Any) -> None:
+            prompt = kwargs.get("encoder_hidden_states") if layer.prompt else None
+            self.running.append((layer, 0 if prompt is None else prompt.shape[1]))
 
-        def note(_: Module, args: Any, kwargs: Any) -> None:
-            prompt = kwargs.get("encoder_hidden_states") if joint else None
-            tokens = 0 if prompt is None else prompt.shape[1]
-            self.layers.append((name, module, None if mixed else tokens))
-
-        return note
+        return hook
 
     def leave(self, *_: Any) -> None:
-        self.layers.pop()
+        self.running.pop()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is scaled_dot_product_attention and self.layers:
+        if function is scaled_dot_product_attention and self.running:
             self._record(*args, **kwargs)
         return function(*args, **kwargs)
 
     def _record(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> None:
-        name, module, prompt = self.layers[-1]
-        if prompt is None:
-            return
-        positions = query.shape[-2] - prompt
+        layer, tokens = self.running[-1]
+        positions = query.shape[-2] - tokens
         if self.max_positions is not None and positions > self.max_positions:
             return
-        if isinstance(module, FluxAttention):  # the prompt comes first there, and last in Stable Diffusion 3
-            query, key = query.roll(-prompt, dims=-2), key.roll(-prompt, dims=-2)
+        if layer.prompt == "first":  # bring the prompt's tokens to the end
+            query, key = query.roll(-tokens, dims=-2), key.roll(-tokens, dims=-2)
         scale = kwargs.get("scale") or query.shape[-1] ** -0.5
         dtype = torch.promote_types(query.dtype, torch.float32)
         scores = scale * query[..., :positions, :].to(dtype) @ key.to(dtype).transpose(-2, -1)
         mask = args[1] if len(args) > 1 else kwargs.get("attn_mask")
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        if prompt:
-            self.maps.self_[name] = scores[..., :positions].softmax(dim=-1)
-            self.maps.cross[name] = scores[..., positions:].softmax(dim=-1)
+        if tokens:
+            self.maps.self_[layer.name] = scores[..., :positions].softmax(dim=-1)
+            self.maps.cross[layer.name] = scores[..., positions:].softmax(dim=-1)
             return
-        cross = bool(getattr(module, "is_cross_attention", key.shape[-2] != query.shape[-2]))
+        cross = bool(getattr(layer.module, "is_cross_attention", key.shape[-2] != query.shape[-2]))
         store = self.maps.cross if cross else self.maps.self_
-        store[name] = scores.softmax(dim=-1)
+        store[layer.name] = scores.softmax(dim=-1)
 
 
 def map_distance(first: dict[str, Tensor], second: dict[str, Tensor], token: int | None = None) -> Tensor:
-    """Squared distance of two passes' maps per sample, `[B]` (DLADiff, Eq. 8): summed over keys, mean over the rest.
+    """Squared distance between the attention maps of two passes (DLADiff, Eq. 8).
 
-    A row of a map is a distribution, so a layer's part is at most 2, whatever its size; layers count alike.
-    token: of the prompt, whose column alone is compared; None: all.
+    Squares are summed over keys and averaged over heads, positions and layers. A row of a map is a probability
+    distribution, so a layer contributes at most 2 whatever its size, and all layers count alike.
+
+    Args:
+        first: maps of one pass by layer, `[B, heads, positions, keys]`.
+        second: maps of the other pass; it must have all layers of `first`.
+        token: compare only the column of this token of the prompt. None compares all columns.
+
+    Returns:
+        One distance per sample, `[B]`.
     """
     parts = []
     for name, one in first.items():

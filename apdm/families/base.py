@@ -1,12 +1,6 @@
-"""What every family has in common: latents, sampling with paired seeds, and writing.
+"""The base class of all model families: latents, sampling with paired seeds, and writing.
 
-Two things are the same in all of them, so that nothing outside needs to know a family:
-
-* Prompt embeddings are one opaque tensor `[B, L, D]`. A family whose denoiser also takes a pooled vector puts it in as
-  one more row, with zeros up to D, and takes it off again in `predict`. Rows of two prompts stay comparable, and a
-  tensor per prompt can be cached, expanded and concatenated by whoever has it.
-* Timesteps are whole numbers 0 .. num_train_timesteps - 1, from hardly any noise to hardly any picture. A family whose
-  denoiser is told something else, such as a noise level, looks it up.
+`apdm/families/__init__.py` explains what a family is. `docs/adding-a-family.md` explains how to add one.
 """
 
 from __future__ import annotations
@@ -25,35 +19,67 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from apdm.core.errors import UserError
-from apdm.families.folder import write_pipeline
+from apdm.families.attention import AttentionLayer, is_attention
+from apdm.families.lora_layers import Target, layer_names
+from apdm.families.pipeline_folder import write_pipeline
 from apdm.families.posterior import Posterior
+from apdm.families.single_file.layout import SingleFileLayout
 
-DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> [count], on the generator's device
+DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # (count, generator) -> [count], on the generator's device
 
 
 def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`[count]` whole numbers below `total`, all alike."""
+    """Draw `count` whole numbers from 0 to `total - 1`, all equally likely: `[count]`."""
     return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
 class Family(ABC):
-    """A diffusers pipeline seen through what a method needs of it.
+    """A diffusers pipeline, seen through the operations that hardening, attacks and audits need.
 
-    Everything but the denoiser is frozen here. Gradients still flow through VAE and text encoders to images, and to a
-    text encoder that an attack makes trainable again.
+    All parts except the denoiser are frozen. Gradients still flow through the VAE and the text encoders to images, and
+    to a text encoder that an attack makes trainable again.
 
-    pipeline: any pipeline in memory. source: the folder it was read from, where there is one; `save` then copies from
-    it everything but the denoiser. dtypes: of each part's weights in the files they came from, in which `save` writes
-    them; what is not named is written as it is.
-    Raises UserError for a denoiser that predicts something unknown, or takes more than latents.
+    A subclass states the facts about its architecture in class attributes:
+
+    * `name`: the family's name, for `--family`.
+    * `pipeline_classes`: names of the diffusers pipeline classes that it handles.
+    * `denoiser_name`: the part that is trained, under the pipeline's name for it ("unet", "transformer").
+    * `required_parts`: the other parts that the pipeline cannot work without.
+    * `block_names`: the denoiser's blocks, or lists of blocks. An engine that shards the model gathers one at a time.
+    * `attention_projections`: the last names of the linear layers in the denoiser's attention. LoRA adapts them by
+      default. A name that a particular denoiser does not have is passed over.
+    * `cross_attention`: pieces of the names of all weights through which the denoiser reads the prompt.
+    * `keys_and_values`: ends of the names of the weights that make keys and values of the prompt.
+    * `trainable_text_encoders`: the text encoders that attacks may train and teach new words. T5 is left out, as in
+      diffusers' DreamBooth scripts, because it has several billion weights.
+    * `text_attention_projections`: the last names of the linear layers in the attention of these text encoders.
+    * `single_file_layout`: the names of the weights in a single-file checkpoint, or None if there is no such format.
+    * `takes_face_adapter`: whether diffusers can load a FaceID or InstantID adapter into the pipeline.
+    * `takes_controlnet`: whether `with_controlnet` can add InstantID's ControlNet.
+
+    Args:
+        pipeline: a diffusers pipeline in memory. Its denoiser is trained in place.
+        source: the folder that the pipeline was read from. `save` copies all parts but the denoiser from it.
+        dtypes: float type of each part's weights in the files they came from, by the part's name. `save` writes the
+            part in that type. A part that is not named keeps the type it has in memory.
+
+    Raises:
+        UserError: the denoiser predicts something unknown, or takes more than the latents (an inpainting model).
     """
 
-    pipeline_name: ClassVar[str]  # diffusers' class
-    denoiser_name: ClassVar[str]  # the part that is trained, under the pipeline's own name for it
-    other_parts: ClassVar[tuple[str, ...]]  # what else the pipeline cannot do without
-    # In the names of the denoiser's weights: where it reads the prompt, and where it makes keys and values of it.
+    name: ClassVar[str]
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    denoiser_name: ClassVar[str]
+    required_parts: ClassVar[tuple[str, ...]]
+    block_names: ClassVar[tuple[str, ...]]
+    attention_projections: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
     cross_attention: ClassVar[tuple[str, ...]]
     keys_and_values: ClassVar[tuple[str, ...]]
+    trainable_text_encoders: ClassVar[tuple[str, ...]] = ()
+    text_attention_projections: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    single_file_layout: ClassVar[SingleFileLayout | None] = None
+    takes_face_adapter: ClassVar[bool] = False
+    takes_controlnet: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -66,28 +92,34 @@ class Family(ABC):
         self.source = source
         self.dtypes = dtypes
         self.num_train_timesteps: int = pipeline.scheduler.config.num_train_timesteps
-        self.vae_scale: int = pipeline.vae_scale_factor
-        self._check()
+        self.vae_scale: int = pipeline.vae_scale_factor  # pixels per latent position, along one side
+        self.check_pipeline()
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.denoiser_name:
                 part.eval().requires_grad_(False)  # diffusers leaves the T5 of a single file in training mode
         pipeline.set_progress_bar_config(disable=True)
 
-    def _check(self) -> None:
-        taken, given = self._channels, self.pipeline.vae.config.latent_channels
+    def check_pipeline(self) -> None:
+        """Check that the pipeline can be trained as this family trains it.
+
+        Raises:
+            UserError: the denoiser takes other channels than the VAE's latents have, as an inpainting model does.
+        """
+        taken, given = self.latent_channels, self.pipeline.vae.config.latent_channels
         if taken != given:
             raise UserError(
-                f"{self._where}: the {self.denoiser_name} takes {taken} channels where the vae gives {given}: "
-                "use a text-to-image model, not an inpainting one"
+                f"{self.location}: the {self.denoiser_name} takes {taken} channels and the VAE gives {given}; "
+                "use a text-to-image model, not an inpainting model"
             )
 
     @property
-    def _channels(self) -> int:
-        """Of the latents that the denoiser takes."""
+    def latent_channels(self) -> int:
+        """Channels of the latents that the denoiser takes."""
         return self.denoiser.config.in_channels
 
     @property
-    def _where(self) -> str:
+    def location(self) -> str:
+        """Where the pipeline came from, for messages."""
         return str(self.source or "this pipeline")
 
     @property
@@ -96,36 +128,98 @@ class Family(ABC):
         return getattr(self.pipeline, self.denoiser_name)
 
     def with_denoiser(self, denoiser: nn.Module) -> Self:
-        """This family with another denoiser, e.g. an attacked copy; the rest is shared."""
+        """The same family with another denoiser, such as an attacked copy. All other parts are shared."""
         return self.replace(**{self.denoiser_name: denoiser})
 
     def replace(self, **parts: Any) -> Self:
-        """This family with other parts under the pipeline's names for them; the rest is shared.
+        """The same family with other parts, given under the pipeline's names for them. The remaining parts are shared.
 
-        Only another denoiser keeps the source folder, from which `save` would copy everything else.
+        The result keeps the source folder only if nothing but the denoiser was replaced, because `save` copies all
+        parts but the denoiser from there.
         """
-        # A pipeline is a bag of parts: in a shallow copy some can be others without a new construction.
+        # A shallow copy of a pipeline can hold other parts without being constructed anew.
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**parts)
         source = self.source if set(parts) <= {self.denoiser_name} else None
         return type(self)(pipeline, source=source, dtypes=self.dtypes)
 
+    def with_controlnet(self, controlnet: nn.Module) -> Self:
+        """The same family, sampling with a ControlNet. All parts are shared. Only if `takes_controlnet` is set."""
+        raise NotImplementedError(f"{type(self).__name__} takes no ControlNet")
+
     @property
     @abstractmethod
     def size_multiple(self) -> int:
-        """Sides of pictures must be multiples of this many pixels."""
+        """The sides of pictures must be multiples of this many pixels."""
+
+    # -- facts about the architecture ------------------------------------------------------------------------
+
+    @classmethod
+    def lora_layers(cls, denoiser: nn.Module, target: Target) -> list[str]:
+        """The layers of the denoiser that a low-rank adapter is put on, as peft's `target_modules`.
+
+        Args:
+            denoiser: this family's denoiser or a copy of it.
+            target: "attention" for the projections of the attention layers, "linear" for all linear layers, "all" for
+                all linear and convolutional layers.
+
+        Returns:
+            The last parts of the layers' names for "attention", and whole names otherwise.
+        """
+        if target == "linear":
+            return layer_names(denoiser, (nn.Linear,))
+        if target == "all":
+            return layer_names(denoiser, (nn.Linear, nn.Conv2d))
+        names = [name for name, _ in denoiser.named_modules()]
+        return [end for end in cls.attention_projections if any(f".{name}".endswith(f".{end}") for name in names)]
+
+    @classmethod
+    def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
+        """The attention layers whose maps can be read, for `apdm.families.attention.watch_attention`.
+
+        Args:
+            denoiser: this family's denoiser, or a copy or a wrapper of it.
+        """
+        return [AttentionLayer(name, layer) for name, layer in denoiser.named_modules() if is_attention(layer)]
+
+    @staticmethod
+    def tokenizer_name(encoder: str) -> str:
+        """The pipeline's name for the tokenizer of a text encoder: "tokenizer_2" for "text_encoder_2"."""
+        return encoder.replace("text_encoder", "tokenizer")
+
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders that attacks may train, under the pipeline's names for them, sorted by name.
+
+        Raises:
+            UserError: there is none.
+        """
+        parts = {name: getattr(self.pipeline, name) for name in sorted(self.trainable_text_encoders)}
+        found = {name: part for name, part in parts.items() if part is not None}
+        if not found:
+            raise UserError(f"{self.name} has no text encoder that attacks can train; choose another attack")
+        return found
 
     # -- prompts and latents ---------------------------------------------------------------------------------
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `[B, L, D]`; prompts beyond the encoder's length are cut, as the pipeline does."""
+        """Encode prompts as one tensor `[B, L, D]`, with pooled vectors and the like in further rows.
+
+        A prompt that is too long for a text encoder is cut, as the pipeline does.
+        """
 
     def posterior(self, images: Tensor) -> Posterior:
-        """Encode images `[B, 3, H, W]` in [-1, 1]. H and W must be multiples of `vae_scale`."""
+        """Encode images with the VAE, differentiably.
+
+        Args:
+            images: `[B, 3, H, W]` in [-1, 1]. H and W must be multiples of `vae_scale`.
+
+        Returns:
+            The distribution of the latents, in float32 and in the scale that the denoiser works in.
+        """
         vae = self.pipeline.vae
         encoded = vae.encode(images.to(vae.device, vae.dtype))
-        if "latents" in encoded:  # AutoencoderTiny has one latent per image, and no spread
+        if "latents" in encoded:  # AutoencoderTiny encodes without randomness
             mean, std = encoded.latents, torch.zeros_like(encoded.latents)
         else:
             mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
@@ -134,7 +228,14 @@ class Family(ABC):
         return Posterior((mean.to(dtype) - shift) * scale, std.to(dtype) * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images `[B, 3, H, W]` in [0, 1], float32, of latents `[B, C, h, w]` in the denoiser's scale."""
+        """Decode latents with the VAE.
+
+        Args:
+            latents: `[B, C, h, w]`, in the scale that the denoiser works in.
+
+        Returns:
+            Images `[B, 3, H, W]` in [0, 1], float32.
+        """
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images = vae.decode(latents.to(vae.device, vae.dtype)).sample
@@ -144,20 +245,46 @@ class Family(ABC):
 
     @property
     def draw_timesteps(self) -> DrawTimesteps:
-        """How training draws timesteps, by default uniformly. It holds no pipeline and goes between processes."""
+        """The function that draws the timesteps of training, by default uniformly.
+
+        It holds no reference to the pipeline, so that it can be sent to other processes.
+        """
         return partial(uniform_timesteps, self.num_train_timesteps)
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`x_t`: all `[B, C, h, w]` but timesteps, `[B]` in 0 .. num_train_timesteps - 1."""
+        """The noisy latents x_t of the forward process.
+
+        Args:
+            latents: clean latents x_0, `[B, C, h, w]`.
+            noise: standard normal noise, `[B, C, h, w]`.
+            timesteps: `[B]`, from 0 to num_train_timesteps - 1.
+
+        Returns:
+            x_t, `[B, C, h, w]`.
+        """
 
     @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should say of `x_t`, `[B, C, h, w]`."""
+        """The training target: what the denoiser should predict from `add_noise` of the same arguments.
+
+        Returns:
+            `[B, C, h, w]`: the noise or a velocity, depending on the model.
+        """
 
     @abstractmethod
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The denoiser's answer, `[B, C, h, w]`. denoiser: this family's, a copy or a wrapper of it."""
+        """Call a denoiser on noisy latents.
+
+        Args:
+            denoiser: this family's denoiser, or a copy or a wrapper of it.
+            noisy: x_t, `[B, C, h, w]`.
+            timesteps: `[B]`, from 0 to num_train_timesteps - 1.
+            prompt_embeds: `[B, L, D]` from `encode_prompts`.
+
+        Returns:
+            The prediction, `[B, C, h, w]`, to be compared with `target`.
+        """
 
     # -- sampling --------------------------------------------------------------------------------------------
 
@@ -175,14 +302,28 @@ class Family(ABC):
         face_embeds: Tensor | None = None,
         pipeline_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tensor:
-        """Draw one image per prompt with the pipeline's scheduler: `[B, 3, H, W]` in [0, 1], on the CPU.
+        """Sample one image per prompt with the pipeline's own scheduler.
 
-        Image i starts from its own CPU generator: `seed[i]`, or `seed + i`. Its noise depends on neither the
-        batch, the model nor the device, so images of two models pair up. The safety checker is not run: an
-        evaluation must see what the model draws.
+        Each image has its own random generator on the CPU. Its noise therefore depends neither on the batch, nor on
+        the model, nor on the device, and images that two models sample with the same seed can be compared one by one.
+        The safety checker is not run, because an evaluation must see what the model produces.
 
-        face_embeds: `[D]`, one person for all prompts, for an adapter of FaceID's kind that is loaded in the pipeline.
-        pipeline_options: more of the pipeline's own arguments, the same for every picture.
+        Args:
+            prompts: one prompt per image.
+            seed: image i is seeded with `seed[i]`, or with `seed + i` if a single number is given.
+            num_inference_steps: sampling steps.
+            guidance_scale: weight of classifier-free guidance; 1 turns it off.
+            height: in pixels; by default the model's own.
+            width: in pixels; by default the model's own.
+            batch_size: images per call of the pipeline.
+            face_embeds: `[D]`, the embedding of one person for all prompts, if the pipeline holds a FaceID adapter.
+            pipeline_options: further arguments of the pipeline, the same for every image.
+
+        Returns:
+            Images `[B, 3, H, W]` in [0, 1], float32, on the CPU.
+
+        Raises:
+            ValueError: there are more or fewer seeds than prompts.
         """
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
         if len(seeds) != len(prompts):
@@ -208,15 +349,21 @@ class Family(ABC):
         return torch.cat(images)
 
     def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
-        """Latents `[B, C, h, w]` as the pipeline hands them out."""
+        """The latents `[B, C, h, w]` of what the pipeline returns for `output_type="latent"`.
+
+        Args:
+            drawn: the pipeline's output.
+            height: of the picture in pixels, as given to the pipeline.
+            width: of the picture in pixels, as given to the pipeline.
+        """
         return drawn
 
     @abstractmethod
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The pipeline's arguments for these prompts, and for none of guidance's sake."""
+        """The pipeline's arguments for these prompts: their embeddings, and those of the empty prompt for guidance."""
 
     def _sampling_precision(self) -> torch.autocast:
-        """Autocast where the frozen parts are in half precision, since the denoiser's weights never are."""
+        """Autocast if the frozen parts are in half precision, because the denoiser's weights are in float32."""
         encoder = self.pipeline.text_encoder
         return torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != self.denoiser.dtype)
 
@@ -224,21 +371,28 @@ class Family(ABC):
 
     @torch.no_grad()
     def round_weights(self) -> None:
-        """Round the denoiser to the float type that `save` writes it in, so that what is judged is what ships."""
+        """Round the denoiser's weights to the float type that `save` writes, so that an audit sees what is shipped."""
         dtype = self.dtypes.get(self.denoiser_name)
         if dtype is not None:
             for weight in self.denoiser.parameters():
                 weight.copy_(weight.to(dtype))
 
     def save(self, directory: Path | str, *, variant: str | None = None) -> None:
-        """Write a pipeline folder with safetensors only; variant "fp16" writes half-precision files.
+        """Write a diffusers pipeline folder. All weights are written as safetensors.
 
-        Everything but the denoiser's weights is copied as it was in `source`: tokenizer, safety checker,
-        configuration. The denoiser's have the float type that they had in the files they came from. The folder is
-        written beside `directory` and takes its place, whole, when it is complete.
+        All files except the denoiser's weights are copied from `source`: tokenizer, safety checker, configurations.
+        The denoiser's weights are written in the float type that they had in the files they came from. The folder is
+        written under a temporary name and renamed when it is complete, so `directory` is never half written.
+
+        Args:
+            directory: the folder to write. An existing folder is replaced.
+            variant: "fp16" or "bf16" writes all weights in that type and under that variant's file names.
+
+        Raises:
+            UserError: the variant is unknown.
         """
         if variant not in (None, "fp16", "bf16"):
-            raise UserError(f"cannot write variant {variant!r}: fp16 and bf16 are known")
+            raise UserError(f"variant {variant!r} cannot be written; choose fp16 or bf16")
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant or "")
 
         def converted(name: str, module: Any) -> Any:
@@ -256,33 +410,56 @@ class Family(ABC):
 
 
 def append_pooled(embeds: Tensor, pooled: Tensor) -> Tensor:
-    """Token embeddings `[B, L, D]` with a pooled vector `[B, P]` in as many rows below as it needs."""
+    """Append a pooled vector to token embeddings, in as many further rows as it needs, padded with zeros.
+
+    Args:
+        embeds: token embeddings `[B, L, D]`.
+        pooled: `[B, P]`.
+
+    Returns:
+        `[B, L + ceil(P / D), D]`, which `split_pooled` takes apart again.
+    """
     width = embeds.shape[2]
     rows = pad(pooled, (0, -pooled.shape[1] % width)).unflatten(1, (-1, width))
     return torch.cat([embeds, rows.to(embeds.dtype)], dim=1)
 
 
 def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The two that `append_pooled` joined; `width` is P."""
+    """Undo `append_pooled`.
+
+    Args:
+        embeds: what `append_pooled` returned.
+        width: P, the length of the pooled vector.
+
+    Returns:
+        The token embeddings `[B, L, D]` and the pooled vectors `[B, P]`.
+    """
     rows = -(-width // embeds.shape[2])
     return embeds[:, :-rows], embeds[:, -rows:].flatten(1)[:, :width]
 
 
 def adapter_input(embeds: Tensor, *, guided: bool) -> list[Tensor]:
-    """One person's `[D]` as the pipeline takes it, zeros first for guidance: `[1 or 2, 1, 1, D]` for its one adapter.
+    """A face embedding in the form in which diffusers' pipelines take it for an IP-Adapter.
 
-    The pipeline gives all rows to every picture of a batch, so that they must be one person's.
+    The pipeline applies all rows to every picture of a batch, so they must belong to one person.
+
+    Args:
+        embeds: one person's embedding, `[D]`.
+        guided: whether classifier-free guidance is on. It puts a row of zeros first, for the unconditional pass.
+
+    Returns:
+        A list with one tensor, `[1 or 2, 1, 1, D]`.
     """
     one = embeds[None, None, None]
     return [torch.cat([torch.zeros_like(one), one]) if guided else one]
 
 
 def _converted_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy on the CPU in another float type, made without a second copy in the old one."""
+    """A copy on the CPU in another float type, made without a second copy in the old type."""
 
     def converted(tensor: Tensor) -> Tensor:
         data = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
-    # deepcopy takes what its memo already holds instead of copying it.
+    # deepcopy uses the objects in its memo instead of copying them.
     return copy.deepcopy(module, {id(t): converted(t) for t in chain(module.parameters(), module.buffers())})

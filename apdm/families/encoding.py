@@ -1,4 +1,4 @@
-"""Pictures to latents, a few at a time."""
+"""Encoding of many images in batches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from apdm.families.posterior import Posterior
 
 @torch.no_grad()
 def encode_images(family: Family, images: Tensor, *, batch_size: int = 4) -> Posterior:
-    """The posterior of images `[N, 3, H, W]` in [-1, 1], encoded a few at a time."""
+    """Encode images in batches, without gradients.
+
+    Args:
+        family: the model whose VAE encodes them.
+        images: `[N, 3, H, W]` in [-1, 1].
+        batch_size: images per call of the VAE.
+
+    Returns:
+        The posterior of all N images.
+    """
     parts = [family.posterior(chunk) for chunk in images.split(batch_size)]
     return type(parts[0]).cat(parts)

@@ -6,28 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from apdm.families.attention import AttentionLayer
 from apdm.families.base import append_pooled, split_pooled
-from apdm.families.flow import FlowMatching
+from apdm.families.flow_matching import FlowMatching
 
-TRAINING_GUIDANCE = 1.0  # what a guidance-distilled model is told while it is trained, as in diffusers' training
-PACK = 2
+# The guidance that a guidance-distilled model is given while it is trained, as in diffusers' training scripts.
+TRAINING_GUIDANCE = 1.0
+PACK = 2  # latents are packed in squares of this side
 
 
 class Flux(FlowMatching):
-    """A `FluxPipeline` as a family.
+    """A `FluxPipeline`.
 
-    Prompt embeddings are T5's, with CLIP's pooled vector in the row below. Guidance is a condition of the denoiser
-    here, not a second forward pass, and a model that was distilled without it (schnell) is told none.
+    The prompt embeddings are T5's, and CLIP's pooled vector follows in further rows. Guidance is an input of the
+    denoiser and needs no second forward pass. A model that was distilled without it (schnell) gets no guidance.
     """
 
-    pipeline_name = "FluxPipeline"
-    other_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    name = "flux"
+    pipeline_classes = ("FluxPipeline",)
+    required_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    block_names = ("transformer_blocks", "single_transformer_blocks")
+    trainable_text_encoders = ("text_encoder",)
 
     @property
-    def _channels(self) -> int:
+    def latent_channels(self) -> int:
+        """Channels of the latents before they are packed."""
         return self.denoiser.config.in_channels // PACK**2
 
     @property
@@ -35,13 +41,22 @@ class Flux(FlowMatching):
         """Latents are packed two by two."""
         return self.vae_scale * PACK
 
+    @classmethod
+    def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
+        """The joint attention layers, in which the prompt's tokens stand first.
+
+        The single blocks are left out: they get prompt and picture already joined, and nothing tells them apart.
+        """
+        layers = super().attention_layers(denoiser)
+        return [AttentionLayer(layer.name, layer.module, "first") for layer in layers if layer.prompt]
+
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `[B, L, D]` with the pooled vector below; prompts beyond the encoders' length are cut."""
+        """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""
         embeds, pooled, _ = self.pipeline.encode_prompt(list(prompts), None)
         return append_pooled(embeds, pooled)
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The denoiser's velocity, `[B, C, h, w]`. denoiser: the transformer, a copy or a wrapper of it."""
+        """The transformer's velocity, `[B, C, h, w]`; see `Family.predict`."""
         embeds, pooled = split_pooled(prompt_embeds, self._pooled_width)
         packed = pixel_unshuffle(noisy, PACK)
         height, width = packed.shape[2:]
@@ -53,7 +68,7 @@ class Flux(FlowMatching):
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             txt_ids=noisy.new_zeros(embeds.shape[1], 3),
-            img_ids=_positions(height, width, noisy),
+            img_ids=_position_ids(height, width, noisy),
             return_dict=False,
         )[0]
         return self._unpacked(velocity, height, width)
@@ -63,19 +78,22 @@ class Flux(FlowMatching):
         return self.denoiser.config.pooled_projection_dim
 
     def _unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Latents `[B, C, 2 * height, 2 * width]` of packed tokens `[B, height * width, 4 * C]`."""
         return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), PACK)
 
     def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
+        """Unpack the tokens `[B, h * w / 4, 4 * C]` that the pipeline returns; see `Family.drawn_latents`."""
         default = self.pipeline.default_sample_size * self.vae_scale
         sides = [(side or default) // self.size_multiple for side in (height, width)]
         return self._unpacked(drawn, *sides)
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The embeddings of the prompts, as the pipeline takes them. Guidance needs no empty prompt."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
-def _positions(height: int, width: int, like: Tensor) -> Tensor:
+def _position_ids(height: int, width: int, like: Tensor) -> Tensor:
     """Row and column of every token, `[height * width, 3]`, after a first axis that pictures do not use."""
     rows = torch.arange(height, device=like.device, dtype=like.dtype).repeat_interleave(width)
     columns = torch.arange(width, device=like.device, dtype=like.dtype).repeat(height)

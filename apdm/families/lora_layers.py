@@ -1,33 +1,35 @@
-"""Which layers of a denoiser take a low-rank adapter (LoRA, Hu et al. 2021), as peft names them."""
+"""Names of the layers that a low-rank adapter is put on (LoRA, Hu et al. 2021), and the adapter's parameters."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import Module, Parameter
 
-Target = Literal["attention", "linear", "all"]
-ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
-PROMPT_ATTENTION = ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out"]  # the prompt's own stream in a transformer
+Target = Literal["attention", "linear", "all"]  # see `Family.lora_layers`
 
 
-def target_layers(denoiser: Module, target: Target) -> list[str]:
-    """What an adapter of this target is on, as peft names it."""
-    if target == "attention":
-        names = {name.rpartition(".")[2] for name, _ in denoiser.named_modules()}
-        return [*ATTENTION, *(layer for layer in PROMPT_ATTENTION if layer in names)]
-    return layers(denoiser, (nn.Linear,) if target == "linear" else (nn.Linear, nn.Conv2d))
+def layer_names(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv2d)) -> list[str]:
+    """The names of all layers of these classes in `module`, in the module's own order."""
+    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+
+
+def add_lora(module: Any, config: LoraConfig) -> None:
+    """Put a low-rank adapter on the layers of `module` that `config.target_modules` names, in place.
+
+    The adapter draws its initial weights from torch's global generator. All other weights are frozen.
+    """
+    if hasattr(module, "add_adapter"):
+        module.add_adapter(config)
+    else:  # diffusers gives this method to some of its models only
+        inject_adapter_in_model(config, module)
 
 
 def lora_parameters(module: Module) -> list[Parameter]:
-    """Those of the adapter, trainable, in a fixed order."""
+    """The parameters of the adapter that peft added to `module`, in a fixed order. They are made trainable."""
     found = [parameter for name, parameter in module.named_parameters() if "lora_" in name]
     for parameter in found:
         parameter.requires_grad_(True)
     return found
-
-
-def layers(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv2d)) -> list[str]:
-    """Names of the layers of these kinds."""
-    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]

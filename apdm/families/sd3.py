@@ -8,32 +8,50 @@ from typing import Any
 from torch import Tensor
 
 from apdm.families.base import append_pooled, split_pooled
-from apdm.families.flow import FlowMatching
+from apdm.families.flow_matching import FlowMatching
+from apdm.families.single_file.layout import SingleFileLayout
+from apdm.families.single_file.mmdit import narrow_transformer, transformer_weights
+from apdm.families.single_file.text import text_of_sd3
 
 
 class StableDiffusion3(FlowMatching):
-    """A `StableDiffusion3Pipeline` as a family.
+    """A `StableDiffusion3Pipeline`.
 
-    Prompt embeddings are those of the two CLIP encoders, then those of T5 (zeros where the pipeline has none), with
-    both pooled vectors in the rows below.
+    The prompt embeddings are those of the two CLIP encoders, followed by those of T5 (zeros if the pipeline has no
+    T5). Both pooled vectors follow in further rows.
     """
 
-    pipeline_name = "StableDiffusion3Pipeline"
-    other_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    name = "stable-diffusion-3"
+    pipeline_classes = ("StableDiffusion3Pipeline",)
+    required_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    block_names = ("transformer_blocks",)
+    trainable_text_encoders = ("text_encoder", "text_encoder_2")
+    single_file_layout = SingleFileLayout(
+        marker="model.diffusion_model.joint_blocks.",
+        text_encoders={
+            "text_encoder": "CLIPTextModelWithProjection",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+            "text_encoder_3": "T5EncoderModel",
+        },
+        optional=("text_encoder_3",),
+        denoiser_weights=transformer_weights,
+        text_weights=text_of_sd3,
+        narrow=narrow_transformer,
+    )
 
     @property
     def size_multiple(self) -> int:
-        """Latents are cut into patches."""
+        """The transformer cuts the latents into square patches."""
         return self.vae_scale * self.denoiser.config.patch_size
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `[B, L, D]` with the pooled vectors below; prompts beyond the encoders' length are cut."""
+        """Text embeddings `[B, L, D]` with the pooled vectors in the last rows; prompts that are too long are cut."""
         texts = [list(prompts)] * 3
         embeds, _, pooled, _ = self.pipeline.encode_prompt(*texts, do_classifier_free_guidance=False)
         return append_pooled(embeds, pooled)
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The denoiser's velocity, `[B, C, h, w]`. denoiser: the transformer, a copy or a wrapper of it."""
+        """The transformer's velocity, `[B, C, h, w]`; see `Family.predict`."""
         embeds, pooled = split_pooled(prompt_embeds, self._pooled_width)
         return denoiser(
             hidden_states=noisy,
@@ -48,6 +66,7 @@ class StableDiffusion3(FlowMatching):
         return self.denoiser.config.pooled_projection_dim
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The embeddings of the prompts and of the empty prompt, as the pipeline takes them."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         empty, empty_pooled = split_pooled(self.encode_prompts([""] * len(prompts)), self._pooled_width)
         return {

@@ -4,51 +4,78 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from diffusers import StableDiffusionXLControlNetPipeline
+from torch import Tensor, nn
 
 from apdm.core.errors import UserError
 from apdm.families.base import append_pooled, split_pooled
 from apdm.families.sd import StableDiffusion
+from apdm.families.single_file.layout import SingleFileLayout
+from apdm.families.single_file.text import text_of_xl
+from apdm.families.single_file.unet import narrow_unet, unet_weights
 
 
 class StableDiffusionXL(StableDiffusion):
-    """A `StableDiffusionXLPipeline` as a family.
+    """A `StableDiffusionXLPipeline`.
 
-    Prompt embeddings are both encoders' last layers but one, side by side, with the second one's pooled vector in the
-    rows below. The denoiser is told that a picture was never resized or cropped: its size, and a corner of 0, 0.
-    The VAE of the release overflows in float16; where its configuration says so it stays in float32.
+    The prompt embeddings of both text encoders (the output of the last layer but one) stand side by side, and the
+    second encoder's pooled vector follows in further rows. The denoiser is told that the picture was neither resized
+    nor cropped. The released VAE overflows in float16; if its configuration says so, it stays in float32.
     """
 
-    pipeline_name = "StableDiffusionXLPipeline"
-    other_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    name = "stable-diffusion-xl"
+    pipeline_classes = ("StableDiffusionXLPipeline",)
+    required_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+    trainable_text_encoders = ("text_encoder", "text_encoder_2")
+    single_file_layout = SingleFileLayout(
+        marker="conditioner.embedders.1.",
+        text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+        denoiser_weights=unet_weights,
+        text_weights=text_of_xl,
+        narrow=narrow_unet,
+    )
+    takes_controlnet = True
 
-    def __init__(self, pipeline: Any, *, source: Path | None = None, **facts: Any) -> None:
-        super().__init__(pipeline, source=source, **facts)
+    def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
+        super().__init__(pipeline, source=source, **options)
         if pipeline.vae.config.get("force_upcast") and pipeline.vae.dtype == torch.float16:
             pipeline.vae.to(torch.float32)
 
-    def _check(self) -> None:
-        super()._check()
+    def check_pipeline(self) -> None:
+        super().check_pipeline()
         if self.pipeline.text_encoder is None or self.denoiser.config.addition_embed_type != "text_time":
-            raise UserError(f"{self._where} is no base model of Stable Diffusion XL, as its refiner is not; give that")
+            raise UserError(
+                f"{self.location} is not a base model of Stable Diffusion XL (its refiner is not one); use a base model"
+            )
+
+    def with_controlnet(self, controlnet: nn.Module) -> Self:
+        """The same family in a `StableDiffusionXLControlNetPipeline`. All parts are shared."""
+        # The pipeline's from_pipe would convert the shared parts to float32.
+        pipeline = StableDiffusionXLControlNetPipeline(
+            **self.pipeline.components,
+            controlnet=controlnet.to(self.denoiser.device),
+            force_zeros_for_empty_prompt=self.pipeline.config.force_zeros_for_empty_prompt,
+            add_watermarker=False,
+        )
+        return type(self)(pipeline, dtypes=self.dtypes)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `[B, L, D]` with the pooled vector below; prompts beyond the encoders' length are cut."""
+        """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""
         embeds, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         return append_pooled(embeds, pooled)
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The denoiser's answer, `[B, C, h, w]`. denoiser: the unet, a copy or a wrapper of it."""
+        """The U-Net's prediction, `[B, C, h, w]`; see `Family.predict`."""
         embeds, pooled = split_pooled(prompt_embeds, self._pooled_width)
-        conditions = {"text_embeds": pooled, "time_ids": self._sizes(noisy)}
+        conditions = {"text_embeds": pooled, "time_ids": self._size_conditions(noisy)}
         return denoiser(
             noisy, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=conditions, return_dict=False
         )[0]
 
-    def _sizes(self, latents: Tensor) -> Tensor:
+    def _size_conditions(self, latents: Tensor) -> Tensor:
         """Original height and width, top and left of the crop, target height and width: `[B, 6]` in pixels."""
         sizes = latents.new_zeros(len(latents), 6)
         sizes[:, 0::4] = latents.shape[2] * self.vae_scale
@@ -60,6 +87,6 @@ class StableDiffusionXL(StableDiffusion):
         return self.pipeline.text_encoder_2.config.projection_dim
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        # What stands for no prompt is the pipeline's choice: zeros, or an encoded empty text.
+        """The embeddings of the prompts. The pipeline itself chooses what stands for the empty prompt."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}

@@ -68,7 +68,8 @@ def disturbance_loss(scene: Scene, denoiser: Module, prompts: PromptTuning, conf
 
     def loss(photos: list[Tensor], which: list[int]) -> Tensor:
         draw = scene.draw(len(photos), which)
-        with watch_attention(denoiser, max_positions=config.attention_max_positions) as maps:
+        layers = scene.family.attention_layers(denoiser)
+        with watch_attention(layers, max_positions=config.attention_max_positions) as maps:
             error = scene.error(denoiser, scene.latents(photos, draw), draw, prompts.embeds[which])
         return error - config.attention_weight * concentration(maps.cross)
 

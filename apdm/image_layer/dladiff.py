@@ -53,6 +53,6 @@ def attention_loss(scene: Scene, static: Module, dynamic: Module, config: DLADif
 
 def _maps(scene: Scene, denoiser: Module, latents: Tensor, draw: Draw, config: DLADiffConfig) -> AttentionMaps:
     noisy = scene.family.add_noise(latents, draw.noise, draw.timesteps)
-    with watch_attention(denoiser, max_positions=config.attention_max_positions) as maps:
+    with watch_attention(scene.family.attention_layers(denoiser), max_positions=config.attention_max_positions) as maps:
         scene.family.predict(denoiser, noisy, draw.timesteps, scene.prompt_embeds.expand(len(noisy), -1, -1))
     return maps

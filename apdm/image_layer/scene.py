@@ -114,7 +114,7 @@ class Scene:
         """Raise UserError, before long work, for a model whose cross-attention has more than `max_positions`."""
         # A generator of its own: looking must not change what is drawn afterwards.
         draw = replace(self, generator=torch.Generator()).draw(1)
-        with watch_attention(self.family.denoiser, max_positions=max_positions) as maps:
+        with watch_attention(self.family.attention_layers(self.family.denoiser), max_positions=max_positions) as maps:
             self.error(self.family.denoiser, draw.noise, draw)
         if not maps.cross:
             raise UserError(

@@ -168,7 +168,7 @@ def _plan(config: AuditJobConfig, command: str | None) -> Audit:
     folders = Folders.below(config.subjects, config)
     people = folders.load(config.resolution)
     judges = load_judges(config)
-    models = load_models(paths, variant=config.variant, allow_pickle=config.allow_pickle)
+    models = load_models(paths, family=config.family, variant=config.variant, allow_pickle=config.allow_pickle)
     check_resolution(models["base"], config.resolution)
     return Audit(
         config=config,

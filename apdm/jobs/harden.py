@@ -158,7 +158,9 @@ def protect_and_audit(
         try:
             photo_job = PhotoJob.load(config, quiet=True) if config.image_layer.enabled else None
             judged = load_judged(config) if config.audit.enabled else None
-            hardened = load_family(output / MODEL)  # as shipped; in training a process may have had a part of it
+            hardened = load_family(
+                output / MODEL, family=config.family
+            )  # as shipped; in training a process may have had a part of it
         except UserError as error:
             logger.warning(
                 "process %d leaves photos and audit to the others: %s", processes.index, error, extra=EVERY_PROCESS
@@ -238,7 +240,7 @@ class Job:
         if config.audit.enabled or config.validation.probe_steps:
             judged = load_judged(config)
         if config.single_file:
-            check_single_file(base.pipeline)
+            check_single_file(base)
         photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
         if judged is not None and judged.adapter is not None:
             judged.adapter.check(base)

@@ -32,6 +32,7 @@ def load_base(config: JobConfig) -> Family:
     """The pipeline of `config`. Raises UserError if it cannot be loaded or does not take the resolution."""
     base = load_family(
         config.pretrained_model_name_or_path,
+        family=config.family,
         revision=config.revision,
         variant=config.variant,
         allow_pickle=config.allow_pickle,

@@ -78,7 +78,14 @@ class Training:
         adapter = partial(make_adamw, learning_rate=config.l2p.lora_learning_rate, **adamw)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.engine = make_engine(
-            config, accelerator, model, inner, processes, make_adapter_optimizer=adapter, generator=self.generator
+            config,
+            accelerator,
+            model,
+            inner,
+            processes,
+            make_adapter_optimizer=adapter,
+            generator=self.generator,
+            family=hardened,
         )
         memory, make_slow = config.memory, self.engine.slow_weights
         if memory.offload or memory.narrow_gradient:
@@ -87,7 +94,7 @@ class Training:
         self.average = [theta.detach().clone() for theta in self.slow.theta] if config.ema_decay else []
         self.sharded = kind_of(accelerator) in SHARDED
         if self.sharded:
-            reference = shard(copy.deepcopy(reference), accelerator.device)
+            reference = shard(copy.deepcopy(reference), accelerator.device, hardened.block_names)
         elif memory.reference_dtype == "bfloat16":
             reference = Bfloat16(reference, accelerator.device)
         if compiled := compiler(accelerator):

@@ -65,7 +65,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         problems += _complaint(lambda: read_results(root / RESULTS))
     model = [path for path in (root / MODEL, root / SINGLE_FILE) if path.exists()]
     if (root / MODEL).exists():
-        problems += _loads(root)
+        problems += _loads(root, config.family)
     for path in model:
         problems += _metadata(path, root)
     problems += _photo_notes(root / "images", root)
@@ -86,12 +86,12 @@ def _unknown(root: Path) -> list[str]:
     return [f"{name} is not in the manifest, nor a working file of this program" for name in unknown]
 
 
-def _loads(root: Path) -> list[str]:
+def _loads(root: Path, family: str | None) -> list[str]:
     """Complaints of diffusers about the pipeline folder, and about the single file with the folder's configuration."""
-    problems = _complaint(lambda: load_family(root / MODEL))
+    problems = _complaint(lambda: load_family(root / MODEL, family=family))
     if (root / SINGLE_FILE).exists() and not problems:
         file = root / SINGLE_FILE
-        problems += _complaint(lambda: load_family(file, single_file_config=root / MODEL))
+        problems += _complaint(lambda: load_family(file, family=family, single_file_config=root / MODEL))
     return problems
 
 

@@ -27,8 +27,8 @@ from apdm.distributed.engines import Engine
 from apdm.distributed.launch import check_engine
 from apdm.distributed.lora import LowRank
 from apdm.distributed.processes import SINGLE_PROCESS
-from apdm.families import Family, load_family
-from apdm.families.lora_layers import lora_parameters
+from apdm.families import Family, StableDiffusion, load_family
+from apdm.families.lora_layers import Target, lora_parameters
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.training import Training
 from apdm.protection.attacker_pool import AttackerPool
@@ -45,10 +45,22 @@ def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
-def engine_of(model: nn.Module, *, shared: bool = True, seed: int = 4, **options: Any) -> LowRank:
+def engine_of(
+    model: nn.Module, *, target: Target = "attention", shared: bool = True, seed: int = 4, **options: Any
+) -> LowRank:
     adapter = partial(make_adamw, **{**ADAM, "learning_rate": RATE})
     generator = torch.Generator().manual_seed(seed)
-    return LowRank(model, make, make_adapter_optimizer=adapter, rank=3, generator=generator, shared=shared, **options)
+    layers = StableDiffusion.lora_layers(model, target)
+    return LowRank(
+        model,
+        make,
+        make_adapter_optimizer=adapter,
+        rank=3,
+        layers=layers,
+        generator=generator,
+        shared=shared,
+        **options,
+    )
 
 
 def method_of(family: Family, engine: Engine, **options: Any) -> LearningToProtect:

@@ -28,7 +28,7 @@ from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.export.metadata import read_metadata, write_metadata
 from apdm.export.model_card import THREAT_MODEL
 from apdm.families import StableDiffusion, load_family
-from apdm.families.single_file import check_single_file
+from apdm.families.single_file.write import check_single_file
 
 CONFIG_HASH = "c0ffee" * 10 + "c0ff"
 
@@ -258,7 +258,7 @@ def test_a_topology_without_a_place_in_the_single_file_is_refused_before_anythin
     pipeline = build_pipeline(tmp_path / "base")
     pipeline.register_modules(unet=unet(**config))
     with pytest.raises(UserError, match="leave out --single_file"):
-        check_single_file(pipeline)
+        check_single_file(StableDiffusion(pipeline))
     with pytest.raises(UserError, match="leave out --single_file"):
         write(StableDiffusion(pipeline), tmp_path / "model", tmp_path / "none", single_file=True)
     assert not (tmp_path / "model").exists()

@@ -338,7 +338,7 @@ def test_what_is_no_pipeline_folder_is_said_to_be_none(tmp_path, tiny_pipeline):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [("model_index.json", {"_class_name": "CogView4Pipeline"}, "CogView4Pipeline"),
-     ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
+     ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
      ("model_index.json", {"vae": ["diffusers", "NoSuchAutoencoder"]}, "NoSuchAutoencoder")],
 )  # fmt: skip
 def test_an_unsupported_pipeline_is_refused(copied, file, values, message):

@@ -197,7 +197,7 @@ def test_pipelines_that_are_trained_otherwise_are_refused(tmp_path):
     pipeline.register_modules(scheduler=EDMEulerScheduler())
     refused(pipeline, "no schedule of betas")
     pipeline.register_modules(scheduler=betas, unet=small_unet(cross_attention_dim=72))
-    refused(pipeline, "no base model of Stable Diffusion XL")
+    refused(pipeline, "not a base model of Stable Diffusion XL")
     pipeline = build_sd3(tmp_path / "vocabulary")
     assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
     pipeline.register_modules(scheduler=betas)
@@ -213,7 +213,7 @@ def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other
     noisy, embeds = torch.randn(2, 16, 8, 8), family.encode_prompts(["a photo of sks person", "a dog"])
     timesteps = torch.tensor([10, 700])
     plain = family.predict(denoiser, noisy, timesteps, embeds)
-    with watch_attention(denoiser, max_positions=16) as maps:
+    with watch_attention(family.attention_layers(denoiser), max_positions=16) as maps:
         assert torch.equal(family.predict(denoiser, noisy, timesteps, embeds), plain)
     handle.remove()
     positions, tokens = inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1]
@@ -231,7 +231,7 @@ def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other
     torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
     assert maps.cross.keys() == {"transformer_blocks.0.attn", "transformer_blocks.1.attn"}
     assert maps.self_.keys() - maps.cross.keys() == {"transformer_blocks.0.attn2"}
-    with watch_attention(denoiser, max_positions=15) as none:
+    with watch_attention(family.attention_layers(denoiser), max_positions=15) as none:
         family.predict(denoiser, noisy, timesteps, embeds)
     assert not none.cross and not none.self_
 
@@ -241,7 +241,7 @@ def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_seq
     denoiser, inputs = family.denoiser, {}
     layer = denoiser.transformer_blocks[0].attn
     handle = layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.update(kwargs), with_kwargs=True)
-    with watch_attention(denoiser) as maps:
+    with watch_attention(family.attention_layers(denoiser)) as maps:
         family.predict(
             denoiser, torch.randn(2, 16, 8, 8), torch.tensor([10, 700]), family.encode_prompts(["a photo", "a dog"])
         )

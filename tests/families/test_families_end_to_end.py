@@ -25,7 +25,7 @@ from apdm.data.subjects import load_images
 from apdm.export.pipeline import export_model
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
-from apdm.families.folder import stored_dtype
+from apdm.families.pipeline_folder import stored_dtype
 from apdm.jobs.harden import harden
 from apdm.jobs.perturb import perturb
 
@@ -66,7 +66,7 @@ def test_the_exported_weights_have_the_names_shapes_and_types_of_the_input_s(fol
     weights = layout(source)  # configurations lose the path that they were loaded from
     changed = {name for name in weights if (source / name).read_bytes() != (tmp_path / "model" / name).read_bytes()}
     assert changed == {f"{family.denoiser_name}/diffusion_pytorch_model.safetensors"}
-    assert f"{family.pipeline_name}.from_pretrained" in (tmp_path / "model/README.md").read_text()
+    assert f"{type(family.pipeline).__name__}.from_pretrained" in (tmp_path / "model/README.md").read_text()
 
 
 def test_what_is_judged_in_memory_is_what_ships_in_half_precision(folders, tmp_path):

@@ -19,7 +19,7 @@ from apdm.config import HardenConfig, L2PConfig
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
 from apdm.export.pipeline import check_single_file, export_model
-from apdm.families import Family, load_family
+from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.jobs.harden import harden
 
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
@@ -116,7 +116,7 @@ def test_the_main_job_takes_a_single_file(exported, tmp_path: Path):
         l2p=L2PConfig(inner_steps=1),
     )
     hardened: Family = load_family(harden(config).model_dir)
-    assert hardened.pipeline_name == "StableDiffusionXLPipeline"
+    assert type(hardened.pipeline).__name__ == "StableDiffusionXLPipeline"
 
 
 # -- what does not fit ---------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_the_main_job_takes_a_single_file(exported, tmp_path: Path):
 def test_a_single_file_that_cannot_be_read_is_bad_input(exported, tmp_path: Path):
     base, path = exported("sdxl")
     other, _ = exported("sd3")
-    with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, but .* is of a StableDiffusion3Pipeline"):
+    with pytest.raises(UserError, match="holds a StableDiffusionXLPipeline, but .* is a StableDiffusion3Pipeline"):
         load_family(path, single_file_config=other)
     pickle = tmp_path / "model.ckpt"
     torch.save({}, pickle)
@@ -160,21 +160,21 @@ def test_without_a_configuration_and_without_the_hub_the_option_is_named(exporte
 
 def test_what_a_loader_could_not_tell_apart_is_refused_before_long_work(tmp_path: Path):
     pipeline = build_sdxl(tmp_path)
-    check_single_file(pipeline)
+    check_single_file(StableDiffusionXL(pipeline))
     config = clip_config(pipeline.tokenizer, hidden_size=32, projection_dim=40, hidden_act="gelu")
     pipeline.register_modules(text_encoder_2=CLIPTextModelWithProjection(config))
     with pytest.raises(UserError, match="two text encoders of one width"):
-        check_single_file(pipeline)
+        check_single_file(StableDiffusionXL(pipeline))
     pipeline = build_sd3(tmp_path)
-    check_single_file(pipeline)
+    check_single_file(StableDiffusion3(pipeline))
     torch.nn.init.normal_(pipeline.text_encoder.text_projection.weight)
     with pytest.raises(UserError, match="no place for the first text encoder's projection"):
-        check_single_file(pipeline)
+        check_single_file(StableDiffusion3(pipeline))
     with pytest.raises(UserError, match="not this FluxPipeline"):
-        check_single_file(build_flux(tmp_path))
+        check_single_file(Flux(build_flux(tmp_path)))
     pipeline.register_modules(text_encoder=pipeline.text_encoder_3)
     with pytest.raises(UserError, match="not this T5EncoderModel"):
-        check_single_file(pipeline)
+        check_single_file(StableDiffusion3(pipeline))
 
 
 def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path):

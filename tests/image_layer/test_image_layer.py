@@ -114,7 +114,7 @@ def test_maps_are_those_that_diffusers_computes_and_the_pass_is_not_changed(scen
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
     embeds = scene.prompt_embeds.expand(2, -1, -1)
     plain = scene.family.predict(unet, latents, timesteps, embeds)
-    with watch_attention(unet) as maps:
+    with watch_attention(StableDiffusion.attention_layers(unet)) as maps:
         watched = scene.family.predict(unet, latents, timesteps, embeds)
     assert torch.equal(plain, watched)
     for name in unet.attn_processors:
@@ -127,10 +127,10 @@ def test_maps_are_those_that_diffusers_computes_and_the_pass_is_not_changed(scen
 
 
 def test_layers_with_too_many_positions_are_left_out(scene: Scene):
-    with watch_attention(scene.family.denoiser, max_positions=16) as maps:
+    with watch_attention(scene.family.attention_layers(scene.family.denoiser), max_positions=16) as maps:
         scene.family.predict(scene.family.denoiser, torch.randn(1, 4, 8, 8), torch.tensor([10]), scene.prompt_embeds)
     assert maps.cross and all(attention.shape[2] <= 16 for attention in maps.cross.values())
-    with watch_attention(scene.family.denoiser, max_positions=15) as maps:
+    with watch_attention(scene.family.attention_layers(scene.family.denoiser), max_positions=15) as maps:
         scene.family.predict(scene.family.denoiser, torch.randn(1, 4, 8, 8), torch.tensor([10]), scene.prompt_embeds)
     assert not maps.cross
 

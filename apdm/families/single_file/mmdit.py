@@ -1,17 +1,18 @@
-"""The transformer of Stable Diffusion 3 in its authors' layout.
+"""The transformer of Stable Diffusion 3 in the authors' layout.
 
-Picture and text have a block each in every joint block; queries, keys and values are one matrix; and where a
-modulation ends a stream, its shift comes before its scale, the other way round than in diffusers.
+Every joint block has one block for the picture and one for the text. Queries, keys and values are one matrix. In the
+last modulation of a stream the shift comes before the scale; diffusers has them the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from apdm.families.single_file.names import homeless
+from apdm.families.single_file.renaming import has_no_place
 
 TRANSFORMER = "model.diffusion_model."
 OUTER = {
@@ -46,35 +47,55 @@ BLOCK = {
     "ff_context.net.2": "context_block.mlp.fc2",
 }
 JOINED = {"to_q": ("to_k", "to_v"), "add_q_proj": ("add_k_proj", "add_v_proj")}
-ELSEWHERE = {name for names in JOINED.values() for name in names}
+JOINED_TO_OTHERS = {name for names in JOINED.values() for name in names}
 
 
-def transformer_weights(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """All weights under their names there; those that are joined or turned round are copies."""
+def transformer_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """The transformer's weights by their names in the single file.
+
+    Weights that are joined, or whose halves change places, are copies.
+
+    Args:
+        state: the weights by diffusers' names.
+        config: the transformer's configuration.
+
+    Raises:
+        UserError: a weight has no place in the file.
+    """
     weights: dict[str, Tensor] = {}
     for name, weight in state.items():
         module, _, leaf = name.rpartition(".")
         if name in OUTER:  # a buffer
             weights[TRANSFORMER + OUTER[name]] = weight
         elif module in OUTER:
-            ends = module == "norm_out.linear"
-            weights[f"{TRANSFORMER}{OUTER[module]}.{leaf}"] = _swapped(weight) if ends else weight
+            is_last_modulation = module == "norm_out.linear"
+            weights[f"{TRANSFORMER}{OUTER[module]}.{leaf}"] = _swapped(weight) if is_last_modulation else weight
         elif name.startswith("transformer_blocks."):
             _, block, part = module.split(".", 2)
             last = part.rpartition(".")[2]
-            if last in ELSEWHERE:
+            if last in JOINED_TO_OTHERS:
                 continue
             if part not in BLOCK:
-                raise homeless(name)
+                raise has_no_place(name)
             if last in JOINED:
                 others = [state[name.replace(f".{last}.", f".{other}.")] for other in JOINED[last]]
                 weight = torch.cat([weight, *others])
-            if part == "norm1_context.linear" and int(block) == num_layers - 1:
+            if part == "norm1_context.linear" and int(block) == config.num_layers - 1:
                 weight = _swapped(weight)
             weights[f"{TRANSFORMER}joint_blocks.{block}.{BLOCK[part]}.{leaf}"] = weight
         else:
-            raise homeless(name)
+            raise has_no_place(name)
     return weights
+
+
+def narrow_transformer(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a transformer with the same blocks and few channels."""
+    widths = {
+        "joint_attention_dim": 4,
+        "caption_projection_dim": 8 * config["num_attention_heads"],
+        "pooled_projection_dim": 4,
+    }
+    return {**config, "attention_head_dim": 8, **widths}
 
 
 def _swapped(weight: Tensor) -> Tensor:

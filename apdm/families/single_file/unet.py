@@ -1,7 +1,7 @@
-"""The U-Net of Stable Diffusion 1.x, 2.x and XL in its authors' layout, derived from the configuration.
+"""The U-Net of Stable Diffusion 1.x, 2.x and XL in the authors' layout, derived from the configuration.
 
-Its blocks are numbered through: `input_blocks.0` is `conv_in`, then every residual layer and every downsampler is one
-entry, with its attention beside it.
+The entries are numbered through all blocks: `input_blocks.0` is `conv_in`. Then each residual layer, together with its
+attention, and each downsampler is one entry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from apdm.core.errors import UserError
-from apdm.families.single_file.names import ADVICE, homeless, renamed
+from apdm.families.single_file.renaming import ADVICE, has_no_place, renamed
 
 UNET = "model.diffusion_model."
 RESNET = {
@@ -26,13 +26,32 @@ RESNET = {
 
 
 def unet_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """The U-Net's weights by their names in the single file.
+
+    Args:
+        state: the weights by diffusers' names.
+        config: the U-Net's configuration.
+
+    Raises:
+        UserError: a weight has no place in the file.
+    """
     if not isinstance(config.layers_per_block, int):
-        raise UserError(f"a single file needs the same number of layers in all blocks of the U-Net: {ADVICE}")
+        raise UserError(f"a single file needs the same number of layers in all blocks of the U-Net; {ADVICE}")
     return {UNET + _unet_name(name, config): weight for name, weight in state.items()}
 
 
+def narrow_unet(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a U-Net with the same blocks and few channels. Equal widths stay equal."""
+    groups, channels = config["norm_num_groups"], config["block_out_channels"]
+    if not groups:
+        return config
+    ranks = {width: rank for rank, width in enumerate(sorted(set(channels)), 1)}
+    narrow = [groups * ranks[width] for width in channels]
+    return {**config, "block_out_channels": narrow, "attention_head_dim": 1}
+
+
 def _unet_name(name: str, config: Any) -> str:
-    stride = config.layers_per_block + 1  # entries per block: its layers and what changes the resolution
+    stride = config.layers_per_block + 1  # entries per block: its layers, and the layer that changes the resolution
     match name.split("."):
         case ["conv_in", leaf]:
             return f"input_blocks.0.0.{leaf}"
@@ -57,13 +76,13 @@ def _unet_name(name: str, config: Any) -> str:
             return f"output_blocks.{(int(block) + 1) * stride - 1}.{slot}.conv.{leaf}"
         case ["up_blocks", block, kind, layer, *rest]:
             return f"output_blocks.{int(block) * stride + int(layer)}.{_slot(name, kind, rest)}"
-    raise homeless(name)
+    raise has_no_place(name)
 
 
 def _slot(name: str, kind: str, rest: list[str]) -> str:
-    """Within one entry the residual layer comes first and its attention second."""
+    """The place within one entry: the residual layer comes first and its attention second."""
     if kind == "resnets":
         return f"0.{renamed(name, rest, RESNET)}"
     if kind == "attentions":
         return f"1.{'.'.join(rest)}"
-    raise homeless(name)
+    raise has_no_place(name)

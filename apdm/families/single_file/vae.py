@@ -1,4 +1,7 @@
-"""The VAE in its authors' layout: decoder levels are named from the bottom, attention weights are 1x1 convolutions."""
+"""The VAE in the authors' layout.
+
+The decoder's levels are numbered from the lowest resolution, and attention weights are 1x1 convolutions.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,22 @@ from typing import Any
 
 from torch import Tensor
 
-from apdm.families.single_file.names import homeless, renamed
+from apdm.families.single_file.renaming import has_no_place, renamed
 
 VAE = "first_stage_model."
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def vae_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """The VAE's weights by their names in the single file.
+
+    Args:
+        state: the weights by diffusers' names.
+        config: the VAE's configuration.
+
+    Raises:
+        UserError: a weight has no place in the file.
+    """
     levels = len(config.block_out_channels)
     weights = {}
     for name, weight in state.items():
@@ -42,4 +54,4 @@ def _vae_name(name: str, levels: int) -> str:
             return f"{side}.mid.block_{int(layer) + 1}.{renamed(name, rest, shortcut, strict=False)}"
         case [side, "mid_block", "attentions", layer, *rest]:
             return f"{side}.mid.attn_{int(layer) + 1}.{renamed(name, rest, VAE_ATTENTION)}"
-    raise homeless(name)
+    raise has_no_place(name)

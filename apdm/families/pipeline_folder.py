@@ -1,17 +1,18 @@
-"""Pipeline folders on disk: found, checked before anything is loaded from them, and written."""
+"""Pipeline folders on disk: finding them, checking them before anything is loaded, and writing them."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from torch import nn
 
 from apdm.core.errors import UserError
@@ -33,7 +34,11 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def locate(path: str | Path, *, revision: str | None, variant: str | None, allow_pickle: bool) -> Path:
-    """The local folder of a pipeline. Only a Hub id ("name/name" that is no path here) asks the network."""
+    """The local folder of a pipeline. It is downloaded if `path` is no local folder but a Hub id such as "name/model".
+
+    Raises:
+        UserError: there is no such folder, or the Hub has no such pipeline.
+    """
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -49,28 +54,40 @@ def locate(path: str | Path, *, revision: str | None, variant: str | None, allow
         )
     except Exception as error:
         raise UserError(
-            f"{path} is no folder here, and the Hub gave no safetensors pipeline: {one_line(error)}"
+            f"{path} is no local folder, and the Hub gave no safetensors pipeline: {first_line(error)}; check the name"
         ) from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """model_index.json, which makes a folder a pipeline."""
+    """The content of model_index.json.
+
+    Raises:
+        UserError: the file is missing or unreadable.
+    """
     path = folder / "model_index.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
+        raise UserError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json; give one that has")
     return _read_json(path)
 
 
 def check_parts(
     folder: Path, index: dict[str, Any], *, required: Sequence[str], variant: str | None, allow_pickle: bool
 ) -> None:
-    """Raise UserError, naming the file, if a part of the pipeline is missing or comes only as a pickle.
+    """Check that all parts of a pipeline folder are there, before any of them is loaded.
 
-    required: parts that the pipeline cannot do without; what else the index names must be there too.
+    Args:
+        folder: the pipeline folder.
+        index: its model_index.json.
+        required: parts that the index must name. All other parts that it names must be in the folder too.
+        variant: which weight files are wanted; files without a variant also do.
+        allow_pickle: whether a part may have its weights in pickles alone.
+
+    Raises:
+        UserError: a part is missing or there are only pickles. The message names the file.
     """
     for part in required:
         if not has_part(index, part):
-            raise UserError(f"{folder / 'model_index.json'} names no {part}; the pipeline needs one")
+            raise UserError(f"{folder / 'model_index.json'} names no {part}; use a pipeline that has one")
     for part in index:
         kind = re.sub(r"_\d$", "", part)  # text_encoder_2 is a text_encoder
         if kind not in CONFIGS or not has_part(index, part):
@@ -85,7 +102,11 @@ def check_parts(
 
 
 def read_model(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
-    """config.json of one model's folder. Raises UserError where it or the weights are missing, or these are pickles."""
+    """The config.json of one model's folder, whose weights are checked too.
+
+    Raises:
+        UserError: the configuration or the weights are missing, or there are only pickles and `allow_pickle` is off.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; copy the whole folder")
@@ -94,14 +115,14 @@ def read_model(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
     return config
 
 
-def has_part(index: dict[str, Any], part: str) -> bool:
-    """Whether a pipeline's index names this part, and does not say that it is left out."""
+def has_part(index: Mapping[str, Any], part: str) -> bool:
+    """Whether a pipeline's index names this part and does not say that it is left out."""
     entry = index.get(part)
     return isinstance(entry, list) and len(entry) == 2 and bool(entry[0])
 
 
 def _check_vocabulary(folder: Path, is_t5: bool) -> None:
-    """Without these, transformers builds a tokenizer of three words and says nothing."""
+    """Check a tokenizer's files: without them transformers silently builds a tokenizer that knows three words."""
     if (folder / "tokenizer.json").is_file():
         return
     for name in ("spiece.model",) if is_t5 else ("vocab.json", "merges.txt"):
@@ -126,7 +147,7 @@ def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> 
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one variant, with the index of a sharded one last."""
+    """The safetensors files of one variant in a folder, sorted. The index of sharded weights comes last."""
     found = []
     for pattern in (WEIGHTS, INDEX):
         for path in sorted(folder.iterdir()):
@@ -137,18 +158,18 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 
 def stored_dtype(files: Sequence[Path]) -> torch.dtype | None:
-    """The float type of the weights in safetensors files, the widest where they differ; None where there are none."""
+    """The float type of the weights in safetensors files: the widest, if they differ; None if there are none."""
     found: set[torch.dtype] = set()
     for path in files:
         if path.suffix == ".safetensors":
-            with open(path, "rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            found |= {FLOATS[entry["dtype"]] for entry in header.values() if entry.get("dtype") in FLOATS}
+            with safe_open(str(path), framework="pt") as file:
+                stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+            found |= {FLOATS[name] for name in stored if name in FLOATS}
     return reduce(torch.promote_types, found) if found else None
 
 
-def one_line(error: Exception) -> str:
-    """The first line of what an exception says."""
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message that is not empty, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -171,12 +192,19 @@ def write_pipeline(
     variant: str | None,
     convert: Callable[[str, Any], Any],
 ) -> None:
-    """Write a pipeline folder; an old one of that name gives way once the new one is complete.
+    """Write a pipeline folder. An older folder of that name is replaced when the new one is complete.
 
-    Parts that are not `changed` are copied from `source` where it has them as safetensors of this variant; so
-    are all configuration files. Library versions rewrite those in ways that older versions cannot read, and
-    put the local path of the model into them. convert: applied to name and module of what is written from
-    memory.
+    Configuration files are copied from `source`, because the libraries rewrite them in ways that older versions cannot
+    read, and put the model's local path into them. Weights of parts that are not in `changed` are copied too, if
+    `source` has them as safetensors of this variant.
+
+    Args:
+        pipeline: the pipeline in memory.
+        directory: the folder to write.
+        source: the folder that the pipeline was read from, if there is one.
+        changed: names of the parts whose weights are written from memory.
+        variant: "fp16" or "bf16" for the files' names, or None.
+        convert: (part's name, module) -> the module to write; applied to all that is written from memory.
     """
     with write_beside(directory, folder=True) as partial:
         pipeline.save_config(partial)
@@ -208,7 +236,7 @@ def _copy_configuration(origin: Path, target: Path) -> None:
 
 
 def _forget_paths(folder: Path) -> None:
-    """Drop the path a configuration was loaded from: a published file should not tell of this machine."""
+    """Remove the path that a configuration was loaded from: a published file must not name paths of this machine."""
     for path in list_files(folder):
         if path.suffix == ".json":
             values = _read_json(path)

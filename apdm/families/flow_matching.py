@@ -1,0 +1,90 @@
+"""Flow matching: what the families share whose denoiser predicts a velocity along a straight line.
+
+The noisy latents are x_t = (1 - sigma) x + sigma noise, and the target is noise - x (rectified flow, Liu et al. 2022).
+Timestep i of T stands for the noise level s = (i + 1) / T, which the scheduler shifts towards more noise (Esser et al.
+2024, Eq. 23): sigma = shift s / (1 + (shift - 1) s). A scheduler that shifts by the picture's size does so only when
+it samples; training then uses s itself. Training draws s from a logit-normal distribution (Esser et al. 2024, section
+3.1), and the losses of all timesteps have the same weight.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from apdm.core.errors import UserError
+from apdm.families.attention import AttentionLayer
+from apdm.families.base import DrawTimesteps, Family
+
+
+def logit_normal_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` timesteps from 0 to `total - 1`: `total` times the sigmoid of a standard normal, rounded down."""
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    return (normal.sigmoid() * total).long().clamp_max(total - 1)
+
+
+class FlowMatching(Family):
+    """A pipeline with a multimodal transformer and a flow-matching scheduler, in diffusers' convention."""
+
+    denoiser_name = "transformer"
+    # The projections of the picture's stream, then those of the prompt's stream through joint attention.
+    attention_projections = (
+        *Family.attention_projections,
+        "add_k_proj",
+        "add_q_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
+    cross_attention = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
+    keys_and_values = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
+
+    def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
+        super().__init__(pipeline, source=source, **options)
+        # The pipeline's own scheduler loses the noise levels of training when it samples.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+        self._sigmas: Tensor = scheduler.sigmas.flip(0)
+
+    def check_pipeline(self) -> None:
+        super().check_pipeline()
+        if not isinstance(self.pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
+            name = type(self.pipeline.scheduler).__name__
+            raise UserError(
+                f"{self.location}: a {name} is no flow-matching scheduler; use FlowMatchEulerDiscreteScheduler"
+            )
+
+    @classmethod
+    def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
+        """As `Family.attention_layers`; a joint attention layer has the prompt's tokens last."""
+        return [
+            AttentionLayer(layer.name, layer.module, "last" if is_joint(layer.module) else None)
+            for layer in super().attention_layers(denoiser)
+        ]
+
+    def sigmas(self, timesteps: Tensor) -> Tensor:
+        """The noise levels, in (0, 1], of timesteps `[B]`."""
+        self._sigmas = self._sigmas.to(timesteps.device)
+        return self._sigmas[timesteps]
+
+    @property
+    def draw_timesteps(self) -> DrawTimesteps:
+        """The function that draws the timesteps of training: logit-normally."""
+        return partial(logit_normal_timesteps, self.num_train_timesteps)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The point x_t on the line from the latents to the noise, `[B, C, h, w]`; see `Family.add_noise`."""
+        sigma = self.sigmas(timesteps).to(latents.dtype).view(-1, 1, 1, 1)
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The velocity from the latents to the noise, `[B, C, h, w]`. It is the same at every timestep."""
+        return noise - latents
+
+
+def is_joint(module: nn.Module) -> bool:
+    """Whether an attention layer of diffusers gets picture and prompt separately and attends to both together."""
+    return getattr(module, "added_kv_proj_dim", None) is not None

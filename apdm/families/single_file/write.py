@@ -1,0 +1,110 @@
+"""Writing of single-file checkpoints: which weights go under which name, and whether diffusers reads them back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from apdm.core.errors import UserError
+from apdm.families.single_file.layout import SingleFileLayout, Weights
+from apdm.families.single_file.renaming import ADVICE
+from apdm.families.single_file.vae import vae_weights
+
+if TYPE_CHECKING:
+    from apdm.families.base import Family
+
+
+def check_single_file(family: Family) -> None:
+    """Check that a single file can hold the whole pipeline and that diffusers can read it back.
+
+    It is cheap, so call it before long work. A small copy of the denoiser and the VAE gets a different number in each
+    weight. The numbers go through diffusers' own loader, and each must come back in its place.
+
+    Raises:
+        UserError: the family has no single-file layout, or this pipeline does not fit it.
+    """
+    layout = _layout(family)
+    _text_weights(family, layout)
+    for model, rename in (
+        (_narrow(family.denoiser, layout), layout.denoiser_weights),
+        (family.pipeline.vae, vae_weights),
+    ):
+        numbered = {
+            name: torch.tensor(float(number)).expand(weight.shape)
+            for number, (name, weight) in enumerate(model.state_dict().items())
+        }
+        if not _comes_back(model, rename, numbered):
+            raise UserError(f"this {type(model).__name__} does not fit a single file; {ADVICE}")
+
+
+def single_file_weights(family: Family) -> Weights:
+    """All weights of the pipeline by their names in the single file, in the float types of `family.dtypes`.
+
+    The tensors share memory with the pipeline's where nothing is converted.
+
+    Raises:
+        UserError: a weight has no place in the file; see `check_single_file`.
+    """
+    layout, pipeline = _layout(family), family.pipeline
+    return {
+        **layout.denoiser_weights(_state(family, family.denoiser_name), family.denoiser.config),
+        **vae_weights(_state(family, "vae"), pipeline.vae.config),
+        **_text_weights(family, layout),
+    }
+
+
+def _layout(family: Family) -> SingleFileLayout:
+    if family.single_file_layout is None:
+        kind = type(family.pipeline).__name__
+        raise UserError(f"a single file holds Stable Diffusion 1.x, 2.x, XL or 3, not this {kind}; {ADVICE}")
+    return family.single_file_layout
+
+
+def _state(family: Family, part: str) -> Weights:
+    dtype = family.dtypes.get(part)
+    weights = getattr(family.pipeline, part).state_dict()
+    return {name: w.to(dtype) if dtype and w.is_floating_point() else w for name, w in weights.items()}
+
+
+def _text_weights(family: Family, layout: SingleFileLayout) -> Weights:
+    pipeline = family.pipeline
+    states: list[Weights] = []
+    for part, wanted in layout.text_encoders.items():
+        encoder = getattr(pipeline, part)
+        if encoder is None and part in layout.optional:
+            states.append({})
+        elif type(encoder).__name__ == wanted:
+            states.append(_state(family, part))
+        else:
+            kind = type(pipeline).__name__
+            raise UserError(f"a single file of a {kind} holds a {wanted}, not this {type(encoder).__name__}; {ADVICE}")
+    # Loaders tell the two encoders of a file apart by their width alone.
+    if len(states) > 1 and pipeline.text_encoder.config.hidden_size == pipeline.text_encoder_2.config.hidden_size:
+        raise UserError(f"a single file cannot hold two text encoders of one width; {ADVICE}")
+    return layout.text_weights(pipeline, *states)
+
+
+def _narrow(model: Any, layout: SingleFileLayout) -> Any:
+    """A model with the same blocks and few channels: the real one may have billions of weights."""
+    config = dict(model.config)
+    config.pop("_use_default_values", None)  # from_config would put the defaults back
+    narrow = layout.narrow(config)
+    return model if narrow == config else type(model).from_config(narrow)
+
+
+def _comes_back(model: Any, rename: Callable[[Weights, Any], Weights], expected: Weights) -> bool:
+    """Whether diffusers' loader turns the renamed weights into exactly `expected` for a model like `model`."""
+    original = rename(expected, model.config)
+    with tempfile.TemporaryDirectory() as config:
+        model.save_config(config)
+        try:
+            loaded = type(model).from_single_file(original, config=config, local_files_only=True).state_dict()
+        except Exception:  # whatever error the loader raises, it cannot read these blocks
+            return False
+    return loaded.keys() == expected.keys() and all(
+        weight.shape == expected[name].shape and bool((weight == expected[name]).all())
+        for name, weight in loaded.items()
+    )
