@@ -1,1 +1,1 @@
-"""What a run ships: pipeline folder, single file, model card, manifest."""
+"""Everything that a run ships: the pipeline folder, the single file, the model card and the manifest."""

@@ -1,23 +1,23 @@
-"""The names of all files and folders that a run writes into its output folder, each said once."""
+"""The names of all files and folders that a run writes into its output folder. Each name is stated here once."""
 
 from __future__ import annotations
 
-# Shipped: listed in the manifest with their hashes.
+# Shipped files and folders. The manifest lists them with their hashes.
 MODEL = "model"  # the pipeline folder
 SINGLE_FILE = "model.safetensors"
 IMAGES = "images"  # protected photos
 PERTURBATION = "perturbation.json"  # how visible the changes to the photos are
-RESULTS = "results.json"
+RESULTS = "results.json"  # of the audit
 REPORT = "report.html"
 SHIPPED = (MODEL, SINGLE_FILE, IMAGES, PERTURBATION, RESULTS, REPORT)
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"  # the resolved options
 
-# Work: kept so that a run can go on, never shipped.
+# Working files. They let an interrupted run continue and are never shipped.
 CELLS = "cells"  # finished attacks of the audit
-PHOTO_CELLS = "photo_cells"  # finished attacks on photos
-CLASS_IMAGES = "class_images"
-ATTACKER_CLASS_IMAGES = "class_images_attacker"
-PICTURES = "pictures"  # the audit's
-SAMPLES = "samples"  # drawn while training
+PHOTO_CELLS = "photo_cells"  # finished attacks on protected photos
+CLASS_IMAGES = "class_images"  # class pictures that the base model drew for hardening
+ATTACKER_CLASS_IMAGES = "class_images_attacker"  # class pictures for the audit's attackers
+PICTURES = "pictures"  # pictures of the audit
+SAMPLES = "samples"  # pictures drawn during training

@@ -1,4 +1,4 @@
-"""manifest.json: every shipped file with its hash."""
+"""manifest.json: every shipped file of a run with its hash."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from apdm.export.metadata import read_metadata
 
 
 def write_manifest(output_dir: str | Path, *, config_hash: str | None = None, include: Sequence[str] = SHIPPED) -> Path:
-    """Write `manifest.json`: each shipped file's sha256 and size, package versions, the configuration's hash.
+    """Write manifest.json with the sha256 and the size of each shipped file and the versions of all packages.
 
-    Shipped is what `include` names at the top of the folder; logs, checkpoints and the configuration are not.
-    Equal content gives an equal manifest: sorted paths, no dates. Without `config_hash`, the exported model's
-    own is taken.
+    Equal content gives an equal manifest: paths are sorted, and it holds no date.
+
+    Args:
+        output_dir: the folder of the run.
+        config_hash: hash of the resolved configuration. By default it is read from the exported model's header.
+        include: names of the files and folders at the top of `output_dir` that are shipped.
+
+    Returns:
+        The path of the manifest.
     """
     root = Path(output_dir)
-    files = _shipped(root, include)
+    files = _shipped_files(root, include)
     if config_hash is None:
         headers = [read_metadata(path) for path in files if path.suffix == ".safetensors"]
         known = (header.get("apdm.config_sha256") for header in headers)
@@ -40,18 +46,21 @@ def write_manifest(output_dir: str | Path, *, config_hash: str | None = None, in
 
 
 def verify_manifest(output_dir: str | Path) -> list[str]:
-    """What differs between a folder and its manifest, one line each; empty if all is as it was shipped.
+    """Compare a folder with its manifest.
+
+    Returns:
+        One line for each file that is missing, changed or added. The list is empty if all files are as shipped.
 
     Raises:
-        UserError: the manifest is missing or unreadable.
+        UserError: the manifest is missing or cannot be read.
     """
     root = Path(output_dir)
     try:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
-        found = {_name(path, root): path for path in _shipped(root, manifest["include"])}
+        found = {_name(path, root): path for path in _shipped_files(root, manifest["include"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root / MANIFEST} cannot be read ({error}): give the folder a run wrote") from None
+        raise UserError(f"{root / MANIFEST} cannot be read ({error}); name the output folder of a run") from None
     missing = [f"{name} is missing" for name in listed if name not in found]
     present = [name for name in listed if name in found]
     changed = [f"{name} has changed" for name in present if sha256_file(found[name]) != listed[name]]
@@ -59,9 +68,8 @@ def verify_manifest(output_dir: str | Path) -> list[str]:
     return missing + changed + added
 
 
-def _shipped(root: Path, include: Sequence[str]) -> list[Path]:
-    tops = {path: path.relative_to(root).parts[0] for path in list_files(root)}
-    return [path for path, top in tops.items() if top in include]
+def _shipped_files(root: Path, include: Sequence[str]) -> list[Path]:
+    return [path for path in list_files(root) if path.relative_to(root).parts[0] in include]
 
 
 def _name(path: Path, root: Path) -> str:

@@ -1,4 +1,4 @@
-"""The notes in the header of a safetensors file."""
+"""The metadata in the header of a safetensors file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from apdm.core.files import write_beside
 
 
 def write_metadata(path: Path, facts: dict[str, str]) -> None:
-    """Add `facts` to the header of a safetensors file; what is there (`format: pt`) and all weights stay."""
+    """Add entries to the header of a safetensors file. Existing entries, such as `format: pt`, and all weights stay.
+
+    The header is edited directly, because the safetensors library can write metadata only together with all weights,
+    which would have to be loaded for it.
+
+    Args:
+        path: the file. It is replaced when the new one is complete.
+        facts: the entries to add, by their keys.
+    """
     with open(path, "rb") as source, write_beside(path) as partial, open(partial, "wb") as target:
         header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
         known = header.pop("__metadata__", {})
@@ -22,7 +32,14 @@ def write_metadata(path: Path, facts: dict[str, str]) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file, empty if it has none."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return dict(header.get("__metadata__", {}))
+    """The metadata in the header of a safetensors file. It is empty if the file has none.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no safetensors file, or it is damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no intact safetensors file: {error}") from error

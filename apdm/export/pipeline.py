@@ -1,6 +1,7 @@
-"""What leaves the house: pipeline folder, single file, metadata, model card and manifest.
+"""Export of a hardened model: the pipeline folder, its model card, and on request a single file.
 
-None of it carries a subject's name, prompt, photo or embedding; `scan_for_leaks` looks at the written bytes.
+Nothing in them carries a subject's name, prompt, photo or embedding. `apdm.export.leaks.scan_for_leaks` searches the
+written bytes for these.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from apdm.families import Family
 
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # by the variant's name
 
 
 def export_model(
@@ -37,17 +38,25 @@ def export_model(
     save_variant: str | None = None,
     single_file: bool = False,
 ) -> Path:
-    """Write the pipeline folder `directory` whole or not at all, and on request `<directory>.safetensors`.
+    """Write the pipeline folder, completely or not at all, and on request `<directory>.safetensors` beside it.
 
     Args:
-        family: its `pipeline` is saved as it is, with the hardened denoiser in it.
-        base_path: the folder (or single file) hardening started from; its weights' hash is recorded. A Hub id
-            is no folder and has none: give the folder that was loaded.
-        config_hash: of the resolved configuration. method: what hardened it, e.g. "apdm". steps: outer steps.
-        save_variant: "fp16" or "bf16" also writes the weights in that precision, under that variant; the
-            single file then has it alone.
+        family: the model. Its pipeline is saved as it is, with the hardened denoiser in it.
+        directory: the folder to write. An existing folder is replaced.
+        base_path: the folder or single file that hardening started from. The hash of its weights is recorded. For a
+            model from the Hub, give the local folder that was loaded.
+        config_hash: hash of the resolved configuration.
+        method: what hardened the model, such as "apdm".
+        steps: outer steps of the hardening.
+        save_variant: "fp16" or "bf16" also writes the weights in that type, under that variant's file names. The
+            single file is then written in that type only.
+        single_file: whether to write a single-file checkpoint too.
+
+    Returns:
+        The path of the pipeline folder.
+
     Raises:
-        UserError: the disk is too small, or the pipeline does not fit a single file.
+        UserError: the disk has too little space, or the pipeline does not fit a single file.
     """
     target = Path(directory)
     if single_file:
@@ -77,7 +86,10 @@ def export_model(
 
 
 def export_size(family: Family, *, save_variant: str | None = None, single_file: bool = False) -> int:
-    """Bytes that `export_model` needs at its peak, an upper bound: a new header takes its file twice."""
+    """An upper bound of the disk space that `export_model` needs, in bytes.
+
+    Every weight file counts twice, because adding metadata writes a second copy before the first one is deleted.
+    """
     dtype, pipeline = DTYPES.get(save_variant or ""), cast(Any, family.pipeline)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = [weight for module in modules for weight in module.state_dict().values()]
@@ -87,11 +99,11 @@ def export_size(family: Family, *, save_variant: str | None = None, single_file:
 
 
 def _add_variant(family: Family, folder: Path, variant: str) -> None:
-    """Save once more in half precision and take the weights of that into `folder`, beside the full ones."""
+    """Save the pipeline once more in half precision, and move the weights of that folder into `folder`."""
     half = folder.with_name(f"{folder.name}.{variant}")
     family.save(half, variant=variant)
     for path in list_files(half):
-        if ".safetensors" in path.name:  # the weights, and the index of sharded ones
+        if ".safetensors" in path.name:  # the weights, and the index of sharded weights
             os.replace(path, folder / path.relative_to(half))
 
 

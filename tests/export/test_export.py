@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import build_pipeline
@@ -130,6 +131,25 @@ def test_the_model_card_states_base_method_and_threat_model_without_a_path(
     ):
         assert stated in card
     assert str(tmp_path) not in card and str(tiny_pipeline.parent) not in card
+
+
+def test_the_model_card_has_the_metadata_that_the_hub_reads(
+    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    card = ModelCard.load(write(family, tmp_path / "model", tiny_pipeline) / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["apdm", "personalization-protection"],
+    }
+
+
+def test_metadata_of_a_damaged_file_is_an_error_and_not_empty(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.arange(5)}, path)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match="no intact safetensors file"):
+        read_metadata(path)
 
 
 def test_two_exports_of_one_model_are_equal_bytes(family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path) -> None:
