@@ -1,1 +1,1 @@
-"""What every package needs: errors, files, signals, terminal, pictures, versions."""
+"""What every package needs: errors, logging, files, signals, the terminal, pictures, versions, AdamW."""

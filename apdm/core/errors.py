@@ -1,19 +1,23 @@
-"""The two ways a command ends early, each with its exit code."""
+"""The two exceptions with which a job ends early. The command line turns each into an exit code."""
 
 
 class Ending(BaseException):
-    """A command's early end, told in one line. elsewhere: by another of the run's processes, so not by this one."""
+    """A job ends before it is done. The message is one line for the user.
+
+    Attributes:
+        reported_by_other_process: another process of the run already printed this error, so this one stays silent.
+    """
 
     reported_by_other_process = False
 
 
 class UserError(Ending, Exception):
-    """Bad input or usage: one line that says what is wrong, where, and how to mend it. Exit code 2."""
+    """The input or the usage is wrong. The message says what is wrong, where, and how to mend it. Exit code 2."""
 
 
 class Interrupted(Ending):
-    """Stopped from outside with what is needed to go on. Exit code 3.
+    """The job was asked to stop, and kept what is needed to go on. Exit code 3.
 
-    No `Exception`, like KeyboardInterrupt: it may come at any moment, and whoever guards against a damaged file or a
-    failing attack must not take it for one.
+    Like KeyboardInterrupt, this is no subclass of `Exception`: it can be raised at any moment, and code that catches
+    the exceptions of a damaged file or a failed attack must not catch it.
     """

@@ -1,4 +1,8 @@
-"""Files that are never half there: written beside and renamed, hashed, apart from what is not ours."""
+"""Files and folders: written whole or not at all, listed in a fixed order, hashed.
+
+A file is first written under another name in the same folder and then renamed, so a reader never sees half a file, even
+if the process is killed. Files of other programs are never deleted or replaced.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +16,27 @@ from pathlib import Path
 
 from apdm.core.errors import UserError
 
-MARKER = ".apdm"
+MARKER = ".apdm"  # the empty file that marks an output folder of this program
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
 @contextmanager
 def write_beside(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
-    """Yield a path to write to; on a clean exit it takes the place of `path`, on an exception it vanishes.
+    """Yield a path to write to. If the block ends without an exception, what was written there replaces `path`.
 
-    The yielded path has the target's name and lies in a stage `.<name>.partial-<pid>` beside the target, so
-    the renaming stays on one file system. A reader sees the old content or the new one. A folder cannot be
-    renamed over a full one: the old folder steps aside into the stage only after the new one is complete and
-    on disk, and `recover` brings it back if the process dies between the two.
+    The yielded path has the same name and lies in a staging folder `.<name>.partial-<pid>` beside the target, so that
+    the renaming stays within one file system. If the block raises, the staging folder is deleted and `path` is as
+    before.
+
+    A folder cannot be renamed over a folder that has files. So the old folder is moved into the staging folder once the
+    new one is complete and flushed to disk. If the process dies between these two renames, `recover` moves it back.
 
     Args:
-        path: the file or folder to be; its parent is created. A symbolic link is followed, not replaced.
+        path: the file or folder to write; its parent folders are created. A symbolic link is followed, not replaced.
         folder: yield an existing empty folder instead of a file name.
+
     Raises:
-        FileNotFoundError: the body ended cleanly without writing anything.
+        FileNotFoundError: the block ended without writing anything.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,16 +58,17 @@ def write_beside(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` in UTF-8 to `path`, beside and renamed."""
+    """Write a text in UTF-8 with `write_beside`."""
     with write_beside(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def recover(folder: Path, name: str | None = None) -> None:
-    """Clear the stages that dead processes left in `folder`; bring back what had only stepped aside.
+    """Clean up after processes that died inside `write_beside`: restore old folders, delete staging folders.
 
-    With `name`, only what was left of that one file or folder is touched, so a parent that is not ours stays
-    as it is.
+    Args:
+        folder: where the staging folders are.
+        name: clean up for this one target only; None cleans up for all, for a folder that is this program's own.
     """
     for entry in sorted(folder.iterdir()):
         left = re.fullmatch(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)", entry.name)
@@ -69,7 +77,7 @@ def recover(folder: Path, name: str | None = None) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file, a link or a whole folder; nothing happens where there is none."""
+    """Delete a file, a link or a whole folder. Nothing happens if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -77,23 +85,25 @@ def delete(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Force a file, or every file and folder below `path`, to the disk."""
+    """Make sure that a file, or every file and folder in a folder, is on the disk (fsync)."""
     below = sorted(path.rglob("*"), reverse=True) if path.is_dir() else []
     for entry in [*below, path]:
         _flush_entry(entry)
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_hash(directory: str | Path) -> str:
-    """One hex sha256 for a model: over the sorted (name, sha256) pairs of its weight files.
+    """Return one SHA-256 for a model, in hex: the hash of the sorted names and hashes of its weight files.
 
-    `directory` may also be a single weight file. Configurations and cards do not count, so two folders with
-    equal weights under equal names have equal hashes.
+    Configurations and model cards do not count, so two folders with equal weights under equal names have equal hashes.
+
+    Args:
+        directory: a pipeline folder, or a single weight file.
 
     Raises:
         UserError: there is no weight file.
@@ -111,13 +121,21 @@ def model_hash(directory: str | Path) -> str:
 
 
 def list_files(root: Path) -> list[Path]:
-    """Every file below `root`, sorted by its path relative to `root`, the same on every machine."""
+    """Return every file below `root`, sorted by its path relative to `root`: the same order on every machine."""
     files = [path for path in root.rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def require_disk(path: str | Path, size: int) -> None:
-    """Raise UserError unless the disk that holds `path` (which need not exist yet) has `size` bytes free."""
+    """Check that a disk has room.
+
+    Args:
+        path: where the files will be written; it need not exist yet.
+        size: bytes that are needed.
+
+    Raises:
+        UserError: the disk has less than `size` bytes free.
+    """
     place = Path(os.path.realpath(path))
     while not place.exists():
         place = place.parent
@@ -130,13 +148,16 @@ def require_disk(path: str | Path, size: int) -> None:
 
 
 def claim_output_dir(path: str | Path, overwrite: bool = False) -> Path:
-    """Make `path` this run's output folder, marked with an `.apdm` file. Nothing in it is deleted.
+    """Make `path` the output folder of this run, marked with a file `.apdm`. No finished file in it is deleted.
 
-    A folder that this package did not make is never taken, whatever `overwrite` says.
+    Args:
+        path: a new folder, an empty one, or the output folder of an earlier run.
+        overwrite: allow a folder with the result of an earlier run. A folder with files of other programs is never
+            allowed.
 
     Raises:
-        UserError: `path` is no folder, cannot be written, holds files that are not ours, or holds an earlier
-            result while `overwrite` is false.
+        UserError: `path` is no folder, cannot be written, has files of other programs, or has an earlier result and
+            `overwrite` is false.
     """
     target = Path(path)
     try:
@@ -160,11 +181,12 @@ def claim_output_dir(path: str | Path, overwrite: bool = False) -> Path:
 
 
 def _aside(stage: Path, target: Path) -> Path:
+    """Where the old folder is kept during the two renames."""
     return stage / f"{target.name}.old"
 
 
 def _clear(stage: Path, target: Path) -> None:
-    """Delete a stage, but never the only copy of the old folder."""
+    """Delete a staging folder. If it holds the only copy of the old folder, move that back first."""
     if _aside(stage, target).exists() and not target.exists():
         os.replace(_aside(stage, target), target)
     delete(stage)
@@ -179,7 +201,7 @@ def _flush_entry(path: Path) -> None:
 
 
 def _is_another(pid: int) -> bool:
-    """Whether `pid` is a living process other than this one (in a container, every run may be process 1)."""
+    """Whether `pid` is a living process other than this one. In containers, every run may have the process id 1."""
     if pid == os.getpid():
         return False
     try:

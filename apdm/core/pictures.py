@@ -1,4 +1,4 @@
-"""Tensors to pictures on disk."""
+"""From tensors to pictures, and to PNG files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from apdm.core.files import write_beside
 
 
 def to_array(image: Tensor) -> NDArray[np.uint8]:
-    """One image `[3, H, W]` in [0, 1] as 8-bit RGB `[H, W, 3]`, rounded."""
+    """Return one image `[3, H, W]` in [0, 1] as 8-bit RGB `[H, W, 3]`; values are rounded, and clipped to the range."""
     pixels: NDArray[np.uint8] = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return pixels
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image `[3, H, W]` in [0, 1] as 8-bit RGB, rounded."""
+    """Return one image `[3, H, W]` in [0, 1] as an 8-bit RGB picture."""
     return Image.fromarray(to_array(image))
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:
-    """Images `[N, 3, H, W]` in [0, 1], row by row."""
+    """Return images `[N, 3, H, W]` in [0, 1] as one picture with so many columns, filled row by row; gaps are white."""
     count, _, height, width = images.shape
     sheet = torch.ones(3, math.ceil(count / columns) * height, columns * width)
     for i, image in enumerate(images):
@@ -36,7 +36,7 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write beside and rename, without metadata."""
+    """Write a picture as PNG, without metadata; the parent folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as partial:
         image.save(partial, format="PNG")

@@ -1,8 +1,7 @@
-"""SIGTERM and Ctrl-C, taken at a moment that loses nothing."""
+"""Handling of SIGTERM and Ctrl-C, so that a job stops at a moment when nothing is lost."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,48 +9,57 @@ from contextlib import contextmanager
 from types import FrameType
 
 from apdm.core.errors import Interrupted
+from apdm.core.logging import is_main_process
 
-RESUME = "what is done so far is kept; the same command with --resume_from_checkpoint latest goes on"
+HOW_TO_RESUME = "what is done so far is kept; the same command with --resume_from_checkpoint latest goes on"
 
 
 class Stop:
-    """Whether somebody asked this process to stop. While `patient`, it is only noted; otherwise Interrupted is raised.
+    """A signal handler that remembers whether somebody asked this process to stop.
 
-    A second Ctrl-C is not waited for.
+    By default a signal raises `Interrupted` at once. Inside `patience()` it only sets `asked`, and the job looks at
+    `asked` when it can stop. A second Ctrl-C always raises KeyboardInterrupt.
+
+    Attributes:
+        asked: whether a signal has arrived.
     """
 
-    def __init__(self, advice: str = RESUME) -> None:
+    def __init__(self, advice: str = HOW_TO_RESUME) -> None:
+        """Args:
+        advice: what becomes of the work done so far and how to go on; the message of `Interrupted`.
+        """
         self.asked = False
-        self.patient = False
-        self.advice = advice
+        self._postponed = False
+        self._advice = advice
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        impatient = self.asked and number == signal.SIGINT
+        second_interrupt = self.asked and number == signal.SIGINT
         self.asked = True
-        if impatient:
+        if second_interrupt:
             raise KeyboardInterrupt
-        if not self.patient:
-            ending = Interrupted(self.advice)
-            ending.reported_by_other_process = (
-                os.environ.get("RANK", "0") != "0"
-            )  # every process gets the signal, one says so
-            raise ending
+        if not self._postponed:
+            interrupted = Interrupted(self._advice)
+            interrupted.reported_by_other_process = not is_main_process()  # every process of a run gets the signal
+            raise interrupted
 
     @contextmanager
     def patience(self) -> Iterator[None]:
-        """Inside, a signal only sets `asked`."""
-        self.patient = True
+        """Inside this block a signal only sets `asked`."""
+        self._postponed = True
         try:
             yield
         finally:
-            self.patient = False
+            self._postponed = False
 
 
 @contextmanager
-def stop_on_signals(advice: str = RESUME) -> Iterator[Stop]:
-    """Handle SIGTERM and Ctrl-C with a `Stop`; outside the main thread, where Python has no say, do nothing.
+def stop_on_signals(advice: str = HOW_TO_RESUME) -> Iterator[Stop]:
+    """Handle SIGTERM and Ctrl-C with a `Stop` in this block; afterwards the earlier handlers are back.
 
-    advice: how to go on, told to the user.
+    Python allows signal handlers in the main thread alone. In any other thread this changes nothing.
+
+    Args:
+        advice: what becomes of the work done so far and how to go on; the message of `Interrupted`.
     """
     stop = Stop(advice)
     if threading.current_thread() is not threading.main_thread():

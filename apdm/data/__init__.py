@@ -1,1 +1,1 @@
-"""Subjects, class pictures, and what happens to photos on their way to a trainer."""
+"""What goes in: subjects and their photos, class pictures, and random changes to photos."""

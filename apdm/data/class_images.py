@@ -1,4 +1,7 @@
-"""Class pictures x^pr: what the class looked like before hardening, drawn once by the base model and kept."""
+"""Class pictures (x^pr in the paper): what the class looks like to the original model, drawn once and kept.
+
+Prior preservation trains on them, so that a model keeps the class as it was.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
 from apdm.data.subjects import list_images
 
-ORIGIN = "made_by_apdm.json"
+RECIPE_FILE = "made_by_apdm.json"  # beside drawn pictures: how they were drawn
 
 
-class DrawsPictures(Protocol):
-    """What draws the pictures: a model family, see `apdm.families`."""
+class PictureModel(Protocol):
+    """The part of a model family (`apdm.families.Family`) that draws pictures."""
 
     def sample(
         self,
@@ -32,14 +35,23 @@ class DrawsPictures(Protocol):
         height: int | None,
         width: int | None,
         batch_size: int,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return one picture for each prompt and seed, `[N, 3, height, width]` in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassImages:
-    """How class pictures are drawn; picture i depends on this and on `seed + i` alone.
+    """How class pictures are drawn. Picture i depends on this recipe and on `seed + i`, and on nothing else.
 
-    model: hash of the base model, kept beside the pictures so that those of another model are never taken for its own.
+    Attributes:
+        prompt: the class prompt.
+        model: hash of the model that draws. It is kept beside the pictures, so that pictures of another model are never
+            used by mistake.
+        seed: seed of the first picture.
+        num_inference_steps: sampling steps.
+        guidance_scale: classifier-free guidance.
+        resolution: side of the pictures in pixels.
     """
 
     prompt: str
@@ -51,7 +63,7 @@ class ClassImages:
 
     def ensure(
         self,
-        family: DrawsPictures,
+        family: PictureModel,
         folder: Path,
         count: int,
         *,
@@ -59,20 +71,27 @@ class ClassImages:
         replace: bool = False,
         show_progress: bool = True,
     ) -> list[Path]:
-        """The first `count` pictures of `folder`, sorted; missing ones are drawn.
+        """Return `count` class pictures of a folder, sorted by name; missing ones are drawn first.
 
-        A folder of the user's own pictures is taken as it is, however many they are. `replace` draws anew what was
-        drawn by another model or with other settings.
+        A folder with pictures of the user's own is used as it is, even if it has fewer than `count`.
+
+        Args:
+            family: the model that draws.
+            folder: where the pictures are, or will be.
+            count: how many pictures to return.
+            batch_size: how many are drawn at once.
+            replace: if the folder holds pictures that were drawn with another recipe, delete them and draw again.
+            show_progress: show a progress bar.
 
         Raises:
-            UserError: such pictures are there and `replace` is off.
+            UserError: the folder holds pictures that were drawn with another recipe, and `replace` is false.
         """
-        facts = asdict(self)
+        recipe = asdict(self)
         present = list_images(folder) if folder.is_dir() else []
-        origin = folder / ORIGIN
-        if present and not origin.exists():
+        recipe_file = folder / RECIPE_FILE
+        if present and not recipe_file.exists():
             return present[:count]
-        if present and json.loads(origin.read_text()) != facts:
+        if present and json.loads(recipe_file.read_text()) != recipe:
             if replace:
                 delete(folder)
                 return self.ensure(family, folder, count, batch_size=batch_size, show_progress=show_progress)
@@ -81,7 +100,7 @@ class ClassImages:
                 "remove the folder or choose another class_data_dir"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(origin, json.dumps(facts, indent=1) + "\n")
+        write_text(recipe_file, json.dumps(recipe, indent=1) + "\n")
         missing = [i for i in range(count) if not (folder / _name(i)).exists()]
         shown = show_progress and bool(missing)
         bar = progress_bar(total=len(missing), desc="class pictures", unit="picture", shown=shown)

@@ -1,11 +1,11 @@
 """Photos from disk: a folder of subjects, and a list of photos as one tensor.
 
-    <instance_data_dir>/<id>/*.jpg|jpeg|png|webp     a subject; its id is the folder's name and means nothing
-    <instance_data_dir>/<id>/safe/*                  optional partners, one per photo, paired by stem
-    <instance_data_dir>/*.jpg|jpeg|png|webp          photos directly in the folder: one subject, "s01"
+    <instance_data_dir>/<id>/*.jpg|jpeg|png|webp     a subject; its id is the name of the folder
+    <instance_data_dir>/<id>/safe/*                  optional partners, one for each photo, with the same name
+    <instance_data_dir>/*.jpg|jpeg|png|webp          photos directly in the folder: a single subject, "s01"
 
-Hidden files, and files that are no pictures, are passed over. A photo that cannot be used is an error, never
-skipped: a photo left out in silence is a person left unprotected.
+Hidden files and files that are no pictures are ignored. A photo that cannot be used is an error and is never skipped,
+because a photo that is left out unnoticed leaves a person unprotected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from apdm.core.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Whoever put a picture of another kind there meant it to be protected: it is named, not passed over.
+# Pictures of these kinds cannot be read. They are reported, because whoever put them there wants them protected.
 OTHER_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"}
 )
@@ -37,12 +37,12 @@ ONLY_SUBJECT = "s01"
 
 @dataclass(frozen=True)
 class Subject:
-    """One protected subject.
+    """A person, or anything else that is not to be learned, and the photos of it.
 
     Attributes:
-        id: opaque name.
-        images: photos, sorted by file name.
-        safe: the partner of each photo, in the order of `images`; None without a `safe/` folder.
+        id: the opaque name that stands for the subject in all outputs.
+        images: the photos, sorted by file name.
+        safe: the partner of each photo, in the same order; None if there is no folder `safe/`.
     """
 
     id: str
@@ -51,11 +51,10 @@ class Subject:
 
 
 def find_subjects(instance_data_dir: str | Path) -> list[Subject]:
-    """The subjects of a folder, sorted by id. Only names are looked at; `load_images` reads the photos.
+    """Return the subjects of a folder, sorted by id. Only file names are read; `load_images` reads the photos.
 
     Raises:
-        UserError: no such folder, a subject without photos, photos and subjects side by side, photos and safe
-            partners that do not pair off.
+        UserError: there is no such folder, a subject has no photos, or photos and their safe partners do not match.
     """
     root = Path(instance_data_dir)
     if list_images(root):
@@ -69,10 +68,10 @@ def find_subjects(instance_data_dir: str | Path) -> list[Subject]:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The photos directly in a folder, sorted by name.
+    """Return the photos that lie directly in a folder, sorted by name.
 
     Raises:
-        UserError: no such folder, or a picture in it of a kind that is not read.
+        UserError: there is no such folder, or it holds a picture of a kind that cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -85,18 +84,20 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
-    """Photos as a trainer sees them: upright, in RGB, the centred square at `resolution`.
+    """Return photos as a trainer sees them: upright, in RGB, cut to a centred square.
 
-    The shorter side is resized with Lanczos and the longer one cropped at both ends; the aspect is always
-    kept. Every photo is decoded wholly, so a call before long work finds every bad file.
+    The shorter side is resized to `resolution` with Lanczos, and the longer side is cropped equally at both ends, so
+    the aspect ratio is kept. Every photo is decoded completely, so calling this before long work finds every bad file.
 
     Args:
-        paths: N photos; JPEG, PNG or WebP, of any colour mode, 8 or 16 bits, with or without transparency.
-        resolution: R, side in pixels.
+        paths: N photos: JPEG, PNG or WebP, of any colour mode, 8 or 16 bits, with or without transparency.
+        resolution: R, the side of the squares in pixels.
+
     Returns:
-        [N, 3, R, R] float32 in [-1, 1].
+        `[N, 3, R, R]` float32 in [-1, 1].
+
     Raises:
-        UserError: no photos, or one that is unreadable, truncated, too small or too large.
+        UserError: there are no photos, or one is unreadable, truncated, too small or too large.
     """
     if not paths:
         raise UserError("there are no photos to load")
@@ -106,12 +107,13 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
 
 
 def read_image(path: Path) -> Image.Image:
-    """One photo, upright, in 8-bit sRGB; transparency becomes white.
+    """Return one photo upright, in 8-bit sRGB; transparent parts become white.
 
-    A colour profile is applied, for what is saved carries none: phones' wider colours would come out paler.
+    The photo's colour profile is applied, because saved pictures carry none. Without this, the wide colours of phones
+    would come out too pale.
 
     Raises:
-        UserError: it is unreadable, truncated, too small or too large.
+        UserError: the photo is unreadable, truncated, too small or too large.
     """
     try:
         if path.stat().st_size == 0:
@@ -150,7 +152,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """The same colours without the profile; as it is where it has none, sRGB's, or one that cannot be used."""
+    """The picture converted from its colour profile to sRGB.
+
+    It is returned unchanged if it has no profile, the sRGB profile, or one that cannot be used.
+    """
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
     try:
@@ -166,7 +171,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:
-    """From the header alone, before a decoder is asked for the pixels."""
+    """Check the size that the file's header states, before any pixel is decoded."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise UserError(_too_large(path))
@@ -192,7 +197,7 @@ def _subject(folder: Path, subject: str) -> Subject:
 
 
 def _partners(subject: str, images: list[Path], folder: Path) -> list[Path] | None:
-    """The photos of `folder` in the order of `images`, or None where there is no such folder."""
+    """The photos of `folder` in the order of `images`; None if there is no such folder."""
     if not folder.is_dir():
         return None
     photos, partners = _by_stem(subject, images), _by_stem(subject, list_images(folder))
@@ -225,5 +230,5 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _name(path: Path) -> str:
-    """The folder (a subject's id) and the file: enough to find it, without the machine's paths."""
+    """A photo's folder, which is the subject's id, and its name: enough to find it, without the machine's paths."""
     return "/".join(path.parts[-3 if path.parent.name == SAFE else -2 :])

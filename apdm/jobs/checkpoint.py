@@ -1,8 +1,8 @@
-"""Checkpoints: `checkpoint-<step>/`, safetensors and one JSON file, written beside and renamed.
+"""Checkpoints of a hardening run: folders `checkpoint-<step>/` with safetensors files and one JSON file.
 
-At the end of an outer step theta, its AdamW, the attackers of a pool, a few counters and the state of the random
-generator are the whole of a run. Texts of the configuration, which may name people, are kept as hashes; photos and
-prompts are in none of it.
+Between two outer steps the state of a run is theta, its AdamW moments, the attackers of a pool, a few counters and the
+state of the random generator. A checkpoint holds all of it, and is complete or absent, never half written. It holds no
+photos and no prompts: texts of the configuration, which may name people, are stored as hashes.
 """
 
 from __future__ import annotations
@@ -31,24 +31,31 @@ FORMAT = 3
 FACTS = "checkpoint.json"
 LATEST = "latest"
 
-# Options that may differ on resuming. Those of the first kind change nothing that is trained; those of the second
-# change where a run goes from here on, its rounding, or what is made of its result, and are told of. All others are
-# refused; what lies in the folders of model and photos is compared apart.
-FREE = (
+# Options that may differ when a run is resumed, because they change nothing that is trained.
+IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
     *("report_to", "logging_dir", "gradient_checkpointing"),
 )
-TOLD = (
+# Options that may differ too, but the user is told: they change how the run goes on, how numbers are rounded, or what
+# is made of the result. Folders of models and photos are here because their content is compared separately, by `check`.
+# Resuming with a difference in any other option is refused.
+REPORTED_OPTIONS = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
     *("mixed_precision", "memory.offload", "save_variant", "single_file"),
     *("pretrained_model_name_or_path", "reference_model_name_or_path"),
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir"),
 )
-TOLD_GROUPS = ("audit.", "validation.", "image_layer.")
+REPORTED_GROUPS = ("audit.", "validation.", "image_layer.")
 
 
 class Section(NamedTuple):
-    """One file of a checkpoint. keys: of its tensors, where they are not the model's parameters."""
+    """One safetensors file of a checkpoint.
+
+    Attributes:
+        name: the file's name without its suffix.
+        tensors: what it holds.
+        keys: the tensors' names in the file; None means the names of the model's parameters.
+    """
 
     name: str
     tensors: list[Tensor]
@@ -57,18 +64,28 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder and what its JSON file says."""
+    """A complete checkpoint.
+
+    Attributes:
+        folder: where it is.
+        facts: the content of its JSON file: step, counters, state of the random generator, hashes of its files.
+    """
 
     folder: Path
     facts: dict[str, Any]
 
     @property
     def step(self) -> int:
+        """The outer step after which it was written."""
         return int(self.facts["step"])
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
-        """Read and verify a checkpoint, every byte of it. Raises UserError if it is none or has been damaged."""
+        """Read a checkpoint and compare all its files with their hashes.
+
+        Raises:
+            UserError: the folder is no checkpoint, is damaged, or was written by a version with another format.
+        """
         folder, advice = Path(path), "choose an earlier one with --resume_from_checkpoint PATH"
         try:
             facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -87,7 +104,15 @@ class Checkpoint:
         return Checkpoint(folder, facts)
 
     def read(self, name: str, keys: Sequence[str] | None = None) -> list[Tensor]:
-        """One section's tensors, in the order of its keys or the model's parameters, on the CPU."""
+        """Return the tensors of one section, on the CPU.
+
+        Args:
+            name: the section's name.
+            keys: names of the wanted tensors, in the wanted order; None means the names of the model's parameters.
+
+        Raises:
+            UserError: the file does not have these tensors, because the model is another one.
+        """
         file = self.folder / f"{name}.safetensors"
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -97,7 +122,18 @@ class Checkpoint:
 
 
 def find(output: Path, wanted: str | None) -> Checkpoint | None:
-    """The checkpoint that `--resume_from_checkpoint` names; `latest` may find none. Raises UserError for a bad one."""
+    """Return the checkpoint to resume from.
+
+    Args:
+        output: the output folder of the run.
+        wanted: the option `resume_from_checkpoint`: a checkpoint's folder, "latest", or None for no resuming.
+
+    Returns:
+        The checkpoint; None if none is wanted, or if the latest is wanted and there is none.
+
+    Raises:
+        UserError: the checkpoint is damaged, or the folder is none.
+    """
     if wanted is None:
         return None
     if wanted != LATEST:
@@ -115,11 +151,23 @@ def write(
     main: bool = True,
     limit: int | None = None,
 ) -> None:
-    """Write `output/checkpoint-<facts["step"]>/`; once it is complete, older ones beyond `limit` go, and later ones,
-    which are of a course that was left for an earlier checkpoint.
+    """Write the checkpoint of one step, then delete those that are no longer wanted.
 
-    Every process must call it, to take part in the gathering that `sections` does on its way; `main` writes.
-    Raises UserError, on the main process, if the disk does not take it; earlier checkpoints stay.
+    Deleted are the oldest ones beyond `limit`, and those of later steps: the run had been resumed from an earlier
+    checkpoint, so later ones belong to a course of training that was abandoned.
+
+    Every process of a run must call this, because producing `sections` gathers sharded tensors from all of them.
+
+    Args:
+        output: the output folder of the run.
+        facts: what the JSON file shall hold, among it "step".
+        parameters: names of the model's parameters.
+        sections: the files to write, produced one after the other so that only one is in memory.
+        main: whether this is the main process, which writes the files.
+        limit: how many checkpoints to keep; None keeps all.
+
+    Raises:
+        UserError: on the main process, if the disk does not take the files. Earlier checkpoints are kept.
     """
     if not main:
         for _ in sections:
@@ -141,38 +189,47 @@ def write(
         for folder in [*folders[now + 1 :], *folders[: max(0, now + 1 - limit) if limit else 0]]:
             _remove(folder)
     except (OSError, SafetensorError) as error:
-        for _ in sections:  # the others are still gathering
+        for _ in sections:  # the other processes are still gathering tensors with this one
             pass
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{target} cannot be written: {reason}; make room and go on from the last checkpoint") from None
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a folder of this name in an output folder is a checkpoint's."""
+    """Whether a folder of this name in an output folder is a checkpoint."""
     return re.fullmatch(r"checkpoint-\d+", name) is not None
 
 
 def discard(output: Path) -> None:
-    """Delete all checkpoints: a run that starts anew must not be resumed from another's."""
+    """Delete all checkpoints in an output folder: a new run must not be resumed from those of an earlier one."""
     for folder in _folders(output):
         _remove(folder)
 
 
 def fingerprint(config: Any) -> dict[str, Any]:
-    """Every option by its dotted name, texts as hashes."""
+    """Return {dotted name: value} of all options, with texts and lists replaced by hashes."""
     return dict(_leaves(dataclasses.asdict(config)))
 
 
 def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None:
-    """Raise UserError unless a run with this model, photos and options may go on from `checkpoint`."""
-    names = {
+    """Check that a run may go on from a checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        facts: hashes of the models and numbers of photos of this run, under the names below.
+        config: the options of this run.
+
+    Raises:
+        UserError: the checkpoint was made with another model, other photos or other options, or is past the last step.
+    """
+    compared = {
         "base": "another base model",
         "start": "another model to begin with",
         "photos": "other protected photos",
         "consenting": "other consenting people",
         "earlier": "other people of an earlier hardening",
     }
-    for name, what in names.items():
+    for name, what in compared.items():
         if checkpoint.facts.get(name) != facts[name]:
             raise UserError(f"{checkpoint.folder} was made with {what}; resume with the same or start anew")
     if checkpoint.step > config.max_train_steps:
@@ -183,12 +240,20 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
 
 
 def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable[[str], None]) -> None:
-    """Refuse to resume where options differ that decide what is trained; tell of others that matter.
+    """Compare the options of a checkpoint with those of this run.
 
-    Raises UserError, naming every option that forbids it.
+    Args:
+        saved: the checkpoint's options, as `fingerprint` returns them.
+        ours: the options of this run, likewise.
+        tell: is called with one line for every difference that is allowed but matters.
+
+    Raises:
+        UserError: options differ that decide what is trained; the message names them all.
     """
-    differing = [name for name in sorted({*saved, *ours}) if saved.get(name) != ours.get(name) and name not in FREE]
-    refused = [name for name in differing if name not in TOLD and not name.startswith(TOLD_GROUPS)]
+    differing = [
+        name for name in sorted({*saved, *ours}) if saved.get(name) != ours.get(name) and name not in IGNORED_OPTIONS
+    ]
+    refused = [name for name in differing if name not in REPORTED_OPTIONS and not name.startswith(REPORTED_GROUPS)]
     if refused:
         listed = ", ".join(_shown(name, saved.get(name), ours.get(name)) for name in refused)
         raise UserError(f"the checkpoint was made with other options: {listed}; restore them or start anew")
@@ -197,13 +262,15 @@ def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that none is ever seen half deleted: renamed first, to what `files.recover` clears."""
+    """Delete a checkpoint. It is renamed first, to a name that `files.recover` cleans up, so that a kill in the middle
+    leaves no checkpoint that is half deleted."""
     stage = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     os.replace(folder, stage)
     delete(stage)
 
 
 def _shown(name: str, saved: Any, ours: Any) -> str:
+    """One difference for a message. Texts are hashes here, so only their names are shown."""
     if any(isinstance(value, str) for value in (saved, ours)):
         return name
     return f"{name} ({json.dumps(saved)} then, {json.dumps(ours)} now)"
@@ -219,7 +286,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _folders(output: Path) -> list[Path]:
-    """Checkpoints in the order of their steps."""
+    """The checkpoints' folders in the order of their steps."""
     if not output.is_dir():
         return []
     found = [entry for entry in output.iterdir() if is_checkpoint(entry.name)]

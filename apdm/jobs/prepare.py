@@ -1,4 +1,4 @@
-"""What the jobs have in common before their long work starts: threads, the model, and class pictures."""
+"""What several jobs do before their long work starts: set the threads, load the model, draw the class pictures."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from apdm.core.errors import UserError
 from apdm.core.files import model_hash
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
+from apdm.export.layout import CLASS_IMAGES
 from apdm.families import Family, Posterior, load_family
 from apdm.families.encoding import encode_images
 
 
 def prepare_process(num_threads: int | None) -> None:
-    """Use `num_threads`, by default this process's share of all cores, and leave the progress bar to us."""
+    """Set the number of CPU threads, and switch off the progress bars of diffusers and transformers.
+
+    Args:
+        num_threads: threads of this process. None shares out the cores that it may use among the processes which the
+            launcher started on this machine.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that the launcher started on this machine
-    torch.set_num_threads(num_threads or max(1, cores // beside))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # started by the launcher on this machine
+    torch.set_num_threads(num_threads or max(1, cores // processes))
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 
 
 def load_base(config: JobConfig) -> Family:
-    """The pipeline of `config`. Raises UserError if it cannot be loaded or does not take the resolution."""
+    """Load the pipeline that a job works on. Raises UserError if it cannot be loaded or does not fit the resolution."""
     base = load_family(
         config.pretrained_model_name_or_path,
         family=config.family,
@@ -43,9 +49,15 @@ def load_base(config: JobConfig) -> Family:
 
 
 def load_models(config: HardenConfig) -> tuple[Family, Family]:
-    """phi's pipeline and that whose denoiser is hardened: one and the same, unless `config` names a reference.
+    """Load the original model and the model that is hardened.
 
-    Raises UserError as `load_base` does, and if the two denoisers are not of one architecture.
+    They are one and the same, unless the configuration names an original of a model that was hardened before.
+
+    Returns:
+        The original, whose denoiser is the reference phi, and the model whose denoiser theta starts from.
+
+    Raises:
+        UserError: a model cannot be loaded, does not fit the resolution, or the two have different architectures.
     """
     start = load_base(config)
     if config.reference_model_name_or_path is None:
@@ -61,7 +73,7 @@ def load_models(config: HardenConfig) -> tuple[Family, Family]:
 
 
 def check_resolution(base: Family, resolution: int) -> None:
-    """Raise UserError unless pictures of this side fit the model."""
+    """Raise UserError unless the model can draw squares with a side of `resolution` pixels."""
     factor = base.size_multiple
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
@@ -69,7 +81,14 @@ def check_resolution(base: Family, resolution: int) -> None:
 
 
 def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progress: bool = True) -> Posterior:
-    """Latents of the class pictures, drawn first where they are missing."""
+    """Return the latents of the class pictures. Missing pictures are drawn by the base model first.
+
+    Args:
+        config: which class pictures, and how they are drawn.
+        base: the model that draws and encodes.
+        output: the output folder, where the pictures are kept unless `config.class_data_dir` names another folder.
+        show_progress: show a progress bar.
+    """
     recipe = ClassImages(
         prompt=config.class_prompt,
         model=model_hash(base.source or Path(config.base)),
@@ -80,7 +99,7 @@ def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progr
     )
     paths = recipe.ensure(
         base,
-        Path(config.class_data_dir) if config.class_data_dir else output / "class_images",
+        Path(config.class_data_dir) if config.class_data_dir else output / CLASS_IMAGES,
         config.num_class_images,
         batch_size=config.sample_batch_size,
         replace=config.class_data_dir is None,  # in our own output folder

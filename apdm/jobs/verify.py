@@ -1,7 +1,7 @@
-"""`apdm verify DIR`: is what a run shipped still whole, does it load, and is nothing of a subject inside?
+"""`apdm verify DIR`: are the shipped files of a run complete, do they load, and is nothing of a subject in them?
 
-Looked at is what the manifest covers. The model (folder and single file) must hold nothing of anybody; protected photos
-lie under their subjects' opaque ids, and results name ids, so ids are looked for in the model alone.
+The files that the manifest lists are checked. Ids of subjects are looked for in the model alone (folder and single
+file), because protected photos lie in folders of that name and results mention them.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ from apdm.jobs.prepare import prepare_process
 from apdm.jobs.results import VerifyResult
 
 HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
-NEEDLE = 64  # bytes of a photo that no other file has by chance
-LONG = 6  # bytes from which a text does not stand in large weights by chance
-PHOTO_NOTES = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
-GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, "protected"}  # folders of folders, not people
+NEEDLE_BYTES = 64  # so many bytes of a photo appear in no other file by chance
+LONG_ID_BYTES = 6  # an id of at least so many bytes does not appear in large weights by chance
+PHOTO_METADATA = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
+# Folders that hold people's folders, in an audit's folder of subjects. Their names are no ids.
+GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, "protected"}
 TEXTS = (".json", ".md", ".txt", ".yaml", ".html")
 
 
@@ -68,7 +69,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         problems += _loads(root, config.family)
     for path in model:
         problems += _metadata(path, root)
-    problems += _photo_notes(root / "images", root)
+    problems += _photo_metadata(root / "images", root)
     problems += _leaks(root, model, subjects, [*_prompts(root), *config.prompts])
     return VerifyResult(output_dir=root, problems=tuple(problems))
 
@@ -77,7 +78,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
 
 
 def _unknown(root: Path) -> list[str]:
-    """What lies beside the shipped files and is no working file of ours."""
+    """Problems: files and folders that are neither shipped nor working files of this program."""
     ours = {MANIFEST, MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS}
     ours |= {PICTURES, SAMPLES}
     ours |= {"logs", *SHIPPED}
@@ -87,7 +88,7 @@ def _unknown(root: Path) -> list[str]:
 
 
 def _loads(root: Path, family: str | None) -> list[str]:
-    """Complaints of diffusers about the pipeline folder, and about the single file with the folder's configuration."""
+    """Problems: what diffusers reports when it loads the pipeline folder, and the single file."""
     problems = _complaint(lambda: load_family(root / MODEL, family=family))
     if (root / SINGLE_FILE).exists() and not problems:
         file = root / SINGLE_FILE
@@ -96,6 +97,7 @@ def _loads(root: Path, family: str | None) -> list[str]:
 
 
 def _complaint(action: Callable[[], object]) -> list[str]:
+    """The message of the exception that an action raises, as a list of one; an empty list if it raises none."""
     try:
         action()
     except Exception as error:  # whatever a damaged file makes a library raise
@@ -107,21 +109,21 @@ def _complaint(action: Callable[[], object]) -> list[str]:
 
 
 def _metadata(path: Path, root: Path) -> Iterator[str]:
-    """Headers, configurations and files that a model has no business with."""
+    """Problems: unknown entries in headers, pickles, pictures, and paths of the machine, in a model."""
     for file in [path] if path.is_file() else list_files(path):
         name = file.relative_to(root).as_posix()
         if file.suffix == ".safetensors":
             try:
                 keys = read_metadata(file)
             except (OSError, ValueError):
-                continue  # that it cannot be read has been said
+                continue  # the manifest or the loading has already reported it
             yield from (f"{name} has the unknown entry {key!r} in its header" for key in keys if not _known(key))
         elif file.suffix in WEIGHT_SUFFIXES:
             yield f"{name} is a pickle, which can run code"
         elif file.suffix.lower() in SUFFIXES:
             yield f"{name} is a picture inside a model"
         elif file.suffix == ".json" and _has_path(file):
-            yield f"{name} tells a path of the machine that made it"
+            yield f"{name} holds a path of the machine that made it"
 
 
 def _known(key: str) -> bool:
@@ -136,22 +138,25 @@ def _has_path(file: Path) -> bool:
     return isinstance(values, dict) and Path(str(values.get("_name_or_path", ""))).is_absolute()
 
 
-def _photo_notes(images: Path, root: Path) -> Iterator[str]:
-    """Protected photos that carry notes, such as where they were taken."""
+def _photo_metadata(images: Path, root: Path) -> Iterator[str]:
+    """Problems: protected photos with metadata, such as the place where they were taken."""
     for file in list_files(images) if images.is_dir() else []:
         if file.suffix.lower() in SUFFIXES:
             try:
                 with Image.open(file) as image:
-                    notes = [note for note in PHOTO_NOTES if note in image.info]
+                    found = [name for name in PHOTO_METADATA if name in image.info]
             except OSError:
                 yield f"{file.relative_to(root).as_posix()} is no picture"
                 continue
-            if notes:
-                yield f"{file.relative_to(root).as_posix()} carries {', '.join(notes)}"
+            if found:
+                yield f"{file.relative_to(root).as_posix()} carries {', '.join(found)}"
 
 
 def _subjects(folder: str | None) -> dict[str, list[Path]]:
-    """{subject's id: photos}; photos lie in a folder of that name, or in safe/ below it, or all in one folder."""
+    """{id: photos} of the subjects in a folder.
+
+    A subject's photos lie in a folder whose name is the id, or in safe/ in it; or all photos lie in the folder itself.
+    """
     if folder is None:
         return {}
     root = Path(folder)
@@ -168,7 +173,7 @@ def _subjects(folder: str | None) -> dict[str, list[Path]]:
 
 
 def _prompts(root: Path) -> list[str]:
-    """The prompts that stand for the subjects, from the configuration beside the model."""
+    """The prompts that attackers learn subjects with, from the configuration beside the model."""
     try:
         config = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -182,6 +187,14 @@ def _prompts(root: Path) -> list[str]:
 
 
 def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], prompts: Sequence[str]) -> Iterator[str]:
+    """Problems: photos, prompts and ids of subjects in the shipped files.
+
+    Args:
+        root: the folder of the run.
+        model: the pipeline folder and the single file, as far as they exist.
+        subjects: {id: photos}.
+        prompts: texts that must not be in the model.
+    """
     shipped = [root / name for name in SHIPPED if (root / name).exists()]
     photos = [photo for of_subject in subjects.values() for photo in of_subject]
     needles = dict(filter(None, map(_needle, photos)))
@@ -195,27 +208,31 @@ def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], p
     for path in model:
         for name, _ in scan_for_leaks(path, prompts):
             yield f"{_place(path, name)} holds a prompt"
-    # A tokenizer knows every word there is, an id perhaps among them.
+    # A tokenizer knows very many words, and an id may be one of them.
     files = [file for file in _files(model) if not file.parent.name.startswith("tokenizer")]
     for subject in sorted(subjects.keys() - GROUPS):
         for file in files:
-            whole = len(subject.encode()) >= LONG and scan_for_leaks(file, [subject])
-            if whole or _says(file, subject):
+            whole = len(subject.encode()) >= LONG_ID_BYTES and scan_for_leaks(file, [subject])
+            if whole or _mentions(file, subject):
                 yield f"{file.relative_to(root).as_posix()} holds the id of a subject"
 
 
 def _needle(photo: Path) -> tuple[str, bytes] | None:
-    """Some bytes from the middle of a photo, where neither headers nor padding are."""
+    """A photo's path and some bytes from its middle, where there is neither header nor padding.
+
+    None if the bytes are too uniform to identify the photo.
+    """
     content = photo.read_bytes()
     middle = len(content) // 2
-    needle = content[middle : middle + NEEDLE]
-    return (str(photo), needle) if len(set(needle)) > NEEDLE // 4 else None
+    needle = content[middle : middle + NEEDLE_BYTES]
+    return (str(photo), needle) if len(set(needle)) > NEEDLE_BYTES // 4 else None
 
 
-def _says(file: Path, text: str) -> bool:
-    """Whether an id stands as a word of its own in a file's name, text or header; weights have short ones by chance.
+def _mentions(file: Path, text: str) -> bool:
+    """Whether an id is a word of its own in a file's name, text or header.
 
-    An id of digits alone is looked for in names and in JSON's texts: numbers are everywhere.
+    The tensors themselves are not searched, because they contain short texts by chance. An id of digits alone is looked
+    for only in file names and as a whole text in JSON, because numbers are everywhere.
     """
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])")
     if word.search(file.name):
@@ -233,7 +250,7 @@ def _says(file: Path, text: str) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, keys included."""
+    """All texts in a JSON value, including the keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -246,9 +263,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    """All files in these files and folders."""
     for path in paths:
         yield from [path] if path.is_file() else list_files(path)
 
 
 def _place(path: Path, name: str) -> str:
+    """A shipped file as messages name it."""
     return path.name if path.is_file() else f"{path.name}/{name}"

@@ -23,6 +23,7 @@ from apdm.core.signals import Stop
 from apdm.data.subjects import read_image
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
+from apdm.jobs.checkpoint import Checkpoint
 
 Run = Callable[..., int]
 
@@ -98,10 +99,12 @@ def test_a_signal_finishes_the_outer_step_saves_and_ends_with_code_3(
 
 
 def test_without_periodic_checkpoints_a_signal_still_saves(run: Run, tmp_path: Path) -> None:
-    with signal_when(tmp_path / "run/class_images/00003.png", signal.SIGTERM):
-        assert run(tmp_path / "run", max_train_steps=3000, checkpointing_steps=0) == 3
-    found = list((tmp_path / "run").glob("checkpoint-*"))
-    assert len(found) <= 1  # none only if the signal came before training
+    options = {"max_train_steps": 3000, "checkpointing_steps": 0, "validation.steps": 1, "validation.num_images": 1}
+    # The first picture is drawn after the first outer step, so the signal arrives while the run is training.
+    with signal_when(tmp_path / "run/samples/step-00001.png", signal.SIGTERM):
+        assert run(tmp_path / "run", **options, **{"validation.num_inference_steps": 1}) == 3
+    (folder,) = (tmp_path / "run").glob("checkpoint-*")
+    assert 1 <= Checkpoint.open(folder).step < 3000
 
 
 def test_no_guard_against_bad_files_takes_an_interruption_for_one(

@@ -108,7 +108,7 @@ def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], None]:
         (inside_weights, f"{UNET} holds bytes of a subject's photo"),
         (as_protected, "images/s01/000.png is a subject's photo as it was"),
         (noted_photo, "images/s01/0.png carries parameters"),
-        (absolute_path, "model/unet/config.json tells a path of the machine"),
+        (absolute_path, "model/unet/config.json holds a path of the machine"),
         (lambda folder, people: shutil.copy(people / "strangers/000.png", folder / "model/x.png"), "picture inside a"),
     ],
 )
