@@ -1,12 +1,13 @@
-"""One small interface to everything that looks at faces; training, attacks and audit use no other.
+"""Everything that looks at faces: detection, alignment, identity embeddings, and a score for "is this a face?".
 
-Detection with five landmarks, alignment, identity embedding, and a score for whether a picture shows a face at all.
-The bundled encoders know the miniature world's portraits and nothing else; for photographs a user names model files.
+Training, attacks and audits use the interfaces of this package and no other. The bundled detector, encoders and face
+score know only the drawn portraits of the miniature world. For photographs, users name model files of their own.
 """
 
 from apdm.faces.align import align, jitter, similarity, warp
-from apdm.faces.aligned import AlignedEncoder, DetectorScore
-from apdm.faces.base import Face, FaceDetector, FaceEncoder, FaceScore
+from apdm.faces.aligned_encoder import AlignedEncoder
+from apdm.faces.detector_score import DetectorScore
+from apdm.faces.interfaces import Face, FaceDetector, FaceEncoder, FaceScore
 from apdm.faces.load import load_detector, load_encoder, load_encoders, load_face_score
 
 __all__ = [

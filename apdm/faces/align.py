@@ -1,7 +1,7 @@
-"""Alignment: five landmarks are moved onto a template by a similarity, and the photo is resampled there.
+"""Face alignment: a similarity transform moves five landmarks onto a template, and the photo is resampled there.
 
-Coordinates are pixels (x, y) with pixel centres at whole numbers, as in OpenCV and in ArcFace's template. The warp
-is linear in the photo, so that a gradient with respect to a crop reaches the photo exactly.
+Coordinates are pixels (x, y) with pixel centres at whole numbers, as in OpenCV and in ArcFace's template. Resampling
+is linear in the photo's pixels, so a gradient with respect to the crop reaches the photo exactly.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apdm.faces.base import Face
+from apdm.faces.interfaces import Face
 
-# Deng et al. 2019 (ArcFace): the landmarks in a crop of 112 pixels; here in units of the crop's side.
+# The landmarks in a crop of 112 pixels (ArcFace, Deng et al. 2019), as shares of the crop's side.
 ARCFACE_SIZE = 112
 ARCFACE_TEMPLATE = (
     torch.tensor(
@@ -26,18 +26,20 @@ ARCFACE_TEMPLATE = (
 
 
 def similarity(landmarks: Tensor, template: Tensor) -> Tensor:
-    """The rotation, scale and shift, without reflection, that bring the landmarks nearest to the template.
+    """The rotation, scaling and shift, without reflection, that bring the landmarks nearest to the template.
 
-    Umeyama 1991 in two dimensions, where points are complex numbers: the least-squares solution of q = a p + b is
-    a = sum(conj(p) q) / sum |p|^2 over centred points, and a complex a never reflects.
+    This is Umeyama's method (1991) in two dimensions, with points written as complex numbers. The least-squares
+    solution of q = a p + b is a = sum(conj(p) q) / sum |p|^2 over centred points. A complex factor a cannot reflect.
 
     Args:
-        landmarks: [N, 2], p, in pixels of the photo; at least two distinct points.
-        template: [N, 2], q, in pixels of the crop.
+        landmarks: the points p in pixels of the photo, `[N, 2]`; at least two of them must differ.
+        template: the points q in pixels of the crop, `[N, 2]`.
+
     Returns:
-        [2, 3] float64, from photo pixels to crop pixels: crop = M[:, :2] @ photo + M[:, 2].
+        A matrix M, `[2, 3]`, float64, with crop = M[:, :2] @ photo + M[:, 2].
+
     Raises:
-        ValueError: the points are not finite, or coincide, or have nothing of the template's shape.
+        ValueError: the points are not finite, they coincide, or no rotation and scaling fits them to the template.
     """
     p, q = landmarks.detach().double(), template.detach().double().to(landmarks.device)
     if p.shape != q.shape or p.ndim != 2 or p.shape[1] != 2:
@@ -49,56 +51,84 @@ def similarity(landmarks: Tensor, template: Tensor) -> Tensor:
     fitted = float(torch.hypot(real, imaginary) * spread.sqrt())
     apart = float(spread.sqrt()) > 1e-6 * (1 + float(p_mean.norm()))
     if not (apart and math.isfinite(fitted) and fitted > 1e-6 * float(q.norm())):
-        raise ValueError(f"the landmarks {landmarks.tolist()} cannot be aligned: they coincide or are not finite")
+        raise ValueError(f"the landmarks {landmarks.tolist()} cannot be aligned; they coincide or are not finite")
     rotation = torch.stack([torch.stack([real, -imaginary]), torch.stack([imaginary, real])])
     return torch.cat([rotation, (q_mean - rotation @ p_mean)[:, None]], dim=1)
 
 
 def centred_square(height: int, width: int, size: int) -> Tensor:
-    """[2, 3] float64: from pixels of a photo to those of its centred square resized to `size`."""
+    """The matrix that takes a photo's pixels to the pixels of its centred square.
+
+    Args:
+        height: of the photo, in pixels.
+        width: of the photo, in pixels.
+        size: side of the square after resizing, in pixels.
+
+    Returns:
+        A matrix as that of `similarity`, `[2, 3]`, float64.
+    """
     scale = size / min(height, width)
-    # The two middles fall together; with pixel centres at whole numbers they lie half a pixel before side / 2.
+    # The centres of photo and square coincide. With pixel centres at whole numbers, a centre is at side / 2 - 0.5.
     shift = [size / 2 - 0.5 - scale * (side / 2 - 0.5) for side in (width, height)]
     return torch.tensor([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]], dtype=torch.float64)
 
 
 def warp(photo: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Resample a photo into an aligned crop; what lies outside the photo repeats its border.
+    """Resample a photo into an aligned crop, bilinearly. Outside the photo, its border is repeated.
 
-    Bilinear. Where the photo shrinks, each crop pixel is the mean of m x m samples no farther apart than the photo's
-    pixels, so that fine detail averages out rather than aliasing; for a plain shrinking by a whole number this is the
-    mean over its block.
+    If the photo shrinks, each pixel of the crop is the mean of m x m samples that are no farther apart than the photo's
+    pixels. Fine detail is then averaged and does not alias. If the photo shrinks by a whole number without rotation,
+    the result is the mean over blocks of pixels.
 
     Args:
-        photo: [3, H, W] float32 or float64.
-        matrix: [2, 3] similarity from photo pixels to crop pixels, as `similarity` gives it.
-        size: S, the crop's side in pixels.
+        photo: `[3, H, W]`, float32 or float64.
+        matrix: from pixels of the photo to pixels of the crop, `[2, 3]`, as `similarity` returns it.
+        size: S, the side of the crop in pixels.
+
     Returns:
-        [3, S, S], differentiable with respect to the photo.
+        The crop `[3, S, S]`, differentiable with respect to the photo.
     """
     height, width = photo.shape[-2:]
     matrix = matrix.detach().double().to(photo.device)
     inverse = torch.linalg.inv(matrix[:, :2])
-    # Rounding must not turn a shrinking by exactly 2 into 3 samples.
+    # A factor of exactly 2 must give 2 samples, even if rounding makes it slightly larger.
     samples = max(1, math.ceil(float(torch.linalg.det(inverse).abs().sqrt()) - 1e-6))
     axis = (torch.arange(size * samples, dtype=torch.float64, device=photo.device) + 0.5) / samples - 0.5
     crop = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
     source = (crop - matrix[:, 2]) @ inverse.T
-    # grid_sample's -1 and 1 are the outer edges of the border pixels.
+    # For grid_sample, -1 and 1 are the outer edges of the photo.
     grid = (2 * source + 1) / torch.tensor([width, height], dtype=torch.float64, device=photo.device) - 1
     fine = F.grid_sample(photo[None], grid[None].to(photo.dtype), padding_mode="border", align_corners=False)
     return F.avg_pool2d(fine, samples)[0]
 
 
 def jitter(landmarks: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Landmarks [5, 2] with Gaussian noise on each coordinate, of `std` in units of the distance between the eyes.
+    """Add Gaussian noise to landmarks, by as much as the landmarks of different detectors differ.
 
-    A perturbation that must hold for any detector is made under alignments that differ by as much as detectors do.
+    A perturbation that is optimised under such noise holds for other detectors too.
+
+    Args:
+        landmarks: `[5, 2]`, the eyes first.
+        std: standard deviation of the noise on each coordinate, as a share of the distance between the eyes.
+        generator: draws the noise. Without one, torch's global generator is used.
+
+    Returns:
+        Landmarks `[5, 2]`.
     """
     noise = torch.randn(landmarks.shape, generator=generator, dtype=landmarks.dtype).to(landmarks.device)
     return landmarks + std * (landmarks[0] - landmarks[1]).norm() * noise
 
 
 def align(photo: Tensor, face: Face, size: int, template: Tensor) -> Tensor:
-    """The aligned crop [3, S, S] of a face in a photo [3, H, W]; `template` [5, 2] in units of the crop's side."""
+    """The aligned crop of a face.
+
+    Args:
+        photo: `[3, H, W]`.
+        face: a face that a detector found in this photo.
+        size: S, the side of the crop in pixels.
+        template: where the landmarks are to lie, as shares of the crop's side: `[5, 2]`.
+
+    Returns:
+        The crop `[3, S, S]`, differentiable with respect to the photo.
+    """
     return warp(photo, similarity(face.landmarks, template * size), size)

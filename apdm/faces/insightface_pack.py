@@ -1,12 +1,12 @@
-"""InsightFace model packs (a user's own folder, such as an unpacked buffalo_l): SCRFD, and a recogniser that judges.
+"""InsightFace model packs, such as an unpacked buffalo_l: a detector (SCRFD) and a recogniser.
 
-The models run in ONNX Runtime and have no gradient; `OnnxModule` gives the recogniser's file one.
+The models run in ONNX Runtime and have no gradient. `apdm.faces.onnx_module.OnnxModule` runs the recogniser's file with
+a gradient.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,27 @@ import torch
 from torch import Tensor
 
 from apdm.core.errors import UserError
-from apdm.faces.base import Face
-from apdm.faces.extras import import_extra, to_bgr
+from apdm.core.logging import get_logger
+from apdm.faces.interfaces import Face
+from apdm.faces.optional_packages import import_extra, to_bgr
 
-THRESHOLD = 0.5  # InsightFace's own default
+logger = get_logger(__name__)
+
+THRESHOLD = 0.5  # lowest score of a detected face; InsightFace's own default
 
 
 class InsightFacePack:
-    """A pack as a `FaceDetector` and, with `recogniser`, as the model of an `AlignedEncoder`.
+    """A pack as a `FaceDetector` and, if it is loaded with its recogniser, as the network of an `AlignedEncoder`.
 
-    The detector's input size stays automatic, a small and a large one: a single size of 640 misses faces that fill
-    the picture.
+    The detector's input size is left automatic, so that it looks at a small and a large size: with the single size 640
+    it misses faces that fill the picture.
+
+    Args:
+        folder: a folder with the pack's .onnx files.
+        recogniser: whether to load the recogniser too.
 
     Raises:
-        UserError: no such folder, a model is missing or damaged, or the package insightface is missing.
+        UserError: there is no such folder, a model is missing or damaged, or the package insightface is missing.
     """
 
     def __init__(self, folder: str | Path, recogniser: bool = False) -> None:
@@ -49,11 +56,11 @@ class InsightFacePack:
 
     @property
     def size(self) -> int:
-        """Side in pixels of the recogniser's crops."""
+        """The side of the recogniser's crops, in pixels."""
         return int(self._recogniser.input_size[0])
 
     def detect(self, image: Tensor) -> list[Face]:
-        """Image [3, H, W] in [0, 1] -> its faces, the largest box first."""
+        """Find the faces of one image `[3, H, W]` in [0, 1]. Returns the face with the largest box first."""
         rows, landmarks = self._detector.detect(to_bgr(image))
         faces = []
         for row, points in zip(rows, landmarks, strict=True):
@@ -62,8 +69,8 @@ class InsightFacePack:
         return sorted(faces, key=lambda face: face.area, reverse=True)
 
     def recognise(self, crops: Tensor) -> Tensor:
-        """Aligned crops [B, 3, S, S] in [0, 1] -> embeddings [B, D], not normalised and without a gradient."""
-        # One by one: a graph with a fixed batch of 1 answers a larger one with a single row and no error.
+        """Embed aligned crops `[B, 3, S, S]` in [0, 1]. Returns `[B, D]`, not normalised and without a gradient."""
+        # One by one, because a graph with a fixed batch size of 1 returns one row for a larger batch, without an error.
         rows = [self._recogniser.get_feat(to_bgr(crop)) for crop in crops]
         return torch.from_numpy(np.concatenate(rows)).to(crops.device)
 
@@ -75,7 +82,7 @@ def _load(folder: Path, modules: list[str]) -> dict[str, Any]:
         analysis.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=None)
     except AssertionError:
         raise UserError(f"{folder.name} holds no face detector, such as det_10g.onnx; add it to the folder") from None
-    except Exception as error:  # ONNX Runtime's errors have no public base
+    except Exception as error:  # ONNX Runtime's errors have no public base class
         raise UserError(f"{folder.name}: a model cannot be loaded ({type(error).__name__}); unpack it again") from None
     models: dict[str, Any] = analysis.models
     return models
@@ -83,7 +90,5 @@ def _load(folder: Path, modules: list[str]) -> dict[str, Any]:
 
 @functools.cache
 def _licence_note() -> None:
-    print(
-        "note: InsightFace's pretrained models are for non-commercial research; any other use needs their licence",
-        file=sys.stderr,
-    )
+    """Remind of the licence, once in a process."""
+    logger.warning("InsightFace's pretrained models are for non-commercial research; any other use needs a licence")

@@ -1,4 +1,4 @@
-"""From a name or a path to an encoder, a detector or a face score."""
+"""Loading of face encoders, detectors and face scores by name or path."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from apdm.core.errors import UserError
-from apdm.faces.aligned import AlignedEncoder, DetectorScore
-from apdm.faces.base import FaceDetector, FaceEncoder, FaceScore
+from apdm.faces.aligned_encoder import AlignedEncoder
+from apdm.faces.detector_score import DetectorScore
 from apdm.faces.insightface_pack import InsightFacePack
+from apdm.faces.interfaces import FaceDetector, FaceEncoder, FaceScore
 from apdm.faces.mobilefacenet import MobileFaceNet
 from apdm.faces.onnx_module import OnnxModule
 from apdm.faces.portrait import (
@@ -33,17 +34,21 @@ ENCODER_SUFFIXES = (".onnx", ".safetensors", *PICKLES)
 
 
 def load_encoder(spec: str, *, detector: FaceDetector | None = None, allow_pickle: bool = False) -> FaceEncoder:
-    """One encoder.
+    """Load one face encoder.
 
     Args:
-        spec: a bundled name; or PATH=THRESHOLD, or PATH with a {"threshold": ...} in a .json of the same name beside
-            it. PATH is an .onnx recogniser of ArcFace's kind, the .safetensors (or .pt, .pth) weights of a
-            MobileFaceNet, both differentiable; or the folder of an InsightFace pack, which only judges. The
-            threshold is a cosine.
-        detector: finds the faces in whole pictures for an encoder from a PATH; a pack brings its own.
-        allow_pickle: also read .pt and .pth, with torch's restricted unpickler.
+        spec: the name of a bundled encoder, or PATH=THRESHOLD, or PATH if a .json file of the same name beside it holds
+            {"threshold": ...}. The threshold is the cosine above which two faces match. PATH is one of
+
+            * an .onnx recogniser of ArcFace's kind, which is differentiable;
+            * the .safetensors, .pt or .pth weights of a MobileFaceNet, which is differentiable;
+            * the folder of an InsightFace pack, which has no gradient and can only judge.
+        detector: finds the faces in whole pictures, for an encoder from a path. A pack brings its own detector.
+        allow_pickle: whether .pt and .pth files may be read, with torch's restricted unpickler.
+
     Raises:
-        UserError: no such name or file, no threshold, weights or a graph that cannot be used, a missing package.
+        UserError: there is no such name or file, no threshold is given, the weights or the graph cannot be used, or a
+            package is missing.
     """
     if spec in PORTRAIT_ENCODERS:
         return PortraitEncoder(spec)
@@ -69,20 +74,27 @@ def load_encoder(spec: str, *, detector: FaceDetector | None = None, allow_pickl
 def load_encoders(
     specs: list[str], *, detector: FaceDetector | None = None, allow_pickle: bool = False
 ) -> list[FaceEncoder]:
-    """The encoders of `load_encoder`, in order. Raises UserError as it does, and for two of one name."""
+    """Load several face encoders, as `load_encoder` does.
+
+    Raises:
+        UserError: as in `load_encoder`, or two encoders have the same name.
+    """
     encoders = [load_encoder(spec, detector=detector, allow_pickle=allow_pickle) for spec in specs]
     names = [encoder.name for encoder in encoders]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"two face encoders are called {name!r}, and results go by the name: rename one file")
+            raise UserError(f"two face encoders are called {name!r}, and results are listed by name; rename one file")
     return encoders
 
 
 def load_detector(spec: str) -> FaceDetector:
-    """A detector: "portrait"; the folder of an InsightFace pack (SCRFD); or a YuNet .onnx file.
+    """Load a face detector.
+
+    Args:
+        spec: "portrait" for the bundled detector, the folder of an InsightFace pack (SCRFD), or a YuNet .onnx file.
 
     Raises:
-        UserError: no such name or file, a model that cannot be used, a missing package.
+        UserError: there is no such name or file, the model cannot be used, or a package is missing.
     """
     path = Path(spec)
     if spec == PORTRAIT_DETECTOR:
@@ -98,16 +110,26 @@ def load_detector(spec: str) -> FaceDetector:
 
 
 def load_face_score(spec: str) -> FaceScore:
-    """The bundled face score, or any detector of `load_detector` as one. Raises UserError for anything else."""
+    """Load a face score.
+
+    Args:
+        spec: "portrait-face" for the bundled face score, or a detector as `load_detector` takes it.
+
+    Raises:
+        UserError: there is no such name or file, or the detector cannot be loaded.
+    """
     if spec == PORTRAIT_FACE:
         return PortraitFace()
     if spec == PORTRAIT_DETECTOR or Path(spec).exists():
         return DetectorScore(load_detector(spec))
-    raise UserError(f"no face score is called {spec!r}; known: {PORTRAIT_FACE}, or what load_detector takes")
+    raise UserError(
+        f"no face score is called {spec!r}; known: {PORTRAIT_FACE}, {PORTRAIT_DETECTOR}, "
+        "the folder of an InsightFace pack, or a YuNet .onnx file"
+    )
 
 
 def _split(spec: str) -> tuple[Path, float | None]:
-    """PATH=THRESHOLD; a path that itself holds an equals sign stays whole where no number follows it."""
+    """Split PATH=THRESHOLD. A path that itself holds an equals sign stays whole if no number follows the sign."""
     path, _, number = spec.rpartition("=")
     try:
         return Path(path), _valid(float(number), spec)
@@ -147,7 +169,9 @@ def _mobilefacenet(path: Path, allow_pickle: bool) -> MobileFaceNet:
 
 def _state(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if path.suffix in PICKLES and not allow_pickle:
-        raise UserError(f"{path.name} is a pickle, which can run code: allow pickles, or save it as .safetensors")
+        raise UserError(
+            f"{path.name} is a pickle, which can run code; pass --allow_pickle true, or save it as .safetensors"
+        )
     try:
         if path.suffix in PICKLES:
             return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,7 +1,7 @@
 """MobileFaceNet (Chen et al. 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification").
 
-Table 1 of the paper, with the parameter names of the trained weights in circulation: ReLU6 in place of PReLU, and
-plain ReLU in the first depthwise convolution.
+The layers are those of table 1 of the paper. As in the trained weights that are publicly available, whose parameter
+names are used, ReLU6 replaces PReLU, and the first depthwise convolution has a plain ReLU.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of the bottlenecks: expansion t, channels c, repeats n, stride s of the first (table 1).
+# Of each group of bottlenecks: expansion t, channels c, repeats n, stride s of the first one (table 1).
 BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution that keeps the size (before the stride), batch normalisation, and ReLU6."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -22,7 +23,7 @@ def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, gro
 
 
 class DepthwiseConvolution(nn.Module):
-    """3 x 3 on each channel, then 1 x 1 across channels."""
+    """A 3 x 3 convolution of each channel, then a 1 x 1 convolution across channels. `[B, C, H, W]` keeps its shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,7 +37,10 @@ class DepthwiseConvolution(nn.Module):
 
 
 class GlobalDepthwiseConvolution(nn.Module):
-    """A learnt weight for every place of the last 7 x 7 map, in place of global average pooling (section 3.2)."""
+    """Replaces global average pooling by a learnt weight for each position of the last map (section 3.2).
+
+    The map `[B, C, 7, 7]` becomes `[B, C, 1, 1]`.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class GlobalDepthwiseConvolution(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Expand, convolve each channel, project without an activation (section 3.3)."""
+    """Expands the channels, convolves each one, and projects them back without an activation (section 3.3)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -66,7 +70,7 @@ class Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """Aligned RGB crops [B, 3, 112, 112] in [0, 1] -> embeddings [B, 128], not normalised."""
+    """Takes aligned RGB crops `[B, 3, 112, 112]` in [0, 1] and returns embeddings `[B, 128]`, not normalised."""
 
     def __init__(self, dimension: int = 128) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A recogniser's ONNX graph as a torch module with gradients, for any size of batch."""
+"""An ONNX graph of a face recogniser as a torch module, with gradients and for batches of any size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from torch import Tensor, nn
 
 from apdm.core.errors import UserError
 from apdm.faces.align import ARCFACE_SIZE
-from apdm.faces.extras import import_extra
 from apdm.faces.onnx_operators import INTEGER_TYPES, OPERATORS, Unsupported
+from apdm.faces.optional_packages import import_extra
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operator; the names of its inputs, of its first output, and of the values that nothing needs after it."""
+    """One operator of the graph.
+
+    Attributes:
+        operator: its ONNX name.
+        attributes: its ONNX attributes.
+        inputs: names of its input values.
+        output: name of its first output value.
+        last_uses: names of the values that no later operator needs, so that they can be freed.
+    """
 
     operator: str
     attributes: dict[str, Any]
@@ -28,21 +36,24 @@ class Node:
 
 
 class OnnxModule(nn.Module):
-    """A recogniser: aligned RGB crops [B, 3, S, S] in [0, 1] -> embeddings [B, D], not normalised.
+    """A recogniser that takes aligned RGB crops `[B, 3, S, S]` in [0, 1] and returns embeddings `[B, D]`.
 
-    The graph sees one picture at a time, vectorised over the batch: many exporters write a batch of 1 into the
-    graph's shapes, and a larger one run directly would be folded into the embedding without a word.
+    The embeddings are not normalised. The graph is run on one picture at a time, vectorised over the batch. Many
+    exporters write a batch size of 1 into the graph's shapes, and such a graph would silently fold a larger batch into
+    one embedding.
 
-    Pixels are given as InsightFace gives them: (255 x - 127.5) / 127.5, or 255 x to a graph that begins with its own
-    subtraction and scaling. Weights are buffers: nothing here is trained.
+    Pixels are scaled as InsightFace does, to (255 x - 127.5) / 127.5. A graph that begins with its own subtraction and
+    scaling gets 255 x. The weights are buffers, because they are not trained.
 
     Args:
-        path: an ONNX file with one picture as its input and one output.
+        path: an ONNX file whose only input is one picture and that has one output.
+
     Attributes:
-        size: S, side in pixels of the crops; 112 where the graph leaves it open.
+        size: S, the side of the crops in pixels; 112 if the graph leaves it open.
+
     Raises:
-        UserError: no such file, not such a graph, an operator or a setting that is not implemented; or the package
-            onnx is missing.
+        UserError: there is no such file, it is no such graph, it uses an operator or a setting that is not implemented,
+            or the package onnx is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,7 +81,7 @@ class OnnxModule(nn.Module):
         return embeddings
 
     def _one(self, pixels: Tensor) -> Tensor:
-        """One picture [3, S, S] -> [D]."""
+        """Run the graph on one picture `[3, S, S]`. Returns its embedding `[D]`."""
         values: dict[str, Any] = {name: getattr(self, buffer) for name, buffer in self._buffer_of.items()}
         values |= self._constants | {self.input: pixels[None], "": None}
         for node in self.nodes:
@@ -90,7 +101,7 @@ class OnnxModule(nn.Module):
         return embedding
 
     def _keep(self, name: str, tensor: Any) -> None:
-        """Weights become float buffers that move with the module; shapes and indices stay where they are read."""
+        """Keep a constant of the graph: weights as buffers that move with the module, shapes and indices on the CPU."""
         array = torch.from_numpy(import_extra("onnx.numpy_helper").to_array(tensor).copy())
         if tensor.data_type in INTEGER_TYPES:
             self._constants[name] = array
@@ -107,7 +118,9 @@ class OnnxModule(nn.Module):
         return int(shape[2]) or ARCFACE_SIZE
 
     def _plan(self, graph: Any) -> list[Node]:
-        """The nodes in the order of the graph, which ONNX keeps sorted; constants are taken out."""
+        """The operators in the order in which the graph lists them, which ONNX requires to be valid. Constants are kept
+        apart.
+        """
         onnx = import_extra("onnx")
         last = {name: i for i, node in enumerate(graph.node) for name in node.input}
         plan = []
@@ -120,18 +133,18 @@ class OnnxModule(nn.Module):
                 operator = ".".join(filter(None, [node.domain, node.op_type]))
                 raise UserError(
                     f"{self.file} uses the operator {operator}, which is not implemented; "
-                    "in the folder of an InsightFace pack it can still judge"
+                    "put it into the folder of an InsightFace pack, where it can judge without a gradient"
                 )
-            over = [name for name in dict.fromkeys(node.input) if name and last[name] == i and name != self.output]
-            plan.append(Node(node.op_type, attributes, list(node.input), node.output[0], over))
+            unused = [name for name in dict.fromkeys(node.input) if name and last[name] == i and name != self.output]
+            plan.append(Node(node.op_type, attributes, list(node.input), node.output[0], unused))
         return plan
 
     def _check(self) -> None:
-        """One blank picture, so that a graph that cannot run is refused when it is loaded."""
+        """Run the graph on a blank picture, so that a graph that cannot run is refused when it is loaded."""
         with torch.no_grad():
             embedding = self(torch.zeros(1, 3, self.size, self.size, dtype=torch.float32))
         if embedding.shape[1] < 2:
-            raise UserError(f"{self.file} gives {embedding.shape[1]} number for a picture; an embedding has more")
+            raise UserError(f"{self.file} gives {embedding.shape[1]} number for a picture; use a face recogniser")
 
 
 def _read(path: Path, name: str) -> Any:
@@ -140,12 +153,12 @@ def _read(path: Path, name: str) -> Any:
     onnx = import_extra("onnx")
     try:
         return onnx.load(str(path)).graph
-    except Exception as error:  # protobuf's errors have no public base
+    except Exception as error:  # protobuf's errors have no public base class
         raise UserError(f"{name} cannot be read as ONNX ({type(error).__name__}); replace it") from None
 
 
 def _constant(attributes: dict[str, Any]) -> Any:
-    """The tensor of a Constant node, which may also be written as a number or a list of numbers."""
+    """The tensor of a Constant node. The node may also hold a number or a list of numbers."""
     (value,) = attributes.values()
     if isinstance(value, int | float | list):
         return import_extra("onnx.numpy_helper").from_array(np.array(value))

@@ -1,4 +1,7 @@
-"""The bundled encoders and face score of the miniature world; figures and thresholds lie beside their weights."""
+"""The bundled encoders, detector and face score of the miniature world.
+
+Their weights, thresholds and measured figures are in `apdm/portraits/weights`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apdm.faces.align import centred_square, warp
-from apdm.faces.base import Face, FaceDetector
+from apdm.faces.interfaces import Face, FaceDetector
 from apdm.portraits import WEIGHTS
 from apdm.portraits.data import ATTRIBUTES
 from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
@@ -17,11 +20,11 @@ from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncod
 PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
 PORTRAIT_FACE = "portrait-face"
 PORTRAIT_DETECTOR = "portrait"
-SIZE = 64
-# Where the renderer puts an average face that looks straight ahead. Any five points would do: the detector below
-# says that they lie there, so that the aligned crop of a square portrait is the portrait itself.
+SIZE = 64  # side of a portrait in pixels
+# Where the renderer draws an average face that looks straight ahead. Any five points would do, because the detector
+# below reports exactly these, so that the aligned crop of a square portrait is the portrait itself.
 TEMPLATE = torch.tensor([[0.39, 0.45], [0.61, 0.45], [0.5, 0.56], [0.42, 0.67], [0.58, 0.67]], dtype=torch.float64)
-CHUNK = 256
+BATCH_SIZE = 256  # pictures that a network gets at once
 
 
 def _load(model: nn.Module, name: str) -> tuple[nn.Module, dict[str, float]]:
@@ -31,7 +34,11 @@ def _load(model: nn.Module, name: str) -> tuple[nn.Module, dict[str, float]]:
 
 
 class PortraitEncoder:
-    """A bundled identity encoder; a whole portrait is its own aligned crop."""
+    """A bundled `FaceEncoder`. It needs no alignment: a whole portrait is its own aligned crop.
+
+    Args:
+        name: "portrait-a" or "portrait-b".
+    """
 
     differentiable = True
 
@@ -39,25 +46,25 @@ class PortraitEncoder:
         self.name = name
         self.size = SIZE
         self.template = TEMPLATE
-        self.detector: FaceDetector | None = None  # it takes the centred square for the face
+        self.detector: FaceDetector | None = None  # the centred square of a picture is the face
         self.model, figures = _load(PORTRAIT_ENCODERS[name](), name)
         self.threshold = figures["threshold"]
 
     def embed(self, images: Tensor) -> Tensor:
-        """Portraits [B, 3, H, W] in [0, 1], resized to the encoder's own size -> unit vectors [B, D]."""
-        return torch.cat([self.model(part) for part in images.split(CHUNK)])
+        """Embed portraits `[B, 3, H, W]` in [0, 1] of any size. Returns unit vectors `[B, D]`."""
+        return torch.cat([self.model(part) for part in images.split(BATCH_SIZE)])
 
     def embed_crops(self, crops: Tensor) -> Tensor:
-        """Crops [B, 3, 64, 64] in [0, 1] -> unit vectors [B, D]."""
+        """Embed crops `[B, 3, 64, 64]` in [0, 1]. Returns unit vectors `[B, D]`."""
         return self.embed(crops)
 
     def features(self, images: Tensor) -> Tensor:
-        """As `embed`: the network's last layer makes unit vectors."""
+        """The same as `embed`, because the network's last layer returns unit vectors."""
         return self.embed(images)
 
 
 class PortraitFace:
-    """The attribute reader: whether a face is shown, what it looks like, and features for distances between sets."""
+    """The bundled attribute reader: the `FaceScore` of portraits, which also reads attributes and gives features."""
 
     def __init__(self) -> None:
         self.name = PORTRAIT_FACE
@@ -68,20 +75,25 @@ class PortraitFace:
         self.threshold = figures["threshold"]
 
     def score(self, images: Tensor) -> Tensor:
-        return torch.cat([self.model(part)[1] for part in images.split(CHUNK)])
+        """Score images `[B, 3, H, W]` in [0, 1]. Returns logits `[B]`."""
+        return torch.cat([self.model(part)[1] for part in images.split(BATCH_SIZE)])
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> [B, 128], for Frechet and kernel distances."""
-        return torch.cat([self.model.features(part) for part in images.split(CHUNK)])
+        """Features `[B, 128]` of images `[B, 3, H, W]` in [0, 1], for Frechet and kernel distances."""
+        return torch.cat([self.model.features(part) for part in images.split(BATCH_SIZE)])
 
     def attributes(self, images: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> index [B] into `ATTRIBUTES[name]`, for each attribute."""
-        parts = [self.model(part)[0] for part in images.split(CHUNK)]
+        """Read the attributes of images `[B, 3, H, W]` in [0, 1].
+
+        Returns:
+            {attribute: the index `[B]` of its value in `ATTRIBUTES[attribute]`}.
+        """
+        parts = [self.model(part)[0] for part in images.split(BATCH_SIZE)]
         return {name: torch.cat([part[name] for part in parts]).argmax(1) for name in parts[0]}
 
 
 class PortraitFeatures:
-    """The attribute reader as a feature extractor: it was taught what people look like, not who they are."""
+    """The attribute reader as a feature extractor. It was trained on what people look like, not on who they are."""
 
     name = f"{PORTRAIT_FACE} features"
 
@@ -89,11 +101,12 @@ class PortraitFeatures:
         self.reader = PortraitFace()
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Features `[B, 128]` of images `[B, 3, H, W]` in [0, 1]."""
         return self.reader.features(images)
 
 
 class PortraitReader:
-    """The attribute reader as what tells who is drawn: only what belongs to a person, not to a photo."""
+    """The attribute reader, restricted to attributes that belong to a person and stay the same in all photos."""
 
     name = f"{PORTRAIT_FACE} attributes"
     values = {name: ATTRIBUTES[name] for name in ("skin", "hair", "style", "beard", "glasses")}
@@ -103,23 +116,27 @@ class PortraitReader:
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> {attribute: index [B] into its values}."""
+        """Read the attributes of images `[B, 3, H, W]` in [0, 1].
+
+        Returns:
+            {attribute: the index `[B]` of its value in `values[attribute]`, on the CPU}.
+        """
         found = self.reader.attributes(images)
         return {name: found[name].cpu() for name in self.values}
 
 
 class PortraitDetector:
-    """One face or none: the centred square of the picture, where the bundled face score accepts it."""
+    """Reports the centred square of a picture as its only face, if the bundled face score accepts it."""
 
     def __init__(self) -> None:
         self.name = PORTRAIT_DETECTOR
         self.face_score = PortraitFace()
-        # The bundled score is a logit; the logistic function keeps its order and makes it a score in [0, 1].
+        # The bundled score is a logit. The logistic function maps it to [0, 1] and keeps its order.
         self.threshold = float(torch.tensor(self.face_score.threshold).sigmoid())
 
     @torch.no_grad()
     def detect(self, image: Tensor) -> list[Face]:
-        """Image [3, H, W] in [0, 1] -> at most one face."""
+        """Find at most one face in an image `[3, H, W]` in [0, 1]."""
         height, width = image.shape[-2:]
         matrix = centred_square(height, width, SIZE)
         score = float(self.face_score.score(warp(image, matrix, SIZE)[None])[0].sigmoid())

@@ -1,4 +1,4 @@
-"""YuNet (Wu, Peng and Yu 2023), a small face detector with five landmarks, through OpenCV."""
+"""YuNet (Wu, Peng and Yu 2023), a small face detector with five landmarks, run by OpenCV."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apdm.core.errors import UserError
-from apdm.faces.base import Face
-from apdm.faces.extras import import_extra, to_bgr
+from apdm.faces.interfaces import Face
+from apdm.faces.optional_packages import import_extra, to_bgr
 
-MAX_SIDE = 640  # a larger picture is shrunk first: YuNet was taught faces of 10 to 300 pixels
-# Between OpenCV's 0.9, which loses small faces in mild noise (22 of 120 at 92 x 112 pixels), and scores at which toys
-# and animals pass for people.
+MAX_SIDE = 640  # larger pictures are shrunk first, because YuNet was trained on faces of 10 to 300 pixels
+# Lowest score of a detected face. OpenCV's 0.9 misses small faces in mild noise (22 of 120 at 92 x 112 pixels), and
+# lower scores accept toys and animals.
 THRESHOLD = 0.8
 
 
 class YuNet:
-    """A YuNet model file as a `FaceDetector`.
+    """A `FaceDetector` from a YuNet model file.
+
+    Args:
+        path: the .onnx file.
 
     Raises:
-        UserError: no such file, another model, or OpenCV is missing.
+        UserError: there is no such file, it is another model, or OpenCV is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,17 +37,19 @@ class YuNet:
         self.threshold = THRESHOLD
         log = cv2.utils.logging
         level = log.getLogLevel()
-        log.setLogLevel(log.LOG_LEVEL_ERROR)  # errors alone: loading warns of settings that nobody here has set
+        log.setLogLevel(log.LOG_LEVEL_ERROR)  # loading warns of settings that are not used here
         try:
             self._model = cv2.FaceDetectorYN.create(str(path), "", (64, 64), THRESHOLD)
             self.detect(torch.zeros(3, 64, 64))
         except cv2.error as error:
-            raise UserError(f"{path.name} cannot be used as a YuNet detector (OpenCV {error.code})") from None
+            raise UserError(
+                f"{path.name} cannot be used as a YuNet detector (OpenCV {error.code}); give a YuNet .onnx file"
+            ) from None
         finally:
             log.setLogLevel(level)
 
     def detect(self, image: Tensor) -> list[Face]:
-        """Image [3, H, W] in [0, 1] -> its faces, the largest box first."""
+        """Find the faces of one image `[3, H, W]` in [0, 1]. Returns the face with the largest box first."""
         height, width = image.shape[-2:]
         size = image.shape[-2:]
         if max(size) > MAX_SIDE:
@@ -59,10 +64,13 @@ class YuNet:
 
     @staticmethod
     def _face(row: Tensor, scale: Tensor) -> Face:
-        """A row is left, top, width, height, five landmarks and the score."""
+        """A face from a row of OpenCV's output: left, top, width, height, five landmarks and the score.
+
+        scale: factors that undo the shrinking of the picture, for x and y, `[2]`.
+        """
         corner, extent = row[:2] * scale, row[2:4] * scale
         left, top = corner.tolist()
         right, bottom = (corner + extent).tolist()
-        # Pixel centres at whole numbers: the middle of the first shrunk pixel is not that of the first pixel.
+        # With pixel centres at whole numbers, the scaling is about the picture's corner at -0.5.
         landmarks = (row[4:14].reshape(5, 2) + 0.5) * scale - 0.5
         return Face((left, top, right, bottom), landmarks, float(row[14]))

@@ -1,4 +1,4 @@
-"""What the optional packages of the `faces` extra need: their import, and pictures as they take them."""
+"""The packages of the optional `faces` extra: importing them, and converting pictures to the form they take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from apdm.core.errors import UserError
 
 
 def import_extra(module: str) -> Any:
-    """A module of the `faces` extra. Raises UserError where it is missing or broken."""
+    """Import a module of the `faces` extra.
+
+    Raises:
+        UserError: the module is missing or broken.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -21,6 +25,13 @@ def import_extra(module: str) -> Any:
 
 
 def to_bgr(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Image [3, H, W] in [0, 1], RGB -> [H, W, 3] uint8 in OpenCV's order of channels."""
+    """Convert a picture to OpenCV's form.
+
+    Args:
+        image: `[3, H, W]`, RGB, in [0, 1].
+
+    Returns:
+        `[H, W, 3]`, uint8, with the channels in the order blue, green, red.
+    """
     pixels = image.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
     return np.ascontiguousarray(pixels.flip(0).permute(1, 2, 0).numpy())
