@@ -159,7 +159,7 @@ def _hardening_summary(result: HardenResult) -> list[str]:
         rows["audit"] = _outcome(bool(result.protected))
         rows["report"] = str(result.output_dir / "report.html")
     rows["try next"] = f"apdm verify {result.output_dir}"
-    reasons = result.results["verdict"]["reasons"] if result.results is not None else []
+    reasons = result.results.verdict.reasons if result.results is not None else []
     width = max(map(len, rows))
     lines = []
     for name, value in rows.items():
@@ -186,7 +186,7 @@ def _audit(argv: Sequence[str]) -> int:
     result = audit_models(config, command=command_line("audit", argv))
     if not is_main_process():
         return DONE
-    reasons = (f"  {reason}" for reason in result.verdict["reasons"])
+    reasons = (f"  {reason}" for reason in result.verdict.reasons)
     say(_outcome(result.protected), *reasons, f"See {result.output_dir / 'report.html'}")
     return DONE if result.protected else FAILED
 

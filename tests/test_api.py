@@ -243,7 +243,7 @@ def test_audit_returns_the_verdict_whether_or_not_its_package_was_imported(
         **short,
     )
     assert isinstance(result, apdm.AuditResult)
-    assert result.protected is False and result.verdict["reasons"]
+    assert result.protected is False and result.verdict.reasons
     assert result.results is not None
     written = json.loads((result.output_dir / "results.json").read_text())
     assert written["verdict"]["protected"] is False and written["command"] is None

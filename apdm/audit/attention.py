@@ -1,4 +1,4 @@
-"""Where the attacked model looks for the subject: attention maps of the identifier's token (DLADiff, figure 7)."""
+"""Where in a picture the attacked model attends to the subject's identifier (DLADiff, figure 7)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from torch.nn.functional import interpolate
 from apdm.families import Family
 from apdm.families.attention import watch_attention
 
-SHARE_OF_NOISE = 0.5  # of the schedule: the outline of the picture is there, its details are not
-MAX_POSITIONS = 4096
+SHARE_OF_NOISE = 0.5  # of the noise schedule: the outline of the picture is visible, its details are not
+MAX_POSITIONS = 4096  # layers with more positions are left out, for their maps would take much memory
 HEAT = ((0.0, 0.0, 0.1), (0.45, 0.1, 0.45), (0.95, 0.4, 0.2), (1.0, 0.95, 0.7))  # dark to light, for any eye
 
 
 @torch.no_grad()
 def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: str) -> Tensor | None:
-    """Heat pictures [N, 3, H, W] in [0, 1]: how strongly each place of `images` attends to the prompt's identifier.
+    """Draw how strongly each place of some pictures attends to the prompt's identifier.
 
-    The pictures are noised half-way with fixed noise and given to the denoiser once; probabilities are averaged over
-    the heads and layers of cross-attention, and each map is stretched to its own range. The identifier is the tokens
-    of `prompt` that `class_prompt` lacks; None where there are none.
+    Half of the noise schedule is applied to the pictures, with fixed noise, and the denoiser sees them once. The
+    attention probabilities are averaged over the heads and layers of cross-attention, and each map is stretched to its
+    own range. The identifier is the tokens of `prompt` that `class_prompt` does not have.
+
+    Args:
+        images: [N, 3, H, W] in [0, 1].
+    Returns:
+        Heat pictures [N, 3, H, W] in [0, 1]; None where the prompt has no identifier or the denoiser no
+        cross-attention.
     """
     positions = identifier_positions(model, prompt, class_prompt)
     if not positions:
@@ -46,7 +52,7 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
 
 
 def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
-    """Where the tokens of `prompt` that `class_prompt` lacks stand, as the text encoder counts."""
+    """The positions, as the text encoder counts, of the tokens of `prompt` that `class_prompt` does not have."""
     tokenizer = model.pipeline.tokenizer
     asked, known = (
         tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids
@@ -56,7 +62,7 @@ def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[
 
 
 def _heat(values: Tensor) -> Tensor:
-    """[N, 1, H, W] in [0, 1] as colours [N, 3, H, W]."""
+    """Values [N, 1, H, W] in [0, 1] as colours [N, 3, H, W] in [0, 1]."""
     colours = torch.tensor(HEAT, dtype=values.dtype, device=values.device)
     place = values[:, 0] * (len(HEAT) - 1)
     below = place.floor().long().clamp(max=len(HEAT) - 2)

@@ -1,12 +1,15 @@
-"""One cell of the matrix: one attack on one model, of one person, with one seed; drawn and judged while it runs."""
+"""One cell of the audit: one attack on one model, with the photos of one person and one seed.
+
+The attacked model draws at every measured step, and the pictures are judged. All draws of a cell come from its seed
+alone, so the cells of one attack, person and seed are paired over the models.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,28 +20,36 @@ from apdm.attacks import Attack, Material
 from apdm.attacks.fine_tuning import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.people import Person
-from apdm.audit.rows import Row
+from apdm.audit.plan import Drawing
+from apdm.audit.results import AttackRow, CurvePoint, Role
 from apdm.audit.suites import Entry
-from apdm.config import AuditOptions
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Features, Judges
 
-ATTACK, CLASS, CLASS_AGAIN = range(3)  # streams of picture seeds
+ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # separate streams of noise for pictures
 SAMPLE_BATCH_SIZE = 16
 SHOWN_MAPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What is done in a cell. nominal_step: where the attack counts as done. key: names all that determines it."""
+    """What is done in a cell.
+
+    Attributes:
+        entry: the attack's place in the suite. attack: the attack itself.
+        model: name of the attacked model. role: whether the person is protected.
+        nominal_step: the step at which the attack counts as done.
+        eval_steps: the steps at which the model draws and its pictures are judged.
+        key: a name for everything that determines the cell, see `store.key_of`.
+    """
 
     entry: Entry
     attack: Attack
     model: str
     person: Person
-    role: str
+    role: Role
     seed: int
     nominal_step: int
     eval_steps: frozenset[int]
@@ -46,75 +57,102 @@ class Cell:
 
     @property
     def steps(self) -> int:
+        """Attack steps, for the progress bar; at least 1."""
         return max(1, self.attack.max_train_steps)
 
-    def row(self) -> Row:
-        """The row before anything was measured."""
-        return {
-            "attack": self.attack.name,
-            "spec": self.entry.spec,
-            "params": self.attack.params(),
-            "assumes": self.attack.assumes,
-            "white_box": self.entry.white_box,
-            "required": self.entry.required,
-            "long": self.entry.long,
-            "model": self.model,
-            "role": self.role,
-            "subject": self.person.id,
-            "seed": self.seed,
-            "nominal_step": self.nominal_step,
-            "horizon": self.attack.max_train_steps,
-            "identity": {},
-            "quality": {},
-            "scores": {},
-            "curve": [],
-        }
+    @property
+    def title(self) -> str:
+        return f"{self.entry.spec} {self.model}/{self.person.id}/seed {self.seed}"
+
+    def row(self, measured: Measured, *, seconds: float, error: str | None) -> AttackRow:
+        """The cell's row; `error` says why the attack failed, None if it did not."""
+        return AttackRow(
+            attack=self.attack.name,
+            spec=self.entry.spec,
+            params=self.attack.params(),
+            assumes=self.attack.assumes,
+            white_box=self.entry.white_box,
+            required=self.entry.required,
+            long=self.entry.long,
+            model=self.model,
+            role=self.role,
+            subject=self.person.id,
+            seed=self.seed,
+            nominal_step=self.nominal_step,
+            horizon=self.attack.max_train_steps,
+            identity={} if measured.nominal is None else measured.nominal.identity,
+            quality=measured.quality,
+            scores=measured.scores,
+            curve=measured.curve,
+            seconds=seconds,
+            status="ok" if error is None else "failed",
+            error=error,
+            unreliable=[],
+            steps_to_match=None,
+        )
+
+
+@dataclass
+class Measured:
+    """What was measured in a cell so far: the curve, and at the nominal step more.
+
+    Attributes:
+        nominal: the curve's point at the nominal step.
+        quality, scores, pictures: as in `AttackRow`, and the pictures {name: [N, 3, H, W] in [0, 1]}.
+    """
+
+    curve: list[CurvePoint] = field(default_factory=list)
+    nominal: CurvePoint | None = None
+    quality: dict[str, float | None] = field(default_factory=dict)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
-class Attacker:
-    """What is equal in all cells, and what they share so that nothing is drawn or encoded twice.
+class CellRunner:
+    """Runs cells. It holds what all cells have in common, so that nothing is drawn or encoded twice.
 
-    references: {person: {encoder: embeddings}}. models: by arm, and what else an attacker may have.
+    Attributes:
+        drawing: how the attacker's pictures are drawn.
+        models: {name: model}: those that are attacked, and those that some attacks need.
+        references: {person: {encoder: embeddings of the hold-out photos}}.
+        reference_features: {person: features of the hold-out photos}, for the likeness of whole pictures.
+        class_images: the attacker's class pictures, for prior preservation.
+        class_features: features [N, F] of the base's class pictures.
+        consenting: photos of unrelated people, which some attacks train on first.
+        latents: {(model, person): latents}, filled on demand.
+        untouched: {(model, seed, prompts): what the model draws before an attack}, filled on demand.
     """
 
-    config: AuditOptions
+    drawing: Drawing
     judges: Judges
     models: Mapping[str, Family]
     references: Mapping[str, Mapping[str, Tensor]]
     reference_features: Mapping[str, Tensor]
-    class_images: Posterior | None
+    class_images: Posterior
     class_features: Tensor
     class_prompt: str
     consenting: Tensor | None = None
     latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
     untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
 
-    def run(self, cell: Cell, progress: Callable[[int, float], None]) -> tuple[Row, dict[str, Tensor]]:
-        """The row of a cell and its pictures. Whatever goes wrong inside, the row says so."""
-        row = cell.row()
-        pictures: dict[str, Tensor] = {}
-        family = self.models[cell.model]
+    def run(self, cell: Cell, progress: Callable[[int, float], None]) -> tuple[AttackRow, dict[str, Tensor]]:
+        """Run a cell.
 
-        def evaluate(step: int, attacked: Family) -> None:
-            images, look = self._look(cell, attacked, step)
-            point = self._point(look, cell.person.id)
-            loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
-            row["curve"].append({"step": step, **point, "loss": loss})
-            if step == cell.nominal_step:
-                row.update(point, scores=self._scores(look, cell.person.id))
-                row["quality"] = point["quality"] | {"brisque": self.judges.brisque(images)}
-                pictures["attacked"] = images
-                prompt = cell.attack.prompt(self.config.prompts[0])
-                maps = identifier_maps(attacked, images[:SHOWN_MAPS], prompt, self.class_prompt)
-                if maps is not None:
-                    pictures["attention"] = maps
-
-        status, error, started = "ok", None, time.perf_counter()
+        Args:
+            progress: called after every attack step with the steps done and the last step's loss.
+        Returns:
+            The row, and the pictures "attacked" and, if there are any, "attention". If anything goes wrong, the row
+            says so and there are no pictures; nothing is raised but by `progress`.
+        """
+        measured, family = Measured(), self.models[cell.model]
+        error, started = None, time.perf_counter()
         try:
             latents = self._latents(cell.model, family, cell.person)
+
+            def evaluate(step: int, attacked: Family) -> None:
+                self._measure(cell, measured, step, attacked, latents)
+
             others = {name: model for name, model in self.models.items() if name != "placebo"}
             cell.attack.run(
                 family,
@@ -126,14 +164,34 @@ class Attacker:
                 callback=progress,
             )
         except Exception as problem:  # whatever went wrong, the other cells are worth having
-            status, error = "failed", f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-            row.update(identity={}, quality={}, scores={})
-            pictures = {}
+            error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            measured = Measured(curve=measured.curve)
             _free_memory()
-        return row | {"seconds": round(time.perf_counter() - started, 3), "status": status, "error": error}, pictures
+        seconds = round(time.perf_counter() - started, 3)
+        return cell.row(measured, seconds=seconds, error=error), measured.pictures
+
+    def _measure(self, cell: Cell, measured: Measured, step: int, attacked: Family, latents: Posterior) -> None:
+        """Draw and judge after `step` attack steps, and note it in `measured`."""
+        images, features = self._draw(cell, attacked, step)
+        identity = self.judges.identity(features, self.references[cell.person.id])
+        quality = self._quality(features, cell.person.id)
+        loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
+        point = CurvePoint(step=step, identity=identity, quality=quality, loss=loss)
+        measured.curve.append(point)
+        if step == cell.nominal_step:
+            measured.nominal = point
+            measured.scores = self._scores(features, cell.person.id)
+            measured.quality = quality | {"brisque": self.judges.brisque(images)}
+            measured.pictures["attacked"] = images
+            prompt = cell.attack.prompt(self.drawing.prompts[0])
+            maps = identifier_maps(attacked, images[:SHOWN_MAPS], prompt, self.class_prompt)
+            if maps is not None:
+                measured.pictures["attention"] = maps
 
     def _latents(self, model: str, attacked: Family, person: Person) -> Posterior:
-        """The photos as this model's VAE encodes them, once for all seeds."""
+        """The attacker's photos as this model's VAE encodes them, encoded once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
                 self.latents[model, person.id] = attacked.posterior(person.photos)
@@ -146,43 +204,41 @@ class Attacker:
             self.latents[model, ""] = encode_images(self.models[model], self.consenting, batch_size=SAMPLE_BATCH_SIZE)
         return self.latents[model, ""]
 
-    def _look(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
-        """Draw the attacker's prompts and judge the pictures; of a model as it came, once for all people."""
-        asked = [cell.attack.prompt(prompt) for prompt in self.config.prompts for _ in range(self.config.num_images)]
-        known = (cell.model, cell.seed, tuple(asked))
-        fresh = step == 0 and _is_untouched(attacked, self.models[cell.model])
-        if fresh and known in self.untouched:
+    def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
+        """Draw the attacker's prompts and look at the pictures. A model as it came is drawn once for all people."""
+        drawing = self.drawing
+        prompts = [cell.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
+        known = (cell.model, cell.seed, tuple(prompts))
+        untouched = step == 0 and _is_untouched(attacked, self.models[cell.model])
+        if untouched and known in self.untouched:
             return self.untouched[known]
         height, width = cell.person.photos.shape[-2:]
-        images = draw(self.config, attacked, asked, cell.seed, ATTACK, height=height, width=width)
+        images = draw(drawing, attacked, prompts, cell.seed, ATTACK_NOISE, height=height, width=width)
         check_finite(images)
-        look = self.judges.features(images)
-        if fresh:
-            self.untouched[known] = images, look
-        return images, look
+        features = self.judges.features(images)
+        if untouched:
+            self.untouched[known] = images, features
+        return images, features
 
-    def _point(self, look: Features, subject: str) -> dict[str, Any]:
-        few = min(len(look.extracted), len(self.class_features)) < 2
+    def _quality(self, features: Features, subject: str) -> dict[str, float | None]:
+        few = min(len(features.extracted), len(self.class_features)) < 2
         return {
-            "identity": {n: asdict(e) for n, e in self.judges.identity(look, self.references[subject]).items()},
-            "quality": {
-                "face_score": _finite(look.face_scores.mean().item()),
-                "kid_to_class": None if few else _finite(kernel_distance(look.extracted, self.class_features)),
-                "similarity": _finite(self.judges.similarity(look, self.reference_features[subject])),
-            },
+            "face_score": _finite(features.face_scores.mean().item()),
+            "kid_to_class": None if few else _finite(kernel_distance(features.extracted, self.class_features)),
+            "similarity": _finite(self.judges.similarity(features, self.reference_features[subject])),
         }
 
-    def _scores(self, look: Features, subject: str) -> dict[str, list[float | None]]:
-        """Likeness of every single picture, None where there is no face."""
-        scores = self.judges.scores(look, self.references[subject])
+    def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
+        """Likeness of every single picture, None where it shows no face."""
+        scores = self.judges.scores(features, self.references[subject])
         return {
-            name: [round(v.item(), 4) if face else None for v, face in zip(values, look.detected, strict=True)]
+            name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
             for name, values in scores.items()
         }
 
 
 def draw(
-    config: AuditOptions,
+    drawing: Drawing,
     family: Family,
     prompts: Sequence[str],
     seed: int,
@@ -191,12 +247,15 @@ def draw(
     height: int,
     width: int,
 ) -> Tensor:
-    """Pictures [N, 3, H, W] in [0, 1], picture i from noise that depends on `seed`, `stream` and i alone."""
+    """Draw one picture for each prompt: [N, 3, H, W] in [0, 1].
+
+    The noise of picture i depends on `seed`, `stream` and i alone, so pictures of different models are paired.
+    """
     return family.sample(
         prompts,
         seed=np.random.SeedSequence((seed, stream)).generate_state(len(prompts)).tolist(),
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
+        num_inference_steps=drawing.num_inference_steps,
+        guidance_scale=drawing.guidance_scale,
         height=height,
         width=width,
         batch_size=SAMPLE_BATCH_SIZE,
@@ -204,19 +263,19 @@ def draw(
 
 
 def check_finite(images: Tensor) -> None:
-    """Raise FloatingPointError for pictures that are no numbers: they show no face, and would pass for protection."""
+    """Raise FloatingPointError for pictures that are not finite: they show no face, and would pass for protection."""
     if not images.isfinite().all():
         raise FloatingPointError("the pictures are not finite")
 
 
 def _is_untouched(attacked: Family, model: Family) -> bool:
-    """Whether the attacker's model still draws what `model` does: an attack may change it before its first step."""
+    """Whether the attacked model still draws what `model` does; an attack may change it before its first step."""
     for name, theirs in model.pipeline.components.items():
         mine = attacked.pipeline.components[name]
         if mine is theirs:
             continue
         if not isinstance(theirs, Module):
-            return False  # such as a tokenizer with words of the attacker's own
+            return False  # for example a tokenizer with words of the attacker's own
         first, second = mine.state_dict(), theirs.state_dict()
         if first.keys() != second.keys() or not all(map(_equal, first.values(), map(second.get, first))):
             return False
@@ -232,6 +291,6 @@ def _finite(value: float) -> float | None:
 
 
 def _free_memory() -> None:
-    """What a cell that ran out of memory held is not to fail the next one."""
+    """Give back what a failed cell held, so that the next one does not run out of memory too."""
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

@@ -1,4 +1,4 @@
-"""The cells of an audit, and several processes that share them."""
+"""All cells of an audit, and the processes that share them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from apdm.audit.cells import Attacker, Cell
+from apdm.audit.cells import Cell, CellRunner
 from apdm.audit.people import Person
-from apdm.audit.rows import Row, file_name
+from apdm.audit.plan import AuditPlan
+from apdm.audit.results import AttackRow, Role
+from apdm.audit.rows import file_name
+from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
 from apdm.core.errors import Interrupted
@@ -21,8 +24,6 @@ from apdm.distributed.processes import ProcessGroup
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
-
-    from apdm.audit import Audit
 
 POLL_SECONDS = 0.2
 
@@ -34,28 +35,34 @@ class Matrix:
     cells: list[Cell]
 
     @staticmethod
-    def of(plan: Audit, entries: Sequence[Entry], *, common: Mapping[str, Any]) -> Matrix:
-        """Attacks x models x people x seeds, less what an entry does not ask for."""
-        photos = {p.id: tensor_hash(p.photos, p.references) for p in [*plan.subjects, *plan.others]}
+    def of(plan: AuditPlan, entries: Sequence[Entry]) -> Matrix:
+        """All attacks on all models, people and seeds, as far as the entries ask for them."""
+        common, subjects = plan.common_facts(), plan.subjects
+        photos = {p.id: tensor_hash(p.photos, p.references) for p in [*subjects.protected, *subjects.others]}
         cells = []
         for entry in entries:
-            people = [(person, "protected") for person in plan.subjects[: entry.people]]
-            people += [(person, "other") for person in plan.others if entry.others]
-            for arm in ("base", "hardened", *(["placebo"] if entry.placebo and "placebo" in plan.models else [])):
+            people: list[tuple[Person, Role]] = [(person, "protected") for person in subjects.protected[: entry.people]]
+            people += [(person, "other") for person in subjects.others if entry.others]
+            for arm in plan.arms:
                 for person, role in people:
-                    if arm != "placebo" or role == "protected":
-                        for seed in plan.seeds[: entry.seeds]:
-                            cells.append(_cell(plan, entry, arm, person, role, seed, {**common, "who": photos}))
+                    if arm != "placebo" or (entry.placebo and role == "protected"):
+                        facts = {**common, "who": photos[person.id]}
+                        cells += [
+                            _cell(plan, entry, arm, person, role, seed, facts) for seed in plan.seeds[: entry.seeds]
+                        ]
         return Matrix(cells)
 
     def run(
-        self, attacker: Attacker, store: CellStore, processes: ProcessGroup, *, show_progress: bool
-    ) -> tuple[list[Row], dict[str, Tensor]] | None:
-        """Run this process's share; in the main one the rows and pictures of all cells, else None.
+        self, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, show_progress: bool
+    ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
+        """Run this process's share of the cells; finished ones are kept in the store.
 
-        Raises Interrupted on the user's word; what is finished stays in the store.
+        Returns:
+            In the main process the rows and the pictures of all cells, once all processes are done; else None.
+        Raises:
+            Interrupted: the user stopped the audit. What is finished stays in the store.
         """
-        ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # stable, so equal in every process
+        ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # stable, so it is the same in every process
         bar = progress_bar(
             total=sum(cell.steps for cell in self.cells),
             unit="step",
@@ -63,10 +70,10 @@ class Matrix:
         )
         try:
             with bar, stop_on_signals() as stop:
-                self._work(ordered[processes.index :: processes.size], attacker, store, bar, stop)
+                self._work(ordered[processes.index :: processes.size], runner, store, bar, stop)
                 if not processes.is_main:
                     return None
-                while any(cell.key not in store for cell in self.cells):  # others are at work
+                while any(cell.key not in store for cell in self.cells):  # the other processes are still at work
                     time.sleep(POLL_SECONDS)
                     self._show(bar, store)
         except (KeyboardInterrupt, Interrupted):
@@ -79,52 +86,52 @@ class Matrix:
             raise ending from None
         return self._collect(store)
 
-    def _work(self, share: Sequence[Cell], attacker: Attacker, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
+    def _work(self, share: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
         def after_step(step: int, loss: Any) -> None:
             bar.update()
-            if stop.asked:  # what the signal raised, somebody's `except` may have taken
+            if stop.asked:  # some `except` in between may have swallowed what the signal raised
                 raise KeyboardInterrupt
 
         for cell in share:
             self._show(bar, store)
             if cell.key not in store:
-                where = f"{cell.entry.spec} {cell.model}/{cell.person.id}/seed {cell.seed}"
-                bar.set_description(where)
-                store.save(cell.key, *attacker.run(cell, after_step))
+                bar.set_description(cell.title)
+                row, pictures = runner.run(cell, after_step)
+                store.save(cell.key, to_json(row), pictures)
         self._show(bar, store)
 
     def _show(self, bar: tqdm[Any], store: CellStore) -> None:
-        """Cells that other processes finished count as well; a failed one's steps are done with."""
+        """Set the bar to the steps of all finished cells: other processes' cells and failed ones count as well."""
         if not bar.disable:
             bar.update(sum(cell.steps for cell in self.cells if cell.key in store) - bar.n)
 
-    def _collect(self, store: CellStore) -> tuple[list[Row], dict[str, Tensor]]:
-        rows, sheets = [], {}
+    def _collect(self, store: CellStore) -> tuple[list[AttackRow], dict[str, Tensor]]:
+        rows, shown = [], {}
         nominal = self.cells[0].entry.spec
         for cell in self.cells:
             row, pictures = store.load(cell.key)
-            rows.append(row)
+            rows.append(from_json(AttackRow, row, f"{store.folder.name}/{cell.key}"))
             spec = "attack" if cell.entry.spec == nominal else file_name(cell.entry.spec)
             place = f"{spec}/{cell.model}/{cell.person.id}/{cell.seed}"
             if "attacked" in pictures:
-                sheets[place] = pictures["attacked"]
+                shown[place] = pictures["attacked"]
             if "attention" in pictures:
-                sheets[f"attention/{place}"] = pictures["attention"]
-        return rows, sheets
+                shown[f"attention/{place}"] = pictures["attention"]
+        return rows, shown
 
 
-def _cell(plan: Audit, entry: Entry, arm: str, person: Person, role: str, seed: int, common: Mapping[str, Any]) -> Cell:
-    config = plan.config
-    attack = plan.attack_factory.make(entry.spec, seed=seed)
-    nominal_step = attack.max_train_steps
-    pace = nominal_step / plan.nominal
+def _cell(
+    plan: AuditPlan, entry: Entry, arm: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
+) -> Cell:
+    attack = plan.attacks.make(entry.spec, seed=seed)
+    nominal_step, nominal_of_plan = attack.max_train_steps, plan.attacks.nominal_step
+    pace = nominal_step / nominal_of_plan
     if entry.long and arm == "hardened" and role == "protected":
-        attack = lengthened(attack, config.max_train_steps / plan.nominal)
-    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in config.measured_steps)}
+        attack = lengthened(attack, plan.max_train_steps / nominal_of_plan)
+    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in plan.measured_steps)}
     eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
     facts = {
         **common,
-        "who": common["who"][person.id],
         "spec": entry.spec,
         "params": attack.params(),
         "arm": arm,

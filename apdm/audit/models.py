@@ -1,4 +1,4 @@
-"""Whether two models can be compared at all, said before long work."""
+"""Loads the models of an audit, and checks before any long work that they can be compared."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from apdm.families import Family, load_family
 
 
 def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
-    """The models by name, the base first. Raises UserError for one that cannot be loaded or compared with the base."""
-    for name in (name for name in paths if name != "base"):
-        if name in paths and Path(paths[name]).resolve() == Path(paths["base"]).resolve():
+    """Load the models of an audit.
+
+    Args:
+        paths: {name: pipeline folder}, with "base" among the names.
+        options: as for `load_family`.
+    Returns:
+        {name: the model}.
+    Raises:
+        UserError: a model cannot be loaded, or cannot be compared with the base, or is the base itself.
+    """
+    for name, path in paths.items():
+        if name != "base" and Path(path).resolve() == Path(paths["base"]).resolve():
             raise UserError(f"{name} and base are the same folder, {paths['base']}: name two models")
     models = {name: load_family(path, **options) for name, path in paths.items()}
     for name, model in models.items():
@@ -31,7 +40,7 @@ def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
 
 
 def check_comparable(base: Family, other: Family, base_path: str, path: str) -> None:
-    """Raise UserError unless `other` is of the base's family, sizes and training target."""
+    """Raise UserError unless `other` has the base's pipeline class, shapes of weights and prediction type."""
     kinds = [type(model.pipeline).__name__ for model in (base, other)]
     if kinds[0] != kinds[1]:
         raise UserError(f"{path} is a {kinds[1]}, the base a {kinds[0]}: only models of one family can be compared")
@@ -48,7 +57,7 @@ def check_comparable(base: Family, other: Family, base_path: str, path: str) -> 
 
 
 def is_same(first: Family, second: Family) -> bool:
-    """Whether every weight of two comparable models is equal, whatever their files' headers say."""
+    """Whether every weight of two comparable models is equal; what the headers of their files say does not count."""
     parts = zip(_parts(first).values(), _parts(second).values(), strict=True)
     return all(torch.equal(weight, other[name]) for one, other in parts for name, weight in one.items())
 

@@ -1,11 +1,12 @@
-"""Who is attacked, with which photos, and by what likeness is known.
+"""Who is attacked, with which photos, and which photos define likeness to each person.
 
-`--subjects DIR` has these folders in it; each can be named apart by the option in brackets, which then wins:
+`apdm audit --subjects DIR` expects these folders in DIR. Each can be named apart with the option in brackets, which
+then takes precedence:
 
-    DIR/attacker/<id>/   the protected: photos that the attacker trains on          (attack_data_dir)
-    DIR/holdout/<id>/    everybody: photos that neither defence nor attacker sees   (holdout_data_dir)
-    DIR/other/<id>/      people who gave consent and must stay learnable; optional  (other_data_dir)
-    DIR/strangers/       one photo each of anybody else; optional                   (strangers_data_dir)
+    DIR/attacker/<id>/   the protected people: photos that the attacker trains on       (attack_data_dir)
+    DIR/holdout/<id>/    everybody: photos that neither defence nor attacker sees       (holdout_data_dir)
+    DIR/other/<id>/      people who gave consent and must stay learnable; optional      (other_data_dir)
+    DIR/strangers/       one photo each of anybody else; optional                       (strangers_data_dir)
     DIR/consenting/<id>/ people whose photos an attacker may train on first; optional
 
 Without DIR/attacker, DIR itself is a folder of subjects, DIR/<id>/, whose photos the attacker has.
@@ -29,9 +30,14 @@ ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING = "attacker", "holdout", "other"
 
 @dataclass(frozen=True)
 class Person:
-    """Someone to be learned: the attacker's `photos` [N, 3, R, R] and the `references` [M, 3, R, R] that
-    define likeness, both in [-1, 1]. References that the attacker trains on make likeness look higher than
-    it is."""
+    """Somebody whom attacks try to learn.
+
+    Attributes:
+        id: opaque name.
+        photos: [N, 3, R, R] in [-1, 1], which the attacker trains on.
+        references: hold-out photos [M, 3, R, R] in [-1, 1], which define likeness. They must not be among `photos`:
+            likeness would look higher than it is.
+    """
 
     id: str
     photos: Tensor
@@ -39,18 +45,26 @@ class Person:
 
 
 @dataclass(frozen=True)
-class People:
-    """Everybody an audit needs; strangers and consenting [N, 3, R, R] in [-1, 1]."""
+class AuditSubjects:
+    """Everybody whose photos an audit uses.
 
-    subjects: list[Person]
+    Attributes:
+        protected: the people whom the hardened model protects.
+        others: people who gave consent and must stay learnable.
+        strangers: photos [N, 3, R, R] in [-1, 1] of anybody else, which say what likeness by chance is. None: the
+            base's class pictures say it.
+        consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
+    """
+
+    protected: list[Person]
     others: list[Person]
     strangers: Tensor | None = None
     consenting: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Folders:
-    """Where the photos are; None where there are none."""
+class PhotoFolders:
+    """The folders with the photos; None where there is none."""
 
     attack: str | None
     holdout: str | None
@@ -59,8 +73,12 @@ class Folders:
     consenting: str | None = None
 
     @staticmethod
-    def below(subjects: str, options: AuditOptions) -> Folders:
-        """What `--subjects` and the options of single folders name, as the module's text says."""
+    def below(subjects: str, options: AuditOptions) -> PhotoFolders:
+        """The folders below `subjects`, unless an option names another one; see the text of this module.
+
+        Raises:
+            UserError: the folder does not exist.
+        """
         root = Path(subjects)
         if not root.is_dir():
             raise UserError(f"folder {subjects} does not exist; give one with {ATTACKER}/ and {HOLDOUT}/ in it")
@@ -68,7 +86,7 @@ class Folders:
         def inside(name: str) -> str | None:
             return str(root / name) if (root / name).is_dir() else None
 
-        return Folders(
+        return PhotoFolders(
             attack=options.attack_data_dir or inside(ATTACKER) or subjects,
             holdout=options.holdout_data_dir or inside(HOLDOUT),
             other=options.other_data_dir or inside(OTHER),
@@ -76,11 +94,15 @@ class Folders:
             consenting=inside(CONSENTING),
         )
 
-    def load(self, resolution: int, *, protected: Sequence[str] | None = None, prefix: str = "") -> People:
-        """Read every photo. protected: ids; default: all of the attacker's.
+    def load(self, resolution: int, *, protected: Sequence[str] | None = None, prefix: str = "") -> AuditSubjects:
+        """Read all photos.
 
+        Args:
+            resolution: side of the squares that are made of the photos.
+            protected: ids of the protected people; None: everybody whose photos the attacker has.
+            prefix: of the option names in messages, such as "audit.".
         Raises:
-            UserError: no held-out photos, somebody without some, damaged photos; prefix is of the options it names.
+            UserError: there are no hold-out photos, somebody has none, or a photo is damaged.
         """
         references = _photos(self.holdout, resolution)
         if not references:
@@ -92,13 +114,15 @@ class Folders:
         protected = list(attack) if protected is None else protected
         for person in (*protected, *others):
             if person not in references:
-                raise UserError(f"{self.holdout} has no folder {person} with photos to measure likeness on")
+                raise UserError(
+                    f"{self.holdout} has no folder {person}; add one with photos of this person that nobody trains on"
+                )
         for person in protected:
             if person not in attack:
-                raise UserError(f"{self.attack} has no folder {person} with photos to attack with")
+                raise UserError(f"{self.attack} has no folder {person}; add one with the photos that the attacker has")
         strangers = load_images(list_images(self.strangers), resolution) if self.strangers else None
         consenting = list(_photos(self.consenting, resolution).values())
-        return People(
+        return AuditSubjects(
             [Person(id=person, photos=attack[person], references=references[person]) for person in protected],
             [Person(id=person, photos=photos, references=references[person]) for person, photos in others.items()],
             strangers,
@@ -107,7 +131,7 @@ class Folders:
 
 
 def _photos(folder: str | None, resolution: int) -> dict[str, Tensor]:
-    """Subject id -> photos, of every subject in a folder; nobody where no folder is named."""
+    """{subject's id: photos} of every subject in a folder; empty where no folder is named."""
     if folder is None:
         return {}
     return {subject.id: load_images(subject.images, resolution) for subject in find_subjects(folder)}

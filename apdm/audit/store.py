@@ -1,9 +1,11 @@
-"""Finished cells on disk, so that a killed audit goes on where it was.
+"""Finished cells on disk, so that a killed audit goes on where it stopped.
+
+A cell is one attack on one model with the photos of one person and one seed. Its files are:
 
     <folder>/<key>/cell.json        the row, and how many pictures each strip holds
-    <folder>/<key>/<name>.png       a strip of pictures, 8 bits, side by side
+    <folder>/<key>/<name>.png       a strip of pictures side by side, 8 bits per channel
 
-A cell's folder is written beside and renamed: it is there whole or not at all.
+A cell's folder is written under another name and then renamed, so it is either complete or not there.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ RECORD = "cell.json"
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """A name for everything that determines a cell."""
+    """A short name for everything that determines a cell: equal facts give equal keys, other facts other keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def tensor_hash(*tensors: Tensor | None) -> str:
-    """Hex sha256 of the numbers in some tensors; None counts as none."""
+    """The sha256 (hexadecimal) of the numbers and shapes in some tensors; a tensor that is None is passed over."""
     digest = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
@@ -43,9 +45,10 @@ def tensor_hash(*tensors: Tensor | None) -> str:
 
 
 class CellStore:
-    """The finished cells in one folder. process: the number of this one, kept beside what it saves."""
+    """The finished cells in one folder."""
 
     def __init__(self, folder: Path, *, process: int = 0) -> None:
+        """Open the store, and make the folder if need be. process: index of this process, saved with its cells."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.process = folder, process
 
@@ -53,7 +56,7 @@ class CellStore:
         return (self.folder / key / RECORD).is_file()
 
     def save(self, key: str, row: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> None:
-        """Keep a row (strict JSON) and its pictures, [N, 3, H, W] in [0, 1] each."""
+        """Keep a row, which must be strict JSON, and its pictures, {name: [N, 3, H, W] in [0, 1]}."""
         with write_beside(self.folder / key, folder=True) as partial:
             for name, images in pictures.items():
                 grid(images, len(images)).save(partial / f"{name}.png", format="PNG")
@@ -62,13 +65,13 @@ class CellStore:
             (partial / RECORD).write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
 
     def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What was saved, the pictures rounded to 8 bits."""
+        """What was saved under `key`: the row, and the pictures rounded to 8 bits."""
         record = self._record(key)
         pictures = {name: _cut(self.folder / key / f"{name}.png", count) for name, count in record["pictures"].items()}
         return record["row"], pictures
 
     def tidy(self, keys: Collection[str]) -> None:
-        """Delete the cells of other audits, and failed ones of this, which are tried again."""
+        """Delete all cells but those in `keys`, and failed ones, so that they are tried again."""
         recover(self.folder)
         for path in sorted(self.folder.iterdir()):
             known = path.name in keys and path.name in self
@@ -82,7 +85,7 @@ class CellStore:
 
 @contextmanager
 def kept(store: CellStore | None) -> Iterator[CellStore]:
-    """`store`, or one that is gone afterwards."""
+    """Give `store`, or where it is None a store in a temporary folder."""
     if store is not None:
         yield store
         return
@@ -91,7 +94,7 @@ def kept(store: CellStore | None) -> Iterator[CellStore]:
 
 
 def _cut(path: Path, count: int) -> Tensor:
-    """A strip of pictures as [N, 3, H, W] in [0, 1]."""
+    """Read a strip of `count` pictures as [count, 3, H, W] in [0, 1]."""
     with Image.open(path) as image:
         strip = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
     return torch.stack(strip.permute(2, 0, 1).float().div(255).chunk(count, dim=2))

@@ -1,10 +1,12 @@
-"""Which attacks a suite holds, on whom, and which of them the verdict requires.
+"""Which attacks a suite holds, on whom they run, and which of them the verdict requires.
 
-The nominal attack runs on everybody with every seed, and on the hardened model for longer than nominal, so that its
-cost is known. What varies it runs on fewer people and seeds: one break is enough to know that a defence breaks.
+The nominal attack runs on everybody with every seed, and on the hardened model for longer than on the base, so that the
+cost factor is known. Its variations and the other attacks run on fewer people and seeds, because a single break is
+enough to know that a defence breaks.
 
-What a suite requires and cannot run makes the verdict unreliable: `standard` and `full` need a sibling model, and
-`quick` is for one person. Whoever has no sibling names the attacks that can be run.
+A required attack that cannot be run makes the verdict unreliable. `standard` and `full` hold attacks that need a
+sibling model (another fine-tune of the base), and `quick` attacks a single person. Without a sibling model, name the
+attacks that can be run instead of a suite.
 """
 
 from __future__ import annotations
@@ -17,23 +19,29 @@ from typing import Any
 from apdm.attacks import Attack
 from apdm.attacks.registry import make, settings
 from apdm.attacks.staged import Staged
+from apdm.audit.results import LeftOut
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
 
-# Another identifier than the one trained against is the first, or the second where that is the first.
+# The attacker with another identifier takes the first of these, or the second where the nominal attack has the first.
 IDENTIFIERS = ("t@t", "h@h")
-DENOISER_ATTACKS = ("dreambooth", "adaptive")  # that train all of it, at the audit's own rate and steps
+DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One attack of a suite.
+    """One attack of a suite, and on whom it runs.
 
-    spec: see `apdm.attacks.registry`. required: the verdict needs it. people, seeds: at most so many; None: all.
-    others: also on people who must stay learnable. placebo: also on the control model. long: the hardened model is
-    attacked for all of max_train_steps, the verdict needs its cost factor. white_box: for an attack that trains
-    elsewhere, the spec of the same attack on the model itself, which should do no worse.
+    Attributes:
+        spec: names the attack and its options, see `apdm.attacks.registry`.
+        required: whether the verdict needs it.
+        people, seeds: how many protected people and seeds at most; None: all.
+        others: whether it also runs on people who must stay learnable.
+        placebo: whether it also runs on the control model.
+        long: whether the hardened model is attacked for all of max_train_steps, so that the cost factor is known.
+        white_box: for an attack that trains on another model, the spec of the same attack on the model itself, which
+            should do no worse.
     """
 
     spec: str
@@ -47,14 +55,14 @@ class Entry:
 
 
 def once(spec: str, **changes: Any) -> Entry:
-    """An entry on one person with one seed."""
+    """An entry that runs on one person with one seed."""
     return Entry(spec=spec, people=1, seeds=1, **changes)
 
 
 NOMINAL = Entry(spec="dreambooth", others=True, placebo=True, long=True)
 
-# Other ways to train, and other attackers. Without `required`: those that are too weak on many a base to say anything,
-# and those that win by definition, since the attacker has the original.
+# Not required are attacks that are too weak on many base models to say anything, and those that win by definition,
+# because the attacker has the original model.
 STANDARD = (
     NOMINAL,
     once("dreambooth:prior_loss_weight=0"),
@@ -102,19 +110,16 @@ SUITES: dict[str, tuple[Entry, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """An attack that could not be run, why, and whether the verdict needs it."""
-
-    spec: str
-    reason: str
-    required: bool
-
-
 def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entry, ...]:
-    """The entries of a suite, or one for each of `specs`, all required, on everybody. Raises UserError for repeats.
+    """The attacks of an audit.
 
-    instance_prompt: of the nominal attack; a suite's other identifier is one that it does not hold.
+    Args:
+        suite: name of a suite.
+        specs: attacks to run in place of the suite, on everybody; all of them are then required.
+        instance_prompt: the nominal attack's. The attacks of a suite that use another identifier take one that is not
+            in this prompt.
+    Raises:
+        UserError: an attack is given twice.
     """
     if not specs:
         usual, other = (f"identifier={name}" for name in IDENTIFIERS)
@@ -122,89 +127,114 @@ def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entr
             return SUITES[suite]
         return tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in SUITES[suite])
     if twice := [spec for spec in specs if specs.count(spec) > 1]:
-        raise UserError(f'the attack "{twice[0]}" is given twice')
+        raise UserError(f'the attack "{twice[0]}" is given twice; leave one of them out')
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
 def available(
     entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory
 ) -> tuple[list[Entry], list[LeftOut]]:
-    """Entries whose attacks need no other models than `models` ("base", "sibling"), and those left out.
+    """Sort out which attacks can be run with the given models.
 
-    Raises UserError for an attack that `arsenal` cannot make, such as one that does not fit the prompts.
+    Args:
+        models: names of the given models, such as "base" and "sibling".
+    Returns:
+        The entries that can be run, and those that are left out, with the reason.
+    Raises:
+        UserError: an attack cannot be made, for example because it does not fit the prompts.
     """
     kept, left_out = [], []
     for entry in entries:
         missing = [need for need in attack_factory.make(entry.spec, seed=0).needs if need not in models]
         if missing:
             named, given = " and a ".join(missing), " and ".join(f"--{name}" for name in missing)
-            left_out.append(LeftOut(entry.spec, f"it needs a {named} model, to be given with {given}", entry.required))
+            reason = f"it needs a {named} model, to be given with {given}"
+            left_out.append(LeftOut(spec=entry.spec, reason=reason, required=entry.required))
         else:
             kept.append(entry)
     return kept, left_out
 
 
 def short_of_cost(options: AuditOptions, entries: Sequence[Entry]) -> str | None:
-    """One line where the hardened model is not attacked long enough to show the cost factor that the verdict asks for;
-    None where it is, or where no entry needs one."""
+    """Check whether the hardened model is attacked long enough to show the cost factor that the verdict asks for.
+
+    Returns:
+        One line that says what is wrong and how to mend it; None where all is well or no attack needs a cost factor.
+    """
     steps, name = options.max_train_steps, options.prefix
     nominal = options.nominal_step or steps
     reach = steps / nominal
     if reach >= options.min_cost_factor or not any(entry.required and entry.long for entry in entries):
         return None
-    # A base that is seen to get there before the nominal step makes a factor larger than the ratio of the steps.
+    # Where the base reaches the likeness before the nominal step, the factor can be larger than the ratio of the steps.
     can = "can hardly" if any(0 < step < nominal for step in options.eval_steps) else "cannot"
     return (
         f"{name}max_train_steps = {steps} is {reach:g} times the nominal attack's {nominal} steps, and "
-        f'{name}min_cost_factor asks for {options.min_cost_factor:g}: the verdict {can} be "protected" so; '
+        f'{name}min_cost_factor asks for {options.min_cost_factor:g}: so the verdict {can} be "protected"; '
         f"raise {name}max_train_steps or lower {name}nominal_step"
     )
 
 
 def code_hash(spec: str) -> str | None:
-    """Hex sha256 of the file of an attack of the user's own; None for an attack of this package."""
+    """The sha256 (hexadecimal) of the file of a user's own attack; None for an attack of this package."""
     path = spec.partition(":")[0]
     return sha256_file(path) if path.endswith(".py") else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackFactory:
-    """Makes attacks from specs. What trains the whole denoiser takes the audit's rate, steps, batch and prior; every
-    other attack has defaults of its own, which `attack_options` of the configuration changes."""
+    """Makes attacks from their specs.
 
-    options: AuditOptions
+    Attacks that train the whole denoiser take the rate, steps, batch size and prior weight of the nominal attack. All
+    other attacks have defaults of their own. `attack_options` changes the defaults of an attack.
+
+    Attributes:
+        nominal_step: steps of the nominal attack.
+        attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
+    """
+
     instance_prompt: str
     class_prompt: str
     nominal_step: int
+    learning_rate: float
+    train_batch_size: int
+    prior_loss_weight: float
+    attack_options: Sequence[str]
 
     @staticmethod
     def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> AttackFactory:
-        """With the nominal attack as long as `options` say."""
+        """A factory with the nominal attack that `options` describe."""
         return AttackFactory(
-            options=options,
             instance_prompt=instance_prompt,
             class_prompt=class_prompt,
             nominal_step=options.nominal_step or options.max_train_steps,
+            learning_rate=options.learning_rate,
+            train_batch_size=options.train_batch_size,
+            prior_loss_weight=options.prior_loss_weight,
+            attack_options=options.attack_options,
         )
 
     def make(self, spec: str, *, seed: int) -> Attack:
-        """Raises UserError for a spec that names no attack, or options that it has not."""
-        options = self.options
+        """Make the attack that `spec` names.
+
+        Raises:
+            UserError: there is no such attack, it has no such option, or it does not fit the prompts.
+        """
         nominal = {
-            "learning_rate": options.learning_rate,
+            "learning_rate": self.learning_rate,
             "max_train_steps": self.nominal_step,
-            "train_batch_size": options.train_batch_size,
-            "prior_loss_weight": options.prior_loss_weight,
+            "train_batch_size": self.train_batch_size,
+            "prior_loss_weight": self.prior_loss_weight,
         }
         by_attack: dict[str, dict[str, Any]] = {name: dict(nominal) for name in DENOISER_ATTACKS}
-        for name, values in settings(options.attack_options).items():
+        for name, values in settings(self.attack_options).items():
             by_attack[name] = by_attack.get(name, {}) | values
         prompts = {"instance_prompt": self.instance_prompt, "class_prompt": self.class_prompt}
         return make(spec, by_attack=by_attack, seed=seed, **prompts)
 
 
 def lengthened(attack: Any, factor: float) -> Any:
-    """The same attack for `factor` times its steps; one whose steps are not a field of its own stays as it is."""
+    """The same attack with `factor` times its steps; an attack without a field for its steps stays as it is."""
     if isinstance(attack, Staged):
         return dataclasses.replace(attack, attack=lengthened(attack.attack, factor))
     if any(field.name == "max_train_steps" for field in dataclasses.fields(attack)):

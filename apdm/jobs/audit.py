@@ -1,21 +1,28 @@
-"""`apdm audit`: models, people and a suite of attacks in; results.json, report.html and an exit code out."""
+"""`apdm audit`: models, people and a suite of attacks in; results.json and report.html out.
+
+`apdm harden` with its audit enabled uses the same two functions: `load_inputs` before any long work, and
+`audit_and_report` at the end.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from apdm.attacks.registry import settings
-from apdm.audit import Audit, audit, common_facts, write_results
+from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
-from apdm.audit.people import Folders
-from apdm.audit.photo_plan import PhotoPlan
+from apdm.audit.people import AuditSubjects, PhotoFolders
+from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
+from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
+from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.store import CellStore
-from apdm.audit.suites import AttackFactory, available, chosen, short_of_cost
+from apdm.audit.suites import AttackFactory, Entry, available, chosen, short_of_cost
 from apdm.config import AuditJobConfig, AuditOptions, to_yaml
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
@@ -25,7 +32,8 @@ from apdm.core.signals import stop_on_signals
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.launch import join_processes
-from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PICTURES, REPORT, RESULTS
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PHOTO_CELLS, PICTURES, REPORT, RESULTS
 from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
@@ -37,6 +45,7 @@ from apdm.report.page import write_report
 
 logger = get_logger(__name__)
 
+PROTECTED_FOLDER = "protected"  # the originals of protected photos, in the folder of subjects
 COLUMNS = 4
 ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
 
@@ -45,9 +54,11 @@ ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not t
 def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:
     """Attack base and hardened model, and judge; the code of `apdm audit` and of `apdm.audit`.
 
+    It runs in one process or in those that `accelerate launch` started.
+
     Args:
         config: the options.
-        command: the command line that was given, as results.json tells it.
+        command: the command line that was given, for results.json.
 
     Raises:
         UserError: bad input, found before any long work starts.
@@ -55,54 +66,91 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     """
     processes, device = join_processes()
     prepare_process(config.num_threads)
-    plan, photos = processes.main_first(lambda: _load(config, command))
+    plan, inputs, photos = processes.main_first(lambda: _load(config, command))
     output = processes.broadcast(lambda: _claim(config))
-    if processes.is_main and (short := short_of_cost(config, plan.entries)):
-        logger.warning(short)
+    warn_if_short(config, plan.entries)
     for model in plan.models.values():
         model.pipeline.to(device)
-    prior = processes.main_first(
-        lambda: attacker_prior(
-            config,
-            plan.models["base"],
-            output,
-            class_prompt=config.class_prompt,
-            base_hash=(plan.paths or {})["base"]["sha256"],
-            seed=config.seed,
+    results = audit_and_report(
+        plan,
+        class_images=attacker_class_images(
+            plan,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
             resolution=config.resolution,
-            batch_size=config.sample_batch_size,
-            show_progress=processes.is_main,
-        )
+        ),
+        photo_attacks=inputs.photo_attacks,
+        photos=photos,
+        output=output,
+        batch_size=config.sample_batch_size,
+        processes=processes,
     )
-    plan = replace(plan, class_images=prior)
-    store = CellStore(output / CELLS, process=processes.index)
-    done = audit(plan, store=store, processes=processes, show_progress=processes.is_main)
-    layer = None
-    if photos is not None:
-        layer = photos.run(
-            config, plan.models["base"], prior, plan.judges, plan.subjects, output, common_facts(plan), processes
-        )
-    results = None
-    if done is not None:
-        results, pictures = done
-        if layer is not None:
-            results["image_layer"], pictures = layer[0], pictures | layer[1]
-        write_all(results, pictures, output)
-    verdict = processes.broadcast(lambda: {} if results is None else results["verdict"])
+    verdict = processes.broadcast(lambda: None if results is None else results.verdict)
+    if verdict is None:
+        raise RuntimeError("the main process has no results, although its audit ended without an error")
     return AuditResult(output_dir=output, verdict=verdict, results=results)
 
 
-def write_all(results: dict[str, Any], pictures: dict[str, Tensor], output: Path) -> None:
-    """results.json, the pictures as sheets, and report.html."""
-    write_results(results, output / RESULTS)
-    for name, images in pictures.items():
-        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
-    sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
-    write_report(results, output / REPORT, sheets)
+# -- what every audit reads first ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditInputs:
+    """What an audit needs beside the models, read and checked before any long work.
+
+    Attributes:
+        subjects: the people with their photos.
+        judges: the networks that look at pictures.
+        photo_attacks: what protected photos are attacked with; None where no photos are attacked.
+    """
+
+    subjects: AuditSubjects
+    judges: Judges
+    photo_attacks: PhotoAttackSpecs | None
+
+
+def load_inputs(
+    options: AuditOptions,
+    folders: PhotoFolders,
+    *,
+    entries: Sequence[Entry],
+    models: Collection[str],
+    instance_prompt: str,
+    class_prompt: str,
+    resolution: int,
+    with_photos: bool,
+    allow_pickle: bool,
+    protected: Sequence[str] | None = None,
+) -> AuditInputs:
+    """Read the people and the judges, and check that the attacks can be made.
+
+    Args:
+        folders: where the photos are.
+        entries: the attacks. models: names of the models that there will be.
+        resolution: side of the squares that a trainer makes of photos.
+        with_photos: whether protected photos are attacked.
+        protected: ids of the protected people; None: everybody whose photos the attacker has.
+    Raises:
+        UserError: an attack cannot be made, or photos or networks cannot be loaded.
+    """
+    settings(options.attack_options)
+    factory = AttackFactory.of(options, instance_prompt, class_prompt)
+    if not available(entries, models, factory)[0]:
+        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
+    specs = None
+    if with_photos:
+        specs = PhotoAttackSpecs.load(
+            options, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
+        )
+    return AuditInputs(
+        subjects=folders.load(resolution, protected=protected, prefix=options.prefix),
+        judges=load_judges(options),
+        photo_attacks=specs,
+    )
 
 
 def load_judges(options: AuditOptions) -> Judges:
-    """Everything that looks at pictures. Raises UserError for what cannot be loaded."""
+    """Load the networks that look at pictures. Raises UserError for what cannot be loaded."""
     from apdm.metrics.extractors import ClipFolder, VisionFolder
 
     return Judges(
@@ -111,85 +159,167 @@ def load_judges(options: AuditOptions) -> Judges:
         PortraitFeatures(),
         dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
         clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
-        # Who is drawn can only be read where portraits of the bundled kind are.
+        # The bundled reader of attributes knows only portraits of the bundled kind.
         reader=PortraitReader() if options.face_score.startswith("portrait") else None,
     )
 
 
-def attacker_prior(
-    options: AuditOptions,
-    base: Family,
-    output: Path,
-    *,
-    class_prompt: str,
-    base_hash: str,
-    seed: int,
-    resolution: int,
-    batch_size: int,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    show_progress: bool = True,
-) -> Posterior:
-    """Latents of the attacker's own class pictures, drawn by the base; how defaults to how the audit draws."""
-    recipe = ClassImages(
-        prompt=class_prompt,
-        model=base_hash,
-        seed=seed + ATTACKER_SEED,
-        num_inference_steps=num_inference_steps or options.num_inference_steps,
-        guidance_scale=options.guidance_scale if guidance_scale is None else guidance_scale,
+def warn_if_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
+    """Say so where the attacks are too short for any verdict but "not protected"."""
+    if short := short_of_cost(options, entries):
+        logger.warning(short)
+
+
+def attacker_class_images(
+    plan: AuditPlan, *, num_inference_steps: int, guidance_scale: float, resolution: int
+) -> ClassImages:
+    """How the base draws the class pictures that the attacker uses for prior preservation."""
+    return ClassImages(
+        prompt=plan.class_prompt,
+        model=plan.files["base"].sha256,
+        seed=plan.seed + ATTACKER_SEED,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
         resolution=resolution,
     )
-    paths = recipe.ensure(
-        base,
-        output / ATTACKER_CLASS_IMAGES,
-        options.num_class_images,
-        batch_size=batch_size,
-        replace=True,
-        show_progress=show_progress,
+
+
+# -- the audit itself ----------------------------------------------------------------------------------------
+
+
+def audit_and_report(
+    plan: AuditPlan,
+    *,
+    class_images: ClassImages,
+    photo_attacks: PhotoAttackSpecs | None,
+    photos: ProtectedPhotos | None,
+    output: Path,
+    batch_size: int,
+    processes: ProcessGroup,
+) -> Results | None:
+    """Attack the models and the protected photos, judge, and write results.json, report.html and the pictures.
+
+    Finished attacks are kept in `output`, so that an audit that was stopped goes on from there.
+
+    Args:
+        class_images: how the attacker's class pictures are drawn.
+        photo_attacks, photos: what protected photos are attacked with, and the photos; both None to attack none.
+        output: the output folder.
+        batch_size: pictures that are drawn or encoded at once.
+        processes: the processes that share the attacks; all see the same files.
+    Returns:
+        The results in the main process, None in the others.
+    """
+    quiet = not processes.is_main
+    base = plan.models["base"]
+
+    def prior() -> Posterior:
+        folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
+        paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True, show_progress=not quiet)
+        with torch.no_grad():
+            return encode_images(base, load_images(paths, class_images.resolution), batch_size=batch_size)
+
+    latents = processes.main_first(prior)
+    store = CellStore(output / CELLS, process=processes.index)
+    done = attack_and_judge(plan, latents, store=store, processes=processes, show_progress=not quiet)
+    layer = None
+    if photo_attacks is not None and photos is not None:
+        layer = _attack_photos(plan, latents, photo_attacks, photos, output, processes)
+    if done is None:
+        return None
+    results, pictures = done
+    if layer is not None:
+        results, pictures = replace(results, image_layer=layer[0]), pictures | layer[1]
+    _write(results, pictures, output)
+    return results
+
+
+def _attack_photos(
+    plan: AuditPlan,
+    class_images: Posterior,
+    specs: PhotoAttackSpecs,
+    photos: ProtectedPhotos,
+    output: Path,
+    processes: ProcessGroup,
+) -> tuple[ImageLayer, dict[str, Tensor]] | None:
+    """The image layer's part of the results, and its pictures; None in all processes but the main one."""
+    references = {person.id: plan.judges.embed(to_unit(person.references)) for person in plan.subjects.protected}
+    done = PhotoAudit.of(plan, class_images, specs).run(
+        photos.pairs, references, store=CellStore(output / PHOTO_CELLS, process=processes.index), processes=processes
     )
-    with torch.no_grad():
-        return encode_images(base, load_images(paths, resolution), batch_size=batch_size)
+    if done is None:
+        return None
+    rows, pictures = done
+    if plan.show_photos:
+        pictures |= photos_and_changes(photos.pairs)
+    return ImageLayer(**vars(photos.perturbation), attacks=rows), pictures
 
 
-def _load(config: AuditJobConfig, command: str | None) -> tuple[Audit, PhotoPlan | None]:
-    plan = _plan(config, command)
-    return plan, PhotoPlan.load(config, plan.models["base"], plan.subjects)
+def _write(results: Results, pictures: Mapping[str, Tensor], output: Path) -> None:
+    """Write results.json, the pictures as sheets, and report.html."""
+    write_results(results, output / RESULTS)
+    for name, images in pictures.items():
+        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
+    shown = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+    write_report(results, output / REPORT, shown)
 
 
-def _plan(config: AuditJobConfig, command: str | None) -> Audit:
-    """All that is read, checked before anything is written."""
+# -- the parts of `apdm audit` -------------------------------------------------------------------------------
+
+
+def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
+    """Read everything and check it, before anything is written."""
     entries = chosen(config.suite, config.attacks, config.instance_prompt)
-    settings(config.attack_options)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
-    attack_factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
-    if not available(entries, paths, attack_factory)[0]:
-        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
-    folders = Folders.below(config.subjects, config)
-    people = folders.load(config.resolution)
-    judges = load_judges(config)
+    inputs = load_inputs(
+        config,
+        PhotoFolders.below(config.subjects, config),
+        entries=entries,
+        models=paths,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        resolution=config.resolution,
+        with_photos=config.protected_photos is not None,
+        allow_pickle=config.allow_pickle,
+    )
     models = load_models(paths, family=config.family, variant=config.variant, allow_pickle=config.allow_pickle)
     check_resolution(models["base"], config.resolution)
-    return Audit(
-        config=config,
+    plan = AuditPlan.of(
+        config,
         models=models,
-        judges=judges,
-        subjects=people.subjects,
-        others=people.others,
-        strangers=people.strangers,
-        consenting=people.consenting,
+        subjects=inputs.subjects,
+        judges=inputs.judges,
         entries=entries,
         instance_prompt=config.instance_prompt,
         class_prompt=config.class_prompt,
         seed=config.seed,
-        nominal_step=config.nominal_step,
-        paths={name: {"path": path, "sha256": model_hash(models[name].source or path)} for name, path in paths.items()},
+        files={name: model_file(path, models[name]) for name, path in paths.items()},
         command=command,
     )
+    photos = None
+    if inputs.photo_attacks is not None and config.protected_photos is not None:
+        photos = load_protected_photos(
+            config.instance_data_dir or str(Path(config.subjects) / PROTECTED_FOLDER),
+            config.protected_photos,
+            config.resolution,
+            known=[person.id for person in inputs.subjects.protected],
+        )
+        inputs.photo_attacks.check(models["base"])
+    return plan, inputs, photos
+
+
+def model_file(path: str, model: Family) -> ModelFile:
+    """Where a model was read from, for the results; `path` is what the user called it."""
+    return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
 
 
 def _claim(config: AuditJobConfig) -> Path:
-    """The output folder, where an audit with the same options goes on. Raises UserError for one that is not ours."""
+    """Take the output folder; an audit with the same options goes on there.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
     output = Path(config.output_dir)
     resolved = to_yaml(replace(config, overwrite_output_dir=False))
     note = output / CONFIG

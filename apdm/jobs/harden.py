@@ -34,7 +34,9 @@ from apdm.export.pipeline import check_single_file, export_model, export_size
 from apdm.families import Family, Posterior, load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs import checkpoint as checkpoints
+from apdm.jobs.audit import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
 from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.prepare import class_posterior, load_models, prepare_process
 from apdm.jobs.results import HardenResult
@@ -149,40 +151,37 @@ def protect_and_audit(
     *,
     command: str | None,
 ) -> None:
-    """Photos and audit, by the main process and all others that can read what was exported and the photos; those that
-    cannot, on another machine say, stand aside."""
+    """Protect the photos and audit the result, as far as the configuration asks for either.
+
+    The processes share the work. A process that cannot read the exported model or the photos, for example because it
+    runs on another machine, says so and takes no part.
+
+    Args:
+        job: the main process's job; None in the others, which read what they need themselves.
+        hardened: the model that was hardened, complete in the main process only.
+    """
     output = Path(config.output_dir)
     if job is not None:
-        photo_job, judged = job.photo_job, job.judged
+        photo_job, audit_inputs = job.photo_job, job.audit_inputs
     else:
         try:
             photo_job = PhotoJob.load(config, quiet=True) if config.image_layer.enabled else None
-            judged = load_judged(config) if config.audit.enabled else None
-            hardened = load_family(
-                output / MODEL, family=config.family
-            )  # as shipped; in training a process may have had a part of it
+            audit_inputs = load_audit_inputs(config) if config.audit.enabled else None
+            hardened = load_family(output / MODEL, family=config.family)
         except UserError as error:
-            logger.warning(
-                "process %d leaves photos and audit to the others: %s", processes.index, error, extra=EVERY_PROCESS
-            )
+            message = "process %d leaves photos and audit to the others: %s"
+            logger.warning(message, processes.index, error, extra=EVERY_PROCESS)
             processes.subgroup(False)
             return
-    some = processes.subgroup(True)
-    if some is None:
+    sharing = processes.subgroup(True)
+    if sharing is None:
         return
     for family in (base, hardened):
         family.pipeline.to(device)
     if photo_job is not None:
-        photo_job.run(base, output, some, command=command)
-    if config.audit.enabled and judged is not None:
-        judged.audit_and_report(base, hardened, output, some, command=command)
-
-
-def load_judged(config: HardenConfig) -> Any:
-    """Everybody that audit and probe look at, and the judges. Raises UserError for what cannot be read."""
-    from apdm.jobs.judged import JudgedPeople
-
-    return JudgedPeople.load(config, [subject.id for subject in find_subjects(config.instance_data_dir)])
+        photo_job.run(base, output, sharing, command=command)
+    if config.audit.enabled and audit_inputs is not None:
+        audit_hardened(config, audit_inputs, base, hardened, sharing, command=command)
 
 
 def unmet_report(config: HardenConfig, unmet: int, people: int) -> str:
@@ -218,7 +217,7 @@ class Job:
     photos: Photos
     consenting: Photos
     earlier: Photos
-    judged: Any
+    audit_inputs: AuditInputs | None  # None where there is neither audit nor probe
     photo_job: PhotoJob | None
     output: Path
     goes_on: bool  # from a run with the same options, whose protected photos therefore stay
@@ -236,17 +235,17 @@ class Job:
             raise UserError(f"{both[0]} is in instance_data_dir and in rehearsal_data_dir; leave it in one of them")
         for treatment in config.variety.photos:
             make_purifier(treatment)
-        judged = None
+        audit_inputs = None
         if config.audit.enabled or config.validation.probe_steps:
-            judged = load_judged(config)
+            audit_inputs = load_audit_inputs(config)
         if config.single_file:
             check_single_file(base)
         photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
-        if judged is not None and judged.adapter is not None:
-            judged.adapter.check(base)
+        if audit_inputs is not None and audit_inputs.photo_attacks is not None:
+            audit_inputs.photo_attacks.check(base)
         output = Path(config.output_dir)
         goes_on = bool(config.resume_from_checkpoint) and same_options(output / CONFIG, config)
-        return Job(config, base, start, photos, consenting, earlier, judged, photo_job, output, goes_on)
+        return Job(config, base, start, photos, consenting, earlier, audit_inputs, photo_job, output, goes_on)
 
     def claim(self) -> tuple[Checkpoint | None, dict[str, Any]]:
         """Make the output folder ours, and find where to go on; with it facts of model and photos for checkpoints."""
@@ -281,7 +280,19 @@ class Job:
             return tuple(protection_data(self.config, self.base, group, class_images) for group in groups)
 
     def validator(self, hardened: Family, people: People) -> Validator:
-        return Validator(self.config, hardened, people, self.judged, self.output / SAMPLES)
+        config, probe = self.config, None
+        if config.validation.probe_steps and self.audit_inputs is not None:
+            probe = make_probe(config, self.audit_inputs, people)
+        return Validator(
+            config.validation,
+            hardened,
+            probe,
+            self.output / SAMPLES,
+            instance_prompt=config.instance_prompt,
+            seed=config.seed,
+            resolution=config.resolution,
+            batch_size=config.sample_batch_size,
+        )
 
     def export(self, hardened: Family, steps: int, device: torch.device) -> None:
         """The hardened model, in place of all that an earlier run has left."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apdm.audit.results import Results, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +31,12 @@ class HardenResult:
     model_dir: Path
     steps: int
     image_dir: Path | None = None
-    results: Mapping[str, Any] | None = None
+    results: Results | None = None
 
     @property
     def protected(self) -> bool | None:
         """What the audit's verdict says; None where no audit was made."""
-        return None if self.results is None else bool(self.results["verdict"]["protected"])
+        return None if self.results is None else self.results.verdict.protected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +67,13 @@ class AuditResult:
     """
 
     output_dir: Path
-    verdict: Mapping[str, Any]
-    results: Mapping[str, Any] | None = None
+    verdict: Verdict
+    results: Results | None = None
 
     @property
     def protected(self) -> bool:
         """Whether the audit shows protection. False also means that it could not show it."""
-        return bool(self.verdict["protected"])
+        return self.verdict.protected
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,86 +1,96 @@
-"""Looks at the model while it is being hardened: fixed-seed pictures, and the same after a short probe attack."""
+"""Validation while the model is being hardened: pictures with fixed seeds, and the same after a short probe attack."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from apdm.attacks import Material
-from apdm.attacks.dreambooth import DreamBooth
-from apdm.config import HardenConfig
+from apdm.config import ValidationConfig
 from apdm.core.pictures import grid, save_png
 from apdm.families import Family
-from apdm.jobs.judged import JudgedPeople
-from apdm.protection.attackers import People
+from apdm.jobs.probe import Probe
 
-PATIENCE = 2
+REQUIRED_PROBES = 2  # probes in a row that must show no more likeness than strangers have, before training may stop
+PROBE_ROWS = 4
 
 
 class Validator:
-    """Called after some outer steps; leaves `samples/step-<n>.png` and `samples/step-<n>-probe.png` behind.
+    """Draws and probes after some outer steps, and saves `step-<n>.png` and `step-<n>-probe.png`.
 
-    The rows of a sheet are the prompts, in order, each with the same noise every time, so sheets compare. The probe
-    is a short DreamBooth run on the first subject; its likeness is measured on the instance prompt, and `enough` says
-    whether it was at the strangers' level `PATIENCE` times running, where the user asked to stop then.
+    The rows of a sheet are the prompts, in order. Each prompt is drawn with the same noise every time, so sheets of
+    different steps can be compared.
+
+    Attributes:
+        quiet_probes: how many probes in a row have shown no more likeness than strangers have.
     """
 
     def __init__(
         self,
-        config: HardenConfig,
+        options: ValidationConfig,
         family: Family,
-        people: People,
-        judged: JudgedPeople | None,
+        probe: Probe | None,
         directory: Path,
+        *,
+        instance_prompt: str,
+        seed: int,
+        resolution: int,
+        batch_size: int,
     ) -> None:
-        self.config, self.family, self.judged, self.directory = config, family, judged, directory
-        self.subject, variants = sorted(people.items())[0]
-        self.data = variants[0]
+        """Prepare the validation.
+
+        Args:
+            options: what is drawn, how, and whether training may stop early.
+            family: the model that is being hardened; it is only read.
+            probe: the probe attack; None for none.
+            directory: where the sheets are saved.
+            instance_prompt: what the probe's attacker asks for.
+            seed: of the pictures' noise.
+            resolution: side of the pictures. batch_size: pictures drawn at once.
+        """
+        self.options, self.family, self.probe, self.directory = options, family, probe, directory
+        self.instance_prompt, self.seed = instance_prompt, seed
+        self.resolution, self.batch_size = resolution, batch_size
         self.quiet_probes = 0
 
     @property
     def enough(self) -> bool:
-        return self.config.validation.stop_when_protected and self.quiet_probes >= PATIENCE
+        """Whether training may stop: the user asked for that, and enough probes in a row were quiet."""
+        return self.options.stop_when_protected and self.quiet_probes >= REQUIRED_PROBES
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Draw, probe, and return likeness and face rate after the probe, by encoder. The model is only read."""
-        options = self.config.validation
-        denoiser = self.family.denoiser
-        denoiser.eval()
-        self._sheet(self.family, f"step-{step:05d}.png", options.prompts)
-        if not options.probe_steps or self.judged is None:
+        """Validate after outer step `step`.
+
+        Returns:
+            Likeness by encoder and face rate after the probe attack, see `ProbeResult`; empty without a probe.
+        """
+        self.family.denoiser.eval()
+        self._sheet(self.family, f"step-{step:05d}.png", self.options.prompts)
+        if self.probe is None:
             return {}
-        audit = self.config.audit
-        probe = DreamBooth(
-            instance_prompt=self.config.instance_prompt,
-            class_prompt=self.config.class_prompt,
-            learning_rate=audit.learning_rate,
-            max_train_steps=options.probe_steps,
-            train_batch_size=audit.train_batch_size,
-            prior_loss_weight=audit.prior_loss_weight,
-            seed=self.config.seed,
-        )
-        attacked = probe.run(self.family, Material(self.data.instance, self.data.prior)).model
-        images = self._sheet(attacked, f"step-{step:05d}-probe.png", [self.config.instance_prompt] * 4)
-        figures, quiet = self.judged.probe(images, self.subject)
-        self.quiet_probes = self.quiet_probes + 1 if quiet else 0
-        return figures
+        attacked = self.probe.run(self.family)
+        images = self._sheet(attacked, f"step-{step:05d}-probe.png", [self.instance_prompt] * PROBE_ROWS)
+        result = self.probe.measure(images)
+        self.quiet_probes = self.quiet_probes + 1 if result.like_strangers else 0
+        return result.figures
 
     @torch.no_grad()
-    def _sheet(self, family: Family, name: str, prompts: list[str]) -> Tensor:
-        options, count = self.config.validation, self.config.validation.num_images
-        seeds = [self.config.seed + i for i in range(count)] * len(prompts)
-        if len(set(prompts)) < len(prompts):  # the same prompt several times over: more noise, not the same pictures
-            seeds = list(range(self.config.seed, self.config.seed + len(seeds)))
+    def _sheet(self, family: Family, name: str, prompts: Sequence[str]) -> Tensor:
+        """Draw the prompts, save them as one picture, and return them [N, 3, H, W] in [0, 1]."""
+        options, count = self.options, self.options.num_images
+        seeds = [self.seed + i for i in range(count)] * len(prompts)
+        if len(set(prompts)) < len(prompts):  # a prompt that comes several times is drawn with other noise each time
+            seeds = list(range(self.seed, self.seed + len(seeds)))
         images = family.sample(
             [prompt for prompt in prompts for _ in range(count)],
             seed=seeds,
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
-            height=self.config.resolution,
-            width=self.config.resolution,
-            batch_size=self.config.sample_batch_size,
+            height=self.resolution,
+            width=self.resolution,
+            batch_size=self.batch_size,
         )
         save_png(grid(images, count), self.directory / name)
         return images

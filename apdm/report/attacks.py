@@ -1,15 +1,17 @@
-"""The report's part on attacks: one line for each, and for each its curves, pictures, attention maps and parameters."""
+"""The sections on attacks: a table with one line for each attack, and for each its curves, pictures and parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from apdm.audit.results import AttackOutcome, AttackRow, LowestCost, Results, WorstPerson
 from apdm.audit.rows import by_spec, file_name
-from apdm.report.figures import Encoded, Pair, Panel, Row, plots
+from apdm.report.curves import Encoder, Plot, plots
+from apdm.report.pictures import FIRST_ATTACK, Encoded, PanelPair, panel_pair, worst_person
 
-NOMINAL_SLOT = "attacked"  # of the first attack's pictures
-STATES = {
+STATES = {  # (style, words)
     "protected": ("pass", "protected"),
     "not protected": ("fail", "not protected"),
     "unreliable": ("doubt", "unreliable"),
@@ -17,96 +19,111 @@ STATES = {
 }
 
 
-def summaries(results: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line of the table of attacks: likeness by each encoder with its interval, the worst person, the cost."""
-    lines = []
-    for attack in results.get("by_attack") or []:
-        look, text = STATES.get(attack.get("state"), ("idle", attack.get("state")))
-        lines.append(
-            {
-                **attack,
-                "look": look,
-                "text": text,
-                "cost": (attack.get("cost_factor") or {}).get("worst") or {},
-                "by_encoder": [
-                    {
-                        **((attack.get("comparison") or {}).get(encoder["name"]) or {}),
-                        "placebo": ((attack.get("placebo") or {}).get(encoder["name"]) or {}).get("placebo"),
-                        "before": ((attack.get("no_attack") or {}).get("hardened") or {}).get(encoder["name"]),
-                    }
-                    for encoder in encoders
-                ],
-            }
+@dataclass(frozen=True)
+class LikenessCells:
+    """What one encoder says of one attack: mean likeness on each model, None where it was not measured.
+
+    Attributes:
+        interval: 95 % interval of the likeness on the hardened model.
+        before: likeness on the hardened model before the attack.
+        worst: the person whom the hardened model gives away most.
+    """
+
+    base: float | None
+    placebo: float | None
+    hardened: float | None
+    interval: list[float] | None
+    before: float | None
+    worst: WorstPerson | None
+
+
+@dataclass(frozen=True)
+class AttackLine:
+    """A line of the table of attacks. style, words: how its state is shown."""
+
+    outcome: AttackOutcome
+    style: str
+    words: str
+    cost: LowestCost | None
+    by_encoder: list[LikenessCells]
+
+
+@dataclass(frozen=True)
+class AttackSection:
+    """The plots, pictures and parameters of one attack. params: {parameter: values that it took in the rows}."""
+
+    spec: str
+    assumes: str
+    params: dict[str, list[Any]]
+    plots: list[Plot]
+    pairs: list[PanelPair]
+
+
+def attack_lines(results: Results) -> list[AttackLine]:
+    """The table of attacks."""
+    return [
+        AttackLine(
+            outcome=outcome,
+            style=STATES[outcome.state][0],
+            words=STATES[outcome.state][1],
+            cost=outcome.cost_factor.worst,
+            by_encoder=[_cells(outcome, encoder) for encoder in results.encoders],
         )
-    return lines
+        for outcome in results.by_attack
+    ]
 
 
-def sections(
-    results: Mapping[str, Any], attacks: Sequence[Row], encoders: Sequence[Mapping[str, Any]], shown: Encoded
-) -> list[dict[str, Any]]:
-    """Each attack's plots, pairs of pictures and parameters; of results of before there were several, one."""
-    judged = {attack["spec"]: attack for attack in results.get("by_attack") or []}
-    subjects = list(results.get("subjects") or [])
-    found = []
-    for number, (spec, rows) in enumerate(by_spec([dict(row) for row in attacks]).items()):
-        nominal = rows[0].get("nominal_step", (results.get("cost_factor") or {}).get("nominal_step"))
-        slot = NOMINAL_SLOT if number == 0 else f"by/{file_name(spec)}"
-        found.append(
-            {
-                "spec": spec,
-                "assumes": rows[0].get("assumes"),
-                "params": _params(rows),
-                "plots": list(plots(subjects, encoders, rows, nominal)),
-                "pairs": list(_pairs(judged.get(spec), subjects, slot, number == 0, shown)),
-            }
+def _cells(outcome: AttackOutcome, encoder: str) -> LikenessCells:
+    compared, placebo = outcome.comparison.get(encoder), outcome.placebo.get(encoder)
+    before = outcome.no_attack["hardened"][encoder] if "hardened" in outcome.no_attack else None
+    return LikenessCells(
+        base=None if compared is None else compared.base,
+        placebo=None if placebo is None else placebo.placebo,
+        hardened=None if compared is None else compared.hardened,
+        interval=None if compared is None else compared.hardened_interval,
+        before=before,
+        worst=None if compared is None else compared.worst,
+    )
+
+
+def attack_sections(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> list[AttackSection]:
+    """One section for each attack, in the order of the rows; `shown` are the encoded pictures by slot."""
+    outcomes = {outcome.spec: outcome for outcome in results.by_attack}
+    sections = []
+    for number, (spec, rows) in enumerate(by_spec(results.attacks).items()):
+        person = worst_person(outcomes[spec], results.subjects)
+        sections.append(
+            AttackSection(
+                spec=spec,
+                assumes=rows[0].assumes,
+                params=_params(rows),
+                plots=list(plots(results.subjects, encoders, rows, rows[0].nominal_step)),
+                pairs=list(_pairs(spec, person, number == 0, shown)),
+            )
         )
-    return found
+    return sections
 
 
-def kept_slots(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """The slots that the page shows: of all attacks but the first, and of attention maps, the worst person alone."""
-    worst = {}
-    for number, attack in enumerate(results.get("by_attack") or []):
-        slot = NOMINAL_SLOT if number == 0 else file_name(attack["spec"])
-        worst[slot] = worst_subject(attack, list(results.get("subjects") or []))
-    kept = []
-    for name in names:
-        match name.split("/"):
-            case [_, "by" | "attention", slot, person] if worst.get(slot, person) != person:
-                continue
-        kept.append(name)
-    return kept
-
-
-def worst_subject(attack: Mapping[str, Any] | None, subjects: Sequence[str]) -> str | None:
-    """Whom the hardened model gives away most, in this attack; the first where nothing is known."""
-    worst = [one["worst"] for one in ((attack or {}).get("comparison") or {}).values()]
-    by_likeness = max(worst, key=lambda one: float(one["likeness"]), default=None)
-    return by_likeness["subject"] if by_likeness else next(iter(subjects), None)
-
-
-def _pairs(
-    attack: Mapping[str, Any] | None, subjects: Sequence[str], slot: str, is_first: bool, shown: Encoded
-) -> Iterator[Pair]:
-    """What this attack made of the worst person (the first attack's stand above), and where it looked."""
-    person = worst_subject(attack, subjects)
-    looked = f"attention/{slot.removeprefix('by/')}/{person}"
-    wanted = [] if is_first else [(f"{person}, attacked", f"{slot}/{person}", "")]
-    wanted.append((f"{person}: where the model looks for the subject", looked, "attention of the identifier's token"))
-    for title, name, note in wanted:
-        base, hardened = (
-            Panel(model, f"{model.capitalize()} model", note, shown.get(f"{model}/{name}", []))
-            for model in ("base", "hardened")
+def _pairs(spec: str, person: str, is_first: bool, shown: Encoded) -> Iterator[PanelPair]:
+    """What the attack made of the worst person, unless that is shown further up, and where the model attended."""
+    name = FIRST_ATTACK if is_first else file_name(spec)
+    pairs = [] if is_first else [panel_pair(f"{person}, attacked", f"by/{name}/{person}", shown)]
+    note = "attention of the identifier's token"
+    pairs.append(
+        panel_pair(
+            f"{person}: where the model looks for the subject",
+            f"attention/{name}/{person}",
+            shown,
+            notes={"base": note, "hardened": note},
         )
-        if base.images or hardened.images:
-            yield Pair(title, base, hardened)
+    )
+    return (pair for pair in pairs if pair.has_images)
 
 
-def _params(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """{parameter: the values it took over all rows}."""
+def _params(rows: Sequence[AttackRow]) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = {}
     for row in rows:
-        for key, value in (row.get("params") or {}).items():
+        for key, value in row.params.items():
             if value not in values.setdefault(key, []):
                 values[key].append(value)
     return values

@@ -1,88 +1,152 @@
-"""The report's part on protected photos: what was changed, and what attacks make of it."""
+"""The section on protected photos: what was changed in them, and what attacks make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from apdm.audit.results import ImageLayer, PhotoAttackRow, ProtectedPhoto
 from apdm.audit.rows import file_name
-from apdm.report.figures import Encoded, Panel
+from apdm.metrics.identity import IdentityStatistics
+from apdm.metrics.perception import Visibility
+from apdm.report.numbers import number
+from apdm.report.pictures import Encoded, Panel
 
-ATTACKS = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
+TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
 PHOTOS = {
-    "original": ("original", "as it was"),
+    "original": ("original", "before protection"),
     "shipped": ("protected", "as it is shipped"),
     "difference": ("difference", "ten times, around grey"),
 }
 
 
-def photo_section(layer: Mapping[str, Any] | None, shown: Encoded, encoders: Sequence[str]) -> dict[str, Any] | None:
-    """Rows of panels and of figures for each person; None where no photos were protected.
+@dataclass(frozen=True)
+class WorstVisibility:
+    """The most visible change of several photos: largest change and colour difference, lowest PSNR and SSIM.
+
+    A figure is None where it was measured on none of them.
+    """
+
+    linf: float | None
+    psnr: float | None
+    ssim: float | None
+    ciede2000_mean: float | None
+    lpips: float | None
+
+
+@dataclass(frozen=True)
+class MisledEncoder:
+    """An encoder that the protection was optimised against: its highest cosine between a protected face and the
+    original, and the cosine from which two faces match."""
+
+    name: str
+    to_original: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class PhotoPerson:
+    """One person's photos and what attacks drew from them."""
+
+    subject: str
+    panels: list[Panel]
+
+
+@dataclass(frozen=True)
+class PhotoAttackLine:
+    """A line of the table: the attack's title, the photos it had, and likeness by encoder, None where it failed."""
+
+    title: str
+    photos: str
+    subject: str
+    identities: list[IdentityStatistics | None]
+    status: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class PhotoSection:
+    """The whole section. epsilon: the allowed change by layer, in grey levels of 255."""
+
+    method: str
+    epsilon: dict[str, float]
+    visible: WorstVisibility
+    face: WorstVisibility
+    misled: list[MisledEncoder]
+    people: list[PhotoPerson]
+    lines: list[PhotoAttackLine]
+
+
+def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) -> PhotoSection:
+    """The section on the protected photos.
 
     Args:
-        layer: results.json's "image_layer". shown: data URIs by slot. encoders: in their order.
+        shown: data URIs by slot. encoders: names of the face encoders, in their order.
     """
-    if not layer:
-        return None
-    rows = list(layer.get("attacks") or [])
-    subjects = dict.fromkeys(photo["subject"] for photo in layer.get("photos") or [])
-    return {
-        "method": layer.get("method"),
-        "epsilon": {name: 255 * value for name, value in (layer.get("epsilon") or {}).items()},
-        "seconds": layer.get("seconds_per_photo"),
-        "visible": _worst([photo["visible"] for photo in layer.get("photos") or []]),
-        "face": _worst([face["visible"] for photo in layer.get("photos") or [] for face in photo["faces"]]),
-        "cosines": _cosines(layer.get("photos") or []),
-        "people": [_person(subject, rows, shown, encoders) for subject in subjects],
-        "attacks": [
-            {**row, "title": ATTACKS.get(row["attack"], row["attack"]), "photos": described(row)}
-            | {"identities": [(row.get("identity") or {}).get(name) or {} for name in encoders]}
-            for row in rows
+    subjects = dict.fromkeys(photo.subject for photo in layer.photos)
+    return PhotoSection(
+        method=layer.method,
+        epsilon={name: 255 * value for name, value in layer.epsilon.items()},
+        visible=_worst([photo.visible for photo in layer.photos]),
+        face=_worst([face.visible for photo in layer.photos for face in photo.faces]),
+        misled=_misled(layer.photos),
+        people=[_person(subject, layer.attacks, shown, encoders) for subject in subjects],
+        lines=[
+            PhotoAttackLine(
+                title=TITLES.get(row.attack, row.attack),
+                photos=described(row),
+                subject=row.subject,
+                identities=[row.identity.get(name) for name in encoders],
+                status=row.status,
+                error=row.error,
+            )
+            for row in layer.attacks
         ],
-    }
+    )
 
 
-def described(row: Mapping[str, Any]) -> str:
-    """Which photos the attacker had: "clean", "protected", "protected, after jpeg"."""
-    return f"{row['photos']}, after {row['purifier']}" if row.get("purifier") else str(row["photos"])
+def described(row: PhotoAttackRow) -> str:
+    """Which photos the attacker had: "clean", "protected" or "protected, after jpeg"."""
+    return row.photos if row.purifier is None else f"{row.photos}, after {row.purifier}"
 
 
-def _person(subject: str, rows: Iterable[Mapping[str, Any]], shown: Encoded, encoders: Sequence[str]) -> dict[str, Any]:
+def _person(subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encoders: Sequence[str]) -> PhotoPerson:
     panels = [
         Panel("photos", title.capitalize(), note, shown[f"layer/{slot}/{subject}"])
         for slot, (title, note) in PHOTOS.items()
         if f"layer/{slot}/{subject}" in shown
     ]
     for row in rows:
-        place = row["photos"] if not row.get("purifier") else f"{row['photos']}+{file_name(row['purifier'])}"
-        images = shown.get(f"layer/{file_name(row['attack'])}/{place}/{subject}")
-        if row["subject"] == subject and images:
-            model = "base" if row["photos"] == "clean" else "hardened"  # their colours
-            title = f"{ATTACKS.get(row['attack'], row['attack'])}, {described(row)}"
-            panels.append(Panel(model, title, _note(row, encoders), images))
-    return {"subject": subject, "panels": panels}
+        photos = row.photos if row.purifier is None else f"{row.photos}+{file_name(row.purifier)}"
+        images = shown.get(f"layer/{file_name(row.attack)}/{photos}/{subject}")
+        if row.subject == subject and images:
+            colour = "base" if row.photos == "clean" else "hardened"
+            title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"
+            panels.append(Panel(colour, title, _note(row, encoders), images))
+    return PhotoPerson(subject, panels)
 
 
-def _note(row: Mapping[str, Any], encoders: Sequence[str]) -> str:
-    means = [((row.get("identity") or {}).get(name) or {}).get("mean") for name in encoders]
-    return "likeness " + " / ".join("–" if mean is None else f"{mean:.2f}".replace("-", "−") for mean in means)
+def _note(row: PhotoAttackRow, encoders: Sequence[str]) -> str:
+    return "likeness " + " / ".join(
+        number(row.identity[name].mean if name in row.identity else None) for name in encoders
+    )
 
 
-def _worst(figures: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The most visible of several: largest change and colour difference, lowest PSNR and SSIM."""
-    worst: dict[str, float | None] = {}
-    for name, choose in (("linf", max), ("psnr", min), ("ssim", min), ("ciede2000_mean", max), ("lpips", max)):
-        values = [entry[name] for entry in figures if entry.get(name) is not None]
-        worst[name] = choose(values) if values else None
-    return worst
+def _worst(figures: Sequence[Visibility]) -> WorstVisibility:
+    return WorstVisibility(
+        linf=max((entry.linf for entry in figures), default=None),
+        psnr=min((entry.psnr for entry in figures if entry.psnr is not None), default=None),
+        ssim=min((entry.ssim for entry in figures if entry.ssim is not None), default=None),
+        ciede2000_mean=max((entry.ciede2000_mean for entry in figures), default=None),
+        lpips=max((entry.lpips for entry in figures if entry.lpips is not None), default=None),
+    )
 
 
-def _cosines(photos: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each encoder that was misled: the highest cosine left between a protected face and its original."""
-    highest: dict[str, dict[str, Any]] = {}
+def _misled(photos: Sequence[ProtectedPhoto]) -> list[MisledEncoder]:
+    highest: dict[str, MisledEncoder] = {}
     for photo in photos:
-        for face in photo["faces"]:
-            for name, entry in face["cosine"].items():
-                if name not in highest or entry["to_original"] > highest[name]["to_original"]:
-                    highest[name] = {"encoder": name, **entry}
+        for face in photo.faces:
+            for name, entry in face.cosine.items():
+                if name not in highest or entry.to_original > highest[name].to_original:
+                    highest[name] = MisledEncoder(name, entry.to_original, entry.threshold)
     return list(highest.values())

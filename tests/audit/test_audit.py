@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apdm.audit import Audit, Person, audit, write_results
+from apdm.audit import AuditPlan, Results, attack_and_judge, read_results, write_results
+from apdm.audit.people import AuditSubjects, Person
+from apdm.audit.results import ModelFile
+from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore
 from apdm.audit.suites import SUITES, Entry
 from apdm.config import AuditConfig
@@ -71,6 +74,8 @@ def family(tiny_pipeline: Path) -> Family:
 
 @pytest.fixture(scope="module")
 def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, Tensor]]]:
+    """run_audit(config, ...) -> the content of results.json, and the pictures."""
+
     def run(config: AuditConfig = CONFIG, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with torch.no_grad():
             prior = family.posterior(photos(4, 50))
@@ -78,19 +83,23 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
         face_score = options.pop("face_score", ConvJudge("face", -1.0, 3))
         encoders = [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)]
         store, reader, clip = (options.pop(name, None) for name in ("store", "reader", "clip"))
-        options = {
-            "models": {"base": family, "hardened": hardened, **options.pop("more", {})},
-            "judges": Judges(encoders, face_score, ConvJudge("features", 0.0, 4), reader=reader, clip=clip),
-            "subjects": [person("s01", 1)],
-            "others": [person("o01", 2)],
-            "strangers": photos(4, 60),
-            "class_images": prior,
-            "instance_prompt": "a photo of sks person",
-            "class_prompt": "a photo of person",
-        } | options
-        done = audit(Audit(config=config, **options), store=store, show_progress=False)
+        subjects = AuditSubjects(
+            options.pop("subjects", [person("s01", 1)]),
+            options.pop("others", [person("o01", 2)]),
+            options.pop("strangers", photos(4, 60)),
+        )
+        plan = AuditPlan.of(
+            config,
+            models={"base": family, "hardened": hardened, **options.pop("more", {})},
+            judges=Judges(encoders, face_score, ConvJudge("features", 0.0, 4), reader=reader, clip=clip),
+            subjects=subjects,
+            instance_prompt="a photo of sks person",
+            class_prompt="a photo of person",
+            **options,
+        )
+        done = attack_and_judge(plan, prior, store=store, show_progress=False)
         assert done is not None
-        return done
+        return to_json(done[0]), done[1]
 
     return run
 
@@ -180,7 +189,7 @@ def test_the_attacks_change_neither_model(run_audit, family):
 
 
 def test_a_longer_run_on_the_hardened_model_shows_costs_beyond_the_nominal_attack(run_audit):
-    results, _ = run_audit(replace(CONFIG, seeds=1), nominal_step=2)
+    results, _ = run_audit(replace(CONFIG, seeds=1, nominal_step=2))
     horizon = {(row["model"], row["role"]): row["curve"][-1]["step"] for row in results["attacks"]}
     assert horizon == {
         ("base", "protected"): 2,
@@ -224,9 +233,8 @@ def test_a_model_that_draws_no_numbers_is_audited_to_the_end_and_has_no_clip_sco
     assert results["utility"]["clip"] is None and 0 < results["utility"]["clip_base"] < 1
     (row,) = rows_of(results, "hardened")
     assert row["error"] == "FloatingPointError: the pictures are not finite"
-    write_results(results, tmp_path / "results.json")
     sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
-    write_report(results, tmp_path / "report.html", sheets)
+    write_report(from_json(Results, results), tmp_path / "report.html", sheets)
     assert "the pictures are not finite" in (tmp_path / "report.html").read_text()
 
 
@@ -261,9 +269,6 @@ def test_without_photos_of_strangers_the_class_pictures_stand_for_them(run_audit
     [
         ({"subjects": []}, "nobody"),
         ({"others": [person("s01", 2)]}, 'id "s01"'),
-        ({"class_images": None}, "class pictures"),
-        ({"nominal_step": 5}, "nominal attack of 5"),
-        ({"nominal_step": 0}, "nominal attack of 0"),
     ],
 )
 def test_an_audit_that_cannot_be_is_refused_before_it_starts(run_audit, options, problem):
@@ -273,10 +278,13 @@ def test_an_audit_that_cannot_be_is_refused_before_it_starts(run_audit, options,
 
 def test_results_are_written_as_strict_json(tmp_path, audited):
     path = tmp_path / "results.json"
-    write_results(audited[0], path)
+    results = from_json(Results, audited[0])
+    write_results(results, path)
     assert json.loads(path.read_text()) == audited[0]
+    assert read_results(path) == results
+    broken = replace(results, utility=replace(results.utility, clip=math.nan))
     with pytest.raises(ValueError):
-        write_results({"mean": math.nan}, path)
+        write_results(broken, path)
     assert json.loads(path.read_text()) == audited[0]
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
@@ -387,8 +395,8 @@ def test_what_trains_on_the_hardened_model_is_run_anew_on_the_base_too_where_tha
     entries = [Entry(spec="transfer:attack=lora,trained_on=hardened"), Entry(spec="lora")]
     seconds = []
     for sha256 in ("one", "one", "two"):
-        paths = {"base": {"path": "b", "sha256": "b"}, "hardened": {"path": "h", "sha256": sha256}}
-        results, _ = run_audit(SHORT, entries=entries, others=[], store=store, paths=paths)
+        files = {"base": ModelFile(path="b", sha256="b"), "hardened": ModelFile(path="h", sha256=sha256)}
+        results, _ = run_audit(SHORT, entries=entries, others=[], store=store, files=files)
         seconds.append({(row["attack"], row["model"]): row["seconds"] for row in results["attacks"]})
     assert seconds[0] == seconds[1]
     kept = [cell for cell, taken in seconds[1].items() if taken == seconds[2][cell]]

@@ -12,7 +12,7 @@ import torch
 from apdm.audit import read_results
 from apdm.audit.attention import identifier_maps, identifier_positions
 from apdm.audit.models import check_comparable, is_same
-from apdm.audit.people import Folders
+from apdm.audit.people import PhotoFolders
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import SUITES, AttackFactory, Entry, available, chosen, lengthened, short_of_cost
 from apdm.config import AuditConfig, AuditJobConfig, load_config
@@ -56,7 +56,7 @@ def test_a_key_changes_with_every_fact_and_not_with_their_order():
     assert len({tensor_hash(photos), tensor_hash(photos.T), tensor_hash(photos + 1e-6), tensor_hash(None)}) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2}', "{}"])
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2}', "{}", '{"schema": 1}'])
 def test_results_of_another_schema_are_refused(content: str, tmp_path: Path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match="results.json"):
@@ -70,9 +70,8 @@ SKS = "a photo of sks person"
 
 
 def attack_factory(**options: Any) -> AttackFactory:
-    config = AuditConfig(learning_rate=3e-4, train_batch_size=12, **options)
-    prompts = {"instance_prompt": SKS, "class_prompt": "a photo of person"}
-    return AttackFactory(options=config, nominal_step=100, **prompts)
+    config = AuditConfig(learning_rate=3e-4, train_batch_size=12, nominal_step=100, **options)
+    return AttackFactory.of(config, SKS, "a photo of person")
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -177,20 +176,20 @@ def job(folder: Path, *words: str) -> AuditJobConfig:
 def test_one_folder_holds_all_and_each_part_can_be_named_apart(tmp_path: Path):
     write_subjects(tmp_path / "all", protected=2, others=1, consenting=1, strangers=3)
     config = job(tmp_path / "all")
-    people = Folders.below(config.subjects, config).load(32)
-    assert [person.id for person in people.subjects] == ["s01", "s02"]
+    people = PhotoFolders.below(config.subjects, config).load(32)
+    assert [person.id for person in people.protected] == ["s01", "s02"]
     assert [person.id for person in people.others] == ["o01"]
     assert people.strangers is not None and people.consenting is not None
     assert people.strangers.shape == (3, 3, 32, 32) and people.consenting.shape == (4, 3, 32, 32)
-    assert people.subjects[0].photos.shape == (4, 3, 32, 32) and people.subjects[0].references.shape[0] == 12
+    assert people.protected[0].photos.shape == (4, 3, 32, 32) and people.protected[0].references.shape[0] == 12
 
     config = job(tmp_path / "all/attacker", "--holdout_data_dir", str(tmp_path / "all/holdout"))
-    plain = Folders.below(config.subjects, config).load(32)
-    assert [person.id for person in plain.subjects] == ["s01", "s02"]
+    plain = PhotoFolders.below(config.subjects, config).load(32)
+    assert [person.id for person in plain.protected] == ["s01", "s02"]
     assert plain.others == [] and plain.strangers is None
     with pytest.raises(UserError, match="name their folder with holdout_data_dir"):
         config = job(tmp_path / "all/attacker")
-        Folders.below(config.subjects, config).load(32)
+        PhotoFolders.below(config.subjects, config).load(32)
 
 
 def test_models_are_the_same_where_all_weights_are_and_comparable_where_all_sizes_are(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from portrait_run import harden
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.people import Folders
-from apdm.audit.photo_plan import PhotoPlan
-from apdm.audit.photos import PhotoAudit, PhotoPair, load_pair
+from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit
+from apdm.audit.plan import Drawing
+from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_photos
+from apdm.audit.results import PhotoAttackRow, read_results
 from apdm.audit.store import CellStore
-from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, load_config
+from apdm.audit.suites import AttackFactory
+from apdm.config import AuditConfig, HardenConfig, load_config
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
 from apdm.export.leaks import scan_for_leaks
@@ -27,11 +30,11 @@ from apdm.export.manifest import verify_manifest
 from apdm.faces import load_encoder, load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
 from apdm.families import load_family
-from apdm.jobs.judged import JudgedPeople
+from apdm.jobs.final_audit import load_audit_inputs
 from apdm.metrics.judges import Judges
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
-from apdm.report import page as report
+from apdm.report.page import write_report
 
 QUICK = {
     "image_layer.enabled": "true",
@@ -96,95 +99,102 @@ def test_the_report_shows_photos_their_change_and_what_attacks_make_of_them(outp
 
 
 def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path, tmp_path: Path):
-    results = json.loads((output / "results.json").read_text())
-    report.write_report(results, tmp_path / "report.html", {"layer/dreambooth/clean/s01": [picture()]})
+    results = read_results(output / "results.json")
+    write_report(results, tmp_path / "report.html", {"layer/dreambooth/clean/s01": [picture()]})
     text = Page(tmp_path / "report.html").text("photos")
     assert "DreamBooth, clean" in text and "Original" not in text and "Difference" not in text
 
 
-def photo_audit(
-    attack_path: Path, settings: dict[str, Any] | None = None, **options: Any
-) -> tuple[PhotoAudit, dict[str, PhotoPair]]:
-    """On the bundled pipeline, as short as can be, with grey photos of one person."""
+PHOTOS = torch.zeros(2, 3, 64, 64)
+PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
+
+
+def attack_photos(
+    attack_path: Path, settings: dict[str, Any] | None = None, store: CellStore | None = None
+) -> tuple[list[PhotoAttackRow], dict[str, torch.Tensor]]:
+    """Attack the bundled pipeline, as short as can be, with grey photos of one person."""
     family = load_family(PIPELINE)
     judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures())
-    photos = torch.zeros(2, 3, 64, 64)
     with torch.no_grad():
-        prior, references = family.posterior(photos), judges.embed(photos / 2 + 0.5)
+        prior, references = family.posterior(PHOTOS), judges.embed(PHOTOS / 2 + 0.5)
+    options = AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {}))
+    adapter = FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a"))
     audit = PhotoAudit(
-        config=AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {})),
         base=family,
         class_images=prior,
         judges=judges,
-        adapter=FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a")),
-        instance_prompt="a photo of sks person",
-        class_prompt="a photo of a person",
+        specs=replace(PhotoAttackSpecs.load(options, **PROMPTS, allow_pickle=False), adapter=adapter),
+        factory=AttackFactory.of(options, **PROMPTS),
+        drawing=Drawing.of(options),
         seed=0,
-        **options,
+        facts={"x": 1},
     )
-    return audit, {"s01": PhotoPair(photos, photos, references)}
+    done = audit.run({"s01": PhotoPair(PHOTOS, PHOTOS)}, {"s01": references}, store=store, show_progress=False)
+    assert done is not None
+    return done
 
 
 def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept(tmp_path: Path):
     settings = {"purifiers": ["flip", "jpeg:quality=50"]}
-    options = {"store": CellStore(tmp_path / "cells"), "facts": {"x": 1}}
-    audit, people = photo_audit(tmp_path / "gone.safetensors", settings, **options)
-    rows, pictures = audit.run(people)
-    dreambooth = [row for row in rows if row["attack"] == "dreambooth"]
-    assert [(row["photos"], row["purifier"]) for row in dreambooth] == [
+    store = CellStore(tmp_path / "cells")
+    rows, pictures = attack_photos(tmp_path / "gone.safetensors", settings, store)
+    dreambooth = [row for row in rows if row.attack == "dreambooth"]
+    assert [(row.photos, row.purifier) for row in dreambooth] == [
         ("clean", None),
         ("protected", None),
         ("protected", "flip"),
         ("protected", "jpeg:quality=50"),
     ]
     assert "layer/dreambooth/protected+jpeg_quality=50/s01" in pictures
-    assert [row["status"] for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
-    again, _ = audit.run(people)
-    assert [row["seconds"] for row in again[:4]] == [row["seconds"] for row in rows[:4]]
+    assert [row.status for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
+    again, _ = attack_photos(tmp_path / "gone.safetensors", settings, store)
+    assert [row.seconds for row in again[:4]] == [row.seconds for row in rows[:4]]
 
 
 def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path: Path):
     specs = ["lora:max_train_steps=1", "img2img:strength=0.5", "inpainting"]
-    audit, people = photo_audit(tmp_path / "gone.safetensors", {"photo_attacks": specs, "edit_prompt": "in a hat"})
-    rows, pictures = audit.run(people)
+    settings = {"photo_attacks": specs, "edit_prompt": "in a hat"}
+    rows, pictures = attack_photos(tmp_path / "gone.safetensors", settings)
     for spec in specs:
-        clean, protected = (row for row in rows if row["attack"] == spec)
-        assert [clean["photos"], protected["photos"]] == ["clean", "protected"]
-        assert clean["status"] == "ok", clean["error"]
-        assert clean["identity"] == protected["identity"]  # the same photos and draws
-        assert clean["params"].get("prompt") == (None if spec.startswith("lora") else "in a hat")
+        clean, protected = (row for row in rows if row.attack == spec)
+        assert [clean.photos, protected.photos] == ["clean", "protected"]
+        assert clean.status == "ok", clean.error
+        assert clean.identity == protected.identity  # the same photos and draws
+        assert clean.params.get("prompt") == (None if spec.startswith("lora") else "in a hat")
     places = {"lora_max_train_steps=1", "img2img_strength=0.5", "inpainting"}
     assert {f"layer/{place}/clean/s01" for place in places} < set(pictures)
 
 
 def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, tmp_path: Path):
-    words = ["--base", "b", "--hardened", "h", "--output_dir", "o", "--subjects", str(people), "--resolution", "64"]
-    family = load_family(PIPELINE)
-
-    def plan(*more: str) -> PhotoPlan | None:
-        config = load_config(AuditJobConfig, [*words, *more])
-        return PhotoPlan.load(config, family, Folders.below(config.subjects, config).load(64).subjects)
-
-    assert plan() is None
-    photos = ("--protected_photos", str(output))
-    good = plan(*photos)
-    assert good is not None and list(good.pairs) == ["s01"] and good.figures["method"] == "dladiff"
+    originals = people / "protected"
+    good = load_protected_photos(originals, output, 64, known=["s01"])
+    assert list(good.pairs) == ["s01"] and good.perturbation.method == "dladiff"
     with pytest.raises(UserError, match="perturbation.json"):
-        plan("--protected_photos", str(people))
-    with pytest.raises(UserError, match="o01 is nobody"):
-        plan("--protected_photos", str(output), "--instance_data_dir", str(people / "other"))
+        load_protected_photos(originals, people, 64, known=["s01"])
+    with pytest.raises(UserError, match="no hold-out photos of .*o01"):
+        load_protected_photos(people / "other", output, 64, known=["s01"])
     shutil.copytree(output, tmp_path / "copy")
     (tmp_path / "copy/images/s01/000.png").unlink()
     with pytest.raises(UserError, match="not photos of equal names"):
-        plan("--protected_photos", str(tmp_path / "copy"))
-    with pytest.raises(UserError, match='no purifier "jpg"'):
-        plan("--purifiers", "jpg", *photos)
-    with pytest.raises(UserError, match='no attack "lara"; did you mean "lora"'):
-        plan("--photo_attacks", "lara", *photos)
-    with pytest.raises(UserError, match="leave it out of photo_attacks"):
-        plan("--photo_attacks", "transplant:source=sibling,part=vae", *photos)
-    with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
-        plan("--photo_attacks", "textual_inversion", "--instance_prompt", "a photo of my sks person", *photos)
+        load_protected_photos(originals, tmp_path / "copy", 64, known=["s01"])
+    (tmp_path / "copy/perturbation.json").write_text('{"method": "dladiff"}')
+    with pytest.raises(UserError, match="perturbation.json was not written by this version: schema is missing"):
+        load_protected_photos(originals, tmp_path / "copy", 64, known=["s01"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "identifier", "said"),
+    [
+        ({"purifiers": ["jpg"]}, "sks", 'no purifier "jpg"'),
+        ({"photo_attacks": ["lara"]}, "sks", 'no attack "lara"; did you mean "lora"'),
+        ({"photo_attacks": ["transplant:source=sibling,part=vae"]}, "sks", "leave it out of photo_attacks"),
+        ({"photo_attacks": ["textual_inversion"]}, "my sks", 'no identifier in "a photo of my sks person"'),
+    ],
+)
+def test_attacks_on_photos_that_cannot_be_run_are_bad_input(settings: dict[str, Any], identifier: str, said: str):
+    prompts = {"instance_prompt": f"a photo of {identifier} person", "class_prompt": "a photo of person"}
+    with pytest.raises(UserError, match=said):
+        PhotoAttackSpecs.load(AuditConfig(**settings), **prompts, allow_pickle=False)
 
 
 def grey(folder: Path, **levels: int) -> list[Path]:
@@ -200,8 +210,8 @@ def test_photos_are_paired_by_the_name_before_the_last_dot_whatever_their_order(
     photos = grey(tmp_path / "mine/s01", me__jpg=60, me__new__jpg=200)
     saved = grey(tmp_path / "images/s01", me__png=60, me__new__png=200)
     assert [path.stem for path in photos] != [path.stem for path in saved]  # "me.j" < "me.n" < "me.p"
-    clean, protected = load_pair(Subject("s01", photos), tmp_path / "images", saved, 16)
-    assert torch.allclose(clean, protected, atol=0.02)
+    pair = load_pair(Subject("s01", photos), tmp_path / "images", saved, 16)
+    assert torch.allclose(pair.clean, pair.protected, atol=0.02)
     for wrong in (saved[:1], [*saved, tmp_path / "images/s01/me.webp"]):
         with pytest.raises(UserError, match="images/s01 and .*mine/s01 are not photos of equal names"):
             load_pair(Subject("s01", photos), tmp_path / "images", wrong, 16)
@@ -225,24 +235,22 @@ def hardening(people: Path, *words: str) -> HardenConfig:
 def test_attacks_that_cannot_be_run_are_refused_before_the_hardening(words: list[str], said: str, people: Path):
     config = hardening(people, "--audit.enabled", "true", "--image_layer.enabled", "false", *words)
     with pytest.raises(UserError, match=said):
-        JudgedPeople.load(config, ["s01"])
+        load_audit_inputs(config)
 
 
-def test_an_audit_that_cannot_pass_is_said_before_the_hardening(people: Path, capsys: pytest.CaptureFixture[str]):
-    JudgedPeople.load(hardening(people, "--audit.enabled", "true"), ["s01"])
-    assert capsys.readouterr().err == ""
-    words = ["--audit.enabled", "true", "--audit.min_cost_factor", "3"]
-    JudgedPeople.load(hardening(people, *words), ["s01"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("apdm: audit.max_train_steps = 1400 is 2 times the nominal attack's 700 steps")
-    assert 'the verdict can hardly be "protected"' in line  # it is measured before the nominal step too
+def test_an_audit_that_cannot_pass_is_said_before_the_hardening(people: Path, caplog: pytest.LogCaptureFixture):
+    load_audit_inputs(hardening(people, "--audit.enabled", "true"))
+    assert caplog.messages == []
+    load_audit_inputs(hardening(people, "--audit.enabled", "true", "--audit.min_cost_factor", "3"))
+    (message,) = caplog.messages
+    assert message.startswith("audit.max_train_steps = 1400 is 2 times the nominal attack's 700 steps")
+    assert 'so the verdict can hardly be "protected"' in message  # it is measured before the nominal step too
 
 
 def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):
-    audit, people = photo_audit(tmp_path / "gone.safetensors")
-    rows, pictures = audit.run(people)
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "failed"]
-    assert "gone.safetensors does not exist" in rows[2]["error"] and rows[2]["identity"] == {}
+    rows, pictures = attack_photos(tmp_path / "gone.safetensors")
+    assert [row.status for row in rows] == ["ok", "ok", "failed", "failed"]
+    assert "gone.safetensors does not exist" in (rows[2].error or "") and rows[2].identity == {}
     assert sorted(pictures) == ["layer/dreambooth/clean/s01", "layer/dreambooth/protected/s01"]
-    # The same photos and draws: the arms are paired.
-    assert rows[0]["identity"] == rows[1]["identity"]
+    # The same photos and draws: the rows are paired.
+    assert rows[0].identity == rows[1].identity

@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 
 import pytest
 
-from apdm.audit.rows import add_row_figures, is_void, other_subjects
+from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
+from apdm.audit.rows import comparison, is_void, other_people, with_row_figures
+from apdm.audit.schema import from_json, to_json
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.config import AuditConfig
+from apdm.metrics.statistics import bootstrap_interval
 
 
 def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
@@ -17,12 +22,17 @@ def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str
 
 
 def made_up_row(model: str, role: str, curve: dict[int, dict[str, Any]], **facts: Any) -> dict[str, Any]:
-    points = [{"step": s, "identity": {"enc": entry}, "loss": 1.0 - s / 1e4} for s, entry in curve.items()]
+    points = [
+        {"step": s, "identity": {"enc": entry}, "quality": {}, "loss": 1.0 - s / 1e4} for s, entry in curve.items()
+    ]
     subject = "s01" if role == "protected" else "o01"
     at_nominal = next(point for point in points if point["step"] == 10)
     return {
         "attack": "dreambooth",
         "spec": "dreambooth",
+        "params": {},
+        "assumes": "the weights",
+        "white_box": None,
         "required": True,
         "long": True,
         "nominal_step": 10,
@@ -35,11 +45,16 @@ def made_up_row(model: str, role: str, curve: dict[int, dict[str, Any]], **facts
         "error": None,
         "curve": points,
         "identity": at_nominal["identity"],
+        "quality": {},
+        "scores": {},
+        "seconds": 1.0,
+        "unreliable": [],
+        "steps_to_match": None,
     } | facts
 
 
-def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: None) -> dict[str, Any]:
-    """Results that are as good as can be, less what `change` does to the draft of them."""
+def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: None) -> Measurements:
+    """Measurements that are as good as can be, but for what `change` does to the draft of them."""
     learned, safe = identity(0.6, 1.0), identity(0.05, 0.0)
     draft: dict[str, Any] = {
         "base": made_up_row("base", "protected", {0: safe, 10: learned}),
@@ -47,30 +62,64 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         "other_base": made_up_row("base", "other", {0: safe, 10: learned}),
         "other_hardened": made_up_row("hardened", "other", {0: safe, 10: learned}),
         "utility": {
+            "num_images": 8,
             "class_face_rate": {"base": 1.0, "hardened": 0.95},
             "fid_to_base": 1.5,
             "fid_base_seed_to_seed": 1.0,
-            "drift": {"hair": {"distance": {"hardened": 0.1}, "base_seed_to_seed": 0.05}},
+            "kid_to_base": None,
+            "kid_base_seed_to_seed": None,
+            "drift": {
+                "hair": {"values": [], "shares": {}, "distance": {"hardened": 0.1}, "base_seed_to_seed": 0.05},
+            },
+            "clip": None,
+            "clip_base": None,
         },
-        "strangers": {"enc": {"source": "photos", "subjects": {"s01": 0.0}}},
+        "strangers": {
+            "enc": {
+                "mean": 0.0,
+                "std": 0.1,
+                "source": "photos",
+                "subjects": {"s01": 0.0},
+                "class_pictures": {"mean": None, "std": None},
+            },
+        },
         "seeds": [0, 1, 2],
         "subjects": ["s01"],
         "others": ["o01"],
-        "judges": {"encoders": [{"name": "enc"}]},
+        "judges": {
+            "encoders": [{"name": "enc", "threshold": 0.5}],
+            "face_score": {"name": "face", "threshold": 0.5},
+            "extractor": "features",
+            "similarity": "features",
+            "clip": None,
+            "attributes": None,
+            "brisque": "none",
+        },
+        "left_out": [],
     }
     change(draft)
-    rows = [draft.pop(key) for key in ("base", "hardened", "other_base", "other_hardened") if key in draft]
-    rows += draft.pop("more", [])
-    add_row_figures(rows)
-    draft["utility"]["other_subjects"] = other_subjects(rows, ["enc"])
-    return draft | {"attacks": rows}
+    drafts = [draft.pop(key) for key in ("base", "hardened", "other_base", "other_hardened") if key in draft]
+    rows = with_row_figures([from_json(AttackRow, row) for row in drafts + draft.pop("more", [])])
+    others = other_people(rows, ["enc"])
+    draft |= {"schema": 1, "command": None, "package": {}, "models": {}, "attacks": []}
+    draft["utility"]["other_subjects"] = []
+    measured = from_json(Measurements, draft)
+    return replace(measured, attacks=rows, utility=replace(measured.utility, other_subjects=others))
 
 
-def verdict_on(results: dict[str, Any], config: AuditConfig | None = None) -> dict[str, Any]:
-    """The verdict, and with it every attack's under "by_attack"."""
-    config = config or AuditConfig()
-    by_attack = judge_attacks(results, config)
-    return judge({**results, "by_attack": by_attack}, config) | {"by_attack": by_attack}
+def thresholds_of(config: AuditConfig) -> Thresholds:
+    return Thresholds(**{field.name: getattr(config, field.name) for field in fields(Thresholds)})
+
+
+def outcomes_of(measured: Measurements) -> list[AttackOutcome]:
+    return judge_attacks(measured, thresholds_of(AuditConfig()))
+
+
+def verdict_on(measured: Measurements, config: AuditConfig | None = None) -> dict[str, Any]:
+    """The verdict as JSON, and with it the outcome of every attack under "by_attack"."""
+    thresholds = thresholds_of(config or AuditConfig())
+    outcomes = judge_attacks(measured, thresholds)
+    return to_json(judge(measured, outcomes, thresholds)) | {"by_attack": [to_json(outcome) for outcome in outcomes]}
 
 
 def curve(role: str, model: str, points: dict[int, dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
@@ -175,7 +224,7 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
             point["identity"]["enc-b"] = point["identity"]["enc"]
     draft["base"]["identity"]["enc-b"] = identity(0.6, 0.75)
     draft["strangers"]["enc-b"] = draft["strangers"]["enc"]
-    draft["judges"]["encoders"].append({"name": "enc-b"})
+    draft["judges"]["encoders"].append({"name": "enc-b", "threshold": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -236,8 +285,8 @@ def test_others_who_are_as_late_as_the_protected_are_noted_though_they_get_there
         curve("other", "hardened", {0: SAFE, 5: identity(0.3, 0.0), 10: LEARNED})(draft)
 
     results = made_up_results(late)
-    (other,) = results["utility"]["other_subjects"]
-    assert other["ratio"] == 1 and other["course_ratio"] == pytest.approx((0.3 + 0.6) / (0.6 + 0.6))
+    (other,) = results.utility.other_subjects
+    assert other.ratio == 1 and other.course_ratio == pytest.approx((0.3 + 0.6) / (0.6 + 0.6))
     verdict = verdict_on(results)
     assert verdict["protected"] is True
     assert verdict["notes"] == [
@@ -292,8 +341,8 @@ def test_an_attack_that_fails_on_the_base_is_void_and_never_counts_as_protection
 
 def test_an_attack_that_worked_on_the_base_and_went_on_until_it_did_not_is_no_void_one():
     learned, safe = identity(0.6, 1.0), identity(0.05, 0.0)
-    row = made_up_row("base", "protected", {0: safe, 5: learned, 10: safe})
-    assert not is_void(row) and is_void(row | {"nominal_step": 4})
+    row = from_json(AttackRow, made_up_row("base", "protected", {0: safe, 5: learned, 10: safe}))
+    assert not is_void(row) and is_void(replace(row, nominal_step=4))
 
 
 def test_a_void_pair_enters_no_mean_and_no_cost():
@@ -360,18 +409,18 @@ def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
         of("void", STAYS, LEARNS)(draft)
         of("optional", LEARNS, LEARNS, required=False)(draft)
 
-    worst = worst_attack(verdict_on(made_up_results(more))["by_attack"])
-    assert worst is not None and worst["spec"] == "lora"
+    worst = worst_attack(outcomes_of(made_up_results(more)))
+    assert worst is not None and worst.spec == "lora"
 
 
 def test_the_headline_is_no_attack_that_ended_unmatched_with_the_nominal_steps_unless_all_did():
-    verdict = verdict_on(made_up_results(of("lora", LEARNS, STAYS)))
-    bounds = {attack["spec"]: attack["cost_factor"]["worst"]["factor"] for attack in verdict["by_attack"]}
-    assert bounds == {"dreambooth": 10, "lora": 1}  # the latter at least, which says nothing
-    worst = worst_attack(verdict["by_attack"])
-    assert worst is not None and worst["spec"] == "dreambooth"
-    only = worst_attack(verdict["by_attack"][1:])
-    assert only is not None and only["spec"] == "lora"
+    outcomes = outcomes_of(made_up_results(of("lora", LEARNS, STAYS)))
+    bounds = {outcome.spec: outcome.cost_factor.worst for outcome in outcomes}
+    assert {spec: bound and bound.factor for spec, bound in bounds.items()} == {"dreambooth": 10, "lora": 1}
+    worst = worst_attack(outcomes)
+    assert worst is not None and worst.spec == "dreambooth"
+    only = worst_attack(outcomes[1:])
+    assert only is not None and only.spec == "lora"
 
 
 @pytest.mark.parametrize("required", [True, False])
@@ -382,3 +431,34 @@ def test_what_was_left_out_is_noted_and_forbids_a_claim_where_it_is_required(req
     assert verdict["protected"] is not required
     assert verdict["unreliable"] == ([f"task_vector, which is required, was left out: {reason}"] if required else [])
     assert verdict["notes"] == ([] if required else [f"task_vector was left out: {reason}."])
+
+
+# -- intervals ------------------------------------------------------------------------------------------------
+
+
+def paired(values: dict[str, list[float]]) -> list[AttackRow]:
+    """Rows of {person: what the base reaches with each seed}; the hardened model reaches half as much."""
+    rows = []
+    for (person, reached), (model, share) in product(values.items(), (("base", 1.0), ("hardened", 0.5))):
+        for seed, value in enumerate(reached):
+            points = {0: SAFE, 10: identity(share * value, 1.0)}
+            rows.append(from_json(AttackRow, made_up_row(model, "protected", points, subject=person, seed=seed)))
+    return rows
+
+
+def test_an_interval_of_one_pair_is_not_known():
+    entry = comparison(paired({"s01": [0.8]}), ["enc"])["enc"]
+    assert (entry.base, entry.difference, entry.pairs) == (0.8, 0.4, 1)
+    assert entry.base_interval is entry.hardened_interval is entry.difference_interval is None
+
+
+def test_seeds_of_one_person_make_no_interval_of_people_narrower():
+    once = comparison(paired({"s01": [0.2], "s02": [0.6], "s03": [0.7]}), ["enc"])["enc"]
+    assert once.base_interval == list(bootstrap_interval([0.2, 0.6, 0.7]))
+    assert once.difference_interval == list(bootstrap_interval([0.2, 0.6, 0.7], [0.1, 0.3, 0.35]))
+    often = comparison(paired({"s01": [0.2] * 8, "s02": [0.6] * 8, "s03": [0.7] * 8}), ["enc"])["enc"]
+    assert often.pairs == 24
+    for name in ("base_interval", "hardened_interval", "difference_interval"):
+        assert getattr(often, name) == pytest.approx(getattr(once, name))
+    alone = comparison(paired({"s01": [0.2, 0.6, 0.7]}), ["enc"])["enc"]
+    assert alone.base_interval == once.base_interval  # over seeds, there being nobody else

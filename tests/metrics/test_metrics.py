@@ -2,15 +2,12 @@
 
 import math
 from dataclasses import asdict
-from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from apdm.audit.rows import comparison
 from apdm.metrics.drift import class_drift, histogram, total_variation
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
@@ -144,34 +141,6 @@ def test_a_paired_interval_sees_a_small_difference_through_a_large_shared_spread
         bootstrap_interval([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="at least two"):
         bootstrap_interval([1.0])
-
-
-def paired(values: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Rows of {person: what the base reaches with each seed}; the hardened model reaches half as much."""
-    rows = []
-    for (person, reached), (model, share) in product(values.items(), (("base", 1.0), ("hardened", 0.5))):
-        for seed, value in enumerate(reached):
-            who = {"model": model, "role": "protected", "subject": person, "seed": seed, "status": "ok"}
-            rows.append({**who, "identity": {"enc": {"mean": share * value}}})
-    return rows
-
-
-def test_an_interval_of_one_pair_is_not_known():
-    entry = comparison(paired({"s01": [0.8]}), ["enc"])["enc"]
-    assert (entry["base"], entry["difference"], entry["pairs"]) == (0.8, 0.4, 1)
-    assert entry["base_interval"] is entry["hardened_interval"] is entry["difference_interval"] is None
-
-
-def test_seeds_of_one_person_make_no_interval_of_people_narrower():
-    once = comparison(paired({"s01": [0.2], "s02": [0.6], "s03": [0.7]}), ["enc"])["enc"]
-    assert once["base_interval"] == list(bootstrap_interval([0.2, 0.6, 0.7]))
-    assert once["difference_interval"] == list(bootstrap_interval([0.2, 0.6, 0.7], [0.1, 0.3, 0.35]))
-    often = comparison(paired({"s01": [0.2] * 8, "s02": [0.6] * 8, "s03": [0.7] * 8}), ["enc"])["enc"]
-    assert often["pairs"] == 24
-    for name in ("base_interval", "hardened_interval", "difference_interval"):
-        assert often[name] == pytest.approx(once[name])
-    alone = comparison(paired({"s01": [0.2, 0.6, 0.7]}), ["enc"])["enc"]
-    assert alone["base_interval"] == once["base_interval"]  # over seeds, there being nobody else
 
 
 @pytest.mark.parametrize(

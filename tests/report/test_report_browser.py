@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_results import row
+from tiny_results import outcome, row
 
+from apdm.audit.results import Results
+from apdm.audit.schema import from_json
 from apdm.report.page import write_report
 from tools.portraits.showcase import find_browser, first_screen
 
@@ -57,29 +59,14 @@ def page(tmp_path: Path, results: dict[str, Any], pictures: dict[str, Any]) -> P
     for spec in ("two_stage", "lora:rank=32,train_text_encoder=true,learning_rate_factor=3"):
         for model in ("base", "placebo", "hardened"):
             rows.append(row(model, "s01", 3, [0.1, 0.6]) | {"spec": spec, "assumes": "the weights"})
-    interval = {"pairs": 2, "hardened_interval": [0.1, 0.3], "worst": {"subject": "s01", "likeness": 0.4}, "base": 0.7}
+    states = ("not protected", "void", "protected")
+    specs = dict.fromkeys(one["spec"] for one in rows)
     results["by_attack"] = [
-        {
-            "spec": spec,
-            "state": state,
-            "required": True,
-            "cells": 4,
-            "failed": 1,
-            "void": 1,
-            "checks": [check],
-            "comparison": {"enc-a": {**interval, "hardened": 0.2}},
-            "placebo": {"enc-a": {"placebo": 0.5, "hardened": 0.2}},
-            "no_attack": {"hardened": {"enc-a": 0.05}},
-            "cost_factor": {"worst": {"factor": 2.5, "at_least": True}},
-        }
-        for spec, state in zip(
-            dict.fromkeys(one.get("spec", "dreambooth") for one in rows),
-            ("not protected", "void", "protected"),
-            strict=True,
-        )
+        outcome(spec, pairs=2, state=state, failed=1, void=1, checks=[check], no_attack={"hardened": {"enc-a": 0.05}})
+        for spec, state in zip(specs, states, strict=True)
     ]
-    results["left_out"] = [{"spec": "task_vector", "reason": "it needs a sibling model"}]
-    write_report(results, tmp_path / "report.html", pictures)
+    results["left_out"] = [{"spec": "task_vector", "reason": "it needs a sibling model", "required": True}]
+    write_report(from_json(Results, results), tmp_path / "report.html", pictures)
     return tmp_path / "report.html"
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from apdm.audit import read_results
+from apdm.audit.schema import to_json
 from tools.portraits.showcase import BEGIN, END, figures, insert, promise
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,7 @@ def test_the_readme_shows_the_figures_of_the_committed_results() -> None:
 
 def test_the_threat_model_promises_what_the_committed_results_say() -> None:
     text = (ROOT / "docs/threat-model.md").read_text()
-    assert insert(text, promise(read_results(ROOT / "benchmarks/results/demo.json"))) == text
+    assert insert(text, promise(to_json(read_results(ROOT / "benchmarks/results/demo.json")))) == text
 
 
 def test_figures_replace_what_stood_between_the_markers() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from PIL import Image
 
 from apdm.audit import read_results
+from apdm.audit.schema import to_json
 from apdm.core.files import write_text
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
     demo: Path = parser.parse_args().demo
-    results = read_results(demo / "results.json")
+    results = to_json(read_results(demo / "results.json"))
     shutil.copyfile(demo / "results.json", "benchmarks/results/demo.json")
     subject, seed = results["subjects"][0], results["seeds"][0]
     base, hardened = (demo / f"pictures/attack/{model}/{subject}/{seed}.png" for model in ("base", "hardened"))

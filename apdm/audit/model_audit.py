@@ -1,0 +1,130 @@
+"""The whole audit of the models: attack them, measure, and judge."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from apdm.audit.cells import CellRunner
+from apdm.audit.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
+from apdm.audit.matrix import Matrix
+from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.results import SCHEMA, AttackOutcome, HeadlineCost, Measurements, Results
+from apdm.audit.rows import comparison, cost_factors, other_people, with_row_figures
+from apdm.audit.store import CellStore, kept
+from apdm.audit.suites import available
+from apdm.audit.verdict import judge, judge_attacks, worst_attack
+from apdm.core.versions import package_versions
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
+from apdm.families import Posterior
+
+
+def attack_and_judge(
+    plan: AuditPlan,
+    class_images: Posterior,
+    *,
+    store: CellStore | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
+    show_progress: bool = True,
+) -> tuple[Results, dict[str, Tensor]] | None:
+    """Attack all models with the photos of all people and with all seeds, and judge.
+
+    The likeness that the nominal attack reaches on the base after its nominal steps is what there is to prevent. The
+    base is attacked for so many steps, and so is every model on people who are not protected. On protected people the
+    hardened model is attacked for `plan.max_train_steps`, by attacks that are `long`: so cost factors up to
+    max_train_steps / nominal steps can be shown. An attack that fails gives a row that says so; it does not end the
+    audit.
+
+    Args:
+        class_images: latents of the attacker's class pictures, for prior preservation.
+        store: where finished attacks are kept and found; None keeps nothing.
+        processes: the processes that share the attacks.
+    Returns:
+        In the main process the results, and pictures {name: [N, 3, H, W] in [0, 1]}; None in the others. The names are
+        "class/<model>", "attack/<model>/<person>/<seed>" after the first attack and "<spec>/<model>/<person>/<seed>"
+        after the others, "attention/..." for the attention maps of both, and with `plan.show_photos`
+        "photos/<person>". Picture i of all models starts from the same noise.
+    Raises:
+        UserError: likeness by chance cannot be measured, see `measure_strangers`.
+        Interrupted: the user stopped the audit. What is finished stays in the store.
+    """
+    with kept(store) as cells:
+        return _attack_and_judge(plan, class_images, cells, processes, show_progress)
+
+
+def _attack_and_judge(
+    plan: AuditPlan, class_images: Posterior, store: CellStore, processes: ProcessGroup, show_progress: bool
+) -> tuple[Results, dict[str, Tensor]] | None:
+    judges, subjects = plan.judges, plan.subjects
+    entries, left_out = available(plan.entries, plan.models, plan.attacks)
+    matrix = Matrix.of(plan, entries)
+    if processes.is_main:
+        store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values()})
+    processes.wait()
+    class_pictures = draw_class_pictures(plan, store, processes)
+    class_features = {name: judges.features(images) for name, images in class_pictures.items()}
+    people = [*subjects.protected, *subjects.others]
+    references = {person.id: judges.embed(to_unit(person.references)) for person in people}
+    runner = CellRunner(
+        drawing=plan.drawing,
+        judges=judges,
+        models=plan.models,
+        references=references,
+        reference_features={person.id: judges.whole_features(to_unit(person.references)) for person in people},
+        class_images=class_images,
+        consenting=subjects.consenting,
+        class_features=class_features["base"].extracted,
+        class_prompt=plan.class_prompt,
+    )
+    done = matrix.run(runner, store, processes, show_progress=show_progress)
+    if done is None:
+        return None
+    rows, pictures = with_row_figures(done[0]), done[1]
+    protected = {person.id: references[person.id] for person in subjects.protected}
+    measured = Measurements(
+        schema=SCHEMA,
+        command=plan.command,
+        package=package_versions(),
+        seeds=sorted({row.seed for row in rows}),
+        models=dict(plan.files),
+        subjects=list(protected),
+        others=[person.id for person in subjects.others],
+        judges=judges.describe(),
+        strangers=measure_strangers(plan, protected, class_features["base"]),
+        left_out=left_out,
+        attacks=rows,
+        utility=measure_utility(plan, class_pictures, class_features, other_people(rows, judges.names)),
+    )
+    return _judged(plan, measured), _class_and_photos(plan, class_pictures) | pictures
+
+
+def _judged(plan: AuditPlan, measured: Measurements) -> Results:
+    """Everything that was measured, and what follows from it."""
+    outcomes = judge_attacks(measured, plan.thresholds)
+    # Where no attack works on the base, the first one stands for all.
+    worst = worst_attack(outcomes) or outcomes[0]
+    rows = [row for row in measured.attacks if row.spec == worst.spec]
+    return Results(
+        **vars(measured),
+        by_attack=outcomes,
+        comparison=comparison(rows, measured.encoders),
+        cost_factor=_headline_cost(measured, worst),
+        thresholds=plan.thresholds,
+        verdict=judge(measured, outcomes, plan.thresholds),
+    )
+
+
+def _headline_cost(measured: Measurements, attack: AttackOutcome) -> HeadlineCost:
+    """The cost factors of `attack` for all people. The lowest is that of pairs whose attack works on the base, if
+    there is one."""
+    rows = [row for row in measured.attacks if row.spec == attack.spec]
+    costs = cost_factors(rows, measured.encoders, attack.nominal_step)
+    return HeadlineCost(**vars(costs) | {"worst": attack.cost_factor.worst or costs.worst}, spec=attack.spec)
+
+
+def _class_and_photos(plan: AuditPlan, class_pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The class pictures that share their noise, and where they may be shown the people's own photos."""
+    pictures = {"class/base": class_pictures[AGAIN]}
+    pictures |= {f"class/{name}": class_pictures[name] for name in plan.arms if name != "base"}
+    if plan.show_photos:
+        pictures |= {f"photos/{person.id}": to_unit(person.photos) for person in plan.subjects.protected}
+    return pictures

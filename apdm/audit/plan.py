@@ -1,0 +1,159 @@
+"""What an audit attacks, by what, and who judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from apdm.audit.people import AuditSubjects
+from apdm.audit.results import SCHEMA, ModelFile, Thresholds
+from apdm.audit.store import tensor_hash
+from apdm.audit.suites import NOMINAL, AttackFactory, Entry
+from apdm.config import AuditOptions
+from apdm.core.errors import UserError
+from apdm.core.versions import package_versions
+from apdm.families import Family
+from apdm.metrics.judges import Judges
+
+ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
+CELL_FORMAT = 2  # of the cells that `store` keeps; those of another format are attacked again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How the attacker's pictures are drawn: `num_images` for each of `prompts`."""
+
+    prompts: Sequence[str]
+    num_images: int
+    num_inference_steps: int
+    guidance_scale: float
+
+    @staticmethod
+    def of(options: AuditOptions) -> Drawing:
+        return Drawing(
+            prompts=options.prompts,
+            num_images=options.num_images,
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """Everything that determines an audit of models.
+
+    Attributes:
+        models: "base" and "hardened", and maybe "placebo" (hardened against other people), "sibling" and
+            "hardened_sibling" (which some attacks need). They are only read; attacks train copies.
+        subjects: the people, with their photos.
+        judges: the networks that look at the pictures.
+        entries: the attacks, and on whom each is run.
+        attacks: makes an attack from its spec.
+        drawing: how the attacker's pictures are drawn.
+        thresholds: what counts as protected.
+        max_train_steps: how long the hardened model is attacked.
+        measured_steps: attack steps at which likeness is measured, ascending.
+        num_class_images: class pictures drawn by each model.
+        seed: of the first repeat. repeats: number of seeds.
+        show_photos: whether the protected people's own photos are among the pictures.
+        files: {model: where it was read from}; empty if that is not known.
+        command: the command line, for the results.
+    """
+
+    models: Mapping[str, Family]
+    subjects: AuditSubjects
+    judges: Judges
+    entries: Sequence[Entry]
+    attacks: AttackFactory
+    drawing: Drawing
+    thresholds: Thresholds
+    max_train_steps: int
+    measured_steps: Sequence[int]
+    num_class_images: int
+    seed: int
+    repeats: int
+    show_photos: bool
+    files: Mapping[str, ModelFile]
+    command: str | None
+
+    @staticmethod
+    def of(
+        options: AuditOptions,
+        *,
+        models: Mapping[str, Family],
+        subjects: AuditSubjects,
+        judges: Judges,
+        instance_prompt: str,
+        class_prompt: str,
+        entries: Sequence[Entry] = ONLY_NOMINAL,
+        seed: int = 0,
+        files: Mapping[str, ModelFile] | None = None,
+        command: str | None = None,
+    ) -> AuditPlan:
+        """A plan with what `options` say of attacks, drawing and thresholds.
+
+        Raises:
+            UserError: there is nobody to protect, or two people have the same id.
+        """
+        if not subjects.protected:
+            raise UserError("there is nobody to audit: give at least one protected subject")
+        ids = sorted(person.id for person in [*subjects.protected, *subjects.others])
+        if twice := [a for a, b in zip(ids, ids[1:], strict=False) if a == b]:
+            raise UserError(f'two people have the id "{twice[0]}": rename one folder')
+        return AuditPlan(
+            models=models,
+            subjects=subjects,
+            judges=judges,
+            entries=entries,
+            attacks=AttackFactory.of(options, instance_prompt, class_prompt),
+            drawing=Drawing.of(options),
+            thresholds=Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)}),
+            max_train_steps=options.max_train_steps,
+            measured_steps=options.measured_steps,
+            num_class_images=options.num_class_images,
+            seed=seed,
+            repeats=options.seeds,
+            show_photos=options.show_photos,
+            files=files or {},
+            command=command,
+        )
+
+    @property
+    def class_prompt(self) -> str:
+        return self.attacks.class_prompt
+
+    @property
+    def arms(self) -> list[str]:
+        """The models that are attacked, as far as they are given; the others only help some attacks."""
+        return [arm for arm in ("base", "hardened", "placebo") if arm in self.models]
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.repeats))
+
+    def sha256(self, model: str) -> str | None:
+        """The hash of a model's weights; None where it is not known."""
+        return self.files[model].sha256 if model in self.files else None
+
+    def common_facts(self) -> dict[str, Any]:
+        """What determines every finished attack alike, so that a change of it means to attack again."""
+        drawing = self.drawing
+        return {
+            "schema": SCHEMA,
+            "cells": CELL_FORMAT,
+            "package": package_versions(),
+            "judges": asdict(self.judges.describe()),
+            "drawing": [drawing.prompts, drawing.num_images, drawing.num_inference_steps, drawing.guidance_scale],
+            "class": [self.class_prompt, self.num_class_images, self.seed],
+            "base": self.sha256("base"),
+            "models": {name: self.sha256(name) for name in self.models if name not in ("hardened", "placebo")},
+            "consenting": tensor_hash(self.subjects.consenting),
+        }
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as pictures in [0, 1]."""
+    return (images / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,93 @@
+"""The protected photos beside their originals, read and checked before they are attacked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from apdm.audit.results import Perturbation
+from apdm.audit.schema import WrongShape, from_json
+from apdm.core.errors import UserError
+from apdm.data.subjects import Subject, find_subjects, load_images
+from apdm.export.layout import IMAGES, PERTURBATION
+
+
+@dataclass(frozen=True)
+class PhotoPair:
+    """A person's original and protected photos, as a trainer sees them: [N, 3, R, R] in [-1, 1] each.
+
+    Photo i of both is the same picture, before and after.
+    """
+
+    clean: Tensor
+    protected: Tensor
+
+
+@dataclass(frozen=True)
+class ProtectedPhotos:
+    """Everybody's photos, {person: pair}, and how they were protected."""
+
+    pairs: Mapping[str, PhotoPair]
+    perturbation: Perturbation
+
+
+def load_protected_photos(
+    originals: str | Path, made: str | Path, resolution: int, *, known: Collection[str]
+) -> ProtectedPhotos:
+    """Read original and protected photos.
+
+    Args:
+        originals: folder of the originals, one sub-folder per person.
+        made: output folder of `apdm perturb` or `apdm harden`, with the protected photos and perturbation.json.
+        resolution: side of the squares that a trainer makes of the photos.
+        known: ids of the people whose hold-out photos the audit has.
+    Raises:
+        UserError: the photos do not pair off, `made` is not such a folder, or a person is not known.
+    """
+    made = Path(made)
+    perturbation = _read_perturbation(made)
+    protected = {subject.id: subject.images for subject in find_subjects(made / IMAGES)}
+    pairs = {}
+    for subject in find_subjects(originals):
+        if subject.id not in known:
+            raise UserError(f"the audit has no hold-out photos of {originals}/{subject.id}; add some, or leave it out")
+        pairs[subject.id] = load_pair(subject, made / IMAGES, protected.get(subject.id, []), resolution)
+    return ProtectedPhotos(pairs, perturbation)
+
+
+def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolution: int) -> PhotoPair:
+    """Read one person's photos.
+
+    They are paired by the file name before the last dot, because `apdm perturb` may save another kind of file, and so
+    the files may come in another order.
+
+    Args:
+        folder: where the protected photos are, for messages. protected: their files.
+    Raises:
+        UserError: the photos do not pair off.
+    """
+    by_stem = {path.stem: path for path in protected}
+    stems = [path.stem for path in original.images]
+    if len(by_stem) != len(protected) or sorted(by_stem) != sorted(stems):
+        raise UserError(
+            f"{folder}/{original.id} and {original.images[0].parent} are not photos of equal names; run apdm perturb "
+            f"on {original.images[0].parent} again"
+        )
+    protected = [by_stem[stem] for stem in stems]
+    return PhotoPair(load_images(original.images, resolution), load_images(protected, resolution))
+
+
+def _read_perturbation(made: Path) -> Perturbation:
+    path = made / PERTURBATION
+    try:
+        return from_json(Perturbation, json.loads(path.read_text(encoding="utf-8")))
+    except WrongShape as problem:
+        raise UserError(f"{path} was not written by this version: {problem}; run apdm perturb again") from None
+    except (OSError, ValueError):
+        raise UserError(
+            f"{made} has no {PERTURBATION} that can be read; give protected_photos the output folder of apdm perturb"
+        ) from None

@@ -1,0 +1,125 @@
+"""The audit at the end of a hardening job, and the probe while it runs: the same audit as `apdm audit`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.audit.people import PhotoFolders
+from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
+from apdm.audit.protected_photos import load_protected_photos
+from apdm.audit.results import ModelFile, Results
+from apdm.config import HardenConfig
+from apdm.core.files import model_hash
+from apdm.data.subjects import find_subjects
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import MODEL
+from apdm.families import Family
+from apdm.jobs.audit import (
+    AuditInputs,
+    attacker_class_images,
+    audit_and_report,
+    load_inputs,
+    model_file,
+    warn_if_short,
+)
+from apdm.jobs.probe import Probe
+from apdm.protection.attackers import People
+
+
+def load_audit_inputs(config: HardenConfig) -> AuditInputs:
+    """Read and check everything that the audit and the probe of a hardening job need beside the models.
+
+    Raises:
+        UserError: an attack cannot be made, or photos or networks cannot be loaded.
+    """
+    options = config.audit
+    if not config.image_layer.enabled:  # an adapter may be named all the same: it is used once photos are protected
+        options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true")
+    inputs = load_inputs(
+        options,
+        PhotoFolders(
+            attack=options.attack_data_dir or config.instance_data_dir,
+            holdout=options.holdout_data_dir,
+            other=options.other_data_dir,
+            strangers=options.strangers_data_dir,
+        ),
+        entries=ONLY_NOMINAL,
+        models=("base", "hardened"),
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        resolution=config.resolution,
+        with_photos=config.image_layer.enabled,
+        allow_pickle=config.allow_pickle,
+        protected=[subject.id for subject in find_subjects(config.instance_data_dir)],
+    )
+    if options.enabled:
+        warn_if_short(options, ONLY_NOMINAL)
+    return inputs
+
+
+def make_probe(config: HardenConfig, inputs: AuditInputs, people: People) -> Probe:
+    """The probe attack on the first of the people that the model is hardened against."""
+    person, variants = sorted(people.items())[0]
+    attack = DreamBooth(
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        learning_rate=config.audit.learning_rate,
+        max_train_steps=config.validation.probe_steps,
+        train_batch_size=config.audit.train_batch_size,
+        prior_loss_weight=config.audit.prior_loss_weight,
+        seed=config.seed,
+    )
+    margin = config.audit.max_likeness_over_strangers
+    return Probe.on(person, variants[0], attack, inputs.subjects, inputs.judges, margin)
+
+
+def audit_hardened(
+    config: HardenConfig,
+    inputs: AuditInputs,
+    base: Family,
+    hardened: Family,
+    processes: ProcessGroup,
+    *,
+    command: str | None,
+) -> Results | None:
+    """Attack the base, the model that was hardened and the protected photos; the processes share the attacks.
+
+    Returns:
+        The results in the main process, which has written results.json and report.html; None in the others.
+    """
+    output = Path(config.output_dir)
+    plan = AuditPlan.of(
+        config.audit,
+        models={"base": base, "hardened": hardened},
+        subjects=inputs.subjects,
+        judges=inputs.judges,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        entries=ONLY_NOMINAL,
+        seed=config.seed,
+        files={
+            "base": model_file(config.base, base),
+            "hardened": ModelFile(path=MODEL, sha256=model_hash(output / MODEL)),
+        },
+        command=command,
+    )
+    photos = None
+    if inputs.photo_attacks is not None:
+        known = [person.id for person in inputs.subjects.protected]
+        photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known)
+    return audit_and_report(
+        plan,
+        # Drawn as the defence draws its own class pictures, with other seeds.
+        class_images=attacker_class_images(
+            plan,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            resolution=config.resolution,
+        ),
+        photo_attacks=inputs.photo_attacks,
+        photos=photos,
+        output=output,
+        batch_size=config.sample_batch_size,
+        processes=processes,
+    )

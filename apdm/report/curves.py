@@ -1,0 +1,120 @@
+"""Likeness curves as coordinates of a small drawing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from apdm.audit.results import AttackRow
+from apdm.metrics.utility import StrangersLikeness
+
+MODELS = ("base", "placebo", "hardened")  # in the order of drawing
+
+WIDTH, HEIGHT = 340, 210
+LEFT, RIGHT, TOP, BOTTOM = 34, 10, 10, 28  # margins of the plot, for its axes
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A face encoder as the page needs it: its name, its match threshold, and the likeness of strangers."""
+
+    name: str
+    threshold: float
+    strangers: StrangersLikeness
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A polyline. is_mean: whether it is the mean of several seeds, or else a single seed's. points: (x, y)."""
+
+    model: str
+    is_mean: bool
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Likeness over the attack steps, to one person by one encoder, as a drawing of WIDTH x HEIGHT.
+
+    Attributes:
+        band: y of the strangers' mean plus, without and minus their standard deviation.
+        threshold: y of the encoder's match threshold.
+        nominal: x of the end of the nominal attack.
+        x_ticks: (x, attack step). y_ticks: (y, likeness).
+    """
+
+    subject: str
+    encoder: str
+    curves: list[Curve]
+    band: tuple[float, float, float]
+    threshold: float
+    nominal: float
+    x_ticks: list[tuple[float, int]]
+    y_ticks: list[tuple[float, float]]
+
+
+def plots(
+    subjects: Sequence[str], encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_step: int
+) -> Iterator[Plot]:
+    """One plot for each subject and encoder that has a curve; `rows` are those of one attack."""
+    for subject in subjects:
+        measured = [row for row in rows if row.subject == subject and row.curve]
+        for encoder in encoders:
+            curves = [curve for model in MODELS for curve in _curves(measured, model, encoder.name)]
+            if curves:
+                yield _plot(subject, encoder, curves, nominal_step)
+
+
+def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Curve]:
+    """The curve of each seed, and last the mean of those that did not fail, at the steps measured on all of them.
+
+    The points are (step, likeness). A single seed that did not fail is drawn as the mean alone.
+    """
+    whole, seeds = [], []
+    for row in rows:
+        if row.model == model:
+            points = {point.step: point.identity[encoder].mean for point in row.curve}
+            seeds.append(points)
+            if row.status == "ok":
+                whole.append(points)
+    if len(seeds) > 1 or not whole:
+        yield from (Curve(model, False, _sorted_points(points)) for points in seeds)
+    if whole:
+        common = sorted(set.intersection(*map(set, whole)))
+        yield Curve(model, True, [(float(step), fmean(points[step] for points in whole)) for step in common])
+
+
+def _sorted_points(points: dict[int, float]) -> list[tuple[float, float]]:
+    return [(float(step), value) for step, value in sorted(points.items())]
+
+
+def _plot(subject: str, encoder: Encoder, curves: Sequence[Curve], nominal_step: int) -> Plot:
+    mean, std = encoder.strangers.mean, encoder.strangers.std
+    last = max([step for curve in curves for step, _ in curve.points] + [nominal_step or 1])
+    lowest = min([0.0, mean - std, *(value for curve in curves for _, value in curve.points)])
+    low = 0.25 * math.floor(lowest / 0.25)
+
+    def x(step: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / last, 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - value) / (1 - low), 1)
+
+    return Plot(
+        subject=subject,
+        encoder=encoder.name,
+        curves=[Curve(curve.model, curve.is_mean, [(x(s), y(v)) for s, v in curve.points]) for curve in curves],
+        band=(y(mean + std), y(mean), y(mean - std)),
+        threshold=y(encoder.threshold),
+        nominal=x(nominal_step),
+        x_ticks=[(x(step), step) for step in range(0, int(last) + 1, _tick_distance(last))],
+        y_ticks=[(y(low + 0.25 * index), low + 0.25 * index) for index in range(round((1 - low) / 0.25) + 1)],
+    )
+
+
+def _tick_distance(last: float) -> int:
+    """A round distance of ticks that gives at most six of them up to `last`."""
+    size = 10 ** max(0, math.floor(math.log10(last)) - 1)
+    return next(size * distance for distance in (1, 2, 5, 10, 20, 50, 100) if last <= 6 * size * distance)

@@ -1,0 +1,163 @@
+"""The pictures of the page: which are shown where, and their encoding as data URIs.
+
+A slot is a place on the page for a row of pictures. Slots are named:
+
+    <model>/class                   class pictures
+    <model>/attacked/<person>       after the first attack on a protected person
+    <model>/other/<person>          after the first attack on a person who is not protected
+    <model>/by/<attack>/<person>    after a later attack
+    <model>/attention/<attack>/<person>   attention maps after an attack; the first attack is called "attacked"
+    photos/<person>                 the person's own photos
+    layer/...                       protected photos, named as the audit names them
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from apdm.audit.results import AttackOutcome, Results
+from apdm.audit.rows import file_name
+
+Pictures = Mapping[str, Sequence[Image.Image]]
+Encoded = dict[str, list[str]]  # data URIs by slot
+
+FIRST_ATTACK = "attacked"
+MODELS = ("base", "hardened", "placebo")
+PICTURE_BYTES = 4_500_000  # of all data URIs together, so that the page stays below 5 MB
+# (side in pixels, pictures in a slot), from the best to what fits
+PICTURE_SIZES = ((384, 6), (256, 6), (192, 6), (128, 6), (128, 3), (96, 3), (64, 3), (64, 1))
+LOSSLESS_SIDE = 128
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Pictures with a caption.
+
+    Attributes:
+        model: "base", "hardened" or "photos"; it gives the panel its colour.
+        images: data URIs, maybe none.
+    """
+
+    model: str
+    caption: str
+    note: str
+    images: list[str]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the pictures are too small to be shown large."""
+        return any(uri.startswith("data:image/png") for uri in self.images)
+
+
+@dataclass(frozen=True)
+class PanelPair:
+    """The same thing drawn by the base and by the hardened model, with the person's own photos where allowed."""
+
+    title: str
+    base: Panel
+    hardened: Panel
+    photos: Panel | None = None
+
+    @property
+    def has_images(self) -> bool:
+        return bool(self.base.images or self.hardened.images)
+
+
+def panel_pair(
+    title: str, slot: str, shown: Encoded, *, notes: Mapping[str, str] | None = None, photos: str | None = None
+) -> PanelPair:
+    """The two models' pictures of one slot.
+
+    Args:
+        slot: the slot's name without the model.
+        notes: {model: what stands below the caption}.
+        photos: the slot with the person's own photos, which is used if it has pictures.
+    """
+    base, hardened = (
+        Panel(model, f"{model.capitalize()} model", (notes or {}).get(model, ""), shown.get(f"{model}/{slot}", []))
+        for model in ("base", "hardened")
+    )
+    own = Panel("photos", "The person", "own photos", shown[photos]) if photos in shown else None
+    return PanelPair(title, base, hardened, own)
+
+
+def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Image]]:
+    """Sort the audit's pictures into slots; of several seeds the first is shown. Names that are slots already stay.
+
+    Args:
+        pictures: named as `apdm.audit.model_audit.attack_and_judge` and `PhotoAudit.run` name them.
+    """
+    others = set(results.others)
+    sorted_in: dict[str, Sequence[Image.Image]] = {}
+    for name, images in pictures.items():
+        match name.split("/"):
+            case ["class", model]:
+                slot = f"{model}/class"
+            case ["attack", model, person, _]:
+                slot = f"{model}/{'other' if person in others else FIRST_ATTACK}/{person}"
+            case ["attention", attack, model, person, _]:
+                slot = f"{model}/attention/{FIRST_ATTACK if attack == 'attack' else attack}/{person}"
+            case [attack, model, person, _] if model in MODELS:
+                slot = f"{model}/{'others-by' if person in others else 'by'}/{attack}/{person}"
+            case _:
+                slot = name
+        sorted_in.setdefault(slot, images)
+    return sorted_in
+
+
+def shown_slots(results: Results, names: Sequence[str]) -> list[str]:
+    """The slots that the page shows: of later attacks and of attention maps only those of the worst person."""
+    worst = {}
+    for number, outcome in enumerate(results.by_attack):
+        worst[FIRST_ATTACK if number == 0 else file_name(outcome.spec)] = worst_person(outcome, results.subjects)
+    shown = []
+    for name in names:
+        match name.split("/"):
+            case [_, "by" | "attention", attack, person] if worst.get(attack, person) != person:
+                continue
+        shown.append(name)
+    return shown
+
+
+def worst_person(attack: AttackOutcome, subjects: Sequence[str]) -> str:
+    """The person whom the hardened model gives away most in this attack; where that is not known, the first."""
+    worst = [entry.worst for entry in attack.comparison.values()]
+    return max(worst, key=lambda person: person.likeness).subject if worst else subjects[0]
+
+
+def encode_pictures(pictures: Pictures) -> Encoded:
+    """Data URIs by slot, as large and as many as PICTURE_BYTES allows; small pictures stay exactly as they are.
+
+    Where a slot has more pictures than are shown, the shown ones are spread evenly, so that every prompt has its share.
+    """
+    encoded: Encoded = {}
+    for side, count in PICTURE_SIZES:
+        encoded = {
+            slot: [_data_uri(image, side) for image in _spread(images, count)] for slot, images in pictures.items()
+        }
+        if sum(len(uri) for uris in encoded.values() for uri in uris) <= PICTURE_BYTES:
+            break
+    return encoded
+
+
+def _spread(images: Sequence[Image.Image], count: int) -> list[Image.Image]:
+    count = min(count, len(images))
+    return [images[index * len(images) // count] for index in range(count)]
+
+
+def _data_uri(image: Image.Image, side: int) -> str:
+    picture = image.convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if max(picture.size) <= LOSSLESS_SIDE:
+        kind = "png"
+        picture.save(buffer, kind, optimize=True)
+    else:
+        kind = "jpeg"
+        picture.save(buffer, kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
