@@ -1,6 +1,6 @@
-"""The main job's door: `accelerate launch train_apdm.py --config configs/X.yaml [--key value ...]`.
+"""Harden a model, on one or several processes: the same code as `apdm harden`, as a script for `accelerate launch`.
 
-The same code as `apdm harden`.
+accelerate launch [--config_file launch/X.yaml] train_apdm.py --config configs/Y.yaml [--key value ...]
 """
 
 import sys

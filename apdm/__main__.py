@@ -1,4 +1,4 @@
-"""`python -m apdm` is the `apdm` command."""
+"""Makes `python -m apdm` the same as the `apdm` command."""
 
 from apdm.cli import console
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Several machines under Slurm, one task per machine, resumed when pre-empted. It was not run: no cluster was at hand.
+# Several machines under Slurm, one task for each machine; a pre-empted job is resumed. This script has not been run
+# on a cluster.
 #   sbatch launch/slurm.sh --config configs/sd15.yaml --instance_data_dir subjects --output_dir outputs/hardened
-# Two minutes before the end Slurm sends SIGTERM; the run finishes its outer step, saves and ends, and the requeued job
-# goes on from there. The launcher kills what has not ended after 30 seconds: checkpointing_steps covers longer steps.
+# Two minutes before the time limit Slurm sends SIGTERM. The run finishes its outer step, saves a checkpoint and ends,
+# and the requeued job goes on from there. The launcher kills processes that have not ended after 30 seconds; if an outer
+# step takes longer, set checkpointing_steps so low that little is lost.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -12,7 +14,7 @@
 set -euo pipefail
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# `standard`: Slurm has started a launcher on every machine already, so DeepSpeed must not do so over ssh.
+# `standard` tells DeepSpeed not to start launchers over ssh, because Slurm has already started one on every machine.
 export HEAD GPUS_PER_NODE=8 LAUNCH=${LAUNCH:-launch/zero2.yaml}
 srun bash -c 'exec accelerate launch --config_file "$LAUNCH" \
     $(grep -q DEEPSPEED "$LAUNCH" && echo --deepspeed_multinode_launcher standard) \
