@@ -98,8 +98,7 @@ class L2PConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VarietyConfig:
-    """How simulated attackers differ: each draws one value from every list that is given. Without lists all are alike,
-    as in the paper."""
+    """How simulated attackers differ: each draws one value from every list. Without lists all are alike."""
 
     instance_prompts: list[str] = option(
         [],
@@ -126,8 +125,10 @@ class VarietyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """A pool of attackers that go on training over many outer steps, in place of a new attacker in each. It shows the
-    defender attackers who have trained far longer than inner_steps. The paper has no pool."""
+    """A pool of attackers that go on training over many outer steps, in place of a new attacker in each.
+
+    It shows the defender attackers who have trained far longer than inner_steps. The paper has no pool.
+    """
 
     size: int = option(
         0,

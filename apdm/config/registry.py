@@ -4,8 +4,8 @@
     lora:rank=32,target=all      options are the class's fields
     path/to/mine.py:MyAttack     a class in a file of your own; its options follow after a further colon
 
-Attacks, objectives, photo protections and model families are all found this way. A package holds one class per file;
-whoever adds a file there, or names one by its path, has added a plug-in.
+Attacks, objectives, photo protections and model families are all found this way. A package has one file for each class.
+A plug-in is added by adding a file to the package, or by giving the path of a file; nothing is registered by hand.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Registry:
     has_options: bool = True
 
     def classes(self) -> Mapping[str, Any]:
-        """{name: class} of the package, in the order of its files' names."""
+        """Return {name: class} of the package, in the order of its files' names."""
         return _classes(self.package, self.members)
 
     def find(self, name: str) -> Any:
-        """The class called `name`. Raises UserError that names the nearest if there is none."""
+        """Return the class called `name`. Raises UserError with the likeliest name if there is none."""
         known = self.classes()
         if name in known:
             return known[name]
@@ -58,7 +58,14 @@ class Registry:
         raise UserError(f'there is no {self.kind} "{name}"; {hint}')
 
     def parse(self, spec: str) -> tuple[Any, dict[str, str]]:
-        """The class that a text names, and its options, still as text. Raises UserError for what cannot be read."""
+        """Read a text such as "lora:rank=32".
+
+        Returns:
+            The class, and {option: value} with the values still as text.
+
+        Raises:
+            UserError: the text cannot be read, or there is no such class or file.
+        """
         head, _, text = spec.partition(":")
         if head.endswith(".py"):
             name, _, text = text.partition(":")
@@ -76,12 +83,30 @@ class Registry:
         return cls, options
 
     def make(self, spec: str, **given: Any) -> Any:
-        """The object that a text describes. given: further fields. Raises UserError for an unknown name or option."""
+        """Return the object that a text describes.
+
+        Args:
+            spec: the text, such as "lora:rank=32".
+            given: further fields; options in the text win over them.
+
+        Raises:
+            UserError: the name or an option is unknown, or a value does not fit.
+        """
         cls, options = self.parse(spec)
         return cls(**(given | self.values(cls, options, spec)))
 
     def values(self, cls: Any, options: Mapping[str, str], spec: str, also: Iterable[str] = ()) -> dict[str, Any]:
-        """Options as values of the class's fields. also: further option names to suggest in a message."""
+        """Convert options from text to the types of the class's fields.
+
+        Args:
+            cls: the class.
+            options: {option: value as text}.
+            spec: the whole text, for messages.
+            also: names of further options that the caller understands, for messages.
+
+        Raises:
+            UserError: an option is unknown, or a value does not fit.
+        """
         kinds = self.kinds(cls)
         for name in options:
             if name not in kinds:
@@ -91,7 +116,7 @@ class Registry:
         return {name: option_value(kinds[name], text, name, spec) for name, text in options.items()}
 
     def kinds(self, cls: Any) -> dict[str, Any]:
-        """{field: type} of the fields that text can give."""
+        """Return {field: type} of the fields that can be given as text."""
         hints = get_type_hints(cls)
         return {field.name: hints[field.name] for field in fields(cls) if field.name not in self.not_text}
 
@@ -117,7 +142,17 @@ class Registry:
 
 
 def option_value(kind: Any, text: str, name: str, spec: str) -> Any:
-    """An option's text as `kind`. Raises UserError if it does not fit, or for a negative number."""
+    """Convert one option from text.
+
+    Args:
+        kind: the wanted type.
+        text: the value.
+        name: the option, for messages.
+        spec: the whole text of the plug-in, for messages.
+
+    Raises:
+        UserError: the text does not fit, or is a negative number.
+    """
     try:
         value = read_value(kind, text)
     except ValueError as wanted:
@@ -128,7 +163,10 @@ def option_value(kind: Any, text: str, name: str, spec: str) -> Any:
 
 
 def has_members(cls: type, members: Iterable[str]) -> bool:
-    """Whether instances of `cls` have all of `members`. hasattr would not do: a class itself can always be called."""
+    """Whether instances of `cls` have all of `members`.
+
+    `hasattr` cannot tell for `__call__`, because a class itself can always be called.
+    """
     return all(any(member in vars(base) for base in cls.__mro__) for member in members)
 
 
@@ -138,7 +176,7 @@ def _classes(package: str, members: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _all_classes(package: str) -> Iterator[Any]:
-    """The classes with a name that a package's own files define."""
+    """The classes that a package's own files define and that have a `name`."""
     folder = importlib.import_module(package)
     for info in sorted(pkgutil.iter_modules(folder.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{package}.{info.name}")
@@ -149,5 +187,5 @@ def _all_classes(package: str) -> Iterator[Any]:
 
 
 def forget_classes() -> None:
-    """Look at the packages again when a class is next asked for: files were added to one."""
+    """Forget which classes were found, so that files which were added to a package since then are found too."""
     _classes.cache_clear()

@@ -25,8 +25,10 @@ class Stop:
     """
 
     def __init__(self, advice: str = HOW_TO_RESUME) -> None:
-        """Args:
-        advice: what becomes of the work done so far and how to go on; the message of `Interrupted`.
+        """Create a handler.
+
+        Args:
+            advice: what becomes of the work done so far and how to go on; the message of `Interrupted`.
         """
         self.asked = False
         self._postponed = False

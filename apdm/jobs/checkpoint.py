@@ -262,8 +262,10 @@ def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint. It is renamed first, to a name that `files.recover` cleans up, so that a kill in the middle
-    leaves no checkpoint that is half deleted."""
+    """Delete a checkpoint, so that a kill in the middle leaves none that is half deleted.
+
+    It is renamed first, to a name that `files.recover` cleans up.
+    """
     stage = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     os.replace(folder, stage)
     delete(stage)

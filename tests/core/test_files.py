@@ -74,7 +74,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: 
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", fail_for_the_new_one)
-    with pytest.raises(OSError), files.write_beside(folder, folder=True) as partial:
+    with pytest.raises(OSError, match="^no$"), files.write_beside(folder, folder=True) as partial:
         (partial / "vae").write_text("new")
     assert content(tmp_path) == {"model/unet/weights": "old"}
 
