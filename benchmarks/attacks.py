@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Material
+from apdm.core.pictures import as_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFace
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import PIPELINE
-from apdm.portraits.data import as_images
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import CONSENTING_PEOPLE, PROTECTED_PEOPLE, circumstance, identity
 from apdm.portraits.subjects import ATTACK, DEFENCE, HOLDOUT

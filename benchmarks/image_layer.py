@@ -35,6 +35,7 @@ from apdm.config.image_layer import (
     TransformConfig,
     ZeroShotConfig,
 )
+from apdm.core.pictures import as_images
 from apdm.faces import load_detector, load_encoders
 from apdm.faces.portrait import PortraitFace
 from apdm.families import load_family
@@ -46,7 +47,6 @@ from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import psnr
 from apdm.metrics.statistics import bootstrap_interval
 from apdm.portraits import ADAPTER, PIPELINE
-from apdm.portraits.data import as_images
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
 from apdm.portraits.subjects import DEFENCE, HOLDOUT

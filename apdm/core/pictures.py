@@ -1,4 +1,4 @@
-"""From tensors to pictures, and to PNG files."""
+"""Conversion between tensors and pictures, and writing of PNG files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def to_array(image: Tensor) -> NDArray[np.uint8]:
     """Return one image `[3, H, W]` in [0, 1] as 8-bit RGB `[H, W, 3]`; values are rounded, and clipped to the range."""
     pixels: NDArray[np.uint8] = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return pixels
+
+
+def as_images(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Return 8-bit RGB pixels `[N, H, W, 3]` as images `[N, 3, H, W]` in [0, 1], float32."""
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255
 
 
 def to_pil(image: Tensor) -> Image.Image:

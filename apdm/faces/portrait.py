@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from apdm.faces.align import centred_square, warp
 from apdm.faces.interfaces import Face, FaceDetector
 from apdm.portraits import WEIGHTS
-from apdm.portraits.data import ATTRIBUTES
+from apdm.portraits.attributes import ATTRIBUTES
+from apdm.portraits.drawing import SIZE
 from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
 
 PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
 PORTRAIT_FACE = "portrait-face"
 PORTRAIT_DETECTOR = "portrait"
-SIZE = 64  # side of a portrait in pixels
 # Where the renderer draws an average face that looks straight ahead. Any five points would do, because the detector
 # below reports exactly these, so that the aligned crop of a square portrait is the portrait itself.
 TEMPLATE = torch.tensor([[0.39, 0.45], [0.61, 0.45], [0.5, 0.56], [0.42, 0.67], [0.58, 0.67]], dtype=torch.float64)

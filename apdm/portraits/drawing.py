@@ -1,7 +1,7 @@
-"""Two-dimensional drawing of people and things, in the colours and lengths that `people` and `things` describe.
+"""Drawing of people with Pillow, from the colours and lengths that `apdm.portraits.people` describes.
 
-Everything is drawn three times too large with Pillow and reduced, which gives smooth edges at 64 px in about two
-milliseconds. Coordinates are fractions of the picture's side, y downwards.
+Everything is drawn at three times the size and then reduced, which gives smooth edges. A picture of 64 pixels takes
+about two milliseconds. Coordinates are shares of the picture's side; y points downwards.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from PIL import Image, ImageDraw
 from apdm.portraits.people import BACKGROUNDS, COLOURS, HAIR_COLOURS, RGB, Circumstance, Identity, skin
 from apdm.portraits.people import EYE_COLOURS as EYES
 
+SIZE = 64  # side of a portrait in pixels
 SUPERSAMPLING = 3
 Point = tuple[float, float]
 
 
 class Canvas:
-    """A transparent layer with drawing in fractions of its side."""
+    """A transparent layer to draw on. Coordinates and lengths are shares of its side.
+
+    Args:
+        size: side of the final picture in pixels; the layer is SUPERSAMPLING times as large.
+    """
 
     def __init__(self, size: int) -> None:
         self.side = size * SUPERSAMPLING
@@ -27,11 +32,13 @@ class Canvas:
         self._draw = ImageDraw.Draw(self.image)
 
     def polygon(self, points: Iterable[Sequence[float]], colour: RGB) -> None:
+        """Fill a polygon."""
         self._draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=_bytes(colour))
 
     def ellipse(
         self, centre: Point, radii: Point, colour: RGB | None, outline: RGB | None = None, width: float = 0
     ) -> None:
+        """Draw an ellipse with half axes `radii`, filled with `colour` if it is given, with or without an outline."""
         (x, y), (a, b), s = centre, radii, self.side
         fill = None if colour is None else _bytes(colour)
         edge = None if outline is None else _bytes(outline)
@@ -41,6 +48,7 @@ class Canvas:
     def rectangle(
         self, centre: Point, radii: Point, colour: RGB | None, outline: RGB | None = None, width: float = 0
     ) -> None:
+        """Draw a rectangle with half axes `radii`, filled with `colour` if it is given, with or without an outline."""
         (x, y), (a, b), s = centre, radii, self.side
         fill = None if colour is None else _bytes(colour)
         edge = None if outline is None else _bytes(outline)
@@ -48,6 +56,7 @@ class Canvas:
         self._draw.rectangle(box, fill=fill, outline=edge, width=max(1, round(width * s)) if outline else 0)
 
     def line(self, points: Iterable[Sequence[float]], colour: RGB, width: float) -> None:
+        """Draw a line through points."""
         path = [(x * self.side, y * self.side) for x, y in points]
         self._draw.line(path, fill=_bytes(colour), width=max(1, round(width * self.side)), joint="curve")
 
@@ -58,10 +67,12 @@ def _bytes(colour: RGB) -> tuple[int, int, int, int]:
 
 
 def shade(colour: RGB, factor: float) -> RGB:
+    """A colour made darker (factor below 1) or lighter (above 1)."""
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:
+    """The first colour with a `share` in [0, 1] of the second."""
     a, b, c = (x + share * (y - x) for x, y in zip(first, second, strict=True))
     return a, b, c
 
@@ -69,7 +80,16 @@ def mix(first: RGB, second: RGB, share: float) -> RGB:
 def superellipse(
     centre: Point, radii: Point, power: float, jaw: float = 0.0, start: float = 0.0, stop: float = 2 * np.pi
 ) -> np.ndarray:
-    """Points of |x/a|^n + |y/b|^n = 1 whose lower half narrows by `jaw`; angles run clockwise from the right."""
+    """Points `[44, 2]` of the curve |x / a|^n + |y / b|^n = 1, whose lower half is narrowed.
+
+    Args:
+        centre: the middle of the curve.
+        radii: a and b.
+        power: n; 2 is an ellipse, larger numbers approach a rectangle.
+        jaw: by how much the lower half is narrowed at its end, as a share of its width.
+        start: first angle, in radians, clockwise from the right.
+        stop: last angle.
+    """
     angle = np.linspace(start, stop, 44)
     x = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** (2 / power)
     y = np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** (2 / power)
@@ -77,8 +97,17 @@ def superellipse(
     return np.stack([centre[0] + radii[0] * x, centre[1] + radii[1] * y], axis=1)
 
 
-def render_person(who: Identity, when: Circumstance, size: int = 64) -> Image.Image:
-    """A portrait, RGB, `size` x `size` pixels; a pure function of its arguments."""
+def render_person(who: Identity, when: Circumstance, size: int = SIZE) -> Image.Image:
+    """Draw a portrait. Equal arguments give equal pixels.
+
+    Args:
+        who: the person.
+        when: the circumstances of the photo.
+        size: side of the picture in pixels.
+
+    Returns:
+        An RGB picture.
+    """
     canvas = Canvas(size)
     zoom = when.zoom
     centre = (0.5 + when.shift[0], 0.50 + when.shift[1] + 0.012 * when.pitch)
@@ -99,6 +128,13 @@ def render_person(who: Identity, when: Circumstance, size: int = 64) -> Image.Im
 
 
 def background(colour: str, pattern: str, size: int) -> Image.Image:
+    """Draw a background on a layer for a picture of `size` pixels.
+
+    Args:
+        colour: a key of BACKGROUNDS.
+        pattern: "plain", "gradient", "stripes" or "window".
+        size: side of the final picture in pixels.
+    """
     canvas, base = Canvas(size), BACKGROUNDS[colour]
     canvas.rectangle((0.5, 0.5), (0.6, 0.6), base)
     if pattern == "gradient":
@@ -114,7 +150,14 @@ def background(colour: str, pattern: str, size: int) -> Image.Image:
 
 
 def finish(scene: Image.Image, figure: Image.Image, size: int, when: Circumstance) -> Image.Image:
-    """Composite, light from one side, colour temperature, a breath of grain, and down to the final size."""
+    """Join background and figure, reduce them to the final size, and add light, colour temperature and grain.
+
+    Args:
+        scene: the layer with the background; it is changed.
+        figure: the layer with the person or object.
+        size: side of the final picture in pixels.
+        when: the circumstances of the photo.
+    """
     scene.alpha_composite(figure)
     pixels = np.asarray(scene.convert("RGB").reduce(SUPERSAMPLING), dtype=np.float32) / 255
     across = np.linspace(-1, 1, size, dtype=np.float32)
@@ -146,7 +189,7 @@ def _ears(
     canvas: Canvas, who: Identity, when: Circumstance, centre: Point, radii: Point, tone: RGB, zoom: float
 ) -> None:
     for side in (-1, 1):
-        # The ear on the side that the head turns towards disappears behind the cheek.
+        # The ear on the side to which the head turns disappears behind the cheek.
         reach = 0.985 - 0.16 * max(0.0, side * when.yaw)
         ear = (centre[0] + side * radii[0] * reach, centre[1] + 0.01)
         canvas.ellipse(ear, (who.ear_size * zoom * 0.75, who.ear_size * zoom * 1.25), shade(tone, 0.90))
@@ -236,7 +279,7 @@ def _features(
     x, y = centre[0] + 0.055 * when.yaw * zoom, centre[1] + 0.022 * when.pitch
     eye_y = y - 0.13 * radii[1]
     for side in (-1, 1):
-        # The farther eye comes nearer to the nose and narrows: the cheapest convincing turn of a head.
+        # To turn the head, the farther eye moves towards the nose and becomes narrower.
         turn = 1 - 0.17 * side * when.yaw
         eye = (x + side * who.eye_gap * radii[0] * turn, eye_y)
         width, height = who.eye_size * zoom * (0.6 + 0.4 * turn), who.eye_size * zoom * who.eye_open

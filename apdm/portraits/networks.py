@@ -1,8 +1,9 @@
-"""The networks that look at portraits: two identity encoders trained apart, and an attribute reader that scores faces.
+"""The networks that look at portraits: two identity encoders, and an attribute reader that is also the face score.
 
-`ResidualEncoder` follows the ArcFace line (112 px crop, residual convolutions with PReLU and batch normalisation, a
-fully connected embedding). `PatchEncoder` shares nothing with it: the whole 64 px picture, patches, group
-normalisation and attention. One may be optimised against, the other judges.
+`ResidualEncoder` is built as ArcFace's networks are: a crop of 112 pixels, residual convolutions with PReLU and batch
+normalisation, and a fully connected embedding. `PatchEncoder` has nothing in common with it: it takes the whole picture
+of 64 pixels and has patches, group normalisation and attention. The two were trained on different people. So one of
+them can guide an optimisation while the other one judges the result.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apdm.portraits.data import ATTRIBUTES
+from apdm.portraits.attributes import ATTRIBUTES
 
 
 class Residual(nn.Module):
+    """Two 3 x 3 convolutions with a skip connection: `[B, inputs, H, W]` -> `[B, outputs, H / stride, W / stride]`."""
+
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -36,7 +39,10 @@ class Residual(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """[B, 3, H, W] in [0, 1] -> unit vectors [B, 128]; looks at the central 7/8 of the picture at 112 px."""
+    """Takes images `[B, 3, H, W]` in [0, 1] and returns unit vectors `[B, 128]`.
+
+    It looks at the central 7/8 of the picture, at 112 pixels.
+    """
 
     def __init__(self, width: int = 32, dimension: int = 128) -> None:
         super().__init__()
@@ -62,7 +68,10 @@ class ResidualEncoder(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """[B, 3, H, W] in [0, 1] -> unit vectors [B, 96]; a small transformer over patches of the whole 64 px picture."""
+    """Takes images `[B, 3, H, W]` in [0, 1] and returns unit vectors `[B, 96]`.
+
+    It is a small transformer over patches of the whole picture, at 64 pixels.
+    """
 
     def __init__(self, width: int = 96, depth: int = 3, dimension: int = 96) -> None:
         super().__init__()
@@ -88,7 +97,11 @@ class PatchEncoder(nn.Module):
 
 
 class AttributeReader(nn.Module):
-    """[B, 3, H, W] in [0, 1] -> features [B, 128]; a logit per attribute value; one that a whole face is shown."""
+    """Takes images `[B, 3, H, W]` in [0, 1] and returns logits.
+
+    The first result has a logit for each value of each attribute, {attribute: `[B, values]`}. The second one, `[B]`,
+    says whether a whole face is shown.
+    """
 
     def __init__(self, width: int = 24, dimension: int = 128) -> None:
         super().__init__()
@@ -107,6 +120,7 @@ class AttributeReader(nn.Module):
         self.face = nn.Linear(dimension, 1)
 
     def features(self, images: Tensor) -> Tensor:
+        """The features `[B, 128]` that all logits are computed from."""
         x = F.interpolate(images, size=(64, 64), mode="bilinear", align_corners=False)
         features: Tensor = self.body(x * 2 - 1)
         return features

@@ -1,7 +1,7 @@
-"""Who is in a portrait: identity apart from circumstance, both drawn from a seed, and captions of what is seen.
+"""The people of the miniature world: who they are, and the circumstances of each of their photos.
 
-An `Identity` is everything that stays with a person from one photo to the next; a `Circumstance` everything that does
-not. Both are plain numbers and words, so the renderer's own attributes can be counted, compared and put into captions.
+An `Identity` is everything that is the same in all photos of a person. A `Circumstance` is everything that differs from
+photo to photo. Both are drawn from a seed, and both are plain numbers and words, which labels and captions are made of.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Seed ranges. Training sees TRAIN_PEOPLE and nothing else. Everybody else comes from ranges that no training run draws
-# from: strangers (for thresholds), the protected, others who must stay learnable (the audit's), and consenting people
-# whom hardening may use to keep others learnable.
+# Ranges of seeds, which have nobody in common. The bundled models were trained on TRAIN_PEOPLE alone.
 TRAIN_PEOPLE = range(0, 100_000)
-VERIFICATION_PEOPLE = range(1_000_000, 1_010_000)
+VERIFICATION_PEOPLE = range(1_000_000, 1_010_000)  # strangers; thresholds and figures were measured on them
 PROTECTED_PEOPLE = range(2_000_000, 2_010_000)
-OTHER_PEOPLE = range(3_000_000, 3_010_000)
-CONSENTING_PEOPLE = range(4_000_000, 4_010_000)
+OTHER_PEOPLE = range(3_000_000, 3_010_000)  # the audit's people who must stay learnable
+CONSENTING_PEOPLE = range(4_000_000, 4_010_000)  # people whom hardening uses to keep others learnable
 
 RGB = tuple[float, float, float]
 
@@ -61,7 +59,10 @@ SKIN_DARK = np.array([0.33, 0.20, 0.14])
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One person. Lengths are fractions of the picture's side; `melanin` runs from 0 (palest) to 1 (darkest)."""
+    """One person.
+
+    Lengths are shares of the picture's side or of the face. `melanin` goes from 0 (palest skin) to 1 (darkest skin).
+    """
 
     melanin: float
     undertone: float
@@ -98,7 +99,11 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Circumstance:
-    """One occasion. `yaw`, `pitch` in [-1, 1]; `roll` in degrees; `zoom` of the face; shifts in picture sides."""
+    """The circumstances of one photo.
+
+    `yaw` and `pitch` of the head are in [-1, 1], `roll` is in degrees. `zoom` is the size of the face, 1 on average.
+    `shift` is a share of the picture's side.
+    """
 
     yaw: float
     pitch: float
@@ -120,11 +125,11 @@ class Circumstance:
 
 
 def identity(seed: int) -> Identity:
-    """The person of a seed; the same seed is the same person for ever."""
+    """The person of a seed. A seed always gives the same person."""
     r = np.random.default_rng([seed, 1])
 
     def spread(low: float, high: float) -> float:
-        # Half-way between uniform and bell-shaped: typical people are common, odd ones exist.
+        # The mean of a uniform and a bell-shaped number, so that typical people are common and unusual ones exist.
         return float(low + (high - low) * (0.5 * r.random() + 0.5 * r.beta(2.2, 2.2)))
 
     melanin = float(r.random() ** 1.1)
@@ -171,7 +176,7 @@ def identity(seed: int) -> Identity:
 
 
 def circumstance(seed: int, photo: int) -> Circumstance:
-    """The occasion of photo number `photo` of the person of `seed`."""
+    """The circumstances of photo number `photo` of the person of `seed`."""
     r = np.random.default_rng([seed, 2, photo])
     return Circumstance(
         yaw=float(np.clip(r.normal(0, 0.45), -1, 1)),
@@ -195,50 +200,10 @@ def circumstance(seed: int, photo: int) -> Circumstance:
 
 
 def skin(who: Identity) -> RGB:
-    """Skin colour in [0, 1] RGB, interpolated in a perceptually even way between the palest and the darkest tone."""
+    """The colour of a person's skin, RGB in [0, 1].
+
+    It is interpolated geometrically between the palest and the darkest tone, so that equal steps look equal.
+    """
     tone = SKIN_LIGHT ** (1 - who.melanin) * SKIN_DARK**who.melanin
     red, green, blue = np.clip(tone + who.undertone * np.array([0.015, 0.0, -0.025]), 0, 1)
     return float(red), float(green), float(blue)
-
-
-def skin_word(who: Identity) -> str:
-    return "light" if who.melanin < 0.34 else "medium" if who.melanin < 0.67 else "dark"
-
-
-def attributes(who: Identity, when: Circumstance) -> dict[str, str]:
-    """The attributes that captions name, as words; what a classifier of drawn pictures is asked to recover."""
-    return {
-        "skin": skin_word(who),
-        "hair": "bald" if who.hair_style == "bald" else who.hair_colour,
-        "style": who.hair_style,
-        "beard": who.beard,
-        "glasses": who.glasses,
-        "smile": "yes" if when.smile > 0.3 else "no",
-        "clothes": when.clothes,
-        "background": when.background,
-    }
-
-
-def caption(who: Identity, when: Circumstance, rng: np.random.Generator) -> str:
-    """One truthful caption; each attribute is named at random, and one caption in five names none."""
-    text = "a photo of a person"
-    if rng.random() < 0.2:
-        return text
-    hair = "a bald head" if who.hair_style == "bald" else f"{who.hair_style} {who.hair_colour} hair"
-    features = [hair, f"{skin_word(who)} skin", f"{who.eye_colour} eyes"]
-    if who.beard != "none":
-        features.append({"moustache": "a moustache", "goatee": "a goatee", "full": "a beard"}[who.beard])
-    if who.glasses != "none":
-        features.append(f"{who.glasses} glasses")
-    if who.freckles:
-        features.append("freckles")
-    named = [feature for feature in features if rng.random() < 0.55]
-    if named:
-        text += " with " + " and ".join(named)
-    if when.smile > 0.3 and rng.random() < 0.5:
-        text += " smiling"
-    if rng.random() < 0.4:
-        text += f" wearing a {when.clothes} shirt"
-    if rng.random() < 0.4:
-        text += f" on a {when.background} background"
-    return text

@@ -1,11 +1,11 @@
-"""Writes subject folders of the miniature world: `python -m apdm.portraits.subjects --output_dir DIR`.
+"""Writes photos of people of the miniature world: `python -m apdm.portraits.subjects --output_dir DIR`.
 
-DIR/protected/<id>/*.png   photos that the defence sees
-DIR/attacker/<id>/*.png    other photos of the same people, for the attack
+DIR/protected/<id>/*.png   photos of the protected people, for the defence
+DIR/attacker/<id>/*.png    other photos of the same people, for the attacker
 DIR/other/<id>/*.png       photos of people who must stay learnable, for the same attack
-DIR/holdout/<id>/*.png     photos of all of them that nobody trains on: the reference for likeness
-DIR/consenting/<id>/*.png  photos of people who agreed to be used in keeping others learnable
-DIR/strangers/*.png        one photo each of many more people
+DIR/holdout/<id>/*.png     photos of all of these that nobody trains on, the reference for likeness
+DIR/consenting/<id>/*.png  photos of people who consent, for keeping others learnable
+DIR/strangers/*.png        one photo of each of many other people
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apdm.portraits.drawing import render_person
+from apdm.portraits.drawing import SIZE, render_person
 from apdm.portraits.people import (
     CONSENTING_PEOPLE,
     OTHER_PEOPLE,
@@ -23,10 +23,18 @@ from apdm.portraits.people import (
     identity,
 )
 
-DEFENCE, ATTACK, HOLDOUT = range(0, 4), range(100, 104), range(200, 212)
+DEFENCE, ATTACK, HOLDOUT = range(0, 4), range(100, 104), range(200, 212)  # numbers of a person's photos
 
 
-def write_photos(seed: int, photos: range, directory: Path, size: int = 64) -> None:
+def write_photos(seed: int, photos: range, directory: Path, size: int = SIZE) -> None:
+    """Write photos of one person as <number>.png.
+
+    Args:
+        seed: the person.
+        photos: numbers of the photos; each number has its own circumstances.
+        directory: the folder, which is created.
+        size: side of the photos in pixels.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for number, photo in enumerate(photos):
         render_person(identity(seed), circumstance(seed, photo), size).save(directory / f"{number:03d}.png")
@@ -41,7 +49,16 @@ def write_subjects(
     strangers: int = 64,
     first: int = 0,
 ) -> None:
-    """Fills `directory` as the module's docstring shows; ids are numbers and carry nothing else."""
+    """Write all folders that the module's docstring lists. Ids are a letter and a number.
+
+    Args:
+        directory: the folder to fill.
+        protected: how many protected people.
+        others: how many people who must stay learnable.
+        consenting: how many people who consent.
+        strangers: how many strangers.
+        first: skip this many protected people and others, so as to get different ones.
+    """
     for n in range(protected):
         seed = PROTECTED_PEOPLE.start + first + n
         for name, photos in (("protected", DEFENCE), ("attacker", ATTACK), ("holdout", HOLDOUT)):
@@ -54,19 +71,20 @@ def write_subjects(
         write_photos(CONSENTING_PEOPLE.start + n, DEFENCE, directory / "consenting" / f"c{n + 1:02d}")
     (directory / "strangers").mkdir(parents=True, exist_ok=True)
     for n in range(strangers):
-        # The far end of the verification range: thresholds were set on its beginning.
+        # From the end of the range, because thresholds were measured on its beginning.
         seed = VERIFICATION_PEOPLE.stop - 1 - n
         render_person(identity(seed), circumstance(seed, 0)).save(directory / "strangers" / f"{n:03d}.png")
 
 
 def main() -> None:
+    """Write subjects as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--protected", type=int, default=1)
     parser.add_argument("--others", type=int, default=1)
     parser.add_argument("--consenting", type=int, default=8)
     parser.add_argument("--strangers", type=int, default=64)
-    parser.add_argument("--first", type=int, default=0, help="offset into the seed ranges: other people")
+    parser.add_argument("--first", type=int, default=0, help="how many people to skip, so as to get different ones")
     arguments = parser.parse_args()
     write_subjects(
         arguments.output_dir,

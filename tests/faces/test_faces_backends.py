@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from apdm.core.errors import UserError
+from apdm.core.pictures import as_images
 from apdm.faces import (
     AlignedEncoder,
     DetectorScore,
@@ -33,7 +34,7 @@ from apdm.faces import (
 )
 from apdm.faces.insightface_pack import InsightFacePack, _licence_note
 from apdm.faces.mobilefacenet import MobileFaceNet
-from apdm.portraits.data import as_images, render_people
+from tools.portraits.training_sets import render_people
 
 PACK = ASSETS / "encoders" / "insightface_pack"
 GRAPH = PACK / "rec_mobilefacenet.onnx"

@@ -1,8 +1,7 @@
-"""The miniature world: the renderer's promises, and what the bundled weights can do."""
+"""The miniature world: what the drawings of people guarantee, and what the bundled models can do."""
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import combinations
 
 import numpy as np
@@ -10,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from apdm.core.pictures import as_images
 from apdm.faces import load_encoders, load_face_score
-from apdm.portraits import PIPELINE, WEIGHTS, people, things
-from apdm.portraits.data import ATTRIBUTES, as_images, render_people, render_things
+from apdm.faces.portrait import PortraitFace
+from apdm.portraits import PIPELINE, WEIGHTS, people
+from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.drawing import render_person
-from apdm.portraits.text import new_tokenizer
+from tools.portraits.training_sets import render_people, render_things
 
 UNSEEN = people.VERIFICATION_PEOPLE.start + 5000  # beyond the people on whom thresholds were set
 
@@ -35,52 +36,29 @@ def test_no_two_seed_ranges_share_a_person() -> None:
     assert all(a.stop <= b.start or b.stop <= a.start for a, b in combinations(ranges, 2))
 
 
-def test_circumstance_never_touches_identity() -> None:
-    fields = {f.name for f in dataclasses.fields(people.Identity)} & {
-        f.name for f in dataclasses.fields(people.Circumstance)
-    }
-    assert not fields
-    assert people.identity(9) == people.identity(9)
+def test_all_photos_of_a_person_show_the_same_person_and_photos_of_two_people_differ_in_the_person_alone() -> None:
+    who, other = people.identity(9), people.identity(10)
+    occasions = [people.circumstance(9, photo) for photo in range(12)]
+    assert len({when.background for when in occasions}) > 1
+    for when in occasions:
+        mine, theirs = (np.asarray(render_person(person, when)).astype(int) for person in (who, other))
+        corner = (slice(0, 3), slice(61, 64))  # nothing of a person reaches it
+        assert np.array_equal(mine[corner], theirs[corner])
+        assert np.abs(mine - theirs).max() > 50
 
 
-def test_a_caption_names_only_what_is_there() -> None:
-    rng = np.random.default_rng(0)
-    for seed in range(300):
-        who, when = people.identity(seed), people.circumstance(seed, 0)
-        text = people.caption(who, when, rng)
-        for colour in people.HAIR_COLOURS:
-            assert f" {colour} hair" not in text or colour == who.hair_colour
-        assert "glasses" not in text or who.glasses != "none"
-        assert "smiling" not in text or when.smile > 0.3
-        for colour in people.BACKGROUNDS:
-            assert f"{colour} background" not in text or colour == when.background
-
-
-def test_known_words_are_single_tokens_and_identifiers_are_ordinary_unused_ones() -> None:
-    tokenizer = new_tokenizer()
-    rng = np.random.default_rng(0)
-    used: set[int] = set()
-    for seed in range(200):
-        texts = [
-            people.caption(people.identity(seed), people.circumstance(seed, 0), rng),
-            things.caption(things.thing(seed), people.circumstance(seed, 0), rng),
-        ]
-        for text in texts:
-            ids = tokenizer(text).input_ids[1:-1]
-            assert len(ids) == len(text.split())
-            used |= set(ids)
-    for identifier in ("sks", "t@t"):
-        ids = tokenizer(identifier).input_ids[1:-1]
-        assert not set(ids) <= used
-        assert tokenizer.unk_token_id not in ids
-
-
-def test_every_person_has_labels_within_the_attribute_lists() -> None:
-    data = render_people([1, 2], 3)
-    assert data.pixels.shape == (6, 64, 64, 3)
-    assert data.labels.shape == (6, len(ATTRIBUTES))
-    assert (data.labels >= 0).all()
-    assert (render_things([1], 2).labels == -1).all()
+def test_the_attribute_reader_sees_the_person_s_hair_in_every_photo_and_each_photo_s_own_background() -> None:
+    reader = PortraitFace()
+    data = render_people(range(UNSEEN, UNSEEN + 16), 6)
+    with torch.no_grad():
+        seen = reader.attributes(as_images(data.pixels))
+    hair, background = seen["hair"].view(16, 6), seen["background"].view(16, 6)
+    assert (hair == hair[:, :1]).float().mean() > 0.98
+    assert (background != background[:, :1]).any(1).float().mean() > 0.9
+    for person in range(16):
+        who = people.identity(UNSEEN + person)
+        known = "bald" if who.hair_style == "bald" else who.hair_colour
+        assert ATTRIBUTES["hair"][int(hair[person].mode().values)] == known
 
 
 @pytest.mark.parametrize("name", ["portrait-a", "portrait-b"])

@@ -1,55 +1,73 @@
-"""The bundled models' card, written from the figures beside the weights and from nothing else."""
+"""Writes the model card of the bundled models from the figures in the JSON files beside their weights."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
-WORDS = """# The miniature world's models
-
-A Stable Diffusion pipeline, a FaceID adapter, two identity encoders and an attribute reader, trained by this package
-on people and objects that it draws itself. Everything below was measured on this world, on people that no training saw,
-and says nothing about other models. `python -m tools.portraits.train`
-remakes each file; its stage `figures` measures again and writes this page.
-"""
+ENCODERS = ("portrait-a", "portrait-b")
 
 
 def write_card(weights: Path) -> None:
-    """Write `weights`/README.md from the JSON files in `weights`."""
+    """Write README.md into the folder `weights`, from the JSON files in it."""
     pipeline = json.loads((weights / "pipeline.json").read_text())
-    encoders = {name: json.loads((weights / f"{name}.json").read_text()) for name in ("portrait-a", "portrait-b")}
+    encoders = {name: json.loads((weights / f"{name}.json").read_text()) for name in ENCODERS}
     face = json.loads((weights / "portrait-face.json").read_text())
-    text = "\n".join([WORDS, *_pipeline(pipeline), *_adapter(pipeline), *_encoders(encoders), *_face(face)])
-    (weights / "README.md").write_text(text + "\n")
+    sections = [*_introduction(), *_pipeline(pipeline), *_adapter(pipeline), *_encoders(encoders), *_face(face)]
+    (weights / "README.md").write_text("\n".join(sections) + "\n")
+
+
+def _introduction() -> list[str]:
+    return [
+        "# The bundled models of the miniature world",
+        "",
+        *_paragraph(
+            "This folder holds a Stable Diffusion pipeline, a FaceID adapter, two identity encoders and an attribute",
+            "reader. They were trained on people and objects that this package draws itself. All figures on this page",
+            "were measured on drawn people whom no model was trained on. They say nothing about other models.",
+        ),
+        *_paragraph(
+            "`python -m tools.portraits.train`, run in the repository, trains the models again. Its stage `figures`",
+            "measures them and writes this page.",
+        ),
+    ]
 
 
 def _pipeline(figures: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Pipeline",
-        "",
-        "64 px, epsilon prediction, 4 x 16 x 16 latents; `sks` and `t@t` are ordinary tokens that no caption contains.",
-        "",
-        f'- Face rate of "a photo of a person": {figures["face_rate"]:.3f}.',
-        f"- FID to the renderer, 512 pictures, portrait-face features: {figures['fid_to_renderer']:.2f} (the renderer "
-        f"against itself: {figures['fid_renderer_to_itself']:.2f}).",
-        f"- The autoencoder's PSNR on unseen people: {figures['autoencoder_psnr']:.1f} dB.",
-        "",
-        "Captions followed, as the attribute reader sees it:",
-        "",
-        *_table(["attribute", "share"], [[k, f"{v:.2f}"] for k, v in sorted(figures["caption_accuracy"].items())]),
-        "",
-        f"DreamBooth on {figures['dreambooth_people']} unseen people, 4 photos each, AdamW "
-        f"{figures['dreambooth_learning_rate']:g}, batch {figures['dreambooth_batch']} and as many class pictures, "
-        f'"{figures["dreambooth_prompt"]}": '
-        "mean cosine to held-out photos / match rate.",
-        "",
-    ]
     rows = [
-        [step, *(f"{by[e]['mean']:.2f} / {by[e]['match_rate']:.2f}" for e in ("portrait-a", "portrait-b"))]
+        [step, *(f"{by[name]['mean']:.2f} / {by[name]['match_rate']:.2f}" for name in ENCODERS)]
         for step, by in sorted(figures["dreambooth"].items(), key=lambda item: int(item[0]))
     ]
-    return [*lines, *_table(["steps", "portrait-a", "portrait-b"], rows), ""]
+    return [
+        "## Pipeline",
+        "",
+        *_paragraph(
+            "The pipeline draws pictures of 64 x 64 pixels from latents of 4 x 16 x 16 numbers, and predicts noise",
+            "(epsilon). No training caption contains the identifiers `sks` and `t@t`.",
+        ),
+        f'- Face rate of the prompt "a photo of a person": {figures["face_rate"]:.3f}.',
+        "- Fréchet distance between its pictures and drawings, 512 of each, in the attribute reader's features: "
+        f"{figures['fid_to_renderer']:.2f}.",
+        f"- The same distance between two sets of drawings: {figures['fid_renderer_to_itself']:.2f}.",
+        f"- PSNR of the autoencoder on unseen people: {figures['autoencoder_psnr']:.1f} dB.",
+        "",
+        *_paragraph(
+            "The table shows how often a picture has the attribute that its prompt names, as the attribute reader sees",
+            "it.",
+        ),
+        *_table(["attribute", "share"], [[k, f"{v:.2f}"] for k, v in sorted(figures["caption_accuracy"].items())]),
+        "",
+        *_paragraph(
+            f"DreamBooth was trained on {figures['dreambooth_people']} unseen people with 4 photos each: AdamW with",
+            f"learning rate {figures['dreambooth_learning_rate']:g}, batches of {figures['dreambooth_batch']} photos",
+            f'and as many class pictures, prompt "{figures["dreambooth_prompt"]}". The table shows the mean cosine to',
+            "held-out photos and the match rate, by face encoder.",
+        ),
+        *_table(["steps", *ENCODERS], rows),
+        "",
+    ]
 
 
 def _adapter(figures: dict[str, Any]) -> list[str]:
@@ -60,10 +78,11 @@ def _adapter(figures: dict[str, Any]) -> list[str]:
     return [
         "## FaceID adapter",
         "",
-        f"diffusers' IP-Adapter FaceID format, on `portrait-a`'s embedding. {figures['dreambooth_people']} unseen "
-        "people, one clean photo each, 16 pictures, cosine to held-out photos; `portrait-b` was used nowhere in its "
-        "training.",
-        "",
+        *_paragraph(
+            "The adapter has diffusers' format of IP-Adapter FaceID and takes the embedding of `portrait-a`.",
+            "`portrait-b` was not used in its training. The table shows the likeness of its pictures to held-out photos,",
+            f"for {figures['dreambooth_people']} unseen people with one photo and 16 pictures each.",
+        ),
         *_table(["encoder", "cosine", "match rate", "face rate"], rows),
         "",
     ]
@@ -81,20 +100,16 @@ def _encoders(encoders: dict[str, dict[str, float]]) -> list[str]:
         ]
         for name, f in encoders.items()
     ]
-    head = [
-        "encoder",
-        "TAR, photo to photo",
-        "TAR, photo to mean",
-        "threshold (to mean)",
-        "same",
-        "different",
-    ]
+    head = ["encoder", "TAR, photo to photo", "TAR, photo to mean", "threshold (to mean)", "same", "different"]
     return [
         "## Identity encoders",
         "",
-        "1000 unseen people, false match rate 1e-3. `portrait-a`: residual network, ArcFace. `portrait-b`: "
-        "transformer over patches, contrastive. Trained on different people.",
-        "",
+        *_paragraph(
+            "`portrait-a` is a residual network, trained with the ArcFace loss. `portrait-b` is a transformer over",
+            "patches, trained with a contrastive loss, on other people. The figures are for 1000 unseen people. TAR is",
+            "the true accept rate at a false match rate of 1e-3. The last two columns are cosines between one photo",
+            "and the mean of other photos: of the same person, and of different people.",
+        ),
         *_table(head, rows),
         "",
     ]
@@ -106,12 +121,19 @@ def _face(figures: dict[str, Any]) -> list[str]:
     return [
         "## Face score",
         "",
-        f"`portrait-face` accepts {figures['face_rate']:.3f} of unseen portraits. False accepts:",
-        "",
+        *_paragraph(
+            f"`portrait-face` accepts {figures['face_rate']:.3f} of unseen portraits. The table shows which share it",
+            "accepts of pictures without a face.",
+        ),
         *_table(["pictures", "accepted"], rows),
         "",
-        f"Its attribute accuracy on unseen portraits: {accuracy}.",
+        *_paragraph(f"It reads the attributes of unseen portraits with this accuracy: {accuracy}.")[:-1],
     ]
+
+
+def _paragraph(*parts: str) -> list[str]:
+    """The lines of a paragraph, at most 120 characters each, and an empty line."""
+    return [*textwrap.wrap(" ".join(parts), 120, break_long_words=False, break_on_hyphens=False), ""]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

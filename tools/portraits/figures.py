@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apdm.attacks import Attack, Material
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.core.pictures import as_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFace
 from apdm.families import Family, load_family
@@ -20,11 +21,12 @@ from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import frechet_distance
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import ADAPTER
-from apdm.portraits.data import ATTRIBUTES, as_images, render_people
+from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.people import OTHER_PEOPLE
 from apdm.portraits.subjects import ATTACK, HOLDOUT
 from tools.portraits.attacks import PROMPTS, nominal
 from tools.portraits.train_pipeline import reconstruction_figures
+from tools.portraits.training_sets import render_people
 
 STEPS, GUIDANCE = 15, 3.0
 ADAPTER_PROMPT = "a photo of a person"

@@ -14,11 +14,12 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from apdm.core.pictures import as_images
 from apdm.faces.portrait import PortraitEncoder
-from apdm.portraits.data import as_images, rendered
 from apdm.portraits.people import TRAIN_PEOPLE
 from tools.portraits.train_encoders import fit
 from tools.portraits.train_pipeline import coarse_error, posteriors, reworded
+from tools.portraits.training_sets import load_or_render
 
 ENCODER = "portrait-a"
 TOKENS = 4  # diffusers takes no other number for FaceID
@@ -81,7 +82,7 @@ class AdapterTraining:
     def __init__(self, pipeline: StableDiffusionPipeline, work_dir: Path, people: int = 24_000) -> None:
         self.pipeline = pipeline
         self.process = DDPMScheduler.from_config(pipeline.scheduler.config)
-        data = rendered(work_dir, "people", range(TRAIN_PEOPLE.start, TRAIN_PEOPLE.start + people), 2)
+        data = load_or_render(work_dir, "people", range(TRAIN_PEOPLE.start, TRAIN_PEOPLE.start + people), 2)
         pixels, self.captions, encoder = torch.as_tensor(data.pixels), data.captions, PortraitEncoder(ENCODER)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             self.mean, self.std = (part.float() for part in posteriors(pipeline.vae, pixels))

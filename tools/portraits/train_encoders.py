@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from apdm.portraits.data import ATTRIBUTES, as_images, rendered
+from apdm.core.pictures import as_images
+from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
 from apdm.portraits.people import VERIFICATION_PEOPLE
+from tools.portraits.training_sets import load_or_render
 
 
 def augment(images: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def train_residual(work_dir: Path, steps: int = 2400, batch: int = 64) -> Residu
 
     The margin grows from 0 to .3 between two fifths and four fifths of the steps: from the start it only stalls.
     """
-    data = rendered(work_dir, "people", range(50_000, 53_000), 12)
+    data = load_or_render(work_dir, "people", range(50_000, 53_000), 12)
     labels = torch.as_tensor(np.unique(data.who, return_inverse=True)[1])[: 1500 * 12]
     pixels = torch.as_tensor(data.pixels)
     model = ResidualEncoder()
@@ -100,7 +102,7 @@ def train_patches(work_dir: Path) -> PatchEncoder:
 
 def contrast(model: PatchEncoder, scale: nn.Parameter, work_dir: Path, *, steps: int, people: int) -> None:
     """One cycle of `train_patches`; `scale` is the logarithm of the inverse temperature, at most 40."""
-    data = rendered(work_dir, "people", range(0, 24_000), 2)
+    data = load_or_render(work_dir, "people", range(0, 24_000), 2)
     pixels = torch.as_tensor(data.pixels).view(24_000, 2, *data.pixels.shape[1:])
 
     def loss(step: int) -> Tensor:
@@ -154,8 +156,8 @@ def not_faces(faces: Tensor, things: Tensor) -> Tensor:
 
 def train_reader(work_dir: Path, steps: int = 2500, batch: int = 64) -> AttributeReader:
     """Attributes by cross entropy on faces; face or not against objects, noise and broken faces."""
-    data = rendered(work_dir, "people", range(0, 24_000), 2)
-    objects = torch.as_tensor(rendered(work_dir, "things", range(0, 6000), 2).pixels)
+    data = load_or_render(work_dir, "people", range(0, 24_000), 2)
+    objects = torch.as_tensor(load_or_render(work_dir, "things", range(0, 6000), 2).pixels)
     pixels, labels = torch.as_tensor(data.pixels), torch.as_tensor(data.labels)
     model = AttributeReader()
 
@@ -183,7 +185,7 @@ def verification(model: nn.Module, work_dir: Path, people: int = 1000, photos: i
     `photo_vs_mean` is the same for one photo against the mean of the other three: how likeness is measured later.
     """
     seeds = range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + people)
-    data = rendered(work_dir, "people", seeds, photos)
+    data = load_or_render(work_dir, "people", seeds, photos)
     vectors = embed(model, as_images(data.pixels)).view(people, photos, -1)
     first, second = vectors[:, 0], vectors[:, 1]
     off_diagonal = ~torch.eye(people, dtype=torch.bool)
@@ -214,9 +216,9 @@ def face_score_figures(model: AttributeReader, work_dir: Path) -> dict[str, floa
     """Face rate on unseen portraits and false accepts by kind, at the lowest logit (not below 0) that accepts at most
     one picture in two hundred of each kind that shows no face."""
     faces = as_images(
-        rendered(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4).pixels
+        load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4).pixels
     )
-    objects = as_images(rendered(work_dir, "things", range(2_000_000, 2_000_500), 2).pixels)
+    objects = as_images(load_or_render(work_dir, "things", range(2_000_000, 2_000_500), 2).pixels)
     generator = torch.Generator().manual_seed(0)
     rough = torch.rand(1000, 3, 6, 6, generator=generator)
     collapsed = faces[torch.randint(len(faces), (1000, 12), generator=generator)].mean(1)
@@ -248,7 +250,7 @@ def face_score_figures(model: AttributeReader, work_dir: Path) -> dict[str, floa
 
 def attribute_accuracy(model: AttributeReader, work_dir: Path) -> dict[str, float]:
     """Share of right answers on unseen people, per attribute."""
-    data = rendered(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
+    data = load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
     with torch.no_grad():
         logits = [model(part)[0] for part in as_images(data.pixels).split(256)]
     truth = torch.as_tensor(data.labels)

@@ -19,17 +19,18 @@ from diffusers import (
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from apdm.portraits.data import Rendered, as_images, rendered
+from apdm.core.pictures import as_images
 from apdm.portraits.people import TRAIN_PEOPLE, VERIFICATION_PEOPLE
-from apdm.portraits.text import new_text_encoder, new_tokenizer
+from tools.portraits.text import new_text_encoder, new_tokenizer
 from tools.portraits.train_encoders import fit
+from tools.portraits.training_sets import TrainingSet, load_or_render
 
 
-def training_pictures(work_dir: Path) -> Rendered:
+def training_pictures(work_dir: Path) -> TrainingSet:
     """48,000 portraits of 24,000 people and 12,000 pictures of 6,000 objects."""
-    people = rendered(work_dir, "people", range(TRAIN_PEOPLE.start, 24_000), 2)
-    things = rendered(work_dir, "things", range(0, 6_000), 2)
-    return Rendered(
+    people = load_or_render(work_dir, "people", range(TRAIN_PEOPLE.start, 24_000), 2)
+    things = load_or_render(work_dir, "things", range(0, 6_000), 2)
+    return TrainingSet(
         np.concatenate([people.pixels, things.pixels]),
         np.concatenate([people.who, things.who]),
         np.concatenate([people.labels, things.labels]),
@@ -106,7 +107,7 @@ def posteriors(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def reconstruction_figures(vae: AutoencoderKL, work_dir: Path) -> dict[str, float]:
     """PSNR in dB on people never seen, range [0, 1], of the posterior mean decoded."""
-    data = rendered(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
+    data = load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
     images = as_images(data.pixels[::8])
     drawn = torch.cat([vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample for part in images.split(100)])
     error = ((drawn / 2 + 0.5).clamp(0, 1) - images).pow(2).mean(dim=(1, 2, 3))

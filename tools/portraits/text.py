@@ -1,17 +1,19 @@
-"""The bundled pipeline's tokenizer: CLIP's own byte-pair scheme over the words of this small world."""
+"""The bundled pipeline's tokenizer and text encoder: CLIP at a small size, for the words of the miniature world."""
 
 from __future__ import annotations
 
+import json
 import string
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from apdm.portraits import people, things
+from apdm.portraits import people
+from tools.portraits import things
 
 MAX_LENGTH = 40
-# Words that prompts may use beside those of the captions. `sks` is an ordinary token that no caption contains, and
-# `t@t` is three of them: rare identifiers, as in the large models.
+# Words that prompts may use besides those of the captions. No caption contains the identifiers: `sks` is one token and
+# `t@t` is three, as in the tokenizers of the large models.
 FURTHER_WORDS = (
     "sks ohwx zwx hta t@t the one man woman girl boy child dog cat toy painting drawing picture portrait close up "
     "studio dslr face head shoulders in at front of garden beach city snow night day young old happy sad angry "
@@ -20,7 +22,7 @@ FURTHER_WORDS = (
 
 
 def words() -> list[str]:
-    """Every word that a caption can contain, the further words and all single characters, sorted."""
+    """All words that a caption can contain, FURTHER_WORDS, and all single characters, sorted."""
     found = set(FURTHER_WORDS.split()) | set(string.printable.strip())
     sentence = (
         "a photo of a person with hair head skin eyes and moustache goatee beard glasses freckles smiling bald wearing "
@@ -42,7 +44,7 @@ def words() -> list[str]:
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Byte-pair merges until each known word is one token; anything else still splits into known bytes."""
+    """Train a byte-pair tokenizer on `words()`, so that each of them is one token. Other words split into bytes."""
     special = ["<|startoftext|>", "<|endoftext|>"]
     pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,13 +65,12 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A text encoder with random weights for this tokenizer."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

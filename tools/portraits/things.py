@@ -1,4 +1,4 @@
-"""The rest of the world: vases, cups, balls and toy bears, so that "everything else" exists beside people."""
+"""Objects that the bundled models were also trained on: vases, cups, balls and toy bears."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from apdm.portraits.drawing import Canvas, background, finish, shade, superellip
 from apdm.portraits.people import BACKGROUNDS, COLOURS, Circumstance
 
 KINDS = ("vase", "cup", "ball", "bear")
-TRAIN_THINGS = range(0, 100_000)
-OTHER_THINGS = range(3_000_000, 3_010_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object: its kind, two colours, a pattern, and proportions as fractions of the picture's side."""
+    """One object: its kind, two colours, a pattern, and its lengths as shares of the picture's side."""
 
     kind: str
     colour: str
@@ -29,7 +27,7 @@ class Thing:
 
 
 def thing(seed: int) -> Thing:
-    """The object of a seed; the same seed is the same object for ever."""
+    """The object of a seed. A seed always gives the same object."""
     r = np.random.default_rng([seed, 3])
     colour, accent = r.choice(list(COLOURS), size=2, replace=False)
     return Thing(
@@ -44,7 +42,13 @@ def thing(seed: int) -> Thing:
 
 
 def caption(what: Thing, when: Circumstance, rng: np.random.Generator) -> str:
-    """One truthful caption; pattern and background are named at random."""
+    """A true caption of a picture. Pattern and background are named at random.
+
+    Args:
+        what: the object.
+        when: the circumstances of the photo.
+        rng: decides what is named.
+    """
     words = [what.colour, what.kind]
     if what.pattern != "plain" and rng.random() < 0.6:
         words.insert(0, what.pattern)
@@ -55,7 +59,16 @@ def caption(what: Thing, when: Circumstance, rng: np.random.Generator) -> str:
 
 
 def render_thing(what: Thing, when: Circumstance, size: int = 64) -> Image.Image:
-    """A picture of an object, RGB, `size` x `size` pixels; a pure function of its arguments."""
+    """Draw an object. Equal arguments give equal pixels.
+
+    Args:
+        what: the object.
+        when: the circumstances of the photo.
+        size: side of the picture in pixels.
+
+    Returns:
+        An RGB picture.
+    """
     canvas = Canvas(size)
     x, y, zoom = 0.5 + 2 * when.shift[0], 0.56 + when.shift[1], when.zoom * 1.1
     a, b = what.width * zoom, what.height * zoom
@@ -77,7 +90,7 @@ def render_thing(what: Thing, when: Circumstance, size: int = 64) -> Image.Image
             canvas.ellipse((x + side * a * 1.1, y + 0.15), (0.075, 0.12), shade(main, 0.9))
         canvas.ellipse((x, y + 0.20), (a * 1.05, b * 0.8), main)
         canvas.ellipse((x, y - b * 0.5), (a * 0.95, a * 0.9), main)
-        canvas.ellipse((x, y - b * 0.36), (a * 0.42, a * 0.34), mix_light(main))
+        canvas.ellipse((x, y - b * 0.36), (a * 0.42, a * 0.34), _lighter(main))
         for side in (-1, 1):
             canvas.ellipse((x + side * a * 0.38, y - b * 0.66), (0.022, 0.022), (0.05, 0.05, 0.05))
         canvas.ellipse((x, y - b * 0.42), (0.03, 0.02), (0.05, 0.05, 0.05))
@@ -86,7 +99,7 @@ def render_thing(what: Thing, when: Circumstance, size: int = 64) -> Image.Image
     return finish(background(when.background, when.background_pattern, size), figure, size, when)
 
 
-def mix_light(colour: tuple[float, float, float]) -> tuple[float, float, float]:
+def _lighter(colour: tuple[float, float, float]) -> tuple[float, float, float]:
     return tuple(0.5 + 0.5 * channel for channel in colour)  # type: ignore[return-value]
 
 
