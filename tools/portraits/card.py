@@ -80,8 +80,8 @@ def _adapter(figures: dict[str, Any]) -> list[str]:
         "",
         *_paragraph(
             "The adapter has diffusers' format of IP-Adapter FaceID and takes the embedding of `portrait-a`.",
-            "`portrait-b` was not used in its training. The table shows the likeness of its pictures to held-out photos,",
-            f"for {figures['dreambooth_people']} unseen people with one photo and 16 pictures each.",
+            "`portrait-b` was not used in its training. The table shows the likeness of its pictures to held-out",
+            f"photos, for {figures['dreambooth_people']} unseen people with one photo and 16 pictures each.",
         ),
         *_table(["encoder", "cosine", "match rate", "face rate"], rows),
         "",
