@@ -36,13 +36,15 @@ from apdm.config.image_layer import (
     ZeroShotConfig,
 )
 from apdm.core.pictures import as_images
+from apdm.data.transforms import RandomTransform
 from apdm.faces import load_detector, load_encoders
 from apdm.faces.portrait import PortraitFace
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
+from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.photos import Photo, read_photo, save_photo
-from apdm.image_layer.protect import FaceTools, protect_subject
-from apdm.image_layer.scene import Scene
+from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.zero_shot import FaceModels
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import psnr
 from apdm.metrics.statistics import bootstrap_interval
@@ -120,7 +122,7 @@ class Study:
         config, started = ARMS[arm], time.perf_counter()
         if config is None:
             return torch.stack([photo.unit for photo in photos]), {}
-        scene = Scene(
+        task = ProtectionTask(
             family=self.family,
             originals=[photo.unit for photo in photos],
             prompt_embeds=self.prompts[:1],
@@ -128,10 +130,11 @@ class Study:
             prior=self.prior,
             resolution=64,
             generator=torch.Generator().manual_seed(person),
+            transform=RandomTransform.from_config(config.transform),
         )
-        tools = FaceTools(load_detector("portrait"), load_encoders(config.zero_shot.encoders))
+        faces = FaceModels(load_detector("portrait"), load_encoders(config.zero_shot.encoders))
         saved = []
-        for pixels in protect_subject(photos, scene, config, tools):
+        for pixels in LayeredProtection.from_config(config, faces).protect(photos, task):
             save_photo(pixels, self.scratch)
             saved.append(read_photo(self.scratch))
         seconds = (time.perf_counter() - started) / len(photos)

@@ -220,7 +220,7 @@ def test_perturb_returns_the_photos_and_their_figures(
     assert sorted(path.name for path in (result.image_dir / "s01").iterdir()) == sorted(
         path.name for path in (people / "protected/s01").glob("*.png")
     )
-    assert result.figures is not None and {row["subject"] for row in result.figures["photos"]} == {"s01"}
+    assert result.figures is not None and {photo.subject for photo in result.figures.photos} == {"s01"}
     assert tuple(capfd.readouterr()) == ("", "")
 
 

@@ -46,7 +46,7 @@ class Material:
     consenting: Posterior | None = None
 
 
-class AttackOutcome(NamedTuple):
+class AttackResult(NamedTuple):
     """What an attack leaves behind.
 
     Attributes:
@@ -106,7 +106,7 @@ class Attack(Protocol):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> AttackOutcome:
+    ) -> AttackResult:
         """Attack a copy of `model`, which is only read. `FineTuning.run` explains the arguments."""
         ...
 

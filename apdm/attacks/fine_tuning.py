@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
-from apdm.attacks import AttackOutcome, Callback, Evaluate, Material
+from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
@@ -133,7 +133,7 @@ class FineTuning(ABC):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> AttackOutcome:
+    ) -> AttackResult:
         """Minimise L_simple(instance) + prior_loss_weight * L_simple(class) (APDM, eq. 3 to 5).
 
         Every random draw (order of the pictures, latent, noise, timestep) comes from CPU generators that are seeded
@@ -155,7 +155,7 @@ class FineTuning(ABC):
         self._check(material, eval_steps)
         attacked = self.begin(model, material)
         losses = self.train(attacked, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
-        return AttackOutcome(attacked.model, losses)
+        return AttackResult(attacked.model, losses)
 
     def train(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from apdm.attacks import Attack, AttackOutcome, Callback, Evaluate, Material
+from apdm.attacks import Attack, AttackResult, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -77,7 +77,7 @@ class Staged(ABC):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> AttackOutcome:
+    ) -> AttackResult:
         """Prepare, then attack. `FineTuning.run` explains the arguments; step 0 comes after `prepare`.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from apdm.attacks import AttackOutcome, Callback, Evaluate, Material
+from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.latents import encode_again
 from apdm.attacks.staged import Staged, check_needs
@@ -48,7 +48,7 @@ class Transfer(Staged):
         eval_steps: Collection[int] = (),
         evaluate: Evaluate | None = None,
         callback: Callback | None = None,
-    ) -> AttackOutcome:
+    ) -> AttackResult:
         """Train on the model `trained_on` and evaluate on `model`. `FineTuning.run` explains the arguments.
 
         Raises:
@@ -79,4 +79,4 @@ class Transfer(Staged):
         load()
         loaded.train(False)
         loaded.finish()
-        return AttackOutcome(loaded.model, losses)
+        return AttackResult(loaded.model, losses)

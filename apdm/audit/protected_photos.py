@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from apdm.audit.results import Perturbation
 from apdm.audit.schema import WrongShape, from_json
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
+from apdm.image_layer.results import Perturbation
 
 
 @dataclass(frozen=True)

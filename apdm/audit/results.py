@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 from apdm.audit.schema import WrongShape, from_json, json_schema, to_json
 from apdm.core.errors import UserError
 from apdm.core.files import write_text
+from apdm.image_layer.results import Perturbation
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.judges import JudgesDescription
-from apdm.metrics.perception import Visibility
 from apdm.metrics.statistics import Cost, Steps
 from apdm.metrics.utility import ClassUtility, StrangersLikeness
 
@@ -298,32 +298,6 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderCosine:
-    """The cosine of a protected face with the original one, by an encoder; from `threshold` on it is a match."""
-
-    to_original: float
-    threshold: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtectedFace:
-    """One face in a photo: how visible the changes to it are, and {encoder: cosine with the original}."""
-
-    visible: Visibility
-    cosine: dict[str, EncoderCosine]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtectedPhoto:
-    """One photo, the `photo`-th of its subject: how visible its changes are, as a whole and in each face."""
-
-    subject: str
-    photo: int
-    visible: Visibility
-    faces: list[ProtectedFace]
-
-
-@dataclass(frozen=True, kw_only=True)
 class PhotoAttackRow:
     """One attack with the photos of one person, on the base model.
 
@@ -343,22 +317,6 @@ class PhotoAttackRow:
     seconds: float
     status: Status
     error: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perturbation:
-    """The content of perturbation.json: how photos were protected, and how visible that is."""
-
-    schema: int
-    package: dict[str, str]
-    method: str
-    zero_shot: bool
-    format: str
-    epsilon: dict[str, float]
-    photos: list[ProtectedPhoto]
-    command: str | None
-    seconds_per_photo: float | None
-    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

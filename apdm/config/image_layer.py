@@ -1,6 +1,12 @@
-"""The options of the image layer, shared by `apdm perturb` and the main job.
+"""The options of the photo protection, which `apdm perturb` and the main job share.
 
-Every budget and step is in [0, 1] pixel units: 7/255 = 0.02745 is seven grey levels.
+Every budget and step size is in [0, 1] pixel units: 7/255 = 0.02745 is seven grey levels.
+
+The photo protection has two layers, one against fine-tuning and one against zero-shot adapters. Against fine-tuning
+there are several methods, and each is one file in `apdm/image_layer/protections/`. The options of a method are the
+fields of its class, and can always be given with its name: `method: dladiff:rounds=10`. The methods with many options
+also have a group of their own here, so that a YAML file can list them one below the other. Such a class derives from
+its group's dataclass, so that nothing is said twice: the group is where the fields are written down.
 """
 
 from __future__ import annotations
@@ -11,129 +17,135 @@ from typing import Literal
 from apdm.config.options import option
 from apdm.core.errors import UserError
 
+NO_METHOD = "none"
 MAX_EPSILON = 64 / 255
-GREY_LEVEL = 1 / 255  # less changes nothing in 8 bits
-# Budgets in grey levels of the fine-tuning and the zero-shot layer; "default" is DLADiff's.
+GREY_LEVEL = 1 / 255  # a smaller change is lost when the photo is saved in 8 bits
+# Budgets in grey levels of the fine-tuning layer and of the zero-shot layer; "default" is DLADiff's.
 PRESETS = {"low": (4, 7), "default": (7, 11), "high": (12, 16)}
-LEARNING_RATE_HELP = "Of the surrogate's AdamW; the paper does not say: here that of the attack."
 
 
 @dataclass(frozen=True, kw_only=True)
 class DLADiffConfig:
-    """DLADiff's first layer, Algorithm 1. The paper gives no step counts, rates or choice of layers: these are ours."""
+    """DLADiff's fine-tuning layer (Algorithm 1). The paper gives no step counts, rates or layers."""
 
-    static_surrogate: bool = option(True, "Stage 1 with the static surrogate (DSUR); false: the ablation without it.")
-    static_steps: int = option(400, "iter_ft: steps of the static surrogate on clean photos.", at_least=1)
-    alternate: bool = option(
-        True, "Train the dynamic surrogate on the changed photos in each round (ADFT); false: once, on clean ones."
+    static_surrogate: bool = option(
+        True,
+        "Compare attention with a static surrogate, a copy of the model that has learned the clean photos (DSUR). "
+        "false is the ablation without it.",
     )
-    rounds: int = option(20, "iter_opt.", at_least=1)
-    attention_steps: int = option(3, "iter_1: steps up L_att per round.", at_least=0)
-    conditional_steps: int = option(7, "iter_2: steps up L_cond per round.", at_least=0)
-    surrogate_steps: int = option(20, "iter_3: steps of the dynamic surrogate per round.", at_least=0)
-    learning_rate: float = option(5e-6, LEARNING_RATE_HELP, above=0)
-    batch_size: int = option(4, "Photos per surrogate step; the paper's attack takes 4.", at_least=1)
+    static_steps: int = option(
+        400, "iter_ft: training steps of the static surrogate on the clean photos. Time grows with it.", at_least=1
+    )
+    alternate: bool = option(
+        True,
+        "Train the dynamic surrogate on the changed photos in every round (ADFT). false is the ablation: it is trained "
+        "once, on the clean photos.",
+    )
+    rounds: int = option(20, "iter_opt: rounds of both ascents and of surrogate training.", at_least=1)
+    attention_steps: int = option(3, "iter_1: PGD steps on the attention loss L_att in each round.", at_least=0)
+    conditional_steps: int = option(7, "iter_2: PGD steps on the denoising loss L_cond in each round.", at_least=0)
+    surrogate_steps: int = option(20, "iter_3: training steps of the dynamic surrogate in each round.", at_least=0)
+    learning_rate: float = option(
+        5e-6,
+        "Learning rate of the surrogates' AdamW. The paper does not give one; this is the rate of the nominal attack.",
+        above=0,
+    )
+    batch_size: int = option(4, "Photos per training step of a surrogate. The paper's attack uses 4.", at_least=1)
     prior_loss_weight: float = option(
         0.0,
-        "Prior preservation of the dynamic surrogate: 0 is Algorithm 1 (L_cond), 1 the text's L_db.",
+        "Weight of prior preservation in the dynamic surrogate's loss. 0 is Algorithm 1 (L_cond), 1 is the loss that "
+        "the paper's text gives (L_db).",
         at_least=0,
     )
     attention_max_positions: int = option(
-        1024, "Attention layers with more positions are left out: 1024 is 32 x 32.", at_least=1
+        1024,
+        "Attention layers with more positions than this are left out of L_att, because their maps need much memory. "
+        "1024 is 32 x 32.",
+        at_least=1,
     )
     attention_token: int | None = option(
-        None, "Compare the cross-attention of this token of the prompt alone; default: of all tokens.", at_least=0
+        None,
+        "Compare the cross-attention of this token of the prompt only, counted from 0. Default: all tokens.",
+        at_least=0,
     )
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of surrogates and photos together, for the progress bar; so in the other methods."""
-        ascent = self.attention_steps * self.static_surrogate + self.conditional_steps
-        dynamic = self.surrogate_steps * self.rounds if self.alternate else self.static_steps
-        return self.static_steps * self.static_surrogate + self.rounds * ascent + dynamic
 
 
 @dataclass(frozen=True, kw_only=True)
 class AntiDiffusionConfig:
-    """Anti-Diffusion: prompt tuning and the semantic disturbance loss; counts are the release's."""
+    """Anti-Diffusion: prompt tuning and the semantic disturbance loss. Step counts are the authors' release's."""
 
-    rounds: int = option(5, "Epochs of surrogate training, ascent and prompt tuning.", at_least=0)
-    surrogate_steps: int = option(20, "Surrogate steps per round.", at_least=0)
-    ascent_steps: int = option(10, "Steps up the loss per round, and before the first.", at_least=1)
-    prompt_steps: int = option(30, "Prompt tuning steps per round, and before the first.", at_least=0)
-    learning_rate: float = option(5e-7, "Of the surrogate's AdamW.", above=0)
-    prompt_learning_rate: float = option(1e-3, "Of the prompts' AdamW.", above=0)
-    batch_size: int = option(4, "Photos per surrogate step; the release takes 1.", at_least=1)
-    attention_weight: float = option(1.0, "Of the concentration of cross-attention.", at_least=0)
-    attention_max_positions: int = option(256, "16 x 16, the size of the release's maps.", at_least=1)
-
-    @property
-    def total_steps(self) -> int:
-        return (self.rounds + 1) * (self.ascent_steps + self.prompt_steps) + self.rounds * self.surrogate_steps
+    rounds: int = option(5, "Rounds of surrogate training, ascent and prompt tuning.", at_least=0)
+    surrogate_steps: int = option(20, "Training steps of the surrogate in each round.", at_least=0)
+    ascent_steps: int = option(10, "PGD steps in each round, and before the first round.", at_least=1)
+    prompt_steps: int = option(30, "Steps of prompt tuning in each round, and before the first round.", at_least=0)
+    learning_rate: float = option(5e-7, "Learning rate of the surrogate's AdamW.", above=0)
+    prompt_learning_rate: float = option(1e-3, "Learning rate of the AdamW that tunes the prompts.", above=0)
+    batch_size: int = option(4, "Photos per training step of the surrogate. The release uses 1.", at_least=1)
+    attention_weight: float = option(
+        1.0, "Weight of the concentration of cross-attention in the semantic disturbance loss.", at_least=0
+    )
+    attention_max_positions: int = option(
+        256,
+        "Attention layers with more positions than this are left out. 256 is 16 x 16, as in the release.",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ASPLConfig:
-    """ASPL of Anti-DreamBooth; counts are the release's, its rate is too, for both copies of the surrogate."""
+    """ASPL of Anti-DreamBooth. Step counts and the learning rate are those of the authors' release."""
 
-    rounds: int = option(50, "Rounds.", at_least=1)
-    clean_steps: int = option(3, "Steps of the copy on clean photos.", at_least=0)
-    ascent_steps: int = option(6, "Steps up L_cond against the copy.", at_least=1)
-    surrogate_steps: int = option(3, "Steps of the surrogate on changed photos.", at_least=0)
-    learning_rate: float = option(5e-7, "Of the surrogate's AdamW.", above=0)
-    batch_size: int = option(2, "Photos per surrogate step.", at_least=1)
-    prior_loss_weight: float = option(1.0, "Of the surrogate's prior preservation.", at_least=0)
-
-    @property
-    def total_steps(self) -> int:
-        return self.rounds * (self.clean_steps + self.ascent_steps + self.surrogate_steps)
+    rounds: int = option(50, "Rounds of copying, ascent and surrogate training.", at_least=1)
+    clean_steps: int = option(
+        3, "Training steps of the surrogate's copy on the clean photos in each round.", at_least=0
+    )
+    ascent_steps: int = option(6, "PGD steps on the copy's denoising loss L_cond in each round.", at_least=1)
+    surrogate_steps: int = option(3, "Training steps of the surrogate on the changed photos in each round.", at_least=0)
+    learning_rate: float = option(5e-7, "Learning rate of the AdamW of the surrogate and of its copy.", above=0)
+    batch_size: int = option(2, "Photos per training step of a surrogate.", at_least=1)
+    prior_loss_weight: float = option(1.0, "Weight of prior preservation in the surrogates' loss.", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FSMGConfig:
-    """FSMG of Anti-DreamBooth; counts are the release's."""
+    """FSMG of Anti-DreamBooth. Step counts are those of the authors' release."""
 
-    static_steps: int = option(1000, "Steps of the surrogate on clean photos.", at_least=0)
-    ascent_steps: int = option(100, "Steps up L_cond.", at_least=1)
-    learning_rate: float = option(5e-7, "Of the surrogate's AdamW.", above=0)
-    batch_size: int = option(2, "Photos per surrogate step.", at_least=1)
-    prior_loss_weight: float = option(1.0, "Of the surrogate's prior preservation.", at_least=0)
-
-    @property
-    def total_steps(self) -> int:
-        return self.static_steps + self.ascent_steps
+    static_steps: int = option(1000, "Training steps of the surrogate on the clean photos.", at_least=0)
+    ascent_steps: int = option(100, "PGD steps on the surrogate's denoising loss L_cond.", at_least=1)
+    learning_rate: float = option(5e-7, "Learning rate of the surrogate's AdamW.", above=0)
+    batch_size: int = option(2, "Photos per training step of the surrogate.", at_least=1)
+    prior_loss_weight: float = option(1.0, "Weight of prior preservation in the surrogate's loss.", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAttackConfig:
-    """The attack on the VAE's encoder (PhotoGuard, Mist's textural loss)."""
+    """The attack on the VAE's encoder (PhotoGuard, and the textural loss of Mist)."""
 
-    ascent_steps: int = option(100, "Steps up the loss.", at_least=1)
-
-    @property
-    def total_steps(self) -> int:
-        return self.ascent_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseConfig:
-    """Plain noise of the whole budget: a placebo."""
-
-    total_steps = 0
+    ascent_steps: int = option(100, "PGD steps.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """What may happen to a photo before it is learned: the ascent goes through transforms drawn anew for every look."""
+    """What may happen to a photo before it is learned. Losses are computed on photos that are transformed at random."""
 
-    jpeg_probability: float = option(0.0, "Share of looks at a JPEG.", at_least=0, at_most=1)
-    jpeg_quality: list[int] = option([75, 95], "Its lowest and highest quality.", at_least=1, at_most=100)
-    resize_probability: float = option(0.0, "Share of looks at a photo resized and back.", at_least=0, at_most=1)
-    resize_factor: list[float] = option([0.5, 1.0], "Its lowest and highest factor.", above=0)
-    blur_probability: float = option(0.0, "Share of looks at a blurred photo.", at_least=0, at_most=1)
-    blur_sigma: list[float] = option([0.0, 1.0], "Its lowest and highest standard deviation, pixels.", at_least=0)
-    noise_probability: float = option(0.0, "Share of looks at a photo with noise.", at_least=0, at_most=1)
-    noise_std: list[float] = option([0.0, 0.02], "Its lowest and highest standard deviation, of 1.", at_least=0)
+    jpeg_probability: float = option(
+        0.0, "Share of the loss evaluations on a photo that was saved as JPEG.", at_least=0, at_most=1
+    )
+    jpeg_quality: list[int] = option([75, 95], "Lowest and highest JPEG quality.", at_least=1, at_most=100)
+    resize_probability: float = option(
+        0.0, "Share of the loss evaluations on a photo that was resized and resized back.", at_least=0, at_most=1
+    )
+    resize_factor: list[float] = option([0.5, 1.0], "Lowest and highest factor of the size in between.", above=0)
+    blur_probability: float = option(0.0, "Share of the loss evaluations on a blurred photo.", at_least=0, at_most=1)
+    blur_sigma: list[float] = option(
+        [0.0, 1.0], "Lowest and highest standard deviation of the blur, in pixels.", at_least=0
+    )
+    noise_probability: float = option(
+        0.0, "Share of the loss evaluations on a photo with added noise.", at_least=0, at_most=1
+    )
+    noise_std: list[float] = option(
+        [0.0, 0.02], "Lowest and highest standard deviation of the noise, in [0, 1] pixel units.", at_least=0
+    )
 
     def __post_init__(self) -> None:
         for name in ("jpeg_quality", "resize_factor", "blur_sigma", "noise_std"):
@@ -141,108 +153,137 @@ class TransformConfig:
             if len(ends) != 2 or not ends[0] <= ends[1]:
                 raise UserError(f"transform.{name} is {ends}; give a lower and an upper bound")
         if sum(self.probabilities) > 1 + 1e-9:
-            raise UserError("the probabilities of jpeg, resize, blur and noise exceed 1 together; lower some")
+            raise UserError(
+                "the probabilities of jpeg, resize, blur and noise in transform add up to more than 1; lower some"
+            )
 
     @property
     def probabilities(self) -> tuple[float, float, float, float]:
-        """Of JPEG, resize, blur and noise; what is left to 1 is the photo as it is."""
+        """Probabilities of JPEG, resizing, blur and noise. With the rest of the probability nothing happens."""
         return self.jpeg_probability, self.resize_probability, self.blur_probability, self.noise_probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
-    """DLADiff's second layer: faces that an identity encoder no longer takes for the person's."""
+    """The layer against zero-shot adapters: identity encoders no longer recognise the person in the protected photo."""
 
-    enabled: bool = option(True, "Run it; false: the ablation without it.")
+    enabled: bool = option(True, "Whether this layer is used. false is the ablation without it.")
     epsilon: float | None = option(
-        None, "eta_zs, around the original photo; default: the preset's.", at_least=GREY_LEVEL, at_most=MAX_EPSILON
+        None,
+        "eta_zs: the largest change of a pixel against the original photo. Default: the preset's.",
+        at_least=GREY_LEVEL,
+        at_most=MAX_EPSILON,
     )
-    step_size: float = option(8e-4, "sigma_zs.", above=0)
-    max_steps: int = option(200, "Steps at the most; photos that have reached the aim no longer move.", at_least=1)
+    step_size: float = option(8e-4, "sigma_zs: the change of a pixel in one PGD step.", above=0)
+    max_steps: int = option(
+        200,
+        "Largest number of PGD steps. A photo that no encoder recognises any more is not changed further.",
+        at_least=1,
+    )
     encoders: list[str] = option(
-        ["portrait-a"], "Identity encoders to mislead: bundled names, or files, PATH=THRESHOLD; see apdm.faces."
+        ["portrait-a"],
+        "Identity encoders that the photo must mislead: bundled names, or files as PATH=THRESHOLD. apdm.faces "
+        "describes them.",
     )
-    weights: list[float] = option([], "One weight per encoder; default: 1 each.", above=0)
-    detector: str = option("portrait", "What finds faces: portrait, an insightface folder, or a YuNet file.")
+    weights: list[float] = option([], "One weight for each encoder. Default: 1 each.", above=0)
+    detector: str = option("portrait", "The face detector: portrait, an InsightFace folder, or a YuNet file.")
     margin: float = option(
         1.0,
-        "How far below its threshold an encoder's cosine is pushed, in units of what is between the threshold and 1: "
-        "each encoder has its own scale.",
+        "How far below its threshold the cosine of an encoder is pushed, in units of the distance between the "
+        "threshold and 1. Every encoder has its own scale.",
         at_least=0,
     )
     jitter: float = option(
-        0.02, "Standard deviation of the landmarks in every step, in distances between the eyes.", at_least=0
+        0.02,
+        "Standard deviation of the random shift of the landmarks in every step, in units of the distance between the "
+        "eyes. Detectors place landmarks differently; the protection must hold for all of them.",
+        at_least=0,
     )
-    momentum: float = option(0.0, "Of the ascent's direction (MI-FGSM); 0: DLADiff's.", at_least=0, below=1)
+    momentum: float = option(
+        0.0, "Share of the earlier steps' direction that a step keeps (MI-FGSM). 0 is DLADiff's.", at_least=0, below=1
+    )
     no_face: Literal["skip", "refuse"] = option(
-        "skip", "What to do with a photo without a face: say so and go on, or stop."
+        "skip", "What to do about a photo without a face: leave it to the other layer with a warning, or stop."
     )
 
     def __post_init__(self) -> None:
         if not self.encoders:
-            raise UserError("zero_shot.encoders is empty; give at least one")
+            raise UserError("zero_shot.encoders is empty; name at least one encoder")
         if self.weights and len(self.weights) != len(self.encoders):
             raise UserError(
-                f"zero_shot.weights has {len(self.weights)} numbers for {len(self.encoders)} encoders; give one each"
+                f"zero_shot.weights has {len(self.weights)} numbers for {len(self.encoders)} encoders; "
+                "give one for each encoder"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLayerConfig:
-    """How photos are protected: a layer against fine-tuning, then one against zero-shot identity adapters."""
+    """How photos are protected: one layer against fine-tuning, and one against zero-shot identity adapters."""
 
-    enabled: bool = option(False, "In the main job: ship protected photos too. `apdm perturb` always protects.")
-    method: Literal["dladiff", "anti_diffusion", "aspl", "fsmg", "encoder", "noise", "none"] = option(
-        "dladiff", "The layer against fine-tuning; none leaves it out."
+    enabled: bool = option(
+        False, "Whether the main job also ships protected photos. `apdm perturb` always protects photos."
+    )
+    method: str = option(
+        "dladiff",
+        "The protection against fine-tuning: dladiff, anti_diffusion, aspl, fsmg, encoder or noise; file.py:Name for a "
+        "class of your own; none to leave this layer out. Options may follow: dladiff:rounds=10.",
     )
     preset: Literal["low", "default", "high"] = option(
-        "default", "Budgets of both layers in grey levels: low 4 and 7, default 7 and 11 (DLADiff's), high 12 and 16."
+        "default",
+        "Budgets of the two layers, in grey levels: low is 4 and 7, default is 7 and 11 (DLADiff's), high is 12 and "
+        "16. A larger budget protects more and is easier to see.",
     )
     epsilon: float | None = option(
-        None, "eta_ft, around the original photo; default: the preset's.", at_least=GREY_LEVEL, at_most=MAX_EPSILON
+        None,
+        "eta_ft: the largest change of a pixel by the fine-tuning layer. Default: the preset's.",
+        at_least=GREY_LEVEL,
+        at_most=MAX_EPSILON,
     )
-    step_size: float = option(5e-3, "sigma_ft.", above=0)
-    update: Literal["sign", "normalised"] = option("sign", "What a step makes of the gradient.")
+    step_size: float = option(
+        5e-3, "sigma_ft: the change of a pixel in one PGD step of the fine-tuning layer.", above=0
+    )
+    update: Literal["sign", "normalised"] = option(
+        "sign",
+        "The direction of a PGD step of the fine-tuning layer: the sign of the gradient, or the gradient divided by "
+        "its root mean square.",
+    )
     order: Literal["fine_tuning_first", "zero_shot_first"] = option(
-        "fine_tuning_first", "DLADiff's order, or the other."
+        "fine_tuning_first", "Which layer is applied first. DLADiff applies the fine-tuning layer first."
     )
     greedy_timesteps: bool = option(
-        False, "SimAC's choice of timesteps per photo, on the model as it is; false: all timesteps alike."
+        False,
+        "Choose the timesteps of each photo as SimAC does, on the unchanged model. false uses all timesteps alike.",
     )
-    batch_size: int = option(4, "Photos per step of the ascent.", at_least=1)
-    format: Literal["png", "jpeg"] = option("png", "Of the protected photos; JPEG takes protection away.")
-    jpeg_quality: int = option(95, "Of a JPEG, without chroma subsampling.", at_least=1, at_most=100)
+    batch_size: int = option(
+        4, "Photos per PGD step. More photos need more memory; the result stays nearly the same.", at_least=1
+    )
+    format: Literal["png", "jpeg"] = option(
+        "png", "File format of the protected photos. JPEG compression takes away part of the protection."
+    )
+    jpeg_quality: int = option(
+        95, "Quality of JPEG files, which are written without chroma subsampling.", at_least=1, at_most=100
+    )
     transform: TransformConfig = field(default_factory=TransformConfig)
     dladiff: DLADiffConfig = field(default_factory=DLADiffConfig)
     anti_diffusion: AntiDiffusionConfig = field(default_factory=AntiDiffusionConfig)
     aspl: ASPLConfig = field(default_factory=ASPLConfig)
     fsmg: FSMGConfig = field(default_factory=FSMGConfig)
     encoder: EncoderAttackConfig = field(default_factory=EncoderAttackConfig)
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
     def __post_init__(self) -> None:
-        if self.method == "none" and not self.zero_shot.enabled:
-            raise UserError("image_layer.method is none and image_layer.zero_shot.enabled is false: nothing is left")
+        if self.method == NO_METHOD and not self.zero_shot.enabled:
+            raise UserError(
+                "image_layer.method is none and image_layer.zero_shot.enabled is false, so nothing would be protected; "
+                "enable one of them"
+            )
 
     @property
     def fine_tuning_epsilon(self) -> float:
-        """eta_ft in [0, 1] units."""
+        """eta_ft, the budget of the fine-tuning layer, in [0, 1] pixel units."""
         return PRESETS[self.preset][0] / 255 if self.epsilon is None else self.epsilon
 
     @property
     def zero_shot_epsilon(self) -> float:
-        """eta_zs in [0, 1] units."""
+        """eta_zs, the budget of the zero-shot layer, in [0, 1] pixel units."""
         return PRESETS[self.preset][1] / 255 if self.zero_shot.epsilon is None else self.zero_shot.epsilon
-
-    @property
-    def ball(self) -> float:
-        """The larger of the budgets that are used: what no saved pixel may exceed."""
-        used = [] if self.method == "none" else [self.fine_tuning_epsilon]
-        return max(used + ([self.zero_shot_epsilon] if self.zero_shot.enabled else []))
-
-    @property
-    def total_steps(self) -> int:
-        """Steps for one subject, for the progress bar."""
-        layer = 0 if self.method == "none" else getattr(self, self.method).total_steps
-        return layer + (self.zero_shot.max_steps if self.zero_shot.enabled else 0)

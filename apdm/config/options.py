@@ -54,6 +54,20 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) 
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def broken_limit(field: dataclasses.Field[Any], value: Any) -> str | None:
+    """Check a value against the limits of its option.
+
+    Returns:
+        What the value, or each number of a list, should be, such as "at least 1"; None if it is within the limits.
+    """
+    numbers = value if isinstance(value, list) else [value]
+    for limit, bound in field.metadata.get("limits", {}).items():
+        holds, words = LIMITS[limit]
+        if any(number is not None and not holds(number, bound) for number in numbers):
+            return f"{words} {bound}"
+    return None
+
+
 def command_line(name: str, argv: Sequence[str]) -> str:
     """Return a command as it is written into results.
 
@@ -189,11 +203,8 @@ class Option:
             value = _convert(self.kind, value)
         except (ValueError, OverflowError):
             raise self._misfit(value, where, _wanted(self.kind)) from None
-        numbers = value if isinstance(value, list) else [value]
-        for limit, bound in self.field.metadata["limits"].items():
-            holds, words = LIMITS[limit]
-            if any(number is not None and not holds(number, bound) for number in numbers):
-                raise self._misfit(value, where, f"to be {words} {bound}")
+        if (limit := broken_limit(self.field, value)) is not None:
+            raise self._misfit(value, where, f"to be {limit}")
         return value
 
     def _misfit(self, value: Any, where: str, wanted: str) -> UserError:

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from apdm.config.options import read_value
+from apdm.config.options import broken_limit, read_value
 from apdm.core.errors import UserError
 
 
@@ -113,7 +113,11 @@ class Registry:
                 near = difflib.get_close_matches(name, [*kinds, *also], n=1)
                 hint = f'did you mean "{near[0]}"?' if near else f"it has {', '.join([*kinds, *also]) or 'none'}"
                 raise UserError(f'in "{spec}": {cls.name} has no option "{name}"; {hint}')
-        return {name: option_value(kinds[name], text, name, spec) for name, text in options.items()}
+        values = {name: option_value(kinds[name], text, name, spec) for name, text in options.items()}
+        for field in fields(cls):
+            if field.name in values and (limit := broken_limit(field, values[field.name])) is not None:
+                raise UserError(f'in "{spec}": {field.name} is {options[field.name]}; it needs to be {limit}')
+        return values
 
     def kinds(self, cls: Any) -> dict[str, Any]:
         """Return {field: type} of the fields that can be given as text."""

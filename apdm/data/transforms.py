@@ -1,10 +1,12 @@
-"""What happens to a photo between its protection and a trainer, as maps that gradients pass through.
+"""What may happen to a photo between its protection and its use by a trainer, as differentiable functions.
 
-A perturbation that has to survive these is made by expectation over transformation (Athalye et al. 2018,
-"Synthesizing Robust Adversarial Examples"): every step climbs through transforms drawn anew. All take and give pictures
-`[B, 3, H, W]` in [0, 1], float32 or float64, of the same size. Rounding and saturation pass gradients straight through:
-their own are zero almost everywhere, or cut off at white and black by the chance of a rounding error (backward pass
-differentiable approximation, Athalye et al. 2018, "Obfuscated Gradients").
+A protection survives these transforms if it is made by expectation over transformation (Athalye et al. 2018,
+"Synthesizing Robust Adversarial Examples"): every step computes its loss on a photo that is transformed at random. All
+functions take pictures `[B, 3, H, W]` in [0, 1], float32 or float64, and return pictures of the same size and type.
+
+Rounding and clipping pass gradients on unchanged (backward pass differentiable approximation, Athalye et al. 2018,
+"Obfuscated Gradients"). Their true gradients are zero almost everywhere, and a pixel at the edge of the range would
+keep or lose its gradient by the chance of a rounding error.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ CHROMA = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-# RGB to Y, Cb, Cr of JFIF: BT.601 luma, full range; Cb and Cr are then moved up by 128.
+# RGB to Y, Cb, Cr as in JFIF: BT.601 luma, full range. 128 is added to Cb and Cr afterwards.
 TO_YCC = torch.tensor(
     [
         [0.299, 0.587, 0.114],
@@ -46,24 +48,28 @@ TO_YCC = torch.tensor(
     ],
     dtype=torch.float64,
 )
-TRUNCATE = 4.0  # standard deviations at which a Gaussian kernel ends, as in scipy.ndimage
+TRUNCATE = 4.0  # a Gaussian kernel ends at this many standard deviations, as in scipy.ndimage
 
 
 def jpeg(images: Tensor, quality: int, *, subsampling: bool = True) -> Tensor:
-    """Save as baseline JPEG and read again (ITU-T T.81, JFIF); what comes back is in 8 bits.
+    """Save pictures as baseline JPEG and read them again (ITU-T T.81, JFIF). The result has 8-bit values.
 
-    The forward pass does what libjpeg does, with exact arithmetic for its fixed-point one (photos come out less than
-    0.7/255 apart in the mean): rounding to 8 bits, BT.601 full range, 8 x 8 DCT, the Annex K tables scaled by its
-    quality, rounding, and all of it back; a picture that ends inside a block is filled up by repeating its edge.
+    The forward pass does what libjpeg does: rounding to 8 bits, conversion to BT.601 full range, 8 x 8 DCT, division by
+    the tables of Annex K scaled by the quality, rounding, and all of it back. A picture that ends inside a block is
+    extended by repeating its edge. libjpeg computes with fixed-point numbers; the mean difference to its result is
+    below 0.7/255.
 
-    The gradient is that of the same map without rounding and saturation: the identity on luma, the loss of resolution
-    on chroma, at every quality alike. So it tells a method where JPEG took it, not how to stay clear of the quantiser.
+    The gradient is that of the same computation without rounding and clipping: the identity on luma, and the loss of
+    resolution on chroma, for every quality. So the gradient tells a protection what it is worth after compression, but
+    not how to avoid the rounding.
 
     Args:
+        images: `[B, 3, H, W]` in [0, 1].
         quality: 1 (worst) to 100.
-        subsampling: colour at half the resolution (4:2:0), the default of Pillow and of most cameras.
+        subsampling: whether colour is stored at half the resolution (4:2:0), as Pillow and most cameras do.
 
-    Raises ValueError for a quality out of range or images of the wrong shape or type.
+    Raises:
+        ValueError: the quality is out of range, or the images have the wrong shape or type.
     """
     _check(images)
     if not 1 <= quality <= 100:
@@ -78,10 +84,15 @@ def jpeg(images: Tensor, quality: int, *, subsampling: bool = True) -> Tensor:
 
 
 def resize_and_back(images: Tensor, factor: float, *, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
-    """Resize by `factor` > 0, and back to the old size, each time with a filter as wide as the pixels that it merges.
+    """Resize pictures by `factor` and back to their size, both times with Pillow's antialiasing filter.
 
-    The filters are Pillow's; sides are rounded to whole pixels. Raises ValueError for a factor that is not positive or
-    images of the wrong shape or type.
+    Args:
+        images: `[B, 3, H, W]` in [0, 1].
+        factor: above 0. The sides in between are rounded to whole pixels.
+        mode: the filter.
+
+    Raises:
+        ValueError: the factor is not positive, or the images have the wrong shape or type.
     """
     _check(images)
     if not 0 < factor < math.inf:
@@ -93,10 +104,16 @@ def resize_and_back(images: Tensor, factor: float, *, mode: Literal["bilinear", 
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Convolve with a Gaussian of standard deviation `sigma` >= 0 in pixels, cut off at 4 sigma; edges are mirrored.
+    """Blur pictures with a Gaussian filter, as `scipy.ndimage.gaussian_filter` with mode "mirror" does.
 
-    The same as `scipy.ndimage.gaussian_filter` with mode "mirror". Raises ValueError for a negative sigma, a picture
-    too small to be mirrored that far, or images of the wrong shape or type.
+    Args:
+        images: `[B, 3, H, W]` in [0, 1].
+        sigma: standard deviation in pixels, at least 0. The kernel ends at 4 sigma; pictures are mirrored at their
+            edges.
+
+    Raises:
+        ValueError: sigma is negative, a side of the pictures is shorter than the kernel's radius, or the images have
+            the wrong shape or type.
     """
     _check(images)
     if not 0 <= sigma < math.inf:
@@ -114,9 +131,15 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Add white noise of standard deviation `std` >= 0, in [0, 1] pixel units, drawn from a CPU `generator`.
+    """Add Gaussian noise to pictures.
 
-    Raises ValueError for a negative std or images of the wrong shape or type.
+    Args:
+        images: `[B, 3, H, W]` in [0, 1].
+        std: standard deviation in [0, 1] pixel units, at least 0.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: the standard deviation is negative, or the images have the wrong shape or type.
     """
     _check(images)
     if not 0 <= std < math.inf:
@@ -127,18 +150,27 @@ def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Te
 
 @dataclass(frozen=True)
 class RandomTransform:
-    """One transform for each picture, drawn anew at every call; what the probabilities leave is no transform."""
+    """Transforms each picture at random: by one of the transforms above, or not at all.
+
+    Attributes:
+        config: the probability of each transform and the range of its strength.
+    """
 
     config: TransformConfig
 
+    @staticmethod
+    def from_config(config: TransformConfig) -> RandomTransform | None:
+        """Return the transform of these options, or None if all probabilities are 0."""
+        return RandomTransform(config) if sum(config.probabilities) else None
+
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Transform `images` [B, 3, H, W] in [0, 1]; equal states of the CPU `generator` give equal results."""
+        """Transform pictures `[B, 3, H, W]` in [0, 1]. Equal states of the CPU generator give equal results."""
         draws = torch.rand(len(images), 2, generator=generator, dtype=torch.float64).tolist()
         pairs = zip(images.split(1), draws, strict=True)
         return torch.cat([self._one(image, choice, strength, generator) for image, (choice, strength) in pairs])
 
     def _one(self, image: Tensor, choice: float, strength: float, generator: torch.Generator) -> Tensor:
-        """Picture [1, 3, H, W]; `choice` in [0, 1) says which transform, `strength` in [0, 1) where in its range."""
+        """Transform a picture `[1, 3, H, W]`. `choice` selects the transform, `strength` its value; both in [0, 1)."""
 
         def between(low: float, high: float) -> float:
             return low + strength * (high - low)
@@ -162,7 +194,7 @@ def _check(images: Tensor) -> None:
 
 
 def _straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
-    """The values of `exact` with the gradient of `smooth`."""
+    """A tensor with the values of `exact` and the gradient of `smooth`."""
     return smooth + (exact - smooth).detach()
 
 
@@ -171,23 +203,23 @@ def _saturate(images: Tensor) -> Tensor:
 
 
 def _as_bytes(levels: Tensor) -> Tensor:
-    """Whole numbers 0 to 255."""
+    """Round to whole numbers from 0 to 255."""
     return _straight_through(levels.round().clamp(0, 255), levels)
 
 
 def _mix(matrix: Tensor, images: Tensor) -> Tensor:
-    """`matrix` [3, 3] times the colour of every pixel."""
+    """Multiply the colour of every pixel by a matrix `[3, 3]`."""
     return torch.einsum("ij,bjhw->bihw", matrix, images)
 
 
 def _table(base: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
-    """Quantiser steps [8, 8] of this quality, by libjpeg's formula in whole numbers."""
+    """The quantisation table `[8, 8]` of a quality, by libjpeg's integer formula."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((torch.tensor(base) * scale + 50) // 100).clamp(1, 255)
 
 
 def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
-    """Planes [B, C, H, W] of bytes after quantisation of their 8 x 8 DCT by `table` (T.81, A.3)."""
+    """Quantise the 8 x 8 DCT of planes `[B, C, H, W]` of bytes by a table, and transform back (T.81, A.3)."""
     height, width = planes.shape[2:]
     padded = F.pad(planes, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [B, C, H/8, W/8, 8, 8]
@@ -201,9 +233,9 @@ def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
 
 
 def _quantise_halved(planes: Tensor, table: Tensor) -> Tensor:
-    """The same at half the resolution: means of 2 x 2 pixels, and back by libjpeg's triangle filter."""
+    """Quantise at half the resolution: means of 2 x 2 pixels, then libjpeg's triangle filter to go back."""
     height, width = planes.shape[2:]
-    # libjpeg fills up rows before it halves and columns after, down to a whole block.
+    # libjpeg extends rows before it halves them, and columns to a whole block after it has halved them.
     padded = F.pad(planes, (0, -width % 16, 0, height % 2), mode="replicate")
     halved = _quantise_blocks(_as_bytes(F.avg_pool2d(padded, 2)), table)[..., : (width + 1) // 2]
     doubled = F.interpolate(halved, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
-"""Projected gradient ascent on photos (Madry et al. 2018): the one loop under every method of the image layer.
+"""Projected gradient ascent on photos (Madry et al. 2018): the one loop that all photo protections share.
 
-A method is a handful of calls of `PGD.ascend` with its own objective, and whatever it does to its surrogates in
-between. What must never differ between methods lives here: the step, the ball and the valid range.
+A protection calls `PGD.ascend` with its own objectives, and may train its surrogates between the calls. Everything that
+must not differ between protections is here: the step, the budget and the valid range of a pixel.
 """
 
 from __future__ import annotations
@@ -12,30 +12,55 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# Photos [3, H, W] in [0, 1] and their numbers -> what to raise, one value per photo, [B].
+# (photos [3, H, W] in [0, 1], their indices) -> the value to increase for each photo, [B].
 Objective = Callable[[list[Tensor], list[int]], Tensor]
-Progress = Callable[[Mapping[str, Tensor]], None]  # detached scalars, still on their device
+Progress = Callable[[Mapping[str, Tensor]], None]  # {name: detached scalar on its device}
 Update = Literal["sign", "normalised"]
 
 
 class PGD:
-    """A subject's photos, moved up one objective after another inside a ball around the originals.
+    """Moves a subject's photos up one objective after another, within a budget around the original photos.
 
-    Photos may differ in size. The ball is always that around the original photo: where a later method starts from an
-    earlier one's result, pixels that lie farther out already may stay there, and none may go farther.
+    A step computes the objective and its gradient with respect to each photo, adds `step_size` times a direction to the
+    photo, and projects the result back into the allowed values. The photos may differ in size.
+
+    Subclass to change the loop. There are three hooks, called with one photo at a time and its index:
+
+    * `initial(index)` returns the photo that the ascent starts from, `[3, H, W]`. It is called once for each photo, at
+      the end of `__init__`.
+    * `direction(gradient, index)` returns what one step adds to the photo, before it is multiplied by `step_size`. It
+      is called once per step without gradients. `gradient` is the gradient of the objective with respect to the photo.
+    * `project(photo, index)` returns the nearest allowed photo. It is called once per step without gradients, after the
+      photo has moved. It may change `photo` in place.
+
+    `self.originals[index]` is the original photo, `self.photos[index]` the photo as it is now. For example, a budget in
+    the Euclidean norm in place of the maximum norm:
+
+        class EuclideanPGD(PGD):
+            def direction(self, gradient, index):
+                return gradient / gradient.norm().clamp(min=1e-30)
+
+            def project(self, photo, index):
+                change = photo - self.originals[index]
+                change *= (self.epsilon / change.norm().clamp(min=1e-30)).clamp(max=1)
+                return (self.originals[index] + change).clamp(0, 1)
+
+    A photo protection uses its own subclass if it names it in `PhotoProtection.loop`. Whatever the subclass does,
+    photos are saved within `epsilon` of the original in the maximum norm.
 
     Args:
-        originals: N photos [3, H, W] in [0, 1].
-        epsilon: radius of the ball in the maximum norm, in [0, 1] pixel units.
-        step_size: of one step, in the same units: exactly that per pixel for "sign", its root mean square for
-            "normalised".
-        start: where to begin; default: at the originals.
-        reach: how far from where it began a pixel may go, in the same units, so that no more of an earlier method is
-            undone; None: anywhere in the ball.
-        update: "sign" of the gradient, or the gradient "normalised" to root mean square 1.
-        momentum: share of the earlier steps' direction that is kept (MI-FGSM, Dong et al. 2018); 0: none.
-        batch_size: photos per call of the objective.
-        callback: called after each step with the objective's mean.
+        originals: N photos `[3, H, W]` in [0, 1].
+        epsilon: budget, the largest change of a pixel against the original, in [0, 1] pixel units.
+        step_size: size of one step, in the same units. With "sign" every pixel moves by exactly this much; with
+            "normalised" it is the root mean square of the change.
+        start: N photos to start from. Default: the originals. Pixels that are farther than `epsilon` from the original
+            may stay where they are, but not move farther away.
+        reach: the largest change of a pixel against `start`, in the same units. It limits how much of an earlier
+            layer's work can be undone. None: no limit besides `epsilon`.
+        update: the direction is the "sign" of the gradient, or the gradient "normalised" to root mean square 1.
+        momentum: share of the earlier directions that is kept (MI-FGSM, Dong et al. 2018). 0: none.
+        batch_size: photos for which the objective is computed at once.
+        callback: called after each step with the mean of the objective.
     """
 
     def __init__(
@@ -56,23 +81,20 @@ class PGD:
         self.reach = 1.0 if reach is None else reach
         self.epsilon, self.step_size, self.update, self.momentum = epsilon, step_size, update, momentum
         self.batch_size, self.callback = batch_size, callback
-        self.photos = [photo.detach().clone() for photo in self.starts]
-        self.velocity = [torch.zeros_like(photo) for photo in self.photos] if momentum else []
-
-    def bounds(self, i: int) -> tuple[Tensor, Tensor]:
-        """Lowest and highest values of photo `i`; not kept, because photos may be large."""
-        original, start = self.originals[i], self.starts[i]
-        low = torch.minimum(original - self.epsilon, start).maximum(start - self.reach)
-        high = torch.maximum(original + self.epsilon, start).minimum(start + self.reach)
-        return low.clamp_(min=0), high.clamp_(max=1)
+        self.velocity = [torch.zeros_like(photo) for photo in self.starts] if momentum else []
+        self.photos = [self.initial(i) for i in range(len(self.originals))]
 
     def ascend(self, objective: Objective, steps: int) -> None:
-        """Take `steps` steps up the objective with every photo.
+        """Take steps up the objective with every photo.
+
+        Args:
+            objective: takes B photos that require gradients, and their indices; returns B values, `[B]`.
+            steps: number of steps.
 
         Raises:
             FloatingPointError: a gradient is not finite.
         """
-        sound = []  # looked at once, after the steps: sign(NaN) is 0, so that photos alone would not tell
+        finite = []  # read once, after all steps: reading waits for the device
         for _ in range(steps):
             values = []
             for start in range(0, len(self.photos), self.batch_size):
@@ -81,21 +103,40 @@ class PGD:
                 value = objective(leaves, which)
                 gradients = torch.autograd.grad(value.sum(), leaves)
                 for i, gradient in zip(which, gradients, strict=True):
-                    self.photos[i] = self._moved(i, gradient)
+                    self.photos[i] = self._step(gradient, i)
                 values.append(value.detach())
-                sound += [gradient.isfinite().all() for gradient in gradients]
+                finite += [gradient.isfinite().all() for gradient in gradients]
             if self.callback is not None:
                 self.callback({"objective": torch.cat(values).mean()})
-        if sound and not torch.stack(sound).all():
+        # The photos would not show it: the sign of NaN is 0.
+        if finite and not torch.stack(finite).all():
             raise FloatingPointError("a photo's gradient is not finite: the surrogate has diverged, lower its rate")
 
-    @torch.no_grad()
-    def _moved(self, i: int, gradient: Tensor) -> Tensor:
+    def initial(self, index: int) -> Tensor:
+        """Hook: the photo `[3, H, W]` that the ascent starts from."""
+        return self.starts[index].detach().clone()
+
+    def direction(self, gradient: Tensor, index: int) -> Tensor:
+        """Hook: what one step adds to the photo, `[3, H, W]`, before it is multiplied by `step_size`."""
         if self.momentum:
-            gradient = self.velocity[i].mul_(self.momentum).add_(gradient / gradient.abs().mean().clamp(min=1e-30))
+            velocity = self.velocity[index].mul_(self.momentum)
+            gradient = velocity.add_(gradient / gradient.abs().mean().clamp(min=1e-30))
         if self.update == "sign":
-            direction = gradient.sign()
-        else:
-            direction = gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
-        moved = self.photos[i].detach() + self.step_size * direction
-        return moved.clamp_(*self.bounds(i))
+            return gradient.sign()
+        return gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
+
+    def project(self, photo: Tensor, index: int) -> Tensor:
+        """Hook: the nearest allowed photo `[3, H, W]`."""
+        return photo.clamp_(*self.bounds(index))
+
+    def bounds(self, index: int) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest allowed value of each pixel of a photo, both `[3, H, W]`."""
+        original, start = self.originals[index], self.starts[index]
+        low = torch.minimum(original - self.epsilon, start).maximum(start - self.reach)
+        high = torch.maximum(original + self.epsilon, start).minimum(start + self.reach)
+        return low.clamp_(min=0), high.clamp_(max=1)
+
+    @torch.no_grad()
+    def _step(self, gradient: Tensor, index: int) -> Tensor:
+        moved = self.photos[index].detach() + self.step_size * self.direction(gradient, index)
+        return self.project(moved, index)

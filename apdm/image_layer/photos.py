@@ -1,4 +1,4 @@
-"""Whole photos between disk and method: read, seen as a trainer sees them, saved in 8 bits, and checked as saved."""
+"""Photos at their full size: read from disk, cropped as a trainer crops them, saved in 8 bits, and checked as saved."""
 
 from __future__ import annotations
 
@@ -22,28 +22,37 @@ SUFFIX = {"png": ".png", "jpeg": ".jpg"}
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo: where it came from and its pixels, upright 8-bit RGB `[3, H, W]`, uint8."""
+    """One photo.
+
+    Attributes:
+        path: the file that it was read from.
+        pixels: upright 8-bit RGB, `[3, H, W]`, uint8.
+    """
 
     path: Path
     pixels: Tensor
 
     @property
     def unit(self) -> Tensor:
-        """`[3, H, W]` float32 in [0, 1]."""
+        """The pixels as float32 in [0, 1], `[3, H, W]`."""
         return self.pixels.float() / 255
 
     def name(self, kind: Format) -> str:
-        """Its name among the protected photos: the same, but for the suffix."""
+        """The name of the protected photo's file: that of the original, with the suffix of the format."""
         return self.path.stem + SUFFIX[kind]
 
 
 def read_photo(path: Path) -> Photo:
-    """Read one photo whole, as `subjects.read_image` does. Raises UserError for a file that cannot be used."""
+    """Read a photo at its full size. Raises UserError if the file is no usable picture."""
     return Photo(path, torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).contiguous())
 
 
 def read_subject(subject: Subject, kind: Format) -> list[Photo]:
-    """All photos of a subject. Raises UserError where two of them would be saved under one name."""
+    """Read all photos of a subject.
+
+    Raises:
+        UserError: a file is no usable picture, or two protected photos would have the same name.
+    """
     photos = [read_photo(path) for path in subject.images]
     names: dict[str, Photo] = {}
     for photo in photos:
@@ -55,11 +64,16 @@ def read_subject(subject: Subject, kind: Format) -> list[Photo]:
     return photos
 
 
-def square_view(photo: Tensor, size: int, position: float = 0.5) -> Tensor:
-    """What a trainer makes of a photo: a square of it, [3, size, size], differentiable in the photo [3, H, W].
+def crop_square(photo: Tensor, size: int, position: float = 0.5) -> Tensor:
+    """Cut a square out of a photo and resize it, as a trainer does.
 
-    position: of the square along the longer side, 0 to 1. The shorter side is resized to `size`, with a filter wide
-    enough for it; a photo that has the size already is passed on as it is.
+    Args:
+        photo: `[3, H, W]`. The result is differentiable in it.
+        size: side of the result, in pixels. A square that already has this size is not resized.
+        position: where the square lies along the longer side, from 0 (top or left) to 1.
+
+    Returns:
+        The square, `[3, size, size]`. A larger square is made smaller with an antialiasing filter.
     """
     _, height, width = photo.shape
     side = min(height, width)
@@ -71,9 +85,15 @@ def square_view(photo: Tensor, size: int, position: float = 0.5) -> Tensor:
 
 
 def quantise(photo: Tensor, original: Tensor, epsilon: float) -> Tensor:
-    """8-bit pixels `[3, H, W]` of `photo` in [0, 1], kept within epsilon of the 8-bit `original` after rounding.
+    """Round a photo to 8 bits without leaving the budget.
 
-    An epsilon between two grey levels counts as the lower: rounding must not leave the ball.
+    Args:
+        photo: `[3, H, W]` in [0, 1].
+        original: the 8-bit original, `[3, H, W]`, uint8.
+        epsilon: the budget in [0, 1] pixel units. It is rounded down to whole grey levels.
+
+    Returns:
+        `[3, H, W]`, uint8, within `epsilon` of the original.
     """
     reach = int(epsilon * 255 + 1e-4)
     levels, centre = (photo.detach().cpu() * 255).round().int(), original.int()
@@ -81,7 +101,10 @@ def quantise(photo: Tensor, original: Tensor, epsilon: float) -> Tensor:
 
 
 def save_photo(pixels: Tensor, path: Path, kind: Format = "png", jpeg_quality: int = 95) -> None:
-    """Write 8-bit pixels `[3, H, W]` beside and renamed, without metadata: no EXIF, no place, no camera."""
+    """Write 8-bit pixels `[3, H, W]` to a file without any metadata, so without place and camera.
+
+    The file is written under another name and then renamed, so an interrupted run leaves no half of a photo.
+    """
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as partial:
@@ -92,10 +115,21 @@ def save_photo(pixels: Tensor, path: Path, kind: Format = "png", jpeg_quality: i
 
 
 def deviation(path: Path, original: Tensor, kind: Format = "png") -> float | None:
-    """Largest change of a saved photo against its original `[3, H, W]` uint8, in [0, 1]; None: another picture's size.
+    """Measure how far a saved photo is from its original.
 
-    Of a JPEG the mean change counts: its codec moves single pixels by more than any budget.
-    Raises UserError if the file cannot be read.
+    For a PNG this is the largest change of a pixel. For a JPEG it is the mean change, because the compression changes
+    single pixels by more than any budget.
+
+    Args:
+        path: the saved photo.
+        original: `[3, H, W]`, uint8.
+        kind: the format of the saved photo.
+
+    Returns:
+        The change in [0, 1] pixel units, or None if the saved photo has another size.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     saved = read_photo(path).pixels
     if saved.shape != original.shape:

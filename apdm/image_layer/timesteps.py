@@ -1,43 +1,50 @@
-"""SimAC's choice of timesteps (Wang et al., CVPR 2024): those at which a photo's gradient is small teach nothing."""
+"""SimAC's choice of timesteps (Wang et al., CVPR 2024): leave out those at which a photo's gradient is small."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from apdm.image_layer.scene import Scene
+from apdm.image_layer.task import ProtectionTask
 
-TRIALS, CANDIDATES, REACH, KEEP = 50, 5, 20, 100
+TRIALS = 50
+CANDIDATES = 5  # timesteps that are compared in one trial
+NEIGHBOURHOOD = 20  # timesteps on each side that are dropped with the weakest candidate
+KEEP = 100
 
 
-def greedy_timesteps(scene: Scene) -> list[Tensor]:
-    """Adaptive greedy search, one set of timesteps per photo.
+def greedy_timesteps(task: ProtectionTask) -> list[Tensor]:
+    """Choose timesteps for each photo by SimAC's adaptive greedy search.
 
-    Of five random timesteps, the one at which the loss's gradient with respect to the photo is smallest is dropped with
-    its neighbours to a distance of 20, until at most 100 are left or 50 trials are done.
+    One trial draws five timesteps at random. The timestep at which the gradient of the loss with respect to the photo
+    is smallest is dropped, with its neighbours to a distance of 20. This goes on until at most 100 timesteps are left
+    or 50 trials are done.
+
+    Returns:
+        The chosen timesteps of each photo, each `[K]`.
     """
-    return [_search(scene, photo) for photo in scene.originals]
+    return [_search(task, photo) for photo in task.originals]
 
 
-def _search(scene: Scene, photo: Tensor) -> Tensor:
-    left = torch.arange(1, scene.family.num_train_timesteps)
+def _search(task: ProtectionTask, photo: Tensor) -> Tensor:
+    left = torch.arange(1, task.family.num_train_timesteps)
     for _ in range(TRIALS):
         if len(left) <= KEEP:
             break
-        candidates = left[torch.randperm(len(left), generator=scene.generator)[:CANDIDATES]]
-        weakest = candidates[_gradient_norms(scene, photo, candidates).argmin()]
-        kept = left[(left - weakest).abs() > REACH]
+        candidates = left[torch.randperm(len(left), generator=task.generator)[:CANDIDATES]]
+        weakest = candidates[_gradient_norms(task, photo, candidates).argmin()]
+        kept = left[(left - weakest).abs() > NEIGHBOURHOOD]
         if not len(kept):
             break
         left = kept
     return left
 
 
-def _gradient_norms(scene: Scene, photo: Tensor, timesteps: Tensor) -> Tensor:
-    """Norm [B] of the gradient of L_cond with respect to the photo, at each of the timesteps."""
+def _gradient_norms(task: ProtectionTask, photo: Tensor, timesteps: Tensor) -> Tensor:
+    """Norm of the gradient of L_cond with respect to the photo at each of B timesteps, `[B]`."""
     photos = [photo.clone().requires_grad_() for _ in timesteps]
-    draw = scene.draw(len(photos))
+    draw = task.draw(len(photos))
     draw.timesteps.copy_(timesteps)
-    error = scene.error(scene.family.denoiser, scene.latents(photos, draw), draw)
+    error = task.denoising_error(task.family.denoiser, task.latents(photos, draw), draw)
     gradients = torch.autograd.grad(error.sum(), photos)
     return torch.stack([gradient.norm() for gradient in gradients]).cpu()

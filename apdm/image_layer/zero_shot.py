@@ -1,8 +1,8 @@
-"""DLADiff's second layer (arXiv 2511.19910, section 3): faces that identity encoders no longer take for the person's.
+"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): identity encoders no longer recognise the person.
 
-Zero-shot adapters see a photo through an identity encoder's embedding of the aligned face. Here the photo itself is the
-variable and alignment is a differentiable warp: its adjoint brings the gradient back into the photo at full resolution,
-where the paper perturbs the crop and warps the result back.
+A zero-shot adapter sees a photo through an identity encoder's embedding of the aligned face. Here the photo itself is
+changed. The alignment is a differentiable warp, so gradients reach the photo at its full resolution. The paper changes
+the aligned crop and warps the result back.
 """
 
 from __future__ import annotations
@@ -12,20 +12,55 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from apdm.config.image_layer import ZeroShotConfig
+from apdm.core.errors import UserError
 from apdm.faces import Face, FaceDetector, FaceEncoder
 from apdm.faces.align import align, jitter
 from apdm.image_layer.pgd import PGD
-from apdm.image_layer.scene import Transform
+from apdm.image_layer.task import Transform
 
-CHECK_EVERY = 20  # steps between looks at whether all photos have reached the aim
-MARGIN = 0.5  # of a face's box around it, what a transform gets to see beside the face
+CHECK_EVERY = 20  # steps between two checks whether all photos have reached the goal
+MARGIN = 0.5  # of a face's box on each side: the surroundings that a transform gets to see
+
+
+@dataclass(frozen=True)
+class FaceModels:
+    """The face detector and the identity encoders that the zero-shot layer misleads.
+
+    Raises:
+        UserError: an encoder gives no gradients.
+    """
+
+    detector: FaceDetector
+    encoders: Sequence[FaceEncoder]
+
+    def __post_init__(self) -> None:
+        for encoder in self.encoders:
+            if not encoder.differentiable:
+                raise UserError(
+                    f"{encoder.name} gives no gradients, so it can judge photos but not be misled; "
+                    "name the recogniser's own .onnx file in zero_shot.encoders"
+                )
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the encoders to a device. The detector stays on the CPU."""
+        for encoder in self.encoders:
+            model = getattr(encoder, "model", None)
+            if isinstance(model, Module):
+                model.to(device)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One face of one photo as one encoder sees it on the clean photo: a unit vector `[D]`."""
+    """One face of one photo, for one encoder.
+
+    Attributes:
+        face: where the face is in the clean photo.
+        encoder: the identity encoder.
+        weight: of this encoder in the loss.
+        clean: the embedding of the face in the clean photo, a unit vector `[D]`.
+    """
 
     face: Face
     encoder: FaceEncoder
@@ -33,68 +68,77 @@ class Target:
     clean: Tensor
 
 
-class ZeroShotLayer:
-    """The faces of a subject's photos, and the cosines to be pushed down.
+class IdentityObjective:
+    """The similarities between the faces in a subject's changed photos and in the clean photos, which are to fall.
 
     Args:
-        originals: photos [3, H, W] in [0, 1]; faces are looked for in these, as an adapter's user would find them.
+        originals: the clean photos, each `[3, H, W]` in [0, 1]. The detector looks for faces in them, as the user of an
+            adapter would.
+        faces: the detector and the encoders.
+        generator: on the CPU, for jitter and transforms.
+        weights: one weight for each encoder. Empty: 1 each.
+        margin: how far below an encoder's threshold its cosine is pushed, in units of the distance between the
+            threshold and 1.
+        jitter: standard deviation of the shift of the landmarks, in units of the distance between the eyes.
+        transform: what may happen to a photo before an adapter sees it. None: nothing.
     """
 
     def __init__(
         self,
         originals: Sequence[Tensor],
-        detector: FaceDetector,
-        encoders: Sequence[FaceEncoder],
-        config: ZeroShotConfig,
+        faces: FaceModels,
         generator: torch.Generator,
+        *,
+        weights: Sequence[float] = (),
+        margin: float = 1.0,
+        jitter: float = 0.02,
         transform: Transform | None = None,
     ) -> None:
-        self.config, self.generator, self.transform = config, generator, transform
-        found = [detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
-        weights = config.weights or [1.0] * len(encoders)
+        self.generator, self.margin, self.jitter, self.transform = generator, margin, jitter, transform
+        found = [faces.detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
         self.targets = [
             [
                 Target(face, encoder, weight, embed_face(encoder, photo, face))
-                for face in faces
-                for encoder, weight in zip(encoders, weights, strict=True)
+                for face in photo_faces
+                for encoder, weight in zip(faces.encoders, weights or [1.0] * len(faces.encoders), strict=True)
             ]
-            for photo, faces in zip(originals, found, strict=True)
+            for photo, photo_faces in zip(originals, found, strict=True)
         ]
 
-    def run(self, pgd: PGD) -> None:
-        """Ascend until every cosine is below its encoder's threshold by the margin, or max_steps are done."""
+    def ascend(self, pgd: PGD, max_steps: int) -> None:
+        """Ascend until every cosine is below its encoder's threshold by the margin, or `max_steps` steps are done."""
         if not any(self.targets):
             return
-        for done in range(0, self.config.max_steps, CHECK_EVERY):
-            pgd.ascend(self.loss, min(CHECK_EVERY, self.config.max_steps - done))
+        for done in range(0, max_steps, CHECK_EVERY):
+            pgd.ascend(self.loss, min(CHECK_EVERY, max_steps - done))
             if self._reached(pgd.photos):
                 break
 
     def loss(self, photos: list[Tensor], which: list[int]) -> Tensor:
-        """How far each photo's cosines are below where they may stay, to be raised; 0 where all are, `[B]`.
+        """The objective of `PGD.ascend`: minus the sum of what each cosine exceeds its goal by, `[B]`; 0 at the goal.
 
-        A cosine counts on its own encoder's scale, 1 for the same picture and 0 at the threshold: dlib's cosines of
-        strangers are .8, and an average of raw cosines would see nothing but other encoders.
+        Each cosine counts on its own encoder's scale: 1 for the same picture, 0 at the threshold. On the raw scale an
+        encoder whose cosines of strangers are already high, as dlib's are with 0.8, would hardly count.
         """
-        values = [self._loss(photo, self.targets[i]) for photo, i in zip(photos, which, strict=True)]
+        values = [self._photo_loss(photo, self.targets[i]) for photo, i in zip(photos, which, strict=True)]
         return torch.stack(values)
 
-    def _loss(self, photo: Tensor, targets: list[Target]) -> Tensor:
+    def _photo_loss(self, photo: Tensor, targets: list[Target]) -> Tensor:
         if not targets:
             return 0.0 * photo.sum()
         parts = []
         for target in targets:
-            seen, face = self._look(photo, target.face)
+            seen, face = self._as_seen(photo, target.face)
             match = on_own_scale(embed_face(target.encoder, seen, face) @ target.clean, target.encoder.threshold)
-            parts.append(-target.weight * (match + self.config.margin).clamp(min=0))
+            parts.append(-target.weight * (match + self.margin).clamp(min=0))
         return torch.stack(parts).sum()
 
-    def _look(self, photo: Tensor, face: Face) -> tuple[Tensor, Face]:
-        """What an adapter's user may see: landmarks a little elsewhere, and perhaps a transformed photo.
+    def _as_seen(self, photo: Tensor, face: Face) -> tuple[Tensor, Face]:
+        """The photo and the face as an adapter's user may see them: landmarks shifted, and the photo transformed.
 
-        Only a cut around the face is transformed, and it begins where JPEG's blocks do.
+        Only the surroundings of the face are transformed. They begin where JPEG's 16 x 16 blocks begin.
         """
-        face = replace(face, landmarks=jitter(face.landmarks, self.config.jitter, self.generator))
+        face = replace(face, landmarks=jitter(face.landmarks, self.jitter, self.generator))
         if self.transform is None:
             return photo, face
         left, top, right, bottom = face.box
@@ -106,14 +150,16 @@ class ZeroShotLayer:
 
     @torch.no_grad()
     def _reached(self, photos: list[Tensor]) -> bool:
-        return all(self._loss(photo, targets).item() == 0 for photo, targets in zip(photos, self.targets, strict=True))
+        return all(
+            self._photo_loss(photo, targets).item() == 0 for photo, targets in zip(photos, self.targets, strict=True)
+        )
 
 
 def embed_face(encoder: FaceEncoder, photo: Tensor, face: Face) -> Tensor:
-    """The unit vector `[D]` of a face in a photo [3, H, W] in [0, 1], differentiable in the photo."""
+    """The embedding of a face in a photo, a unit vector `[D]`, differentiable in the photo `[3, H, W]` in [0, 1]."""
     return encoder.embed_crops(align(photo, face, encoder.size, encoder.template)[None])[0]
 
 
 def on_own_scale(cosine: Tensor, threshold: float) -> Tensor:
-    """A cosine in units of an encoder's own: 1 for the same picture, 0 at its threshold, below 0 for strangers."""
+    """A cosine on an encoder's own scale: 1 for the same picture, 0 at its threshold, negative for strangers."""
     return (cosine - threshold) / (1 - threshold)

@@ -1,6 +1,6 @@
-"""The image layer as a job: a folder of subjects in, the same photos protected out, each checked as it was saved.
+"""Protect photos: a folder of subjects in, the same photos with protective changes out.
 
-`apdm perturb` and the main job both end in `PhotoJob.run`.
+`apdm perturb` runs this job by itself. The main job runs `PhotoJob` if it also ships protected photos.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apdm.config import JobConfig, PerturbConfig, config_hash, to_yaml
-from apdm.config.image_layer import ImageLayerConfig
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, delete, list_files, write_text
 from apdm.core.logging import get_logger
@@ -27,34 +25,41 @@ from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.subjects import find_subjects
+from apdm.data.transforms import RandomTransform
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
-from apdm.faces import Face, load_detector, load_encoders
+from apdm.faces import load_detector, load_encoders
 from apdm.families import Family, Posterior
-from apdm.image_layer.photos import Photo, deviation, read_photo, read_subject, save_photo
-from apdm.image_layer.protect import FaceTools, make_transform, protect_subject
-from apdm.image_layer.scene import Scene
-from apdm.image_layer.zero_shot import embed_face
+from apdm.image_layer.layers import LayeredProtection
+from apdm.image_layer.measure import measure_photo
+from apdm.image_layer.photos import Format, Photo, deviation, read_photo, read_subject, save_photo
+from apdm.image_layer.results import Perturbation, ProtectedPhoto
+from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.prepare import class_posterior, load_base, prepare_process
 from apdm.jobs.results import PerturbResult
-from apdm.metrics.perception import visibility
 
 logger = get_logger(__name__)
 
 
 @stop_on_signals("photos that are finished are kept; the same command goes on")
 def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResult:
-    """Protect the photos of all subjects; the code of `apdm perturb` and of `apdm.perturb`.
+    """Protect the photos of all subjects, in one process or under `accelerate launch`.
+
+    `apdm perturb` and `apdm.perturb` both run this function.
 
     Args:
         config: the options.
-        command: the command line that was given, as perturbation.json tells it.
+        command: the command line, for perturbation.json.
+
+    Returns:
+        Where the protected photos are, and how visible the changes are.
 
     Raises:
-        UserError: bad input, found before any long work starts.
-        Interrupted: the process was asked to stop; finished photos are kept.
+        UserError: the input cannot be used. This is found before any long work starts.
+        Interrupted: the process was asked to stop. Finished photos are kept.
     """
     processes, device = join_processes()
     prepare_process(config.num_threads)
@@ -67,9 +72,10 @@ def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResu
 
 
 def claim_photo_dir(config: PerturbConfig) -> Path:
-    """The output folder, claimed; what an interrupted run with the same options has finished stays.
+    """Claim the output folder. Photos that an interrupted run with the same options has finished are kept.
 
-    Raises UserError for a folder that is not ours, or that holds photos protected with other options.
+    Raises:
+        UserError: the folder is not from this program, or holds photos that were protected with other options.
     """
     output = Path(config.output_dir)
     resolved = to_yaml(replace(config, overwrite_output_dir=False))
@@ -83,26 +89,50 @@ def claim_photo_dir(config: PerturbConfig) -> Path:
     return output
 
 
-def refuse_source(source: str | Path, output: str | Path) -> None:
-    """Raise UserError where protected photos would land among their originals, or originals lie in the output."""
-    inside, outside = (Path(os.path.realpath(path)) for path in (source, output))
-    if inside == outside or inside in outside.parents or outside in inside.parents:
-        raise UserError(
-            f"output_dir {output} and instance_data_dir {source} lie in one another: originals are never "
-            "overwritten; choose an output_dir elsewhere"
-        )
-
-
+@dataclass(frozen=True, kw_only=True)
 class PhotoJob:
-    """All photos of a run, read and checked before any long work, and how to protect them."""
+    """All photos of a run, and everything that is needed to protect them except the model.
 
-    def __init__(self, config: JobConfig, photos: Mapping[str, list[Photo]], faces: FaceTools | None) -> None:
-        self.config, self.photos, self.faces = config, photos, faces
+    Attributes:
+        photos: {subject id: the subject's photos}.
+        faces: the models of the zero-shot layer; None if it is not used.
+        protection: the layers of the photo protection.
+        transform: what may happen to a photo before it is learned; None: nothing.
+        class_pictures: draws the class pictures, if they are missing, and returns their latents. Its arguments are the
+            model, the output folder, and whether to show progress.
+        instance_prompt: the prompt that an attacker trains the photos with.
+        class_prompt: the prompt of the class pictures.
+        resolution: side of the square that a trainer makes of a photo, in pixels.
+        seed: of all random draws.
+        format: file format of the protected photos.
+        jpeg_quality: quality of JPEG files.
+        epsilon: the budgets of both layers, for perturbation.json.
+    """
+
+    photos: Mapping[str, list[Photo]]
+    faces: FaceModels | None
+    protection: LayeredProtection
+    transform: RandomTransform | None
+    class_pictures: Callable[[Family, Path, bool], Posterior]
+    instance_prompt: str
+    class_prompt: str
+    resolution: int
+    seed: int
+    format: Format
+    jpeg_quality: int
+    epsilon: dict[str, float]
 
     @staticmethod
     def load(config: JobConfig, *, quiet: bool = False) -> PhotoJob:
-        """Read and check photos and face encoders. quiet: do not say which photos show no face. Raises UserError for
-        anything that cannot be used."""
+        """Read and check the photos, the face models and the options, before any long work starts.
+
+        Args:
+            config: the options.
+            quiet: whether to say nothing about photos without a face.
+
+        Raises:
+            UserError: something cannot be used.
+        """
         layer = config.image_layer
         refuse_source(config.instance_data_dir, config.output_dir)
         subjects = find_subjects(config.instance_data_dir)
@@ -111,52 +141,107 @@ class PhotoJob:
         if layer.zero_shot.enabled:
             detector = load_detector(layer.zero_shot.detector)
             encoders = load_encoders(layer.zero_shot.encoders, detector=detector, allow_pickle=config.allow_pickle)
-            faces = FaceTools(detector, encoders)
+            faces = FaceModels(detector, encoders)
             if not quiet:
                 _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
-        return PhotoJob(config, photos, faces)
+        return PhotoJob(
+            photos=photos,
+            faces=faces,
+            protection=LayeredProtection.from_config(layer, faces),
+            transform=RandomTransform.from_config(layer.transform),
+            class_pictures=lambda family, output, show: class_posterior(config, family, output, show_progress=show),
+            instance_prompt=config.instance_prompt,
+            class_prompt=config.class_prompt,
+            resolution=config.resolution,
+            seed=config.seed,
+            format=layer.format,
+            jpeg_quality=layer.jpeg_quality,
+            epsilon={"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
+        )
 
     def run(
         self, family: Family, output: Path, processes: ProcessGroup = SINGLE_PROCESS, *, command: str | None = None
-    ) -> dict[str, Any] | None:
-        """Protect what is missing in `output`/images, each of the processes some of the people.
+    ) -> Perturbation | None:
+        """Protect the photos that are missing in the output folder, measure all of them, and write perturbation.json.
 
-        The main process writes `output`/perturbation.json and returns its content, the others None.
+        Args:
+            family: the model that the photos are protected against.
+            output: the output folder.
+            processes: the processes that share the work. All of them must call this method.
+            command: the command line, for perturbation.json.
+
+        Returns:
+            The content of perturbation.json; None in all processes but the main one.
+
+        Raises:
+            UserError: a saved photo is not within the budget of its original.
         """
-        config, layer, started = self.config, self.config.image_layer, time.perf_counter()
-        missing = processes.broadcast(lambda: self._missing(output / IMAGES))
+        seconds_per_photo = self.protect(family, output, processes)
+
+        def measure_and_write() -> Perturbation:
+            figures = self.measure(output, seconds_per_photo=seconds_per_photo, command=command)
+            write_text(output / PERTURBATION, json.dumps(asdict(figures), indent=1, allow_nan=False) + "\n")
+            return figures
+
+        return processes.on_main(measure_and_write)
+
+    def protect(self, family: Family, output: Path, processes: ProcessGroup) -> float | None:
+        """Protect the photos that are missing in the output folder. Each process takes some of the subjects.
+
+        Returns:
+            This process's time for one photo in seconds; None if it had no photo to protect.
+        """
+        started, images = time.perf_counter(), output / IMAGES
+        missing = processes.broadcast(lambda: self._missing(images))
         mine = missing[processes.index :: processes.size]
-        with torch.no_grad():
-            prior = None
-            if missing and needs_prior(layer):
-                prior = processes.main_first(
-                    lambda: class_posterior(config, family, output, show_progress=processes.is_main)
-                )
-        self._protect(mine, family, prior, output / IMAGES, show_progress=processes.is_main)
+        prior = None
+        if missing and self.protection.needs_class_pictures:
+            with torch.no_grad():
+                prior = processes.main_first(lambda: self.class_pictures(family, output, processes.is_main))
+        self._protect_subjects(mine, family, prior, images, show_progress=processes.is_main)
         done, seconds = sum(len(self.photos[subject]) for subject in mine), time.perf_counter() - started
         processes.wait()
-        if not processes.is_main:
-            return None
-        self._withdraw(output / IMAGES)
-        if missing and layer.format == "jpeg":
+        if missing and self.format == "jpeg":
             logger.warning("photos are saved as JPEG: compression takes part of the protection away; PNG keeps it")
-        results = self.figures(output / IMAGES)
-        results |= {"command": command, "seconds_per_photo": seconds / done if done else None}
-        results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        write_text(output / PERTURBATION, json.dumps(results, indent=1, allow_nan=False) + "\n")
-        return results
+        return seconds / done if done else None
 
-    def _protect(
+    def measure(
+        self, output: Path, *, seconds_per_photo: float | None = None, command: str | None = None
+    ) -> Perturbation:
+        """Measure all protected photos, and delete those whose originals are gone.
+
+        Args:
+            output: the output folder.
+            seconds_per_photo: time for one photo, if any was protected.
+            command: the command line.
+
+        Raises:
+            UserError: a saved photo is not within the budget of its original.
+        """
+        self._remove_stale(output / IMAGES)
+        return Perturbation(
+            schema=1,
+            package=package_versions(),
+            method=self.protection.method,
+            zero_shot=self.faces is not None,
+            format=self.format,
+            epsilon=self.epsilon,
+            photos=self._measure_photos(output / IMAGES),
+            command=command,
+            seconds_per_photo=seconds_per_photo,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+    def _protect_subjects(
         self, subjects: Sequence[str], family: Family, prior: Posterior | None, images: Path, *, show_progress: bool
     ) -> None:
-        """Write the protected photos of some people."""
-        config, layer = self.config, self.config.image_layer
+        """Write the protected photos of some subjects."""
         with torch.no_grad():
-            prompts = family.encode_prompts([config.instance_prompt, config.class_prompt]).float()
+            prompts = family.encode_prompts([self.instance_prompt, self.class_prompt]).float()
         if self.faces is not None:
             self.faces.to(prompts.device)
-        total, shown = layer.total_steps * len(subjects), show_progress and bool(subjects)
-        with progress_bar(total=total, desc="protect", unit="step", shown=shown) as bar:
+        steps, shown = self.protection.total_steps, show_progress and bool(subjects)
+        with progress_bar(total=steps * len(subjects), desc="protect", unit="step", shown=shown) as bar:
 
             def progress(values: Mapping[str, Tensor]) -> None:
                 bar.update()
@@ -164,67 +249,53 @@ class PhotoJob:
             for count, subject in enumerate(subjects, 1):
                 bar.set_description(f"protect {subject}")
                 photos = self.photos[subject]
-                scene = Scene(
+                task = ProtectionTask(
                     family=family,
                     originals=[photo.unit.to(prompts.device) for photo in photos],
                     prompt_embeds=prompts[:1],
                     class_prompt_embeds=prompts[1:],
                     prior=prior,
-                    resolution=config.resolution,
-                    generator=_generator(config.seed, subject),
-                    transform=make_transform(layer),
+                    resolution=self.resolution,
+                    generator=_generator(self.seed, subject),
+                    transform=self.transform,
                     callback=progress,
                 )
-                for photo, pixels in zip(photos, protect_subject(photos, scene, layer, self.faces), strict=True):
-                    save_photo(pixels, self._path(images, subject, photo), layer.format, layer.jpeg_quality)
-                bar.update(layer.total_steps * count - bar.n)  # a layer that reached its aim early
+                for photo, pixels in zip(photos, self.protection.protect(photos, task), strict=True):
+                    save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
+                bar.update(steps * count - bar.n)  # the zero-shot layer may have reached its goal early
         if self.faces is not None:
-            self.faces.to("cpu")  # where saved photos are looked at
+            self.faces.to("cpu")  # where the saved photos are measured
 
-    def figures(self, images: Path) -> dict[str, Any]:
-        """How visible the saved photos' changes are, and what encoders make of them.
-
-        Raises UserError where a saved photo is not within the budget of its original.
-        """
-        layer = self.config.image_layer
-        rows = []
+    def _measure_photos(self, images: Path) -> list[ProtectedPhoto]:
+        found = []
         for subject, photos in self.photos.items():
             for number, photo in enumerate(photos):
                 path = self._path(images, subject, photo)
-                changed = deviation(path, photo.pixels, layer.format)
-                if changed is None or changed > layer.ball + 1e-6:
-                    raise UserError(f"{path} is not within the budget of its original: remove it and run again")
-                rows.append({"subject": subject, "photo": number} | self._look(photo, read_photo(path)))
-        return {
-            "schema": 1,
-            "package": package_versions(),
-            "method": layer.method,
-            "zero_shot": layer.zero_shot.enabled,
-            "format": layer.format,
-            "epsilon": {"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
-            "photos": rows,
-        }
+                if not self._is_within_budget(path, photo):
+                    raise UserError(
+                        f"{path} is not within the budget of its original; delete the file and run the command again"
+                    )
+                found.append(measure_photo(photo, read_photo(path), self.faces, subject=subject, number=number))
+        return found
 
-    def _look(self, original: Photo, saved: Photo) -> dict[str, Any]:
-        """Figures of one saved photo: the whole, each face, and each encoder's cosine to the original."""
-        before, after = _rgb(original.pixels), _rgb(saved.pixels)
-        found = self.faces.detector.detect(original.unit) if self.faces else []
-        return {"visible": asdict(visibility(before, after)), "faces": [self._face(original, saved, f) for f in found]}
+    def _missing(self, images: Path) -> list[str]:
+        """The subjects of whom a protected photo is missing, or is not a protected version of this original."""
+        return [
+            subject
+            for subject, photos in self.photos.items()
+            if not all(
+                path.exists() and self._is_within_budget(path, photo)
+                for photo in photos
+                for path in [self._path(images, subject, photo)]
+            )
+        ]
 
-    @torch.no_grad()
-    def _face(self, original: Photo, saved: Photo, face: Face) -> dict[str, Any]:
-        """Figures of one face's crop, and each encoder's cosine between what it sees before and after."""
-        left, top = (max(0, int(edge)) for edge in face.box[:2])
-        right, bottom = (int(edge) + 1 for edge in face.box[2:])
-        before, after = (_rgb(p.pixels[:, top:bottom, left:right]) for p in (original, saved))
-        entry: dict[str, Any] = {"visible": asdict(visibility(before, after)), "cosine": {}}
-        for encoder in self.faces.encoders if self.faces else ():
-            clean, now = (embed_face(encoder, p.unit, face) for p in (original, saved))
-            entry["cosine"][encoder.name] = {"to_original": float(clean @ now), "threshold": encoder.threshold}
-        return entry
+    def _is_within_budget(self, path: Path, original: Photo) -> bool:
+        changed = deviation(path, original.pixels, self.format)
+        return changed is not None and changed <= self.protection.epsilon + 1e-6
 
-    def _withdraw(self, images: Path) -> None:
-        """Remove what an earlier run protected whose original is no longer there."""
+    def _remove_stale(self, images: Path) -> None:
+        """Delete protected photos of an earlier run whose originals are gone."""
         ours = {self._path(images, subject, photo) for subject, photos in self.photos.items() for photo in photos}
         for stale in list_files(images):
             if stale not in ours:
@@ -232,45 +303,32 @@ class PhotoJob:
                 if not list_files(stale.parent):
                     delete(stale.parent)
 
-    def _missing(self, images: Path) -> list[str]:
-        """Subjects of which a protected photo is missing or is not of this original."""
-        layer = self.config.image_layer
-        return [
-            subject
-            for subject, photos in self.photos.items()
-            if not all(_is_of(self._path(images, subject, photo), photo.pixels, layer) for photo in photos)
-        ]
-
     def _path(self, images: Path, subject: str, photo: Photo) -> Path:
-        return images / subject / photo.name(self.config.image_layer.format)
+        return images / subject / photo.name(self.format)
 
 
-def needs_prior(layer: ImageLayerConfig) -> bool:
-    """Whether the method's surrogate is trained with class pictures."""
-    return bool(getattr(getattr(layer, layer.method, None), "prior_loss_weight", 0.0))
-
-
-def _rgb(pixels: Tensor) -> np.ndarray:
-    """[3, H, W] -> [H, W, 3]."""
-    return np.asarray(pixels.permute(1, 2, 0))
-
-
-def _is_of(path: Path, original: Tensor, layer: ImageLayerConfig) -> bool:
-    """Whether a protected photo is there and lies within the ball around its original."""
-    if not path.exists():
-        return False
-    changed = deviation(path, original, layer.format)
-    return changed is not None and changed <= layer.ball + 1e-6
+def refuse_source(source: str | Path, output: str | Path) -> None:
+    """Raise UserError if one of the two folders lies in the other. Originals are never overwritten."""
+    inside, outside = (Path(os.path.realpath(path)) for path in (source, output))
+    if inside == outside or inside in outside.parents or outside in inside.parents:
+        raise UserError(
+            f"output_dir {output} and instance_data_dir {source} lie in one another: originals are never "
+            "overwritten; choose an output_dir elsewhere"
+        )
 
 
 def _generator(seed: int, subject: str) -> torch.Generator:
-    """A subject's own stream, whoever else is protected beside it."""
+    """A generator for one subject. What it draws does not depend on who else is protected in the same run."""
     words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceTools, *, refuse: bool) -> None:
-    """Say which photos show no face, to which the zero-shot layer can do nothing; refuse them if so asked."""
+def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceModels, *, refuse: bool) -> None:
+    """Say which photos show no face, because the zero-shot layer cannot protect them.
+
+    Raises:
+        UserError: there are such photos and `refuse` is set.
+    """
     without = [
         f"{subject}/{photo.path.name}"
         for subject, own in photos.items()
@@ -279,8 +337,8 @@ def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceTools, *, refuse
     ]
     if without and refuse:
         raise UserError(
-            f"no face was found in {', '.join(without)}; remove the photo, or go on without the zero-shot layer there "
-            "with --image_layer.zero_shot.no_face skip"
+            f"no face was found in {', '.join(without)}; remove the photo, or give "
+            "--image_layer.zero_shot.no_face skip to leave it to the fine-tuning layer"
         )
     if without:
         logger.warning("no face found in %s: the zero-shot layer leaves them as they are", ", ".join(without))

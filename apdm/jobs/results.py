@@ -5,13 +5,13 @@ Nothing here imports torch, so that `apdm.HardenResult` and the others cost noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from apdm.audit.results import Results, Verdict
+    from apdm.image_layer.results import Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class PerturbResult:
 
     output_dir: Path
     image_dir: Path
-    figures: Mapping[str, Any] | None = None
+    figures: Perturbation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from apdm.audit.results import ImageLayer, PhotoAttackRow, ProtectedPhoto
+from apdm.audit.results import ImageLayer, PhotoAttackRow
 from apdm.audit.rows import file_name
+from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.perception import Visibility
 from apdm.report.numbers import number

@@ -184,7 +184,7 @@ def test_gradients_reach_every_picture_through_the_random_choice():
     "options", [{"jpeg_probability": 0.9}, {"blur_sigma": [1.0, 0.5]}, {"resize_factor": [0.5]}, {"noise_std": []}]
 )
 def test_a_random_choice_that_makes_no_sense_is_an_error(options: dict):
-    with pytest.raises(UserError, match="exceed 1|lower and an upper"):
+    with pytest.raises(UserError, match="more than 1|lower and an upper"):
         TransformConfig(**{"resize_probability": 0.25} | options)
 
 

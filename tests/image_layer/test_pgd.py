@@ -1,6 +1,9 @@
-"""The one loop under the image layer: steps, ball, valid range."""
+"""The loop that all photo protections share: steps, budget, valid range, hooks."""
 
 from __future__ import annotations
+
+import re
+import textwrap
 
 import pytest
 import torch
@@ -33,7 +36,7 @@ def test_a_normalised_step_is_the_gradient_with_root_mean_square_step_size():
     torch.testing.assert_close(pgd.photos[0] - originals[0], STEP * slope / slope.square().mean().sqrt())
 
 
-def test_the_ball_is_around_the_original_however_long_and_often_one_ascends():
+def test_the_budget_is_measured_from_the_original_however_long_and_often_one_ascends():
     originals = photos((6, 6), (3, 9), low=0.0, high=1.0)
     pgd = PGD(originals, epsilon=EPS, step_size=STEP)
     for sign in (1, -1, 1, 1):
@@ -117,3 +120,29 @@ def test_progress_is_told_once_per_step():
     pgd = PGD(photos((4, 4), (4, 4), (4, 4)), epsilon=EPS, step_size=STEP, batch_size=2, callback=seen.append)
     pgd.ascend(total, 4)
     assert len(seen) == 4 and all(values["objective"].ndim == 0 for values in seen)
+
+
+def test_the_subclass_of_the_docstring_stays_in_a_euclidean_budget():
+    (code,) = re.findall(r"^( +class EuclideanPGD.*?)\n\n +A photo protection", PGD.__doc__, re.DOTALL | re.MULTILINE)
+    names: dict = {"PGD": PGD}
+    exec(textwrap.dedent(code), names)
+    originals = photos((4, 4), (4, 6))
+    pgd = names["EuclideanPGD"](originals, epsilon=0.1, step_size=0.02)
+    pgd.ascend(total, 3)
+    for original, photo in zip(originals, pgd.photos, strict=True):
+        torch.testing.assert_close((photo - original).norm().item(), 0.06)
+        torch.testing.assert_close(photo - original, torch.full_like(photo, 0.06 / photo.numel() ** 0.5))
+    pgd.ascend(total, 9)
+    assert all((p - o).norm() == pytest.approx(0.1) for p, o in zip(pgd.photos, originals, strict=True))
+
+
+def test_the_initial_hook_says_where_the_ascent_starts():
+    class FromWhite(PGD):
+        def initial(self, index: int) -> torch.Tensor:
+            return torch.ones_like(self.originals[index])
+
+    originals = photos((4, 4))
+    pgd = FromWhite(originals, epsilon=EPS, step_size=STEP)
+    assert torch.equal(pgd.photos[0], torch.ones_like(originals[0]))
+    pgd.ascend(total, 1)
+    torch.testing.assert_close(pgd.photos[0], originals[0] + EPS)

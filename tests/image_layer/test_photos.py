@@ -11,7 +11,7 @@ from PIL import Image
 
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
-from apdm.image_layer.photos import deviation, quantise, read_photo, read_subject, save_photo, square_view
+from apdm.image_layer.photos import crop_square, deviation, quantise, read_photo, read_subject, save_photo
 
 
 def saved(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
@@ -33,19 +33,19 @@ def test_rounding_to_eight_bits_never_leaves_the_ball():
 
 def test_a_square_photo_of_the_right_size_is_seen_as_it_is():
     photo = torch.rand(3, 64, 64)
-    assert torch.equal(square_view(photo, 64, 0.3), photo)
+    assert torch.equal(crop_square(photo, 64, 0.3), photo)
 
 
 def test_the_square_slides_along_the_longer_side():
     photo = torch.arange(30.0).expand(3, 10, 30)
-    assert [square_view(photo, 10, at)[0, 0, 0].item() for at in (0.0, 0.5, 1.0)] == [0, 10, 20]
+    assert [crop_square(photo, 10, at)[0, 0, 0].item() for at in (0.0, 0.5, 1.0)] == [0, 10, 20]
     tall = photo.transpose(1, 2)
-    assert [square_view(tall, 10, at)[0, 0, 0].item() for at in (0.0, 0.5, 1.0)] == [0, 10, 20]
+    assert [crop_square(tall, 10, at)[0, 0, 0].item() for at in (0.0, 0.5, 1.0)] == [0, 10, 20]
 
 
 def test_a_large_photo_is_averaged_not_sampled_and_every_pixel_of_the_square_counts():
     photo = torch.rand(3, 64, 64, dtype=torch.float64, requires_grad=True)
-    view = square_view(photo, 16)
+    view = crop_square(photo, 16)
     assert view.shape == (3, 16, 16)
     (gradient,) = torch.autograd.grad(view.sum(), photo)
     assert (gradient > 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +12,18 @@ import torch
 from PIL import Image
 from real_assets import ASSETS, needs_assets
 
-from apdm.config.image_layer import TransformConfig, ZeroShotConfig
+from apdm.config.image_layer import TransformConfig
 from apdm.core.errors import UserError
 from apdm.data.transforms import RandomTransform
 from apdm.faces import Face, load_detector, load_encoder
 from apdm.faces.portrait import PortraitEncoder
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.photos import quantise, read_photo
-from apdm.image_layer.protect import FaceTools
-from apdm.image_layer.zero_shot import ZeroShotLayer, embed_face, on_own_scale
+from apdm.image_layer.zero_shot import FaceModels, IdentityObjective, embed_face, on_own_scale
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
 
 EPS = 11 / 255
-CONFIG = ZeroShotConfig(margin=1.0)
 
 
 def portrait(photo: int = 0, side: int = 64) -> torch.Tensor:
@@ -57,18 +56,17 @@ def encoder() -> PortraitEncoder:
     return encoder
 
 
-def layer(photos: list[torch.Tensor], encoder: PortraitEncoder, **options: object) -> ZeroShotLayer:
-    config = replace(CONFIG, **options)
-    return ZeroShotLayer(photos, TwoFaces(), [encoder], config, torch.Generator().manual_seed(0))
+def objective(photos: list[torch.Tensor], encoder: PortraitEncoder, **options: Any) -> IdentityObjective:
+    return IdentityObjective(photos, FaceModels(TwoFaces(), [encoder]), torch.Generator().manual_seed(0), **options)
 
 
-def ascent(photos: list[torch.Tensor], made: ZeroShotLayer, step_size: float = 2 / 255) -> PGD:
+def ascent(photos: list[torch.Tensor], made: IdentityObjective, step_size: float = 2 / 255, steps: int = 200) -> PGD:
     pgd = PGD(photos, epsilon=EPS, step_size=step_size)
-    made.run(pgd)
+    made.ascend(pgd, steps)
     return pgd
 
 
-def cosines(made: ZeroShotLayer, photos: list[torch.Tensor]) -> list[float]:
+def cosines(made: IdentityObjective, photos: list[torch.Tensor]) -> list[float]:
     return [
         float(embed_face(target.encoder, photo, target.face) @ target.clean)
         for photo, targets in zip(photos, made.targets, strict=True)
@@ -79,7 +77,7 @@ def cosines(made: ZeroShotLayer, photos: list[torch.Tensor]) -> list[float]:
 def test_the_loss_has_the_gradient_of_finite_differences(encoder: PortraitEncoder, float64: None):
     encoder.model.double()
     photo = 0.1 + 0.8 * portrait(side=80).double()
-    made = layer([photo], encoder, jitter=0.05)
+    made = objective([photo], encoder, jitter=0.05)
     state = made.generator.get_state()
 
     def value(changed: torch.Tensor) -> torch.Tensor:
@@ -100,7 +98,7 @@ def test_the_loss_has_the_gradient_of_finite_differences(encoder: PortraitEncode
 
 def test_every_cosine_ends_below_the_threshold_by_the_margin(encoder: PortraitEncoder):
     photos = [portrait(0), portrait(1)]
-    made = layer(photos, encoder)
+    made = objective(photos, encoder)
     pgd = ascent(photos, made)
     limit = encoder.threshold - 1.0 * (1 - encoder.threshold)
     assert all(cosine <= limit + 0.05 for cosine in cosines(made, pgd.photos))
@@ -110,7 +108,7 @@ def test_every_cosine_ends_below_the_threshold_by_the_margin(encoder: PortraitEn
 def test_all_faces_of_a_photo_are_changed_and_nothing_beside_them(encoder: PortraitEncoder):
     beside = torch.full((3, 64, 30), 0.5)
     photo = torch.cat([portrait(0), portrait(1), beside], dim=2)
-    made = layer([photo], encoder, jitter=0.0)
+    made = objective([photo], encoder, jitter=0.0)
     assert len(made.targets[0]) == 2
     pgd = ascent([photo], made)
     assert all(cosine < encoder.threshold for cosine in cosines(made, pgd.photos))
@@ -120,16 +118,16 @@ def test_all_faces_of_a_photo_are_changed_and_nothing_beside_them(encoder: Portr
 
 def test_a_photo_that_has_reached_the_aim_no_longer_moves(encoder: PortraitEncoder):
     photos = [portrait(0)]
-    made = layer(photos, encoder, jitter=0.0, max_steps=400)
-    first = ascent(photos, made)
+    made = objective(photos, encoder, jitter=0.0)
+    first = ascent(photos, made, steps=400)
     again = PGD(photos, epsilon=EPS, step_size=2 / 255, start=first.photos)
-    made.run(again)
+    made.ascend(again, 400)
     assert torch.equal(again.photos[0], first.photos[0])
 
 
 def test_a_photo_without_a_face_stays_as_it_is(encoder: PortraitEncoder):
     noise = torch.rand(3, 64, 64)
-    made = ZeroShotLayer([noise], load_detector("portrait"), [encoder], CONFIG, torch.Generator())
+    made = IdentityObjective([noise], FaceModels(load_detector("portrait"), [encoder]), torch.Generator())
     assert made.targets == [[]]
     assert torch.equal(ascent([noise], made).photos[0], noise)
 
@@ -143,9 +141,7 @@ def test_each_encoder_counts_on_its_own_scale():
 def test_it_holds_in_expectation_over_what_may_happen_to_a_photo(encoder: PortraitEncoder):
     photo = portrait(0, side=96)
     config = TransformConfig(jpeg_probability=0.5, resize_probability=0.5)
-    made = ZeroShotLayer(
-        [photo], TwoFaces(), [encoder], CONFIG, torch.Generator().manual_seed(0), RandomTransform(config)
-    )
+    made = objective([photo], encoder, transform=RandomTransform(config))
     pgd = ascent([photo], made)
     (target,) = made.targets[0]
     buffer = io.BytesIO()
@@ -157,7 +153,7 @@ def test_it_holds_in_expectation_over_what_may_happen_to_a_photo(encoder: Portra
 def test_an_encoder_without_gradients_is_refused(encoder: PortraitEncoder):
     encoder.differentiable = False
     with pytest.raises(UserError, match="no gradients"):
-        FaceTools(TwoFaces(), [encoder])
+        FaceModels(TwoFaces(), [encoder])
 
 
 @needs_assets
@@ -166,10 +162,10 @@ def test_real_faces_are_misled_as_saved_when_shifted_and_after_jpeg():
     encoder = load_encoder(f"{ASSETS / 'encoders/mobilefacenet/mobilefacenet.pt'}=0.255", allow_pickle=True)
     photos = [read_photo(sorted((ASSETS / f"photos/faces/{who}").iterdir())[0]) for who in ("f01", "f02")]
     originals = [photo.unit for photo in photos]
-    config = ZeroShotConfig(encoders=["x"], margin=0.7, jitter=0.05, max_steps=60)
-    made = ZeroShotLayer(originals, detector, [encoder], config, torch.Generator().manual_seed(0))
+    faces = FaceModels(detector, [encoder])
+    made = IdentityObjective(originals, faces, torch.Generator().manual_seed(0), margin=0.7, jitter=0.05)
     pgd = PGD(originals, epsilon=EPS, step_size=8e-4)
-    made.run(pgd)
+    made.ascend(pgd, 60)
     for photo, changed, (target,) in zip(photos, pgd.photos, made.targets, strict=True):
         saved = quantise(changed, photo.pixels, EPS)
         assert (saved.int() - photo.pixels.int()).abs().max() <= 11

@@ -248,7 +248,7 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
         ({"image_layer.epsilon": 0.0039}, "it needs to be at least 0.0039215"),  # less than a grey level
         ({"image_layer.epsilon": 0.3}, "it needs to be at most 0.25"),
         ({"image_layer.zero_shot.epsilon": 0.3}, "at most 0.25"),
-        ({"image_layer.method": "none", "image_layer.zero_shot.enabled": "false"}, "nothing is left"),
+        ({"image_layer.method": "none", "image_layer.zero_shot.enabled": "false"}, "nothing would be protected"),
         ({"image_layer.zero_shot.encoders": "missing.onnx=0.3"}, "missing.onnx"),
         ({"image_layer.zero_shot.encoders": "portrait-c"}, "portrait-c"),
         ({"image_layer.zero_shot.detector": "nowhere"}, "nowhere"),

@@ -1,0 +1,212 @@
+"""The two layers of the photo protection, and the order in which they are applied to a subject's photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
+from apdm.image_layer.pgd import PGD, Update
+from apdm.image_layer.photos import Photo, quantise
+from apdm.image_layer.protections import PhotoProtection, make_protection
+from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.timesteps import greedy_timesteps
+from apdm.image_layer.zero_shot import FaceModels, IdentityObjective
+
+
+class Layer(Protocol):
+    """One layer of the photo protection."""
+
+    @property
+    def epsilon(self) -> float:
+        """The budget: the largest change of a pixel against the original photo, in [0, 1] pixel units."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
+        ...
+
+    def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
+        """Change the photos of a subject.
+
+        Args:
+            task: the original photos and the model.
+            start: the photos as an earlier layer left them, each `[3, H, W]` in [0, 1].
+
+        Returns:
+            The changed photos, within `epsilon` of the originals or of `start`.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningLayer:
+    """The layer against fine-tuning: a photo protection and the options of its loop. `PGD` explains them.
+
+    Attributes:
+        greedy_timesteps: whether SimAC's timesteps are chosen for each photo before the ascent.
+    """
+
+    protection: PhotoProtection
+    epsilon: float
+    step_size: float
+    update: Update = "sign"
+    batch_size: int = 4
+    greedy_timesteps: bool = False
+
+    @property
+    def total_steps(self) -> int:
+        return self.protection.total_steps
+
+    def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
+        """Change the photos with the photo protection."""
+        pgd = self.protection.loop(
+            task.originals,
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            start=start,
+            reach=self.epsilon,  # otherwise it would undo all of an earlier zero-shot layer's work
+            update=self.update,
+            batch_size=self.batch_size,
+            callback=task.callback,
+        )
+        if self.greedy_timesteps:
+            task = replace(task, timesteps=greedy_timesteps(task))
+        self.protection.protect(task, pgd)
+        return pgd.photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotLayer:
+    """The layer against zero-shot adapters. `IdentityObjective` and `PGD` explain the options.
+
+    Attributes:
+        max_steps: the largest number of steps. It stops earlier if no encoder recognises anybody.
+    """
+
+    faces: FaceModels
+    epsilon: float
+    step_size: float
+    max_steps: int
+    weights: Sequence[float] = ()
+    margin: float = 1.0
+    jitter: float = 0.02
+    momentum: float = 0.0
+    batch_size: int = 4
+
+    @property
+    def total_steps(self) -> int:
+        return self.max_steps
+
+    def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
+        """Change the faces in the photos."""
+        objective = IdentityObjective(
+            task.originals,
+            self.faces,
+            task.generator,
+            weights=self.weights,
+            margin=self.margin,
+            jitter=self.jitter,
+            transform=task.transform,
+        )
+        pgd = PGD(
+            task.originals,
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            start=start,
+            momentum=self.momentum,
+            batch_size=self.batch_size,
+            callback=task.callback,
+        )
+        objective.ascend(pgd, self.max_steps)
+        return pgd.photos
+
+
+@dataclass(frozen=True)
+class LayeredProtection:
+    """One or two layers, in the order in which they are applied."""
+
+    layers: tuple[Layer, ...]
+
+    @staticmethod
+    def from_config(config: ImageLayerConfig, faces: FaceModels | None) -> LayeredProtection:
+        """Make the layers that the options ask for.
+
+        Args:
+            config: the options.
+            faces: the models of the zero-shot layer. They must be given if this layer is enabled.
+
+        Raises:
+            UserError: there is no such photo protection, or an option of it does not fit.
+        """
+        layers: list[Layer] = []
+        if config.method != NO_METHOD:
+            layers.append(
+                FineTuningLayer(
+                    protection=make_protection(config),
+                    epsilon=config.fine_tuning_epsilon,
+                    step_size=config.step_size,
+                    update=config.update,
+                    batch_size=config.batch_size,
+                    greedy_timesteps=config.greedy_timesteps,
+                )
+            )
+        if config.zero_shot.enabled:
+            if faces is None:
+                raise ValueError("the zero-shot layer is enabled, but no face detector and encoders were given")
+            options = config.zero_shot
+            layers.append(
+                ZeroShotLayer(
+                    faces=faces,
+                    epsilon=config.zero_shot_epsilon,
+                    step_size=options.step_size,
+                    max_steps=options.max_steps,
+                    weights=options.weights,
+                    margin=options.margin,
+                    jitter=options.jitter,
+                    momentum=options.momentum,
+                    batch_size=config.batch_size,
+                )
+            )
+        if config.order == "zero_shot_first":
+            layers.reverse()
+        return LayeredProtection(tuple(layers))
+
+    @property
+    def method(self) -> str:
+        """The name of the photo protection against fine-tuning; "none" if there is no such layer."""
+        return next((layer.protection.name for layer in self.layers if isinstance(layer, FineTuningLayer)), NO_METHOD)
+
+    @property
+    def epsilon(self) -> float:
+        """The largest budget of the layers: no pixel of a saved photo is changed by more."""
+        return max(layer.epsilon for layer in self.layers)
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
+        return sum(layer.total_steps for layer in self.layers)
+
+    @property
+    def needs_class_pictures(self) -> bool:
+        """Whether the photo protection trains its surrogates with class pictures."""
+        return any(layer.protection.needs_class_pictures for layer in self.layers if isinstance(layer, FineTuningLayer))
+
+    def protect(self, photos: Sequence[Photo], task: ProtectionTask) -> list[Tensor]:
+        """Protect all photos of a subject.
+
+        Args:
+            photos: the photos in 8 bits.
+            task: the same photos as `task.originals`, and the model.
+
+        Returns:
+            The 8-bit pixels of each protected photo, `[3, H, W]`, within `epsilon` of the original.
+        """
+        current = task.originals
+        for layer in self.layers:
+            current = layer.apply(task, current)
+        return [quantise(photo, known.pixels, self.epsilon) for photo, known in zip(current, photos, strict=True)]

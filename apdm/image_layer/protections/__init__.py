@@ -1,0 +1,82 @@
+"""Photo protections against fine-tuning: one file for each.
+
+A photo protection is a frozen dataclass that derives from `PhotoProtection`. Its fields are its options. It is found by
+its name, or by the path of a file and the name of a class:
+
+    dladiff                       the class of that name, with its defaults
+    dladiff:rounds=10             options are the fields of the class
+    path/to/mine.py:Mine:steps=5  a class in a file of your own, and its options
+
+A file that is put into this folder is known by its name, and needs no entry anywhere else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import is_dataclass
+from typing import ClassVar
+
+from apdm.config.image_layer import ImageLayerConfig
+from apdm.config.registry import Registry
+from apdm.image_layer.pgd import PGD
+from apdm.image_layer.task import ProtectionTask
+
+PROTECTIONS = Registry("photo protection", "apdm.image_layer.protections", ("protect", "total_steps"))
+
+
+class PhotoProtection(ABC):
+    """A way to change the photos of one subject so that fine-tuning learns less from them.
+
+    Subclasses are frozen dataclasses whose fields are the options. They implement `protect` and `total_steps`.
+
+    Attributes:
+        name: the name under which the registry and the results know the protection.
+        loop: the class that moves the photos: `PGD`, or a subclass with other hooks.
+    """
+
+    name: ClassVar[str]
+    loop: ClassVar[type[PGD]] = PGD
+
+    @abstractmethod
+    def protect(self, task: ProtectionTask, pgd: PGD) -> None:
+        """Move the photos of `pgd`, usually by calls of `pgd.ascend`.
+
+        `pgd.photos` are the photos as they are now. What they are when this method returns is saved, rounded to 8 bits
+        and within the budget around the original photos.
+
+        Args:
+            task: the original photos, the model, the prompts, and the random generator. All random numbers must come
+                from `task.generator`, so that equal seeds give equal photos.
+            pgd: the loop, which holds the photos of the subject.
+
+        Raises:
+            UserError: the protection cannot work on this model. Raise it before any long work.
+        """
+
+    @property
+    @abstractmethod
+    def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar.
+
+        It counts the steps of `pgd.ascend`, of `Surrogate.fit`, and every further call of `task.callback`.
+        """
+
+    @property
+    def needs_class_pictures(self) -> bool:
+        """Whether `task.prior` is used. The job then draws class pictures first."""
+        return False
+
+
+def make_protection(config: ImageLayerConfig) -> PhotoProtection:
+    """Make the photo protection that `config.method` names.
+
+    The options come from the text of `config.method`. If the class derives from the dataclass of one of the option
+    groups of `config`, the values of this group come first, and the text wins.
+
+    Raises:
+        UserError: there is no such photo protection or option, or a value does not fit.
+    """
+    cls, _ = PROTECTIONS.parse(config.method)
+    group = next((g for g in vars(config).values() if is_dataclass(g) and issubclass(cls, type(g))), None)
+    made: PhotoProtection = PROTECTIONS.make(config.method, **({} if group is None else vars(group)))
+    return made

@@ -1,0 +1,86 @@
+"""DLADiff's fine-tuning layer (arXiv 2511.19910, section 3 and Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from apdm.config.image_layer import DLADiffConfig
+from apdm.families.attention import AttentionMaps, map_distance, watch_attention
+from apdm.image_layer.pgd import PGD, Objective
+from apdm.image_layer.protections import PhotoProtection
+from apdm.image_layer.surrogate import Surrogate
+from apdm.image_layer.task import DenoisingDraw, ProtectionTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLADiff(DLADiffConfig, PhotoProtection):
+    """Move photos away from what two surrogates of the model have learned.
+
+    The static surrogate is trained on the clean photos and knows where an attacker's model will look. The dynamic
+    surrogate is trained on the photos while they change (ADFT). In every round the photos first move so that the
+    dynamic surrogate's attention differs from the static surrogate's on the clean photos. Then they move so that the
+    dynamic surrogate's denoising error rises. Then the dynamic surrogate learns them.
+    """
+
+    name: ClassVar[str] = "dladiff"
+
+    @property
+    def total_steps(self) -> int:
+        ascent = self.attention_steps * self.static_surrogate + self.conditional_steps
+        dynamic = self.surrogate_steps * self.rounds if self.alternate else self.static_steps
+        return self.static_steps * self.static_surrogate + self.rounds * ascent + dynamic
+
+    @property
+    def needs_class_pictures(self) -> bool:
+        return self.prior_loss_weight > 0
+
+    def protect(self, task: ProtectionTask, pgd: PGD) -> None:
+        """Run Algorithm 1 on all photos of a subject at once.
+
+        Raises:
+            UserError: the model has no cross-attention layer that is small enough.
+        """
+        task.check_attention(self.attention_max_positions)
+        rate, size = self.learning_rate, self.batch_size
+        static = Surrogate(task, learning_rate=rate, batch_size=size)
+        if self.static_surrogate:
+            static.fit(task.originals, self.static_steps)
+        dynamic = Surrogate(task, learning_rate=rate, batch_size=size, prior_loss_weight=self.prior_loss_weight)
+        if not self.alternate:
+            dynamic.fit(task.originals, self.static_steps)
+        attention = self.attention_loss(task, static.denoiser, dynamic.denoiser)
+        for _ in range(self.rounds):
+            if self.static_surrogate:
+                pgd.ascend(attention, self.attention_steps)
+            pgd.ascend(task.conditional_loss(dynamic.denoiser), self.conditional_steps)
+            if self.alternate:
+                dynamic.fit(pgd.photos, self.surrogate_steps)
+
+    def attention_loss(self, task: ProtectionTask, static: Module, dynamic: Module) -> Objective:
+        """Return L_att (Eq. 8) as an objective for `PGD.ascend`.
+
+        It is the distance between the attention maps of the dynamic surrogate on the changed photos and those of the
+        static surrogate on the clean photos.
+        """
+
+        def loss(photos: list[Tensor], which: list[int]) -> Tensor:
+            draw = task.draw(len(photos), which)
+            with torch.no_grad():
+                clean = self._maps(task, static, task.original_latents(which, draw), draw)
+            maps = self._maps(task, dynamic, task.latents(photos, draw), draw)
+            total = map_distance(maps.cross, clean.cross, self.attention_token)
+            return total + map_distance(maps.self_, clean.self_) if maps.self_ else total
+
+        return loss
+
+    def _maps(self, task: ProtectionTask, denoiser: Module, latents: Tensor, draw: DenoisingDraw) -> AttentionMaps:
+        noisy = task.family.add_noise(latents, draw.noise, draw.timesteps)
+        layers = task.family.attention_layers(denoiser)
+        with watch_attention(layers, max_positions=self.attention_max_positions) as maps:
+            task.family.predict(denoiser, noisy, draw.timesteps, task.prompt_embeds.expand(len(noisy), -1, -1))
+        return maps

@@ -1,0 +1,41 @@
+"""FSMG, fully trained surrogate model guidance (Anti-DreamBooth, Van Le et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from apdm.config.image_layer import FSMGConfig
+from apdm.image_layer.pgd import PGD
+from apdm.image_layer.protections import PhotoProtection
+from apdm.image_layer.surrogate import Surrogate
+from apdm.image_layer.task import ProtectionTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSMG(FSMGConfig, PhotoProtection):
+    """Raise the denoising error of one surrogate that has learned the clean photos.
+
+    The text encoder of the surrogate stays frozen; the paper trains it too.
+    """
+
+    name: ClassVar[str] = "fsmg"
+
+    @property
+    def total_steps(self) -> int:
+        return self.static_steps + self.ascent_steps
+
+    @property
+    def needs_class_pictures(self) -> bool:
+        return self.prior_loss_weight > 0
+
+    def protect(self, task: ProtectionTask, pgd: PGD) -> None:
+        """Train the surrogate, then ascend."""
+        surrogate = Surrogate(
+            task,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            prior_loss_weight=self.prior_loss_weight,
+        )
+        surrogate.fit(task.originals, self.static_steps)
+        pgd.ascend(task.conditional_loss(surrogate.denoiser), self.ascent_steps)

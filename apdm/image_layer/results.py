@@ -1,0 +1,79 @@
+"""The content of perturbation.json: how photos were protected, and how visible the changes are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apdm.metrics.perception import Visibility
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderCosine:
+    """What one identity encoder makes of a protected face.
+
+    Attributes:
+        to_original: cosine between the embeddings of the protected face and of the original face.
+        threshold: cosine from which the encoder takes two faces for the same person's.
+    """
+
+    to_original: float
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectedFace:
+    """One face of a protected photo.
+
+    Attributes:
+        visible: how visible the changes are in the box of the face.
+        cosine: {encoder: its cosine to the original}.
+    """
+
+    visible: Visibility
+    cosine: dict[str, EncoderCosine]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectedPhoto:
+    """One protected photo.
+
+    Attributes:
+        subject: the subject's id.
+        photo: the number of the photo among the subject's photos, from 0.
+        visible: how visible the changes are in the whole photo.
+        faces: the faces that the detector found in the original.
+    """
+
+    subject: str
+    photo: int
+    visible: Visibility
+    faces: list[ProtectedFace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """How the photos of a run were protected, and what was measured on them.
+
+    Attributes:
+        schema: version of the file's layout.
+        package: versions of the packages that made the photos.
+        method: the photo protection against fine-tuning; "none" if there was none.
+        zero_shot: whether the zero-shot layer was used.
+        format: file format of the photos, "png" or "jpeg".
+        epsilon: the budgets of both layers in [0, 1] pixel units.
+        photos: one entry for each photo.
+        command: the command line of the run, if there was one.
+        seconds_per_photo: the main process's time for one photo; None if it had no photo to protect.
+        peak_memory_bytes: largest memory of the main process.
+    """
+
+    schema: int
+    package: dict[str, str]
+    method: str
+    zero_shot: bool
+    format: str
+    epsilon: dict[str, float]
+    photos: list[ProtectedPhoto]
+    command: str | None
+    seconds_per_photo: float | None
+    peak_memory_bytes: int

@@ -1,0 +1,85 @@
+"""A surrogate: a copy of the model's denoiser that learns the subject as an attacker's model would."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from apdm.core.adamw import make_adamw
+from apdm.families import Posterior
+from apdm.image_layer.task import ProtectionTask, is_square
+
+
+class Surrogate:
+    """A copy of the denoiser with float32 weights and an AdamW of its own. Outside of `fit` it is frozen.
+
+    Args:
+        task: the photos and the model.
+        learning_rate: of AdamW.
+        batch_size: photos per training step.
+        prior_loss_weight: weight of DreamBooth's prior preservation (DLADiff, Eq. 4). 0 trains on L_cond alone, as
+            DLADiff's Algorithm 1 does.
+        start: the denoiser to copy. Default: the model's.
+    """
+
+    def __init__(
+        self,
+        task: ProtectionTask,
+        *,
+        learning_rate: float,
+        batch_size: int,
+        prior_loss_weight: float = 0.0,
+        start: Module | None = None,
+    ) -> None:
+        self.task, self.batch_size, self.prior_loss_weight = task, batch_size, prior_loss_weight
+        self.denoiser = copy.deepcopy(task.family.denoiser if start is None else start).eval().requires_grad_(False)
+        self.optimizer = make_adamw(self.denoiser.parameters(), learning_rate=learning_rate)
+
+    def fit(self, photos: list[Tensor], steps: int, prompt_embeds: Tensor | None = None) -> None:
+        """Train on the photos as they are now.
+
+        Args:
+            photos: N photos, each `[3, H, W]` in [0, 1].
+            steps: number of AdamW steps.
+            prompt_embeds: one prompt for each photo, `[N, L, D]`. Default: the task's prompt for all of them.
+        """
+        task = self.task
+        encoded = self._encode(photos)
+        prompts = (task.prompt_embeds if prompt_embeds is None else prompt_embeds).expand(len(photos), -1, -1)
+        self.denoiser.requires_grad_(True)
+        for _ in range(steps):
+            chosen = torch.randint(len(encoded), (self.batch_size,), generator=task.generator)
+            loss = self._loss(encoded[chosen], prompts[chosen % len(photos)])
+            if task.prior is not None and self.prior_loss_weight:
+                other = torch.randint(len(task.prior), (self.batch_size,), generator=task.generator)
+                loss = loss + self.prior_loss_weight * self._loss(
+                    task.prior[other], task.class_prompt_embeds.expand(self.batch_size, -1, -1)
+                )
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if task.callback is not None:
+                task.callback({"surrogate_loss": loss.detach()})
+        # Frozen, so that a photo's gradient does not also compute the weights' gradients.
+        self.denoiser.requires_grad_(False)
+
+    def _loss(self, latents: Posterior, prompt_embeds: Tensor) -> Tensor:
+        draw = self.task.draw(len(latents))
+        return self.task.denoising_error(self.denoiser, latents.sample(noise=draw.latent), draw, prompt_embeds).mean()
+
+    @torch.no_grad()
+    def _encode(self, photos: list[Tensor]) -> Posterior:
+        """Encode the middle square of each photo; if a photo is not square, also the squares at both ends of each.
+
+        Entry i is of photo i modulo N.
+        """
+        positions = [0.5] if is_square(photos) else [0.5, 0.0, 1.0]
+        task, parts = self.task, []
+        for position in positions:
+            for start in range(0, len(photos), self.batch_size):
+                chunk = photos[start : start + self.batch_size]
+                parts.append(task.family.posterior(task.training_images(chunk, [position] * len(chunk))))
+        return Posterior.cat(parts)

@@ -1,0 +1,173 @@
+"""What every photo protection works on: a subject's photos, and the model that they are protected against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from apdm.core.errors import UserError
+from apdm.families import Family, Posterior
+from apdm.families.attention import watch_attention
+from apdm.image_layer.pgd import Objective, Progress
+from apdm.image_layer.photos import crop_square
+from apdm.protection.losses import per_sample, squared_error
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]  # images [B, 3, R, R] in [0, 1] -> the same shape and range
+
+
+@dataclass(frozen=True)
+class DenoisingDraw:
+    """The random numbers of one evaluation of a denoising loss on B photos. Two evaluations can share them.
+
+    Attributes:
+        positions: where the square is cut out of each photo, 0 to 1 along its longer side.
+        latent: noise that samples the latents from the VAE's posterior, `[B, C, h, w]`.
+        noise: noise that is added to the latents, `[B, C, h, w]`.
+        timesteps: `[B]`.
+    """
+
+    positions: list[float]
+    latent: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+
+@dataclass(frozen=True)
+class ProtectionTask:
+    """The photos of one subject, and the model that they are protected against.
+
+    Attributes:
+        family: the model. It is only read.
+        originals: the subject's photos, each `[3, H, W]` in [0, 1], on the model's device.
+        prompt_embeds: the prompt that an attacker trains the photos with, `[1, L, D]`.
+        class_prompt_embeds: the prompt of the class pictures, `[1, L, D]`.
+        prior: latents of class pictures for prior preservation, or None.
+        resolution: R, the side of the square that a trainer makes of a photo, in pixels.
+        generator: on the CPU. All random numbers come from it.
+        transform: what may happen to a photo before it is learned; losses are computed on transformed photos
+            (expectation over transformation). None: nothing.
+        timesteps: for each photo, the timesteps that its losses are computed at. None: 1 to T - 1.
+        callback: called after every step of a surrogate or of prompt tuning.
+    """
+
+    family: Family
+    originals: list[Tensor]
+    prompt_embeds: Tensor
+    class_prompt_embeds: Tensor
+    prior: Posterior | None
+    resolution: int
+    generator: torch.Generator
+    transform: Transform | None = None
+    timesteps: list[Tensor] | None = None
+    callback: Progress | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model and of the photos."""
+        return self.prompt_embeds.device
+
+    def draw(self, count: int, which: list[int] | None = None) -> DenoisingDraw:
+        """Draw the random numbers of a denoising loss on `count` photos.
+
+        Args:
+            count: number of photos.
+            which: indices of the photos; needed to respect `timesteps`.
+        """
+        factor, config = self.family.vae_scale, self.family.pipeline.vae.config
+        shape = (count, config.latent_channels, self.resolution // factor, self.resolution // factor)
+        positions = torch.rand(count, generator=self.generator).tolist()
+        latent, noise = (torch.randn(shape, generator=self.generator).to(self.device) for _ in range(2))
+        timesteps = torch.randint(1, self.family.num_train_timesteps, (count,), generator=self.generator)
+        if self.timesteps is not None and which is not None:
+            timesteps = torch.stack(
+                [self.timesteps[i][t % len(self.timesteps[i])] for i, t in zip(which, timesteps, strict=True)]
+            )
+        return DenoisingDraw(positions, latent, noise, timesteps.to(self.device))
+
+    def training_images(self, photos: list[Tensor], positions: list[float], *, transformed: bool = True) -> Tensor:
+        """Make of B photos the images that a trainer would make of them, differentiable in the photos.
+
+        Args:
+            photos: each `[3, H, W]` in [0, 1].
+            positions: where the square is cut out of each photo, 0 to 1 along its longer side.
+            transformed: whether `transform` is applied.
+
+        Returns:
+            Images `[B, 3, R, R]` in [-1, 1].
+        """
+        squares = torch.stack([crop_square(p, self.resolution, at) for p, at in zip(photos, positions, strict=True)])
+        if self.transform is not None and transformed:
+            squares = self.transform(squares, self.generator)
+        return squares * 2 - 1
+
+    def latents(self, photos: list[Tensor], draw: DenoisingDraw, *, transformed: bool = True) -> Tensor:
+        """Sample latents of B photos from the VAE's posterior, `[B, C, h, w]`, differentiable in the photos."""
+        images = self.training_images(photos, draw.positions, transformed=transformed)
+        return self.family.posterior(images).sample(noise=draw.latent)
+
+    @torch.no_grad()
+    def original_latents(self, which: list[int], draw: DenoisingDraw) -> Tensor:
+        """Sample latents of the originals with the indices `which`, without a transform, `[B, C, h, w]`."""
+        if is_square(self.originals):
+            return self._original_posterior[torch.tensor(which)].sample(noise=draw.latent)
+        return self.latents([self.originals[i] for i in which], draw, transformed=False)
+
+    @cached_property
+    def _original_posterior(self) -> Posterior:
+        """The posterior of square originals, which is the same for every position of the square."""
+        return Posterior.cat(
+            [self.family.posterior(self.training_images([p], [0.5], transformed=False)) for p in self.originals]
+        )
+
+    def denoising_error(
+        self, denoiser: Module, latents: Tensor, draw: DenoisingDraw, prompt_embeds: Tensor | None = None
+    ) -> Tensor:
+        """Compute L_cond: the mean squared error of the denoiser on noisy latents, for each sample, `[B]`.
+
+        Args:
+            denoiser: the model's denoiser, or a surrogate's.
+            latents: `[B, C, h, w]`.
+            draw: the random numbers to use.
+            prompt_embeds: `[B, L, D]` or `[1, L, D]`. Default: the task's prompt.
+        """
+        noisy = self.family.add_noise(latents, draw.noise, draw.timesteps)
+        embeds = self.prompt_embeds if prompt_embeds is None else prompt_embeds
+        prediction = self.family.predict(denoiser, noisy, draw.timesteps, embeds.expand(len(noisy), -1, -1))
+        return per_sample(squared_error(prediction, self.family.target(latents, draw.noise, draw.timesteps)))
+
+    def conditional_loss(self, denoiser: Module) -> Objective:
+        """Return L_cond of a denoiser as an objective for `PGD.ascend`."""
+
+        def loss(photos: list[Tensor], which: list[int]) -> Tensor:
+            draw = self.draw(len(photos), which)
+            return self.denoising_error(denoiser, self.latents(photos, draw), draw)
+
+        return loss
+
+    @torch.no_grad()
+    def check_attention(self, max_positions: int) -> None:
+        """Check, before long work, that the model has cross-attention layers with at most `max_positions` positions.
+
+        Raises:
+            UserError: it has none.
+        """
+        # With a generator of its own, so that the check does not change what is drawn afterwards.
+        draw = replace(self, generator=torch.Generator()).draw(1)
+        layers = self.family.attention_layers(self.family.denoiser)
+        with watch_attention(layers, max_positions=max_positions) as maps:
+            self.denoising_error(self.family.denoiser, draw.noise, draw)
+        if not maps.cross:
+            raise UserError(
+                f"the model has no cross-attention layer with {max_positions} or fewer positions; "
+                "raise attention_max_positions"
+            )
+
+
+def is_square(photos: list[Tensor]) -> bool:
+    """Whether all photos `[3, H, W]` are as high as wide."""
+    return all(photo.shape[1] == photo.shape[2] for photo in photos)
