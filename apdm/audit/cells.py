@@ -62,9 +62,10 @@ class Cell:
 
     @property
     def title(self) -> str:
+        """The cell in words, for the progress bar."""
         return f"{self.entry.spec} {self.model}/{self.person.id}/seed {self.seed}"
 
-    def row(self, measured: Measured, *, seconds: float, error: str | None) -> AttackRow:
+    def row(self, measured: CellMeasurements, *, seconds: float, error: str | None) -> AttackRow:
         """The cell's row; `error` says why the attack failed, None if it did not."""
         return AttackRow(
             attack=self.attack.name,
@@ -93,7 +94,7 @@ class Cell:
 
 
 @dataclass
-class Measured:
+class CellMeasurements:
     """What was measured in a cell so far: the curve, and at the nominal step more.
 
     Attributes:
@@ -145,7 +146,7 @@ class CellRunner:
             The row, and the pictures "attacked" and, if there are any, "attention". If anything goes wrong, the row
             says so and there are no pictures; nothing is raised but by `progress`.
         """
-        measured, family = Measured(), self.models[cell.model]
+        measured, family = CellMeasurements(), self.models[cell.model]
         error, started = None, time.perf_counter()
         try:
             latents = self._latents(cell.model, family, cell.person)
@@ -165,12 +166,12 @@ class CellRunner:
             )
         except Exception as problem:  # whatever went wrong, the other cells are worth having
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-            measured = Measured(curve=measured.curve)
+            measured = CellMeasurements(curve=measured.curve)
             _free_memory()
         seconds = round(time.perf_counter() - started, 3)
         return cell.row(measured, seconds=seconds, error=error), measured.pictures
 
-    def _measure(self, cell: Cell, measured: Measured, step: int, attacked: Family, latents: Posterior) -> None:
+    def _measure(self, cell: Cell, measured: CellMeasurements, step: int, attacked: Family, latents: Posterior) -> None:
         """Draw and judge after `step` attack steps, and note it in `measured`."""
         images, features = self._draw(cell, attacked, step)
         identity = self.judges.identity(features, self.references[cell.person.id])

@@ -10,8 +10,8 @@ from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.results import SCHEMA, AttackOutcome, HeadlineCost, Measurements, Results
 from apdm.audit.rows import comparison, cost_factors, other_people, with_row_figures
-from apdm.audit.store import CellStore, kept
-from apdm.audit.suites import available
+from apdm.audit.store import CellStore, store_or_temporary
+from apdm.audit.suites import available_entries
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
@@ -47,7 +47,7 @@ def attack_and_judge(
         UserError: likeness by chance cannot be measured, see `measure_strangers`.
         Interrupted: the user stopped the audit. What is finished stays in the store.
     """
-    with kept(store) as cells:
+    with store_or_temporary(store) as cells:
         return _attack_and_judge(plan, class_images, cells, processes, show_progress)
 
 
@@ -55,7 +55,7 @@ def _attack_and_judge(
     plan: AuditPlan, class_images: Posterior, store: CellStore, processes: ProcessGroup, show_progress: bool
 ) -> tuple[Results, dict[str, Tensor]] | None:
     judges, subjects = plan.judges, plan.subjects
-    entries, left_out = available(plan.entries, plan.models, plan.attacks)
+    entries, left_out = available_entries(plan.entries, plan.models, plan.attacks)
     matrix = Matrix.of(plan, entries)
     if processes.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values()})

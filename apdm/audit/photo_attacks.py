@@ -27,7 +27,7 @@ from apdm.audit.protected_photos import PhotoPair
 from apdm.audit.results import Identity, PhotoAttackRow
 from apdm.audit.rows import file_name
 from apdm.audit.schema import from_json, to_json
-from apdm.audit.store import CellStore, kept, key_of, tensor_hash
+from apdm.audit.store import CellStore, key_of, store_or_temporary, tensor_hash
 from apdm.audit.suites import AttackFactory, code_hash
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
@@ -179,7 +179,7 @@ class PhotoAudit:
         ]
         keys = [self._key(cell, references[cell.person]) for cell in cells]
         shown = show_progress and processes.is_main
-        with kept(store) as finished:
+        with store_or_temporary(store) as finished:
             if processes.is_main:
                 finished.tidy(keys)
             processes.wait()

@@ -33,6 +33,7 @@ class Drawing:
 
     @staticmethod
     def of(options: AuditOptions) -> Drawing:
+        """As the options of the audit say."""
         return Drawing(
             prompts=options.prompts,
             num_images=options.num_images,
@@ -123,6 +124,7 @@ class AuditPlan:
 
     @property
     def class_prompt(self) -> str:
+        """The prompt of the class, such as "a photo of person"."""
         return self.attacks.class_prompt
 
     @property
@@ -132,6 +134,7 @@ class AuditPlan:
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of all repeats."""
         return list(range(self.seed, self.seed + self.repeats))
 
     def sha256(self, model: str) -> str | None:

@@ -20,7 +20,7 @@ from apdm.audit.results import (
     Role,
     WorstPerson,
 )
-from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent, steps_to_reach
+from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent_values, steps_to_reach
 
 MIN_BASE_MATCH_RATE = 0.8
 
@@ -163,7 +163,7 @@ def _compared(rows: Sequence[AttackRow], encoders: Sequence[str], models: tuple[
             for subject, pairs in by_subject.items()
         }
         first, second = ([value for of in values.values() for value in of[place]] for place in (0, 1))
-        units = [independent([of[place] for of in values.values()]) for place in (0, 1)]
+        units = [independent_values([of[place] for of in values.values()]) for place in (0, 1)]
         likeness, worst = max((fmean(of[1]), subject) for subject, of in values.items())
         result[encoder] = {
             models[0]: fmean(first),

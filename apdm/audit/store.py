@@ -84,7 +84,7 @@ class CellStore:
 
 
 @contextmanager
-def kept(store: CellStore | None) -> Iterator[CellStore]:
+def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
     """Give `store`, or where it is None a store in a temporary folder."""
     if store is not None:
         yield store

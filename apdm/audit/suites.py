@@ -54,7 +54,7 @@ class Entry:
     white_box: str | None = None
 
 
-def once(spec: str, **changes: Any) -> Entry:
+def on_one_person(spec: str, **changes: Any) -> Entry:
     """An entry that runs on one person with one seed."""
     return Entry(spec=spec, people=1, seeds=1, **changes)
 
@@ -65,26 +65,26 @@ NOMINAL = Entry(spec="dreambooth", others=True, placebo=True, long=True)
 # because the attacker has the original model.
 STANDARD = (
     NOMINAL,
-    once("dreambooth:prior_loss_weight=0"),
-    once("dreambooth:train_text_encoder=true"),
-    once("dreambooth:learning_rate_factor=3"),
-    once("dreambooth:steps_factor=2"),
-    once("dreambooth:identifier=t@t"),
-    once("dreambooth:photos=jpeg"),
-    once("lora", others=True),
-    once("lora:rank=128"),
-    once("textual_inversion", required=False),
-    once("custom_diffusion", required=False),
-    once("two_stage"),
-    once("adaptive"),
-    once("transfer:attack=lora", required=False, white_box="lora"),
-    once("interpolation:source=base,alpha=0.5", required=False),
-    once("interpolation:source=sibling,alpha=0.5"),
-    once("transplant:source=sibling,part=cross_attention"),
+    on_one_person("dreambooth:prior_loss_weight=0"),
+    on_one_person("dreambooth:train_text_encoder=true"),
+    on_one_person("dreambooth:learning_rate_factor=3"),
+    on_one_person("dreambooth:steps_factor=2"),
+    on_one_person("dreambooth:identifier=t@t"),
+    on_one_person("dreambooth:photos=jpeg"),
+    on_one_person("lora", others=True),
+    on_one_person("lora:rank=128"),
+    on_one_person("textual_inversion", required=False),
+    on_one_person("custom_diffusion", required=False),
+    on_one_person("two_stage"),
+    on_one_person("adaptive"),
+    on_one_person("transfer:attack=lora", required=False, white_box="lora"),
+    on_one_person("interpolation:source=base,alpha=0.5", required=False),
+    on_one_person("interpolation:source=sibling,alpha=0.5"),
+    on_one_person("transplant:source=sibling,part=cross_attention"),
 )
 
 SUITES: dict[str, tuple[Entry, ...]] = {
-    "quick": (once("dreambooth"), once("lora")),
+    "quick": (on_one_person("dreambooth"), on_one_person("lora")),
     "standard": STANDARD,
     "full": (
         *(dataclasses.replace(entry, people=None, seeds=None, placebo=True) for entry in STANDARD),
@@ -110,7 +110,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
 }
 
 
-def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entry, ...]:
+def choose_entries(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entry, ...]:
     """The attacks of an audit.
 
     Args:
@@ -131,7 +131,7 @@ def chosen(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entr
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
-def available(
+def available_entries(
     entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory
 ) -> tuple[list[Entry], list[LeftOut]]:
     """Sort out which attacks can be run with the given models.
@@ -155,7 +155,7 @@ def available(
     return kept, left_out
 
 
-def short_of_cost(options: AuditOptions, entries: Sequence[Entry]) -> str | None:
+def cost_factor_warning(options: AuditOptions, entries: Sequence[Entry]) -> str | None:
     """Check whether the hardened model is attacked long enough to show the cost factor that the verdict asks for.
 
     Returns:

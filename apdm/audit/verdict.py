@@ -96,8 +96,8 @@ def _state(rows: Sequence[AttackRow], checks: Sequence[Check], unreliable: Seque
 def worst_attack(attacks: Sequence[AttackOutcome]) -> AttackOutcome | None:
     """The required attack with the lowest cost factor, of those that work on the base; None where there is none.
 
-    The likeness of the base may not be reached within the nominal steps, where the attack ended. Then the cost factor
-    is only known to be at least 1. Such an attack is chosen only where all are like that.
+    Some attacks end on the hardened model after the nominal steps, without the likeness that the base has by then. Of
+    their cost factor only the lower bound 1 is known. Such an attack is chosen only if all attacks are like that.
     """
     known = [a for a in attacks if a.required and a.state != "void" and a.cost_factor.worst is not None]
     shown = [a for a in known if any(c.name == "cost_factor" and c.passed is not None for c in a.checks)]
@@ -213,8 +213,8 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
     courses = [other.course_ratio for other in measured.utility.other_subjects if other.course_ratio is not None]
     if courses and fmean(courses) < thresholds.min_other_ratio:
         notes.append(
-            f"On the way to the nominal steps other people keep {fmean(courses):.2f} of their likeness on the base: "
-            "they are delayed too."
+            f"Up to the nominal steps other people reach {fmean(courses):.2f} of their likeness on the base, on average: "
+            "learning them is delayed too."
         )
     notes += [f"{entry.spec} was left out: {entry.reason}." for entry in measured.left_out if not entry.required]
     return notes + [note for attack in attacks for note in _attack_notes(attack)]
@@ -223,13 +223,13 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
 def _attack_notes(attack: AttackOutcome) -> list[str]:
     notes = []
     if not attack.required and attack.state == "void":
-        notes.append(f"{attack.spec} does not work on the base here: it says nothing.")
+        notes.append(f"{attack.spec} does not work on this base, so it says nothing about the hardened model.")
     elif not attack.required and attack.state == "not protected":
         notes.append(f"{attack.spec}, which the verdict does not require, breaks the protection.")
     for encoder, entry in attack.placebo.items():
         if entry.hardened >= entry.placebo:
             notes.append(
-                f"{attack.spec}: a model hardened against somebody else does as well ({encoder}): "
-                "what is seen is damage, not protection of these people."
+                f"{attack.spec}: a model hardened against other people gives as little likeness ({encoder}), so the "
+                "effect is damage to the model, not protection of these people."
             )
     return notes

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.store import CellStore
-from apdm.audit.suites import AttackFactory, Entry, available, chosen, short_of_cost
+from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries, cost_factor_warning
 from apdm.config import AuditJobConfig, AuditOptions, to_yaml
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
@@ -68,7 +69,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     prepare_process(config.num_threads)
     plan, inputs, photos = processes.main_first(lambda: _load(config, command))
     output = processes.broadcast(lambda: _claim(config))
-    warn_if_short(config, plan.entries)
+    warn_if_too_short(config, plan.entries)
     for model in plan.models.values():
         model.pipeline.to(device)
     results = audit_and_report(
@@ -85,9 +86,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
         batch_size=config.sample_batch_size,
         processes=processes,
     )
-    verdict = processes.broadcast(lambda: None if results is None else results.verdict)
-    if verdict is None:
-        raise RuntimeError("the main process has no results, although its audit ended without an error")
+    verdict = processes.broadcast(lambda: cast(Results, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
 
 
@@ -135,7 +134,7 @@ def load_inputs(
     """
     settings(options.attack_options)
     factory = AttackFactory.of(options, instance_prompt, class_prompt)
-    if not available(entries, models, factory)[0]:
+    if not available_entries(entries, models, factory)[0]:
         raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
     specs = None
     if with_photos:
@@ -164,9 +163,9 @@ def load_judges(options: AuditOptions) -> Judges:
     )
 
 
-def warn_if_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
+def warn_if_too_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
     """Say so where the attacks are too short for any verdict but "not protected"."""
-    if short := short_of_cost(options, entries):
+    if short := cost_factor_warning(options, entries):
         logger.warning(short)
 
 
@@ -269,7 +268,7 @@ def _write(results: Results, pictures: Mapping[str, Tensor], output: Path) -> No
 
 def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
     """Read everything and check it, before anything is written."""
-    entries = chosen(config.suite, config.attacks, config.instance_prompt)
+    entries = choose_entries(config.suite, config.attacks, config.instance_prompt)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
     inputs = load_inputs(

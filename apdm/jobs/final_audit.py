@@ -21,7 +21,7 @@ from apdm.jobs.audit import (
     audit_and_report,
     load_inputs,
     model_file,
-    warn_if_short,
+    warn_if_too_short,
 )
 from apdm.jobs.probe import Probe
 from apdm.protection.attackers import People
@@ -54,7 +54,7 @@ def load_audit_inputs(config: HardenConfig) -> AuditInputs:
         protected=[subject.id for subject in find_subjects(config.instance_data_dir)],
     )
     if options.enabled:
-        warn_if_short(options, ONLY_NOMINAL)
+        warn_if_too_short(options, ONLY_NOMINAL)
     return inputs
 
 

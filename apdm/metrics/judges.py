@@ -30,13 +30,17 @@ class PromptScorer(Protocol):
 
 
 class AttributeReader(Protocol):
-    """Reads from a picture what kind of person it shows; `values` is {attribute: names of its values}."""
+    """Reads from a picture what kind of person it shows."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the results call the reader."""
+        ...
 
     @property
-    def values(self) -> Mapping[str, Sequence[str]]: ...
+    def values(self) -> Mapping[str, Sequence[str]]:
+        """{attribute: names of its values}."""
+        ...
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
         """Read `images` [B, 3, H, W] in [0, 1]: {attribute: index [B] into its values}."""

@@ -23,7 +23,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean, or of the mean difference of two paired arms.
 
-    What is resampled is one value, so the values must be independent of each other, see `independent`. Equal seeds give
+    Single values are resampled, so they must be independent of each other, see `independent_values`. Equal seeds give
     equal intervals.
 
     Args:
@@ -55,7 +55,7 @@ def bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def independent(by_person: Sequence[Sequence[float]]) -> list[float]:
+def independent_values(by_person: Sequence[Sequence[float]]) -> list[float]:
     """The independent values that a bootstrap may resample.
 
     Seeds of one person are more alike than people are, so several people give one value each: the mean of their seeds.

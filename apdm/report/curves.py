@@ -10,7 +10,7 @@ from statistics import fmean
 from apdm.audit.results import AttackRow
 from apdm.metrics.utility import StrangersLikeness
 
-MODELS = ("base", "placebo", "hardened")  # in the order of drawing
+DRAWING_ORDER = ("base", "placebo", "hardened")
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 34, 10, 10, 28  # margins of the plot, for its axes
@@ -62,7 +62,7 @@ def plots(
     for subject in subjects:
         measured = [row for row in rows if row.subject == subject and row.curve]
         for encoder in encoders:
-            curves = [curve for model in MODELS for curve in _curves(measured, model, encoder.name)]
+            curves = [curve for model in DRAWING_ORDER for curve in _curves(measured, model, encoder.name)]
             if curves:
                 yield _plot(subject, encoder, curves, nominal_step)
 

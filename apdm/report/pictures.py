@@ -65,6 +65,7 @@ class PanelPair:
 
     @property
     def has_images(self) -> bool:
+        """Whether there is anything to show."""
         return bool(self.base.images or self.hardened.images)
 
 

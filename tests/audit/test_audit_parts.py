@@ -14,7 +14,15 @@ from apdm.audit.attention import identifier_maps, identifier_positions
 from apdm.audit.models import check_comparable, is_same
 from apdm.audit.people import PhotoFolders
 from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import SUITES, AttackFactory, Entry, available, chosen, lengthened, short_of_cost
+from apdm.audit.suites import (
+    SUITES,
+    AttackFactory,
+    Entry,
+    available_entries,
+    choose_entries,
+    cost_factor_warning,
+    lengthened,
+)
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
@@ -76,7 +84,7 @@ def attack_factory(**options: Any) -> AttackFactory:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(suite: str):
-    entries, left_out = available(chosen(suite, [], SKS), MODELS, attack_factory())
+    entries, left_out = available_entries(choose_entries(suite, [], SKS), MODELS, attack_factory())
     assert left_out == [] and entries[0].spec == "dreambooth"
     assert len({entry.spec for entry in entries}) == len(entries)
     for entry in entries:
@@ -87,37 +95,40 @@ def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(sui
 
 @pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])
 def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
-    specs = [entry.spec for entry in chosen("full", [], f"a photo of {nominal} person")]
+    specs = [entry.spec for entry in choose_entries("full", [], f"a photo of {nominal} person")]
     assert {spec for spec in specs if "identifier" in spec} == {
         f"{a}:identifier={changed}" for a in ("dreambooth", "lora")
     }
 
 
 def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reason():
-    entries, left_out = available(chosen("standard", [], SKS), ("base", "hardened"), attack_factory())
+    entries, left_out = available_entries(choose_entries("standard", [], SKS), ("base", "hardened"), attack_factory())
     assert all(entry.required for entry in left_out)
     assert {entry.spec.partition(":")[0] for entry in left_out} == {"interpolation", "transplant"}
     assert all("--sibling" in entry.reason for entry in left_out)
     assert "interpolation:source=base,alpha=0.5" in [entry.spec for entry in entries]
-    (_, (vector,)) = available([Entry(spec="task_vector", required=False)], ("base", "hardened"), attack_factory())
+    (_, (vector,)) = available_entries(
+        [Entry(spec="task_vector", required=False)], ("base", "hardened"), attack_factory()
+    )
     assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
 
 
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():
     mine = AttackFactory.of(AuditConfig(), "a photo of my sks person", "a photo of person")
     with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
-        available(chosen("standard", [], mine.instance_prompt), MODELS, mine)
-    available(chosen("quick", [], mine.instance_prompt), MODELS, mine)  # neither of its attacks needs one
+        available_entries(choose_entries("standard", [], mine.instance_prompt), MODELS, mine)
+    # Neither attack of this suite needs an identifier.
+    available_entries(choose_entries("quick", [], mine.instance_prompt), MODELS, mine)
 
 
 def test_an_audit_too_short_for_the_cost_factor_says_so_and_how_to_mend_it():
-    said = short_of_cost(AuditConfig(), SUITES["standard"])
+    said = cost_factor_warning(AuditConfig(), SUITES["standard"])
     assert said is not None and "audit.max_train_steps = 800 is 1 times" in said and "audit.nominal_step" in said
     assert 'cannot be "protected"' in said
-    assert short_of_cost(AuditConfig(nominal_step=160), SUITES["standard"]) is None
-    assert short_of_cost(AuditConfig(min_cost_factor=1), SUITES["standard"]) is None
-    assert short_of_cost(AuditConfig(), SUITES["quick"]) is None  # which asks for no cost
-    assert short_of_cost(AuditConfig(), [Entry(spec="dreambooth", long=True, required=False)]) is None
+    assert cost_factor_warning(AuditConfig(nominal_step=160), SUITES["standard"]) is None
+    assert cost_factor_warning(AuditConfig(min_cost_factor=1), SUITES["standard"]) is None
+    assert cost_factor_warning(AuditConfig(), SUITES["quick"]) is None  # which asks for no cost
+    assert cost_factor_warning(AuditConfig(), [Entry(spec="dreambooth", long=True, required=False)]) is None
 
 
 def test_only_attacks_on_the_whole_denoiser_take_the_audits_rate():
@@ -140,13 +151,13 @@ def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
 
 
 def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
-    entries = chosen("quick", ["lora", "dreambooth:identifier=t@t"], SKS)
+    entries = choose_entries("quick", ["lora", "dreambooth:identifier=t@t"], SKS)
     assert [(e.spec, e.required, e.people, e.seeds) for e in entries] == [
         ("lora", True, None, None),
         ("dreambooth:identifier=t@t", True, None, None),
     ]
     with pytest.raises(UserError, match="twice"):
-        chosen("quick", ["lora", "lora"], SKS)
+        choose_entries("quick", ["lora", "lora"], SKS)
 
 
 @pytest.mark.parametrize(
