@@ -213,8 +213,8 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
     courses = [other.course_ratio for other in measured.utility.other_subjects if other.course_ratio is not None]
     if courses and fmean(courses) < thresholds.min_other_ratio:
         notes.append(
-            f"Up to the nominal steps other people reach {fmean(courses):.2f} of their likeness on the base, on average: "
-            "learning them is delayed too."
+            f"Up to the nominal steps other people reach {fmean(courses):.2f} of their likeness on the base, on "
+            "average: learning them is delayed too."
         )
     notes += [f"{entry.spec} was left out: {entry.reason}." for entry in measured.left_out if not entry.required]
     return notes + [note for attack in attacks for note in _attack_notes(attack)]
