@@ -1,4 +1,4 @@
-"""Files of IP-Adapters that are told a face's embedding: FaceID's and InstantID's, told apart by their keys."""
+"""Files of IP-Adapters that take the embedding of a face: FaceID's and InstantID's, which differ in their keys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from apdm.core.errors import UserError
 
 PARTS = ("image_proj", "ip_adapter")
-PERCEIVER = "perceiver_resampler.proj_in.weight"  # FaceID Plus
+FACEID_PLUS_KEY = "perceiver_resampler.proj_in.weight"
 DEPTH = 4  # blocks of a resampler; diffusers takes no other number
-# What image_proj holds, a letter for each side: d numbers of an embedding, w of a token; equal letters, equal sides.
+# The tensors of image_proj: {name: one letter for each dimension}. Equal letters stand for equal sizes. d is the size
+# of an embedding, w the size of a token.
 FACEID = {
     "proj.0.weight": "hd",
     "proj.0.bias": "h",
@@ -54,10 +55,14 @@ RESAMPLER = ENDS | {f"layers.{i}.{key}": sides for i in range(DEPTH) for key, si
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as `load_ip_adapter` takes it: state["image_proj"] makes tokens, state["ip_adapter"] attends to them.
+    """An adapter's file as diffusers' `load_ip_adapter` takes it.
 
-    is_resampler: InstantID's kind, whose tokens a perceiver's queries draw from one embedding; FaceID's is two layers.
-    dimension: numbers of an embedding that it takes. width: numbers of a token.
+    Attributes:
+        name: the file's name.
+        state: the weights. state["image_proj"] makes tokens of an embedding, state["ip_adapter"] attends to the tokens.
+        is_resampler: whether the tokens are made by a resampler, as in InstantID. FaceID makes them by two layers.
+        dimension: the size of an embedding.
+        width: the size of a token.
     """
 
     name: str
@@ -68,12 +73,21 @@ class AdapterFile:
 
     @staticmethod
     def read(path: Path, *, allow_pickle: bool = False) -> AdapterFile:
-        """Raises UserError for a pickle unless `allow_pickle`, a damaged file, and one of another kind."""
+        """Read an adapter's file.
+
+        Args:
+            path: a .safetensors file, or a pickle (.bin, .pt).
+            allow_pickle: whether pickles are read, with torch's restricted unpickler.
+
+        Raises:
+            UserError: the file is a pickle and pickles are not allowed, the file is damaged, or it is no adapter of
+                FaceID's or InstantID's kind.
+        """
         state = _state(path, allow_pickle)
         projection = state["image_proj"]
-        if PERCEIVER in projection:
+        if FACEID_PLUS_KEY in projection:
             raise UserError(
-                f"{path.name} is FaceID Plus, which is told a CLIP embedding beside the face's; "
+                f"{path.name} is FaceID Plus, which takes a CLIP embedding beside the face's; "
                 "name a plain FaceID or an InstantID adapter"
             )
         is_resampler = "latents" in projection
@@ -83,11 +97,11 @@ class AdapterFile:
         return AdapterFile(path.name, state, is_resampler, sizes["d"], sizes["w"])
 
     def check_fits(self, denoiser: Any) -> None:
-        """Raise UserError unless it was made for a denoiser of this shape."""
+        """Raise UserError unless the adapter was made for a denoiser of this shape."""
         width = denoiser.config.cross_attention_dim
         if self.width != width:
             raise UserError(
-                f"{self.name} is for text embeddings of {self.width} numbers, this model has {width}: "
+                f"{self.name} is for text embeddings of {self.width} numbers, this model has {width}; "
                 "name an adapter for this model"
             )
         # The format numbers all attention layers from 0, and every second one is cross-attention.
@@ -105,7 +119,16 @@ class AdapterFile:
 
 
 def _sizes(weights: Mapping[str, Tensor], sides: Mapping[str, str], wrong: str) -> dict[str, int]:
-    """What each letter of `sides` stands for. Raises UserError, "wrong: why", for other keys and sides that differ."""
+    """Find the size that each letter of `sides` stands for.
+
+    Args:
+        weights: {name: tensor}.
+        sides: {name: one letter for each dimension}.
+        wrong: the beginning of the error message.
+
+    Raises:
+        UserError: the names differ, or the sizes do not go together.
+    """
     for verb, keys in (("lacks", sides.keys() - weights.keys()), ("has", weights.keys() - sides.keys())):
         if keys:
             raise UserError(f"{wrong}: it {verb} image_proj.{min(keys)}")
@@ -114,19 +137,19 @@ def _sizes(weights: Mapping[str, Tensor], sides: Mapping[str, str], wrong: str) 
         shape = list(weights[key].shape)
         fits = len(shape) == len(letters)
         if not fits or any(sizes.setdefault(side, n) != n for side, n in zip(letters, shape, strict=True)):
-            raise UserError(f"{wrong}: its image_proj.{key} is {shape}, which does not go with the other weights")
-    # How many times the one side is the other, which diffusers takes for granted.
+            raise UserError(f"{wrong}: its image_proj.{key} is {shape}, which does not fit the other weights")
+    # diffusers assumes these ratios between sizes.
     for side, times, other in (("k", 2, "i"), ("f", 4, "h")) if "q" in sizes else (("t", 4, "w"),):
         if sizes[side] != times * sizes[other]:
-            raise UserError(f"{wrong}: a side of image_proj is {sizes[side]}, not {times} times {sizes[other]}")
+            raise UserError(f"{wrong}: a size in image_proj is {sizes[side]}, not {times} times {sizes[other]}")
     return sizes
 
 
 def _state(path: Path, allow_pickle: bool) -> dict[str, dict[str, Tensor]]:
-    """The file's two parts. Pickles hold them as dictionaries, safetensors as prefixes."""
+    """Read the file's two parts. A pickle holds them as dictionaries, a safetensors file as prefixes of names."""
     is_pickle = path.suffix != ".safetensors"
     if is_pickle and not allow_pickle:
-        raise UserError(f"{path.name} is a pickle, which can run code: allow pickles, or save it as .safetensors")
+        raise UserError(f"{path.name} is a pickle, which can run code; allow pickles, or save it as .safetensors")
     try:
         if is_pickle:
             held = torch.load(path, map_location="cpu", weights_only=True)

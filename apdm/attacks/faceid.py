@@ -1,8 +1,9 @@
-"""The zero-shot attack: an adapter of FaceID's or InstantID's kind draws a person from one photo, without any training.
+"""The zero-shot attack: a FaceID or InstantID adapter draws a person from one photo, without any training.
 
-Format and use are diffusers' (IP-Adapter, Ye et al. 2023): an identity encoder's embedding becomes tokens that the
-denoiser attends to beside the prompt. InstantID (Wang et al. 2024) makes them with a resampler, and can add a
-ControlNet. Hardened weights know nothing of it; what it sees of a person is what the encoder sees in the photo.
+The adapter is an IP-Adapter (Ye et al. 2023) and is used through diffusers. An identity encoder's embedding of the face
+becomes tokens, and the denoiser attends to these tokens beside the prompt. InstantID (Wang et al. 2024) makes the
+tokens with a resampler and can add a ControlNet. Hardening the weights does not protect against this attack. What the
+adapter sees of the person is what the identity encoder sees in the photo.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from apdm.families.base import adapter_input
 
 @dataclass(frozen=True, kw_only=True)
 class FaceIDAdapter:
-    """An adapter's file and the encoder whose embeddings it was trained with; its keys tell FaceID's from InstantID's.
+    """A FaceID or InstantID adapter. The keys in the file say which of the two it is.
 
-    scale: of the adapter's attention; a LoRA in a FaceID file is applied whole. controlnet: InstantID's ControlNet, a
-    diffusers folder, which draws the face where it is in the photo. controlnet_scale: of what it adds, by default as in
-    the release's example. allow_pickle: also read .bin, with torch's restricted unpickler.
+    Attributes:
+        path: the adapter's file. encoder: the identity encoder whose embeddings the adapter was trained with. scale:
+        weight of the adapter's attention. A LoRA in a FaceID file is always applied fully. controlnet: folder of
+        InstantID's ControlNet, which draws the face where it is in the photo. None: no ControlNet. controlnet_scale:
+        weight of what the ControlNet adds. The default is that of the authors' example. allow_pickle: whether .bin
+        files are read too, with torch's restricted unpickler.
     """
 
     path: Path
@@ -46,13 +50,18 @@ class FaceIDAdapter:
     assumes: ClassVar[str] = "one photo, and an adapter that somebody else trained"
 
     def params(self) -> dict[str, object]:
+        """The options as they stand in results.json."""
         params: dict[str, object] = {"adapter": self.path.name, "encoder": self.encoder.name, "scale": self.scale}
         if self.controlnet is not None:
             params |= {"controlnet": self.controlnet.name, "controlnet_scale": self.controlnet_scale}
         return params
 
     def with_adapter(self, family: Family) -> Family:
-        """The model with the adapter in a copy of its denoiser; `family` stays as it is. Raises as `check` does."""
+        """Return the model with the adapter in a copy of its denoiser. `family` is not changed.
+
+        Raises:
+            UserError: as `check` does.
+        """
         file = self._checked(family)
         attacked = family.with_denoiser(copy.deepcopy(family.denoiser))
         attacked.pipeline.load_ip_adapter(file.state, subfolder="", weight_name="", image_encoder_folder=None)
@@ -63,7 +72,7 @@ class FaceIDAdapter:
 
     @torch.no_grad()
     def identity(self, photos: Tensor) -> Tensor:
-        """What FaceID is told of photos `[N, 3, H, W]` in [0, 1]: their mean embedding as a unit vector `[D]`."""
+        """The embedding that FaceID takes: the mean over photos `[N, 3, H, W]` in [0, 1] as a unit vector `[D]`."""
         return normalize(self.encoder.embed(photos).mean(0), dim=0)
 
     def run(
@@ -75,22 +84,33 @@ class FaceIDAdapter:
         guidance_scale: float = 7.5,
         **options: Any,
     ) -> Tensor:
-        """Pictures `[B, 3, H, W]` in [0, 1] of the person in `photos`, one per prompt; options as in `sample`.
+        """Draw the person with a model that `with_adapter` returned.
 
-        With a ControlNet the face is where it is in the first photo.
+        Args:
+            attacked: the model with the adapter.
+            photos: photos of one person, `[N, 3, H, W]` in [0, 1].
+            prompts: B prompts.
+            guidance_scale, options: as in `Family.sample`.
+
+        Returns:
+            One picture for each prompt, `[B, 3, H, W]` in [0, 1]. With a ControlNet the face is where it is in the
+            first photo.
         """
-        identity = self._told(attacked, photos).to(attacked.denoiser.device)
+        identity = self._embedding(attacked, photos).to(attacked.denoiser.device)
         if self.controlnet is not None:
             options["pipeline_options"] = self._control(attacked, photos[0], identity, guidance_scale, **options)
         return attacked.sample(prompts, face_embeds=identity, guidance_scale=guidance_scale, **options)
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
-        """See `apdm.attacks.ZeroShot`; the photos are one person, and one identity."""
+        """Draw the person. `apdm.attacks.ZeroShot.draw` explains the arguments; all photos show the same person."""
         return self.run(self.with_adapter(model), photos, prompts, **options)
 
     def check(self, family: Family) -> None:
-        """Raise UserError for a file that is no adapter of a face, or one for another model or encoder, and for a
-        ControlNet that is none or does not fit."""
+        """Check that the adapter and the ControlNet fit the model and the encoder.
+
+        Raises:
+            UserError: a file or folder does not exist, is of another kind, or is for another model or encoder.
+        """
         self._checked(family)
 
     def _checked(self, family: Family) -> AdapterFile:
@@ -101,26 +121,28 @@ class FaceIDAdapter:
             raise UserError(f"{self.path.name} is for Stable Diffusion (1, 2 or XL), this model is {kind}")
         file = AdapterFile.read(self.path, allow_pickle=self.allow_pickle)
         file.check_fits(family.denoiser)
-        # Whole pictures, as the attack gives it photos: an encoder without a detector would take none.
+        # A whole picture, as the attack uses it: an encoder that needs a detector and has none fails here.
         side = self.encoder.size
         with torch.no_grad():
             dimension = self.encoder.embed(torch.full((1, 3, side, side), 0.5)).shape[1]
         if file.dimension != dimension:
             raise UserError(
                 f"{self.path.name} takes embeddings of {file.dimension} numbers, {self.encoder.name} gives "
-                f"{dimension}: name the encoder that the adapter was trained with"
+                f"{dimension}; name the encoder that the adapter was trained with"
             )
         if self.controlnet is not None:
             if not file.is_resampler:
-                raise UserError(f"{self.path.name} is FaceID's, and a ControlNet goes with InstantID's: leave it out")
+                raise UserError(
+                    f"{self.path.name} is a FaceID adapter, and a ControlNet goes with InstantID only; leave it out"
+                )
             if not family.takes_controlnet:
-                raise UserError(f"{self.controlnet} needs Stable Diffusion XL, this model is not: leave it out")
+                raise UserError(f"{self.controlnet} needs Stable Diffusion XL, which this model is not; leave it out")
             check_controlnet(self.controlnet, family.denoiser, allow_pickle=self.allow_pickle)
         return file
 
     @torch.no_grad()
-    def _told(self, attacked: Family, photos: Tensor) -> Tensor:
-        """InstantID was trained with embeddings as the encoder gives them, FaceID with unit vectors."""
+    def _embedding(self, attacked: Family, photos: Tensor) -> Tensor:
+        """The embedding that the adapter takes: InstantID takes the encoder's output as it is, FaceID a unit vector."""
         projection = attacked.denoiser.encoder_hid_proj.image_projection_layers[0]
         if isinstance(projection, IPAdapterPlusImageProjection):
             return self.encoder.features(photos).mean(0)
@@ -138,13 +160,13 @@ class FaceIDAdapter:
         width: int | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """What the ControlNet is shown, as arguments of the pipeline; whose face it is goes into the ControlNet."""
+        """Give the ControlNet the tokens of the face, and return its other inputs as arguments of the pipeline."""
         tokens = attacked.denoiser.encoder_hid_proj(adapter_input(identity, guided=guidance_scale > 1))[0]
         attacked.pipeline.controlnet.tokens = tokens.flatten(0, 1)
         side = attacked.denoiser.config.sample_size * attacked.vae_scale
         height, width = height or side, width or side
         landmarks = find_landmarks(self.encoder, photo)
-        # Pixel centres lie at whole numbers: the photo's left edge is at -0.5.
+        # The centres of pixels have whole numbers, so the photo's left edge is at -0.5.
         landmarks = (landmarks + 0.5) * torch.tensor([width / photo.shape[2], height / photo.shape[1]]) - 0.5
         picture = draw_keypoints(landmarks, height, width)
         return {"image": picture[None], "controlnet_conditioning_scale": float(self.controlnet_scale)}

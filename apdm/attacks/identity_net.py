@@ -1,7 +1,7 @@
-"""InstantID's second part (Wang et al. 2024): a ControlNet that is shown where a face is and told whose it is.
+"""InstantID's ControlNet (Wang et al. 2024): its inputs are where a face is and whose face it is.
 
-It is an ordinary ControlNet of Stable Diffusion XL but for two things: its picture holds five points of the face, and
-where others attend to the prompt it attends to the adapter's tokens of the face.
+It differs from other ControlNets of Stable Diffusion XL in two points. Its input picture shows five points of the face.
+And where other ControlNets attend to the prompt, it attends to the adapter's tokens of the face.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from apdm.faces.align import centred_square
 from apdm.families import Family
 from apdm.families.pipeline_folder import first_line, read_model
 
-# What the pictures look like that the release was trained with; pixels, whatever the picture's size.
+# How InstantID's input pictures look. Sizes are in pixels, for pictures of any size.
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.float32)
 NOSE = 2
 DISC_RADIUS = 10
 LIMB_HALF_WIDTH = 4
 LIMB_BRIGHTNESS = 0.6
-# Where these differ, what the ControlNet says does not fit into the denoiser, or is said of other inputs.
+# Entries of both configurations that must be equal, because the ControlNet's output is added inside the denoiser.
 SHARED = (
     "in_channels",
     "block_out_channels",
@@ -38,9 +38,10 @@ SHARED = (
 
 
 class IdentityNet(ControlNetModel):
-    """A ControlNet that attends to `tokens` in place of what the pipeline hands it.
+    """A ControlNet that attends to `tokens` and not to the prompt that the pipeline gives it.
 
-    tokens: `[1, T, D]` of a face, or `[2, T, D]` of none and of a face, where guidance draws both at once.
+    Attributes:
+        tokens: the tokens of the face, `[1, T, D]`. With classifier-free guidance `[2, T, D]`: first those of no face.
     """
 
     tokens: Tensor | None = None
@@ -53,16 +54,17 @@ class IdentityNet(ControlNetModel):
 
 
 def with_identity_net(family: Family, folder: Path, *, allow_pickle: bool = False) -> Family:
-    """The family drawing through the ControlNet in `folder`; everything else is shared. Call `check_controlnet` first.
+    """Return the model with the ControlNet in `folder`. All other parts are shared. Call `check_controlnet` first.
 
-    Raises UserError for weights that cannot be loaded.
+    Raises:
+        UserError: the weights cannot be loaded.
     """
     try:
         net = IdentityNet.from_pretrained(
             folder, dtype=family.denoiser.dtype, use_safetensors=None if allow_pickle else True, local_files_only=True
         )
-    except Exception as error:  # the loader has no errors of its own: what a file can do wrong is anything
-        raise UserError(f"{folder} cannot be loaded: {first_line(error)}; copy the folder anew") from error
+    except Exception as error:  # the loader has no errors of its own and raises many kinds
+        raise UserError(f"{folder} cannot be loaded: {first_line(error)}; copy the folder again") from error
     return family.with_controlnet(net)
 
 
@@ -72,7 +74,7 @@ def check_controlnet(folder: Path, denoiser: Any, *, allow_pickle: bool = False)
         raise UserError(f"{folder} does not exist; name the folder of InstantID's ControlNet")
     config = read_model(folder, allow_pickle=allow_pickle)
     if (kind := config.get("_class_name")) != "ControlNetModel":
-        raise UserError(f"{folder} holds no ControlNet but a {kind}; name the folder of InstantID's ControlNet")
+        raise UserError(f"{folder} holds a {kind}, not a ControlNet; name the folder of InstantID's ControlNet")
     for name in SHARED:
         given, wanted = (_plain(source.get(name)) for source in (config, denoiser.config))
         if name in config and given != wanted:
@@ -80,14 +82,20 @@ def check_controlnet(folder: Path, denoiser: Any, *, allow_pickle: bool = False)
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, as JSON has it."""
+    """The value as JSON has it: a list in place of a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def find_landmarks(encoder: FaceEncoder, photo: Tensor) -> Tensor:
-    """Five points `[5, 2]` (x, y) in pixels of the largest face in a photo [3, H, W] in [0, 1].
+    """Find the five landmarks of the largest face in a photo.
 
-    Without a face, or a detector, they are where the encoder looks for them: in the centred square.
+    Args:
+        encoder: the identity encoder. If it has no detector, or the detector finds no face, the landmarks are where
+            the encoder expects them in the centred square of the photo.
+        photo: `[3, H, W]` in [0, 1].
+
+    Returns:
+        (x, y) of each landmark in pixels, `[5, 2]`.
     """
     faces: list[Face] = [] if encoder.detector is None else encoder.detector.detect(photo.cpu())
     if faces:
@@ -97,10 +105,17 @@ def find_landmarks(encoder: FaceEncoder, photo: Tensor) -> Tensor:
 
 
 def draw_keypoints(landmarks: Tensor, height: int, width: int) -> Tensor:
-    """A picture [3, height, width] in [0, 1]: a disc on each of the `landmarks` [5, 2], and limbs from the nose.
+    """Draw the input picture of the ControlNet: a disc on each landmark, and limbs from the nose to the other four.
 
-    A limb is an ellipse from the nose to a point, in the point's colour but darker. What comes later covers what was
-    there before: limbs in the order of their points, then discs.
+    A limb is an ellipse in the colour of its landmark, but darker. The limbs are drawn in the order of the landmarks,
+    then the discs; each covers what was drawn before.
+
+    Args:
+        landmarks: (x, y) in pixels, `[5, 2]`.
+        height, width: size of the picture, in pixels.
+
+    Returns:
+        The picture, `[3, height, width]` in [0, 1].
     """
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pixels, points = torch.stack([x, y], dim=-1).double(), landmarks.double().cpu()
@@ -115,7 +130,7 @@ def draw_keypoints(landmarks: Tensor, height: int, width: int) -> Tensor:
 
 
 def _in_ellipse(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Which of the pixels [H, W, 2] lie in the ellipse whose long axis goes from start to end."""
+    """Which of the pixels `[H, W, 2]` lie in the ellipse whose long axis goes from start to end, `[H, W]`."""
     half = (end - start) / 2
     length = half.norm().clamp(min=1e-6)
     offset, along = pixels - (start + end) / 2, half / length

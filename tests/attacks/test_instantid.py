@@ -306,14 +306,14 @@ def test_the_five_points_are_the_detectors_or_else_those_of_the_centred_square()
         (lambda image: image.pop("latents"), r"lacks image_proj\.norm\.bias"),
         (lambda image: image.pop("layers.2.1.3.weight"), r"lacks image_proj\.layers\.2\.1\.3\.weight"),
         (lambda image: image.update({"layers.4.1.0.bias": torch.zeros(24)}), r"has image_proj\.layers\.4"),
-        (lambda image: image.update({"proj_in.bias": torch.zeros(3)}), r"proj_in\.bias is \[3\], which does not go"),
+        (lambda image: image.update({"proj_in.bias": torch.zeros(3)}), r"proj_in\.bias is \[3\], which does not fit"),
         (
             lambda image: image.update({f"layers.{i}.0.to_kv.weight": torch.zeros(128, 24) for i in range(4)}),
-            "a side of image_proj is 128, not 2 times 128",
+            "a size in image_proj is 128, not 2 times 128",
         ),
         (
             lambda image: image.update({"perceiver_resampler.proj_in.weight": torch.zeros(1)}),
-            "is FaceID Plus, which is told a CLIP embedding",
+            "is FaceID Plus, which takes a CLIP embedding",
         ),
     ],
 )
@@ -360,7 +360,7 @@ def test_a_controlnet_that_is_none_or_does_not_fit_is_one_clear_line(
     with pytest.raises(UserError, match=r"config\.json is missing"):
         check(tmp_path / "other")
     family.denoiser.save_pretrained(tmp_path / "unet")
-    with pytest.raises(UserError, match="holds no ControlNet but a UNet2DConditionModel"):
+    with pytest.raises(UserError, match="holds a UNet2DConditionModel, not a ControlNet"):
         check(tmp_path / "unet")
     config = json.loads((controlnet_path / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
@@ -377,7 +377,7 @@ def test_a_controlnet_that_is_none_or_does_not_fit_is_one_clear_line(
     with pytest.raises(UserError, match="other cannot be loaded"):
         attack(adapter_path, controlnet=tmp_path / "other").with_adapter(family)
     faceid = write(new_adapter(family.denoiser, 128), tmp_path / "faceid.safetensors")
-    with pytest.raises(UserError, match="is FaceID's, and a ControlNet goes with InstantID's"):
+    with pytest.raises(UserError, match="is a FaceID adapter, and a ControlNet goes with InstantID only"):
         check(controlnet_path, faceid)
     small = load_family(PIPELINE)
     fitting = write(parts(small.denoiser, Resampler(128, 64)), tmp_path / "small.safetensors")
