@@ -1,11 +1,11 @@
-"""What each attack takes on the miniature world: the rows behind benchmarks/results/attacks.md.
+"""How many steps each attack needs on the miniature world: the rows behind benchmarks/results/attacks.md.
 
     python -m benchmarks.attacks --output rows.jsonl --attacks dreambooth lora lora:rank=32 textual_inversion
     python -m benchmarks.attacks --output rows.jsonl --summary
 
-A row is one attack (text as `apdm.attacks.registry` takes it), model, person and seed, with likeness along the way;
-rows that the file has already are not made again, so a study can be stopped. All attacks of a seed draw their pictures
-from equal noise.
+One row is one attack on one person with one seed, with the likeness of the pictures at several steps. Attacks are named
+as in `apdm.attacks.registry`. Rows that the file already has are not made again, so a study can be stopped and
+continued. With equal seeds all attacks draw their pictures from equal noise.
 """
 
 from __future__ import annotations
@@ -39,13 +39,18 @@ from tools.portraits.attacks import PROMPTS, nominal
 from tools.portraits.figures import draw
 
 ENCODERS = ["portrait-a", "portrait-b"]
-EVERY = 100
-PICTURES = 16
-ENOUGH = 0.8  # of the pictures match, by each encoder: an attack has succeeded
+EVERY = 100  # steps between two measurements
+PICTURES = 16  # drawn at each measurement
+ENOUGH = 0.8  # an attack has succeeded if this share of the pictures matches, for each encoder
 
 
 class Study:
-    """The model under attack, the other one where there are two, and the judges."""
+    """The models, the one that is attacked, and the networks that judge the pictures.
+
+    Args:
+        models: {"base": ..., "hardened": ...}; the second only if there is a hardened model.
+        attacked: which of them is attacked.
+    """
 
     def __init__(self, models: dict[str, Family], attacked: str) -> None:
         self.models, self.family = models, models[attacked]
@@ -56,7 +61,17 @@ class Study:
         self.consenting = encode_images(self.family, consenting * 2 - 1, batch_size=64)
 
     def run(self, spec: str, person: int, seed: int, photos: int) -> dict[str, Any]:
-        """Likeness before, every `EVERY` steps and after, and what it took."""
+        """Run one attack and measure likeness before it, every `EVERY` steps, and after it.
+
+        Args:
+            spec: the attack, as `apdm.attacks.registry` takes it.
+            person: number of the protected person.
+            seed: of the attack and of the pictures.
+            photos: number of photos that the attacker has.
+
+        Returns:
+            The attack's options, its processor time, and {step: {encoder: likeness statistics}}.
+        """
         attack, curve = nominal(spec, seed=seed), {}
         numbers = range(ATTACK.start, ATTACK.start + photos)
         pixels = portraits(PROTECTED_PEOPLE.start + person, numbers) * 2 - 1
@@ -75,6 +90,7 @@ class Study:
         return {"params": attack.params(), "cpu_seconds": round(time.process_time() - started), "curve": curve}
 
     def judge(self, pictures: Tensor, known: Tensor) -> dict[str, Any]:
+        """Likeness of pictures to known photos of a person, by each encoder; both `[N, 3, H, W]` in [0, 1]."""
         detected = self.reader.score(pictures) >= self.reader.threshold
         return {
             judge.name: asdict(
@@ -85,20 +101,22 @@ class Study:
 
 
 def portraits(person: int, numbers: range) -> Tensor:
-    """Photos of a person in these circumstances, `[N, 3, 64, 64]` in [0, 1]."""
+    """Draw photos of a person, `[N, 3, 64, 64]` in [0, 1], one for each number."""
     return as_images(np.stack([np.asarray(render_person(identity(person), circumstance(person, n))) for n in numbers]))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file with one JSON object per line; none if there is no such file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one row from another."""
     return row["model"], row["attack"], row["person"], row["seed"], row["photos"]
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Means over people and seeds, as a table, in the order of the rows: likeness, and match rates in brackets."""
+    """Yield the lines of a table in Markdown: means over people and seeds, in the order of the rows."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["model"], row["attack"]].append(row)
@@ -124,15 +142,16 @@ def _pair(values: list[float]) -> str:
 
 
 def main() -> None:
+    """Make the rows that the command line asks for, or print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="rows, one JSON object per line")
-    parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--output", type=Path, required=True, help="file of rows, one JSON object per line")
+    parser.add_argument("--summary", action="store_true", help="print a table of the rows in the file and stop")
     parser.add_argument("--attacks", nargs="+", default=["dreambooth"])
     parser.add_argument("--hardened", type=Path, help="a hardened pipeline folder, attacked instead of the bundled one")
     parser.add_argument("--people", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first person")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--photos", type=int, default=len(ATTACK), help="of each person, that the attacker has")
+    parser.add_argument("--photos", type=int, default=len(ATTACK), help="photos of each person that the attacker has")
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
     if options.summary:

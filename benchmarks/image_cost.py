@@ -1,9 +1,10 @@
-"""Seconds per photo and peak memory of every method of the image layer, as ratios to ASPL in the same run.
+"""Time for one photo and peak memory of every photo protection, compared with ASPL in the same run.
 
     python -m benchmarks.image_cost --instance_data_dir outputs/demo-subjects/protected
 
-Each method is `apdm perturb` in a process of its own, on configs/dladiff-portrait.yaml; rounds are interleaved, so that
-a busy machine is busy for all of them. Surrogate rates do not matter here; counts are the defaults but for FSMG's.
+Each measurement is one run of `apdm perturb` with configs/dladiff-portrait.yaml, in a process of its own. All methods
+run once before any of them runs again, so that a busy machine slows all of them alike. Step counts are those of the
+file, and otherwise the defaults.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ RUNS: dict[str, list[str]] = {
 
 
 def once(flags: list[str], photos: Path, threads: int) -> tuple[float, float]:
-    """Seconds per photo and peak memory in GB of one run."""
+    """Run `apdm perturb` once. Returns the seconds for one photo and the peak memory in GB."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "apdm", "perturb", "--config", "configs/dladiff-portrait.yaml"]
         command += ["--instance_data_dir", str(photos), "--output_dir", f"{folder}/out", "--num_threads", str(threads)]
@@ -38,6 +39,7 @@ def once(flags: list[str], photos: Path, threads: int) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Measure every method and print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instance_data_dir", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=2)

@@ -1,10 +1,11 @@
-"""What the image layer does on the miniature world, arm by arm: the rows behind docs/photo-results.md.
+"""What attackers learn from protected photos on the miniature world: the rows behind docs/photo-results.md.
 
     python -m benchmarks.image_layer --output rows.jsonl --attacks dreambooth,lora --arms clean,dladiff,aspl --people 10
     python -m benchmarks.image_layer --output rows.jsonl --summary
 
-A row is one arm (how photos were protected), person, attack and seed; rows that the file has already are not made
-again, so a study can be stopped, and split over processes with --first. All arms of a person and seed see equal draws.
+An arm is one way to protect photos. One row is one arm, one person, one attack and one seed. Rows that the file already
+has are not made again, so a study can be stopped and continued, and --first splits it over processes. All arms of a
+person and seed make equal random draws.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from apdm.config.image_layer import (
     TransformConfig,
     ZeroShotConfig,
 )
-from apdm.core.pictures import as_images
 from apdm.data.transforms import RandomTransform
 from apdm.faces import load_detector, load_encoders
 from apdm.faces.portrait import PortraitFace
@@ -49,20 +49,20 @@ from apdm.metrics.identity import identity_statistics, likeness
 from apdm.metrics.perception import psnr
 from apdm.metrics.statistics import bootstrap_interval
 from apdm.portraits import ADAPTER, PIPELINE
-from apdm.portraits.drawing import render_person
-from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
+from apdm.portraits.people import OTHER_PEOPLE
 from apdm.portraits.subjects import DEFENCE, HOLDOUT
+from benchmarks.attacks import portraits, read
 from tools.portraits.attacks import nominal
 from tools.portraits.figures import draw
 
 ENCODERS = ["portrait-a", "portrait-b"]
-ATTACKS = ("dreambooth", "lora", "faceid", "photos")  # methods of Study
+ATTACKS = ("dreambooth", "lora", "faceid", "photos")  # methods of `Study`
 LORA = "lora:target=all,rank=32,learning_rate=1e-3,max_train_steps=500"
 PROMPTS = {"optimised": "a photo of t@t person", "another": "a portrait of t@t person"}
 FIRST_PERSON = OTHER_PEOPLE.start + 6000
-RATE = 3e-4  # of surrogates: three times the nominal attacker's, for fewer steps than his
-# At equal budgets, 5 grey levels: full noise of that size has a PSNR of 34.15 dB, and no method has less.
-FACES_LEFT = ZeroShotConfig(enabled=False)
+RATE = 3e-4  # learning rate of surrogates: three times the nominal attack's, because they take fewer steps
+# Most arms have a budget of 5 grey levels. Noise of this budget has a PSNR of 34.15 dB; no method has a lower one.
+NO_FACES = ZeroShotConfig(enabled=False)
 FACES = ZeroShotConfig(encoders=["portrait-a"], margin=4.0)
 DIVERSE = TransformConfig(
     jpeg_probability=0.2, resize_probability=0.4, blur_probability=0.2, noise_probability=0.2, resize_factor=[0.4, 1.0]
@@ -75,7 +75,8 @@ METHOD: dict[str, Any] = {
 }
 
 
-def layer(method: Any, levels: int = 5, faces: ZeroShotConfig = FACES_LEFT, **options: Any) -> ImageLayerConfig:
+def layer(method: str, levels: int = 5, faces: ZeroShotConfig = NO_FACES, **options: Any) -> ImageLayerConfig:
+    """The options of one arm. `levels` is the budget of the fine-tuning layer in grey levels."""
     return ImageLayerConfig(method=method, epsilon=levels / 255, zero_shot=faces, **{**METHOD, **options})
 
 
@@ -104,7 +105,11 @@ ARMS: dict[str, ImageLayerConfig | None] = {
 
 
 class Study:
-    """The world's models and judges, and what is done to one person's photos."""
+    """The models of the miniature world, and what is done to the photos of one person.
+
+    Args:
+        scratch: a file for photos that are saved and read again.
+    """
 
     def __init__(self, scratch: Path) -> None:
         self.family = load_family(PIPELINE)
@@ -117,7 +122,11 @@ class Study:
         self.scratch = scratch
 
     def protect(self, arm: str, person: int) -> tuple[Tensor, dict[str, float | None]]:
-        """The person's photos as saved under the arm, [4, 3, 64, 64] in [0, 1], and what it took."""
+        """Protect a person's photos.
+
+        Returns:
+            The photos as they were saved, `[4, 3, 64, 64]` in [0, 1]; and their PSNR and the time for one photo.
+        """
         photos = [Photo(Path("photo.png"), (p * 255).round().byte()) for p in portraits(person, DEFENCE)]
         config, started = ARMS[arm], time.perf_counter()
         if config is None:
@@ -147,14 +156,15 @@ class Study:
         }
 
     def dreambooth(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
-        """The nominal attack on the photos; likeness of 16 pictures per prompt."""
+        """Run the nominal attack on the photos and measure the likeness of 16 pictures for each prompt."""
         return self.fine_tune(replace(self.attack, seed=seed), photos, person)
 
     def lora(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
-        """The same with LoRA on every layer."""
+        """Run LoRA on all layers and measure the likeness of 16 pictures for each prompt."""
         return self.fine_tune(replace(self.adapter, seed=seed), photos, person)
 
     def fine_tune(self, attack: FineTuning, photos: Tensor, person: int) -> dict[str, Any]:
+        """Run an attack that trains, and measure likeness: {prompt: {encoder: statistics}}."""
         latents = encode_images(self.family, photos * 2 - 1)
         attacked = attack.run(self.family, Material(latents, self.prior)).model
         return {
@@ -163,7 +173,7 @@ class Study:
         }
 
     def faceid(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
-        """The adapter on the first photo."""
+        """Give the FaceID adapter the first photo, and measure likeness."""
         adapter = FaceIDAdapter(path=ADAPTER, encoder=self.judges[0])
         pictures = adapter.run(
             adapter.with_adapter(self.family),
@@ -177,10 +187,11 @@ class Study:
         return {"adapter": self.judge(pictures, person)}
 
     def photos(self, photos: Tensor, person: int, seed: int) -> dict[str, Any]:
-        """No attack: what encoders, misled or not, make of the photos themselves."""
+        """No attack: measure the likeness of the protected photos themselves."""
         return {"photos": self.judge(photos, person)}
 
     def judge(self, pictures: Tensor, person: int) -> dict[str, Any]:
+        """Likeness of pictures `[N, 3, H, W]` in [0, 1] to other photos of the person, by each encoder."""
         detected, known = self.reader.score(pictures) >= self.reader.threshold, portraits(person, HOLDOUT)
         return {
             judge.name: asdict(
@@ -190,23 +201,17 @@ class Study:
         }
 
 
-def portraits(person: int, numbers: range) -> Tensor:
-    """Photos of a person in these circumstances, [N, 3, 64, 64] in [0, 1]."""
-    drawn = [np.asarray(render_person(identity(person), circumstance(person, number))) for number in numbers]
-    return as_images(np.stack(drawn))
-
-
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one row from another."""
     return row["attack"], row["arm"], row["person"], row["seed"]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Means over people, each of them a mean over seeds, as a table; and how much less than with clean photos, in pairs
-    of one person and seed."""
+    """Yield the lines of a table in Markdown: likeness in each arm, and how much lower it is than with clean photos.
+
+    Values are means over people, and the value of a person is a mean over seeds. Differences are taken between rows of
+    the same person and seed.
+    """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         for prompt in row["likeness"]:
@@ -239,7 +244,7 @@ def _by_person(rows: Iterable[dict[str, Any]], prompt: str, judge: str, figure: 
 
 
 def _less(pairs: list[tuple[dict[str, Any], dict[str, Any]]], prompt: str, judge: str) -> str:
-    """How much lower the second of each pair is, with the interval over people where there are several."""
+    """How much lower the second row of each pair is, with an interval over people if there are several."""
     before, after = (list(_by_person(side, prompt, judge, "mean").values()) for side in zip(*pairs, strict=True))
     mean = f"{fmean(before) - fmean(after):.2f}"
     if len(before) == 1:
@@ -249,9 +254,10 @@ def _less(pairs: list[tuple[dict[str, Any], dict[str, Any]]], prompt: str, judge
 
 
 def main() -> None:
+    """Make the rows that the command line asks for, or print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="rows, one JSON object per line")
-    parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--output", type=Path, required=True, help="file of rows, one JSON object per line")
+    parser.add_argument("--summary", action="store_true", help="print a table of the rows in the file and stop")
     parser.add_argument("--attacks", default="dreambooth", help=f"some of {', '.join(ATTACKS)}")
     parser.add_argument("--arms", default="clean,dladiff", help=f"some of {', '.join(ARMS)}")
     parser.add_argument("--people", type=int, default=10)
