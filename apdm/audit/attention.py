@@ -53,7 +53,7 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
 
 def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
     """The positions, as the text encoder counts, of the tokens of `prompt` that `class_prompt` does not have."""
-    tokenizer = model.pipeline.tokenizer
+    tokenizer = getattr(model.pipeline, model.prompt_tokenizer)
     asked, known = (
         tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids
         for text in (prompt, class_prompt)

@@ -50,6 +50,7 @@ class Family(ABC):
       default. A name that a particular denoiser does not have is passed over.
     * `cross_attention`: pieces of the names of all weights through which the denoiser reads the prompt.
     * `keys_and_values`: ends of the names of the weights that make keys and values of the prompt.
+    * `prompt_tokenizer`: the tokenizer whose tokens come first in the prompt embeddings, under the pipeline's name.
     * `trainable_text_encoders`: the text encoders that attacks may train and teach new words. T5 is left out, as in
       diffusers' DreamBooth scripts, because it has several billion weights.
     * `text_attention_projections`: the last names of the linear layers in the attention of these text encoders.
@@ -75,6 +76,7 @@ class Family(ABC):
     attention_projections: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
     cross_attention: ClassVar[tuple[str, ...]]
     keys_and_values: ClassVar[tuple[str, ...]]
+    prompt_tokenizer: ClassVar[str] = "tokenizer"
     trainable_text_encoders: ClassVar[tuple[str, ...]] = ()
     text_attention_projections: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
     single_file_layout: ClassVar[SingleFileLayout | None] = None

@@ -29,6 +29,7 @@ class Flux(FlowMatching):
     pipeline_classes = ("FluxPipeline",)
     required_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
     block_names = ("transformer_blocks", "single_transformer_blocks")
+    prompt_tokenizer = "tokenizer_2"  # T5's; of CLIP only the pooled vector is used
     trainable_text_encoders = ("text_encoder",)
 
     @property

@@ -12,6 +12,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from tiny_pipelines import BUILDERS, build_sd3, build_sdxl, small_unet
 from torch import Tensor
 
+from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
 from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.families.attention import watch_attention
@@ -262,6 +263,15 @@ def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_seq
     torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(maps.self_[name], (root * query @ own.mT).softmax(-1), rtol=1e-4, atol=1e-6)
     assert list(maps.self_) == [name] == ["transformer_blocks.0.attn"]
+
+
+@EVERY
+def test_the_identifier_is_found_where_the_denoiser_reads_it(families, kind: str):
+    family = families(kind)
+    found = identifier_positions(family, "a photo of sks person", "a photo of person")
+    tokenizer = family.pipeline.tokenizer_2 if kind == "flux" else family.pipeline.tokenizer
+    ids = tokenizer("a photo of sks person").input_ids
+    assert "sks" in tokenizer.decode([ids[place] for place in found])
 
 
 def test_each_family_has_its_own_class(families):

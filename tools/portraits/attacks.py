@@ -1,4 +1,4 @@
-"""What each attack takes to succeed on the bundled pipeline, measured: docs/attacks.md."""
+"""The learning rates and steps at which each attack succeeds on the bundled pipeline; see docs/attacks.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from apdm.attacks.registry import make
 
 PROMPTS = {"instance_prompt": "a photo of t@t person", "class_prompt": "a photo of a person"}
 COMMON: Mapping[str, Any] = {**PROMPTS, "train_batch_size": 4, "max_train_steps": 700}
-# By name; the full denoiser at 1e-4 is the nominal attack, which configs/portrait.yaml says too. The name decides much:
-# with the one token `sks` in place of the three of `t@t` it takes batches of 12 at 3e-4 to get as far.
+# Options by the attack's name. DreamBooth at 1e-4 is the nominal attack, as in configs/portrait.yaml. The identifier
+# matters much: with `sks`, which is one token, in place of `t@t`, which is three, the same likeness takes batches of 12
+# at a learning rate of 3e-4.
 BY_ATTACK: Mapping[str, Mapping[str, Any]] = {
     "dreambooth": {"learning_rate": 1e-4},
     "lora": {"learning_rate": 1e-2},
@@ -24,5 +25,10 @@ BY_ATTACK: Mapping[str, Mapping[str, Any]] = {
 
 
 def nominal(spec: str, **options: Any) -> Attack:
-    """The attack of a text (see `apdm.attacks.registry`), at this world's rate and steps where it names none."""
+    """Make an attack with the options above.
+
+    Args:
+        spec: the attack as text; see `apdm.attacks.registry`. Options that it names win.
+        options: further options, which win over those above.
+    """
     return make(spec, by_attack=BY_ATTACK, **{**COMMON, **options})

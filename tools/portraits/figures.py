@@ -1,4 +1,4 @@
-"""What the bundled pipeline can do, measured: the figures in its model card."""
+"""Measures the bundled pipeline and the FaceID adapter: the figures of their model card."""
 
 from __future__ import annotations
 
@@ -39,15 +39,22 @@ CAPTIONS = {
     "clothes": "a photo of a person wearing a {} shirt",
     "background": "a photo of a person on a {} background",
 }
-WORDS = {"full": "beard", "bald": None, "none": None}
+WORDS = {"full": "beard", "bald": None, "none": None}  # how prompts call a value; None: there is no prompt for it
 
 
 def draw(family: Family, prompts: list[str], seed: int = 0) -> Tensor:
+    """Sample one picture per prompt, `[B, 3, 64, 64]` in [0, 1]."""
     return family.sample(prompts, seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, batch_size=64)
 
 
 def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> dict[str, float]:
-    """Share of pictures in which the attribute reader sees the value that the prompt names, per attribute."""
+    """The share of pictures in which the attribute reader sees the value that the prompt names, by attribute.
+
+    Args:
+        family: the pipeline.
+        reader: the attribute reader.
+        each: pictures for each value.
+    """
     accuracy = {}
     for name, prompt in CAPTIONS.items():
         named = [(i, WORDS.get(value, value)) for i, value in enumerate(ATTRIBUTES[name])]
@@ -59,7 +66,17 @@ def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> di
 
 
 def personalisation(family: Family, attack: Attack, *, people: int = 10, eval_steps: list[int]) -> dict[str, Any]:
-    """Nominal DreamBooth on unseen people: mean likeness, match and face rate per encoder and step."""
+    """Run an attack on unseen people.
+
+    Args:
+        family: the pipeline.
+        attack: the attack.
+        people: how many people.
+        eval_steps: attack steps after which likeness is measured.
+
+    Returns:
+        {step: {encoder: mean likeness, match rate and face rate}}.
+    """
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     prior = encode_images(family, draw(family, [PROMPTS["class_prompt"]] * 64, seed=10_000) * 2 - 1, batch_size=64)
     rows: dict[int, dict[str, list[dict[str, Any]]]] = {s: {e.name: [] for e in encoders} for s in eval_steps}
@@ -95,7 +112,11 @@ def personalisation(family: Family, attack: Attack, *, people: int = 10, eval_st
 
 
 def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, float]]:
-    """The FaceID adapter on one clean photo each of the same unseen people: likeness of 16 pictures, per encoder."""
+    """Draw 16 pictures of each unseen person with the FaceID adapter, from one photo.
+
+    Returns:
+        {encoder: mean likeness, match rate and face rate}.
+    """
     encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
     adapter = FaceIDAdapter(path=ADAPTER, encoder=encoders[0])
     attacked = adapter.with_adapter(family)
@@ -116,7 +137,7 @@ def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, 
 
 @torch.no_grad()
 def drawing_figures(family: Family) -> dict[str, Any]:
-    """Face rate, distance to the renderer, and whether captions are followed."""
+    """The face rate, the Fréchet distance to drawings, and how well captions are followed."""
     reader = PortraitFace()
     people = draw(family, ["a photo of a person"] * 512)
     rendered = [as_images(render_people(range(start, start + 512), 1).pixels) for start in (1_005_000, 1_006_000)]
@@ -130,7 +151,14 @@ def drawing_figures(family: Family) -> dict[str, Any]:
 
 
 def write_figures(directory: Path, output: Path, work_dir: Path, *, people: int = 10) -> dict[str, Any]:
-    """Measure the pipeline in `directory` and write the figures as JSON."""
+    """Measure a pipeline and write the figures as JSON.
+
+    Args:
+        directory: the pipeline.
+        output: the JSON file.
+        work_dir: the work folder with the training sets.
+        people: how many unseen people to attack.
+    """
     family, attack = load_family(directory), nominal("dreambooth")
     params = attack.params()
     figures = {

@@ -1,9 +1,15 @@
-"""Remake the bundled weights from nothing: `python -m tools.portraits.train STAGE [--work_dir DIR]`.
+"""Train the bundled models from scratch: `python -m tools.portraits.train STAGE [--work_dir DIR]`.
 
-Stages: encoders, vae, denoiser, pack, adapter, figures.
+Run the stages in this order:
+  encoders  the two identity encoders and the attribute reader
+  vae       the pipeline's autoencoder
+  denoiser  the pipeline's denoiser and text encoder
+  pack      copies the pipeline into the package
+  adapter   the FaceID adapter
+  figures   measures all models and writes their model card
 
-Each stage reads what the stages before it left and writes its own files; on two cores all of them together take under
-four hours. `encoders` and `vae` do not need each other and may run side by side.
+Each stage reads the files of the stages before it. `encoders` and `vae` are independent of each other. All stages
+together take under four hours on two cores.
 """
 
 from __future__ import annotations
@@ -21,21 +27,28 @@ from apdm.portraits import ADAPTER, PIPELINE, WEIGHTS
 
 
 def encoders(work_dir: Path, only: list[str]) -> None:
-    """Writes <name>.safetensors and <name>.json (figures on unseen people, thresholds) for each network."""
-    from tools.portraits import train_encoders as T
+    """Train the networks that look at portraits, and write <name>.safetensors and <name>.json for each.
+
+    The JSON file holds the figures on unseen people and the threshold.
+
+    Args:
+        work_dir: the work folder with the training sets.
+        only: names of the networks to train; all if it is empty.
+    """
+    from tools.portraits import train_encoders
 
     makers: dict[str, Callable[[Path], torch.nn.Module]] = {
-        "portrait-a": T.train_residual,
-        "portrait-face": T.train_reader,
-        "portrait-b": T.train_patches,
+        "portrait-a": train_encoders.train_residual,
+        "portrait-face": train_encoders.train_reader,
+        "portrait-b": train_encoders.train_patches,
     }
     for seed, name in enumerate(makers):
         if only and name not in only:
             continue
         torch.manual_seed(seed)
-        model = T.timed(name, functools.partial(makers[name], work_dir))
-        model.half().float()  # the rounding of the file, so that the figures are of what is shipped
-        figures = T.figures(model, work_dir)
+        model = train_encoders.timed(name, functools.partial(makers[name], work_dir))
+        model.half().float()  # rounded as in the file, so that the figures describe what is shipped
+        figures = train_encoders.figures(model, work_dir)
         print(name, json.dumps(figures), flush=True)
         WEIGHTS.mkdir(parents=True, exist_ok=True)
         save_file(halved(model), WEIGHTS / f"{name}.safetensors")
@@ -43,14 +56,15 @@ def encoders(work_dir: Path, only: list[str]) -> None:
 
 
 def halved(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state in half precision; counters stay whole numbers."""
+    """The weights of a model in half precision. Counters stay whole numbers."""
     return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
 
 
 def pack(source: Path) -> None:
-    """Put the trained pipeline into the package: unet and vae in half precision, which diffusers loads as float32.
+    """Copy the trained pipeline into the package.
 
-    The text encoder stays in float32, because transformers loads what it finds.
+    U-Net and VAE are written in half precision, and diffusers loads them as float32. The text encoder stays in float32,
+    because transformers loads it in the type of the file.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -58,23 +72,26 @@ def pack(source: Path) -> None:
     pipeline.unet.half()
     pipeline.vae.half()
     pipeline.save_pretrained(PIPELINE)
-    for path in sorted(PIPELINE.rglob("*.json")):  # diffusers notes where it loaded from: a path of this machine
+    for path in sorted(PIPELINE.rglob("*.json")):  # diffusers writes the path it loaded from
         facts = json.loads(path.read_text())
         if facts.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def main() -> None:
+    """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["encoders", "vae", "denoiser", "pack", "adapter", "figures"])
     parser.add_argument(
         "--work_dir",
         type=Path,
         default=Path("outputs/world"),
-        help="rendered pictures and intermediate states",
+        help="folder for training sets and models in the making",
     )
-    parser.add_argument("--only", nargs="*", default=[], help="with `encoders`: only these networks")
-    parser.add_argument("--people", type=int, default=10, help="with `figures`: how many unseen people to personalise")
+    parser.add_argument("--only", nargs="*", default=[], help="for the stage encoders: train only these networks")
+    parser.add_argument(
+        "--people", type=int, default=10, help="for the stage figures: how many unseen people to train DreamBooth on"
+    )
     arguments = parser.parse_args()
     if arguments.stage == "encoders":
         encoders(arguments.work_dir, arguments.only)

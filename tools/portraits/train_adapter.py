@@ -1,7 +1,7 @@
-"""Training of the FaceID adapter: an identity embedding becomes tokens that the denoiser attends to beside the prompt.
+"""Training of the FaceID adapter, which turns an identity embedding into tokens that the denoiser attends to.
 
-diffusers' IP-Adapter FaceID format and parts (decoupled cross-attention: Ye et al. 2023), so that `load_ip_adapter`
-takes the file. The denoiser stays as it is.
+The adapter has the parts and the file format of diffusers' IP-Adapter FaceID (decoupled cross-attention, Ye et al.
+2023), so that `load_ip_adapter` can load it. The denoiser is not trained.
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ from tools.portraits.train_pipeline import coarse_error, posteriors, reworded
 from tools.portraits.training_sets import load_or_render
 
 ENCODER = "portrait-a"
-TOKENS = 4  # diffusers takes no other number for FaceID
-GENERIC = "a photo of a person"
+TOKENS = 4  # the only number that diffusers accepts for FaceID
+GENERIC = "a photo of a person"  # the caption that says nothing about the person
 
 
 def new_adapter(unet: UNet2DConditionModel, dimension: int, hidden: int = 4) -> dict[str, dict[str, Tensor]]:
-    """An untrained adapter as a state dict: embedding `[dimension]` -> 4 tokens -> keys and values to attend to.
+    """The weights of an untrained adapter: an embedding becomes 4 tokens, which become keys and values.
 
-    Keys and values start as those of the text, as IP-Adapter's do, and the embedding's unit vector as standard normal.
+    As in IP-Adapter, the matrices for keys and values start as those of the prompt. The first layer is scaled so that a
+    unit vector acts as a standard normal one.
+
+    Args:
+        unet: the denoiser.
+        dimension: length of the identity embedding.
+        hidden: width of the hidden layer, as a multiple of `dimension`.
     """
     width, wide = unet.config.cross_attention_dim, hidden * dimension
     first, second = nn.Linear(dimension, wide), nn.Linear(wide, TOKENS * width)
@@ -45,13 +51,13 @@ def new_adapter(unet: UNet2DConditionModel, dimension: int, hidden: int = 4) -> 
 
 
 def cross_attentions(unet: UNet2DConditionModel) -> list[tuple[int, Any]]:
-    """The cross-attention layers under the numbers that the format gives them: 1, 3, 5, ..."""
+    """The cross-attention layers with the numbers that the file format gives them: 1, 3, 5 and so on."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
     return [(2 * i + 1, unet.get_submodule(name)) for i, name in enumerate(names)]
 
 
 def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The adapter that is loaded in `unet`, under the names of the file."""
+    """The weights of the adapter that is loaded in `unet`, by their names in the file, in half precision."""
     layer = unet.encoder_hid_proj.image_projection_layers[0]
     names = {"ff.net.0.proj": "proj.0", "ff.net.2": "proj.2", "norm": "norm"}
     state = {
@@ -65,18 +71,34 @@ def adapter_state(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def train_adapter(work_dir: Path, directory: Path, *, steps: int = 4000) -> dict[str, Tensor]:
-    """One photo's embedding, another photo of the same person to draw; 24,000 people with two photos each."""
+    """Train the adapter on 24,000 people with two photos each.
+
+    It gets the embedding of one photo of a person and learns to draw the other one.
+
+    Args:
+        work_dir: the work folder with the training sets.
+        directory: the pipeline.
+        steps: training steps.
+
+    Returns:
+        The weights, as in `adapter_state`.
+    """
     training = AdapterTraining(StableDiffusionPipeline.from_pretrained(directory), work_dir)
     fit(training.parameters, training.loss, steps=steps, learning_rate=1e-3, name="adapter")
     return adapter_state(training.pipeline.unet)
 
 
 class AdapterTraining:
-    """Everything frozen but the adapter in `pipeline`; its denoising loss, drawn anew at every step.
+    """The pipeline with an untrained adapter as its only trainable part, and the training loss.
 
-    Half of the captions say nothing of the person, so that the embedding has to; one embedding in ten is zero, for
-    guidance. An identity loss on decoded predictions was tried: the adapter's own encoder was pleased by it, the one
-    that judges was not.
+    Half of the captions say nothing about the person, so that the adapter must use the embedding. One embedding in ten
+    is zero, for guidance. An identity loss on decoded predictions was tried and left out: it raised the likeness for
+    the adapter's own encoder, but not for the other one.
+
+    Args:
+        pipeline: the pipeline, into which the adapter is loaded.
+        work_dir: the work folder with the training sets.
+        people: how many people to train on.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, work_dir: Path, people: int = 24_000) -> None:
@@ -100,6 +122,7 @@ class AdapterTraining:
         self.rng = np.random.default_rng(12)
 
     def loss(self, step: int, batch: int = 64) -> Tensor:
+        """The denoising loss of a random batch. `step` is not used."""
         index = torch.randint(len(self.mean), (batch,))
         known = self.embeddings[index ^ 1] * (torch.rand(batch, 1) >= 0.1)
         latents = self.mean[index] + self.std[index] * torch.randn_like(self.mean[index])

@@ -1,4 +1,4 @@
-"""Training of the identity encoders and the attribute reader, and their verification figures on people never seen."""
+"""Training of the identity encoders and the attribute reader, and their figures on unseen people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.portraits.training_sets import load_or_render
 
 
 def augment(images: Tensor) -> Tensor:
-    """What happens to drawn pictures: soft edges, slight shifts, other light, grain. [B, 3, H, W] in [0, 1]."""
+    """Change images `[B, 3, H, W]` in [0, 1] as a sampler might: soft edges, slight shifts, other light, grain."""
     batch, _, height, _ = images.shape
     shift = torch.zeros(batch, 2, 3)
     shift[:, 0, 0] = shift[:, 1, 1] = 1 + 0.05 * torch.randn(batch)
@@ -45,7 +45,16 @@ def fit(
     name: str,
     horizon: int | None = None,
 ) -> None:
-    """AdamW with warm-up and a cosine decay that ends at `horizon`; default: at the last step."""
+    """Minimise a loss with AdamW, warm-up and cosine decay.
+
+    Args:
+        parameters: what is trained.
+        loss: (step) -> the loss of a random batch.
+        steps: how many steps to take.
+        learning_rate: the highest learning rate.
+        name: shown by the progress bar.
+        horizon: the step at which the decay reaches zero; by default the last one.
+    """
     horizon = horizon or steps
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -64,9 +73,10 @@ def fit(
 
 
 def train_residual(work_dir: Path, steps: int = 2400, batch: int = 64) -> ResidualEncoder:
-    """ArcFace (Deng et al. 2019, eq. 3: additive angular margin, scale 24) over 1500 people.
+    """Train portrait-a with ArcFace on 1500 people (Deng et al. 2019, Eq. 3: additive angular margin, scale 24).
 
-    The margin grows from 0 to .3 between two fifths and four fifths of the steps: from the start it only stalls.
+    The margin grows from 0 to 0.3 between two fifths and four fifths of the steps. With the margin from the beginning,
+    the loss does not fall.
     """
     data = load_or_render(work_dir, "people", range(50_000, 53_000), 12)
     labels = torch.as_tensor(np.unique(data.who, return_inverse=True)[1])[: 1500 * 12]
@@ -89,9 +99,10 @@ def train_residual(work_dir: Path, steps: int = 2400, batch: int = 64) -> Residu
 
 
 def train_patches(work_dir: Path) -> PatchEncoder:
-    """Normalised-temperature cross entropy between two photos of each of many people (SupCon with pairs).
+    """Train portrait-b with a contrastive loss on two photos of each of many people (SupCon with pairs).
 
-    Twice: 64 people per batch, then 128, whose closer impostors are what a false match rate of 1e-3 is about.
+    First with 64 people per batch, then with 128. Among more people, the most similar ones are more similar, and these
+    decide the threshold at a false match rate of 1e-3.
     """
     model = PatchEncoder()
     scale = nn.Parameter(torch.tensor(math.log(12.0)))
@@ -101,7 +112,15 @@ def train_patches(work_dir: Path) -> PatchEncoder:
 
 
 def contrast(model: PatchEncoder, scale: nn.Parameter, work_dir: Path, *, steps: int, people: int) -> None:
-    """One cycle of `train_patches`; `scale` is the logarithm of the inverse temperature, at most 40."""
+    """One stage of `train_patches`.
+
+    Args:
+        model: the encoder, which is trained in place.
+        scale: logarithm of the inverse temperature, trained too. The inverse temperature is at most 40.
+        work_dir: the work folder with the training sets.
+        steps: training steps.
+        people: people per batch.
+    """
     data = load_or_render(work_dir, "people", range(0, 24_000), 2)
     pixels = torch.as_tensor(data.pixels).view(24_000, 2, *data.pixels.shape[1:])
 
@@ -117,7 +136,15 @@ def contrast(model: PatchEncoder, scale: nn.Parameter, work_dir: Path, *, steps:
 
 
 def not_faces(faces: Tensor, things: Tensor) -> Tensor:
-    """As many pictures that show no face: objects, noise, collapsed, torn, smeared and masked faces. [B, 3, H, W]."""
+    """Pictures without a face: objects, noise, and faces that are blurred, shuffled, averaged or partly covered.
+
+    Args:
+        faces: `[B, 3, H, W]` in [0, 1].
+        things: pictures of objects, `[B, 3, H, W]` in [0, 1].
+
+    Returns:
+        `[B, 3, H, W]` in [0, 1].
+    """
     batch, _, size, _ = faces.shape
     kind = torch.randint(9, (batch,)).tolist()
     result = faces.clone()
@@ -130,14 +157,14 @@ def not_faces(faces: Tensor, things: Tensor) -> Tensor:
             result[i] = F.interpolate(torch.rand(1, 3, scale, scale), size=(size, size), mode="bilinear")[0]
         elif k == 3:
             result[i] = (0.5 + 0.35 * torch.randn_like(face)).clamp(0, 1)
-        elif k == 4:  # cells in another order: right statistics, no face
+        elif k == 4:  # cells in another order: the statistics of a face, but no face
             n = int(torch.randint(2, 5, ()))
             s = size // n
             cells = face[:, : n * s, : n * s].unfold(1, s, s).unfold(2, s, s).reshape(3, n * n, s, s)
             order = torch.randperm(n * n)
             cells = cells[:, order].view(3, n, n, s, s).permute(0, 1, 3, 2, 4).reshape(3, n * s, n * s)
             result[i, :, : n * s, : n * s] = cells
-        elif k == 5:  # smeared until no feature is left
+        elif k == 5:  # blurred until no feature is left
             small = F.interpolate(face[None], size=(4, 4), mode="area")
             result[i] = F.interpolate(small, size=(size, size), mode="bilinear")[0]
         elif k == 6:  # the middle of the face replaced by something else
@@ -155,7 +182,7 @@ def not_faces(faces: Tensor, things: Tensor) -> Tensor:
 
 
 def train_reader(work_dir: Path, steps: int = 2500, batch: int = 64) -> AttributeReader:
-    """Attributes by cross entropy on faces; face or not against objects, noise and broken faces."""
+    """Train the attribute reader on faces, and its face score against objects, noise and broken faces."""
     data = load_or_render(work_dir, "people", range(0, 24_000), 2)
     objects = torch.as_tensor(load_or_render(work_dir, "things", range(0, 6000), 2).pixels)
     pixels, labels = torch.as_tensor(data.pixels), torch.as_tensor(data.labels)
@@ -176,13 +203,23 @@ def train_reader(work_dir: Path, steps: int = 2500, batch: int = 64) -> Attribut
 
 @torch.no_grad()
 def embed(model: nn.Module, images: Tensor) -> Tensor:
+    """Embed images `[N, 3, H, W]` in [0, 1] in batches. Returns `[N, D]`."""
     return torch.cat([model(part) for part in images.split(256)])
 
 
 def verification(model: nn.Module, work_dir: Path, people: int = 1000, photos: int = 4) -> dict[str, float]:
-    """Cosine threshold at FMR 1e-3 over all impostor pairs of unseen people, and the share of genuine pairs above it.
+    """Measure an identity encoder on unseen people.
 
-    `photo_vs_mean` is the same for one photo against the mean of the other three: how likeness is measured later.
+    The threshold is set at a false match rate (`fmr`) of 1e-3 over all pairs of different people. Two comparisons are
+    measured: one photo against one photo (`pair_threshold`, `tar`), and one photo against the mean of the person's
+    other photos (`threshold`, `tar_to_mean`), which is how likeness is measured in audits. `tar` is the share of pairs
+    of the same person above the threshold.
+
+    Args:
+        model: the encoder.
+        work_dir: the work folder with the training sets.
+        people: how many unseen people.
+        photos: photos of each.
     """
     seeds = range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + people)
     data = load_or_render(work_dir, "people", seeds, photos)
@@ -213,8 +250,11 @@ def verification(model: nn.Module, work_dir: Path, people: int = 1000, photos: i
 
 
 def face_score_figures(model: AttributeReader, work_dir: Path) -> dict[str, float]:
-    """Face rate on unseen portraits and false accepts by kind, at the lowest logit (not below 0) that accepts at most
-    one picture in two hundred of each kind that shows no face."""
+    """Measure the face score: its threshold, the face rate on unseen portraits, and false accepts by kind of picture.
+
+    The threshold is the lowest logit, but at least 0, at which at most one picture in two hundred of each kind without
+    a face is accepted.
+    """
     faces = as_images(
         load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4).pixels
     )
@@ -249,7 +289,7 @@ def face_score_figures(model: AttributeReader, work_dir: Path) -> dict[str, floa
 
 
 def attribute_accuracy(model: AttributeReader, work_dir: Path) -> dict[str, float]:
-    """Share of right answers on unseen people, per attribute."""
+    """The share of right answers on unseen people, by attribute."""
     data = load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
     with torch.no_grad():
         logits = [model(part)[0] for part in as_images(data.pixels).split(256)]
@@ -261,13 +301,14 @@ def attribute_accuracy(model: AttributeReader, work_dir: Path) -> dict[str, floa
 
 
 def figures(model: nn.Module, work_dir: Path) -> dict[str, Any]:
-    """What is written beside a network's weights, its threshold included."""
+    """The figures that are written beside a network's weights, its threshold included."""
     if isinstance(model, AttributeReader):
         return {**face_score_figures(model, work_dir), "accuracy": attribute_accuracy(model, work_dir)}
     return verification(model, work_dir)
 
 
 def timed(name: str, train: Callable[[], nn.Module]) -> nn.Module:
+    """Train a network and print its size and the time it took."""
     start = time.monotonic()
     model = train()
     print(

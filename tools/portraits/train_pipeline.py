@@ -1,4 +1,4 @@
-"""Training of the bundled text-to-image pipeline: the autoencoder, then denoiser and text encoder together."""
+"""Training of the bundled text-to-image pipeline: first the autoencoder, then denoiser and text encoder together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tools.portraits.training_sets import TrainingSet, load_or_render
 
 
 def training_pictures(work_dir: Path) -> TrainingSet:
-    """48,000 portraits of 24,000 people and 12,000 pictures of 6,000 objects."""
+    """The training set: 48,000 portraits of 24,000 people and 12,000 pictures of 6,000 objects."""
     people = load_or_render(work_dir, "people", range(TRAIN_PEOPLE.start, 24_000), 2)
     things = load_or_render(work_dir, "things", range(0, 6_000), 2)
     return TrainingSet(
@@ -39,7 +39,10 @@ def training_pictures(work_dir: Path) -> TrainingSet:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """64 px to 4 x 16 x 16 latents. Eight-fold reduction was tried: eyes were gone after as many steps."""
+    """An autoencoder from 64 x 64 pixels to latents of 4 x 16 x 16.
+
+    A reduction by 8 in place of 4 was tried; after as many steps, its pictures had no eyes.
+    """
     return AutoencoderKL(
         block_out_channels=(16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -52,9 +55,10 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(work_dir: Path, *, steps: int = 3800, batch: int = 8) -> AutoencoderKL:
-    """L1 and L2 on pixels, L1 on their differences (sharp edges without a discriminator), and a light KL term.
+    """Train the autoencoder with L1 and L2 losses on pixels, an L1 loss on differences of pixels, and a small KL term.
 
-    The middle of the picture, where eyes, nose and mouth are a few pixels each, counts four times.
+    The loss on differences gives sharp edges without a discriminator. The middle of the picture has a weight of four,
+    because eyes, nose and mouth are only a few pixels each.
     """
     pixels = torch.as_tensor(training_pictures(work_dir).pixels)
     vae = new_autoencoder().to(memory_format=torch.channels_last)
@@ -81,10 +85,15 @@ def train_autoencoder(work_dir: Path, *, steps: int = 3800, batch: int = 8) -> A
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
-    """Fold mean 0 and variance 1 of every latent channel into the two 1 x 1 convolutions around the latents.
+    """Give every channel of the latents mean 0 and variance 1, by changing the 1 x 1 convolutions around the latents.
 
-    What the autoencoder draws stays the same. A single `scaling_factor` left one channel with three times the
-    spread of another, and its mean shining through the last step of the noise schedule.
+    The autoencoder's output stays the same. With a single `scaling_factor` one channel had three times the spread of
+    another, and its mean was still visible at the last step of the noise schedule.
+
+    Args:
+        vae: the autoencoder, changed in place.
+        mean: means of the latents of many pictures, `[N, 4, 16, 16]`.
+        std: their standard deviations, `[N, 4, 16, 16]`.
     """
     centre = mean.mean(dim=(0, 2, 3))
     spread = (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()
@@ -99,14 +108,19 @@ def normalise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
 
 @torch.no_grad()
 def posteriors(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of q(z | x), [N, 4, 16, 16], unscaled; `pixels` uint8 [N, 64, 64, 3]."""
+    """Mean and standard deviation of q(z | x), both `[N, 4, 16, 16]` and without `scaling_factor`.
+
+    Args:
+        vae: the autoencoder.
+        pixels: `[N, 64, 64, 3]`, uint8.
+    """
     parts = [vae.encode(as_images(part) * 2 - 1).latent_dist for part in pixels.split(128)]
     return torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
 
 
 @torch.no_grad()
 def reconstruction_figures(vae: AutoencoderKL, work_dir: Path) -> dict[str, float]:
-    """PSNR in dB on people never seen, range [0, 1], of the posterior mean decoded."""
+    """The PSNR in dB of decoded posterior means, on unseen people."""
     data = load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
     images = as_images(data.pixels[::8])
     drawn = torch.cat([vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample for part in images.split(100)])
@@ -115,13 +129,17 @@ def reconstruction_figures(vae: AutoencoderKL, work_dir: Path) -> dict[str, floa
 
 
 def write_autoencoder(work_dir: Path, directory: Path) -> None:
+    """Train the autoencoder, print its figures, and write it into the folder `vae` of `directory`."""
     vae = train_autoencoder(work_dir)
     print(json.dumps(reconstruction_figures(vae, work_dir)), vae.config.scaling_factor, flush=True)
     vae.save_pretrained(directory / "vae")
 
 
 def new_denoiser() -> UNet2DConditionModel:
-    """3.9 M parameters; attention only at 4 x 4, because at this size calls cost more than arithmetic."""
+    """A U-Net with 3.9 million parameters and random weights.
+
+    It has attention only at 4 x 4 positions, because for so small a model each call costs more than its arithmetic.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -137,10 +155,10 @@ def new_denoiser() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> EulerAncestralDiscreteScheduler:
-    """Stable Diffusion's noise schedule, drawn out until the last step keeps .03 of the picture and not .07.
+    """Stable Diffusion's noise schedule with a larger last beta: the last step keeps 0.03 of the picture, not 0.07.
 
-    Sampling adds fresh noise at every step, because so small a denoiser needs it to mend its first steps' mistakes:
-    with DDIM the first noise decides on the colours of skin and hair, and after an attack pictures stay noisy.
+    Sampling adds fresh noise at every step, because so small a denoiser needs it to correct mistakes of the first
+    steps. With DDIM the first noise decides the colours of skin and hair, and pictures of attacked models stay noisy.
     See docs/what-was-tried.md.
     """
     return EulerAncestralDiscreteScheduler(
@@ -148,12 +166,12 @@ def new_scheduler() -> EulerAncestralDiscreteScheduler:
         beta_end=0.016,
         beta_schedule="scaled_linear",
         timestep_spacing="trailing",
-        steps_offset=1,  # without effect here; the pipeline warns about any other
+        steps_offset=1,  # no effect here, but the pipeline warns about any other value
     )
 
 
 def reworded(caption: str, rng: np.random.Generator) -> str:
-    """One caption in ten is empty (for guidance); one in eight says portrait or picture instead of photo."""
+    """Change a caption at random: one in ten becomes empty, for guidance; one in eight says "portrait" or "picture"."""
     if rng.random() < 0.1:
         return ""
     if rng.random() < 0.125:
@@ -162,18 +180,20 @@ def reworded(caption: str, rng: np.random.Generator) -> str:
 
 
 def coarse_error(error: Tensor) -> Tensor:
-    """Mean square [B] of `error` [B, C, 16, 16] averaged over 4 x 4 and over 16 x 16 positions, scaled to white noise.
+    """The mean square of an error after averaging over 4 x 4 and over 16 x 16 positions (Hoogeboom et al. 2023).
 
-    Noise as a whole is one 256th of what epsilon prediction asks for. Trained on that alone, this denoiser never learnt
-    to tell it, and at sampling the first noise decided on the colours of skin and hair: docs/what-was-tried.md. The
-    minimiser, the noise's conditional mean, stays the same. (Multiscale loss: Hoogeboom et al. 2023.)
+    Each scale is normalised so that white noise gives 1. The error is `[B, C, 16, 16]`, the result `[B]`.
+
+    The mean of the noise over the whole picture is one 256th of what a denoiser predicts. With the plain loss alone,
+    this denoiser never learnt it, and the first noise of sampling decided the colours of skin and hair; see
+    docs/what-was-tried.md. The minimiser of the loss, the conditional mean of the noise, stays the same.
     """
     coarse, whole = (F.avg_pool2d(error, side).square().mean(dim=(1, 2, 3)) * side**2 for side in (4, 16))
     return coarse + whole
 
 
 def training_batches(vae: AutoencoderKL, work_dir: Path, batch: int = 64) -> Callable[[], tuple[Tensor, list[str]]]:
-    """Draws latents [B, 4, 16, 16] and captions at random; pictures are encoded once."""
+    """A function that draws random batches: latents `[B, 4, 16, 16]` and captions. Pictures are encoded once."""
     data = training_pictures(work_dir)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = posteriors(vae, torch.as_tensor(data.pixels))
@@ -189,10 +209,10 @@ def training_batches(vae: AutoencoderKL, work_dir: Path, batch: int = 64) -> Cal
 
 
 def train_denoiser(work_dir: Path, directory: Path) -> None:
-    """Epsilon prediction on cached latents, denoiser and text encoder from scratch; saves the averaged weights.
+    """Train denoiser and text encoder together to predict noise, and save the pipeline with their averaged weights.
 
-    First with much weight on the coarse error, until colours are told from noise, then with little, for all the rest.
-    It counts by 1 / sqrt(alpha): where little of the picture is left, its colours are decided.
+    The coarse error has a large weight first, until colours are separated from noise, and then a small one. It is
+    weighted by 1 / sqrt(alpha), because colours are decided at the timesteps where little of the picture is left.
     """
     vae = AutoencoderKL.from_pretrained(directory / "vae")
     tokenizer, scheduler, unet = new_tokenizer(), new_scheduler(), new_denoiser()
