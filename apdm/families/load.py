@@ -81,7 +81,12 @@ def load_family(
         raise UserError(f"{folder / 'model_index.json'} names a {kind}; {advice} {', '.join(families)}")
     cls = families[kind]
     check_parts(
-        folder, index, required=(cls.denoiser_name, *cls.required_parts), variant=variant, allow_pickle=allow_pickle
+        folder,
+        index,
+        denoiser=cls.denoiser_name,
+        required=cls.required_parts,
+        variant=variant,
+        allow_pickle=allow_pickle,
     )
     pipeline = _read_pipeline(folder, index, cls, dtype=dtype, variant=variant, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():

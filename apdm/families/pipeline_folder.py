@@ -18,9 +18,9 @@ from torch import nn
 from apdm.core.errors import UserError
 from apdm.core.files import list_files, write_beside
 
-MODULES = ("unet", "transformer", "vae", "text_encoder", "safety_checker", "image_encoder")
+MODULES = ("vae", "text_encoder", "safety_checker", "image_encoder")  # parts with weights, besides the denoiser
+# The configuration files of the other parts.
 CONFIGS = {
-    **dict.fromkeys(MODULES, "config.json"),
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
     "feature_extractor": "preprocessor_config.json",
@@ -71,31 +71,40 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_parts(
-    folder: Path, index: dict[str, Any], *, required: Sequence[str], variant: str | None, allow_pickle: bool
+    folder: Path,
+    index: dict[str, Any],
+    *,
+    denoiser: str,
+    required: Sequence[str],
+    variant: str | None,
+    allow_pickle: bool,
 ) -> None:
     """Check that all parts of a pipeline folder are there, before any of them is loaded.
 
     Args:
         folder: the pipeline folder.
         index: its model_index.json.
-        required: parts that the index must name. All other parts that it names must be in the folder too.
+        denoiser: name of the denoiser's part, which is required.
+        required: other parts that the index must name. All further parts that it names must be in the folder too.
         variant: which weight files are wanted; files without a variant also do.
         allow_pickle: whether a part may have its weights in pickles alone.
 
     Raises:
         UserError: a part is missing or there are only pickles. The message names the file.
     """
-    for part in required:
+    for part in (denoiser, *required):
         if not has_part(index, part):
             raise UserError(f"{folder / 'model_index.json'} names no {part}; use a pipeline that has one")
     for part in index:
         kind = re.sub(r"_\d$", "", part)  # text_encoder_2 is a text_encoder
-        if kind not in CONFIGS or not has_part(index, part):
+        has_weights = part == denoiser or kind in MODULES
+        file = "config.json" if has_weights else CONFIGS.get(kind)
+        if file is None or not has_part(index, part):
             continue
-        if not (folder / part / CONFIGS[kind]).is_file():
-            raise UserError(f"{folder / part / CONFIGS[kind]} is missing; copy the whole pipeline folder")
-        _read_json(folder / part / CONFIGS[kind])
-        if kind in MODULES:
+        if not (folder / part / file).is_file():
+            raise UserError(f"{folder / part / file} is missing; copy the whole pipeline folder")
+        _read_json(folder / part / file)
+        if has_weights:
             _check_weights(folder / part, variant=variant, allow_pickle=allow_pickle)
         if kind == "tokenizer":
             _check_vocabulary(folder / part, "T5" in index[part][1])
