@@ -27,7 +27,7 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.core.pictures import as_images
 from apdm.faces import load_encoders
-from apdm.faces.portrait import PortraitFace
+from apdm.faces.portrait import PortraitFaceScore
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.metrics.identity import identity_statistics, likeness
@@ -54,7 +54,7 @@ class Study:
 
     def __init__(self, models: dict[str, Family], attacked: str) -> None:
         self.models, self.family = models, models[attacked]
-        self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
+        self.judges, self.reader = load_encoders(ENCODERS), PortraitFaceScore()
         pictures = draw(models["base"], [PROMPTS["class_prompt"]] * 64, seed=10_000)
         self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)
         consenting = torch.cat([portraits(seed, DEFENCE) for seed in CONSENTING_PEOPLE[:8]])

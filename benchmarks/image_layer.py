@@ -38,7 +38,7 @@ from apdm.config.image_layer import (
 )
 from apdm.data.transforms import RandomTransform
 from apdm.faces import load_detector, load_encoders
-from apdm.faces.portrait import PortraitFace
+from apdm.faces.portrait import PortraitFaceScore
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
 from apdm.image_layer.layers import LayeredProtection
@@ -113,7 +113,7 @@ class Study:
 
     def __init__(self, scratch: Path) -> None:
         self.family = load_family(PIPELINE)
-        self.judges, self.reader = load_encoders(ENCODERS), PortraitFace()
+        self.judges, self.reader = load_encoders(ENCODERS), PortraitFaceScore()
         self.attack, self.adapter = cast(FineTuning, nominal("dreambooth")), cast(FineTuning, nominal(LORA))
         with torch.no_grad():
             pictures = draw(self.family, [self.attack.class_prompt] * 64, seed=10_000)

@@ -33,7 +33,7 @@ from apdm.config import HardenConfig, load_config
 from apdm.config.audit import AuditConfig
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import SINGLE_PROCESS
-from apdm.faces.portrait import PortraitFace, PortraitReader
+from apdm.faces.portrait import PortraitFaceScore, PortraitReader
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.harden import Photos, protection_data
@@ -118,7 +118,7 @@ class Utility:
     of the base, the share with a face, and the share that changed in the most altered attribute."""
 
     def __init__(self, base: Family) -> None:
-        self.face, self.attributes = PortraitFace(), PortraitReader()
+        self.face, self.attributes = PortraitFaceScore(), PortraitReader()
         self.base, self.again = self._draw(base, 1000), self._draw(base, 5000)
         self.chance = self._distance(self.again)
 

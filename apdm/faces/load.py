@@ -25,7 +25,7 @@ from apdm.faces.portrait import (
     PORTRAIT_FACE,
     PortraitDetector,
     PortraitEncoder,
-    PortraitFace,
+    PortraitFaceScore,
 )
 from apdm.faces.yunet import YuNet
 
@@ -119,7 +119,7 @@ def load_face_score(spec: str) -> FaceScore:
         UserError: there is no such name or file, or the detector cannot be loaded.
     """
     if spec == PORTRAIT_FACE:
-        return PortraitFace()
+        return PortraitFaceScore()
     if spec == PORTRAIT_DETECTOR or Path(spec).exists():
         return DetectorScore(load_detector(spec))
     raise UserError(

@@ -63,7 +63,7 @@ class PortraitEncoder:
         return self.embed(images)
 
 
-class PortraitFace:
+class PortraitFaceScore:
     """The bundled attribute reader: the `FaceScore` of portraits, which also reads attributes and gives features."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class PortraitFeatures:
     name = f"{PORTRAIT_FACE} features"
 
     def __init__(self) -> None:
-        self.reader = PortraitFace()
+        self.reader = PortraitFaceScore()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features `[B, 128]` of images `[B, 3, H, W]` in [0, 1]."""
@@ -112,7 +112,7 @@ class PortraitReader:
     values = {name: ATTRIBUTES[name] for name in ("skin", "hair", "style", "beard", "glasses")}
 
     def __init__(self) -> None:
-        self.reader = PortraitFace()
+        self.reader = PortraitFaceScore()
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class PortraitDetector:
 
     def __init__(self) -> None:
         self.name = PORTRAIT_DETECTOR
-        self.face_score = PortraitFace()
+        self.face_score = PortraitFaceScore()
         # The bundled score is a logit. The logistic function maps it to [0, 1] and keeps its order.
         self.threshold = float(torch.tensor(self.face_score.threshold).sigmoid())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
-from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.families import FAMILIES, Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.families.attention import watch_attention
 from apdm.families.base import append_pooled, split_pooled
 
@@ -263,6 +263,52 @@ def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_seq
     torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(maps.self_[name], (root * query @ own.mT).softmax(-1), rtol=1e-4, atol=1e-6)
     assert list(maps.self_) == [name] == ["transformer_blocks.0.attn"]
+
+
+@EVERY
+def test_the_named_blocks_exist_and_hold_nearly_all_weights_of_the_denoiser(families, kind: str):
+    """An engine that shards the model gathers one of these blocks at a time."""
+    family = families(kind)
+    blocks = [getattr(family.denoiser, name) for name in family.block_names]
+    held = {id(p) for block in blocks for p in block.parameters()}
+    sizes = {id(p): p.numel() for p in family.denoiser.parameters()}
+    assert sum(sizes[key] for key in held) > 0.6 * sum(sizes.values())  # tiny models have large ends
+
+
+@EVERY
+@pytest.mark.parametrize("target", ["attention", "linear", "all"])
+def test_lora_layers_exist_and_each_wider_target_holds_the_narrower_one(families, kind: str, target: str):
+    family = families(kind)
+    modules = dict(family.denoiser.named_modules())
+
+    def adapted(which: str) -> set[str]:
+        ends = family.lora_layers(family.denoiser, which)
+        found = {name for name in modules if any(f".{name}".endswith(f".{end}") for end in ends)}
+        assert all(any(f".{name}".endswith(f".{end}") for name in modules) for end in ends)
+        return found
+
+    layers = adapted(target)
+    assert layers and all(isinstance(modules[name], torch.nn.Linear | torch.nn.Conv2d) for name in layers)
+    if target != "attention":
+        assert layers > adapted("attention")
+    if target == "all":
+        assert layers >= adapted("linear")
+
+
+@EVERY
+def test_weights_that_read_the_prompt_are_named_and_the_keys_and_values_are_among_them(families, kind: str):
+    family = families(kind)
+    names = [name for name, _ in family.denoiser.named_parameters()]
+    reading = {name for name in names if any(piece in name for piece in family.cross_attention)}
+    made = {name for name in names if name.endswith(family.keys_and_values)}
+    assert made and made < reading < set(names)
+
+
+@EVERY
+def test_a_family_is_found_by_its_own_name_and_its_pipeline_class(families, kind: str):
+    family = families(kind)
+    assert FAMILIES.find(family.name) is type(family)
+    assert type(family.pipeline).__name__ in family.pipeline_classes
 
 
 @EVERY

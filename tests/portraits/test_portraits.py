@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apdm.core.pictures import as_images
 from apdm.faces import load_encoders, load_face_score
-from apdm.faces.portrait import PortraitFace
+from apdm.faces.portrait import PortraitFaceScore
 from apdm.portraits import PIPELINE, WEIGHTS, people
 from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.drawing import render_person
@@ -48,7 +48,7 @@ def test_all_photos_of_a_person_show_the_same_person_and_photos_of_two_people_di
 
 
 def test_the_attribute_reader_sees_the_person_s_hair_in_every_photo_and_each_photo_s_own_background() -> None:
-    reader = PortraitFace()
+    reader = PortraitFaceScore()
     data = render_people(range(UNSEEN, UNSEEN + 16), 6)
     with torch.no_grad():
         seen = reader.attributes(as_images(data.pixels))

@@ -15,7 +15,7 @@ from apdm.attacks import Attack, Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.core.pictures import as_images
 from apdm.faces import load_encoders
-from apdm.faces.portrait import PortraitFace
+from apdm.faces.portrait import PortraitFaceScore
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import frechet_distance
@@ -47,7 +47,7 @@ def draw(family: Family, prompts: list[str], seed: int = 0) -> Tensor:
     return family.sample(prompts, seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, batch_size=64)
 
 
-def caption_accuracy(family: Family, reader: PortraitFace, each: int = 12) -> dict[str, float]:
+def caption_accuracy(family: Family, reader: PortraitFaceScore, each: int = 12) -> dict[str, float]:
     """The share of pictures in which the attribute reader sees the value that the prompt names, by attribute.
 
     Args:
@@ -77,7 +77,7 @@ def personalisation(family: Family, attack: Attack, *, people: int = 10, eval_st
     Returns:
         {step: {encoder: mean likeness, match rate and face rate}}.
     """
-    encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
+    encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFaceScore()
     prior = encode_images(family, draw(family, [PROMPTS["class_prompt"]] * 64, seed=10_000) * 2 - 1, batch_size=64)
     rows: dict[int, dict[str, list[dict[str, Any]]]] = {s: {e.name: [] for e in encoders} for s in eval_steps}
     for n in range(people):
@@ -117,7 +117,7 @@ def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, 
     Returns:
         {encoder: mean likeness, match rate and face rate}.
     """
-    encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFace()
+    encoders, reader = load_encoders(["portrait-a", "portrait-b"]), PortraitFaceScore()
     adapter = FaceIDAdapter(path=ADAPTER, encoder=encoders[0])
     attacked = adapter.with_adapter(family)
     rows: dict[str, list[dict[str, Any]]] = {e.name: [] for e in encoders}
@@ -138,7 +138,7 @@ def adapter_figures(family: Family, *, people: int = 10) -> dict[str, dict[str, 
 @torch.no_grad()
 def drawing_figures(family: Family) -> dict[str, Any]:
     """The face rate, the Fréchet distance to drawings, and how well captions are followed."""
-    reader = PortraitFace()
+    reader = PortraitFaceScore()
     people = draw(family, ["a photo of a person"] * 512)
     rendered = [as_images(render_people(range(start, start + 512), 1).pixels) for start in (1_005_000, 1_006_000)]
     features = [reader.features(images) for images in rendered]
