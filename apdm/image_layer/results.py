@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from apdm.metrics.perception import Visibility
 
@@ -77,3 +78,8 @@ class Perturbation:
     command: str | None
     seconds_per_photo: float | None
     peak_memory_bytes: int
+
+    @property
+    def most_visible(self) -> ProtectedPhoto:
+        """The photo whose changes are most visible: the one with the lowest PSNR."""
+        return min(self.photos, key=lambda photo: inf if photo.visible.psnr is None else photo.visible.psnr)

@@ -47,7 +47,8 @@ class PerturbResult:
         output_dir: the run's folder, with the manifest and the resolved configuration.
         image_dir: the protected photos, one folder per subject, with the names of the originals.
         figures: the content of perturbation.json: how visible each photo's change is, and each face encoder's cosine to
-            the original. None in all processes of a distributed run but the main one.
+            the original. `figures.most_visible` is the photo that was changed most. None in all processes of a
+            distributed run but the main one.
     """
 
     output_dir: Path

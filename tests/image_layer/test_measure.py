@@ -1,0 +1,59 @@
+"""What is measured on protected photos: visibility of the whole and of each face, and cosines of encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apdm.faces import load_detector, load_encoders
+from apdm.image_layer.measure import measure_photo
+from apdm.image_layer.photos import Photo
+from apdm.image_layer.results import Perturbation, ProtectedPhoto
+from apdm.image_layer.zero_shot import FaceModels
+from apdm.portraits.drawing import render_person
+from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
+
+
+def portrait() -> Photo:
+    seed = OTHER_PEOPLE.start + 7000
+    pixels = np.array(render_person(identity(seed), circumstance(seed, 0)))
+    return Photo(Path("a.png"), torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def moved(photo: Photo, levels: int) -> Photo:
+    """The photo with every value moved by some grey levels, towards the middle."""
+    step = torch.where(photo.pixels > 127, -levels, levels)
+    return Photo(photo.path, (photo.pixels.int() + step).to(torch.uint8))
+
+
+def measured(levels: int, faces: FaceModels | None = None, number: int = 0) -> ProtectedPhoto:
+    return measure_photo(portrait(), moved(portrait(), levels), faces, subject="s01", number=number)
+
+
+def test_the_whole_photo_and_each_face_are_compared_with_the_original():
+    faces = FaceModels(load_detector("portrait"), load_encoders(["portrait-a"]))
+    found = measured(3, faces)
+    assert (found.subject, found.photo) == ("s01", 0)
+    assert found.visible.linf == pytest.approx(3 / 255)
+    assert found.visible.psnr == pytest.approx(20 * np.log10(255 / 3))
+    (face,) = found.faces
+    assert face.visible.linf == pytest.approx(3 / 255)
+    assert 0.5 < face.cosine["portrait-a"].to_original < 1
+    assert face.cosine["portrait-a"].threshold == faces.encoders[0].threshold
+    (same,) = measured(0, faces).faces
+    assert same.cosine["portrait-a"].to_original == pytest.approx(1)
+
+
+def test_without_face_models_no_faces_are_looked_for():
+    assert measured(3).faces == []
+
+
+def test_the_most_visible_photo_has_the_lowest_psnr_and_an_unchanged_one_is_the_least_visible():
+    photos = [measured(levels, number=number) for number, levels in enumerate((0, 2, 5, 3))]
+    facts = {"schema": 1, "package": {}, "method": "noise", "zero_shot": False, "format": "png", "epsilon": {}}
+    rest = {"command": None, "seconds_per_photo": None, "peak_memory_bytes": 0}
+    assert Perturbation(photos=photos, **facts, **rest).most_visible.photo == 2
+    assert Perturbation(photos=photos[:2], **facts, **rest).most_visible.photo == 1
