@@ -18,7 +18,8 @@ from apdm.attacks.fine_tuning import FineTuning
 from apdm.core.errors import UserError
 from apdm.families import Family
 
-LEGACY_END = 2  # the id of the end token in published CLIP configurations; transformers then looks for the largest id
+# Published CLIP configurations give this id for the end token. transformers then takes the largest id for the end.
+LEGACY_END = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class NewWord:
     embeddings: tuple[Parameter, ...]
 
     def write_back(self) -> None:
-        """Copy the embeddings into the text encoders' own tables, so that the model can be saved. Training is over."""
+        """Copy the embeddings into the text encoders' own tables, so that the model can be saved.
+
+        Call this once, when training is over.
+        """
         for encoder in self.encoders:
             layer = encoder.get_input_embeddings()
             layer.merge()
