@@ -40,7 +40,7 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior, load_family
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.training import Counters, Training
-from apdm.protection.batches import ProtectionData
+from apdm.protection.subject_data import SubjectData
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "apdm/portraits/weights/pipeline"
@@ -96,13 +96,13 @@ def held() -> int:
     return sum(storages.values())
 
 
-def data(family: Family) -> ProtectionData:
+def data(family: Family) -> SubjectData:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(12, 4, 16, 16, generator=generator)
     posterior = Posterior(latents, torch.full_like(latents, 0.1))
     with torch.no_grad():
         prompts = family.encode_prompts(["a photo of sks person", "a photo of a person"])
-    return ProtectionData(posterior[:4], posterior[4:], prompts[:1], prompts[1:], family.draw_timesteps)
+    return SubjectData(posterior[:4], posterior[4:], prompts[:1], prompts[1:], family.draw_timesteps)
 
 
 def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     attackers: Any = "independent" if "independent" in name else "synchronous"
     config = replace(CONFIG, l2p=L2PConfig(inner_steps=inner_steps, attackers=attackers))
     torch.set_num_threads(1)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator("no", log_with=None, project_dir="-")
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     family = load_family(PIPELINE)
     people = {"s01": [data(family)]}
@@ -133,7 +133,7 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
         checkpoints.write(
             Path(folder),
             training.facts(Counters(1)),
-            training.engine.names,
+            training.engine.working.names,
             training.sections(),
             main=processes.is_main,
         )

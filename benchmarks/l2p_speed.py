@@ -35,10 +35,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from apdm.core.adamw import make_adamw
 from apdm.core.files import write_text
 from apdm.distributed.engines import Engine
+from apdm.distributed.master_weights import make_master_weights
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
-from apdm.protection.batches import Draws, ProtectionData
+from apdm.protection.attackers import AttackerPlan, FreshAttacker
 from apdm.protection.learning_to_protect import LearningToProtect
+from apdm.protection.objectives import make_objective
+from apdm.protection.subject_data import BatchSampler, SubjectData
 from benchmarks import architectures
 from benchmarks.cost import FORWARDS
 from benchmarks.reference_loop import ReferenceLoop
@@ -85,7 +88,7 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
         ).outer_step
     with torch.no_grad():
         embeds = family.encode_prompts(PROMPTS)
-    data = ProtectionData(
+    data = SubjectData(
         instance=encode_images(family, instance),
         prior=encode_images(family, prior),
         positive=encode_images(family, positive),
@@ -105,11 +108,13 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
         family,
         engine,
         reference,
-        engine.slow_weights(),
-        inner_steps=options.inner_steps,
+        make_master_weights(engine.working),
+        make_objective("dpo"),
         autocast=half if options.mixed_precision == "bf16" else nullcontext,
     )
-    return partial(protector.outer_step, Draws(data, generator, options.train_batch_size))
+    plan = AttackerPlan(0, 0, learning_rate=5e-6, steps=options.inner_steps, prior_loss_weight=1.0)
+    attacker = FreshAttacker(plan, BatchSampler(data, generator, options.train_batch_size))
+    return partial(protector.outer_step, attacker)
 
 
 def seconds(step: Callable[[], object], device: str) -> float:

@@ -34,7 +34,7 @@ from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
 from apdm.portraits.people import PROTECTED_PEOPLE
 from apdm.portraits.subjects import ATTACK, DEFENCE, HOLDOUT
-from apdm.protection.batches import ProtectionData
+from apdm.protection.subject_data import SubjectData
 from benchmarks.attacks import Study, portraits
 from tools.portraits.attacks import PROMPTS, nominal
 from tools.portraits.figures import draw
@@ -56,7 +56,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "none": {},
     "another seed": {"seed": 1},  # how far two runs of the same differ
     "phi in bfloat16": {"memory.reference_dtype": "bfloat16"},
-    "G in 24 bits": {"memory.narrow_gradient": True},
     "AdamW in 8 bits": {"l2p.optimizer": "adamw8bit"},
     "Adafactor": {"l2p.optimizer": "adafactor"},
     "LoRA attackers": {"l2p.lora_share": 1.0},
@@ -93,7 +92,7 @@ class World:
         with torch.no_grad():
             prompts = self.base.encode_prompts([PROMPTS["instance_prompt"], PROMPTS["class_prompt"]]).float()
         photos = encode_images(self.base, portraits(PERSON, DEFENCE) * 2 - 1)
-        data = ProtectionData(photos, self.study.prior, prompts[:1], prompts[1:], self.base.draw_timesteps)
+        data = SubjectData(photos, self.study.prior, prompts[:1], prompts[1:], self.base.draw_timesteps)
         config = configuration(arm)
         reference = self.base.denoiser.eval().requires_grad_(False)
         hardened = self.base.with_denoiser(copy.deepcopy(reference))

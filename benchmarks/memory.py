@@ -31,10 +31,10 @@ from apdm.core.files import write_text
 from apdm.core.numbers import spread
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, Posterior, StableDiffusion, StableDiffusion3, load_family
-from apdm.jobs.harden import place
+from apdm.jobs.harden import place_models
 from apdm.jobs.training import Training
 from apdm.portraits import PIPELINE
-from apdm.protection.batches import ProtectionData, on_device
+from apdm.protection.subject_data import SubjectData, to_device
 from benchmarks import architectures
 from benchmarks.cost import _inputs as inputs_of
 from benchmarks.distributed import held
@@ -99,7 +99,7 @@ def count(denoiser: nn.Module, config: HardenConfig, family: type[Family] = Stab
         "pool's adapters": adapters * adapter,
         "pool's moments": (sum(sizes) - adapters) * 2 * copy,
         "phi": copy // 2 if half else copy,
-        "G": copy * 3 // 4 if memory.narrow_gradient else copy,
+        "G": copy,
     }
     main = {"float32 original of phi": copy} if half else {}
     if memory.offload:
@@ -231,10 +231,10 @@ def prepare(family: Family, config: HardenConfig, accelerator: Accelerator) -> T
     latents = Posterior(mean, torch.full_like(mean, 0.1))
     with torch.no_grad():
         prompts = family.encode_prompts(["a photo of sks person", "a photo of a person"]).float()
-    data = ProtectionData(latents[:2], latents[2:], prompts[:1], prompts[1:], family.draw_timesteps)
-    hardened = place(config, family, family, "single", accelerator.device)
+    data = SubjectData(latents[:2], latents[2:], prompts[:1], prompts[1:], family.draw_timesteps)
+    hardened = place_models(config, family, family, "single", accelerator.device)
     reference = family.denoiser.eval().requires_grad_(False)
-    people = on_device({"s01": [data]}, accelerator.device)
+    people = to_device({"s01": [data]}, accelerator.device)
     return Training(config, accelerator, SINGLE_PROCESS, reference, hardened, people, {})
 
 
@@ -243,14 +243,14 @@ def measured_buffers(config: HardenConfig) -> tuple[int, int]:
     family = load_family(PIPELINE)
     before = held() - 4 * sum(p.numel() for p in family.denoiser.parameters())
     training = prepare(family, replace(config, l2p=replace(config.l2p, inner_steps=1)), Accelerator(cpu=True))
-    peak, accumulate = 0, training.slow.accumulate
+    peak, accumulate = 0, training.master.accumulate
 
     def watched(*given: Any) -> None:
         nonlocal peak
         peak = max(peak, held())
         accumulate(*given)
 
-    training.slow.accumulate = watched  # type: ignore[method-assign, assignment]
+    training.master.accumulate = watched  # type: ignore[method-assign, assignment]
     for _ in range(3):  # a pool of two is whole after two; with a share of adapters both kinds may be needed
         training.outer_step()
     between = held()

@@ -31,19 +31,18 @@ from torch import Tensor
 
 from apdm.config import HardenConfig, load_config
 from apdm.config.audit import AuditConfig
-from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces.portrait import PortraitFaceScore, PortraitReader
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
-from apdm.jobs.harden import Photos, protection_data
+from apdm.jobs.harden_inputs import Photos, encode_subjects
 from apdm.jobs.training import Training
 from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 from benchmarks.attacks import ENCODERS, Study, read
-from benchmarks.defences import Displaced, Imma, Projected
+from benchmarks.imma import Imma
 from tools.portraits.attacks import PROMPTS
 from tools.portraits.figures import draw
 
@@ -95,8 +94,8 @@ RECIPES: Mapping[str, Recipe] = {
     "fast-attackers": Recipe(["--l2p.learning_rate", "3e-4"]),
     "batch-12": Recipe(["--train_batch_size", "12"]),
     "not-benign": Recipe(["--pool.benign_size", "0"]),
-    "sample-dpo": Recipe(["--dpo.reduction", "sample", "--dpo.beta", "50"]),
-    "ascent": Recipe(["--objective", "ascent", "--ascent_limit", "2"]),
+    "sample-dpo": Recipe(["--objective", "dpo:reduction=sample,beta=50"]),
+    "ascent": Recipe(["--objective", "ascent:limit=2"]),
     "variety": Recipe(VARIETY, widely=True),
     "lora": Recipe([*ADAPTERS, "--l2p.lora_share", "0.5"], widely=True),
     "lora-only": Recipe([*ADAPTERS, "--l2p.lora_share", "1"], widely=True),
@@ -105,8 +104,8 @@ RECIPES: Mapping[str, Recipe] = {
     "algorithm-1": Recipe(
         [*PAPER, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "400", "--ema_decay", "0.8"], every=10
     ),
-    "projected": Recipe(),
-    "displaced": Recipe(),
+    "projected": Recipe(["--objective", "benchmarks/objectives.py:Projected:beta=10"]),
+    "displaced": Recipe(["--objective", "benchmarks/objectives.py:Displaced"]),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
     "people-3": Recipe(people=3, attacked=(0, 2)),
     "people-10": Recipe(people=10, attacked=(0, 2), widely=True),
@@ -163,7 +162,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
             base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
         )
         people, benign = (
-            protection_data(config, base, Photos.load(find_subjects(source), config.resolution), class_images)
+            encode_subjects(config, base, Photos.load(source, config.resolution), class_images)
             for source in (config.instance_data_dir, str(config.pool.benign_data_dir))
         )
     hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
@@ -172,8 +171,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
     if name == "imma":
         method = Imma(config, hardened, people)
     else:
-        kind = {"projected": Projected, "displaced": Displaced}.get(name, Training)
-        method = kind(config, Accelerator(cpu=True), SINGLE_PROCESS, reference, hardened, people, benign)
+        method = Training(config, Accelerator(cpu=True), SINGLE_PROCESS, reference, hardened, people, benign)
     walk, kept, spent, steps = [], copy.deepcopy(base.denoiser.state_dict()), 0.0, 0
     while spent < 60 * minutes:
         started = time.process_time()

@@ -2,7 +2,6 @@
 
 from apdm.config.audit import AuditConfig, AuditJobConfig, AuditOptions
 from apdm.config.harden import (
-    DPOConfig,
     HardenConfig,
     L2PConfig,
     PoolConfig,
@@ -22,7 +21,6 @@ __all__ = [
     "AuditConfig",
     "AuditJobConfig",
     "AuditOptions",
-    "DPOConfig",
     "HardenConfig",
     "ImageLayerConfig",
     "JobConfig",

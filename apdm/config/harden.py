@@ -55,11 +55,6 @@ class L2PConfig:
         "Where the protective loss is computed: at the attacker's weights theta' after each of its steps (Algorithm 1 "
         "and the released code) or before it (Eq. 18-19 of the paper's text).",
     )
-    leak: bool = option(
-        False,
-        "Adds the attacker's own gradient to the protective one, as the release does where it omits a "
-        "zero_grad. It undoes the protection: for reproduction studies only.",
-    )
     attackers: Literal["synchronous", "independent"] = option(
         "synchronous",
         "What several processes simulate. synchronous: one attacker on the whole batch, exactly as in one process. "
@@ -166,20 +161,6 @@ class PoolConfig:
             raise UserError("pool.benign_size needs people: name their folder with pool.benign_data_dir")
         if self.benign_size and not self.size:
             raise UserError("pool.benign_size is set but pool.size is 0; a pool needs attackers of the protected too")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOConfig:
-    """Direct Protective Optimization (Eq. 14)."""
-
-    beta: float = option(
-        1.0, "beta, the sharpness of the preference; the paper's Table 6 takes 1 over 10 and 100.", above=0
-    )
-    reduction: Literal["element", "sample"] = option(
-        "element",
-        "log-sigmoid of each latent element (the release) or of each sample's mean error (the formula; it "
-        "needs a beta of order 1000).",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,17 +340,15 @@ class HardenConfig(JobConfig):
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     variety: VarietyConfig = field(default_factory=VarietyConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
-    objective: Literal["dpo", "ascent"] = option(
-        "dpo",
-        "What the defender wants at the attacker's place: Direct Protective Optimization, or just a high error on the "
-        "protected photos, the paper's naive baseline (Eq. 8), which wrecks the class.",
+    objective: str = option(
+        "dpo:beta=1,reduction=element",
+        'What the defender wants where the simulated attacker stands. "dpo:beta=1,reduction=element" is the paper\'s '
+        "Direct Protective Optimization. beta is the sharpness of the preference. With reduction=sample, errors are "
+        "averaged over a sample before the sigmoid, as in the formula; beta is then of order 1000. "
+        '"ascent:limit=0" is the paper\'s naive baseline, a high error on the protected photos, which ruins the class. '
+        "limit ends the rise at so many times the original model's error. "
+        '"file.py:Name" is an objective of your own: see docs/adding-an-objective.md.',
     )
-    ascent_limit: float = option(
-        0.0,
-        "With ascent: a photo's error counts no further than so many times the original model's; 0: no bound.",
-        at_least=0,
-    )
-    dpo: DPOConfig = field(default_factory=DPOConfig)
     preservation: PreservationConfig = field(default_factory=PreservationConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)

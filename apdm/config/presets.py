@@ -36,9 +36,6 @@ class MemoryConfig:
         "Precision of the reference phi, the frozen original. bfloat16 saves half a copy of the weights and rounds "
         "phi's predictions to two or three digits. float32 is the paper's.",
     )
-    narrow_gradient: bool = option(
-        False, "Keep G in 24 bits a number instead of 32: bfloat16, and 8 bits of what that rounds off."
-    )
     offload: bool = option(
         False,
         "Keep theta and its AdamW moments, three copies of the weights, in main memory, and VAE and text encoders too "

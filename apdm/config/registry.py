@@ -122,7 +122,9 @@ class Registry:
     def kinds(self, cls: Any) -> dict[str, Any]:
         """Return {field: type} of the fields that can be given as text."""
         hints = get_type_hints(cls)
-        return {field.name: hints[field.name] for field in fields(cls) if field.name not in self.not_text}
+        return {
+            field.name: hints[field.name] for field in fields(cls) if field.init and field.name not in self.not_text
+        }
 
     def _from_file(self, path: Path, name: str) -> Any:
         if not path.is_file():

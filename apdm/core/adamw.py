@@ -1,4 +1,4 @@
-"""AdamW and the state that it keeps."""
+"""AdamW: making it, and handling the state that it keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for AdamW's running means of the gradient and of its square
 
 
 def make_adamw(
@@ -21,7 +21,7 @@ def make_adamw(
     adam_weight_decay: float = 1e-2,
     adam_epsilon: float = 1e-8,
 ) -> AdamW:
-    """AdamW in its fused form where the device has one: a single pass without temporaries."""
+    """AdamW over `parameters`, fused into a single pass without temporary tensors where the device supports that."""
     parameters = list(parameters)
     options: dict[str, Any] = {
         "lr": learning_rate,
@@ -37,7 +37,11 @@ def make_adamw(
 
 @torch.no_grad()
 def reset_optimizer(optimizer: Optimizer) -> None:
-    """Make an optimizer's state that of a fresh one; AdamW's in place: whoever holds its tensors keeps them."""
+    """Give an optimizer the state of a new one.
+
+    AdamW's tensors are set to zero in place, because others may hold references to them. The state of any other
+    optimizer is dropped.
+    """
     if not isinstance(optimizer, AdamW):
         optimizer.state.clear()
         return
@@ -51,6 +55,24 @@ def reset_optimizer(optimizer: Optimizer) -> None:
         torch._foreach_zero_(tensors)
 
 
+@torch.no_grad()
+def create_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Create AdamW's state for `parameters`, all zero, as its first step would; existing state stays as it is.
+
+    A checkpoint's moments can then be copied into an optimizer that has not taken a step yet.
+
+    Raises:
+        TypeError: the optimizer is not torch's AdamW.
+    """
+    if not isinstance(optimizer, AdamW):
+        raise TypeError(f"only AdamW's state can be created beforehand, not that of {type(optimizer).__name__}")
+    on_device = optimizer.defaults["fused"] or optimizer.defaults["capturable"]
+    for p in parameters:
+        if not optimizer.state[p]:
+            step = torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
+            optimizer.state[p] = {"step": step, **{name: torch.zeros_like(p) for name in MOMENTS}}
+
+
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a DTensor; any other tensor as it is."""
+    """This process's shard of a DTensor; any other tensor unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

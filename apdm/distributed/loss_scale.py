@@ -1,7 +1,8 @@
-"""The loss scale: what keeps gradients of float16 forward passes from vanishing.
+"""The loss scale keeps gradients of float16 forward passes from vanishing.
 
 Inside the network a gradient has the type of the activations. The mean over a latent's elements makes it small, and
-below 6e-8 float16 knows only zero. The loss is therefore multiplied beforehand, and the gradient divided afterwards.
+float16 has no number between 0 and 6e-8. The loss is therefore multiplied before the backward pass, and the gradient is
+divided after it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 
 
 class LossScale(GradScaler):
-    """torch's GradScaler, agreed on: what overflows in one process is left out, and the scale halved, in all of them.
+    """torch's GradScaler for several processes that train together.
 
-    Nothing waits for the device where the optimizer is a fused one. torch's ShardedGradScaler will not do: it adds the
-    processes' flags up, and a fused AdamW steps on a flag of 2. `_found_inf_per_device` is torch's own; seen in 2.13.
+    If a gradient overflows in one process, all processes leave it out and halve the scale. With a fused optimizer
+    nothing waits for the device. torch's ShardedGradScaler does not serve here: it adds the processes' overflow flags
+    up, and a fused AdamW takes a step if the flag is 2. `_found_inf_per_device` is a private method of torch
+    2.13.
     """
 
     def __init__(self, device: str = "cpu", processes: ProcessGroup = SINGLE_PROCESS, *, enabled: bool = False) -> None:
@@ -33,7 +36,11 @@ class LossScale(GradScaler):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
 
     def judge(self, norm: Tensor) -> None:
-        """Go by the norm of a gradient that somebody else unscaled, and left out if its norm is not finite."""
+        """Update the scale from the norm of a gradient.
+
+        Use this where somebody else has divided the gradient by the scale, and has left it out if its norm is not
+        finite.
+        """
         flag = torch.zeros_like(norm)
         flag.grad = self.scale(norm)
         self.unscale_(SGD([flag]))

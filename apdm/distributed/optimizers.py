@@ -1,6 +1,6 @@
-"""The simulated attacker's optimizer: AdamW as in the paper, or one whose state takes less memory.
+"""The simulated attacker's optimizer: AdamW as in the paper, or an optimizer whose state takes less memory.
 
-theta's own is always AdamW in float32 (`apdm.distributed.master_weights`).
+theta itself is always moved by AdamW in float32 (`apdm.distributed.master_weights`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def make_adamw8bit(
     adam_weight_decay: float,
     adam_epsilon: float,
 ) -> Optimizer:
-    """bitsandbytes' AdamW: moments in 8 bits, with a scale for every 256; of tensors below 4096 numbers in float32."""
+    """bitsandbytes' AdamW, with moments in 8 bits and one scale for every 256 of them.
+
+    The moments of tensors with fewer than 4096 numbers stay in float32.
+    """
     from bitsandbytes.optim import AdamW8bit
 
     options: dict[str, Any] = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
@@ -37,35 +40,36 @@ def make_adamw8bit(
 def make_adafactor(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, adam_weight_decay: float, **unused: float
 ) -> Optimizer:
-    """Adafactor with `learning_rate` meaning what it means to Adam; its betas and epsilon follow from its own rule."""
-    # Its steps are in units of the weights' root mean square, or of the second epsilon where that is larger: with 1,
-    # and weights below 1, they are in units of the learning rate.
+    """Adafactor, with a `learning_rate` that means what it means to Adam. Adam's betas and epsilon have no effect."""
+    # A step of Adafactor is as long as the learning rate times the weights' root mean square, or times the second
+    # epsilon if that is larger. With an epsilon of 1 and weights below 1, it is as long as the learning rate.
     return Adafactor(parameters, lr=learning_rate, weight_decay=adam_weight_decay, eps=(None, 1.0))
 
 
 class Adafactor(torch.optim.Adafactor):
-    """torch's (Shazeer and Stern 2018, no first moment), seeing a convolution `[O, I, h, w]` as a matrix `[O, I h w]`.
+    """torch's Adafactor (Shazeer and Stern 2018, without first moment), for models with convolutions.
 
-    By itself it factors the last two dimensions, which for a kernel of 3 x 3 saves a third and for 1 x 1 costs double.
+    It sees the weights of a convolution `[O, I, h, w]` as a matrix `[O, I h w]`. torch's own factors the last two
+    dimensions, which saves a third of the state for kernels of 3 x 3 and doubles it for kernels of 1 x 1.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], **options: Any) -> None:
-        self.whole = list(parameters)
-        super().__init__([nn.Parameter(p.detach().flatten(1)) if p.dim() > 2 else p for p in self.whole], **options)
+        self.weights = list(parameters)
+        super().__init__([nn.Parameter(p.detach().flatten(1)) if p.dim() > 2 else p for p in self.weights], **options)
 
     def step(self, closure: Any = None) -> Any:
         views = self.param_groups[0]["params"]
-        for view, p in zip(views, self.whole, strict=True):
+        for view, p in zip(views, self.weights, strict=True):
             if view is not p and p.grad is not None:
                 view.grad = p.grad.flatten(1)
         loss = super().step(closure)
-        for view, p in zip(views, self.whole, strict=True):
+        for view, p in zip(views, self.weights, strict=True):
             if view is not p:
                 view.grad = None
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for p in self.whole:
+        for p in self.weights:
             p.grad = None
         super().zero_grad(set_to_none)
 
@@ -78,7 +82,7 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
 
 
 def require_optimizer(name: str) -> None:
-    """Raise UserError where the optimizer's library is not installed."""
+    """Raise UserError if the library of this optimizer is not installed."""
     if name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             'l2p.optimizer adamw8bit needs bitsandbytes: pip install "apdm[memory]", or choose adafactor, which needs '

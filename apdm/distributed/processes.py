@@ -1,7 +1,7 @@
-"""The processes of one run: who is the main one, and how they agree.
+"""The processes of one run: which of them is the main one, and how they agree.
 
-What is agreed here is small and may take long to come (the main process draws class pictures, say), so it goes over a
-gloo group of its own that never times out; tensors of the training itself use the default group.
+What is exchanged here is small and may take long to come, because the main process may be drawing class pictures. It
+therefore goes over a gloo group of its own that never times out. Tensors of the training use the default group.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from torch import Tensor
 from apdm.core.errors import Ending, Interrupted, UserError
 
 Result = TypeVar("Result")
-PATIENCE = datetime.timedelta(days=30)
+NO_TIMEOUT = datetime.timedelta(days=30)
 
 
 class ProcessGroup:
-    """Process `index` of `size`; with size 1 nothing is sent and no process group is needed.
+    """Process `index` of `size` processes that work together.
 
-    Errors that one process meets in what follows are raised in all of them, so that none waits for ever; where
-    the main process tells the user, the copies in the others are marked `elsewhere` and stay silent.
+    With size 1 nothing is sent, and torch.distributed is not needed. An error that one process meets in any of the
+    methods below is raised in all processes, so that none of them waits for ever. The main process reports the error
+    to the user; the copies in the other processes are marked `reported_by_other_process`.
+
+    Args:
+        index, size: of this process, and of the group. Process 0 is the main process.
+        group: the torch.distributed group to talk over; by default a new gloo group of all processes.
     """
 
     def __init__(self, index: int = 0, size: int = 1, group: Any = None) -> None:
         self.index, self.size = index, size
         self.group = group
         if group is None and size > 1:
-            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self.group = dist.new_group(backend="gloo", timeout=NO_TIMEOUT)
 
     @property
     def is_main(self) -> bool:
         return self.index == 0
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
-        """`work()`, done by the main process alone while the others wait; None in the others."""
+        """Let the main process alone do `work()` while the others wait. Returns its result, and None in the others."""
         if self.size == 1:
             return work()
         result, error = _attempt(work) if self.is_main else (None, None)
@@ -47,18 +52,18 @@ class ProcessGroup:
         if error is not None:
             raise error
         if box[0] is not None:
-            raise _reported_by_other_process(box[0])
+            raise _mark_as_reported(box[0])
         return result
 
     def broadcast(self, work: Callable[[], Result]) -> Result:
-        """`work()` as the main process alone computed it, in every process."""
+        """Let the main process alone do `work()`. Returns its result in every process."""
         box = [self.on_main(work)]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]  # type: ignore[return-value]
 
     def all_or_raise(self, work: Callable[[], Result]) -> Result:
-        """Each process's own `work()`, unless it failed in any of them: then all raise the first one's error."""
+        """Let every process do its own `work()`. If it fails in any process, all raise the first process's error."""
         if self.size == 1:
             return work()
         result, error = _attempt(work)
@@ -68,31 +73,34 @@ class ProcessGroup:
         if first is None:
             return result  # type: ignore[return-value]
         if error is not None and not isinstance(error, Ending):
-            raise error  # a fault of ours: with its traceback
-        raise first if self.is_main else _reported_by_other_process(first)
+            raise error  # an error of the program itself: with its traceback
+        raise first if self.is_main else _mark_as_reported(first)
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """Each process's own `work()`, the main one's before the others begin; where that fails they do not."""
+        """Let every process do its own `work()`, the main process before all others. If it fails there, it ends."""
         result = self.on_main(work)
         return result if self.is_main else work()  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier(group=self.group)
 
-    def subgroup(self, willing: bool) -> ProcessGroup | None:
-        """The processes that are willing, numbered anew, the main one always among them; None in the others."""
+    def subgroup(self, member: bool) -> ProcessGroup | None:
+        """The processes that call this with `member` true, as a group of their own.
+
+        The main process is always a member. Every process must call this method; those that are no members get None.
+        """
         if self.size == 1:
             return self
         answers: list[Any] = [None] * self.size
-        dist.all_gather_object(answers, self.is_main or willing, group=self.group)
+        dist.all_gather_object(answers, self.is_main or member, group=self.group)
         members = [index for index, answer in enumerate(answers) if answer]
-        group = dist.new_group(members, backend="gloo", timeout=PATIENCE)  # by all, whoever is in it
+        group = dist.new_group(members, backend="gloo", timeout=NO_TIMEOUT)  # all processes must take part in this
         return ProcessGroup(members.index(self.index), len(members), group) if self.index in members else None
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """The processes' averages of some numbers."""
+        """Averages over the processes, number by number."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -112,7 +120,7 @@ SINGLE_PROCESS = ProcessGroup()
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
     try:
         return work(), None
-    except BaseException as error:  # told to the others first, raised again by the caller
+    except BaseException as error:  # the other processes hear of it first, then the caller raises it again
         return None, error
 
 
@@ -123,6 +131,6 @@ def _portable(error: BaseException | None) -> Ending | None:
     return kind(f"{type(error).__name__}: {error}")
 
 
-def _reported_by_other_process(error: Ending) -> Ending:
+def _mark_as_reported(error: Ending) -> Ending:
     error.reported_by_other_process = True
     return error

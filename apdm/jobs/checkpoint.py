@@ -27,7 +27,7 @@ from apdm.core.logging import get_logger
 
 logger = get_logger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 FACTS = "checkpoint.json"
 LATEST = "latest"
 

@@ -24,7 +24,7 @@ from apdm.jobs.audit import (
     warn_if_too_short,
 )
 from apdm.jobs.probe import Probe
-from apdm.protection.attackers import People
+from apdm.protection.subject_data import SubjectVariants
 
 
 def load_audit_inputs(config: HardenConfig) -> AuditInputs:
@@ -58,7 +58,7 @@ def load_audit_inputs(config: HardenConfig) -> AuditInputs:
     return inputs
 
 
-def make_probe(config: HardenConfig, inputs: AuditInputs, people: People) -> Probe:
+def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariants) -> Probe:
     """The probe attack on the first of the people that the model is hardened against."""
     person, variants = sorted(people.items())[0]
     attack = DreamBooth(

@@ -13,7 +13,7 @@ from apdm.audit.people import AuditSubjects
 from apdm.audit.plan import to_unit
 from apdm.families import Family
 from apdm.metrics.judges import Judges
-from apdm.protection.batches import ProtectionData
+from apdm.protection.subject_data import SubjectData
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Probe:
     """
 
     attack: DreamBooth
-    data: ProtectionData
+    data: SubjectData
     judges: Judges
     references: Mapping[str, Tensor]
     chance: Mapping[str, float]
@@ -50,7 +50,7 @@ class Probe:
 
     @staticmethod
     def on(
-        person: str, data: ProtectionData, attack: DreamBooth, subjects: AuditSubjects, judges: Judges, margin: float
+        person: str, data: SubjectData, attack: DreamBooth, subjects: AuditSubjects, judges: Judges, margin: float
     ) -> Probe:
         """A probe on the protected person with this id."""
         (found,) = (one for one in subjects.protected if one.id == person)

@@ -1,16 +1,19 @@
-"""A pool of attackers that live on: Learning to Protect against attacks that are already deep.
+"""The attacker pool: Learning to Protect against attacks that are already deep. Not in the paper.
 
-Algorithm 1 starts a new attacker in every outer step, so it never meets one older than N_per steps, where real attacks
-take hundreds. Here M attackers persist from one outer step to the next as offsets from theta, each with its own AdamW;
-their ages are staggered over `depth`. An outer step advances one attacker by `stride` steps, takes the protective
-gradient where it then stands, and moves theta; the offset moves along. At `depth` an attacker starts anew. One model
-and one optimizer serve all: whose turn it is has its offset and moments copied in, and out again afterwards.
+Algorithm 1 starts a new attacker in every outer step, so it never meets one that is older than N_per steps, while real
+attacks take hundreds of steps. In the pool, attackers persist from one outer step to the next. Each attacker is stored
+as its offset from theta plus its AdamW moments, both laid out the way the engine lays out theta. Before an attacker's
+turn they are copied into the working model, and afterwards back. When theta moves, the offset moves along with it.
 
-An attacker may train an adapter (`apdm.distributed.lora`) in place of all weights; the adapter is its offset, in
-factors, and all that is kept of it.
+The attackers' ages are spread over their length, so that they do not all start anew at the same time. An outer step
+advances one attacker by `stride` steps and takes the protective gradient where the attacker then stands. An attacker
+that has taken all steps of its plan starts anew at theta.
 
-A benign attacker personalises somebody who consents. Its gradient lowers that person's error after adaptation, so that
-theta stays teachable for everybody else. Not in the paper.
+An attacker may train an adapter (`apdm.distributed.lora`) instead of all weights. The adapter is then all that is
+stored of it, beside the adapter's moments.
+
+A benign attacker learns somebody who consents. Its gradient lowers this person's error after personalisation, so that
+theta stays teachable for everybody else.
 """
 
 from __future__ import annotations
@@ -18,207 +21,223 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from apdm.core.adamw import MOMENTS
 from apdm.core.numbers import spread
-from apdm.protection.attackers import Plan
-from apdm.protection.learning_to_protect import Batches, LearningToProtect
-
-
-class Line(Protocol):
-    """Where attackers come from; see `apdm.protection.attackers.Attackers`."""
-
-    def next(self) -> Plan: ...
-    def batches(self, plan: Plan) -> Batches: ...
+from apdm.distributed.engines import Engine
+from apdm.distributed.master_weights import MasterWeights
+from apdm.distributed.working_weights import TrainedWeights
+from apdm.protection.attackers import AttackerPlan, AttackerSource
+from apdm.protection.batches import Batches
 
 
 @dataclass
-class Attacker:
-    """One persistent attacker: whom it learns and how, where it stands relative to theta, and its AdamW.
+class PooledAttacker:
+    """An attacker that persists over outer steps; see `apdm.protection.attackers.SimulatedAttacker`.
 
-    line: where its plan came from, and where the next will. offset: laid out like theta, or like the adapter. moments:
-    as the engine keeps them. Both are empty before its first turn. steps: that its AdamW has taken since the attacker
-    last started. age: decides when it starts anew; the first ages are staggered.
+    Attributes:
+        source: where its plan came from, and where its next plan will come from.
+        plan: how it proceeds.
+        age: steps since it started, which decide when it starts anew. The first ages are spread over the length.
+        stride: steps that it takes in one turn.
+        benign: it learns somebody who consents.
+        offset: theta' - theta at the end of its last turn, laid out like theta; or the adapter that it trains. Empty
+            before its first turn.
+        moments: AdamW's moments at the end of its last turn, as the engine keeps them. Empty before its first turn.
+        steps: steps that its AdamW has taken since it started.
     """
 
-    line: Line
-    plan: Plan
+    source: AttackerSource
+    plan: AttackerPlan
     age: int
+    stride: int
     benign: bool = False
     offset: list[Tensor] = field(default_factory=list)
     moments: list[Tensor] = field(default_factory=list)
     steps: int = 0
 
+    @property
+    def batches(self) -> Batches:
+        return self.source.batches(self.plan)
+
+    @property
+    def inner_steps(self) -> int:
+        return self.stride
+
+    @property
+    def protect_every(self) -> int:
+        """Once, at the end of its turn."""
+        return self.stride
+
+    @property
+    def is_new(self) -> bool:
+        return not self.steps
+
+    @torch.no_grad()
+    def load_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
+        """Put theta' and the optimizer where this attacker's last turn ended; a new attacker stays at theta."""
+        if self.is_new:
+            return
+        if self.plan.low_rank:
+            torch._foreach_copy_(list(trained.parameters), self.offset)
+        else:
+            master.apply_offset(self.offset)
+        torch._foreach_copy_(trained.moments(), self.moments)
+        trained.steps = self.steps
+
+    @torch.no_grad()
+    def save_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
+        """Keep where this attacker stands now, or start it anew if it has reached its length."""
+        self.steps = trained.steps
+        if self.steps:  # none if a loss scale left all its steps out
+            self._allocate(trained, master)
+            if self.plan.low_rank:
+                torch._foreach_copy_(self.offset, list(trained.parameters))
+            else:
+                master.compute_offset(self.offset)
+            torch._foreach_copy_(self.moments, trained.moments())
+        self.age += self.stride
+        if self.age >= self.plan.steps:
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        """At theta, with the source's next plan, but training what it trained before: memory stays the same."""
+        self.plan = replace(self.source.next(), low_rank=self.plan.low_rank)
+        self.age = self.steps = 0
+
+    def _allocate(self, trained: TrainedWeights, master: MasterWeights) -> None:
+        if not self.moments:
+            like = trained.parameters if self.plan.low_rank else master.theta
+            self.offset = [torch.zeros_like(t) for t in like]
+            self.moments = [torch.zeros_like(m) for m in trained.moments()]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def gather(self, trained: TrainedWeights, master: MasterWeights) -> Iterator[tuple[str, list[Tensor]]]:
+        """(name, whole tensors on the CPU of the main process) of offset and moments. Collective."""
+        if not self.plan.low_rank:
+            yield "offset", master.gather(self.offset)
+        else:  # every process has an adapter whole
+            yield "offset", [t.cpu() for t in self.offset] if trained.processes.is_main else []
+        torch._foreach_copy_(trained.moments(), self.moments)
+        for name in MOMENTS:
+            yield name, trained.gather_moments(name)
+
+    def scatter(self, trained: TrainedWeights, master: MasterWeights, read: Callable[[str], list[Tensor]]) -> None:
+        """The reverse of `gather`, without communication: `read(name)` gives the whole tensors."""
+        trained.create_moments()
+        self._allocate(trained, master)
+        if self.plan.low_rank:
+            torch._foreach_copy_(self.offset, read("offset"))
+        else:
+            master.scatter(read("offset"), self.offset)
+        for name in MOMENTS:
+            trained.load_moments(name, read(name))
+        torch._foreach_copy_(self.moments, trained.moments())
+
 
 @dataclass
 class AttackerPool:
-    """The outer step over a pool. `method` supplies models, losses and options; `attackers` take turns."""
+    """The attackers of the pool, who take turns.
 
-    method: LearningToProtect
-    attackers: Sequence[Attacker]
-    stride: int = 2
-    benign_weight: float = 1.0
+    Attributes:
+        turn: outer steps so far.
+    """
+
+    attackers: Sequence[PooledAttacker]
     turn: int = 0
 
     @staticmethod
     def start(
-        method: LearningToProtect,
-        hostile: Line,
-        benign: Line | None = None,
+        hostile: AttackerSource,
+        benign: AttackerSource | None = None,
         *,
         size: int,
         benign_size: int = 0,
         stride: int,
-        benign_weight: float = 1.0,
         lora_share: float = 0.0,
     ) -> AttackerPool:
-        """`size` attackers out of `hostile` and `benign_size` out of `benign`, all standing at theta, the latter spread
-        evenly among the former. lora_share: of each kind trains an adapter."""
-        count = size + benign_size
-        ranked = [((i + 0.5) / size, False, low) for i, low in enumerate(spread(lora_share, size))]
-        ranked += [((i + 0.5) / benign_size, True, low) for i, low in enumerate(spread(lora_share, benign_size))]
-        attackers = []
-        for index, (_, is_benign, low_rank) in enumerate(sorted(ranked)):
-            line = benign if is_benign and benign is not None else hostile
-            plan = replace(line.next(), low_rank=low_rank)
-            # Ages evenly over the depth, so that attackers never restart together.
-            attackers.append(Attacker(line, plan, age=index * plan.steps // count, benign=is_benign))
-        return AttackerPool(method, attackers, stride=stride, benign_weight=benign_weight)
+        """A pool whose attackers all stand at theta.
 
-    def outer_step(self) -> Mapping[str, Tensor]:
-        """Advance the next attacker and move theta once. Returns detached scalars of the step."""
-        method, slow = self.method, self.method.slow
+        Args:
+            hostile: plans of attackers who learn the protected people.
+            benign: plans of attackers who learn people who consent.
+            size: number of hostile attackers.
+            benign_size: number of benign attackers, who take their turns evenly spread among the hostile ones.
+            stride: steps that an attacker takes in one turn.
+            lora_share: share of each kind of attackers that trains an adapter.
+        """
+        count = size + benign_size
+        order = [
+            ((i + 0.5) / number, is_benign, low_rank)
+            for number, is_benign in ((size, False), (benign_size, True))
+            for i, low_rank in enumerate(spread(lora_share, number))
+        ]
+        attackers = []
+        for index, (_, is_benign, low_rank) in enumerate(sorted(order)):
+            source = benign if is_benign and benign is not None else hostile
+            plan = replace(source.next(), low_rank=low_rank)
+            age = index * plan.steps // count
+            attackers.append(PooledAttacker(source, plan, age, stride, benign=is_benign))
+        return AttackerPool(attackers)
+
+    def next(self) -> PooledAttacker:
+        """The attacker whose turn it is."""
         attacker = self.attackers[self.turn % len(self.attackers)]
         self.turn += 1
-        batches = attacker.line.batches(attacker.plan)
-        method.engine.set_low_rank(attacker.plan.low_rank)
-        slow.begin(new=not attacker.steps)
-        report: dict[str, Tensor] = {}
-        if method.anchor_weight:
-            report["anchor_loss"] = method.hold_to_reference(batches.anchor())
-        self.enter(attacker)
-        for _ in range(self.stride):
-            report |= method.personalize(batches.personalization())
-        # An attacker of the protected is opposed where it now stands, a benign one helped.
-        if attacker.benign:
-            report |= self.invite(batches)
-        else:
-            report |= method.protect(batches.protection())
-        self.leave(attacker)
-        report["gradient_norm"] = slow.step()
-        attacker.age += self.stride
-        if attacker.age >= attacker.plan.steps:
-            self.restart(attacker)
-        return report
+        return attacker
 
-    def lives(self, outer_steps: int) -> int:
-        """How many attackers of the protected there will have been after so many outer steps from the start, one that
-        starts anew being another, if all are as long as the first are."""
+    def count_attackers(self, outer_steps: int) -> int:
+        """How many hostile attackers will have started after so many outer steps.
+
+        An attacker that starts anew counts as another one. All are taken to be as long as the first ones.
+        """
         total, count = 0, len(self.attackers)
         for i, attacker in enumerate(self.attackers):
-            turns, depth = len(range(i, outer_steps, count)), attacker.plan.steps
+            turns, length = len(range(i, outer_steps, count)), attacker.plan.steps
             if turns and not attacker.benign:
-                first, later = math.ceil((depth - attacker.age) / self.stride), math.ceil(depth / self.stride)
+                first = math.ceil((length - attacker.age) / attacker.stride)
+                later = math.ceil(length / attacker.stride)
                 total += 1 + max(0, (turns - 1 - first + later) // later)
         return total
-
-    def invite(self, batches: Batches) -> dict[str, Tensor]:
-        """G <- G + benign_weight * grad L_per at the benign attacker's weights: teach theta to be taught."""
-
-        def loss_of(model: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, _ = self.method.personalization_loss(model, batch)
-            return self.benign_weight * loss, {"benign_loss": loss.detach()}
-
-        batch = batches.personalization()
-        return self.method.engine.differentiate(loss_of, batch, self.method.slow.accumulate)
-
-    @torch.no_grad()
-    def enter(self, attacker: Attacker) -> None:
-        """theta' and the optimizer become the attacker's, unless it is new and stands at theta."""
-        engine = self.method.engine
-        engine.set_learning_rate(attacker.plan.learning_rate)
-        self.method.prior_loss_weight = attacker.plan.prior_loss_weight
-        if not attacker.steps:
-            return
-        if attacker.plan.low_rank:
-            torch._foreach_copy_(list(engine.trained), attacker.offset)
-        else:
-            self.method.slow.depart(attacker.offset)
-        torch._foreach_copy_(engine.moments(), attacker.moments)
-        engine.set_steps(attacker.steps)
-
-    @torch.no_grad()
-    def leave(self, attacker: Attacker) -> None:
-        """Keep where the attacker now stands, if it has moved: a loss scale may have left its steps out."""
-        engine = self.method.engine
-        attacker.steps = engine.steps()
-        if not attacker.steps:
-            return
-        self.make_room(attacker)
-        if attacker.plan.low_rank:
-            torch._foreach_copy_(attacker.offset, list(engine.trained))
-        else:
-            self.method.slow.measure(attacker.offset)
-        torch._foreach_copy_(attacker.moments, engine.moments())
-
-    def make_room(self, attacker: Attacker) -> None:
-        """What an attacker is kept in from its first turn on; the engine's optimizer must have its state."""
-        if not attacker.moments:
-            engine, slow = self.method.engine, self.method.slow
-            attacker.offset = [torch.zeros_like(t) for t in (engine.trained if attacker.plan.low_rank else slow.theta)]
-            attacker.moments = [torch.zeros_like(m) for m in engine.moments()]
-
-    @staticmethod
-    def restart(attacker: Attacker) -> None:
-        """At theta again, with what the line has next, but of the same kind: memory stays what it was."""
-        attacker.plan = replace(attacker.line.next(), low_rank=attacker.plan.low_rank)
-        attacker.age = attacker.steps = 0
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        """What goes on, beside tensors: whose turn it is, and the attackers' ages, steps and plans."""
+        """What goes on beside tensors: whose turn it is, and the attackers' ages, steps and plans."""
         attackers = [[a.age, a.steps, astuple(a.plan)] for a in self.attackers]
         return {"turn": self.turn, "attackers": attackers}
 
-    def state(self) -> Iterator[tuple[str, list[Tensor], list[str]]]:
-        """Whole tensors of every attacker that has moved, on the main process, and what each is of; collective."""
-        engine = self.method.engine
+    def state(self, engine: Engine, master: MasterWeights) -> Iterator[tuple[str, list[Tensor], list[str]]]:
+        """(name, whole tensors, names of the parameters) of every attacker that has moved.
+
+        Only the main process gets the tensors. Collective.
+        """
         for i, attacker in enumerate(self.attackers):
             if attacker.steps:
-                engine.set_low_rank(attacker.plan.low_rank)
-                yield f"attacker-{i}-offset", self._whole(attacker), engine.trained_names
-                torch._foreach_copy_(engine.moments(), attacker.moments)
-                for name in MOMENTS:
-                    yield f"attacker-{i}-{name}", engine.whole_moments(name), engine.trained_names
+                trained = engine.trained_by(low_rank=attacker.plan.low_rank)
+                for name, tensors in attacker.gather(trained, master):
+                    yield f"attacker-{i}-{name}", tensors, trained.names
 
-    def load(self, counters: Mapping[str, Any], read: Callable[..., list[Tensor]]) -> None:
-        """Go on from `counters` and `state`, which `read(name, keys)` has. The engine's optimizers must have their
-        state, and lose it."""
-        engine = self.method.engine
+    def load(
+        self,
+        counters: Mapping[str, Any],
+        read: Callable[[str, list[str]], list[Tensor]],
+        engine: Engine,
+        master: MasterWeights,
+    ) -> None:
+        """Go on from what `counters` and `state` gave: `read(name, parameters)` gives the tensors of a name."""
         self.turn = counters["turn"]
-        for i, (attacker, kept) in enumerate(zip(self.attackers, counters["attackers"], strict=True)):
-            attacker.age, attacker.steps, plan = kept
-            attacker.plan = Plan(*plan)
-            if not attacker.steps:
-                continue
-            engine.set_low_rank(attacker.plan.low_rank)
-            self.make_room(attacker)
-            offset = read(f"attacker-{i}-offset", engine.trained_names)
-            if attacker.plan.low_rank:
-                torch._foreach_copy_(attacker.offset, offset)
-            else:
-                self.method.slow.scatter(offset, attacker.offset)
-            for name in MOMENTS:
-                engine.set_moments(name, read(f"attacker-{i}-{name}", engine.trained_names))
-            torch._foreach_copy_(attacker.moments, engine.moments())
+        for i, (attacker, (age, steps, plan)) in enumerate(zip(self.attackers, counters["attackers"], strict=True)):
+            attacker.age, attacker.steps, attacker.plan = age, steps, AttackerPlan(*plan)
+            if steps:
+                trained = engine.trained_by(low_rank=attacker.plan.low_rank)
 
-    def _whole(self, attacker: Attacker) -> list[Tensor]:
-        """Its offset; every process has an adapter whole."""
-        if not attacker.plan.low_rank:
-            return self.method.slow.gather(attacker.offset)
-        return [t.cpu() for t in attacker.offset] if self.method.engine.processes.is_main else []
+                def read_part(name: str, index: int = i, names: list[str] = trained.names) -> list[Tensor]:
+                    return read(f"attacker-{index}-{name}", names)
+
+                attacker.scatter(trained, master, read_part)

@@ -1,91 +1,34 @@
 """Learning to Protect (APDM, arXiv 2511.01307, Algorithm 1).
 
-Two paths alternate. The fast one plays the attacker: from theta it personalises theta' with DreamBooth's
-loss. The slow one sums the gradients of the protective loss seen along that path and moves theta by them.
-Nothing here knows of devices, files or logging: prepared tensors come in through `Batches`, numbers leave
-through a callback.
+Two paths alternate. On the first path an attacker personalises the model: starting from theta, it trains the working
+weights theta' with DreamBooth's loss. On the second path the defender sums the gradients of the protective loss seen
+along the attacker's path, and moves theta along their sum. Nothing here knows devices, files or logging: prepared
+tensors come in as batches, and figures leave through a callback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
+from apdm.distributed.engines import Engine, Figures
+from apdm.distributed.master_weights import MasterWeights
 from apdm.protection import losses
+from apdm.protection.attackers import SimulatedAttacker
+from apdm.protection.batches import DenoisingBatch, PersonalizationBatch
+from apdm.protection.objectives.base import Objective, SimulatedAttack
 
-if TYPE_CHECKING:
-    from apdm.distributed.engines import Engine
-    from apdm.distributed.master_weights import SlowWeights
-
-Progress = Callable[[int, Mapping[str, Tensor]], None]  # (inner step, detached scalars, still on their device)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B clean latents and what makes a denoising problem of each.
-
-    latents, noise: `[B, C, h, w]`. timesteps: `[B]`, integer. prompt_embeds: `[B, L, D]`.
-    """
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    prompt_embeds: Tensor
-
-    @staticmethod
-    def cat(*parts: Batch) -> Batch:
-        return Batch(
-            torch.cat([p.latents for p in parts]),
-            torch.cat([p.noise for p in parts]),
-            torch.cat([p.timesteps for p in parts]),
-            torch.cat([p.prompt_embeds for p in parts]),
-        )
-
-    def part(self, index: int, count: int) -> Batch:
-        """The `index`-th of `count` equal shares of the samples."""
-        size = len(self.latents) // count
-        ours = slice(index * size, (index + 1) * size)
-        return Batch(self.latents[ours], self.noise[ours], self.timesteps[ours], self.prompt_embeds[ours])
-
-
-@dataclass(frozen=True)
-class Personalization:
-    """One attacker's step: the subject with its prompt, class images with theirs; equally many of each."""
-
-    instance: Batch
-    prior: Batch
-
-    def part(self, index: int, count: int) -> Personalization:
-        return Personalization(self.instance.part(index, count), self.prior.part(index, count))
-
-
-@dataclass(frozen=True)
-class Protection:
-    """One defender's step: pairs of safe and protected images under the instance prompt, and class images."""
-
-    positive: Batch
-    negative: Batch
-    prior: Batch
-
-    def part(self, index: int, count: int) -> Protection:
-        return Protection(*(batch.part(index, count) for batch in (self.positive, self.negative, self.prior)))
-
-
-class Batches(Protocol):
-    """Where batches come from: each call is a new draw."""
-
-    def personalization(self) -> Personalization: ...
-    def protection(self) -> Protection: ...
-    def anchor(self) -> Batch: ...
+Callback = Callable[[int, Mapping[str, Tensor]], None]  # (inner step from 0, detached scalars, still on their device)
 
 
 class Diffusion(Protocol):
-    """What L2P asks of a model family (see `apdm.families`)."""
+    """What Learning to Protect asks of a model family (see `apdm.families`)."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
@@ -94,117 +37,135 @@ class Diffusion(Protocol):
 
 @dataclass
 class LearningToProtect:
-    """The two paths over one model; call `outer_step` as often as wanted.
+    """Learning to Protect over one model. Call `outer_step` once per attacker.
 
-    engine: runs theta' and has the attacker's AdamW. slow: theta, built on the engine. reference: phi, the frozen
-    original, anything that `family.predict` takes as a denoiser. The options are those of the configuration;
-    evaluate says on which side of the attacker's step L_protect is taken ("after": Algorithm 1; "before": Eq.
-    18-19). leak reproduces the released code, which forgets to clear the attacker's gradient and so adds it to G:
-    for studies only, it personalises. autocast is entered around each forward pass, never around more: it caches
-    cast weights, which here change at every step.
+    Args:
+        family: adds noise and gives targets and predictions.
+        engine: holds theta' and takes the attacker's steps.
+        reference: phi, the frozen original: anything that `family.predict` takes as a denoiser.
+        master: theta and the accumulated gradient G.
+        objective: what the defender wants where the attacker stands.
+        accumulate: whether theta moves along the sum or the mean of the protective gradients of an outer step.
+        evaluate: whether the protective gradient is taken "after" (Algorithm 1) or "before" (Eq. 18-19) the attacker's
+            step.
+        preservation_weight: weight of the denoising loss on class pictures in L_protect (Eq. 15).
+        anchor_weight: weight of the distance to phi's predictions, taken at theta once per outer step. Not in the
+            paper; 0 leaves it out.
+        benign_weight: weight of the gradient that helps benign attackers. Not in the paper.
+        autocast: makes the context of each forward pass. It is never entered around more than one pass, because it
+            caches cast weights, and here the weights change at every step.
+        callback: gets the figures of every inner step.
     """
 
     family: Diffusion
     engine: Engine
     reference: Any
-    slow: SlowWeights
+    master: MasterWeights
+    objective: Objective
     _: KW_ONLY
-    inner_steps: int = 20
-    prior_loss_weight: float = 1.0
     accumulate: Literal["sum", "mean"] = "sum"
     evaluate: Literal["after", "before"] = "after"
-    leak: bool = False
-    objective: Literal["dpo", "ascent"] = "dpo"
-    beta: float = 1.0
-    reduction: losses.Reduction = "element"
-    ascent_limit: float = 0.0
     preservation_weight: float = 1.0
     anchor_weight: float = 0.0
+    benign_weight: float = 1.0
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    callback: Progress | None = None
+    callback: Callback | None = None
 
-    def outer_step(self, batches: Batches) -> Mapping[str, Tensor]:
-        """One pass of Algorithm 1's outer loop on one subject. Returns scalars of the step as a whole.
+    def outer_step(self, attacker: SimulatedAttacker) -> Figures:
+        """One pass of Algorithm 1's outer loop, against one attacker.
 
-        Afterwards the model still holds the attacked theta'; `slow.restore()` makes it the protected one.
+        Afterwards the model still holds the attacked theta'; `master.restore()` makes it the protected model.
+
+        Returns:
+            Figures of the outer step: the norm of G, and the anchor's loss if there is an anchor.
         """
-        report: dict[str, Tensor] = {}
-        self.slow.begin()  # where the attacker starts: from theta, with fresh moments
+        attack, report, gradients = self.begin(attacker), dict[str, Tensor](), 0
         if self.anchor_weight:
-            report["anchor_loss"] = self.hold_to_reference(batches.anchor())
-        for step in range(self.inner_steps):
-            if self.evaluate == "before":
-                values = self.protect(batches.protection()) | self.personalize(batches.personalization())
-            else:
-                values = self.personalize(batches.personalization()) | self.protect(batches.protection())
+            report["anchor_loss"] = self.hold_to_reference(attack)
+        attacker.load_state(attack.trained, self.master)
+        self.objective.start(attack)
+        for step in range(1, attacker.inner_steps + 1):
+            figures: Figures = {}
+            opposed = step % attacker.protect_every == 0
+            if opposed and self.evaluate == "before":
+                figures |= self.oppose(attack)
+            figures |= self.personalize(attack, attack.batches.personalization())
+            if opposed and self.evaluate == "after":
+                figures |= self.oppose(attack)
+            gradients += opposed
             if self.callback is not None:
-                self.callback(step, values)
-        divisor = self.inner_steps if self.accumulate == "mean" else 1
-        report["gradient_norm"] = self.slow.step(divisor=divisor)
+                self.callback(step - 1, figures)
+        attacker.save_state(attack.trained, self.master)
+        report["gradient_norm"] = self.master.step(divisor=gradients if self.accumulate == "mean" else 1)
         return report
 
-    def personalize(self, batch: Personalization) -> dict[str, Tensor]:
+    def begin(self, attacker: SimulatedAttacker) -> SimulatedAttack:
+        """theta' <- theta, G <- 0 (lines 2 and 3), and the attacker's optimizer, new or for its state to be loaded."""
+        trained = self.engine.trained_by(low_rank=attacker.plan.low_rank)
+        trained.set_learning_rate(attacker.plan.learning_rate)
+        self.master.begin()
+        trained.begin(new=attacker.is_new)
+        return SimulatedAttack(self, attacker, trained, attacker.batches)
+
+    def personalize(self, attack: SimulatedAttack, batch: PersonalizationBatch) -> Figures:
         """theta' <- AdamW(theta', grad L_per): one step of the attack (line 5)."""
-        leak = self.slow.accumulate if self.leak else None
-        return self.engine.attack(self.personalization_loss, batch, leak=leak)
+        weight = attack.attacker.plan.prior_loss_weight
 
-    def protect(self, batch: Protection) -> dict[str, Tensor]:
-        """G <- G + grad L_protect at theta' (lines 6-7)."""
-        return self.engine.differentiate(self.protection_loss, batch, self.slow.accumulate)
+        def loss_of(network: Any, batch: PersonalizationBatch) -> tuple[Tensor, Figures]:
+            return self.personalization_loss(network, batch, prior_loss_weight=weight)
 
-    def hold_to_reference(self, batch: Batch) -> Tensor:
-        """G <- G + anchor_weight * grad of the distance to phi; called while theta' is theta."""
-        return self.engine.differentiate(self.anchor_loss, batch, self.slow.accumulate)["anchor_loss"]
+        return self.engine.attack(attack.trained, loss_of, batch)
 
-    def personalization_loss(self, model: Any, batch: Personalization) -> tuple[Tensor, dict[str, Tensor]]:
+    def oppose(self, attack: SimulatedAttack) -> Figures:
+        """G <- G + grad L_protect at theta' (lines 6 and 7); for a benign attacker, see `benign_step`."""
+        return self.benign_step(attack) if attack.attacker.benign else self.objective.oppose(attack)
+
+    def benign_step(self, attack: SimulatedAttack) -> Figures:
+        """G <- G + benign_weight * grad L_per at theta', so that theta stays teachable for other people."""
+        weight = attack.attacker.plan.prior_loss_weight
+
+        def loss_of(network: Any, batch: PersonalizationBatch) -> tuple[Tensor, Figures]:
+            loss, _ = self.personalization_loss(network, batch, prior_loss_weight=weight)
+            return self.benign_weight * loss, {"benign_loss": loss.detach()}
+
+        return attack.differentiate(loss_of, attack.batches.personalization())
+
+    def hold_to_reference(self, attack: SimulatedAttack) -> Tensor:
+        """G <- G + anchor_weight * grad of the distance to phi, while theta' is theta. Returns the distance."""
+
+        def add(gradient: Sequence[Tensor], scale: GradScaler | None = None) -> None:
+            self.master.accumulate(gradient, scale)
+            self.objective.see_anchor_gradient(gradient)
+
+        batch = attack.batches.anchor()
+        return self.engine.differentiate(attack.trained, self.anchor_loss, batch, add)["anchor_loss"]
+
+    def personalization_loss(
+        self, network: Any, batch: PersonalizationBatch, *, prior_loss_weight: float
+    ) -> tuple[Tensor, Figures]:
         """L_per (Eq. 5) and its figures."""
-        if not self.prior_loss_weight:
-            loss = losses.denoising_loss(self._error(model, batch.instance))
+        if not prior_loss_weight:
+            loss = losses.denoising_loss(self.error(network, batch.instance))
             return loss, {"personalization_loss": loss.detach(), "instance_loss": loss.detach()}
-        instance, prior = self._error(model, Batch.cat(batch.instance, batch.prior)).chunk(2)
-        loss = losses.personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
+        instance, prior = self.error(network, DenoisingBatch.cat(batch.instance, batch.prior)).chunk(2)
+        loss = losses.personalization_loss(instance, prior, prior_loss_weight=prior_loss_weight)
         subject = losses.denoising_loss(instance.detach())
         return loss, {"personalization_loss": loss.detach(), "instance_loss": subject}
 
-    def protection_loss(self, model: Any, batch: Protection) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_protect (Eq. 15) and its figures, in one forward pass of each network."""
-        pair = Batch.cat(batch.positive, batch.negative)
+    def anchor_loss(self, network: Any, batch: DenoisingBatch) -> tuple[Tensor, Figures]:
+        """anchor_weight times the distance to phi's predictions; the figure is the distance without its weight."""
         with torch.no_grad():
-            reference_positive, reference_negative = self._error(self.reference, pair).chunk(2)
-        positive, negative, prior = self._error(model, Batch.cat(pair, batch.prior)).chunk(3)
-        if self.objective == "ascent":
-            objective = losses.ascent_loss(negative, reference_negative, limit=self.ascent_limit)
-        else:
-            objective = losses.dpo_loss(
-                positive,
-                reference_positive,
-                negative,
-                reference_negative,
-                beta=self.beta,
-                reduction=self.reduction,
-            )
-        preservation = losses.denoising_loss(prior)
-        loss = losses.protection_loss(objective, preservation, preservation_weight=self.preservation_weight)
-        return loss, {
-            "protection_loss": loss.detach(),
-            f"{self.objective}_loss": objective.detach(),
-            "preservation_loss": preservation.detach(),
-            "positive_error": losses.denoising_loss(positive.detach()),
-            "negative_error": losses.denoising_loss(negative.detach()),
-        }
-
-    def anchor_loss(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted distance to phi, and without its weight."""
-        with torch.no_grad():
-            wanted = self._predict(self.reference, batch)
-        loss = losses.anchor_loss(self._predict(model, batch), wanted)
+            wanted = self.prediction(self.reference, batch)
+        loss = losses.anchor_loss(self.prediction(network, batch), wanted)
         return self.anchor_weight * loss, {"anchor_loss": loss.detach()}
 
-    def _predict(self, denoiser: Any, batch: Batch) -> Tensor:
+    def prediction(self, network: Any, batch: DenoisingBatch) -> Tensor:
+        """The network's prediction for a batch, `[B, C, h, w]`."""
         noisy = self.family.add_noise(batch.latents, batch.noise, batch.timesteps)
         with self.autocast():
-            return self.family.predict(denoiser, noisy, batch.timesteps, batch.prompt_embeds)
+            return self.family.predict(network, noisy, batch.timesteps, batch.prompt_embeds)
 
-    def _error(self, denoiser: Any, batch: Batch) -> Tensor:
+    def error(self, network: Any, batch: DenoisingBatch) -> Tensor:
+        """The squared error of the network's prediction, element by element, `[B, C, h, w]`, float32 or better."""
         target = self.family.target(batch.latents, batch.noise, batch.timesteps)
-        return losses.squared_error(self._predict(denoiser, batch), target)
+        return losses.squared_error(self.prediction(network, batch), target)

@@ -19,10 +19,9 @@ LEVERS = {
     "none": PLAIN,
     "all": replace(
         PLAIN,
-        memory=MemoryConfig(reference_dtype="bfloat16", narrow_gradient=True, offload=True),
+        memory=MemoryConfig(reference_dtype="bfloat16", offload=True),
         l2p=L2PConfig(optimizer="adafactor"),
     ),
-    "narrow": replace(PLAIN, memory=MemoryConfig(narrow_gradient=True)),
     "adapters": replace(PLAIN, l2p=L2PConfig(lora_share=1.0, lora_rank=8)),
     "all layers": replace(PLAIN, l2p=L2PConfig(lora_share=1.0, lora_rank=8, lora_target="all")),
     "pool": replace(PLAIN, pool=PoolConfig(size=2), l2p=L2PConfig(lora_share=0.5, lora_rank=8)),

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_l2p import fresh, toy_data, toy_protector
 
 from apdm.families import load_family
 from apdm.portraits import PIPELINE
-from benchmarks import defences, protection
-from benchmarks.defences import project
-from benchmarks.protection import DREAMBOOTH, OTHER, Recipe, harden, summary
+from apdm.protection.subject_data import BatchSampler
+from benchmarks import protection
+from benchmarks.objectives import Projected, project
+from benchmarks.protection import DREAMBOOTH, OTHER, RECIPES, Recipe, harden, summary
 
 SMALL = ["--num_class_images", "4"]
 
@@ -92,19 +94,32 @@ def test_what_speaks_against_the_anchor_is_taken_off_a_gradient_and_nothing_else
     assert project(along, off) is along
 
 
-@pytest.mark.parametrize("name", ["projected", "displaced"])
-def test_other_ways_of_moving_theta_move_it_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_projected_gradient_has_nothing_against_the_anchors_mean(float64: None) -> None:
+    source, plain = (BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2) for _ in range(2))
+    ours, theirs = toy_protector(objective="dpo:beta=3"), toy_protector(objective="dpo:beta=3")
+    theirs.objective = Projected(beta=3.0)
+    attack = ours.begin(fresh(plain))
+    ours.objective.oppose(attack)
+    gradient = [g.clone() for g in ours.master.gradient]
+    attack = theirs.begin(fresh(source))
+    # A mean that points against the gradient and a little aside: what is left is at a right angle to it.
+    mean = [torch.randn(g.shape, generator=torch.Generator().manual_seed(1)) - 20 * g for g in gradient]
+    theirs.objective.see_anchor_gradient(mean)
+    theirs.objective.oppose(attack)
+    product = sum((g * m).sum().item() for g, m in zip(theirs.master.gradient, mean, strict=True))
+    before = sum((g * m).sum().item() for g, m in zip(gradient, mean, strict=True))
+    assert before < 0 and abs(product) < 1e-9 * abs(before)
+
+
+def test_another_way_of_moving_theta_moves_it_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protection.Utility, "__call__", lambda *_: {"fid_ratio": 1.0, "drift": 0.0})
-    # In the first steps there may be nothing to take off.
-    monkeypatch.setattr(defences, "project", lambda gradient, off: [g - o for g, o in zip(gradient, off, strict=True)])
     fast = ["--learning_rate", "1e-2", "--ema_decay", "0"]  # beyond the half precision of what is kept
-    recipe = Recipe([*SMALL, *fast, "--pool.size", "2", "--pool.stride", "1"], every=4)
+    small = [*SMALL, *fast, "--pool.size", "2", "--pool.stride", "1"]
     ways = {}
-    for way in ("default", name):
-        harden(way, recipe, tmp_path / way, minutes=1e-6)
-        ways[way] = list(load_family(tmp_path / way / "model").denoiser.parameters())
+    for name in ("default", "displaced"):
+        recipe = Recipe([*small, *RECIPES[name].options], every=4)
+        harden(name, recipe, tmp_path / name, minutes=1e-6)
+        ways[name] = list(load_family(tmp_path / name / "model").denoiser.parameters())
     ours, theirs, start = (*ways.values(), list(load_family(PIPELINE).denoiser.parameters()))
     assert any(not torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
     assert any(not torch.equal(p, q) for p, q in zip(start, theirs, strict=True))

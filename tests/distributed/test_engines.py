@@ -88,12 +88,12 @@ def every(*cases: str) -> pytest.MarkDecorator:
 def test_the_cases_move_theta_far_beyond_what_engines_may_differ_by(one_process: Callable[[str], Weights]) -> None:
     paper, start = one_process("paper"), theta_at_start()
     assert distance(paper, start) > 300 * FLOOR
-    for other in ("clipped", "pool", "half", "leak", "adapters"):
+    for other in ("clipped", "pool", "half", "adapters"):
         assert distance(paper, one_process(other)) > 10 * FLOOR
     assert any(p.numel() % 2 and p.numel() % 3 for p in odd_denoiser().parameters())
 
 
-@every("paper", "clipped", "accumulated", "pool", "leak", "adapters", "adapters_pool")
+@every("paper", "clipped", "accumulated", "pool", "adapters", "adapters_pool")
 def test_many_processes_have_the_weights_of_one(
     launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
 ) -> None:
@@ -159,10 +159,10 @@ def test_independent_attackers_share_only_the_gradient_of_theta(
         training.attackers.processes = share  # of the batches only
         trainings.append(training)
     for training in trainings:
-        training.slow.optimizer.step = lambda: None  # type: ignore[method-assign]
+        training.master.optimizer.step = lambda: None  # type: ignore[method-assign]
         training.outer_step()
-        del training.slow.optimizer.step
-    first, second = (training.slow for training in trainings)
+        del training.master.optimizer.step
+    first, second = (training.master for training in trainings)
     torch._foreach_add_(first.gradient, second.gradient)
     torch._foreach_div_(first.gradient, 2)
     first.step()

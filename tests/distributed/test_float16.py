@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from apdm.cli import main
 from apdm.config import HardenConfig
-from apdm.core.errors import UserError
-from apdm.distributed.launch import check_engine
+from apdm.distributed.engines import LossOf
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import StableDiffusion, load_family
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.training import Training
+from apdm.protection.attackers import FreshAttacker
 
 SMALL = 2.0**-20  # of a loss, so that its gradient by the prediction is below what float16 can hold
 ROUNDING = 0.01  # float16 has eleven bits
@@ -42,22 +43,28 @@ def gradient(base: StableDiffusion, path: str, precision: str, *, scaled: bool =
     """The attacker's or defender's gradient at the start, of a loss made small; divided by how small again."""
     training = trained(base, replace(PAPER, mixed_precision=precision))
     training.engine.attack_scale = training.engine.defence_scale = LossScale(enabled=precision == "fp16" and scaled)
-    method, batches = training.method, training.attackers.batches(training.attackers.next())
-    if path == "attack":
-        loss_of, batch = method.personalization_loss, batches.personalization()
-    else:
-        loss_of, batch = method.protection_loss, batches.protection()
+    plan = training.attackers.next()
+    attack = training.method.begin(FreshAttacker(plan, training.attackers.batches(plan)))
+    engine, weights = training.engine, training.engine.full
 
-    def small(model: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, values = loss_of(model, batch)
-        return SMALL * loss, values
+    def small(loss_of: LossOf) -> LossOf:
+        def shrunk(model: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, values = loss_of(model, batch)
+            return SMALL * loss, values
+
+        return shrunk
 
     kept: Gradient = []
     if path == "attack":
-        training.engine.attack(small, batch, leak=lambda g: kept.extend(t.clone() for t in g))
+        weights.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: kept.extend(p.grad.clone() for p in weights.parameters if p.grad is not None)
+        )
+        loss_of = partial(training.method.personalization_loss, prior_loss_weight=1.0)
+        engine.attack(weights, small(loss_of), attack.batches.personalization())
     else:
-        training.engine.differentiate(small, batch, training.slow.accumulate)
-        kept = training.slow.gradient
+        loss_of = training.method.objective.protection_loss(attack)  # type: ignore[attr-defined]
+        attack.differentiate(small(loss_of), attack.batches.protection())
+        kept = training.master.gradient
     return [t / SMALL for t in kept]
 
 
@@ -121,13 +128,7 @@ def test_a_run_whose_every_gradient_overflows_stops_in_one_line_and_goes_on_in_a
     assert "resuming with another mixed_precision" in capsys.readouterr().err
 
 
-def test_a_leak_is_refused_in_float16() -> None:
-    config = replace(FLOAT16, l2p=replace(FLOAT16.l2p, leak=True))
-    with pytest.raises(UserError, match="l2p.leak"):
-        check_engine(config, "single", 1)
-
-
 def test_help_says_when_float16_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harden", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "fp16, with loss scales, is for cards without bf16" in said
+    assert "fp16, which needs loss scales, is for cards without bf16" in said

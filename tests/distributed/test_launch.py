@@ -27,10 +27,11 @@ from torch import Tensor
 
 from apdm.config import L2PConfig
 from apdm.core.errors import Interrupted, UserError
-from apdm.distributed.launch import check_engine, check_processes, kind_of, lost_processes, make_accelerator
+from apdm.distributed.launch import check_processes, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.manifest import verify_manifest
 from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.engine_options import check_engine
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 
@@ -266,7 +267,6 @@ def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
     [
         (PAPER, "ddp", 4, "multiple of 4"),
         (replace(PAPER, gradient_accumulation_steps=2), "ddp", 2, "multiple of 4"),
-        (replace(PAPER, l2p=L2PConfig(leak=True)), "zero2", 2, "l2p.leak"),
         (replace(PAPER, l2p=L2PConfig(attackers="independent")), "zero1", 2, "independent"),
         (replace(POOL, l2p=L2PConfig(attackers="independent")), "ddp", 2, "pool"),
         (replace(POOL, l2p=L2PConfig(evaluate="before")), "single", 1, "opposed after their steps"),
@@ -283,12 +283,12 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pyte
     with pytest.raises(
         UserError, match="launcher's mixed_precision is bf16 and apdm's no; give apdm --mixed_precision"
     ):
-        make_accelerator(PAPER)
+        make_accelerator("no", log_with=None, project_dir="-")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for name, value in (("FSDP_VERSION", "1"), ("FSDP_OFFLOAD_PARAMS", "true")):
         with monkeypatch.context() as given, pytest.raises(UserError, match="version 2 without offload"):
             given.setenv(name, value)
-            kind_of(accelerator)
+            engine_kind(accelerator)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pyte
 def test_only_a_broken_connection_means_that_another_process_has_ended(said: str, gone: bool) -> None:
     processes = ProcessGroup()
     processes.index, processes.size = 0, 2
-    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), lost_processes(processes):
+    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), report_lost_processes(processes):
         raise RuntimeError(said)
 
 

@@ -1,4 +1,4 @@
-"""theta, G, phi and the attacker's optimizer in less memory: what stays equal, and how far the rest is off."""
+"""theta, phi and the attacker's optimizer in less memory: what stays equal, and how far the rest is off."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import gc
 import importlib.util
 import weakref
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
 from engine_cases import PAPER, POOL, build, steps, theta
-from plain_l2p import ADAM
 from tiny_pipelines import BUILDERS
 from torch import Tensor, nn
 
 from apdm.config import HardenConfig, L2PConfig, MemoryConfig, PoolConfig
 from apdm.core.adamw import reset_optimizer
 from apdm.core.errors import UserError
-from apdm.distributed.engines import Engine
-from apdm.distributed.launch import check_engine
-from apdm.distributed.offload import Bfloat16, LeanSlowWeights, join, split
 from apdm.distributed.optimizers import OPTIMIZERS, make_adafactor
 from apdm.distributed.processes import SINGLE_PROCESS
+from apdm.distributed.reference import Bfloat16Reference
 from apdm.families import Family, load_family
+from apdm.jobs.engine_options import check_engine
 
 PARTS = {"learning_rate": 1e-3, "adam_beta1": 0.9, "adam_beta2": 0.99, "adam_weight_decay": 0.1, "adam_epsilon": 1e-8}
 needs_bitsandbytes = pytest.mark.skipif(
@@ -61,52 +58,6 @@ def test_theta_in_main_memory_gives_the_same_weights_bit_for_bit(base, config):
     assert all(torch.equal(there[name], here[name]) for name in here)
 
 
-# -- G in 24 bits ----------------------------------------------------------------------------------------------
-
-
-def test_24_bits_are_the_nearest_there_are_and_keep_what_is_no_number():
-    generator = torch.Generator().manual_seed(0)
-    value = torch.randn(4096, generator=generator) * 10.0 ** torch.randint(-9, 3, (4096,), generator=generator)
-    high, low = torch.empty_like(value, dtype=torch.bfloat16), torch.empty_like(value, dtype=torch.uint8)
-    split(value, high, low)
-    kept = join(high, low)
-    assert ((kept - value).abs() / value.abs()).max() <= 2.0**-16
-    split(kept, high, low)
-    assert torch.equal(join(high, low), kept)
-    every = torch.tensor([-1], dtype=torch.int32).bitwise_and(0x7FFFFFFF).view(torch.float32)  # a NaN of all ones
-    odd = torch.cat([torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3e38, 1e-42]), every, -every])
-    high, low = torch.empty_like(odd, dtype=torch.bfloat16), torch.empty_like(odd, dtype=torch.uint8)
-    split(odd, high, low)
-    assert torch.equal(join(high, low)[:4], odd[:4]) and join(high, low)[[4, 7, 8]].isnan().all()
-
-
-def test_a_sum_in_24_bits_keeps_the_steps_that_bfloat16_loses():
-    model = nn.Linear(50, 40)
-    slow = LeanSlowWeights(Engine(model, partial(OPTIMIZERS["adamw"], **ADAM)), narrow=True)
-    generator = torch.Generator().manual_seed(0)
-    exact = [torch.zeros_like(p, dtype=torch.float64) for p in model.parameters()]
-    plain = [torch.zeros_like(p, dtype=torch.bfloat16) for p in model.parameters()]
-    slow.begin()
-    for _ in range(400):
-        gradient = [1 + torch.rand(p.shape, generator=generator) for p in model.parameters()]
-        slow.accumulate(gradient)
-        for e, h, g in zip(exact, plain, gradient, strict=True):
-            e += g
-            h += g.to(torch.bfloat16)
-    for e, h, high, low in zip(exact, plain, slow.gradient, slow.rest, strict=True):
-        assert ((join(high, low) - e).abs() / e).max() < 400 * 2.0**-16
-        assert ((h - e).abs() / e).min() > 0.1  # it has stood still since its last bit was worth more than a step
-    slow.begin()
-    assert not any(t.any() for t in (*slow.gradient, *slow.rest))
-
-
-@pytest.mark.parametrize("offload", [False, True])
-def test_theta_moves_as_with_a_float32_gradient_up_to_its_rounding(base, offload):
-    narrow = run(replace(PAPER, memory=MemoryConfig(narrow_gradient=True, offload=offload)), base)
-    full = run(PAPER, base)
-    assert 0 < distance(narrow, full) < 1e-3 * distance(full, start(base))
-
-
 # -- phi in bfloat16 -------------------------------------------------------------------------------------------
 
 
@@ -126,7 +77,7 @@ def test_under_autocast_phi_in_bfloat16_changes_nothing_but_weights_of_norms(bas
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_every_familys_denoiser_answers_nearly_the_same_in_bfloat16(kind, families):
     family = families(kind)
-    half = Bfloat16(family.denoiser, torch.device("cpu"))
+    half = Bfloat16Reference(family.denoiser, torch.device("cpu"))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in family.denoiser.parameters()} == {torch.float32}
     generator = torch.Generator().manual_seed(0)
@@ -244,9 +195,8 @@ def test_a_loss_scale_goes_with_theta_in_main_memory_and_every_kind_of_attacker(
     [
         ("zero1", {"l2p": L2PConfig(optimizer="adafactor")}, "l2p.optimizer adafactor needs whole weights"),
         ("single", {"l2p": L2PConfig(optimizer="adafactor"), "pool": PoolConfig(size=1)}, "a pool keeps"),
-        ("ddp", {"memory": MemoryConfig(offload=True)}, "are for one process; ddp shares"),
-        ("ddp", {"memory": MemoryConfig(narrow_gradient=True)}, "are for one process; ddp shares"),
-        ("single", {"mixed_precision": "fp16", "memory": MemoryConfig(narrow_gradient=True)}, "its loss scale"),
+        ("ddp", {"memory": MemoryConfig(offload=True)}, "is for one process; ddp shares"),
+        ("single", {"mixed_precision": "fp16", "memory": MemoryConfig(reference_dtype="bfloat16")}, "its loss scale"),
         ("single", {"mixed_precision": "fp16", "l2p": L2PConfig(optimizer="adafactor")}, "its loss scale"),
         ("fsdp2", {"memory": MemoryConfig(reference_dtype="bfloat16")}, "set memory.reference_dtype float32"),
     ],
@@ -265,7 +215,7 @@ def test_an_optimizer_whose_library_is_missing_is_refused_in_one_line(monkeypatc
 def test_training_that_is_over_gives_all_its_memory_back_at_once(base):
     """What is held by a cycle stays until Python looks for cycles, which a process of few objects seldom does."""
     training = steps(build(POOL, Accelerator(cpu=True), SINGLE_PROCESS, base), 1, 4)
-    kept = [weakref.ref(t) for t in (*training.slow.theta, *training.pool.attackers[0].offset, training.engine)]
+    kept = [weakref.ref(t) for t in (*training.master.theta, *training.pool.attackers[0].offset, training.engine)]
     gc.disable()
     try:
         del training

@@ -24,14 +24,14 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from apdm.cli import leave
-from apdm.config import DPOConfig, HardenConfig, L2PConfig, PoolConfig, PreservationConfig, VarietyConfig
+from apdm.config import HardenConfig, L2PConfig, PoolConfig, PreservationConfig, VarietyConfig
 from apdm.distributed.launch import make_accelerator
 from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior, load_family
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.training import Counters, Training
-from apdm.protection.batches import ProtectionData
+from apdm.protection.subject_data import SubjectData
 
 PAPER = HardenConfig(
     pretrained_model_name_or_path="-",
@@ -41,7 +41,7 @@ PAPER = HardenConfig(
     learning_rate=1e-3,
     adam_epsilon=1e-4,  # with 1e-8, parameters without gradient turn rounding into steps of full length
     l2p=L2PConfig(inner_steps=3, learning_rate=1e-3),
-    dpo=DPOConfig(beta=3.0),
+    objective="dpo:beta=3",
     preservation=PreservationConfig(anchor_weight=2.0),
 )
 POOL = replace(
@@ -68,7 +68,6 @@ CASES: dict[str, tuple[HardenConfig, int]] = {
     "independent": (replace(PAPER, l2p=replace(PAPER.l2p, attackers="independent")), 1),
     "adapters": (replace(PAPER, l2p=replace(PAPER.l2p, lora_share=0.5, lora_learning_rate=1e-2)), 4),
     "adapters_pool": (ADAPTERS_POOL, 7),
-    "leak": (replace(PAPER, l2p=replace(PAPER.l2p, leak=True)), 2),
 }
 RESUMED = 3  # of the pool's five steps, where checkpoints are taken
 
@@ -89,7 +88,7 @@ def odd_denoiser() -> UNet2DConditionModel:
         )
 
 
-def person(seed: int, family: Family) -> list[ProtectionData]:
+def person(seed: int, family: Family) -> list[SubjectData]:
     """As they are, which is all that attackers learn of them here."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -98,7 +97,7 @@ def person(seed: int, family: Family) -> list[ProtectionData]:
         return Posterior(mean, torch.full_like(mean, 0.1))
 
     prompts = family.encode_prompts(["a photo of sks person", "a photo of person"]).detach()
-    return [ProtectionData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)]
+    return [SubjectData(latents(4), latents(7), prompts[:1], prompts[1:], family.draw_timesteps)]
 
 
 def build(config: HardenConfig, accelerator: Accelerator, processes: ProcessGroup, base: Family) -> Training:
@@ -128,7 +127,9 @@ def steps(training: Training, first: int, last: int) -> Training:
 
 def save(training: Training, folder: Path, step: int) -> None:
     facts = training.facts(Counters(step))
-    checkpoints.write(folder, facts, training.engine.names, training.sections(), main=training.processes.is_main)
+    checkpoints.write(
+        folder, facts, training.engine.working.names, training.sections(), main=training.processes.is_main
+    )
 
 
 def run(case: str, accelerator: Accelerator, processes: ProcessGroup, base: Family, folder: Path) -> Training:
@@ -177,14 +178,14 @@ def overflow(accelerator: Accelerator, processes: ProcessGroup, base: Family, fo
         before, weights = weights, theta(training)
         moved = processes.is_main and not all(torch.equal(before[name], weights[name]) for name in before)
         scales = [scale.get_scale() for scale in training.engine.loss_scales.values()]
-        said.append([training.engine.steps(), *scales, moved])
+        said.append([training.engine.full.steps, *scales, moved])
     (folder / f"overflow-{processes.index}.json").write_text(json.dumps(said))
     return training
 
 
 def main(pipeline: str, folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
-    accelerator = make_accelerator(PAPER)
+    accelerator = make_accelerator("no", log_with=None, project_dir="-")
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     base = load_family(pipeline)
     for case in cases:

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from apdm.core.adamw import make_adamw
 from apdm.distributed.engines import Engine
+from apdm.distributed.master_weights import make_master_weights
 from apdm.families import Posterior
-from apdm.protection.batches import ProtectionData
+from apdm.protection.attackers import AttackerPlan, FreshAttacker
 from apdm.protection.learning_to_protect import LearningToProtect
+from apdm.protection.objectives import make_objective
+from apdm.protection.subject_data import SubjectData
 
 ADAM = {
     "learning_rate": 2e-3,
@@ -53,7 +56,7 @@ def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(10, (count,), generator=generator)
 
 
-def toy_data(paired: bool = True) -> ProtectionData:
+def toy_data(paired: bool = True) -> SubjectData:
     generator = torch.Generator().manual_seed(3)
 
     def images(count: int) -> Posterior:
@@ -61,7 +64,7 @@ def toy_data(paired: bool = True) -> ProtectionData:
         return Posterior(mean, torch.full_like(mean, 0.1))
 
     prompts = torch.randn(2, 1, 4, 3, generator=generator, dtype=torch.get_default_dtype())
-    return ProtectionData(images(3), images(7), prompts[0], prompts[1], draw_timesteps, images(3) if paired else None)
+    return SubjectData(images(3), images(7), prompts[0], prompts[1], draw_timesteps, images(3) if paired else None)
 
 
 def plain_error(weights, batch, i):
@@ -87,7 +90,7 @@ def plain_clip(gradients, bound):
     return [g * min(1.0, bound / (norm + 1e-6)) for g in gradients] if bound else gradients
 
 
-def plain_loop(theta, phi, drawn, outer_steps, *, inner_steps, beta, reduction, evaluate, accumulate, leak,
+def plain_loop(theta, phi, drawn, outer_steps, *, inner_steps, beta, reduction, evaluate, accumulate,
                prior_loss_weight, preservation_weight, anchor_weight, max_grad_norm, outer_clip):  # fmt: skip
     """Algorithm 1, sample by sample. Returns theta and the last G."""
     attacks, defences, anchors = (iter(drawn[k]) for k in ("personalization", "protection", "anchor"))
@@ -129,24 +132,29 @@ def plain_loop(theta, phi, drawn, outer_steps, *, inner_steps, beta, reduction, 
             plain_adamw(fast, g, inner_state, i)
             after = gradient(lambda w, b=defence: defence_loss(w, b), fast)
             total = [t + d for t, d in zip(total, before if evaluate == "before" else after, strict=True)]
-            total = [t + d for t, d in zip(total, g, strict=True)] if leak else total
         total = [t / inner_steps for t in total] if accumulate == "mean" else total
         total = plain_clip(total, outer_clip)
         plain_adamw(theta, total, outer_state, j)
     return theta, total
 
 
-def toy_protector(**options) -> LearningToProtect:
+def toy_protector(*, objective: str = "dpo", max_grad_norm: float = 0.0, outer_clip: float = 0.0, **options):
+    """Learning to Protect on the toy, with theta a little away from phi."""
     torch.manual_seed(0)
     reference = ToyDenoiser().requires_grad_(False)
     model = copy.deepcopy(reference).requires_grad_(True)
     with torch.no_grad():  # theta that is not phi: DPO must see the difference
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    inner_clip, outer_clip = options.pop("max_grad_norm", 0.0), options.pop("outer_clip", 0.0)
-    engine = Engine(model, partial(make_adamw, **ADAM), max_grad_norm=inner_clip)
-    slow = engine.slow_weights(max_grad_norm=outer_clip, **ADAM)
-    return LearningToProtect(ToyDiffusion(), engine, reference, slow, **options)
+    engine = Engine(model, partial(make_adamw, **ADAM), max_grad_norm=max_grad_norm)
+    master = make_master_weights(engine.working, max_grad_norm=outer_clip, **ADAM)
+    return LearningToProtect(ToyDiffusion(), engine, reference, master, make_objective(objective), **options)
+
+
+def fresh(source, *, inner_steps: int = 4, prior_loss_weight: float = 1.0, **plan) -> FreshAttacker:
+    """Algorithm 1's attacker who draws from `source`."""
+    plan = {"learning_rate": ADAM["learning_rate"], "steps": inner_steps, **plan}
+    return FreshAttacker(AttackerPlan(person=0, variant=0, prior_loss_weight=prior_loss_weight, **plan), source)
 
 
 class Recorded:
@@ -161,3 +169,13 @@ class Recorded:
             return self.drawn[kind][-1]
 
         return draw
+
+
+class Given:
+    """A source that hands out the given protection batch."""
+
+    def __init__(self, protection) -> None:
+        self.batch = protection
+
+    def protection(self):
+        return self.batch

@@ -35,7 +35,6 @@ POOL: dict[str, object] = {
 }
 LEAN: dict[str, object] = {
     "memory.reference_dtype": "bfloat16",
-    "memory.narrow_gradient": True,
     "memory.offload": True,
     "l2p.optimizer": "adafactor",
 }

@@ -8,7 +8,7 @@ from plain_l2p import toy_data
 
 from apdm.core.errors import UserError
 from apdm.families import Posterior
-from apdm.protection.batches import ProtectionData
+from apdm.protection.subject_data import SubjectData
 
 
 def test_resampling_the_cached_posterior_has_its_mean_and_deviation(float64):
@@ -24,7 +24,7 @@ def test_a_pair_differs_in_the_image_alone_and_partners_keep_their_order():
     data = toy_data()
     photos = Posterior(data.instance.mean, data.instance.std * 0)
     partners = Posterior(data.instance.mean + 100, data.instance.std * 0)
-    exact = ProtectionData(photos, data.prior, data.instance_prompt, data.class_prompt, data.draw_timesteps, partners)
+    exact = SubjectData(photos, data.prior, data.instance_prompt, data.class_prompt, data.draw_timesteps, partners)
     batch = exact.protection(torch.Generator().manual_seed(0), 8)
     for field in ("noise", "timesteps", "prompt_embeds"):
         assert torch.equal(getattr(batch.positive, field), getattr(batch.negative, field))
@@ -37,14 +37,14 @@ def test_a_pair_differs_in_the_image_alone_and_partners_keep_their_order():
 def test_a_batch_repeats_no_image_before_it_has_used_all():
     data = toy_data()
     exact = Posterior(data.instance.mean, data.instance.std * 0)
-    data = ProtectionData(exact, data.prior, data.instance_prompt, data.class_prompt, data.draw_timesteps)
+    data = SubjectData(exact, data.prior, data.instance_prompt, data.class_prompt, data.draw_timesteps)
     for seed in range(5):
         latents = data.personalization(torch.Generator().manual_seed(seed), 3).instance.latents
         assert len(latents.flatten(1).unique(dim=0)) == 3
 
 
 def test_timesteps_cover_the_whole_range_evenly():
-    batch = toy_data().class_batch(torch.Generator().manual_seed(0), 5000)
+    batch = toy_data().class_pictures(torch.Generator().manual_seed(0), 5000)
     counts = torch.bincount(batch.timesteps, minlength=10)
     assert len(counts) == 10 and counts.min() > 400
 
@@ -59,7 +59,7 @@ def test_equal_seeds_draw_equal_batches_and_other_seeds_others():
 def test_safe_partners_that_do_not_match_the_photos_are_refused():
     data = toy_data()
     with pytest.raises(UserError, match="2 safe partners for 3 photos"):
-        ProtectionData(
+        SubjectData(
             data.instance, data.prior, data.instance_prompt, data.class_prompt, data.draw_timesteps, data.prior[:2]
         )
 

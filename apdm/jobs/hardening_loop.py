@@ -1,0 +1,140 @@
+"""The loop over outer steps: progress, tracker, validation, checkpoints, and an orderly end when it is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from apdm.config import HardenConfig
+from apdm.core.errors import Interrupted, UserError
+from apdm.core.signals import Stop
+from apdm.core.terminal import progress_bar
+from apdm.distributed.launch import RESUME_ADVICE
+from apdm.distributed.processes import ProcessGroup
+from apdm.jobs import checkpoint as checkpoints
+from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.training import Counters, Training
+from apdm.jobs.validation import Validator
+
+
+def run_training(
+    config: HardenConfig,
+    accelerator: Accelerator,
+    processes: ProcessGroup,
+    training: Training,
+    validator: Validator,
+    *,
+    output: Path,
+    facts: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    stop: Stop,
+) -> int:
+    """Run the outer steps, from `checkpoint` or from the start. Afterwards theta is in the model.
+
+    Args:
+        validator: draws pictures and probes; the main process alone calls it.
+        facts: of model and photos, to be kept in checkpoints.
+        stop: says whether the user has asked to stop.
+
+    Returns:
+        Number of outer steps done since the start of the run.
+
+    Raises:
+        UserError: a loss or gradient is not finite. The weights of the last good step are kept beside the output.
+        Interrupted: the user asked to stop, and a checkpoint was written.
+    """
+    counters = training.load(checkpoint) if checkpoint else Counters()
+    if config.report_to:
+        accelerator.init_trackers("apdm")
+
+    def save() -> None:
+        written = {**training.facts(counters), **facts}
+        processes.all_or_raise(
+            lambda: checkpoints.write(
+                output,
+                written,
+                training.engine.working.names,
+                training.sections(),
+                main=processes.is_main,
+                limit=config.checkpoints_total_limit,
+            )
+        )
+
+    steps = range(counters.step + 1, config.max_train_steps + 1)
+    if _is_protected(validator, counters):
+        steps = range(0)
+    bar = progress_bar(
+        steps,
+        desc="harden",
+        unit="step",
+        initial=counters.step,
+        total=config.max_train_steps,
+        shown=accelerator.is_main_process,
+    )
+    every = config.checkpointing_steps
+    for step in bar:
+        figures = training.outer_step()
+        if fault := training.find_fault(figures):
+            _stop_with_last_good_weights(output, processes, training, counters.step, fault)
+        counters.step = step
+        shown = {name: f"{figures[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in figures}
+        bar.set_postfix(shown, refresh=False)
+        if config.validation.steps and step % config.validation.steps == 0:
+            training.publish()
+            measured, counters.quiet_probes = processes.broadcast(
+                partial(_validate, validator, step, accelerator.device)
+            )
+            figures |= measured
+        if config.report_to:
+            accelerator.log(figures, step=step)
+        protected = _is_protected(validator, counters)
+        over = protected or step == config.max_train_steps
+        interrupted = any(processes.mean([float(stop.asked)]))
+        # Photos and audit take long too. If they are killed, the training need not be done again.
+        last = over and (every or config.image_layer.enabled or config.audit.enabled)
+        if interrupted or last or (every and step % every == 0):
+            save()
+        if interrupted:
+            ending = Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME_ADVICE}")
+            ending.reported_by_other_process = not processes.is_main
+            raise ending
+        if protected:
+            break
+    bar.close()
+    training.publish()
+    return counters.step
+
+
+def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], int]:
+    denoiser: Any = validator.family.denoiser
+    home = next(denoiser.parameters()).device  # the CPU, if the engine shards the model
+    denoiser.to(device)
+    figures = validator(step)
+    denoiser.to(home)
+    return figures, validator.quiet_probes
+
+
+def _is_protected(validator: Validator, counters: Counters) -> bool:
+    """Whether so many probe attacks in a row failed that the training may stop here."""
+    validator.quiet_probes = counters.quiet_probes
+    return validator.enough
+
+
+def _stop_with_last_good_weights(
+    output: Path, processes: ProcessGroup, training: Training, done: int, fault: tuple[str, str]
+) -> None:
+    training.publish()
+    kept = output / f"model-after-{done}-steps"
+
+    def tell() -> None:
+        training.hardened.denoiser.requires_grad_(False)
+        training.hardened.save(kept)
+        what, mend = fault
+        raise UserError(f"{what} in outer step {done + 1}; the weights of step {done} are in {kept}; {mend}")
+
+    processes.on_main(tell)

@@ -1,0 +1,43 @@
+"""Direct Protective Optimization, the objective of APDM (arXiv 2511.01307, Eq. 14)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from apdm.core.errors import UserError
+from apdm.protection import losses
+from apdm.protection.objectives.base import Errors, LossObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectProtectiveOptimization(LossObjective):
+    """Make the attacked denoiser prefer safe pictures to photos of the protected subject.
+
+    Attributes:
+        beta: sharpness of the preference. The paper's Table 6 prefers 1 to 10 and 100.
+        reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
+            averages over a sample, as the formula asks; the differences are then small, and beta is of order 1000.
+    """
+
+    beta: float = 1.0
+    reduction: losses.Reduction = "element"
+
+    name: ClassVar[str] = "dpo"
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise UserError(f"the objective dpo needs a beta above 0, not {self.beta}")
+
+    def loss(self, errors: Errors) -> Tensor:
+        """L_DPO (Eq. 14)."""
+        return losses.dpo_loss(
+            errors.positive,
+            errors.reference_positive,
+            errors.negative,
+            errors.reference_negative,
+            beta=self.beta,
+            reduction=self.reduction,
+        )

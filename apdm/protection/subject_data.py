@@ -1,0 +1,169 @@
+"""One subject's cached latents and prompts, and the random batches that are drawn from them.
+
+Photos are encoded once. Every draw samples the cached posterior of the latents anew, so the distribution is the same as
+if the photos were encoded in the loop, without the cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from apdm.core.errors import UserError
+from apdm.protection.batches import DenoisingBatch, PersonalizationBatch, ProtectionBatch
+
+if TYPE_CHECKING:
+    from apdm.families import Posterior
+
+
+@dataclass(frozen=True)
+class SubjectData:
+    """Everything that Learning to Protect needs of one subject.
+
+    All draws come from the generator that is passed in, in a fixed order. The same seed gives the same batches,
+    whichever device holds the latents.
+
+    Attributes:
+        instance: latents of the subject's N photos.
+        prior: latents of M class pictures.
+        instance_prompt, class_prompt: embeddings, `[1, L, D]`.
+        draw_timesteps: draws `count` timesteps as the model family does: (count, generator) -> `[count]`.
+        positive: latents of the safe partner of each photo, N. Without them, random class pictures take their place.
+        anchor_prompts: embeddings of further prompts under which theta is held to the reference, `[K, L, D]`.
+
+    Raises:
+        UserError: there are not as many safe partners as photos, or there are no photos or class pictures.
+    """
+
+    instance: Posterior
+    prior: Posterior
+    instance_prompt: Tensor
+    class_prompt: Tensor
+    draw_timesteps: Callable[[int, torch.Generator], Tensor]
+    positive: Posterior | None = None
+    anchor_prompts: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.positive is not None and len(self.positive) != len(self.instance):
+            raise UserError(
+                f"{len(self.positive)} safe partners for {len(self.instance)} photos: give each photo one, "
+                "or remove the safe folder"
+            )
+        if not len(self.instance) or not len(self.prior):
+            raise UserError("protection needs at least one photo of the subject and one class image")
+
+    def personalization(self, generator: torch.Generator, batch_size: int) -> PersonalizationBatch:
+        """Draw the attacker's batch: photos with the instance prompt, class pictures with the class prompt."""
+        instance = self.instance[_indices(len(self.instance), batch_size, self.instance, generator)]
+        return PersonalizationBatch(
+            instance=self._noised(instance, self.instance_prompt, generator),
+            prior=self.class_pictures(generator, batch_size),
+        )
+
+    def protection(self, generator: torch.Generator, batch_size: int) -> ProtectionBatch:
+        """Draw the defender's batch. The two pictures of a pair share noise, timestep and prompt."""
+        index = _indices(len(self.instance), batch_size, self.instance, generator)
+        negative = self._noised(self.instance[index], self.instance_prompt, generator)
+        if self.positive is not None:
+            partners = self.positive[index]
+        else:
+            partners = self.prior[_indices(len(self.prior), batch_size, self.prior, generator)]
+        positive = DenoisingBatch(
+            partners.sample(generator), negative.noise, negative.timesteps, negative.prompt_embeds
+        )
+        return ProtectionBatch(positive=positive, negative=negative, prior=self.class_pictures(generator, batch_size))
+
+    def class_pictures(self, generator: torch.Generator, batch_size: int) -> DenoisingBatch:
+        """Draw class pictures with the class prompt."""
+        prior = self.prior[_indices(len(self.prior), batch_size, self.prior, generator)]
+        return self._noised(prior, self.class_prompt, generator)
+
+    def anchor(self, generator: torch.Generator, batch_size: int) -> DenoisingBatch:
+        """Draw the anchor's batch of 2 B samples.
+
+        The first B are class pictures under the class prompt. The other B are the same pictures, noise and timesteps
+        under the instance prompt. If there are `anchor_prompts`, each of these samples gets one prompt at random.
+        """
+        plain = self.class_pictures(generator, batch_size)
+        named = self.instance_prompt.expand(batch_size, -1, -1)
+        if self.anchor_prompts is not None:
+            every = torch.cat([self.instance_prompt, self.anchor_prompts])
+            chosen = torch.randint(len(every), (batch_size,), generator=generator, device=generator.device)
+            named = every[chosen.to(every.device)]
+        return DenoisingBatch.cat(plain, DenoisingBatch(plain.latents, plain.noise, plain.timesteps, named))
+
+    def _noised(self, images: Posterior, prompt: Tensor, generator: torch.Generator) -> DenoisingBatch:
+        latents = images.sample(generator)
+        noise = torch.randn(latents.shape, generator=generator, device=generator.device, dtype=latents.dtype)
+        steps = self.draw_timesteps(len(images), generator)
+        return DenoisingBatch(
+            latents,
+            noise.to(latents.device, non_blocking=True),
+            steps.to(latents.device, non_blocking=True),
+            prompt.expand(len(images), -1, -1),
+        )
+
+
+# Subject id -> what attackers may learn of this subject: the plain case first, then other prompts and changed photos.
+SubjectVariants = Mapping[str, Sequence[SubjectData]]
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Draws batches of one subject; see `apdm.protection.batches.Batches`.
+
+    Process `process` of `processes` draws the whole batch and keeps its share. Every sample's picture, noise and
+    timestep are therefore the same however many processes there are.
+
+    Attributes:
+        batch_size: samples of the whole batch, over all processes.
+    """
+
+    data: SubjectData
+    generator: torch.Generator
+    batch_size: int
+    process: int = 0
+    processes: int = 1
+
+    def personalization(self) -> PersonalizationBatch:
+        return self.data.personalization(self.generator, self.batch_size).part(self.process, self.processes)
+
+    def protection(self) -> ProtectionBatch:
+        return self.data.protection(self.generator, self.batch_size).part(self.process, self.processes)
+
+    def anchor(self) -> DenoisingBatch:
+        return self.data.anchor(self.generator, self.batch_size).part(self.process, self.processes)
+
+    def class_pictures(self) -> DenoisingBatch:
+        return self.data.class_pictures(self.generator, self.batch_size).part(self.process, self.processes)
+
+
+def to_device(subjects: SubjectVariants, device: torch.device | str) -> dict[str, list[SubjectData]]:
+    """The same data on `device`. What subjects share, such as class pictures, is moved once."""
+    moved: dict[int, Any] = {}
+
+    def move(value: Any) -> Any:
+        if not hasattr(value, "to"):
+            return value
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device)
+        return moved[id(value)]
+
+    def data(one: SubjectData) -> SubjectData:
+        return SubjectData(**{field.name: move(getattr(one, field.name)) for field in dataclasses.fields(one)})
+
+    return {subject: [data(variant) for variant in variants] for subject, variants in subjects.items()}
+
+
+def _indices(count: int, size: int, images: Posterior, generator: torch.Generator) -> Tensor:
+    """`size` indices below `count`, in shuffled passes, so that a batch repeats as few pictures as it can."""
+    passes = [
+        torch.randperm(count, generator=generator, device=generator.device) for _ in range(math.ceil(size / count))
+    ]
+    return torch.cat(passes)[:size].to(images.mean.device, non_blocking=True)
