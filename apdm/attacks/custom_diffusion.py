@@ -50,7 +50,7 @@ class CustomDiffusion(FineTuning):
         start = self.initializer_token or self._default_initializer(model)
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
         word = add_word(model.with_denoiser(denoiser), self.modifier_token, 1, start)
-        weights = [p for name, p in denoiser.named_parameters() if name.endswith(model.keys_and_values)]
+        weights = [p for name, p in denoiser.named_parameters() if name.endswith(model.key_value_weights)]
         return AttackedModel(
             word.model,
             (denoiser, *word.encoders),

@@ -131,7 +131,7 @@ class Transplant(Staged):
         denoiser = copy.deepcopy(model.denoiser)
         names = [name for name, _ in denoiser.named_parameters()]
         for name, (weight, other) in zip(names, _pairs(denoiser, source.denoiser), strict=True):
-            if any(part in name for part in model.cross_attention):
+            if any(part in name for part in model.cross_attention_weights):
                 weight.copy_(other)
         return model.with_denoiser(denoiser), material
 

@@ -39,24 +39,26 @@ class Family(ABC):
     All parts except the denoiser are frozen. Gradients still flow through the VAE and the text encoders to images, and
     to a text encoder that an attack makes trainable again.
 
-    A subclass states the facts about its architecture in class attributes:
+    A subclass states the facts about its architecture in class attributes.
 
-    * `name`: the family's name, for `--family`.
-    * `pipeline_classes`: names of the diffusers pipeline classes that it handles.
-    * `denoiser_name`: the part that is trained, under the pipeline's name for it ("unet", "transformer").
-    * `required_parts`: the other parts that the pipeline cannot work without.
-    * `block_names`: the denoiser's blocks, or lists of blocks. An engine that shards the model gathers one at a time.
-    * `attention_projections`: the last names of the linear layers in the denoiser's attention. LoRA adapts them by
-      default. A name that a particular denoiser does not have is passed over.
-    * `cross_attention`: pieces of the names of all weights through which the denoiser reads the prompt.
-    * `keys_and_values`: ends of the names of the weights that make keys and values of the prompt.
-    * `prompt_tokenizer`: the tokenizer whose tokens come first in the prompt embeddings, under the pipeline's name.
-    * `trainable_text_encoders`: the text encoders that attacks may train and teach new words. T5 is left out, as in
-      diffusers' DreamBooth scripts, because it has several billion weights.
-    * `text_attention_projections`: the last names of the linear layers in the attention of these text encoders.
-    * `single_file_layout`: the names of the weights in a single-file checkpoint, or None if there is no such format.
-    * `takes_face_adapter`: whether diffusers can load a FaceID or InstantID adapter into the pipeline.
-    * `takes_controlnet`: whether `with_controlnet` can add InstantID's ControlNet.
+    Attributes:
+        name: the family's name, for `--family`.
+        pipeline_classes: names of the diffusers pipeline classes that it handles.
+        denoiser_name: the part that is trained, under the pipeline's name for it ("unet", "transformer").
+        required_parts: the other parts that the pipeline cannot work without.
+        block_names: the denoiser's attributes that hold a block or a list of blocks. An engine that shards the model
+            gathers one block at a time.
+        attention_projections: the last parts of the names of the linear layers in the denoiser's attention. LoRA adapts
+            them by default. Names that a particular denoiser does not have are passed over.
+        cross_attention_weights: pieces of the names of all weights through which the denoiser reads the prompt.
+        key_value_weights: ends of the names of the weights that make keys and values of the prompt.
+        prompt_tokenizer: the tokenizer whose tokens come first in the prompt embeddings, under the pipeline's name.
+        trainable_text_encoders: the text encoders that attacks may train and teach new words. T5 is left out, as in
+            diffusers' DreamBooth scripts, because it has several billion weights.
+        text_attention_projections: the last parts of the names of the linear layers in these encoders' attention.
+        single_file_layout: the names of the weights in a single-file checkpoint, or None if there is no such format.
+        takes_face_adapter: whether diffusers can load a FaceID or InstantID adapter into the pipeline.
+        takes_controlnet: whether `with_controlnet` can add InstantID's ControlNet.
 
     Args:
         pipeline: a diffusers pipeline in memory. Its denoiser is trained in place.
@@ -74,8 +76,8 @@ class Family(ABC):
     required_parts: ClassVar[tuple[str, ...]]
     block_names: ClassVar[tuple[str, ...]]
     attention_projections: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
-    cross_attention: ClassVar[tuple[str, ...]]
-    keys_and_values: ClassVar[tuple[str, ...]]
+    cross_attention_weights: ClassVar[tuple[str, ...]]
+    key_value_weights: ClassVar[tuple[str, ...]]
     prompt_tokenizer: ClassVar[str] = "tokenizer"
     trainable_text_encoders: ClassVar[tuple[str, ...]] = ()
     text_attention_projections: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -40,8 +40,8 @@ class FlowMatching(Family):
         "add_v_proj",
         "to_add_out",
     )
-    cross_attention = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
-    keys_and_values = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
+    cross_attention_weights = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
+    key_value_weights = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         super().__init__(pipeline, source=source, **options)

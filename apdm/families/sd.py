@@ -21,8 +21,8 @@ class StableDiffusion(BetaSchedule):
     denoiser_name = "unet"
     required_parts: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "scheduler")
     block_names = ("down_blocks", "mid_block", "up_blocks")
-    cross_attention = (".attn2.",)
-    keys_and_values = (".attn2.to_k.weight", ".attn2.to_v.weight")
+    cross_attention_weights = (".attn2.",)
+    key_value_weights = (".attn2.to_k.weight", ".attn2.to_v.weight")
     trainable_text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     single_file_layout = SingleFileLayout(
         marker="cond_stage_model.",

@@ -299,8 +299,8 @@ def test_lora_layers_exist_and_each_wider_target_holds_the_narrower_one(families
 def test_weights_that_read_the_prompt_are_named_and_the_keys_and_values_are_among_them(families, kind: str):
     family = families(kind)
     names = [name for name, _ in family.denoiser.named_parameters()]
-    reading = {name for name in names if any(piece in name for piece in family.cross_attention)}
-    made = {name for name in names if name.endswith(family.keys_and_values)}
+    reading = {name for name in names if any(piece in name for piece in family.cross_attention_weights)}
+    made = {name for name in names if name.endswith(family.key_value_weights)}
     assert made and made < reading < set(names)
 
 
