@@ -38,8 +38,10 @@ class Cell:
     """What is done in a cell.
 
     Attributes:
-        entry: the attack's place in the suite. attack: the attack itself.
-        model: name of the attacked model. role: whether the person is protected.
+        entry: the attack's place in the suite.
+        attack: the attack itself.
+        model: name of the attacked model.
+        role: whether the person is protected.
         nominal_step: the step at which the attack counts as done.
         eval_steps: the steps at which the model draws and its pictures are judged.
         key: a name for everything that determines the cell, see `store.key_of`.

@@ -57,6 +57,11 @@ class Matrix:
     ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
         """Run this process's share of the cells; finished ones are kept in the store.
 
+        Args:
+            runner: runs a single cell.
+            store: where finished cells are kept and found.
+            processes: the processes that share the cells.
+            show_progress: whether the main process shows a progress bar.
         Returns:
             In the main process the rows and the pictures of all cells, once all processes are done; else None.
         Raises:

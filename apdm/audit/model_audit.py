@@ -28,13 +28,14 @@ def attack_and_judge(
 ) -> tuple[Results, dict[str, Tensor]] | None:
     """Attack all models with the photos of all people and with all seeds, and judge.
 
-    The likeness that the nominal attack reaches on the base after its nominal steps is what there is to prevent. The
-    base is attacked for so many steps, and so is every model on people who are not protected. On protected people the
-    hardened model is attacked for `plan.max_train_steps`, by attacks that are `long`: so cost factors up to
-    max_train_steps / nominal steps can be shown. An attack that fails gives a row that says so; it does not end the
-    audit.
+    What hardening should prevent is the likeness that the nominal attack reaches on the base after its nominal steps.
+    So the base is attacked for the nominal steps. The hardened model is attacked for the nominal steps too, unless the
+    person is protected and the attack is `long`: then it is attacked for `plan.max_train_steps`, so that a cost factor
+    up to max_train_steps / nominal steps can be shown. An attack that fails gives a row that says so; it does not end
+    the audit.
 
     Args:
+        plan: what is attacked, by what, and who judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         store: where finished attacks are kept and found; None keeps nothing.
         processes: the processes that share the attacks.

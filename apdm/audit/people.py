@@ -35,8 +35,8 @@ class Person:
     Attributes:
         id: opaque name.
         photos: [N, 3, R, R] in [-1, 1], which the attacker trains on.
-        references: hold-out photos [M, 3, R, R] in [-1, 1], which define likeness. They must not be among `photos`:
-            likeness would look higher than it is.
+        references: hold-out photos [M, 3, R, R] in [-1, 1], which define likeness. None of them should be among
+            `photos`, because then likeness would look higher than it is.
     """
 
     id: str
@@ -51,8 +51,8 @@ class AuditSubjects:
     Attributes:
         protected: the people whom the hardened model protects.
         others: people who gave consent and must stay learnable.
-        strangers: photos [N, 3, R, R] in [-1, 1] of anybody else, which say what likeness by chance is. None: the
-            base's class pictures say it.
+        strangers: photos [N, 3, R, R] in [-1, 1] of anybody else, from which likeness by chance is measured. If it is
+            None, the base's class pictures are used instead.
         consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
     """
 

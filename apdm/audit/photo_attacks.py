@@ -122,7 +122,8 @@ class PhotoAudit:
         class_images: latents of the attacker's class pictures, for prior preservation.
         judges: the networks that look at the pictures.
         specs: which attacks there are.
-        factory: makes the attacks that train. drawing: how pictures are drawn.
+        factory: makes the attacks that train.
+        drawing: how pictures are drawn.
         seed: of every random choice.
         facts: what else determines the rows, so that a change of it means to attack again.
     """

@@ -58,7 +58,8 @@ class AuditPlan:
         max_train_steps: how long the hardened model is attacked.
         measured_steps: attack steps at which likeness is measured, ascending.
         num_class_images: class pictures drawn by each model.
-        seed: of the first repeat. repeats: number of seeds.
+        seed: of the first repeat.
+        repeats: number of seeds.
         show_photos: whether the protected people's own photos are among the pictures.
         files: {model: where it was read from}; empty if that is not known.
         command: the command line, for the results.

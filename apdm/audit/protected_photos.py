@@ -66,7 +66,8 @@ def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolu
     the files may come in another order.
 
     Args:
-        folder: where the protected photos are, for messages. protected: their files.
+        folder: where the protected photos are, for messages.
+        protected: their files.
     Raises:
         UserError: the photos do not pair off.
     """

@@ -53,7 +53,8 @@ class AttackRow:
     """One attack on one model, with the photos of one person and one seed.
 
     Attributes:
-        attack: the attack's name. spec: the text that names it with its options.
+        attack: the attack's name.
+        spec: the text that names it with its options.
         params: the attack's parameters.
         assumes: what the attacker must have, as half a sentence.
         white_box: for an attack that trains on another model, the spec of the same attack on this model.
@@ -61,7 +62,8 @@ class AttackRow:
         long: whether the hardened model was attacked for longer than the nominal steps, to show the cost factor.
         model: "base", "hardened" or "placebo".
         role: whether the person is protected or one who must stay learnable.
-        nominal_step: the step at which the attack counts as done. horizon: the last step that was taken.
+        nominal_step: the step at which the attack counts as done.
+        horizon: the last step that was taken.
         identity, quality: after the nominal step; empty where the attack failed.
         scores: {encoder: likeness of every picture, None where it shows no face}, after the nominal step.
         curve: the same figures at every measured step.
@@ -163,7 +165,9 @@ class LowestCost:
 
 @dataclass(frozen=True, kw_only=True)
 class CostFactors:
-    """Attack steps that the likeness after the nominal attack on the base costs on the hardened model, over the base's.
+    """How many times the base's attack steps the hardened model takes, until the likeness of the base is reached.
+
+    That likeness is the one after the nominal attack on the base.
 
     Attributes:
         at_likeness: {person: {encoder: likeness on the base after the nominal step}}.
@@ -210,7 +214,9 @@ class AttackOutcome:
     Attributes:
         state: "protected"; "not protected" (a check failed); "void" (the attack does not work on the base, so it says
             nothing); "unreliable" (it passed, but something forbids the conclusion).
-        cells: number of rows. failed: how many of them failed. void: pairs whose attack does not work on the base.
+        cells: number of rows.
+        failed: how many of them failed.
+        void: pairs whose attack does not work on the base.
         comparison, placebo: by encoder; empty where no pair counts.
         no_attack: {model: {encoder: mean likeness to the protected before the attack}}.
         unreliable: why nothing should be concluded, one clause each.
@@ -344,7 +350,8 @@ class Measurements:
     Attributes:
         command: the command line, if there was one.
         package: {library: version}.
-        subjects: ids of the protected people. others: ids of people who must stay learnable.
+        subjects: ids of the protected people.
+        others: ids of people who must stay learnable.
         strangers: {encoder: likeness by chance}.
     """
 

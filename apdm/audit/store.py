@@ -48,7 +48,12 @@ class CellStore:
     """The finished cells in one folder."""
 
     def __init__(self, folder: Path, *, process: int = 0) -> None:
-        """Open the store, and make the folder if need be. process: index of this process, saved with its cells."""
+        """Open the store, and make the folder if need be.
+
+        Args:
+            folder: where the cells are.
+            process: index of this process, which is saved with its cells.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.process = folder, process
 

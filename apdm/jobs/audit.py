@@ -125,7 +125,8 @@ def load_inputs(
 
     Args:
         folders: where the photos are.
-        entries: the attacks. models: names of the models that there will be.
+        entries: the attacks.
+        models: names of the models that there will be.
         resolution: side of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
         protected: ids of the protected people; None: everybody whose photos the attacker has.

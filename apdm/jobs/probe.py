@@ -34,7 +34,8 @@ class Probe:
     """A short attack on one protected person, and the judges that look at what comes out.
 
     Attributes:
-        attack: the attack. data: the latents that it trains on.
+        attack: the attack.
+        data: the latents that it trains on.
         judges: the networks that look at the pictures.
         references: {encoder: embeddings [M, D] of the person's hold-out photos}.
         chance: {encoder: mean likeness of strangers to the person}; 0 where there are no photos of strangers.

@@ -48,7 +48,8 @@ class Validator:
             directory: where the sheets are saved.
             instance_prompt: what the probe's attacker asks for.
             seed: of the pictures' noise.
-            resolution: side of the pictures. batch_size: pictures drawn at once.
+            resolution: side of the pictures.
+            batch_size: pictures drawn at once.
         """
         self.options, self.family, self.probe, self.directory = options, family, probe, directory
         self.instance_prompt, self.seed = instance_prompt, seed

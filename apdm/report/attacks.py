@@ -39,7 +39,7 @@ class LikenessCells:
 
 @dataclass(frozen=True)
 class AttackLine:
-    """A line of the table of attacks. style, words: how its state is shown."""
+    """A line of the table of attacks; `style` and `words` say how the attack's state is shown."""
 
     outcome: AttackOutcome
     style: str
@@ -50,7 +50,11 @@ class AttackLine:
 
 @dataclass(frozen=True)
 class AttackSection:
-    """The plots, pictures and parameters of one attack. params: {parameter: values that it took in the rows}."""
+    """The plots, pictures and parameters of one attack.
+
+    Attributes:
+        params: {parameter: values that it took in the rows}.
+    """
 
     spec: str
     assumes: str

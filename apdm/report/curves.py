@@ -27,7 +27,11 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Curve:
-    """A polyline. is_mean: whether it is the mean of several seeds, or else a single seed's. points: (x, y)."""
+    """A polyline through points (x, y).
+
+    Attributes:
+        is_mean: whether this is the mean of the seeds, or else the curve of a single seed.
+    """
 
     model: str
     is_mean: bool
@@ -42,7 +46,8 @@ class Plot:
         band: y of the strangers' mean plus, without and minus their standard deviation.
         threshold: y of the encoder's match threshold.
         nominal: x of the end of the nominal attack.
-        x_ticks: (x, attack step). y_ticks: (y, likeness).
+        x_ticks: (x, attack step).
+        y_ticks: (y, likeness).
     """
 
     subject: str

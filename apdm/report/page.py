@@ -97,7 +97,11 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict in a few words. state: "protected", "failed" (a check failed) or "unknown" (nothing is claimed)."""
+    """The verdict in a few words.
+
+    Attributes:
+        state: "protected", "failed" (a check failed) or "unknown" (nothing is claimed).
+    """
 
     state: str
     title: str

@@ -67,7 +67,11 @@ class PhotoAttackLine:
 
 @dataclass(frozen=True)
 class PhotoSection:
-    """The whole section. epsilon: the allowed change by layer, in grey levels of 255."""
+    """The whole section.
+
+    Attributes:
+        epsilon: {layer of the photo protection: largest allowed change, in grey levels of 255}.
+    """
 
     method: str
     epsilon: dict[str, float]
@@ -82,7 +86,8 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
     """The section on the protected photos.
 
     Args:
-        shown: data URIs by slot. encoders: names of the face encoders, in their order.
+        shown: data URIs by slot.
+        encoders: names of the face encoders, in their order.
     """
     subjects = dict.fromkeys(photo.subject for photo in layer.photos)
     return PhotoSection(

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from json_schema import violations
 from torch import Tensor, nn
 
-from apdm.audit import AuditPlan, Results, attack_and_judge, read_results, write_results
+from apdm.audit import AuditPlan, Results, attack_and_judge, read_results, results_schema, write_results
 from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.results import ModelFile
 from apdm.audit.schema import from_json, to_json
@@ -157,6 +158,8 @@ def test_each_model_is_seen_through_its_own_pictures(run_audit, family):
 
 def test_the_results_follow_the_schema(audited):
     results, pictures = audited
+    schema = results_schema()
+    assert violations(results, schema, schema["$defs"]) == []
     assert results["schema"] == 1
     assert results["seeds"] == [0, 1]
     assert results["subjects"] == ["s01"]

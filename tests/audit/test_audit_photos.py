@@ -22,6 +22,7 @@ from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_pho
 from apdm.audit.results import PhotoAttackRow, read_results
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory
+from apdm.cli import main
 from apdm.config import AuditConfig, HardenConfig, load_config
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
@@ -163,6 +164,25 @@ def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path
         assert clean.params.get("prompt") == (None if spec.startswith("lora") else "in a hat")
     places = {"lora_max_train_steps=1", "img2img_strength=0.5", "inpainting"}
     assert {f"layer/{place}/clean/s01" for place in places} < set(pictures)
+
+
+def test_apdm_audit_attacks_protected_photos_as_the_main_job_does(output: Path, people: Path, tmp_path: Path):
+    words = ["--base", str(PIPELINE), "--hardened", str(output / "model"), "--subjects", str(people)]
+    words += ["--protected_photos", str(output), "--output_dir", str(tmp_path / "out"), "--attacks", "dreambooth"]
+    words += ["--resolution", "64", "--seeds", "1", "--max_train_steps", "2", "--num_class_images", "4"]
+    words += ["--num_images", "2", "--num_inference_steps", "2", "--num_threads", "1", "--show_photos", "true"]
+    threads = torch.get_num_threads()
+    assert main(["audit", *words]) == 1  # such pictures show nobody: nothing was shown to be protected
+    torch.set_num_threads(threads)
+    layer, shipped = (read_results(folder / "results.json").image_layer for folder in (tmp_path / "out", output))
+    assert layer is not None and shipped is not None
+    assert [(row.attack, row.photos, row.status) for row in layer.attacks] == [
+        ("dreambooth", "clean", "ok"),
+        ("dreambooth", "protected", "ok"),
+    ]
+    assert layer.photos == shipped.photos
+    text = Page(tmp_path / "out" / "report.html").text("photos")
+    assert "Original" in text and "Difference" in text  # it was allowed to show them
 
 
 def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, tmp_path: Path):
