@@ -33,6 +33,7 @@ class DepthwiseConvolution(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the two convolutions."""
         return F.relu(self.bn2(self.pointwise(F.relu(self.bn1(self.depthwise(x))))))
 
 
@@ -48,6 +49,7 @@ class GlobalDepthwiseConvolution(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pool a map `[B, C, 7, 7]` to `[B, C, 1, 1]`."""
         return self.bn(self.depthwise(x))
 
 
@@ -66,6 +68,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the bottleneck to a map `[B, inputs, H, W]`."""
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
@@ -89,6 +92,7 @@ class MobileFaceNet(nn.Module):
         self.bn = nn.BatchNorm2d(dimension)
 
     def forward(self, crops: Tensor) -> Tensor:
+        """Embed crops `[B, 3, 112, 112]` in [0, 1]. Returns `[B, 128]`."""
         x = (crops * 255 - 127.5) / 128
         x = self.conv2(self.features(self.dw_conv(self.conv1(x))))
         embeddings: Tensor = self.bn(self.conv3(self.gdconv(x))).flatten(1)

@@ -74,6 +74,7 @@ class OnnxModule(nn.Module):
         self._check()
 
     def forward(self, crops: Tensor) -> Tensor:
+        """Embed crops `[B, 3, S, S]` in [0, 1]. Returns `[B, D]`."""
         pixels = crops * 255
         if not self.normalises:
             pixels = (pixels - 127.5) / 127.5
@@ -118,9 +119,7 @@ class OnnxModule(nn.Module):
         return int(shape[2]) or ARCFACE_SIZE
 
     def _plan(self, graph: Any) -> list[Node]:
-        """The operators in the order in which the graph lists them, which ONNX requires to be valid. Constants are kept
-        apart.
-        """
+        """The operators in the order of the graph, which ONNX requires to be sorted. Constants are kept apart."""
         onnx = import_extra("onnx")
         last = {name: i for i, node in enumerate(graph.node) for name in node.input}
         plan = []

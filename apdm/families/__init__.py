@@ -3,7 +3,7 @@
 A family wraps a diffusers pipeline. It encodes prompts and images, draws timesteps, adds noise, names the training
 target, calls the denoiser, samples images and writes the pipeline. It also states the facts that other packages ask
 for: the names of the denoiser's blocks, the layers that LoRA adapts, the attention layers, the single-file layout.
-A family knows no method, and a method never tests which family it has.
+A family holds no code of any method, and a method never tests which family it has.
 
 Three conventions are the same in every family, so that the code outside needs no special cases:
 

@@ -26,6 +26,7 @@ class BetaSchedule(Family):
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     def check_pipeline(self) -> None:
+        """Check also that the scheduler has betas and predicts noise or velocity; see `Family.check_pipeline`."""
         if "beta_schedule" not in self.pipeline.scheduler.config:
             name = type(self.pipeline.scheduler).__name__
             raise UserError(f"{self.location}: a {name} has no schedule of betas; use a scheduler that has one")

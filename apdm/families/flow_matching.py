@@ -50,6 +50,7 @@ class FlowMatching(Family):
         self._sigmas: Tensor = scheduler.sigmas.flip(0)
 
     def check_pipeline(self) -> None:
+        """Check also that the scheduler is one of flow matching; see `Family.check_pipeline`."""
         super().check_pipeline()
         if not isinstance(self.pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
             name = type(self.pipeline.scheduler).__name__

@@ -22,8 +22,9 @@ class StableDiffusionXL(StableDiffusion):
     """A `StableDiffusionXLPipeline`.
 
     The prompt embeddings of both text encoders (the output of the last layer but one) stand side by side, and the
-    second encoder's pooled vector follows in further rows. The denoiser is told that the picture was neither resized
-    nor cropped. The released VAE overflows in float16; if its configuration says so, it stays in float32.
+    second encoder's pooled vector follows in further rows. The denoiser also gets the picture's size, and that the
+    picture was neither resized nor cropped. The released VAE overflows in float16; if its configuration says so, it
+    stays in float32.
     """
 
     name = "stable-diffusion-xl"
@@ -45,6 +46,7 @@ class StableDiffusionXL(StableDiffusion):
             pipeline.vae.to(torch.float32)
 
     def check_pipeline(self) -> None:
+        """Check also that it is a base model and not the refiner; see `Family.check_pipeline`."""
         super().check_pipeline()
         if self.pipeline.text_encoder is None or self.denoiser.config.addition_embed_type != "text_time":
             raise UserError(

@@ -35,6 +35,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to a map `[B, inputs, H, W]`."""
         return self.body(x) + self.skip(x)
 
 
@@ -62,6 +63,7 @@ class ResidualEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Embed images. Returns unit vectors `[B, 128]`."""
         x = F.interpolate(images, size=(128, 128), mode="bilinear", align_corners=False)
         x = x[:, :, 8:120, 8:120] * 2 - 1
         return F.normalize(self.head(self.stages(self.stem(x))), dim=1)
@@ -89,6 +91,7 @@ class PatchEncoder(nn.Module):
         self.head = nn.Linear(4 * width, dimension)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Embed images. Returns unit vectors `[B, 96]`."""
         x = F.interpolate(images, size=(64, 64), mode="bilinear", align_corners=False)
         x = self.stem(x * 2 - 1).flatten(2).transpose(1, 2)
         x = self.norm(self.blocks(x + self.positions))
@@ -126,5 +129,6 @@ class AttributeReader(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The logits of all attributes, and the logit that a whole face is shown."""
         features = self.features(images)
         return {name: head(features) for name, head in self.attributes.items()}, self.face(features)[:, 0]

@@ -177,6 +177,7 @@ def side_by_side(left: Path, right: Path, side: int = 280) -> str:
 
 
 def find_browser() -> str | None:
+    """The path of an installed Chromium browser, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -196,6 +197,7 @@ def first_screen(report: Path, browser: str, width: int = 1000, height: int = 90
 
 
 def main() -> None:
+    """Write the figures of the demo that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
     demo: Path = parser.parse_args().demo
