@@ -52,6 +52,7 @@ class Family(ABC):
             them by default. Names that a particular denoiser does not have are passed over.
         cross_attention_weights: pieces of the names of all weights through which the denoiser reads the prompt.
         key_value_weights: ends of the names of the weights that make keys and values of the prompt.
+        prediction_type: what the denoiser predicts, such as "epsilon". Only models that predict the same are compared.
         prompt_tokenizer: the tokenizer whose tokens come first in the prompt embeddings, under the pipeline's name.
         trainable_text_encoders: the text encoders that attacks may train and teach new words. T5 is left out, as in
             diffusers' DreamBooth scripts, because it has several billion weights.
@@ -78,6 +79,7 @@ class Family(ABC):
     attention_projections: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
     cross_attention_weights: ClassVar[tuple[str, ...]]
     key_value_weights: ClassVar[tuple[str, ...]]
+    prediction_type: str
     prompt_tokenizer: ClassVar[str] = "tokenizer"
     trainable_text_encoders: ClassVar[tuple[str, ...]] = ()
     text_attention_projections: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -32,6 +32,7 @@ class FlowMatching(Family):
     """A pipeline with a multimodal transformer and a flow-matching scheduler, in diffusers' convention."""
 
     denoiser_name = "transformer"
+    prediction_type = "flow"
     # The projections of the picture's stream, then those of the prompt's stream through joint attention.
     attention_projections = (
         *Family.attention_projections,
