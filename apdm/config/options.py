@@ -76,8 +76,11 @@ def command_line(name: str, argv: Sequence[str]) -> str:
     """
 
     def shortened(word: str) -> str:
-        key, equals, value = word.rpartition("=")
-        return key + equals + Path(value).name if value.startswith(("/", "~")) else word
+        key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if not value.startswith(("/", "~")):
+            return word
+        path, colon, options = value.partition(":")  # a plug-in's file, its class and options
+        return key + equals + Path(path).name + colon + options
 
     return " ".join(["apdm", name, *map(shortened, argv)])
 

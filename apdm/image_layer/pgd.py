@@ -24,14 +24,15 @@ class PGD:
     A step computes the objective and its gradient with respect to each photo, adds `step_size` times a direction to the
     photo, and projects the result back into the allowed values. The photos may differ in size.
 
-    Subclass to change the loop. There are three hooks, called with one photo at a time and its index:
+    Subclass to change the loop. There are three hooks, called for each photo with its index. The last two are called in
+    every step:
 
     * `initial(index)` returns the photo that the ascent starts from, `[3, H, W]`. It is called once for each photo, at
       the end of `__init__`.
     * `direction(gradient, index)` returns what one step adds to the photo, before it is multiplied by `step_size`. It
-      is called once per step without gradients. `gradient` is the gradient of the objective with respect to the photo.
-    * `project(photo, index)` returns the nearest allowed photo. It is called once per step without gradients, after the
-      photo has moved. It may change `photo` in place.
+      is called without gradients. `gradient` is the gradient of the objective with respect to the photo.
+    * `project(photo, index)` returns the nearest allowed photo. It is called without gradients after the photo has
+      moved. It may change `photo` in place.
 
     `self.originals[index]` is the original photo, `self.photos[index]` the photo as it is now. For example, a budget in
     the Euclidean norm in place of the maximum norm:
@@ -46,7 +47,7 @@ class PGD:
                 return (self.originals[index] + change).clamp(0, 1)
 
     A photo protection uses its own subclass if it names it in `PhotoProtection.loop`. Whatever the subclass does,
-    photos are saved within `epsilon` of the original in the maximum norm.
+    a photo is saved within the budget around the original in the maximum norm.
 
     Args:
         originals: N photos `[3, H, W]` in [0, 1].

@@ -254,9 +254,15 @@ def test_a_command_is_told_without_the_machines_paths():
         "/home/somebody/faces",
         "--output_dir=~/out/run",
         "1/2",
+        "/home/somebody/encoder.pt=0.255",
+        "/home/somebody/mine.py:Mine:steps=5,rate=1/2",
+        "--image_layer.method=/home/somebody/mine.py:Mine:steps=5",
     ]
-    told = "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run 1/2"
-    assert command_line("harden", words) == told
+    shown = (
+        "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run 1/2 encoder.pt=0.255 "
+        "mine.py:Mine:steps=5,rate=1/2 --image_layer.method=mine.py:Mine:steps=5"
+    )
+    assert command_line("harden", words) == shown
 
 
 def test_the_options_page_of_the_documents_is_up_to_date():
