@@ -92,12 +92,16 @@ def test_harden_returns_where_the_model_is(hardened: apdm.HardenResult) -> None:
     assert (hardened.image_dir, hardened.results, hardened.protected) == (None, None, None)
 
 
-def test_the_command_gives_the_same_weights_as_the_function(
-    hardened: apdm.HardenResult, options: dict[str, object], tmp_path: Path
+def test_the_command_gives_the_same_weights_as_the_function_and_says_where_they_are(
+    hardened: apdm.HardenResult, options: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     assert main(["harden", *words, "--output_dir", str(tmp_path / "run")]) == 0
     assert equal(weights(hardened.output_dir), weights(tmp_path / "run"))
+    assert capsys.readouterr().out.splitlines() == [
+        f"hardened model  {tmp_path / 'run/model'} (2 outer steps)",
+        f"try next        apdm verify {tmp_path / 'run'}",
+    ]
 
 
 def test_a_fresh_process_prints_nothing_and_neither_do_the_libraries(
