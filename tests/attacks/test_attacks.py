@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,7 +236,7 @@ def test_custom_diffusion_trains_cross_attentions_keys_and_values_and_one_row(fa
 
 
 def test_custom_diffusion_of_another_noun_still_starts_as_the_rare_token(family: Family):
-    attack = make("custom_diffusion:class_noun=man", **SHORT)
+    attack: Any = make("custom_diffusion:class_noun=man", **SHORT)
     table = attack.begin(family, material(family)).model.pipeline.text_encoder.get_input_embeddings().weight
     (sks,) = family.pipeline.tokenizer("sks", add_special_tokens=False).input_ids
     assert torch.equal(table[-1], table[sks])

@@ -18,7 +18,7 @@ import pytest
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.core.pictures import save_png, to_pil
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.metrics.identity import likeness
 from apdm.portraits import PIPELINE
@@ -52,7 +52,7 @@ def test_diffusers_own_script_draws_the_person_as_well_as_our_dreambooth(tmp_pat
         assert min(one, other) > 0.3 and abs(one - other) < APART
 
 
-def run_script(folder: Path) -> StableDiffusion:
+def run_script(folder: Path) -> Family:
     options = {
         **PROMPTS,
         **OPTIONS,
@@ -73,7 +73,7 @@ def run_script(folder: Path) -> StableDiffusion:
     return load_family(folder / "model")
 
 
-def seen(study: Study, model: StableDiffusion) -> list[float]:
+def seen(study: Study, model: Family) -> list[float]:
     """Mean likeness by each encoder."""
     drawn = draw(model, [PROMPTS["instance_prompt"]] * 16, seed=77)
     known = portraits(PROTECTED_PEOPLE.start, HOLDOUT)

@@ -6,6 +6,7 @@ Short runs: likeness rises clearly above strangers'. What full attacks reach is 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,8 @@ def test_a_short_attack_draws_the_person(study: Study, material: Material, spec:
 
 def test_an_adapter_trained_on_the_base_works_on_a_fine_tune_of_it(study: Study, material: Material):
     attack = nominal("transfer:attack=lora,max_train_steps=80", train_batch_size=8)
-    sibling = nominal("two_stage:benign_steps=20,benign_learning_rate=1e-4").prepare(study.family, material)[0]
+    two_stage: Any = nominal("two_stage:benign_steps=20,benign_learning_rate=1e-4")
+    sibling = two_stage.prepare(study.family, material)[0]
     given = replace(material, models={"base": study.family})
     before, after = (drawn(study, attack, model) for model in (sibling, attack.run(sibling, given).model))
     assert all(other > one + 0.2 and other > LEARNT for one, other in zip(before, after, strict=True))

@@ -143,7 +143,7 @@ def test_a_new_word_reads_as_its_initializer_where_the_end_is_told_by_the_larges
     ends = [holder for holder in ends if hasattr(holder, "eos_token_id")]
     for holder in ends:
         holder.eos_token_id = 2
-    attack = make(f"textual_inversion:initializer_token=dog,num_vectors={count}", **PROMPTS, **SHORT)
+    attack: Any = make(f"textual_inversion:initializer_token=dog,num_vectors={count}", **PROMPTS, **SHORT)
     started = attack.begin(family, material).model
     word, spelt = (
         model.encode_prompts([prompt])
@@ -172,7 +172,7 @@ def test_a_transplant_of_text_takes_every_encoder(prepared, kind: str):
     family, material = prepared(kind)
     names = [name for name in (*CLIPS[kind], T5[kind]) if name]
     base = family.replace(**{name: copy.deepcopy(getattr(family.pipeline, name)) for name in names})
-    attack = make("transplant:source=base,part=text_encoder", **PROMPTS, **SHORT)
+    attack: Any = make("transplant:source=base,part=text_encoder", **PROMPTS, **SHORT)
     taken, _ = attack.prepare(family, replace(material, models={"base": base}))
     assert all(getattr(taken.pipeline, name) is getattr(base.pipeline, name) for name in names)
     assert taken.denoiser is family.denoiser
@@ -203,7 +203,7 @@ def test_a_transplant_takes_the_weights_that_read_the_prompt_and_leaves_the_pict
         for weight in other.parameters():
             weight.add_(0.1)
     models = {"base": family.with_denoiser(other)}
-    attack = make("transplant:source=base", **PROMPTS, **SHORT)
+    attack: Any = make("transplant:source=base", **PROMPTS, **SHORT)
     taken, _ = attack.prepare(family, replace(material, models=models))
     weights = dict(family.denoiser.named_parameters())
     changed = {name for name, weight in taken.denoiser.named_parameters() if not torch.equal(weight, weights[name])}

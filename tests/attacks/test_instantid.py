@@ -79,9 +79,10 @@ class Resampler(nn.Module):
 
     def forward(self, embeds: Tensor) -> Tensor:
         seen, queries = self.proj_in(embeds), self.latents.expand(len(embeds), -1, -1)
-        for attend, forward in self.layers:
-            queries = queries + attend(seen, queries)
-            queries = queries + forward(queries)
+        layer: Any
+        for layer in self.layers:
+            queries = queries + layer[0](seen, queries)
+            queries = queries + layer[1](queries)
         return self.norm_out(self.proj_out(queries))
 
 

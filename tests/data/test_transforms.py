@@ -1,6 +1,8 @@
 """The picture transforms against Pillow, SciPy and finite differences, and the random choice among them."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,19 +157,32 @@ def test_equal_seeds_give_equal_transforms_and_one_seed_gives_new_ones_each_time
 
 
 def test_transforms_are_drawn_as_often_as_said(monkeypatch: pytest.MonkeyPatch):
-    drawn = []
-    for name in ("jpeg", "resize_and_back", "gaussian_blur", "gaussian_noise"):
-        monkeypatch.setattr(transforms, name, lambda image, *_, name=name: (drawn.append(name), image)[1])
+    drawn: list[str] = []
+
+    def noted(name: str) -> Callable[..., torch.Tensor]:
+        def transform(image: torch.Tensor, *_: Any) -> torch.Tensor:
+            drawn.append(name)
+            return image
+
+        return transform
+
+    names = ("jpeg", "resize_and_back", "gaussian_blur", "gaussian_noise")
+    for name in names:
+        monkeypatch.setattr(transforms, name, noted(name))
     shares = {"jpeg_probability": 0.4, "resize_probability": 0.3, "blur_probability": 0.1, "noise_probability": 0.1}
     transform = RandomTransform(TransformConfig(**shares))
     transform(torch.zeros(2000, 3, 1, 1), torch.Generator().manual_seed(0))
-    shares = [drawn.count(name) / 2000 for name in ("jpeg", "resize_and_back", "gaussian_blur", "gaussian_noise")]
-    assert shares == pytest.approx([0.4, 0.3, 0.1, 0.1], abs=0.04)
+    assert [drawn.count(name) / 2000 for name in names] == pytest.approx([0.4, 0.3, 0.1, 0.1], abs=0.04)
 
 
 def test_strengths_fill_their_range_bounds_included(monkeypatch: pytest.MonkeyPatch):
-    qualities = []
-    monkeypatch.setattr(transforms, "jpeg", lambda image, quality: (qualities.append(quality), image)[1])
+    qualities: list[int] = []
+
+    def noted(image: torch.Tensor, quality: int) -> torch.Tensor:
+        qualities.append(quality)
+        return image
+
+    monkeypatch.setattr(transforms, "jpeg", noted)
     only("jpeg", jpeg_quality=[70, 73])(torch.zeros(400, 3, 1, 1), torch.Generator().manual_seed(0))
     assert set(qualities) == {70, 71, 72, 73} and min(map(qualities.count, set(qualities))) > 70
     image = pictures(1, 3, 12, 12)

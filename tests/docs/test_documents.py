@@ -35,7 +35,8 @@ def name(path: Path) -> str:
 
 def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
     """The text in pieces: ("code", lines) for fenced blocks, ("text", lines) for what stands between blank lines."""
-    kind, lines = "text", []
+    kind = "text"
+    lines: list[str] = []
     for line in text.splitlines():
         if line.startswith("```"):
             yield kind, lines
@@ -141,7 +142,7 @@ def test_commands_that_documents_show_are_understood(
 
 def option_names(config: type, prefix: str = "") -> Iterator[str]:
     """Every option and group of a configuration class, with dots: "pool", "pool.size"."""
-    for field in fields(config):  # type: ignore[arg-type]
+    for field in fields(config):
         yield prefix + field.name
         factory = field.default_factory
         if isinstance(factory, type) and is_dataclass(factory):

@@ -28,19 +28,19 @@ from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.export.metadata import read_metadata, write_metadata
 from apdm.export.model_card import THREAT_MODEL
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, StableDiffusion, load_family
 from apdm.families.single_file.write import check_single_file
 
 CONFIG_HASH = "c0ffee" * 10 + "c0ff"
 
 
-def write(family: StableDiffusion, directory: Path, base: Path, **options: Any) -> Path:
+def write(family: Family, directory: Path, base: Path, **options: Any) -> Path:
     facts: dict[str, Any] = {"base_path": base, "config_hash": CONFIG_HASH, "method": "apdm", "steps": 12}
     return export.export_model(family, directory, **facts, **options)
 
 
 @pytest.fixture
-def family(tiny_pipeline: Path) -> StableDiffusion:
+def family(tiny_pipeline: Path) -> Family:
     """The tiny pipeline with a changed denoiser, as after hardening."""
     family = load_family(tiny_pipeline)
     with torch.no_grad():
@@ -61,9 +61,7 @@ def assert_equal_weights(found: Any, expected: Any) -> None:
         assert ours[name].dtype == weight.dtype and torch.equal(ours[name], weight), name
 
 
-def test_an_exported_folder_loads_unmodified_and_draws(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
-) -> None:
+def test_an_exported_folder_loads_unmodified_and_draws(family: Family, tiny_pipeline: Path, tmp_path: Path) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline)
     loaded = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert type(loaded) is StableDiffusionPipeline
@@ -73,7 +71,7 @@ def test_an_exported_folder_loads_unmodified_and_draws(
 
 
 def test_every_file_of_the_base_has_its_counterpart_and_weights_are_safetensors_only(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline)
     names = {path.relative_to(folder).as_posix() for path in list_files(folder)}
@@ -82,7 +80,7 @@ def test_every_file_of_the_base_has_its_counterpart_and_weights_are_safetensors_
 
 
 def test_the_half_precision_variant_loads_as_such_and_the_full_one_as_before(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline, save_variant="fp16")
     loaded = DiffusionPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float16, local_files_only=True)
@@ -94,7 +92,7 @@ def test_the_half_precision_variant_loads_as_such_and_the_full_one_as_before(
 
 
 def test_the_denoisers_header_carries_the_facts_as_strings_and_its_weights_stay(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline)
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -119,7 +117,7 @@ def test_a_file_without_metadata_gets_some(tmp_path: Path) -> None:
 
 
 def test_the_model_card_states_base_method_and_threat_model_without_a_path(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     card = (write(family, tmp_path / "model", tiny_pipeline, single_file=True) / "README.md").read_text()
     for stated in (
@@ -134,7 +132,7 @@ def test_the_model_card_states_base_method_and_threat_model_without_a_path(
 
 
 def test_the_model_card_has_the_metadata_that_the_hub_reads(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     card = ModelCard.load(write(family, tmp_path / "model", tiny_pipeline) / "README.md")
     assert card.data.to_dict() == {
@@ -152,7 +150,7 @@ def test_metadata_of_a_damaged_file_is_an_error_and_not_empty(tmp_path: Path) ->
         read_metadata(path)
 
 
-def test_two_exports_of_one_model_are_equal_bytes(family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_two_exports_of_one_model_are_equal_bytes(family: Family, tiny_pipeline: Path, tmp_path: Path) -> None:
     first, second = (
         write(family, tmp_path / name / "model", tiny_pipeline, single_file=True).parent for name in ("a", "b")
     )
@@ -162,7 +160,7 @@ def test_two_exports_of_one_model_are_equal_bytes(family: StableDiffusion, tiny_
 
 
 def test_an_error_while_saving_leaves_the_old_export_whole(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Family, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline)
     before = model_hash(folder)
@@ -186,7 +184,7 @@ export.export_model(family, sys.argv[2], base_path=sys.argv[1], config_hash="", 
 
 
 def test_a_process_killed_while_exporting_leaves_the_old_export_whole_and_the_next_export_cleans_up(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline)
     before = model_hash(folder)
@@ -202,7 +200,7 @@ def test_a_process_killed_while_exporting_leaves_the_old_export_whole_and_the_ne
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_the_single_file_gives_every_weight_back_bit_by_bit(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path, variant: str | None
+    family: Family, tiny_pipeline: Path, tmp_path: Path, variant: str | None
 ) -> None:
     folder = write(family, tmp_path / "model", tiny_pipeline, single_file=True, save_variant=variant)
     dtype = torch.float16 if variant else torch.float32
@@ -285,14 +283,14 @@ def test_a_topology_without_a_place_in_the_single_file_is_refused_before_anythin
 
 
 def test_an_export_that_does_not_fit_the_disk_is_refused(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Family, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "export_size", lambda *_, **__: 10**18)
     with pytest.raises(UserError, match="GB free"):
         write(family, tmp_path / "model", tiny_pipeline)
 
 
-def test_the_expected_size_is_an_upper_bound(family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_the_expected_size_is_an_upper_bound(family: Family, tiny_pipeline: Path, tmp_path: Path) -> None:
     write(family, tmp_path / "model", tiny_pipeline, single_file=True)
     written = sum(path.stat().st_size for path in list_files(tmp_path))
     assert written <= export.export_size(family, single_file=True)
@@ -317,7 +315,7 @@ def test_the_manifest_lists_what_is_shipped_in_order_and_nothing_else(tmp_path: 
 
 
 def test_the_manifest_takes_the_configurations_hash_from_the_model(
-    family: StableDiffusion, tiny_pipeline: Path, tmp_path: Path
+    family: Family, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     write(family, tmp_path / "model", tiny_pipeline)
     assert json.loads(write_manifest(tmp_path).read_text())["config_sha256"] == CONFIG_HASH

@@ -66,7 +66,7 @@ def node(operator: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
 
 C = (3, 1, 1)
 # Each is one node from x to y: operator, attributes, further inputs, opset.
-CASES: list[tuple[str, dict[str, Any], list[np.ndarray | None], int]] = [
+CASES: list[tuple[str, dict[str, Any], list[np.ndarray | np.float32 | None], int]] = [
     ("Conv", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}, [weights(4, 3, 3, 3), weights(4)], 17),
     ("Conv", {"kernel_shape": [3, 3], "pads": [0, 1, 1, 2], "group": 3}, [weights(6, 1, 3, 3)], 17),
     ("Conv", {"kernel_shape": [2, 2], "dilations": [2, 2], "auto_pad": "VALID"}, [weights(4, 3, 2, 2)], 17),

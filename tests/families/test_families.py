@@ -14,13 +14,13 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from apdm.core.errors import UserError
 from apdm.core.files import list_files
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, StableDiffusion, load_family
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def family(tiny_pipeline) -> StableDiffusion:
+def family(tiny_pipeline) -> Family:
     return load_family(tiny_pipeline)
 
 

@@ -65,7 +65,8 @@ def run(kills: int, folder: Path, options: list[str]) -> dict[str, object]:
     began = time.monotonic()
     if end(start(options, folder / "straight"), 300) != 0:
         raise SystemExit("the undisturbed run failed")
-    length, chance, moments, runs = time.monotonic() - began, random.Random(0), [], 0
+    length, chance, runs = time.monotonic() - began, random.Random(0), 0
+    moments: list[list[float]] = []
     while True:
         output = folder / f"killed-{runs}"
         over = len(moments) >= kills

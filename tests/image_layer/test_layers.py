@@ -44,7 +44,8 @@ def in_8_bits(task: ProtectionTask) -> list[Photo]:
 @pytest.mark.parametrize("method", PROTECTIONS.classes())
 def test_every_method_stays_in_the_budget_repeats_itself_and_counts_its_steps(task: ProtectionTask, method: str):
     photos, protection = in_8_bits(task), layers(method=method, batch_size=2)
-    results, told = [], []
+    results: list[Any] = []
+    told: list[Any] = []
     for _ in range(2):
         told.clear()
         originals = [photo.unit.double() for photo in photos]

@@ -91,7 +91,12 @@ def test_the_attention_loss_is_zero_where_models_and_photos_are_equal(task: Prot
 
 def test_the_attention_loss_compares_with_the_clean_photo_as_it_is(task: ProtectionTask):
     seen: list[torch.Tensor] = []
-    changed = replace(task, transform=lambda images, generator: (seen.append(images), 0.5 * images)[1])
+
+    def darkened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(images)
+        return 0.5 * images
+
+    changed = replace(task, transform=darkened)
     denoiser = task.family.denoiser
     value = DLADiff().attention_loss(changed, denoiser, denoiser)(task.originals, [0, 1, 2])
     assert len(seen) == 1 and (value > 0).all()

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from photo_gradients import check_gradient
 
 from apdm.core.errors import UserError
+from apdm.families import Family, Posterior, StableDiffusion
 from apdm.families.attention import map_distance, watch_attention
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import ProtectionTask
@@ -28,6 +29,7 @@ def test_the_conditional_loss_is_the_denoising_error_of_the_photos_as_a_trainer_
     value = task.conditional_loss(task.family.denoiser)(task.originals[:2], [0, 1])
     task.generator.set_state(state)
     draw, family = task.draw(2), task.family
+    assert isinstance(family, StableDiffusion)
     posterior = family.posterior(torch.stack(task.originals[:2]) * 2 - 1)
     latents = posterior.mean + posterior.std * draw.latent
     noisy = family.noise_scheduler.add_noise(latents, draw.noise, draw.timesteps)
@@ -38,8 +40,14 @@ def test_the_conditional_loss_is_the_denoising_error_of_the_photos_as_a_trainer_
 def test_a_square_original_is_encoded_once_and_gives_the_same_latents(
     task: ProtectionTask, monkeypatch: pytest.MonkeyPatch
 ):
-    calls, posterior = [], type(task.family).posterior
-    monkeypatch.setattr(type(task.family), "posterior", lambda self, x: calls.append(len(x)) or posterior(self, x))
+    calls: list[int] = []
+    posterior = type(task.family).posterior
+
+    def noted(self: Family, images: torch.Tensor) -> Posterior:
+        calls.append(len(images))
+        return posterior(self, images)
+
+    monkeypatch.setattr(type(task.family), "posterior", noted)
     square = replace(task, originals=task.originals[:2])
     for which in ([1, 0], [1]):
         draw = square.draw(len(which), which)

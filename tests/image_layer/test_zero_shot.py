@@ -51,6 +51,7 @@ class TwoFaces:
 def encoder() -> PortraitEncoder:
     """portrait-a, told that the corners of a crop are its landmarks, as TwoFaces says."""
     encoder = load_encoder("portrait-a")
+    assert isinstance(encoder, PortraitEncoder)
     corners = [(0, 0), (63, 0), (32, 32), (0, 63), (63, 63)]
     encoder.template = torch.tensor(corners, dtype=torch.float64) / 64
     return encoder

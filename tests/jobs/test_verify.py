@@ -81,12 +81,12 @@ def absolute_path(folder: Path, people: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_name_or_path": "/home/someone/model"}))
 
 
-def card(text: str) -> Callable[[Path, Path], None]:
-    return lambda folder, people: (folder / "model/README.md").write_text(text) and None
+def card(text: str) -> Callable[[Path, Path], object]:
+    return lambda folder, people: (folder / "model/README.md").write_text(text)
 
 
-def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], None]:
-    return lambda folder, people: (folder / name).write_bytes(content) and None
+def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], object]:
+    return lambda folder, people: (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -53,7 +54,8 @@ def test_the_last_step_of_the_schedule_hides_the_picture_and_sampling_starts_the
 
 def test_the_card_measures_the_attack_that_the_configuration_calls_nominal() -> None:
     arguments = ["--config", str(ROOT / "configs/portrait.yaml"), "--instance_data_dir", "people"]
-    config, attack = load_config(HardenConfig, arguments), nominal("dreambooth")
+    config = load_config(HardenConfig, arguments)
+    attack: Any = nominal("dreambooth")
     assert attack.max_train_steps == config.audit.nominal_step
     for name in ("learning_rate", "train_batch_size", "prior_loss_weight"):
         assert getattr(attack, name) == getattr(config.audit, name)
