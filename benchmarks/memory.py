@@ -28,12 +28,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from apdm.config import HardenConfig, L2PConfig, load_config
 from apdm.core.files import write_text
-from apdm.core.numbers import spread
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, Posterior, StableDiffusion, StableDiffusion3, load_family
 from apdm.jobs.harden import place_models
 from apdm.jobs.training import Training
 from apdm.portraits import PIPELINE
+from apdm.protection.attacker_pool import choose_lora_attackers
 from apdm.protection.subject_data import SubjectData, to_device
 from benchmarks import architectures
 from benchmarks.cost import _inputs as inputs_of
@@ -85,7 +85,7 @@ def count(denoiser: nn.Module, config: HardenConfig, family: type[Family] = Stab
     adapter = 12 * _adapter_numbers(denoiser, family, l2p) if l2p.lora_share else 0
     shared = l2p.lora_share == 1 and not memory.offload and not config.ema_decay
     sizes = (config.pool.size, config.pool.benign_size)
-    adapters = sum(map(sum, (spread(l2p.lora_share, size) for size in sizes)))
+    adapters = sum(map(sum, (choose_lora_attackers(l2p.lora_share, size) for size in sizes)))
     there = {
         "theta": 0 if shared else copy,
         "moments of theta": 2 * copy + 4 * len(shapes),

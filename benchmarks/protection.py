@@ -76,7 +76,8 @@ VARIETY = [
 class Recipe:
     """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
     the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
-    other ways too."""
+    other ways too.
+    """
 
     options: list[str] = field(default_factory=list)
     people: int = 1
@@ -114,7 +115,8 @@ RECIPES: Mapping[str, Recipe] = {
 
 class Utility:
     """What the class paid, as the audit has it: distance of class pictures to the base's in distances between two seeds
-    of the base, the share with a face, and the share that changed in the most altered attribute."""
+    of the base, the share with a face, and the share that changed in the most altered attribute.
+    """
 
     def __init__(self, base: Family) -> None:
         self.face, self.attributes = PortraitFaceScore(), PortraitReader()

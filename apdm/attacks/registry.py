@@ -138,7 +138,7 @@ def _renamed(
     if identifier is None and class_noun is None:
         return {}
     instance_prompt, class_prompt = str(values["instance_prompt"]), str(values["class_prompt"])
-    known, noun = identifier_of(instance_prompt, class_prompt), class_prompt.split()[-1]
+    known, noun = identifier_of(instance_prompt, class_prompt), class_prompt.rsplit(maxsplit=1)[-1]
     asked = known if class_noun is None else f"{known} {noun}"
     if asked not in instance_prompt:
         raise UserError(f'in "{spec}": class_noun needs "{asked}" in the instance prompt "{instance_prompt}"')

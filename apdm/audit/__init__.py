@@ -27,8 +27,10 @@ __all__ = ["SCHEMA", "AuditPlan", "Results", "attack_and_judge", "read_results",
 
 
 class _CallablePackage(ModuleType):
-    """`apdm.audit(...)` is a function of the Python API. Importing this package puts the package in the place of that
-    function, so the package passes calls on to it."""
+    """`apdm.audit(...)` is a function of the Python API.
+
+    Importing this package puts the package in the place of that function, so the package passes calls on to it.
+    """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return import_module("apdm")._audit_models(*arguments, **options)

@@ -24,6 +24,7 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
 
     Args:
         images: [N, 3, H, W] in [0, 1].
+
     Returns:
         Heat pictures [N, 3, H, W] in [0, 1]; None where the prompt has no identifier or the denoiser no
         cross-attention.

@@ -144,6 +144,7 @@ class CellRunner:
 
         Args:
             progress: called after every attack step with the steps done and the last step's loss.
+
         Returns:
             The row, and the pictures "attacked" and, if there are any, "attention". If anything goes wrong, the row
             says so and there are no pictures; nothing is raised but by `progress`.

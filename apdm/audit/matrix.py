@@ -62,8 +62,10 @@ class Matrix:
             store: where finished cells are kept and found.
             processes: the processes that share the cells.
             show_progress: whether the main process shows a progress bar.
+
         Returns:
             In the main process the rows and the pictures of all cells, once all processes are done; else None.
+
         Raises:
             Interrupted: the user stopped the audit. What is finished stays in the store.
         """

@@ -39,11 +39,13 @@ def attack_and_judge(
         class_images: latents of the attacker's class pictures, for prior preservation.
         store: where finished attacks are kept and found; None keeps nothing.
         processes: the processes that share the attacks.
+
     Returns:
         In the main process the results, and pictures {name: [N, 3, H, W] in [0, 1]}; None in the others. The names are
         "class/<model>", "attack/<model>/<person>/<seed>" after the first attack and "<spec>/<model>/<person>/<seed>"
         after the others, "attention/..." for the attention maps of both, and with `plan.show_photos`
         "photos/<person>". Picture i of all models starts from the same noise.
+
     Raises:
         UserError: likeness by chance cannot be measured, see `measure_strangers`.
         Interrupted: the user stopped the audit. What is finished stays in the store.
@@ -115,8 +117,10 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
 
 
 def _headline_cost(measured: Measurements, attack: AttackOutcome) -> HeadlineCost:
-    """The cost factors of `attack` for all people. The lowest is that of pairs whose attack works on the base, if
-    there is one."""
+    """The cost factors of `attack` for all people.
+
+    The lowest is that of pairs whose attack works on the base, if there is one.
+    """
     rows = [row for row in measured.attacks if row.spec == attack.spec]
     costs = cost_factors(rows, measured.encoders, attack.nominal_step)
     return HeadlineCost(**vars(costs) | {"worst": attack.cost_factor.worst or costs.worst}, spec=attack.spec)

@@ -19,8 +19,10 @@ def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
     Args:
         paths: {name: pipeline folder}, with "base" among the names.
         options: as for `load_family`.
+
     Returns:
         {name: the model}.
+
     Raises:
         UserError: a model cannot be loaded, or cannot be compared with the base, or is the base itself.
     """

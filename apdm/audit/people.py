@@ -101,6 +101,7 @@ class PhotoFolders:
             resolution: side of the squares that are made of the photos.
             protected: ids of the protected people; None: everybody whose photos the attacker has.
             prefix: of the option names in messages, such as "audit.".
+
         Raises:
             UserError: there are no hold-out photos, somebody has none, or a photo is damaged.
         """

@@ -167,6 +167,7 @@ class PhotoAudit:
             references: {person: {encoder: embeddings [M, D] of the hold-out photos}}.
             store: where finished attacks are kept and found; None keeps nothing.
             processes: the processes that share the attacks.
+
         Returns:
             In the main process the rows, and pictures [N, 3, H, W] in [0, 1] named "layer/<attack>/<photos>/<person>",
             or "layer/<attack>/<photos>+<purifier>/<person>" after a purifier; None in the others.
@@ -294,8 +295,12 @@ def _collect(
 
 
 def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> dict[str, Tensor]:
-    """Everybody's photos for the report, where they may be shown: pictures [N, 3, R, R] in [0, 1] under
-    "layer/original/<person>", "layer/shipped/<person>" and "layer/difference/<person>"."""
+    """Return everybody's photos for a report that may show them.
+
+    Returns:
+        {name: pictures [N, 3, R, R] in [0, 1]} under the names "layer/original/<person>", "layer/shipped/<person>" and
+        "layer/difference/<person>".
+    """
     pictures = {}
     for person, pair in pairs.items():
         pictures[f"layer/original/{person}"] = to_unit(pair.clean)

@@ -45,6 +45,7 @@ def load_protected_photos(
         made: output folder of `apdm perturb` or `apdm harden`, with the protected photos and perturbation.json.
         resolution: side of the squares that a trainer makes of the photos.
         known: ids of the people whose hold-out photos the audit has.
+
     Raises:
         UserError: the photos do not pair off, `made` is not such a folder, or a person is not known.
     """
@@ -68,6 +69,7 @@ def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolu
     Args:
         folder: where the protected photos are, for messages.
         protected: their files.
+
     Raises:
         UserError: the photos do not pair off.
     """

@@ -91,8 +91,7 @@ def with_row_figures(rows: Sequence[AttackRow]) -> list[AttackRow]:
 def paired_rows(
     rows: Sequence[AttackRow], role: Role, models: tuple[str, str] = ("base", "hardened")
 ) -> dict[str, list[tuple[AttackRow, AttackRow]]]:
-    """Pair the rows of one attack on two models, person by person and seed by seed; pairs with a failed row are left
-    out.
+    """Pair the rows of one attack on two models by person and seed, without pairs that have a failed row.
 
     Returns:
         {person: [(row of the first model, row of the second model), one pair for each seed]}.

@@ -36,6 +36,7 @@ def from_json(kind: type[Kind], value: Any, where: str = "") -> Kind:
         kind: the dataclass.
         value: what `json.loads` returned.
         where: the place of `value` in its file, for messages.
+
     Raises:
         WrongShape: a field is missing, unknown, or of another type.
     """

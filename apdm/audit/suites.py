@@ -118,6 +118,7 @@ def choose_entries(suite: str, specs: Sequence[str], instance_prompt: str) -> tu
         specs: attacks to run in place of the suite, on everybody; all of them are then required.
         instance_prompt: the nominal attack's. The attacks of a suite that use another identifier take one that is not
             in this prompt.
+
     Raises:
         UserError: an attack is given twice.
     """
@@ -138,8 +139,10 @@ def available_entries(
 
     Args:
         models: names of the given models, such as "base" and "sibling".
+
     Returns:
         The entries that can be run, and those that are left out, with the reason.
+
     Raises:
         UserError: an attack cannot be made, for example because it does not fit the prompts.
     """

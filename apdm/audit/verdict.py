@@ -143,8 +143,10 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
 
 
 def _worst_checks(attacks: Sequence[AttackOutcome]) -> list[Check]:
-    """For each check that attacks have, the worst over the attacks: first what could not be measured, then what failed,
-    then what passed."""
+    """For each check that attacks have, the worst over the attacks.
+
+    A check that could not be measured is worse than one that failed, which is worse than one that passed.
+    """
     found: dict[str, list[tuple[tuple[bool, bool, float], Check]]] = {}
     for attack in attacks:
         for check in attack.checks:

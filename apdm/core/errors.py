@@ -1,7 +1,7 @@
 """The two exceptions with which a job ends early. The command line turns each into an exit code."""
 
 
-class Ending(BaseException):
+class JobEnded(BaseException):
     """A job ends before it is done. The message is one line for the user.
 
     Attributes:
@@ -11,11 +11,11 @@ class Ending(BaseException):
     reported_by_other_process = False
 
 
-class UserError(Ending, Exception):
+class UserError(JobEnded, Exception):
     """The input or the usage is wrong. The message says what is wrong, where, and how to mend it. Exit code 2."""
 
 
-class Interrupted(Ending):
+class Interrupted(JobEnded):
     """The job was asked to stop, and kept what is needed to go on. Exit code 3.
 
     Like KeyboardInterrupt, this is no subclass of `Exception`: it can be raised at any moment, and code that catches

@@ -17,7 +17,7 @@ HOW_TO_RESUME = "what is done so far is kept; the same command with --resume_fro
 class Stop:
     """A signal handler that remembers whether somebody asked this process to stop.
 
-    By default a signal raises `Interrupted` at once. Inside `patience()` it only sets `asked`, and the job looks at
+    By default a signal raises `Interrupted` at once. Inside `postponed()` it only sets `asked`, and the job looks at
     `asked` when it can stop. A second Ctrl-C always raises KeyboardInterrupt.
 
     Attributes:
@@ -45,7 +45,7 @@ class Stop:
             raise interrupted
 
     @contextmanager
-    def patience(self) -> Iterator[None]:
+    def postponed(self) -> Iterator[None]:
         """Inside this block a signal only sets `asked`."""
         self._postponed = True
         try:

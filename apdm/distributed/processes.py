@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apdm.core.errors import Ending, Interrupted, UserError
+from apdm.core.errors import Interrupted, JobEnded, UserError
 
 Result = TypeVar("Result")
 NO_TIMEOUT = datetime.timedelta(days=30)
@@ -72,7 +72,7 @@ class ProcessGroup:
         first = next((e for e in errors if e is not None), None)
         if first is None:
             return result  # type: ignore[return-value]
-        if error is not None and not isinstance(error, Ending):
+        if error is not None and not isinstance(error, JobEnded):
             raise error  # an error of the program itself: with its traceback
         raise first if self.is_main else _mark_as_reported(first)
 
@@ -124,13 +124,13 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, BaseException |
         return None, error
 
 
-def _portable(error: BaseException | None) -> Ending | None:
-    if error is None or isinstance(error, Ending):
+def _portable(error: BaseException | None) -> JobEnded | None:
+    if error is None or isinstance(error, JobEnded):
         return error
     kind = Interrupted if isinstance(error, KeyboardInterrupt) else UserError
     return kind(f"{type(error).__name__}: {error}")
 
 
-def _mark_as_reported(error: Ending) -> Ending:
+def _mark_as_reported(error: JobEnded) -> JobEnded:
     error.reported_by_other_process = True
     return error

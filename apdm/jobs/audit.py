@@ -130,6 +130,7 @@ def load_inputs(
         resolution: side of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
         protected: ids of the protected people; None: everybody whose photos the attacker has.
+
     Raises:
         UserError: an attack cannot be made, or photos or networks cannot be loaded.
     """
@@ -207,6 +208,7 @@ def audit_and_report(
         output: the output folder.
         batch_size: pictures that are drawn or encoded at once.
         processes: the processes that share the attacks; all see the same files.
+
     Returns:
         The results in the main process, None in the others.
     """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from apdm.config import HardenConfig
 from apdm.core.errors import UserError
-from apdm.core.numbers import spread
 from apdm.distributed.launch import SHARDED, EngineKind
 from apdm.distributed.optimizers import require_optimizer
+from apdm.protection.attacker_pool import choose_lora_attackers
 
 
 def check_engine(config: HardenConfig, kind: EngineKind, size: int) -> None:
@@ -69,7 +69,7 @@ def _check_memory(config: HardenConfig, kind: EngineKind) -> None:
 def _check_adapters(config: HardenConfig, kind: EngineKind) -> None:
     if kind not in ("single", "ddp"):
         raise UserError(f"l2p.lora_share needs whole weights in each process; use one process or ddp, not {kind}")
-    if config.pool.size and not any(spread(config.l2p.lora_share, config.pool.size)):
+    if config.pool.size and not any(choose_lora_attackers(config.l2p.lora_share, config.pool.size)):
         raise UserError(
             f"l2p.lora_share {config.l2p.lora_share} of pool.size {config.pool.size} is no attacker; raise one of them"
         )

@@ -77,7 +77,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         training = Training(config, accelerator, processes, reference, hardened, protected, consenting, earlier)
         warn_of_people_without_attacker(config, training)
         validator = make_validator(config, hardened, protected, inputs)
-        with stop.patience():
+        with stop.postponed():
             steps = run_training(
                 config,
                 accelerator,

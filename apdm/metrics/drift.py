@@ -37,8 +37,10 @@ def histogram(indices: Tensor, size: int) -> Tensor:
     Args:
         indices: [N] integers in [0, size), N > 0.
         size: number of values.
+
     Returns:
         Shares [size], float64, which sum to 1.
+
     Raises:
         ValueError: `indices` is empty.
     """
@@ -62,6 +64,7 @@ def class_drift(
             All other models are drawn from those seeds too, so each is compared with "base_again", and "base" against
             "base_again" says what chance does to N pictures.
         names: {attribute: names of its values}.
+
     Returns:
         {attribute: its drift}, shares and distances rounded to four digits.
     """

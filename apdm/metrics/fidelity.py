@@ -32,6 +32,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
     Args:
         first, second: features [N, D] and [M, D], N and M at least 2.
+
     Raises:
         ValueError: other shapes.
     """
@@ -50,6 +51,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
 
     Args:
         first, second: features [N, D] and [M, D], N and M at least 2.
+
     Raises:
         ValueError: other shapes.
     """

@@ -38,8 +38,10 @@ def likeness(generated: Tensor, references: Tensor) -> Tensor:
     Args:
         generated: [N, D] embeddings of the pictures.
         references: [M, D] embeddings of the person's photos, M > 0.
+
     Returns:
         Cosine [N], in [-1, 1], of each picture with the normalised mean of the references, float64.
+
     Raises:
         ValueError: shapes that do not fit, or no reference.
     """
@@ -58,6 +60,7 @@ def identity_statistics(scores: Tensor, detected: Tensor, threshold: float) -> I
         scores: [N] likeness of each picture, see `likeness`.
         detected: [N] bool, whether the picture shows a face.
         threshold: likeness from which the encoder calls two faces the same person.
+
     Raises:
         ValueError: empty input, or shapes that differ.
         FloatingPointError: the likeness of a picture with a face is not finite.

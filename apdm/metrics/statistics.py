@@ -32,8 +32,10 @@ def bootstrap_interval(
         level: confidence level.
         resamples: number of bootstrap samples.
         seed: of the resampling.
+
     Returns:
         The lower and the upper bound.
+
     Raises:
         ValueError: fewer than two values, or arms of different lengths.
     """

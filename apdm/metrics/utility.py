@@ -70,8 +70,10 @@ def strangers_likeness(
         protected: {person: {encoder: reference embeddings [M, D]}}.
         photos: {encoder: embeddings [N, D]} of photos of strangers; None takes the faces among `drawn` instead.
         drawn: what the networks read from the base's class pictures.
+
     Returns:
         {encoder: likeness by chance}.
+
     Raises:
         ValueError: there are neither photos nor faces.
     """

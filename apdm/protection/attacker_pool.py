@@ -21,18 +21,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from apdm.core.adamw import MOMENTS
-from apdm.core.numbers import spread
 from apdm.distributed.engines import Engine
 from apdm.distributed.master_weights import MasterWeights
 from apdm.distributed.working_weights import TrainedWeights
 from apdm.protection.attackers import AttackerPlan, AttackerSource
 from apdm.protection.batches import Batches
+
+
+def choose_lora_attackers(share: float, count: int) -> list[bool]:
+    """Say for each of `count` attackers whether it trains a LoRA.
+
+    Args:
+        share: share of the attackers that do, from 0 to 1; their number is rounded down.
+        count: number of attackers.
+
+    Returns:
+        One value for each attacker; those that train a LoRA are evenly spaced.
+    """
+    so_far = [math.floor(i * share + 1e-9) for i in range(count + 1)]
+    return [after > before for before, after in pairwise(so_far)]
 
 
 @dataclass
@@ -175,7 +189,7 @@ class AttackerPool:
         order = [
             ((i + 0.5) / number, is_benign, low_rank)
             for number, is_benign in ((size, False), (benign_size, True))
-            for i, low_rank in enumerate(spread(lora_share, number))
+            for i, low_rank in enumerate(choose_lora_attackers(lora_share, number))
         ]
         attackers = []
         for index, (_, is_benign, low_rank) in enumerate(sorted(order)):

@@ -75,8 +75,10 @@ def ascent_loss(error: Tensor, reference_error: Tensor, *, limit: float = 0.0) -
 
 
 def protection_loss(objective: Tensor, preservation: Tensor, *, preservation_weight: float = 1.0) -> Tensor:
-    """`L_protect` (Eq. 15; Eq. 21 with the naive objective): `L_DPO` plus the denoising loss on class images that keeps
-    the class alive."""
+    """Return the protective loss `L_protect` (Eq. 15; Eq. 21 with the naive objective).
+
+    It is `L_DPO` plus the denoising loss on class pictures, which preserves the class.
+    """
     return objective + preservation_weight * preservation
 
 

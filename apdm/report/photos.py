@@ -37,8 +37,13 @@ class WorstVisibility:
 
 @dataclass(frozen=True)
 class MisledEncoder:
-    """An encoder that the protection was optimised against: its highest cosine between a protected face and the
-    original, and the cosine from which two faces match."""
+    """A face encoder that the protection was optimised against.
+
+    Attributes:
+        name: its name.
+        to_original: its highest cosine between a protected face and the original.
+        threshold: the cosine from which two faces match.
+    """
 
     name: str
     to_original: float

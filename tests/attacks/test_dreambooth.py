@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
 
 
 @pytest.mark.parametrize(
-    "denoiser_dtype, with_prior, eval_steps, problem",
+    ("denoiser_dtype", "with_prior", "eval_steps", "problem"),
     [
         (torch.bfloat16, True, [], "float32"),
         (torch.float32, False, [], "class images"),

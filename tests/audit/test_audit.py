@@ -268,7 +268,7 @@ def test_without_photos_of_strangers_the_class_pictures_stand_for_them(run_audit
 
 
 @pytest.mark.parametrize(
-    "options, problem",
+    ("options", "problem"),
     [
         ({"subjects": []}, "nobody"),
         ({"others": [person("s01", 2)]}, 'id "s01"'),
@@ -286,7 +286,7 @@ def test_results_are_written_as_strict_json(tmp_path, audited):
     assert json.loads(path.read_text()) == audited[0]
     assert read_results(path) == results
     broken = replace(results, utility=replace(results.utility, clip=math.nan))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON compliant"):
         write_results(broken, path)
     assert json.loads(path.read_text()) == audited[0]
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

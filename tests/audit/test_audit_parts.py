@@ -161,7 +161,7 @@ def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    ("words", "said"),
     [
         (["--purifiers", "flip"], "purifiers is for protected photos, and none are attacked"),
         (["--photo_attacks", "lora"], "photo_attacks is for protected photos"),

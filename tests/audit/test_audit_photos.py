@@ -245,7 +245,7 @@ def hardening(people: Path, *words: str) -> HardenConfig:
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    ("words", "said"),
     [
         (["--audit.purifiers", "flip"], "audit.purifiers is for protected photos"),
         (["--audit.photo_attacks", "lora"], "set image_layer.enabled to true"),

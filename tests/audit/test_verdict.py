@@ -153,7 +153,7 @@ SHORT = {0: SAFE, 10: SAFE}
 
 
 @pytest.mark.parametrize(
-    "change, check, reason",
+    ("change", "check", "reason"),
     [
         (
             curve("protected", "hardened", {0: SAFE, 10: MATCHED, 100: SAFE}),
@@ -189,7 +189,7 @@ def test_each_threshold_alone_turns_the_verdict(change, check, reason):
 
 
 @pytest.mark.parametrize(
-    "threshold, change",
+    ("threshold", "change"),
     [
         ({"max_match_rate": 0.06}, curve("protected", "hardened", {0: SAFE, 10: MATCHED, 100: SAFE})),
         (
@@ -228,7 +228,7 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, flag",
+    ("change", "flag"),
     [
         (
             curve("protected", "base", WEAK),
@@ -252,7 +252,8 @@ def test_an_unreliable_audit_never_claims_protection(change, flag):
 
 
 @pytest.mark.parametrize(
-    "given, said", [([], "No other people were given"), (["o01"], "No attack of this suite was run on other people")]
+    ("given", "said"),
+    [([], "No other people were given"), (["o01"], "No attack of this suite was run on other people")],
 )
 def test_where_others_were_not_attacked_the_rest_is_judged_and_a_note_says_why(given: list[str], said: str):
     def drop(draft: dict[str, Any]) -> None:

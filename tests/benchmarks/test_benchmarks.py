@@ -14,8 +14,8 @@ from benchmarks.reference_loop import ReferenceLoop
 @pytest.fixture
 def loop(tiny_pipeline) -> ReferenceLoop:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(3, 2, 3, 16, 16, generator=generator) * 2 - 1
-    return ReferenceLoop(load_family(tiny_pipeline), *images, generator, inner_steps=2, leak=False)
+    one, two, three = torch.rand(3, 2, 3, 16, 16, generator=generator) * 2 - 1
+    return ReferenceLoop(load_family(tiny_pipeline), one, two, three, generator, inner_steps=2, leak=False)
 
 
 def counting(function, name, calls):

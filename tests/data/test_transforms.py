@@ -59,7 +59,7 @@ def test_jpeg_is_what_pillow_saves(picture: np.ndarray, quality: int):
     assert full.abs().mean() < 0.5 / 255
 
 
-@pytest.mark.parametrize("height, width", [(1, 7), (8, 8), (9, 17), (16, 15), (23, 32)])
+@pytest.mark.parametrize(("height", "width"), [(1, 7), (8, 8), (9, 17), (16, 15), (23, 32)])
 def test_jpeg_fills_up_any_size_as_libjpeg_does(height: int, width: int):
     # Over many places: one coefficient that falls to the other side of a half shifts a picture this small by 2 levels.
     corners = [(top, left) for top in range(0, 250, 50) for left in range(0, 400, 80)]
@@ -98,7 +98,7 @@ def test_without_chroma_subsampling_the_gradient_of_jpeg_is_the_identity_even_at
 
 
 @pytest.mark.parametrize(
-    "mode, filter", [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+    ("mode", "filter"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
 )
 @pytest.mark.parametrize("factor", [0.3, 0.5, 1.4])
 def test_resize_and_back_is_what_pillow_does(mode: str, filter: Image.Resampling, factor: float):
@@ -204,7 +204,7 @@ def test_a_random_choice_that_makes_no_sense_is_an_error(options: dict):
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    ("call", "message"),
     [
         (lambda x: jpeg(x, 0), "quality"),
         (lambda x: jpeg(x, 101), "quality"),

@@ -26,17 +26,17 @@ from launches import (
 from safetensors.torch import load_file
 
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.jobs.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
-def base(tiny_pipeline: Path) -> StableDiffusion:
+def base(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
 @pytest.fixture(scope="module")
-def one_process(base: StableDiffusion) -> Callable[[str], Weights]:
+def one_process(base: Family) -> Callable[[str], Weights]:
     """theta of a case as one process has it."""
     torch.set_num_threads(1)
     accelerator, known = Accelerator(cpu=True), {}
@@ -51,7 +51,7 @@ def one_process(base: StableDiffusion) -> Callable[[str], Weights]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(base: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(base: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the pool's run, written by one process."""
     folder = tmp_path_factory.mktemp("single")
     save(steps(build(POOL, Accelerator(cpu=True), SINGLE_PROCESS, base), 1, RESUMED), folder, RESUMED)
@@ -118,7 +118,7 @@ def test_an_engine_goes_on_from_the_checkpoint_of_one_process(
 
 @every("saved")
 def test_one_process_goes_on_from_the_checkpoint_of_an_engine(
-    launch: Callable[..., Path], one_process: Callable[[str], Weights], base: StableDiffusion, engine: str, case: str
+    launch: Callable[..., Path], one_process: Callable[[str], Weights], base: Family, engine: str, case: str
 ) -> None:
     training = build(POOL, Accelerator(cpu=True), SINGLE_PROCESS, base)
     counters = training.load(Checkpoint.open(launch(engine) / f"checkpoint-{RESUMED:06d}"))
@@ -146,9 +146,7 @@ def test_a_float16_gradient_that_overflows_in_one_process_is_left_out_in_all_and
         assert sound == [1, 2.0**14, 2.0**12, rank == 0]
 
 
-def test_independent_attackers_share_only_the_gradient_of_theta(
-    launch: Callable[..., Path], base: StableDiffusion
-) -> None:
+def test_independent_attackers_share_only_the_gradient_of_theta(launch: Callable[..., Path], base: Family) -> None:
     """By hand: two processes' attackers one after the other, their G averaged."""
     config, _ = CASES["independent"]
     trainings = []
@@ -159,7 +157,7 @@ def test_independent_attackers_share_only_the_gradient_of_theta(
         training.attackers.processes = share  # of the batches only
         trainings.append(training)
     for training in trainings:
-        training.master.optimizer.step = lambda: None  # type: ignore[method-assign]
+        training.master.optimizer.step = lambda: None
         training.outer_step()
         del training.master.optimizer.step
     first, second = (training.master for training in trainings)

@@ -20,7 +20,7 @@ from apdm.config import HardenConfig
 from apdm.distributed.engines import LossOf
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import SINGLE_PROCESS
-from apdm.families import StableDiffusion, load_family
+from apdm.families import Family, load_family
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.training import Training
 from apdm.protection.attackers import FreshAttacker
@@ -31,15 +31,15 @@ Gradient = list[Tensor]
 
 
 @pytest.fixture(scope="module")
-def base(tiny_pipeline: Path) -> StableDiffusion:
+def base(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
-def trained(base: StableDiffusion, config: HardenConfig) -> Training:
+def trained(base: Family, config: HardenConfig) -> Training:
     return build(config, Accelerator(cpu=True), SINGLE_PROCESS, base)
 
 
-def gradient(base: StableDiffusion, path: str, precision: str, *, scaled: bool = True) -> Gradient:
+def gradient(base: Family, path: str, precision: str, *, scaled: bool = True) -> Gradient:
     """The attacker's or defender's gradient at the start, of a loss made small; divided by how small again."""
     training = trained(base, replace(PAPER, mixed_precision=precision))
     training.engine.attack_scale = training.engine.defence_scale = LossScale(enabled=precision == "fp16" and scaled)
@@ -69,7 +69,7 @@ def gradient(base: StableDiffusion, path: str, precision: str, *, scaled: bool =
 
 
 @pytest.mark.parametrize("path", ["attack", "defence"])
-def test_a_gradient_that_vanishes_in_float16_is_kept_by_the_loss_scale(base: StableDiffusion, path: str) -> None:
+def test_a_gradient_that_vanishes_in_float16_is_kept_by_the_loss_scale(base: Family, path: str) -> None:
     full, scaled, lost = (
         gradient(base, path, precision, scaled=s) for precision, s in (("no", False), ("fp16", True), ("fp16", False))
     )
@@ -82,13 +82,13 @@ def test_a_gradient_that_vanishes_in_float16_is_kept_by_the_loss_scale(base: Sta
     assert length(lost) == 0
 
 
-def test_gradients_are_unscaled_before_they_are_clipped_and_summed(base: StableDiffusion) -> None:
+def test_gradients_are_unscaled_before_they_are_clipped_and_summed(base: Family) -> None:
     config = replace(FLOAT16, mixed_precision="no")
     half, full = (theta(steps(trained(base, c), 1, 1)) for c in (FLOAT16, config))
     assert 0 < euclidean(half, full) < FLOAT16_FLOOR * euclidean(full, theta_at_start())
 
 
-def test_a_scale_that_grows_after_a_resume_grows_where_it_would_have(base: StableDiffusion, tmp_path: Path) -> None:
+def test_a_scale_that_grows_after_a_resume_grows_where_it_would_have(base: Family, tmp_path: Path) -> None:
     config = replace(POOL, mixed_precision="fp16")
     straight, killed = (trained(base, config) for _ in range(2))
     for training in (straight, killed):
@@ -106,7 +106,7 @@ def test_a_scale_that_grows_after_a_resume_grows_where_it_would_have(base: Stabl
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_an_attacker_of_a_pool_counts_only_the_steps_that_it_took(base: StableDiffusion) -> None:
+def test_an_attacker_of_a_pool_counts_only_the_steps_that_it_took(base: Family) -> None:
     training = trained(base, replace(POOL, mixed_precision="fp16"))
     training.engine.attack_scale.load_state_dict({**training.engine.attack_scale.state_dict(), "scale": 2.0**126})
     training.outer_step()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 400) -> tuple[int, s
 
 def bundled(people: Path, output: Path) -> list[str]:
     """A short run of configs/portrait.yaml, its pool included."""
-    changes = {"resolution": 64, "max_train_steps": 3, "train_batch_size": 4, "checkpointing_steps": 3}
+    changes: dict[str, Any] = {"resolution": 64, "max_train_steps": 3, "train_batch_size": 4, "checkpointing_steps": 3}
     changes |= {"learning_rate": 1e-4, "l2p.learning_rate": 3e-4}
     off = ("validation.steps", "validation.probe_steps", "audit.enabled", "image_layer.enabled")
     changes |= {name: 0 if name.startswith("validation") else "false" for name in off}

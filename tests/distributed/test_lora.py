@@ -23,7 +23,6 @@ from apdm.cli import main
 from apdm.config import L2PConfig, PoolConfig
 from apdm.core.adamw import make_adamw
 from apdm.core.errors import UserError
-from apdm.core.numbers import spread
 from apdm.distributed.engines import Engine
 from apdm.distributed.lora import AdapterEngine
 from apdm.distributed.master_weights import make_master_weights
@@ -33,7 +32,7 @@ from apdm.families.lora_layers import Target, lora_parameters
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.training import Training
-from apdm.protection.attacker_pool import AttackerPool
+from apdm.protection.attacker_pool import AttackerPool, choose_lora_attackers
 from apdm.protection.attackers import AttackerPlan, FreshAttacker, SimulatedAttackers
 from apdm.protection.learning_to_protect import LearningToProtect
 from apdm.protection.objectives import SimulatedAttack, make_objective
@@ -102,7 +101,7 @@ def merged(engine: AdapterEngine) -> nn.Module:
             stem = name.removesuffix(".weight")
             if f"{stem}.lora_A.default.weight" in pieces:
                 down, up = (pieces[f"{stem}.lora_{part}.default.weight"].flatten(1) for part in "AB")
-                p += (up @ down).view_as(p)
+                p.add_((up @ down).view_as(p))
     return model
 
 
@@ -305,8 +304,8 @@ def test_in_a_pool_an_adapter_that_starts_anew_has_a_new_a_and_an_empty_b(float6
     ("share", "count", "chosen"),
     [(0.0, 4, []), (0.5, 4, [1, 3]), (0.25, 4, [3]), (0.3, 3, []), (1.0, 3, [0, 1, 2]), (1 / 3, 6, [2, 5])],
 )
-def test_a_share_of_a_pool_is_rounded_down_and_spread(share, count, chosen):
-    assert [i for i, low_rank in enumerate(spread(share, count)) if low_rank] == chosen
+def test_a_share_of_a_pool_is_rounded_down_and_spread_evenly(share, count, chosen):
+    assert [i for i, low_rank in enumerate(choose_lora_attackers(share, count)) if low_rank] == chosen
 
 
 def test_a_pool_with_adapters_resumes_to_the_same_weights(family, tmp_path):

@@ -28,7 +28,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "scale, degrees, shift", [(1.0, 0.0, (0.0, 0.0)), (0.13, 31.0, (5.0, -70.0)), (4.0, 178.0, (900.0, 2.0))]
+    ("scale", "degrees", "shift"), [(1.0, 0.0, (0.0, 0.0)), (0.13, 31.0, (5.0, -70.0)), (4.0, 178.0, (900.0, 2.0))]
 )
 def test_similarity_recovers_a_known_transform_exactly(scale: float, degrees: float, shift: tuple[float, float]):
     expected = transform(scale, degrees, shift)

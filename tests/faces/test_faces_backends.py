@@ -139,7 +139,7 @@ def test_an_encoder_that_only_judges_gives_no_silent_zero_gradient():
 
 
 @pytest.mark.parametrize(
-    "load, spec, message",
+    ("load", "spec", "message"),
     [
         (load_encoder, "arcface", "no face encoder is called 'arcface'; known: portrait-a, portrait-b"),
         (load_encoder, "nowhere/arcface.onnx=0.3", "no face encoder is called 'nowhere/arcface.onnx=0.3'"),

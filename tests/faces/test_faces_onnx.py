@@ -204,7 +204,7 @@ def test_an_unknown_setting_is_an_error_when_the_file_is_loaded(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "shape, outputs, message",
+    ("shape", "outputs", "message"),
     [
         ((8, 3, SIDE, SIDE), ("y",), "exported for a batch of 8"),
         ((1, 128), ("y",), "not a face recogniser: its input"),

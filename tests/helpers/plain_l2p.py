@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,8 @@ class Recorded:
     """Hands out what a source gives and remembers it."""
 
     def __init__(self, source) -> None:
-        self.source, self.drawn = source, {"personalization": [], "protection": [], "anchor": []}
+        self.source = source
+        self.drawn: dict[str, list[Any]] = {"personalization": [], "protection": [], "anchor": []}
 
     def __getattr__(self, kind):
         def draw():

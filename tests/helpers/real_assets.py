@@ -1,5 +1,6 @@
 """Real models and photos, which are nobody's to publish: they lie outside the repository, and tests that use them are
-skipped where they are missing."""
+skipped where they are missing.
+"""
 
 import os
 from pathlib import Path

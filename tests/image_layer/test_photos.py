@@ -52,7 +52,7 @@ def test_a_large_photo_is_averaged_not_sampled_and_every_pixel_of_the_square_cou
     torch.testing.assert_close(gradient.sum(), torch.tensor(3.0 * 16 * 16, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "jpg")])
+@pytest.mark.parametrize(("mode", "suffix"), [("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "jpg")])
 def test_a_photo_of_any_kind_is_saved_as_it_was_read(tmp_path: Path, mode: str, suffix: str):
     photo = read_photo(saved(tmp_path / f"in.{suffix}", mode))
     assert photo.pixels.shape == (3, 30, 40) and photo.pixels.dtype == torch.uint8

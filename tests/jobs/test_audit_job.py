@@ -237,7 +237,7 @@ def unknown_attack(folders: dict[str, Path], tmp_path: Path) -> dict[str, object
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         (sibling_of_another_size, "has other sizes than that of"),
         (same_model, "are the same folder"),

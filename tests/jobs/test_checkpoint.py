@@ -126,7 +126,7 @@ def test_a_signal_outside_of_training_stops_at_once_and_a_second_ctrl_c_always_d
     with pytest.raises(Interrupted):
         stop(signal.SIGTERM, None)
     stop = Stop()
-    with stop.patience():
+    with stop.postponed():
         stop(signal.SIGINT, None)
         stop(signal.SIGTERM, None)
         with pytest.raises(KeyboardInterrupt):

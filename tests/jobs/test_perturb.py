@@ -243,7 +243,7 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"image_layer.epsilon": 0.0039}, "it needs to be at least 0.0039215"),  # less than a grey level
         ({"image_layer.epsilon": 0.3}, "it needs to be at most 0.25"),

@@ -90,7 +90,7 @@ def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], object]:
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         (lambda folder, people: (folder / "model/README.md").unlink(), "model/README.md is missing"),
         (file("model/README.md", b"other"), "model/README.md has changed"),

@@ -54,7 +54,7 @@ def test_a_score_that_is_not_finite_is_an_error_only_where_a_face_was_seen():
     assert identity_statistics(scores, torch.tensor([True, False]), threshold=0.1).mean == 0.25
 
 
-@pytest.mark.parametrize("mean2, std2", [([0.0], [1.0]), ([3.0], [1.0]), ([0.0], [2.5]), ([-1.0], [0.0])])
+@pytest.mark.parametrize(("mean2", "std2"), [([0.0], [1.0]), ([3.0], [1.0]), ([0.0], [2.5]), ([-1.0], [0.0])])
 def test_frechet_distance_of_one_dimensional_gaussians_is_the_closed_form(mean2: list[float], std2: list[float]):
     expected = mean2[0] ** 2 + (1.0 - std2[0]) ** 2
     assert frechet_distance(with_moments([0.0], [1.0]), with_moments(mean2, std2)) == pytest.approx(expected, abs=1e-9)
@@ -144,7 +144,7 @@ def test_a_paired_interval_sees_a_small_difference_through_a_large_shared_spread
 
 
 @pytest.mark.parametrize(
-    "level, steps, censored",
+    ("level", "steps", "censored"),
     [(0.1, 0.0, False), (0.2, 5.0, False), (0.5, 15.0, False), (0.6, 20.0, False), (0.61, None, True)],
 )
 def test_steps_to_reach_interpolates_the_first_crossing(level: float, steps: float | None, censored: bool):

@@ -167,7 +167,7 @@ def test_figures_are_strict_json_even_for_equal_and_for_small_photos():
 
 
 @pytest.mark.parametrize(
-    "original, protected",
+    ("original", "protected"),
     [
         (flat(1, side=8), flat(1, side=9)),
         (flat(1)[..., 0], flat(1)[..., 0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def files(tmp_path: Path) -> list[Path]:
     """The page's two examples, as files with the names that they say."""
     written = []
     for code in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
-        name = re.match(r'"""(\w+\.py):', code).group(1)
+        (name,) = re.findall(r'\A"""(\w+\.py):', code)
         written.append(tmp_path / name)
         written[-1].write_text(code)
     return written
@@ -38,7 +39,7 @@ def batches(seed: int = 5) -> BatchSampler:
 def test_the_commands_of_the_page_name_objectives_that_can_be_made(files: list[Path]):
     specs = re.findall(r"--objective (\S+)", PAGE.read_text())
     assert len(specs) == 2
-    made = [make_objective(str(files[0].parent / spec)) for spec in specs]
+    made: list[Any] = [make_objective(str(files[0].parent / spec)) for spec in specs]
     assert [objective.margin for objective in made] == [0.5, 1.0]
 
 
@@ -74,7 +75,8 @@ def test_in_the_package_an_objective_is_known_by_its_name(files: list[Path], mon
     monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(files[0].parent)])
     forget_classes()
     try:
-        assert make_objective("hinge:margin=2").margin == 2.0
+        made: Any = make_objective("hinge:margin=2")
+        assert made.margin == 2.0
     finally:
         monkeypatch.undo()
         forget_classes()

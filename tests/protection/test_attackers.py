@@ -15,8 +15,8 @@ def people(count: int, variants: int = 1, start: int = 0) -> dict:
     return {f"s{start + n:02d}": [toy_data() for _ in range(variants)] for n in range(count)}
 
 
-def source(*args, **options) -> SimulatedAttackers:
-    return SimulatedAttackers(*args, torch.Generator().manual_seed(3), **{**PLAIN, **options})
+def source(people, **options) -> SimulatedAttackers:
+    return SimulatedAttackers(people, torch.Generator().manual_seed(3), **{**PLAIN, **options})
 
 
 def test_without_variety_people_take_turns_and_nothing_is_drawn():
