@@ -45,6 +45,7 @@ class EncoderLoRA(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         return "the weights, photos and a GPU that trains the autoencoder's encoder"
 
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:

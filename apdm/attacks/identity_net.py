@@ -47,6 +47,7 @@ class IdentityNet(ControlNetModel):
     tokens: Tensor | None = None
 
     def forward(self, *args: Any, encoder_hidden_states: Tensor, **kwargs: Any) -> Any:
+        """Run the ControlNet. If `tokens` are set, they replace the embeddings of the prompt, `[B, L, D]`."""
         if self.tokens is not None:
             repeats = len(encoder_hidden_states) // len(self.tokens)
             encoder_hidden_states = self.tokens.repeat_interleave(repeats, dim=0)

@@ -30,6 +30,7 @@ class PhotoTreatment(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         number = "as many photos as there are" if self.num_photos is None else f"{self.num_photos} photos"
         return f"{number}, {self.purifier.assumes}" if self.purifier else number
 

@@ -37,6 +37,7 @@ class Flip(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         return photos.flip(-1)
 
 
@@ -54,6 +55,7 @@ class Jpeg(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         return transforms.jpeg(photos, self.quality)
 
 
@@ -71,6 +73,7 @@ class Resize(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         return transforms.resize_and_back(photos, self.factor)
 
 
@@ -88,6 +91,7 @@ class Crop(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         height, width = photos.shape[2:]
         top, left = (round(self.margin * side) for side in (height, width))
         inner = photos[:, :, top : height - top, left : width - left]
@@ -108,6 +112,7 @@ class Blur(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         return transforms.gaussian_blur(photos, self.sigma)
 
 
@@ -125,6 +130,7 @@ class Noise(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         return transforms.gaussian_noise(photos, self.std, torch.Generator().manual_seed(seed))
 
 
@@ -147,6 +153,7 @@ class Upscale(OptionsAsParams):
     assumes: ClassVar[str] = "an image editor"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         noisy = transforms.gaussian_noise(photos, self.std, torch.Generator().manual_seed(seed))
         return transforms.resize_and_back(noisy, self.factor, mode="bicubic")
 
@@ -173,6 +180,7 @@ class DiffusionPurifier(OptionsAsParams):
     assumes: ClassVar[str] = "a diffusion model of the kind that is attacked"
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
         return image_to_image(
             model,
             photos,

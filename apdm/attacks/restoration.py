@@ -47,10 +47,12 @@ class Interpolation(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         return ASSUMES[self.source] + (", which alone is enough: wins by definition" if self.wins_by_definition else "")
 
     @property
     def own_needs(self) -> tuple[str, ...]:
+        """The keys of `Material.models` that `prepare` reads."""
         return (self.source,)
 
     @torch.no_grad()
@@ -76,10 +78,12 @@ class TaskVector(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         return f"{ASSUMES['sibling']}, both as it was and hardened"
 
     @property
     def own_needs(self) -> tuple[str, ...]:
+        """The keys of `Material.models` that `prepare` reads."""
         return ("sibling", "hardened_sibling")
 
     @torch.no_grad()
@@ -111,10 +115,12 @@ class Transplant(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         return ASSUMES[self.source]
 
     @property
     def own_needs(self) -> tuple[str, ...]:
+        """The keys of `Material.models` that `prepare` reads."""
         return (self.source,)
 
     @torch.no_grad()

@@ -30,10 +30,12 @@ class Transfer(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         return f"an adapter that somebody trained on the {self.trained_on} model"
 
     @property
     def own_needs(self) -> tuple[str, ...]:
+        """The keys of `Material.models` that `prepare` reads."""
         return (self.trained_on,)
 
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:

@@ -32,6 +32,7 @@ class TwoStage(Staged):
 
     @property
     def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
         return f"harmless photos, and time for {self.benign_steps} steps before the attack"
 
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:

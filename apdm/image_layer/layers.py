@@ -60,6 +60,7 @@ class FineTuningLayer:
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return self.protection.total_steps
 
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
@@ -100,6 +101,7 @@ class ZeroShotLayer:
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return self.max_steps
 
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:

@@ -32,6 +32,7 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return (self.rounds + 1) * (self.ascent_steps + self.prompt_steps) + self.rounds * self.surrogate_steps
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:

@@ -26,10 +26,12 @@ class ASPL(ASPLConfig, PhotoProtection):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return self.rounds * (self.clean_steps + self.ascent_steps + self.surrogate_steps)
 
     @property
     def needs_class_pictures(self) -> bool:
+        """Whether surrogates are trained with prior preservation."""
         return self.prior_loss_weight > 0
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:

@@ -31,12 +31,14 @@ class DLADiff(DLADiffConfig, PhotoProtection):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         ascent = self.attention_steps * self.static_surrogate + self.conditional_steps
         dynamic = self.surrogate_steps * self.rounds if self.alternate else self.static_steps
         return self.static_steps * self.static_surrogate + self.rounds * ascent + dynamic
 
     @property
     def needs_class_pictures(self) -> bool:
+        """Whether surrogates are trained with prior preservation."""
         return self.prior_loss_weight > 0
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:

@@ -23,6 +23,7 @@ class EncoderAttack(EncoderAttackConfig, PhotoProtection):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return self.ascent_steps
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:

@@ -23,10 +23,12 @@ class FSMG(FSMGConfig, PhotoProtection):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return self.static_steps + self.ascent_steps
 
     @property
     def needs_class_pictures(self) -> bool:
+        """Whether surrogates are trained with prior preservation."""
         return self.prior_loss_weight > 0
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:

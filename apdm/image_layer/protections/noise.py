@@ -20,6 +20,7 @@ class Noise(PhotoProtection):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps for one subject, for the progress bar."""
         return 0
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
