@@ -11,7 +11,8 @@ from types import FrameType
 from apdm.core.errors import Interrupted
 from apdm.core.logging import is_main_process
 
-HOW_TO_RESUME = "what is done so far is kept; the same command with --resume_from_checkpoint latest goes on"
+RESUME_ADVICE = "the same command with --resume_from_checkpoint latest goes on"
+KEPT_AND_RESUMED = f"what is done so far is kept; {RESUME_ADVICE}"
 
 
 class Stop:
@@ -24,7 +25,7 @@ class Stop:
         asked: whether a signal has arrived.
     """
 
-    def __init__(self, advice: str = HOW_TO_RESUME) -> None:
+    def __init__(self, advice: str = KEPT_AND_RESUMED) -> None:
         """Create a handler.
 
         Args:
@@ -55,7 +56,7 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(advice: str = HOW_TO_RESUME) -> Iterator[Stop]:
+def stop_on_signals(advice: str = KEPT_AND_RESUMED) -> Iterator[Stop]:
     """Handle SIGTERM and Ctrl-C with a `Stop` in this block; afterwards the earlier handlers are back.
 
     Python allows signal handlers in the main thread alone. In any other thread this changes nothing.

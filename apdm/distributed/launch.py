@@ -19,6 +19,8 @@ from torch import nn
 from transformers.integrations import unset_hf_deepspeed_config
 
 from apdm.core.errors import Interrupted, UserError
+from apdm.core.logging import is_main_process
+from apdm.core.signals import RESUME_ADVICE
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
@@ -27,7 +29,6 @@ from apdm.distributed.working_weights import MakeOptimizer
 Precision = Literal["no", "fp16", "bf16"]
 EngineKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 SHARDED = ("fsdp2", "zero3")  # engines that cut the model into shards, so that pictures need a whole copy of it
-RESUME_ADVICE = "the same command with --resume_from_checkpoint latest goes on"
 
 
 def make_accelerator(mixed_precision: Precision, *, log_with: str | None, project_dir: str | Path) -> Accelerator:
@@ -99,7 +100,7 @@ def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
 
 def reported_once(error: UserError) -> UserError:
     """An error that all processes meet: the processes of other ranks than 0 stay silent about it."""
-    error.reported_by_other_process = os.environ.get("RANK", "0") != "0"
+    error.reported_by_other_process = not is_main_process()
     return error
 
 

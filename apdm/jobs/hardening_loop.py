@@ -12,9 +12,8 @@ from accelerate import Accelerator
 
 from apdm.config import HardenConfig
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.signals import Stop
+from apdm.core.signals import RESUME_ADVICE, Stop
 from apdm.core.terminal import progress_bar
-from apdm.distributed.launch import RESUME_ADVICE
 from apdm.distributed.processes import ProcessGroup
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
