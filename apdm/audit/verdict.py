@@ -28,7 +28,7 @@ from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is
 from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3
-TRANSFER_MARGIN = 0.05  # likeness by which a transferred attack must beat the white-box one before that one is doubted
+TRANSFER_MARGIN = 0.05  # a white-box attack is doubted if a transferred one gives so much more likeness
 
 
 # -- each attack ---------------------------------------------------------------------------------------------
