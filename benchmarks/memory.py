@@ -44,7 +44,7 @@ POOL = [
     *("--pool.size", "4", "--pool.benign_size", "2", "--pool.benign_data_dir", "-"),
     *("--l2p.lora_rank", "32", "--l2p.lora_target", "all"),
 ]
-PRESETS: dict[str, list[str]] = {
+PRESET_OPTIONS: dict[str, list[str]] = {
     "none": [],
     "80gb": ["--preset", "80gb"],
     "48gb": ["--preset", "48gb"],
@@ -73,7 +73,7 @@ class Count:
 
 def configuration(preset: str) -> HardenConfig:
     words = ["--pretrained_model_name_or_path", str(PIPELINE), "--instance_data_dir", "-", "--output_dir", "-"]
-    return load_config(HardenConfig, [*words, *PRESETS[preset]])
+    return load_config(HardenConfig, [*words, *PRESET_OPTIONS[preset]])
 
 
 def count(denoiser: nn.Module, config: HardenConfig, family: type[Family] = StableDiffusion) -> Count:
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(architectures.UNETS)
     parser.add_argument("--architectures", nargs="+", choices=architectures.NAMES, default=names)
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", choices=PRESET_OPTIONS, default=list(PRESET_OPTIONS))
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(argv)
     found = {}

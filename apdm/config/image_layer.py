@@ -21,7 +21,7 @@ NO_METHOD = "none"
 MAX_EPSILON = 64 / 255
 GREY_LEVEL = 1 / 255  # a smaller change is lost when the photo is saved in 8 bits
 # Budgets in grey levels of the fine-tuning layer and of the zero-shot layer; "default" is DLADiff's.
-PRESETS = {"low": (4, 7), "default": (7, 11), "high": (12, 16)}
+BUDGETS = {"low": (4, 7), "default": (7, 11), "high": (12, 16)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +281,9 @@ class ImageLayerConfig:
     @property
     def fine_tuning_epsilon(self) -> float:
         """eta_ft, the budget of the fine-tuning layer, in [0, 1] pixel units."""
-        return PRESETS[self.preset][0] / 255 if self.epsilon is None else self.epsilon
+        return BUDGETS[self.preset][0] / 255 if self.epsilon is None else self.epsilon
 
     @property
     def zero_shot_epsilon(self) -> float:
         """eta_zs, the budget of the zero-shot layer, in [0, 1] pixel units."""
-        return PRESETS[self.preset][1] / 255 if self.zero_shot.epsilon is None else self.zero_shot.epsilon
+        return BUDGETS[self.preset][1] / 255 if self.zero_shot.epsilon is None else self.zero_shot.epsilon
