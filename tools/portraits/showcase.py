@@ -59,8 +59,8 @@ def figures(results: dict[str, Any]) -> str:
         [
             _paragraph(
                 f"`make demo`, {_counted(results)}. *Likeness* is the cosine between the faces that an attacked model "
-                f"draws and photos of the person, by two face recognisers, {judges}. 1 is the same face; strangers have "
-                f"{strangers}."
+                f"draws and photos of the person, by two face recognisers, {judges}. 1 is the same face; strangers "
+                f"have {strangers}."
             ),
             "",
             "| | unprotected | protected |",
