@@ -69,8 +69,9 @@ def figures(results: dict[str, Any]) -> str:
             "",
             _paragraph(
                 f"By the audit's thresholds the demo is {verdict}: on the hardened model the attacker needs {cost} "
-                'times the steps for the likeness that the base model gives. Hardening moved the pictures of "a person" '
-                f"by {utility['fid_to_base']:.0f}, another seed moves them by {utility['fid_base_seed_to_seed']:.0f} "
+                "times the steps for the likeness that the base model gives. Hardening moved the pictures of "
+                '"a person" by '
+                f"{utility['fid_to_base']:.0f}, another seed moves them by {utility['fid_base_seed_to_seed']:.0f} "
                 f"(Fréchet distance of face features). {_photo_note(results)}"
                 "[All figures](benchmarks/results/demo.json)."
             ),
