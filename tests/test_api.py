@@ -133,14 +133,14 @@ def test_signal_handlers_and_threads_are_left_as_they_were(options: dict[str, ob
     def mine(number: int, frame: object) -> None:
         pass
 
-    before = signal.signal(signal.SIGTERM, mine)
+    before, interrupt = signal.signal(signal.SIGTERM, mine), signal.getsignal(signal.SIGINT)
     threads = torch.get_num_threads()
     try:
         with pytest.raises(apdm.UserError):
             apdm.harden(**{**options, "instance_data_dir": tmp_path / "nowhere"}, output_dir=tmp_path / "bad")
         apdm.verify(output_dir=apdm.harden(**{**options, "num_threads": 3}, output_dir=tmp_path / "run").output_dir)
         assert signal.getsignal(signal.SIGTERM) is mine
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is interrupt
         assert torch.get_num_threads() == threads
     finally:
         signal.signal(signal.SIGTERM, before)
