@@ -24,7 +24,7 @@ from apdm.attacks.identity_net import check_controlnet, draw_keypoints, find_lan
 from apdm.core.errors import UserError
 from apdm.faces import FaceEncoder
 from apdm.families import Family
-from apdm.families.base import adapter_input
+from apdm.families.sampling import adapter_input
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The base class of all model families: latents, sampling with paired seeds, and writing.
+"""The base class of all model families: prompts, latents, noise, and writing. `sampling.py` has the sampling.
 
 `apdm/families/__init__.py` explains what a family is. `docs/adding-a-family.md` explains how to add one.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -23,6 +23,7 @@ from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.lora_layers import Target, layer_names
 from apdm.families.pipeline_folder import write_pipeline
 from apdm.families.posterior import Posterior
+from apdm.families.sampling import Sampler
 from apdm.families.single_file.layout import SingleFileLayout
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # (count, generator) -> [count], on the generator's device
@@ -33,7 +34,7 @@ def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Ten
     return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
-class Family(ABC):
+class Family(Sampler):
     """A diffusers pipeline, seen through the operations that hardening, attacks and audits need.
 
     All parts except the denoiser are frozen. Gradients still flow through the VAE and the text encoders to images, and
@@ -292,87 +293,6 @@ class Family(ABC):
             The prediction, `[B, C, h, w]`, to be compared with `target`.
         """
 
-    # -- sampling --------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[str],
-        *,
-        seed: int | Sequence[int],
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        height: int | None = None,
-        width: int | None = None,
-        batch_size: int = 4,
-        face_embeds: Tensor | None = None,
-        pipeline_options: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Tensor:
-        """Sample one image per prompt with the pipeline's own scheduler.
-
-        Each image has its own random generator on the CPU. Its noise therefore depends neither on the batch, nor on
-        the model, nor on the device, and images that two models sample with the same seed can be compared one by one.
-        The safety checker is not run, because an evaluation must see what the model produces.
-
-        Args:
-            prompts: one prompt per image.
-            seed: image i is seeded with `seed[i]`, or with `seed + i` if a single number is given.
-            num_inference_steps: sampling steps.
-            guidance_scale: weight of classifier-free guidance; 1 turns it off.
-            height: in pixels; by default the model's own.
-            width: in pixels; by default the model's own.
-            batch_size: images per call of the pipeline.
-            face_embeds: `[D]`, the embedding of one person for all prompts, if the pipeline holds a FaceID adapter.
-            pipeline_options: further arguments of the pipeline, the same for every image.
-
-        Returns:
-            Images `[B, 3, H, W]` in [0, 1], float32, on the CPU.
-
-        Raises:
-            ValueError: there are more or fewer seeds than prompts.
-        """
-        seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
-        if len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-        images = []
-        for start in range(0, len(prompts), batch_size):
-            chunk = prompts[start : start + batch_size]
-            inputs = self.prompt_inputs(chunk)
-            if face_embeds is not None:
-                inputs["ip_adapter_image_embeds"] = adapter_input(face_embeds, guided=guidance_scale > 1)
-            with self._sampling_precision():
-                latents = self.pipeline(
-                    **inputs,
-                    **pipeline_options,
-                    generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]],
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                    height=height,
-                    width=width,
-                    output_type="latent",
-                ).images
-            images.append(self.decode(self.drawn_latents(latents, height, width)).cpu())
-        return torch.cat(images)
-
-    def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
-        """The latents `[B, C, h, w]` of what the pipeline returns for `output_type="latent"`.
-
-        Args:
-            drawn: the pipeline's output.
-            height: of the picture in pixels, as given to the pipeline.
-            width: of the picture in pixels, as given to the pipeline.
-        """
-        return drawn
-
-    @abstractmethod
-    def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The pipeline's arguments for these prompts: their embeddings, and those of the empty prompt for guidance."""
-
-    def _sampling_precision(self) -> torch.autocast:
-        """Autocast if the frozen parts are in half precision, because the denoiser's weights are in float32."""
-        encoder = self.pipeline.text_encoder
-        return torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != self.denoiser.dtype)
-
     # -- files -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -442,22 +362,6 @@ def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """
     rows = -(-width // embeds.shape[2])
     return embeds[:, :-rows], embeds[:, -rows:].flatten(1)[:, :width]
-
-
-def adapter_input(embeds: Tensor, *, guided: bool) -> list[Tensor]:
-    """A face embedding in the form in which diffusers' pipelines take it for an IP-Adapter.
-
-    The pipeline applies all rows to every picture of a batch, so they must belong to one person.
-
-    Args:
-        embeds: one person's embedding, `[D]`.
-        guided: whether classifier-free guidance is on. It puts a row of zeros first, for the unconditional pass.
-
-    Returns:
-        A list with one tensor, `[1 or 2, 1, 1, D]`.
-    """
-    one = embeds[None, None, None]
-    return [torch.cat([torch.zeros_like(one), one]) if guided else one]
 
 
 def _converted_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:

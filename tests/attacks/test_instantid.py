@@ -23,7 +23,7 @@ from apdm.core.errors import UserError
 from apdm.faces import AlignedEncoder, load_detector, load_encoder
 from apdm.faces.mobilefacenet import MobileFaceNet
 from apdm.families import Family, load_family
-from apdm.families.base import adapter_input
+from apdm.families.sampling import adapter_input
 from apdm.portraits import PIPELINE
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import circumstance, identity
