@@ -1,17 +1,19 @@
-"""The audit: attack the base and the hardened model side by side, and say what likeness costs the attacker on each.
+"""The audit: run the same attacks on the base and on the hardened model, and compare what likeness costs the attacker.
 
-plan            what is attacked, by what, and who judges (`AuditPlan`)
-people          who is attacked, with which photos
+A cell is one attack on one model with the photos of one person and one seed. Each cell gives one row of the results.
+
+plan            everything that determines an audit: models, people, attacks, judges (`AuditPlan`)
+people          the people who are attacked, and their photos
 models          loads the models and checks that they can be compared
-suites          which attacks there are, on whom, and which the verdict requires
-model_audit     the whole audit of the models: `attack_and_judge`
-matrix          all attacks on all models, people and seeds, shared by the processes
-cells           one of them: the model is attacked, and its pictures are judged at every measured step
-class_pictures  what the models draw for the class, without an attack
-store           keeps finished attacks on disk
+suites          named lists of attacks: on whom each attack runs, and whether the verdict requires it
+model_audit     runs a whole audit of models: `attack_and_judge`
+matrix          the list of all cells, which several processes can share
+cells           runs one cell: attacks the model, and judges its pictures at every measured step
+class_pictures  pictures that the models draw for the class prompt, without an attack
+store           keeps finished cells on disk
 protected_photos, photo_attacks   the audit of protected photos
-results, schema                   what was found, as dataclasses, and results.json
-rows, checks, verdict             from the rows to figures, checks and the verdict; pure functions
+results, schema                   the content of results.json as dataclasses, and its conversion to JSON
+rows, checks, verdict             pure functions: from rows to figures, from figures to checks, then the verdict
 """
 
 import sys
@@ -27,9 +29,9 @@ __all__ = ["SCHEMA", "AuditPlan", "Results", "attack_and_judge", "read_results",
 
 
 class _CallablePackage(ModuleType):
-    """`apdm.audit(...)` is a function of the Python API.
+    """Makes this package callable, because `apdm.audit` is also the name of a function of the Python API.
 
-    Importing this package puts the package in the place of that function, so the package passes calls on to it.
+    Importing this package replaces the function of the same name. So the package passes a call on to the function.
     """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:

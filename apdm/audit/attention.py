@@ -1,4 +1,4 @@
-"""Where in a picture the attacked model attends to the subject's identifier (DLADiff, figure 7)."""
+"""Heat maps of where in a picture the attacked model attends to the subject's identifier (DLADiff, figure 7)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from apdm.families import Family
 from apdm.families.attention import watch_attention
 
 SHARE_OF_NOISE = 0.5  # of the noise schedule: the outline of the picture is visible, its details are not
-MAX_POSITIONS = 4096  # layers with more positions are left out, for their maps would take much memory
-HEAT = ((0.0, 0.0, 0.1), (0.45, 0.1, 0.45), (0.95, 0.4, 0.2), (1.0, 0.95, 0.7))  # dark to light, for any eye
+MAX_POSITIONS = 4096  # layers with more positions are left out, because their maps would take much memory
+HEAT = (
+    (0.0, 0.0, 0.1),
+    (0.45, 0.1, 0.45),
+    (0.95, 0.4, 0.2),
+    (1.0, 0.95, 0.7),
+)  # from dark to light, so that colour-blind readers see it too
 
 
 @torch.no_grad()
@@ -23,11 +28,14 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
     own range. The identifier is the tokens of `prompt` that `class_prompt` does not have.
 
     Args:
-        images: [N, 3, H, W] in [0, 1].
+        model: the attacked model.
+        images: pictures that it drew, [N, 3, H, W] in [0, 1].
+        prompt: the prompt with the identifier.
+        class_prompt: the prompt without the identifier.
 
     Returns:
-        Heat pictures [N, 3, H, W] in [0, 1]; None where the prompt has no identifier or the denoiser no
-        cross-attention.
+        Heat pictures [N, 3, H, W] in [0, 1], on the CPU. None if the prompt has no identifier, or if the denoiser has
+        no cross-attention layer with at most MAX_POSITIONS positions.
     """
     positions = identifier_positions(model, prompt, class_prompt)
     if not positions:
@@ -53,7 +61,7 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
 
 
 def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
-    """The positions, as the text encoder counts, of the tokens of `prompt` that `class_prompt` does not have."""
+    """The positions, counted from 0 in the text encoder's input, of the tokens that only `prompt` has."""
     tokenizer = getattr(model.pipeline, model.prompt_tokenizer)
     asked, known = (
         tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids

@@ -1,7 +1,8 @@
 """One cell of the audit: one attack on one model, with the photos of one person and one seed.
 
-The attacked model draws at every measured step, and the pictures are judged. All draws of a cell come from its seed
-alone, so the cells of one attack, person and seed are paired over the models.
+The attacked model draws pictures at every measured step, and the pictures are judged. All random numbers of a cell come
+from its seed. So cells of the same attack, person and seed use the same random numbers on every model, and can be
+compared as pairs.
 """
 
 from __future__ import annotations
@@ -28,23 +29,25 @@ from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Features, Judges
 
-ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # separate streams of noise for pictures
+ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of pictures has random numbers of its own
 SAMPLE_BATCH_SIZE = 16
 SHOWN_MAPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What is done in a cell.
+    """One attack on one model, with the photos of one person and one seed.
 
     Attributes:
-        entry: the attack's place in the suite.
+        entry: the suite's entry, which holds the attack's spec.
         attack: the attack itself.
         model: name of the attacked model.
+        person: the person whose photos the attack uses.
         role: whether the person is protected.
+        seed: the seed of all random numbers.
         nominal_step: the step at which the attack counts as done.
         eval_steps: the steps at which the model draws and its pictures are judged.
-        key: a name for everything that determines the cell, see `store.key_of`.
+        key: a hash of everything that determines the cell's row, see `store.key_of`.
     """
 
     entry: Entry
@@ -68,7 +71,13 @@ class Cell:
         return f"{self.entry.spec} {self.model}/{self.person.id}/seed {self.seed}"
 
     def row(self, measured: CellMeasurements, *, seconds: float, error: str | None) -> AttackRow:
-        """The cell's row; `error` says why the attack failed, None if it did not."""
+        """The cell's row of the results.
+
+        Args:
+            measured: what was measured in the cell.
+            seconds: time that the cell took.
+            error: why the attack failed; None if it did not.
+        """
         return AttackRow(
             attack=self.attack.name,
             spec=self.entry.spec,
@@ -97,11 +106,13 @@ class Cell:
 
 @dataclass
 class CellMeasurements:
-    """What was measured in a cell so far: the curve, and at the nominal step more.
+    """What was measured in a cell so far. The curve grows at every measured step.
 
     Attributes:
-        nominal: the curve's point at the nominal step.
-        quality, scores, pictures: as in `AttackRow`, and the pictures {name: [N, 3, H, W] in [0, 1]}.
+        curve: as in `AttackRow`.
+        nominal: the curve's point at the nominal step; None until then, as the fields below are empty until then.
+        quality, scores: as in `AttackRow`.
+        pictures: pictures of the nominal step, {name: [N, 3, H, W] in [0, 1]}.
     """
 
     curve: list[CurvePoint] = field(default_factory=list)
@@ -117,14 +128,17 @@ class CellRunner:
 
     Attributes:
         drawing: how the attacker's pictures are drawn.
-        models: {name: model}: those that are attacked, and those that some attacks need.
+        judges: the networks that look at the pictures.
+        models: {name: model}: the attacked models, and further models that some attacks need.
         references: {person: {encoder: embeddings of the hold-out photos}}.
         reference_features: {person: features of the hold-out photos}, for the likeness of whole pictures.
         class_images: the attacker's class pictures, for prior preservation.
         class_features: features [N, F] of the base's class pictures.
-        consenting: photos of unrelated people, which some attacks train on first.
-        latents: {(model, person): latents}, filled on demand.
-        untouched: {(model, seed, prompts): what the model draws before an attack}, filled on demand.
+        class_prompt: the prompt of the class pictures.
+        consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
+        latents: {(model, person): latents of the person's photos}. An entry is made when it is first needed.
+        untouched: {(model, seed, prompts): pictures that the model draws before an attack, and what the judges read
+            from them}. An entry is made when it is first needed.
     """
 
     drawing: Drawing
@@ -145,9 +159,12 @@ class CellRunner:
         Args:
             progress: called after every attack step with the steps done and the last step's loss.
 
+        An error of the attack is not raised, so that the other cells still run. If `progress` raises a
+        KeyboardInterrupt, it ends the cell.
+
         Returns:
-            The row, and the pictures "attacked" and, if there are any, "attention". If anything goes wrong, the row
-            says so and there are no pictures; nothing is raised but by `progress`.
+            The row, and pictures {name: [N, 3, H, W] in [0, 1]}: "attacked", and "attention" if there are attention
+            maps. If the attack failed, the row has the error and there are no pictures.
         """
         measured, family = CellMeasurements(), self.models[cell.model]
         error, started = None, time.perf_counter()
@@ -167,7 +184,7 @@ class CellRunner:
                 evaluate=evaluate,
                 callback=progress,
             )
-        except Exception as problem:  # whatever went wrong, the other cells are worth having
+        except Exception as problem:  # a failed attack must not stop the other cells
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             measured = CellMeasurements(curve=measured.curve)
             _free_memory()
@@ -175,7 +192,7 @@ class CellRunner:
         return cell.row(measured, seconds=seconds, error=error), measured.pictures
 
     def _measure(self, cell: Cell, measured: CellMeasurements, step: int, attacked: Family, latents: Posterior) -> None:
-        """Draw and judge after `step` attack steps, and note it in `measured`."""
+        """Draw and judge pictures after `step` attack steps, and add the figures to `measured`."""
         images, features = self._draw(cell, attacked, step)
         identity = self.judges.identity(features, self.references[cell.person.id])
         quality = self._quality(features, cell.person.id)
@@ -195,7 +212,7 @@ class CellRunner:
                 measured.pictures["attention"] = maps
 
     def _latents(self, model: str, attacked: Family, person: Person) -> Posterior:
-        """The attacker's photos as this model's VAE encodes them, encoded once for all seeds."""
+        """The latents of the person's photos from this model's VAE. They are computed once for all seeds."""
         if (model, person.id) not in self.latents:
             with torch.no_grad():
                 self.latents[model, person.id] = attacked.posterior(person.photos)
@@ -209,7 +226,10 @@ class CellRunner:
         return self.latents[model, ""]
 
     def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
-        """Draw the attacker's prompts and look at the pictures. A model as it came is drawn once for all people."""
+        """Draw pictures for the attacker's prompts, and run the judges' networks on them.
+
+        Before the attack changes the model, the pictures do not depend on the person, so they are drawn only once.
+        """
         drawing = self.drawing
         prompts = [cell.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
         known = (cell.model, cell.seed, tuple(prompts))
@@ -233,7 +253,7 @@ class CellRunner:
         }
 
     def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
-        """Likeness of every single picture, None where it shows no face."""
+        """{encoder: likeness of each picture, None if the picture shows no face}."""
         scores = self.judges.scores(features, self.references[subject])
         return {
             name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
@@ -251,9 +271,20 @@ def draw(
     height: int,
     width: int,
 ) -> Tensor:
-    """Draw one picture for each prompt: [N, 3, H, W] in [0, 1].
+    """Draw one picture for each of N prompts.
 
-    The noise of picture i depends on `seed`, `stream` and i alone, so pictures of different models are paired.
+    The noise of picture i depends only on `seed`, `stream` and i. So two models start picture i from the same noise.
+
+    Args:
+        drawing: steps and guidance of the sampler.
+        family: the model that draws.
+        prompts: N prompts.
+        seed: seed of the noise.
+        stream: number of the stream of noise, such as ATTACK_NOISE.
+        height, width: size of the pictures in pixels.
+
+    Returns:
+        Pictures [N, 3, H, W] in [0, 1].
     """
     return family.sample(
         prompts,
@@ -267,19 +298,19 @@ def draw(
 
 
 def check_finite(images: Tensor) -> None:
-    """Raise FloatingPointError for pictures that are not finite: they show no face, and would pass for protection."""
+    """Raise FloatingPointError if a picture is not finite. It would show no face, and so would look like protection."""
     if not images.isfinite().all():
         raise FloatingPointError("the pictures are not finite")
 
 
 def _is_untouched(attacked: Family, model: Family) -> bool:
-    """Whether the attacked model still draws what `model` does; an attack may change it before its first step."""
+    """Whether all parts of both models are equal. Some attacks change a model before their first step."""
     for name, theirs in model.pipeline.components.items():
         mine = attacked.pipeline.components[name]
         if mine is theirs:
             continue
         if not isinstance(theirs, Module):
-            return False  # for example a tokenizer with words of the attacker's own
+            return False  # for example a tokenizer to which the attack added words
         first, second = mine.state_dict(), theirs.state_dict()
         if first.keys() != second.keys() or not all(map(_equal, first.values(), map(second.get, first))):
             return False
@@ -295,6 +326,6 @@ def _finite(value: float) -> float | None:
 
 
 def _free_memory() -> None:
-    """Give back what a failed cell held, so that the next one does not run out of memory too."""
+    """Free the accelerator memory of a failed cell, so that the next cell does not run out of memory too."""
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

@@ -1,4 +1,4 @@
-"""Pictures that the models draw for the class prompt, without an attack: does the class still look as it did?"""
+"""Pictures that the models draw for the class prompt without an attack. They show if hardening changed the class."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.judges import Features
 from apdm.metrics.utility import StrangersLikeness, class_utility, strangers_likeness
 
-AGAIN = "base_again"
+AGAIN = "base_again"  # class pictures of the base with a second set of seeds
 
 
 def class_keys(plan: AuditPlan) -> dict[str, str]:
-    """{set of class pictures: its key in the store}: one for each model, and "base_again"."""
+    """{name of a set of class pictures: its key in the store}. Each model has a set, and the base also "base_again"."""
     drawn_by = {AGAIN: "base"} | {arm: arm for arm in plan.arms}
     common = plan.common_facts()
     return {name: key_of({**common, "class": name, "model": plan.sha256(arm)}) for name, arm in drawn_by.items()}
 
 
 def draw_class_pictures(plan: AuditPlan, store: CellStore, processes: ProcessGroup) -> dict[str, Tensor]:
-    """Draw the class pictures that are not in the store yet; the processes share the work.
+    """Draw the class pictures that are not in the store yet. The processes share the work.
 
-    The base draws with two sets of seeds, "base" with the first and "base_again" with the second; the other models draw
-    with the second. So "hardened" stands to "base" as "base_again" does, and two equal models have an FID ratio of
-    exactly 1.
+    There are two sets of seeds. The base draws "base" with the first set and "base_again" with the second set. All
+    other models draw with the second set. So "hardened" and "base_again" are compared with "base" in the same way, and
+    if the hardened model equals the base, the FID ratio is exactly 1.
 
     Returns:
-        {set: pictures [N, 3, H, W] in [0, 1]}; those of a broken model are NaN.
+        {name of the set: pictures [N, 3, H, W] in [0, 1]}. If a model drew values that are not finite, its pictures are
+        NaN.
     """
     keys = class_keys(plan)
     for name, key in list(keys.items())[processes.index :: processes.size]:
@@ -55,7 +56,7 @@ def draw_class_pictures(plan: AuditPlan, store: CellStore, processes: ProcessGro
     pictures = {}
     for name, key in keys.items():
         row, kept = store.load(key)
-        # The store keeps pictures as files, which cannot hold numbers that are not finite.
+        # The store keeps pictures as PNG files, which cannot hold NaN, so the row says if they were finite.
         pictures[name] = kept["class"] if row["finite"] else torch.full_like(kept["class"], torch.nan)
     return pictures
 
@@ -63,7 +64,14 @@ def draw_class_pictures(plan: AuditPlan, store: CellStore, processes: ProcessGro
 def measure_utility(
     plan: AuditPlan, pictures: Mapping[str, Tensor], features: Mapping[str, Features], others: list[OtherPerson]
 ) -> Utility:
-    """Compare the models' class pictures; `features` are those of `pictures`."""
+    """Compare the class pictures of the models with the base's.
+
+    Args:
+        plan: the audit's plan.
+        pictures: {name of the set: pictures [N, 3, H, W] in [0, 1]}, as `draw_class_pictures` returns them.
+        features: {name of the set: what the judges read from its pictures}.
+        others: the likeness of people who are not protected, which becomes part of the result.
+    """
     clip = partial(plan.judges.clip_score, prompts=[plan.class_prompt] * plan.num_class_images)
     read = {name: plan.judges.attributes(images) for name, images in pictures.items()}
     values = plan.judges.reader.values if plan.judges.reader else {}
@@ -79,6 +87,14 @@ def measure_strangers(
     plan: AuditPlan, protected: Mapping[str, Mapping[str, Tensor]], drawn: Features
 ) -> dict[str, StrangersLikeness]:
     """Measure likeness by chance; see `strangers_likeness`.
+
+    Args:
+        plan: the audit's plan, which may hold photos of strangers.
+        protected: {person: {encoder: reference embeddings [M, D]}}.
+        drawn: what the judges read from the base's class pictures.
+
+    Returns:
+        {encoder: likeness by chance}.
 
     Raises:
         UserError: there are no photos of strangers, and the base's class pictures show no face either.

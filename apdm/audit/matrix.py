@@ -1,4 +1,4 @@
-"""All cells of an audit, and the processes that share them."""
+"""The list of all cells of an audit. Several processes can share the cells."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Matrix:
 
     @staticmethod
     def of(plan: AuditPlan, entries: Sequence[Entry]) -> Matrix:
-        """All attacks on all models, people and seeds, as far as the entries ask for them."""
+        """Make the cells: each entry's attack on every model, with every person and seed that the entry asks for."""
         common, subjects = plan.common_facts(), plan.subjects
         photos = {p.id: tensor_hash(p.photos, p.references) for p in [*subjects.protected, *subjects.others]}
         cells = []
@@ -55,7 +55,7 @@ class Matrix:
     def run(
         self, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, show_progress: bool
     ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
-        """Run this process's share of the cells; finished ones are kept in the store.
+        """Run this process's share of the cells. Finished cells are kept in the store.
 
         Args:
             runner: runs a single cell.
@@ -64,12 +64,13 @@ class Matrix:
             show_progress: whether the main process shows a progress bar.
 
         Returns:
-            In the main process the rows and the pictures of all cells, once all processes are done; else None.
+            The main process waits for the other processes and returns the rows and the pictures of all cells. The
+            pictures are {name: [N, 3, H, W] in [0, 1]}, see `attack_and_judge`. The other processes return None.
 
         Raises:
-            Interrupted: the user stopped the audit. What is finished stays in the store.
+            Interrupted: the user stopped the audit. Finished cells stay in the store.
         """
-        ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # stable, so it is the same in every process
+        ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
         bar = progress_bar(
             total=sum(cell.steps for cell in self.cells),
             unit="step",
@@ -96,7 +97,7 @@ class Matrix:
     def _work(self, share: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
         def after_step(step: int, loss: Any) -> None:
             bar.update()
-            if stop.asked:  # some `except` in between may have swallowed what the signal raised
+            if stop.asked:  # code in between may have caught the exception of the signal
                 raise KeyboardInterrupt
 
         for cell in share:
@@ -108,7 +109,7 @@ class Matrix:
         self._show(bar, store)
 
     def _show(self, bar: tqdm[Any], store: CellStore) -> None:
-        """Set the bar to the steps of all finished cells: other processes' cells and failed ones count as well."""
+        """Set the bar to the steps of all finished cells. Failed cells and cells of other processes count too."""
         if not bar.disable:
             bar.update(sum(cell.steps for cell in self.cells if cell.key in store) - bar.n)
 

@@ -26,29 +26,33 @@ def attack_and_judge(
     processes: ProcessGroup = SINGLE_PROCESS,
     show_progress: bool = True,
 ) -> tuple[Results, dict[str, Tensor]] | None:
-    """Attack all models with the photos of all people and with all seeds, and judge.
+    """Attack all models with the photos of all people and with all seeds, and judge the result.
 
-    What hardening should prevent is the likeness that the nominal attack reaches on the base after its nominal steps.
-    So the base is attacked for the nominal steps. The hardened model is attacked for the nominal steps too, unless the
-    person is protected and the attack is `long`: then it is attacked for `plan.max_train_steps`, so that a cost factor
-    up to max_train_steps / nominal steps can be shown. An attack that fails gives a row that says so; it does not end
-    the audit.
+    Hardening should prevent the likeness that an attack reaches on the base after the nominal steps. So every attack
+    runs for the nominal steps, with one exception: if the person is protected and the entry is `long`, the hardened
+    model is attacked for `plan.max_train_steps`. This can show a cost factor of up to max_train_steps / nominal steps.
+    If an attack fails, its row says so and the audit goes on.
 
     Args:
         plan: what is attacked, by what, and who judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         store: where finished attacks are kept and found; None keeps nothing.
         processes: the processes that share the attacks.
+        show_progress: whether the main process shows a progress bar.
 
     Returns:
-        In the main process the results, and pictures {name: [N, 3, H, W] in [0, 1]}; None in the others. The names are
-        "class/<model>", "attack/<model>/<person>/<seed>" after the first attack and "<spec>/<model>/<person>/<seed>"
-        after the others, "attention/..." for the attention maps of both, and with `plan.show_photos`
-        "photos/<person>". Picture i of all models starts from the same noise.
+        The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. The other processes
+        return None. Picture i of all models starts from the same noise. The names are:
+
+        * "class/<model>": class pictures;
+        * "attack/<model>/<person>/<seed>": after the first attack;
+        * "<spec>/<model>/<person>/<seed>": after each other attack;
+        * "attention/" and one of the two names above: attention maps after this attack;
+        * "photos/<person>", only with `plan.show_photos`: the person's own photos.
 
     Raises:
         UserError: likeness by chance cannot be measured, see `measure_strangers`.
-        Interrupted: the user stopped the audit. What is finished stays in the store.
+        Interrupted: the user stopped the audit. Finished attacks stay in the store.
     """
     with store_or_temporary(store) as cells:
         return _attack_and_judge(plan, class_images, cells, processes, show_progress)
@@ -101,9 +105,9 @@ def _attack_and_judge(
 
 
 def _judged(plan: AuditPlan, measured: Measurements) -> Results:
-    """Everything that was measured, and what follows from it."""
+    """Add the figures of each attack and the verdict to the measurements."""
     outcomes = judge_attacks(measured, plan.thresholds)
-    # Where no attack works on the base, the first one stands for all.
+    # If no attack works on the base, the first attack is shown.
     worst = worst_attack(outcomes) or outcomes[0]
     rows = [row for row in measured.attacks if row.spec == worst.spec]
     return Results(
@@ -119,7 +123,7 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
 def _headline_cost(measured: Measurements, attack: AttackOutcome) -> HeadlineCost:
     """The cost factors of `attack` for all people.
 
-    The lowest is that of pairs whose attack works on the base, if there is one.
+    The lowest factor is taken from pairs whose attack works on the base, or from all pairs if there are none.
     """
     rows = [row for row in measured.attacks if row.spec == attack.spec]
     costs = cost_factors(rows, measured.encoders, attack.nominal_step)
@@ -127,7 +131,7 @@ def _headline_cost(measured: Measurements, attack: AttackOutcome) -> HeadlineCos
 
 
 def _class_and_photos(plan: AuditPlan, class_pictures: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The class pictures that share their noise, and where they may be shown the people's own photos."""
+    """Class pictures that start from the same noise, and with `plan.show_photos` the protected people's photos."""
     pictures = {"class/base": class_pictures[AGAIN]}
     pictures |= {f"class/{name}": class_pictures[name] for name in plan.arms if name != "base"}
     if plan.show_photos:

@@ -24,7 +24,7 @@ def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
         {name: the model}.
 
     Raises:
-        UserError: a model cannot be loaded, or cannot be compared with the base, or is the base itself.
+        UserError: a model cannot be loaded, cannot be compared with the base, or has the same weights as the base.
     """
     for name, path in paths.items():
         if name != "base" and Path(path).resolve() == Path(paths["base"]).resolve():
@@ -59,7 +59,7 @@ def check_comparable(base: Family, other: Family, base_path: str, path: str) -> 
 
 
 def is_same(first: Family, second: Family) -> bool:
-    """Whether every weight of two comparable models is equal; what the headers of their files say does not count."""
+    """Whether all weights of two comparable models are equal. The metadata in their files is not compared."""
     parts = zip(_parts(first).values(), _parts(second).values(), strict=True)
     return all(torch.equal(weight, other[name]) for one, other in parts for name, weight in one.items())
 

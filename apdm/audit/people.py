@@ -1,15 +1,14 @@
-"""Who is attacked, with which photos, and which photos define likeness to each person.
+"""The people whom an audit attacks, and the folders of their photos.
 
-`apdm audit --subjects DIR` expects these folders in DIR. Each can be named apart with the option in brackets, which
-then takes precedence:
+`apdm audit --subjects DIR` expects these folders in DIR. The option in brackets names another folder instead:
 
-    DIR/attacker/<id>/   the protected people: photos that the attacker trains on       (attack_data_dir)
-    DIR/holdout/<id>/    everybody: photos that neither defence nor attacker sees       (holdout_data_dir)
+    DIR/attacker/<id>/   photos of the protected people that the attacker trains on     (attack_data_dir)
+    DIR/holdout/<id>/    photos of all people, never trained on; they define likeness   (holdout_data_dir)
     DIR/other/<id>/      people who gave consent and must stay learnable; optional      (other_data_dir)
-    DIR/strangers/       one photo each of anybody else; optional                       (strangers_data_dir)
+    DIR/strangers/       one photo of each of many other people; optional               (strangers_data_dir)
     DIR/consenting/<id>/ people whose photos an attacker may train on first; optional
 
-Without DIR/attacker, DIR itself is a folder of subjects, DIR/<id>/, whose photos the attacker has.
+If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING = "attacker", "holdout", "other"
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody whom attacks try to learn.
+    """A person whom attacks try to learn.
 
     Attributes:
         id: opaque name.
-        photos: [N, 3, R, R] in [-1, 1], which the attacker trains on.
-        references: hold-out photos [M, 3, R, R] in [-1, 1], which define likeness. None of them should be among
-            `photos`, because then likeness would look higher than it is.
+        photos: photos that the attacker trains on, [N, 3, R, R] in [-1, 1].
+        references: hold-out photos that define likeness, [M, 3, R, R] in [-1, 1]. They should differ from `photos`,
+            because a photo in both sets would make likeness look higher than it is.
     """
 
     id: str
@@ -46,13 +45,13 @@ class Person:
 
 @dataclass(frozen=True)
 class AuditSubjects:
-    """Everybody whose photos an audit uses.
+    """All people whose photos an audit uses.
 
     Attributes:
         protected: the people whom the hardened model protects.
         others: people who gave consent and must stay learnable.
-        strangers: photos [N, 3, R, R] in [-1, 1] of anybody else, from which likeness by chance is measured. If it is
-            None, the base's class pictures are used instead.
+        strangers: photos [N, 3, R, R] in [-1, 1] of other people, to measure likeness by chance. If it is None, the
+            base's class pictures are used instead.
         consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
     """
 
@@ -64,7 +63,7 @@ class AuditSubjects:
 
 @dataclass(frozen=True)
 class PhotoFolders:
-    """The folders with the photos; None where there is none."""
+    """The folders with the photos; None for a folder that was not given."""
 
     attack: str | None
     holdout: str | None
@@ -74,7 +73,7 @@ class PhotoFolders:
 
     @staticmethod
     def below(subjects: str, options: AuditOptions) -> PhotoFolders:
-        """The folders below `subjects`, unless an option names another one; see the text of this module.
+        """The folders below `subjects`, or the folders that options name; see the docstring of this module.
 
         Raises:
             UserError: the folder does not exist.
@@ -98,12 +97,12 @@ class PhotoFolders:
         """Read all photos.
 
         Args:
-            resolution: side of the squares that are made of the photos.
-            protected: ids of the protected people; None: everybody whose photos the attacker has.
-            prefix: of the option names in messages, such as "audit.".
+            resolution: R, the side of the squares that are cut out of the photos, in pixels.
+            protected: ids of the protected people. None: all people whose photos the attacker has.
+            prefix: text before the option names in error messages, such as "audit.".
 
         Raises:
-            UserError: there are no hold-out photos, somebody has none, or a photo is damaged.
+            UserError: there are no hold-out photos, a person has no photos, or a photo is damaged.
         """
         references = _photos(self.holdout, resolution)
         if not references:
@@ -132,7 +131,7 @@ class PhotoFolders:
 
 
 def _photos(folder: str | None, resolution: int) -> dict[str, Tensor]:
-    """{subject's id: photos} of every subject in a folder; empty where no folder is named."""
+    """{subject's id: photos} of every subject in a folder; empty if `folder` is None."""
     if folder is None:
         return {}
     return {subject.id: load_images(subject.images, resolution) for subject in find_subjects(folder)}
