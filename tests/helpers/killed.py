@@ -32,7 +32,8 @@ def start(options: list[str], output: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for stream in (1, 2):  # this process prints its own result on stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     torch.set_num_threads(1)
     resume = ["--resume_from_checkpoint", "latest"]
     os._exit(main(["harden", *options, *resume, "--output_dir", str(output)]))
