@@ -72,7 +72,8 @@ def figures(results: dict[str, Any]) -> str:
                 f"By the audit's thresholds the demo is {verdict}: for the same likeness the hardened model costs "
                 f"{cost} times the attack steps of the base model, and {needed} are asked for. The side effect: "
                 f'hardening moved pictures of "a person" by {utility["fid_to_base"]:.0f}, where other seeds alone move '
-                f"them by {utility['fid_base_seed_to_seed']:.0f} (Fréchet distance of face features). {_photo_note(results)}"
+                f"them by {utility['fid_base_seed_to_seed']:.0f} (Fréchet distance of face features). "
+                f"{_photo_note(results)}"
                 "[All figures](benchmarks/results/demo.json)."
             ),
         ]
