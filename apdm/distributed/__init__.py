@@ -1,1 +1,1 @@
-"""What runs the training: one process or many, and the float32 master weights."""
+"""How the training runs: in one process or in several, and with float32 master weights."""

@@ -1,10 +1,10 @@
 """DeepSpeed's ZeRO as an engine: stages 1, 2 and 3, with or without the attacker's optimizer in CPU memory.
 
-All code that is specific to DeepSpeed is in this file. Beside DeepSpeed's public functions it uses these attributes:
-`ds_tensor`, a ZeRO-3 parameter's shard; and of the engine's optimizer `optimizer` (the AdamW that it was given),
-`zero_grad`, `override_loss_scale`, `fp32_partitioned_groups_flat` (stage 3) and
-`_lazy_init_hp_params_optimizer_state` (stages 1 and 2). All of them work with DeepSpeed 0.19.8;
-`tests/distributed/test_engines.py` fails when one no longer does.
+All code that is specific to DeepSpeed is in this file. Besides DeepSpeed's public functions, this file uses some
+attributes that DeepSpeed does not document. Of a ZeRO-3 parameter it uses `ds_tensor`, the parameter's shard. Of the
+optimizer of DeepSpeed's engine it uses `optimizer` (the AdamW that DeepSpeed was given), `zero_grad`,
+`override_loss_scale`, `fp32_partitioned_groups_flat` (stage 3) and `_lazy_init_hp_params_optimizer_state` (stages 1 and
+2). All of them exist in DeepSpeed 0.19.8. `tests/distributed/test_engines.py` fails if one of them stops working.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class InAutocast(nn.Module):
-    """A module whose forward pass runs in `autocast`. DeepSpeed switches autocast off around the modules it runs."""
+    """A module whose forward pass runs in `autocast`. Without this, DeepSpeed would switch autocast off."""
 
     def __init__(self, module: nn.Module, autocast: Autocast) -> None:
         super().__init__()
@@ -41,16 +41,22 @@ class InAutocast(nn.Module):
 
 
 class ZeroEngine(Engine):
-    """Stages 1 and 2: every process holds theta' whole and a share of the attacker's AdamW (stage 2: of gradients too).
+    """ZeRO stages 1 and 2: every process holds all of theta', and one part of the attacker's AdamW moments.
 
-    The defender's gradient is taken on the model itself, where DeepSpeed sees and sends nothing. G is averaged once per
-    outer step.
+    In stage 2, every process also keeps only one part of the attacker's gradients. The defender's gradient is computed
+    with the model itself and not with DeepSpeed's wrapper, so DeepSpeed communicates nothing for it. G is averaged over
+    the processes once per outer step.
 
     Args:
-        config: DeepSpeed's configuration with its `zero_optimization`. What concerns the method is set here.
-        micro_batch_size: samples in one part of one process's batch.
-        autocast: entered around the forward pass.
-        options: as `Engine` takes them.
+        model: the denoiser to train.
+        make_optimizer: makes the attacker's optimizer.
+        config: DeepSpeed's configuration. Only its `zero_optimization` is used; this class sets everything else.
+        micro_batch_size: samples that one process puts through the model at once.
+        autocast: makes the context of each of the attacker's forward passes.
+        options: further arguments of `Engine`.
+
+    Raises:
+        UserError: DeepSpeed replaced the attacker's AdamW by another optimizer.
     """
 
     def __init__(
@@ -67,8 +73,8 @@ class ZeroEngine(Engine):
         import deepspeed
 
         optimizer = self.full.optimizer
-        # Everything is said explicitly: by default DeepSpeed clips at 1, and its gradient buckets hold 500 million
-        # numbers, 2 GB, whatever the model's size.
+        # Every setting is given explicitly, because DeepSpeed's defaults do not fit: gradients are clipped at 1, and
+        # gradient buckets hold 500 million numbers (2 GB) for a model of any size.
         bucket = {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in self.working.parameters))}
         config = {
             "zero_optimization": {**bucket, **config["zero_optimization"], **self._zero_options()},
@@ -76,7 +82,7 @@ class ZeroEngine(Engine):
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": self.max_grad_norm,
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # one optimizer everywhere: torch's
+            "zero_force_ds_cpu_optimizer": False,  # use torch's AdamW, as the other engines do
             "steps_per_print": 2**31,
         }
         engine, _, _, _ = deepspeed.initialize(model=InAutocast(model, autocast), optimizer=optimizer, config=config)
@@ -97,9 +103,10 @@ class ZeroEngine(Engine):
         return ZeroTrainedWeights(self.working, self.full.optimizer, self.model, self.engine)
 
     def _scale_by(self, scale: float) -> None:
-        """Tell DeepSpeed the loss scale: it multiplies the loss, and divides the gradient that it clips and applies.
+        """Set DeepSpeed's loss scale. DeepSpeed multiplies the loss by it, and divides the gradient by it again.
 
-        The attacker's scale has to be read from the device for this; DeepSpeed waits for the norm in every step anyway.
+        The attacker's scale must be copied from the device for this, which waits for the device. That costs nothing
+        more, because DeepSpeed waits for the gradient's norm in every step.
         """
         if self.attack_scale.is_enabled():
             self.engine.optimizer.override_loss_scale(scale)
@@ -111,8 +118,8 @@ class ZeroEngine(Engine):
         self.engine.step()
 
     def _step(self, trained: TrainedWeights) -> None:
-        # DeepSpeed stepped in `_backward`. It silently skips a gradient that is not finite, where one process without
-        # DeepSpeed would now have broken theta', and the outer step with it.
+        # DeepSpeed took the step in `_backward`. It silently skips a step whose gradient is not finite. Without
+        # DeepSpeed, such a step makes theta' NaN, and the job stops with an error. So theta' is made NaN here too.
         norm = self.engine.get_global_grad_norm()
         if norm is None:
             return
@@ -123,11 +130,11 @@ class ZeroEngine(Engine):
                 self.working.tensors[0].fill_(float("nan"))
 
     def _clear(self, trained: TrainedWeights) -> None:
-        """DeepSpeed clears gradients itself."""
+        """Do nothing, because DeepSpeed clears the gradients itself."""
 
 
 class ZeroWorkingWeights(WorkingWeights):
-    """Whole parameters, beside which DeepSpeed keeps float32 copies of its own."""
+    """The working weights in stages 1 and 2: whole parameters. DeepSpeed keeps float32 copies of them besides."""
 
     def after_write(self) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
@@ -137,7 +144,7 @@ class ZeroWorkingWeights(WorkingWeights):
 
 
 class ZeroTrainedWeights(TrainedWeights):
-    """All weights, with AdamW moments in DeepSpeed's flat partitions."""
+    """All weights of the model, with AdamW's moments in DeepSpeed's flat partitions."""
 
     def __init__(self, working: WorkingWeights, optimizer: Optimizer, network: nn.Module, engine: Any) -> None:
         super().__init__(working.parameters, working.names, optimizer, network, processes=working.processes)
@@ -159,9 +166,10 @@ class ZeroTrainedWeights(TrainedWeights):
 
 
 class Zero3Engine(ZeroEngine):
-    """Stage 3: parameters and theta are in shards too.
+    """ZeRO stage 3: the parameters and theta are sharded too.
 
-    The defender's backward pass averages over the processes, as the attacker's does; nothing else is sent.
+    The backward pass averages the gradient over the processes, for the defender as for the attacker. So G needs no
+    further averaging.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -169,11 +177,12 @@ class Zero3Engine(ZeroEngine):
         self.full.defence_network = self.engine
 
     def _zero_options(self) -> dict[str, Any]:
-        # A parameter that is kept whole because it is small would not see what is written to its shard.
+        # By default DeepSpeed keeps small parameters whole. Such a parameter would not change when this engine writes
+        # to its shard.
         return {"stage3_param_persistence_threshold": 0}
 
     def _zero_working(self) -> WorkingWeights:
-        # The names and shapes of the whole parameters were read before DeepSpeed cut them.
+        # `self.working` was made before DeepSpeed sharded the parameters, so it has the shapes of the whole parameters.
         return FlatShards(self.model, self.processes, self.working.shapes)
 
     def _zero_trained(self) -> TrainedWeights:
@@ -188,14 +197,17 @@ class Zero3Engine(ZeroEngine):
         shards = [safe_get_local_grad(p).clone() for p in self.working.parameters]
         self.engine.optimizer.zero_grad()
         for i, piece in enumerate(shards):
-            piece[self.working.real_size(i) :] = 0  # the padding holds whatever was there
+            piece[self.working.real_size(i) :] = 0  # the padding may hold any numbers
         return shards
 
     working: FlatShards
 
 
 class FlatShards(WorkingWeights):
-    """ZeRO-3's shards: each process holds an equal share of every parameter's numbers, the last share padded."""
+    """The working weights in stage 3: each process holds an equal share of every parameter's numbers.
+
+    A parameter is flattened and cut into as many shards of equal length as there are processes. The end is padded.
+    """
 
     replicated = False
 
@@ -206,7 +218,7 @@ class FlatShards(WorkingWeights):
         self.tensors = [p.ds_tensor.data for p in parameters]
 
     def real_size(self, index: int) -> int:
-        """How many numbers of this process's shard are not padding."""
+        """Return how many numbers in this process's shard of parameter `index` are not padding."""
         size = self.tensors[index].numel()
         return max(0, min(size, self.shapes[index].numel() - self.processes.index * size))
 
@@ -215,7 +227,7 @@ class FlatShards(WorkingWeights):
 
         for p, piece in zip(self.parameters, self.tensors, strict=True):
             safe_set_local_fp32_param(p, piece)
-        if torch.accelerator.is_available():  # DeepSpeed gathers shards on a stream of its own, which waits for nothing
+        if torch.accelerator.is_available():  # DeepSpeed gathers shards on another stream, which does not wait for this
             torch.accelerator.current_stream().synchronize()
 
     def gather(self, index: int, shard: Tensor) -> Tensor:
@@ -235,7 +247,7 @@ class FlatShards(WorkingWeights):
 
 
 class Zero3TrainedWeights(ZeroTrainedWeights):
-    """All weights, with AdamW moments in the shards of stage 3."""
+    """All weights of the model, with AdamW's moments sharded as stage 3 shards the weights."""
 
     def create_moments(self) -> None:
         create_state(self.optimizer, self.engine.optimizer.fp32_partitioned_groups_flat)

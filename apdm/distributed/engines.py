@@ -1,9 +1,9 @@
-"""Engines: how one process, or several together, take the steps of Learning to Protect.
+"""Engines: each one runs the steps of Learning to Protect in one process, or in several processes together.
 
 An engine holds the working weights theta'. It takes the attacker's optimizer steps, with gradients averaged over the
-processes, and it differentiates the defender's loss at the point where the attacker stands. The algorithm
-(`apdm.protection.learning_to_protect`) does not know which engine it has: every engine gives the result of one
-process on the same global batch, up to the rounding of sums.
+processes, and it computes the gradient of the defender's loss at the attacker's weights. The algorithm
+(`apdm.protection.learning_to_protect`) does not depend on the engine. Every engine gives the result that one process
+would give on the whole batch, except for the rounding of sums. `Independent` is the one exception.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from apdm.distributed.working_weights import MakeOptimizer, TrainedWeights, Work
 
 
 class Splittable(Protocol):
-    """A batch whose samples can be shared out."""
+    """A batch that can be split into parts."""
 
     def part(self, index: int, count: int) -> Self:
-        """The `index`-th of `count` equal shares."""
+        """Return part number `index`, counted from 0, of `count` equal parts of the batch."""
         ...
 
 
 Figures = dict[str, Tensor]  # name -> detached scalar
-LossOf = Callable[[Any, Any], tuple[Tensor, Figures]]  # (network, batch) -> scalar with a graph, figures
-Compile = Callable[[Any], Any]  # a network -> what is called in its place, with the same weights
-AddGradient = Callable[..., None]  # (gradient, its loss scale); see `MasterWeights.accumulate`
+LossOf = Callable[[Any, Any], tuple[Tensor, Figures]]  # (network, batch) -> loss (a scalar with a graph), figures
+Compile = Callable[[Any], Any]  # network -> its compiled version, which shares its weights
+AddGradient = Callable[..., None]  # called with a gradient and its loss scale, like `MasterWeights.accumulate`
 
 
 class Engine:
-    """The engine of one process. Other engines say where they differ.
+    """The engine for one process, and the base class of the other engines.
 
     Args:
         model: the denoiser to train. Its parameters are the working weights.
         make_optimizer: makes the attacker's optimizer.
-        max_grad_norm: largest norm of the attacker's gradient; a longer one is shortened. 0 switches this off.
-        accumulation: number of equal parts in which a batch is worked through.
+        max_grad_norm: the attacker's gradient is scaled down to this norm if its norm is larger. 0 switches this off.
+        accumulation: number of equal parts in which a process computes the gradient of a batch.
         processes: the processes that train together.
-        loss_scale: makes the loss scale of each of the two losses, whose gradients differ in size. The default does
-            nothing.
+        loss_scale: makes a loss scale. It is called twice, for the attacker's and for the defender's loss, because the
+            two gradients differ in size. The default makes a scale that does nothing.
 
     Attributes:
         working: theta', the working weights.
-        full: what an attacker trains who trains all weights.
-        adapter: what an attacker trains who trains a low-rank adapter. Only `AdapterEngine` has it.
+        full: all weights with the optimizer of an attacker that trains all weights.
+        adapter: the low-rank adapter with its optimizer, for an attacker that trains one. Only `AdapterEngine` has it.
     """
 
     adapter: TrainedWeights
@@ -73,11 +73,11 @@ class Engine:
         self.full = self._make_full(make_optimizer)
 
     def trained_by(self, *, low_rank: bool) -> TrainedWeights:
-        """What an attacker trains: an adapter if `low_rank`, else all weights."""
+        """Return what an attacker trains: the adapter if `low_rank`, else all weights."""
         return self.adapter if low_rank else self.full
 
     def compile(self, compiled: Compile) -> None:
-        """Let forward passes go through what `compiled` makes of each network. `model` itself stays as it is."""
+        """Replace each network that forward passes use by `compiled(network)`. `model` itself does not change."""
         made: dict[int, Any] = {}
         for trained in self._all_trained():
             for name in ("attack_network", "defence_network"):
@@ -88,9 +88,17 @@ class Engine:
     # -- the two paths -----------------------------------------------------------------------------------------
 
     def attack(self, trained: TrainedWeights, loss_of: LossOf, batch: Splittable) -> Figures:
-        """One step of the attacker's optimizer along the negative gradient of `loss_of`.
+        """Take one step of the attacker's optimizer, which lowers `loss_of`.
 
-        If a loss scale is in use, a gradient that is not finite leaves theta' and the optimizer as they are.
+        If a loss scale is in use, a step whose gradient is not finite is skipped.
+
+        Args:
+            trained: the weights to train, and their optimizer.
+            loss_of: computes the loss and its figures.
+            batch: this process's share of the batch.
+
+        Returns:
+            The figures of `loss_of`, averaged over the parts of the batch.
         """
         seen = []
         for index in range(self.accumulation):
@@ -104,10 +112,17 @@ class Engine:
         return _mean(seen)
 
     def differentiate(self, trained: TrainedWeights, loss_of: LossOf, batch: Splittable, add: AddGradient) -> Figures:
-        """Pass the gradient of `loss_of` by the working weights to `add`. theta' and the optimizer stay as they are.
+        """Compute the gradient of `loss_of` with respect to the working weights. Nothing is trained here.
 
-        The gradient is laid out like the working weights. With several parts of a batch, `add` is called once for each.
-        If a loss scale is in use, `add` leaves out the gradient of a part that is not finite.
+        Args:
+            trained: the weights that the attacker trains.
+            loss_of: computes the loss and its figures.
+            batch: this process's share of the batch.
+            add: is called with the gradient, laid out like the working weights, and with its loss scale; once for each
+                part of the batch. If a loss scale is in use, `add` must skip a gradient that is not finite.
+
+        Returns:
+            The figures of `loss_of`, averaged over the parts of the batch.
         """
         seen = []
         for index in range(self.accumulation):
@@ -118,7 +133,7 @@ class Engine:
 
     @property
     def loss_scales(self) -> dict[str, LossScale]:
-        """The loss scales that are in use: "attack" and "defence", or none."""
+        """The loss scales "attack" and "defence" if they are in use, else an empty dictionary."""
         scales = {"attack": self.attack_scale, "defence": self.defence_scale}
         return {name: scale for name, scale in scales.items() if scale.is_enabled()}
 
@@ -140,7 +155,7 @@ class Engine:
         return batch if self.accumulation == 1 else batch.part(index, self.accumulation)
 
     def _attack_pass(self, trained: TrainedWeights, last: bool) -> AbstractContextManager[Any]:
-        """Entered around the passes of one part of the attacker's batch; `last`: the step follows."""
+        """Return the context for the passes of one part of the attacker's batch; `last`: this is the last part."""
         return nullcontext()
 
     def _backward(self, loss: Tensor, last: bool) -> None:
@@ -157,14 +172,15 @@ class Engine:
         trained.optimizer.zero_grad()
 
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
-        """The gradient by the working weights, still multiplied by `defence_scale`."""
+        """Return the gradient with respect to the working weights, still multiplied by `defence_scale`."""
         return torch.autograd.grad(self.defence_scale.scale(loss), self.working.parameters)
 
 
 class DataParallel(Engine):
-    """torch's DDP: every process holds theta' whole, and gradients are averaged during the attacker's backward pass.
+    """torch's DDP: every process holds all of theta'. The attacker's backward pass averages the gradient.
 
-    The defender's gradient is taken on the model inside DDP, where nothing is sent. G is averaged once per outer step.
+    The defender's gradient is computed with the model itself and not with DDP's wrapper, so nothing is communicated for
+    it. G is averaged over the processes once per outer step.
     """
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, **options: Any) -> None:
@@ -177,18 +193,21 @@ class DataParallel(Engine):
 
 
 class Independent(Engine):
-    """Every process simulates an attacker of its own, on its share of the batch. Only G is averaged."""
+    """Every process simulates a different attacker, on its share of the batch. Only G is averaged."""
 
 
 class FullyShard(Engine):
-    """torch's FSDP2: parameters, gradients and theta in shards.
+    """torch's FSDP2: parameters, gradients and theta are sharded.
 
-    The defender's backward pass averages its gradient over the processes, as the attacker's does; nothing else is sent.
-    The model is sharded here and not by accelerate, because accelerate's plugin does not run on CPUs.
+    The backward pass averages the gradient over the processes, for the defender as for the attacker. So G needs no
+    further averaging. This class shards the model itself, because accelerate's FSDP plugin does not run on CPUs.
 
     Args:
-        device: where the shards go; the model may be on the CPU.
-        block_names: the model's attributes that hold its blocks; see `shard`.
+        model: the denoiser to train, on `device` or on the CPU.
+        make_optimizer: makes the attacker's optimizer.
+        device: the device of the shards.
+        block_names: names of the model's attributes that hold its blocks; see `shard`.
+        options: further arguments of `Engine`.
     """
 
     def __init__(
@@ -217,7 +236,7 @@ class FullyShard(Engine):
 
 
 class RowShards(WorkingWeights):
-    """FSDP2's shards: every parameter is cut along its first dimension."""
+    """The working weights under FSDP2, which shards every parameter along its first dimension."""
 
     replicated = False
 
@@ -244,7 +263,7 @@ class RowShards(WorkingWeights):
 
 
 class RowShardedTrainedWeights(TrainedWeights):
-    """All weights, with moments that FSDP2 has cut as it cut the parameters."""
+    """All weights of the model, with AdamW's moments sharded as FSDP2 shards the parameters."""
 
     def __init__(self, working: WorkingWeights, optimizer: Any, network: nn.Module) -> None:
         super().__init__(working.parameters, working.names, optimizer, network, processes=working.processes)
@@ -258,11 +277,17 @@ class RowShardedTrainedWeights(TrainedWeights):
 
 
 def shard(model: nn.Module, device: torch.device, block_names: Sequence[str]) -> nn.Module:
-    """Shard a model by FSDP2 over all processes, block by block, so that a forward pass gathers one block at a time.
+    """Shard a model with FSDP2 over all processes.
+
+    Each block is sharded by itself, so that a forward pass gathers the weights of one block at a time.
 
     Args:
-        device: where the shards go. A model on the CPU is moved block by block too.
-        block_names: attributes of the model that hold a block or a list of blocks; those it lacks are passed over.
+        model: the model. It is changed in place.
+        device: the device of the shards. A model on the CPU is moved to it block by block.
+        block_names: names of attributes that hold a block or a list of blocks. Names that the model lacks are ignored.
+
+    Returns:
+        The same model.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -1,4 +1,4 @@
-"""What the launcher decided: the accelerator, the processes, and the engine for them."""
+"""Set up what the launcher's options ask for: the accelerator, the processes, and the engine."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from apdm.distributed.working_weights import MakeOptimizer
 
 Precision = Literal["no", "fp16", "bf16"]
 EngineKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-SHARDED = ("fsdp2", "zero3")  # engines that cut the model into shards, so that pictures need a whole copy of it
+SHARDED = ("fsdp2", "zero3")  # engines that shard the model. To draw pictures, a job keeps a whole copy beside it.
 
 
 def make_accelerator(mixed_precision: Precision, *, log_with: str | None, project_dir: str | Path) -> Accelerator:
-    """The accelerator, for the processes that the launcher started.
+    """Make the accelerator for the processes that the launcher started.
 
     Args:
-        mixed_precision: of the forward passes.
-        log_with: the tracker, as accelerate calls it.
-        project_dir: where the tracker writes.
+        mixed_precision: precision of the forward passes.
+        log_with: accelerate's name of the tracker; None for no tracker.
+        project_dir: the folder that the tracker writes to.
 
     Raises:
         UserError: accelerate and the launcher disagree on the number of processes, or the launcher asks for another
@@ -53,40 +53,50 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
             )
         )
     options: dict[str, Any] = {}
-    # On CPUs accelerate must be told what to talk over. Otherwise each of its DeepSpeed processes believes that it is
-    # alone, and says nothing.
+    # On CPUs accelerate must be told which backend to use. Otherwise each DeepSpeed process silently runs alone.
     if not torch.accelerator.is_available():
         if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
         elif size > 1:
             options["cpu"] = True
     accelerator = Accelerator(
-        # accelerate's float16 would bring a loss scale of its own, and half-precision weights under DeepSpeed.
+        # For float16, accelerate would add its own loss scale, and under DeepSpeed it would cast weights to float16.
         mixed_precision="no" if mixed_precision == "fp16" else mixed_precision,
         log_with=log_with,
         project_dir=str(project_dir),
         **options,
     )
-    # Under ZeRO-3 transformers would load every model in shards; only the model in training is to be sharded.
+    # Under ZeRO-3, transformers would load every model in shards. Only the model that is trained shall be sharded.
     unset_hf_deepspeed_config()
     return check_processes(accelerator, size)
 
 
 def join_processes() -> tuple[ProcessGroup, torch.device]:
-    """The processes of a job that trains nothing together, and this process's device.
+    """Set up a job whose processes share work but train no model together.
+
+    Returns:
+        The processes, and this process's device.
 
     Raises:
         UserError: accelerate and the launcher disagree on the number of processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    # On CPUs accelerate must be told, or each of several processes believes that it is alone.
+    # On CPUs accelerate must be told. Otherwise each of several processes silently runs alone.
     cpu = True if size > 1 and not torch.accelerator.is_available() else None
     accelerator = check_processes(Accelerator(cpu=cpu), size)
     return ProcessGroup(accelerator.process_index, accelerator.num_processes), accelerator.device
 
 
 def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
-    """Return `accelerator`. Raise UserError unless accelerate and torch see the launcher's number of processes."""
+    """Check that accelerate and torch see as many processes as the launcher started, and return `accelerator`.
+
+    Args:
+        accelerator: the accelerator of this process.
+        size: number of processes that the launcher started.
+
+    Raises:
+        UserError: the numbers differ.
+    """
     known = dist.get_world_size() if dist.is_initialized() else 1
     if accelerator.num_processes == known == size:
         return accelerator
@@ -99,13 +109,17 @@ def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
 
 
 def reported_once(error: UserError) -> UserError:
-    """An error that all processes meet: the processes of other ranks than 0 stay silent about it."""
+    """Mark an error that every process raises, so that only the process of rank 0 prints it. Returns the error."""
     error.reported_by_other_process = not is_main_process()
     return error
 
 
 def engine_kind(accelerator: Accelerator) -> EngineKind:
-    """The engine that the launcher's options ask for. Raises UserError for options that no engine fits."""
+    """Return the kind of engine that the launcher's options ask for.
+
+    Raises:
+        UserError: no engine supports these options.
+    """
     kind = _engine_kind(accelerator)
     if make_compiler(accelerator):
         if kind not in ("single", "ddp"):
@@ -138,14 +152,14 @@ def _engine_kind(accelerator: Accelerator) -> EngineKind:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
-    """The adapters of simulated attackers; see `apdm.distributed.lora.AdapterEngine`.
+    """Options of the adapter that simulated attackers train; see `apdm.distributed.lora.AdapterEngine`.
 
     Attributes:
-        rank: of the adapter.
-        layers: that get one, as peft names them.
-        make_optimizer: makes an adapter's optimizer.
-        generator: the run's.
-        single_copy: theta and theta' may be one copy in memory.
+        rank: rank of the adapter.
+        layers: names of the layers that get an adapter, as peft expects them.
+        make_optimizer: makes the adapter's optimizer.
+        generator: the run's random generator, on the CPU.
+        single_copy: theta and theta' may share one copy of the weights in memory.
     """
 
     rank: int
@@ -169,19 +183,25 @@ def make_engine(
     independent: bool = False,
     adapter: AdapterOptions | None = None,
 ) -> Engine:
-    """The engine that the launcher's options ask for, with `model` in it.
+    """Make the engine that the launcher's options ask for.
 
-    An engine that shards the model takes a copy, so that `model` itself stays whole.
+    An engine that shards the model gets a copy of `model`, so that `model` itself stays whole.
 
     Args:
+        accelerator: the accelerator of this process.
         model: the denoiser to train.
         make_optimizer: makes the attacker's optimizer.
-        block_names: attributes of the model that hold its blocks; see `apdm.distributed.engines.shard`.
+        processes: the processes that train together.
+        block_names: names of the model's attributes that hold its blocks; see `apdm.distributed.engines.shard`.
         max_grad_norm: largest norm of the attacker's gradient; 0 switches clipping off.
-        accumulation: number of parts in which a process works through its share of a batch.
+        accumulation: number of equal parts in which a process computes the gradient of its share of a batch.
         micro_batch_size: samples in one such part.
-        independent: every process simulates an attacker of its own (DDP only).
-        adapter: for attackers that train an adapter; None if none does.
+        mixed_precision: precision of the forward passes.
+        independent: every process simulates a different attacker (DDP only).
+        adapter: options of the attackers' adapter; None if no attacker trains an adapter.
+
+    Raises:
+        UserError: no engine supports the launcher's options.
     """
     kind = engine_kind(accelerator)
     if kind in SHARDED:
@@ -225,13 +245,13 @@ def make_engine(
 
 
 def make_compiler(accelerator: Accelerator) -> Compile | None:
-    """torch.compile with the launcher's --dynamo_backend and related options; None if they were not given."""
+    """Return torch.compile with the launcher's --dynamo_backend and related options, or None without these options."""
     plugin = accelerator.state.dynamo_plugin
     return None if plugin.backend == DynamoBackend.NO else partial(torch.compile, **plugin.to_kwargs())
 
 
 def make_autocast(mixed_precision: Precision, accelerator: Accelerator) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the context that forward passes run in, the same under every engine."""
+    """Return a function that makes the autocast context of a forward pass. It is the same for every engine."""
     if mixed_precision == "no":
         return nullcontext
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
@@ -240,7 +260,11 @@ def make_autocast(mixed_precision: Precision, accelerator: Accelerator) -> Calla
 
 @contextmanager
 def report_lost_processes(processes: ProcessGroup) -> Iterator[None]:
-    """If torch reports a broken connection, say in one line that another process of the run has ended."""
+    """Replace torch's error about a lost connection by one line that says that another process of the run has ended.
+
+    Raises:
+        Interrupted: torch lost the connection to another process inside the block.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -1,9 +1,10 @@
 """Simulated attackers that train a low-rank adapter (LoRA, Hu et al. 2021) instead of all weights. Not in the paper.
 
-The adapter is peft's, on layers that the caller names. Every new attacker gets a new adapter: A is drawn from the run's
-generator, B is zero. The defender differentiates L_protect where the attacker stands, at W + B A, by the base weights
-W. Because W enters a layer only through this sum, that is the gradient of the merged model. The attacker never moves
-W, so theta' is theta, and neither a second copy of the weights nor moments of their size are needed.
+The caller names the layers that get an adapter, and peft adds it. Every new attacker gets a new adapter: A is drawn
+from the run's generator, and B is zero. A layer with base weights W then computes with W + B A. The defender takes the
+gradient of L_protect with respect to W. W enters a layer only through the sum W + B A, so this is also the gradient of
+the merged model. The attacker never changes W. So theta' equals theta, and the attacker needs neither a second copy of
+the weights nor moments for them.
 """
 
 from __future__ import annotations
@@ -27,20 +28,22 @@ from apdm.families.lora_layers import add_lora, lora_parameters
 
 
 class AdapterEngine(Engine):
-    """An engine some or all of whose attackers train an adapter.
+    """An engine for runs in which some or all attackers train an adapter.
 
-    It runs one process, or several that hold all weights. The attacker's gradients are averaged over the processes.
+    It works in one process, or in several processes that each hold all weights.
 
     Args:
+        model: the denoiser to train.
+        make_optimizer: makes the optimizer of an attacker that trains all weights.
         make_adapter_optimizer: makes the optimizer of the adapter.
-        rank: of the adapter.
-        layers: the layers that get an adapter, as peft names them.
+        rank: rank of the adapter.
+        layers: names of the layers that get an adapter, as peft expects them.
         generator: the run's random generator, on the CPU.
-        single_copy: theta and theta' may be one copy in memory, because no attacker trains all weights and no average
-            of theta is exported.
-        averaged: average the attackers' gradients over the processes. If false, each process simulates an attacker of
-            its own.
-        options: as `Engine` takes them.
+        single_copy: theta and theta' may share one copy of the weights in memory. This is right if no attacker trains
+            all weights and no running average of theta is exported.
+        averaged: average the attacker's gradients over the processes. If false, every process simulates a different
+            attacker.
+        options: further arguments of `Engine`.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class AdapterEngine(Engine):
 
     @contextmanager
     def _attack_pass(self, trained: TrainedWeights, last: bool) -> Iterator[None]:
-        """While an attacker trains an adapter, the base weights take no part in the gradient."""
+        """In this context, the base weights of an attacker that trains an adapter get no gradient."""
         _set_trainable(trained.base_parameters, False)
         try:
             yield
@@ -93,14 +96,16 @@ class AdapterEngine(Engine):
 
 
 class AdapterWeights(TrainedWeights):
-    """The adapter that a simulated attacker trains.
+    """The adapter that a simulated attacker trains, with its optimizer.
 
     Args:
         adapted: the model with the adapter.
-        parameters: of the adapter.
-        full: what attackers train who train all weights. Its learning rate at construction is the nominal rate.
-        rank: of the adapter.
-        generator: draws A.
+        parameters: the parameters of the adapter.
+        optimizer: the adapter's optimizer.
+        full: all weights with their optimizer. Its learning rate now is the nominal rate of `set_learning_rate`.
+        rank: rank of the adapter.
+        generator: the random generator that draws A, on the CPU.
+        processes: the processes that train together.
     """
 
     def __init__(
@@ -123,7 +128,11 @@ class AdapterWeights(TrainedWeights):
 
     @torch.no_grad()
     def begin(self, *, new: bool) -> None:
-        """B becomes zero, so that the adapted model is theta. new: A is drawn anew."""
+        """Start an attacker's turn with B set to zero, so that the adapted model equals theta.
+
+        Args:
+            new: the attacker is new, so A is drawn again.
+        """
         for name, weight in zip(self.names, self.parameters, strict=True):
             if "lora_A" in name and new:
                 drawn = torch.randn(weight.shape, generator=self.generator, dtype=weight.dtype)
@@ -133,17 +142,24 @@ class AdapterWeights(TrainedWeights):
         super().begin(new=new)
 
     def set_learning_rate(self, rate: float) -> None:
-        """Change the adapter's own rate in the proportion of `rate` to the nominal rate of all weights."""
+        """Set the adapter's learning rate to its own rate times `rate` / nominal rate.
+
+        Args:
+            rate: the attacker's learning rate, chosen for an attacker that trains all weights.
+        """
         super().set_learning_rate(self.own_rate * (rate / self.nominal_rate))
 
 
 def with_shared_weights(model: nn.Module, rank: int, layers: list[str]) -> Any:
-    """A second model that shares all tensors with `model` and has an adapter on `layers`. `model` stays without it."""
+    """Return a second model that shares all tensors with `model` and also has an adapter on `layers`.
+
+    `model` itself gets no adapter.
+    """
     shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
-    # deepcopy takes what its memo already holds instead of copying it.
+    # `shared` is deepcopy's memo: deepcopy reuses the tensors in it instead of copying them.
     adapted: Any = copy.deepcopy(model, shared)
     add_lora(adapted, LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
-    _set_trainable(list(model.parameters()), True)  # peft has frozen them
+    _set_trainable(list(model.parameters()), True)  # because peft has frozen the shared tensors
     return adapted
 
 

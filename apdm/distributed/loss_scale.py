@@ -1,8 +1,8 @@
-"""The loss scale keeps gradients of float16 forward passes from vanishing.
+"""The loss scale: it keeps small gradients from being rounded to zero in float16.
 
-Inside the network a gradient has the type of the activations. The mean over a latent's elements makes it small, and
-float16 has no number between 0 and 6e-8. The loss is therefore multiplied before the backward pass, and the gradient is
-divided after it.
+Inside the network, gradients have the type of the activations. They are small, because the loss is a mean over all
+elements of a latent, and float16 has no number between 0 and 6e-8. The loss is therefore multiplied by a scale before
+the backward pass, and the gradient is divided by the same scale afterwards.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 class LossScale(GradScaler):
     """torch's GradScaler for several processes that train together.
 
-    If a gradient overflows in one process, all processes leave it out and halve the scale. With a fused optimizer
-    nothing waits for the device. torch's ShardedGradScaler does not serve here: it adds the processes' overflow flags
-    up, and a fused AdamW takes a step if the flag is 2. `_found_inf_per_device` is a private method of torch
+    If a gradient overflows in one process, all processes skip this gradient and halve the scale. With a fused optimizer
+    the CPU does not wait for the device. torch's ShardedGradScaler cannot be used: it adds up the overflow flags of the
+    processes, and a fused AdamW takes the step if the flag is 2. `_found_inf_per_device` is a private method of torch
     2.13.
+
+    Args:
+        device: type of the device, such as "cuda".
+        processes: the processes that train together.
+        enabled: whether losses are scaled. If false, nothing is changed.
     """
 
     def __init__(self, device: str = "cpu", processes: ProcessGroup = SINGLE_PROCESS, *, enabled: bool = False) -> None:
@@ -36,10 +41,13 @@ class LossScale(GradScaler):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
 
     def judge(self, norm: Tensor) -> None:
-        """Update the scale from the norm of a gradient.
+        """Update the scale from the norm of a gradient. A norm that is not finite halves the scale.
 
-        Use this where somebody else has divided the gradient by the scale, and has left it out if its norm is not
+        Use this if other code, such as DeepSpeed, divides the gradient by the scale and skips a gradient that is not
         finite.
+
+        Args:
+            norm: the norm of the gradient, a scalar.
         """
         flag = torch.zeros_like(norm)
         flag.grad = self.scale(norm)

@@ -1,8 +1,9 @@
 """theta, the protected weights, kept as float32 master weights.
 
-The model itself holds theta', the working weights, which the simulated attacker moves many times per outer step. What
-the outer step needs besides is kept here: float32 master weights of theta, the accumulated gradient G, and the outer
-AdamW. If several processes train, they share theta and its AdamW out. All memory is allocated once.
+The model itself holds theta', the working weights, which the simulated attacker changes many times per outer step. This
+file keeps what the outer step needs besides: the float32 master weights of theta, the accumulated gradient G, and the
+outer AdamW, which is the optimizer that moves theta. If several processes train, each keeps one part of theta and of
+the outer AdamW. All memory is allocated once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from apdm.distributed.working_weights import WorkingWeights
 
 
 class MasterWeights:
-    """theta, laid out tensor by tensor like the working weights.
+    """theta, with one tensor for each tensor of the working weights, of the same shape.
 
     Args:
-        working: the model's parameters. Their values at construction are theta's start.
-        max_grad_norm: largest norm of G; a longer G is shortened before the outer step. 0 switches this off.
-        adamw: options of the outer AdamW, as `make_adamw` takes them.
+        working: the model's parameters. Their present values become the first theta.
+        max_grad_norm: G is scaled down to this norm before the outer step if its norm is larger. 0 switches this off.
+        adamw: options of the outer AdamW; see `make_adamw`.
 
     Attributes:
         theta: the master weights of this process.
@@ -36,7 +37,7 @@ class MasterWeights:
     def __init__(self, working: WorkingWeights, *, max_grad_norm: float = 0.0, **adamw: float) -> None:
         self.working, self.max_grad_norm = working, max_grad_norm
         self.theta = self._make_theta()
-        # The gradient that the outer AdamW sees. In some layouts G itself is summed elsewhere.
+        # The gradient that the outer AdamW uses. Some subclasses sum G in other tensors.
         self.theta_gradient = [self._make_theta_gradient(theta) for theta in self.theta]
         for theta, gradient in zip(self.theta, self.theta_gradient, strict=True):
             theta.grad = gradient
@@ -51,10 +52,10 @@ class MasterWeights:
 
     @torch.no_grad()
     def restore(self, theta: Sequence[Tensor] | None = None) -> None:
-        """theta' <- theta, in place, so that the model is the protected one. This may overwrite G.
+        """Copy theta into the model: theta' <- theta, in place. This may overwrite G.
 
         Args:
-            theta: other values laid out like theta, such as its running average.
+            theta: other values to copy instead, laid out like theta, such as the running average of theta.
         """
         torch._foreach_copy_(self.working.tensors, list(theta or self.theta))
         self.working.after_write()
@@ -78,13 +79,14 @@ class MasterWeights:
 
         Args:
             gradient: one tensor per parameter, laid out like the working weights.
-            scale: the loss scale by which the gradient is still multiplied. The gradient is divided by it in place, and
-                left out if it is not finite.
+            scale: the loss scale by which the gradient is still multiplied; None if there is none. The gradient is
+                divided by the scale in place. If it is not finite, G does not change.
         """
         if scale is None or not scale.is_enabled():
             torch._foreach_add_(self.gradient, list(gradient))
             return
-        # The sum is done as a step of an optimizer: a fused optimizer skips it on the device, so nothing waits.
+        # An optimizer's step computes the sum. A fused optimizer can skip its step on the device, so the CPU does not
+        # wait to learn whether the gradient is finite.
         adder = SGD(self.gradient, lr=1.0, maximize=True, fused=True)
         for total, part in zip(self.gradient, gradient, strict=True):
             total.grad = part
@@ -95,9 +97,12 @@ class MasterWeights:
 
     @torch.no_grad()
     def step(self, *, divisor: float = 1.0) -> Tensor:
-        """theta <- AdamW(theta, G / divisor), with G clipped if that was asked for.
+        """Move theta: theta <- AdamW(theta, G / divisor), with G clipped to `max_grad_norm`.
 
-        If the norm of G is not finite, theta and its moments stay as they were, and the caller decides what to do.
+        If the norm of G is not finite, theta and its moments do not change. The caller must check the returned norm.
+
+        Args:
+            divisor: number of gradients in G if theta moves along their mean, 1 if it moves along their sum.
 
         Returns:
             The norm of G / divisor before clipping, a scalar.
@@ -109,28 +114,39 @@ class MasterWeights:
         norm = torch.nn.utils.get_total_norm(gradient)
         if self.working.processes.size > 1:
             norm = self.working.processes.sum(norm.square()).sqrt()
-        if not norm.isfinite():  # the one time an outer step waits for the device
+        if not norm.isfinite():  # this is the only line of an outer step in which the CPU waits for the device
             return norm
         if self.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.theta, self.max_grad_norm, norm)
         self.optimizer.step()
         return norm
 
-    # -- checkpoints: whole tensors on the CPU, one per parameter, whatever the layout ---------------------------
+    # -- checkpoints: whole tensors on the CPU, one per parameter, the same for every layout ---------------------
 
     @torch.no_grad()
     def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Whole tensors of something laid out like theta. Every process must call it; only the main one gets them."""
+        """Return whole tensors, on the CPU, from `tensors` that are laid out like theta.
+
+        Every process must call this. The main process gets the tensors; the others get an empty list.
+        """
         return self._on_main(self.working.gather(i, tensor.detach()) for i, tensor in enumerate(tensors))
 
     @torch.no_grad()
     def scatter(self, wholes: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-        """Fill tensors that are laid out like theta from whole ones, without communication."""
+        """Copy this process's part of the whole tensors into `into`. The processes do not communicate.
+
+        Args:
+            wholes: one whole tensor per parameter.
+            into: tensors that are laid out like theta.
+        """
         for i, (whole, tensor) in enumerate(zip(wholes, into, strict=True)):
             tensor.copy_(self.working.shard(i, whole))
 
     def state(self) -> Iterator[tuple[str, list[Tensor]]]:
-        """(name, whole tensors) of all that a run needs in order to go on after an outer step. Collective."""
+        """Yield (name, whole tensors) of theta and of the outer AdamW's moments, for a checkpoint.
+
+        Every process must call this. The main process gets the tensors; the others get empty lists.
+        """
         yield "theta", self.gather(self.theta)
         if self.optimizer.state:
             for name in MOMENTS:
@@ -138,22 +154,22 @@ class MasterWeights:
 
     @property
     def steps(self) -> int:
-        """Outer steps that the outer AdamW has taken."""
+        """Number of steps that the outer AdamW has taken."""
         states = list(self.optimizer.state.values())
         return int(states[0]["step"]) if states else 0
 
     @torch.no_grad()
     def load(self, read: Callable[[str], list[Tensor]], steps: int) -> None:
-        """Take theta and the outer AdamW's state from a checkpoint, without communication.
+        """Restore theta and the outer AdamW's state from a checkpoint. The processes do not communicate.
 
-        The model gets theta only with the next `begin` or `restore`.
+        The model itself changes only when `begin` or `restore` is called next.
 
         Args:
-            read: gives the whole tensors of one of the names of `state`.
-            steps: outer steps that the checkpoint's AdamW had taken.
+            read: returns the whole tensors of a name that `state` yielded.
+            steps: number of steps that the checkpoint's AdamW had taken.
 
         Raises:
-            UserError: the checkpoint is of another model.
+            UserError: the checkpoint was written for another model.
         """
         theta = read("theta")
         if [t.shape for t in theta] != self.working.shapes:
@@ -166,7 +182,7 @@ class MasterWeights:
             for state in self.optimizer.state.values():
                 state["step"].fill_(steps)
 
-    # -- what a layout decides -------------------------------------------------------------------------------------
+    # -- what subclasses change ------------------------------------------------------------------------------------
 
     def _make_theta(self) -> list[Tensor]:
         return [master_copy(p, copy=self.working.moved_by_attackers) for p in self.working.tensors]
@@ -178,21 +194,21 @@ class MasterWeights:
         return self.theta_gradient
 
     def _reduce_gradient(self) -> None:
-        """Put G, averaged over the processes, into `theta_gradient`. In this layout it is there already."""
+        """Put G, averaged over the processes, into `theta_gradient`. In this class it is already there."""
 
     def _on_main(self, wholes: Iterable[Tensor]) -> list[Tensor]:
         kept = []
-        for whole in wholes:  # one by one: beside the copies on the CPU there is only one of them
+        for whole in wholes:  # one by one, so that the device holds only one whole tensor at a time
             if self.working.processes.is_main:
                 kept.append(whole.cpu())
         return kept
 
 
 class FlatMasterWeights(MasterWeights):
-    """theta where every process holds the working weights whole: one flat float32 piece of it per process.
+    """theta for several processes that each hold all working weights: every process keeps one flat float32 part of it.
 
-    G stays in each process through an outer step and is averaged over the processes once, at its end. The buffer of G
-    also carries theta back to the model, after G was used.
+    During an outer step every process sums its own G. At the end of the outer step G is averaged over the processes,
+    once. After that, the buffer of G is used a second time: theta is gathered in it before it is copied into the model.
     """
 
     def _make_theta(self) -> list[Tensor]:
@@ -209,12 +225,12 @@ class FlatMasterWeights(MasterWeights):
         return self._views(self.flat)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        """The parameters inside a flat buffer, which ends in padding."""
+        """Return views of a flat buffer, with the shapes of the parameters. The padding at the end is left out."""
         sizes = [p.numel() for p in self.working.tensors]
         return [v.view_as(p) for v, p in zip(flat[: sum(sizes)].split(sizes), self.working.tensors, strict=True)]
 
     def _all_gather(self, piece: Tensor, flat: Tensor) -> list[Tensor]:
-        """Collect all processes' pieces in `flat`; returns them as views of the parameters' shapes."""
+        """Gather the parts of all processes in `flat`. Returns views of `flat` with the shapes of the parameters."""
         if self.working.processes.size > 1:
             dist.all_gather_single(flat, piece.contiguous())
         else:
@@ -263,9 +279,9 @@ class FlatMasterWeights(MasterWeights):
 
 
 class OffloadedMasterWeights(MasterWeights):
-    """theta of a single process in main memory, where the outer AdamW is computed too.
+    """theta in main memory, for a single process. The outer AdamW also runs there, on the CPU.
 
-    G is summed on the device. In every outer step G goes to main memory and theta comes back, once each.
+    G is summed on the device. In every outer step, G is copied to main memory once, and theta is copied back once.
     """
 
     def _make_theta(self) -> list[Tensor]:
@@ -287,11 +303,12 @@ class OffloadedMasterWeights(MasterWeights):
 
 
 def make_master_weights(working: WorkingWeights, *, offload: bool = False, **options: float) -> MasterWeights:
-    """theta in the layout that suits the working weights.
+    """Make the master weights in the layout that fits the working weights.
 
     Args:
-        offload: keep theta and the outer AdamW in main memory; for one process only.
-        options: max_grad_norm and the options of the outer AdamW.
+        working: the model's parameters.
+        offload: keep theta and the outer AdamW in main memory. This works for a single process only.
+        options: max_grad_norm, and the options of the outer AdamW.
     """
     if offload:
         return OffloadedMasterWeights(working, **options)
@@ -301,11 +318,16 @@ def make_master_weights(working: WorkingWeights, *, offload: bool = False, **opt
 
 
 def master_copy(value: Tensor, *, copy: bool = True) -> Tensor:
-    """`value` as a float32 parameter (or float64, if it is). copy: in memory of its own even if it is float32."""
+    """Return `value` as a float32 parameter; a float64 value stays float64.
+
+    Args:
+        value: the tensor.
+        copy: give the parameter its own memory even if `value` already has the right type.
+    """
     return nn.Parameter(value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=copy))
 
 
 def _in_main_memory(tensor: Tensor) -> Tensor:
-    """A copy in main memory, pinned if there is an accelerator that may fetch it."""
+    """Return a copy in main memory. If there is an accelerator, the memory is pinned, so that transfers are fast."""
     copied = tensor.to("cpu", copy=True)
     return copied.pin_memory() if torch.accelerator.is_available() else copied

@@ -26,7 +26,7 @@ def make_adamw8bit(
     adam_weight_decay: float,
     adam_epsilon: float,
 ) -> Optimizer:
-    """bitsandbytes' AdamW, with moments in 8 bits and one scale for every 256 of them.
+    """Make bitsandbytes' AdamW, which stores moments in 8 bits, with one scale for every 256 numbers.
 
     The moments of tensors with fewer than 4096 numbers stay in float32.
     """
@@ -40,7 +40,14 @@ def make_adamw8bit(
 def make_adafactor(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, adam_weight_decay: float, **unused: float
 ) -> Optimizer:
-    """Adafactor, with a `learning_rate` that means what it means to Adam. Adam's betas and epsilon have no effect."""
+    """Make Adafactor, set up so that `learning_rate` has the same meaning as for Adam.
+
+    Args:
+        parameters: what the optimizer moves.
+        learning_rate: the learning rate, for example the one of AdamW.
+        adam_weight_decay: the weight decay.
+        unused: Adam's betas and epsilon. They have no effect.
+    """
     # A step of Adafactor is as long as the learning rate times the weights' root mean square, or times the second
     # epsilon if that is larger. With an epsilon of 1 and weights below 1, it is as long as the learning rate.
     return Adafactor(parameters, lr=learning_rate, weight_decay=adam_weight_decay, eps=(None, 1.0))
@@ -49,8 +56,9 @@ def make_adafactor(
 class Adafactor(torch.optim.Adafactor):
     """torch's Adafactor (Shazeer and Stern 2018, without first moment), for models with convolutions.
 
-    It sees the weights of a convolution `[O, I, h, w]` as a matrix `[O, I h w]`. torch's own factors the last two
-    dimensions, which saves a third of the state for kernels of 3 x 3 and doubles it for kernels of 1 x 1.
+    It treats the weights of a convolution `[O, I, h, w]` as a matrix `[O, I h w]`. torch's own Adafactor factors the
+    last two dimensions instead. Compared with storing the full state, that saves only a third for 3 x 3 kernels, and
+    needs twice as much for 1 x 1 kernels.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], **options: Any) -> None:

@@ -1,7 +1,8 @@
-"""The processes of one run: which of them is the main one, and how they agree.
+"""The processes of one run: which process is the main one, and how the processes exchange results and errors.
 
-What is exchanged here is small and may take long to come, because the main process may be drawing class pictures. It
-therefore goes over a gloo group of its own that never times out. Tensors of the training use the default group.
+The data exchanged here is small, but a process may have to wait long for it, for example while the main process draws
+class pictures. It is therefore sent over a separate gloo group with a timeout of 30 days. The tensors of the training
+use the default group.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ NO_TIMEOUT = datetime.timedelta(days=30)
 class ProcessGroup:
     """Process `index` of `size` processes that work together.
 
-    With size 1 nothing is sent, and torch.distributed is not needed. An error that one process meets in any of the
-    methods below is raised in all processes, so that none of them waits for ever. The main process reports the error
-    to the user; the copies in the other processes are marked `reported_by_other_process`.
+    With size 1 nothing is sent, and torch.distributed is not needed. If work that one process does in `on_main`,
+    `broadcast` or `all_or_raise` fails, the error is raised in all processes, so that none of them waits for ever. The
+    main process reports it to the user; the copies in the other processes are marked `reported_by_other_process`.
 
     Args:
-        index, size: of this process, and of the group. Process 0 is the main process.
-        group: the torch.distributed group to talk over; by default a new gloo group of all processes.
+        index: index of this process. Process 0 is the main process.
+        size: number of processes.
+        group: the torch.distributed group to communicate over; by default a new gloo group of all processes.
     """
 
     def __init__(self, index: int = 0, size: int = 1, group: Any = None) -> None:
@@ -43,7 +45,7 @@ class ProcessGroup:
         return self.index == 0
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
-        """Let the main process alone do `work()` while the others wait. Returns its result, and None in the others."""
+        """Run `work()` in the main process while the others wait. Returns its result there, and None in the others."""
         if self.size == 1:
             return work()
         result, error = _attempt(work) if self.is_main else (None, None)
@@ -56,14 +58,21 @@ class ProcessGroup:
         return result
 
     def broadcast(self, work: Callable[[], Result]) -> Result:
-        """Let the main process alone do `work()`. Returns its result in every process."""
+        """Run `work()` in the main process only, and return its result in every process."""
         box = [self.on_main(work)]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]  # type: ignore[return-value]
 
     def all_or_raise(self, work: Callable[[], Result]) -> Result:
-        """Let every process do its own `work()`. If it fails in any process, all raise the first process's error."""
+        """Run `work()` in every process. If it fails in some, all processes raise the error of the first of them.
+
+        An exception that is not a `JobEnded` is an error in the program. The process that met it raises this exception
+        itself, with its traceback.
+
+        Returns:
+            The result of this process's `work()`.
+        """
         if self.size == 1:
             return work()
         result, error = _attempt(work)
@@ -73,23 +82,29 @@ class ProcessGroup:
         if first is None:
             return result  # type: ignore[return-value]
         if error is not None and not isinstance(error, JobEnded):
-            raise error  # an error of the program itself: with its traceback
+            raise error  # an error in the program: the traceback is needed
         raise first if self.is_main else _mark_as_reported(first)
 
     def main_first(self, work: Callable[[], Result]) -> Result:
-        """Let every process do its own `work()`, the main process before all others. If it fails there, it ends."""
+        """Run `work()` in the main process first, then in all others. Returns the result of this process's `work()`.
+
+        If `work()` fails in the main process, all processes raise its error, and the others do not run `work()`.
+        """
         result = self.on_main(work)
         return result if self.is_main else work()  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this method."""
         if self.size > 1:
             dist.barrier(group=self.group)
 
     def subgroup(self, member: bool) -> ProcessGroup | None:
-        """The processes that call this with `member` true, as a group of their own.
+        """Make a group of the processes that call this method with `member` true. Every process must call it.
 
-        The main process is always a member. Every process must call this method; those that are no members get None.
+        The main process is always a member.
+
+        Returns:
+            The new group; None in a process that is no member.
         """
         if self.size == 1:
             return self
@@ -100,7 +115,7 @@ class ProcessGroup:
         return ProcessGroup(members.index(self.index), len(members), group) if self.index in members else None
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Averages over the processes, number by number."""
+        """Return the averages over the processes, one for each number. Every process must call this."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -108,7 +123,7 @@ class ProcessGroup:
         return (total / self.size).tolist()
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, in place, on its device."""
+        """Replace a tensor by its sum over the processes, in place and on its device, and return it."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
@@ -120,7 +135,7 @@ SINGLE_PROCESS = ProcessGroup()
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
     try:
         return work(), None
-    except BaseException as error:  # the other processes hear of it first, then the caller raises it again
+    except BaseException as error:  # the caller first tells the other processes, and then raises the error
         return None, error
 
 

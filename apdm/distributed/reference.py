@@ -1,4 +1,4 @@
-"""phi, the frozen reference, in half the memory."""
+"""phi, the frozen reference denoiser, stored in bfloat16, which takes half the memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch.utils._pytree import tree_map
 
 
 class Bfloat16Reference(nn.Module):
-    """A frozen bfloat16 copy of a denoiser, on `device`. It is called like the denoiser; inputs are rounded first."""
+    """A frozen bfloat16 copy of a denoiser on `device`.
+
+    It is called like the denoiser. All floating-point inputs except the timestep are rounded to bfloat16 first.
+    """
 
     def __init__(self, denoiser: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -22,11 +25,12 @@ class Bfloat16Reference(nn.Module):
         }
         for p in denoiser.parameters():
             half[id(p)] = nn.Parameter(half[id(p)], requires_grad=False)
-        # deepcopy takes what its memo already holds instead of copying it, so there is never a second float32 copy.
+        # `half` is deepcopy's memo: deepcopy takes the bfloat16 tensors in it instead of copying the float32 tensors.
         self.denoiser = copy.deepcopy(denoiser, half)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # A timestep of 999 does not fit bfloat16; denoisers turn timesteps into sines before they round.
+        # bfloat16 cannot represent a timestep such as 999. Denoisers themselves compute sines of the timestep first and
+        # round only the sines.
         rounded = {key: value if key == "timestep" else tree_map(_rounded, value) for key, value in kwargs.items()}
         return self.denoiser(*tree_map(_rounded, args), **rounded)
 

@@ -15,18 +15,20 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class WorkingWeights:
-    """The parameters of the model in training (theta' in the paper), as this process holds them.
+    """The parameters of the model that is trained (theta' in the paper), as this process holds them.
 
-    Each process holds every parameter whole. Engines that shard the parameters derive from this class.
+    In this class each process holds all parameters. Engines that shard the parameters use subclasses.
 
     Attributes:
         parameters: the model's trainable parameters, in the model's order.
-        tensors: one per parameter: the whole parameter, or this process's shard of it. Writing to them changes the
-            model; `after_write` must be called afterwards.
-        names, shapes: of the whole parameters.
+        tensors: one tensor per parameter: the whole parameter, or this process's shard of it. Writing to a tensor
+            changes the model. Call `after_write` after writing.
+        names: the names of the parameters.
+        shapes: the shapes of the whole parameters.
         processes: the processes that train together.
-        replicated: whether every process holds every parameter whole.
-        moved_by_attackers: whether attackers ever change these tensors. They do not if all attackers train an adapter.
+        replicated: whether every process holds all parameters whole.
+        moved_by_attackers: whether attackers change these tensors. False if theta and theta' share one copy, because
+            all attackers train an adapter.
     """
 
     replicated = True
@@ -40,26 +42,34 @@ class WorkingWeights:
         self.moved_by_attackers = True
 
     def after_write(self) -> None:
-        """Tell the engine that `tensors` were overwritten."""
+        """Pass values that were written to `tensors` on to the engine's own copies. This class has no such copies."""
 
     def gather(self, index: int, shard: Tensor) -> Tensor:
-        """The whole of something laid out like parameter `index`, from all processes' shards. Collective."""
+        """Return the whole tensor from the shards of all processes. Every process must call this.
+
+        Args:
+            index: the parameter whose layout the shard has.
+            shard: this process's shard.
+        """
         return shard
 
     def shard(self, index: int, whole: Tensor) -> Tensor:
-        """This process's shard of something that has the shape of parameter `index`."""
+        """Return this process's shard of `whole`, a tensor with the shape of parameter `index`."""
         return whole
 
 
 class TrainedWeights:
-    """What a simulated attacker trains, and its optimizer: here all weights of the model.
+    """The weights that a simulated attacker trains, with its optimizer. In this class: all weights of the model.
 
     Attributes:
-        parameters, names: what the optimizer moves.
-        optimizer: the attacker's.
-        attack_network, defence_network: what is called for the forward passes of the attacker's and the defender's
-            step. Both compute what the model with the attacker's changes computes.
-        base_parameters: the model's own parameters if the attacker leaves them alone; else empty.
+        parameters: the parameters that the optimizer changes.
+        names: the names of these parameters.
+        optimizer: the attacker's optimizer.
+        attack_network: is called for the forward passes of the attacker's steps.
+        defence_network: is called for the forward passes of the defender's steps. Both networks compute the output of
+            the attacked model.
+        base_parameters: the model's own parameters if the attacker does not change them; else empty.
+        processes: the processes that train together.
     """
 
     def __init__(
@@ -77,7 +87,11 @@ class TrainedWeights:
         self.processes = processes
 
     def begin(self, *, new: bool) -> None:
-        """An attacker's turn begins, at theta. new: the attacker is a new one and starts with a new optimizer."""
+        """Start an attacker's turn, while theta' equals theta.
+
+        Args:
+            new: the attacker is new, so the optimizer is reset.
+        """
         if new:
             reset_optimizer(self.optimizer)
 
@@ -88,7 +102,7 @@ class TrainedWeights:
 
     @property
     def steps(self) -> int:
-        """Steps that the optimizer has taken, without those that a loss scale left out."""
+        """Number of steps that the optimizer has taken. Steps that a loss scale skipped do not count."""
         states = list(self.optimizer.state.values())
         return int(states[0]["step"]) if states else 0
 
@@ -98,7 +112,7 @@ class TrainedWeights:
             state["step"].fill_(steps)
 
     def moments(self) -> list[Tensor]:
-        """AdamW's moments as this process keeps them; empty before the first step."""
+        """Return AdamW's moments as this process keeps them; an empty list before the first step."""
         return [local(state[name]) for state in self.optimizer.state.values() for name in MOMENTS]
 
     def create_moments(self) -> None:
@@ -106,9 +120,13 @@ class TrainedWeights:
         create_state(self.optimizer, self.parameters)
 
     def gather_moments(self, name: str) -> list[Tensor]:
-        """`exp_avg` or `exp_avg_sq` of every parameter, whole, on the CPU of the main process; [] in the others.
+        """Return one moment of every parameter as whole tensors. Every process must call this.
 
-        Collective.
+        Args:
+            name: "exp_avg" or "exp_avg_sq".
+
+        Returns:
+            In the main process: the tensors on the CPU. In the others: an empty list.
         """
         kept = []
         for p in self.parameters:
@@ -119,7 +137,7 @@ class TrainedWeights:
 
     @torch.no_grad()
     def load_moments(self, name: str, wholes: Sequence[Tensor]) -> None:
-        """The reverse of `gather_moments`. The moments must have been created."""
+        """Load what `gather_moments` returned for the same name. The moments must exist: see `create_moments`."""
         for index, (p, whole) in enumerate(zip(self.parameters, wholes, strict=True)):
             self._load_moment(index, p, name, whole.to(p.device))
 

@@ -1,19 +1,20 @@
-"""The attacker pool: Learning to Protect against attacks that are already deep. Not in the paper.
+"""The attacker pool: Learning to Protect against attackers that have already trained for many steps. Not in the paper.
 
-Algorithm 1 starts a new attacker in every outer step, so it never meets one that is older than N_per steps, while real
-attacks take hundreds of steps. In the pool, attackers persist from one outer step to the next. Each attacker is stored
+Algorithm 1 starts a new attacker in every outer step. Such an attacker never trains longer than N_per steps, but real
+attacks take hundreds of steps. In the pool, an attacker goes on training over many outer steps. Each attacker is stored
 as its offset from theta plus its AdamW moments, both laid out the way the engine lays out theta. Before an attacker's
-turn they are copied into the working model, and afterwards back. When theta moves, the offset moves along with it.
+turn they are copied into the working model. After the turn they are copied back. Because only the offset is stored, an
+attacker follows theta when theta moves.
 
-The attackers' ages are spread over their length, so that they do not all start anew at the same time. An outer step
-advances one attacker by `stride` steps and takes the protective gradient where the attacker then stands. An attacker
-that has taken all steps of its plan starts anew at theta.
+One outer step advances one attacker by `stride` steps, and then takes the protective gradient at the attacker's
+weights. An attacker that has taken all steps of its plan starts again from theta. At the start of a run, the attackers
+get different ages, so that they do not all start again at the same time.
 
-An attacker may train an adapter (`apdm.distributed.lora`) instead of all weights. The adapter is then all that is
-stored of it, beside the adapter's moments.
+An attacker may train an adapter (`apdm.distributed.lora`) instead of all weights. Then only the adapter and the
+adapter's moments are stored.
 
-A benign attacker learns somebody who consents. Its gradient lowers this person's error after personalisation, so that
-theta stays teachable for everybody else.
+A benign attacker trains on a person who consents. The defender helps it: theta moves so that the model's error on this
+person's photos is lower after the attack. Theta can then still be fine-tuned on people who are not protected.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from apdm.protection.batches import Batches
 
 
 def choose_lora_attackers(share: float, count: int) -> list[bool]:
-    """Say for each of `count` attackers whether it trains a LoRA.
+    """Choose which of `count` attackers train a LoRA.
 
     Args:
-        share: share of the attackers that do, from 0 to 1; their number is rounded down.
+        share: share of the attackers that train a LoRA, from 0 to 1. `share * count` is rounded down.
         count: number of attackers.
 
     Returns:
-        One value for each attacker; those that train a LoRA are evenly spaced.
+        One value for each attacker: true if it trains a LoRA. The true values are evenly spaced.
     """
     so_far = [math.floor(i * share + 1e-9) for i in range(count + 1)]
     return [after > before for before, after in pairwise(so_far)]
@@ -51,18 +52,19 @@ def choose_lora_attackers(share: float, count: int) -> list[bool]:
 
 @dataclass
 class PooledAttacker:
-    """An attacker that persists over outer steps; see `apdm.protection.attackers.SimulatedAttacker`.
+    """An attacker that goes on over many outer steps. It is an `apdm.protection.attackers.SimulatedAttacker`.
 
     Attributes:
-        source: where its plan came from, and where its next plan will come from.
-        plan: how it proceeds.
-        age: steps since it started, which decide when it starts anew. The first ages are spread over the length.
-        stride: steps that it takes in one turn.
-        benign: it learns somebody who consents.
-        offset: theta' - theta at the end of its last turn, laid out like theta; or the adapter that it trains. Empty
-            before its first turn.
-        moments: AdamW's moments at the end of its last turn, as the engine keeps them. Empty before its first turn.
-        steps: steps that its AdamW has taken since it started.
+        source: gives the attacker's plans, one after the other.
+        plan: the attacker's present plan: on whom it trains, and with which settings.
+        age: number of steps that count towards `plan.steps`, at which the attacker starts again from theta. The pool
+            sets the first value above 0, as if the attacker had already trained; see `AttackerPool.start`.
+        stride: steps that the attacker takes in one turn.
+        benign: the attacker trains on a person who consents.
+        offset: theta' - theta at the end of the last turn, laid out like theta. If the attacker trains an adapter: the
+            adapter's tensors. Empty before the first turn.
+        moments: AdamW's moments at the end of the last turn, as the engine keeps them. Empty before the first turn.
+        steps: steps that the attacker's AdamW has taken since the attacker last started from theta.
     """
 
     source: AttackerSource
@@ -84,7 +86,7 @@ class PooledAttacker:
 
     @property
     def protect_every(self) -> int:
-        """Once, at the end of its turn."""
+        """The defender's gradient is taken once, at the end of the attacker's turn."""
         return self.stride
 
     @property
@@ -93,7 +95,10 @@ class PooledAttacker:
 
     @torch.no_grad()
     def load_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
-        """Put theta' and the optimizer where this attacker's last turn ended; a new attacker stays at theta."""
+        """Set theta' and the optimizer to their state at the end of this attacker's last turn.
+
+        A new attacker has no such state: theta' stays at theta.
+        """
         if self.is_new:
             return
         if self.plan.low_rank:
@@ -105,9 +110,9 @@ class PooledAttacker:
 
     @torch.no_grad()
     def save_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
-        """Keep where this attacker stands now, or start it anew if it has reached its length."""
+        """Store theta' and the optimizer's state. An attacker that has taken all steps of its plan gets a new plan."""
         self.steps = trained.steps
-        if self.steps:  # none if a loss scale left all its steps out
+        if self.steps:  # 0 if every gradient overflowed, so that the loss scale skipped every step
             self._allocate(trained, master)
             if self.plan.low_rank:
                 torch._foreach_copy_(self.offset, list(trained.parameters))
@@ -119,7 +124,10 @@ class PooledAttacker:
             self._start_anew()
 
     def _start_anew(self) -> None:
-        """At theta, with the source's next plan, but training what it trained before: memory stays the same."""
+        """Go back to theta with the source's next plan.
+
+        The attacker keeps training the same thing, an adapter or all weights, so the stored tensors can be reused.
+        """
         self.plan = replace(self.source.next(), low_rank=self.plan.low_rank)
         self.age = self.steps = 0
 
@@ -132,17 +140,26 @@ class PooledAttacker:
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def gather(self, trained: TrainedWeights, master: MasterWeights) -> Iterator[tuple[str, list[Tensor]]]:
-        """(name, whole tensors on the CPU of the main process) of offset and moments. Collective."""
+        """Yield (name, whole tensors) of the offset and of each moment, for a checkpoint.
+
+        Every process must call this. The main process gets the tensors, on the CPU; the others get empty lists.
+        """
         if not self.plan.low_rank:
             yield "offset", master.gather(self.offset)
-        else:  # every process has an adapter whole
+        else:  # every process has the whole adapter, so nothing is gathered
             yield "offset", [t.cpu() for t in self.offset] if trained.processes.is_main else []
         torch._foreach_copy_(trained.moments(), self.moments)
         for name in MOMENTS:
             yield name, trained.gather_moments(name)
 
     def scatter(self, trained: TrainedWeights, master: MasterWeights, read: Callable[[str], list[Tensor]]) -> None:
-        """The reverse of `gather`, without communication: `read(name)` gives the whole tensors."""
+        """Load what `gather` yielded. The processes do not communicate.
+
+        Args:
+            trained: what the attacker trains.
+            master: theta.
+            read: returns the whole tensors of a name that `gather` yielded.
+        """
         trained.create_moments()
         self._allocate(trained, master)
         if self.plan.low_rank:
@@ -156,10 +173,11 @@ class PooledAttacker:
 
 @dataclass
 class AttackerPool:
-    """The attackers of the pool, who take turns.
+    """The attackers of the pool. They take turns, one in each outer step.
 
     Attributes:
-        turn: outer steps so far.
+        attackers: the attackers, in the order of their turns.
+        turn: number of turns given so far, which is the number of outer steps.
     """
 
     attackers: Sequence[PooledAttacker]
@@ -175,15 +193,17 @@ class AttackerPool:
         stride: int,
         lora_share: float = 0.0,
     ) -> AttackerPool:
-        """A pool whose attackers all stand at theta.
+        """Make a pool whose attackers all start from theta.
+
+        Attacker i of n starts with the age `i * plan.steps // n`, so that the attackers finish at different times.
 
         Args:
-            hostile: plans of attackers who learn the protected people.
-            benign: plans of attackers who learn people who consent.
+            hostile: gives the plans of attackers that train on the protected people.
+            benign: gives the plans of attackers that train on people who consent.
             size: number of hostile attackers.
-            benign_size: number of benign attackers, who take their turns evenly spread among the hostile ones.
+            benign_size: number of benign attackers. Their turns are evenly spread among the turns of the hostile ones.
             stride: steps that an attacker takes in one turn.
-            lora_share: share of each kind of attackers that trains an adapter.
+            lora_share: share of the hostile attackers, and likewise of the benign attackers, that train an adapter.
         """
         count = size + benign_size
         order = [
@@ -200,15 +220,16 @@ class AttackerPool:
         return AttackerPool(attackers)
 
     def next(self) -> PooledAttacker:
-        """The attacker whose turn it is."""
+        """Return the attacker whose turn it is, and count the turn."""
         attacker = self.attackers[self.turn % len(self.attackers)]
         self.turn += 1
         return attacker
 
     def count_attackers(self, outer_steps: int) -> int:
-        """How many hostile attackers will have started after so many outer steps.
+        """Return how many hostile attackers will have started after `outer_steps` outer steps.
 
-        An attacker that starts anew counts as another one. All are taken to be as long as the first ones.
+        An attacker that starts again from theta counts as one more. Plans may differ in length; this count assumes that
+        every later plan of an attacker has as many steps as the present one.
         """
         total, count = 0, len(self.attackers)
         for i, attacker in enumerate(self.attackers):
@@ -222,14 +243,14 @@ class AttackerPool:
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        """What goes on beside tensors: whose turn it is, and the attackers' ages, steps and plans."""
+        """Return the pool's state without its tensors: the turn, and each attacker's age, steps and plan."""
         attackers = [[a.age, a.steps, astuple(a.plan)] for a in self.attackers]
         return {"turn": self.turn, "attackers": attackers}
 
     def state(self, engine: Engine, master: MasterWeights) -> Iterator[tuple[str, list[Tensor], list[str]]]:
-        """(name, whole tensors, names of the parameters) of every attacker that has moved.
+        """Yield (name, whole tensors, names of the parameters) of every attacker that has taken a step.
 
-        Only the main process gets the tensors. Collective.
+        Every process must call this. The main process gets the tensors; the others get empty lists.
         """
         for i, attacker in enumerate(self.attackers):
             if attacker.steps:
@@ -244,7 +265,15 @@ class AttackerPool:
         engine: Engine,
         master: MasterWeights,
     ) -> None:
-        """Go on from what `counters` and `state` gave: `read(name, parameters)` gives the tensors of a name."""
+        """Restore the pool from a checkpoint. The processes do not communicate.
+
+        Args:
+            counters: what `counters()` returned.
+            read: returns the whole tensors of a name that `state` yielded. Its second argument is the names of the
+                parameters.
+            engine: the engine of the run.
+            master: theta, already restored.
+        """
         self.turn = counters["turn"]
         for i, (attacker, (age, steps, plan)) in enumerate(zip(self.attackers, counters["attackers"], strict=True)):
             attacker.age, attacker.steps, attacker.plan = age, steps, AttackerPlan(*plan)

@@ -1,8 +1,8 @@
-"""The simulated attackers: whom they learn, and how.
+"""The simulated attackers: on whose photos they train, and with which settings.
 
-The paper's attacker is always the same: one prompt, one learning rate, one length, the photos unchanged. Real attackers
-differ. What the simulated ones may vary is an option (`variety`); without it nothing is drawn at random, and every
-attacker is the paper's.
+The paper's attacker is always the same: one prompt, one learning rate, one number of steps, unchanged photos. Real
+attackers differ. The options of the group `variety` list the values from which each simulated attacker draws. Without
+these options nothing is drawn, and every attacker is the paper's.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True)
 class AttackerPlan:
-    """How one simulated attacker proceeds.
+    """On whom one simulated attacker trains, and with which settings.
 
     Attributes:
-        person, variant: indices into `SimulatedAttackers.people`: whom the attacker learns, and with which prompt and
-            which changes to the photos. Indices, so that a checkpoint can keep a plan without any data of a person.
-        learning_rate: of the attacker's optimizer.
-        steps: length of the attack.
+        person: index into `SimulatedAttackers.people`: the person whose photos the attacker trains on. A plan holds
+            indices because checkpoints store plans, and a checkpoint must not hold data of a person.
+        variant: index into the variants of this person: the prompt, and the changes to the photos.
+        learning_rate: learning rate of the attacker's optimizer.
+        steps: number of training steps of the attack.
         prior_loss_weight: weight of prior preservation in the attacker's loss; 0 leaves it out.
         low_rank: the attacker trains an adapter instead of all weights.
     """
@@ -44,15 +45,15 @@ class AttackerPlan:
 
 
 class SimulatedAttacker(Protocol):
-    """An attacker as an outer step of Learning to Protect sees it.
+    """What an outer step of Learning to Protect needs of an attacker.
 
     Attributes:
-        plan: how it proceeds.
-        batches: what it, and the defender against it, draw from.
-        inner_steps: steps that it takes in this outer step.
-        protect_every: the defender's gradient is taken after so many of these steps.
-        is_new: it starts at theta with a new optimizer.
-        benign: it learns somebody who consents, so the defender helps it.
+        plan: on whom the attacker trains, and with which settings.
+        batches: draws the batches of the attacker's steps and of the defender's steps against it.
+        inner_steps: number of steps that the attacker takes in this outer step.
+        protect_every: the defender's gradient is taken once for every `protect_every` of these steps.
+        is_new: the attacker starts from theta, with a new optimizer.
+        benign: the attacker trains on a person who consents, so the defender helps it.
     """
 
     @property
@@ -69,17 +70,26 @@ class SimulatedAttacker(Protocol):
     def is_new(self) -> bool: ...
 
     def load_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
-        """Put theta' and the optimizer where this attacker's last turn ended. theta' is theta when this is called."""
+        """Set theta' and the optimizer to their state at the end of this attacker's last turn.
+
+        This is called once per outer step, while theta' still equals theta.
+        """
         ...
 
     def save_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
-        """Keep where theta' and the optimizer are now, for the next turn. theta has not moved yet."""
+        """Store theta' and the optimizer's state for this attacker's next turn.
+
+        This is called at the end of an outer step, before theta moves.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class FreshAttacker:
-    """Algorithm 1's attacker. It starts at theta, is opposed after each of its steps, and is then forgotten."""
+    """Algorithm 1's attacker: it starts from theta and lives for one outer step.
+
+    The defender's gradient is taken once for each of its steps. `SimulatedAttacker` describes the attributes.
+    """
 
     plan: AttackerPlan
     batches: Batches
@@ -92,37 +102,41 @@ class FreshAttacker:
         return self.plan.steps
 
     def load_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
-        """There is none."""
+        """Do nothing: a new attacker has no earlier state."""
 
     def save_state(self, trained: TrainedWeights, master: MasterWeights) -> None:
-        """Nothing is kept."""
+        """Do nothing: this attacker has no later turn."""
 
 
 class AttackerSource(Protocol):
     """An endless source of attackers' plans."""
 
     def next(self) -> AttackerPlan:
-        """The next attacker's plan."""
+        """Return the next attacker's plan."""
         ...
 
     def batches(self, plan: AttackerPlan) -> Batches:
-        """What an attacker with this plan, and the defender against it, draw from."""
+        """Return what draws the batches of an attacker with this plan, and of the defender against it."""
         ...
 
 
 class SimulatedAttackers:
-    """An endless source of attackers who take turns over the protected people.
+    """An endless source of attackers' plans. The protected people take turns as the person to train on.
 
     Args:
-        people: subject id -> variants of this subject's data. The subjects take turns, sorted by id.
-        generator: the run's random generator, the same in every process.
-        learning_rates, steps, prior_loss_weights: each attacker draws one of each list.
-        batch_size: samples of a batch, over all processes.
-        lora_share: share of the attackers that train an adapter.
-        earlier: people whom the model already protects. Every `earlier_every`-th attacker learns one of them.
+        people: {subject id: variants of this subject's data}. The subjects take turns, sorted by id.
+        generator: the run's random generator on the CPU, in the same state in every process.
+        learning_rates: each attacker draws one of these learning rates.
+        steps: each attacker draws one of these numbers of training steps.
+        batch_size: samples in a batch, over all processes together.
+        prior_loss_weights: each attacker draws one of these weights of prior preservation.
+        lora_share: probability, from 0 to 1, that an attacker trains an adapter.
+        earlier: data of people whom the model already protects, like `people`. None if there are none.
+        earlier_every: every `earlier_every`-th attacker trains on one of the people in `earlier`.
+        processes: the processes that share the batches.
 
     Attributes:
-        turn: number of plans given so far. To go on from a checkpoint, set this and the generator's state.
+        turn: number of plans given so far. To resume from a checkpoint, set this and the generator's state.
     """
 
     def __init__(
@@ -147,7 +161,7 @@ class SimulatedAttackers:
         self.turn = 0
 
     def next(self) -> AttackerPlan:
-        """The next attacker's plan: whose turn it is, and a random choice of everything that varies."""
+        """Return the next attacker's plan: the person whose turn it is, and a random choice from each list."""
         person = self._person(self.turn)
         self.turn += 1
         variant = self._choose(range(len(self.people[person])))
@@ -156,12 +170,12 @@ class SimulatedAttackers:
         return AttackerPlan(person, variant, rate, steps, prior_loss_weight, self._is_low_rank())
 
     def batches(self, plan: AttackerPlan) -> BatchSampler:
-        """What an attacker with this plan, and the defender against it, draw from."""
+        """Return what draws the batches of an attacker with this plan, and of the defender against it."""
         data = self.people[plan.person][plan.variant]
         return BatchSampler(data, self.generator, self.batch_size, self.processes.index, self.processes.size)
 
     def count_people(self, attackers: int) -> int:
-        """How many people the first `attackers` attackers learn."""
+        """Return how many different people the first `attackers` attackers train on."""
         return len({self._person(turn) for turn in range(attackers)})
 
     def _person(self, turn: int) -> int:
@@ -175,11 +189,12 @@ class SimulatedAttackers:
     def _is_low_rank(self) -> bool:
         if self.lora_share in (0, 1):
             return self.lora_share == 1
-        # Drawn and not counted: with two people, every second attacker would always learn the same person.
+        # Drawn at random, not every n-th attacker: with two people and a share of one half, every n-th attacker would
+        # always be an attacker of the same person.
         return torch.rand((), generator=self.generator).item() < self.lora_share
 
     def _choose(self, choices: Sequence[Choice]) -> Choice:
-        """One of `choices`. The generator is left alone if there is only one."""
+        """Return one of `choices` at random. If there is only one, nothing is drawn from the generator."""
         if len(choices) == 1:
             return choices[0]
         return choices[int(torch.randint(len(choices), (), generator=self.generator))]

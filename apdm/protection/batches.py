@@ -1,4 +1,4 @@
-"""The batches that the steps of Learning to Protect take, and where they come from."""
+"""The batches of samples that the attacker and the defender of Learning to Protect compute their losses on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DenoisingBatch:
-    """B denoising problems.
+    """B samples for a denoising loss.
 
     Attributes:
         latents: clean latents, `[B, C, h, w]`.
-        noise: the noise to add to them, `[B, C, h, w]`.
-        timesteps: `[B]`, integer.
-        prompt_embeds: `[B, L, D]`.
+        noise: the noise to add to the latents, `[B, C, h, w]`.
+        timesteps: one diffusion timestep for each sample, `[B]`, integer.
+        prompt_embeds: one prompt's embeddings for each sample, `[B, L, D]`.
     """
 
     latents: Tensor
@@ -27,7 +27,7 @@ class DenoisingBatch:
 
     @staticmethod
     def cat(*parts: DenoisingBatch) -> DenoisingBatch:
-        """All parts' samples in one batch, in order."""
+        """Return the samples of all parts in one batch, in the order of the arguments."""
         return DenoisingBatch(
             torch.cat([p.latents for p in parts]),
             torch.cat([p.noise for p in parts]),
@@ -36,7 +36,7 @@ class DenoisingBatch:
         )
 
     def part(self, index: int, count: int) -> DenoisingBatch:
-        """The `index`-th of `count` equal shares of the samples."""
+        """Return share number `index`, counted from 0, of `count` equal shares of the samples."""
         size = len(self.latents) // count
         own = slice(index * size, (index + 1) * size)
         return DenoisingBatch(self.latents[own], self.noise[own], self.timesteps[own], self.prompt_embeds[own])
@@ -44,7 +44,7 @@ class DenoisingBatch:
 
 @dataclass(frozen=True)
 class PersonalizationBatch:
-    """What the attacker's step learns from: B samples each.
+    """The samples of one attacker's step. Each of the two batches holds B samples.
 
     Attributes:
         instance: photos of the subject with the instance prompt.
@@ -55,18 +55,18 @@ class PersonalizationBatch:
     prior: DenoisingBatch
 
     def part(self, index: int, count: int) -> PersonalizationBatch:
-        """The `index`-th of `count` equal shares of the samples."""
+        """Return share number `index`, counted from 0, of `count` equal shares of the samples."""
         return PersonalizationBatch(self.instance.part(index, count), self.prior.part(index, count))
 
 
 @dataclass(frozen=True)
 class ProtectionBatch:
-    """What the defender's step compares: B samples each.
+    """The samples of one defender's step. Each of the three batches holds B samples.
 
     Attributes:
         positive: safe pictures x^+ with the instance prompt.
-        negative: photos x^- of the protected subject with the instance prompt. Sample i has the noise and the timestep
-            of sample i of `positive`.
+        negative: photos x^- of the protected subject with the instance prompt. Sample i of `negative` has the same
+            noise and timestep as sample i of `positive`.
         prior: class pictures with the class prompt.
     """
 
@@ -75,25 +75,28 @@ class ProtectionBatch:
     prior: DenoisingBatch
 
     def part(self, index: int, count: int) -> ProtectionBatch:
-        """The `index`-th of `count` equal shares of the samples."""
+        """Return share number `index`, counted from 0, of `count` equal shares of the samples."""
         return ProtectionBatch(*(batch.part(index, count) for batch in (self.positive, self.negative, self.prior)))
 
 
 class Batches(Protocol):
-    """Where batches of one subject come from. Every call is a new random draw."""
+    """Draws batches of one subject. Every call returns a new random batch."""
 
     def personalization(self) -> PersonalizationBatch:
-        """For a step of the attacker."""
+        """Return a batch for a step of the attacker."""
         ...
 
     def protection(self) -> ProtectionBatch:
-        """For a step of the defender."""
+        """Return a batch for a step of the defender."""
         ...
 
     def anchor(self) -> DenoisingBatch:
-        """Class pictures under the class prompt and under other prompts, at which theta is held to the reference."""
+        """Return the anchor's batch: class pictures with the class prompt and with other prompts.
+
+        The anchor loss keeps theta's predictions on this batch close to the reference's predictions.
+        """
         ...
 
     def class_pictures(self) -> DenoisingBatch:
-        """Class pictures with the class prompt."""
+        """Return class pictures with the class prompt."""
         ...

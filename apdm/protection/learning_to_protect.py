@@ -1,9 +1,9 @@
 """Learning to Protect (APDM, arXiv 2511.01307, Algorithm 1).
 
 Two paths alternate. On the first path an attacker personalises the model: starting from theta, it trains the working
-weights theta' with DreamBooth's loss. On the second path the defender sums the gradients of the protective loss seen
-along the attacker's path, and moves theta along their sum. Nothing here knows devices, files or logging: prepared
-tensors come in as batches, and figures leave through a callback.
+weights theta' with DreamBooth's loss. On the second path the defender takes the gradient of the protective loss at the
+attacker's weights, step by step. At the end of an outer step, theta moves along the sum G of these gradients. This file
+handles no devices, files or logging: batches are tensors on the right device, and figures go to a callback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Callback = Callable[[int, Mapping[str, Tensor]], None]  # (inner step from 0, de
 
 
 class Diffusion(Protocol):
-    """What Learning to Protect asks of a model family (see `apdm.families`)."""
+    """The methods of a model family that Learning to Protect calls; `apdm.families` describes them."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
@@ -40,11 +40,11 @@ class LearningToProtect:
     """Learning to Protect over one model. Call `outer_step` once per attacker.
 
     Args:
-        family: adds noise and gives targets and predictions.
+        family: adds noise to latents, and computes targets and predictions.
         engine: holds theta' and takes the attacker's steps.
-        reference: phi, the frozen original: anything that `family.predict` takes as a denoiser.
+        reference: phi, the frozen original denoiser, in any form that `family.predict` accepts.
         master: theta and the accumulated gradient G.
-        objective: what the defender wants where the attacker stands.
+        objective: the loss that the defender lowers at the attacker's weights.
         accumulate: whether theta moves along the sum or the mean of the protective gradients of an outer step.
         evaluate: whether the protective gradient is taken "after" (Algorithm 1) or "before" (Eq. 18-19) the attacker's
             step.
@@ -52,9 +52,9 @@ class LearningToProtect:
         anchor_weight: weight of the distance to phi's predictions, taken at theta once per outer step. Not in the
             paper; 0 leaves it out.
         benign_weight: weight of the gradient that helps benign attackers. Not in the paper.
-        autocast: makes the context of each forward pass. It is never entered around more than one pass, because it
-            caches cast weights, and here the weights change at every step.
-        callback: gets the figures of every inner step.
+        autocast: makes the context of each forward pass. Every pass gets its own context, because autocast caches
+            weights that it has cast, and the weights change at every step.
+        callback: is called with the number of each inner step and its figures.
     """
 
     family: Diffusion
@@ -72,12 +72,12 @@ class LearningToProtect:
     callback: Callback | None = None
 
     def outer_step(self, attacker: SimulatedAttacker) -> Figures:
-        """One pass of Algorithm 1's outer loop, against one attacker.
+        """Run one pass of Algorithm 1's outer loop, against one attacker.
 
-        Afterwards the model still holds the attacked theta'; `master.restore()` makes it the protected model.
+        Afterwards the model still holds the attacked theta'. Call `master.restore()` to put theta into it.
 
         Returns:
-            Figures of the outer step: the norm of G, and the anchor's loss if there is an anchor.
+            Scalars on the device: "gradient_norm", the norm of G, and "anchor_loss" if there is an anchor.
         """
         attack, report, gradients = self.begin(attacker), dict[str, Tensor](), 0
         if self.anchor_weight:
@@ -100,7 +100,10 @@ class LearningToProtect:
         return report
 
     def begin(self, attacker: SimulatedAttacker) -> SimulatedAttack:
-        """theta' <- theta, G <- 0 (lines 2 and 3), and the attacker's optimizer, new or for its state to be loaded."""
+        """Start an outer step: theta' <- theta and G <- 0 (lines 2 and 3), and prepare the attacker's optimizer.
+
+        The optimizer of a new attacker is reset. For any other attacker, `load_state` must restore it afterwards.
+        """
         trained = self.engine.trained_by(low_rank=attacker.plan.low_rank)
         trained.set_learning_rate(attacker.plan.learning_rate)
         self.master.begin()
@@ -108,7 +111,7 @@ class LearningToProtect:
         return SimulatedAttack(self, attacker, trained, attacker.batches)
 
     def personalize(self, attack: SimulatedAttack, batch: PersonalizationBatch) -> Figures:
-        """theta' <- AdamW(theta', grad L_per): one step of the attack (line 5)."""
+        """Take one step of the attack: theta' <- AdamW(theta', grad L_per) (line 5). Returns the figures of L_per."""
         weight = attack.attacker.plan.prior_loss_weight
 
         def loss_of(network: Any, batch: PersonalizationBatch) -> tuple[Tensor, Figures]:
@@ -117,11 +120,11 @@ class LearningToProtect:
         return self.engine.attack(attack.trained, loss_of, batch)
 
     def oppose(self, attack: SimulatedAttack) -> Figures:
-        """G <- G + grad L_protect at theta' (lines 6 and 7); for a benign attacker, see `benign_step`."""
+        """G <- G + grad L_protect at theta' (lines 6 and 7). For a benign attacker, `benign_step` is run instead."""
         return self.benign_step(attack) if attack.attacker.benign else self.objective.oppose(attack)
 
     def benign_step(self, attack: SimulatedAttack) -> Figures:
-        """G <- G + benign_weight * grad L_per at theta', so that theta stays teachable for other people."""
+        """G <- G + benign_weight * grad L_per at theta', so that theta can still be fine-tuned on other people."""
         weight = attack.attacker.plan.prior_loss_weight
 
         def loss_of(network: Any, batch: PersonalizationBatch) -> tuple[Tensor, Figures]:
@@ -131,7 +134,11 @@ class LearningToProtect:
         return attack.differentiate(loss_of, attack.batches.personalization())
 
     def hold_to_reference(self, attack: SimulatedAttack) -> Tensor:
-        """G <- G + anchor_weight * grad of the distance to phi, while theta' is theta. Returns the distance."""
+        """G <- G + anchor_weight * the gradient of the anchor loss. This must run while theta' still equals theta.
+
+        Returns:
+            The anchor loss without its weight, a scalar.
+        """
 
         def add(gradient: Sequence[Tensor], scale: GradScaler | None = None) -> None:
             self.master.accumulate(gradient, scale)
@@ -143,7 +150,7 @@ class LearningToProtect:
     def personalization_loss(
         self, network: Any, batch: PersonalizationBatch, *, prior_loss_weight: float
     ) -> tuple[Tensor, Figures]:
-        """L_per (Eq. 5) and its figures."""
+        """Return L_per (Eq. 5) as a scalar with a graph, and its figures."""
         if not prior_loss_weight:
             loss = losses.denoising_loss(self.error(network, batch.instance))
             return loss, {"personalization_loss": loss.detach(), "instance_loss": loss.detach()}
@@ -153,19 +160,19 @@ class LearningToProtect:
         return loss, {"personalization_loss": loss.detach(), "instance_loss": subject}
 
     def anchor_loss(self, network: Any, batch: DenoisingBatch) -> tuple[Tensor, Figures]:
-        """anchor_weight times the distance to phi's predictions; the figure is the distance without its weight."""
+        """Return anchor_weight times the distance to phi's predictions, and the distance without its weight."""
         with torch.no_grad():
             wanted = self.prediction(self.reference, batch)
         loss = losses.anchor_loss(self.prediction(network, batch), wanted)
         return self.anchor_weight * loss, {"anchor_loss": loss.detach()}
 
     def prediction(self, network: Any, batch: DenoisingBatch) -> Tensor:
-        """The network's prediction for a batch, `[B, C, h, w]`."""
+        """Return the network's prediction for a batch, `[B, C, h, w]`."""
         noisy = self.family.add_noise(batch.latents, batch.noise, batch.timesteps)
         with self.autocast():
             return self.family.predict(network, noisy, batch.timesteps, batch.prompt_embeds)
 
     def error(self, network: Any, batch: DenoisingBatch) -> Tensor:
-        """The squared error of the network's prediction, element by element, `[B, C, h, w]`, float32 or better."""
+        """Return the squared error of the network's prediction for each element, `[B, C, h, w]`, float32 or better."""
         target = self.family.target(batch.latents, batch.noise, batch.timesteps)
         return losses.squared_error(self.prediction(network, batch), target)

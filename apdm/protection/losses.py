@@ -1,8 +1,8 @@
 """The losses of APDM (arXiv 2511.01307) as pure functions.
 
-`error` always means the squared error of a denoiser, element by element, `[B, C, H, W]`. Every loss is a mean
-of per-sample terms, so that it does not depend on how a batch is split over processes. Everything is computed
-in float32 or better, whatever the dtype of the prediction.
+`error` always means the squared error of a denoiser for each latent element, `[B, C, H, W]`. Every loss is a mean of
+per-sample terms, so that it does not depend on how a batch is split over processes. Everything is computed in float32
+or better, whatever the dtype of the prediction.
 """
 
 from typing import Literal
@@ -46,13 +46,22 @@ def dpo_loss(
 ) -> Tensor:
     """Direct Protective Optimization (Eq. 14): `-log sigmoid(-beta (r+ - r-))`, a scalar.
 
-    `r` is the denoiser's error less that of the frozen reference; positive images are safe, negative ones
-    show the protected subject. Minimising it lowers the error on the positive and raises it on the negative,
-    until the sigmoid closes. It is log 2 where denoiser and reference agree.
+    `r` is the denoiser's error minus the frozen reference's error: r+ on safe images, r- on images of the protected
+    subject. Minimising the loss lowers the error on safe images and raises the error on the subject's images, until the
+    sigmoid saturates. The loss is log 2 where denoiser and reference agree.
 
-    reduction "element" puts every latent element through the sigmoid (the released code); "sample" first
-    takes the mean over a sample, as the formula's norm asks for: differences are then small, and beta is of
-    order 10 to 1000.
+    Args:
+        positive: the denoiser's error on safe images, `[B, C, H, W]`.
+        reference_positive: the reference's error on the same images.
+        negative: the denoiser's error on images of the protected subject, `[B, C, H, W]`.
+        reference_negative: the reference's error on the same images.
+        beta: sharpness of the preference.
+        reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
+            takes the mean over a sample, as the norm in the formula says. The differences are then small, and beta has
+            to be of order 10 to 1000.
+
+    Raises:
+        ValueError: `reduction` has another value.
     """
     margin = (positive - reference_positive) - (negative - reference_negative)
     if reduction == "sample":
@@ -65,8 +74,11 @@ def dpo_loss(
 def ascent_loss(error: Tensor, reference_error: Tensor, *, limit: float = 0.0) -> Tensor:
     """Minus the error on the subject's images (the naive baseline, Eq. 8), a scalar.
 
-    limit: a sample's error counts no further than so many times the reference's, and has no gradient beyond; 0:
-    without bound, as in the paper.
+    Args:
+        error: the denoiser's error, `[B, C, H, W]`.
+        reference_error: the reference's error on the same images. Used only with a limit.
+        limit: a sample's error counts up to `limit` times the reference's error. Above that it has no gradient. 0 sets
+            no limit, as in the paper.
     """
     reached = per_sample(error)
     if limit:
@@ -75,13 +87,16 @@ def ascent_loss(error: Tensor, reference_error: Tensor, *, limit: float = 0.0) -
 
 
 def protection_loss(objective: Tensor, preservation: Tensor, *, preservation_weight: float = 1.0) -> Tensor:
-    """Return the protective loss `L_protect` (Eq. 15; Eq. 21 with the naive objective).
+    """Return the protective loss `L_protect`, a scalar (Eq. 15; Eq. 21 with the naive objective).
 
-    It is `L_DPO` plus the denoising loss on class pictures, which preserves the class.
+    Args:
+        objective: the objective's loss, such as `L_DPO`, a scalar.
+        preservation: the denoising loss on class pictures, a scalar. It keeps the class as it was.
+        preservation_weight: weight of `preservation`.
     """
     return objective + preservation_weight * preservation
 
 
 def anchor_loss(prediction: Tensor, reference_prediction: Tensor) -> Tensor:
-    """Mean squared distance between the predictions of denoiser and frozen reference (not in the paper)."""
+    """Mean squared distance between the predictions of denoiser and frozen reference, a scalar. Not in the paper."""
     return denoising_loss(squared_error(prediction, reference_prediction))

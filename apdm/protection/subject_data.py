@@ -1,7 +1,7 @@
 """One subject's cached latents and prompts, and the random batches that are drawn from them.
 
-Photos are encoded once. Every draw samples the cached posterior of the latents anew, so the distribution is the same as
-if the photos were encoded in the loop, without the cost.
+Photos are encoded only once, to a Gaussian distribution of latents (the VAE's posterior). Every draw takes a new sample
+from it. So the samples have the same distribution as if the photos were encoded again for every batch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SubjectData:
-    """Everything that Learning to Protect needs of one subject.
+    """The latents and prompts of one subject, and the methods that draw batches from them.
 
-    All draws come from the generator that is passed in, in a fixed order. The same seed gives the same batches,
-    whichever device holds the latents.
+    All random numbers come from the generator that is passed in, in a fixed order. The same seed gives the same
+    batches, whichever device holds the latents.
 
     Attributes:
         instance: latents of the subject's N photos.
         prior: latents of M class pictures.
-        instance_prompt, class_prompt: embeddings, `[1, L, D]`.
-        draw_timesteps: draws `count` timesteps as the model family does: (count, generator) -> `[count]`.
-        positive: latents of the safe partner of each photo, N. Without them, random class pictures take their place.
-        anchor_prompts: embeddings of further prompts under which theta is held to the reference, `[K, L, D]`.
+        instance_prompt: embeddings of the prompt that stands for the subject, `[1, L, D]`.
+        class_prompt: embeddings of the prompt of the class pictures, `[1, L, D]`.
+        draw_timesteps: draws timesteps the way the model family trains: (count, generator) -> `[count]`.
+        positive: latents of N safe partners, one for each photo. If None, random class pictures are used instead.
+        anchor_prompts: embeddings of further prompts for the anchor loss, `[K, L, D]`.
 
     Raises:
         UserError: there are not as many safe partners as photos, or there are no photos or class pictures.
@@ -59,7 +60,7 @@ class SubjectData:
             raise UserError("protection needs at least one photo of the subject and one class image")
 
     def personalization(self, generator: torch.Generator, batch_size: int) -> PersonalizationBatch:
-        """Draw the attacker's batch: photos with the instance prompt, class pictures with the class prompt."""
+        """Draw the attacker's batch: photos with the instance prompt, and class pictures with the class prompt."""
         instance = self.instance[_indices(len(self.instance), batch_size, self.instance, generator)]
         return PersonalizationBatch(
             instance=self._noised(instance, self.instance_prompt, generator),
@@ -110,7 +111,8 @@ class SubjectData:
         )
 
 
-# Subject id -> what attackers may learn of this subject: the plain case first, then other prompts and changed photos.
+# {subject id: variants of the subject's data}. The first variant has the plain prompt and unchanged photos. The others
+# have other prompts or changed photos; each attacker draws one variant.
 SubjectVariants = Mapping[str, Sequence[SubjectData]]
 
 
@@ -118,11 +120,15 @@ SubjectVariants = Mapping[str, Sequence[SubjectData]]
 class BatchSampler:
     """Draws batches of one subject; see `apdm.protection.batches.Batches`.
 
-    Process `process` of `processes` draws the whole batch and keeps its share. Every sample's picture, noise and
-    timestep are therefore the same however many processes there are.
+    Every process draws the whole batch and keeps its own share of the samples. The pictures, noise and timesteps of a
+    batch are therefore the same for any number of processes.
 
     Attributes:
-        batch_size: samples of the whole batch, over all processes.
+        data: the subject's latents and prompts.
+        generator: the source of all random numbers, in the same state in every process.
+        batch_size: samples in the whole batch, over all processes together.
+        process: index of this process, counted from 0.
+        processes: number of processes.
     """
 
     data: SubjectData
@@ -145,7 +151,7 @@ class BatchSampler:
 
 
 def to_device(subjects: SubjectVariants, device: torch.device | str) -> dict[str, list[SubjectData]]:
-    """The same data on `device`. What subjects share, such as class pictures, is moved once."""
+    """Return the same data with all tensors on `device`. A tensor that several subjects share is moved only once."""
     moved: dict[int, Any] = {}
 
     def move(value: Any) -> Any:
@@ -162,7 +168,7 @@ def to_device(subjects: SubjectVariants, device: torch.device | str) -> dict[str
 
 
 def _indices(count: int, size: int, images: Posterior, generator: torch.Generator) -> Tensor:
-    """`size` indices below `count`, in shuffled passes, so that a batch repeats as few pictures as it can."""
+    """Draw `size` indices below `count`. No index comes a second time before every index has come once."""
     passes = [
         torch.randperm(count, generator=generator, device=generator.device) for _ in range(math.ceil(size / count))
     ]

@@ -1,4 +1,7 @@
-"""Objectives: what the defender wants where the simulated attacker stands. One file each, found by name or by path."""
+"""Objectives: the losses that the defender lowers at the simulated attacker's weights.
+
+Each objective is one file of this package, found by its name, or a file of the user's, found by its path.
+"""
 
 from apdm.protection.objectives.base import (
     OBJECTIVES,

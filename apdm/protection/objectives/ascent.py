@@ -18,7 +18,8 @@ class Ascent(LossObjective):
     The paper shows that this ruins the class.
 
     Attributes:
-        limit: a photo's error counts up to `limit` times the reference's error and has no gradient beyond. 0: no limit.
+        limit: a photo's error counts up to `limit` times the reference's error. Above that it has no gradient. 0 sets
+            no limit.
     """
 
     limit: float = 0.0
@@ -26,5 +27,5 @@ class Ascent(LossObjective):
     name: ClassVar[str] = "ascent"
 
     def loss(self, errors: Errors) -> Tensor:
-        """Minus the error on the protected photos (Eq. 8)."""
+        """Return minus the error on the protected photos, a scalar (Eq. 8)."""
         return losses.ascent_loss(errors.negative, errors.reference_negative, limit=self.limit)

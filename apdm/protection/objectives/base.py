@@ -1,4 +1,4 @@
-"""What an objective is, and what it sees of the simulated attack that it opposes."""
+"""The base classes of objectives, and the view of the simulated attack that an objective gets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ OBJECTIVES = Registry("objective", "apdm.protection.objectives", ("oppose",))
 
 
 def make_objective(spec: str) -> Objective:
-    """The objective of a text: `dpo`, `dpo:beta=10`, `path/to/mine.py:MyObjective:margin=0.1`.
+    """Make the objective that a text describes.
+
+    Args:
+        spec: such as `dpo`, `dpo:beta=10`, or `path/to/mine.py:MyObjective:margin=0.1`.
 
     Raises:
         UserError: there is no such objective or option, or a value does not fit.
@@ -35,13 +38,13 @@ def make_objective(spec: str) -> Objective:
 
 @dataclass(frozen=True)
 class SimulatedAttack:
-    """The simulated attack that is opposed, as an objective sees it, at the point where the attacker stands.
+    """The running simulated attack. An objective gets it in order to compute its loss at the attacker's weights.
 
     Attributes:
         method: Learning to Protect, with its networks and the accumulated gradient G.
-        attacker: who attacks.
-        trained: what this attacker trains, with its optimizer.
-        batches: draws batches of the attacked subject; every call is a new draw.
+        attacker: the attacker.
+        trained: the weights that this attacker trains, and their optimizer.
+        batches: draws batches of the attacked subject; every call returns a new batch.
     """
 
     method: LearningToProtect
@@ -67,23 +70,26 @@ class SimulatedAttack:
         return self.method.family
 
     def prediction(self, network: Any, batch: DenoisingBatch) -> Tensor:
-        """The network's prediction for a batch, `[B, C, h, w]`."""
+        """Return the network's prediction for a batch, `[B, C, h, w]`."""
         return self.method.prediction(network, batch)
 
     def error(self, network: Any, batch: DenoisingBatch) -> Tensor:
-        """The squared error of the network's prediction, element by element, `[B, C, h, w]`, float32 or better."""
+        """Return the squared error of the network's prediction for each element, `[B, C, h, w]`, float32 or better."""
         return self.method.error(network, batch)
 
     # -- gradients by the working weights ----------------------------------------------------------------------------
 
     def differentiate(self, loss_of: LossOf, batch: Any) -> Figures:
-        """G <- G + the gradient of `loss_of(network, batch)` at the attacker's weights; returns the loss's figures."""
+        """Add the gradient of `loss_of(network, batch)` at the attacker's weights to G. Returns the loss's figures."""
         return self.method.engine.differentiate(self.trained, loss_of, batch, self.method.master.accumulate)
 
     def gradient(self, loss_of: LossOf, batch: Any) -> tuple[list[Tensor], Figures]:
-        """The same gradient, returned instead of added: one tensor per parameter, laid out like `working_weights`.
+        """Compute the gradient that `differentiate` computes, but return it instead of adding it to G.
 
-        Not to be used with a loss scale (mixed_precision fp16), by which the gradient is still multiplied.
+        Do not use this with mixed_precision fp16: the returned gradient would still be multiplied by the loss scale.
+
+        Returns:
+            The gradient, one tensor per parameter, laid out like `working_weights`; and the loss's figures.
         """
         total: list[Tensor] = []
 
@@ -98,7 +104,7 @@ class SimulatedAttack:
         return total, figures
 
     def accumulate(self, gradient: Sequence[Tensor]) -> None:
-        """G <- G + gradient: one tensor per parameter, laid out like `working_weights`."""
+        """Add `gradient` to G. It has one tensor per parameter, laid out like `working_weights`."""
         self.method.master.accumulate(gradient)
 
     # -- where the attacker stands -----------------------------------------------------------------------------------
@@ -125,29 +131,34 @@ class SimulatedAttack:
 
 
 class Objective:
-    """What the defender wants where the attacker stands. Subclass this in a file of your own, or `LossObjective`.
+    """Base class of objectives. For an objective of your own, subclass this or `LossObjective` in a file.
 
-    A subclass is a dataclass with a `name`. Its fields are its options. One object lives through the whole run. If it
-    keeps something from one outer step to the next, it says so by `stateful`: a run cannot be resumed with it, because
-    checkpoints do not hold its state.
+    A subclass is a dataclass with a `name`. Its fields are its options. A run uses one object from start to end. Set
+    `stateful` to true if the object keeps data from one outer step to the next. Such a run cannot be resumed, because
+    checkpoints do not hold the object's data.
     """
 
     name: ClassVar[str]
     stateful: ClassVar[bool] = False
 
     def oppose(self, attack: SimulatedAttack) -> Figures:
-        """Add to G what theta shall move against, and return detached scalars to be logged.
+        """Add to G the gradient of the loss that theta shall lower.
 
-        This is called where the attacker stands: after each step of Algorithm 1's attacker, and at the end of a pooled
-        attacker's turn. `attack` gives new batches, both networks, gradients and the attacker's optimizer state.
+        This is called for each step of Algorithm 1's attacker, or at the end of a pooled attacker's turn.
+
+        Args:
+            attack: gives new batches, both networks, gradients, and the attacker's weights and optimizer state.
+
+        Returns:
+            Detached scalars to be logged.
         """
         raise NotImplementedError
 
     def start(self, attack: SimulatedAttack) -> None:
-        """A turn of an attacker begins. theta' is where the attacker's last turn ended, or theta for a new one."""
+        """Called when an attacker's turn begins. theta' is the attacker's stored weights, or theta for a new one."""
 
     def see_anchor_gradient(self, gradient: Sequence[Tensor]) -> None:
-        """The anchor's gradient of this outer step, which is in G already. It is laid out like the working weights."""
+        """Called with the anchor's gradient, laid out like the working weights, after it was added to G."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +166,11 @@ class Errors:
     """Squared errors of the attacked denoiser and of the reference on one protection batch, `[B, C, h, w]` each.
 
     Attributes:
-        positive, negative: the attacked denoiser's, on safe pictures and on photos of the protected subject.
-        reference_positive, reference_negative: the reference's, without a graph.
-        prior: the attacked denoiser's, on class pictures.
+        positive: error of the attacked denoiser on safe pictures.
+        negative: error of the attacked denoiser on photos of the protected subject.
+        reference_positive: error of the reference on the safe pictures, without a graph.
+        reference_negative: error of the reference on the subject's photos, without a graph.
+        prior: error of the attacked denoiser on class pictures.
     """
 
     positive: Tensor
@@ -168,14 +181,14 @@ class Errors:
 
 
 class LossObjective(Objective):
-    """An objective that is a loss of the errors on one protection batch.
+    """An objective whose loss is computed from the errors on one protection batch.
 
-    L_protect = loss + preservation_weight * L_ppl (Eq. 15): the denoising loss on class pictures keeps the class alive.
-    All errors come from one forward pass of each network.
+    The defender lowers L_protect = loss + preservation_weight * L_ppl (Eq. 15). L_ppl, the denoising loss on class
+    pictures, keeps the class as it was. Each network makes one forward pass for all its errors.
     """
 
     def loss(self, errors: Errors) -> Tensor:
-        """The objective's loss, a scalar with a graph; a mean over the samples, so that batches can be split."""
+        """Return the objective's loss, a scalar with a graph: a mean over samples, so that batches can be split."""
         raise NotImplementedError
 
     def oppose(self, attack: SimulatedAttack) -> Figures:
@@ -183,7 +196,7 @@ class LossObjective(Objective):
         return attack.differentiate(self.protection_loss(attack), attack.batches.protection())
 
     def protection_loss(self, attack: SimulatedAttack) -> LossOf:
-        """L_protect as a function of network and batch, and its figures."""
+        """Return a function of (network, batch) that computes L_protect and its figures."""
 
         def loss_of(network: Any, batch: ProtectionBatch) -> tuple[Tensor, Figures]:
             errors = protection_errors(attack, network, batch)
@@ -202,7 +215,7 @@ class LossObjective(Objective):
 
 
 def protection_errors(attack: SimulatedAttack, network: Any, batch: ProtectionBatch) -> Errors:
-    """The errors of the reference and of `network` on a protection batch, with one forward pass each."""
+    """Return the errors of the reference and of `network` on a protection batch, with one forward pass each."""
     pair = DenoisingBatch.cat(batch.positive, batch.negative)
     with torch.no_grad():
         reference_positive, reference_negative = attack.error(attack.reference, pair).chunk(2)

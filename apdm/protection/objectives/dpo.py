@@ -19,7 +19,7 @@ class DirectProtectiveOptimization(LossObjective):
     Attributes:
         beta: sharpness of the preference. The paper's Table 6 prefers 1 to 10 and 100.
         reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
-            averages over a sample, as the formula asks; the differences are then small, and beta is of order 1000.
+            averages over a sample, as the formula does. The differences are then small, and beta is of order 1000.
     """
 
     beta: float = 1.0
@@ -32,7 +32,7 @@ class DirectProtectiveOptimization(LossObjective):
             raise UserError(f"the objective dpo needs a beta above 0, not {self.beta}")
 
     def loss(self, errors: Errors) -> Tensor:
-        """L_DPO (Eq. 14)."""
+        """Return L_DPO, a scalar (Eq. 14)."""
         return losses.dpo_loss(
             errors.positive,
             errors.reference_positive,
