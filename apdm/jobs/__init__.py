@@ -1,6 +1,6 @@
-"""One module per command: what it does from start to end."""
+"""The jobs: one module per command, with everything that the command does from start to end."""
 
 from apdm.core.logging import quiet_libraries
 
-# Here, because every command and every function of the Python API imports its job before it imports a library.
+# This call is here because every command and every function of the Python API imports `apdm.jobs` before the libraries.
 quiet_libraries()

@@ -1,6 +1,6 @@
-"""`apdm audit`: models, people and a suite of attacks in; results.json and report.html out.
+"""`apdm audit`: run a suite of attacks on models and people, and write results.json and report.html.
 
-`apdm harden` with its audit enabled uses the same two functions: `load_inputs` before any long work, and
+`apdm harden` with `audit.enabled` uses two functions of this file: `load_inputs` before any long work, and
 `audit_and_report` at the end.
 """
 
@@ -46,24 +46,28 @@ from apdm.report.page import write_report
 
 logger = get_logger(__name__)
 
-PROTECTED_FOLDER = "protected"  # the originals of protected photos, in the folder of subjects
-COLUMNS = 4
-ATTACKER_SEED = 1_000_000  # the attacker draws class pictures of its own, not the defence's
+PROTECTED_FOLDER = "protected"  # folder with the originals of protected photos, inside the folder of subjects
+COLUMNS = 4  # of the sheets of pictures
+ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
 @stop_on_signals("finished cells are kept; the same command goes on")
 def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:
-    """Attack base and hardened model, and judge; the code of `apdm audit` and of `apdm.audit`.
+    """Attack base and hardened model, and judge the pictures that the attackers' models draw.
 
-    It runs in one process or in those that `accelerate launch` started.
+    The command `apdm audit` and the Python function `apdm.audit` both run this function, in one process or in the
+    processes that `accelerate launch` started.
 
     Args:
         config: the options.
         command: the command line that was given, for results.json.
 
+    Returns:
+        The output folder, the verdict, and in the main process the content of results.json.
+
     Raises:
-        UserError: bad input, found before any long work starts.
-        Interrupted: the process was asked to stop; finished cells are kept, and the same call goes on from there.
+        UserError: the input cannot be used. This is found before any long work starts.
+        Interrupted: the process was asked to stop. Finished attacks are kept, and the same call goes on from there.
     """
     processes, device = join_processes()
     prepare_process(config.num_threads)
@@ -95,12 +99,12 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
 
 @dataclass(frozen=True, kw_only=True)
 class AuditInputs:
-    """What an audit needs beside the models, read and checked before any long work.
+    """What an audit needs besides the models. It is read and checked before any long work.
 
     Attributes:
         subjects: the people with their photos.
-        judges: the networks that look at pictures.
-        photo_attacks: what protected photos are attacked with; None where no photos are attacked.
+        judges: the networks that measure pictures.
+        photo_attacks: the attacks on protected photos; None if no photos are attacked.
     """
 
     subjects: AuditSubjects
@@ -121,18 +125,22 @@ def load_inputs(
     allow_pickle: bool,
     protected: Sequence[str] | None = None,
 ) -> AuditInputs:
-    """Read the people and the judges, and check that the attacks can be made.
+    """Load the people and the judges, and check that the attacks can run.
 
     Args:
-        folders: where the photos are.
+        options: the options of the audit.
+        folders: the folders of the photos.
         entries: the attacks.
-        models: names of the models that there will be.
-        resolution: side of the squares that a trainer makes of photos.
+        models: names of the models that will be attacked, such as "base" and "hardened".
+        instance_prompt: the prompt that attackers train a subject's photos with.
+        class_prompt: the prompt of the class pictures.
+        resolution: side in pixels of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
-        protected: ids of the protected people; None: everybody whose photos the attacker has.
+        allow_pickle: whether weights may be loaded from pickles.
+        protected: ids of the protected people; None means everybody whose photos the attacker has.
 
     Raises:
-        UserError: an attack cannot be made, or photos or networks cannot be loaded.
+        UserError: none of the attacks can run, an option of an attack is wrong, or photos or networks cannot be loaded.
     """
     settings(options.attack_options)
     factory = AttackFactory.of(options, instance_prompt, class_prompt)
@@ -151,7 +159,7 @@ def load_inputs(
 
 
 def load_judges(options: AuditOptions) -> Judges:
-    """Load the networks that look at pictures. Raises UserError for what cannot be loaded."""
+    """Load the networks that measure pictures. Raises UserError if one cannot be loaded."""
     from apdm.metrics.extractors import ClipFolder, VisionFolder
 
     return Judges(
@@ -160,13 +168,13 @@ def load_judges(options: AuditOptions) -> Judges:
         PortraitFeatures(),
         dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
         clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
-        # The bundled reader of attributes knows only portraits of the bundled kind.
+        # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
         reader=PortraitReader() if options.face_score.startswith("portrait") else None,
     )
 
 
 def warn_if_too_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
-    """Say so where the attacks are too short for any verdict but "not protected"."""
+    """Log a warning if the attacks are so short that the verdict can only be "not protected"."""
     if short := cost_factor_warning(options, entries):
         logger.warning(short)
 
@@ -174,7 +182,7 @@ def warn_if_too_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
 def attacker_class_images(
     plan: AuditPlan, *, num_inference_steps: int, guidance_scale: float, resolution: int
 ) -> ClassImages:
-    """How the base draws the class pictures that the attacker uses for prior preservation."""
+    """Return how the base draws the class pictures that the attacker uses for prior preservation."""
     return ClassImages(
         prompt=plan.class_prompt,
         model=plan.files["base"].sha256,
@@ -198,16 +206,18 @@ def audit_and_report(
     batch_size: int,
     processes: ProcessGroup,
 ) -> Results | None:
-    """Attack the models and the protected photos, judge, and write results.json, report.html and the pictures.
+    """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
 
-    Finished attacks are kept in `output`, so that an audit that was stopped goes on from there.
+    Finished attacks are kept in `output`. If an audit was stopped, the same call continues it.
 
     Args:
+        plan: the models, the people, the attacks and the measurements.
         class_images: how the attacker's class pictures are drawn.
-        photo_attacks, photos: what protected photos are attacked with, and the photos; both None to attack none.
+        photo_attacks: the attacks on protected photos; None to attack no photos.
+        photos: the protected photos and their originals; None to attack no photos.
         output: the output folder.
-        batch_size: pictures that are drawn or encoded at once.
-        processes: the processes that share the attacks; all see the same files.
+        batch_size: how many pictures are drawn or encoded at once.
+        processes: the processes that share the attacks. All must see the same files.
 
     Returns:
         The results in the main process, None in the others.
@@ -244,7 +254,11 @@ def _attack_photos(
     output: Path,
     processes: ProcessGroup,
 ) -> tuple[ImageLayer, dict[str, Tensor]] | None:
-    """The image layer's part of the results, and its pictures; None in all processes but the main one."""
+    """Attack the protected photos.
+
+    Returns:
+        The part of the results that is about photos, and its pictures; None in all processes but the main one.
+    """
     references = {person.id: plan.judges.embed(to_unit(person.references)) for person in plan.subjects.protected}
     done = PhotoAudit.of(plan, class_images, specs).run(
         photos.pairs, references, store=CellStore(output / PHOTO_CELLS, process=processes.index), processes=processes
@@ -270,7 +284,7 @@ def _write(results: Results, pictures: Mapping[str, Tensor], output: Path) -> No
 
 
 def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
-    """Read everything and check it, before anything is written."""
+    """Read and check all input, before anything is written."""
     entries = choose_entries(config.suite, config.attacks, config.instance_prompt)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
@@ -312,15 +326,15 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
 
 
 def model_file(path: str, model: Family) -> ModelFile:
-    """Where a model was read from, for the results; `path` is what the user called it."""
+    """Return path and hash of a model for the results. `path` is the path or name that the user gave."""
     return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
 
 
 def _claim(config: AuditJobConfig) -> Path:
-    """Take the output folder; an audit with the same options goes on there.
+    """Claim the output folder. Finished attacks of an audit with the same options are kept.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds an audit with other options, or files that are not from this program.
     """
     output = Path(config.output_dir)
     resolved = to_yaml(replace(config, overwrite_output_dir=False))

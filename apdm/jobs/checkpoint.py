@@ -1,8 +1,8 @@
 """Checkpoints of a hardening run: folders `checkpoint-<step>/` with safetensors files and one JSON file.
 
-Between two outer steps the state of a run is theta, its AdamW moments, the attackers of a pool, a few counters and the
-state of the random generator. A checkpoint holds all of it, and is complete or absent, never half written. It holds no
-photos and no prompts: texts of the configuration, which may name people, are stored as hashes.
+Between two outer steps, the state of a run is theta, its AdamW moments, the attackers of a pool, a few counters and the
+state of the random generator. A checkpoint holds all of this. It is either complete or absent, never half written. It
+holds no photos and no prompts. Texts of the configuration may name people, so only their hashes are stored.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
     *("report_to", "logging_dir", "gradient_checkpointing"),
 )
-# Options that may differ too, but the user is told: they change how the run goes on, how numbers are rounded, or what
-# is made of the result. Folders of models and photos are here because their content is compared separately, by `check`.
-# Resuming with a difference in any other option is refused.
+# Options that may differ too, but the user is told. They change how the run continues, how numbers are rounded, or what
+# is done with the result. Folders of models and photos are listed here because `check` compares their content.
+# If any other option differs, the run is not resumed.
 REPORTED_OPTIONS = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
     *("mixed_precision", "memory.offload", "save_variant", "single_file"),
@@ -53,8 +53,8 @@ class Section(NamedTuple):
 
     Attributes:
         name: the file's name without its suffix.
-        tensors: what it holds.
-        keys: the tensors' names in the file; None means the names of the model's parameters.
+        tensors: the tensors in the file.
+        keys: the names of the tensors in the file; None means the names of the model's parameters.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Checkpoint:
     """A complete checkpoint.
 
     Attributes:
-        folder: where it is.
-        facts: the content of its JSON file: step, counters, state of the random generator, hashes of its files.
+        folder: the checkpoint's folder.
+        facts: the content of the JSON file: step, counters, state of the random generator, hashes of the files.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """The outer step after which it was written."""
+        """The outer step after which the checkpoint was written."""
         return int(self.facts["step"])
 
     @staticmethod
@@ -84,7 +84,7 @@ class Checkpoint:
         """Read a checkpoint and compare all its files with their hashes.
 
         Raises:
-            UserError: the folder is no checkpoint, is damaged, or was written by a version with another format.
+            UserError: the folder is not a checkpoint, is damaged, or was written by a version with another format.
         """
         folder, advice = Path(path), "choose an earlier one with --resume_from_checkpoint PATH"
         try:
@@ -111,7 +111,7 @@ class Checkpoint:
             keys: names of the wanted tensors, in the wanted order; None means the names of the model's parameters.
 
         Raises:
-            UserError: the file does not have these tensors, because the model is another one.
+            UserError: the file does not have these tensors, because it was written for another model.
         """
         file = self.folder / f"{name}.safetensors"
         try:
@@ -126,13 +126,13 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
 
     Args:
         output: the output folder of the run.
-        wanted: the option `resume_from_checkpoint`: a checkpoint's folder, "latest", or None for no resuming.
+        wanted: the option `resume_from_checkpoint`: a checkpoint's folder, "latest", or None to start a new run.
 
     Returns:
-        The checkpoint; None if none is wanted, or if the latest is wanted and there is none.
+        The checkpoint; None if `wanted` is None, or if it is "latest" and there is no checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged, or the folder is none.
+        UserError: the checkpoint is damaged, or the folder is not a checkpoint.
     """
     if wanted is None:
         return None
@@ -151,23 +151,23 @@ def write(
     main: bool = True,
     limit: int | None = None,
 ) -> None:
-    """Write the checkpoint of one step, then delete those that are no longer wanted.
+    """Write the checkpoint of one step, and then delete checkpoints that are no longer needed.
 
-    Deleted are the oldest ones beyond `limit`, and those of later steps: the run had been resumed from an earlier
-    checkpoint, so later ones belong to a course of training that was abandoned.
+    If there are more than `limit` checkpoints, the oldest are deleted. Checkpoints of later steps are deleted too. They
+    exist if the run was resumed from an earlier checkpoint, and they do not belong to the present training.
 
-    Every process of a run must call this, because producing `sections` gathers sharded tensors from all of them.
+    Every process of a run must call this, because producing `sections` gathers sharded tensors from all processes.
 
     Args:
         output: the output folder of the run.
-        facts: what the JSON file shall hold, among it "step".
+        facts: the content of the JSON file; it must have the key "step".
         parameters: names of the model's parameters.
-        sections: the files to write, produced one after the other so that only one is in memory.
+        sections: the files to write. They are produced one after the other, so that only one is in memory.
         main: whether this is the main process, which writes the files.
         limit: how many checkpoints to keep; None keeps all.
 
     Raises:
-        UserError: on the main process, if the disk does not take the files. Earlier checkpoints are kept.
+        UserError: in the main process, if the files cannot be written. Earlier checkpoints are kept.
     """
     if not main:
         for _ in sections:
@@ -189,19 +189,19 @@ def write(
         for folder in [*folders[now + 1 :], *folders[: max(0, now + 1 - limit) if limit else 0]]:
             _remove(folder)
     except (OSError, SafetensorError) as error:
-        for _ in sections:  # the other processes are still gathering tensors with this one
+        for _ in sections:  # the other processes go on gathering tensors, and need this process for it
             pass
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{target} cannot be written: {reason}; make room and go on from the last checkpoint") from None
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a folder of this name in an output folder is a checkpoint."""
+    """Whether `name` is the name of a checkpoint's folder, such as "checkpoint-000100"."""
     return re.fullmatch(r"checkpoint-\d+", name) is not None
 
 
 def discard(output: Path) -> None:
-    """Delete all checkpoints in an output folder: a new run must not be resumed from those of an earlier one."""
+    """Delete all checkpoints in an output folder, so that a new run is never resumed from checkpoints of an old one."""
     for folder in _folders(output):
         _remove(folder)
 
@@ -216,11 +216,13 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
 
     Args:
         checkpoint: the checkpoint.
-        facts: hashes of the models and numbers of photos of this run, under the names below.
+        facts: hashes of the models and numbers of photos of this run: "base", "start", "photos", "consenting" and
+            "earlier".
         config: the options of this run.
 
     Raises:
-        UserError: the checkpoint was made with another model, other photos or other options, or is past the last step.
+        UserError: the checkpoint was made with another model, other photos or other options, or its step is above
+            `max_train_steps`.
     """
     compared = {
         "base": "another base model",
@@ -244,11 +246,11 @@ def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable
 
     Args:
         saved: the checkpoint's options, as `fingerprint` returns them.
-        ours: the options of this run, likewise.
-        tell: is called with one line for every difference that is allowed but matters.
+        ours: the options of this run, as `fingerprint` returns them.
+        tell: is called with one line for every option of `REPORTED_OPTIONS` or `REPORTED_GROUPS` that differs.
 
     Raises:
-        UserError: options differ that decide what is trained; the message names them all.
+        UserError: an option differs that changes what is trained. The message names all such options.
     """
     differing = [
         name for name in sorted({*saved, *ours}) if saved.get(name) != ours.get(name) and name not in IGNORED_OPTIONS
@@ -262,9 +264,9 @@ def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint, so that a kill in the middle leaves none that is half deleted.
+    """Delete a checkpoint. If the process is killed meanwhile, no half-deleted checkpoint remains.
 
-    It is renamed first, to a name that `files.recover` cleans up.
+    The folder is first renamed. `apdm.core.files.recover` deletes folders with such a name.
     """
     stage = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     os.replace(folder, stage)
@@ -272,7 +274,7 @@ def _remove(folder: Path) -> None:
 
 
 def _shown(name: str, saved: Any, ours: Any) -> str:
-    """One difference for a message. Texts are hashes here, so only their names are shown."""
+    """Return one difference in words. Texts are stored as hashes, so of a text only the option's name is shown."""
     if any(isinstance(value, str) for value in (saved, ours)):
         return name
     return f"{name} ({json.dumps(saved)} then, {json.dumps(ours)} now)"
@@ -288,7 +290,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _folders(output: Path) -> list[Path]:
-    """The checkpoints' folders in the order of their steps."""
+    """Return the folders of the checkpoints in `output`, sorted by step."""
     if not output.is_dir():
         return []
     found = [entry for entry in output.iterdir() if is_checkpoint(entry.name)]

@@ -1,4 +1,4 @@
-"""Checks that the engine which was launched can do what the options of `apdm harden` ask for."""
+"""Checks that the launched engine supports the options of `apdm harden`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from apdm.protection.attacker_pool import choose_lora_attackers
 
 
 def check_engine(config: HardenConfig, kind: EngineKind, size: int) -> None:
-    """Raise UserError for options that the engine `kind`, or its number of processes, cannot do.
+    """Check that an engine and its number of processes support the options of a run.
 
     Args:
+        config: the options.
+        kind: the kind of engine.
         size: number of processes.
+
+    Raises:
+        UserError: an option is not supported. The message says which options to change.
     """
     parts = size * config.gradient_accumulation_steps
     if config.train_batch_size % parts:

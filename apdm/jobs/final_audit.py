@@ -1,4 +1,4 @@
-"""The audit at the end of a hardening job, and the probe while it runs: the same audit as `apdm audit`'s."""
+"""The audit at the end of a hardening job, and the probe while it runs. Both use the code of `apdm audit`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from apdm.protection.subject_data import SubjectVariants
 
 
 def load_audit_inputs(config: HardenConfig) -> AuditInputs:
-    """Read and check everything that the audit and the probe of a hardening job need beside the models.
+    """Read and check everything that the audit and the probe of a hardening job need besides the models.
 
     Raises:
-        UserError: an attack cannot be made, or photos or networks cannot be loaded.
+        UserError: an attack cannot run, or photos or networks cannot be loaded.
     """
     options = config.audit
-    if not config.image_layer.enabled:  # an adapter may be named all the same: it is used once photos are protected
+    if not config.image_layer.enabled:  # faceid_adapter is not refused: without protected photos it has no effect
         options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true")
     inputs = load_inputs(
         options,
@@ -59,7 +59,13 @@ def load_audit_inputs(config: HardenConfig) -> AuditInputs:
 
 
 def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariants) -> Probe:
-    """The probe attack on the first of the people that the model is hardened against."""
+    """Return the probe attack. It attacks the person whose id comes first among the protected people.
+
+    Args:
+        config: the options of the run.
+        inputs: the people and the judges.
+        people: {subject id: variants of the subject's data} of the protected people.
+    """
     person, variants = sorted(people.items())[0]
     attack = DreamBooth(
         instance_prompt=config.instance_prompt,
@@ -83,10 +89,18 @@ def audit_hardened(
     *,
     command: str | None,
 ) -> Results | None:
-    """Attack the base, the model that was hardened and the protected photos; the processes share the attacks.
+    """Attack the base, the hardened model and the protected photos, and write results.json and report.html.
+
+    Args:
+        config: the options of the run.
+        inputs: the people, the judges and the attacks on photos.
+        base: the model before hardening.
+        hardened: the model after hardening.
+        processes: the processes that share the attacks.
+        command: the command line, for results.json.
 
     Returns:
-        The results in the main process, which has written results.json and report.html; None in the others.
+        The results in the main process; None in the others.
     """
     output = Path(config.output_dir)
     plan = AuditPlan.of(
@@ -110,7 +124,7 @@ def audit_hardened(
         photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known)
     return audit_and_report(
         plan,
-        # Drawn as the defence draws its own class pictures, with other seeds.
+        # The attacker's class pictures are drawn like the defence's, but with other seeds.
         class_images=attacker_class_images(
             plan,
             num_inference_steps=config.num_inference_steps,

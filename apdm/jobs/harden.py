@@ -1,7 +1,8 @@
-"""`apdm harden`, the main job: photos and a pipeline in, the same pipeline hardened out, and on request its audit.
+"""`apdm harden`, the main job: it hardens a pipeline against the people in the photos, and can audit the result.
 
-`train_apdm.py` and `apdm harden` both end here. This file says in which order things happen, and on which process:
-`harden_inputs` reads the input, `training` and `hardening_loop` train, `export` writes, and `audit` measures.
+`train_apdm.py` and `apdm harden` both call this file. It decides in which order the parts of the job run, and in which
+process: `harden_inputs` reads the input, `training` and `hardening_loop` train, `export` writes the model, and
+`final_audit` measures.
 """
 
 from __future__ import annotations
@@ -42,17 +43,23 @@ logger = get_logger(__name__)
 
 
 def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
-    """Harden a model, and on request protect the photos and audit it; `apdm harden` and `apdm.harden` call this.
+    """Harden a model. If the options ask for it, also protect the photos and audit the hardened model.
 
-    If several processes were launched, the main process alone reads photos, draws class pictures, validates, writes and
-    exports. The other processes join it for the training, and for photos and audit if they see the same files.
+    The command `apdm harden` and the Python function `apdm.harden` both run this function. If several processes were
+    launched, the main process alone reads photos, draws class pictures, validates, writes and exports. The other
+    processes take part in the training. They also take part in the photo protection and the audit if they can read the
+    main process's files.
 
     Args:
+        config: the options.
         command: the command line, to be recorded in the results.
 
+    Returns:
+        The folders that were written, the number of outer steps, and the audit's results if there was an audit.
+
     Raises:
-        UserError: some input cannot be used. Before any long work starts, unless the training itself fails.
-        Interrupted: the user asked to stop; a checkpoint was written.
+        UserError: some input cannot be used, which is found before any long work starts; or the training fails.
+        Interrupted: the user asked to stop. If this happened during the training, a checkpoint was written.
     """
     prepare_process(config.num_threads)
     output = Path(config.output_dir)
@@ -69,7 +76,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         checkpoint, facts, continues = processes.broadcast(inputs.claim_output)
         if processes.is_main:
             base.pipeline.to(device)
-        # Sent from the CPU: a process would unpack a tensor of GPU 0 on GPU 0.
+        # The data is moved to the CPU before it is sent. Otherwise every process would unpack it on GPU 0.
         groups = processes.broadcast(lambda: [to_device(group, "cpu") for group in inputs.encode()])
         hardened = place_models(config, base, start, kind, device)
         reference = base.denoiser.eval().requires_grad_(False)
@@ -107,7 +114,14 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
 
 
 def check_options(config: HardenConfig, accelerator: Accelerator, processes: ProcessGroup) -> EngineKind:
-    """The engine that was launched. Raises UserError if it, or the objective, cannot do what the options ask for."""
+    """Check the options against the launched engine, and check that the objective can be made.
+
+    Returns:
+        The kind of the launched engine.
+
+    Raises:
+        UserError: the engine does not support the options, or the objective is unknown or has wrong options.
+    """
     kind = engine_kind(accelerator)
     check_engine(config, kind, processes.size)
     make_objective(config.objective)
@@ -117,18 +131,22 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
 
 
 def place_models(config: HardenConfig, base: Family, start: Family, kind: EngineKind, device: torch.device) -> Family:
-    """Put the models where the engine wants them. Returns the family to harden, with a copy of `start`'s denoiser."""
+    """Move the models to the device that the engine needs.
+
+    Returns:
+        The family to harden, whose denoiser is a copy of `start`'s denoiser.
+    """
     if config.memory.offload and not config.validation.steps:
         base.pipeline.to("cpu")
     base.denoiser.to("cpu" if kind in SHARDED else device)
     hardened = base.with_denoiser(copy.deepcopy(start.denoiser).to(base.denoiser.device))
     if config.memory.reference_dtype != "float32":
-        base.denoiser.to("cpu")  # until the audit, because the training makes a copy of phi
+        base.denoiser.to("cpu")  # the training makes its own copy of phi, so this one is not needed before the audit
     return hardened
 
 
 def warn_of_people_without_attacker(config: HardenConfig, training: Training) -> None:
-    """Say so if the run is too short for an attacker of everybody to be simulated."""
+    """Log a warning if the run is so short that no attacker is simulated for some of the people."""
     if missed := training.count_people_without_attacker():
         mend = "raise max_train_steps" + (" or pool.size, or lower pool.depth" if config.pool.size else "")
         people = len(training.attackers.people)
@@ -136,7 +154,7 @@ def warn_of_people_without_attacker(config: HardenConfig, training: Training) ->
 
 
 def free_memory() -> None:
-    """Return the memory of objects that are no longer used, also to the accelerator."""
+    """Free the memory of objects that are no longer used, on the CPU and on the accelerator."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.memory.empty_cache()
@@ -145,10 +163,14 @@ def free_memory() -> None:
 def export(
     config: HardenConfig, base: Family, hardened: Family, steps: int, device: torch.device, *, keep_photos: bool
 ) -> None:
-    """Write the hardened model, and delete what an earlier run left beside it.
+    """Write the hardened model, and delete results that an earlier run left in the output folder.
 
     Args:
-        steps: outer steps done.
+        config: the options.
+        base: the original model.
+        hardened: the family with the hardened denoiser.
+        steps: number of outer steps done.
+        device: the device for both models.
         keep_photos: keep the photos that an earlier run protected.
     """
     output = Path(config.output_dir)
@@ -176,7 +198,10 @@ def export(
 def make_validator(
     config: HardenConfig, hardened: Family, protected: SubjectVariants, inputs: HardenInputs
 ) -> Validator:
-    """What draws pictures while the training runs, and probes on the main process, which alone has the judges."""
+    """Return the validator, which draws pictures during the training. In the main process it may also run the probe.
+
+    The other processes get no probe, because they have no judges.
+    """
     probe = None
     if config.validation.probe_steps and inputs.audit_inputs is not None:
         probe = make_probe(config, inputs.audit_inputs, protected)
@@ -202,15 +227,22 @@ def protect_and_audit(
     *,
     command: str | None,
 ) -> None:
-    """Protect the photos and audit the result, as far as the options ask for either.
+    """Protect the photos and audit the hardened model, or do one of the two, as the options say.
 
     The processes share the work. A process that cannot read the exported model or the photos, for example because it
-    runs on another machine, says so and takes no part.
+    runs on another machine, logs a warning and takes no part.
 
     Args:
-        hardened: the model that was hardened, complete in the main process only.
-        inputs: what the main process has read; the other processes read what they need themselves.
+        config: the options.
+        base: the original model.
+        hardened: the hardened model. It is complete in the main process only; the others load the exported model.
+        inputs: what the main process has read. The other processes read the same files themselves.
+        processes: all processes of the run.
+        device: this process's device.
         command: the command line, to be recorded in the results.
+
+    Raises:
+        UserError: a saved photo is not within the budget of its original, or the main process cannot read its input.
     """
     output = Path(config.output_dir)
     photo_job, audit_inputs = inputs.photo_job, inputs.audit_inputs

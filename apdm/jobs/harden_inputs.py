@@ -1,4 +1,4 @@
-"""The input of `apdm harden`: read and checked before any long work, encoded once."""
+"""The input of `apdm harden`. It is read and checked before any long work, and photos are encoded once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.prepare import class_posterior
 from apdm.protection.subject_data import SubjectData
 
-# Options in which the command that continues a run may differ from the command that began it.
+# If only these options differ, a command continues the run that an earlier command began.
 CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps")
 
 
@@ -37,8 +37,8 @@ class Photos:
     """Photos of a group of people.
 
     Attributes:
-        instance: subject id -> photos, `[N, 3, R, R]` in [-1, 1].
-        safe: subject id -> safe partners of these photos, `[N, 3, R, R]`, for the subjects that have some.
+        instance: {subject id: photos, `[N, 3, R, R]` in [-1, 1]}.
+        safe: {subject id: safe partners of these photos, `[N, 3, R, R]` in [-1, 1]}. Only subjects with partners.
     """
 
     instance: Mapping[str, Tensor] = field(default_factory=dict)
@@ -46,7 +46,15 @@ class Photos:
 
     @staticmethod
     def load(folder: str | None, resolution: int) -> Photos:
-        """The photos of all subjects in `folder`, as squares of `resolution` pixels; none without a folder."""
+        """Load the photos of all subjects in `folder`, as squares with a side of `resolution` pixels.
+
+        Args:
+            folder: the folder of subjects; None gives no photos.
+            resolution: R, the side of the squares in pixels.
+
+        Raises:
+            UserError: the folder has no subjects, or a photo cannot be used.
+        """
         subjects: Sequence[Subject] = find_subjects(folder) if folder else []
         return Photos(
             {subject.id: load_images(subject.images, resolution) for subject in subjects},
@@ -56,14 +64,17 @@ class Photos:
 
 @dataclass(frozen=True)
 class HardenInputs:
-    """Photos, judges and models of a run. The main process has them all; the other processes have the models only.
+    """Photos, judges and models of a run. The main process has all of them; the other processes have only the models.
 
     Attributes:
-        base: the original model: phi, and what draws class pictures.
+        config: the options.
+        base: the original model. Its denoiser is the reference phi, and it draws the class pictures.
         start: the model whose denoiser is hardened. It is `base`, unless people are added to a hardened model.
-        photos: of the protected people. consenting: of people who consent. earlier: of people whom `start` protects.
-        audit_inputs: the people and the judges of audit and probe; None if neither is asked for.
-        photo_job: protects the photos themselves; None if that is not asked for.
+        photos: photos of the protected people.
+        consenting: photos of people who consent, for benign attackers.
+        earlier: photos of people whom `start` already protects.
+        audit_inputs: the people and the judges for audit and probe; None if the run has neither.
+        photo_job: protects the photos themselves; None if the run does not.
     """
 
     config: HardenConfig
@@ -77,7 +88,7 @@ class HardenInputs:
 
     @staticmethod
     def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
-        """Read and check all input. Nothing is written. Raises UserError for anything that cannot be used."""
+        """Read and check all input. Nothing is written. Raises UserError if some input cannot be used."""
         photos = Photos.load(config.instance_data_dir, config.resolution)
         consenting = Photos.load(config.pool.benign_data_dir if config.pool.benign_size else None, config.resolution)
         earlier = Photos.load(config.rehearsal_data_dir, config.resolution)
@@ -96,11 +107,15 @@ class HardenInputs:
         return HardenInputs(config, base, start, photos, consenting, earlier, audit_inputs, photo_job)
 
     def claim_output(self) -> tuple[Checkpoint | None, dict[str, Any], bool]:
-        """Make the output folder this run's.
+        """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.
 
         Returns:
-            The checkpoint to go on from, if any; facts of model and photos that checkpoints keep; and whether this run
-            continues one with the same options, so that photos which that run has protected stay.
+            The checkpoint to resume from, or None; the facts about models and photos that checkpoints store; and
+            whether this run continues a run with the same options. If it does, photos which that run protected are
+            kept.
+
+        Raises:
+            UserError: the folder cannot be used, the checkpoint does not fit this run, or the disk is too full.
         """
         config, output = self.config, Path(self.config.output_dir)
         continues = bool(config.resume_from_checkpoint) and has_same_options(output / CONFIG, config)
@@ -126,9 +141,11 @@ class HardenInputs:
 
     @torch.no_grad()
     def encode(self) -> tuple[dict[str, list[SubjectData]], ...]:
-        """The data of the protected, of the consenting and of the people protected earlier, on the model's device.
+        """Encode the photos of all people. Missing class pictures are drawn first.
 
-        Class pictures are drawn first where they are missing.
+        Returns:
+            {subject id: variants of the subject's data} of the protected people, of the consenting people, and of the
+            people whom `start` already protects. The data is on the model's device.
         """
         class_images = class_posterior(self.config, self.base, Path(self.config.output_dir))
         groups = self.photos, self.consenting, self.earlier
@@ -136,7 +153,10 @@ class HardenInputs:
 
 
 def has_same_options(note: Path, config: HardenConfig) -> bool:
-    """Whether the run whose resolved configuration is in `note` had these options, but for CONTINUATION_OPTIONS."""
+    """Whether the run that wrote its configuration to the file `note` had these options.
+
+    CONTINUATION_OPTIONS are not compared. The answer is false if the file cannot be read.
+    """
 
     def decisive(text: str) -> list[str]:
         return [line for line in text.splitlines() if line.partition(":")[0] not in CONTINUATION_OPTIONS]
@@ -150,11 +170,17 @@ def has_same_options(note: Path, config: HardenConfig) -> bool:
 def encode_subjects(
     config: HardenConfig, base: Family, photos: Photos, class_images: Posterior
 ) -> dict[str, list[SubjectData]]:
-    """Encode everything that does not change while hardening, once.
+    """Encode photos and prompts to latents and embeddings, once for the whole run.
+
+    Args:
+        config: the options. `config.variety` lists further prompts, and changes to the photos.
+        base: the model that encodes.
+        photos: the photos of the people.
+        class_images: latents of the class pictures.
 
     Returns:
-        Subject id -> variants of the subject's latents and prompts. The plain case comes first, then each other prompt
-        and each change to the photos that `config.variety` names.
+        {subject id: variants of the subject's latents and prompts}, one variant for each pair of a change and a prompt.
+        The first variant has unchanged photos and the instance prompt.
     """
     prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
     *instance_prompts, class_prompt = base.encode_prompts(prompts).float().split(1)

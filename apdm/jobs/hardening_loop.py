@@ -1,4 +1,4 @@
-"""The loop over outer steps: progress, tracker, validation, checkpoints, and an orderly end when it is interrupted."""
+"""The loop over outer steps, with progress bar, tracker, validation and checkpoints. It handles interruptions too."""
 
 from __future__ import annotations
 
@@ -36,15 +36,21 @@ def run_training(
     """Run the outer steps, from `checkpoint` or from the start. Afterwards theta is in the model.
 
     Args:
-        validator: draws pictures and probes; the main process alone calls it.
-        facts: of model and photos, to be kept in checkpoints.
-        stop: says whether the user has asked to stop.
+        config: the options.
+        accelerator: the accelerator, for the tracker.
+        processes: the processes that train together.
+        training: the parts of the method.
+        validator: draws pictures and runs the probe; only the main process calls it.
+        output: the output folder.
+        facts: facts about models and photos, to be stored in checkpoints.
+        checkpoint: the checkpoint to resume from; None to start from the beginning.
+        stop: knows whether the user has asked to stop.
 
     Returns:
-        Number of outer steps done since the start of the run.
+        Number of outer steps done, including those before the checkpoint.
 
     Raises:
-        UserError: a loss or gradient is not finite. The weights of the last good step are kept beside the output.
+        UserError: a loss or gradient is not finite. The weights of the last good step are saved in the output folder.
         Interrupted: the user asked to stop, and a checkpoint was written.
     """
     counters = training.load(checkpoint) if checkpoint else Counters()
@@ -94,7 +100,7 @@ def run_training(
         protected = _is_protected(validator, counters)
         over = protected or step == config.max_train_steps
         interrupted = any(processes.mean([float(stop.asked)]))
-        # Photos and audit take long too. If they are killed, the training need not be done again.
+        # Photo protection and audit follow and take long. If they are killed, this checkpoint saves the training.
         last = over and (every or config.image_layer.enabled or config.audit.enabled)
         if interrupted or last or (every and step % every == 0):
             save()
@@ -119,7 +125,7 @@ def _validate(validator: Validator, step: int, device: torch.device) -> tuple[di
 
 
 def _is_protected(validator: Validator, counters: Counters) -> bool:
-    """Whether so many probe attacks in a row failed that the training may stop here."""
+    """Whether enough probe attacks in a row have failed, so that the training may stop."""
     validator.quiet_probes = counters.quiet_probes
     return validator.enough
 

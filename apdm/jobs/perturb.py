@@ -1,6 +1,6 @@
-"""Protect photos: a folder of subjects in, the same photos with protective changes out.
+"""Protect photos: read a folder of subjects, and write the same photos with small protective changes.
 
-`apdm perturb` runs this job by itself. The main job runs `PhotoJob` if it also ships protected photos.
+`apdm perturb` runs this job alone. `apdm harden` runs `PhotoJob` if `image_layer.enabled` is true.
 """
 
 from __future__ import annotations
@@ -97,16 +97,16 @@ class PhotoJob:
         photos: {subject id: the subject's photos}.
         faces: the models of the zero-shot layer; None if it is not used.
         protection: the layers of the photo protection.
-        transform: what may happen to a photo before it is learned; None: nothing.
+        transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
         class_pictures: draws the class pictures, if they are missing, and returns their latents. Its arguments are the
             model, the output folder, and whether to show progress.
         instance_prompt: the prompt that an attacker trains the photos with.
         class_prompt: the prompt of the class pictures.
         resolution: side of the square that a trainer makes of a photo, in pixels.
-        seed: of all random draws.
+        seed: seed of all random numbers.
         format: file format of the protected photos.
         jpeg_quality: quality of JPEG files.
-        epsilon: the budgets of both layers, for perturbation.json.
+        epsilon: {layer: budget in [0, 1] pixel units} of both layers, for perturbation.json.
     """
 
     photos: Mapping[str, list[Photo]]
@@ -128,10 +128,10 @@ class PhotoJob:
 
         Args:
             config: the options.
-            quiet: whether to say nothing about photos without a face.
+            quiet: do not check for photos without a face, and log nothing about them.
 
         Raises:
-            UserError: something cannot be used.
+            UserError: a photo, a face model or an option cannot be used.
         """
         layer = config.image_layer
         refuse_source(config.instance_data_dir, config.output_dir)
@@ -186,10 +186,15 @@ class PhotoJob:
         return processes.on_main(measure_and_write)
 
     def protect(self, family: Family, output: Path, processes: ProcessGroup) -> float | None:
-        """Protect the photos that are missing in the output folder. Each process takes some of the subjects.
+        """Protect the photos that are missing in the output folder. Each process protects some of the subjects.
+
+        Args:
+            family: the model that the photos are protected against.
+            output: the output folder.
+            processes: the processes that share the work. All of them must call this method.
 
         Returns:
-            This process's time for one photo in seconds; None if it had no photo to protect.
+            The seconds that this process took per photo; None if it had no photo to protect.
         """
         started, images = time.perf_counter(), output / IMAGES
         missing = processes.broadcast(lambda: self._missing(images))
@@ -212,8 +217,11 @@ class PhotoJob:
 
         Args:
             output: the output folder.
-            seconds_per_photo: time for one photo, if any was protected.
+            seconds_per_photo: seconds that protecting one photo took; None if none was protected.
             command: the command line.
+
+        Returns:
+            The content of perturbation.json.
 
         Raises:
             UserError: a saved photo is not within the budget of its original.
@@ -262,9 +270,9 @@ class PhotoJob:
                 )
                 for photo, pixels in zip(photos, self.protection.protect(photos, task), strict=True):
                     save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
-                bar.update(steps * count - bar.n)  # the zero-shot layer may have reached its goal early
+                bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
         if self.faces is not None:
-            self.faces.to("cpu")  # where the saved photos are measured
+            self.faces.to("cpu")  # because the saved photos are measured on the CPU
 
     def _measure_photos(self, images: Path) -> list[ProtectedPhoto]:
         found = []
@@ -279,7 +287,7 @@ class PhotoJob:
         return found
 
     def _missing(self, images: Path) -> list[str]:
-        """The subjects of whom a protected photo is missing, or is not a protected version of this original."""
+        """Return the subjects with a protected photo that is missing or not within the budget of its original."""
         return [
             subject
             for subject, photos in self.photos.items()
@@ -308,7 +316,7 @@ class PhotoJob:
 
 
 def refuse_source(source: str | Path, output: str | Path) -> None:
-    """Raise UserError if one of the two folders lies in the other. Originals are never overwritten."""
+    """Raise UserError if one of the two folders lies in the other, because originals must never be overwritten."""
     inside, outside = (Path(os.path.realpath(path)) for path in (source, output))
     if inside == outside or inside in outside.parents or outside in inside.parents:
         raise UserError(
@@ -318,16 +326,16 @@ def refuse_source(source: str | Path, output: str | Path) -> None:
 
 
 def _generator(seed: int, subject: str) -> torch.Generator:
-    """A generator for one subject. What it draws does not depend on who else is protected in the same run."""
+    """Return a generator for one subject. Its numbers do not depend on the other subjects of the run."""
     words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceModels, *, refuse: bool) -> None:
-    """Say which photos show no face, because the zero-shot layer cannot protect them.
+    """Log a warning that names the photos without a face, because the zero-shot layer cannot protect them.
 
     Raises:
-        UserError: there are such photos and `refuse` is set.
+        UserError: there are such photos, and `refuse` is true.
     """
     without = [
         f"{subject}/{photo.path.name}"

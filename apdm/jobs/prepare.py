@@ -1,4 +1,4 @@
-"""What several jobs do before their long work starts: set the threads, load the model, draw the class pictures."""
+"""Steps that several jobs take before their long work: set the threads, load the model, draw the class pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare_process(num_threads: int | None) -> None:
     """Set the number of CPU threads, and switch off the progress bars of diffusers and transformers.
 
     Args:
-        num_threads: threads of this process. None shares out the cores that it may use among the processes which the
+        num_threads: threads of this process. None divides the available cores equally among the processes that the
             launcher started on this machine.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -35,7 +35,7 @@ def prepare_process(num_threads: int | None) -> None:
 
 
 def load_base(config: JobConfig) -> Family:
-    """Load the pipeline that a job works on. Raises UserError if it cannot be loaded or does not fit the resolution."""
+    """Load the pipeline of a job. Raises UserError if it cannot be loaded, or cannot draw at `config.resolution`."""
     base = load_family(
         config.pretrained_model_name_or_path,
         family=config.family,
@@ -49,15 +49,18 @@ def load_base(config: JobConfig) -> Family:
 
 
 def load_models(config: HardenConfig) -> tuple[Family, Family]:
-    """Load the original model and the model that is hardened.
+    """Load the original model and the model to harden.
 
-    They are one and the same, unless the configuration names an original of a model that was hardened before.
+    Both are the same object, unless `reference_model_name_or_path` is set. Then the model to harden was hardened
+    before, and the reference is its original.
 
     Returns:
-        The original, whose denoiser is the reference phi, and the model whose denoiser theta starts from.
+        The original model, whose denoiser is the reference phi; and the model to harden, whose denoiser is the first
+        theta.
 
     Raises:
-        UserError: a model cannot be loaded, does not fit the resolution, or the two have different architectures.
+        UserError: a model cannot be loaded or cannot draw at this resolution, or the two models have different
+            architectures.
     """
     start = load_base(config)
     if config.reference_model_name_or_path is None:
@@ -73,7 +76,7 @@ def load_models(config: HardenConfig) -> tuple[Family, Family]:
 
 
 def check_resolution(base: Family, resolution: int) -> None:
-    """Raise UserError unless the model can draw squares with a side of `resolution` pixels."""
+    """Raise UserError if the model cannot draw squares with a side of `resolution` pixels."""
     factor = base.size_multiple
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
@@ -84,9 +87,9 @@ def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progr
     """Return the latents of the class pictures. Missing pictures are drawn by the base model first.
 
     Args:
-        config: which class pictures, and how they are drawn.
+        config: options that say how many class pictures there are, and how they are drawn.
         base: the model that draws and encodes.
-        output: the output folder, where the pictures are kept unless `config.class_data_dir` names another folder.
+        output: the output folder. The pictures are kept there, unless `config.class_data_dir` names another folder.
         show_progress: show a progress bar.
     """
     recipe = ClassImages(
@@ -102,7 +105,7 @@ def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progr
         Path(config.class_data_dir) if config.class_data_dir else output / CLASS_IMAGES,
         config.num_class_images,
         batch_size=config.sample_batch_size,
-        replace=config.class_data_dir is None,  # in our own output folder
+        replace=config.class_data_dir is None,  # outdated pictures are deleted only in the output folder
         show_progress=show_progress,
     )
     return encode_images(base, load_images(paths, config.resolution), batch_size=config.sample_batch_size)

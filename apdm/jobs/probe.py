@@ -1,4 +1,4 @@
-"""The probe: a short DreamBooth attack on the model while it is being hardened, to see whether likeness still comes."""
+"""The probe: a short DreamBooth attack during hardening, which measures how well the model is protected so far."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from apdm.protection.subject_data import SubjectData
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe shows.
+    """The measurements of one probe.
 
     Attributes:
-        figures: likeness to the attacked person by encoder ("probe_likeness/<encoder>") and "probe_face_rate".
-        like_strangers: whether by every encoder the likeness is no more than the allowed margin above strangers'.
+        figures: "probe_likeness/<encoder>", the mean cosine to the attacked person; and "probe_face_rate", the share of
+            pictures that show a face.
+        like_strangers: whether, for every encoder, the likeness exceeds that of strangers by at most `Probe.margin`.
     """
 
     figures: dict[str, float]
@@ -31,15 +32,15 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Probe:
-    """A short attack on one protected person, and the judges that look at what comes out.
+    """A short attack on one protected person, and the judges that measure the pictures of the attacker's model.
 
     Attributes:
         attack: the attack.
-        data: the latents that it trains on.
-        judges: the networks that look at the pictures.
-        references: {encoder: embeddings [M, D] of the person's hold-out photos}.
-        chance: {encoder: mean likeness of strangers to the person}; 0 where there are no photos of strangers.
-        margin: how much more likeness than strangers have is still like strangers.
+        data: the latents that the attack trains on.
+        judges: the networks that measure the pictures.
+        references: {encoder: embeddings `[M, D]` of the person's hold-out photos}.
+        chance: {encoder: mean cosine of strangers to the person}. All 0 if there are no photos of strangers.
+        margin: largest difference of the mean cosine from `chance` at which the probe counts as failed.
     """
 
     attack: DreamBooth
@@ -53,7 +54,16 @@ class Probe:
     def on(
         person: str, data: SubjectData, attack: DreamBooth, subjects: AuditSubjects, judges: Judges, margin: float
     ) -> Probe:
-        """A probe on the protected person with this id."""
+        """Make a probe on one protected person.
+
+        Args:
+            person: the id of the person.
+            data: the latents that the attack trains on.
+            attack: the attack.
+            subjects: the people of the audit; `person` is one of the protected people.
+            judges: the networks that measure the pictures.
+            margin: see the attribute.
+        """
         (found,) = (one for one in subjects.protected if one.id == person)
         references = judges.embed(to_unit(found.references))
         chance = {name: 0.0 for name in judges.names}
@@ -63,11 +73,11 @@ class Probe:
         return Probe(attack, data, judges, references, chance, margin)
 
     def run(self, family: Family) -> Family:
-        """Attack a copy of `family`; returns the attacker's model."""
+        """Attack a copy of `family`, and return the attacker's model."""
         return self.attack.run(family, Material(self.data.instance, self.data.prior)).model
 
     def measure(self, images: Tensor) -> ProbeResult:
-        """Judge what the attacker's model drew, [N, 3, H, W] in [0, 1]."""
+        """Measure the pictures that the attacker's model drew, `[N, 3, H, W]` in [0, 1]."""
         features = self.judges.features(images)
         identity = self.judges.identity(features, self.references)
         figures = {f"probe_likeness/{name}": entry.mean for name, entry in identity.items()}

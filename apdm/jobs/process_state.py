@@ -1,4 +1,4 @@
-"""What a job changes in the process that it runs in, and how the Python API changes it back."""
+"""Global settings that a job changes in its process. The Python API restores them after the job."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from accelerate.state import AcceleratorState, PartialState
 
 @contextmanager
 def restored_process_state() -> Iterator[None]:
-    """Give the calling program its number of threads back, and accelerate's global state.
+    """Restore torch's number of threads and accelerate's global state at the end of the block.
 
-    accelerate keeps the first `mixed_precision` of a process for good and refuses any other. If the job was the first
-    to use accelerate in this process, its state is removed, so that the next job may use another precision. The state
-    of a distributed run stays, because its process group does.
+    accelerate keeps the first `mixed_precision` of a process and refuses any other. If accelerate was not in use before
+    the block, its state is removed, so that the next job may use another precision. The state of a distributed run is
+    kept, because its process group still exists.
     """
     threads = torch.get_num_threads()
     in_use = bool(AcceleratorState._shared_state)

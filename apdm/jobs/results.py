@@ -1,6 +1,6 @@
 """What each job returns to Python code that called it.
 
-Nothing here imports torch, so that `apdm.HardenResult` and the others cost nothing to name in annotations.
+This file does not import torch, so a program can use `apdm.HardenResult` in annotations without loading torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class HardenResult:
     Attributes:
         output_dir: the run's folder, with the manifest and the resolved configuration.
         model_dir: the hardened pipeline folder; diffusers loads it like the original.
-        steps: outer steps that the weights have behind them. A run that was resumed counts those of the earlier run.
+        steps: number of outer steps that the weights were trained for. In a resumed run, earlier steps count too.
         image_dir: the protected photos, one folder per subject; None unless `image_layer.enabled` is true.
         results: the content of results.json; None unless `audit.enabled` is true, and in all processes of a distributed
             run but the main one.
@@ -35,7 +35,7 @@ class HardenResult:
 
     @property
     def protected(self) -> bool | None:
-        """What the audit's verdict says; None where no audit was made."""
+        """Whether the audit shows protection; None if `results` is None."""
         return None if self.results is None else self.results.verdict.protected
 
 
@@ -46,9 +46,9 @@ class PerturbResult:
     Attributes:
         output_dir: the run's folder, with the manifest and the resolved configuration.
         image_dir: the protected photos, one folder per subject, with the names of the originals.
-        figures: the content of perturbation.json: how visible each photo's change is, and each face encoder's cosine to
-            the original. `figures.most_visible` is the photo that was changed most. None in all processes of a
-            distributed run but the main one.
+        figures: the content of perturbation.json: for each photo, how visible the change is, and the cosine between
+            protected photo and original by each face encoder. `figures.most_visible` is the photo that was changed
+            most. None in all processes of a distributed run but the main one.
     """
 
     output_dir: Path
@@ -73,17 +73,17 @@ class AuditResult:
 
     @property
     def protected(self) -> bool:
-        """Whether the audit shows protection. False also means that it could not show it."""
+        """Whether the audit shows protection. It is also False if the audit is too weak to show protection."""
         return self.verdict.protected
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult:
-    """What is wrong with a folder that a run wrote.
+    """The problems that `apdm verify` found in the folder of a run.
 
     Attributes:
         output_dir: the folder.
-        problems: one sentence for each problem; empty if all is well.
+        problems: one sentence for each problem; empty if there is none.
     """
 
     output_dir: Path

@@ -1,4 +1,4 @@
-"""The training of a run: the parts of Learning to Protect, put together as the options say."""
+"""The training of a run: it builds the parts of Learning to Protect from the options, and runs outer steps."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from apdm.protection.subject_data import SubjectVariants
 
 @dataclass
 class Counters:
-    """Where a run stands between two outer steps.
+    """The progress of a run between two outer steps.
 
     Attributes:
-        step: outer steps done.
-        quiet_probes: probe attacks in a row, up to now, that reached no more than strangers' likeness.
+        step: number of outer steps done.
+        quiet_probes: how many of the latest probe attacks in a row reached no more likeness than strangers have.
     """
 
     step: int = 0
@@ -45,17 +45,17 @@ class Counters:
 
 
 class Training:
-    """theta, theta' and phi in the engine that was launched, the simulated attackers, and the one random generator.
+    """The weights theta, theta' and phi, the engine, the simulated attackers, and the run's random generator.
 
     Args:
-        config: of the run.
-        accelerator: as launched.
+        config: the options of the run.
+        accelerator: the accelerator that was launched.
         processes: the processes that train together.
         reference: phi, the frozen original denoiser.
         hardened: the family whose denoiser is trained.
-        people: the protected subjects' data.
+        people: data of the protected people.
         benign: data of people who consent, for benign attackers.
-        earlier: data of people whom the model already protects.
+        earlier: data of people whom the model already protects; None if there are none.
     """
 
     def __init__(
@@ -92,7 +92,11 @@ class Training:
         self.pool = self._make_pool() if config.pool.size else None
 
     def outer_step(self) -> dict[str, float]:
-        """One outer step against the next attacker. Returns its figures, averaged over the processes."""
+        """Run one outer step against the next attacker.
+
+        Returns:
+            {name: figure}, averaged over the inner steps and over the processes; and the present loss scales, if any.
+        """
         self.inner_figures.clear()
         report = self.method.outer_step(self._next_attacker())
         if self.average:
@@ -103,15 +107,21 @@ class Training:
         return means | {f"{name}_loss_scale": scale.get_scale() for name, scale in self.engine.loss_scales.items()}
 
     def count_people_without_attacker(self) -> int:
-        """How many people no attacker will have been simulated for at the end of the run."""
+        """Return the number of people on whom no simulated attacker will have trained by the end of the run."""
         steps = self.config.max_train_steps
         attackers = steps if self.pool is None else self.pool.count_attackers(steps)
         return len(self.attackers.people) - self.attackers.count_people(attackers)
 
     def find_fault(self, figures: Mapping[str, float]) -> tuple[str, str] | None:
-        """What in an outer step's figures forbids to go on, and how to mend it; None if nothing does.
+        """Check whether the training can continue after an outer step.
 
-        With loss scales a loss may overflow now and then, because its gradient was left out.
+        If loss scales are in use, a loss that is not finite is no fault, because its gradient was skipped.
+
+        Args:
+            figures: what `outer_step` returned.
+
+        Returns:
+            What is wrong, and how the user can mend it; None if nothing is wrong.
         """
         scales = [scale.get_scale() for scale in self.engine.loss_scales.values()]
         if scales and min(scales) < 1:
@@ -123,10 +133,10 @@ class Training:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Put theta, or its running average, into the model that draws pictures and is exported.
+        """Copy theta, or its running average if there is one, into the model that draws pictures and is exported.
 
-        To be called between outer steps, by all processes. Only the main process's model is complete if the engine
-        shards the weights.
+        All processes must call this, between two outer steps. If the engine shards the weights, only the main process
+        gets the complete model.
         """
         shown = self.average or self.master.theta
         self.master.restore(shown)
@@ -138,7 +148,7 @@ class Training:
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def facts(self, counters: Counters) -> dict[str, Any]:
-        """What a checkpoint's JSON file says of this run."""
+        """Return the part of the run's state that is not tensors, for the JSON file of a checkpoint."""
         return {
             **asdict(counters),
             "outer_steps": self.master.steps,
@@ -151,7 +161,10 @@ class Training:
         }
 
     def sections(self) -> Iterator[Section]:
-        """A checkpoint's tensors: theta, its AdamW, its average, and the attackers of the pool. Collective."""
+        """Yield a checkpoint's tensors: theta, its AdamW moments, its running average, and the attackers of the pool.
+
+        Every process must call this. Only the main process gets the tensors.
+        """
         for name, tensors in self.master.state():
             yield Section(name, tensors)
         if self.average:
@@ -161,7 +174,14 @@ class Training:
                 yield Section(name, tensors, keys)
 
     def load(self, checkpoint: Checkpoint) -> Counters:
-        """Stand where the run stood that wrote `checkpoint`. Raises UserError if it is of another model."""
+        """Restore the state of the run that wrote `checkpoint`. Every process must call this.
+
+        Returns:
+            The run's progress.
+
+        Raises:
+            UserError: the checkpoint was written for another model, or the objective cannot be resumed.
+        """
         return self.processes.all_or_raise(lambda: self._load(checkpoint))
 
     def _load(self, checkpoint: Checkpoint) -> Counters:
@@ -234,12 +254,13 @@ class Training:
             anchor_weight=config.preservation.anchor_weight,
             benign_weight=config.pool.benign_weight,
             autocast=make_autocast(config.mixed_precision, accelerator),
-            # A reference to `self` here would be a cycle, which keeps theta and all moments after the training.
+            # This must not refer to `self`: the reference cycle would keep theta and all moments in memory after the
+            # training.
             callback=lambda step, values: figures.append(values),
         )
 
     def _make_attackers(self, people: SubjectVariants, earlier: SubjectVariants | None = None) -> SimulatedAttackers:
-        """Attackers of these people. All attackers draw from one generator, which is the same in every process."""
+        """Return the source of attackers that train on these people. All sources use the run's one generator."""
         config, l2p, variety = self.config, self.config.l2p, self.config.variety
         return SimulatedAttackers(
             people,
@@ -247,7 +268,7 @@ class Training:
             learning_rates=variety.learning_rates or [l2p.learning_rate],
             steps=variety.inner_steps or [config.pool.depth if config.pool.size else l2p.inner_steps],
             prior_loss_weights=variety.prior_loss_weights or [l2p.prior_loss_weight],
-            lora_share=0 if config.pool.size else l2p.lora_share,  # a pool chooses its own
+            lora_share=0 if config.pool.size else l2p.lora_share,  # a pool itself chooses who trains an adapter
             batch_size=config.train_batch_size,
             earlier=earlier,
             earlier_every=config.rehearsal_every,
@@ -276,7 +297,7 @@ class Training:
 
 
 def adamw_options(config: HardenConfig) -> dict[str, float]:
-    """What the attacker's and the outer AdamW have in common."""
+    """Return the options that the attacker's AdamW and the outer AdamW share: all but the learning rate."""
     return {
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
@@ -286,7 +307,14 @@ def adamw_options(config: HardenConfig) -> dict[str, float]:
 
 
 def summarize(inner: Sequence[Mapping[str, Tensor]], outer: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means of the inner steps' figures, and the outer step's own. This is the only host sync of an outer step."""
+    """Return the means of the inner steps' figures, and the outer step's own figures, as Python numbers.
+
+    All figures are copied from the device together, so that the CPU waits for the device only once.
+
+    Args:
+        inner: {name: scalar} of each inner step.
+        outer: {name: scalar} of the outer step.
+    """
     seen: dict[str, list[Tensor]] = {}
     for figures in inner:
         for name, value in figures.items():

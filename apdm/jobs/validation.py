@@ -1,4 +1,4 @@
-"""Validation while the model is being hardened: pictures with fixed seeds, and the same after a short probe attack."""
+"""Validation during hardening: it draws pictures with fixed seeds, and again after a short probe attack on a copy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from apdm.core.pictures import grid, save_png
 from apdm.families import Family
 from apdm.jobs.probe import Probe
 
-REQUIRED_PROBES = 2  # probes in a row that must show no more likeness than strangers have, before training may stop
-PROBE_ROWS = 4
+REQUIRED_PROBES = 2  # training may stop after so many probes in a row that show no more likeness than strangers have
+PROBE_ROWS = 4  # of the sheet of pictures after a probe
 
 
 class Validator:
-    """Draws and probes after some outer steps, and saves `step-<n>.png` and `step-<n>-probe.png`.
+    """Draws pictures and runs the probe after some outer steps, and saves `step-<n>.png` and `step-<n>-probe.png`.
 
     The rows of a sheet are the prompts, in order. Each prompt is drawn with the same noise every time, so sheets of
     different steps can be compared.
@@ -42,14 +42,14 @@ class Validator:
         """Prepare the validation.
 
         Args:
-            options: what is drawn, how, and whether training may stop early.
-            family: the model that is being hardened; it is only read.
-            probe: the probe attack; None for none.
-            directory: where the sheets are saved.
-            instance_prompt: what the probe's attacker asks for.
-            seed: of the pictures' noise.
-            resolution: side of the pictures.
-            batch_size: pictures drawn at once.
+            options: which pictures are drawn, and whether training may stop early.
+            family: the model that is hardened. Its weights are not changed.
+            probe: the probe attack; None to run no probe.
+            directory: the folder for the sheets.
+            instance_prompt: the prompt that the probe's pictures are drawn with.
+            seed: seed of the pictures' noise.
+            resolution: side of the pictures in pixels.
+            batch_size: how many pictures are drawn at once.
         """
         self.options, self.family, self.probe, self.directory = options, family, probe, directory
         self.instance_prompt, self.seed = instance_prompt, seed
@@ -65,7 +65,7 @@ class Validator:
         """Validate after outer step `step`.
 
         Returns:
-            Likeness by encoder and face rate after the probe attack, see `ProbeResult`; empty without a probe.
+            `ProbeResult.figures` of the probe attack; empty if there is no probe.
         """
         self.family.denoiser.eval()
         self._sheet(self.family, f"step-{step:05d}.png", self.options.prompts)
@@ -79,10 +79,10 @@ class Validator:
 
     @torch.no_grad()
     def _sheet(self, family: Family, name: str, prompts: Sequence[str]) -> Tensor:
-        """Draw the prompts, save them as one picture, and return them [N, 3, H, W] in [0, 1]."""
+        """Draw pictures for the prompts, save them as one sheet, and return them, `[N, 3, H, W]` in [0, 1]."""
         options, count = self.options, self.options.num_images
         seeds = [self.seed + i for i in range(count)] * len(prompts)
-        if len(set(prompts)) < len(prompts):  # a prompt that comes several times is drawn with other noise each time
+        if len(set(prompts)) < len(prompts):  # a repeated prompt gets other noise each time
             seeds = list(range(self.seed, self.seed + len(seeds)))
         images = family.sample(
             [prompt for prompt in prompts for _ in range(count)],

@@ -1,7 +1,7 @@
-"""`apdm verify DIR`: are the shipped files of a run complete, do they load, and is nothing of a subject in them?
+"""`apdm verify DIR`: check that a run's files are complete, can be loaded, and contain no data of a subject.
 
-The files that the manifest lists are checked. Ids of subjects are looked for in the model alone (folder and single
-file), because protected photos lie in folders of that name and results mention them.
+All files that the manifest lists are checked. Ids of subjects are searched for only in the model (pipeline folder and
+single file). Elsewhere they are expected: protected photos lie in folders named by the ids, and results mention them.
 """
 
 from __future__ import annotations
@@ -44,16 +44,19 @@ from apdm.jobs.prepare import prepare_process
 from apdm.jobs.results import VerifyResult
 
 HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
-NEEDLE_BYTES = 64  # so many bytes of a photo appear in no other file by chance
-LONG_ID_BYTES = 6  # an id of at least so many bytes does not appear in large weights by chance
+NEEDLE_BYTES = 64  # a sequence of this many bytes of a photo does not appear in another file by chance
+LONG_ID_BYTES = 6  # an id of this many bytes or more does not appear in large weights by chance
 PHOTO_METADATA = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
-# Folders that hold people's folders, in an audit's folder of subjects. Their names are no ids.
+# In an audit's folder of subjects, these folders hold the folders of people. Their names are not ids.
 GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, "protected"}
 TEXTS = (".json", ".md", ".txt", ".yaml", ".html")
 
 
 def verify(config: VerifyConfig) -> VerifyResult:
-    """Check a folder that a run wrote; the code of `apdm verify` and of `apdm.verify`.
+    """Check a folder that a run wrote. `apdm verify` and `apdm.verify` both run this function.
+
+    Returns:
+        The problems that were found.
 
     Raises:
         UserError: the folder has no manifest, or the folder of subjects holds no photos.
@@ -78,7 +81,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
 
 
 def _unknown(root: Path) -> list[str]:
-    """Problems: files and folders that are neither shipped nor working files of this program."""
+    """Report files and folders that are neither shipped files nor working files of this program."""
     ours = {MANIFEST, MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS}
     ours |= {PICTURES, SAMPLES}
     ours |= {"logs", *SHIPPED}
@@ -88,7 +91,7 @@ def _unknown(root: Path) -> list[str]:
 
 
 def _loads(root: Path, family: str | None) -> list[str]:
-    """Problems: what diffusers reports when it loads the pipeline folder, and the single file."""
+    """Report errors when diffusers loads the pipeline folder and the single file."""
     problems = _complaint(lambda: load_family(root / MODEL, family=family))
     if (root / SINGLE_FILE).exists() and not problems:
         file = root / SINGLE_FILE
@@ -109,7 +112,7 @@ def _complaint(action: Callable[[], object]) -> list[str]:
 
 
 def _metadata(path: Path, root: Path) -> Iterator[str]:
-    """Problems: unknown entries in headers, pickles, pictures, and paths of the machine, in a model."""
+    """Report in a model: unknown entries in file headers, pickles, pictures, and paths of the machine."""
     for file in [path] if path.is_file() else list_files(path):
         name = file.relative_to(root).as_posix()
         if file.suffix == ".safetensors":
@@ -139,7 +142,7 @@ def _has_path(file: Path) -> bool:
 
 
 def _photo_metadata(images: Path, root: Path) -> Iterator[str]:
-    """Problems: protected photos with metadata, such as the place where they were taken."""
+    """Report protected photos that carry metadata, such as the place where they were taken."""
     for file in list_files(images) if images.is_dir() else []:
         if file.suffix.lower() in SUFFIXES:
             try:
@@ -153,9 +156,13 @@ def _photo_metadata(images: Path, root: Path) -> Iterator[str]:
 
 
 def _subjects(folder: str | None) -> dict[str, list[Path]]:
-    """{id: photos} of the subjects in a folder.
+    """Return {subject id: photos} of a folder; empty if `folder` is None.
 
-    A subject's photos lie in a folder whose name is the id, or in safe/ in it; or all photos lie in the folder itself.
+    A subject's photos lie in a folder named by the subject's id, or in the folder safe/ inside it. Photos directly in
+    `folder` belong to one subject.
+
+    Raises:
+        UserError: the folder does not exist or holds no photos.
     """
     if folder is None:
         return {}
@@ -173,7 +180,7 @@ def _subjects(folder: str | None) -> dict[str, list[Path]]:
 
 
 def _prompts(root: Path) -> list[str]:
-    """The prompts that attackers learn subjects with, from the configuration beside the model."""
+    """Return the instance prompts from the run's config.yaml; none if the file cannot be read."""
     try:
         config = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -187,12 +194,12 @@ def _prompts(root: Path) -> list[str]:
 
 
 def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], prompts: Sequence[str]) -> Iterator[str]:
-    """Problems: photos, prompts and ids of subjects in the shipped files.
+    """Report photos of subjects in the shipped files, and prompts and ids of subjects in the model.
 
     Args:
         root: the folder of the run.
-        model: the pipeline folder and the single file, as far as they exist.
-        subjects: {id: photos}.
+        model: the pipeline folder and the single file, if they exist.
+        subjects: {subject id: photos}.
         prompts: texts that must not be in the model.
     """
     shipped = [root / name for name in SHIPPED if (root / name).exists()]
@@ -208,7 +215,7 @@ def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], p
     for path in model:
         for name, _ in scan_for_leaks(path, prompts):
             yield f"{_place(path, name)} holds a prompt"
-    # A tokenizer knows very many words, and an id may be one of them.
+    # Tokenizers are not searched: their vocabulary has very many words, and an id may be one of them.
     files = [file for file in _files(model) if not file.parent.name.startswith("tokenizer")]
     for subject in sorted(subjects.keys() - GROUPS):
         for file in files:
@@ -218,9 +225,9 @@ def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], p
 
 
 def _needle(photo: Path) -> tuple[str, bytes] | None:
-    """A photo's path and some bytes from its middle, where there is neither header nor padding.
+    """Return a photo's path and NEEDLE_BYTES bytes from the middle of the file, away from header and padding.
 
-    None if the bytes are too uniform to identify the photo.
+    Returns None if the bytes are too uniform to identify the photo.
     """
     content = photo.read_bytes()
     middle = len(content) // 2
@@ -229,10 +236,10 @@ def _needle(photo: Path) -> tuple[str, bytes] | None:
 
 
 def _mentions(file: Path, text: str) -> bool:
-    """Whether an id is a word of its own in a file's name, text or header.
+    """Whether an id occurs as a whole word in a file's name, text or header.
 
-    The tensors themselves are not searched, because they contain short texts by chance. An id of digits alone is looked
-    for only in file names and as a whole text in JSON, because numbers are everywhere.
+    The tensors themselves are not searched, because they contain short texts by chance. An id that consists of digits
+    is searched for only in file names, and in JSON as a complete text, because numbers occur in every file.
     """
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])")
     if word.search(file.name):
@@ -250,7 +257,7 @@ def _mentions(file: Path, text: str) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, including the keys."""
+    """Yield all texts in a JSON value, including the keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -263,11 +270,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """All files in these files and folders."""
+    """Yield these files, and all files in these folders."""
     for path in paths:
         yield from [path] if path.is_file() else list_files(path)
 
 
 def _place(path: Path, name: str) -> str:
-    """A shipped file as messages name it."""
+    """Return the name of a shipped file for messages. `name` is its path inside `path`, if `path` is a folder."""
     return path.name if path.is_file() else f"{path.name}/{name}"
