@@ -49,14 +49,14 @@ def test_importing_the_package_is_quick_and_imports_no_library() -> None:
     code = """
 import sys, time
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import apdm
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(seconds, *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
     measured = [run_python(code).stdout.split() for _ in range(3)]
     loaded = set(measured[0][1:])
-    # What is imported says more than the clock of a busy machine.
+    # What is imported says more than a clock. The time is CPU time, which other processes do not stretch.
     assert not loaded & {"torch", "diffusers", "transformers", "numpy", "yaml", "PIL", "accelerate"}, loaded
     assert min(float(seconds) for seconds, *_ in measured) < 0.2
 
