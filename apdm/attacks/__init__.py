@@ -47,7 +47,7 @@ class Material:
 
 
 class AttackResult(NamedTuple):
-    """What an attack leaves behind.
+    """The result of an attack.
 
     Attributes:
         model: the attacker's own model. It shares every part that the attack did not change with the attacked model.

@@ -1,4 +1,4 @@
-"""Files of IP-Adapters that take the embedding of a face: FaceID's and InstantID's, which differ in their keys."""
+"""Files of FaceID and InstantID adapters: IP-Adapters for the embedding of a face. Their keys tell them apart."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class AdapterFile:
     Attributes:
         name: the file's name.
         state: the weights. state["image_proj"] makes tokens of an embedding, state["ip_adapter"] attends to the tokens.
-        is_resampler: whether the tokens are made by a resampler, as in InstantID. FaceID makes them by two layers.
+        is_resampler: whether a resampler makes the tokens, as in InstantID. In FaceID two linear layers make them.
         dimension: the size of an embedding.
         width: the size of a token.
     """

@@ -1,4 +1,4 @@
-"""Editing a photo by a prompt, which needs one photo, an instruction and no training (as in Defense-Edit)."""
+"""Attacks that edit one photo by a prompt. They need no training (as in Defense-Edit)."""
 
 from __future__ import annotations
 

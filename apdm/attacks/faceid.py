@@ -2,8 +2,8 @@
 
 The adapter is an IP-Adapter (Ye et al. 2023) and is used through diffusers. An identity encoder's embedding of the face
 becomes tokens, and the denoiser attends to these tokens beside the prompt. InstantID (Wang et al. 2024) makes the
-tokens with a resampler and can add a ControlNet. Hardening the weights does not protect against this attack. What the
-adapter sees of the person is what the identity encoder sees in the photo.
+tokens with a resampler and can add a ControlNet. Hardening the weights does not protect against this attack. The
+adapter knows of the person only what the identity encoder sees in the photo.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class FaceIDAdapter:
     """A FaceID or InstantID adapter. The keys in the file say which of the two it is.
 
     Attributes:
-        path: the adapter's file. encoder: the identity encoder whose embeddings the adapter was trained with. scale:
-        weight of the adapter's attention. A LoRA in a FaceID file is always applied fully. controlnet: folder of
-        InstantID's ControlNet, which draws the face where it is in the photo. None: no ControlNet. controlnet_scale:
-        weight of what the ControlNet adds. The default is that of the authors' example. allow_pickle: whether .bin
-        files are read too, with torch's restricted unpickler.
+        path: the adapter's file.
+        encoder: the identity encoder whose embeddings the adapter was trained with.
+        scale: weight of the adapter's attention. A LoRA in a FaceID file is always applied fully.
+        controlnet: folder of InstantID's ControlNet, which draws the face where it is in the photo. None: no
+            ControlNet.
+        controlnet_scale: weight of the ControlNet's output. The default is taken from the authors' example.
+        allow_pickle: whether .bin files are read too, with torch's restricted unpickler.
     """
 
     path: Path
@@ -121,7 +123,7 @@ class FaceIDAdapter:
             raise UserError(f"{self.path.name} is for Stable Diffusion (1, 2 or XL), this model is {kind}")
         file = AdapterFile.read(self.path, allow_pickle=self.allow_pickle)
         file.check_fits(family.denoiser)
-        # A whole picture, as the attack uses it: an encoder that needs a detector and has none fails here.
+        # Embed a whole picture, as the attack does, so that an encoder without the detector it needs fails here.
         side = self.encoder.size
         with torch.no_grad():
             dimension = self.encoder.embed(torch.full((1, 3, side, side), 0.5)).shape[1]

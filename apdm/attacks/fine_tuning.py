@@ -72,7 +72,7 @@ class AttackedModel:
 class FineTuning(ABC):
     """An attack that trains. Its options have diffusers' names.
 
-    The defaults are those of the nominal attack of the APDM paper (section 5 and the released settings).
+    The defaults are the values of the nominal attack in the APDM paper (section 5 and the released settings).
 
     Attributes:
         instance_prompt: prompt of the subject's photos. It has one word more than `class_prompt`: the identifier.

@@ -1,7 +1,7 @@
-"""InstantID's ControlNet (Wang et al. 2024): its inputs are where a face is and whose face it is.
+"""InstantID's ControlNet (Wang et al. 2024). Its inputs say where a face is and whose face it is.
 
-It differs from other ControlNets of Stable Diffusion XL in two points. Its input picture shows five points of the face.
-And where other ControlNets attend to the prompt, it attends to the adapter's tokens of the face.
+It differs from other ControlNets of Stable Diffusion XL in two points. Its input picture shows five points of the face,
+and it attends to the adapter's tokens of the face instead of the prompt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class IdentityNet(ControlNetModel):
     """A ControlNet that attends to `tokens` and not to the prompt that the pipeline gives it.
 
     Attributes:
-        tokens: the tokens of the face, `[1, T, D]`. With classifier-free guidance `[2, T, D]`: first those of no face.
+        tokens: the tokens of the face, `[1, T, D]`. With classifier-free guidance `[2, T, D]`: first the tokens of
+            no face.
     """
 
     tokens: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Latents back to pictures, and the attacker's material encoded again by another VAE."""
+"""Decoding of latents, and encoding of the attacker's material by another VAE."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ from apdm.families.lora_layers import Target, add_lora, lora_parameters
 class LoRA(FineTuning):
     """Train B and A in W + lora_alpha / rank * B A, and leave the weights W as they are.
 
-    The defaults are those of diffusers' DreamBooth LoRA script. The learning rate is from its README.
+    The defaults are taken from diffusers' DreamBooth LoRA script, the learning rate from its README.
 
     Attributes:
         rank: number of rows of A.
         lora_alpha: scale of the adapter. None takes the rank.
-        target: which layers of the denoiser get an adapter. "attention": the attention layers, in a transformer those
-            of the picture and those of the prompt. "linear": all linear layers. "all": convolutions too.
+        target: which layers of the denoiser get an adapter. "attention": the attention layers (in a transformer for
+            picture and prompt). "linear": all linear layers. "all": all linear and convolution layers.
         train_text_encoder: whether the attention layers of every CLIP text encoder get an adapter too. T5 never does.
     """
 

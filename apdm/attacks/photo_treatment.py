@@ -19,7 +19,7 @@ class PhotoTreatment(Staged):
     """Run `attack` on some of the photos, after `purifier` has changed them.
 
     Attributes:
-        purifier: what is done to the photos. None leaves them as they are.
+        purifier: the purifier that changes the photos. None leaves them as they are.
         num_photos: how many photos the attack uses, from the first one on. None uses all of them.
     """
 

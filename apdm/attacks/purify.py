@@ -1,6 +1,6 @@
 """Purifiers: changes to photos that may remove a protection.
 
-Some happen to photos every day (JPEG, resizing). One draws each photo again with a diffusion model. Each class is a
+Some are everyday operations (JPEG, resizing). One draws each photo again with a diffusion model. Each class is a
 `Purifier`: it takes photos `[N, 3, H, W]` in [0, 1] and returns photos of the same size. Equal seeds give equal
 results.
 """
@@ -22,7 +22,7 @@ from apdm.families import Family
 
 @dataclass(frozen=True, kw_only=True)
 class OptionsAsParams:
-    """A dataclass whose results name all of its options."""
+    """A base class of dataclasses. All fields are options, and `params` returns them."""
 
     def params(self) -> dict[str, Any]:
         """All options, ready for JSON."""
@@ -168,7 +168,7 @@ class DiffusionPurifier(OptionsAsParams):
     Attributes:
         strength: how far towards pure noise the photo is taken, 0 to 1.
         prompt: the prompt that the model denoises with.
-        num_inference_steps, guidance_scale: of the sampler.
+        num_inference_steps, guidance_scale: options of the sampler, as in `Family.sample`.
     """
 
     strength: float = 0.3
@@ -214,7 +214,7 @@ def image_to_image(
         prompts: N prompts.
         seed: photo i is drawn with a generator that is seeded with `seed + i`.
         strength: how far towards pure noise the photo is taken, 0 to 1.
-        num_inference_steps, guidance_scale: of the sampler.
+        num_inference_steps, guidance_scale: options of the sampler, as in `Family.sample`.
         batch_size: photos that are drawn at once.
         pipeline_class: diffusers' class that chooses the pipeline.
         mask_image: `[N, 1, H, W]` for inpainting: 1 where the photo is drawn again, 0 where it is kept.
@@ -222,7 +222,7 @@ def image_to_image(
     Returns:
         One picture for each photo, `[N, 3, H, W]` in [0, 1], on the CPU.
     """
-    if int(num_inference_steps * strength) < 1:  # diffusers would have no step to do
+    if int(num_inference_steps * strength) < 1:  # diffusers would do no step at all
         return photos.clone()
     pipeline = pipeline_class.from_pipe(model.pipeline)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Attacks by name, made from text.
+"""Makes attacks from texts such as these.
 
 dreambooth                                          the class of that name, with its defaults
 lora:rank=32,train_text_encoder=true                options are the fields of the class
@@ -24,7 +24,7 @@ from apdm.config.registry import Registry, option_value
 from apdm.core.errors import UserError
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
-# Options of every attack that are no fields of its class.
+# Options that every attack takes, although they are not fields of its class.
 COMMON_OPTIONS = (*FACTORS, "identifier", "class_noun", "photos", "num_photos")
 
 NOT_TEXT = ("attack", "purifier", "renamed")  # fields that hold other objects

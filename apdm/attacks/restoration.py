@@ -31,8 +31,8 @@ class Interpolation(Staged):
 
     Attributes:
         source: the model that is mixed in.
-        alpha: its share. With 1 and the base, the result is the base itself. Above 1, more than the whole hardening is
-            subtracted.
+        alpha: share of the source in the result. With 1 and the base, the result is the base itself. Above 1, more than
+            the whole hardening is subtracted.
     """
 
     source: Source = "base"
@@ -66,10 +66,12 @@ class Interpolation(Staged):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskVector(Staged):
-    """Subtract what hardening did to another model: hardened - factor * (hardened_sibling - sibling), then `attack`.
+    """Replace the denoiser by hardened - factor * (hardened_sibling - sibling), then run `attack`.
+
+    The difference in brackets is the task vector of hardening another model, the sibling.
 
     Attributes:
-        factor: multiple of the other model's task vector that is subtracted.
+        factor: how many times the task vector is subtracted.
     """
 
     factor: float = 1.0
@@ -100,7 +102,7 @@ class TaskVector(Staged):
 class Transplant(Staged):
     """Put one part of another model in place of the hardened model's part, then run `attack`.
 
-    A part that hardening did not change brings nothing new.
+    A part that hardening did not change can be the same in both models; then this attack equals `attack`.
 
     Attributes:
         source: the model that the part comes from.

@@ -17,7 +17,7 @@ from apdm.families import Family
 class Staged(ABC):
     """Run `prepare`, then run `attack` on what it returns.
 
-    The number of steps, the evaluations and the seed are those of `attack`, which may itself be staged.
+    The number of steps, the evaluations and the seed are taken from `attack`, which may itself be staged.
     """
 
     attack: FineTuning | Staged
@@ -59,7 +59,7 @@ class Staged(ABC):
         return self.attack.seed
 
     def params(self) -> dict[str, object]:
-        """The options of `attack`, then those of this class. The key "attack" holds the names of the inner attacks."""
+        """The options of `attack` and of this class. The key "attack" holds the names of the inner attacks."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "attack"}
         inner = self.attack.params()
         path = " > ".join([self.attack.name, *([str(inner["attack"])] if "attack" in inner else [])])

@@ -25,8 +25,8 @@ class TextualInversion(FineTuning):
     splits the word into pieces that it knows.
 
     Attributes:
-        placeholder_token: the new word. A word that the model knows as one token, such as the identifier itself, is
-            trained where it is.
+        placeholder_token: the new word. If the model already knows the word as one token, as it may know the
+            identifier, the embedding of this token is trained.
         initializer_token: one word whose embedding the new word starts with. None takes the class noun.
         num_vectors: number of tokens that the new word consists of.
         scale_lr: whether the learning rate is multiplied by the batch size.

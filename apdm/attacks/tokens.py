@@ -29,7 +29,7 @@ class NewWord:
     Attributes:
         model: the model, with copies of its CLIP text encoders and tokenizers.
         encoders: the copied text encoders.
-        embeddings: the word's embeddings in each of them, `[n, D]`, trainable.
+        embeddings: for each text encoder the word's embeddings, `[n, D]`, trainable.
     """
 
     model: Family
@@ -74,8 +74,8 @@ def add_word(model: Family, word: str, count: int, initializer_token: str | None
     """Add a word of `count` tokens to every CLIP text encoder of a copy of the model.
 
     Each token starts with the embedding of `initializer_token`. A word that a tokenizer already knows as one token
-    keeps that token; without an initializer it also keeps its embedding. T5 learns no words: its
-    tokenizer splits the new word into pieces that it knows.
+    keeps that token; without an initializer it also keeps its embedding. T5 learns no words: its tokenizer splits the
+    new word into pieces that it knows.
 
     Do not replace parts of the returned model: a new family freezes its text encoders.
 
@@ -123,8 +123,8 @@ def _add_rows(encoder: Any, tokenizer: Any, word: str, count: int, initializer_t
 def _set_end_token(encoder: Any, tokenizer: Any) -> None:
     """Make the text encoder take its pooled vector at the end of the prompt.
 
-    Published CLIPs name token 2 as their end, for which transformers takes the largest id of the prompt. That would be
-    the new word.
+    The configurations of published CLIP models say that the end token has the id 2. In this case transformers takes the
+    token with the largest id in the prompt as the end, which would be the new word.
     """
     modules = list(encoder.modules())
     for holder in (*modules, *(module.config for module in modules if hasattr(module, "config"))):

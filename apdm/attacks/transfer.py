@@ -20,8 +20,8 @@ from apdm.families import Family
 class Transfer(Staged):
     """Train `attack` on the model `trained_on`, then load the adapter into the attacked model without training there.
 
-    Where the attacked model is the model `trained_on`, the result is that of `attack` itself. So the audit always has
-    the plain attack beside the transferred one.
+    If the attacked model is the model `trained_on`, the result is the same as the result of `attack`. So the audit
+    always shows the plain attack beside the transferred attack.
     """
 
     trained_on: Literal["base", "hardened", "sibling"] = "base"

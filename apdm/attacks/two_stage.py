@@ -18,7 +18,7 @@ class TwoStage(Staged):
     """Fine-tune the whole denoiser on pictures of the class under the class prompt, then run `attack`.
 
     The pictures are photos of consenting people if the material has some. Otherwise they are the class pictures, which
-    the model itself drew. The batch size is that of `attack`.
+    the model itself drew. The batch size is the batch size of `attack`.
 
     Attributes:
         benign_steps: number of steps of the first stage.

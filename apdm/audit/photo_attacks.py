@@ -1,8 +1,8 @@
-"""What protecting photos is worth: the same attacks with a person's original photos and with the protected ones.
+"""The audit of protected photos: the same attacks with a person's original photos and with the protected photos.
 
-The attacks run on the base model, because protected photos are meant for models that nobody hardened. Clean and
-protected photos see equal draws, so their rows are paired. Purifiers, which try to undo the protection, are applied to
-the protected photos first, each alone.
+The attacks run on the base model, because protected photos are meant for models that nobody hardened. The attacks on
+clean and on protected photos use the same random numbers, so their rows can be compared as pairs. A purifier changes
+photos in order to undo their protection. Every attack also runs on the protected photos after each purifier.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from apdm.metrics.judges import Judges
 DrawFromPhotos = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
 NOMINAL_ATTACK = "dreambooth"
 DRAWN = "drawn"  # name of a cell's pictures in the store
-PICTURE_SEED = 7_000_000  # away from the seeds of the pictures in the audit of the models
-DIFFERENCE_GAIN = 10  # the report shows the change of a photo ten times as large, around grey
+PICTURE_SEED = 7_000_000  # is added to the seed, so that the audit of the models has other seeds
+DIFFERENCE_GAIN = 10  # the report shows the change of a photo times this factor, added to grey
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoAttackSpecs:
-    """Which attacks photos meet beside the nominal attack.
+    """The attacks that run with the photos, besides the nominal attack.
 
     Attributes:
-        adapter: the zero-shot adapter for one photo; None leaves this attack out.
+        adapter: the zero-shot adapter, which uses one photo; None leaves this attack out.
         attacks: specs of further attacks, see `apdm.attacks.registry`.
-        purifiers: specs of what is done to protected photos first, each alone.
-        edit_prompt: what attacks that edit photos are asked for.
+        purifiers: specs of purifiers. Every attack also runs on protected photos after each of them.
+        edit_prompt: the prompt for attacks that edit photos.
     """
 
     adapter: FaceIDAdapter | None
@@ -62,7 +62,7 @@ class PhotoAttackSpecs:
 
     @staticmethod
     def load(options: AuditOptions, *, instance_prompt: str, class_prompt: str, allow_pickle: bool) -> PhotoAttackSpecs:
-        """What `options` name, checked.
+        """Read and check the attacks and purifiers that `options` name.
 
         Raises:
             UserError: there is no such attack or purifier, an attack needs more than photos, or the adapter's encoder
@@ -85,13 +85,13 @@ class PhotoAttackSpecs:
         )
 
     def check(self, base: Family) -> None:
-        """Raise UserError if the adapter is not one, or does not fit the base model."""
+        """Raise UserError if the adapter's file is no adapter, or does not fit the base model."""
         if self.adapter is not None:
             self.adapter.check(base)
 
 
 def load_adapter(options: AuditOptions, *, allow_pickle: bool) -> FaceIDAdapter | None:
-    """The zero-shot adapter of the audit, None where none is named. Raises UserError for a bad encoder."""
+    """The zero-shot adapter that `options` name, or None. Raises UserError if its encoder cannot be loaded."""
     if options.faceid_adapter is None:
         return None
     return FaceIDAdapter(
@@ -104,7 +104,15 @@ def load_adapter(options: AuditOptions, *, allow_pickle: bool) -> FaceIDAdapter 
 
 @dataclass(frozen=True)
 class PhotoCell:
-    """One attack with one person's clean or protected photos, after one purifier or none."""
+    """One attack with one person's photos.
+
+    Attributes:
+        person: the person's id.
+        pair: the person's clean and protected photos.
+        name: spec of the attack.
+        photos: which photos of the pair the attacker has.
+        purifier: spec of the purifier that changes the photos first; None: no purifier.
+    """
 
     person: str
     pair: PhotoPair
@@ -121,11 +129,11 @@ class PhotoAudit:
         base: the attacked model, which is only read.
         class_images: latents of the attacker's class pictures, for prior preservation.
         judges: the networks that look at the pictures.
-        specs: which attacks there are.
+        specs: the attacks besides the nominal attack, and the purifiers.
         factory: makes the attacks that train.
         drawing: how pictures are drawn.
-        seed: of every random choice.
-        facts: what else determines the rows, so that a change of it means to attack again.
+        seed: seed of all random numbers.
+        facts: everything else that determines the rows. If a fact changes, finished attacks are run again.
     """
 
     base: Family
@@ -139,7 +147,7 @@ class PhotoAudit:
 
     @staticmethod
     def of(plan: AuditPlan, class_images: Posterior, specs: PhotoAttackSpecs) -> PhotoAudit:
-        """With the base, the judges and the nominal attack of an audit of models."""
+        """Make a photo audit with the base, the judges and the nominal attack of an audit of models."""
         return PhotoAudit(
             base=plan.models["base"],
             class_images=class_images,
@@ -160,17 +168,19 @@ class PhotoAudit:
         processes: ProcessGroup = SINGLE_PROCESS,
         show_progress: bool = True,
     ) -> tuple[list[PhotoAttackRow], dict[str, Tensor]] | None:
-        """Attack with everybody's clean and protected photos. An attack that fails gives a row that says so.
+        """Attack with the clean and the protected photos of all people. If an attack fails, its row says so.
 
         Args:
             pairs: {person: photos}.
             references: {person: {encoder: embeddings [M, D] of the hold-out photos}}.
             store: where finished attacks are kept and found; None keeps nothing.
             processes: the processes that share the attacks.
+            show_progress: whether the main process shows a progress bar.
 
         Returns:
-            In the main process the rows, and pictures [N, 3, H, W] in [0, 1] named "layer/<attack>/<photos>/<person>",
-            or "layer/<attack>/<photos>+<purifier>/<person>" after a purifier; None in the others.
+            The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}. A name is
+            "layer/<attack>/<photos>/<person>", or "layer/<attack>/<photos>+<purifier>/<person>" after a purifier. The
+            other processes return None.
         """
         attacks = self._attacks()
         kinds: list[tuple[Literal["clean", "protected"], str | None]] = [("clean", None), ("protected", None)]
@@ -206,7 +216,7 @@ class PhotoAudit:
         return attacks
 
     def _train(self, spec: str, photos: Tensor) -> Tensor:
-        """Pictures for the audit's first prompt, after an attack that trains on the photos."""
+        """Train on the photos, then draw pictures for the audit's first prompt."""
         with torch.no_grad():
             latents = self.base.posterior(photos)
         attack = self.factory.make(spec, seed=self.seed)
@@ -216,12 +226,12 @@ class PhotoAudit:
         return attacked.sample(prompts, **self._drawing_options(photos))
 
     def _edit(self, spec: str, photos: Tensor) -> Tensor:
-        """The photos after an attack that edits them without any training, as `edit_prompt` asks."""
+        """Edit the photos by `edit_prompt`, with an attack that needs no training."""
         prompts = [self.specs.edit_prompt] * self.drawing.num_images
         return make_zero_shot(spec).draw(self.base, photos / 2 + 0.5, prompts, **self._drawing_options(photos))
 
     def _adapt(self, adapter: FaceIDAdapter, photos: Tensor) -> Tensor:
-        """Pictures for the class prompt with the adapter, which is given the first of the photos."""
+        """Draw pictures for the class prompt with the adapter, which gets the first photo."""
         attacked, prompts = adapter.with_adapter(self.base), [self.factory.class_prompt] * self.drawing.num_images
         return adapter.run(attacked, photos[:1] / 2 + 0.5, prompts, **self._drawing_options(photos))
 
@@ -238,7 +248,7 @@ class PhotoAudit:
     # -- rows ----------------------------------------------------------------------------------------------------
 
     def _key(self, cell: PhotoCell, references: Mapping[str, Tensor]) -> str:
-        """A name for everything that determines a row."""
+        """A hash of everything that determines a cell's row; the cell's key in the store."""
         photos = tensor_hash(cell.pair.clean, cell.pair.protected, *(references[name] for name in sorted(references)))
         what = [cell.name, self._params(cell.name), cell.photos, cell.purifier, cell.person, photos, self.seed]
         return key_of({**self.facts, "photos": what, "code": code_hash(cell.name)})
@@ -256,7 +266,7 @@ class PhotoAudit:
             images = attack(photos)
             check_finite(images)
             identity = self.judges.identity(self.judges.features(images), references)
-        except Exception as problem:  # whatever went wrong, the other rows are worth having
+        except Exception as problem:  # a failed attack must not stop the other attacks
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             images = None
         row = PhotoAttackRow(
@@ -295,7 +305,7 @@ def _collect(
 
 
 def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> dict[str, Tensor]:
-    """Return everybody's photos for a report that may show them.
+    """Return the photos of all people, and their changes, for a report that may show them.
 
     Returns:
         {name: pictures [N, 3, R, R] in [0, 1]} under the names "layer/original/<person>", "layer/shipped/<person>" and

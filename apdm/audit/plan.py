@@ -1,4 +1,4 @@
-"""What an audit attacks, by what, and who judges."""
+"""The plan of an audit: the models, the people, the attacks and the judges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apdm.families import Family
 from apdm.metrics.judges import Judges
 
 ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
-CELL_FORMAT = 2  # of the cells that `store` keeps; those of another format are attacked again
+CELL_FORMAT = 2  # version of the cells in the store; cells of another version are run again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Drawing:
 
     @staticmethod
     def of(options: AuditOptions) -> Drawing:
-        """As the options of the audit say."""
+        """Take the values from the options of an audit."""
         return Drawing(
             prompts=options.prompts,
             num_images=options.num_images,
@@ -47,21 +47,21 @@ class AuditPlan:
     """Everything that determines an audit of models.
 
     Attributes:
-        models: "base" and "hardened", and maybe "placebo" (hardened against other people), "sibling" and
-            "hardened_sibling" (which some attacks need). They are only read; attacks train copies.
+        models: {name: model}: "base" and "hardened", and optionally "placebo" (hardened against other people),
+            "sibling" and "hardened_sibling" (some attacks need them). They are only read; attacks train copies.
         subjects: the people, with their photos.
         judges: the networks that look at the pictures.
         entries: the attacks, and on whom each is run.
         attacks: makes an attack from its spec.
         drawing: how the attacker's pictures are drawn.
-        thresholds: what counts as protected.
-        max_train_steps: how long the hardened model is attacked.
+        thresholds: the thresholds of the verdict's checks.
+        max_train_steps: attack steps on the hardened model, for entries that are `long`.
         measured_steps: attack steps at which likeness is measured, ascending.
         num_class_images: class pictures drawn by each model.
-        seed: of the first repeat.
+        seed: seed of the first repeat.
         repeats: number of seeds.
         show_photos: whether the protected people's own photos are among the pictures.
-        files: {model: where it was read from}; empty if that is not known.
+        files: {model: its file and hash}; empty if they are not known.
         command: the command line, for the results.
     """
 
@@ -95,7 +95,7 @@ class AuditPlan:
         files: Mapping[str, ModelFile] | None = None,
         command: str | None = None,
     ) -> AuditPlan:
-        """A plan with what `options` say of attacks, drawing and thresholds.
+        """Make a plan. `options` give the attacks' parameters, the drawing, the thresholds and the number of repeats.
 
         Raises:
             UserError: there is nobody to protect, or two people have the same id.
@@ -130,7 +130,7 @@ class AuditPlan:
 
     @property
     def arms(self) -> list[str]:
-        """The models that are attacked, as far as they are given; the others only help some attacks."""
+        """The names of the attacked models: "base", "hardened" and, if it is given, "placebo"."""
         return [arm for arm in ("base", "hardened", "placebo") if arm in self.models]
 
     @property
@@ -139,11 +139,11 @@ class AuditPlan:
         return list(range(self.seed, self.seed + self.repeats))
 
     def sha256(self, model: str) -> str | None:
-        """The hash of a model's weights; None where it is not known."""
+        """The sha256 of a model's weights; None if it is not known."""
         return self.files[model].sha256 if model in self.files else None
 
     def common_facts(self) -> dict[str, Any]:
-        """What determines every finished attack alike, so that a change of it means to attack again."""
+        """The facts that influence every cell. If one of them changes, all cells are run again."""
         drawing = self.drawing
         return {
             "schema": SCHEMA,

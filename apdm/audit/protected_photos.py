@@ -1,4 +1,4 @@
-"""The protected photos beside their originals, read and checked before they are attacked."""
+"""Reading of protected photos and their originals. They are checked before any attack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from apdm.image_layer.results import Perturbation
 class PhotoPair:
     """A person's original and protected photos, as a trainer sees them: [N, 3, R, R] in [-1, 1] each.
 
-    Photo i of both is the same picture, before and after.
+    Photo i of `protected` is the protected version of photo i of `clean`.
     """
 
     clean: Tensor
@@ -29,7 +29,7 @@ class PhotoPair:
 
 @dataclass(frozen=True)
 class ProtectedPhotos:
-    """Everybody's photos, {person: pair}, and how they were protected."""
+    """The photos of all people, {person: pair}, and how they were protected."""
 
     pairs: Mapping[str, PhotoPair]
     perturbation: Perturbation
@@ -43,11 +43,12 @@ def load_protected_photos(
     Args:
         originals: folder of the originals, one sub-folder per person.
         made: output folder of `apdm perturb` or `apdm harden`, with the protected photos and perturbation.json.
-        resolution: side of the squares that a trainer makes of the photos.
+        resolution: R, the side in pixels of the squares that a trainer makes of the photos.
         known: ids of the people whose hold-out photos the audit has.
 
     Raises:
-        UserError: the photos do not pair off, `made` is not such a folder, or a person is not known.
+        UserError: originals and protected photos have different names, `made` is no such folder, or a person is not in
+            `known`.
     """
     made = Path(made)
     perturbation = _read_perturbation(made)
@@ -63,15 +64,17 @@ def load_protected_photos(
 def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolution: int) -> PhotoPair:
     """Read one person's photos.
 
-    They are paired by the file name before the last dot, because `apdm perturb` may save another kind of file, and so
-    the files may come in another order.
+    Photos are paired by the file name without its suffix, because `apdm perturb` can save another file format, and then
+    the sorted order of the files can differ.
 
     Args:
-        folder: where the protected photos are, for messages.
-        protected: their files.
+        original: the person and the original photos.
+        folder: folder of the protected photos, for error messages.
+        protected: files of the protected photos.
+        resolution: R, the side in pixels of the squares that a trainer makes of the photos.
 
     Raises:
-        UserError: the photos do not pair off.
+        UserError: the names of originals and protected photos differ.
     """
     by_stem = {path.stem: path for path in protected}
     stems = [path.stem for path in original.images]

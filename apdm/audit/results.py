@@ -1,7 +1,7 @@
-"""What an audit found: the content of results.json as dataclasses, written and read back.
+"""The content of results.json as dataclasses, and functions that write and read the file.
 
-The fields have the order and the names that they have in results.json. `results_schema` gives the JSON schema, whose
-number is `SCHEMA`.
+The fields have the order and the names that they have in results.json. `results_schema` returns the JSON schema, and
+`SCHEMA` is its version number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from apdm.metrics.utility import ClassUtility, StrangersLikeness
 SchemaNumber = Literal[1]
 (SCHEMA,) = get_args(SchemaNumber)
 
-Identity = dict[str, IdentityStatistics]  # by face encoder
+Identity = dict[str, IdentityStatistics]  # {face encoder: likeness}
 Role = Literal["protected", "other"]
 Status = Literal["ok", "failed"]
 State = Literal["protected", "not protected", "unreliable", "void"]
@@ -34,11 +34,12 @@ State = Literal["protected", "not protected", "unreliable", "void"]
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """What the attacked model draws after some attack steps.
+    """Figures of the pictures that the attacked model draws after some attack steps.
 
     Attributes:
         step: attack steps taken; 0 is before the attack.
-        quality: {figure: value}, with None where it could not be measured.
+        identity: likeness of the pictures to the person, by face encoder.
+        quality: {name of a quality figure: value}, None if it could not be measured.
         loss: the denoising error on the attacker's photos.
     """
 
@@ -54,24 +55,26 @@ class AttackRow:
 
     Attributes:
         attack: the attack's name.
-        spec: the text that names it with its options.
+        spec: the text that names the attack and its options.
         params: the attack's parameters.
         assumes: what the attacker must have, as half a sentence.
-        white_box: for an attack that trains on another model, the spec of the same attack on this model.
+        white_box: for an attack that trains on another model, the spec of the same attack on this model; None for all
+            other attacks.
         required: whether the verdict needs this attack.
         long: whether the hardened model was attacked for longer than the nominal steps, to show the cost factor.
         model: "base", "hardened" or "placebo".
-        role: whether the person is protected or one who must stay learnable.
+        role: "protected", or "other" for a person who must stay learnable.
+        subject: the person's id.
         nominal_step: the step at which the attack counts as done.
         horizon: the last step that was taken.
-        identity, quality: after the nominal step; empty where the attack failed.
-        scores: {encoder: likeness of every picture, None where it shows no face}, after the nominal step.
-        curve: the same figures at every measured step.
-        seconds: time that the attack took, with drawing and judging.
+        identity, quality: figures after the nominal step; empty if the attack failed.
+        scores: {encoder: likeness of each picture, None if it shows no face}, after the nominal step.
+        curve: the figures at every measured step.
+        seconds: time of the attack, including drawing and judging.
         error: why the attack failed; None if it did not.
-        unreliable: why nothing should be concluded from this row, one clause each.
-        steps_to_match: {encoder: steps until the likeness that the base has after the nominal step}; None where this
-            row or its partner failed.
+        unreliable: reasons why this row proves nothing, one clause each.
+        steps_to_match: {encoder: attack steps until the likeness that the base has after the nominal step}. None if
+            this row failed, if the same attack on the other model failed, and for the placebo.
     """
 
     attack: str
@@ -100,19 +103,19 @@ class AttackRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """An attack that could not be run, why, and whether the verdict needs it."""
+    """An attack that could not be run, the reason, and whether the verdict requires the attack."""
 
     spec: str
     reason: str
     required: bool
 
 
-# -- what the rows of one attack say together ----------------------------------------------------------------
+# -- figures of one attack over all its rows -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorstPerson:
-    """The person whom the hardened model gives away most, and the mean likeness to this person."""
+    """The protected person with the highest mean likeness on the hardened model, and this likeness."""
 
     subject: str
     likeness: float
@@ -124,9 +127,10 @@ class Comparison:
 
     Attributes:
         base_interval, hardened_interval, difference_interval: 95 % bootstrap intervals over people, or over the seeds
-            of a single person; None for a single pair.
-        difference: base minus hardened; its interval is paired.
-        pairs: number of pairs of a person and a seed.
+            if there is a single person; None for a single pair.
+        difference: base minus hardened. Its interval is computed from paired values.
+        worst: the person with the highest likeness on the hardened model.
+        pairs: number of pairs. A pair is the rows of one person and one seed on both models.
     """
 
     base: float
@@ -165,14 +169,16 @@ class LowestCost:
 
 @dataclass(frozen=True, kw_only=True)
 class CostFactors:
-    """How many times the base's attack steps the hardened model takes, until the likeness of the base is reached.
+    """The cost factors of one attack.
 
-    That likeness is the one after the nominal attack on the base.
+    A cost factor is the number of attack steps that reach a given likeness on the hardened model, divided by the number
+    of attack steps that reach it on the base. The given likeness is the base's likeness after the nominal step.
 
     Attributes:
+        nominal_step: the step at which the attack counts as done.
         at_likeness: {person: {encoder: likeness on the base after the nominal step}}.
         factor: {person: {encoder: cost factor}}.
-        worst: the lowest factor; None where there is none.
+        worst: the lowest factor; None if no factor is defined.
     """
 
     nominal_step: int
@@ -183,7 +189,7 @@ class CostFactors:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadlineCost(CostFactors):
-    """The cost factors of the attack that costs least; `spec` names it."""
+    """The cost factors of the required attack with the lowest cost factor. `spec` names this attack."""
 
     spec: str
 
@@ -193,10 +199,10 @@ class Check:
     """One condition of the verdict.
 
     Attributes:
-        value: what was measured; None where nothing could be measured, or nothing was to be.
+        value: the measured value; None if it could not be measured or did not have to be measured.
         limit: the threshold.
-        passed: None means that there was nothing to measure, so the check does not count. A value that could not be
-            measured never passes.
+        passed: whether the check passed. False if the value had to be measured and could not be. None means that the
+            check does not count, because the value did not have to be measured.
         detail: the result in one sentence.
     """
 
@@ -209,17 +215,17 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOutcome:
-    """What one attack came to, over all people and seeds.
+    """The result of one attack over all people and seeds.
 
     Attributes:
-        state: "protected"; "not protected" (a check failed); "void" (the attack does not work on the base, so it says
-            nothing); "unreliable" (it passed, but something forbids the conclusion).
+        state: "protected" (all checks passed), "not protected" (a check failed), "void" (the attack does not work on
+            the base, so it proves nothing) or "unreliable" (no check failed, but there is a reason for doubt).
         cells: number of rows.
-        failed: how many of them failed.
-        void: pairs whose attack does not work on the base.
-        comparison, placebo: by encoder; empty where no pair counts.
-        no_attack: {model: {encoder: mean likeness to the protected before the attack}}.
-        unreliable: why nothing should be concluded, one clause each.
+        failed: number of rows whose attack failed.
+        void: number of people and seeds for which the attack does not work on the base.
+        comparison, placebo: {encoder: comparison}; empty if there is no pair whose attack works on the base.
+        no_attack: {model: {encoder: mean likeness to the protected people before the attack}}.
+        unreliable: reasons why the attack proves nothing, one clause each.
     """
 
     spec: str
@@ -244,12 +250,13 @@ class AttackOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherPerson:
-    """Whether one person who is not protected can still be learned, with one attack.
+    """How well one attack still learns one person who is not protected.
 
     Attributes:
         base, hardened: {encoder: mean likeness after the nominal steps}.
-        ratio: hardened over base, by the worst encoder; None where the base has no likeness to compare with.
-        course_ratio: the same for likeness averaged over the measured steps up to the nominal one.
+        ratio: likeness on the hardened model divided by likeness on the base, the lowest over the encoders; None if an
+            encoder sees no likeness on the base.
+        course_ratio: the same ratio for likeness averaged over the measured steps up to the nominal step.
     """
 
     spec: str
@@ -271,7 +278,7 @@ class Utility(ClassUtility):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What counts as protected, and as still useful; the options of the same names explain each."""
+    """The thresholds of the verdict's checks. The options of the same names explain each of them."""
 
     max_match_rate: float
     max_likeness_over_strangers: float
@@ -287,10 +294,10 @@ class Verdict:
     """Whether the subjects are protected.
 
     Attributes:
-        reasons: one sentence each: what failed, or else what was shown.
-        unreliable: what forbids any claim, one clause each.
-        notes: what a reader must know and no check judges.
-        checks: each check of the worst required attack, and those of the whole audit.
+        reasons: the checks that failed or, if none failed, the checks that passed; one sentence each.
+        unreliable: reasons why no protection can be claimed, one clause each.
+        notes: remarks that the reader needs and that no check covers, one sentence each.
+        checks: for each check of an attack the worst result over the required attacks, then the checks of the audit.
     """
 
     protected: bool
@@ -309,8 +316,8 @@ class PhotoAttackRow:
 
     Attributes:
         photos: whether the attacker has the clean or the protected photos.
-        purifier: what the attacker did to the photos first; None: nothing.
-        identity: likeness of the pictures to the person; empty where the attack failed.
+        purifier: spec of the purifier that changed the photos first; None: no purifier.
+        identity: likeness of the pictures to the person; empty if the attack failed.
     """
 
     attack: str
@@ -327,7 +334,7 @@ class PhotoAttackRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLayer(Perturbation):
-    """The protected photos, and what attacks make of them."""
+    """How the photos were protected, and the attacks with clean and with protected photos."""
 
     attacks: list[PhotoAttackRow]
 
@@ -350,9 +357,13 @@ class Measurements:
     Attributes:
         command: the command line, if there was one.
         package: {library: version}.
+        models: {model: its file and hash}.
         subjects: ids of the protected people.
         others: ids of people who must stay learnable.
+        judges: the networks that gave the figures.
         strangers: {encoder: likeness by chance}.
+        left_out: the attacks that could not be run.
+        attacks: one row for each cell.
     """
 
     schema: SchemaNumber
@@ -376,12 +387,12 @@ class Measurements:
 
 @dataclass(frozen=True, kw_only=True)
 class Results(Measurements):
-    """The content of results.json: everything that was measured, and what follows from it.
+    """The content of results.json: the measurements, the figures of each attack, and the verdict.
 
     Attributes:
-        by_attack: what each attack came to, in the order of the rows.
-        comparison, cost_factor: of the required attack that costs least.
-        image_layer: what was found on protected photos; None where no photos were attacked.
+        by_attack: the result of each attack, in the order of the rows.
+        comparison, cost_factor: figures of the required attack with the lowest cost factor.
+        image_layer: the audit of protected photos; None if there was none.
     """
 
     by_attack: list[AttackOutcome]
@@ -393,7 +404,7 @@ class Results(Measurements):
 
 
 def write_results(results: Results, path: str | Path) -> None:
-    """Write results.json as strict JSON; an existing file is replaced only when the new one is complete.
+    """Write results.json as strict JSON. An existing file is replaced only when the new file is complete.
 
     Raises:
         ValueError: a number is not finite.

@@ -1,6 +1,6 @@
-"""From the rows of one attack to its figures. Every function here is pure.
+"""Figures of an attack, computed from its rows. Every function here is pure.
 
-Rows are paired: the rows of one person and seed saw equal draws on every model, so they can be compared one by one.
+Attacks with the same person and seed use the same random numbers on every model. So their rows are compared as pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIN_BASE_MATCH_RATE = 0.8
 
 
 def row_flags(row: AttackRow) -> list[str]:
-    """Why nothing should be concluded from this row, one clause each; empty if the row is sound."""
+    """The reasons why this row proves nothing, one clause each; empty if the row is sound."""
     if row.status == "failed":
         return [f"the attack failed: {row.error}"]
     flags = []
@@ -43,17 +43,17 @@ def row_flags(row: AttackRow) -> list[str]:
 
 
 def is_void(row: AttackRow) -> bool:
-    """Whether the attack did not succeed on the base, so that this row and its partners prove nothing.
+    """Whether this is a row of the base and the attack does not work there.
 
-    An attack that does not work on the base proves nothing by not working on the hardened model. It works on the base
-    if at some measured step up to the nominal one every encoder sees at least MIN_BASE_MATCH_RATE of the pictures
-    match. Any step counts, because the attacker may stop at any step, on the base as on the hardened model.
+    If an attack does not work on the base, it proves nothing that it does not work on the hardened model either. It
+    works on the base if at some measured step, up to the nominal step, at least MIN_BASE_MATCH_RATE of the pictures
+    match the person by every encoder. One such step is enough, because the attacker may stop at any step.
     """
     return row.model == "base" and (row.status == "failed" or _weakest_match(row)[0] < MIN_BASE_MATCH_RATE)
 
 
 def _weakest_match(row: AttackRow) -> tuple[float, str]:
-    """At the best step: the match rate by the encoder that sees the fewest matches, and that encoder's name."""
+    """The lowest match rate over the encoders, at the step where it is highest, and the name of that encoder."""
     points = [point.identity for point in row.curve if point.step <= row.nominal_step]
     return max(min((entry.match_rate, encoder) for encoder, entry in seen.items()) for seen in points)
 
@@ -106,14 +106,20 @@ def paired_rows(
 
 
 def mean_curve(rows: Sequence[AttackRow], encoder: str) -> list[tuple[float, float]]:
-    """(step, mean likeness over `rows`) at every step that was measured in all of them."""
+    """(step, mean likeness over `rows`) at every step that was measured in all these rows."""
     curves = [{point.step: point.identity[encoder].mean for point in row.curve} for row in rows]
     steps = sorted(set.intersection(*map(set, curves)))
     return [(float(step), fmean(curve[step] for curve in curves)) for step in steps]
 
 
 def cost_factors(rows: Sequence[AttackRow], encoders: Sequence[str], nominal_step: int) -> CostFactors:
-    """Compare the steps until the likeness that the base has after `nominal_step` steps; rows of one attack."""
+    """Compute the cost factors of one attack; see `CostFactors`.
+
+    Args:
+        rows: the rows of one attack.
+        encoders: names of the face encoders.
+        nominal_step: the step at which the attack counts as done.
+    """
     levels: dict[str, dict[str, float]] = {}
     factors: dict[str, dict[str, Cost]] = {}
     for subject, pairs in paired_rows(rows, "protected").items():
@@ -137,15 +143,20 @@ def cost_factors(rows: Sequence[AttackRow], encoders: Sequence[str], nominal_ste
 
 
 def comparison(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, Comparison]:
-    """{encoder: likeness on the base and on the hardened model after the nominal attack}; rows of one attack.
+    """Compare likeness on the base and on the hardened model after the nominal step.
 
-    Empty where there is no pair of rows.
+    Args:
+        rows: the rows of one attack.
+        encoders: names of the face encoders.
+
+    Returns:
+        {encoder: comparison}; empty if there is no pair of rows.
     """
     return {encoder: Comparison(**facts) for encoder, facts in _compared(rows, encoders, ("base", "hardened")).items()}
 
 
 def placebo_comparison(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, PlaceboComparison]:
-    """The same for the placebo and the hardened model."""
+    """The same as `comparison`, with the placebo in place of the base."""
     compared = _compared(rows, encoders, ("placebo", "hardened"))
     return {encoder: PlaceboComparison(**facts) for encoder, facts in compared.items()}
 
@@ -182,7 +193,7 @@ def _interval(*arms: Sequence[float]) -> list[float] | None:
 
 
 def before_attack(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """{model: {encoder: mean likeness to the protected before any attack step}}, None where it was not measured."""
+    """{model: {encoder: mean likeness to the protected people before the attack}}, None if it was not measured."""
     result: dict[str, dict[str, float | None]] = {}
     for model in dict.fromkeys(row.model for row in rows if row.role == "protected"):
         starts = [
@@ -196,7 +207,7 @@ def before_attack(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[st
 
 
 def other_people(rows: Sequence[AttackRow], encoders: Sequence[str]) -> list[OtherPerson]:
-    """Whether people who are not protected can still be learned, and as early as on the base."""
+    """For each attack and each person who is not protected: whether the person can still be learned, and as early."""
     result = []
     for spec, of_attack in by_spec(rows).items():
         for subject, pairs in paired_rows(of_attack, "other").items():
@@ -220,11 +231,11 @@ def other_people(rows: Sequence[AttackRow], encoders: Sequence[str]) -> list[Oth
 
 
 def _course(rows: Sequence[AttackRow], encoder: str) -> float:
-    """Likeness averaged over the measured steps from the first to the nominal one; 0 where none was measured."""
+    """Mean likeness over the measured steps from 1 to the nominal step; 0 if there is no such step."""
     seen = [value for step, value in mean_curve(rows, encoder) if 0 < step <= rows[0].nominal_step]
     return fmean(seen) if seen else 0.0
 
 
 def _worst_ratio(base: Mapping[str, float], hardened: Mapping[str, float]) -> float | None:
-    """Hardened over base by the worst encoder; None where the base has no likeness to compare with."""
+    """The lowest ratio of hardened to base over the encoders; None if an encoder sees no likeness on the base."""
     return None if min(base.values()) <= 0 else min(hardened[encoder] / base[encoder] for encoder in base)

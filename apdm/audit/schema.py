@@ -1,8 +1,8 @@
 """Dataclasses to JSON and back, and the JSON schema of a dataclass.
 
-The fields of a dataclass may be numbers, texts, booleans, `Any`, `Literal[...]`, other dataclasses, lists and
-dictionaries of these with texts as keys, and each of them or None. This is all that results.json needs; there is no
-support for anything else.
+The fields of a dataclass may be numbers, texts, booleans, `Any`, `Literal[...]`, other dataclasses, and lists and
+dictionaries of these. The keys of dictionaries are texts. Each field may also be `X | None`. This is all that
+results.json needs; other types are not supported.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if dataclasses.is_dataclass(kind):
         name = getattr(kind, "__name__", str(kind))
         if name not in definitions:
-            definitions[name] = {}  # holds the place, for a dataclass inside itself
+            definitions[name] = {}  # a placeholder, in case the dataclass contains itself
             definitions[name] = _object_schema(kind, definitions)
         return {"$ref": f"#/$defs/{name}"}
     origin, arguments = get_origin(kind), get_args(kind)

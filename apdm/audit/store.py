@@ -30,7 +30,7 @@ RECORD = "cell.json"
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """A short name for everything that determines a cell: equal facts give equal keys, other facts other keys."""
+    """A short hash of the facts that determine a cell, which must be JSON values. Other facts give another key."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -48,11 +48,11 @@ class CellStore:
     """The finished cells in one folder."""
 
     def __init__(self, folder: Path, *, process: int = 0) -> None:
-        """Open the store, and make the folder if need be.
+        """Open the store. The folder is created if it does not exist.
 
         Args:
             folder: where the cells are.
-            process: index of this process, which is saved with its cells.
+            process: index of this process; it is saved in cell.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.process = folder, process
@@ -76,7 +76,7 @@ class CellStore:
         return record["row"], pictures
 
     def tidy(self, keys: Collection[str]) -> None:
-        """Delete all cells but those in `keys`, and failed ones, so that they are tried again."""
+        """Delete cells whose key is not in `keys`, and failed cells, so that they are run again."""
         recover(self.folder)
         for path in sorted(self.folder.iterdir()):
             known = path.name in keys and path.name in self
@@ -90,7 +90,7 @@ class CellStore:
 
 @contextmanager
 def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
-    """Give `store`, or where it is None a store in a temporary folder."""
+    """Yield `store`. If it is None, yield a store in a temporary folder, which is deleted at the end."""
     if store is not None:
         yield store
         return

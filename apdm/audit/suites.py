@@ -1,8 +1,8 @@
-"""Which attacks a suite holds, on whom they run, and which of them the verdict requires.
+"""Suites: named lists of attacks, on whom each attack runs, and whether the verdict requires it.
 
-The nominal attack runs on everybody with every seed, and on the hardened model for longer than on the base, so that the
-cost factor is known. Its variations and the other attacks run on fewer people and seeds, because a single break is
-enough to know that a defence breaks.
+The nominal attack runs on all people with all seeds. On the hardened model it runs for longer than on the base, to
+measure the cost factor. Its variations and the other attacks run on fewer people and seeds, because a single attack
+that succeeds is enough to show that a defence fails.
 
 A required attack that cannot be run makes the verdict unreliable. `standard` and `full` hold attacks that need a
 sibling model (another fine-tune of the base), and `quick` attacks a single person. Without a sibling model, name the
@@ -24,7 +24,7 @@ from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
 
-# The attacker with another identifier takes the first of these, or the second where the nominal attack has the first.
+# An attack with another identifier uses the first of these, or the second if the nominal attack uses the first.
 IDENTIFIERS = ("t@t", "h@h")
 DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
 
@@ -38,10 +38,10 @@ class Entry:
         required: whether the verdict needs it.
         people, seeds: how many protected people and seeds at most; None: all.
         others: whether it also runs on people who must stay learnable.
-        placebo: whether it also runs on the control model.
-        long: whether the hardened model is attacked for all of max_train_steps, so that the cost factor is known.
-        white_box: for an attack that trains on another model, the spec of the same attack on the model itself, which
-            should do no worse.
+        placebo: whether it also runs on the placebo model.
+        long: whether the hardened model is attacked for all of max_train_steps, to measure the cost factor.
+        white_box: for an attack that trains on another model, the spec of the same attack on the attacked model itself.
+            That attack should reach at least as much likeness.
     """
 
     spec: str
@@ -61,8 +61,8 @@ def on_one_person(spec: str, **changes: Any) -> Entry:
 
 NOMINAL = Entry(spec="dreambooth", others=True, placebo=True, long=True)
 
-# Not required are attacks that are too weak on many base models to say anything, and those that win by definition,
-# because the attacker has the original model.
+# Two kinds of attacks are not required: attacks that are too weak on many base models to prove anything, and attacks
+# that win by definition, because the attacker has the original model.
 STANDARD = (
     NOMINAL,
     on_one_person("dreambooth:prior_loss_weight=0"),
@@ -115,9 +115,10 @@ def choose_entries(suite: str, specs: Sequence[str], instance_prompt: str) -> tu
 
     Args:
         suite: name of a suite.
-        specs: attacks to run in place of the suite, on everybody; all of them are then required.
-        instance_prompt: the nominal attack's. The attacks of a suite that use another identifier take one that is not
-            in this prompt.
+        specs: attacks to run in place of the suite, on all protected people with all seeds. All of them are required.
+            The first one also runs on people who must stay learnable.
+        instance_prompt: prompt of the nominal attack. Attacks of a suite that use another identifier take one that is
+            not in this prompt.
 
     Raises:
         UserError: an attack is given twice.
@@ -138,10 +139,12 @@ def available_entries(
     """Sort out which attacks can be run with the given models.
 
     Args:
+        entries: the attacks of the audit.
         models: names of the given models, such as "base" and "sibling".
+        attack_factory: makes the attacks.
 
     Returns:
-        The entries that can be run, and those that are left out, with the reason.
+        The entries that can be run, and the attacks that are left out, with the reasons.
 
     Raises:
         UserError: an attack cannot be made, for example because it does not fit the prompts.
@@ -162,14 +165,14 @@ def cost_factor_warning(options: AuditOptions, entries: Sequence[Entry]) -> str 
     """Check whether the hardened model is attacked long enough to show the cost factor that the verdict asks for.
 
     Returns:
-        One line that says what is wrong and how to mend it; None where all is well or no attack needs a cost factor.
+        One line that says what is wrong and how to fix it; None if all is well or no attack needs a cost factor.
     """
     steps, name = options.max_train_steps, options.prefix
     nominal = options.nominal_step or steps
     reach = steps / nominal
     if reach >= options.min_cost_factor or not any(entry.required and entry.long for entry in entries):
         return None
-    # Where the base reaches the likeness before the nominal step, the factor can be larger than the ratio of the steps.
+    # If the base reaches the likeness before the nominal step, the factor can be larger than the ratio of the steps.
     can = "can hardly" if any(0 < step < nominal for step in options.eval_steps) else "cannot"
     return (
         f"{name}max_train_steps = {steps} is {reach:g} times the nominal attack's {nominal} steps, and "

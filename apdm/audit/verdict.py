@@ -28,14 +28,14 @@ from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is
 from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3
-TRANSFER_MARGIN = 0.05  # a white-box attack is doubted if a transferred one gives so much more likeness
+TRANSFER_MARGIN = 0.05  # a white-box attack is in doubt if a transferred attack gives this much more likeness
 
 
 # -- each attack ---------------------------------------------------------------------------------------------
 
 
 def judge_attacks(measured: Measurements, thresholds: Thresholds) -> list[AttackOutcome]:
-    """What each attack came to, in the order of the rows. Attacks that are not required do not enter the verdict."""
+    """Judge each attack, in the order of the rows. The verdict later ignores attacks that are not required."""
     transfers = _transfer_flags(measured.attacks, measured.encoders)
     return [
         _judge_attack(spec, rows, measured.strangers, measured.encoders, transfers.get(spec, []), thresholds)
@@ -52,7 +52,7 @@ def _judge_attack(
     thresholds: Thresholds,
 ) -> AttackOutcome:
     nominal = rows[0].nominal_step
-    # A pair whose attack does not work on the base proves nothing: it enters no mean and no cost.
+    # If the attack does not work on the base, a pair of rows proves nothing, so means and costs leave it out.
     void = {(row.subject, row.seed) for row in rows if is_void(row)}
     sound = [row for row in rows if (row.subject, row.seed) not in void]
     costs = cost_factors(sound, encoders, nominal)
@@ -94,10 +94,10 @@ def _state(rows: Sequence[AttackRow], checks: Sequence[Check], unreliable: Seque
 
 
 def worst_attack(attacks: Sequence[AttackOutcome]) -> AttackOutcome | None:
-    """The required attack with the lowest cost factor, of those that work on the base; None where there is none.
+    """The required attack with the lowest cost factor among attacks that work on the base; None if there is none.
 
-    Some attacks end on the hardened model after the nominal steps, without the likeness that the base has by then. Of
-    their cost factor only the lower bound 1 is known. Such an attack is chosen only if all attacks are like that.
+    Some attacks stop on the hardened model after the nominal steps and have not yet reached the base's likeness. So
+    their cost factor is only known to be at least 1. Such an attack is chosen only if there is no other attack.
     """
     known = [a for a in attacks if a.required and a.state != "void" and a.cost_factor.worst is not None]
     shown = [a for a in known if any(c.name == "cost_factor" and c.passed is not None for c in a.checks)]
@@ -113,7 +113,7 @@ def _lowest_factor(attack: AttackOutcome) -> float:
 
 
 def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: Thresholds) -> Verdict:
-    """The verdict on everything that was measured; `attacks` is what `judge_attacks` gave."""
+    """The verdict on everything that was measured. `attacks` is the result of `judge_attacks`."""
     required = [attack for attack in attacks if attack.required]
     checks = [
         *_worst_checks(required),
@@ -143,9 +143,9 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
 
 
 def _worst_checks(attacks: Sequence[AttackOutcome]) -> list[Check]:
-    """For each check that attacks have, the worst over the attacks.
+    """For each check of an attack, the worst result over all attacks.
 
-    A check that could not be measured is worse than one that failed, which is worse than one that passed.
+    A result that could not be measured is worse than a failed check, and a failed check is worse than a passed check.
     """
     found: dict[str, list[tuple[tuple[bool, bool, float], Check]]] = {}
     for attack in attacks:
@@ -163,7 +163,7 @@ def _unmeasured(checks: Sequence[Check]) -> list[str]:
 
 
 def _not_attacked(measured: Measurements) -> list[str]:
-    """What the verdict requires and nobody ran, one clause each, with what would mend it."""
+    """Required attacks that were not run, one clause each, with the reason or the remedy."""
     attacked = {row.subject for row in measured.attacks if row.required and row.role == "protected"}
     missing = [
         f"{entry.spec}, which is required, was left out: {entry.reason}"
@@ -178,10 +178,13 @@ def _not_attacked(measured: Measurements) -> list[str]:
 
 
 def _transfer_flags(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, list[str]]:
-    """Doubts about white-box attacks that a transferred attack beat on the hardened model: {white-box spec: [clause]}.
+    """Find white-box attacks that gave less likeness on the hardened model than a transferred attack.
 
-    Whoever holds the weights can do whatever somebody without them can. So a white-box attack that gives less likeness
-    than a transferred one was not as strong as it can be.
+    An attacker who has the weights can also do everything that an attacker without the weights can do. So such a
+    white-box attack was weaker than it could be.
+
+    Returns:
+        {spec of the white-box attack: clauses that say which attack gave more}.
     """
     flags: dict[str, list[str]] = {}
     means = {}
@@ -204,7 +207,7 @@ def _transfer_flags(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[
 
 
 def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: Thresholds) -> list[str]:
-    """What a reader must know and no check judges, one sentence each."""
+    """Remarks that the reader needs and that no check covers, one sentence each."""
     notes = []
     if (repeats := len(measured.seeds)) < MIN_REPEATS:
         notes.append(f"A claim needs at least {MIN_REPEATS} seeds; this audit has {repeats}.")

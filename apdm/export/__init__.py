@@ -1,1 +1,1 @@
-"""Everything that a run ships: the pipeline folder, the single file, the model card and the manifest."""
+"""Writing of everything that a run ships: the pipeline folder, the single file, the model card, the manifest."""

@@ -7,7 +7,7 @@ MODEL = "model"  # the pipeline folder
 SINGLE_FILE = "model.safetensors"
 IMAGES = "images"  # protected photos
 PERTURBATION = "perturbation.json"  # how visible the changes to the photos are
-RESULTS = "results.json"  # of the audit
+RESULTS = "results.json"  # what the audit found
 REPORT = "report.html"
 SHIPPED = (MODEL, SINGLE_FILE, IMAGES, PERTURBATION, RESULTS, REPORT)
 

@@ -16,7 +16,7 @@ from apdm.export.metadata import read_metadata
 def write_manifest(output_dir: str | Path, *, config_hash: str | None = None, include: Sequence[str] = SHIPPED) -> Path:
     """Write manifest.json with the sha256 and the size of each shipped file and the versions of all packages.
 
-    Equal content gives an equal manifest: paths are sorted, and it holds no date.
+    Equal content gives an equal manifest: paths are sorted, and the manifest has no date.
 
     Args:
         output_dir: the folder of the run.

@@ -14,12 +14,12 @@ from apdm.core.files import write_beside
 def write_metadata(path: Path, facts: dict[str, str]) -> None:
     """Add entries to the header of a safetensors file. Existing entries, such as `format: pt`, and all weights stay.
 
-    The header is edited directly, because the safetensors library can write metadata only together with all weights,
-    which would have to be loaded for it.
+    The header is edited directly. The safetensors library can write metadata only together with all weights, so all
+    weights would have to be loaded.
 
     Args:
-        path: the file. It is replaced when the new one is complete.
-        facts: the entries to add, by their keys.
+        path: the file. It is replaced when the new file is complete.
+        facts: the entries to add, {key: text}.
     """
     with open(path, "rb") as source, write_beside(path) as partial, open(partial, "wb") as target:
         header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
@@ -32,11 +32,11 @@ def write_metadata(path: Path, facts: dict[str, str]) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file. It is empty if the file has none.
+    """Read the metadata in the header of a safetensors file. The result is empty if the file has none.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no safetensors file, or it is damaged.
+        ValueError: the file is no safetensors file, or it is damaged.
     """
     try:
         with safe_open(str(path), framework="pt") as file:

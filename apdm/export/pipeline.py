@@ -1,7 +1,7 @@
 """Export of a hardened model: the pipeline folder, its model card, and on request a single file.
 
-Nothing in them carries a subject's name, prompt, photo or embedding. `apdm.export.leaks.scan_for_leaks` searches the
-written bytes for these.
+The written files contain no subject's name, prompt, photo or embedding. `apdm.export.leaks.scan_for_leaks` searches
+them for these.
 """
 
 from __future__ import annotations

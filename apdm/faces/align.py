@@ -60,12 +60,11 @@ def centred_square(height: int, width: int, size: int) -> Tensor:
     """The matrix that takes a photo's pixels to the pixels of its centred square.
 
     Args:
-        height: of the photo, in pixels.
-        width: of the photo, in pixels.
+        height, width: size of the photo in pixels.
         size: side of the square after resizing, in pixels.
 
     Returns:
-        A matrix as that of `similarity`, `[2, 3]`, float64.
+        A matrix `[2, 3]`, float64, of the same form as the result of `similarity`.
     """
     scale = size / min(height, width)
     # The centres of photo and square coincide. With pixel centres at whole numbers, a centre is at side / 2 - 0.5.

@@ -28,7 +28,8 @@ class AlignedEncoder:
         detector: finds the faces. `embed`, `features` and `crops` need it; `embed_crops` does not.
         size: S, the side of the crops in pixels. The default is ArcFace's.
         template: where the landmarks lie in a crop, as shares of its side: `[5, 2]`. The default is ArcFace's.
-        differentiable: whether the network has a gradient. Without one it can judge, but not guide an optimisation.
+        differentiable: whether the network has a gradient. Without a gradient the encoder can judge pictures, but not
+            guide an optimisation.
     """
 
     name: str
@@ -54,7 +55,7 @@ class AlignedEncoder:
     def crops(self, images: Tensor) -> Tensor:
         """Cut out and align the largest face of each picture.
 
-        A picture without a face gives its centred square. Only the face score tells such pictures from others.
+        For a picture without a face the crop is its centred square. Use a face score to recognise such pictures.
 
         Args:
             images: whole pictures `[B, 3, H, W]` in [0, 1].

@@ -27,8 +27,8 @@ THRESHOLD = 0.5  # lowest score of a detected face; InsightFace's own default
 class InsightFacePack:
     """A pack as a `FaceDetector` and, if it is loaded with its recogniser, as the network of an `AlignedEncoder`.
 
-    The detector's input size is left automatic, so that it looks at a small and a large size: with the single size 640
-    it misses faces that fill the picture.
+    The detector's input size is left automatic. It then tries a small and a large size. With the single size 640 it
+    would miss faces that fill the picture.
 
     Args:
         folder: a folder with the pack's .onnx files.

@@ -43,7 +43,7 @@ def load_encoder(spec: str, *, detector: FaceDetector | None = None, allow_pickl
             * an .onnx recogniser of ArcFace's kind, which is differentiable;
             * the .safetensors, .pt or .pth weights of a MobileFaceNet, which is differentiable;
             * the folder of an InsightFace pack, which has no gradient and can only judge.
-        detector: finds the faces in whole pictures, for an encoder from a path. A pack brings its own detector.
+        detector: finds the faces in whole pictures, for an encoder from a path. A pack has its own detector.
         allow_pickle: whether .pt and .pth files may be read, with torch's restricted unpickler.
 
     Raises:

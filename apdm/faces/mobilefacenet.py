@@ -1,7 +1,7 @@
 """MobileFaceNet (Chen et al. 2018, "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification").
 
-The layers are those of table 1 of the paper. As in the trained weights that are publicly available, whose parameter
-names are used, ReLU6 replaces PReLU, and the first depthwise convolution has a plain ReLU.
+The layers follow table 1 of the paper. Parameter names and activations follow the trained weights that are publicly
+available: ReLU6 replaces PReLU, and the first depthwise convolution has a plain ReLU.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of each group of bottlenecks: expansion t, channels c, repeats n, stride s of the first one (table 1).
+# For each group of bottlenecks: expansion t, channels c, repeats n, stride s of the first bottleneck (table 1).
 BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 

@@ -21,8 +21,8 @@ from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncod
 PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
 PORTRAIT_FACE = "portrait-face"
 PORTRAIT_DETECTOR = "portrait"
-# Where the renderer draws an average face that looks straight ahead. Any five points would do, because the detector
-# below reports exactly these, so that the aligned crop of a square portrait is the portrait itself.
+# Where the renderer draws the landmarks of an average face that looks straight ahead. The detector below always reports
+# these points, so the aligned crop of a square portrait is the portrait itself. Any five points would have this effect.
 TEMPLATE = torch.tensor([[0.39, 0.45], [0.61, 0.45], [0.5, 0.56], [0.42, 0.67], [0.58, 0.67]], dtype=torch.float64)
 BATCH_SIZE = 256  # pictures that a network gets at once
 
@@ -46,7 +46,7 @@ class PortraitEncoder:
         self.name = name
         self.size = SIZE
         self.template = TEMPLATE
-        self.detector: FaceDetector | None = None  # the centred square of a picture is the face
+        self.detector: FaceDetector | None = None  # not needed: the encoder looks at whole pictures
         self.model, figures = _load(PORTRAIT_ENCODERS[name](), name)
         self.threshold = figures["threshold"]
 

@@ -66,11 +66,13 @@ class YuNet:
     def _face(row: Tensor, scale: Tensor) -> Face:
         """A face from a row of OpenCV's output: left, top, width, height, five landmarks and the score.
 
-        scale: factors that undo the shrinking of the picture, for x and y, `[2]`.
+        Args:
+            row: the row, `[15]`, in pixels of the shrunk picture.
+            scale: factors for x and y that undo the shrinking of the picture, `[2]`.
         """
         corner, extent = row[:2] * scale, row[2:4] * scale
         left, top = corner.tolist()
         right, bottom = (corner + extent).tolist()
-        # With pixel centres at whole numbers, the scaling is about the picture's corner at -0.5.
+        # Pixel centres are at whole numbers, so the picture's corner, from which lengths are scaled, is at -0.5.
         landmarks = (row[4:14].reshape(5, 2) + 0.5) * scale - 0.5
         return Face((left, top, right, bottom), landmarks, float(row[14]))

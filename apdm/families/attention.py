@@ -91,7 +91,7 @@ class _Watcher(TorchFunctionMode):
 
     def __init__(self, maps: AttentionMaps, max_positions: int | None) -> None:
         self.maps, self.max_positions = maps, max_positions
-        self.running: list[tuple[AttentionLayer, int]] = []  # with the number of the prompt's tokens in its sequence
+        self.running: list[tuple[AttentionLayer, int]] = []  # (layer, number of prompt tokens in its sequence)
 
     def enter(self, layer: AttentionLayer) -> Callable[[Module, Any, Any], None]:
         def hook(_: Module, args: Any, kwargs: Any) -> None:

@@ -52,10 +52,10 @@ class Family(Sampler):
         attention_projections: the last parts of the names of the linear layers in the denoiser's attention. LoRA adapts
             them by default. Names that a particular denoiser does not have are passed over.
         cross_attention_weights: pieces of the names of all weights through which the denoiser reads the prompt.
-        key_value_weights: ends of the names of the weights that make keys and values of the prompt.
+        key_value_weights: last parts of the names of the weights that make keys and values from the prompt.
         prediction_type: what the denoiser predicts, such as "epsilon". Only models that predict the same are compared.
         prompt_tokenizer: the tokenizer whose tokens come first in the prompt embeddings, under the pipeline's name.
-        trainable_text_encoders: the text encoders that attacks may train and teach new words. T5 is left out, as in
+        trainable_text_encoders: the text encoders that attacks may train and add new words to. T5 is left out, as in
             diffusers' DreamBooth scripts, because it has several billion weights.
         text_attention_projections: the last parts of the names of the linear layers in these encoders' attention.
         single_file_layout: the names of the weights in a single-file checkpoint, or None if there is no such format.
@@ -151,7 +151,11 @@ class Family(Sampler):
         return type(self)(pipeline, source=source, dtypes=self.dtypes)
 
     def with_controlnet(self, controlnet: nn.Module) -> Self:
-        """The same family, sampling with a ControlNet. All parts are shared. Only if `takes_controlnet` is set."""
+        """The same family, whose pipeline samples with a ControlNet. All parts are shared.
+
+        Raises:
+            NotImplementedError: the family has no ControlNet; then `takes_controlnet` is False.
+        """
         raise NotImplementedError(f"{type(self).__name__} takes no ControlNet")
 
     @property
@@ -210,7 +214,7 @@ class Family(Sampler):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts as one tensor `[B, L, D]`, with pooled vectors and the like in further rows.
+        """Encode prompts as one tensor `[B, L, D]`. Pooled vectors and similar inputs of the denoiser are extra rows.
 
         A prompt that is too long for a text encoder is cut, as the pipeline does.
         """
@@ -365,7 +369,7 @@ def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _converted_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy on the CPU in another float type, made without a second copy in the old type."""
+    """A copy on the CPU in another float type. Each weight is converted while it is copied, to save memory."""
 
     def converted(tensor: Tensor) -> Tensor:
         data = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)

@@ -1,4 +1,4 @@
-"""Diffusion with a schedule of betas (Ho et al. 2020): what the families share that are trained this way.
+"""The base class of families that are trained with a schedule of betas (Ho et al. 2020).
 
 The noisy latents are x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise, where abar_t is the product of all 1 - beta up to
 timestep t. The target is the noise, or the velocity sqrt(abar_t) noise - sqrt(1 - abar_t) x (Salimans and Ho 2022).
@@ -22,7 +22,7 @@ class BetaSchedule(Family):
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "")
         super().__init__(pipeline, source=source, **options)
-        # The pipeline's own scheduler samples; this one holds the forward process of training.
+        # The pipeline's own scheduler is used for sampling, this one for the noise of training.
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     def check_pipeline(self) -> None:

@@ -1,4 +1,4 @@
-"""Flow matching: what the families share whose denoiser predicts a velocity along a straight line.
+"""Flow matching: the base class of families whose denoiser predicts a velocity along a straight line.
 
 The noisy latents are x_t = (1 - sigma) x + sigma noise, and the target is noise - x (rectified flow, Liu et al. 2022).
 Timestep i of T stands for the noise level s = (i + 1) / T, which the scheduler shifts towards more noise (Esser et al.
@@ -33,7 +33,7 @@ class FlowMatching(Family):
 
     denoiser_name = "transformer"
     prediction_type = "flow"
-    # The projections of the picture's stream, then those of the prompt's stream through joint attention.
+    # First the projections of the picture in joint attention, then the projections of the prompt.
     attention_projections = (
         *Family.attention_projections,
         "add_k_proj",
@@ -46,7 +46,7 @@ class FlowMatching(Family):
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         super().__init__(pipeline, source=source, **options)
-        # The pipeline's own scheduler loses the noise levels of training when it samples.
+        # Sampling replaces the noise levels in the pipeline's own scheduler, so training has a scheduler of its own.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
         self._sigmas: Tensor = scheduler.sigmas.flip(0)
 
@@ -61,7 +61,7 @@ class FlowMatching(Family):
 
     @classmethod
     def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
-        """As `Family.attention_layers`; a joint attention layer has the prompt's tokens last."""
+        """As `Family.attention_layers`. In joint attention layers the prompt's tokens come last."""
         return [
             AttentionLayer(layer.name, layer.module, "last" if is_joint(layer.module) else None)
             for layer in super().attention_layers(denoiser)

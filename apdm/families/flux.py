@@ -29,7 +29,7 @@ class Flux(FlowMatching):
     pipeline_classes = ("FluxPipeline",)
     required_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
     block_names = ("transformer_blocks", "single_transformer_blocks")
-    prompt_tokenizer = "tokenizer_2"  # T5's; of CLIP only the pooled vector is used
+    prompt_tokenizer = "tokenizer_2"  # the tokenizer of T5; from CLIP only the pooled vector is used
     trainable_text_encoders = ("text_encoder",)
 
     @property
@@ -39,14 +39,14 @@ class Flux(FlowMatching):
 
     @property
     def size_multiple(self) -> int:
-        """Latents are packed two by two."""
+        """As `Family.size_multiple`, in pixels: latents are packed two by two."""
         return self.vae_scale * PACK
 
     @classmethod
     def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
         """The joint attention layers, in which the prompt's tokens stand first.
 
-        The single blocks are left out: they get prompt and picture already joined, and nothing tells them apart.
+        The single blocks are left out. They get prompt and picture in one tensor and do not know where the prompt ends.
         """
         layers = super().attention_layers(denoiser)
         return [AttentionLayer(layer.name, layer.module, "first") for layer in layers if layer.prompt]
@@ -89,7 +89,7 @@ class Flux(FlowMatching):
         return self._unpacked(drawn, *sides)
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The embeddings of the prompts, as the pipeline takes them. Guidance needs no empty prompt."""
+        """The embeddings of the prompts, as arguments of the pipeline. Guidance needs no empty prompt."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 

@@ -62,12 +62,12 @@ def load_family(
         variant: which files to load, such as "fp16".
         allow_pickle: whether weights may be read from pickles, which can run code.
         single_file_config: for a single file, the pipeline folder or Hub id whose configurations, tokenizers and
-            scheduler belong to it. Without one, diffusers asks the Hub for those of the model that the file looks like.
+            scheduler belong to it. Without it, diffusers guesses the model and takes these parts from the Hub.
         dtype: float type of the frozen parts. The denoiser is always loaded in float32, because training steps of
             5e-6 vanish in half precision.
 
     Raises:
-        UserError: it is no pipeline of a known family, a part is missing or damaged, or there are only pickles and
+        UserError: `path` is no pipeline of a known family, a part is missing or damaged, or there are only pickles and
             `allow_pickle` is off. The message names the file.
     """
     families = families_by_pipeline(family)
@@ -121,7 +121,7 @@ def _read_pipeline(
 ) -> Any:
     options: dict[str, Any] = {"use_safetensors": None if allow_pickle else True, "local_files_only": True}
     texts = [part for part in index if part.startswith(("text_encoder", "tokenizer"))]
-    # diffusers must be told of a text encoder that is left out, although the index says so.
+    # diffusers must be told that a text encoder is left out, although the index says so too.
     parts: dict[str, Any] = {part: None for part in texts if not has_part(index, part)}
     try:
         for part in texts:

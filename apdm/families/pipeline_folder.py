@@ -59,7 +59,7 @@ def locate(path: str | Path, *, revision: str | None, variant: str | None, allow
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The content of model_index.json.
+    """Read model_index.json.
 
     Raises:
         UserError: the file is missing or unreadable.
@@ -86,7 +86,7 @@ def check_parts(
         index: its model_index.json.
         denoiser: name of the denoiser's part, which is required.
         required: other parts that the index must name. All further parts that it names must be in the folder too.
-        variant: which weight files are wanted; files without a variant also do.
+        variant: which weight files are wanted; files without a variant are accepted too.
         allow_pickle: whether a part may have its weights in pickles alone.
 
     Raises:
@@ -111,7 +111,7 @@ def check_parts(
 
 
 def read_model(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
-    """The config.json of one model's folder, whose weights are checked too.
+    """Read the config.json of one model's folder, and check that its weights are there.
 
     Raises:
         UserError: the configuration or the weights are missing, or there are only pickles and `allow_pickle` is off.
@@ -213,7 +213,7 @@ def write_pipeline(
         source: the folder that the pipeline was read from, if there is one.
         changed: names of the parts whose weights are written from memory.
         variant: "fp16" or "bf16" for the files' names, or None.
-        convert: (part's name, module) -> the module to write; applied to all that is written from memory.
+        convert: (part's name, module) -> the module to write. It is called for each module that is written from memory.
     """
     with write_beside(directory, folder=True) as partial:
         pipeline.save_config(partial)

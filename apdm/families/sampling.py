@@ -54,10 +54,9 @@ class Sampler(ABC):
             seed: image i is seeded with `seed[i]`, or with `seed + i` if a single number is given.
             num_inference_steps: sampling steps.
             guidance_scale: weight of classifier-free guidance; 1 turns it off.
-            height: in pixels; by default the model's own.
-            width: in pixels; by default the model's own.
+            height, width: size of the images in pixels; by default the model's own.
             batch_size: images per call of the pipeline.
-            face_embeds: `[D]`, the embedding of one person for all prompts, if the pipeline holds a FaceID adapter.
+            face_embeds: `[D]`, the embedding of one person for all prompts, if the pipeline has a face adapter.
             pipeline_options: further arguments of the pipeline, the same for every image.
 
         Returns:
@@ -90,33 +89,32 @@ class Sampler(ABC):
         return torch.cat(images)
 
     def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
-        """The latents `[B, C, h, w]` of what the pipeline returns for `output_type="latent"`.
+        """Turn the pipeline's output for `output_type="latent"` into latents `[B, C, h, w]`.
 
         Args:
             drawn: the pipeline's output.
-            height: of the picture in pixels, as given to the pipeline.
-            width: of the picture in pixels, as given to the pipeline.
+            height, width: size of the pictures in pixels, as it was given to the pipeline; None if it was not given.
         """
         return drawn
 
     @abstractmethod
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The pipeline's arguments for these prompts: their embeddings, and those of the empty prompt for guidance."""
+        """The pipeline's arguments for these prompts: their embeddings and, for guidance, the empty prompt's."""
 
     def _sampling_precision(self) -> torch.autocast:
-        """Autocast if the frozen parts are in half precision, because the denoiser's weights are in float32."""
+        """Autocast to the frozen parts' float type, if it differs from the denoiser's, which is float32."""
         encoder = self.pipeline.text_encoder
         return torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != self.denoiser.dtype)
 
 
 def adapter_input(embeds: Tensor, *, guided: bool) -> list[Tensor]:
-    """A face embedding in the form in which diffusers' pipelines take it for an IP-Adapter.
+    """Give a face embedding the form that diffusers' pipelines take for an IP-Adapter.
 
-    The pipeline applies all rows to every picture of a batch, so they must belong to one person.
+    The pipeline applies it to every picture of a batch, so all pictures show the same person.
 
     Args:
         embeds: one person's embedding, `[D]`.
-        guided: whether classifier-free guidance is on. It puts a row of zeros first, for the unconditional pass.
+        guided: whether classifier-free guidance is on. If so, a row of zeros comes first, for the unconditional pass.
 
     Returns:
         A list with one tensor, `[1 or 2, 1, 1, D]`.

@@ -35,11 +35,11 @@ class StableDiffusion(BetaSchedule):
 
     @property
     def size_multiple(self) -> int:
-        """The U-Net halves the latents between its blocks."""
+        """As `Family.size_multiple`, in pixels: the U-Net halves the latents between its blocks."""
         return self.vae_scale * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings `[B, L, D]`; a prompt that is too long is cut, as the pipeline does."""
+        """Text embeddings `[B, L, D]`. Prompts that are too long are cut, as in the pipeline."""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = tokenizer(
             list(prompts),
@@ -58,7 +58,7 @@ class StableDiffusion(BetaSchedule):
         return denoiser(noisy, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The embeddings of the prompts and of the empty prompt, as the pipeline takes them."""
+        """The embeddings of the prompts and of the empty prompt, as arguments of the pipeline."""
         return {
             "prompt_embeds": self.encode_prompts(prompts),
             "negative_prompt_embeds": self.encode_prompts([""] * len(prompts)),

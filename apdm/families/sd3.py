@@ -17,8 +17,8 @@ from apdm.families.single_file.text import text_of_sd3
 class StableDiffusion3(FlowMatching):
     """A `StableDiffusion3Pipeline`.
 
-    The prompt embeddings are those of the two CLIP encoders, followed by those of T5 (zeros if the pipeline has no
-    T5). Both pooled vectors follow in further rows.
+    The prompt embeddings come from the two CLIP encoders, followed by T5's (zeros if the pipeline has no T5). Both
+    pooled vectors follow in further rows.
     """
 
     name = "stable-diffusion-3"
@@ -41,7 +41,7 @@ class StableDiffusion3(FlowMatching):
 
     @property
     def size_multiple(self) -> int:
-        """The transformer cuts the latents into square patches."""
+        """As `Family.size_multiple`, in pixels: the transformer cuts the latents into square patches."""
         return self.vae_scale * self.denoiser.config.patch_size
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -66,7 +66,7 @@ class StableDiffusion3(FlowMatching):
         return self.denoiser.config.pooled_projection_dim
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The embeddings of the prompts and of the empty prompt, as the pipeline takes them."""
+        """The embeddings of the prompts and of the empty prompt, as arguments of the pipeline."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         empty, empty_pooled = split_pooled(self.encode_prompts([""] * len(prompts)), self._pooled_width)
         return {

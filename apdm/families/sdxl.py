@@ -22,9 +22,9 @@ class StableDiffusionXL(StableDiffusion):
     """A `StableDiffusionXLPipeline`.
 
     The prompt embeddings of both text encoders (the output of the last layer but one) stand side by side, and the
-    second encoder's pooled vector follows in further rows. The denoiser also gets the picture's size, and that the
-    picture was neither resized nor cropped. The released VAE overflows in float16; if its configuration says so, it
-    stays in float32.
+    second encoder's pooled vector follows in further rows. The denoiser is also told the picture's size, and that the
+    picture was neither resized nor cropped. The released VAE overflows in float16. If the VAE's configuration says so,
+    it stays in float32.
     """
 
     name = "stable-diffusion-xl"
@@ -78,7 +78,7 @@ class StableDiffusionXL(StableDiffusion):
         )[0]
 
     def _size_conditions(self, latents: Tensor) -> Tensor:
-        """Original height and width, top and left of the crop, target height and width: `[B, 6]` in pixels."""
+        """Original height and width, top and left of the crop, target height and width, in pixels: `[B, 6]`."""
         sizes = latents.new_zeros(len(latents), 6)
         sizes[:, 0::4] = latents.shape[2] * self.vae_scale
         sizes[:, 1::4] = latents.shape[3] * self.vae_scale
@@ -89,6 +89,6 @@ class StableDiffusionXL(StableDiffusion):
         return self.pipeline.text_encoder_2.config.projection_dim
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The embeddings of the prompts. The pipeline itself chooses what stands for the empty prompt."""
+        """The embeddings of the prompts. The pipeline itself makes the embeddings for the empty prompt."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}

@@ -64,13 +64,13 @@ class FineTuningLayer:
         return self.protection.total_steps
 
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
-        """Change the photos with the photo protection."""
+        """Change the photos with the photo protection. `Layer.apply` explains the arguments."""
         pgd = self.protection.loop(
             task.originals,
             epsilon=self.epsilon,
             step_size=self.step_size,
             start=start,
-            reach=self.epsilon,  # otherwise it would undo all of an earlier zero-shot layer's work
+            reach=self.epsilon,  # otherwise it could undo all changes of an earlier zero-shot layer
             update=self.update,
             batch_size=self.batch_size,
             callback=task.callback,
@@ -86,7 +86,7 @@ class ZeroShotLayer:
     """The layer against zero-shot adapters. `IdentityObjective` and `PGD` explain the options.
 
     Attributes:
-        max_steps: the largest number of steps. It stops earlier if no encoder recognises anybody.
+        max_steps: the largest number of steps. The layer stops earlier if no encoder recognises anybody.
     """
 
     faces: FaceModels
@@ -105,7 +105,7 @@ class ZeroShotLayer:
         return self.max_steps
 
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
-        """Change the faces in the photos."""
+        """Change the faces in the photos. `Layer.apply` explains the arguments."""
         objective = IdentityObjective(
             task.originals,
             self.faces,
@@ -143,7 +143,8 @@ class LayeredProtection:
             faces: the models of the zero-shot layer. They must be given if this layer is enabled.
 
         Raises:
-            UserError: there is no such photo protection, or an option of it does not fit.
+            UserError: there is no such photo protection, or one of its options does not fit.
+            ValueError: the zero-shot layer is enabled and `faces` is None.
         """
         layers: list[Layer] = []
         if config.method != NO_METHOD:

@@ -22,7 +22,8 @@ def measure_photo(
         original: the original photo.
         saved: the protected photo, as it was read from its file.
         faces: the detector and encoders, or None if no faces are looked at.
-        subject, number: where the photo belongs.
+        subject: the subject's id.
+        number: the number of the photo among the subject's photos, from 0.
     """
     found = faces.detector.detect(original.unit) if faces else []
     return ProtectedPhoto(

@@ -95,7 +95,7 @@ class PGD:
         Raises:
             FloatingPointError: a gradient is not finite.
         """
-        finite = []  # read once, after all steps: reading waits for the device
+        finite = []  # checked once after all steps, because reading a value waits for the device
         for _ in range(steps):
             values = []
             for start in range(0, len(self.photos), self.batch_size):
@@ -109,7 +109,7 @@ class PGD:
                 finite += [gradient.isfinite().all() for gradient in gradients]
             if self.callback is not None:
                 self.callback({"objective": torch.cat(values).mean()})
-        # The photos would not show it: the sign of NaN is 0.
+        # The photos would not show the NaN, because the sign of NaN is 0.
         if finite and not torch.stack(finite).all():
             raise FloatingPointError("a photo's gradient is not finite: the surrogate has diverged, lower its rate")
 

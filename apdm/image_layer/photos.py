@@ -1,4 +1,4 @@
-"""Photos at their full size: read from disk, cropped as a trainer crops them, saved in 8 bits, and checked as saved."""
+"""Photos at their full size: reading, cropping as a trainer does, saving in 8 bits, and checking the saved file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Photo:
         return self.pixels.float() / 255
 
     def name(self, kind: Format) -> str:
-        """The name of the protected photo's file: that of the original, with the suffix of the format."""
+        """The file name of the protected photo: the name of the original with the suffix of the format."""
         return self.path.stem + SUFFIX[kind]
 
 
@@ -101,9 +101,9 @@ def quantise(photo: Tensor, original: Tensor, epsilon: float) -> Tensor:
 
 
 def save_photo(pixels: Tensor, path: Path, kind: Format = "png", jpeg_quality: int = 95) -> None:
-    """Write 8-bit pixels `[3, H, W]` to a file without any metadata, so without place and camera.
+    """Write 8-bit pixels `[3, H, W]` to a file. It has no metadata, so it does not name the place or the camera.
 
-    The file is written under another name and then renamed, so an interrupted run leaves no half of a photo.
+    The file is written under another name and then renamed, so an interrupted run leaves no incomplete photo.
     """
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ class Surrogate:
 
     Args:
         task: the photos and the model.
-        learning_rate: of AdamW.
+        learning_rate: AdamW's learning rate.
         batch_size: photos per training step.
         prior_loss_weight: weight of DreamBooth's prior preservation (DLADiff, Eq. 4). 0 trains on L_cond alone, as
             DLADiff's Algorithm 1 does.
-        start: the denoiser to copy. Default: the model's.
+        start: the denoiser to copy. Default: the denoiser of the model.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Surrogate:
         self.optimizer = make_adamw(self.denoiser.parameters(), learning_rate=learning_rate)
 
     def fit(self, photos: list[Tensor], steps: int, prompt_embeds: Tensor | None = None) -> None:
-        """Train on the photos as they are now.
+        """Train on photos.
 
         Args:
             photos: N photos, each `[3, H, W]` in [0, 1].
@@ -72,9 +72,9 @@ class Surrogate:
 
     @torch.no_grad()
     def _encode(self, photos: list[Tensor]) -> Posterior:
-        """Encode the middle square of each photo; if a photo is not square, also the squares at both ends of each.
+        """Encode the middle square of each of N photos. Unless all are square, also the squares at both ends of each.
 
-        Entry i is of photo i modulo N.
+        Entry i of the result belongs to photo i modulo N.
         """
         positions = [0.5] if is_square(photos) else [0.5, 0.0, 1.0]
         task, parts = self.task, []

@@ -76,7 +76,7 @@ class ProtectionTask:
 
         Args:
             count: number of photos.
-            which: indices of the photos; needed to respect `timesteps`.
+            which: indices of the photos, to choose from their `timesteps`. None: `timesteps` are ignored.
         """
         factor, config = self.family.vae_scale, self.family.pipeline.vae.config
         shape = (count, config.latent_channels, self.resolution // factor, self.resolution // factor)
@@ -90,7 +90,7 @@ class ProtectionTask:
         return DenoisingDraw(positions, latent, noise, timesteps.to(self.device))
 
     def training_images(self, photos: list[Tensor], positions: list[float], *, transformed: bool = True) -> Tensor:
-        """Make of B photos the images that a trainer would make of them, differentiable in the photos.
+        """Make the images that a trainer would make of B photos, differentiable in the photos.
 
         Args:
             photos: each `[3, H, W]` in [0, 1].
@@ -154,9 +154,9 @@ class ProtectionTask:
         """Check, before long work, that the model has cross-attention layers with at most `max_positions` positions.
 
         Raises:
-            UserError: it has none.
+            UserError: the model has no such layer.
         """
-        # With a generator of its own, so that the check does not change what is drawn afterwards.
+        # A new generator is used, so that the check does not change later random numbers.
         draw = replace(self, generator=torch.Generator()).draw(1)
         layers = self.family.attention_layers(self.family.denoiser)
         with watch_attention(layers, max_positions=max_positions) as maps:

@@ -1,4 +1,4 @@
-"""SimAC's choice of timesteps (Wang et al., CVPR 2024): leave out those at which a photo's gradient is small."""
+"""SimAC's choice of timesteps (Wang et al., CVPR 2024): leave out timesteps with a small gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apdm.image_layer.task import ProtectionTask
 TRIALS = 50
 CANDIDATES = 5  # timesteps that are compared in one trial
 NEIGHBOURHOOD = 20  # timesteps on each side that are dropped with the weakest candidate
-KEEP = 100
+KEEP = 100  # the search ends when at most this many timesteps are left
 
 
 def greedy_timesteps(task: ProtectionTask) -> list[Tensor]:

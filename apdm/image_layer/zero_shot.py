@@ -1,4 +1,4 @@
-"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): identity encoders no longer recognise the person.
+"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): it makes identity encoders not recognise the person.
 
 A zero-shot adapter sees a photo through an identity encoder's embedding of the aligned face. Here the photo itself is
 changed. The alignment is a differentiable warp, so gradients reach the photo at its full resolution. The paper changes
@@ -21,7 +21,7 @@ from apdm.image_layer.pgd import PGD
 from apdm.image_layer.task import Transform
 
 CHECK_EVERY = 20  # steps between two checks whether all photos have reached the goal
-MARGIN = 0.5  # of a face's box on each side: the surroundings that a transform gets to see
+MARGIN = 0.5  # a transform sees the face's box and this much on each side, as a share of its longer side
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Target:
     Attributes:
         face: where the face is in the clean photo.
         encoder: the identity encoder.
-        weight: of this encoder in the loss.
+        weight: the encoder's weight in the loss.
         clean: the embedding of the face in the clean photo, a unit vector `[D]`.
     """
 
@@ -69,7 +69,7 @@ class Target:
 
 
 class IdentityObjective:
-    """The similarities between the faces in a subject's changed photos and in the clean photos, which are to fall.
+    """The objective that makes faces in a subject's changed photos less similar to the faces in the clean photos.
 
     Args:
         originals: the clean photos, each `[3, H, W]` in [0, 1]. The detector looks for faces in them, as the user of an
@@ -115,10 +115,11 @@ class IdentityObjective:
                 break
 
     def loss(self, photos: list[Tensor], which: list[int]) -> Tensor:
-        """The objective of `PGD.ascend`: minus the sum of what each cosine exceeds its goal by, `[B]`; 0 at the goal.
+        """The objective of `PGD.ascend` for B photos, `[B]`.
 
-        Each cosine counts on its own encoder's scale: 1 for the same picture, 0 at the threshold. On the raw scale an
-        encoder whose cosines of strangers are already high, as dlib's are with 0.8, would hardly count.
+        It is minus the sum, over faces and encoders, of how far each cosine is above its goal. It is 0 if all goals are
+        reached. Cosines are put on their encoder's own scale, where 1 is the same picture and 0 the threshold.
+        Otherwise an encoder that gives strangers high cosines (dlib's: 0.8) would hardly count.
         """
         values = [self._photo_loss(photo, self.targets[i]) for photo, i in zip(photos, which, strict=True)]
         return torch.stack(values)
@@ -136,7 +137,8 @@ class IdentityObjective:
     def _as_seen(self, photo: Tensor, face: Face) -> tuple[Tensor, Face]:
         """The photo and the face as an adapter's user may see them: landmarks shifted, and the photo transformed.
 
-        Only the surroundings of the face are transformed. They begin where JPEG's 16 x 16 blocks begin.
+        Only the face and its surroundings are cut out and transformed. The cut begins at multiples of 16 pixels, where
+        JPEG's blocks begin.
         """
         face = replace(face, landmarks=jitter(face.landmarks, self.jitter, self.generator))
         if self.transform is None:

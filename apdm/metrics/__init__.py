@@ -1,4 +1,4 @@
-"""Statistics over what networks read from pictures: identity, distances between sets of pictures, intervals, cost.
+"""Statistics of pictures: likeness to a person, distances between sets of pictures, intervals, the attacker's cost.
 
-Each statistic is a pure function of numbers. `judges` and `extractors` run the networks that give those numbers.
+Each statistic is a pure function of numbers. `judges` and `extractors` run the networks that give these numbers.
 """

@@ -1,8 +1,8 @@
 """Drift of the class: which people does the model draw for "a photo of a person"?
 
 A classifier reads attributes (skin, hair, glasses ...) from class pictures, and the histograms of two models are
-compared. A class can drift while its FID and its denoising error look unharmed: hardening was seen to turn it
-dark-skinned.
+compared. A class can drift although its FID and its denoising error stay good. For example, hardening has been seen to
+make the drawn people dark-skinned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AttributeDrift:
         values: names of the attribute's values.
         shares: {model: share of its pictures that show each value}, shares in the order of `values`.
         distance: {model: total variation distance to the base}, for every model but the base.
-        base_seed_to_seed: the same distance between two sets of pictures of the base: what chance does.
+        base_seed_to_seed: the same distance between two sets of pictures of the base. It shows the effect of chance.
     """
 
     values: list[str]
@@ -57,12 +57,12 @@ def total_variation(first: Tensor, second: Tensor) -> float:
 def class_drift(
     read: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, Sequence[str]]
 ) -> dict[str, AttributeDrift]:
-    """Compare the attributes in the class pictures of several models with those of the base.
+    """Compare the attributes in the class pictures of several models with the base's.
 
     Args:
-        read: {model: {attribute: value index [N]}}. The model "base_again" is the base with another set of seeds.
-            All other models are drawn from those seeds too, so each is compared with "base_again", and "base" against
-            "base_again" says what chance does to N pictures.
+        read: {model: {attribute: value index [N]}}. "base_again" stands for pictures of the base with a second set of
+            seeds. All models but "base" draw with these seeds, so each is compared with "base_again". The distance
+            between "base" and "base_again" shows the effect of chance for N pictures.
         names: {attribute: names of its values}.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Feature extractors from a local folder: DINO for the likeness of whole pictures, CLIP for how well they fit a prompt.
+"""Feature extractors from a local folder: DINO compares whole pictures, CLIP scores how well they fit a prompt.
 
 transformers reads them from safetensors files, never from the network. The size, mean and standard deviation that the
 folder's preprocessor asks for are applied here to tensors.
@@ -22,7 +22,7 @@ class VisionFolder:
     """A vision model of transformers (DINO, DINOv2, ViT) as an extractor: it gives the last layer's class token."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Load the model from `folder`. Raises UserError where that is not possible."""
+        """Load the model from `folder`. Raises UserError if it cannot be loaded."""
         self.name = Path(folder).name
         self.model, self.preprocess = _load(folder)
 
@@ -38,7 +38,7 @@ class ClipFolder:
     """A CLIP model of transformers: the cosine of pictures and prompts (CLIP score, Hessel 2021, not scaled)."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Load the model from `folder`. Raises UserError where that is not possible, or the model reads no text."""
+        """Load the model from `folder`. Raises UserError if it cannot be loaded or reads no text."""
         self.name = Path(folder).name
         self.model, self.preprocess = _load(folder)
         if not hasattr(self.model, "get_text_features"):

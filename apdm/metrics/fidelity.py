@@ -1,8 +1,8 @@
 """Distances between two sets of picture features: Frechet distance (FID) and kernel distance (KID).
 
-Both take features [N, D] of any named extractor. A value means something only together with the extractor's name, the
-number of pictures, and the same distance between two sets of pictures of one model. The Frechet distance of N pictures
-is biased upwards, the more so the larger D/N is, so only values of equal N can be compared. KID has no bias at any N.
+Both take features [N, D] of any named extractor. To read a value you need the extractor's name, the number of pictures,
+and the same distance between two sets of pictures of one model. The Frechet distance of N pictures is too large on
+average, and this bias grows with D/N. So only values of equal N can be compared. KID has no bias at any N.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
         first, second: features [N, D] and [M, D], N and M at least 2.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the features have other shapes.
     """
     _check(first, second)
     mean1, factor1 = _gaussian_factor(first)
@@ -45,15 +45,15 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Unbiased squared MMD under the kernel (x.y / D + 1)^3 (KID, Binkowski 2018, section 4); it can be below 0.
+    """Unbiased squared MMD under the kernel (x.y / D + 1)^3 (KID, Binkowski 2018, section 4). It can be below 0.
 
-    All pictures enter at once rather than in random subsets, so the value does not depend on a seed.
+    It is computed from all pictures at once and not from random subsets, so the value does not depend on a seed.
 
     Args:
         first, second: features [N, D] and [M, D], N and M at least 2.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the features have other shapes.
     """
     _check(first, second)
     x, y = first.double(), second.double()

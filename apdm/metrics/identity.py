@@ -1,9 +1,9 @@
 """Likeness of generated pictures to a person, from face embeddings and detection flags.
 
 The likeness of a picture is its identity score matching (ISM, Anti-DreamBooth, section 5): the cosine of its embedding
-with the normalised mean embedding of the person's held-out photos. ISM is published under two conventions, and a
-defence that only destroys faces looks good under one of them, so both are given: `mean` counts a picture without a
-detected face as 0 (DLADiff), `detected_mean` leaves it out (Anti-DreamBooth).
+with the normalised mean embedding of the person's hold-out photos. ISM is published under two conventions: `mean`
+counts a picture without a detected face as 0 (DLADiff), `detected_mean` leaves it out (Anti-DreamBooth). Both are
+given, because a defence that only destroys faces looks good under one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class IdentityStatistics:
 
 
 def likeness(generated: Tensor, references: Tensor) -> Tensor:
-    """Compare embeddings of pictures with those of a person's photos.
+    """Compare embeddings of pictures with embeddings of a person's photos.
 
     Args:
         generated: [N, D] embeddings of the pictures.
@@ -43,7 +43,7 @@ def likeness(generated: Tensor, references: Tensor) -> Tensor:
         Cosine [N], in [-1, 1], of each picture with the normalised mean of the references, float64.
 
     Raises:
-        ValueError: shapes that do not fit, or no reference.
+        ValueError: the shapes do not fit, or there is no reference.
     """
     if generated.ndim != 2 or references.ndim != 2 or generated.shape[1] != references.shape[1]:
         raise ValueError(f"embeddings must be [N, D] and [M, D], not {generated.shape} and {references.shape}")
@@ -62,7 +62,7 @@ def identity_statistics(scores: Tensor, detected: Tensor, threshold: float) -> I
         threshold: likeness from which the encoder calls two faces the same person.
 
     Raises:
-        ValueError: empty input, or shapes that differ.
+        ValueError: the input is empty, or the shapes differ.
         FloatingPointError: the likeness of a picture with a face is not finite.
     """
     if scores.ndim != 1 or scores.shape != detected.shape or len(scores) == 0:

@@ -1,4 +1,4 @@
-"""The one way in which the audit looks at pictures: face encoders, a face score and feature extractors, in batches."""
+"""The networks that look at the audit's pictures, in batches: face encoders, a face score and feature extractors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Features:
 
     Attributes:
         embeddings: {face encoder: embeddings [N, D]}.
-        face_scores: [N], higher means more face.
+        face_scores: [N]; the higher, the surer the network is that the picture shows a face.
         detected: [N] bool, whether the face score reaches its threshold.
         extracted: [N, F] features for distances between sets of pictures (FID, KID).
         whole: [N, G] features for the likeness of whole pictures.
@@ -68,7 +68,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedThreshold:
-    """A network's name, and the value from which it says yes: the same person, or a face."""
+    """A network's name, and the value from which its answer is yes ("the same person", or "a face")."""
 
     name: str
     threshold: float
@@ -76,16 +76,16 @@ class NamedThreshold:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgesDescription:
-    """Which networks gave the figures, for the results.
+    """The names of the networks that gave the figures, for the results.
 
     Attributes:
-        encoders: face encoders with their match thresholds.
-        face_score: what decides whether a picture shows a face.
-        extractor: whose features FID and KID are distances of.
-        similarity: whose features compare whole pictures.
-        clip: what gave the CLIP score; None where it was not measured.
-        attributes: what read the attributes; None where they were not read.
-        brisque: "brisque", or why BRISQUE was not measured.
+        encoders: the face encoders with their match thresholds.
+        face_score: the network that decides whether a picture shows a face.
+        extractor: the network whose features FID and KID compare.
+        similarity: the network whose features compare whole pictures.
+        clip: the network that gave the CLIP score; None if it was not measured.
+        attributes: the network that read the attributes; None if they were not read.
+        brisque: "brisque", or the reason why BRISQUE was not measured.
     """
 
     encoders: list[NamedThreshold]
@@ -99,15 +99,15 @@ class JudgesDescription:
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks through which every picture is seen.
+    """The networks that judge the pictures.
 
     Attributes:
         encoders: face encoders that judge likeness.
         face_score: decides whether a picture shows a face.
-        extractor: features for distances between sets of pictures.
-        dino: features of whole pictures; None takes the extractor.
-        clip: scores pictures with prompts; None leaves the CLIP score out.
-        reader: reads attributes; None leaves the class's drift out.
+        extractor: gives features for distances between sets of pictures.
+        dino: gives features of whole pictures; None takes the extractor.
+        clip: scores how well pictures fit their prompts; None leaves the CLIP score out.
+        reader: reads attributes; None leaves the drift of the class out.
         batch_size: pictures that are looked at together.
     """
 
@@ -155,13 +155,13 @@ class Judges:
         return {e.name: identity_statistics(scores[e.name], features.detected, e.threshold) for e in self.encoders}
 
     def similarity(self, features: Features, references: Tensor) -> float:
-        """Mean cosine of every picture's features with those of every reference [M, G] (DINO score, DreamBooth)."""
+        """Mean cosine between the features of every picture and every reference [M, G] (DINO score, DreamBooth)."""
         return (normalize(features.whole.double(), dim=1) @ normalize(references.double(), dim=1).T).mean().item()
 
     def clip_score(self, images: Tensor, prompts: Sequence[str]) -> float | None:
         """Mean score of `images` [N, 3, H, W] in [0, 1] with their prompts.
 
-        None without a scorer, and where the score is not finite, as a broken model's may be.
+        The result is None without a scorer, or if the score is not finite, which a broken model can cause.
         """
         if self.clip is None:
             return None
@@ -173,7 +173,7 @@ class Judges:
         return mean if math.isfinite(mean) else None
 
     def brisque(self, images: Tensor) -> float | None:
-        """Mean BRISQUE of `images` [N, 3, H, W] in [0, 1], higher is worse; None where it has no value."""
+        """Mean BRISQUE of `images` [N, 3, H, W] in [0, 1], higher is worse; None if no picture has a value."""
         values = [value for image in images if (value := brisque(to_array(image))) is not None]
         return fmean(values) if values else None
 

@@ -22,12 +22,12 @@ Photo = NDArray[np.uint8]
 
 SSIM_SIDE = 11  # pixels of the Gaussian window
 LPIPS_SIDE = 31  # pixels from which AlexNet's last layer has one output
-STRIP = 1 << 18  # pixels whose colours are compared at once: the formula keeps dozens of copies
+STRIP = 1 << 18  # pixels whose colours are compared at once, because the formula makes dozens of copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """How visible the changes to one photo are; the functions of the same names say what each figure is."""
+    """How visible the changes to one photo are. The functions of the same names explain the figures."""
 
     linf: float
     psnr: float | None
@@ -69,7 +69,7 @@ def psnr(original: Photo, protected: Photo) -> float | None:
 
 
 def ssim(original: Photo, protected: Photo) -> float | None:
-    """Structural similarity (Wang et al. 2004), 1 for equal photos; None where a side is below 11 pixels.
+    """Structural similarity (Wang et al. 2004), 1 for equal photos; None if a side is below 11 pixels.
 
     As in the paper: a Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 and population covariances, at
     full resolution and without the border. The paper compares grey pictures; this is the mean over R, G and B.
@@ -94,9 +94,9 @@ def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
     """Mean and 95th percentile, over pixels, of the CIEDE2000 colour difference (CIE 142-2001; sRGB, D65).
 
     About 1 is the smallest difference that an observer sees between two large uniform patches side by side; black to
-    white is 100. The formula weighs colours as the eye does, but looks at each pixel alone: noise too fine to be seen,
-    or hidden in texture, counts as much as a stain on plain skin. So it complements SSIM; it does not model how people
-    judge pictures, as LPIPS is meant to.
+    white is 100. The formula weighs colours as the eye does, but it looks at each pixel alone. Noise that is too fine
+    to be seen, or hidden in texture, counts as much as a stain on plain skin. So it complements SSIM. Unlike LPIPS, it
+    is not meant to model how people judge pictures.
     """
     _check(original, protected)
     before, after = original.reshape(-1, 3), protected.reshape(-1, 3)
@@ -110,7 +110,7 @@ def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
 
 
 def lpips(original: Photo, protected: Photo) -> float | None:
-    """LPIPS v0.1 with AlexNet (Zhang et al. 2018), 0 for equal photos; None where a side is below 31 pixels.
+    """LPIPS v0.1 with AlexNet (Zhang et al. 2018), 0 for equal photos; None if a side is below 31 pixels.
 
     This needs the `lpips` package and AlexNet's weights on disk, and downloads neither. Without them the result is
     None, and `lpips_missing` says why.
@@ -142,8 +142,8 @@ def lpips_missing() -> str | None:
 def brisque(picture: Photo) -> float | None:
     """BRISQUE (Mittal et al. 2012), a quality score without a reference: 0 is as good as a photo, 100 is very bad.
 
-    The `brisque` package does the work and brings the trained regression along. The result is None where the package is
-    missing, see `brisque_missing`, and for a picture without any texture, whose statistics do not exist.
+    The `brisque` package computes it and contains the trained regression. The result is None if the package is missing
+    (see `brisque_missing`), and for a picture without any texture, for which the score is not defined.
     """
     if brisque_missing() is not None:
         return None

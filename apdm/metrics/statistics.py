@@ -1,4 +1,4 @@
-"""Intervals and the attacker's cost: how sure a difference is, and how many attack steps a likeness takes."""
+"""Bootstrap intervals, and the attacker's cost: how many attack steps it takes to reach a likeness."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, or of the mean difference of two paired arms.
+    """Percentile bootstrap interval of a mean, or of the mean difference between paired values.
 
-    Single values are resampled, so they must be independent of each other, see `independent_values`. Equal seeds give
+    Single values are resampled, so they must be independent of each other; see `independent_values`. Equal seeds give
     equal intervals.
 
     Args:
         values: at least two values.
-        paired_with: if given, the interval is that of the mean of `values[i] - paired_with[i]`.
+        paired_with: if it is given, the interval of the mean of `values[i] - paired_with[i]` is computed.
         level: confidence level.
         resamples: number of bootstrap samples.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         The lower and the upper bound.
 
     Raises:
-        ValueError: fewer than two values, or arms of different lengths.
+        ValueError: there are fewer than two values, or `paired_with` has another length.
     """
     data = np.asarray(values, dtype=np.float64)
     if paired_with is not None:
@@ -60,11 +60,15 @@ def bootstrap_interval(
 def independent_values(by_person: Sequence[Sequence[float]]) -> list[float]:
     """The independent values that a bootstrap may resample.
 
-    Seeds of one person are more alike than people are, so several people give one value each: the mean of their seeds.
-    A single person gives one value per seed; an interval over those says nothing about other people.
+    Values of one person with several seeds are more alike than values of several people, so they are not independent.
+    With several people, each person gives one value: the mean over the seeds. With a single person, each seed gives one
+    value. The interval then says nothing about other people.
 
     Args:
         by_person: for each person, one value per seed.
+
+    Returns:
+        One value per person or, for a single person, one value per seed.
     """
     return list(by_person[0]) if len(by_person) == 1 else [fmean(values) for values in by_person]
 
@@ -74,8 +78,8 @@ class Steps:
     """The number of attack steps until a likeness was reached.
 
     Attributes:
-        steps: the number, or None where the likeness was not reached within the curve.
-        censored: whether it was not reached, so that the true number is above `horizon`.
+        steps: the number; None if the likeness was not reached within the curve.
+        censored: whether the likeness was not reached. The true number is then above `horizon`.
         horizon: the curve's last step.
     """
 
@@ -89,8 +93,7 @@ class Cost:
     """The cost factor: attack steps on the hardened model over attack steps on the base.
 
     Attributes:
-        factor: the ratio; None where there is none, because the base never reached the likeness or had it before the
-            first step.
+        factor: the ratio; None if the base never reached the likeness or had it before the first step.
         at_least: whether `factor` is only a lower bound, because the hardened model never reached the likeness.
     """
 
@@ -124,10 +127,10 @@ def steps_to_reach(curve: Curve, level: float) -> Steps:
 
 
 def cost_factor(base: Curve, hardened: Curve, level: float) -> Cost:
-    """How many times the base's attack steps the hardened model takes to reach the likeness `level`.
+    """The attack steps that reach the likeness `level` on the hardened model, divided by the steps on the base.
 
     Raises:
-        ValueError: as `steps_to_reach`.
+        ValueError: in the cases of `steps_to_reach`.
     """
     needed = steps_to_reach(base, level)
     if not needed.steps:  # never reached, or reached at step 0

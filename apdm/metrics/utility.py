@@ -1,4 +1,4 @@
-"""What both models draw before any attack: likeness by chance, and whether the class looks as it did."""
+"""Figures of pictures drawn without an attack: likeness by chance, and whether hardening changed the class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apdm.metrics.judges import Features
 
 @dataclass(frozen=True, kw_only=True)
 class MeanAndStd:
-    """Mean and standard deviation (of the population) of likeness scores; None where there are no scores."""
+    """Mean and standard deviation (of the population) of likeness scores; None if there are no scores."""
 
     mean: float | None
     std: float | None
@@ -24,11 +24,11 @@ class MeanAndStd:
 
 @dataclass(frozen=True, kw_only=True)
 class StrangersLikeness:
-    """Likeness by chance: how alike people who are not protected are to the protected, by one encoder.
+    """Likeness by chance, by one encoder: how alike strangers are to the protected people.
 
     Attributes:
         mean, std: over all strangers and all protected people.
-        source: "photos" of strangers, or the base's "class pictures" where no photos were given.
+        source: "photos" (of strangers), or "class pictures" (of the base) if no photos were given.
         subjects: {protected person: mean likeness of the strangers to this person}.
         class_pictures: the same statistics for the faces in the base's class pictures.
     """
@@ -42,14 +42,14 @@ class StrangersLikeness:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassUtility:
-    """Whether the class looks as before. A distance is None where it could not be measured.
+    """Whether the class looks as before hardening. A distance is None if it could not be measured.
 
     Attributes:
         num_images: number of class pictures of each model.
         fid_to_base, kid_to_base: distance of the hardened model's pictures to the base's.
         fid_base_seed_to_seed, kid_base_seed_to_seed: the same distance between two sets of pictures of the base.
         class_face_rate: {model: share of its class pictures that show a face}.
-        drift: {attribute: its drift}; empty where no attributes were read.
+        drift: {attribute: its drift}; empty if no attributes were read.
     """
 
     num_images: int
@@ -100,12 +100,12 @@ def class_utility(
     read: Mapping[str, Mapping[str, Tensor]] | None = None,
     values: Mapping[str, Sequence[str]] | None = None,
 ) -> ClassUtility:
-    """Compare the class pictures of the models with the base's.
+    """Compare the class pictures of the hardened model with the base's.
 
     Args:
         features: what the networks read from the class pictures of "base", "base_again" (the base with other seeds),
             "hardened" and maybe "placebo".
-        read, values: attributes, see `class_drift`; without them the drift is not measured.
+        read, values: the attributes, as `read` and `names` of `class_drift`. Without them no drift is measured.
     """
     base, again, hardened = (features[name].extracted for name in ("base", "base_again", "hardened"))
     return ClassUtility(
@@ -122,7 +122,7 @@ def class_utility(
 
 
 def _distance(distance: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor) -> float | None:
-    """The distance; None where a set is too small or holds numbers that are not finite, as a broken model's may."""
+    """The distance; None if a set is too small or has numbers that are not finite, which a broken model can cause."""
     if min(len(first), len(second)) < 2 or not (first.isfinite().all() and second.isfinite().all()):
         return None
     return distance(first, second)

@@ -1,6 +1,6 @@
 """The miniature world: people that this package draws, and the bundled models that were trained on the drawings.
 
-Its training scripts are in tools/portraits/ of the repository and not part of the package.
+The scripts that trained the models are in tools/portraits/ of the repository. They are not part of the package.
 """
 
 from pathlib import Path

@@ -128,7 +128,7 @@ def render_person(who: Identity, when: Circumstance, size: int = SIZE) -> Image.
 
 
 def background(colour: str, pattern: str, size: int) -> Image.Image:
-    """Draw a background on a layer for a picture of `size` pixels.
+    """Draw a background as a layer of SUPERSAMPLING times the size of the picture.
 
     Args:
         colour: a key of BACKGROUNDS.
@@ -157,6 +157,9 @@ def finish(scene: Image.Image, figure: Image.Image, size: int, when: Circumstanc
         figure: the layer with the person or object.
         size: side of the final picture in pixels.
         when: the circumstances of the photo.
+
+    Returns:
+        An RGB picture.
     """
     scene.alpha_composite(figure)
     pixels = np.asarray(scene.convert("RGB").reduce(SUPERSAMPLING), dtype=np.float32) / 255

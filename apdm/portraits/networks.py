@@ -1,9 +1,9 @@
 """The networks that look at portraits: two identity encoders, and an attribute reader that is also the face score.
 
-`ResidualEncoder` is built as ArcFace's networks are: a crop of 112 pixels, residual convolutions with PReLU and batch
-normalisation, and a fully connected embedding. `PatchEncoder` has nothing in common with it: it takes the whole picture
-of 64 pixels and has patches, group normalisation and attention. The two were trained on different people. So one of
-them can guide an optimisation while the other one judges the result.
+`ResidualEncoder` is built like ArcFace's networks: a crop of 112 pixels, residual convolutions with PReLU and batch
+normalisation, and a fully connected embedding. `PatchEncoder` is built differently: it takes the whole picture of 64
+pixels and has patches, group normalisation and attention. The two were trained on different people. So one encoder can
+guide an optimisation while the other one judges the result.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class PatchEncoder(nn.Module):
 class AttributeReader(nn.Module):
     """Takes images `[B, 3, H, W]` in [0, 1] and returns logits.
 
-    The first result has a logit for each value of each attribute, {attribute: `[B, values]`}. The second one, `[B]`,
-    says whether a whole face is shown.
+    The first result has a logit for each value of each attribute, {attribute: `[B, values]`}. The second result, `[B]`,
+    is the logit that a whole face is shown.
     """
 
     def __init__(self, width: int = 24, dimension: int = 128) -> None:

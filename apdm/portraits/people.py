@@ -1,7 +1,8 @@
 """The people of the miniature world: who they are, and the circumstances of each of their photos.
 
 An `Identity` is everything that is the same in all photos of a person. A `Circumstance` is everything that differs from
-photo to photo. Both are drawn from a seed, and both are plain numbers and words, which labels and captions are made of.
+photo to photo. Both are chosen at random from a seed. Both are plain numbers and words, so labels and captions can be
+made from them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Ranges of seeds, which have nobody in common. The bundled models were trained on TRAIN_PEOPLE alone.
+# Ranges of seeds. No person is in two of them. The bundled models were trained on TRAIN_PEOPLE only.
 TRAIN_PEOPLE = range(0, 100_000)
 VERIFICATION_PEOPLE = range(1_000_000, 1_010_000)  # strangers; thresholds and figures were measured on them
 PROTECTED_PEOPLE = range(2_000_000, 2_010_000)

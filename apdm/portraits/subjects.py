@@ -31,7 +31,7 @@ def write_photos(seed: int, photos: range, directory: Path, size: int = SIZE) ->
 
     Args:
         seed: the person.
-        photos: numbers of the photos; each number has its own circumstances.
+        photos: numbers of the photos. Each number stands for other circumstances.
         directory: the folder, which is created.
         size: side of the photos in pixels.
     """
@@ -71,7 +71,7 @@ def write_subjects(
         write_photos(CONSENTING_PEOPLE.start + n, DEFENCE, directory / "consenting" / f"c{n + 1:02d}")
     (directory / "strangers").mkdir(parents=True, exist_ok=True)
     for n in range(strangers):
-        # From the end of the range, because thresholds were measured on its beginning.
+        # Strangers come from the end of the range, because thresholds were measured on its beginning.
         seed = VERIFICATION_PEOPLE.stop - 1 - n
         render_person(identity(seed), circumstance(seed, 0)).save(directory / "strangers" / f"{n:03d}.png")
 

@@ -1,5 +1,5 @@
-"""From the results of an audit to one HTML page.
+"""Writes the results of an audit as one HTML page.
 
 `page` puts everything together; `attacks` and `photos` make the sections on attacks and on protected photos; `curves`
-and `pictures` prepare what is drawn; `numbers` prints numbers. `report.html.j2` holds the words and the looks.
+and `pictures` prepare what is drawn; `numbers` formats numbers. `report.html.j2` holds the texts and the layout.
 """

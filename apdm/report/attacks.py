@@ -1,4 +1,4 @@
-"""The sections on attacks: a table with one line for each attack, and for each its curves, pictures and parameters."""
+"""The page's sections on attacks: a table of all attacks, and each attack's curves, pictures and parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from apdm.audit.rows import by_spec, file_name
 from apdm.report.curves import Encoder, Plot, plots
 from apdm.report.pictures import FIRST_ATTACK, Encoded, PanelPair, panel_pair, worst_person
 
-STATES = {  # (style, words)
+STATES = {  # {state: (style, words)}
     "protected": ("pass", "protected"),
     "not protected": ("fail", "not protected"),
     "unreliable": ("doubt", "unreliable"),
@@ -21,12 +21,12 @@ STATES = {  # (style, words)
 
 @dataclass(frozen=True)
 class LikenessCells:
-    """What one encoder says of one attack: mean likeness on each model, None where it was not measured.
+    """One attack's cells for one encoder: mean likeness on each model, None if it was not measured.
 
     Attributes:
         interval: 95 % interval of the likeness on the hardened model.
         before: likeness on the hardened model before the attack.
-        worst: the person whom the hardened model gives away most.
+        worst: the person with the highest likeness on the hardened model.
     """
 
     base: float | None
@@ -39,7 +39,7 @@ class LikenessCells:
 
 @dataclass(frozen=True)
 class AttackLine:
-    """A line of the table of attacks; `style` and `words` say how the attack's state is shown."""
+    """A line of the table of attacks. `style` and `words` show the attack's state."""
 
     outcome: AttackOutcome
     style: str
@@ -53,7 +53,7 @@ class AttackSection:
     """The plots, pictures and parameters of one attack.
 
     Attributes:
-        params: {parameter: values that it took in the rows}.
+        params: {parameter: its values in the rows}.
     """
 
     spec: str
@@ -64,7 +64,7 @@ class AttackSection:
 
 
 def attack_lines(results: Results) -> list[AttackLine]:
-    """The table of attacks."""
+    """The lines of the table of attacks."""
     return [
         AttackLine(
             outcome=outcome,
@@ -91,7 +91,7 @@ def _cells(outcome: AttackOutcome, encoder: str) -> LikenessCells:
 
 
 def attack_sections(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> list[AttackSection]:
-    """One section for each attack, in the order of the rows; `shown` are the encoded pictures by slot."""
+    """One section for each attack, in the order of the rows. `shown` holds the encoded pictures by slot."""
     outcomes = {outcome.spec: outcome for outcome in results.by_attack}
     sections = []
     for number, (spec, rows) in enumerate(by_spec(results.attacks).items()):
@@ -109,7 +109,10 @@ def attack_sections(results: Results, encoders: Sequence[Encoder], shown: Encode
 
 
 def _pairs(spec: str, person: str, is_first: bool, shown: Encoded) -> Iterator[PanelPair]:
-    """What the attack made of the worst person, unless that is shown further up, and where the model attended."""
+    """Pictures of the worst person after the attack, and attention maps.
+
+    The pictures of the first attack are left out, because they are shown further up.
+    """
     name = FIRST_ATTACK if is_first else file_name(spec)
     pairs = [] if is_first else [panel_pair(f"{person}, attacked", f"by/{name}/{person}", shown)]
     note = "attention of the identifier's token"

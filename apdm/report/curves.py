@@ -1,4 +1,4 @@
-"""Likeness curves as coordinates of a small drawing."""
+"""Likeness curves, as coordinates for a small drawing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Curve:
     """A polyline through points (x, y).
 
     Attributes:
-        is_mean: whether this is the mean of the seeds, or else the curve of a single seed.
+        model: the attacked model.
+        is_mean: True for the mean over the seeds, False for the curve of a single seed.
+        points: (step, likeness), or in a `Plot` the coordinates in the drawing.
     """
 
     model: str
@@ -40,10 +42,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """Likeness over the attack steps, to one person by one encoder, as a drawing of WIDTH x HEIGHT.
+    """Likeness to one person by one encoder, over the attack steps, in a drawing of WIDTH x HEIGHT.
 
     Attributes:
-        band: y of the strangers' mean plus, without and minus their standard deviation.
+        band: y of three likenesses of strangers: mean plus standard deviation, mean, mean minus standard deviation.
         threshold: y of the encoder's match threshold.
         nominal: x of the end of the nominal attack.
         x_ticks: (x, attack step).
@@ -63,7 +65,7 @@ class Plot:
 def plots(
     subjects: Sequence[str], encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_step: int
 ) -> Iterator[Plot]:
-    """One plot for each subject and encoder that has a curve; `rows` are those of one attack."""
+    """One plot for each subject and encoder that has a curve. `rows` are the rows of one attack."""
     for subject in subjects:
         measured = [row for row in rows if row.subject == subject and row.curve]
         for encoder in encoders:
@@ -73,9 +75,9 @@ def plots(
 
 
 def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Curve]:
-    """The curve of each seed, and last the mean of those that did not fail, at the steps measured on all of them.
+    """The curves of all seeds, then the mean over seeds that did not fail, at the steps that all of these measured.
 
-    The points are (step, likeness). A single seed that did not fail is drawn as the mean alone.
+    The points are (step, likeness). If there is a single seed and it did not fail, only the mean is given.
     """
     whole, seeds = [], []
     for row in rows:

@@ -12,7 +12,7 @@ NOT_MEASURED = "–"
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A value for reading: floats rounded to `digits`, a true minus sign, yes and no; None and NaN are an en dash."""
+    """A value as text: floats rounded to `digits`, a true minus sign, yes or no; None and NaN give an en dash."""
     if value is None:
         return NOT_MEASURED
     if isinstance(value, bool):
@@ -27,20 +27,20 @@ def number(value: Any, digits: int = 2) -> str:
 def _decimal(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.0f}"
     if value and not float(text):
-        text = f"{value:.1g}"  # a small number must not look like nothing
+        text = f"{value:.1g}"  # a small number must not be printed as 0
     return text.replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] as a percentage; None is an en dash."""
+    """A share in [0, 1] as a percentage; None gives an en dash."""
     return NOT_MEASURED if value is None else f"{number(100.0 * value, 1).removesuffix('.0')}\u00a0%"
 
 
 def plain(value: Any) -> str:
-    """A parameter, as precise as the user gave it."""
+    """A parameter as text, with up to six significant digits."""
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else number(value)
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of no values."""
+    """The mean of the values; None if there are no values."""
     return fmean(values) if values else None

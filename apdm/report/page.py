@@ -1,7 +1,7 @@
 """The results of an audit as one page: pictures, figures, curves and every threshold, in a single file.
 
-This module brings the results into the order of the page; `report.html.j2` holds the words and the looks. Nothing is
-judged here. What was not measured is None in the results and printed as an en dash.
+This module brings the results into the order of the page; `report.html.j2` holds the texts and the layout. Nothing is
+judged here. A value that was not measured is None in the results and printed as an en dash.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from apdm.report.numbers import mean, number, percent, plain
 from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, panel_pair, shown_slots, slots
 
-CHECKS = {  # (what is checked, how the threshold is meant)
+CHECKS = {  # {check: (label, kind of threshold)}
     "match_rate": ("Pictures that match the person", "at most"),
     "likeness_over_strangers": ("Likeness above that of strangers", "at most"),
     "cost_factor": ("Steps for base-level likeness, hardened / base", "at least"),
@@ -36,7 +36,7 @@ CLASS_TITLE = "Asked for anybody, without an attack"
 
 
 def write_report(results: Results, output: str | Path, pictures: Pictures) -> None:
-    """Write one self-contained HTML page; an existing file is replaced only when the new one is complete.
+    """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
         results: what the audit found.
@@ -66,7 +66,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     shown = encode_pictures({name: pictures[name] for name in shown_slots(results, list(pictures))})
     headline = [row for row in results.attacks if row.spec == results.cost_factor.spec]
     pairs = _pairs(results, encoders, shown)
-    # The first screen has four panels: the worst person's, and the class's.
+    # The first screen shows the worst person and the class.
     first = [*pairs[:1], *(pair for pair in pairs[1:] if pair.title == CLASS_TITLE)]
     sections = attack_sections(results, encoders, shown)
     layer = results.image_layer
@@ -97,7 +97,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict in a few words.
+    """The verdict as the page's headline.
 
     Attributes:
         state: "protected", "failed" (a check failed) or "unknown" (nothing is claimed).
@@ -129,10 +129,12 @@ class LikenessFigure:
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """The three figures that matter: the attacker's cost, likeness on both models, and what other people keep.
+    """The three main figures: the attacker's cost, likeness on both models, and the likeness that other people keep.
 
     Attributes:
+        cost: the lowest cost factor.
         nominal: steps of the nominal attack.
+        likeness: one figure for each encoder.
         others, worst_other: mean and lowest ratio of other people's likeness, hardened over base.
     """
 
@@ -179,7 +181,7 @@ def _mean_likeness(
 
 @dataclass(frozen=True)
 class CheckLine:
-    """A check with its label; `bound` says whether the threshold is an upper or a lower one."""
+    """A check with its label. `bound` is "at most" or "at least" and stands before the threshold."""
 
     check: Check
     label: str
@@ -193,7 +195,7 @@ def _check_line(check: Check) -> CheckLine:
 
 @dataclass(frozen=True)
 class PersonLine:
-    """What one encoder says of one protected person after the nominal attack."""
+    """Figures of one protected person after the nominal attack, by one encoder."""
 
     subject: str
     encoder: Encoder
@@ -221,7 +223,7 @@ def _people(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enco
 
 @dataclass(frozen=True)
 class EncoderCells:
-    """What one encoder says of a row, None where the attack failed."""
+    """A row's cells for one encoder; None if the attack failed."""
 
     mean: float | None
     detected_mean: float | None
@@ -257,7 +259,7 @@ def _row_line(row: AttackRow, encoders: Sequence[Encoder]) -> RowLine:
 
 
 def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> list[PanelPair]:
-    """What the first attack made of the protected people (the worst first), the class, and what it made of others."""
+    """Pictures of protected people after the first attack (the worst first), of the class, and of other people."""
     rows = [row for row in results.attacks if row.spec == results.attacks[0].spec]
     worst = results.cost_factor.worst
     subjects = sorted(results.subjects, key=lambda subject: worst is None or subject != worst.subject)
@@ -290,7 +292,7 @@ def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> lis
 
 
 def _note(rows: Sequence[AttackRow], encoders: Sequence[Encoder], model: str, role: Role, subject: str) -> str:
-    """What the encoders say of the pictures of one attacked person."""
+    """The likeness of one attacked person's pictures by each encoder, as a note below the pictures."""
     own = [row for row in rows if (row.model, row.role, row.subject) == (model, role, subject)]
     if own and all(row.status == "failed" for row in own):
         return "the attack failed"

@@ -1,4 +1,4 @@
-"""The section on protected photos: what was changed in them, and what attacks make of them."""
+"""The page's section on protected photos: how they were changed, and the pictures that attacks draw from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apdm.report.numbers import number
 from apdm.report.pictures import Encoded, Panel
 
 TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
-PHOTOS = {
+PHOTOS = {  # {slot: (title, note)}
     "original": ("original", "before protection"),
     "shipped": ("protected", "as it is shipped"),
     "difference": ("difference", "ten times, around grey"),
@@ -23,9 +23,9 @@ PHOTOS = {
 
 @dataclass(frozen=True)
 class WorstVisibility:
-    """The most visible change of several photos: largest change and colour difference, lowest PSNR and SSIM.
+    """The worst value of each figure over several photos. The other end is worst for PSNR and SSIM: the lowest value.
 
-    A figure is None where it was measured on none of them.
+    A figure is None if it was measured on no photo.
     """
 
     linf: float | None
@@ -60,7 +60,7 @@ class PhotoPerson:
 
 @dataclass(frozen=True)
 class PhotoAttackLine:
-    """A line of the table: the attack's title, the photos it had, and likeness by encoder, None where it failed."""
+    """A line of the table. `identities` holds the likeness by each encoder, None if the attack failed."""
 
     title: str
     photos: str
@@ -91,8 +91,9 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
     """The section on the protected photos.
 
     Args:
+        layer: the results on protected photos.
         shown: data URIs by slot.
-        encoders: names of the face encoders, in their order.
+        encoders: names of the face encoders, in the order of the table's columns.
     """
     subjects = dict.fromkeys(photo.subject for photo in layer.photos)
     return PhotoSection(

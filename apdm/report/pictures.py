@@ -1,4 +1,4 @@
-"""The pictures of the page: which are shown where, and their encoding as data URIs.
+"""The pictures of the page: the place of each picture, and the encoding as data URIs.
 
 A slot is a place on the page for a row of pictures. Slots are named:
 
@@ -28,8 +28,8 @@ Encoded = dict[str, list[str]]  # data URIs by slot
 
 FIRST_ATTACK = "attacked"
 MODELS = ("base", "hardened", "placebo")
-PICTURE_BYTES = 4_500_000  # of all data URIs together, so that the page stays below 5 MB
-# (side in pixels, pictures in a slot), from the best to what fits
+PICTURE_BYTES = 4_500_000  # limit for all data URIs together, so that the page stays below 5 MB
+# (side in pixels, pictures in a slot). The first pair that stays within PICTURE_BYTES is used.
 PICTURE_SIZES = ((384, 6), (256, 6), (192, 6), (128, 6), (128, 3), (96, 3), (64, 3), (64, 1))
 LOSSLESS_SIDE = 128
 
@@ -40,7 +40,9 @@ class Panel:
 
     Attributes:
         model: "base", "hardened" or "photos"; it gives the panel its colour.
-        images: data URIs, maybe none.
+        caption: the title of the panel.
+        note: text below the caption.
+        images: data URIs; may be empty.
     """
 
     model: str
@@ -50,13 +52,13 @@ class Panel:
 
     @property
     def is_small(self) -> bool:
-        """Whether the pictures are too small to be shown large."""
+        """Whether the pictures are too small to be enlarged."""
         return any(uri.startswith("data:image/png") for uri in self.images)
 
 
 @dataclass(frozen=True)
 class PanelPair:
-    """The same thing drawn by the base and by the hardened model, with the person's own photos where allowed."""
+    """Pictures of one subject by the base and the hardened model, and the person's own photos if they are allowed."""
 
     title: str
     base: Panel
@@ -75,9 +77,11 @@ def panel_pair(
     """The two models' pictures of one slot.
 
     Args:
+        title: the title of the pair.
         slot: the slot's name without the model.
-        notes: {model: what stands below the caption}.
-        photos: the slot with the person's own photos, which is used if it has pictures.
+        shown: data URIs by slot.
+        notes: {model: text below the caption}.
+        photos: the slot of the person's own photos. It is ignored if it has no pictures.
     """
     base, hardened = (
         Panel(model, f"{model.capitalize()} model", (notes or {}).get(model, ""), shown.get(f"{model}/{slot}", []))
@@ -88,9 +92,10 @@ def panel_pair(
 
 
 def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Image]]:
-    """Sort the audit's pictures into slots; of several seeds the first is shown. Names that are slots already stay.
+    """Sort the audit's pictures into slots. Of several seeds the first is kept. A name that is a slot stays as it is.
 
     Args:
+        results: what the audit found.
         pictures: named as `apdm.audit.model_audit.attack_and_judge` and `PhotoAudit.run` name them.
     """
     others = set(results.others)
@@ -112,7 +117,7 @@ def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Imag
 
 
 def shown_slots(results: Results, names: Sequence[str]) -> list[str]:
-    """The slots that the page shows: of later attacks and of attention maps only those of the worst person."""
+    """The slots that the page shows. For later attacks and for attention maps only the worst person is shown."""
     worst = {}
     for number, outcome in enumerate(results.by_attack):
         worst[FIRST_ATTACK if number == 0 else file_name(outcome.spec)] = worst_person(outcome, results.subjects)
@@ -126,15 +131,15 @@ def shown_slots(results: Results, names: Sequence[str]) -> list[str]:
 
 
 def worst_person(attack: AttackOutcome, subjects: Sequence[str]) -> str:
-    """The person whom the hardened model gives away most in this attack; where that is not known, the first."""
+    """The person with the highest likeness on the hardened model in this attack; the first person if none is known."""
     worst = [entry.worst for entry in attack.comparison.values()]
     return max(worst, key=lambda person: person.likeness).subject if worst else subjects[0]
 
 
 def encode_pictures(pictures: Pictures) -> Encoded:
-    """Data URIs by slot, as large and as many as PICTURE_BYTES allows; small pictures stay exactly as they are.
+    """Encode pictures as data URIs by slot, as large and as many as PICTURE_BYTES allows. Small pictures stay exact.
 
-    Where a slot has more pictures than are shown, the shown ones are spread evenly, so that every prompt has its share.
+    If a slot has more pictures than are shown, the shown pictures are spread evenly, so every prompt is represented.
     """
     encoded: Encoded = {}
     for side, count in PICTURE_SIZES:

@@ -1,7 +1,7 @@
 """The transformer of Stable Diffusion 3 in the authors' layout.
 
 Every joint block has one block for the picture and one for the text. Queries, keys and values are one matrix. In the
-last modulation of a stream the shift comes before the scale; diffusers has them the other way round.
+last modulation of a stream the shift comes before the scale; in diffusers the scale comes first.
 """
 
 from __future__ import annotations

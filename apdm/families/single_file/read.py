@@ -66,12 +66,12 @@ def read_single_file(
         advice = "name its pipeline's folder with --single_file_config" if config is None else "copy the file anew"
         raise UserError(f"{path} cannot be loaded: {first_line(error)}; {advice}") from error
     if (t5 := getattr(pipeline, "text_encoder_3", None)) is not None:
-        t5.set_input_embeddings(t5.get_input_embeddings())  # tied weights, which most files hold once
+        t5.set_input_embeddings(t5.get_input_embeddings())  # T5 uses these weights twice, and most files hold them once
     return pipeline
 
 
 def _pipeline_class(path: Path, families: Mapping[str, type[Family]]) -> str:
-    """The pipeline class that a file's weights belong to, by their names. It is empty if none fits, or for a pickle."""
+    """Find the pipeline class from the names of a file's weights. It is "" if no class fits, or for a pickle."""
     if path.suffix != ".safetensors":
         return ""
     try:

@@ -16,7 +16,7 @@ def renamed(name: str, rest: list[str], table: Mapping[str, str], *, strict: boo
         name: the weight's whole name, for the message.
         rest: the parts of the name that are renamed: the module's, then "weight" or "bias".
         table: new names of modules by their old names.
-        strict: whether a module must be in `table`. Otherwise a module that is not keeps its name.
+        strict: whether the module must be in `table`. If False, a module that is not in `table` keeps its name.
 
     Raises:
         UserError: the module is not in `table`, and `strict` is set.

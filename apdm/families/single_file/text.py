@@ -30,12 +30,12 @@ OUTER = {
 
 
 def clip_weights(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A CLIP text model with transformers' names, as in the layouts of 1.x, XL and 3."""
+    """The weights of a CLIP text model under transformers' names, as in the layouts of 1.x, XL and 3."""
     return {f"{prefix}text_model.{name}": weight for name, weight in _flat(state).items()}
 
 
 def open_clip_weights(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A CLIP text model in OpenCLIP's layout.
+    """The weights of a CLIP text model in OpenCLIP's layout.
 
     Queries, keys and values are one matrix, and the projection of the pooled vector is transposed.
 
@@ -62,7 +62,7 @@ def open_clip_weights(state: Mapping[str, Tensor], prefix: str) -> dict[str, Ten
 
 
 def text_of_sd(pipeline: Any, state: Weights) -> Weights:
-    """The text encoder of Stable Diffusion 1.x or 2.x. The width of the prompt decides which of the two it is."""
+    """The text encoder of Stable Diffusion 1.x or 2.x. The width of the prompt embeddings tells 1.x from 2.x."""
     if pipeline.unet.config.cross_attention_dim != OPEN_CLIP_WIDTH:
         return clip_weights(state, "cond_stage_model.transformer.")
     if pipeline.text_encoder.config.num_hidden_layers > OPEN_CLIP_LAYERS:
@@ -88,7 +88,7 @@ def text_of_sd3(_: Any, first: Weights, second: Weights, third: Weights) -> Weig
     weights[f"{prefix}text_projection.weight"] = second.pop("text_projection.weight")
     weights |= clip_weights(second, prefix)
     if third:
-        third["encoder.embed_tokens.weight"] = third["shared.weight"].clone()  # tied weights, and loaders want both
+        third["encoder.embed_tokens.weight"] = third["shared.weight"].clone()  # loaders want both names
     return weights | {f"text_encoders.t5xxl.transformer.{name}": weight for name, weight in third.items()}
 
 

@@ -1,4 +1,4 @@
-"""Writing of single-file checkpoints: which weights go under which name, and whether diffusers reads them back."""
+"""Writing of single-file checkpoints: the name of each weight, and a check that diffusers can read the file back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def check_single_file(family: Family) -> None:
     """Check that a single file can hold the whole pipeline and that diffusers can read it back.
 
-    It is cheap, so call it before long work. A small copy of the denoiser and the VAE gets a different number in each
-    weight. The numbers go through diffusers' own loader, and each must come back in its place.
+    The check is cheap, so call it before long work. In a small copy of the denoiser and in the VAE, each weight gets a
+    different number. The numbers go through diffusers' own loader, and each must come back in its place.
 
     Raises:
         UserError: the family has no single-file layout, or this pipeline does not fit it.
@@ -43,7 +43,7 @@ def check_single_file(family: Family) -> None:
 def single_file_weights(family: Family) -> Weights:
     """All weights of the pipeline by their names in the single file, in the float types of `family.dtypes`.
 
-    The tensors share memory with the pipeline's where nothing is converted.
+    A tensor that is not converted shares its memory with the pipeline.
 
     Raises:
         UserError: a weight has no place in the file; see `check_single_file`.

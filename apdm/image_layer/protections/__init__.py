@@ -41,8 +41,8 @@ class PhotoProtection(ABC):
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Move the photos of `pgd`, usually by calls of `pgd.ascend`.
 
-        `pgd.photos` are the photos as they are now. What they are when this method returns is saved, rounded to 8 bits
-        and within the budget around the original photos.
+        `pgd.photos` are the photos in their present state. When this method returns, they are rounded to 8 bits, kept
+        within the budget around the original photos, and saved.
 
         Args:
             task: the original photos, the model, the prompts, and the random generator. All random numbers must come

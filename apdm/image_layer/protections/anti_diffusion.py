@@ -65,11 +65,11 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
 
 
 class PromptTuning:
-    """One prompt for each photo, which starts as the empty text and learns to describe the photo.
+    """One prompt for each photo. It starts as the empty text and is trained to describe the photo.
 
     Args:
         task: the N photos and the model.
-        learning_rate: of AdamW.
+        learning_rate: AdamW's learning rate.
         batch_size: photos whose errors are computed at once.
 
     Attributes:

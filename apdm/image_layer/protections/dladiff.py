@@ -21,10 +21,10 @@ from apdm.image_layer.task import DenoisingDraw, ProtectionTask
 class DLADiff(DLADiffConfig, PhotoProtection):
     """Move photos away from what two surrogates of the model have learned.
 
-    The static surrogate is trained on the clean photos and knows where an attacker's model will look. The dynamic
-    surrogate is trained on the photos while they change (ADFT). In every round the photos first move so that the
-    dynamic surrogate's attention differs from the static surrogate's on the clean photos. Then they move so that the
-    dynamic surrogate's denoising error rises. Then the dynamic surrogate learns them.
+    The static surrogate is trained on the clean photos, and its attention resembles an attacker's.
+    The dynamic surrogate is trained on the photos while they change (ADFT). In every round the photos first move so
+    that the dynamic surrogate's attention differs from the static surrogate's attention on the clean photos. Then they
+    move so that the dynamic surrogate's denoising error rises. Then the dynamic surrogate is trained on them.
     """
 
     name: ClassVar[str] = "dladiff"
@@ -66,8 +66,8 @@ class DLADiff(DLADiffConfig, PhotoProtection):
     def attention_loss(self, task: ProtectionTask, static: Module, dynamic: Module) -> Objective:
         """Return L_att (Eq. 8) as an objective for `PGD.ascend`.
 
-        It is the distance between the attention maps of the dynamic surrogate on the changed photos and those of the
-        static surrogate on the clean photos.
+        It is the distance between two sets of attention maps: of the dynamic surrogate on the changed photos, and of
+        the static surrogate on the clean photos.
         """
 
         def loss(photos: list[Tensor], which: list[int]) -> Tensor:

@@ -17,7 +17,7 @@ from apdm.protection.losses import per_sample
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAttack(EncoderAttackConfig, PhotoProtection):
-    """Pull the latents of the photos towards those of a grey picture. Latents are the means of the posterior."""
+    """Pull the latents of the photos towards the latents of a grey picture. Latents are means of the posterior."""
 
     name: ClassVar[str] = "encoder"
 

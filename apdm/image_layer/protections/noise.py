@@ -1,4 +1,4 @@
-"""Plain noise: a placebo that other photo protections are compared with."""
+"""Random noise: a placebo that other photo protections are compared with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Noise(PhotoProtection):
         return 0
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
-        """Put each value at its lowest or highest allowed value."""
+        """Set each value to its lowest or its highest allowed value, at random."""
         for i, original in enumerate(pgd.originals):
             is_low = torch.rand(original.shape, generator=task.generator).to(original) < 0.5
             pgd.photos[i] = torch.where(is_low, *pgd.bounds(i))
