@@ -1,4 +1,4 @@
-"""The options of every command: one tree of frozen dataclasses per job, read from YAML and the command line."""
+"""The options of every command: nested frozen dataclasses, filled from YAML files, the command line or Python."""
 
 from apdm.config.audit import AuditConfig, AuditJobConfig, AuditOptions
 from apdm.config.harden import (

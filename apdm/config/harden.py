@@ -1,6 +1,7 @@
-"""The options of `apdm harden`, under diffusers' names where diffusers has one.
+"""The options of `apdm harden`. Options that diffusers' training scripts have too get the same names.
 
-Defaults are APDM's release settings (NeurIPS 2025, arXiv 2511.01307) unless an option's help says otherwise.
+Defaults are the settings of APDM's released code (NeurIPS 2025, arXiv 2511.01307) unless an option's help says
+otherwise.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class L2PConfig:
     inner_steps: int = option(
         20,
         "Steps that the simulated attacker trains for in each outer step (N_per). The time of a run grows in "
-        "proportion. More steps show the defender an attacker that has come further; in the paper's Table 7, 20 "
-        "protects better than 10 or 5. Its released code takes 10 for Stable Diffusion 2.1.",
+        "proportion. With more steps, the defender meets an attacker that has trained longer. In the paper's Table 7, "
+        "20 protects better than 10 or 5. The released code uses 10 for Stable Diffusion 2.1.",
         at_least=1,
     )
     learning_rate: float = option(
@@ -47,8 +48,9 @@ class L2PConfig:
     )
     accumulate: Literal["sum", "mean"] = option(
         "sum",
-        "Whether theta moves along the sum or the mean of the protective gradients of an outer step. AdamW scales its "
-        "steps itself, so the two differ little unless max_grad_norm clips the result. The paper takes the sum.",
+        "Whether theta moves along the sum or the mean of the protective gradients of an outer step. AdamW's step does "
+        "not depend on the scale of the gradient, so the two differ little unless max_grad_norm clips the result. The "
+        "paper takes the sum.",
     )
     evaluate: Literal["after", "before"] = option(
         "after",
@@ -69,9 +71,8 @@ class L2PConfig:
     )
     lora_share: float = option(
         0.0,
-        "Share of outer steps whose simulated attacker trains a LoRA instead of all weights; with a pool, share of its "
-        "attackers. The seed decides which. 0 is the paper's. 1 saves three copies of the weights, or two beside "
-        "ema_decay.",
+        "Share of the simulated attackers that train a LoRA instead of all weights. Without a pool, the random seed "
+        "decides which ones. 0 is the paper's. 1 saves three copies of the weights, or two if ema_decay is set.",
         at_least=0,
         at_most=1,
     )
@@ -80,8 +81,8 @@ class L2PConfig:
     )
     lora_target: Literal["attention", "linear", "all"] = option(
         "attention",
-        "Layers that the LoRA adapts. attention: the projections of attention layers, in a transformer also those of "
-        "the prompt. linear: all linear layers. all: convolutions too.",
+        "Layers that the LoRA adapts. attention: the projections of attention layers, and in a transformer also the "
+        "projections of the prompt. linear: all linear layers. all: linear layers and convolutions.",
     )
     lora_learning_rate: float = option(
         1e-4,
@@ -93,7 +94,7 @@ class L2PConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VarietyConfig:
-    """How simulated attackers differ: each draws one value from every list. Without lists all are alike."""
+    """How simulated attackers differ: each attacker draws one value from every list. Without lists all are alike."""
 
     instance_prompts: list[str] = option(
         [],
@@ -133,8 +134,8 @@ class PoolConfig:
     )
     depth: int = option(
         240,
-        "Steps after which an attacker of the pool starts again from theta. Longer attackers are more like real ones, "
-        "but fewer of them fit into a run.",
+        "Steps after which an attacker of the pool starts again from theta. With more steps, attackers are more like "
+        "real ones, but fewer of them fit into a run.",
         at_least=1,
     )
     stride: int = option(
@@ -142,14 +143,14 @@ class PoolConfig:
     )
     benign_size: int = option(
         0,
-        "Benign attackers in the pool: they learn people who consented, and theta is trained to help them, so that "
-        "others can still be learned. Each costs as much memory as any attacker of the pool.",
+        "Benign attackers in the pool. They learn people who consented, and theta is trained to help them, so that "
+        "people who are not protected can still be learned. Each costs as much memory as any attacker of the pool.",
         at_least=0,
     )
     benign_weight: float = option(
         1.0,
-        "Weight of the benign attackers' gradient, that of their loss L_per after adaptation. Higher values keep "
-        "others learnable at the expense of protection.",
+        "Weight of the gradient of a benign attacker's loss L_per, taken at the attacker's weights. Higher values keep "
+        "other people learnable and protect less.",
         at_least=0,
     )
     benign_data_dir: str | None = option(
@@ -175,9 +176,10 @@ class PreservationConfig:
     )
     anchor_weight: float = option(
         0.0,
-        "Weight of the anchor: at theta itself, once per outer step, the distance to the original model's predictions "
-        "on class pictures, under the class prompt and the instance prompt. About twice l2p.inner_steps holds the "
-        "class. It costs one more forward and backward pass per outer step. The paper has no anchor; 0 turns it off.",
+        "Weight of the anchor loss: the distance between theta's and the original model's predictions on class "
+        "pictures, with the class prompt and with the instance prompt. It is computed once per outer step, at theta, "
+        "and costs one more forward and backward pass. A weight of about twice l2p.inner_steps keeps the class as it "
+        "was. The paper has no anchor; 0 turns it off.",
         at_least=0,
     )
     anchor_prompts: list[str] = option(
@@ -189,7 +191,7 @@ class PreservationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Pictures, and a short probe attack, while hardening runs."""
+    """Validation while hardening runs: it draws pictures, and can run a short probe attack."""
 
     steps: int = option(0, "Validate after every so many outer steps. 0 never validates, which is fastest.", at_least=0)
     prompts: list[str] = option(
@@ -203,14 +205,14 @@ class ValidationConfig:
     )
     probe_steps: int = option(
         0,
-        "Steps of a DreamBooth attack on a copy of the model, after which likeness to the first subject is measured. "
-        "It needs memory for one more model with its optimizer. 0 runs no probe.",
+        "Steps of the probe, a DreamBooth attack on a copy of the model. Afterwards the likeness to the first subject "
+        "is measured. The probe needs memory for one more model with its optimizer. 0 runs no probe.",
         at_least=0,
     )
     stop_when_protected: bool = option(
         False,
-        "End hardening early once the likeness after the probe attack is near that of strangers, as "
-        "audit.max_likeness_over_strangers defines it, twice in succession. Needs probe_steps.",
+        "End hardening early after two probe attacks in a row whose likeness exceeds the likeness of strangers by at "
+        "most audit.max_likeness_over_strangers. Needs probe_steps.",
     )
 
     def __post_init__(self) -> None:
@@ -230,18 +232,20 @@ class HardenConfig(JobConfig):
 
     preset: Literal["24gb", "48gb", "80gb"] | None = option(
         None,
-        "Defaults for options that save memory, for a graphics card of this size: Stable Diffusion 1.5 fits from 24gb, "
-        "SDXL from 48gb, by a count of the buffers. Options that are given elsewhere win. By default nothing is saved.",
+        "Sets options that save memory, for a graphics card of this size. By a count of the buffers, Stable Diffusion "
+        "1.5 needs 24gb or more, and SDXL 48gb or more. Options that are given in the file or on the command line win "
+        "over the preset. By default there is no preset.",
     )
     reference_model_name_or_path: str | None = option(
         None,
-        "The original model, if pretrained_model_name_or_path was hardened before and more people are to be added. It "
-        "is the reference phi, draws the class pictures, and is the base of the audit. By default the model itself.",
+        "The original model. Give it to protect more people in a model that was hardened before. The original is the "
+        "reference phi, draws the class pictures, and is the base of the audit. By default "
+        "pretrained_model_name_or_path.",
     )
     rehearsal_data_dir: str | None = option(
         None,
-        "Folder of the photos, <id>/*.jpg, of people whom the model was hardened against before. They are protected "
-        "again now and then, so that adding people does not undo their protection.",
+        "Folder of the photos, <id>/*.jpg, of people whom the model was hardened against before. Some simulated "
+        "attackers learn these people, so that adding new people does not undo the old protection.",
     )
     rehearsal_every: int = option(
         4,
@@ -251,14 +255,14 @@ class HardenConfig(JobConfig):
     )
     train_batch_size: int = option(
         1,
-        "Photos per training step, over all processes together. More give smoother gradients, for proportionally more "
-        "time and memory. 1 is the paper's.",
+        "Photos per training step, over all processes together. More photos give smoother gradients and take "
+        "proportionally more time and memory. 1 is the paper's.",
         at_least=1,
     )
     max_train_steps: int = option(
         800,
-        "Outer steps (N_protect). Time grows in proportion. 800 is the paper's, for one person; every person needs "
-        "simulated attackers of their own, so several people need more.",
+        "Outer steps (N_protect). Time grows in proportion. 800 is the paper's, for one person. Several people need "
+        "more steps, because each attacker learns only one person.",
         at_least=1,
     )
     learning_rate: float = option(
@@ -298,12 +302,12 @@ class HardenConfig(JobConfig):
     mixed_precision: Literal["no", "fp16", "bf16"] = option(
         "no",
         "Precision of forward and backward passes; weights and optimizers stay float32. bf16 is faster and takes less "
-        "memory. fp16, which needs loss scales, is for cards without bf16. no is the paper's.",
+        "memory. fp16 is for cards without bf16; it uses loss scales. no means float32, as in the paper.",
     )
     gradient_checkpointing: bool = option(
         False,
-        "Recompute activations in the backward pass instead of keeping them: much less memory, for about one more "
-        "forward pass per step.",
+        "Recompute activations in the backward pass instead of keeping them. This takes much less memory, and costs "
+        "about one more forward pass per step.",
     )
     gradient_accumulation_steps: int = option(
         1,
@@ -322,8 +326,9 @@ class HardenConfig(JobConfig):
     )
     resume_from_checkpoint: str | None = option(
         None,
-        'A checkpoint folder to go on from, or "latest" for the newest in output_dir; if there is none, latest starts '
-        "from the beginning. A resumed run ends with the weights of one that never stopped.",
+        'A checkpoint folder to go on from, or "latest" for the newest checkpoint in output_dir. If output_dir has no '
+        "checkpoint, latest starts from the beginning. A resumed run ends with the same weights as a run that was "
+        "never stopped.",
     )
     report_to: Literal["tensorboard", "wandb"] | None = option(
         None, "Where losses are logged. By default nowhere. Subjects, prompts and photos are never logged."
@@ -342,11 +347,12 @@ class HardenConfig(JobConfig):
     pool: PoolConfig = field(default_factory=PoolConfig)
     objective: str = option(
         "dpo:beta=1,reduction=element",
-        'What the defender wants where the simulated attacker stands. "dpo:beta=1,reduction=element" is the paper\'s '
-        "Direct Protective Optimization. beta is the sharpness of the preference. With reduction=sample, errors are "
-        "averaged over a sample before the sigmoid, as in the formula; beta is then of order 1000. "
+        "The loss that the defender lowers at the simulated attacker's weights. "
+        '"dpo:beta=1,reduction=element" is the paper\'s Direct Protective Optimization. beta is the sharpness of the '
+        "preference. With reduction=sample, errors are averaged over a sample before the sigmoid, as in the formula; "
+        "beta is then of order 1000. "
         '"ascent:limit=0" is the paper\'s naive baseline, a high error on the protected photos, which ruins the class. '
-        "limit ends the rise at so many times the original model's error. "
+        "With limit above 0, the error stops rising at limit times the original model's error. "
         '"file.py:Name" is an objective of your own: see docs/adding-an-objective.md.',
     )
     preservation: PreservationConfig = field(default_factory=PreservationConfig)

@@ -1,12 +1,12 @@
-"""The options of the photo protection, which `apdm perturb` and the main job share.
+"""The options of the photo protection, which `apdm perturb` and `apdm harden` share.
 
 Every budget and step size is in [0, 1] pixel units: 7/255 = 0.02745 is seven grey levels.
 
-The photo protection has two layers, one against fine-tuning and one against zero-shot adapters. Against fine-tuning
-there are several methods, and each is one file in `apdm/image_layer/protections/`. The options of a method are the
-fields of its class, and can always be given with its name: `method: dladiff:rounds=10`. The methods with many options
-also have a group of their own here, so that a YAML file can list them one below the other. Such a class derives from
-its group's dataclass, so that nothing is said twice: the group is where the fields are written down.
+The photo protection has two layers, one against fine-tuning and one against zero-shot adapters. There are several
+methods against fine-tuning. Each method is one file in `apdm/image_layer/protections/`. The options of a method are the
+fields of its class. They can always be given after the method's name: `method: dladiff:rounds=10`. A method with many
+options also has a group of options in this file, so that a YAML file can list them one per line. The group's dataclass
+declares the fields, and the method's class inherits them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class DLADiffConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AntiDiffusionConfig:
-    """Anti-Diffusion: prompt tuning and the semantic disturbance loss. Step counts are the authors' release's."""
+    """Anti-Diffusion: prompt tuning and the semantic disturbance loss. Step counts are from the authors' code."""
 
     rounds: int = option(5, "Rounds of surrogate training, ascent and prompt tuning.", at_least=0)
     surrogate_steps: int = option(20, "Training steps of the surrogate in each round.", at_least=0)
@@ -93,7 +93,7 @@ class AntiDiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ASPLConfig:
-    """ASPL of Anti-DreamBooth. Step counts and the learning rate are those of the authors' release."""
+    """ASPL of Anti-DreamBooth. Step counts and the learning rate are from the authors' code."""
 
     rounds: int = option(50, "Rounds of copying, ascent and surrogate training.", at_least=1)
     clean_steps: int = option(
@@ -108,7 +108,7 @@ class ASPLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FSMGConfig:
-    """FSMG of Anti-DreamBooth. Step counts are those of the authors' release."""
+    """FSMG of Anti-DreamBooth. Step counts are from the authors' code."""
 
     static_steps: int = option(1000, "Training steps of the surrogate on the clean photos.", at_least=0)
     ascent_steps: int = option(100, "PGD steps on the surrogate's denoising loss L_cond.", at_least=1)
@@ -126,22 +126,22 @@ class EncoderAttackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """What may happen to a photo before it is learned. Losses are computed on photos that are transformed at random."""
+    """Random changes of photos, such as JPEG compression. Losses use changed photos, so that protections survive."""
 
     jpeg_probability: float = option(
-        0.0, "Share of the loss evaluations on a photo that was saved as JPEG.", at_least=0, at_most=1
+        0.0, "Share of loss evaluations that use a photo which was saved as JPEG.", at_least=0, at_most=1
     )
     jpeg_quality: list[int] = option([75, 95], "Lowest and highest JPEG quality.", at_least=1, at_most=100)
     resize_probability: float = option(
-        0.0, "Share of the loss evaluations on a photo that was resized and resized back.", at_least=0, at_most=1
+        0.0, "Share of loss evaluations that use a photo which was resized and resized back.", at_least=0, at_most=1
     )
-    resize_factor: list[float] = option([0.5, 1.0], "Lowest and highest factor of the size in between.", above=0)
-    blur_probability: float = option(0.0, "Share of the loss evaluations on a blurred photo.", at_least=0, at_most=1)
+    resize_factor: list[float] = option([0.5, 1.0], "Lowest and highest factor of the first resizing.", above=0)
+    blur_probability: float = option(0.0, "Share of loss evaluations that use a blurred photo.", at_least=0, at_most=1)
     blur_sigma: list[float] = option(
         [0.0, 1.0], "Lowest and highest standard deviation of the blur, in pixels.", at_least=0
     )
     noise_probability: float = option(
-        0.0, "Share of the loss evaluations on a photo with added noise.", at_least=0, at_most=1
+        0.0, "Share of loss evaluations that use a photo with added noise.", at_least=0, at_most=1
     )
     noise_std: list[float] = option(
         [0.0, 0.02], "Lowest and highest standard deviation of the noise, in [0, 1] pixel units.", at_least=0
@@ -159,7 +159,7 @@ class TransformConfig:
 
     @property
     def probabilities(self) -> tuple[float, float, float, float]:
-        """Probabilities of JPEG, resizing, blur and noise. With the rest of the probability nothing happens."""
+        """Probabilities of JPEG, resizing, blur and noise. The rest, up to 1, is the probability of no change."""
         return self.jpeg_probability, self.resize_probability, self.blur_probability, self.noise_probability
 
 
@@ -189,8 +189,8 @@ class ZeroShotConfig:
     detector: str = option("portrait", "The face detector: portrait, an InsightFace folder, or a YuNet file.")
     margin: float = option(
         1.0,
-        "How far below its threshold the cosine of an encoder is pushed, in units of the distance between the "
-        "threshold and 1. Every encoder has its own scale.",
+        "How far below its threshold the cosine of an encoder is pushed, as a multiple of 1 - threshold. The multiple "
+        "is used because cosines of different encoders have different scales.",
         at_least=0,
     )
     jitter: float = option(
@@ -221,7 +221,7 @@ class ImageLayerConfig:
     """How photos are protected: one layer against fine-tuning, and one against zero-shot identity adapters."""
 
     enabled: bool = option(
-        False, "Whether the main job also ships protected photos. `apdm perturb` always protects photos."
+        False, "Whether `apdm harden` also writes protected photos. `apdm perturb` always protects photos."
     )
     method: str = option(
         "dladiff",

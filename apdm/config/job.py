@@ -22,8 +22,8 @@ class JobConfig:
     )
     single_file_config: str | None = option(
         None,
-        "Only for a single-file checkpoint: the pipeline folder with its configurations, tokenizers and scheduler. By "
-        "default diffusers asks the Hub for those of the model that the file looks like.",
+        "Only for a single-file checkpoint: a pipeline folder with the configurations, tokenizers and scheduler that "
+        "belong to the checkpoint. By default diffusers guesses the model type and loads these files from the Hub.",
     )
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub. By default its main branch.")
     variant: str | None = option(
@@ -37,7 +37,8 @@ class JobConfig:
     )
     instance_data_dir: str = option(
         help="Folder of the photos, <id>/*.jpg, .png or .webp, one folder for each subject. A folder <id>/safe/ may "
-        "hold one partner for each photo, with the same name: what the model may draw in place of the subject."
+        "hold one safe partner for each photo, with the same name: a picture that the model may draw in place of the "
+        "subject."
     )
     class_data_dir: str | None = option(
         None,
@@ -56,14 +57,14 @@ class JobConfig:
     )
     num_class_images: int = option(
         200,
-        "How many class pictures prior preservation draws from (x_pr). More keep the class more diverse and take "
-        "longer to draw, once for each model. 200 is the paper's and DreamBooth's number.",
+        "Number of class pictures for prior preservation (x_pr). More pictures keep the class more diverse. They are "
+        "drawn once for each model, which takes proportionally longer. 200 is the paper's and DreamBooth's number.",
         at_least=1,
     )
     num_inference_steps: int = option(
         50,
-        "Sampling steps for the class pictures. More look better and take proportionally longer. 50 is diffusers' "
-        "default.",
+        "Sampling steps for the class pictures. With more steps, pictures look better and take proportionally longer. "
+        "50 is diffusers' default.",
         at_least=1,
     )
     guidance_scale: float = option(
@@ -98,13 +99,13 @@ class JobConfig:
     )
     num_threads: int | None = option(
         None,
-        "CPU threads of each process. By default the cores are shared out among the processes of the run, whatever the "
-        "launcher sets, so that results repeat: sums in another order round differently.",
+        "CPU threads of each process. By default the cores are divided equally among the processes of the run, and "
+        "settings of the launcher are ignored. The number matters because results depend on it in the last digits.",
         at_least=1,
     )
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
     @property
     def base(self) -> str:
-        """The original model, to which nothing was done."""
+        """Path or name of the original model, before any hardening."""
         return self.pretrained_model_name_or_path

@@ -1,7 +1,8 @@
-"""Options as a tree of dataclasses, filled from a YAML file, the command line or Python values.
+"""Options as nested dataclasses, filled from a YAML file, the command line or Python values.
 
-A command describes its options once, with `option()` and nested dataclasses, and calls `load_config`; the Python API
-calls `make_config`. Every mistake ends in a `UserError` of one line that names the option and where it was given.
+A command declares its options once, with `option()` in nested dataclasses. The command line calls `load_config`, and
+the Python API calls `make_config`. Every mistake of the user raises a `UserError` with one line that names the option
+and where it was given.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multiple_of": (lambda value, unit: value % unit == 0, "a multiple of"),
 }
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-# Where a value was given, as messages say it.
+# The words of messages for the place where a value was given.
 COMMAND_LINE, IN_CALL = "on the command line", "in the call"
 
 
@@ -41,10 +42,13 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) 
     """Declare one field of an options dataclass.
 
     Args:
-        default: the value if none is given; every configuration gets its own copy of a list. Without a default the
-            option is required.
+        default: the value if none is given. Of a list, every configuration gets its own copy. An option without a
+            default is required.
         help: what the option does, what a higher value costs, and where the default comes from.
-        limits: any of `LIMITS`, such as `at_least=0`; of a list, each item must keep them.
+        limits: any of `LIMITS`, such as `at_least=0`. For a list, they apply to each item.
+
+    Returns:
+        A dataclass field.
     """
     if unknown := limits.keys() - LIMITS.keys():
         raise TypeError(f"no such limit: {sorted(unknown)}")
@@ -58,7 +62,7 @@ def broken_limit(field: dataclasses.Field[Any], value: Any) -> str | None:
     """Check a value against the limits of its option.
 
     Returns:
-        What the value, or each number of a list, should be, such as "at least 1"; None if it is within the limits.
+        The limit that the value, or a number in the list, does not keep, such as "at least 1"; None if there is none.
     """
     numbers = value if isinstance(value, list) else [value]
     for limit, bound in field.metadata.get("limits", {}).items():
@@ -69,10 +73,9 @@ def broken_limit(field: dataclasses.Field[Any], value: Any) -> str | None:
 
 
 def command_line(name: str, argv: Sequence[str]) -> str:
-    """Return a command as it is written into results.
+    """Return a command in the form in which it is written into results.
 
-    Absolute paths and paths below somebody's home are cut to their last part, so that results tell nothing about the
-    machine.
+    Of paths that start with "/" or "~", only the last part is kept, so that results reveal nothing about the machine.
     """
 
     def shortened(word: str) -> str:
@@ -88,8 +91,8 @@ def command_line(name: str, argv: Sequence[str]) -> str:
 def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     """Build a configuration from its defaults, the file of `--config`, and the other words of a command line.
 
-    What stands on the command line wins over the file, and the file over a preset and the defaults. If `cls` has an
-    attribute `presets`, {name: {option: value}}, the option `preset` names the one to use.
+    The command line wins over the file, the file wins over a preset, and a preset wins over the defaults. If `cls` has
+    an attribute `presets`, {name: {option: value}}, the option `preset` gives the name of the preset.
 
     Args:
         cls: the dataclass that describes the options.
@@ -130,10 +133,10 @@ def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os
 
 
 def read_value(kind: Any, text: str) -> Any:
-    """Return a text as a value of the type `kind`, as the command line reads it.
+    """Convert a text to the type `kind`, by the rules of the command line.
 
     Raises:
-        ValueError: the text does not fit; the error's message says what is wanted.
+        ValueError: the text does not fit. The message says what fits, such as "a whole number".
     """
     if _without_none(kind) is not kind and text.lower() in ("none", "null"):
         return None
@@ -145,12 +148,12 @@ def read_value(kind: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Option:
-    """One option in the tree.
+    """One option of a command.
 
     Attributes:
-        path: its dotted name, such as "l2p.inner_steps".
-        kind: its type, such as `int` or `str | None`.
-        owner: the dataclass that declares it.
+        path: the dotted name, such as "l2p.inner_steps".
+        kind: the type, such as `int` or `str | None`.
+        owner: the dataclass that declares the option.
         field: the field that `option()` made.
     """
 
@@ -161,33 +164,37 @@ class Option:
 
     @property
     def group(self) -> str:
-        """The dotted name of its group; empty for the command's own options."""
+        """The dotted name of the option's group; empty for an option outside of all groups."""
         return self.path.rpartition(".")[0]
 
     @property
     def help(self) -> str:
-        """What it does, in sentences."""
+        """The help text."""
         return str(self.field.metadata["help"])
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """Whether the option has no default."""
         return self.field.default is dataclasses.MISSING and self.field.default_factory is dataclasses.MISSING
 
     @property
     def wanted(self) -> str:
-        """Its type and limits in words: "a whole number, at least 1"."""
+        """The type and the limits in words, such as "a whole number, at least 1"."""
         limits = [f"{LIMITS[limit][1]} {_short(bound)}" for limit, bound in self.field.metadata["limits"].items()]
         return ", ".join([_wanted(self.kind), *limits])
 
     @property
     def default(self) -> str:
-        """Its default as JSON."""
+        """The default as JSON."""
         factory = self.field.default_factory
         return json.dumps(self.field.default if factory is dataclasses.MISSING else factory())
 
     def parse(self, texts: list[str]) -> Any:
-        """Return the words after `--key` on the command line as YAML would give them."""
+        """Convert the words after `--key` on the command line to the value that YAML would give.
+
+        Raises:
+            UserError: there are too many words or too few.
+        """
         kind = _without_none(self.kind)
         if get_origin(kind) is list:
             return [_scalar(get_args(kind)[0], text) for text in texts]
@@ -201,7 +208,15 @@ class Option:
         return _scalar(kind, texts[0])
 
     def fit(self, value: Any, where: str) -> Any:
-        """Return a value as this option's type. Raises UserError if it is of another type or out of range."""
+        """Convert a value to this option's type.
+
+        Args:
+            value: the value, as YAML gives it.
+            where: the place where the value was given, for messages.
+
+        Raises:
+            UserError: the value has another type or is out of range.
+        """
         try:
             value = _convert(self.kind, value)
         except (ValueError, OverflowError):
@@ -211,7 +226,7 @@ class Option:
         return value
 
     def _misfit(self, value: Any, where: str, wanted: str) -> UserError:
-        # On the command line everything is text, so the Python type would tell nothing.
+        # The Python type is not shown for the command line, where every value is text.
         kind = "" if where == COMMAND_LINE or value is None else f" ({type(value).__name__})"
         shown = json.dumps(value) if isinstance(value, str | bool | NoneType) else reprlib.repr(value)
         return UserError(f"{self.path} {where} is {shown}{kind}; it needs {wanted}")
@@ -237,7 +252,7 @@ def _options(cls: type, prefix: str = "") -> Iterator[Option]:
 
 
 def _values_of_file(file: str, known: Mapping[str, Option]) -> dict[str, Any]:
-    """The options of a YAML file as {dotted name: value}."""
+    """Return the options in a YAML file as {dotted name: value}."""
     where = f"in {file}"
     return {path: known[path].fit(value, where) for path, value in _flatten(read_yaml(file), known, where)}
 
@@ -245,7 +260,11 @@ def _values_of_file(file: str, known: Mapping[str, Option]) -> dict[str, Any]:
 def _complete(
     cls: type[Config], values: dict[str, Any], known: Mapping[str, Option], where: str, *, dashes: str = ""
 ) -> Config:
-    """The configuration of the given values, of the preset that they name, and of the defaults."""
+    """Make the configuration from the given values, the preset that they name, and the defaults.
+
+    Raises:
+        UserError: a required option is missing. `where` and `dashes` are for this message.
+    """
     preset = getattr(cls, "presets", {}).get(values.get("preset"), {})
     values = {**preset, **values}
     missing = [f"{dashes}{path}" for path, found in known.items() if found.required and path not in values]
@@ -267,7 +286,7 @@ def _build(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Confi
 
 
 def _split(argv: Sequence[str]) -> dict[str, list[str]]:
-    """{key: the words after `--key`}. If a key is given twice, the last one counts."""
+    """Return {key: the words after `--key`}. If a key is given twice, the last one counts."""
     words: dict[str, list[str]] = {}
     key = None
     for word in argv:
@@ -284,7 +303,7 @@ def _split(argv: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -> Iterator[tuple[str, Any]]:
-    """The values of a nested mapping with their dotted names."""
+    """Yield (dotted name, value) for the values of a nested mapping."""
     groups = {found.group for found in known.values()}
     pending = [(str(key), value) for key, value in tree.items()]
     while pending:
@@ -297,7 +316,7 @@ def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -
 
 
 def _as_yaml_values(value: Any) -> Any:
-    """Python values as YAML would give them: mappings for groups, lists for tuples, text for paths."""
+    """Convert Python values to the values that YAML would give: groups to mappings, tuples to lists, paths to text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -308,7 +327,7 @@ def _as_yaml_values(value: Any) -> Any:
 
 
 def _require_known(path: str, known: Mapping[str, Option], where: str) -> None:
-    """Raise UserError, with the likeliest name, unless there is an option of this name."""
+    """Raise UserError if there is no option of this name. The message suggests the most similar name."""
     if path in known:
         return
     members = [name for name in known if name.startswith(f"{path}.")]
@@ -323,7 +342,7 @@ def _require_known(path: str, known: Mapping[str, Option], where: str) -> None:
 
 
 def _short(bound: float) -> str:
-    """A limit for readers: whole numbers in full, others with six digits."""
+    """Return a limit as text: a whole number in full, any other number with six digits."""
     return str(bound) if isinstance(bound, int) else f"{bound:.6g}"
 
 
@@ -331,13 +350,13 @@ def _short(bound: float) -> str:
 
 
 def _without_none(kind: Any) -> Any:
-    """The type inside `X | None`, or the type itself."""
+    """Return `X` for the type `X | None`, and any other type unchanged."""
     inner = [arg for arg in get_args(kind) if arg is not NoneType]
     return inner[0] if NoneType in get_args(kind) else kind
 
 
 def _wanted(kind: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     if _without_none(kind) is not kind:
         return f"{_wanted(_without_none(kind))} or null"
     if get_origin(kind) is Literal:
@@ -348,7 +367,7 @@ def _wanted(kind: Any) -> str:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """A value as `kind`, without guessing. Raises ValueError if it is of another type."""
+    """Convert a value to `kind`. Only whole numbers become floats; any other value of another type is a ValueError."""
     if _without_none(kind) is not kind:
         return None if value is None else _convert(_without_none(kind), value)
     if get_origin(kind) is list and isinstance(value, list):
@@ -357,12 +376,12 @@ def _convert(kind: Any, value: Any) -> Any:
         return value
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    # An empty text is no name, path or prompt; an empty path would mean the working folder.
+    # An empty text is refused, because it is no name, path or prompt. An empty path would mean the working folder.
     if type(value) is kind and value != "" and kind is not float:
         return value
     raise ValueError(value)
 
 
 def _scalar(kind: Any, text: str) -> Any:
-    """A word of the command line as YAML would read it; it stays text where text is wanted."""
+    """Convert a word of the command line as YAML would read it. For an option of text, it stays text."""
     return text if kind is str or get_origin(kind) is Literal else read_scalar(text)

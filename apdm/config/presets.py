@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from apdm.config.options import option
 
-# What a preset sets unless the YAML file or the command line says otherwise. Each preset takes only what the count of
-# memory (python -m benchmarks.memory) needs for its card, beginning with the options that change the training least.
+# The options that a preset sets, unless the YAML file or the command line gives them. Each preset has only the options
+# that its card needs according to the count of memory (python -m benchmarks.memory). Options that change the training
+# least were chosen first.
 _COMMON: Mapping[str, Any] = {
     "mixed_precision": "bf16",
     "gradient_checkpointing": True,
@@ -29,7 +30,7 @@ MEMORY_PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """Buffers that are kept smaller, or in main memory instead of on the device."""
+    """Options that make buffers smaller, or keep them in main memory instead of on the device."""
 
     reference_dtype: Literal["float32", "bfloat16"] = option(
         "float32",
@@ -38,13 +39,14 @@ class MemoryConfig:
     )
     offload: bool = option(
         False,
-        "Keep theta and its AdamW moments, three copies of the weights, in main memory, and VAE and text encoders too "
-        "while nothing is drawn. It costs one transfer of the weights per outer step. Only for a single process.",
+        "Keep theta and its AdamW moments in main memory: together three copies of the weights. VAE and text encoders "
+        "are kept there too, unless validation draws pictures. It costs one transfer of the weights per outer step. "
+        "Only for a single process.",
     )
 
 
 def preset_report(config: Any) -> str:
-    """Return one line that says what the preset of `config` set, and which of its options were given otherwise.
+    """Return one line that lists the options which the preset set, and those to which the user gave another value.
 
     Args:
         config: a configuration whose option `preset` is not None.

@@ -1,4 +1,4 @@
-"""What is printed about the options: `apdm COMMAND --help`, and the options page of the documents.
+"""The reference texts of the options: what `apdm COMMAND --help` prints, and the options page of the documents.
 
 python -m apdm.config.reference docs/reference/options.md     writes the page
 """
@@ -81,7 +81,7 @@ def _paragraph(option: Option) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Plain text as Markdown that shows it unchanged."""
+    """Escape a plain text, so that Markdown shows it unchanged."""
     return text.replace("<", "&lt;").replace("*", "\\*")
 
 
@@ -90,7 +90,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the page to the path that is given."""
+    """Write the options page to the path in `argv`."""
     (path,) = argv
     write_text(Path(path), options_page())
 

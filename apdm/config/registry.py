@@ -1,4 +1,4 @@
-"""Plug-ins: classes of one kind, found by name in a package or by path in a file, and made from text.
+"""Plug-ins: classes that are found by their name in a package, or by the path of a file, and are created from a text.
 
     lora                         the class of that name, with its defaults
     lora:rank=32,target=all      options are the class's fields
@@ -31,9 +31,9 @@ class Registry:
     """The classes of one kind.
 
     Args:
-        kind: what messages call such a class: "attack".
+        kind: the word for such a class in messages, such as "attack".
         package: dotted name of the package whose modules hold the classes.
-        members: attributes that an instance must have; they tell this kind from others in the same package.
+        members: attributes that an instance must have. Classes in the package without them are ignored.
         not_text: fields that cannot be given as text, because they hold other objects.
         has_options: whether the classes are dataclasses whose fields are options. Model families are not.
     """
@@ -45,11 +45,11 @@ class Registry:
     has_options: bool = True
 
     def classes(self) -> Mapping[str, Any]:
-        """Return {name: class} of the package, in the order of its files' names."""
+        """Return {name: class} of all classes in the package, sorted by file name."""
         return _classes(self.package, self.members)
 
     def find(self, name: str) -> Any:
-        """Return the class called `name`. Raises UserError with the likeliest name if there is none."""
+        """Return the class called `name`. If there is none, raise a UserError that suggests the most similar name."""
         known = self.classes()
         if name in known:
             return known[name]
@@ -83,11 +83,11 @@ class Registry:
         return cls, options
 
     def make(self, spec: str, **given: Any) -> Any:
-        """Return the object that a text describes.
+        """Create the object that a text describes.
 
         Args:
             spec: the text, such as "lora:rank=32".
-            given: further fields; options in the text win over them.
+            given: values of further fields. Options in the text win over them.
 
         Raises:
             UserError: the name or an option is unknown, or a value does not fit.
@@ -157,7 +157,7 @@ def option_value(kind: Any, text: str, name: str, spec: str) -> Any:
         spec: the whole text of the plug-in, for messages.
 
     Raises:
-        UserError: the text does not fit, or is a negative number.
+        UserError: the text does not fit the type, or is a negative number.
     """
     try:
         value = read_value(kind, text)
@@ -171,7 +171,7 @@ def option_value(kind: Any, text: str, name: str, spec: str) -> Any:
 def has_members(cls: type, members: Iterable[str]) -> bool:
     """Whether instances of `cls` have all of `members`.
 
-    `hasattr` cannot tell for `__call__`, because a class itself can always be called.
+    `hasattr(cls, "__call__")` would not do, because it is true for every class.
     """
     return all(any(member in vars(base) for base in cls.__mro__) for member in members)
 
@@ -182,7 +182,7 @@ def _classes(package: str, members: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _all_classes(package: str) -> Iterator[Any]:
-    """The classes that a package's own files define and that have a `name`."""
+    """Yield the classes with a `name` that are defined in a package's own files."""
     folder = importlib.import_module(package)
     for info in sorted(pkgutil.iter_modules(folder.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{package}.{info.name}")
@@ -193,5 +193,5 @@ def _all_classes(package: str) -> Iterator[Any]:
 
 
 def forget_classes() -> None:
-    """Forget which classes were found, so that files which were added to a package since then are found too."""
+    """Clear the cache of classes, so that files which were added to a package in the meantime are found."""
     _classes.cache_clear()

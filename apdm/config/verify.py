@@ -9,7 +9,7 @@ from apdm.config.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Check a folder that a run wrote: files, hashes, loading, and that nothing of a subject is inside."""
+    """Check a folder that a run wrote: its files and hashes, loading, and that it contains no data of a subject."""
 
     output_dir: str = option(
         help="The folder of the run. On the command line its name alone is enough: apdm verify DIR.",

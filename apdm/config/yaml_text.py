@@ -1,4 +1,4 @@
-"""YAML in and out: what a scalar means, and how a configuration is written down and hashed."""
+"""Reading and writing of YAML: the meaning of a scalar, and a configuration as text and as a hash."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ def config_hash(config: Any) -> str:
 
 
 def _without_empty_groups(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree without groups that have no options: a file may not name such a group."""
+    """Remove groups without options, because a configuration file may not name such a group."""
     pruned = {key: _without_empty_groups(value) if isinstance(value, dict) else value for key, value in tree.items()}
     return {key: value for key, value in pruned.items() if value != {}}

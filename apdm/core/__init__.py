@@ -1,1 +1,1 @@
-"""What every package needs: errors, logging, files, signals, the terminal, pictures, versions, AdamW."""
+"""Basic modules that the other packages use: errors, logging, files, signals, terminal, pictures, versions, AdamW."""

@@ -1,4 +1,4 @@
-"""AdamW: making it, and handling the state that it keeps."""
+"""Functions to make an AdamW optimizer, and to create and reset its state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_adamw(
     adam_weight_decay: float = 1e-2,
     adam_epsilon: float = 1e-8,
 ) -> AdamW:
-    """AdamW over `parameters`, fused into a single pass without temporary tensors where the device supports that."""
+    """Make torch's AdamW. It is fused (one pass without temporary tensors) if the device supports that."""
     parameters = list(parameters)
     options: dict[str, Any] = {
         "lr": learning_rate,
@@ -37,10 +37,10 @@ def make_adamw(
 
 @torch.no_grad()
 def reset_optimizer(optimizer: Optimizer) -> None:
-    """Give an optimizer the state of a new one.
+    """Reset an optimizer to the state that it had before its first step.
 
-    AdamW's tensors are set to zero in place, because others may hold references to them. The state of any other
-    optimizer is dropped.
+    AdamW's tensors are set to zero in place, because other objects may refer to them. The state of any other optimizer
+    is deleted.
     """
     if not isinstance(optimizer, AdamW):
         optimizer.state.clear()
@@ -74,5 +74,5 @@ def create_state(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a DTensor; any other tensor unchanged."""
+    """Return this process's shard of a DTensor, and any other tensor unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

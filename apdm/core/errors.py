@@ -1,8 +1,8 @@
-"""The two exceptions with which a job ends early. The command line turns each into an exit code."""
+"""The two exceptions that end a job early. The command line turns each into an exit code."""
 
 
 class JobEnded(BaseException):
-    """A job ends before it is done. The message is one line for the user.
+    """Base class of the exceptions that end a job early. The message is one line for the user.
 
     Attributes:
         reported_by_other_process: another process of the run already printed this error, so this one stays silent.
@@ -16,8 +16,8 @@ class UserError(JobEnded, Exception):
 
 
 class Interrupted(JobEnded):
-    """The job was asked to stop, and kept what is needed to go on. Exit code 3.
+    """The job was asked to stop. What is needed to continue is saved. Exit code 3.
 
-    Like KeyboardInterrupt, this is no subclass of `Exception`: it can be raised at any moment, and code that catches
+    Like KeyboardInterrupt, this is not a subclass of `Exception`. It can be raised at any moment, and code that catches
     the exceptions of a damaged file or a failed attack must not catch it.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from apdm.core.errors import UserError
 
-MARKER = ".apdm"  # the empty file that marks an output folder of this program
+MARKER = ".apdm"  # the name of a file that marks an output folder of this program
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -68,7 +68,7 @@ def recover(folder: Path, name: str | None = None) -> None:
 
     Args:
         folder: where the staging folders are.
-        name: clean up for this one target only; None cleans up for all, for a folder that is this program's own.
+        name: the one target to clean up for. None cleans up for all targets; use it only in this program's own folders.
     """
     for entry in sorted(folder.iterdir()):
         left = re.fullmatch(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)", entry.name)
@@ -181,7 +181,7 @@ def claim_output_dir(path: str | Path, overwrite: bool = False) -> Path:
 
 
 def _aside(stage: Path, target: Path) -> Path:
-    """Where the old folder is kept during the two renames."""
+    """Return the path where the old folder is kept during the two renames."""
     return stage / f"{target.name}.old"
 
 

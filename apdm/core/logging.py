@@ -1,11 +1,11 @@
-"""Messages of the package, through Python's own `logging`.
+"""Messages of the package, with Python's own `logging`.
 
 Every module asks for its logger once: `logger = get_logger(__name__)`. When the package is used as a library, nothing
 is printed unless the program that uses it configures logging. The command line shows the messages with
 `messages_on_stderr`.
 
-accelerate's `get_logger` would also print once per run, but it raises an error until an `Accelerator` exists, and it
-imports torch. Options are checked and `--help` is printed before either is there.
+accelerate's `get_logger` would also print each message once per run. But it imports torch, and it raises an error if no
+`Accelerator` exists. Options are checked and `--help` is printed before torch is imported.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 PACKAGE = "apdm"
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-# For `logger.warning(..., extra=EVERY_PROCESS)`: the message is about this process, so it is shown even where this is
-# not the main process of the run.
+# For `logger.warning(..., extra=EVERY_PROCESS)`: the message is about this process, so it is shown even if this is not
+# the main process of the run.
 EVERY_PROCESS = {"every_process": True}
 
 # Without a handler of its own, Python would print the warnings of a library on stderr.
@@ -43,7 +43,7 @@ def quiet_libraries() -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a missing kernel that is not used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hides a warning about a kernel that is not used here
 
 
 def is_main_process() -> bool:
@@ -65,9 +65,9 @@ class _StderrHandler(logging.Handler):
 def messages_on_stderr(level: int = logging.INFO) -> Iterator[None]:
     """Show the package's messages on stderr while the block runs, each as one line `apdm: <message>`.
 
-    Of several processes only the main one shows them, because all processes of a run say the same; messages marked
-    with `EVERY_PROCESS` are shown by each process. Handlers of the root logger do not get the messages as well, so
-    that none is printed twice. Afterwards logging is configured as before.
+    Of several processes only the main one shows messages, because all processes of a run log the same ones. Messages
+    marked with `EVERY_PROCESS` are shown by each process. The messages are not passed on to handlers of the root
+    logger, so that none is printed twice. Afterwards logging is configured as before.
 
     Args:
         level: the least important level that is shown.

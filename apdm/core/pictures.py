@@ -31,7 +31,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:
-    """Return images `[N, 3, H, W]` in [0, 1] as one picture with so many columns, filled row by row; gaps are white."""
+    """Return images `[N, 3, H, W]` in [0, 1] as one picture of `columns` columns, row by row. Gaps are white."""
     count, _, height, width = images.shape
     sheet = torch.ones(3, math.ceil(count / columns) * height, columns * width)
     for i, image in enumerate(images):

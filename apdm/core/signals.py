@@ -1,4 +1,4 @@
-"""Handling of SIGTERM and Ctrl-C, so that a job stops at a moment when nothing is lost."""
+"""Handling of SIGTERM and Ctrl-C. A job can postpone stopping until no work is lost."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KEPT_AND_RESUMED = f"what is done so far is kept; {RESUME_ADVICE}"
 class Stop:
     """A signal handler that remembers whether somebody asked this process to stop.
 
-    By default a signal raises `Interrupted` at once. Inside `postponed()` it only sets `asked`, and the job looks at
-    `asked` when it can stop. A second Ctrl-C always raises KeyboardInterrupt.
+    By default a signal raises `Interrupted` at once. Inside `postponed()` it only sets `asked`. The job then reads
+    `asked` at a moment when it can stop. A Ctrl-C after an earlier signal always raises KeyboardInterrupt.
 
     Attributes:
         asked: whether a signal has arrived.
@@ -29,7 +29,7 @@ class Stop:
         """Create a handler.
 
         Args:
-            advice: what becomes of the work done so far and how to go on; the message of `Interrupted`.
+            advice: the message of `Interrupted`. It says which work is kept, and how to continue.
         """
         self.asked = False
         self._postponed = False
@@ -47,7 +47,7 @@ class Stop:
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
-        """Inside this block a signal only sets `asked`."""
+        """Inside this block, a signal only sets `asked`."""
         self._postponed = True
         try:
             yield
@@ -57,12 +57,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(advice: str = KEPT_AND_RESUMED) -> Iterator[Stop]:
-    """Handle SIGTERM and Ctrl-C with a `Stop` in this block; afterwards the earlier handlers are back.
+    """Handle SIGTERM and Ctrl-C with a `Stop` in this block. Afterwards the earlier handlers are restored.
 
-    Python allows signal handlers in the main thread alone. In any other thread this changes nothing.
+    Python allows signal handlers only in the main thread. In any other thread, this sets no handlers.
 
     Args:
-        advice: what becomes of the work done so far and how to go on; the message of `Interrupted`.
+        advice: the message of `Interrupted`. It says which work is kept, and how to continue.
+
+    Yields:
+        The `Stop`.
     """
     stop = Stop(advice)
     if threading.current_thread() is not threading.main_thread():

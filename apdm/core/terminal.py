@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: lines on standard output, and progress bars on standard error."""
+"""Output for a user at a terminal: lines on standard output, and progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _bars_are_shown = ContextVar("bars_are_shown", default=False)
 def say(*lines: str) -> None:
     """Print lines to standard output.
 
-    If the reader of a pipe has closed it, as `head` does, the rest of the output is dropped and the command goes on.
+    If the output goes to a pipe and the other program has closed it, as `head` does, the rest is silently dropped.
     """
     try:
         print(*lines, sep="\n", flush=True)
@@ -40,9 +40,9 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, *
     """Return a tqdm bar, which is hidden unless `show_progress` asked for bars.
 
     Args:
-        iterable: what the bar counts; None if the caller updates it.
-        shown: false hides this bar in any case, as in all processes but the main one.
-        options: anything else that tqdm takes.
+        iterable: the items that the bar counts; None if the caller updates the bar.
+        shown: false always hides this bar. Pass false in all processes but the main one.
+        options: further arguments of tqdm.
     """
     from tqdm.auto import tqdm
 

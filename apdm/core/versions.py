@@ -1,4 +1,4 @@
-"""The version of this package, and of everything else that a result depends on."""
+"""The versions of this package, of Python, and of the libraries that a result depends on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 
 VERSION = "0.1.0"
 
-# The libraries whose versions are written beside every result.
+# The libraries whose versions are stored with every result.
 LIBRARIES = (
     *("accelerate", "datasets", "diffusers", "numpy", "peft"),
     *("pillow", "safetensors", "scipy", "torch", "transformers"),

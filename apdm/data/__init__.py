@@ -1,1 +1,1 @@
-"""What goes in: subjects and their photos, class pictures, and random changes to photos."""
+"""The input data: subjects and their photos, class pictures, and random changes to photos."""

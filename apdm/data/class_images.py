@@ -1,6 +1,6 @@
-"""Class pictures (x^pr in the paper): what the class looks like to the original model, drawn once and kept.
+"""Class pictures (x^pr in the paper): pictures of the class that the original model draws once, and that are kept.
 
-Prior preservation trains on them, so that a model keeps the class as it was.
+Prior preservation trains on these pictures, so that a model goes on drawing the class as before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
 from apdm.data.subjects import list_images
 
-RECIPE_FILE = "made_by_apdm.json"  # beside drawn pictures: how they were drawn
+RECIPE_FILE = "made_by_apdm.json"  # stored beside drawn pictures; it says how they were drawn
 
 
 class PictureModel(Protocol):
@@ -46,8 +46,8 @@ class ClassImages:
 
     Attributes:
         prompt: the class prompt.
-        model: hash of the model that draws. It is kept beside the pictures, so that pictures of another model are never
-            used by mistake.
+        model: hash of the model that draws. It is stored beside the pictures, so that pictures of another model are
+            never used by mistake.
         seed: seed of the first picture.
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
@@ -79,8 +79,8 @@ class ClassImages:
             family: the model that draws.
             folder: where the pictures are, or will be.
             count: how many pictures to return.
-            batch_size: how many are drawn at once.
-            replace: if the folder holds pictures that were drawn with another recipe, delete them and draw again.
+            batch_size: how many pictures are drawn at once.
+            replace: if the folder holds pictures that were drawn with another recipe, delete them and draw new ones.
             show_progress: show a progress bar.
 
         Raises:

@@ -4,8 +4,8 @@
     <instance_data_dir>/<id>/safe/*                  optional partners, one for each photo, with the same name
     <instance_data_dir>/*.jpg|jpeg|png|webp          photos directly in the folder: a single subject, "s01"
 
-Hidden files and files that are no pictures are ignored. A photo that cannot be used is an error and is never skipped,
-because a photo that is left out unnoticed leaves a person unprotected.
+Hidden files and files that are no pictures are ignored. A photo that cannot be used is an error. It is never skipped,
+because the person in a skipped photo would stay unprotected without anybody noticing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from apdm.core.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Pictures of these kinds cannot be read. They are reported, because whoever put them there wants them protected.
+# Pictures of these kinds cannot be read. They are reported as errors, because the user expects them to be protected.
 OTHER_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"}
 )
@@ -37,10 +37,10 @@ ONLY_SUBJECT = "s01"
 
 @dataclass(frozen=True)
 class Subject:
-    """A person, or anything else that is not to be learned, and the photos of it.
+    """A person, or anything else that models must not learn, with its photos.
 
     Attributes:
-        id: the opaque name that stands for the subject in all outputs.
+        id: the name that stands for the subject in all outputs.
         images: the photos, sorted by file name.
         safe: the partner of each photo, in the same order; None if there is no folder `safe/`.
     """
@@ -152,9 +152,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """The picture converted from its colour profile to sRGB.
+    """Convert a picture from its colour profile to sRGB.
 
-    It is returned unchanged if it has no profile, the sRGB profile, or one that cannot be used.
+    The picture is returned unchanged if it has no profile, the sRGB profile, or a profile that cannot be used.
     """
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
@@ -197,7 +197,7 @@ def _subject(folder: Path, subject: str) -> Subject:
 
 
 def _partners(subject: str, images: list[Path], folder: Path) -> list[Path] | None:
-    """The photos of `folder` in the order of `images`; None if there is no such folder."""
+    """Return the safe partners in `folder`, in the order of `images`; None if there is no such folder."""
     if not folder.is_dir():
         return None
     photos, partners = _by_stem(subject, images), _by_stem(subject, list_images(folder))
@@ -230,5 +230,5 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _name(path: Path) -> str:
-    """A photo's folder, which is the subject's id, and its name: enough to find it, without the machine's paths."""
+    """Return "<subject id>/<file name>" of a photo: enough to find it, without paths of the machine."""
     return "/".join(path.parts[-3 if path.parent.name == SAFE else -2 :])

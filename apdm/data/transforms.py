@@ -1,12 +1,12 @@
-"""What may happen to a photo between its protection and its use by a trainer, as differentiable functions.
+"""Differentiable transforms of photos, such as JPEG compression, that may come between protection and training.
 
 A protection survives these transforms if it is made by expectation over transformation (Athalye et al. 2018,
 "Synthesizing Robust Adversarial Examples"): every step computes its loss on a photo that is transformed at random. All
 functions take pictures `[B, 3, H, W]` in [0, 1], float32 or float64, and return pictures of the same size and type.
 
-Rounding and clipping pass gradients on unchanged (backward pass differentiable approximation, Athalye et al. 2018,
-"Obfuscated Gradients"). Their true gradients are zero almost everywhere, and a pixel at the edge of the range would
-keep or lose its gradient by the chance of a rounding error.
+In the backward pass, rounding and clipping are treated as the identity (backward pass differentiable approximation,
+Athalye et al. 2018, "Obfuscated Gradients"). The true gradient of rounding is zero almost everywhere. With the true
+gradient of clipping, a rounding error would decide whether a pixel at the edge of the range has a gradient.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from apdm.config.image_layer import TransformConfig
 
-# Quantisation tables of ITU-T T.81 (JPEG), Annex K, Tables K.1 and K.2: what quality 50 means to libjpeg.
+# Quantisation tables of ITU-T T.81 (JPEG), Annex K, Tables K.1 and K.2. libjpeg uses them for quality 50.
 LUMA = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -59,9 +59,9 @@ def jpeg(images: Tensor, quality: int, *, subsampling: bool = True) -> Tensor:
     extended by repeating its edge. libjpeg computes with fixed-point numbers; the mean difference to its result is
     below 0.7/255.
 
-    The gradient is that of the same computation without rounding and clipping: the identity on luma, and the loss of
-    resolution on chroma, for every quality. So the gradient tells a protection what it is worth after compression, but
-    not how to avoid the rounding.
+    The gradient is the gradient of the same computation without rounding and clipping. It does not depend on the
+    quality: for luma it is the identity, and for chroma it contains the loss of resolution. So a protection can use the
+    loss after compression, but the gradient does not show how to avoid the rounding.
 
     Args:
         images: `[B, 3, H, W]` in [0, 1].
@@ -88,7 +88,7 @@ def resize_and_back(images: Tensor, factor: float, *, mode: Literal["bilinear", 
 
     Args:
         images: `[B, 3, H, W]` in [0, 1].
-        factor: above 0. The sides in between are rounded to whole pixels.
+        factor: factor of the first resizing, above 0. The sides after it are rounded to whole pixels.
         mode: the filter.
 
     Raises:
@@ -136,7 +136,7 @@ def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Te
     Args:
         images: `[B, 3, H, W]` in [0, 1].
         std: standard deviation in [0, 1] pixel units, at least 0.
-        generator: on the CPU.
+        generator: source of the noise, on the CPU.
 
     Raises:
         ValueError: the standard deviation is negative, or the images have the wrong shape or type.
@@ -150,7 +150,7 @@ def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Te
 
 @dataclass(frozen=True)
 class RandomTransform:
-    """Transforms each picture at random: by one of the transforms above, or not at all.
+    """Applies one of the transforms above to each picture, chosen at random, or leaves the picture as it is.
 
     Attributes:
         config: the probability of each transform and the range of its strength.
@@ -194,7 +194,7 @@ def _check(images: Tensor) -> None:
 
 
 def _straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
-    """A tensor with the values of `exact` and the gradient of `smooth`."""
+    """Return a tensor with the values of `exact` and the gradient of `smooth`."""
     return smooth + (exact - smooth).detach()
 
 
@@ -213,7 +213,7 @@ def _mix(matrix: Tensor, images: Tensor) -> Tensor:
 
 
 def _table(base: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
-    """The quantisation table `[8, 8]` of a quality, by libjpeg's integer formula."""
+    """Return the quantisation table `[8, 8]` for a quality, by libjpeg's integer formula."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((torch.tensor(base) * scale + 50) // 100).clamp(1, 255)
 
