@@ -61,7 +61,7 @@ class AttackResult(NamedTuple):
 class Attack(Protocol):
     """An attack that personalises a model with photos of a subject.
 
-    With equal seeds an attack makes equal random draws on every model, so the runs on the base model and on the
+    With equal seeds an attack uses the same random numbers on every model, so the runs on the base model and on the
     hardened model can be compared pair by pair.
     """
 
@@ -112,7 +112,7 @@ class Attack(Protocol):
 
 
 class Purifier(Protocol):
-    """A change to photos that may remove their protection. With equal seeds it makes equal random draws."""
+    """A change to photos that may remove their protection. With equal seeds it uses the same random numbers."""
 
     @property
     def name(self) -> str:
@@ -134,7 +134,7 @@ class Purifier(Protocol):
         Args:
             photos: `[N, 3, H, W]` in [0, 1].
             model: the attacker's model. It is only read.
-            seed: of the purifier's random draws.
+            seed: seed of the purifier's random numbers.
 
         Returns:
             Photos of the same shape in [0, 1].

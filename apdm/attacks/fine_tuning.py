@@ -1,4 +1,4 @@
-"""The base class of all attacks that train: random draws, training loop and loss.
+"""The base class of all attacks that train: random numbers, training loop and loss.
 
 A subclass implements `begin`, which says what is trained.
 """
@@ -84,7 +84,7 @@ class FineTuning(ABC):
         max_grad_norm: gradients are clipped to this norm. 0 means no clipping.
         renamed: (what the audit calls the subject, what this attacker calls it), for example ("sks", "t@t").
             None if both use the same words.
-        seed: of all random draws.
+        seed: seed of all random numbers.
     """
 
     instance_prompt: str
@@ -136,9 +136,9 @@ class FineTuning(ABC):
     ) -> AttackResult:
         """Minimise L_simple(instance) + prior_loss_weight * L_simple(class) (APDM, eq. 3 to 5).
 
-        Every random draw (order of the pictures, latent, noise, timestep) comes from CPU generators that are seeded
-        with `seed`. So runs on two models make the same draws step by step, and the draws for the subject's photos are
-        the same with and without prior preservation.
+        All random numbers (order of the pictures, latents, noise, timesteps) come from CPU generators that are seeded
+        with `seed`. So runs on two models use the same random numbers in every step, and the random numbers for the
+        subject's photos are the same with and without prior preservation.
 
         Args:
             model: the model under attack. It is only read; copies are trained.
@@ -279,16 +279,16 @@ def frozen_copy(module: Module) -> Module:
 
 @torch.no_grad()
 def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
-    """Measure the mean denoising error of pictures under a prompt, over draws that depend only on `seed`.
+    """Measure the mean denoising error of pictures under a prompt, with random numbers that depend only on `seed`.
 
-    Two values of this function can be compared. Two training losses cannot, because their draws differ.
+    Two values of this function can be compared. Two training losses cannot, because their random numbers differ.
 
     Args:
         model: the model that denoises.
         images: latents of the pictures, which are used in turn.
         prompt: the prompt of all pictures.
-        draws: number of noise and timestep draws.
-        seed: of the draws.
+        draws: number of latents, each with its own noise and timestep, that the mean is taken over.
+        seed: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = _noisy_batch(model, images[torch.arange(draws) % len(images)], generator)

@@ -110,7 +110,7 @@ class CellMeasurements:
 
     Attributes:
         curve: as in `AttackRow`.
-        nominal: the curve's point at the nominal step; None until then, as the fields below are empty until then.
+        nominal: the curve's point at the nominal step; None before this step. The fields below are then empty.
         quality, scores: as in `AttackRow`.
         pictures: pictures of the nominal step, {name: [N, 3, H, W] in [0, 1]}.
     """
@@ -156,11 +156,12 @@ class CellRunner:
     def run(self, cell: Cell, progress: Callable[[int, float], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
 
-        Args:
-            progress: called after every attack step with the steps done and the last step's loss.
+        An error of the attack is not raised, so that the other cells still run. A KeyboardInterrupt, which `progress`
+        may raise, ends the cell.
 
-        An error of the attack is not raised, so that the other cells still run. If `progress` raises a
-        KeyboardInterrupt, it ends the cell.
+        Args:
+            cell: the cell.
+            progress: called after every attack step with the number of steps done and the last step's loss.
 
         Returns:
             The row, and pictures {name: [N, 3, H, W] in [0, 1]}: "attacked", and "attention" if there are attention
@@ -304,7 +305,7 @@ def check_finite(images: Tensor) -> None:
 
 
 def _is_untouched(attacked: Family, model: Family) -> bool:
-    """Whether all parts of both models are equal. Some attacks change a model before their first step."""
+    """Whether no part of the attacked model differs from `model`. Some attacks change parts before their first step."""
     for name, theirs in model.pipeline.components.items():
         mine = attacked.pipeline.components[name]
         if mine is theirs:

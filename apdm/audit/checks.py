@@ -13,9 +13,12 @@ from apdm.metrics.utility import StrangersLikeness
 
 
 class HardenedPoint(NamedTuple):
-    """Figures of the hardened model's pictures of one person at one attack step, by one encoder. Means over the seeds.
+    """How well pictures of the attacked hardened model match one person at one attack step. All values are seed means.
 
     Attributes:
+        subject: the person's id.
+        encoder: name of the face encoder.
+        step: attack steps taken.
         match_rate: share of the pictures that match the person.
         likeness: mean likeness. There are two conventions for pictures without a face (see `apdm.metrics.identity`);
             this is the higher of the two values.

@@ -40,7 +40,7 @@ from apdm.metrics.judges import Judges
 DrawFromPhotos = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
 NOMINAL_ATTACK = "dreambooth"
 DRAWN = "drawn"  # name of a cell's pictures in the store
-PICTURE_SEED = 7_000_000  # is added to the seed, so that the audit of the models has other seeds
+PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
 DIFFERENCE_GAIN = 10  # the report shows the change of a photo times this factor, added to grey
 
 

@@ -201,8 +201,8 @@ class Check:
     Attributes:
         value: the measured value; None if it could not be measured or did not have to be measured.
         limit: the threshold.
-        passed: whether the check passed. False if the value had to be measured and could not be. None means that the
-            check does not count, because the value did not have to be measured.
+        passed: whether the check passed. It is False if the value had to be measured and could not be. It is None if
+            no measurement was asked for; then the check does not count.
         detail: the result in one sentence.
     """
 
@@ -218,8 +218,8 @@ class AttackOutcome:
     """The result of one attack over all people and seeds.
 
     Attributes:
-        state: "protected" (all checks passed), "not protected" (a check failed), "void" (the attack does not work on
-            the base, so it proves nothing) or "unreliable" (no check failed, but there is a reason for doubt).
+        state: "protected" (no check failed), "not protected" (a measured value failed its check), "void" (the attack
+            does not work on the base, so it proves nothing) or "unreliable" (there is a reason for doubt).
         cells: number of rows.
         failed: number of rows whose attack failed.
         void: number of people and seeds for which the attack does not work on the base.

@@ -45,9 +45,9 @@ def row_flags(row: AttackRow) -> list[str]:
 def is_void(row: AttackRow) -> bool:
     """Whether this is a row of the base and the attack does not work there.
 
-    If an attack does not work on the base, it proves nothing that it does not work on the hardened model either. It
-    works on the base if at some measured step, up to the nominal step, at least MIN_BASE_MATCH_RATE of the pictures
-    match the person by every encoder. One such step is enough, because the attacker may stop at any step.
+    If an attack does not work on the base, its failure on the hardened model proves nothing. It works on the base if at
+    some measured step, up to the nominal step, every encoder matches at least the share MIN_BASE_MATCH_RATE of the
+    pictures with the person. One such step is enough, because the attacker may stop at any step.
     """
     return row.model == "base" and (row.status == "failed" or _weakest_match(row)[0] < MIN_BASE_MATCH_RATE)
 

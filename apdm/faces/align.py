@@ -81,7 +81,7 @@ def warp(photo: Tensor, matrix: Tensor, size: int) -> Tensor:
 
     Args:
         photo: `[3, H, W]`, float32 or float64.
-        matrix: from pixels of the photo to pixels of the crop, `[2, 3]`, as `similarity` returns it.
+        matrix: maps pixels of the photo to pixels of the crop, `[2, 3]`, as `similarity` returns it.
         size: S, the side of the crop in pixels.
 
     Returns:

@@ -130,7 +130,7 @@ def cost_factor(base: Curve, hardened: Curve, level: float) -> Cost:
     """The attack steps that reach the likeness `level` on the hardened model, divided by the steps on the base.
 
     Raises:
-        ValueError: in the cases of `steps_to_reach`.
+        ValueError: a curve is not valid, see `steps_to_reach`.
     """
     needed = steps_to_reach(base, level)
     if not needed.steps:  # never reached, or reached at step 0
