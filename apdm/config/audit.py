@@ -106,7 +106,7 @@ class AuditOptions:
     strangers_data_dir: str | None = option(
         None,
         "Folder of photos of any other people. Their likeness to the subjects is the likeness by chance. By default "
-        "the base's own class pictures stand for strangers.",
+        "the base's own class pictures are used as strangers.",
     )
     dino_dir: str | None = option(
         None,
@@ -293,7 +293,7 @@ class AuditJobConfig(AuditOptions):
         "own. By default the family that handles the pipeline class of the model.",
     )
     variant: str | None = option(
-        None, 'Which files of the models to load, such as "fp16". By default those without a suffix.'
+        None, 'Which files of the models to load, such as "fp16". By default the files without a suffix.'
     )
     allow_pickle: bool = option(
         False,

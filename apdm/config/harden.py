@@ -54,14 +54,14 @@ class L2PConfig:
     )
     evaluate: Literal["after", "before"] = option(
         "after",
-        "Where the protective loss is computed: at the attacker's weights theta' after each of its steps (Algorithm 1 "
-        "and the released code) or before it (Eq. 18-19 of the paper's text).",
+        "When the protective loss is computed: after each step of the attacker (Algorithm 1 and the released code), or "
+        "before each step (Eq. 18-19 of the paper's text). It is computed at the attacker's weights theta'.",
     )
     attackers: Literal["synchronous", "independent"] = option(
         "synchronous",
-        "What several processes simulate. synchronous: one attacker on the whole batch, exactly as in one process. "
-        "independent: one attacker in each process on its share of the batch, which is more diverse and exchanges less "
-        "data. independent needs DDP.",
+        "What several processes simulate. synchronous: all processes together simulate one attacker on the whole "
+        "batch, exactly as one process would. independent: every process simulates a different attacker on its share "
+        "of the batch, which is more diverse and exchanges less data. independent needs DDP.",
     )
     optimizer: Literal["adamw", "adamw8bit", "adafactor"] = option(
         "adamw",
@@ -86,8 +86,8 @@ class L2PConfig:
     )
     lora_learning_rate: float = option(
         1e-4,
-        "Learning rate of the LoRA's AdamW. 1e-4 is the default of diffusers' LoRA scripts, 20 times that of full "
-        "fine-tuning.",
+        "Learning rate of the LoRA's AdamW. 1e-4 is the default of diffusers' LoRA scripts, 20 times the learning rate "
+        "of full fine-tuning.",
         above=0,
     )
 
@@ -193,7 +193,9 @@ class PreservationConfig:
 class ValidationConfig:
     """Validation while hardening runs: it draws pictures, and can run a short probe attack."""
 
-    steps: int = option(0, "Validate after every so many outer steps. 0 never validates, which is fastest.", at_least=0)
+    steps: int = option(
+        0, "Number of outer steps between two validations. 0 never validates, which is fastest.", at_least=0
+    )
     prompts: list[str] = option(
         ["a photo of sks person", "a photo of person"],
         "Prompts to draw. Each is drawn with the same noise every time, so that pictures of different steps compare.",
@@ -249,8 +251,8 @@ class HardenConfig(JobConfig):
     )
     rehearsal_every: int = option(
         4,
-        "One of every so many simulated attackers learns a person of rehearsal_data_dir. A smaller number keeps the "
-        "old protection better and leaves fewer attackers for the new people.",
+        "With the value n, every n-th simulated attacker learns a person of rehearsal_data_dir. A smaller number keeps "
+        "the old protection better and leaves fewer attackers for the new people.",
         at_least=2,
     )
     train_batch_size: int = option(
@@ -317,8 +319,8 @@ class HardenConfig(JobConfig):
     )
     checkpointing_steps: int = option(
         100,
-        "Save a checkpoint after every so many outer steps and after the last. 0 saves one only when the run is "
-        "interrupted, or after the last step if photos or audit follow.",
+        "Number of outer steps between two checkpoints; one more is saved after the last step. 0 saves a checkpoint "
+        "only when the run is interrupted, or after the last step if photo protection or audit follow.",
         at_least=0,
     )
     checkpoints_total_limit: int | None = option(
@@ -331,7 +333,7 @@ class HardenConfig(JobConfig):
         "never stopped.",
     )
     report_to: Literal["tensorboard", "wandb"] | None = option(
-        None, "Where losses are logged. By default nowhere. Subjects, prompts and photos are never logged."
+        None, "The tracker that losses are logged to. By default none. Subjects, prompts and photos are never logged."
     )
     logging_dir: str = option("logs", "Folder of the logs, inside output_dir.")
     save_variant: Literal["fp16"] | None = option(

@@ -114,13 +114,13 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
 
 
 def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os.PathLike[str] | None = None) -> Config:
-    """Build a configuration from Python values, checked as strictly as those of a command line.
+    """Build a configuration from Python values. They are checked as strictly as the words of a command line.
 
     Args:
         cls: the dataclass that describes the options.
         options: {name: value}. A group of options is a nested mapping or an object of the group's dataclass; a dotted
             name such as "l2p.inner_steps" works too. Paths may be `pathlib.Path` objects, lists may be tuples.
-        file: a YAML file with further options; those of `options` win.
+        file: a YAML file with further options. Values in `options` win over the file.
 
     Raises:
         UserError: as `load_config`.
@@ -233,7 +233,7 @@ class Option:
 
 
 def options_by_path(cls: type) -> dict[str, Option]:
-    """Return {dotted name: option} of an options dataclass: its own options first, then those of each group."""
+    """Return {dotted name: option} of an options dataclass: its own options first, then the options of each group."""
     return {found.path: found for found in _options(cls)}
 
 

@@ -156,7 +156,7 @@ def claim_output_dir(path: str | Path, overwrite: bool = False) -> Path:
             allowed.
 
     Raises:
-        UserError: `path` is no folder, cannot be written, has files of other programs, or has an earlier result and
+        UserError: `path` is not a folder, cannot be written, has files of other programs, or has an earlier result and
             `overwrite` is false.
     """
     target = Path(path)

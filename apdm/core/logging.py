@@ -22,7 +22,7 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_
 # the main process of the run.
 EVERY_PROCESS = {"every_process": True}
 
-# Without a handler of its own, Python would print the warnings of a library on stderr.
+# If a library's logger has no handler, Python prints the library's warnings on stderr. A NullHandler prevents this.
 logging.getLogger(PACKAGE).addHandler(logging.NullHandler())
 
 

@@ -4,6 +4,9 @@ The model itself holds theta', the working weights, which the simulated attacker
 file keeps what the outer step needs besides: the float32 master weights of theta, the accumulated gradient G, and the
 outer AdamW, which is the optimizer that moves theta. If several processes train, each keeps one part of theta and of
 the outer AdamW. All memory is allocated once.
+
+Below, a list of tensors is "laid out like theta" if it has as many tensors as theta, of the same shapes. "Laid out like
+the working weights" has the corresponding meaning.
 """
 
 from __future__ import annotations

@@ -133,6 +133,13 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
 def place_models(config: HardenConfig, base: Family, start: Family, kind: EngineKind, device: torch.device) -> Family:
     """Move the models to the device that the engine needs.
 
+    Args:
+        config: the options.
+        base: the original model.
+        start: the model to harden; may be the same object as `base`.
+        kind: the kind of engine.
+        device: this process's device.
+
     Returns:
         The family to harden, whose denoiser is a copy of `start`'s denoiser.
     """
@@ -201,6 +208,12 @@ def make_validator(
     """Return the validator, which draws pictures during the training. In the main process it may also run the probe.
 
     The other processes get no probe, because they have no judges.
+
+    Args:
+        config: the options.
+        hardened: the family whose denoiser is trained.
+        protected: {subject id: variants of the subject's data} of the protected people.
+        inputs: the input, with the judges of the probe.
     """
     probe = None
     if config.validation.probe_steps and inputs.audit_inputs is not None:

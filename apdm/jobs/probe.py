@@ -23,7 +23,7 @@ class ProbeResult:
     Attributes:
         figures: "probe_likeness/<encoder>", the mean cosine to the attacked person; and "probe_face_rate", the share of
             pictures that show a face.
-        like_strangers: whether, for every encoder, the likeness exceeds that of strangers by at most `Probe.margin`.
+        like_strangers: whether, for every encoder, the likeness exceeds the strangers' by at most `Probe.margin`.
     """
 
     figures: dict[str, float]

@@ -1,4 +1,4 @@
-"""What each job returns to Python code that called it.
+"""The results that each job returns to the Python code that called it.
 
 This file does not import torch, so a program can use `apdm.HardenResult` in annotations without loading torch.
 """

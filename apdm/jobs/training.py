@@ -115,7 +115,7 @@ class Training:
     def find_fault(self, figures: Mapping[str, float]) -> tuple[str, str] | None:
         """Check whether the training can continue after an outer step.
 
-        If loss scales are in use, a loss that is not finite is no fault, because its gradient was skipped.
+        If loss scales are in use, a loss that is not finite is not a fault, because its gradient was skipped.
 
         Args:
             figures: what `outer_step` returned.

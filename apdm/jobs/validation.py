@@ -13,7 +13,7 @@ from apdm.core.pictures import grid, save_png
 from apdm.families import Family
 from apdm.jobs.probe import Probe
 
-REQUIRED_PROBES = 2  # training may stop after so many probes in a row that show no more likeness than strangers have
+REQUIRED_PROBES = 2  # how many probes in a row must show no more likeness than strangers before training may stop
 PROBE_ROWS = 4  # of the sheet of pictures after a probe
 
 

@@ -203,7 +203,7 @@ class AttackerPool:
             size: number of hostile attackers.
             benign_size: number of benign attackers. Their turns are evenly spread among the turns of the hostile ones.
             stride: steps that an attacker takes in one turn.
-            lora_share: share of the hostile attackers, and likewise of the benign attackers, that train an adapter.
+            lora_share: share of the attackers that train an adapter, applied to hostile and to benign ones separately.
         """
         count = size + benign_size
         order = [

@@ -31,7 +31,13 @@ def denoising_loss(error: Tensor) -> Tensor:
 
 
 def personalization_loss(instance: Tensor, prior: Tensor, *, prior_loss_weight: float = 1.0) -> Tensor:
-    """`L_per` (Eq. 5): DreamBooth's loss on the subject's images plus prior preservation."""
+    """`L_per` (Eq. 5): DreamBooth's loss on the subject's images plus prior preservation, a scalar.
+
+    Args:
+        instance: the denoiser's error on the subject's images, `[B, C, H, W]`.
+        prior: the denoiser's error on class pictures, `[B, C, H, W]`.
+        prior_loss_weight: weight of prior preservation.
+    """
     return denoising_loss(instance) + prior_loss_weight * denoising_loss(prior)
 
 

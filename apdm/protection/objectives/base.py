@@ -107,7 +107,7 @@ class SimulatedAttack:
         """Add `gradient` to G. It has one tensor per parameter, laid out like `working_weights`."""
         self.method.master.accumulate(gradient)
 
-    # -- where the attacker stands -----------------------------------------------------------------------------------
+    # -- the attacker's weights and optimizer ------------------------------------------------------------------------
 
     @property
     def working_weights(self) -> list[Tensor]:
