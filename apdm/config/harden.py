@@ -304,7 +304,7 @@ class HardenConfig(JobConfig):
     mixed_precision: Literal["no", "fp16", "bf16"] = option(
         "no",
         "Precision of forward and backward passes; weights and optimizers stay float32. bf16 is faster and takes less "
-        "memory. fp16 is for cards without bf16; it uses loss scales. no means float32, as in the paper.",
+        "memory. fp16, which needs loss scales, is for cards without bf16. no means float32, as in the paper.",
     )
     gradient_checkpointing: bool = option(
         False,

@@ -3,7 +3,8 @@
 An engine holds the working weights theta'. It takes the attacker's optimizer steps, with gradients averaged over the
 processes, and it computes the gradient of the defender's loss at the attacker's weights. The algorithm
 (`apdm.protection.learning_to_protect`) does not depend on the engine. Every engine gives the result that one process
-would give on the whole batch, except for the rounding of sums. `Independent` is the one exception.
+would give on the whole batch, except for the rounding of sums. Engines in which every process simulates a different
+attacker (`Independent`, and `AdapterEngine` with `averaged` false) are the exception.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class PooledAttacker:
     Attributes:
         source: gives the attacker's plans, one after the other.
         plan: the attacker's present plan: on whom it trains, and with which settings.
-        age: number of steps that count towards `plan.steps`, at which the attacker starts again from theta. The pool
-            sets the first value above 0, as if the attacker had already trained; see `AttackerPool.start`.
+        age: number of steps counted towards `plan.steps`, at which the attacker starts again from theta. A pool may set
+            the first value above 0, as if the attacker had already trained; see `AttackerPool.start`.
         stride: steps that the attacker takes in one turn.
         benign: the attacker trains on a person who consents.
         offset: theta' - theta at the end of the last turn, laid out like theta. If the attacker trains an adapter: the
