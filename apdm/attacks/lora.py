@@ -13,7 +13,7 @@ from torch.nn import Module
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
 from apdm.families import Family
-from apdm.families.lora_layers import Target, add_lora, lora_parameters
+from apdm.families.lora_layers import LoraTarget, add_lora, lora_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LoRA(FineTuning):
     learning_rate: float = 1e-4
     rank: int = 4
     lora_alpha: int | None = None
-    target: Target = "attention"
+    target: LoraTarget = "attention"
     train_text_encoder: bool = False
 
     name: ClassVar[str] = "lora"

@@ -24,7 +24,7 @@ from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.cells import SAMPLE_BATCH_SIZE, check_finite
 from apdm.audit.plan import AuditPlan, Drawing, to_unit
 from apdm.audit.protected_photos import PhotoPair
-from apdm.audit.results import Identity, PhotoAttackRow
+from apdm.audit.results import IdentityByEncoder, PhotoAttackRow
 from apdm.audit.rows import file_name
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, store_or_temporary, tensor_hash
@@ -258,7 +258,7 @@ class PhotoAudit:
     ) -> tuple[PhotoAttackRow, Tensor | None]:
         """Run a cell: its row, and its pictures unless it failed."""
         error, images, started = None, None, time.perf_counter()
-        identity: Identity = {}
+        identity: IdentityByEncoder = {}
         try:
             photos = cell.pair.clean if cell.photos == "clean" else cell.pair.protected
             if cell.purifier is not None:

@@ -23,7 +23,7 @@ from apdm.metrics.utility import ClassUtility, StrangersLikeness
 SchemaNumber = Literal[1]
 (SCHEMA,) = get_args(SchemaNumber)
 
-Identity = dict[str, IdentityStatistics]  # {face encoder: likeness}
+IdentityByEncoder = dict[str, IdentityStatistics]  # {face encoder: likeness}
 Role = Literal["protected", "other"]
 Status = Literal["ok", "failed"]
 State = Literal["protected", "not protected", "unreliable", "void"]
@@ -44,7 +44,7 @@ class CurvePoint:
     """
 
     step: int
-    identity: Identity
+    identity: IdentityByEncoder
     quality: dict[str, float | None]
     loss: float
 
@@ -90,7 +90,7 @@ class AttackRow:
     seed: int
     nominal_step: int
     horizon: int
-    identity: Identity
+    identity: IdentityByEncoder
     quality: dict[str, float | None]
     scores: dict[str, list[float | None]]
     curve: list[CurvePoint]
@@ -326,7 +326,7 @@ class PhotoAttackRow:
     purifier: str | None
     subject: str
     seed: int
-    identity: Identity
+    identity: IdentityByEncoder
     seconds: float
     status: Status
     error: str | None

@@ -16,7 +16,7 @@ from apdm.faces.interfaces import Face, FaceDetector
 from apdm.portraits import WEIGHTS
 from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.drawing import SIZE
-from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
+from apdm.portraits.networks import AttributeNetwork, PatchEncoder, ResidualEncoder
 
 PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
 PORTRAIT_FACE = "portrait-face"
@@ -68,8 +68,8 @@ class PortraitFaceScore:
 
     def __init__(self) -> None:
         self.name = PORTRAIT_FACE
-        model, figures = _load(AttributeReader(), PORTRAIT_FACE)
-        if not isinstance(model, AttributeReader):
+        model, figures = _load(AttributeNetwork(), PORTRAIT_FACE)
+        if not isinstance(model, AttributeNetwork):
             raise TypeError(type(model))
         self.model = model
         self.threshold = figures["threshold"]

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer, is_attention
-from apdm.families.lora_layers import Target, layer_names
+from apdm.families.lora_layers import LoraTarget, layer_names
 from apdm.families.pipeline_folder import write_pipeline
 from apdm.families.posterior import Posterior
 from apdm.families.sampling import Sampler
@@ -166,7 +166,7 @@ class Family(Sampler):
     # -- facts about the architecture ------------------------------------------------------------------------
 
     @classmethod
-    def lora_layers(cls, denoiser: nn.Module, target: Target) -> list[str]:
+    def lora_layers(cls, denoiser: nn.Module, target: LoraTarget) -> list[str]:
         """The layers of the denoiser that a low-rank adapter is put on, as peft's `target_modules`.
 
         Args:

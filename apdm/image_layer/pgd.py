@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # (photos [3, H, W] in [0, 1], their indices) -> the value to increase for each photo, [B].
-Objective = Callable[[list[Tensor], list[int]], Tensor]
+PhotoObjective = Callable[[list[Tensor], list[int]], Tensor]
 Progress = Callable[[Mapping[str, Tensor]], None]  # {name: detached scalar on its device}
 Update = Literal["sign", "normalised"]
 
@@ -85,7 +85,7 @@ class PGD:
         self.velocity = [torch.zeros_like(photo) for photo in self.starts] if momentum else []
         self.photos = [self.initial(i) for i in range(len(self.originals))]
 
-    def ascend(self, objective: Objective, steps: int) -> None:
+    def ascend(self, objective: PhotoObjective, steps: int) -> None:
         """Take steps up the objective with every photo.
 
         Args:

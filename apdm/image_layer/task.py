@@ -13,7 +13,7 @@ from torch.nn import Module
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.families.attention import watch_attention
-from apdm.image_layer.pgd import Objective, Progress
+from apdm.image_layer.pgd import PhotoObjective, Progress
 from apdm.image_layer.photos import crop_square
 from apdm.protection.losses import per_sample, squared_error
 
@@ -140,7 +140,7 @@ class ProtectionTask:
         prediction = self.family.predict(denoiser, noisy, draw.timesteps, embeds.expand(len(noisy), -1, -1))
         return per_sample(squared_error(prediction, self.family.target(latents, draw.noise, draw.timesteps)))
 
-    def conditional_loss(self, denoiser: Module) -> Objective:
+    def conditional_loss(self, denoiser: Module) -> PhotoObjective:
         """Return L_cond of a denoiser as an objective for `PGD.ascend`."""
 
         def loss(photos: list[Tensor], which: list[int]) -> Tensor:

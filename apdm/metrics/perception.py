@@ -18,7 +18,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-Photo = NDArray[np.uint8]
+PixelArray = NDArray[np.uint8]
 
 SSIM_SIDE = 11  # pixels of the Gaussian window
 LPIPS_SIDE = 31  # pixels from which AlexNet's last layer has one output
@@ -37,7 +37,7 @@ class Visibility:
     ciede2000_p95: float
 
 
-def visibility(original: Photo, protected: Photo) -> Visibility:
+def visibility(original: PixelArray, protected: PixelArray) -> Visibility:
     """Measure how visible the difference of two photos is.
 
     Raises:
@@ -54,13 +54,13 @@ def visibility(original: Photo, protected: Photo) -> Visibility:
     )
 
 
-def linf(original: Photo, protected: Photo) -> float:
+def linf(original: PixelArray, protected: PixelArray) -> float:
     """Largest change of any channel of any pixel, in [0, 1] pixel units (8/255 = 0.031...)."""
     _check(original, protected)
     return int(np.abs(original.astype(np.int16) - protected).max()) / 255
 
 
-def psnr(original: Photo, protected: Photo) -> float | None:
+def psnr(original: PixelArray, protected: PixelArray) -> float | None:
     """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE) over all channels; None for equal photos."""
     _check(original, protected)
     if np.array_equal(original, protected):
@@ -68,7 +68,7 @@ def psnr(original: Photo, protected: Photo) -> float | None:
     return float(peak_signal_noise_ratio(original, protected, data_range=255))
 
 
-def ssim(original: Photo, protected: Photo) -> float | None:
+def ssim(original: PixelArray, protected: PixelArray) -> float | None:
     """Structural similarity (Wang et al. 2004), 1 for equal photos; None if a side is below 11 pixels.
 
     As in the paper: a Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 and population covariances, at
@@ -90,7 +90,7 @@ def ssim(original: Photo, protected: Photo) -> float | None:
     )
 
 
-def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
+def colour_difference(original: PixelArray, protected: PixelArray) -> tuple[float, float]:
     """Mean and 95th percentile, over pixels, of the CIEDE2000 colour difference (CIE 142-2001; sRGB, D65).
 
     About 1 is the smallest difference that an observer sees between two large uniform patches side by side; black to
@@ -109,7 +109,7 @@ def colour_difference(original: Photo, protected: Photo) -> tuple[float, float]:
     return float(differences.mean()), float(np.percentile(differences, 95))
 
 
-def lpips(original: Photo, protected: Photo) -> float | None:
+def lpips(original: PixelArray, protected: PixelArray) -> float | None:
     """LPIPS v0.1 with AlexNet (Zhang et al. 2018), 0 for equal photos; None if a side is below 31 pixels.
 
     This needs the `lpips` package and AlexNet's weights on disk, and downloads neither. Without them the result is
@@ -122,7 +122,7 @@ def lpips(original: Photo, protected: Photo) -> float | None:
         return float(_lpips_network()(lpips_input(original), lpips_input(protected)))
 
 
-def lpips_input(photo: Photo) -> Tensor:
+def lpips_input(photo: PixelArray) -> Tensor:
     """A photo as the LPIPS network takes it: [1, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 127.5 - 1
 
@@ -139,7 +139,7 @@ def lpips_missing() -> str | None:
     return None if weights.is_file() else f"no LPIPS: AlexNet's weights are not on this machine, put them at {weights}"
 
 
-def brisque(picture: Photo) -> float | None:
+def brisque(picture: PixelArray) -> float | None:
     """BRISQUE (Mittal et al. 2012), a quality score without a reference: 0 is as good as a photo, 100 is very bad.
 
     The `brisque` package computes it and contains the trained regression. The result is None if the package is missing
@@ -183,7 +183,7 @@ def _lpips_network() -> Any:
     return LPIPS(net="alex", verbose=False).eval()
 
 
-def _check(original: Photo, protected: Photo) -> None:
+def _check(original: PixelArray, protected: PixelArray) -> None:
     shapes = original.shape, protected.shape
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][2] != 3 or 0 in shapes[0]:
         raise ValueError(f"photos must be [H, W, 3] of one size, not {shapes[0]} and {shapes[1]}")

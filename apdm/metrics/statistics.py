@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from scipy.stats import bootstrap
 
-Curve = Sequence[tuple[float, float]]  # (attack step, likeness), steps ascending
+LikenessCurve = Sequence[tuple[float, float]]  # (attack step, likeness), steps ascending
 
 
 def bootstrap_interval(
@@ -104,7 +104,7 @@ class Cost:
         return "undefined" if self.factor is None else f"{'>= ' if self.at_least else ''}{self.factor:.2f}"
 
 
-def steps_to_reach(curve: Curve, level: float) -> Steps:
+def steps_to_reach(curve: LikenessCurve, level: float) -> Steps:
     """Find the first step at which a curve, interpolated linearly between its points, reaches `level`.
 
     Raises:
@@ -126,7 +126,7 @@ def steps_to_reach(curve: Curve, level: float) -> Steps:
     return Steps(None, True, horizon)
 
 
-def cost_factor(base: Curve, hardened: Curve, level: float) -> Cost:
+def cost_factor(base: LikenessCurve, hardened: LikenessCurve, level: float) -> Cost:
     """The attack steps that reach the likeness `level` on the hardened model, divided by the steps on the base.
 
     Raises:

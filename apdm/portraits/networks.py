@@ -99,7 +99,7 @@ class PatchEncoder(nn.Module):
         return F.normalize(self.head(torch.einsum("bnk,bnc->bkc", weights, x).flatten(1)), dim=1)
 
 
-class AttributeReader(nn.Module):
+class AttributeNetwork(nn.Module):
     """Takes images `[B, 3, H, W]` in [0, 1] and returns logits.
 
     The first result has a logit for each value of each attribute, {attribute: `[B, values]`}. The second result, `[B]`,

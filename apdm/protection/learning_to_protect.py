@@ -24,7 +24,8 @@ from apdm.protection.attackers import SimulatedAttacker
 from apdm.protection.batches import DenoisingBatch, PersonalizationBatch
 from apdm.protection.objectives.base import Objective, SimulatedAttack
 
-Callback = Callable[[int, Mapping[str, Tensor]], None]  # (inner step from 0, detached scalars, still on their device)
+# (inner step from 0, detached scalars, still on their device)
+InnerStepCallback = Callable[[int, Mapping[str, Tensor]], None]
 
 
 class Diffusion(Protocol):
@@ -69,7 +70,7 @@ class LearningToProtect:
     anchor_weight: float = 0.0
     benign_weight: float = 1.0
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    callback: Callback | None = None
+    callback: InnerStepCallback | None = None
 
     def outer_step(self, attacker: SimulatedAttacker) -> Figures:
         """Run one pass of Algorithm 1's outer loop, against one attacker.

@@ -28,7 +28,7 @@ from apdm.distributed.lora import AdapterEngine
 from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, StableDiffusion, load_family
-from apdm.families.lora_layers import Target, lora_parameters
+from apdm.families.lora_layers import LoraTarget, lora_parameters
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.training import Training
@@ -48,7 +48,7 @@ def family(tiny_pipeline: Path) -> Family:
 
 
 def engine_of(
-    model: nn.Module, *, single_copy: bool = True, seed: int = 4, target: Target = "attention", **options: Any
+    model: nn.Module, *, single_copy: bool = True, seed: int = 4, target: LoraTarget = "attention", **options: Any
 ) -> AdapterEngine:
     return AdapterEngine(
         model,

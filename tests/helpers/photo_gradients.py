@@ -6,11 +6,11 @@ import copy
 
 import torch
 
-from apdm.image_layer.pgd import Objective
+from apdm.image_layer.pgd import PhotoObjective
 from apdm.image_layer.task import ProtectionTask
 
 
-def check_gradient(task: ProtectionTask, objective: Objective, count: int = 12) -> None:
+def check_gradient(task: ProtectionTask, objective: PhotoObjective, count: int = 12) -> None:
     """Compare the gradient with central differences at `count` random values of each photo, with equal draws."""
     state = task.generator.get_state()
 

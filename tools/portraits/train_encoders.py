@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from apdm.core.pictures import as_images
 from apdm.portraits.attributes import ATTRIBUTES
-from apdm.portraits.networks import AttributeReader, PatchEncoder, ResidualEncoder
+from apdm.portraits.networks import AttributeNetwork, PatchEncoder, ResidualEncoder
 from apdm.portraits.people import VERIFICATION_PEOPLE
 from tools.portraits.training_sets import load_or_render
 
@@ -181,12 +181,12 @@ def not_faces(faces: Tensor, things: Tensor) -> Tensor:
     return (result + 0.04 * torch.rand(batch, 1, 1, 1) * torch.randn_like(result)).clamp(0, 1)
 
 
-def train_reader(work_dir: Path, steps: int = 2500, batch: int = 64) -> AttributeReader:
+def train_reader(work_dir: Path, steps: int = 2500, batch: int = 64) -> AttributeNetwork:
     """Train the attribute reader on faces, and its face score against objects, noise and broken faces."""
     data = load_or_render(work_dir, "people", range(0, 24_000), 2)
     objects = torch.as_tensor(load_or_render(work_dir, "things", range(0, 6000), 2).pixels)
     pixels, labels = torch.as_tensor(data.pixels), torch.as_tensor(data.labels)
-    model = AttributeReader()
+    model = AttributeNetwork()
 
     def loss(step: int) -> Tensor:
         index = torch.randint(len(labels), (batch,))
@@ -249,7 +249,7 @@ def verification(model: nn.Module, work_dir: Path, people: int = 1000, photos: i
     }
 
 
-def face_score_figures(model: AttributeReader, work_dir: Path) -> dict[str, float]:
+def face_score_figures(model: AttributeNetwork, work_dir: Path) -> dict[str, float]:
     """Measure the face score: its threshold, the face rate on unseen portraits, and false accepts by kind of picture.
 
     The threshold is the lowest logit, but at least 0, at which at most one picture in two hundred of each kind without
@@ -288,7 +288,7 @@ def face_score_figures(model: AttributeReader, work_dir: Path) -> dict[str, floa
     }
 
 
-def attribute_accuracy(model: AttributeReader, work_dir: Path) -> dict[str, float]:
+def attribute_accuracy(model: AttributeNetwork, work_dir: Path) -> dict[str, float]:
     """The share of right answers on unseen people, by attribute."""
     data = load_or_render(work_dir, "people", range(VERIFICATION_PEOPLE.start, VERIFICATION_PEOPLE.start + 1000), 4)
     with torch.no_grad():
@@ -302,7 +302,7 @@ def attribute_accuracy(model: AttributeReader, work_dir: Path) -> dict[str, floa
 
 def figures(model: nn.Module, work_dir: Path) -> dict[str, Any]:
     """The figures that are written beside a network's weights, its threshold included."""
-    if isinstance(model, AttributeReader):
+    if isinstance(model, AttributeNetwork):
         return {**face_score_figures(model, work_dir), "accuracy": attribute_accuracy(model, work_dir)}
     return verification(model, work_dir)
 

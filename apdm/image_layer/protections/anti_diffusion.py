@@ -18,7 +18,7 @@ from torch.nn import Module
 from apdm.config.image_layer import AntiDiffusionConfig
 from apdm.core.adamw import make_adamw
 from apdm.families.attention import watch_attention
-from apdm.image_layer.pgd import PGD, Objective
+from apdm.image_layer.pgd import PGD, PhotoObjective
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import ProtectionTask
@@ -51,7 +51,7 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
             pgd.ascend(self.disturbance_loss(task, surrogate.denoiser, prompts), self.ascent_steps)
             prompts.fit(surrogate.denoiser, pgd.photos, self.prompt_steps)
 
-    def disturbance_loss(self, task: ProtectionTask, denoiser: Module, prompts: PromptTuning) -> Objective:
+    def disturbance_loss(self, task: ProtectionTask, denoiser: Module, prompts: PromptTuning) -> PhotoObjective:
         """Return the SDL as an objective: the denoising error minus the concentration of cross-attention."""
 
         def loss(photos: list[Tensor], which: list[int]) -> Tensor:

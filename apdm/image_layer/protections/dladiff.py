@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from apdm.config.image_layer import DLADiffConfig
 from apdm.families.attention import AttentionMaps, map_distance, watch_attention
-from apdm.image_layer.pgd import PGD, Objective
+from apdm.image_layer.pgd import PGD, PhotoObjective
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import DenoisingDraw, ProtectionTask
@@ -63,7 +63,7 @@ class DLADiff(DLADiffConfig, PhotoProtection):
             if self.alternate:
                 dynamic.fit(pgd.photos, self.surrogate_steps)
 
-    def attention_loss(self, task: ProtectionTask, static: Module, dynamic: Module) -> Objective:
+    def attention_loss(self, task: ProtectionTask, static: Module, dynamic: Module) -> PhotoObjective:
         """Return L_att (Eq. 8) as an objective for `PGD.ascend`.
 
         It is the distance between two sets of attention maps: of the dynamic surrogate on the changed photos, and of
