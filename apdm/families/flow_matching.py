@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor, nn
 
 from apdm.core.errors import UserError
@@ -24,8 +25,10 @@ from apdm.families.base import DrawTimesteps, Family
 
 def logit_normal_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` timesteps from 0 to `total - 1`: `total` times the sigmoid of a standard normal, rounded down."""
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    return (normal.sigmoid() * total).long().clamp_max(total - 1)
+    density = compute_density_for_timestep_sampling(
+        "logit_normal", count, logit_mean=0.0, logit_std=1.0, device=generator.device, generator=generator
+    )
+    return (density * total).long().clamp_max(total - 1)
 
 
 class FlowMatching(Family):
