@@ -25,7 +25,7 @@ class LossScale(GradScaler):
     2.13.
 
     Args:
-        device: type of the device, such as "cuda".
+        device: type of the device, as torch names it.
         processes: the processes that train together.
         enabled: whether losses are scaled. If false, nothing is changed.
     """

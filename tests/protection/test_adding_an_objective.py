@@ -14,6 +14,7 @@ from tiny_run import arguments, equal, weights, write_people
 from apdm.cli import main
 from apdm.config.registry import forget_classes
 from apdm.core.errors import UserError
+from apdm.distributed.loss_scale import LossScale
 from apdm.protection import objectives
 from apdm.protection.objectives import make_objective
 from apdm.protection.subject_data import BatchSampler
@@ -122,3 +123,11 @@ def test_a_run_whose_objective_keeps_a_state_is_not_resumed(tiny_pipeline: Path,
     changes |= {"max_train_steps": 3, "resume_from_checkpoint": "latest"}
     assert main(["harden", *arguments(tiny_pipeline, people, output, **changes)]) == 2
     assert "the objective projected keeps a state that checkpoints do not hold" in capsys.readouterr().err
+
+
+def test_a_gradient_that_a_loss_scale_multiplies_is_not_handed_out():
+    method = toy_protector()
+    method.engine.defence_scale = LossScale(enabled=True)
+    attack = method.begin(fresh(batches()))
+    with pytest.raises(UserError, match="the objective dpo takes gradients out of the engine.*use bf16 or no"):
+        attack.gradient(method.objective.protection_loss(attack), batches().protection())

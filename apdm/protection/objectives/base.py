@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apdm.config.registry import Registry
+from apdm.core.errors import UserError
 from apdm.distributed.engines import Figures, LossOf
 from apdm.protection import losses
 from apdm.protection.attackers import SimulatedAttacker
@@ -86,11 +87,17 @@ class SimulatedAttack:
     def gradient(self, loss_of: LossOf, batch: Any) -> tuple[list[Tensor], Figures]:
         """Compute the gradient that `differentiate` computes, but return it instead of adding it to G.
 
-        Do not use this with mixed_precision fp16: the returned gradient would still be multiplied by the loss scale.
-
         Returns:
             The gradient, one tensor per parameter, laid out like `working_weights`; and the loss's figures.
+
+        Raises:
+            UserError: mixed_precision is fp16. The returned gradient would still be multiplied by the loss scale.
         """
+        if self.method.engine.defence_scale.is_enabled():
+            raise UserError(
+                f"the objective {self.method.objective.name} takes gradients out of the engine, which does not go with "
+                "mixed_precision fp16 and its loss scale; use bf16 or no"
+            )
         total: list[Tensor] = []
 
         def add(gradient: Sequence[Tensor], scale: LossScale | None = None) -> None:
