@@ -120,6 +120,11 @@ class PhotoCell:
     photos: Literal["clean", "protected"]
     purifier: str | None
 
+    @property
+    def used(self) -> Tensor:
+        """The photos that the attacker has."""
+        return self.pair.clean if self.photos == "clean" else self.pair.protected
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoAudit:
@@ -249,7 +254,7 @@ class PhotoAudit:
 
     def _key(self, cell: PhotoCell, references: Mapping[str, Tensor]) -> str:
         """A hash of everything that determines a cell's row; the cell's key in the store."""
-        photos = tensor_hash(cell.pair.clean, cell.pair.protected, *(references[name] for name in sorted(references)))
+        photos = tensor_hash(cell.used, *(references[name] for name in sorted(references)))
         what = [cell.name, self._params(cell.name), cell.photos, cell.purifier, cell.person, photos, self.seed]
         return key_of({**self.facts, "photos": what, "code": code_hash(cell.name)})
 
@@ -260,7 +265,7 @@ class PhotoAudit:
         error, images, started = None, None, time.perf_counter()
         identity: IdentityByEncoder = {}
         try:
-            photos = cell.pair.clean if cell.photos == "clean" else cell.pair.protected
+            photos = cell.used
             if cell.purifier is not None:
                 photos = make_purifier(cell.purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
             images = attack(photos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +63,7 @@ class AuditPlan:
         show_photos: whether the protected people's own photos are among the pictures.
         files: {model: its file and hash}; empty if they are not known.
         command: the command line, for the results.
+        class_images: how the attacker's class pictures for prior preservation were drawn; empty if it is not known.
     """
 
     models: Mapping[str, Family]
@@ -80,6 +81,7 @@ class AuditPlan:
     show_photos: bool
     files: Mapping[str, ModelFile]
     command: str | None
+    class_images: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -112,7 +114,7 @@ class AuditPlan:
             entries=entries,
             attacks=AttackFactory.of(options, instance_prompt, class_prompt),
             drawing=Drawing.of(options),
-            thresholds=Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)}),
+            thresholds=Thresholds(**{each.name: getattr(options, each.name) for each in fields(Thresholds)}),
             max_train_steps=options.max_train_steps,
             measured_steps=options.measured_steps,
             num_class_images=options.num_class_images,
@@ -152,6 +154,7 @@ class AuditPlan:
             "judges": asdict(self.judges.describe()),
             "drawing": [drawing.prompts, drawing.num_images, drawing.num_inference_steps, drawing.guidance_scale],
             "class": [self.class_prompt, self.num_class_images, self.seed],
+            "class_images": dict(self.class_images),
             "base": self.sha256("base"),
             "models": {name: self.sha256(name) for name in self.models if name not in ("hardened", "placebo")},
             "consenting": tensor_hash(self.subjects.consenting),

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from PIL import Image
 from torch import Tensor
 
 from apdm.core.files import delete, recover, write_beside
+from apdm.core.logging import get_logger
 from apdm.core.pictures import grid
+
+logger = get_logger(__name__)
 
 RECORD = "cell.json"
 
@@ -47,15 +51,16 @@ def tensor_hash(*tensors: Tensor | None) -> str:
 class CellStore:
     """The finished cells in one folder."""
 
-    def __init__(self, folder: Path, *, process: int = 0) -> None:
+    def __init__(self, folder: Path, *, process: int = 0, earlier: Sequence[Path] = ()) -> None:
         """Open the store. The folder is created if it does not exist.
 
         Args:
             folder: where the cells are.
             process: index of this process; it is saved in cell.json.
+            earlier: folders of other stores, which are only read; see `tidy`.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.process = folder, process
+        self.folder, self.process, self.earlier = folder, process, earlier
 
     def __contains__(self, key: str) -> bool:
         return (self.folder / key / RECORD).is_file()
@@ -76,16 +81,27 @@ class CellStore:
         return record["row"], pictures
 
     def tidy(self, keys: Collection[str]) -> None:
-        """Delete cells whose key is not in `keys`, and failed cells, so that they are run again."""
+        """Make the store ready for cells with these keys.
+
+        Other cells are deleted. Failed cells are deleted too, so that they are run again. Cells that are missing here
+        and finished in an earlier store are copied from there.
+        """
         recover(self.folder)
         for path in sorted(self.folder.iterdir()):
-            known = path.name in keys and path.name in self
-            if not known or self._record(path.name)["row"].get("status") == "failed":
+            if path.name not in keys or not _succeeded(path):
                 delete(path)
+        copied = 0
+        for key in sorted(keys):
+            source = next((folder / key for folder in self.earlier if _succeeded(folder / key)), None)
+            if source is not None and key not in self:
+                with write_beside(self.folder / key, folder=True) as partial:
+                    shutil.copytree(source, partial, dirs_exist_ok=True)
+                copied += 1
+        if self.earlier:
+            logger.info("%s: %d of %d are taken from earlier audits", self.folder.name, copied, len(keys))
 
     def _record(self, key: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads((self.folder / key / RECORD).read_text(encoding="utf-8"))
-        return record
+        return _read_record(self.folder / key)
 
 
 @contextmanager
@@ -96,6 +112,16 @@ def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield CellStore(Path(folder))
+
+
+def _succeeded(cell: Path) -> bool:
+    """Whether the folder `cell` is a finished cell whose attack did not fail."""
+    return (cell / RECORD).is_file() and _read_record(cell)["row"].get("status") != "failed"
+
+
+def _read_record(cell: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((cell / RECORD).read_text(encoding="utf-8"))
+    return record
 
 
 def _cut(path: Path, count: int) -> Tensor:

@@ -129,6 +129,12 @@ class AuditOptions:
     edit_prompt: str | None = option(
         None, "The prompt with which img2img and inpainting edit a photo. By default the class prompt."
     )
+    reuse_audits: list[str] = option(
+        [],
+        "Output folders of earlier audits. An attack that was run there with the same model, photos, seed, options and "
+        "package versions is not run again. So the base is attacked once, however many hardened models are compared "
+        "with it.",
+    )
     show_photos: bool = option(
         False, "Put the subjects' own photos into report.html. Leave it off for reports that others will see."
     )

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -89,6 +89,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
         output=output,
         batch_size=config.sample_batch_size,
         processes=processes,
+        earlier=config.reuse_audits,
     )
     verdict = processes.broadcast(lambda: cast(Results, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
@@ -142,6 +143,12 @@ def load_inputs(
     Raises:
         UserError: none of the attacks can run, an option of an attack is wrong, or photos or networks cannot be loaded.
     """
+    for folder in options.reuse_audits:
+        if not (Path(folder) / CELLS).is_dir():
+            raise UserError(
+                f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
+                "of an earlier audit"
+            )
     settings(options.attack_options)
     factory = AttackFactory.of(options, instance_prompt, class_prompt)
     if not available_entries(entries, models, factory)[0]:
@@ -205,6 +212,7 @@ def audit_and_report(
     output: Path,
     batch_size: int,
     processes: ProcessGroup,
+    earlier: Sequence[str] = (),
 ) -> Results | None:
     """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
 
@@ -218,11 +226,13 @@ def audit_and_report(
         output: the output folder.
         batch_size: how many pictures are drawn or encoded at once.
         processes: the processes that share the attacks. All must see the same files.
+        earlier: output folders of earlier audits, whose finished attacks are reused.
 
     Returns:
         The results in the main process, None in the others.
     """
     quiet = not processes.is_main
+    plan = replace(plan, class_images=asdict(class_images))
     base = plan.models["base"]
 
     def prior() -> Posterior:
@@ -232,11 +242,12 @@ def audit_and_report(
             return encode_images(base, load_images(paths, class_images.resolution), batch_size=batch_size)
 
     latents = processes.main_first(prior)
-    store = CellStore(output / CELLS, process=processes.index)
+    store = _store(output, CELLS, processes, earlier)
     done = attack_and_judge(plan, latents, store=store, processes=processes, show_progress=not quiet)
     layer = None
     if photo_attacks is not None and photos is not None:
-        layer = _attack_photos(plan, latents, photo_attacks, photos, output, processes)
+        store = _store(output, PHOTO_CELLS, processes, earlier)
+        layer = _attack_photos(plan, latents, photo_attacks, photos, store, processes)
     if done is None:
         return None
     results, pictures = done
@@ -246,12 +257,16 @@ def audit_and_report(
     return results
 
 
+def _store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
+    return CellStore(output / name, process=processes.index, earlier=[Path(folder) / name for folder in earlier])
+
+
 def _attack_photos(
     plan: AuditPlan,
     class_images: Posterior,
     specs: PhotoAttackSpecs,
     photos: ProtectedPhotos,
-    output: Path,
+    store: CellStore,
     processes: ProcessGroup,
 ) -> tuple[ImageLayer, dict[str, Tensor]] | None:
     """Attack the protected photos.
@@ -260,9 +275,7 @@ def _attack_photos(
         The part of the results that is about photos, and its pictures; None in all processes but the main one.
     """
     references = {person.id: plan.judges.embed(to_unit(person.references)) for person in plan.subjects.protected}
-    done = PhotoAudit.of(plan, class_images, specs).run(
-        photos.pairs, references, store=CellStore(output / PHOTO_CELLS, process=processes.index), processes=processes
-    )
+    done = PhotoAudit.of(plan, class_images, specs).run(photos.pairs, references, store=store, processes=processes)
     if done is None:
         return None
     rows, pictures = done
@@ -337,7 +350,7 @@ def _claim(config: AuditJobConfig) -> Path:
         UserError: the folder holds an audit with other options, or files that are not from this program.
     """
     output = Path(config.output_dir)
-    resolved = to_yaml(replace(config, overwrite_output_dir=False))
+    resolved = to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))
     note = output / CONFIG
     same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
     claim_output_dir(output, overwrite=same or config.overwrite_output_dir)

@@ -136,4 +136,5 @@ def audit_hardened(
         output=output,
         batch_size=config.sample_batch_size,
         processes=processes,
+        earlier=config.audit.reuse_audits,
     )

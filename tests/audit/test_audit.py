@@ -414,6 +414,16 @@ def test_changed_photos_of_one_person_are_attacked_anew_and_everything_else_is_k
     assert seconds[0]["s01"] == seconds[1]["s01"] and seconds[0]["s02"] != seconds[1]["s02"]
 
 
+def test_the_base_is_attacked_once_for_several_hardened_models(run_audit, tmp_path):
+    stores = [CellStore(tmp_path / "1"), CellStore(tmp_path / "2", earlier=[tmp_path / "1"])]
+    seconds = []
+    for store, sha256 in zip(stores, ("one", "two"), strict=True):
+        files = {"base": ModelFile(path="b", sha256="b"), "hardened": ModelFile(path="h", sha256=sha256)}
+        results, _ = run_audit(SHORT, others=[], store=store, files=files)
+        seconds.append({row["model"]: row["seconds"] for row in results["attacks"]})
+    assert seconds[0]["base"] == seconds[1]["base"] and seconds[0]["hardened"] != seconds[1]["hardened"]
+
+
 def test_drift_is_measured_where_somebody_reads_attributes(run_audit):
     class Reader:
         name, values = "dark", {"dark": ("no", "yes")}

@@ -56,6 +56,20 @@ def test_failed_cells_and_those_of_other_audits_are_forgotten_and_the_rest_stays
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
+def test_finished_cells_of_earlier_audits_are_copied_and_failed_and_unknown_ones_are_not(tmp_path: Path):
+    earlier, images = CellStore(tmp_path / "earlier"), torch.rand(2, 3, 4, 4)
+    for key, status in (("good", "ok"), ("bad", "failed"), ("other", "ok")):
+        earlier.save(key, {"status": status, "mean": 0.5}, {"attacked": images})
+    (tmp_path / "earlier" / "torn").mkdir()
+    here = CellStore(tmp_path / "here", earlier=[tmp_path / "absent", earlier.folder])
+    here.save("mine", {"status": "ok"}, {})
+    here.tidy({"good", "bad", "torn", "mine"})
+    assert sorted(path.name for path in here.folder.iterdir()) == ["good", "mine"]
+    assert here.load("good")[0]["mean"] == 0.5
+    assert torch.equal(here.load("good")[1]["attacked"], earlier.load("good")[1]["attacked"])
+    assert sorted(path.name for path in earlier.folder.iterdir()) == ["bad", "good", "other", "torn"]  # only read
+
+
 def test_a_key_changes_with_every_fact_and_not_with_their_order():
     facts = {"spec": "lora", "seed": 0}
     assert key_of(facts) == key_of(dict(reversed(facts.items())))

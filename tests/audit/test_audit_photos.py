@@ -111,7 +111,10 @@ PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo 
 
 
 def attack_photos(
-    attack_path: Path, settings: dict[str, Any] | None = None, store: CellStore | None = None
+    attack_path: Path,
+    settings: dict[str, Any] | None = None,
+    store: CellStore | None = None,
+    protected: torch.Tensor = PHOTOS,
 ) -> tuple[list[PhotoAttackRow], dict[str, torch.Tensor]]:
     """Attack the bundled pipeline, as short as can be, with grey photos of one person."""
     family = load_family(PIPELINE)
@@ -130,7 +133,7 @@ def attack_photos(
         seed=0,
         facts={"x": 1},
     )
-    done = audit.run({"s01": PhotoPair(PHOTOS, PHOTOS)}, {"s01": references}, store=store, show_progress=False)
+    done = audit.run({"s01": PhotoPair(PHOTOS, protected)}, {"s01": references}, store=store, show_progress=False)
     assert done is not None
     return done
 
@@ -150,6 +153,14 @@ def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept
     assert [row.status for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
     again, _ = attack_photos(tmp_path / "gone.safetensors", settings, store)
     assert [row.seconds for row in again[:4]] == [row.seconds for row in rows[:4]]
+
+
+def test_new_protected_photos_leave_the_finished_attacks_on_the_clean_ones_as_they_are(tmp_path: Path):
+    store, seconds = CellStore(tmp_path / "cells"), []
+    for protected in (PHOTOS, PHOTOS + 0.1):
+        rows, _ = attack_photos(tmp_path / "gone.safetensors", store=store, protected=protected)
+        seconds.append({row.photos: row.seconds for row in rows if row.attack == "dreambooth"})
+    assert seconds[0]["clean"] == seconds[1]["clean"] and seconds[0]["protected"] != seconds[1]["protected"]
 
 
 def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path: Path):
