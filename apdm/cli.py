@@ -17,11 +17,12 @@ from apdm.config.options import command_line
 from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
-from apdm.core.terminal import say, show_progress
+from apdm.core.terminal import columns, say, show_progress
 from apdm.core.versions import VERSION
 
 if TYPE_CHECKING:
-    from apdm.jobs.results import HardenResult
+    from apdm.audit.results import Verdict
+    from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
 Config = TypeVar("Config")
 logger = get_logger(__name__)
@@ -152,21 +153,14 @@ def _harden(argv: Sequence[str]) -> int:
 
 def _hardening_summary(result: HardenResult) -> list[str]:
     """What a run made, where it is, what the audit found, and what to try next."""
-    rows = {"hardened model": f"{result.model_dir} ({result.steps} outer steps)"}
+    rows: dict[str, str | list[str]] = {"hardened model": f"{result.model_dir} ({result.steps} outer steps)"}
     if result.image_dir is not None:
         rows["protected photos"] = str(result.image_dir)
     if result.results is not None:
-        rows["audit"] = _outcome(bool(result.protected))
+        rows["audit"] = _outcome(result.results.verdict)
         rows["report"] = str(result.output_dir / "report.html")
     rows["try next"] = f"apdm verify {result.output_dir}"
-    reasons = result.results.verdict.reasons if result.results is not None else []
-    width = max(map(len, rows))
-    lines = []
-    for name, value in rows.items():
-        lines.append(f"{name:<{width}}  {value}")
-        if name == "audit":
-            lines += [f"{'':<{width}}  - {reason}" for reason in reasons]
-    return lines
+    return columns(rows)
 
 
 def _perturb(argv: Sequence[str]) -> int:
@@ -175,8 +169,17 @@ def _perturb(argv: Sequence[str]) -> int:
 
     result = perturb(config, command=command_line("perturb", argv))
     if is_main_process():
-        say(f"protected photos  {result.image_dir}", f"try next          apdm verify {result.output_dir}")
+        say(*_photo_summary(result))
     return DONE
+
+
+def _photo_summary(result: PerturbResult) -> list[str]:
+    rows = {"protected photos": str(result.image_dir)}
+    if result.figures is not None:
+        rows["protected photos"] += f" ({len(result.figures.photos)} photos)"
+        rows["figures"] = str(result.output_dir / "perturbation.json")
+    rows["try next"] = f"apdm verify {result.output_dir}"
+    return columns(rows)
 
 
 def _audit(argv: Sequence[str]) -> int:
@@ -186,13 +189,19 @@ def _audit(argv: Sequence[str]) -> int:
     result = audit_models(config, command=command_line("audit", argv))
     if not is_main_process():
         return DONE
-    reasons = (f"  {reason}" for reason in result.verdict.reasons)
-    say(_outcome(result.protected), *reasons, f"See {result.output_dir / 'report.html'}")
+    say(*_audit_summary(result))
     return DONE if result.protected else FAILED
 
 
-def _outcome(protected: bool) -> str:
-    return "protected" if protected else "not protected"
+def _audit_summary(result: AuditResult) -> list[str]:
+    """The verdict alone on the first line, as scripts read it; then its reasons, and where to read more."""
+    rows = {"report": str(result.output_dir / "report.html"), "figures": str(result.output_dir / "results.json")}
+    return [*_outcome(result.verdict), *columns(rows)]
+
+
+def _outcome(verdict: Verdict) -> list[str]:
+    """The verdict in words, and its reasons."""
+    return ["protected" if verdict.protected else "not protected", *(f"- {reason}" for reason in verdict.reasons)]
 
 
 def _verify(argv: Sequence[str]) -> int:

@@ -58,7 +58,8 @@ class _StderrHandler(logging.Handler):
         return is_main_process() or getattr(record, "every_process", False)
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{PACKAGE}:", " ".join(self.format(record).split()), file=sys.stderr)
+        # Spaces inside a line are kept, because they align the rows of a plan.
+        print(f"{PACKAGE}:", " ".join(map(str.strip, self.format(record).splitlines())), file=sys.stderr)
 
 
 @contextmanager

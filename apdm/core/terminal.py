@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,20 @@ def say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def columns(rows: Mapping[str, str | Sequence[str]]) -> list[str]:
+    """Return one line per row: the name, then the value. All values begin at the same position.
+
+    Args:
+        rows: {name: value}. A list fills one line for each of its texts, and the name stands before the first.
+    """
+    width = max(map(len, rows), default=0)
+    lines = []
+    for name, value in rows.items():
+        texts = [value] if isinstance(value, str) else value
+        lines += [f"{label:<{width}}  {text}" for label, text in zip([name, *[""] * len(texts)], texts, strict=False)]
+    return lines
 
 
 @contextmanager

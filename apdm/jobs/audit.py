@@ -39,6 +39,7 @@ from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, prepare_process
 from apdm.jobs.results import AuditResult
 from apdm.metrics.judges import Judges
@@ -73,6 +74,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     prepare_process(config.num_threads)
     plan, inputs, photos = processes.main_first(lambda: _load(config, command))
     output = processes.broadcast(lambda: _claim(config))
+    show_plan(audit_plan(config, plan, photos, processes=processes, device=device))
     warn_if_too_short(config, plan.entries)
     for model in plan.models.values():
         model.pipeline.to(device)

@@ -32,6 +32,7 @@ from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
 from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.perturb import PhotoJob
+from apdm.jobs.plan import harden_plan, show_plan
 from apdm.jobs.prepare import load_models, prepare_process
 from apdm.jobs.results import HardenResult
 from apdm.jobs.training import Training
@@ -75,6 +76,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         inputs = inputs or HardenInputs(config, base, start)
         checkpoint, facts, continues = processes.broadcast(inputs.claim_output)
         if processes.is_main:
+            done = checkpoint.step if checkpoint else 0
+            show_plan(harden_plan(config, inputs, kind=kind, processes=processes, device=device, done=done))
             base.pipeline.to(device)
         # The data is moved to the CPU before it is sent. Otherwise every process would unpack it on GPU 0.
         groups = processes.broadcast(lambda: [to_device(group, "cpu") for group in inputs.encode()])

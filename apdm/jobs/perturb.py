@@ -38,6 +38,7 @@ from apdm.image_layer.photos import Format, Photo, deviation, read_photo, read_s
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
+from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import class_posterior, load_base, prepare_process
 from apdm.jobs.results import PerturbResult
 
@@ -65,6 +66,7 @@ def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResu
     prepare_process(config.num_threads)
     job, family = processes.main_first(lambda: (PhotoJob.load(config, quiet=not processes.is_main), load_base(config)))
     output = processes.broadcast(lambda: claim_photo_dir(config))
+    show_plan(perturb_plan(config, job, family, processes=processes, device=device))
     family.pipeline.to(device)
     figures = job.run(family, output, processes, command=command)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))

@@ -40,6 +40,7 @@ from apdm.export.manifest import verify_manifest
 from apdm.export.metadata import read_metadata
 from apdm.families import load_family
 from apdm.jobs.checkpoint import is_checkpoint
+from apdm.jobs.plan import show_plan, verify_plan
 from apdm.jobs.prepare import prepare_process
 from apdm.jobs.results import VerifyResult
 
@@ -65,6 +66,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
     root = Path(config.output_dir)
     subjects = _subjects(config.subjects)
     problems = [*verify_manifest(root), *_unknown(root)]
+    show_plan(verify_plan(config, subjects, files=len(list_files(root))))
     if (root / RESULTS).exists():
         problems += _complaint(lambda: read_results(root / RESULTS))
     model = [path for path in (root / MODEL, root / SINGLE_FILE) if path.exists()]

@@ -113,7 +113,11 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     result = run(command(folders, output))
     assert result.returncode == 1, result.stderr  # such pictures show nobody: nothing was shown to be protected
     assert result.stdout.startswith("not protected")
-    (said,) = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
+    *plan, said = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
+    shown = dict(line.removeprefix("apdm: ").split(maxsplit=1) for line in plan)
+    assert {"base", "hardened", "placebo", "people", "photos", "others", "attacks", "device", "output"} <= set(shown)
+    assert shown["people"] == "2 (s01, s02)" and shown["attacks"].endswith("at most 3 steps each, 2 seeds")
+    assert shown["output"] == str(output / "report.html") and str(output / "report.html") in result.stdout
     assert "max_train_steps = 3 is 1.5 times" in said and "nominal_step" in said
     return output
 

@@ -1,0 +1,208 @@
+"""What a job says before its long work: the plan, a few lines that name what it is about to do with what.
+
+A plan is a list of rows, a name and a value each. Every job makes its own rows, and `show_plan` logs them. To say more
+in a plan, add a row to the function of that job; a row without a value is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig
+from apdm.config.image_layer import NO_METHOD
+from apdm.core.logging import get_logger
+from apdm.core.terminal import columns
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
+from apdm.families import Family
+
+if TYPE_CHECKING:
+    from apdm.audit.plan import AuditPlan
+    from apdm.audit.protected_photos import ProtectedPhotos
+    from apdm.distributed.launch import EngineKind
+    from apdm.jobs.harden_inputs import HardenInputs
+    from apdm.jobs.perturb import PhotoJob
+
+logger = get_logger(__name__)
+
+Rows = dict[str, str | None]
+SHOWN_IDS = 6  # ids of people that are listed before the others are only counted
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 in forward and backward passes, float32 weights"}
+PRECISIONS["fp16"] = PRECISIONS["bf16"].replace("bfloat16", "float16")
+
+
+def show_plan(rows: Mapping[str, str | None]) -> None:
+    """Log a plan, one message per row. Rows without a value are left out."""
+    for line in columns({name: value for name, value in rows.items() if value}):
+        logger.info("%s", line)
+
+
+def harden_plan(
+    config: HardenConfig,
+    inputs: HardenInputs,
+    *,
+    kind: EngineKind,
+    processes: ProcessGroup,
+    device: torch.device,
+    done: int,
+) -> Rows:
+    """Return the plan of a hardening run.
+
+    Args:
+        config: the options of the run.
+        inputs: the models and the photos.
+        kind: the kind of the engine.
+        processes: the processes of the run.
+        device: the device of this process.
+        done: outer steps that an earlier run has done; 0 if this run starts from the beginning.
+    """
+    photos, output = inputs.photos.instance, Path(config.output_dir)
+    partners = sum(map(len, inputs.photos.safe.values()))
+    attacker = f"a simulated attacker of {config.l2p.inner_steps} steps in each"
+    if config.pool.size:
+        attacker = f"a pool of {config.pool.size + config.pool.benign_size} simulated attackers"
+    made = [str(output / MODEL)]
+    made += [str(output / SINGLE_FILE)] * config.single_file
+    made += [str(output / IMAGES)] * config.image_layer.enabled
+    made += [str(output / REPORT)] * config.audit.enabled
+    return {
+        "model": model_text(config.pretrained_model_name_or_path, inputs.start),
+        "original": config.reference_model_name_or_path,
+        "people": people_text(list(photos)),
+        "photos": f"{count(sum(map(len, photos.values())), 'photo')} in {config.instance_data_dir}, "
+        f"as squares of {config.resolution} pixels" + f", {partners} with a safe partner" * bool(partners),
+        "consenting": people_text(list(inputs.consenting.instance)),
+        "earlier": people_text(list(inputs.earlier.instance)),
+        "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
+        "device": device_text(device, processes.size, kind),
+        "precision": PRECISIONS[config.mixed_precision],
+        "output": ", ".join(made),
+    }
+
+
+def perturb_plan(
+    config: PerturbConfig, job: PhotoJob, family: Family, *, processes: ProcessGroup, device: torch.device
+) -> Rows:
+    """Return the plan of a run that protects photos.
+
+    Args:
+        config: the options of the run.
+        job: the photos and how they are protected.
+        family: the model that the photos are protected against.
+        processes: the processes of the run.
+        device: the device of this process.
+    """
+    number, budget = sum(map(len, job.photos.values())), round(255 * job.protection.epsilon, 1)
+    return {
+        "model": model_text(config.pretrained_model_name_or_path, family),
+        "people": people_text(list(job.photos)),
+        "photos": f"{count(number, 'photo')} in {config.instance_data_dir}",
+        "against": " and ".join(
+            [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
+            + ["zero-shot adapters"] * (job.faces is not None)
+        ),
+        "changes": f"each pixel by at most {budget:g} of 255",
+        "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / IMAGES),
+    }
+
+
+def audit_plan(
+    config: AuditJobConfig,
+    plan: AuditPlan,
+    photos: ProtectedPhotos | None,
+    *,
+    processes: ProcessGroup,
+    device: torch.device,
+) -> Rows:
+    """Return the plan of an audit.
+
+    Args:
+        config: the options of the audit.
+        plan: the models, the people and the attacks.
+        photos: the protected photos that are attacked too, if any.
+        processes: the processes of the run.
+        device: the device of this process.
+    """
+    rows: Rows = {name: model_text(getattr(config, name), model) for name, model in plan.models.items()}
+    people = plan.subjects.protected
+    trained, held = (sum(len(of(person)) for person in people) for of in (lambda p: p.photos, lambda p: p.references))
+    return rows | {
+        "people": people_text([person.id for person in people]),
+        "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
+        "others": people_text([person.id for person in plan.subjects.others]),
+        "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
+        f"at most {plan.max_train_steps} steps each, {count(plan.repeats, 'seed')}",
+        "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / REPORT),
+    }
+
+
+def verify_plan(config: VerifyConfig, subjects: Mapping[str, Sequence[Path]], *, files: int) -> Rows:
+    """Return the plan of a check.
+
+    Args:
+        config: the options of the check.
+        subjects: {subject id: photos} that are looked for.
+        files: the number of files that are looked at.
+    """
+    number = sum(map(len, subjects.values()))
+    return {
+        "folder": f"{config.output_dir}, {count(files, 'file')}",
+        "people": people_text(list(subjects)) or "none to look for; name the folder of their photos with --subjects",
+        "photos": f"{count(number, 'photo')} in {config.subjects}" if number else None,
+    }
+
+
+# -- words for parts of a plan ----------------------------------------------------------------------------------------
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number with its noun, such as "1 photo" or "2 photos"."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
+def model_text(name: str, family: Family) -> str:
+    """Return where a model comes from, its family, and how large its denoiser is.
+
+    Args:
+        name: the path or name that the user gave.
+        family: the loaded model.
+    """
+    size = sum(weight.numel() for weight in family.denoiser.parameters())
+    return f"{name} ({family.name}, {size:,} weights in the {family.denoiser_name})"
+
+
+def people_text(ids: Sequence[str]) -> str | None:
+    """Return how many people there are, and the first of their ids; None if there is nobody."""
+    shown = ", ".join(ids[:SHOWN_IDS]) + ", ..." * (len(ids) > SHOWN_IDS)
+    return f"{len(ids)} ({shown})" if ids else None
+
+
+def device_text(device: torch.device, processes: int, kind: str | None = None) -> str:
+    """Return the device of the main process, and how many processes share the work.
+
+    Args:
+        device: the device.
+        processes: the number of processes.
+        kind: the kind of the engine, such as "ddp"; None if the job trains no model in parallel.
+    """
+    text = f"{device}, {device_name(device)}" if device_name(device) else str(device)
+    if processes > 1:
+        text += f", {processes} processes" + (f" ({kind})" if kind else "")
+    if device.type == "cpu":
+        text += f", {count(torch.get_num_threads(), 'thread')}" + " each" * (processes > 1)
+    return text
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of an accelerator as its maker calls it; an empty text if there is none."""
+    if device.type == "cpu":
+        return ""
+    return str(getattr(torch.get_device_module(device), "get_device_name", lambda _: "")(device))
