@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,6 +101,7 @@ def model_hash(directory: str | Path) -> str:
     """Return one SHA-256 for a model, in hex: the hash of the sorted names and hashes of its weight files.
 
     Configurations and model cards do not count, so two folders with equal weights under equal names have equal hashes.
+    It does not matter whether files and folders are links, as they are in the cache of the Hugging Face Hub.
 
     Args:
         directory: a pipeline folder, or a single weight file.
@@ -120,10 +121,20 @@ def model_hash(directory: str | Path) -> str:
     return digest.hexdigest()
 
 
-def list_files(root: Path) -> list[Path]:
-    """Return every file below `root`, sorted by its path relative to `root`: the same order on every machine."""
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+def list_files(root: Path, *, follow_links: bool = True) -> list[Path]:
+    """Return every file below `root`, sorted by its path relative to `root`: the same order on every machine.
+
+    Links to files count as files, whatever `follow_links` says. Links that lead nowhere are left out.
+
+    Args:
+        root: a folder, or a link to one.
+        follow_links: also return the files of linked folders, under the link's name. A link to a folder that it lies
+            in itself is not followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return sorted(_files_below(root, (), follow_links), key=lambda path: path.relative_to(root).as_posix())
 
 
 def require_disk(path: str | Path, size: int) -> None:
@@ -190,6 +201,28 @@ def _clear(stage: Path, target: Path) -> None:
     if _aside(stage, target).exists() and not target.exists():
         os.replace(_aside(stage, target), target)
     delete(stage)
+
+
+def _files_below(folder: Path, above: tuple[Path, ...], follow_links: bool) -> Iterator[Path]:
+    """Yield the files of a folder. `above` are the folders that it lies in, with all links resolved."""
+    above = (*above, Path(os.path.realpath(folder)))
+    try:
+        entries = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): mend its permissions") from None
+    for entry in entries:
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and not (entry.is_symlink() and (not follow_links or _contains(entry, above))):
+            yield from _files_below(entry, above, follow_links)
+
+
+def _contains(link: Path, folders: Iterable[Path]) -> bool:
+    """Whether a link leads to one of these folders, or to a folder that one of them lies in."""
+    target = Path(os.path.realpath(link))
+    return any(folder.is_relative_to(target) for folder in folders)
 
 
 def _flush_entry(path: Path) -> None:

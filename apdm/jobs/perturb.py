@@ -307,7 +307,7 @@ class PhotoJob:
     def _remove_stale(self, images: Path) -> None:
         """Delete protected photos of an earlier run whose originals are gone."""
         ours = {self._path(images, subject, photo) for subject, photos in self.photos.items() for photo in photos}
-        for stale in list_files(images):
+        for stale in list_files(images, follow_links=False):  # what a linked folder holds is not ours to delete
             if stale not in ours:
                 delete(stale)
                 if not list_files(stale.parent):

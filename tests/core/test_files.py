@@ -149,6 +149,51 @@ def test_the_hash_of_a_model_depends_on_weights_and_their_names_alone(tmp_path: 
     assert files.model_hash(tmp_path / "b") != equal
 
 
+def model(folder: Path, weight: str = "1") -> Path:
+    for part in ("unet", "vae"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "w.safetensors").write_text(weight)
+    return folder
+
+
+def test_linked_parts_count_in_the_hash_of_a_model_as_copies_do(tmp_path: Path) -> None:
+    plain, other = model(tmp_path / "plain"), model(tmp_path / "other", "2")
+    linked = tmp_path / "linked"  # every part is a link to a folder
+    linked.mkdir()
+    for part in ("unet", "vae"):
+        (linked / part).symlink_to(plain / part)
+    assert files.model_hash(linked) == files.model_hash(plain)
+    (linked / "unet").unlink()
+    (linked / "unet").symlink_to(other / "unet")
+    assert files.model_hash(linked) != files.model_hash(plain)
+
+
+def test_a_folder_in_the_layout_of_the_hub_s_cache_has_the_hash_of_its_copy(tmp_path: Path) -> None:
+    plain, snapshot = model(tmp_path / "plain"), tmp_path / "models--a--b" / "snapshots" / "0123"
+    blob = tmp_path / "models--a--b" / "blobs" / "abcd"
+    blob.parent.mkdir(parents=True)
+    blob.write_text("1")
+    for part in ("unet", "vae"):
+        (snapshot / part).mkdir(parents=True)
+        (snapshot / part / "w.safetensors").symlink_to("../../../blobs/abcd")
+    assert files.model_hash(snapshot) == files.model_hash(plain)
+
+
+def test_links_in_a_circle_and_to_nowhere_are_passed_over(tmp_path: Path) -> None:
+    plain, folder = model(tmp_path / "plain"), model(tmp_path / "model")
+    for name, target in [("itself", folder), ("above", tmp_path), ("disk", "/"), ("gone", "/nowhere/at/all")]:
+        (folder / "unet" / name).symlink_to(target)
+    (folder / "unet" / "loop").symlink_to("loop")
+    assert files.model_hash(folder) == files.model_hash(plain)
+    one, two = tmp_path / "one", tmp_path / "two"  # two folders that hold links to each other
+    for here, there in [(one, two), (two, one)]:
+        here.mkdir()
+        (here / "file").write_text("")
+        (here / "other").symlink_to(there)
+    assert content(one) == {"file": "", "other/file": ""}
+    assert files.list_files(one, follow_links=False) == [one / "file"]
+
+
 def test_a_folder_without_weights_has_no_model_hash(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model weights"):
         files.model_hash(tmp_path)
