@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from apdm.families import Family
 from apdm.families.attention import watch_attention
+from apdm.families.encoding import encode_images
 
 SHARE_OF_NOISE = 0.5  # of the noise schedule: the outline of the picture is visible, its details are not
 MAX_POSITIONS = 4096  # layers with more positions are left out, because their maps would take much memory
@@ -20,7 +21,9 @@ HEAT = (
 
 
 @torch.no_grad()
-def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: str) -> Tensor | None:
+def identifier_maps(
+    model: Family, images: Tensor, prompt: str, class_prompt: str, *, batch_size: int = 4
+) -> Tensor | None:
     """Draw how strongly each place of some pictures attends to the prompt's identifier.
 
     Half of the noise schedule is applied to the pictures, with fixed noise, and the denoiser sees them once. The
@@ -32,6 +35,7 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
         images: pictures that it drew, [N, 3, H, W] in [0, 1].
         prompt: the prompt with the identifier.
         class_prompt: the prompt without the identifier.
+        batch_size: pictures that the model sees at once.
 
     Returns:
         Heat pictures [N, 3, H, W] in [0, 1], on the CPU. None if the prompt has no identifier, or if the denoiser has
@@ -40,24 +44,38 @@ def identifier_maps(model: Family, images: Tensor, prompt: str, class_prompt: st
     positions = identifier_positions(model, prompt, class_prompt)
     if not positions:
         return None
-    latents = model.posterior(images * 2 - 1).mean
+    latents = encode_images(model, images * 2 - 1, batch_size=batch_size).mean
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
     timesteps = torch.full((len(images),), int(SHARE_OF_NOISE * model.num_train_timesteps), device=latents.device)
-    embeds = model.encode_prompts([prompt]).float().expand(len(images), -1, -1)
+    noisy = model.add_noise(latents, noise, timesteps)
+    embeds = model.encode_prompts([prompt]).float()
+    size = (images.shape[-2], images.shape[-1])
+    maps = []
+    for part in noisy.split(batch_size):
+        attention = _attention_to(model, part, timesteps[: len(part)], embeds, positions, size)
+        if attention is None:
+            return None
+        maps.append(attention)
+    attended = torch.cat(maps)
+    low, high = attended.amin((1, 2, 3), keepdim=True), attended.amax((1, 2, 3), keepdim=True)
+    return _heat((attended - low) / (high - low).clamp(min=1e-12)).cpu()
+
+
+def _attention_to(
+    model: Family, noisy: Tensor, timesteps: Tensor, embeds: Tensor, positions: list[int], size: tuple[int, int]
+) -> Tensor | None:
+    """The mean attention of all layers to some tokens, [N, 1, H, W] for N noisy latents; None without such a layer."""
     with watch_attention(model.attention_layers(model.denoiser), max_positions=MAX_POSITIONS) as maps:
-        model.predict(model.denoiser, model.add_noise(latents, noise, timesteps), timesteps, embeds)
+        model.predict(model.denoiser, noisy, timesteps, embeds.expand(len(noisy), -1, -1))
     if not maps.cross:
         return None
-    size, ratio = images.shape[-2:], images.shape[-2] / images.shape[-1]
     layers = []
     for probabilities in maps.cross.values():
         of_token = probabilities.mean(1)[..., positions].sum(-1)  # [N, positions of the picture]
-        height = round((of_token.shape[1] * ratio) ** 0.5)
-        squares = of_token.reshape(len(images), 1, height, -1)
+        height = round((of_token.shape[1] * size[0] / size[1]) ** 0.5)
+        squares = of_token.reshape(len(noisy), 1, height, -1)
         layers.append(interpolate(squares, size=size, mode="bilinear", align_corners=False))
-    mean = torch.stack(layers).mean(0)
-    low, high = mean.amin((1, 2, 3), keepdim=True), mean.amax((1, 2, 3), keepdim=True)
-    return _heat((mean - low) / (high - low).clamp(min=1e-12)).cpu()
+    return torch.stack(layers).mean(0)
 
 
 def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:

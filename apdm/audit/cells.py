@@ -30,7 +30,6 @@ from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Features, Judges
 
 ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of pictures has random numbers of its own
-SAMPLE_BATCH_SIZE = 16
 SHOWN_MAPS = 4
 
 
@@ -170,7 +169,7 @@ class CellRunner:
         measured, family = CellMeasurements(), self.models[cell.model]
         error, started = None, time.perf_counter()
         try:
-            latents = self._latents(cell.model, family, cell.person)
+            latents = self._latents(cell.model, cell.person)
 
             def evaluate(step: int, attacked: Family) -> None:
                 self._measure(cell, measured, step, attacked, latents)
@@ -208,23 +207,29 @@ class CellRunner:
             measured.quality = quality | {"brisque": self.judges.brisque(images)}
             measured.pictures["attacked"] = images
             prompt = cell.attack.prompt(self.drawing.prompts[0])
-            maps = identifier_maps(attacked, images[:SHOWN_MAPS], prompt, self.class_prompt)
+            maps = identifier_maps(
+                attacked, images[:SHOWN_MAPS], prompt, self.class_prompt, batch_size=self.drawing.batch_size
+            )
             if maps is not None:
                 measured.pictures["attention"] = maps
 
-    def _latents(self, model: str, attacked: Family, person: Person) -> Posterior:
+    def _latents(self, model: str, person: Person) -> Posterior:
         """The latents of the person's photos from this model's VAE. They are computed once for all seeds."""
         if (model, person.id) not in self.latents:
-            with torch.no_grad():
-                self.latents[model, person.id] = attacked.posterior(person.photos)
+            self.latents[model, person.id] = self._encode(model, person.photos)
         return self.latents[model, person.id]
 
     def _consenting(self, model: str) -> Posterior | None:
         if self.consenting is None:
             return None
         if (model, "") not in self.latents:
-            self.latents[model, ""] = encode_images(self.models[model], self.consenting, batch_size=SAMPLE_BATCH_SIZE)
+            self.latents[model, ""] = encode_images(
+                self.models[model], self.consenting, batch_size=self.drawing.batch_size
+            )
         return self.latents[model, ""]
+
+    def _encode(self, model: str, photos: Tensor) -> Posterior:
+        return encode_images(self.models[model], photos, batch_size=self.drawing.batch_size)
 
     def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
         """Draw pictures for the attacker's prompts, and run the judges' networks on them.
@@ -277,7 +282,7 @@ def draw(
     The noise of picture i depends only on `seed`, `stream` and i. So two models start picture i from the same noise.
 
     Args:
-        drawing: steps and guidance of the sampler.
+        drawing: steps and guidance of the sampler, and how many pictures are drawn at once.
         family: the model that draws.
         prompts: N prompts.
         seed: seed of the noise.
@@ -294,7 +299,7 @@ def draw(
         guidance_scale=drawing.guidance_scale,
         height=height,
         width=width,
-        batch_size=SAMPLE_BATCH_SIZE,
+        batch_size=drawing.batch_size,
     )
 
 

@@ -15,13 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
-from apdm.audit.cells import SAMPLE_BATCH_SIZE, check_finite
+from apdm.audit.cells import check_finite
 from apdm.audit.plan import AuditPlan, Drawing, to_unit
 from apdm.audit.protected_photos import PhotoPair
 from apdm.audit.results import IdentityByEncoder, PhotoAttackRow
@@ -35,6 +34,7 @@ from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.faces import load_encoder
 from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Judges
 
 DrawFromPhotos = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
@@ -222,8 +222,7 @@ class PhotoAudit:
 
     def _train(self, spec: str, photos: Tensor) -> Tensor:
         """Train on the photos, then draw pictures for the audit's first prompt."""
-        with torch.no_grad():
-            latents = self.base.posterior(photos)
+        latents = encode_images(self.base, photos, batch_size=self.drawing.batch_size)
         attack = self.factory.make(spec, seed=self.seed)
         material = Material(latents, self.class_images, photos, {"base": self.base})
         attacked = attack.run(self.base, material).model
@@ -247,7 +246,7 @@ class PhotoAudit:
             "guidance_scale": self.drawing.guidance_scale,
             "height": photos.shape[-2],
             "width": photos.shape[-1],
-            "batch_size": SAMPLE_BATCH_SIZE,
+            "batch_size": self.drawing.batch_size,
         }
 
     # -- rows ----------------------------------------------------------------------------------------------------

@@ -19,26 +19,29 @@ from apdm.families import Family
 from apdm.metrics.judges import Judges
 
 ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
+SAMPLE_BATCH_SIZE = 16  # pictures at once, where nothing else is asked for
 CELL_FORMAT = 2  # version of the cells in the store; cells of another version are run again
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How the attacker's pictures are drawn: `num_images` for each of `prompts`."""
+    """How the attacker's pictures are drawn: `num_images` for each of `prompts`, `batch_size` at once."""
 
     prompts: Sequence[str]
     num_images: int
     num_inference_steps: int
     guidance_scale: float
+    batch_size: int
 
     @staticmethod
-    def of(options: AuditOptions) -> Drawing:
-        """Take the values from the options of an audit."""
+    def of(options: AuditOptions, *, batch_size: int = SAMPLE_BATCH_SIZE) -> Drawing:
+        """Take the values from the options of an audit. `batch_size` is how many pictures are drawn at once."""
         return Drawing(
             prompts=options.prompts,
             num_images=options.num_images,
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
+            batch_size=batch_size,
         )
 
 
@@ -94,10 +97,13 @@ class AuditPlan:
         class_prompt: str,
         entries: Sequence[Entry] = ONLY_NOMINAL,
         seed: int = 0,
+        batch_size: int = SAMPLE_BATCH_SIZE,
         files: Mapping[str, ModelFile] | None = None,
         command: str | None = None,
     ) -> AuditPlan:
         """Make a plan. `options` give the attacks' parameters, the drawing, the thresholds and the number of repeats.
+
+        `batch_size` is how many pictures are drawn or encoded at once.
 
         Raises:
             UserError: there is nobody to protect, or two people have the same id.
@@ -113,7 +119,7 @@ class AuditPlan:
             judges=judges,
             entries=entries,
             attacks=AttackFactory.of(options, instance_prompt, class_prompt),
-            drawing=Drawing.of(options),
+            drawing=Drawing.of(options, batch_size=batch_size),
             thresholds=Thresholds(**{each.name: getattr(options, each.name) for each in fields(Thresholds)}),
             max_train_steps=options.max_train_steps,
             measured_steps=options.measured_steps,

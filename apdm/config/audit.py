@@ -291,7 +291,7 @@ class AuditJobConfig(AuditOptions):
         512, "Side in pixels of the squares that attackers make of photos.", at_least=16, multiple_of=8
     )
     sample_batch_size: int = option(
-        16, "How many pictures are drawn at once. More are faster and take more memory.", at_least=1
+        16, "How many pictures are drawn or encoded at once. More are faster and take more memory.", at_least=1
     )
     family: str | None = option(
         None,

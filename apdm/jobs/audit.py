@@ -89,7 +89,6 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
         photo_attacks=inputs.photo_attacks,
         photos=photos,
         output=output,
-        batch_size=config.sample_batch_size,
         processes=processes,
         earlier=config.reuse_audits,
     )
@@ -212,7 +211,6 @@ def audit_and_report(
     photo_attacks: PhotoAttackSpecs | None,
     photos: ProtectedPhotos | None,
     output: Path,
-    batch_size: int,
     processes: ProcessGroup,
     earlier: Sequence[str] = (),
 ) -> Results | None:
@@ -226,7 +224,6 @@ def audit_and_report(
         photo_attacks: the attacks on protected photos; None to attack no photos.
         photos: the protected photos and their originals; None to attack no photos.
         output: the output folder.
-        batch_size: how many pictures are drawn or encoded at once.
         processes: the processes that share the attacks. All must see the same files.
         earlier: output folders of earlier audits, whose finished attacks are reused.
 
@@ -235,7 +232,7 @@ def audit_and_report(
     """
     quiet = not processes.is_main
     plan = replace(plan, class_images=asdict(class_images))
-    base = plan.models["base"]
+    base, batch_size = plan.models["base"], plan.drawing.batch_size
 
     def prior() -> Posterior:
         folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
@@ -325,6 +322,7 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
         instance_prompt=config.instance_prompt,
         class_prompt=config.class_prompt,
         seed=config.seed,
+        batch_size=config.sample_batch_size,
         files={name: model_file(path, models[name]) for name, path in paths.items()},
         command=command,
     )

@@ -112,6 +112,7 @@ def audit_hardened(
         class_prompt=config.class_prompt,
         entries=ONLY_NOMINAL,
         seed=config.seed,
+        batch_size=config.sample_batch_size,
         files={
             "base": model_file(config.base, base),
             "hardened": ModelFile(path=MODEL, sha256=model_hash(output / MODEL)),
@@ -134,7 +135,6 @@ def audit_hardened(
         photo_attacks=inputs.photo_attacks,
         photos=photos,
         output=output,
-        batch_size=config.sample_batch_size,
         processes=processes,
         earlier=config.audit.reuse_audits,
     )

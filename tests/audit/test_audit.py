@@ -23,6 +23,7 @@ from apdm.config import AuditConfig
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
 from apdm.families import Family, load_family
+from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
 
@@ -78,8 +79,7 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
     """run_audit(config, ...) -> the content of results.json, and the pictures."""
 
     def run(config: AuditConfig = CONFIG, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        with torch.no_grad():
-            prior = family.posterior(photos(4, 50))
+        prior = encode_images(family, photos(4, 50), batch_size=1)
         hardened = options.pop("hardened", family)
         face_score = options.pop("face_score", ConvJudge("face", -1.0, 3))
         encoders = [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)]
@@ -422,6 +422,21 @@ def test_the_base_is_attacked_once_for_several_hardened_models(run_audit, tmp_pa
         results, _ = run_audit(SHORT, others=[], store=store, files=files)
         seconds.append({row["model"]: row["seconds"] for row in results["attacks"]})
     assert seconds[0]["base"] == seconds[1]["base"] and seconds[0]["hardened"] != seconds[1]["hardened"]
+
+
+def test_no_more_pictures_are_drawn_or_encoded_at_once_than_asked_for(run_audit, family):
+    batches = []
+    parts = [family.pipeline.components["vae"].encoder, family.pipeline.components["vae"].decoder]
+    hooks = [part.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0]))) for part in parts]
+    try:
+        run_audit(SHORT, subjects=[person("s01", 1)], others=[], batch_size=2)
+        assert max(batches) == 2
+        batches.clear()
+        run_audit(SHORT, subjects=[person("s01", 1)], others=[], batch_size=3)
+        assert max(batches) == 3
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def test_drift_is_measured_where_somebody_reads_attributes(run_audit):
