@@ -5,7 +5,7 @@ accelerate launch [--config_file launch/X.yaml] train_apdm.py --config configs/Y
 
 import sys
 
-from apdm.cli import leave, main
+from apdm.cli import console
 
 if __name__ == "__main__":
-    leave(main(["harden", *sys.argv[1:]]))
+    console(["harden", *sys.argv[1:]])

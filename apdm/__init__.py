@@ -176,7 +176,7 @@ def _run(
     from apdm.jobs.process_state import restored_process_state
 
     if isinstance(config, cls):
-        resolved = config
+        resolved = make_config(cls, vars(config))
         if options:
             raise UserError(f"{', '.join(options)} beside a {cls.__name__}: give either the object or its options")
     elif config is None or isinstance(config, str | PathLike):

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.options import command_line
 from apdm.config.reference import help_text
-from apdm.core.errors import Interrupted, UserError
+from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
 from apdm.core.terminal import columns, say, show_progress
 from apdm.core.versions import VERSION
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 logger = get_logger(__name__)
 
-# Exit codes. FAILED: the audit does not show protection, or `apdm verify` found a problem.
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3
+# Exit codes. FAILED: the audit does not show protection, or `apdm verify` found a problem. CRASHED is not the code 1
+# with which Python ends after an exception, because a script would take that for "not protected".
+DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED = 0, 1, 2, 3, 4
+OTHER_CODES = "2 bad input, 3 interrupted, 4 a fault of the program or of a library."
 # What `apdm env` reports.
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
@@ -44,11 +47,13 @@ class Command:
         summary: what it does, for `apdm --help`.
         run: runs it with the words that follow its name, and returns the exit code; None means 0.
         config: its options, for `--help`.
+        codes: what its exit codes 0 and 1 mean, for `--help`.
     """
 
     summary: str
     run: Callable[[Sequence[str]], int | None]
     config: type | None = None
+    codes: str = "0 done"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `apdm`; by default those of this process.
 
     Returns:
-        The exit code: 0 done, 1 not protected or a problem found, 2 bad input or usage, 3 interrupted.
+        The exit code: 0 done, 1 not protected or a problem found, 2 bad input or usage, 3 interrupted, 4 another
+        process of the run has crashed. If this process crashes, the exception is raised.
     """
     argv = sys.argv[1:] if argv is None else argv
     with messages_on_stderr(), show_progress():
@@ -72,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not getattr(stop, "reported_by_other_process", False):
                 logger.error("interrupted %s", stop, extra=EVERY_PROCESS)
             return INTERRUPTED
+        except OtherProcessCrashed as crash:
+            if not crash.reported_by_other_process:
+                logger.error("error: another process of this run has crashed: %s", crash, extra=EVERY_PROCESS)
+            return CRASHED
 
 
 def leave(code: int | None) -> NoReturn:
@@ -88,9 +98,22 @@ def leave(code: int | None) -> NoReturn:
     sys.exit(code)
 
 
-def console() -> NoReturn:
-    """Run `apdm` as a program: `main`, then the end of the process."""
-    leave(main())
+def console(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `apdm` as a program: `main`, then the end of the process.
+
+    An exception that `main` does not handle is a fault of the program. Its traceback is printed, and the exit code is
+    CRASHED. The same holds if a library asks Python to exit.
+
+    Args:
+        argv: the words after `apdm`; by default those of this process.
+    """
+    try:
+        code = main(argv)
+    except BaseException:
+        traceback.print_exc()
+        print(f"apdm: crashed with exit code {CRASHED}; the lines above say where", file=sys.stderr)
+        code = CRASHED
+    leave(code)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -110,7 +133,10 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f'unknown command "{name}"; {hint}')
     command = COMMANDS[name]
     if command.config is not None and {"-h", "--help"} & set(rest):
-        say(f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}")
+        say(
+            f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}",
+            f"\nExit codes: {command.codes}, {OTHER_CODES}",
+        )
         return DONE
     return command.run(rest) or DONE
 
@@ -124,7 +150,7 @@ def _usage() -> str:
             *rows,
             "",
             "apdm COMMAND --help lists its options; apdm --version prints the version.",
-            "Exit codes: 0 done, 1 not protected or a problem found, 2 bad input, 3 interrupted with a checkpoint.",
+            f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
         ]
     )
 
@@ -148,7 +174,8 @@ def _harden(argv: Sequence[str]) -> int:
     result = harden(config, command=command_line("harden", argv))
     if is_main_process():
         say(*_hardening_summary(result))
-    return DONE
+    # Only the main process knows the results. In the others `protected` is None.
+    return FAILED if config.fail_if_unprotected and result.protected is False else DONE
 
 
 def _hardening_summary(result: HardenResult) -> list[str]:
@@ -244,9 +271,24 @@ def _environment(argv: Sequence[str]) -> int:
 
 
 COMMANDS = {
-    "harden": Command("harden a pipeline against personalisation", _harden, HardenConfig),
+    "harden": Command(
+        "harden a pipeline against personalisation",
+        _harden,
+        HardenConfig,
+        "0 done, whatever the audit says; 1 not protected, only with --fail_if_unprotected true",
+    ),
     "perturb": Command("protect photos against fine-tuning and zero-shot adapters", _perturb, PerturbConfig),
-    "audit": Command("attack base and hardened model, and say whether they are protected", _audit, AuditJobConfig),
-    "verify": Command("check a folder that a run wrote, and that nothing of a subject is in it", _verify, VerifyConfig),
+    "audit": Command(
+        "attack base and hardened model, and say whether they are protected",
+        _audit,
+        AuditJobConfig,
+        "0 protected, 1 not protected or not shown to be",
+    ),
+    "verify": Command(
+        "check a folder that a run wrote, and that nothing of a subject is in it",
+        _verify,
+        VerifyConfig,
+        "0 all is well, 1 a problem found",
+    ),
     "env": Command("print versions and devices", _environment),
 }

@@ -12,7 +12,7 @@ import pytest
 
 import apdm
 from apdm import cli
-from apdm.core.errors import Interrupted, UserError
+from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +73,39 @@ def test_a_programming_error_is_not_hidden(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(KeyError("x"))))
     with pytest.raises(KeyError):
         cli.main(["harden"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("KeyError('x')", "KeyError: 'x'"), ("SystemExit(1)", "SystemExit: 1"), ("MemoryError()", "MemoryError")],
+)
+def test_a_crash_has_an_exit_code_of_its_own(tmp_path, fault, said):
+    """Python's own code for it is 1, which says "not protected"."""
+    script = f"""
+import sys
+from apdm import cli
+def crash(argv):
+    raise {fault}
+cli.COMMANDS["audit"] = cli.Command("", crash)
+cli.console(["audit"])
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == cli.CRASHED == 4
+    assert said in run.stderr and "Traceback" in run.stderr
+    assert run.stderr.endswith("apdm: crashed with exit code 4; the lines above say where\n")
+
+
+def test_a_crash_of_another_process_is_no_bad_input(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(OtherProcessCrashed("KeyError: 'x'"))))
+    assert cli.main(["harden"]) == cli.CRASHED
+    assert capsys.readouterr().err == "apdm: error: another process of this run has crashed: KeyError: 'x'\n"
+
+
+@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if command.config])
+def test_the_help_of_every_command_says_what_its_exit_codes_mean(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Exit codes: 0 ") and "4 a fault of the program" in last
 
 
 def test_env_names_the_versions_and_devices(capsys):

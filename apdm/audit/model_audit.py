@@ -117,6 +117,7 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
         cost_factor=_headline_cost(measured, worst),
         thresholds=plan.thresholds,
         verdict=judge(measured, outcomes, plan.thresholds),
+        prompts=plan.prompts,
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from apdm.audit.people import AuditSubjects
-from apdm.audit.results import SCHEMA, ModelFile, Thresholds
+from apdm.audit.results import SCHEMA, ModelFile, Prompts, Thresholds
 from apdm.audit.store import tensor_hash
 from apdm.audit.suites import NOMINAL, AttackFactory, Entry
 from apdm.config import AuditOptions
+from apdm.config.prompts import default_audit_prompts
 from apdm.core.errors import UserError
 from apdm.core.versions import package_versions
 from apdm.families import Family
@@ -34,10 +35,13 @@ class Drawing:
     batch_size: int
 
     @staticmethod
-    def of(options: AuditOptions, *, batch_size: int = SAMPLE_BATCH_SIZE) -> Drawing:
-        """Take the values from the options of an audit. `batch_size` is how many pictures are drawn at once."""
+    def of(options: AuditOptions, instance_prompt: str, *, batch_size: int = SAMPLE_BATCH_SIZE) -> Drawing:
+        """Take the values from the options of an audit. Without prompts there, they follow from the instance prompt.
+
+        `batch_size` is how many pictures are drawn at once.
+        """
         return Drawing(
-            prompts=options.prompts,
+            prompts=options.prompts or default_audit_prompts(instance_prompt),
             num_images=options.num_images,
             num_inference_steps=options.num_inference_steps,
             guidance_scale=options.guidance_scale,
@@ -119,7 +123,7 @@ class AuditPlan:
             judges=judges,
             entries=entries,
             attacks=AttackFactory.of(options, instance_prompt, class_prompt),
-            drawing=Drawing.of(options, batch_size=batch_size),
+            drawing=Drawing.of(options, instance_prompt, batch_size=batch_size),
             thresholds=Thresholds(**{each.name: getattr(options, each.name) for each in fields(Thresholds)}),
             max_train_steps=options.max_train_steps,
             measured_steps=options.measured_steps,
@@ -135,6 +139,15 @@ class AuditPlan:
     def class_prompt(self) -> str:
         """The prompt of the class, such as "a photo of person"."""
         return self.attacks.class_prompt
+
+    @property
+    def prompts(self) -> Prompts:
+        """What the nominal attack learns, and what the audit then asks for."""
+        return Prompts(
+            instance_prompt=self.attacks.instance_prompt,
+            class_prompt=self.class_prompt,
+            asked=list(self.drawing.prompts),
+        )
 
     @property
     def arms(self) -> list[str]:

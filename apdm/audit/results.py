@@ -351,6 +351,21 @@ class ModelFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The prompts of the nominal attack. An attack with another identifier writes its own in place of this one.
+
+    Attributes:
+        instance_prompt: the prompt that the attack learns a person with.
+        class_prompt: the prompt of the class.
+        asked: the prompts that the attacker's pictures are drawn with.
+    """
+
+    instance_prompt: str
+    class_prompt: str
+    asked: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurements:
     """Everything that was measured on the models, before it is judged.
 
@@ -393,6 +408,7 @@ class Results(Measurements):
         by_attack: the result of each attack, in the order of the rows.
         comparison, cost_factor: figures of the required attack with the lowest cost factor.
         image_layer: the audit of protected photos; None if there was none.
+        prompts: what the nominal attack learns and is asked; None in files of older versions.
     """
 
     by_attack: list[AttackOutcome]
@@ -401,6 +417,7 @@ class Results(Measurements):
     thresholds: Thresholds
     verdict: Verdict
     image_layer: ImageLayer | None = None
+    prompts: Prompts | None = None
 
 
 def write_results(results: Results, path: str | Path) -> None:

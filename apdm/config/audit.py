@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from apdm.config.options import option
+from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
 from apdm.core.errors import UserError
 
 
@@ -44,6 +45,7 @@ class AuditOptions:
         [],
         "Options for attacks other than the nominal one, in place of their own defaults: "
         '"lora:learning_rate=1e-3,max_train_steps=500".',
+        holds="spec",
     )
     eval_steps: list[int] = option(
         [],
@@ -60,8 +62,9 @@ class AuditOptions:
     num_inference_steps: int = option(20, "Sampling steps of these pictures. 20 is the paper's, with PNDM.", at_least=1)
     guidance_scale: float = option(7.5, "Classifier-free guidance of these pictures. 7.5 is the paper's.", at_least=0)
     prompts: list[str] = option(
-        ["a photo of sks person", "a portrait of sks person"],
-        "Prompts that the attacker draws the subject with. The two defaults are the paper's.",
+        [],
+        "Prompts that the attacker draws the subject with; they need the rare word of instance_prompt. By default "
+        "instance_prompt, and the same with portrait in place of photo. These are the paper's two.",
     )
     seeds: int = option(
         1,
@@ -72,59 +75,72 @@ class AuditOptions:
         ["portrait-a", "portrait-b"],
         "Face encoders that measure likeness: bundled names, which know only the drawn people of the miniature world, "
         "or files, PATH=THRESHOLD. Two encoders that were trained separately make a result more credible.",
+        holds="spec",
     )
     faceid_adapter: str | None = option(
         None,
         "A FaceID or InstantID adapter (.safetensors) for the zero-shot attack on clean and on protected photos. By "
         "default there is no such attack.",
+        holds="path",
     )
-    faceid_encoder: str = option("portrait-a", "The face encoder that faceid_adapter was trained with.")
+    faceid_encoder: str = option("portrait-a", "The face encoder that faceid_adapter was trained with.", holds="spec")
     faceid_controlnet: str | None = option(
         None,
         "Folder of the ControlNet that belongs to an InstantID adapter. By default the adapter works without one.",
+        holds="path",
     )
     face_score: str = option(
         "portrait-face",
         "The detector that decides whether a picture shows a face: a bundled name, an InsightFace folder, or a YuNet "
         "file.",
+        holds="spec",
     )
     other_data_dir: str | None = option(
         None,
         "Folder of the photos, <id>/*.jpg, of people who consented and must stay learnable. By default this is not "
         "measured, and the report says so.",
+        holds="path",
     )
     attack_data_dir: str | None = option(
         None,
         "Folder of the photos of the protected people that the attacker trains on. By default these are the photos "
         "that the defence used, which makes protection easier.",
+        holds="path",
     )
     holdout_data_dir: str | None = option(
         None,
         "Folder of hold-out photos of the protected people, which neither the defence nor the attacker sees: likeness "
         "is measured against them.",
+        holds="path",
     )
     strangers_data_dir: str | None = option(
         None,
         "Folder of photos of any other people. Their likeness to the subjects is the likeness by chance. By default "
         "the base's own class pictures are used as strangers.",
+        holds="path",
     )
     dino_dir: str | None = option(
         None,
         "Folder of a DINO model (transformers, safetensors) for the likeness of whole pictures. By default bundled "
         "features, which know only the miniature world.",
+        holds="path",
     )
     clip_dir: str | None = option(
-        None, "Folder of a CLIP model (transformers, safetensors) for the CLIP score. By default not measured."
+        None,
+        "Folder of a CLIP model (transformers, safetensors) for the CLIP score. By default not measured.",
+        holds="path",
     )
     purifiers: list[str] = option(
         [],
         "What the attacker does to protected photos before training, each tried alone: "
         '"jpeg:quality=75", "diffusion:strength=0.2". Each adds one attack.',
+        holds="spec",
     )
     photo_attacks: list[str] = option(
         [],
         "Attacks on clean and on protected photos besides the nominal attack and the adapter: "
         '"lora:rank=32", "img2img:strength=0.5", "inpainting".',
+        holds="spec",
     )
     edit_prompt: str | None = option(
         None, "The prompt with which img2img and inpainting edit a photo. By default the class prompt."
@@ -134,6 +150,7 @@ class AuditOptions:
         "Output folders of earlier audits. An attack that was run there with the same model, photos, seed, options and "
         "package versions is not run again. So the base is attacked once, however many hardened models are compared "
         "with it.",
+        holds="path",
     )
     show_photos: bool = option(
         False, "Put the subjects' own photos into report.html. Leave it off for reports that others will see."
@@ -183,9 +200,8 @@ class AuditOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "encoders"):
-            if not getattr(self, name):
-                raise UserError(f"{self.prefix}{name} is empty; give at least one")
+        if not self.encoders:
+            raise UserError(f"{self.prefix}encoders is empty; give at least one")
         if self.faceid_controlnet is not None and self.faceid_adapter is None:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
@@ -241,35 +257,42 @@ class AuditConfig(AuditOptions):
 class AuditJobConfig(AuditOptions):
     """Attack base and hardened model with everything in a suite, and say whether the subjects are protected."""
 
-    base: str = option(help="Pipeline folder of the model before hardening.")
-    hardened: str = option(help="Pipeline folder of the same model after hardening.")
+    base: str = option(help="Pipeline folder of the model before hardening.", holds="path")
+    hardened: str = option(help="Pipeline folder of the same model after hardening.", holds="path")
     subjects: str = option(
         help="Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
         "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
         "attacker's photos, together with holdout_data_dir.",
+        holds="path",
     )
     placebo: str | None = option(
         None,
         "Pipeline folder of a control: the base, hardened the same way against other people. It shows whether the "
         "attack fails because these people are protected, or because the model is damaged. It is attacked too, which "
         "takes half as long again.",
+        holds="path",
     )
     sibling: str | None = option(
         None,
         "Pipeline folder of another fine-tuning of the base, for attacks that merge models. Without it these attacks "
         "are left out, and a suite that requires them cannot show protection.",
+        holds="path",
     )
     hardened_sibling: str | None = option(
-        None, "Pipeline folder of the sibling after hardening, for the attack that subtracts the hardening."
+        None,
+        "Pipeline folder of the sibling after hardening, for the attack that subtracts the hardening.",
+        holds="path",
     )
     protected_photos: str | None = option(
         None,
         "Output folder of apdm perturb or apdm harden. The photos in its images/ are attacked on the base, beside "
         "their originals.",
+        holds="path",
     )
     instance_data_dir: str | None = option(
         None,
         "Folder of the originals of protected_photos, <id>/*.jpg. By default protected/ in the folder of subjects.",
+        holds="path",
     )
     suite: Literal["quick", "standard", "full"] = option(
         "standard",
@@ -278,15 +301,19 @@ class AuditJobConfig(AuditOptions):
         "without one, name single attacks with the option attacks.",
     )
     attacks: list[str] = option(
-        [], 'Attacks to run in place of the suite, such as "lora:rank=32". The verdict then requires all of them.'
+        [],
+        'Attacks to run in place of the suite, such as "lora:rank=32". The verdict then requires all of them.',
+        holds="spec",
     )
     seeds: int = option(
         3,
         "How often the audit is repeated, with the seeds seed, seed + 1, ... A claim of protection needs at least 3.",
         at_least=1,
     )
-    instance_prompt: str = option("a photo of sks person", "The prompt that attackers learn a subject with.")
-    class_prompt: str = option("a photo of person", "The prompt of the class that subjects belong to.")
+    instance_prompt: str = option(INSTANCE_PROMPT, "The prompt that attackers learn a subject with.")
+    class_prompt: str = option(
+        "", "The prompt of the class that subjects belong to. By default instance_prompt without its rare word."
+    )
     resolution: int = option(
         512, "Side in pixels of the squares that attackers make of photos.", at_least=16, multiple_of=8
     )
@@ -297,6 +324,7 @@ class AuditJobConfig(AuditOptions):
         None,
         'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
         "own. By default the family that handles the pipeline class of the model.",
+        holds="spec",
     )
     variant: str | None = option(
         None, 'Which files of the models to load, such as "fp16". By default the files without a suffix.'
@@ -307,7 +335,8 @@ class AuditJobConfig(AuditOptions):
         "in it, so allow it only for files that you trust.",
     )
     output_dir: str = option(
-        help="Folder for results, report and finished cells. If an audit is stopped, the same command continues it."
+        help="Folder for results, report and finished cells. If an audit is stopped, the same command continues it.",
+        holds="path",
     )
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
     seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32)
@@ -317,6 +346,11 @@ class AuditJobConfig(AuditOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.class_prompt:
+            object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
+        if not self.prompts:
+            object.__setattr__(self, "prompts", default_audit_prompts(self.instance_prompt))
+        check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
         if self.protected_photos is None:
             photos = ("purifiers", "photo_attacks", "faceid_adapter")
             self.refuse(*photos, mend="name the output folder of apdm perturb with protected_photos")

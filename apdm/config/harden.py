@@ -7,13 +7,14 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from apdm.config.audit import AuditConfig
 from apdm.config.job import JobConfig
 from apdm.config.options import option
 from apdm.config.presets import MEMORY_PRESETS, MemoryConfig
+from apdm.config.prompts import check_audit_prompts, default_audit_prompts
 from apdm.core.errors import UserError
 
 
@@ -111,6 +112,7 @@ class VarietyConfig:
         [],
         "What attackers may do to the photos before training, as purifiers with their options: "
         '"flip", "crop:margin=0.1", "jpeg:quality=50". Untreated photos stay among the choices.',
+        holds="spec",
     )
     prior_loss_weights: list[float] = option(
         [],
@@ -154,7 +156,9 @@ class PoolConfig:
         at_least=0,
     )
     benign_data_dir: str | None = option(
-        None, "Folder of the photos of people who consented, <id>/*.jpg. Required if benign_size is above 0."
+        None,
+        "Folder of the photos of people who consented, <id>/*.jpg. Required if benign_size is above 0.",
+        holds="path",
     )
 
     def __post_init__(self) -> None:
@@ -197,8 +201,9 @@ class ValidationConfig:
         0, "Number of outer steps between two validations. 0 never validates, which is fastest.", at_least=0
     )
     prompts: list[str] = option(
-        ["a photo of sks person", "a photo of person"],
-        "Prompts to draw. Each is drawn with the same noise every time, so that pictures of different steps compare.",
+        [],
+        "Prompts to draw, by default instance_prompt and class_prompt. Each is drawn with the same noise every time, "
+        "so that pictures of different steps compare.",
     )
     num_images: int = option(4, "Pictures per prompt; their time grows in proportion.", at_least=1)
     num_inference_steps: int = option(20, "Sampling steps of these pictures. 20 is the paper's, with PNDM.", at_least=1)
@@ -222,8 +227,6 @@ class ValidationConfig:
             raise UserError("validation.probe_steps is set but validation.steps is 0; set it to how often to probe")
         if self.stop_when_protected and not self.probe_steps:
             raise UserError("validation.stop_when_protected needs validation.probe_steps above 0")
-        if not self.prompts:
-            raise UserError("validation.prompts is empty; give at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,11 +246,13 @@ class HardenConfig(JobConfig):
         "The original model. Give it to protect more people in a model that was hardened before. The original is the "
         "reference phi, draws the class pictures, and is the base of the audit. By default "
         "pretrained_model_name_or_path.",
+        holds="path",
     )
     rehearsal_data_dir: str | None = option(
         None,
         "Folder of the photos, <id>/*.jpg, of people whom the model was hardened against before. Some simulated "
         "attackers learn these people, so that adding new people does not undo the old protection.",
+        holds="path",
     )
     rehearsal_every: int = option(
         4,
@@ -328,14 +333,21 @@ class HardenConfig(JobConfig):
     )
     resume_from_checkpoint: str | None = option(
         None,
-        'A checkpoint folder to go on from, or "latest" for the newest checkpoint in output_dir. If output_dir has no '
+        "A checkpoint folder to go on from, such as checkpoint-000100; one in output_dir may be given by its name "
+        'alone. Or "latest" for the newest checkpoint in output_dir. If output_dir has no '
         "checkpoint, latest starts from the beginning. A resumed run ends with the same weights as a run that was "
         "never stopped.",
+        holds="path",
+    )
+    fail_if_unprotected: bool = option(
+        False,
+        "End with exit code 1 if the audit at the end of the run says that the people are not protected, for scripts. "
+        "By default a finished run ends with 0, whatever its audit says. Needs audit.enabled.",
     )
     report_to: Literal["tensorboard", "wandb"] | None = option(
         None, "The tracker that losses are logged to. By default none. Subjects, prompts and photos are never logged."
     )
-    logging_dir: str = option("logs", "Folder of the logs, inside output_dir.")
+    logging_dir: str = option("logs", "Folder of the logs, inside output_dir.", holds="path")
     save_variant: Literal["fp16"] | None = option(
         None,
         "Also write the weights in half precision, as the variant of this name. The files take half as much again.",
@@ -356,17 +368,29 @@ class HardenConfig(JobConfig):
         '"ascent:limit=0" is the paper\'s naive baseline, a high error on the protected photos, which ruins the class. '
         "With limit above 0, the error stops rising at limit times the original model's error. "
         '"file.py:Name" is an objective of your own: see docs/adding-an-objective.md.',
+        holds="spec",
     )
     preservation: PreservationConfig = field(default_factory=PreservationConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.audit.prompts:
+            prompts = default_audit_prompts(self.instance_prompt)
+            object.__setattr__(self, "audit", replace(self.audit, prompts=prompts))
+        if not self.validation.prompts:
+            prompts = [self.instance_prompt, self.class_prompt]
+            object.__setattr__(self, "validation", replace(self.validation, prompts=prompts))
+        if self.audit.enabled:
+            check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
         if self.rehearsal_data_dir and not self.reference_model_name_or_path:
             raise UserError(
                 "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "
                 "with reference_model_name_or_path"
             )
+        if self.fail_if_unprotected and not self.audit.enabled:
+            raise UserError("fail_if_unprotected needs an audit; add --audit.enabled true")
 
     @property
     def base(self) -> str:

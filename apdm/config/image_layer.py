@@ -184,9 +184,12 @@ class ZeroShotConfig:
         ["portrait-a"],
         "Identity encoders that the photo must mislead: bundled names, or files as PATH=THRESHOLD. apdm.faces "
         "describes them.",
+        holds="spec",
     )
     weights: list[float] = option([], "One weight for each encoder. Default: 1 each.", above=0)
-    detector: str = option("portrait", "The face detector: portrait, an InsightFace folder, or a YuNet file.")
+    detector: str = option(
+        "portrait", "The face detector: portrait, an InsightFace folder, or a YuNet file.", holds="spec"
+    )
     margin: float = option(
         1.0,
         "How far below its threshold the cosine of an encoder is pushed, as a multiple of 1 - threshold. The multiple "
@@ -227,6 +230,7 @@ class ImageLayerConfig:
         "dladiff",
         "The protection against fine-tuning: dladiff, anti_diffusion, aspl, fsmg, encoder or noise; file.py:Name for a "
         "class of your own; none to leave this layer out. Options may follow: dladiff:rounds=10.",
+        holds="spec",
     )
     preset: Literal["low", "default", "high"] = option(
         "default",

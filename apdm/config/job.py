@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.options import option
+from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,17 +14,20 @@ class JobConfig:
     """Options of every job over subjects: the model, the photos, the class pictures, and the output folder."""
 
     pretrained_model_name_or_path: str = option(
-        help="The model: a diffusers pipeline folder, a single-file checkpoint, or a name on the Hugging Face Hub."
+        help="The model: a diffusers pipeline folder, a single-file checkpoint, or a name on the Hugging Face Hub.",
+        holds="path",
     )
     family: str | None = option(
         None,
         'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
         "own. By default the family that handles the pipeline class of the model.",
+        holds="spec",
     )
     single_file_config: str | None = option(
         None,
         "Only for a single-file checkpoint: a pipeline folder with the configurations, tokenizers and scheduler that "
         "belong to the checkpoint. By default diffusers guesses the model type and loads these files from the Hub.",
+        holds="path",
     )
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub. By default its main branch.")
     variant: str | None = option(
@@ -38,22 +42,25 @@ class JobConfig:
     instance_data_dir: str = option(
         help="Folder of the photos, <id>/*.jpg, .png or .webp, one folder for each subject. A folder <id>/safe/ may "
         "hold one safe partner for each photo, with the same name: a picture that the model may draw in place of the "
-        "subject."
+        "subject.",
+        holds="path",
     )
     class_data_dir: str | None = option(
         None,
         "Folder of class pictures. Pictures of your own are used as they are; otherwise the base model draws "
         "num_class_images of them there. By default a folder in output_dir.",
+        holds="path",
     )
     instance_prompt: str = option(
-        "a photo of sks person",
+        INSTANCE_PROMPT,
         'The prompt that simulated attackers learn a subject with (c_per in the paper). "sks" is the rare word that '
         "DreamBooth uses as a name; this is the paper's prompt.",
     )
     class_prompt: str = option(
-        "a photo of person",
+        "",
         "The prompt of the class pictures (c_pr in the paper): the class that subjects belong to, without the rare "
-        "word.",
+        'word. By default "a photo of person", the paper\'s, or instance_prompt without its rare word if it names '
+        "another class.",
     )
     num_class_images: int = option(
         200,
@@ -86,7 +93,8 @@ class JobConfig:
         multiple_of=8,
     )
     output_dir: str = option(
-        help="Folder for everything that the run makes. It must be new, empty, or from an earlier run of this program."
+        help="Folder for everything that the run makes. It must be new, empty, or from an earlier run of this program.",
+        holds="path",
     )
     overwrite_output_dir: bool = option(
         False, "Replace the result of an earlier run in output_dir. Folders of other programs are never touched."
@@ -104,6 +112,10 @@ class JobConfig:
         at_least=1,
     )
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.class_prompt:
+            object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
 
     @property
     def base(self) -> str:

@@ -13,6 +13,7 @@ import json
 import math
 import operator
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from apdm.config.paths import expand_path, expand_spec
 from apdm.config.yaml_text import read_scalar, read_yaml
 from apdm.core.errors import UserError
 
@@ -34,17 +36,27 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multiple_of": (lambda value, unit: value % unit == 0, "a multiple of"),
 }
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# What people write for true and false. YAML 1.1 allows some of it.
+SWITCHES = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(("no", "off", "n", "0"), "false")
 # The words of messages for the place where a value was given.
 COMMAND_LINE, IN_CALL = "on the command line", "in the call"
 
 
-def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) -> Any:
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    holds: Literal["text", "path", "spec"] = "text",
+    **limits: float,
+) -> Any:
     """Declare one field of an options dataclass.
 
     Args:
         default: the value if none is given. Of a list, every configuration gets its own copy. An option without a
             default is required.
         help: what the option does, what a higher value costs, and where the default comes from.
+        holds: what a text means. In a "path", and in the paths of a "spec" such as "mine.py:Attack:steps=5", `~` and
+            `$NAME` are replaced by the home folder and the environment variable. "text" stays as it is.
         limits: any of `LIMITS`, such as `at_least=0`. For a list, they apply to each item.
 
     Returns:
@@ -52,7 +64,7 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **limits: float) 
     """
     if unknown := limits.keys() - LIMITS.keys():
         raise TypeError(f"no such limit: {sorted(unknown)}")
-    metadata = {"help": help, "limits": limits}
+    metadata = {"help": help, "limits": limits, "holds": holds}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -75,12 +87,13 @@ def broken_limit(field: dataclasses.Field[Any], value: Any) -> str | None:
 def command_line(name: str, argv: Sequence[str]) -> str:
     """Return a command in the form in which it is written into results.
 
-    Of paths that start with "/" or "~", only the last part is kept, so that results reveal nothing about the machine.
+    Of paths that start with "/", "~" or "$", only the last part is kept, so that results reveal nothing about the
+    machine.
     """
 
     def shortened(word: str) -> str:
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if not value.startswith(("/", "~")):
+        if not value.startswith(("/", "~", "$")):
             return word
         path, colon, options = value.partition(":")  # a plug-in's file, its class and options
         return key + equals + Path(path).name + colon + options
@@ -103,6 +116,8 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     """
     known = options_by_path(cls)
     words = _split(argv)
+    if sum(word.partition("=")[0] == "--config" for word in argv) > 1:
+        raise UserError("--config is given twice; put the options into one file")
     files = words.pop("config", None)
     if files is not None and len(files) != 1:
         raise UserError("--config needs the name of one YAML file")
@@ -218,12 +233,42 @@ class Option:
             UserError: the value has another type or is out of range.
         """
         try:
-            value = _convert(self.kind, value)
+            fitting = _convert(self.kind, value)
         except (ValueError, OverflowError):
-            raise self._misfit(value, where, _wanted(self.kind)) from None
+            raise self._misfit(value, where, _wanted(self.kind) + self._advice(value, where)) from None
+        value = self._expand(fitting, where)
         if (limit := broken_limit(self.field, value)) is not None:
             raise self._misfit(value, where, f"to be {limit}")
         return value
+
+    def _expand(self, value: Any, where: str) -> Any:
+        """Expand the paths in a value, if this option holds paths."""
+        expand = {"path": expand_path, "spec": expand_spec}.get(self.field.metadata["holds"])
+        if expand is None or value is None:
+            return value
+        try:
+            return [expand(item) for item in value] if isinstance(value, list) else expand(value)
+        except ValueError as problem:
+            raise UserError(f"{self.path} {where} is {json.dumps(value)}; {problem}") from None
+
+    def _advice(self, value: Any, where: str) -> str:
+        """Return how to write a value of a wrong type, if that can be guessed: the end of a message, or nothing."""
+        kind = _without_none(self.kind)
+        if get_origin(kind) is list:
+            if where == COMMAND_LINE:
+                return "; separate items by spaces, not by commas" if any("," in str(item) for item in value) else ""
+            if isinstance(value, str) and value:
+                items = value if get_args(kind)[0] is str else ", ".join(filter(None, re.split(r"[,\s]+", value)))
+                return f"; write [{items}]"
+        if kind is str and type(value) in (int, float, bool) and where != COMMAND_LINE:
+            return "; put it in quotes"
+        if kind is bool and str(value).lower() in SWITCHES:
+            return f"; write {SWITCHES[str(value).lower()]}"
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return f"; write {value:.0f}"
+        if isinstance(value, str) and where != COMMAND_LINE and _fits(kind, read_scalar(value)):
+            return "; leave out the quotes"
+        return ""
 
     def _misfit(self, value: Any, where: str, wanted: str) -> UserError:
         # The Python type is not shown for the command line, where every value is text.
@@ -253,6 +298,10 @@ def _options(cls: type, prefix: str = "") -> Iterator[Option]:
 
 def _values_of_file(file: str, known: Mapping[str, Option]) -> dict[str, Any]:
     """Return the options in a YAML file as {dotted name: value}."""
+    try:
+        file = expand_path(file)
+    except ValueError as problem:
+        raise UserError(f"--config {file} cannot be read: {problem}") from None
     where = f"in {file}"
     return {path: known[path].fit(value, where) for path, value in _flatten(read_yaml(file), known, where)}
 
@@ -306,12 +355,18 @@ def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -
     """Yield (dotted name, value) for the values of a nested mapping."""
     groups = {found.group for found in known.values()}
     pending = [(str(key), value) for key, value in tree.items()]
+    seen: set[str] = set()
     while pending:
         path, value = pending.pop(0)
         if path in groups and isinstance(value, dict):
             pending += [(f"{path}.{key}", inner) for key, inner in value.items()]
         elif path not in groups or value is not None:  # a group whose lines are all commented out is null
             _require_known(path, known, where)
+            if path in seen:
+                raise UserError(
+                    f"{path} {where} is given twice, in a group and with a dotted name; leave one of them out"
+                )
+            seen.add(path)
             yield path, value
 
 
@@ -364,6 +419,14 @@ def _wanted(kind: Any) -> str:
     if get_origin(kind) is list:
         return f"a list, each item {_wanted(get_args(kind)[0])}"
     return TYPE_WORDS[kind]
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    try:
+        _convert(kind, value)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _convert(kind: Any, value: Any) -> Any:

@@ -44,6 +44,16 @@ for _tag, _pattern in {
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None)
 
 
+# What helps against the most common mistakes: {part of the parser's message: words for the end of ours}.
+MENDS = {
+    "character '\\t'": "; indent with spaces instead of tabs",
+    "another document": "; leave only one, without --- between options",
+    "mapping values are not allowed": "; put quotes around a text with a colon",
+    "cannot start any token": "; put quotes around the text",
+    "undefined alias": "; put quotes around a text that begins with *",
+}
+
+
 def read_yaml(file: str) -> dict[Any, Any]:
     """Return the mapping in a YAML file; an empty file gives an empty mapping.
 
@@ -56,7 +66,10 @@ def read_yaml(file: str) -> dict[Any, Any]:
         raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{file}, line {line}: not valid YAML: {error.problem}") from None
+        mend = next((words for part, words in MENDS.items() if part in str(error.problem)), "")
+        raise UserError(f"{file}, line {line}: not valid YAML: {error.problem}{mend}") from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply for a file of options") from None
     except (yaml.YAMLError, ValueError):
         raise UserError(f"{file} is not a YAML text file in UTF-8") from None
     if content is not None and not isinstance(content, dict):
@@ -68,7 +81,7 @@ def read_scalar(text: str) -> Any:
     """Return one word of a command line as YAML reads it: a number, true, false, null, or else the text itself."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

@@ -1,4 +1,4 @@
-"""The two exceptions that end a job early. The command line turns each into an exit code."""
+"""The exceptions that end a job early. The command line turns each into an exit code."""
 
 
 class JobEnded(BaseException):
@@ -13,6 +13,10 @@ class JobEnded(BaseException):
 
 class UserError(JobEnded, Exception):
     """The input or the usage is wrong. The message says what is wrong, where, and how to mend it. Exit code 2."""
+
+
+class OtherProcessCrashed(JobEnded, Exception):
+    """Another process of the run met an exception that is a fault of the program. Exit code 4."""
 
 
 class Interrupted(JobEnded):

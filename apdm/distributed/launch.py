@@ -24,6 +24,7 @@ from apdm.core.signals import RESUME_ADVICE
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import require_tracker
 from apdm.distributed.working_weights import MakeOptimizer
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -40,9 +41,14 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
         project_dir: the folder that the tracker writes to.
 
     Raises:
-        UserError: accelerate and the launcher disagree on the number of processes, or the launcher asks for another
-            precision.
+        UserError: accelerate and the launcher disagree on the number of processes, the launcher asks for another
+            precision, or the tracker is not installed.
     """
+    if log_with is not None:
+        try:
+            require_tracker(log_with)
+        except UserError as error:
+            raise reported_once(error) from None
     size = int(os.environ.get("WORLD_SIZE", "1"))
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("no", mixed_precision):

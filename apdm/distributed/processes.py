@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apdm.core.errors import Interrupted, JobEnded, UserError
+from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed
 
 Result = TypeVar("Result")
 NO_TIMEOUT = datetime.timedelta(days=30)
@@ -142,7 +142,7 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, BaseException |
 def _portable(error: BaseException | None) -> JobEnded | None:
     if error is None or isinstance(error, JobEnded):
         return error
-    kind = Interrupted if isinstance(error, KeyboardInterrupt) else UserError
+    kind = Interrupted if isinstance(error, KeyboardInterrupt) else OtherProcessCrashed
     return kind(f"{type(error).__name__}: {error}")
 
 

@@ -40,7 +40,7 @@ from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.jobs.plan import audit_plan, show_plan
-from apdm.jobs.prepare import check_resolution, prepare_process
+from apdm.jobs.prepare import check_resolution, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
 from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
@@ -72,6 +72,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     """
     processes, device = join_processes()
     prepare_process(config.num_threads)
+    warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
     plan, inputs, photos = processes.main_first(lambda: _load(config, command))
     output = processes.broadcast(lambda: _claim(config))
     show_plan(audit_plan(config, plan, photos, processes=processes, device=device))

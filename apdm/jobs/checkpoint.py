@@ -34,7 +34,7 @@ LATEST = "latest"
 # Options that may differ when a run is resumed, because they change nothing that is trained.
 IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
-    *("report_to", "logging_dir", "gradient_checkpointing"),
+    *("report_to", "logging_dir", "gradient_checkpointing", "fail_if_unprotected"),
 )
 # Options that may differ too, but the user is told. They change how the run continues, how numbers are rounded, or what
 # is done with the result. Folders of models and photos are listed here because `check` compares their content.
@@ -126,20 +126,30 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
 
     Args:
         output: the output folder of the run.
-        wanted: the option `resume_from_checkpoint`: a checkpoint's folder, "latest", or None to start a new run.
+        wanted: the option `resume_from_checkpoint`: a checkpoint's folder, also as a name in `output`; "latest"; or
+            None to start a new run.
 
     Returns:
         The checkpoint; None if `wanted` is None, or if it is "latest" and there is no checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged, or the folder is not a checkpoint.
+        UserError: the checkpoint is damaged, or there is no such folder, or it is not a checkpoint.
     """
     if wanted is None:
         return None
-    if wanted != LATEST:
-        return Checkpoint.open(wanted)
     folders = _folders(output)
-    return Checkpoint.open(folders[-1]) if folders else None
+    if wanted == LATEST:
+        return Checkpoint.open(folders[-1]) if folders else None
+    places = [Path(wanted), output / wanted]
+    if step := re.fullmatch(r"checkpoint-(\d+)/*", wanted):
+        places.append(_folder(output, int(step[1])))
+    for folder in places:
+        if folder.is_dir():
+            if inner := _folders(folder):
+                raise UserError(f"{folder} is the folder of a run; give one of its checkpoints, such as {inner[-1]}")
+            return Checkpoint.open(folder)
+    held = ", ".join(folder.name for folder in folders) or "no checkpoints"
+    raise UserError(f"resume_from_checkpoint {wanted} is no folder, neither here nor in {output}, which holds {held}")
 
 
 def write(
@@ -174,7 +184,7 @@ def write(
             pass
         return
     sections = iter(sections)
-    target = output / f"checkpoint-{facts['step']:06d}"
+    target = _folder(output, facts["step"])
     try:
         with write_beside(target, folder=True) as partial:
             for section in sections:
@@ -287,6 +297,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         else:
             hidden = isinstance(value, str | list)
             yield prefix + key, hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] if hidden else value
+
+
+def _folder(output: Path, step: int) -> Path:
+    """The folder of the checkpoint that is written after outer step `step`."""
+    return output / f"checkpoint-{step:06d}"
 
 
 def _folders(output: Path) -> list[Path]:

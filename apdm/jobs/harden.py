@@ -23,6 +23,7 @@ from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import start_tracker
 from apdm.export.layout import IMAGES, MODEL, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES, SINGLE_FILE
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
@@ -33,7 +34,7 @@ from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
-from apdm.jobs.prepare import load_models, prepare_process
+from apdm.jobs.prepare import load_models, prepare_process, warn_about_prompts
 from apdm.jobs.results import HardenResult
 from apdm.jobs.training import Training
 from apdm.jobs.validation import Validator
@@ -75,6 +76,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
         inputs = inputs or HardenInputs(config, base, start)
         checkpoint, facts, continues = processes.broadcast(inputs.claim_output)
+        if tracker := config.report_to:
+            processes.all_or_raise(lambda: start_tracker(accelerator, tracker))
         if processes.is_main:
             done = checkpoint.step if checkpoint else 0
             show_plan(harden_plan(config, inputs, kind=kind, processes=processes, device=device, done=done))
@@ -130,6 +133,12 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
     make_objective(config.objective)
     if config.preset:
         logger.info(preset_report(config))
+    warn_about_prompts(
+        config.instance_prompt,
+        config.class_prompt,
+        audit=config.audit.prompts if config.audit.enabled else (),
+        validation=config.validation.prompts if config.validation.steps else (),
+    )
     return kind
 
 

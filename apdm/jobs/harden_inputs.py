@@ -29,7 +29,7 @@ from apdm.jobs.prepare import class_posterior
 from apdm.protection.subject_data import SubjectData
 
 # If only these options differ, a command continues the run that an earlier command began.
-CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps")
+CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected")
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,6 @@ def run_training(
         Interrupted: the user asked to stop, and a checkpoint was written.
     """
     counters = training.load(checkpoint) if checkpoint else Counters()
-    if config.report_to:
-        accelerator.init_trackers("apdm")
 
     def save() -> None:
         written = {**training.facts(counters), **facts}

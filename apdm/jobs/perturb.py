@@ -39,7 +39,7 @@ from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.plan import perturb_plan, show_plan
-from apdm.jobs.prepare import class_posterior, load_base, prepare_process
+from apdm.jobs.prepare import class_posterior, load_base, prepare_process, warn_about_prompts
 from apdm.jobs.results import PerturbResult
 
 logger = get_logger(__name__)
@@ -64,6 +64,7 @@ def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResu
     """
     processes, device = join_processes()
     prepare_process(config.num_threads)
+    warn_about_prompts(config.instance_prompt, config.class_prompt)
     job, family = processes.main_first(lambda: (PhotoJob.load(config, quiet=not processes.is_main), load_base(config)))
     output = processes.broadcast(lambda: claim_photo_dir(config))
     show_plan(perturb_plan(config, job, family, processes=processes, device=device))

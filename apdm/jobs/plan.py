@@ -14,6 +14,7 @@ import torch
 
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
+from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns
 from apdm.distributed.processes import ProcessGroup
@@ -77,6 +78,8 @@ def harden_plan(
         f"as squares of {config.resolution} pixels" + f", {partners} with a safe partner" * bool(partners),
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
         "device": device_text(device, processes.size, kind),
         "precision": PRECISIONS[config.mixed_precision],
@@ -105,6 +108,7 @@ def perturb_plan(
             [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
             + ["zero-shot adapters"] * (job.faces is not None)
         ),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "changes": f"each pixel by at most {budget:g} of 255",
         "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,
         "device": device_text(device, processes.size),
@@ -136,6 +140,8 @@ def audit_plan(
         "people": people_text([person.id for person in people]),
         "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
         "others": people_text([person.id for person in plan.subjects.others]),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
         f"at most {plan.max_train_steps} steps each, {count(plan.repeats, 'seed')}",
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
@@ -177,6 +183,11 @@ def model_text(name: str, family: Family) -> str:
     """
     size = sum(weight.numel() for weight in family.denoiser.parameters())
     return f"{name} ({family.name}, {size:,} weights in the {family.denoiser_name})"
+
+
+def prompts_text(instance_prompt: str, class_prompt: str) -> str:
+    """Return what attackers learn, and what the class is called."""
+    return f'"{instance_prompt}" is learnt, "{class_prompt}" is the class'
 
 
 def people_text(ids: Sequence[str]) -> str | None:

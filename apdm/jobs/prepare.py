@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import torch
 import transformers
 
 from apdm.config import HardenConfig, JobConfig
+from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
+from apdm.core.logging import get_logger
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.export.layout import CLASS_IMAGES
 from apdm.families import Family, Posterior, load_family
 from apdm.families.encoding import encode_images
+
+logger = get_logger(__name__)
 
 
 def prepare_process(num_threads: int | None) -> None:
@@ -32,6 +37,27 @@ def prepare_process(num_threads: int | None) -> None:
     torch.set_num_threads(num_threads or max(1, cores // processes))
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+
+
+def warn_about_prompts(
+    instance_prompt: str, class_prompt: str, *, audit: Sequence[str] = (), validation: Sequence[str] = ()
+) -> None:
+    """Log a warning if the prompts of a job do not fit together.
+
+    Args:
+        instance_prompt: the prompt that attackers learn.
+        class_prompt: the prompt of the class.
+        audit: the prompts that an audit draws; empty without an audit.
+        validation: the prompts that validation draws; empty without validation.
+    """
+    learnt = identifier_words(instance_prompt, class_prompt)
+    if class_prompt == CLASS_PROMPT and len(learnt) > 1:
+        message = 'class_prompt is "%s", which is not instance_prompt without its rare word: give class_prompt'
+        logger.warning(message, class_prompt)
+    if audit and (lacking := prompts_without_identifier(audit, instance_prompt, class_prompt)):
+        logger.warning('prompts without "%s" ask for somebody else: %s', " ".join(learnt), quoted(lacking))
+    if validation and len(prompts_without_identifier(validation, instance_prompt, class_prompt)) == len(validation):
+        logger.warning('none of validation.prompts has "%s": they show nothing of the subject', " ".join(learnt))
 
 
 def load_base(config: JobConfig) -> Family:

@@ -163,6 +163,8 @@ def test_the_results_follow_the_schema(audited):
     assert results["schema"] == 1
     assert results["seeds"] == [0, 1]
     assert results["subjects"] == ["s01"]
+    learnt = results["prompts"]["instance_prompt"]
+    assert results["prompts"]["asked"] == [learnt, learnt.replace("photo", "portrait")]
     assert len(results["attacks"]) == 2 * 2 * 2  # models, people, seeds
     row = results["attacks"][0]
     assert (row["attack"], row["model"], row["role"], row["subject"]) == (

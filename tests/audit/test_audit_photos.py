@@ -129,7 +129,7 @@ def attack_photos(
         judges=judges,
         specs=replace(PhotoAttackSpecs.load(options, **PROMPTS, allow_pickle=False), adapter=adapter),
         factory=AttackFactory.of(options, **PROMPTS),
-        drawing=Drawing.of(options),
+        drawing=Drawing.of(options, PROMPTS["instance_prompt"]),
         seed=0,
         facts={"x": 1},
     )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
-from apdm.config.options import command_line, option, options_by_path
+from apdm.config.options import command_line, make_config, option, options_by_path
 from apdm.config.reference import COMMANDS, help_text, options_page
 from apdm.core.errors import UserError
 
@@ -118,6 +118,31 @@ def test_yaml_scalars_mean_what_they_look_like(load, text, name, value):
         ("marks: [1, -2]", "marks in c.yaml is [1, -2] (list); it needs to be at least 0"),
         ("name: n", 'c.yaml, line 2: not valid YAML: "name" is given twice'),
         ("note: [1", "c.yaml, line 3: not valid YAML"),
+        (
+            "inner.steps: 5\ninner: {steps: 7}",
+            "inner.steps in c.yaml is given twice, in a group and with a dotted name",
+        ),
+        ("inner: {steps: 5}\ninner.steps: 5", "inner.steps in c.yaml is given twice"),
+        (
+            "inner:\n\tsteps: 5",
+            "c.yaml, line 3: not valid YAML: found character '\\t' that cannot start any token; indent",
+        ),
+        ("---\nflag: true", "c.yaml, line 2: not valid YAML: but found another document; leave only one"),
+        ("note: a: b", "c.yaml, line 2: not valid YAML: mapping values are not allowed here; put quotes around"),
+        ("note: *a", "c.yaml, line 2: not valid YAML: found undefined alias 'a'; put quotes around"),
+        ("note: " + "[" * 3000, "c.yaml is nested too deeply"),
+        ("note: 012", "note in c.yaml is 12.0 (float); it needs text or null; put it in quotes"),
+        ("inner: {rate: '5e-6'}", 'inner.rate in c.yaml is "5e-6" (str); it needs a number; leave out the quotes'),
+        ("inner: {steps: 1e3}", "inner.steps in c.yaml is 1000.0 (float); it needs a whole number; write 1000"),
+        ("flag: off", 'flag in c.yaml is "off" (str); it needs true or false; write false'),
+        (
+            "marks: 100, 200",
+            'marks in c.yaml is "100, 200" (str); it needs a list, each item a whole number; write [100, ',
+        ),
+        (
+            "words: a photo, b",
+            'words in c.yaml is "a photo, b" (str); it needs a list, each item text; write [a photo, b]',
+        ),
     ],
 )
 def test_a_mistake_in_yaml_is_named_with_its_file_and_key(load, text, message):
@@ -143,6 +168,12 @@ def test_a_mistake_in_yaml_is_named_with_its_file_and_key(load, text, message):
         ),
         (["--inner", "1"], "inner on the command line is a group of options"),
         (["--config"], "--config needs the name of one YAML file"),
+        (["--config", "a.yaml", "--config=b.yaml"], "--config is given twice"),
+        (
+            ["--marks", "1,2"],
+            "marks on the command line is ['1,2']; it needs a list, each item a whole number; separate",
+        ),
+        (["--config", "$NOBODY_SET_THIS/c.yaml"], "--config $NOBODY_SET_THIS/c.yaml cannot be read: the environment"),
         ([], "--name must be given, on the command line or in the file of --config"),
     ],
 )
@@ -167,6 +198,89 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
         file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_config(Outer, ["--config", str(file)])
+
+
+@pytest.mark.parametrize("text", ["\ufeffname: n\ninner: {steps: 5}", "name: n\r\ninner:\r\n  steps: 5\r\n"])
+def test_files_that_windows_programs_wrote_are_read(load, text):
+    assert load(text) == Outer(name="n", inner=Inner(steps=5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Options that hold paths."""
+
+    folder: str | None = option(None, "Folder.", holds="path")
+    attack: str = option("lora", "Attack.", holds="spec")
+    many: list[str] = option([], "Encoders.", holds="spec")
+    prompt: str = option("p", "Prompt.")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("~", "/home/x"),
+        ("~/photos", "/home/x/photos"),
+        ("$DATA/photos", "/data/photos"),
+        ("${DATA}photos/$NUMBER", "/dataphotos/7"),
+        ("a/~/b", "a/~/b"),
+        ("./~", "./~"),
+        ("cost$", "cost$"),
+        ("org/model", "org/model"),
+    ],
+)
+def test_home_folders_and_variables_are_expanded_however_a_path_is_given(written, read, tmp_path, monkeypatch):
+    for name, value in {"HOME": "/home/x", "DATA": "/data", "NUMBER": "7"}.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "c.yaml"
+    file.write_text(f"folder: '{written}'\n")
+    ways = (
+        load_config(Paths, ["--folder", written]),
+        load_config(Paths, [f"--folder={written}"]),
+        load_config(Paths, ["--config", str(file)]),
+        make_config(Paths, {"folder": written}),
+    )
+    assert {way.folder for way in ways} == {read}
+    if not written.startswith("."):  # pathlib makes "~" of "./~"
+        assert make_config(Paths, {"folder": Path(written)}).folder == read
+
+
+def test_paths_inside_specs_and_lists_are_expanded_and_nothing_else_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    words = ["--attack", "~/m.py:Mine:weights=~/w.pt,rank=2,mark=$no,note=a~b", "--many", "~/e.onnx=0.3", "$HOME/p"]
+    config = load_config(Paths, [*words, "--prompt", "~ $HOME"])
+    assert config.attack == "/home/x/m.py:Mine:weights=/home/x/w.pt,rank=2,mark=$no,note=a~b"
+    assert config.many == ["/home/x/e.onnx=0.3", "/home/x/p"]
+    assert config.prompt == "~ $HOME"
+
+
+def test_a_variable_or_a_user_that_does_not_exist_is_named_instead_of_becoming_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match='folder on the command line is "[$]OUTS/a"; the environment variable OUTS is not'
+    ):
+        load_config(Paths, ["--folder", "$OUTS/a"])
+    with pytest.raises(UserError, match="there is no user nobody_has_this; for a name that begins with ~, write ./~"):
+        load_config(Paths, ["--folder", "~nobody_has_this/a"])
+    Path("$OUTS").mkdir()
+    assert load_config(Paths, ["--folder", "$OUTS"]).folder == "$OUTS"  # a folder may really be called this
+
+
+def test_the_file_of_config_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("prompt: q\n")
+    assert load_config(Paths, ["--config=~/c.yaml"]).prompt == "q"
+    assert make_config(Paths, {}, file="$HOME/c.yaml").prompt == "q"
+
+
+TEXTS = {"prompt", "prompts", "revision", "variant"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_text_says_whether_it_holds_a_path(command):
+    for path, found in options_by_path(COMMANDS[command]).items():
+        is_text = found.kind in (str, str | None, list[str])
+        if is_text and path.rpartition("_")[2] not in TEXTS and path.rpartition(".")[2] not in TEXTS:
+            assert found.field.metadata["holds"] != "text", f'{path}: give option() holds="path" or holds="spec"'
 
 
 @pytest.mark.parametrize("text", ["no", "5e-6", "null", "1_000", "0o7", "a: b # c", "2026-01-02", " ", "é\n%", "1."])
@@ -253,14 +367,16 @@ def test_a_command_is_told_without_the_machines_paths():
         "--instance_data_dir",
         "/home/somebody/faces",
         "--output_dir=~/out/run",
+        "--class_data_dir",
+        "$HOME/out/class",
         "1/2",
         "/home/somebody/encoder.pt=0.255",
         "/home/somebody/mine.py:Mine:steps=5,rate=1/2",
         "--image_layer.method=/home/somebody/mine.py:Mine:steps=5",
     ]
     shown = (
-        "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run 1/2 encoder.pt=0.255 "
-        "mine.py:Mine:steps=5,rate=1/2 --image_layer.method=mine.py:Mine:steps=5"
+        "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run --class_data_dir class 1/2 "
+        "encoder.pt=0.255 mine.py:Mine:steps=5,rate=1/2 --image_layer.method=mine.py:Mine:steps=5"
     )
     assert command_line("harden", words) == shown
 

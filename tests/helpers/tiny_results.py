@@ -87,6 +87,7 @@ def make_results() -> dict[str, Any]:
         "command": "apdm audit --x",
         "package": {"apdm": "0.1.0", "torch": "9.9.9"},
         "seeds": [3, 4],
+        "prompts": {"instance_prompt": "a zwx dog", "class_prompt": "a dog", "asked": ["a zwx dog", "zwx asleep"]},
         "models": {
             "base": {"path": "the/base", "sha256": "ab" * 32},
             "hardened": {"path": "the/model", "sha256": "cd" * 32},

@@ -115,7 +115,18 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     assert result.stdout.startswith("not protected")
     *plan, said = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
     shown = dict(line.removeprefix("apdm: ").split(maxsplit=1) for line in plan)
-    assert {"base", "hardened", "placebo", "people", "photos", "others", "attacks", "device", "output"} <= set(shown)
+    assert {
+        "base",
+        "hardened",
+        "placebo",
+        "people",
+        "photos",
+        "others",
+        "attacks",
+        "device",
+        "output",
+        "prompts",
+    } <= set(shown)
     assert shown["people"] == "2 (s01, s02)" and shown["attacks"].endswith("at most 3 steps each, 2 seeds")
     assert shown["output"] == str(output / "report.html") and str(output / "report.html") in result.stdout
     assert "max_train_steps = 3 is 1.5 times" in said and "nominal_step" in said

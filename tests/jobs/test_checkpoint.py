@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,10 @@ from apdm.core.signals import Stop
 from apdm.data.subjects import read_image
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
+from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., int]
 
 
@@ -247,6 +253,70 @@ def test_a_checkpoint_of_another_base_model_is_refused(
     flip(weights_file)
     assert run(copied, pretrained_model_name_or_path=other, resume_from_checkpoint="latest") == 2
     assert "another base model" in last_line(capsys)
+
+
+def test_a_checkpoint_in_the_output_folder_is_found_by_its_name(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("checkpoint-000001", "checkpoint-1", "checkpoint-000001/", str(copied / "checkpoint-000001")):
+        found = checkpoints.find(copied, name)
+        assert found is not None and found.step == 1
+    assert run(copied, max_train_steps=2, resume_from_checkpoint="checkpoint-000001") == 0
+    assert run(copied, resume_from_checkpoint="checkpoint-000009") == 2
+    said = last_line(capsys)
+    assert f"neither here nor in {copied}, which holds checkpoint-000001, checkpoint-000002" in said
+    assert run(copied, resume_from_checkpoint=copied) == 2
+    assert f"give one of its checkpoints, such as {copied}/checkpoint-000002" in last_line(capsys)
+
+
+def test_a_tracker_that_cannot_log_is_refused_before_any_work(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        assert run(tmp_path / "run", report_to="wandb") == 2
+        assert (
+            'report_to wandb needs the package wandb, which is not installed; install it with pip install "apdm['
+            in (last_line(capsys))
+        )
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "run", report_to="tensorboard", logging_dir=tmp_path / "file") == 2
+    assert "report_to tensorboard cannot start (NotADirectoryError" in last_line(capsys)
+    assert not (tmp_path / "run/class_images").exists()
+
+
+TRACKERS = """
+from accelerate import Accelerator
+from apdm.core.errors import UserError
+from apdm.distributed.trackers import require_tracker, start_tracker
+for start in (lambda: start_tracker(Accelerator(log_with="wandb"), "wandb"), lambda: require_tracker("comet_ml")):
+    try:
+        start()
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_what_a_trackers_package_raises_is_one_line(tmp_path: Path) -> None:
+    """The two packages are real files that fail as the real ones do without a login or with a broken installation."""
+    packages = {
+        "wandb": "def init(*, project, settings):\n"
+        "    assert settings['console'] == 'off' and settings['x_disable_meta'], 'words of the run would be uploaded'\n"
+        "    raise RuntimeError('api_key not configured\\nmore')\n"
+    }
+    packages["comet_ml"] = "raise ImportError('no such library')\n"
+    for name, code in packages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+        (tmp_path / f"{name}-9.dist-info").mkdir()
+        (tmp_path / f"{name}-9.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    result = subprocess.run([sys.executable, "-c", TRACKERS], capture_output=True, text=True, env=environment)
+    wandb, comet = result.stdout.splitlines()
+    assert (
+        wandb.startswith("report_to wandb cannot start (RuntimeError: api_key not configured); ") and "offline" in wandb
+    )
+    assert comet.startswith("report_to comet_ml: the package cannot be imported (ImportError: no such library); ")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(

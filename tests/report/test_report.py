@@ -69,6 +69,7 @@ def test_every_section_is_there_and_says_its_figures(
         "method": [
             "apdm audit --x",
             "3, 4",
+            "Prompt that is learnt a zwx dog Prompt of the class a dog Prompts that are asked a zwx dog; zwx asleep",
             "learning_rate 5e-06",
             "max_train_steps 100, 300",
             "cosine 0.500",

@@ -1,0 +1,41 @@
+"""Home folders and environment variables in paths: `~/photos`, `$HOME/photos`.
+
+A shell replaces these only in some places. It leaves `--key=~/photos` as it is, and a YAML file it does not see at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
+
+
+def expand_path(text: str) -> str:
+    """Replace `~` or `~user` at the start of a path, and the names of environment variables anywhere in it.
+
+    Raises:
+        ValueError: there is no such user or variable, and no file whose name is written like this.
+    """
+    missing = [name for pair in VARIABLE.findall(text) for name in pair if name and not os.environ.get(name)]
+    if missing and not os.path.lexists(text):
+        raise ValueError(f"the environment variable {missing[0]} is not set")
+    expanded = os.path.expanduser(text if missing else os.path.expandvars(text))
+    if expanded.startswith("~") and not os.path.lexists(expanded):
+        raise ValueError(f"there is no user {expanded[1:].partition('/')[0]}; for a name that begins with ~, write ./~")
+    return expanded
+
+
+def expand_spec(text: str) -> str:
+    """Expand the paths in a text such as `~/mine.py:Attack:weights=~/w.pt` or `~/encoder.onnx=0.3`.
+
+    A part that looks like a path and cannot be expanded stays as it is, because it may be something else.
+    """
+    return "".join(_expand_part(part) for part in re.split("([:=,])", text))
+
+
+def _expand_part(part: str) -> str:
+    try:
+        return expand_path(part)
+    except ValueError:
+        return part

@@ -1,0 +1,86 @@
+"""Prompts that follow from the instance prompt unless they are given, and the check that prompts fit together.
+
+An attack teaches a model a word, the identifier: "sks" in "a photo of sks person". A prompt without this word asks for
+somebody else, so an audit with such prompts says nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from apdm.core.errors import UserError
+
+INSTANCE_PROMPT, CLASS_PROMPT = "a photo of sks person", "a photo of person"
+# Rare words that this package and DreamBooth use as identifiers.
+RARE_WORDS = frozenset({"sks", "t@t", "h@h"})
+ARTICLES = frozenset({"a", "an", "the"})
+
+
+def identifier_words(instance_prompt: str, class_prompt: str) -> list[str]:
+    """Return the words of the instance prompt that the class prompt does not have, apart from articles."""
+    known = {*_words(class_prompt), *ARTICLES}
+    return [word for word in _words(instance_prompt) if word not in known]
+
+
+def default_class_prompt(instance_prompt: str) -> str:
+    """Return the class prompt that belongs to an instance prompt: "a photo of a dog" for "a photo of a zwx dog".
+
+    The identifier is a known rare word such as "sks", or else the word before the last one, if the prompt ends like "of
+    zwx dog" or "of a zwx dog". To an instance prompt of another form belongs "a photo of person".
+    """
+    if len(identifier_words(instance_prompt, CLASS_PROMPT)) == 1:
+        return CLASS_PROMPT
+    rest = [word for word in instance_prompt.split() if word not in RARE_WORDS]
+    if len(rest) == len(instance_prompt.split()) - 1 and len(rest) > 0:
+        return " ".join(rest)
+    form = re.fullmatch(r"(.*\bof (?:(?:an?|the) )?)(\S+) (\S+)", " ".join(instance_prompt.split()))
+    return form[1] + form[3] if form and form[2].lower() not in ARTICLES else CLASS_PROMPT
+
+
+def default_audit_prompts(instance_prompt: str) -> list[str]:
+    """Return what an audit draws: the instance prompt, and the same as a portrait."""
+    portrait = re.sub(r"\bphoto\b", "portrait", instance_prompt, count=1)
+    return list(dict.fromkeys([instance_prompt, portrait]))
+
+
+def prompts_without_identifier(prompts: Sequence[str], instance_prompt: str, class_prompt: str) -> list[str]:
+    """Return the prompts that do not ask for what the instance prompt teaches.
+
+    They have no word of the identifier, or they have the rare word of another instance prompt.
+    """
+    learnt = set(identifier_words(instance_prompt, class_prompt))
+
+    def asks_for_somebody_else(prompt: str) -> bool:
+        words = set(_words(prompt))
+        return bool(learnt and not learnt & words) or bool(RARE_WORDS & words - set(_words(instance_prompt)))
+
+    return [prompt for prompt in prompts if asks_for_somebody_else(prompt)]
+
+
+def quoted(prompts: Sequence[str]) -> str:
+    """Return prompts as a list for a message."""
+    return ", ".join(f'"{prompt}"' for prompt in prompts)
+
+
+def check_audit_prompts(prompts: Sequence[str], instance_prompt: str, class_prompt: str, *, prefix: str = "") -> None:
+    """Raise UserError if none of an audit's prompts asks for what the instance prompt teaches.
+
+    Args:
+        prompts: the prompts that the audit draws.
+        instance_prompt: the prompt that the attack learns.
+        class_prompt: the prompt of the class.
+        prefix: stands before the name of the option `prompts` in the message.
+    """
+    if len(prompts_without_identifier(prompts, instance_prompt, class_prompt)) < len(prompts):
+        return
+    learnt = " ".join(identifier_words(instance_prompt, class_prompt)) or "no rare word"
+    raise UserError(
+        f'{prefix}prompts ask for "{prompts[0]}", but instance_prompt "{instance_prompt}" teaches "{learnt}": the '
+        f"audit would draw somebody else; leave out {prefix}prompts, or write them with the words of instance_prompt"
+    )
+
+
+def _words(prompt: str) -> list[str]:
+    """The words in lower case, without the punctuation after them, as tokenizers see them."""
+    return [word for word in (part.strip(".,;:!?\"'") for part in prompt.lower().split()) if word]
