@@ -223,9 +223,7 @@ class CellRunner:
         if self.consenting is None:
             return None
         if (model, "") not in self.latents:
-            self.latents[model, ""] = encode_images(
-                self.models[model], self.consenting, batch_size=self.drawing.batch_size
-            )
+            self.latents[model, ""] = self._encode(model, self.consenting)
         return self.latents[model, ""]
 
     def _encode(self, model: str, photos: Tensor) -> Posterior:
