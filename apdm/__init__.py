@@ -84,9 +84,11 @@ def harden(
             `resume_from_checkpoint="latest"` to go on.
     """
     from apdm.config import HardenConfig
+
+    resolved = _resolve(HardenConfig, config, options)
     from apdm.jobs.harden import harden as harden_model
 
-    return _run(harden_model, HardenConfig, config, options, progress)
+    return _run(harden_model, resolved, progress)
 
 
 def perturb(
@@ -107,9 +109,11 @@ def perturb(
         Interrupted: the process was asked to stop. Finished photos are kept; the same call goes on from there.
     """
     from apdm.config import PerturbConfig
+
+    resolved = _resolve(PerturbConfig, config, options)
     from apdm.jobs.perturb import perturb as perturb_photos
 
-    return _run(perturb_photos, PerturbConfig, config, options, progress)
+    return _run(perturb_photos, resolved, progress)
 
 
 def audit(
@@ -132,9 +136,11 @@ def audit(
         Interrupted: the process was asked to stop. Finished cells are kept; the same call goes on from there.
     """
     from apdm.config import AuditJobConfig
+
+    resolved = _resolve(AuditJobConfig, config, options)
     from apdm.jobs.audit import audit_models
 
-    return _run(audit_models, AuditJobConfig, config, options, progress)
+    return _run(audit_models, resolved, progress)
 
 
 def verify(
@@ -154,26 +160,21 @@ def verify(
         UserError: bad options, or a folder without a manifest.
     """
     from apdm.config import VerifyConfig
+
+    resolved = _resolve(VerifyConfig, config, options)
     from apdm.jobs.verify import verify as verify_folder
 
-    return _run(verify_folder, VerifyConfig, config, options, progress)
+    return _run(verify_folder, resolved, progress)
 
 
 _audit_models = audit  # importing the package `apdm.audit` takes the name
 
 
-def _run(
-    job: Callable[[Config], Result],
-    cls: type[Config],
-    config: Config | str | PathLike[str] | None,
-    options: Mapping[str, Any],
-    progress: bool,
-) -> Result:
-    """Build the configuration, run the job, and restore what it changed in this process."""
+def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, options: Mapping[str, Any]) -> Config:
+    """Build the configuration, and check what can be checked before torch is imported."""
     from apdm.config.options import make_config
     from apdm.core.errors import UserError
-    from apdm.core.terminal import show_progress
-    from apdm.jobs.process_state import restored_process_state
+    from apdm.jobs.first_checks import check_first
 
     if isinstance(config, cls):
         resolved = make_config(cls, vars(config))
@@ -183,8 +184,17 @@ def _run(
         resolved = make_config(cls, options, file=config)
     else:
         raise UserError(f"config is a {type(config).__name__}; give a {cls.__name__} or the name of a YAML file")
+    check_first(resolved)
+    return resolved
+
+
+def _run(job: Callable[[Config], Result], config: Config, progress: bool) -> Result:
+    """Run the job, and restore what it changed in this process."""
+    from apdm.core.terminal import show_progress
+    from apdm.jobs.process_state import restored_process_state
+
     with show_progress(progress), restored_process_state():
-        return job(resolved)
+        return job(config)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import difflib
 import importlib.metadata
+import logging
 import os
 import platform
 import sys
@@ -17,6 +18,7 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfi
 from apdm.config.options import command_line
 from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
+from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
 from apdm.core.terminal import columns, say, show_progress
 from apdm.core.versions import VERSION
@@ -32,6 +34,7 @@ logger = get_logger(__name__)
 # with which Python ends after an exception, because a script would take that for "not protected".
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED = 0, 1, 2, 3, 4
 OTHER_CODES = "2 bad input, 3 interrupted, 4 a fault of the program or of a library."
+VERBOSE = "--verbose"  # of every command
 # What `apdm env` reports.
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
@@ -66,10 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 not protected or a problem found, 2 bad input or usage, 3 interrupted, 4 another
         process of the run has crashed. If this process crashes, the exception is raised.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    with messages_on_stderr(), show_progress():
+    argv, verbose = _take_verbose(sys.argv[1:] if argv is None else argv)
+    level = logging.DEBUG if verbose else logging.INFO
+    with messages_on_stderr(level), show_progress(), library_messages(shown=verbose):
         try:
-            return _dispatch(list(argv))
+            return _dispatch(argv)
         except UserError as error:
             if not error.reported_by_other_process:
                 logger.error("error: %s", error, extra=EVERY_PROCESS)
@@ -116,6 +120,24 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     leave(code)
 
 
+def _take_verbose(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `--verbose`, which may be followed by true or false, out of the words of a command line.
+
+    It is no option of a job, because it changes nothing but what is shown.
+
+    Returns:
+        The other words, and whether everything is to be shown.
+    """
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(f"{VERBOSE}=") else [word])]
+    verbose = False
+    while VERBOSE in words:
+        place = words.index(VERBOSE)
+        del words[place]
+        given = words.pop(place) if words[place : place + 1] in (["true"], ["false"]) else "true"
+        verbose = given == "true"
+    return words, verbose
+
+
 def _dispatch(argv: list[str]) -> int:
     if not argv:
         print(_usage(), file=sys.stderr)
@@ -150,18 +172,23 @@ def _usage() -> str:
             *rows,
             "",
             "apdm COMMAND --help lists its options; apdm --version prints the version.",
+            "apdm COMMAND --verbose also shows the messages of the libraries.",
             f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
         ]
     )
 
 
 def _options(cls: type[Config], argv: Sequence[str]) -> Config:
-    """The configuration. Every process of a run reads the same words, so only the main one reports a mistake."""
+    """The checked configuration. All processes of a run read the same words, so only the main one reports a mistake."""
+    from apdm.jobs.first_checks import check_first
+
     try:
-        return load_config(cls, argv)
+        config = load_config(cls, argv)
+        check_first(config)
     except UserError as error:
         error.reported_by_other_process = not is_main_process()
         raise
+    return config
 
 
 # -- the commands. A job's module is imported only when its command runs: it imports torch ----------------------------
@@ -222,7 +249,11 @@ def _audit(argv: Sequence[str]) -> int:
 
 def _audit_summary(result: AuditResult) -> list[str]:
     """The verdict alone on the first line, as scripts read it; then its reasons, and where to read more."""
-    rows = {"report": str(result.output_dir / "report.html"), "figures": str(result.output_dir / "results.json")}
+    rows = {
+        "report": str(result.output_dir / "report.html"),
+        "figures": str(result.output_dir / "results.json"),
+        "try next": "open the report, which shows what each attack drew",
+    }
     return [*_outcome(result.verdict), *columns(rows)]
 
 
@@ -243,6 +274,9 @@ def _verify(argv: Sequence[str]) -> int:
         count = len(result.problems)
         outcome = f"{count} problem{'s' * (count > 1)}"
     say(*result.problems, f"{result.output_dir}: {outcome}")
+    if config.subjects is None:
+        advice = f"apdm verify {result.output_dir} --subjects FOLDER, to look for people's photos and ids too"
+        say(*columns({"try next": advice}))
     return DONE if result.ok else FAILED
 
 

@@ -20,17 +20,13 @@ from apdm.attacks import Attack, Purifier, ZeroShot
 from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
-from apdm.config.registry import Registry, option_value
+from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
+from apdm.config.registry import option_value
 from apdm.core.errors import UserError
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
 # Options that every attack takes, although they are not fields of its class.
 COMMON_OPTIONS = (*FACTORS, "identifier", "class_noun", "photos", "num_photos")
-
-NOT_TEXT = ("attack", "purifier", "renamed")  # fields that hold other objects
-ATTACKS = Registry("attack", "apdm.attacks", ("run", "prompt", "params"), NOT_TEXT)
-PURIFIERS = Registry("purifier", "apdm.attacks", ("__call__", "params"))
-ZERO_SHOTS = Registry("zero-shot attack", "apdm.attacks", ("draw", "params"))
 
 
 def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None, **nominal: Any) -> Attack:

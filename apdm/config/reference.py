@@ -28,6 +28,8 @@ def help_text(cls: type) -> str:
         "",
         "--config FILE",
         "    YAML with any of these options; the command line wins",
+        "--verbose",
+        "    also show the messages of the libraries, and the progress bars of files",
     ]
     group = ""
     for option in options_by_path(cls).values():
@@ -50,7 +52,7 @@ def options_page() -> str:
         *_wrapped(
             "The command line takes `--name value` and, for an option in a group, `--group.name value`. A YAML file "
             "(`--config FILE`) and the Python API take the same names, with groups nested. The command line wins over "
-            "the file."
+            "the file. Every command also takes `--verbose`, which shows the messages of the libraries too."
         ),
     ]
     for command, cls in COMMANDS.items():

@@ -16,12 +16,13 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from apdm.config.class_names import is_in_source, names_in_source
 from apdm.config.options import broken_limit, read_value
 from apdm.core.errors import UserError
 
@@ -53,9 +54,42 @@ class Registry:
         known = self.classes()
         if name in known:
             return known[name]
+        raise self._unknown(name, known)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the classes in the package, read from its source. The package is not imported."""
+        return names_in_source(self.package, self.members)
+
+    def check(self, spec: str) -> None:
+        """Check the name or the file in a text such as "lora:rank=32". The package is not imported.
+
+        Raises:
+            UserError: the text cannot be read, or there is no such class or file.
+        """
+        head, _, text = spec.partition(":")
+        if head.endswith(".py"):
+            self._require_file(Path(head))
+            text = text.partition(":")[2]
+        elif head not in self.names() and not is_in_source(self.package, head):
+            raise self._unknown(head, self.names())
+        self._read_options(text, spec)
+
+    def _read_options(self, text: str, spec: str) -> dict[str, str]:
+        """Return {option: value as text} of the part of `spec` that follows the name."""
+        options: dict[str, str] = {}
+        for item in filter(None, text.split(",")):
+            name, equals, value = item.partition("=")
+            if not equals or name in options:
+                raise UserError(f'"{item}" in "{spec}" should be one option=value, each option once')
+            options[name] = value
+        if options and not self.has_options:
+            raise UserError(f'"{spec}": a {self.kind} takes no options; name the class alone')
+        return options
+
+    def _unknown(self, name: str, known: Collection[str]) -> UserError:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known)}"
-        raise UserError(f'there is no {self.kind} "{name}"; {hint}')
+        return UserError(f'there is no {self.kind} "{name}"; {hint}')
 
     def parse(self, spec: str) -> tuple[Any, dict[str, str]]:
         """Read a text such as "lora:rank=32".
@@ -72,15 +106,7 @@ class Registry:
             cls = self._from_file(Path(head), name)
         else:
             cls = self.find(head)
-        options: dict[str, str] = {}
-        for item in filter(None, text.split(",")):
-            name, equals, value = item.partition("=")
-            if not equals or name in options:
-                raise UserError(f'"{item}" in "{spec}" should be one option=value, each option once')
-            options[name] = value
-        if options and not self.has_options:
-            raise UserError(f'"{spec}": a {self.kind} takes no options; name the class alone')
-        return cls, options
+        return cls, self._read_options(text, spec)
 
     def make(self, spec: str, **given: Any) -> Any:
         """Create the object that a text describes.
@@ -126,9 +152,12 @@ class Registry:
             field.name: hints[field.name] for field in fields(cls) if field.init and field.name not in self.not_text
         }
 
-    def _from_file(self, path: Path, name: str) -> Any:
+    def _require_file(self, path: Path) -> None:
         if not path.is_file():
             raise UserError(f"{path} does not exist; name a Python file with one in it, as {path.name}:MyClass")
+
+    def _from_file(self, path: Path, name: str) -> Any:
+        self._require_file(path)
         found = importlib.util.spec_from_file_location(path.stem, path)
         if found is None or found.loader is None:
             raise UserError(f"{path} cannot be read as Python")
@@ -195,3 +224,4 @@ def _all_classes(package: str) -> Iterator[Any]:
 def forget_classes() -> None:
     """Clear the cache of classes, so that files which were added to a package in the meantime are found."""
     _classes.cache_clear()
+    names_in_source.cache_clear()

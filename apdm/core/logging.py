@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PACKAGE = "apdm"
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # For `logger.warning(..., extra=EVERY_PROCESS)`: the message is about this process, so it is shown even if this is not
 # the main process of the run.
 EVERY_PROCESS = {"every_process": True}
@@ -33,17 +32,6 @@ def get_logger(name: str) -> logging.Logger:
         name: the module's `__name__`, such as `apdm.jobs.harden`.
     """
     return logging.getLogger(name)
-
-
-def quiet_libraries() -> None:
-    """Ask diffusers, transformers and bitsandbytes to report errors only, unless the environment asks for more.
-
-    Their hints about optional packages and their progress bars would hide the messages of this package. The libraries
-    read the environment when they are imported, so this must run before.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hides a warning about a kernel that is not used here
 
 
 def is_main_process() -> bool:

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from apdm.faces.align import centred_square, warp
 from apdm.faces.interfaces import Face, FaceDetector
-from apdm.portraits import WEIGHTS
+from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE, WEIGHTS
 from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.drawing import SIZE
 from apdm.portraits.networks import AttributeNetwork, PatchEncoder, ResidualEncoder
 
-PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = {"portrait-a": ResidualEncoder, "portrait-b": PatchEncoder}
-PORTRAIT_FACE = "portrait-face"
-PORTRAIT_DETECTOR = "portrait"
+PORTRAIT_ENCODERS: dict[str, type[nn.Module]] = dict(zip(ENCODERS, (ResidualEncoder, PatchEncoder), strict=True))
+PORTRAIT_FACE, PORTRAIT_DETECTOR = FACE_SCORE, DETECTOR
 # Where the renderer draws the landmarks of an average face that looks straight ahead. The detector below always reports
 # these points, so the aligned crop of a square portrait is the portrait itself. Any five points would have this effect.
 TEMPLATE = torch.tensor([[0.39, 0.45], [0.61, 0.45], [0.5, 0.56], [0.42, 0.67], [0.58, 0.67]], dtype=torch.float64)

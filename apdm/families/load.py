@@ -12,7 +12,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from apdm.config.registry import Registry
+from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
@@ -26,7 +26,6 @@ from apdm.families.pipeline_folder import (
 )
 from apdm.families.single_file.read import read_single_file
 
-FAMILIES = Registry("model family", "apdm.families", ("pipeline_classes", "denoiser_name"), has_options=False)
 # What diffusers and transformers raise for files that are damaged or do not fit.
 LOADING_ERRORS = (
     OSError,

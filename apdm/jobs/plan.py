@@ -66,6 +66,8 @@ def harden_plan(
     attacker = f"a simulated attacker of {config.l2p.inner_steps} steps in each"
     if config.pool.size:
         attacker = f"a pool of {config.pool.size + config.pool.benign_size} simulated attackers"
+    afterwards = ["protects the photos"] * config.image_layer.enabled
+    afterwards += [f"attacks both models for {config.audit.max_train_steps} steps"] * config.audit.enabled
     made = [str(output / MODEL)]
     made += [str(output / SINGLE_FILE)] * config.single_file
     made += [str(output / IMAGES)] * config.image_layer.enabled
@@ -81,6 +83,8 @@ def harden_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
+        "class": f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
+        "afterwards": ", ".join(afterwards),
         "device": device_text(device, processes.size, kind),
         "precision": PRECISIONS[config.mixed_precision],
         "output": ", ".join(made),

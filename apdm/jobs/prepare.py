@@ -15,6 +15,7 @@ from apdm.config import HardenConfig, JobConfig
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
+from apdm.core.libraries import are_told
 from apdm.core.logging import get_logger
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
@@ -35,8 +36,9 @@ def prepare_process(num_threads: int | None) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # started by the launcher on this machine
     torch.set_num_threads(num_threads or max(1, cores // processes))
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
+    if not are_told():
+        for library in (diffusers, transformers):
+            library.utils.logging.disable_progress_bar()
 
 
 def warn_about_prompts(

@@ -7,4 +7,7 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 PIPELINE = WEIGHTS / "pipeline"  # a Stable Diffusion pipeline
+ENCODERS = ("portrait-a", "portrait-b")  # names of the face encoders
+FACE_SCORE = "portrait-face"
+DETECTOR = "portrait"
 ADAPTER = WEIGHTS / "faceid-adapter.safetensors"  # for this pipeline, in the format of IP-Adapter FaceID

@@ -47,6 +47,8 @@ def test_compiled_passes_end_at_the_same_weights(
     ],
 )
 def test_what_cannot_be_compiled_is_refused(file: str, options: list[str], words: str, tmp_path: Path) -> None:
+    for name in ("no-model", "nobody/protected"):
+        (tmp_path / name).mkdir(parents=True)
     run = arguments(tmp_path / "no-model", tmp_path / "nobody", tmp_path / "run")
     result = run_launcher(file, 2 if "2proc" in file else 1, [*DYNAMO, *options, "train_apdm.py", *run])
     assert result.returncode != 0

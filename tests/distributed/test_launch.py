@@ -21,6 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from engine_cases import PAPER, POOL
+from foreign import foreign_lines
 from launches import BUILT, FLOOR, LAUNCHES, ROOT, distance, require_compiler, search_path
 from safetensors.torch import load_file
 from tiny_run import UNET, arguments, write_people
@@ -103,6 +104,9 @@ def test_two_processes_under_zero_2_export_the_folder_that_one_exports(people: P
     for name, (one_value, two_value) in pair_up(*exported).items():
         torch.testing.assert_close(two_value, one_value, rtol=2**-9, atol=1e-6, msg=name)
     assert said.count("harden: 100%") <= 2  # one bar, not one per process
+    # The launcher itself loads DeepSpeed too, and nobody can ask it to be quiet.
+    noise = [line for line in foreign_lines(said) if "Setting accelerator to CPU" not in line]
+    assert [line.partition("  ")[0] for line in noise] == ["hardened model", "try next"]
 
 
 def pair_up(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

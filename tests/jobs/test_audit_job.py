@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import foreign_lines
 from safetensors.torch import load_file, save_file
 
 from apdm.cli import main
@@ -113,6 +114,7 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     result = run(command(folders, output))
     assert result.returncode == 1, result.stderr  # such pictures show nobody: nothing was shown to be protected
     assert result.stdout.startswith("not protected")
+    assert foreign_lines(result.stderr) == []
     *plan, said = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
     shown = dict(line.removeprefix("apdm: ").split(maxsplit=1) for line in plan)
     assert {
@@ -273,5 +275,5 @@ def test_bad_input_is_said_in_one_line_before_anything_is_written(
 ):
     assert audit_here(command(folders, tmp_path / "out", **change(folders, tmp_path))) == 2
     error = capsys.readouterr().err
-    assert said in error and len(error.strip().splitlines()) == 1
+    assert said in error.splitlines()[-1] and error.count("apdm: error: ") == 1 and foreign_lines(error) == []
     assert not (tmp_path / "out").exists()

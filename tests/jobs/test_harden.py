@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from foreign import foreign_lines
 from PIL import Image
 from portrait_run import UNET, arguments, harden, run
 from safetensors.torch import load_file
@@ -33,6 +34,7 @@ def hardened(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {"save_variant": "fp16", "single_file": "true", **paper}
     result = harden(people, output, **changes)
     assert result.returncode == 0, result.stderr
+    assert foreign_lines(result.stderr) == []
     return output
 
 
@@ -41,6 +43,7 @@ def test_launch_and_command_give_the_same_weights_bit_for_bit(people: Path, tmp_
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/single.yaml"]
     result = run([*launch, "train_apdm.py", *arguments(people, tmp_path / "launched")])
     assert result.returncode == 0, result.stderr
+    assert foreign_lines(result.stderr) == []
     # The files' headers differ in the hash of the configuration, which names the output folder.
     one, other = (load_file(tmp_path / run / "model" / UNET) for run in ("command", "launched"))
     assert one.keys() == other.keys()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign import foreign_lines
 from PIL import Image
 
 from apdm.config import PerturbConfig, load_config
@@ -84,6 +85,7 @@ def test_the_command_ships_every_photo_within_its_budget_and_touches_no_original
     before, output = files(people), tmp_path / "out"
     result = run(*arguments(people, output))
     assert result.returncode == 0, result.stderr
+    assert foreign_lines(result.stderr) == []
     assert files(people) == before
     assert files(output / "images").keys() == before.keys()
     for name in before:
@@ -127,6 +129,7 @@ def test_two_processes_share_the_people_and_make_the_same_files(people: Path, tm
     result = subprocess.run([*launch, *words], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert files(tmp_path / "two/images") == files(tmp_path / "one/images")
+    assert foreign_lines(result.stderr) == []
     assert {total for _, total in re.findall(r"(\d+)/(\d+) \[", result.stderr)} == {"28"}  # one person each
     assert verify_manifest(tmp_path / "two") == []
 
@@ -271,7 +274,7 @@ def test_the_photos_own_folder_is_never_the_output(people: Path, where: str):
     before = files(people)
     result = run(*arguments(people, people / where))
     assert result.returncode == 2 and "originals are never overwritten" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.count("apdm: error: ") == 1 and foreign_lines(result.stderr) == []
     assert files(people) == before
 
 

@@ -17,11 +17,11 @@ from dataclasses import is_dataclass
 from typing import ClassVar
 
 from apdm.config.image_layer import ImageLayerConfig
-from apdm.config.registry import Registry
+from apdm.config.plugins import PROTECTIONS
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.task import ProtectionTask
 
-PROTECTIONS = Registry("photo protection", "apdm.image_layer.protections", ("protect", "total_steps"))
+__all__ = ["PROTECTIONS", "PhotoProtection", "make_protection"]
 
 
 class PhotoProtection(ABC):

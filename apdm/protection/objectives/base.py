@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from apdm.config.registry import Registry
+from apdm.config.plugins import OBJECTIVES
 from apdm.core.errors import UserError
 from apdm.distributed.engines import Figures, LossOf
 from apdm.protection import losses
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from apdm.distributed.loss_scale import LossScale
     from apdm.distributed.working_weights import TrainedWeights
     from apdm.protection.learning_to_protect import LearningToProtect
-
-OBJECTIVES = Registry("objective", "apdm.protection.objectives", ("oppose",))
 
 
 def make_objective(spec: str) -> Objective:

@@ -1,0 +1,140 @@
+"""What is checked before torch is imported, so that a mistake is reported at once: files, folders and names.
+
+The jobs check their input completely, but only seconds later. No check here is needed there, and none is stricter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from apdm.config import HardenConfig, VerifyConfig
+from apdm.config.image_layer import NO_METHOD
+from apdm.config.options import Option, options_by_path
+from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
+from apdm.config.registry import Registry
+from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
+from apdm.export.layout import MANIFEST
+from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
+
+logger = get_logger(__name__)
+
+# The options are named without "audit.", because `apdm audit` has the same ones without it.
+MODELS = (
+    *("pretrained_model_name_or_path", "reference_model_name_or_path", "single_file_config"),
+    *("base", "hardened", "placebo", "sibling", "hardened_sibling"),
+)
+FOLDERS = (
+    *("instance_data_dir", "rehearsal_data_dir", "pool.benign_data_dir", "subjects", "protected_photos"),
+    *("attack_data_dir", "holdout_data_dir", "other_data_dir", "strangers_data_dir"),
+    *("dino_dir", "clip_dir", "faceid_controlnet", "reuse_audits"),
+)
+FILES = ("faceid_adapter",)
+PLUGINS: dict[str, tuple[Registry, ...]] = {
+    "family": (FAMILIES,),
+    "objective": (OBJECTIVES,),
+    "image_layer.method": (PROTECTIONS,),
+    "variety.photos": (PURIFIERS,),
+    "purifiers": (PURIFIERS,),
+    "attacks": (ATTACKS,),
+    "attack_options": (ATTACKS,),
+    "photo_attacks": (ZERO_SHOTS, ATTACKS),
+}
+FACE_NETWORKS = {
+    "encoders": ("face encoder", ENCODERS),
+    "faceid_encoder": ("face encoder", ENCODERS),
+    "image_layer.zero_shot.encoders": ("face encoder", ENCODERS),
+    "image_layer.zero_shot.detector": ("face detector", (DETECTOR,)),
+    "face_score": ("face score", (FACE_SCORE, DETECTOR)),
+}
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def check_first(config: Any) -> None:
+    """Check files, folders and names that the options of a job give, and say what is loaded next.
+
+    Options that the job will not use are not checked. Other machines of a distributed run may lack the photos, so only
+    processes on the machine of the main process check.
+
+    Args:
+        config: the options of a job.
+
+    Raises:
+        UserError: a file or folder does not exist, or nobody knows a name.
+    """
+    if os.environ.get("GROUP_RANK", "0") == "0":
+        for path, option in options_by_path(type(config)).items():
+            if _is_used(option, config):
+                _check(path.removeprefix("audit."), option, attrgetter(path)(config))
+        if isinstance(config, VerifyConfig) and not (Path(config.output_dir) / MANIFEST).is_file():
+            raise UserError(f"{config.output_dir} has no {MANIFEST}; name the output folder of a run")
+    logger.info("loading torch, diffusers and transformers, then %s", _model_names(config))
+
+
+def _is_used(option: Option, config: Any) -> bool:
+    """Whether the job reads this option at all."""
+    with_photos = not isinstance(config, HardenConfig) or config.image_layer.enabled
+    if option.path.startswith("image_layer.zero_shot.") and not config.image_layer.zero_shot.enabled:
+        return False
+    if not isinstance(config, HardenConfig):
+        return True
+    if option.group == "audit":
+        audited = config.audit.enabled or bool(config.validation.probe_steps)
+        for_photos = ("purifiers", "photo_attacks", "faceid_adapter", "faceid_encoder", "faceid_controlnet")
+        return audited and (with_photos or option.field.name not in for_photos)
+    if option.group.startswith("image_layer"):
+        return with_photos
+    return option.path != "pool.benign_data_dir" or bool(config.pool.benign_size)
+
+
+def _check(name: str, option: Option, value: Any) -> None:
+    """Check one value.
+
+    Args:
+        name: the option's name without "audit.".
+        option: the option.
+        value: its value; a list is checked item by item.
+    """
+    for text in value if isinstance(value, list) else [value]:
+        if text is None:
+            continue
+        if name in MODELS and not os.path.lexists(text) and not HUB_ID.fullmatch(text):
+            raise UserError(
+                f"{text}: no such folder; give a diffusers pipeline folder, a single file or a Hub id such as "
+                f"name/model as {option.path}"
+            )
+        if name in FOLDERS and not os.path.isdir(text):
+            raise UserError(f"folder {text} does not exist; name another as {option.path}")
+        if name in FILES and not os.path.isfile(text):
+            raise UserError(f"{text} does not exist; name another file as {option.path}")
+        if name in FACE_NETWORKS:
+            _check_face_network(*FACE_NETWORKS[name], text)
+        if name in PLUGINS and text != NO_METHOD:
+            _check_plugin(text, PLUGINS[name])
+
+
+def _check_plugin(spec: str, registries: Iterable[Registry]) -> None:
+    """Raise UserError if no registry knows the name in a text such as "lora:rank=32"."""
+    *others, last = registries
+    if not any(spec.partition(":")[0] in registry.names() for registry in others):
+        last.check(spec)
+
+
+def _check_face_network(kind: str, bundled: Iterable[str], spec: str) -> None:
+    """Raise UserError if a text is no bundled name, no path and no PATH=THRESHOLD."""
+    path = spec.rpartition("=")[0] or spec
+    if spec not in bundled and not os.path.lexists(spec) and not os.path.lexists(path):
+        raise UserError(f"no {kind} is called {spec!r}; known: {', '.join(bundled)}, or the path of a model")
+
+
+def _model_names(config: Any) -> str:
+    """Return which models a job loads, in words."""
+    if isinstance(config, VerifyConfig):
+        return f"the model in {config.output_dir}"
+    given = {name: getattr(config, name, None) for name in MODELS if name != "single_file_config"}
+    return ", ".join(str(name) for name in dict.fromkeys(given.values()) if name)

@@ -1,0 +1,100 @@
+"""Of other libraries a command shows errors only, unless --verbose asks for more."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+from apdm.cli import main
+from apdm.core.libraries import library_messages, quiet_libraries
+
+ROOT = Path(__file__).parents[2]
+
+
+def module(name: str) -> types.ModuleType:
+    """A module of another library that prints without a logger."""
+    made = types.ModuleType(name)
+    exec("import sys\ndef tell(text): print(text)\ndef warn(text): print(text, file=sys.stderr)", vars(made))
+    return made
+
+
+def test_prints_of_deepspeed_are_hidden_and_everybody_elses_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    with library_messages(shown=False):
+        for name in ("deepspeed.comm.torch", "torch.utils.cpp_extension", "users_plugin", "deepspeed_of_mine"):
+            module(name).tell(f"{name} tells")
+            module(name).warn(f"{name} warns")
+        assert not sys.stdout.isatty()  # tqdm and others ask the stream
+    said = capsys.readouterr()
+    assert said.out == "users_plugin tells\ndeepspeed_of_mine tells\n"
+    assert said.err == "users_plugin warns\ndeepspeed_of_mine warns\n"
+    with library_messages(shown=True):
+        module("deepspeed").tell("built successfully")
+    assert capsys.readouterr().out == "built successfully\n"
+
+
+def test_announcements_of_later_changes_are_hidden_and_other_warnings_are_not() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with library_messages(shown=False):
+            warnings.warn("renamed in 3.0", FutureWarning, stacklevel=1)
+            warnings.warn("gone in 3.0", DeprecationWarning, stacklevel=1)
+            warnings.warn("the disk is full", UserWarning, stacklevel=1)
+        with library_messages(shown=True):
+            warnings.warn("renamed in 3.0, told", FutureWarning, stacklevel=1)
+    told = [str(warning.message) for warning in seen]
+    assert told == ["the disk is full", "renamed in 3.0, told"]
+
+
+def test_libraries_report_errors_only_even_if_they_set_their_own_level(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet_libraries()
+    logger = logging.getLogger("DeepSpeed")
+    before, handler = (logger.level, logger.propagate), logging.StreamHandler(sys.stdout)
+    logger.addHandler(handler)
+    try:
+        logger.setLevel(logging.WARNING)  # as DeepSpeed does when it is imported
+        logger.warning("Setting accelerator to CPU")
+        logger.error("out of memory")
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+    assert capsys.readouterr().out == "out of memory\n"
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+
+
+IMPORTS = """
+import sys
+from apdm.cli import main
+code = main(["verify", sys.argv[1], *sys.argv[2:]])
+import diffusers.loaders, bitsandbytes
+from transformers import CLIPImageProcessor, CLIPTextModel
+print("after", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_importing_the_libraries_says_nothing_unless_the_user_wants_it(tmp_path: Path, verbose: bool) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    words = [sys.executable, "-c", IMPORTS, str(tmp_path), *["--verbose"] * verbose]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stderr.splitlines()
+    assert said[-1] == "after"
+    ours = [line for line in said if line.startswith("apdm: ")]
+    assert ours[0].startswith("apdm: loading torch, diffusers and transformers") and "cannot be read" in ours[-1]
+    assert (said[:-1] == ours) is not verbose
+
+
+@pytest.mark.parametrize("words", [["--verbose"], ["--verbose", "true"], ["--verbose=true"]])
+def test_every_command_takes_verbose_in_every_way_that_other_switches_are_given(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("harden", "perturb", "audit"):
+        assert main([command, *words, "--output_dir", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert "must be given" in said and "verbose" not in said
+    assert main([*words, "--help"]) == 0
+    assert "--verbose" in capsys.readouterr().out
