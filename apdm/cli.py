@@ -20,7 +20,7 @@ from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
-from apdm.core.terminal import columns, say, show_progress
+from apdm.core.terminal import columns, say, show_progress, use_utf8
 from apdm.core.versions import VERSION
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the words after `apdm`; by default those of this process.
     """
+    use_utf8()
     try:
         code = main(argv)
     except BaseException:
@@ -273,7 +274,8 @@ def _verify(argv: Sequence[str]) -> int:
     if not result.ok:
         count = len(result.problems)
         outcome = f"{count} problem{'s' * (count > 1)}"
-    say(*result.problems, f"{result.output_dir}: {outcome}")
+    sought = f"looked for {result.ids} ids, {result.photos} photos and the prompts in {result.files} files"
+    say(*result.problems, sought, f"{result.output_dir}: {outcome}")
     if config.subjects is None:
         advice = f"apdm verify {result.output_dir} --subjects FOLDER, to look for people's photos and ids too"
         say(*columns({"try next": advice}))

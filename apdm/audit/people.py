@@ -5,7 +5,7 @@
     DIR/attacker/<id>/   photos of the protected people that the attacker trains on     (attack_data_dir)
     DIR/holdout/<id>/    photos of all people, never trained on; they define likeness   (holdout_data_dir)
     DIR/other/<id>/      people who gave consent and must stay learnable; optional      (other_data_dir)
-    DIR/strangers/       one photo of each of many other people; optional               (strangers_data_dir)
+    DIR/strangers/       photos of many other people, loose or one folder each; optional (strangers_data_dir)
     DIR/consenting/<id>/ people whose photos an attacker may train on first; optional
 
 If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/.
@@ -13,7 +13,7 @@ If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
-from apdm.data.subjects import find_subjects, list_images, load_images
+from apdm.data.subjects import find_subjects, list_all_images, list_images, load_images
 
 ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING = "attacker", "holdout", "other", "strangers", "consenting"
+PROTECTED = "protected"  # the originals of protected photos, for an audit that attacks these too
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,16 @@ class PhotoFolders:
                 "the audit measures likeness on photos nobody trained on; "
                 f"name their folder with {prefix}holdout_data_dir, one sub-folder per subject"
             )
-        attack, others = _photos(self.attack, resolution), _photos(self.other, resolution)
+        # The attacker's photos may lie beside the folders of other groups.
+        groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
+        attack = _photos(self.attack, resolution, besides=[Path(folder) for folder in groups if folder])
+        others = _photos(self.other, resolution)
         protected = list(attack) if protected is None else protected
-        for person in (*protected, *others):
-            if person not in references:
-                raise UserError(
-                    f"{self.holdout} has no folder {person}; add one with photos of this person that nobody trains on"
-                )
-        for person in protected:
-            if person not in attack:
-                raise UserError(f"{self.attack} has no folder {person}; add one with the photos that the attacker has")
-        strangers = load_images(list_images(self.strangers), resolution) if self.strangers else None
+        unseen = "photos of this person that nobody trains on"
+        _require(protected, references, self.holdout, unseen, owner=self.attack)
+        _require(list(others), references, self.holdout, unseen, owner=self.other)
+        _require(protected, attack, self.attack, "the photos that the attacker has", owner=self.holdout)
+        strangers = load_images(list_all_images(self.strangers), resolution) if self.strangers else None
         consenting = list(_photos(self.consenting, resolution).values())
         return AuditSubjects(
             [Person(id=person, photos=attack[person], references=references[person]) for person in protected],
@@ -130,8 +130,23 @@ class PhotoFolders:
         )
 
 
-def _photos(folder: str | None, resolution: int) -> dict[str, Tensor]:
-    """{subject's id: photos} of every subject in a folder; empty if `folder` is None."""
+def _photos(folder: str | None, resolution: int, *, besides: Sequence[Path] = ()) -> dict[str, Tensor]:
+    """{subject's id: photos} of every subject in a folder; empty if `folder` is None. See `find_subjects`."""
     if folder is None:
         return {}
-    return {subject.id: load_images(subject.images, resolution) for subject in find_subjects(folder)}
+    found = find_subjects(folder, besides=besides)
+    return {subject.id: load_images(subject.images, resolution) for subject in found}
+
+
+def _require(
+    people: Sequence[str], known: Mapping[str, Tensor], folder: str | None, content: str, *, owner: str | None
+) -> None:
+    """Raise UserError if `folder`, with photos of the people `known`, lacks one of the people who are in `owner`."""
+    for person in people:
+        if person not in known:
+            for loose in (place for place in (folder, owner) if place and list_images(place)):
+                raise UserError(
+                    f"the loose photos in {loose} belong to nobody in {owner if loose == folder else folder}; "
+                    f"move them into {loose}/<id>/, with the same id in both"
+                )
+            raise UserError(f"{folder} has no folder {person}; add one with {content}")

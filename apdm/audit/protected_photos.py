@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apdm.audit.schema import WrongShape, from_json
 from apdm.core.errors import UserError
+from apdm.data.photo_files import stem
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
 from apdm.image_layer.results import Perturbation
@@ -76,14 +77,14 @@ def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolu
     Raises:
         UserError: the names of originals and protected photos differ.
     """
-    by_stem = {path.stem: path for path in protected}
-    stems = [path.stem for path in original.images]
+    by_stem = {stem(path): path for path in protected}
+    stems = [stem(path) for path in original.images]
     if len(by_stem) != len(protected) or sorted(by_stem) != sorted(stems):
         raise UserError(
             f"{folder}/{original.id} and {original.images[0].parent} are not photos of equal names; run apdm perturb "
             f"on {original.images[0].parent} again"
         )
-    protected = [by_stem[stem] for stem in stems]
+    protected = [by_stem[name] for name in stems]
     return PhotoPair(load_images(original.images, resolution), load_images(protected, resolution))
 
 

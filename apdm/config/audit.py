@@ -115,8 +115,8 @@ class AuditOptions:
     )
     strangers_data_dir: str | None = option(
         None,
-        "Folder of photos of any other people. Their likeness to the subjects is the likeness by chance. By default "
-        "the base's own class pictures are used as strangers.",
+        "Folder of photos of any other people, loose or one folder each. Their likeness to the subjects is the "
+        "likeness by chance. By default the base's own class pictures are used as strangers.",
         holds="path",
     )
     dino_dir: str | None = option(
@@ -233,6 +233,12 @@ class AuditOptions:
                 raise UserError(
                     f"{self.prefix}{name} is for protected photos, and none are attacked: {mend}, or leave it out"
                 )
+
+    @property
+    def photo_folders(self) -> dict[str, str]:
+        """{option: folder} of the folders with photos that are given."""
+        names = ("attack_data_dir", "holdout_data_dir", "other_data_dir", "strangers_data_dir")
+        return {f"{self.prefix}{name}": getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def measured_steps(self) -> list[int]:

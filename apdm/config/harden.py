@@ -395,3 +395,14 @@ class HardenConfig(JobConfig):
     @property
     def base(self) -> str:
         return self.reference_model_name_or_path or self.pretrained_model_name_or_path
+
+    @property
+    def photo_folders(self) -> dict[str, str]:
+        """{option: folder} of the folders with photos of people that this run reads."""
+        folders: dict[str, str | None] = {"instance_data_dir": self.instance_data_dir}
+        folders["rehearsal_data_dir"] = self.rehearsal_data_dir
+        if self.pool.benign_size:
+            folders["pool.benign_data_dir"] = self.pool.benign_data_dir
+        if self.audit.enabled or self.validation.probe_steps:
+            folders |= self.audit.photo_folders
+        return {name: folder for name, folder in folders.items() if folder is not None}

@@ -40,9 +40,9 @@ class JobConfig:
         "in it, so allow it only for files that you trust.",
     )
     instance_data_dir: str = option(
-        help="Folder of the photos, <id>/*.jpg, .png or .webp, one folder for each subject. A folder <id>/safe/ may "
-        "hold one safe partner for each photo, with the same name: a picture that the model may draw in place of the "
-        "subject.",
+        help="Folder of the photos, <id>/*.jpg or any other kind that Pillow reads, one folder for each subject. A "
+        "folder <id>/safe/ may hold one safe partner for each photo, with the same name: a picture that the model "
+        "may draw in place of the subject.",
         holds="path",
     )
     class_data_dir: str | None = option(

@@ -16,8 +16,8 @@ class VerifyConfig:
     )
     subjects: str | None = option(
         None,
-        "Folder with the subjects' photos, at any depth. Their ids and bytes of their photos are looked for in the "
-        "files of the run. By default only prompts are looked for.",
+        "Folder with the subjects' photos, at any depth, also behind links. The names of their folders (their ids) and "
+        "bytes of their photos are looked for in the files of the run. By default only prompts are looked for.",
         holds="path",
     )
     prompts: list[str] = option(

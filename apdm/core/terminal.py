@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import locale
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +16,21 @@ if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
 _bars_are_shown = ContextVar("bars_are_shown", default=False)
+
+
+def use_utf8() -> None:
+    """Make UTF-8 the encoding of this program's file names, files and messages, whatever the locale is.
+
+    In another encoding, names in other alphabets can be neither read nor written. Python chooses the encoding of file
+    names when it starts. So this program starts once more, in Python's UTF-8 mode, if that was another encoding.
+    """
+    chosen = {codecs.lookup(name).name for name in (sys.getfilesystemencoding(), locale.getpreferredencoding(False))}
+    if chosen != {"utf-8"} and os.name == "posix" and os.environ.get("PYTHONUTF8") != "1" and sys.executable:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str) -> None:

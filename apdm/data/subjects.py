@@ -1,17 +1,19 @@
 """Photos from disk: a folder of subjects, and a list of photos as one tensor.
 
-    <instance_data_dir>/<id>/*.jpg|jpeg|png|webp     a subject; its id is the name of the folder
-    <instance_data_dir>/<id>/safe/*                  optional partners, one for each photo, with the same name
-    <instance_data_dir>/*.jpg|jpeg|png|webp          photos directly in the folder: a single subject, "s01"
+    <instance_data_dir>/<id>/*           the photos of a subject; its id is the name of the folder
+    <instance_data_dir>/<id>/safe/*      optional partners, one for each photo, with the same name
+    <instance_data_dir>/*                photos directly in the folder: a single subject, "s01"
 
-Hidden files and files that are no pictures are ignored. A photo that cannot be used is an error. It is never skipped,
-because the person in a skipped photo would stay unprotected without anybody noticing.
+`apdm.data.photo_files` says which files are photos. A photo that cannot be used is an error, and so is a photo in a
+place where nobody looks for it. It is never skipped, because the person in a skipped photo would stay unprotected
+without anybody noticing.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,13 +24,20 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from apdm.core.errors import UserError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Pictures of these kinds cannot be read. They are reported as errors, because the user expects them to be protected.
-OTHER_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"}
+from apdm.core.files import MARKER
+from apdm.data.photo_files import (
+    formats,
+    is_preview,
+    list_folder,
+    mend,
+    name_of,
+    name_some,
+    printable,
+    stem,
+    subject_id,
+    walk,
 )
-FORMATS = ("JPEG", "PNG", "WEBP")
+
 MIN_SIDE = 16
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte in RGB, Pillow's own limit
 SAFE = "safe"
@@ -50,21 +59,40 @@ class Subject:
     safe: list[Path] | None = None
 
 
-def find_subjects(instance_data_dir: str | Path) -> list[Subject]:
-    """Return the subjects of a folder, sorted by id. Only file names are read; `load_images` reads the photos.
+def find_subjects(instance_data_dir: str | Path, *, besides: Collection[Path] = ()) -> list[Subject]:
+    """Return the subjects of a folder, sorted by id. Photos are found but not read; `load_images` reads them.
+
+    Args:
+        instance_data_dir: the folder.
+        besides: folders directly in it that are no subjects.
 
     Raises:
-        UserError: there is no such folder, a subject has no photos, or photos and their safe partners do not match.
+        UserError: there is no such folder, a subject has no photos, photos lie where nobody looks for them, or photos
+            and their safe partners do not match.
     """
-    root = Path(instance_data_dir)
-    if list_images(root):
-        return [_subject(root, ONLY_SUBJECT)]
-    folders = [entry for entry in _visible(root) if entry.is_dir()]
+    root, other_roles = Path(instance_data_dir), {os.path.realpath(folder) for folder in besides}
+    top = list_folder(root).require_read()
+    folders = [folder for folder in top.folders if os.path.realpath(folder) not in other_roles]
+    if top.photos:
+        if hidden := [folder for folder in folders if folder.name != SAFE and _first_below(folder)]:
+            raise UserError(
+                f"{root} holds loose photos ({name_some(top.photos, 1)}) beside folders with photos "
+                f"({name_some(hidden, 1)}); put every photo into the folder of the person whom it shows"
+            )
+        return [_subject(root, ONLY_SUBJECT, called=str(root))]
     if not folders:
-        raise UserError(f"{root} holds no photos; put them in {root}/<subject id>/, as .jpg, .png or .webp")
+        raise UserError(
+            f"{root} holds no photos{_only(top.others)}; put them in {root}/<subject id>/, as JPEG, PNG or WebP"
+        )
     if SAFE in [folder.name for folder in folders]:
         raise UserError(f"{root}/{SAFE} belongs to no subject; partners go into {root}/<subject id>/{SAFE}/")
-    return [_subject(folder, folder.name) for folder in folders]
+    named: dict[str, Path] = {}
+    for folder in folders:
+        if (folder / MARKER).exists():
+            raise UserError(f"{folder} is an output folder of apdm among the subjects; move it elsewhere")
+        if named.setdefault(subject_id(folder), folder) is not folder:
+            raise UserError(f"{root} has two folders that read {subject_id(folder)}; rename one, or put them together")
+    return [_subject(folder, subject, called=f'subject "{subject}"') for subject, folder in sorted(named.items())]
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -73,14 +101,19 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         UserError: there is no such folder, or it holds a picture of a kind that cannot be read.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"folder {root} does not exist; give one that holds photos")
-    files = [entry for entry in _visible(root) if not entry.is_dir()]
-    for file in files:
-        if file.suffix.lower() in OTHER_SUFFIXES:
-            raise UserError(f"{_name(file)} is of a kind that is not read; save it as JPEG, PNG or WebP")
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
+    return list_folder(Path(folder)).require_read().photos
+
+
+def list_all_images(folder: str | Path) -> list[Path]:
+    """Return all photos in a folder and in all folders below it, whoever they show.
+
+    Raises:
+        UserError: there is no such folder, it holds no photos, or a picture of a kind that cannot be read.
+    """
+    photos = [photo for _, listing in walk(Path(folder)) for photo in listing.require_read().photos]
+    if not photos:
+        raise UserError(f"{folder} holds no photos; put some in, or leave the option out")
+    return photos
 
 
 def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
@@ -90,7 +123,7 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
     the aspect ratio is kept. Every photo is decoded completely, so calling this before long work finds every bad file.
 
     Args:
-        paths: N photos: JPEG, PNG or WebP, of any colour mode, 8 or 16 bits, with or without transparency.
+        paths: N photos in formats that Pillow reads, of any colour mode, 8 or 16 bits, with or without transparency.
         resolution: R, the side of the squares in pixels.
 
     Returns:
@@ -116,25 +149,28 @@ def read_image(path: Path) -> Image.Image:
         UserError: the photo is unreadable, truncated, too small or too large.
     """
     try:
+        if not path.is_file():
+            raise UserError(f"{_name(path)} {'is no file' if path.exists() else 'does not exist'}")
         if path.stat().st_size == 0:
             raise UserError(f"{_name(path)} is empty (0 bytes); replace or remove it")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size is stricter
-            image = Image.open(path, formats=FORMATS)
-        with image:
-            _check_size(path, image.size)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore")  # _check_size is stricter about size; odd metadata does not matter
+            with Image.open(path, formats=formats()) as image:
+                _check_size(path, image.size)
+                if is_preview(image):
+                    raise UserError(f"{_name(path)} is a raw file of a camera; export it as JPEG")
+                if image.mode in ("F", "LAB"):
+                    raise UserError(f"{_name(path)} has colours of the kind {image.mode}, which is not read; use RGB")
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
     except (UserError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(f"{_name(path)} is not a JPEG, PNG or WebP picture; replace or remove it") from None
+        raise UserError(f"{_name(path)} is not a picture that can be read; {mend(path)}") from None
     except Image.DecompressionBombError:
         raise UserError(_too_large(path)) from None
     except PermissionError:
         raise UserError(f"{_name(path)} cannot be read: permission denied") from None
-    except FileNotFoundError:
-        raise UserError(f"{_name(path)} does not exist") from None
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise UserError(f"{_name(path)} is damaged ({type(error).__name__}); replace or remove it") from None
 
@@ -183,52 +219,60 @@ def _too_large(path: Path) -> str:
     return f"{_name(path)} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller"
 
 
-def _subject(folder: Path, subject: str) -> Subject:
-    images = list_images(folder)
-    if not images:
-        raise UserError(f'subject "{subject}" has no photos; add some or remove the folder')
-    for inner in _visible(folder):
-        if inner.is_dir() and inner.name != SAFE and list_images(inner):
-            raise UserError(
-                f'subject "{subject}" has photos in the inner folder "{inner.name}"; '
-                "give every subject one folder, with all its photos directly in it"
-            )
-    return Subject(subject, images, _partners(subject, images, folder / SAFE))
+def _subject(folder: Path, subject: str, *, called: str) -> Subject:
+    """Return the subject whose photos lie in a folder. `called` names it in messages."""
+    listing = list_folder(folder).require_read()
+    _refuse_inner(folder, called, [inner for inner in listing.folders if inner.name != SAFE])
+    if not listing.photos:
+        raise UserError(f"{called} has no photos{_only(listing.others)}; add some or remove the folder")
+    return Subject(subject, listing.photos, _partners(called, listing.photos, folder / SAFE))
 
 
-def _partners(subject: str, images: list[Path], folder: Path) -> list[Path] | None:
+def _refuse_inner(folder: Path, called: str, inner: Sequence[Path]) -> None:
+    """Raise UserError if there are photos in or below the folders `inner`, where nobody would look for them."""
+    for place in filter(None, map(_first_below, inner)):
+        raise UserError(
+            f'{called} has photos in the inner folder "{printable(place.relative_to(folder).as_posix())}"; '
+            "give every subject one folder, with all its photos directly in it, and name the folder above these"
+        )
+
+
+def _first_below(folder: Path) -> Path | None:
+    """Return the first folder with pictures among this one and those below it."""
+    return next((place for place, listing in walk(folder) if listing.photos or listing.unread), None)
+
+
+def _only(others: Sequence[Path]) -> str:
+    return f", only {name_some(others)}" if others else ""
+
+
+def _partners(called: str, images: list[Path], folder: Path) -> list[Path] | None:
     """Return the safe partners in `folder`, in the order of `images`; None if there is no such folder."""
     if not folder.is_dir():
         return None
-    photos, partners = _by_stem(subject, images), _by_stem(subject, list_images(folder))
-    lonely = [f"{SAFE}/{stem}" for stem in photos if stem not in partners]
-    lonely += [stem for stem in partners if stem not in photos]
+    listing = list_folder(folder).require_read()
+    _refuse_inner(folder.parent, called, listing.folders)
+    photos, partners = _by_stem(called, images), _by_stem(called, listing.photos)
+    lonely = [f"{SAFE}/{name}" for name in photos if name not in partners]
+    lonely += [name for name in partners if name not in photos]
     if lonely:
-        raise UserError(
-            f'subject "{subject}" lacks {", ".join(lonely)}: photos and {SAFE}/ partners are paired by name'
-        )
-    return [partners[stem] for stem in photos]
+        names = ", ".join(map(printable, lonely))
+        raise UserError(f"{called} lacks {names}: photos and {SAFE}/ partners are paired by name")
+    return [partners[name] for name in photos]
 
 
-def _by_stem(subject: str, paths: list[Path]) -> dict[str, Path]:
+def _by_stem(called: str, paths: list[Path]) -> dict[str, Path]:
     stems: dict[str, Path] = {}
     for path in paths:
-        if path.stem in stems:
+        other = stems.setdefault(stem(path), path)
+        if other is not path:
             raise UserError(
-                f'subject "{subject}" has both {stems[path.stem].name} and {path.name}; '
+                f"{called} has both {name_of(other, 1)} and {name_of(path, 1)}; "
                 "partners are paired by the name before the dot: rename one"
             )
-        stems[path.stem] = path
     return stems
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
 
 
 def _name(path: Path) -> str:
     """Return "<subject id>/<file name>" of a photo: enough to find it, without paths of the machine."""
-    return "/".join(path.parts[-3 if path.parent.name == SAFE else -2 :])
+    return name_of(path, 3 if path.parent.name == SAFE else 2)

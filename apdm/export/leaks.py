@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from apdm.core.files import list_files
 def scan_for_leaks(directory: str | Path, needles: Iterable[bytes | str]) -> list[tuple[str, bytes | str]]:
     """Search all files below a folder for texts and byte strings that must not be in them.
 
-    A text is searched for in UTF-8 and as JSON escapes it. Nothing is decompressed. A needle of fewer than six bytes
+    A text is searched for in UTF-8 and as JSON escapes it, with composed and with decomposed accents (NFC and NFD), as
+    file systems and programs write either form. Nothing is decompressed. A needle of fewer than six bytes
     occurs in large weight files by chance.
 
     Args:
@@ -38,7 +41,7 @@ def scan_for_leaks(directory: str | Path, needles: Iterable[bytes | str]) -> lis
             # An empty file cannot be mapped.
             content: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
             for needle, encodings in wanted:
-                if any(content.find(text) >= 0 or text in name.encode() for text in encodings):
+                if any(content.find(text) >= 0 or text in os.fsencode(name) for text in encodings):
                     found.append((name, needle))
     return found
 
@@ -48,4 +51,5 @@ def _encodings(needle: bytes | str) -> set[bytes]:
         raise ValueError("an empty needle is in every file")
     if isinstance(needle, bytes):
         return {needle}
-    return {needle.encode(), json.dumps(needle)[1:-1].encode()}
+    forms = {needle, unicodedata.normalize("NFC", needle), unicodedata.normalize("NFD", needle)}
+    return {text.encode() for form in forms for text in (form, json.dumps(form)[1:-1])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.core.files import write_beside
+from apdm.data.photo_files import NAME_BYTES, name_of, printable, stem
 from apdm.data.subjects import Subject, read_image
 
 Format = Literal["png", "jpeg"]
@@ -39,7 +41,7 @@ class Photo:
 
     def name(self, kind: Format) -> str:
         """The file name of the protected photo: the name of the original with the suffix of the format."""
-        return self.path.stem + SUFFIX[kind]
+        return stem(self.path) + SUFFIX[kind]
 
 
 def read_photo(path: Path) -> Photo:
@@ -51,16 +53,18 @@ def read_subject(subject: Subject, kind: Format) -> list[Photo]:
     """Read all photos of a subject.
 
     Raises:
-        UserError: a file is no usable picture, or two protected photos would have the same name.
+        UserError: a file is no usable picture, two protected photos would have the same name, or a name is too long.
     """
     photos = [read_photo(path) for path in subject.images]
     names: dict[str, Photo] = {}
     for photo in photos:
-        other = names.setdefault(photo.name(kind).lower(), photo)
+        name = photo.name(kind)
+        other = names.setdefault(name.lower(), photo)  # some file systems know no capital letters
         if other is not photo:
-            raise UserError(
-                f"{subject.id}/{other.path.name} and {photo.path.name} would both become {photo.name(kind)}; rename one"
-            )
+            both = f"{name_of(other.path)} and {name_of(photo.path, 1)}"
+            raise UserError(f"{both} would both become {printable(name)}; rename one")
+        if len(os.fsencode(name)) > NAME_BYTES:
+            raise UserError(f"the name of {name_of(photo.path)} is too long; rename it")
     return photos
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from apdm.attacks.registry import settings
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
-from apdm.audit.people import AuditSubjects, PhotoFolders
+from apdm.audit.people import PROTECTED, AuditSubjects, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
@@ -40,14 +40,13 @@ from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.jobs.plan import audit_plan, show_plan
-from apdm.jobs.prepare import check_resolution, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
 from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
 
 logger = get_logger(__name__)
 
-PROTECTED_FOLDER = "protected"  # folder with the originals of protected photos, inside the folder of subjects
 COLUMNS = 4  # of the sheets of pictures
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
@@ -301,9 +300,12 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
     entries = choose_entries(config.suite, config.attacks, config.instance_prompt)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
+    folders = PhotoFolders.below(config.subjects, config)
+    given = {f"the {role} photos in": folder for role, folder in vars(folders).items() if folder}
+    keep_apart(given, output_dir=config.output_dir)
     inputs = load_inputs(
         config,
-        PhotoFolders.below(config.subjects, config),
+        folders,
         entries=entries,
         models=paths,
         instance_prompt=config.instance_prompt,
@@ -330,7 +332,7 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
     photos = None
     if inputs.photo_attacks is not None and config.protected_photos is not None:
         photos = load_protected_photos(
-            config.instance_data_dir or str(Path(config.subjects) / PROTECTED_FOLDER),
+            config.instance_data_dir or str(Path(config.subjects) / PROTECTED),
             config.protected_photos,
             config.resolution,
             known=[person.id for person in inputs.subjects.protected],

@@ -25,7 +25,7 @@ from apdm.jobs.audit import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.jobs.perturb import PhotoJob
-from apdm.jobs.prepare import class_posterior
+from apdm.jobs.prepare import class_posterior, keep_apart
 from apdm.protection.subject_data import SubjectData
 
 # If only these options differ, a command continues the run that an earlier command began.
@@ -89,6 +89,7 @@ class HardenInputs:
     @staticmethod
     def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
         """Read and check all input. Nothing is written. Raises UserError if some input cannot be used."""
+        keep_apart(config.photo_folders, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
         photos = Photos.load(config.instance_data_dir, config.resolution)
         consenting = Photos.load(config.pool.benign_data_dir if config.pool.benign_size else None, config.resolution)
         earlier = Photos.load(config.rehearsal_data_dir, config.resolution)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
+from apdm.data.photo_files import name_of
 from apdm.data.subjects import find_subjects
 from apdm.data.transforms import RandomTransform
 from apdm.distributed.launch import join_processes
@@ -39,7 +39,7 @@ from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.plan import perturb_plan, show_plan
-from apdm.jobs.prepare import class_posterior, load_base, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import class_posterior, keep_apart, load_base, prepare_process, warn_about_prompts
 from apdm.jobs.results import PerturbResult
 
 logger = get_logger(__name__)
@@ -83,7 +83,7 @@ def claim_photo_dir(config: PerturbConfig) -> Path:
     output = Path(config.output_dir)
     resolved = to_yaml(replace(config, overwrite_output_dir=False))
     note = output / CONFIG
-    same = (output / MARKER).exists() and note.exists() and note.read_text() == resolved
+    same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
     claim_output_dir(output, overwrite=same or config.overwrite_output_dir)
     if not same:
         delete(output / IMAGES)
@@ -137,7 +137,11 @@ class PhotoJob:
             UserError: a photo, a face model or an option cannot be used.
         """
         layer = config.image_layer
-        refuse_source(config.instance_data_dir, config.output_dir)
+        keep_apart(
+            {"instance_data_dir": config.instance_data_dir},
+            output_dir=config.output_dir,
+            class_data_dir=config.class_data_dir,
+        )
         subjects = find_subjects(config.instance_data_dir)
         photos = {subject.id: read_subject(subject, layer.format) for subject in subjects}
         faces = None
@@ -318,16 +322,6 @@ class PhotoJob:
         return images / subject / photo.name(self.format)
 
 
-def refuse_source(source: str | Path, output: str | Path) -> None:
-    """Raise UserError if one of the two folders lies in the other, because originals must never be overwritten."""
-    inside, outside = (Path(os.path.realpath(path)) for path in (source, output))
-    if inside == outside or inside in outside.parents or outside in inside.parents:
-        raise UserError(
-            f"output_dir {output} and instance_data_dir {source} lie in one another: originals are never "
-            "overwritten; choose an output_dir elsewhere"
-        )
-
-
 def _generator(seed: int, subject: str) -> torch.Generator:
     """Return a generator for one subject. Its numbers do not depend on the other subjects of the run."""
     words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
@@ -340,12 +334,7 @@ def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceModels, *, refus
     Raises:
         UserError: there are such photos, and `refuse` is true.
     """
-    without = [
-        f"{subject}/{photo.path.name}"
-        for subject, own in photos.items()
-        for photo in own
-        if not faces.detector.detect(photo.unit)
-    ]
+    without = [name_of(photo.path) for own in photos.values() for photo in own if not faces.detector.detect(photo.unit)]
     if without and refuse:
         raise UserError(
             f"no face was found in {', '.join(without)}; remove the photo, or give "

@@ -17,6 +17,7 @@ from apdm.config.image_layer import NO_METHOD
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns
+from apdm.data.photo_files import moving, name_some, passed_over
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.families import Family
@@ -80,6 +81,7 @@ def harden_plan(
         f"as squares of {config.resolution} pixels" + f", {partners} with a safe partner" * bool(partners),
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
+        **photo_notes(*config.photo_folders.values()),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
@@ -108,6 +110,7 @@ def perturb_plan(
         "model": model_text(config.pretrained_model_name_or_path, family),
         "people": people_text(list(job.photos)),
         "photos": f"{count(number, 'photo')} in {config.instance_data_dir}",
+        **photo_notes(config.instance_data_dir),
         "against": " and ".join(
             [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
             + ["zero-shot adapters"] * (job.faces is not None)
@@ -144,6 +147,8 @@ def audit_plan(
         "people": people_text([person.id for person in people]),
         "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
         "others": people_text([person.id for person in plan.subjects.others]),
+        "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
+        **photo_notes(config.subjects, config.instance_data_dir, *config.photo_folders.values()),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
@@ -154,20 +159,27 @@ def audit_plan(
     }
 
 
-def verify_plan(config: VerifyConfig, subjects: Mapping[str, Sequence[Path]], *, files: int) -> Rows:
+def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path], *, files: int) -> Rows:
     """Return the plan of a check.
 
     Args:
         config: the options of the check.
-        subjects: {subject id: photos} that are looked for.
+        ids: the ids that are looked for.
+        photos: the photos that are looked for.
         files: the number of files that are looked at.
     """
-    number = sum(map(len, subjects.values()))
     return {
         "folder": f"{config.output_dir}, {count(files, 'file')}",
-        "people": people_text(list(subjects)) or "none to look for; name the folder of their photos with --subjects",
-        "photos": f"{count(number, 'photo')} in {config.subjects}" if number else None,
+        "people": people_text(ids) or "none to look for; name the folder of their photos with --subjects",
+        "photos": f"{count(len(photos), 'photo')} in {config.subjects}" if photos else None,
+        **photo_notes(config.subjects),
     }
+
+
+def photo_notes(*folders: str | None) -> Rows:
+    """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first."""
+    places = [Path(folder) for folder in folders if folder is not None]
+    return {"passed over": passed_over(places), "first frame": name_some(moving(places)) or None}
 
 
 # -- words for parts of a plan ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +101,30 @@ def load_models(config: HardenConfig) -> tuple[Family, Family]:
             "their denoisers differ in names or shapes of weights; name the model that was hardened"
         )
     return base, start
+
+
+def keep_apart(folders: Mapping[str, str], *, output_dir: str, class_data_dir: str | None = None) -> None:
+    """Check that no folder to which a run writes lies in a folder with photos of people, or the other way round.
+
+    Otherwise the next run would take what was written for people, and a run that replaces its output would delete
+    photos.
+
+    Args:
+        folders: {option: the folder with photos that it names}.
+        output_dir: the output folder; it need not exist.
+        class_data_dir: the folder for class pictures; None if it is inside the output folder.
+
+    Raises:
+        UserError: one of the folders lies in the other.
+    """
+    for name, written in (("output_dir", output_dir), ("class_data_dir", class_data_dir or output_dir)):
+        for option, folder in folders.items():
+            one, other = Path(os.path.realpath(written)), Path(os.path.realpath(folder))
+            if one == other or one in other.parents or other in one.parents:
+                raise UserError(
+                    f"{name} {written} and {option} {folder} lie in one another: originals are never overwritten or "
+                    f"mixed with what a run writes; choose another {name}"
+                )
 
 
 def check_resolution(base: Family, resolution: int) -> None:

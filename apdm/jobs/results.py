@@ -84,10 +84,16 @@ class VerifyResult:
     Attributes:
         output_dir: the folder.
         problems: one sentence for each problem; empty if there is none.
+        files: how many files of the folder were looked at.
+        ids: how many ids of subjects were looked for.
+        photos: how many photos of subjects were looked for.
     """
 
     output_dir: Path
     problems: tuple[str, ...]
+    files: int = 0
+    ids: int = 0
+    photos: int = 0
 
     @property
     def ok(self) -> bool:

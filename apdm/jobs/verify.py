@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import yaml
 from PIL import Image
 
 from apdm.audit import read_results
-from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, STRANGERS
+from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
 from apdm.config import VerifyConfig
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
-from apdm.data.subjects import ONLY_SUBJECT, SAFE, SUFFIXES
+from apdm.data.photo_files import is_picture, name_of, printable, walk
+from apdm.data.subjects import ONLY_SUBJECT, SAFE
 from apdm.export.layout import (
     ATTACKER_CLASS_IMAGES,
     CELLS,
@@ -49,7 +52,7 @@ NEEDLE_BYTES = 64  # a sequence of this many bytes of a photo does not appear in
 LONG_ID_BYTES = 6  # an id of this many bytes or more does not appear in large weights by chance
 PHOTO_METADATA = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
 # In an audit's folder of subjects, these folders hold the folders of people. Their names are not ids.
-GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, "protected"}
+GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, PROTECTED, SAFE}
 TEXTS = (".json", ".md", ".txt", ".yaml", ".html")
 
 
@@ -64,9 +67,10 @@ def verify(config: VerifyConfig) -> VerifyResult:
     """
     prepare_process(None)
     root = Path(config.output_dir)
-    subjects = _subjects(config.subjects)
+    sought = Sought.below(config.subjects)
     problems = [*verify_manifest(root), *_unknown(root)]
-    show_plan(verify_plan(config, subjects, files=len(list_files(root))))
+    files = len(list_files(root))
+    show_plan(verify_plan(config, sought.ids, sought.photos, files=files))
     if (root / RESULTS).exists():
         problems += _complaint(lambda: read_results(root / RESULTS))
     model = [path for path in (root / MODEL, root / SINGLE_FILE) if path.exists()]
@@ -75,8 +79,9 @@ def verify(config: VerifyConfig) -> VerifyResult:
     for path in model:
         problems += _metadata(path, root)
     problems += _photo_metadata(root / "images", root)
-    problems += _leaks(root, model, subjects, [*_prompts(root), *config.prompts])
-    return VerifyResult(output_dir=root, problems=tuple(problems))
+    problems += _leaks(root, model, sought, [*_prompts(root), *config.prompts])
+    ids, photos = len(sought.ids), len(sought.photos)
+    return VerifyResult(output_dir=root, problems=tuple(problems), files=files, ids=ids, photos=photos)
 
 
 # -- files and loading ---------------------------------------------------------------------------------------
@@ -125,7 +130,7 @@ def _metadata(path: Path, root: Path) -> Iterator[str]:
             yield from (f"{name} has the unknown entry {key!r} in its header" for key in keys if not _known(key))
         elif file.suffix in WEIGHT_SUFFIXES:
             yield f"{name} is a pickle, which can run code"
-        elif file.suffix.lower() in SUFFIXES:
+        elif is_picture(file):
             yield f"{name} is a picture inside a model"
         elif file.suffix == ".json" and _has_path(file):
             yield f"{name} holds a path of the machine that made it"
@@ -146,7 +151,7 @@ def _has_path(file: Path) -> bool:
 def _photo_metadata(images: Path, root: Path) -> Iterator[str]:
     """Report protected photos that carry metadata, such as the place where they were taken."""
     for file in list_files(images) if images.is_dir() else []:
-        if file.suffix.lower() in SUFFIXES:
+        if is_picture(file):
             try:
                 with Image.open(file) as image:
                     found = [name for name in PHOTO_METADATA if name in image.info]
@@ -157,28 +162,41 @@ def _photo_metadata(images: Path, root: Path) -> Iterator[str]:
                 yield f"{file.relative_to(root).as_posix()} carries {', '.join(found)}"
 
 
-def _subjects(folder: str | None) -> dict[str, list[Path]]:
-    """Return {subject id: photos} of a folder; empty if `folder` is None.
+@dataclass(frozen=True)
+class Sought:
+    """What is looked for in the files of a run.
 
-    A subject's photos lie in a folder named by the subject's id, or in the folder safe/ inside it. Photos directly in
-    `folder` belong to one subject.
-
-    Raises:
-        UserError: the folder does not exist or holds no photos.
+    Attributes:
+        folder: the folder with the subjects' photos; None if it was not given.
+        ids: the ids of the subjects.
+        photos: their photos.
     """
-    if folder is None:
-        return {}
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"folder {folder} does not exist; give the one with the subjects' photos")
-    found: dict[str, list[Path]] = {}
-    for path in list_files(root):
-        if path.suffix.lower() in SUFFIXES:
-            owner = path.parent.parent if path.parent.name == SAFE else path.parent
-            found.setdefault(ONLY_SUBJECT if owner == root else owner.name, []).append(path)
-    if not found:
-        raise UserError(f"{folder} holds no photos: there is nothing to look for")
-    return found
+
+    folder: Path | None = None
+    ids: tuple[str, ...] = ()
+    photos: tuple[Path, ...] = ()
+
+    @staticmethod
+    def below(folder: str | None) -> Sought:
+        """Find subjects and photos in a folder, at any depth. Links are followed.
+
+        Each folder on the way to a photo counts as a subject, because people arrange their photos in many ways. Photos
+        directly in `folder` belong to one subject.
+
+        Raises:
+            UserError: the folder does not exist or holds no photos.
+        """
+        if folder is None:
+            return Sought()
+        root, ids, photos = Path(folder), set(), []
+        for place, listing in walk(root):
+            if found := listing.photos + listing.unread:
+                photos += found
+                names = [printable(name) for name in place.relative_to(root).parts]
+                ids |= {ONLY_SUBJECT} if names in ([], [SAFE]) else set(names) - GROUPS
+        if not photos:
+            raise UserError(f"{folder} holds no photos: there is nothing to look for")
+        return Sought(root, tuple(sorted(ids)), tuple(photos))
 
 
 def _prompts(root: Path) -> list[str]:
@@ -195,22 +213,21 @@ def _prompts(root: Path) -> list[str]:
     return [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
 
 
-def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], prompts: Sequence[str]) -> Iterator[str]:
+def _leaks(root: Path, model: Sequence[Path], sought: Sought, prompts: Sequence[str]) -> Iterator[str]:
     """Report photos of subjects in the shipped files, and prompts and ids of subjects in the model.
 
     Args:
         root: the folder of the run.
         model: the pipeline folder and the single file, if they exist.
-        subjects: {subject id: photos}.
+        sought: the subjects' ids and photos.
         prompts: texts that must not be in the model.
     """
     shipped = [root / name for name in SHIPPED if (root / name).exists()]
-    photos = [photo for of_subject in subjects.values() for photo in of_subject]
-    needles = dict(filter(None, map(_needle, photos)))
+    needles = dict(filter(None, map(_needle, sought.photos)))
     for path in shipped:
         for name, _ in scan_for_leaks(path, needles.values()):
             yield f"{_place(path, name)} holds bytes of a subject's photo"
-    hashes = {sha256_file(photo) for photo in photos}
+    hashes = {sha256_file(photo) for photo in sought.photos}
     for path in _files(shipped):
         if sha256_file(path) in hashes:
             yield f"{path.relative_to(root).as_posix()} is a subject's photo as it was"
@@ -219,11 +236,11 @@ def _leaks(root: Path, model: Sequence[Path], subjects: dict[str, list[Path]], p
             yield f"{_place(path, name)} holds a prompt"
     # Tokenizers are not searched: their vocabulary has very many words, and an id may be one of them.
     files = [file for file in _files(model) if not file.parent.name.startswith("tokenizer")]
-    for subject in sorted(subjects.keys() - GROUPS):
+    for subject in sought.ids:
         for file in files:
             whole = len(subject.encode()) >= LONG_ID_BYTES and scan_for_leaks(file, [subject])
             if whole or _mentions(file, subject):
-                yield f"{file.relative_to(root).as_posix()} holds the id of a subject"
+                yield f"{file.relative_to(root).as_posix()} holds the id of a subject, {subject}"
 
 
 def _needle(photo: Path) -> tuple[str, bytes] | None:
@@ -231,7 +248,10 @@ def _needle(photo: Path) -> tuple[str, bytes] | None:
 
     Returns None if the bytes are too uniform to identify the photo.
     """
-    content = photo.read_bytes()
+    try:
+        content = photo.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name_of(photo)} cannot be read: {error.strerror}") from None
     middle = len(content) // 2
     needle = content[middle : middle + NEEDLE_BYTES]
     return (str(photo), needle) if len(set(needle)) > NEEDLE_BYTES // 4 else None
@@ -244,7 +264,7 @@ def _mentions(file: Path, text: str) -> bool:
     is searched for only in file names, and in JSON as a complete text, because numbers occur in every file.
     """
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])")
-    if word.search(file.name):
+    if word.search(printable(file.name)):
         return True
     try:
         if file.suffix == ".json":
@@ -252,23 +272,27 @@ def _mentions(file: Path, text: str) -> bool:
         if text.isdigit():
             return False
         if file.suffix == ".safetensors":
-            return any(word.search(f"{key} {value}") for key, value in read_metadata(file).items())
-        return file.suffix in TEXTS and bool(word.search(file.read_text(encoding="utf-8")))
+            return any(word.search(_composed(f"{key} {value}")) for key, value in read_metadata(file).items())
+        return file.suffix in TEXTS and bool(word.search(_composed(file.read_text(encoding="utf-8"))))
     except (OSError, ValueError):
         return False
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts in a JSON value, including the keys."""
+    """Yield all texts in a JSON value, including the keys, with composed accents as ids have them."""
     if isinstance(value, str):
-        yield value
+        yield _composed(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield key
+            yield _composed(key)
             yield from _texts(inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

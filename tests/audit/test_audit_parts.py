@@ -217,6 +217,34 @@ def test_one_folder_holds_all_and_each_part_can_be_named_apart(tmp_path: Path):
         PhotoFolders.below(config.subjects, config).load(32)
 
 
+def test_the_attackers_people_may_lie_beside_the_other_groups_and_strangers_in_folders(tmp_path: Path):
+    write_subjects(tmp_path, protected=1, others=1, consenting=1, strangers=3)
+    for person in sorted((tmp_path / "attacker").iterdir()):
+        person.rename(tmp_path / person.name)
+    (tmp_path / "attacker").rmdir()
+    for photo in sorted((tmp_path / "strangers").iterdir())[1:]:
+        (tmp_path / "strangers" / photo.stem).mkdir()
+        photo.rename(tmp_path / "strangers" / photo.stem / photo.name)
+    (tmp_path / "__MACOSX/s01").mkdir(parents=True)
+    people = PhotoFolders.below(str(tmp_path), job(tmp_path)).load(32)
+    assert [person.id for person in people.protected] == ["s01"]
+    assert people.strangers is not None and len(people.strangers) == 3
+
+
+@pytest.mark.parametrize("loose", ["attacker", "holdout", "other"])
+def test_loose_photos_are_not_blamed_on_an_id_that_nobody_gave(tmp_path: Path, loose: str):
+    write_subjects(tmp_path, protected=1, others=1, consenting=0, strangers=1)
+    for group in ("attacker", "holdout"):
+        (tmp_path / group / "s01").rename(tmp_path / group / "ann")
+    for folder in sorted((tmp_path / loose).iterdir()):
+        for photo in sorted(folder.iterdir()):
+            photo.replace(tmp_path / loose / photo.name)
+        folder.rmdir()
+    with pytest.raises(UserError, match=f"loose photos in .*/{loose} .* move them into .*/{loose}/<id>/") as error:
+        PhotoFolders.below(str(tmp_path), job(tmp_path)).load(32)
+    assert "s01" not in str(error.value)
+
+
 def test_models_are_the_same_where_all_weights_are_and_comparable_where_all_sizes_are(
     family: Family, make_pipeline: Any
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -59,8 +60,9 @@ def test_safe_partners_follow_the_order_of_their_photos_by_stem(tmp_path):
 
 def test_hidden_files_and_files_that_are_no_pictures_are_passed_over(tmp_path):
     kept = photo(tmp_path / "s" / "1.png")
-    for name in ("s/.DS_Store", "s/._1.png", "s/notes.txt", ".cache/1.png", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    litter = ("__MACOSX/s/._1.png", "s/Thumbs.db", "s/desktop.ini", "s/@eaDir/1.png", "lost+found/x", "s/Icon\r")
+    for name in ("s/.DS_Store", "s/._1.png", "s/notes.txt", ".cache/1.png", "README.md", *litter):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     assert find_subjects(tmp_path) == [Subject("s", [kept])]
 
@@ -71,7 +73,16 @@ def test_hidden_files_and_files_that_are_no_pictures_are_passed_over(tmp_path):
         ([], "holds no photos"),
         (["s/notes.txt"], 'subject "s" has no photos'),
         (["a/1.png", "b/.1.png"], 'subject "b" has no photos'),
-        (["1.png", "s/1.png"], 'photos in the inner folder "s"'),
+        (["1.png", "s/1.png"], r"holds loose photos \(.*/1.png\) beside folders with photos \(.*/s\)"),
+        (["1.png", "t/2.png", "s/a/b/1.png"], r"beside folders with photos \(.*/s and 1 more\)"),
+        (["people/a/1.png", "people/b/2.png"], 'subject "people" has photos in the inner folder "a"'),
+        (["s/1.png", "s/2019/may/2.png"], 'photos in the inner folder "2019/may"'),
+        (["s/1.png", "s/safe/1.png", "s/safe/more/1.png"], 'photos in the inner folder "safe/more"'),
+        (["s/1.png", "s/raw/2.CR2"], 'photos in the inner folder "raw"'),
+        (["1.png", "2.png", "safe/1.png"], "^(?!.*s01).* lacks safe/2:"),
+        (["s/1.png", "run/.apdm", "run/images/s/1.png"], "run is an output folder of apdm among the subjects"),
+        (["s/1.png", "a.jpg/notes.txt"], 'subject "a.jpg" has no photos, only a.jpg/notes.txt'),
+        (["notes.txt", "a.pdf"], "holds no photos, only .*/a.pdf, .*/notes.txt; put them in"),
         (["s/1.png", "s/more/2.png"], 'photos in the inner folder "more"'),
         (["s/1.png", "safe/1.png"], "safe belongs to no subject"),
         (["s/1.png", "s/2.heic"], "s/2.heic is of a kind that is not read"),
@@ -91,10 +102,10 @@ def test_a_folder_that_is_unclear_is_refused(tmp_path, files, message):
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):
     photo(tmp_path / "file.png")
-    for name in ("nowhere", "file.png"):
-        with pytest.raises(UserError, match=f"{name} does not exist"):
+    for name, what in (("nowhere", "does not exist"), ("file.png", "is no folder")):
+        with pytest.raises(UserError, match=f"{name} {what}"):
             find_subjects(tmp_path / name)
-        with pytest.raises(UserError, match=f"{name} does not exist"):
+        with pytest.raises(UserError, match=f"{name} {what}"):
             list_images(tmp_path / name)
 
 
@@ -222,6 +233,11 @@ def enormous_png(path: Path, side: int) -> None:
     path.write_bytes(data)
 
 
+def raw_preview(path: Path, tag: int, value: int | bytes) -> None:
+    """A TIFF picture with a tag that cameras and Adobe's converter write into raw files."""
+    Image.new("RGB", (32, 32)).save(path, format="TIFF", tiffinfo={tag: value})
+
+
 def truncate(path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -232,21 +248,23 @@ def truncate(path: Path) -> None:
     ("name", "spoil", "message"),
     [
         ("p.png", lambda path: path.touch(), "empty"),
-        ("p.jpg", lambda path: path.write_text("no picture"), "not a JPEG, PNG or WebP"),
-        (
-            "p.jpg",
-            lambda path: Image.new("RGB", (32, 32)).save(path, format="BMP"),
-            "not a JPEG, PNG or WebP",
-        ),
+        ("p.jpg", lambda path: path.write_text("no picture"), "not a picture that can be read; replace"),
+        ("p.jpg", lambda path: Image.new("RGB", (32, 32)).save(path, format="PDF"), "not a picture that can be read"),
+        ("p.jpg", lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "Pillow's plugins for HEIC"),
+        ("p.jpg", lambda path: path.write_bytes(b"FUJIFILMCCD-RAW 0201" + bytes(99)), "export raw files as JPEG"),
+        ("p.tif", lambda path: raw_preview(path, 0xFE, 1), "is a raw file of a camera"),
+        ("p.tif", lambda path: raw_preview(path, 0xC612, b"\1\4\0\0"), "is a raw file of a camera"),
+        ("p.tif", lambda path: Image.new("F", (32, 32)).save(path), "colours of the kind F"),
+        ("p.jpg", os.mkfifo, "is no file"),
         ("p.png", truncate, "damaged"),
         ("p.jpg", truncate, "damaged"),
-        ("p.webp", truncate, "damaged|not a JPEG, PNG or WebP"),
+        ("p.webp", truncate, "damaged|not a picture"),
         ("p.png", lambda path: photo(path, (1, 1)), "is 1x1; a photo needs 16 pixels"),
         ("p.png", lambda path: photo(path, (400, 15)), "is 400x15; a photo needs 16 pixels"),
         ("p.png", lambda path: enormous_png(path, 9_500), "more than 89 million pixels"),
         ("p.png", lambda path: enormous_png(path, 60_000), "more than 89 million pixels"),
         ("p.png", lambda path: None, "does not exist"),
-        ("p.png", lambda path: path.mkdir(), "damaged"),
+        ("p.png", lambda path: path.mkdir(), "is no file"),
     ],
 )
 @pytest.mark.filterwarnings("error")

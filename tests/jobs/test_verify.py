@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -49,7 +52,9 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 def test_a_folder_as_it_was_shipped_is_sound(sound: Path, people: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(sound)]) == 0
     assert main(["verify", str(sound), "--subjects", str(people)]) == 0
-    assert "all files as shipped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "all files as shipped" in said and "looked for 0 ids, 0 photos and the prompts in " in said
+    assert re.search(r"looked for 3 ids, \d\d photos and the prompts in \d\d files\n", said)
 
 
 def header(key: str, value: str) -> Callable[[Path, Path], None]:
@@ -150,6 +155,52 @@ def test_photos_directly_in_a_folder_are_s01_whatever_the_folder_is_called(
     card("made for s01")(folder, people)
     assert main(["verify", str(folder), "--subjects", str(flat)]) == 1
     assert "id of a subject" in capsys.readouterr().out
+
+
+def test_linked_folders_and_photos_without_a_suffix_are_looked_for(
+    folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    subjects = tmp_path / "subjects"
+    (subjects / "bob/2024/may").mkdir(parents=True)
+    (subjects / "ann").symlink_to(people / "protected/s01")
+    shutil.copy(people / "other/o01/000.png", subjects / "bob/2024/may/IMG_0001")
+    (subjects / "bob/IMG_0002.CR3").write_bytes(bytes(range(256)) * 4)
+    (subjects / "bob/IMG_0001.txt").write_text("a caption")
+    shutil.copy(people / "protected/s01/000.png", folder / "model/extra")
+    shutil.copy(people / "other/o01/000.png", folder / "model/vae/weights")
+    shutil.copy(subjects / "bob/IMG_0002.CR3", folder / "model/unet/readme")
+    card("made for bob")(folder, people)
+    assert main(["verify", str(folder), "--subjects", str(subjects)]) == 1
+    said = capsys.readouterr()
+    for name in ("model/extra", "model/vae/weights", "model/unet/readme"):
+        assert f"{name} is a subject's photo as it was" in said.out
+    assert "model/extra is a picture inside a model" in said.out
+    assert "model/README.md holds the id of a subject, bob" in said.out
+    assert "people  4 (2024, ann, bob, may)" in " ".join(said.err.replace("apdm: ", "").split(" " * 6))
+    assert f"6 photos in {subjects}" in said.err and "1 .txt (such as bob/IMG_0001.txt)" in said.err
+
+
+@pytest.mark.parametrize(("named", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_id_is_found_whichever_form_of_unicode_it_has(
+    named: Literal["NFC", "NFD"],
+    written: Literal["NFC", "NFD"],
+    folder: Path,
+    people: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    for person in ("Zoë", "Andréa Müller"):
+        shutil.copytree(people / "protected/s01", tmp_path / "subjects" / normalize(named, person))
+    card(normalize(written, "made for Zoë"))(folder, people)
+    (folder / "model/unet" / normalize(written, "Zoë.json")).write_text("{}")
+    weights = load_file(folder / UNET)
+    note = torch.frombuffer(bytearray(normalize(written, "Andréa Müller").encode()), dtype=torch.uint8)
+    save_file(weights | {"note": note}, folder / UNET)
+    main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")])
+    said = normalize("NFC", capsys.readouterr().out)
+    for file in ("model/README.md", "model/unet/Zoë.json"):
+        assert f"{file} holds the id of a subject, Zoë" in said
+    assert f"{UNET} holds the id of a subject, Andréa Müller" in said
 
 
 def test_an_id_of_digits_is_looked_for_among_texts_and_not_among_numbers(
