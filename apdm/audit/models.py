@@ -42,11 +42,11 @@ def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
 
 
 def check_comparable(base: Family, other: Family, base_path: str, path: str) -> None:
-    """Raise UserError unless `other` has the base's pipeline class, shapes of weights and prediction type."""
+    """Raise UserError unless `other` has the base's pipeline class, shapes of weights and training target."""
     kinds = [type(model.pipeline).__name__ for model in (base, other)]
     if kinds[0] != kinds[1]:
         raise UserError(f"{path} is a {kinds[1]}, the base a {kinds[0]}: only models of one family can be compared")
-    targets = [model.prediction_type for model in (base, other)]
+    targets = [model.training_target for model in (base, other)]
     if targets[0] != targets[1]:
         raise UserError(f"{path} predicts {targets[1]}, the base {targets[0]}: give the base it was made from")
     theirs = _parts(other)

@@ -263,8 +263,12 @@ class AuditConfig(AuditOptions):
 class AuditJobConfig(AuditOptions):
     """Attack base and hardened model with everything in a suite, and say whether the subjects are protected."""
 
-    base: str = option(help="Pipeline folder of the model before hardening.", holds="path")
-    hardened: str = option(help="Pipeline folder of the same model after hardening.", holds="path")
+    base: str = option(
+        help="The model before hardening: a diffusers pipeline folder, a single-file checkpoint, or a name on the "
+        "Hugging Face Hub. The other models can be given in the same ways.",
+        holds="path",
+    )
+    hardened: str = option(help="The same model after hardening.", holds="path")
     subjects: str = option(
         help="Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
         "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
@@ -273,21 +277,19 @@ class AuditJobConfig(AuditOptions):
     )
     placebo: str | None = option(
         None,
-        "Pipeline folder of a control: the base, hardened the same way against other people. It shows whether the "
+        "A control: the base, hardened the same way against other people. It shows whether the "
         "attack fails because these people are protected, or because the model is damaged. It is attacked too, which "
         "takes half as long again.",
         holds="path",
     )
     sibling: str | None = option(
         None,
-        "Pipeline folder of another fine-tuning of the base, for attacks that merge models. Without it these attacks "
+        "Another fine-tuning of the base, for attacks that merge models. Without it these attacks "
         "are left out, and a suite that requires them cannot show protection.",
         holds="path",
     )
     hardened_sibling: str | None = option(
-        None,
-        "Pipeline folder of the sibling after hardening, for the attack that subtracts the hardening.",
-        holds="path",
+        None, "The sibling after hardening, for the attack that subtracts the hardening.", holds="path"
     )
     protected_photos: str | None = option(
         None,
@@ -331,6 +333,13 @@ class AuditJobConfig(AuditOptions):
         'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
         "own. By default the family that handles the pipeline class of the model.",
         holds="spec",
+    )
+    single_file_config: str | None = option(
+        None,
+        "Only for models that are single-file checkpoints: a pipeline folder with the configurations, tokenizers and "
+        "scheduler that belong to all of them. By default diffusers guesses the model type and loads these files from "
+        "the Hub.",
+        holds="path",
     )
     variant: str | None = option(
         None, 'Which files of the models to load, such as "fp16". By default the files without a suffix.'

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer, is_attention
+from apdm.families.fit import check_fit
 from apdm.families.lora_layers import LoraTarget, layer_names
 from apdm.families.pipeline_folder import write_pipeline
 from apdm.families.posterior import Posterior
@@ -53,7 +54,7 @@ class Family(Sampler):
             them by default. Names that a particular denoiser does not have are passed over.
         cross_attention_weights: pieces of the names of all weights through which the denoiser reads the prompt.
         key_value_weights: last parts of the names of the weights that make keys and values from the prompt.
-        prediction_type: what the denoiser predicts, such as "epsilon". Only models that predict the same are compared.
+        prediction_type: what the denoiser predicts, such as "epsilon".
         prompt_tokenizer: the tokenizer whose tokens come first in the prompt embeddings, under the pipeline's name.
         trainable_text_encoders: the text encoders that attacks may train and add new words to. T5 is left out, as in
             diffusers' DreamBooth scripts, because it has several billion weights.
@@ -67,6 +68,7 @@ class Family(Sampler):
         source: the folder that the pipeline was read from. `save` copies all parts but the denoiser from it.
         dtypes: float type of each part's weights in the files they came from, by the part's name. `save` writes the
             part in that type. A part that is not named keeps the type it has in memory.
+        location: where the pipeline came from, for messages; by default `source`.
 
     Raises:
         UserError: the denoiser predicts something unknown, or takes more than the latents (an inpainting model).
@@ -94,9 +96,11 @@ class Family(Sampler):
         *,
         source: Path | None = None,
         dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
+        location: str | Path | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.source = source
+        self.location = str(location or source or "this pipeline")
         self.dtypes = dtypes
         self.num_train_timesteps: int = pipeline.scheduler.config.num_train_timesteps
         self.vae_scale: int = pipeline.vae_scale_factor  # pixels per latent position, along one side
@@ -107,27 +111,36 @@ class Family(Sampler):
         pipeline.set_progress_bar_config(disable=True)
 
     def check_pipeline(self) -> None:
-        """Check that the pipeline can be trained as this family trains it.
+        """Check that the pipeline can be trained as this family trains it, and that its parts fit each other.
 
         Raises:
-            UserError: the denoiser takes other channels than the VAE's latents have, as an inpainting model does.
+            UserError: the denoiser takes other channels than the VAE's latents have, as an inpainting model does, or
+                returns others; it takes embeddings of another width than the text encoders give; or a tokenizer makes
+                more tokens than its text encoder takes.
         """
-        taken, given = self.latent_channels, self.pipeline.vae.config.latent_channels
-        if taken != given:
-            raise UserError(
-                f"{self.location}: the {self.denoiser_name} takes {taken} channels and the VAE gives {given}; "
-                "use a text-to-image model, not an inpainting model"
-            )
+        check_fit(self)
+
+    def prompt_widths(self) -> dict[str, tuple[int, int]]:
+        """The widths of what the denoiser reads of the prompt: {name: (the denoiser takes, the text encoders give)}.
+
+        They are compared before any work starts. A family that leaves this empty has no such check.
+        """
+        return {}
+
+    @property
+    def training_target(self) -> str:
+        """What the denoiser predicts, and of which noise, in words. Only models with equal ones are compared."""
+        return self.prediction_type
+
+    @property
+    def single_file_markers(self) -> tuple[str, ...]:
+        """Names of the tensors without content by which UIs see in a single file what the model predicts."""
+        return ()
 
     @property
     def latent_channels(self) -> int:
         """Channels of the latents that the denoiser takes."""
         return self.denoiser.config.in_channels
-
-    @property
-    def location(self) -> str:
-        """Where the pipeline came from, for messages."""
-        return str(self.source or "this pipeline")
 
     @property
     def denoiser(self) -> Any:

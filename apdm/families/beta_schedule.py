@@ -14,6 +14,9 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.families.base import Family
+from apdm.families.single_file.markers import V_PRED, ZTSNR
+
+NO_SIGNAL = 1e-6  # an abar_t at most this large; schedulers that divide by it keep it above zero
 
 
 class BetaSchedule(Family):
@@ -26,16 +29,48 @@ class BetaSchedule(Family):
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     def check_pipeline(self) -> None:
-        """Check also that the scheduler has betas and predicts noise or velocity; see `Family.check_pipeline`."""
-        if "beta_schedule" not in self.pipeline.scheduler.config:
-            name = type(self.pipeline.scheduler).__name__
+        """Check also that the scheduler has betas and predicts noise or velocity; see `Family.check_pipeline`.
+
+        A scheduler with zero terminal SNR (Lin et al. 2024) has no signal at all in its last step. There a model can
+        learn velocity, but not noise, and a scheduler that ignores the setting would draw with other noise levels than
+        training uses.
+        """
+        scheduler = self.pipeline.scheduler
+        name = type(scheduler).__name__
+        if "beta_schedule" not in scheduler.config or not hasattr(scheduler, "alphas_cumprod"):
             raise UserError(f"{self.location}: a {name} has no schedule of betas; use a scheduler that has one")
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise UserError(
                 f"{self.location}: the scheduler's prediction_type is {self.prediction_type!r}; "
                 "use a model with epsilon or v_prediction"
             )
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise UserError(
+                f"{self.location}: the scheduler has rescale_betas_zero_snr and prediction_type epsilon, but without "
+                "signal there is no noise to learn; switch one of them in scheduler_config.json"
+            )
+        if self.zero_terminal_snr and scheduler.alphas_cumprod[-1] > NO_SIGNAL:
+            raise UserError(
+                f"{self.location}: a {name} ignores rescale_betas_zero_snr; name another scheduler in model_index.json "
+                "and scheduler_config.json, such as DDIMScheduler or EulerDiscreteScheduler"
+            )
         super().check_pipeline()
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the noise of the last timestep leaves no signal."""
+        return bool(self.pipeline.scheduler.config.get("rescale_betas_zero_snr"))
+
+    @property
+    def training_target(self) -> str:
+        """The prediction type, and whether there is zero terminal SNR; see `Family.training_target`."""
+        return self.prediction_type + (" with zero terminal SNR" if self.zero_terminal_snr else "")
+
+    @property
+    def single_file_markers(self) -> tuple[str, ...]:
+        """`v_pred` for a model that predicts velocity, and `ztsnr` for zero terminal SNR."""
+        marked = {V_PRED: self.prediction_type == "v_prediction", ZTSNR: self.zero_terminal_snr}
+        return tuple(marker for marker, carried in marked.items() if carried)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noisy latents x_t, `[B, C, h, w]`; see `Family.add_noise`."""

@@ -51,6 +51,14 @@ class Flux(FlowMatching):
         layers = super().attention_layers(denoiser)
         return [AttentionLayer(layer.name, layer.module, "first") for layer in layers if layer.prompt]
 
+    def prompt_widths(self) -> dict[str, tuple[int, int]]:
+        """The widths of T5's embeddings and of CLIP's pooled vector; see `Family.prompt_widths`."""
+        clip, t5 = self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config
+        return {
+            "embeddings": (self.denoiser.config.joint_attention_dim, t5.d_model),
+            "pooled embeddings": (self._pooled_width, clip.hidden_size),
+        }
+
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""
         embeds, pooled, _ = self.pipeline.encode_prompt(list(prompts), None)

@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
 from apdm.config.plugins import FAMILIES
@@ -17,26 +16,15 @@ from apdm.core.errors import UserError
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
     check_parts,
-    first_line,
     has_part,
     locate,
     read_index,
     stored_dtype,
     weight_files,
 )
+from apdm.families.single_file.markers import check_markers
 from apdm.families.single_file.read import read_single_file
-
-# What diffusers and transformers raise for files that are damaged or do not fit.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    ImportError,
-    SafetensorError,
-)
+from apdm.families.stored_file import first_line
 
 
 def load_family(
@@ -74,7 +62,9 @@ def load_family(
         return _from_single_file(Path(path), single_file_config, families, allow_pickle=allow_pickle, dtype=dtype)
     folder = locate(path, revision=revision, variant=variant, allow_pickle=allow_pickle)
     index = read_index(folder)
-    kind = str(index.get("_class_name"))
+    kind = index.get("_class_name")
+    if not isinstance(kind, str):
+        raise UserError(f"{folder / 'model_index.json'} names no pipeline class of diffusers; copy the file anew")
     if kind not in families:
         advice = f"the family {family} handles" if family else "name its family with --family, or use one of"
         raise UserError(f"{folder / 'model_index.json'} names a {kind}; {advice} {', '.join(families)}")
@@ -133,7 +123,7 @@ def _read_pipeline(
             dtype={cls.denoiser_name: torch.float32, "default": dtype},
             **options,
         )
-    except LOADING_ERRORS as error:
+    except Exception as error:  # damaged files, and files that do not fit, make the libraries raise anything
         raise UserError(f"{folder} cannot be loaded: {first_line(error)}; copy the pipeline folder anew") from error
 
 
@@ -145,14 +135,17 @@ def _from_single_file(
     allow_pickle: bool,
     dtype: torch.dtype,
 ) -> Family:
-    pipeline = read_single_file(path, config, families, allow_pickle=allow_pickle)
+    pipeline, header = read_single_file(path, config, families, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
         _refuse_missing(path, [f"{part}.{name}" for name, p in module.named_parameters() if p.is_meta])
     cls = families[type(pipeline).__name__]
     for part, module in _modules(pipeline).items():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
     found = stored_dtype([path])
-    return cls(pipeline, dtypes=dict.fromkeys(_modules(pipeline), found) if found else {})
+    dtypes = dict.fromkeys(_modules(pipeline), found) if found else {}
+    family = cls(pipeline, dtypes=dtypes, location=path)
+    check_markers(family, header, path=path, config=config)
+    return family
 
 
 def _stored_dtype(folder: Path, variant: str | None) -> torch.dtype | None:

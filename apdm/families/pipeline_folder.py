@@ -17,6 +17,7 @@ from torch import nn
 
 from apdm.core.errors import UserError
 from apdm.core.files import list_files, write_beside
+from apdm.families.stored_file import check_content, first_line, missing, read_header
 
 MODULES = ("vae", "text_encoder", "safety_checker", "image_encoder")  # parts with weights, besides the denoiser
 # The configuration files of the other parts.
@@ -25,9 +26,11 @@ CONFIGS = {
     "scheduler": "scheduler_config.json",
     "feature_extractor": "preprocessor_config.json",
 }
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no family needs
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 # name[.variant][-00001-of-00002].safetensors; transformers puts the shard before the variant
 WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+SHARD = re.compile(r"-\d+-of-\d+\.")
 INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -42,9 +45,12 @@ def locate(path: str | Path, *, revision: str | None, variant: str | None, allow
     folder = Path(path)
     if folder.is_dir():
         return folder
-    if not HUB_ID.fullmatch(str(path)):
+    if folder.is_symlink():
+        raise missing(folder)
+    if not HUB_ID.fullmatch(str(path)) or folder.suffix.lower() in {".safetensors", *PICKLES}:
         raise UserError(
-            f"{path}: no such folder; give a diffusers pipeline folder, a single file or a Hub id such as name/model"
+            f"{path}: no such folder or file; give a diffusers pipeline folder, a single file or a Hub id such as "
+            "name/model"
         )
     try:
         return Path(
@@ -65,9 +71,13 @@ def read_index(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or unreadable.
     """
     path = folder / "model_index.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json; give one that has")
-    return _read_json(path)
+    if path.is_symlink() or path.exists():
+        return _read_json(path)
+    # In the cache of the Hugging Face Hub, the pipeline lies deeper. Other users name a part of a pipeline.
+    near = [*sorted(folder.glob("*/model_index.json")), *sorted(folder.glob("snapshots/*/model_index.json"))]
+    near += [folder.parent / path.name] if (folder.parent / path.name).exists() else []
+    advice = f"name {near[0].parent}" if near else "give one that has"
+    raise UserError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json; {advice}")
 
 
 def check_parts(
@@ -76,8 +86,9 @@ def check_parts(
     *,
     denoiser: str,
     required: Sequence[str],
-    variant: str | None,
-    allow_pickle: bool,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    weights: bool = True,
 ) -> None:
     """Check that all parts of a pipeline folder are there, before any of them is loaded.
 
@@ -88,26 +99,32 @@ def check_parts(
         required: other parts that the index must name. All further parts that it names must be in the folder too.
         variant: which weight files are wanted; files without a variant are accepted too.
         allow_pickle: whether a part may have its weights in pickles alone.
+        weights: whether weights are needed. A folder of configurations for a single file has none.
 
     Raises:
-        UserError: a part is missing or there are only pickles. The message names the file.
+        UserError: a part is missing or damaged, or there are only pickles. The message names the file.
     """
     for part in (denoiser, *required):
         if not has_part(index, part):
             raise UserError(f"{folder / 'model_index.json'} names no {part}; use a pipeline that has one")
-    for part in index:
+    for part, entry in index.items():
         kind = re.sub(r"_\d$", "", part)  # text_encoder_2 is a text_encoder
         has_weights = part == denoiser or kind in MODULES
         file = "config.json" if has_weights else CONFIGS.get(kind)
-        if file is None or not has_part(index, part):
+        if file is None:
             continue
-        if not (folder / part / file).is_file():
-            raise UserError(f"{folder / part / file} is missing; copy the whole pipeline folder")
-        _read_json(folder / part / file)
-        if has_weights:
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise UserError(
+                f"{folder / 'model_index.json'} has {json.dumps(entry)} for {part}; write [null, null] for a part that "
+                "is left out"
+            )
+        if not has_part(index, part) or (kind in OPTIONAL and not weights):
+            continue
+        _check_configuration(folder / part / file, optional=kind in OPTIONAL)
+        if has_weights and weights:
             _check_weights(folder / part, variant=variant, allow_pickle=allow_pickle)
         if kind == "tokenizer":
-            _check_vocabulary(folder / part, "T5" in index[part][1])
+            _check_vocabulary(folder / part, "T5" in entry[1])
 
 
 def read_model(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
@@ -116,10 +133,7 @@ def read_model(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
     Raises:
         UserError: the configuration or the weights are missing, or there are only pickles and `allow_pickle` is off.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; copy the whole folder")
-    config = _read_json(path)
+    config = _read_json(folder / "config.json")
     _check_weights(folder, variant=None, allow_pickle=allow_pickle)
     return config
 
@@ -130,29 +144,68 @@ def has_part(index: Mapping[str, Any], part: str) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and bool(entry[0])
 
 
+def _check_configuration(path: Path, *, optional: bool) -> None:
+    """Check the configuration file of a part, and that its weights are not quantised."""
+    if optional and not path.parent.exists() and not path.parent.is_symlink():
+        raise UserError(
+            f"{path} is missing; copy the whole pipeline folder, or write [null, null] for {path.parent.name} in "
+            "model_index.json to leave it out"
+        )
+    if "quantization_config" in _read_json(path):
+        raise UserError(
+            f"{path} has a quantization_config, and quantised weights cannot be trained; give the model in float16 or "
+            "float32"
+        )
+
+
 def _check_vocabulary(folder: Path, is_t5: bool) -> None:
     """Check a tokenizer's files: without them transformers silently builds a tokenizer that knows three words."""
-    if (folder / "tokenizer.json").is_file():
+    whole = folder / "tokenizer.json"
+    if whole.is_symlink() or whole.exists():
+        _read_json(whole)
         return
     for name in ("spiece.model",) if is_t5 else ("vocab.json", "merges.txt"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing; copy the whole pipeline folder")
+        check_content(folder / name)
 
 
 def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> None:
-    if weight_files(folder, variant) or weight_files(folder, None):
+    if found := weight_files(folder, variant) or weight_files(folder, None):
+        for path in found:
+            _check_weight_file(path)
+        if all(SHARD.search(path.name) for path in found):
+            raise UserError(f"{folder} has sharded weights and no index of them (.index.json); copy the folder anew")
         return
     pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
     if not pickles:
         wanted = f"no safetensors weights{f' in variant {variant!r}' if variant else ''}"
-        others = sorted(p.name for p in folder.glob("*.safetensors"))
-        hint = f"it has {', '.join(others)}: choose with --variant" if others else "copy the whole pipeline folder"
+        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() == ".safetensors")
+        hint = "copy the whole pipeline folder"
+        if others:
+            is_variant = any(name.endswith(".safetensors") for name in others)
+            hint = f"it has {', '.join(others)}: {'choose with --variant' if is_variant else 'rename it in lower case'}"
         raise UserError(f"{folder} has {wanted}; {hint}")
     if not allow_pickle:
         raise UserError(
             f"{pickles[0]} is a pickle, which can run code when it is loaded, and {folder} has no "
             "safetensors file; convert it, or pass --allow_pickle true if you trust its source"
         )
+    for path in pickles:
+        check_content(path)
+
+
+def _check_weight_file(path: Path) -> None:
+    """Check one safetensors file, or the index of several and that all of them are there."""
+    if path.suffix == ".json":
+        shards = _read_json(path).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{path} has no weight_map; copy the file anew")
+        for name in sorted({str(name) for name in shards.values()}):
+            if not (path.parent / name).is_file():
+                raise missing(path.parent / name)
+    elif check_content(path) == "pickle":
+        raise UserError(f"{path} is a pickle, although its name says safetensors; convert it")
+    else:
+        read_header(path)
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
@@ -170,19 +223,15 @@ def stored_dtype(files: Sequence[Path]) -> torch.dtype | None:
     """The float type of the weights in safetensors files: the widest, if they differ; None if there are none."""
     found: set[torch.dtype] = set()
     for path in files:
-        if path.suffix == ".safetensors":
+        if check_content(path) == "safetensors":
             with safe_open(str(path), framework="pt") as file:
                 stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
             found |= {FLOATS[name] for name in stored if name in FLOATS}
     return reduce(torch.promote_types, found) if found else None
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message that is not empty, or the name of its class."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
+    check_content(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from apdm.core.errors import UserError
 from apdm.families.beta_schedule import BetaSchedule
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.text import text_of_sd
-from apdm.families.single_file.unet import narrow_unet, unet_weights
+from apdm.families.single_file.unet import UNET, narrow_unet, unet_weights
 
 
 class StableDiffusion(BetaSchedule):
@@ -26,12 +27,46 @@ class StableDiffusion(BetaSchedule):
     trainable_text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     single_file_layout = SingleFileLayout(
         marker="cond_stage_model.",
+        input_layer=f"{UNET}input_blocks.0.0.weight",
         text_encoders={"text_encoder": "CLIPTextModel"},
         denoiser_weights=unet_weights,
         text_weights=text_of_sd,
         narrow=narrow_unet,
     )
     takes_face_adapter = True
+    # Further inputs that a U-Net of diffusers can have, by the entries of its configuration that ask for them.
+    foreign_conditions: ClassVar[tuple[str, ...]] = ("class_embed_type", "num_class_embeds", "addition_embed_type")
+
+    def check_pipeline(self) -> None:
+        """Check also that the U-Net takes latents, a timestep and a prompt, and returns nothing but a prediction."""
+        super().check_pipeline()
+        config = self.denoiser.config
+        if config.get("time_cond_proj_dim") is not None:
+            raise UserError(
+                f"{self.location}: the unet takes the guidance scale as an input (time_cond_proj_dim), as a latent "
+                "consistency model does; harden the model that it was distilled from"
+            )
+        if config.out_channels != config.in_channels:
+            raise UserError(
+                f"{self.location}: the unet takes {config.in_channels} channels and returns {config.out_channels}; use "
+                "a model that predicts noise or velocity alone"
+            )
+        taken = [name for name in self.foreign_conditions if config.get(name) is not None]
+        if taken or config.get("encoder_hid_dim_type") not in (None, "text_proj"):
+            raise UserError(
+                f"{self.location}: the unet takes more than latents and a prompt "
+                f"({', '.join(taken or ['encoder_hid_dim_type'])} in its config.json); use a text-to-image model"
+            )
+
+    def prompt_widths(self) -> dict[str, tuple[int, int]]:
+        """The width of the text encoder's embeddings; see `Family.prompt_widths`."""
+        return {"embeddings": (self._unet_width, self.pipeline.text_encoder.config.hidden_size)}
+
+    @property
+    def _unet_width(self) -> int:
+        """The width of the prompt embeddings that the U-Net takes."""
+        width = self.denoiser.config.encoder_hid_dim or self.denoiser.config.cross_attention_dim
+        return width if isinstance(width, int) else max(width)  # some have a width for each block
 
     @property
     def size_multiple(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from apdm.families.base import append_pooled, split_pooled
 from apdm.families.flow_matching import FlowMatching
 from apdm.families.single_file.layout import SingleFileLayout
-from apdm.families.single_file.mmdit import narrow_transformer, transformer_weights
+from apdm.families.single_file.mmdit import TRANSFORMER, narrow_transformer, transformer_weights
 from apdm.families.single_file.text import text_of_sd3
 
 
@@ -28,6 +28,7 @@ class StableDiffusion3(FlowMatching):
     trainable_text_encoders = ("text_encoder", "text_encoder_2")
     single_file_layout = SingleFileLayout(
         marker="model.diffusion_model.joint_blocks.",
+        input_layer=f"{TRANSFORMER}x_embedder.proj.weight",
         text_encoders={
             "text_encoder": "CLIPTextModelWithProjection",
             "text_encoder_2": "CLIPTextModelWithProjection",
@@ -43,6 +44,14 @@ class StableDiffusion3(FlowMatching):
     def size_multiple(self) -> int:
         """As `Family.size_multiple`, in pixels: the transformer cuts the latents into square patches."""
         return self.vae_scale * self.denoiser.config.patch_size
+
+    def prompt_widths(self) -> dict[str, tuple[int, int]]:
+        """The widths of T5's embeddings, if there is a T5, and of both pooled vectors; see `Family.prompt_widths`."""
+        first, second = self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config
+        widths = {"pooled embeddings": (self._pooled_width, first.projection_dim + second.projection_dim)}
+        if (t5 := self.pipeline.text_encoder_3) is not None:
+            widths["embeddings"] = (self.denoiser.config.joint_attention_dim, t5.config.d_model)
+        return widths
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vectors in the last rows; prompts that are too long are cut."""

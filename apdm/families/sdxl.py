@@ -15,7 +15,7 @@ from apdm.families.base import append_pooled, split_pooled
 from apdm.families.sd import StableDiffusion
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.text import text_of_xl
-from apdm.families.single_file.unet import narrow_unet, unet_weights
+from apdm.families.single_file.unet import UNET, narrow_unet, unet_weights
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -33,12 +33,14 @@ class StableDiffusionXL(StableDiffusion):
     trainable_text_encoders = ("text_encoder", "text_encoder_2")
     single_file_layout = SingleFileLayout(
         marker="conditioner.embedders.1.",
+        input_layer=f"{UNET}input_blocks.0.0.weight",
         text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
         denoiser_weights=unet_weights,
         text_weights=text_of_xl,
         narrow=narrow_unet,
     )
     takes_controlnet = True
+    foreign_conditions = ("class_embed_type", "num_class_embeds")
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         super().__init__(pipeline, source=source, **options)
@@ -47,11 +49,21 @@ class StableDiffusionXL(StableDiffusion):
 
     def check_pipeline(self) -> None:
         """Check also that it is a base model and not the refiner; see `Family.check_pipeline`."""
-        super().check_pipeline()
         if self.pipeline.text_encoder is None or self.denoiser.config.addition_embed_type != "text_time":
             raise UserError(
                 f"{self.location} is not a base model of Stable Diffusion XL (its refiner is not one); use a base model"
             )
+        super().check_pipeline()
+
+    def prompt_widths(self) -> dict[str, tuple[int, int]]:
+        """The widths of both encoders' embeddings together, and of the pooled vector with the picture's sizes."""
+        first, second = self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config
+        config = self.denoiser.config
+        sizes = 6 * config.addition_time_embed_dim
+        return {
+            "embeddings": (self._unet_width, first.hidden_size + second.hidden_size),
+            "pooled embeddings": (config.projection_class_embeddings_input_dim - sizes, second.projection_dim),
+        }
 
     def with_controlnet(self, controlnet: nn.Module) -> Self:
         """The same family in a `StableDiffusionXLControlNetPipeline`. All parts are shared."""

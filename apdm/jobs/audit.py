@@ -314,7 +314,13 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
         with_photos=config.protected_photos is not None,
         allow_pickle=config.allow_pickle,
     )
-    models = load_models(paths, family=config.family, variant=config.variant, allow_pickle=config.allow_pickle)
+    models = load_models(
+        paths,
+        family=config.family,
+        variant=config.variant,
+        allow_pickle=config.allow_pickle,
+        single_file_config=config.single_file_config,
+    )
     check_resolution(models["base"], config.resolution)
     plan = AuditPlan.of(
         config,

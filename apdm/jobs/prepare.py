@@ -94,6 +94,11 @@ def load_models(config: HardenConfig) -> tuple[Family, Family]:
     if config.reference_model_name_or_path is None:
         return start, start
     base = load_base(replace(config, pretrained_model_name_or_path=config.reference_model_name_or_path))
+    if start.training_target != base.training_target:
+        raise UserError(
+            f"{config.pretrained_model_name_or_path} predicts {start.training_target}, its original "
+            f"{config.reference_model_name_or_path} {base.training_target}: name the model that was hardened"
+        )
     ours, theirs = ({name: p.shape for name, p in family.denoiser.named_parameters()} for family in (start, base))
     if ours != theirs:
         raise UserError(

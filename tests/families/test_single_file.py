@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from apdm.jobs.harden import harden
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
 EVERY = pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind != "flux"])
 HALF = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+
+
+def unreachable(*_: Any, **__: Any) -> None:
+    raise OSError("the Hub cannot be reached")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,144 @@ def test_the_main_job_takes_a_single_file(exported, tmp_path: Path):
     assert type(hardened.pipeline).__name__ == "StableDiffusionXLPipeline"
 
 
+# -- what the file says about its prediction -----------------------------------------------------------------
+
+
+@pytest.fixture
+def marked(exported, tmp_path: Path) -> Any:
+    """marked(kind, markers, header, **scheduler) -> (a single file with these markers, a folder of configurations)."""
+
+    def make(kind: str, markers: tuple[str, ...], header: dict[str, str], **scheduler: Any) -> tuple[Path, Path]:
+        base, path = exported(kind)
+        folder = shutil.copytree(base, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+        config = folder / "scheduler/scheduler_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | scheduler))
+        content = {name: weight for name, weight in load_file(path).items() if weight.numel()}
+        save_file(content | dict.fromkeys(markers, torch.empty(0)), tmp_path / "marked.safetensors", metadata=header)
+        return tmp_path / "marked.safetensors", folder
+
+    return make
+
+
+VELOCITY = {"prediction_type": "v_prediction"}
+ZERO_SNR = {**VELOCITY, "rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "markers", "header", "scheduler", "message"),
+    [
+        ("sdxl", ("v_pred",), {}, {}, "has the entry v_pred"),
+        ("sdxl", ("v_pred", "ztsnr"), {}, {}, "has the entry v_pred"),
+        ("sdxl", ("v_pred", "ztsnr"), {}, VELOCITY, 'has the entry ztsnr.*no "rescale_betas_zero_snr": true'),
+        ("sdxl", ("edm_vpred.sigma_max",), {}, VELOCITY, "noise schedule of EDM"),
+        ("sdxl", (), {"modelspec.prediction_type": "v"}, {}, "predicts v_prediction"),
+        ("sd15", ("v_pred",), {}, {}, "has the entry v_pred"),
+        ("sd21", ("v_pred",), {}, {"prediction_type": "epsilon"}, "has the entry v_pred"),
+        ("sd21", (), {"modelspec.predict_key": "epsilon"}, {}, "predicts epsilon"),
+        ("sd3", ("v_pred",), {}, {}, "has the entry v_pred"),
+    ],
+)
+def test_a_file_that_contradicts_its_configuration_is_bad_input(
+    marked, kind: str, markers: tuple[str, ...], header: dict[str, str], scheduler: dict[str, Any], message: str
+):
+    path, config = marked(kind, markers, header, **scheduler)
+    with pytest.raises(UserError, match=message):
+        load_family(path, single_file_config=config)
+
+
+def test_a_yaml_file_beside_it_can_contradict_too(marked):
+    path, config = marked("sd15", (), {})
+    path.with_suffix(".yaml").write_text("model:\n  params:\n    linear_start: 0.00085\n")
+    load_family(path, single_file_config=config)
+    path.with_suffix(".yaml").write_text("model:\n  params:\n    parameterization: 'v'\n")
+    with pytest.raises(UserError, match=r"marked\.yaml says that .* predicts v_prediction"):
+        load_family(path, single_file_config=config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "expected"),
+    [("sdxl", {}, set()), ("sdxl", VELOCITY, {"v_pred"}), ("sdxl", ZERO_SNR, {"v_pred", "ztsnr"}),
+     ("sd21", {}, {"v_pred"}), ("sd3", {}, set())],
+)  # fmt: skip
+@pytest.mark.parametrize("says", [True, False], ids=["marked", "silent"])
+def test_the_exported_file_carries_the_markers_of_what_it_predicts(
+    marked, tmp_path: Path, kind: str, scheduler: dict[str, Any], expected: set[str], says: bool
+):
+    path, config = marked(kind, tuple(expected) if says else (), {}, **scheduler)
+    family = load_family(path, single_file_config=config)
+    export_model(family, tmp_path / "model", base_path=path, single_file=True, save_variant="fp16", **FACTS)
+    exported = load_file(tmp_path / "model.safetensors")
+    assert {name for name, weight in exported.items() if not weight.numel()} == expected
+    again = load_family(tmp_path / "model.safetensors", single_file_config=tmp_path / "model")
+    assert again.training_target == family.training_target
+
+
+# -- the file's name and its content -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["X.SAFETENSORS", "x.sft", "0a1b2c3d", "x.ckpt"])
+def test_the_content_and_not_the_name_tells_a_safetensors_file(exported, tmp_path: Path, name: str):
+    base, path = exported("sd15", torch.float16)
+    shutil.copyfile(path, tmp_path / name)
+    family = load_family(tmp_path / name, single_file_config=base)
+    assert set(family.dtypes.values()) == {torch.float16}
+    assert_equal(weights(family.pipeline), weights(load_family(base).pipeline))
+    torch.save(load_file(path), tmp_path / "y.safetensors")
+    with pytest.raises(UserError, match=r"y\.safetensors is a pickle, which can run code"):
+        load_family(tmp_path / "y.safetensors", single_file_config=base)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"<html>", "a web page"),
+     (b"GGUF\x03\0\0\0" + bytes(64), "GGUF"), (b"hello, world", "neither a safetensors file nor a PyTorch")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])
+def test_a_file_that_is_no_model_is_called_what_it_is(
+    exported, tmp_path: Path, name: str, content: bytes, message: str
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_family(tmp_path / name, single_file_config=exported("sd15")[0], allow_pickle=True)
+
+
+def test_a_checkpoint_in_a_pickle_is_recognised_by_its_weights(exported, tmp_path: Path, monkeypatch):
+    torch.save({"state_dict": load_file(exported("sd15")[1])}, tmp_path / "x.ckpt")
+    monkeypatch.setattr(diffusers.loaders.single_file, "_download_diffusers_model_config_from_hub", unreachable)
+    with pytest.raises(UserError, match="name its pipeline's folder with --single_file_config"):
+        load_family(tmp_path / "x.ckpt", allow_pickle=True)
+    with pytest.raises(UserError, match="holds a StableDiffusionPipeline, but .* is a StableDiffusionXLPipeline"):
+        load_family(tmp_path / "x.ckpt", single_file_config=exported("sdxl")[0], allow_pickle=True)
+
+
+def test_a_file_of_other_weights_is_no_whole_pipeline(exported, tmp_path: Path):
+    base, path = exported("sdxl")
+    content = load_file(path)
+    parts = {
+        "lora": {"lora_unet_down_blocks_0.lora_up.weight": torch.ones(2, 2)},
+        "unet": {name: weight for name, weight in content.items() if name.startswith("model.diffusion_model.")},
+        "refiner": {name.replace("embedders.1", "embedders.0"): weight for name, weight in content.items()},
+    }
+    for name, part in parts.items():
+        save_file(part, tmp_path / f"{name}.safetensors")
+        with pytest.raises(UserError, match="is no single file of stable-diffusion-xl"):
+            load_family(tmp_path / f"{name}.safetensors", single_file_config=base)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file({**content, first: content[first].repeat(1, 2, 1, 1)}, tmp_path / "more.safetensors")
+    with pytest.raises(UserError, match=r"more\.safetensors: the unet takes 8 channels and the VAE gives 4"):
+        load_family(tmp_path / "more.safetensors", single_file_config=base)
+
+
+def test_a_folder_of_configurations_is_checked_before_the_file_is_read(exported, tmp_path: Path):
+    base, path = exported("sd15")
+    with pytest.raises(UserError, match="single_file_config /nowhere is no folder"):
+        load_family(path, single_file_config="/nowhere")
+    folder = shutil.copytree(base, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors", "vocab*"))
+    (folder / "tokenizer/tokenizer.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"vocab\.json is missing"):  # transformers would know three words
+        load_family(path, single_file_config=folder)
+
+
 # -- what does not fit ---------------------------------------------------------------------------------------
 
 
@@ -132,7 +275,7 @@ def test_a_single_file_that_cannot_be_read_is_bad_input(exported, tmp_path: Path
     with pytest.raises(UserError, match=r"model\.ckpt is a pickle.*--allow_pickle"):
         load_family(pickle, single_file_config=base)
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"cut\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"cut\.safetensors is damaged"):
         load_family(tmp_path / "cut.safetensors", single_file_config=base)
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="no single file of a known model"):
@@ -150,31 +293,30 @@ def test_a_single_file_with_a_weight_missing_is_bad_input_and_not_random(exporte
 
 
 def test_without_a_configuration_and_without_the_hub_the_option_is_named(exported, monkeypatch):
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise OSError("the Hub cannot be reached")
-
     monkeypatch.setattr(diffusers.loaders.single_file, "_download_diffusers_model_config_from_hub", unreachable)
     with pytest.raises(UserError, match="name its pipeline's folder with --single_file_config"):
         load_family(exported("sdxl")[1])
 
 
 def test_what_a_loader_could_not_tell_apart_is_refused_before_long_work(tmp_path: Path):
-    pipeline = build_sdxl(tmp_path)
-    check_single_file(StableDiffusionXL(pipeline))
-    config = clip_config(pipeline.tokenizer, hidden_size=32, projection_dim=40, hidden_act="gelu")
-    pipeline.register_modules(text_encoder_2=CLIPTextModelWithProjection(config))
+    xl = StableDiffusionXL(build_sdxl(tmp_path))
+    check_single_file(xl)
+    config = clip_config(xl.pipeline.tokenizer, hidden_size=32, projection_dim=40, hidden_act="gelu")
+    xl.pipeline.register_modules(text_encoder_2=CLIPTextModelWithProjection(config))
     with pytest.raises(UserError, match="two text encoders of one width"):
-        check_single_file(StableDiffusionXL(pipeline))
-    pipeline = build_sd3(tmp_path)
-    check_single_file(StableDiffusion3(pipeline))
-    torch.nn.init.normal_(pipeline.text_encoder.text_projection.weight)
+        check_single_file(xl)
+    sd3 = StableDiffusion3(build_sd3(tmp_path))
+    check_single_file(sd3)
+    torch.nn.init.normal_(sd3.pipeline.text_encoder.text_projection.weight)
     with pytest.raises(UserError, match="no place for the first text encoder's projection"):
-        check_single_file(StableDiffusion3(pipeline))
+        check_single_file(sd3)
     with pytest.raises(UserError, match="not this FluxPipeline"):
         check_single_file(Flux(build_flux(tmp_path)))
-    pipeline.register_modules(text_encoder=pipeline.text_encoder_3)
+    sd3.pipeline.register_modules(text_encoder=sd3.pipeline.text_encoder_3)
     with pytest.raises(UserError, match="not this T5EncoderModel"):
-        check_single_file(StableDiffusion3(pipeline))
+        check_single_file(sd3)
+    with pytest.raises(UserError, match="text encoders are of other kinds"):
+        StableDiffusion3(sd3.pipeline)
 
 
 def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path):

@@ -19,6 +19,7 @@ class SingleFileLayout:
 
     Args:
         marker: start of a weight's name that only the single files of this family have. It tells families apart.
+        input_layer: name of the weight through which the denoiser takes the latents, [.., channels, ..].
         text_encoders: the text encoders in the file and the transformers class of each, by the pipeline's names.
         optional: text encoders that a pipeline may lack.
         denoiser_weights: (weights by diffusers' names, the denoiser's configuration) -> weights by the file's names.
@@ -29,6 +30,7 @@ class SingleFileLayout:
     """
 
     marker: str
+    input_layer: str
     text_encoders: Mapping[str, str]
     optional: tuple[str, ...] = ()
     denoiser_weights: Callable[[Mapping[str, Tensor], Any], Weights]

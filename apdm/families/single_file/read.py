@@ -7,16 +7,20 @@ and takes their configurations from the Hub, which needs the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 
 from apdm.core.errors import UserError
-from apdm.families.pipeline_folder import first_line, read_index
+from apdm.families.fit import wrong_channels
+from apdm.families.pipeline_folder import HUB_ID, check_parts, read_index
+from apdm.families.single_file.vae import LATENTS
+from apdm.families.stored_file import Header, check_content, first_line, read_header
 
 if TYPE_CHECKING:
     from apdm.families.base import Family
@@ -24,63 +28,115 @@ if TYPE_CHECKING:
 
 def read_single_file(
     path: Path, config: str | Path | None, families: Mapping[str, type[Family]], *, allow_pickle: bool
-) -> Any:
+) -> tuple[Any, Header]:
     """Read a single-file checkpoint.
 
     Args:
-        path: the file.
+        path: the file. Its content says whether it is a safetensors file or a pickle, whatever its name is.
         config: a pipeline folder or a Hub id whose configurations belong to the file.
         families: the families that may be read, by the names of their pipeline classes.
-        allow_pickle: whether a file that is no safetensors file may be read. It can run code.
+        allow_pickle: whether the file may be a pickle, which can run code.
 
     Returns:
-        A diffusers pipeline in float32.
+        A diffusers pipeline in float32, and what the file says about itself.
 
     Raises:
-        UserError: the file is a pickle and `allow_pickle` is off, it is of no known family, the configuration belongs
-            to another family, or no configuration was given and the Hub cannot be reached.
+        UserError: the file is damaged or no single file of a known family, it is a pickle and `allow_pickle` is off,
+            the configuration cannot be used, or no configuration was given and the Hub cannot be reached.
     """
-    if path.suffix != ".safetensors" and not allow_pickle:
+    is_pickle = check_content(path) == "pickle"
+    if is_pickle and not allow_pickle:
         raise UserError(
             f"{path} is a pickle, which can run code when it is loaded; convert it to safetensors, or pass "
             "--allow_pickle true if you trust its source"
         )
-    kind = _pipeline_class(path, families)
-    if config is not None and Path(config).is_dir():
-        configured = str(read_index(Path(config)).get("_class_name"))
+    header = read_header(path)
+    kind = _pipeline_class(header, families)
+    if config is not None and (configured := _configured_class(config, families)):
         if kind and families.get(configured) is not families[kind]:
             raise UserError(
                 f"{path} holds a {kind}, but {config} is a {configured}; name the folder that belongs to the file"
             )
+        _check_names(path, header, kind, families[configured])
         kind = configured
     if kind not in families:
         raise UserError(f"{path} is no single file of a known model; supported: {', '.join(families)}")
+    _check_channels(path, header, families[kind])
     try:
-        pipeline = getattr(diffusers, kind).from_single_file(
-            str(path),
-            config=None if config is None else str(config),
-            local_files_only=config is not None and Path(config).is_dir(),
-            dtype=torch.float32,
-        )
+        with _readable(path, ".ckpt" if is_pickle else ".safetensors") as readable:
+            pipeline = getattr(diffusers, kind).from_single_file(
+                str(readable),
+                config=None if config is None else str(config),
+                local_files_only=config is not None and Path(config).is_dir(),
+                dtype=torch.float32,
+            )
     except Exception as error:  # diffusers' loader has no errors of its own, so a bad file can raise anything
-        advice = "name its pipeline's folder with --single_file_config" if config is None else "copy the file anew"
+        if config is None:
+            advice = "name its pipeline's folder with --single_file_config"
+        else:
+            advice = f"see whether the file holds a whole pipeline and whether {config} belongs to it"
         raise UserError(f"{path} cannot be loaded: {first_line(error)}; {advice}") from error
     if (t5 := getattr(pipeline, "text_encoder_3", None)) is not None:
         t5.set_input_embeddings(t5.get_input_embeddings())  # T5 uses these weights twice, and most files hold them once
-    return pipeline
+    return pipeline, header
 
 
-def _pipeline_class(path: Path, families: Mapping[str, type[Family]]) -> str:
-    """Find the pipeline class from the names of a file's weights. It is "" if no class fits, or for a pickle."""
-    if path.suffix != ".safetensors":
+def _configured_class(config: str | Path, families: Mapping[str, type[Family]]) -> str:
+    """The pipeline class that a folder of configurations names, after a check of the folder; "" for a Hub id."""
+    folder = Path(config)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink() or not HUB_ID.fullmatch(str(config)):
+            raise UserError(f"single_file_config {config} is no folder; name a pipeline folder or a Hub id")
         return ""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}; copy the file anew") from error
+    index = read_index(folder)
+    kind = str(index.get("_class_name"))
+    if kind in families:
+        cls = families[kind]
+        check_parts(folder, index, denoiser=cls.denoiser_name, required=cls.required_parts, weights=False)
+    return kind
+
+
+def _check_names(path: Path, header: Header, found: str, cls: type[Family]) -> None:
+    """Check that the file has the weights by which the single files of a family are known.
+
+    Args:
+        path: the file.
+        header: the names of its weights.
+        found: the pipeline class that these names belong to, or "".
+        cls: the family of the configuration.
+    """
+    if not found and cls.single_file_layout is not None:
+        example = next(iter(header.shapes), "none")
+        raise UserError(
+            f"{path} is no single file of {cls.name}: it has no weights {cls.single_file_layout.marker}*, but for "
+            f"example {example}; give a file that holds a whole text-to-image pipeline"
+        )
+
+
+def _check_channels(path: Path, header: Header, cls: type[Family]) -> None:
+    """Check that the denoiser takes nothing but the VAE's latents, before diffusers builds another denoiser."""
+    layout = cls.single_file_layout
+    taken, given = (header.shapes.get(name) for name in (layout.input_layer if layout else "", LATENTS))
+    if taken and given and taken[1] != given[1]:
+        raise UserError(f"{path}: {wrong_channels(cls.denoiser_name, taken[1], given[1])}")
+
+
+def _pipeline_class(header: Header, families: Mapping[str, type[Family]]) -> str:
+    """Find the pipeline class from the names of a file's weights. It is "" if no class fits."""
     for kind, family in families.items():
         layout = family.single_file_layout
-        if layout is not None and any(name.startswith(layout.marker) for name in names):
+        if layout is not None and any(name.startswith(layout.marker) for name in header.shapes):
             return kind
     return ""
+
+
+@contextmanager
+def _readable(path: Path, suffix: str) -> Iterator[Path]:
+    """Yield the file under a name that ends in `suffix`, because diffusers judges a file by the end of its name."""
+    if path.suffix == suffix:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"model{suffix}")
+        link.symlink_to(path.resolve())
+        yield link

@@ -13,6 +13,7 @@ from torch import Tensor
 from apdm.families.single_file.renaming import has_no_place, renamed
 
 VAE = "first_stage_model."
+LATENTS = f"{VAE}decoder.conv_in.weight"  # a weight with as many inputs as the latents have channels
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 

@@ -10,6 +10,7 @@ import torch
 
 from apdm.core.errors import UserError
 from apdm.families.single_file.layout import SingleFileLayout, Weights
+from apdm.families.single_file.markers import marker_tensors
 from apdm.families.single_file.renaming import ADVICE
 from apdm.families.single_file.vae import vae_weights
 
@@ -43,6 +44,8 @@ def check_single_file(family: Family) -> None:
 def single_file_weights(family: Family) -> Weights:
     """All weights of the pipeline by their names in the single file, in the float types of `family.dtypes`.
 
+    Tensors without content, which UIs look for, say what the model predicts; see `apdm.families.single_file.markers`.
+
     A tensor that is not converted shares its memory with the pipeline.
 
     Raises:
@@ -53,6 +56,7 @@ def single_file_weights(family: Family) -> Weights:
         **layout.denoiser_weights(_state(family, family.denoiser_name), family.denoiser.config),
         **vae_weights(_state(family, "vae"), pipeline.vae.config),
         **_text_weights(family, layout),
+        **marker_tensors(family),
     }
 
 

@@ -1,0 +1,61 @@
+"""The check that the parts of a pipeline fit each other, made before any work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from apdm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from apdm.families.base import Family
+
+
+def check_fit(family: Family) -> None:
+    """Check that the denoiser, the VAE, the text encoders and the tokenizers of a pipeline fit each other.
+
+    Raises:
+        UserError: they do not. The message names the parts.
+    """
+    name = family.denoiser_name
+    taken, given = family.latent_channels, family.pipeline.vae.config.latent_channels
+    if taken != given:
+        raise UserError(f"{family.location}: {wrong_channels(name, taken, given)}")
+    try:
+        widths = family.prompt_widths()
+    except AttributeError:  # the configuration of another class of text encoders has other entries
+        raise UserError(
+            f"{family.location}: the text encoders are of other kinds than those of {family.name}; use parts that "
+            "belong to one model"
+        ) from None
+    for what, (taken, given) in widths.items():
+        if taken != given:
+            raise UserError(
+                f"{family.location}: the {name} takes {what} of width {taken} and the text encoders give width "
+                f"{given}; use parts that belong to one model"
+            )
+    for part in family.trainable_text_encoders:
+        _check_prompt_length(family, part)
+
+
+def wrong_channels(denoiser: str, taken: int, given: int) -> str:
+    """The message on a denoiser that takes other channels than the VAE gives, such as an inpainting model's."""
+    return (
+        f"the {denoiser} takes {taken} channels and the VAE gives {given}; use a text-to-image model, not an "
+        "inpainting model"
+    )
+
+
+def _check_prompt_length(family: Family, part: str) -> None:
+    """Check that a tokenizer does not make more tokens than its text encoder takes."""
+    name = family.tokenizer_name(part)
+    encoder, tokenizer = getattr(family.pipeline, part), getattr(family.pipeline, name)
+    if encoder is None or tokenizer is None:
+        return
+    most = getattr(encoder.config, "max_position_embeddings", None)  # T5 takes any number
+    # A pipeline with a T5 cuts the prompts for all CLIP encoders at one length.
+    length = getattr(family.pipeline, "tokenizer_max_length", tokenizer.model_max_length)
+    if most is not None and length > most:
+        raise UserError(
+            f"{family.location}: the {name} has no model_max_length or one above {most}, which is as many tokens as "
+            f'the {part} takes; write "model_max_length": {most} into {name}/tokenizer_config.json'
+        )

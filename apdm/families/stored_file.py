@@ -1,0 +1,143 @@
+"""What a file of a model holds, judged by its content and not by its name, and the errors for files that hold no model.
+
+Such files are common: pointers of Git LFS, web pages that were saved in place of a download, links to nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from apdm.core.errors import UserError
+
+# The names of tensors that only quantised models have: the scales of their weights, and other notes of the methods.
+QUANTISED = re.compile(
+    r"(.*\.)?(scaled_fp8|scale_weight|weight_scale(_\w+)?|scale_input|input_scale|comfy_quant|SCB|qweight|qzeros|absmax"
+    r"|quant_map|quant_state\..*)"
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file of weights says about itself.
+
+    Args:
+        shapes: the sizes of each tensor, by its name.
+        integers: names of the tensors that hold whole numbers.
+        metadata: further entries of a safetensors file, {key: text}.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    integers: Set[str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message that is not empty, or the name of its class.
+
+    diffusers' advice to programmers on weights of another size is left out.
+    """
+    message = str(error).partition(" If you want to instead")[0]
+    return next((line.strip(" .") for line in message.splitlines() if line.strip(" .")), type(error).__name__)
+
+
+def missing(path: Path) -> UserError:
+    """The error for a file that is not there. It says so if the cause is a link that leads nowhere."""
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            return UserError(
+                f"{link} is a link to {os.readlink(link)}, which does not exist; copy the folder together with what "
+                "its links name (cp -rL)"
+            )
+    return UserError(f"{path} is missing; copy the whole pipeline folder")
+
+
+def check_content(path: Path) -> Literal["safetensors", "pickle", "other"]:
+    """Check that a file of a model exists and has not something else in its place.
+
+    Returns:
+        What the file is, judged by its first bytes. "pickle" is also a zip archive, in which PyTorch keeps pickles.
+
+    Raises:
+        UserError: the file is missing, empty, a pointer of Git LFS, a web page, or quantised (GGUF).
+    """
+    if not path.is_file():
+        raise missing(path)
+    try:
+        with open(path, "rb") as file:
+            first = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend its permissions") from None
+    if not first:
+        raise UserError(f"{path} is empty; copy the file anew")
+    if first.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS and not the file itself; fetch the file with git lfs pull")
+    if first.lstrip()[:1] == b"<":
+        raise UserError(f"{path} is a web page and no part of a model; download the file anew")
+    if first.startswith(b"GGUF"):
+        raise _quantised(path, "it is a GGUF file")
+    if first[6:9] == b"\0\0{":  # the size of the header in eight bytes, and the header, which is JSON
+        return "safetensors"
+    return "pickle" if first.startswith((b"PK\x03\x04", b"\x80")) else "other"
+
+
+def read_header(path: Path) -> Header:
+    """Read what a file of weights says about itself, without reading the weights.
+
+    Args:
+        path: a safetensors file or a pickle. Of a pickle only tensors and plain values are read, which runs no code.
+
+    Raises:
+        UserError: the file is damaged or no file of weights, or the weights are quantised.
+    """
+    content = check_content(path)
+    if content == "other":
+        raise UserError(f"{path} is neither a safetensors file nor a PyTorch checkpoint; give one of these")
+    try:
+        header = _header_of_pickle(path) if content == "pickle" else _header_of_safetensors(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}; copy the file anew") from error
+    except Exception as error:  # whatever a damaged or a foreign pickle raises
+        raise UserError(
+            f"{path} cannot be read as a PyTorch checkpoint: it is damaged or holds more than weights; copy it anew, "
+            "or convert it to safetensors"
+        ) from error
+    for name in header.shapes:
+        if QUANTISED.fullmatch(name) or (name in header.integers and name.endswith(".weight")):
+            raise _quantised(path, f"see {name}")
+    return header
+
+
+def _quantised(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} holds quantised weights ({reason}), which cannot be trained; give the model in float16 or float32"
+    )
+
+
+def _header_of_safetensors(path: Path) -> Header:
+    with safe_open(str(path), framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return Header(
+            {name: tuple(part.get_shape()) for name, part in parts.items()},
+            {name for name, part in parts.items() if part.get_dtype().startswith(("I", "U"))},
+            dict(file.metadata() or {}),
+        )
+
+
+def _header_of_pickle(path: Path) -> Header:
+    content: Any = torch.load(path, map_location="meta", weights_only=True)
+    while "state_dict" in content:
+        content = content["state_dict"]
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return Header(
+        {name: tuple(value.shape) for name, value in tensors.items()},
+        {name for name, value in tensors.items() if not (value.is_floating_point() or value.is_complex())},
+    )

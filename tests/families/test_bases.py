@@ -1,0 +1,277 @@
+"""Bases as users have them: folders of links, files that hold something else than their names say, parts that do not
+fit each other. What can be used gives the same model; what cannot is refused in one line before any work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from apdm.core.errors import UserError
+from apdm.core.files import model_hash
+from apdm.families import Family, load_family
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VOCABULARY = "tokenizer/tokenizer.json"
+INDEX = f"{UNET}.index.json"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 3438167534\n"
+PAGE = "\n<!DOCTYPE html><html><body>Sign in</body></html>"
+
+
+@pytest.fixture
+def copied(folders, tmp_path: Path) -> Callable[[str], Path]:
+    """copied(kind) -> a copy of that pipeline's folder, to write into."""
+    return lambda kind: Path(shutil.copytree(folders(kind), tmp_path / "model"))
+
+
+def edit(path: Path, *without: str, **values: Any) -> None:
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in content.items() if key not in without}))
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load_family(path, **options)
+    assert "\n" not in str(error.value) and "None" not in str(error.value)
+    return str(error.value)
+
+
+# -- links ---------------------------------------------------------------------------------------------------
+
+
+def hub_cache(source: Path, cache: Path) -> Path:
+    """The snapshot folder of a cache as huggingface_hub makes it: every file is a link into blobs/."""
+    snapshot = cache / "snapshots" / "0123abcd"
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(path for path in sorted(source.rglob("*")) if path.is_file()):
+        shutil.copyfile(path, cache / "blobs" / str(number))
+        link = snapshot / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(cache / "blobs" / str(number), link.parent))
+    return snapshot
+
+
+def test_a_folder_of_links_is_the_model_that_it_links_to(folders, tmp_path: Path):
+    plain, links = folders("sd15"), tmp_path / "links"
+    links.mkdir()
+    for entry in sorted(plain.iterdir()):
+        (links / entry.name).symlink_to(entry)
+    snapshot = hub_cache(plain, tmp_path / "models--org--name")
+    expected = load_family(plain).denoiser.state_dict()
+    for folder in (links, snapshot):
+        family = load_family(folder)
+        assert model_hash(folder) == model_hash(plain)
+        assert all(torch.equal(weight, expected[name]) for name, weight in family.denoiser.state_dict().items())
+        family.save(tmp_path / "saved")
+        assert not [path for path in (tmp_path / "saved").rglob("*") if path.is_symlink()]
+
+
+def test_a_cache_or_a_part_in_place_of_the_pipeline_is_told_where_the_pipeline_is(folders, tmp_path: Path):
+    snapshot = hub_cache(folders("sd15"), tmp_path / "models--org--name")
+    for folder in (tmp_path / "models--org--name", snapshot.parent, snapshot / "unet"):
+        assert f"name {snapshot}" in refusal(folder)
+
+
+@pytest.mark.parametrize("gone", ["model_index.json", UNET, "text_encoder/model.safetensors", VOCABULARY])
+def test_a_link_that_leads_nowhere_is_called_one(folders, tmp_path: Path, gone: str):
+    snapshot = hub_cache(folders("sd15"), tmp_path / "models--org--name")
+    (snapshot / gone).resolve().unlink()
+    assert f"{gone} is a link to " in refusal(snapshot)
+
+
+def test_a_linked_folder_or_file_that_is_gone_is_called_a_link(copied, tmp_path: Path):
+    folder = copied("sd15")
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").symlink_to("unet")  # to itself
+    assert "unet is a link to unet" in refusal(folder)
+    (tmp_path / "file.safetensors").symlink_to("/nowhere/file.safetensors")
+    assert "file.safetensors is a link to /nowhere" in refusal(tmp_path / "file.safetensors")
+
+
+# -- files that hold something else --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [UNET, "text_encoder/model.safetensors", "vae/config.json", VOCABULARY])
+@pytest.mark.parametrize(
+    ("content", "message"), [(POINTER, "git lfs pull"), (PAGE, "is a web page"), ("", "is empty")], ids=lambda x: x[:9]
+)
+def test_a_pointer_a_web_page_and_an_empty_file_are_called_what_they_are(copied, name: str, content: str, message: str):
+    folder = copied("sd15")
+    (folder / name).write_text(content)
+    said = refusal(folder)
+    assert str(folder / name) in said and message in said
+
+
+def test_a_damaged_or_a_foreign_file_is_named(copied):
+    folder = copied("sd15")
+    weights = load_file(folder / UNET)
+    (folder / UNET).write_bytes((folder / UNET).read_bytes()[:-100])
+    assert f"{folder / UNET} is damaged" in refusal(folder)
+    torch.save(weights, folder / UNET)
+    assert f"{folder / UNET} is a pickle, although" in refusal(folder)
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.SAFETENSORS")
+    assert "rename it in lower case" in refusal(folder)
+
+
+def test_shards_and_their_index_belong_together(copied, tmp_path: Path):
+    folder = copied("sd15")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    (folder / UNET).unlink()
+    unet.save_pretrained(folder / "unet", max_shard_size="50KB")
+    assert load_family(folder).denoiser.dtype == torch.float32
+    shard = sorted((folder / "unet").glob("*.safetensors"))[1]
+    shard.rename(tmp_path / shard.name)
+    assert f"{shard} is missing" in refusal(folder)
+    (tmp_path / shard.name).rename(shard)
+    index = (folder / INDEX).read_text()
+    (folder / INDEX).write_text("{}")
+    assert f"{folder / INDEX} has no weight_map" in refusal(folder)
+    (folder / INDEX).write_text(index[:20])
+    assert f"{folder / INDEX} cannot be read as JSON" in refusal(folder)
+    (folder / INDEX).unlink()
+    assert "no index of them" in refusal(folder)
+
+
+def test_quantised_weights_are_refused(copied):
+    folder = copied("sd15")
+    weights = load_file(folder / UNET)
+    save_file({name: (w * 50).to(torch.int8) for name, w in weights.items()}, folder / UNET)
+    assert "quantised" in refusal(folder)
+    save_file({**weights, "conv_in.scale_weight": torch.ones(1)}, folder / UNET)
+    assert "quantised" in refusal(folder)
+    save_file(weights, folder / UNET, metadata={"format": "pt"})
+    edit(folder / "text_encoder/config.json", quantization_config={"load_in_4bit": True})
+    assert "text_encoder/config.json has a quantization_config" in refusal(folder)
+
+
+def test_weights_in_eight_bit_floats_are_read_as_they_are(copied):
+    folder = copied("sd15")
+    weights = {name: w.to(torch.float8_e4m3fn) for name, w in load_file(folder / UNET).items()}
+    save_file(weights, folder / UNET, metadata={"format": "pt"})
+    loaded = load_family(folder).denoiser.state_dict()
+    assert all(torch.equal(loaded[name], w.float()) for name, w in weights.items())
+
+
+# -- what model_index.json says ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["safety_checker", "feature_extractor", "image_encoder"])
+@pytest.mark.parametrize("value", [None, "none", False])
+def test_a_part_that_is_left_out_wrongly_is_told_how(copied, part: str, value: Any):
+    folder = copied("sd15")
+    edit(folder / "model_index.json", **{part: value})
+    with pytest.raises(UserError, match=rf"{json.dumps(value)} for {part}; write \[null, null\]"):
+        load_family(folder)
+    edit(folder / "model_index.json", **{part: [None, None]})
+    load_family(folder)
+
+
+def test_an_optional_part_that_was_deleted_can_be_left_out(copied):
+    folder = copied("sd15")
+    edit(folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert "or write [null, null] for safety_checker in model_index.json" in refusal(folder)
+
+
+def test_an_index_without_a_pipeline_class_is_said_to_have_none(copied):
+    folder = copied("sd15")
+    edit(folder / "model_index.json", "_class_name")
+    assert "names no pipeline class" in refusal(folder)
+
+
+# -- parts that do not fit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"),
+    [("sd15", "tokenizer"), ("sdxl", "tokenizer"), ("sdxl", "tokenizer_2"), ("sd3", "tokenizer")]
+    + [("flux", "tokenizer")],
+)
+@pytest.mark.parametrize("length", [None, 512])
+def test_a_tokenizer_that_makes_more_tokens_than_its_encoder_takes_is_refused(
+    copied, kind: str, tokenizer: str, length: int | None
+):
+    folder = copied(kind)
+    edit(folder / tokenizer / "tokenizer_config.json", **{"model_max_length": length})
+    with pytest.raises(UserError, match=f'write "model_max_length": 16 into {tokenizer}/tokenizer_config.json'):
+        load_family(folder)
+
+
+@pytest.mark.parametrize(("kind", "tokenizer"), [("sd3", "tokenizer_3"), ("flux", "tokenizer_2")])
+def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
+    folder = copied(kind)
+    edit(folder / tokenizer / "tokenizer_config.json", "model_max_length")
+    assert load_family(folder).encode_prompts(["a photo"]).isfinite().all()
+
+
+def with_unet(folder: Path, **changes: Any) -> Path:
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), **changes}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("sd15", {"time_cond_proj_dim": 16}, "the guidance scale as an input"),
+        ("sdxl", {"time_cond_proj_dim": 16}, "the guidance scale as an input"),
+        ("sd15", {"num_class_embeds": 10}, r"more than latents and a prompt \(num_class_embeds"),
+        ("sd15", {"class_embed_type": "timestep"}, r"more than latents and a prompt \(class_embed_type"),
+        ("sd15", {"encoder_hid_dim": 32, "encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type"),
+        ("sd15", {"in_channels": 9}, "takes 9 channels and the VAE gives 4"),
+        ("sdxl", {"in_channels": 8}, "takes 8 channels and the VAE gives 4"),
+        ("sd15", {"out_channels": 8}, "takes 4 channels and returns 8"),
+        ("sd15", {"cross_attention_dim": 64}, "embeddings of width 64 and the text encoders give width 32"),
+        ("sdxl", {"cross_attention_dim": 64}, "embeddings of width 64 and the text encoders give width 72"),
+        ("sdxl", {"projection_class_embeddings_input_dim": 100}, "pooled embeddings of width 52"),
+    ],
+)
+def test_a_unet_of_another_kind_is_refused_before_any_work(copied, kind: str, changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        load_family(with_unet(copied(kind), **changes))
+
+
+def test_a_unet_that_projects_the_text_itself_is_none_of_these(copied):
+    folder = with_unet(copied("sd15"), encoder_hid_dim=32, encoder_hid_dim_type="text_proj")
+    assert load_family(folder).sample(["a photo"], seed=0, num_inference_steps=1).isfinite().all()
+
+
+# -- zero terminal SNR ---------------------------------------------------------------------------------------
+
+
+def with_scheduler(folder: Path, name: str, **settings: Any) -> Family:
+    edit(folder / "model_index.json", scheduler=["diffusers", name])
+    edit(folder / "scheduler/scheduler_config.json", _class_name=name, rescale_betas_zero_snr=True, **settings)
+    return load_family(folder)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_zero_terminal_snr_is_honoured_in_training_and_sampling(copied, name: str):
+    family = with_scheduler(copied("sd21"), name, timestep_spacing="trailing")
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    last = torch.tensor([999])
+    torch.testing.assert_close(family.add_noise(latents, noise, last), noise)  # no signal is left
+    torch.testing.assert_close(family.target(latents, noise, last), -latents)  # v = sqrt(abar) noise - sqrt(1-abar) x
+    assert family.training_target == "v_prediction with zero terminal SNR"
+    assert family.sample(["a photo"], seed=0, num_inference_steps=2).isfinite().all()
+
+
+def test_zero_terminal_snr_that_cannot_be_honoured_is_refused(copied):
+    folder = copied("sd21")
+    with pytest.raises(UserError, match="a PNDMScheduler ignores rescale_betas_zero_snr"):
+        with_scheduler(folder, "PNDMScheduler", skip_prk_steps=True)
+    with pytest.raises(UserError, match="rescale_betas_zero_snr and prediction_type epsilon"):
+        with_scheduler(folder, "DDIMScheduler", prediction_type="epsilon")
+
+
+def test_a_scheduler_of_flow_matching_is_none_of_betas(copied):
+    with pytest.raises(UserError, match="has no schedule of betas"):
+        with_scheduler(copied("sd15"), "FlowMatchEulerDiscreteScheduler")
