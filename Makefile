@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## harden the bundled model against drawn people and audit it: outputs/demo/
 	$(BIN)/python -m apdm.portraits.subjects --output_dir outputs/demo-subjects
-	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch/cpu_2proc_ddp.yaml train_apdm.py \
+	$(BIN)/accelerate launch --num_cpu_threads_per_process 1 --config_file launch/cpu_2proc_ddp.yaml train_apdm.py \
 		--config configs/portrait.yaml --output_dir outputs/demo --overwrite_output_dir true
 
 # A process per core, each with one thread: the models are tiny. Offline: no test may download.

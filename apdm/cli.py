@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,8 +19,9 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfi
 from apdm.config.options import command_line
 from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
+from apdm.core.launcher import is_main_process, launched_number
 from apdm.core.libraries import library_messages
-from apdm.core.logging import EVERY_PROCESS, get_logger, is_main_process, messages_on_stderr
+from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
 from apdm.core.terminal import columns, say, show_progress, use_utf8
 from apdm.core.versions import VERSION
 
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 logger = get_logger(__name__)
 
-# Exit codes. FAILED: the audit does not show protection, or `apdm verify` found a problem. CRASHED is not the code 1
-# with which Python ends after an exception, because a script would take that for "not protected".
-DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED = 0, 1, 2, 3, 4
-OTHER_CODES = "2 bad input, 3 interrupted, 4 a fault of the program or of a library."
+# Exit codes. FAILED: the audit does not show protection, or `apdm verify` found a problem. INTERRUPTED: there is work
+# to go on from. CRASHED is not the code 1 with which Python ends after an exception, because a script would take that
+# for "not protected". STOPPED: interrupted without work to go on from; as shells do, the number of the signal is added.
+DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED, STOPPED = 0, 1, 2, 3, 4, 128
+OTHER_CODES = "2 bad input, 3 interrupted with work to go on from,\n4 a fault of the program or of a library, 128 + n \
+interrupted by signal n without."
 VERBOSE = "--verbose"  # of every command
 # What `apdm env` reports.
 LIBRARIES = (
@@ -66,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `apdm`; by default those of this process.
 
     Returns:
-        The exit code: 0 done, 1 not protected or a problem found, 2 bad input or usage, 3 interrupted, 4 another
-        process of the run has crashed. If this process crashes, the exception is raised.
+        The exit code: 0 done, 1 not protected or a problem found, 2 bad input or usage, 3 interrupted with work to go
+        on from, 4 another process of the run has crashed, 128 + the number of the signal if interrupted without. If
+        this process crashes, the exception is raised.
     """
     argv, verbose = _take_verbose(sys.argv[1:] if argv is None else argv)
     level = logging.DEBUG if verbose else logging.INFO
@@ -78,10 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not error.reported_by_other_process:
                 logger.error("error: %s", error, extra=EVERY_PROCESS)
             return BAD_INPUT
-        except (Interrupted, KeyboardInterrupt) as stop:
-            if not getattr(stop, "reported_by_other_process", False):
+        except KeyboardInterrupt:  # before the job began to handle signals
+            logger.error("interrupted")
+            return STOPPED + signal.SIGINT
+        except Interrupted as stop:
+            if not stop.reported_by_other_process:
                 logger.error("interrupted %s", stop, extra=EVERY_PROCESS)
-            return INTERRUPTED
+            return INTERRUPTED if stop.resumable else STOPPED + (stop.number or signal.SIGTERM)
         except OtherProcessCrashed as crash:
             if not crash.reported_by_other_process:
                 logger.error("error: another process of this run has crashed: %s", crash, extra=EVERY_PROCESS)
@@ -94,7 +102,7 @@ def leave(code: int | None) -> NoReturn:
     gloo's threads outlive the process groups that DeepSpeed's objects still hold. If such a thread releases memory of
     its last exchange while Python is being taken down, the process aborts (exit code -6) although all its work is done.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_number("WORLD_SIZE", 1) > 1:
         atexit._run_exitfuncs()  # trackers send what they still hold
         sys.stdout.flush()
         sys.stderr.flush()

@@ -4,7 +4,8 @@
 #   sbatch launch/slurm.sh --config configs/sd15.yaml --instance_data_dir subjects --output_dir outputs/hardened
 # Two minutes before the time limit Slurm sends SIGTERM. The run finishes its outer step, saves a checkpoint and ends,
 # and the requeued job goes on from there. The launcher kills processes that have not ended after 30 seconds. If an
-# outer step takes longer, set checkpointing_steps so low that little is lost.
+# outer step takes longer, set checkpointing_steps so low that little is lost. Keep SIGTERM: torch's launcher passes it
+# on to its processes, and SIGUSR1 would end the launcher at once.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a Stable Diffusion pipeline of the real classes at toy size, and float64."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_pipelines import BUILDERS, build_pipeline
+
+# Tests send these signals. They are ignored if the tests run in the background of a script or under nohup.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

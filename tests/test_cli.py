@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from real_signals import LAUNCHED
 
 import apdm
 from apdm import cli
@@ -50,8 +52,13 @@ def test_an_unknown_command_exits_with_2_and_names_the_nearest(capsys):
     ("error", "code", "message"),
     [
         (UserError("photo is\nbroken; replace it"), 2, "apdm: error: photo is broken; replace it\n"),
-        (Interrupted("at step 5; resume with --x"), 3, "apdm: interrupted at step 5; resume with --x\n"),
-        (KeyboardInterrupt(), 3, "apdm: interrupted\n"),
+        (
+            Interrupted("at step 5; resume with --x", resumable=True),
+            3,
+            "apdm: interrupted at step 5; resume with --x\n",
+        ),
+        (Interrupted("too early", number=signal.SIGHUP), 129, "apdm: interrupted too early\n"),
+        (KeyboardInterrupt(), 130, "apdm: interrupted\n"),
     ],
 )
 def test_a_stopped_command_prints_one_line_and_exits_with_its_code(monkeypatch, capsys, error, code, message):
@@ -157,7 +164,7 @@ leave(3)
 @pytest.mark.parametrize(("size", "printed"), [("1", "printed atexit\ntaken apart\n"), ("2", "printed atexit\n")])
 def test_a_launched_process_leaves_with_its_code_and_its_output_and_is_not_taken_apart(size, printed):
     """Taking it apart is when gloo's threads may abort it."""
-    environment = {**os.environ, "WORLD_SIZE": size}
+    environment = {**os.environ, **LAUNCHED, "RANK": "0", "WORLD_SIZE": size}
     result = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stdout) == (3, printed), result.stderr
 

@@ -73,6 +73,7 @@ class Matrix:
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
         bar = progress_bar(
             total=sum(cell.steps for cell in self.cells),
+            desc="attack",
             unit="step",
             shown=show_progress and processes.is_main,
         )
@@ -84,11 +85,12 @@ class Matrix:
                 while any(cell.key not in store for cell in self.cells):  # the other processes are still at work
                     time.sleep(POLL_SECONDS)
                     self._show(bar, store)
-        except (KeyboardInterrupt, Interrupted):
+        except Interrupted as interruption:
             done = sum(cell.key in store for cell in self.cells)
             ending = Interrupted(
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
-                "the same command goes on from there, apdm harden with --resume_from_checkpoint latest"
+                "the same command goes on from there, apdm harden with --resume_from_checkpoint latest",
+                number=interruption.number,
             )
             ending.reported_by_other_process = not processes.is_main
             raise ending from None

@@ -104,6 +104,11 @@ class CellStore:
         return _read_record(self.folder / key)
 
 
+def finished_cells(folder: Path) -> list[Path]:
+    """Return the folders of the finished cells in a store's folder, which need not exist."""
+    return sorted(record.parent for record in folder.glob(f"*/{RECORD}"))
+
+
 @contextmanager
 def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
     """Yield `store`. If it is None, yield a store in a temporary folder, which is deleted at the end."""

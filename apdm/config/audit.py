@@ -356,7 +356,10 @@ class AuditJobConfig(AuditOptions):
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
     seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32)
     num_threads: int | None = option(
-        None, "CPU threads of each process. By default the cores are shared out among the processes.", at_least=1
+        None,
+        "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
+        "processors that the run may use are divided equally among its processes.",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:

@@ -325,7 +325,8 @@ class HardenConfig(JobConfig):
     checkpointing_steps: int = option(
         100,
         "Number of outer steps between two checkpoints; one more is saved after the last step. 0 saves a checkpoint "
-        "only when the run is interrupted, or after the last step if photo protection or audit follow.",
+        "only when the run is interrupted and after the last step. The latter is deleted when the model is written, "
+        "unless photo protection or audit follow.",
         at_least=0,
     )
     checkpoints_total_limit: int | None = option(

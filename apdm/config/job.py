@@ -107,8 +107,9 @@ class JobConfig:
     )
     num_threads: int | None = option(
         None,
-        "CPU threads of each process. By default the cores are divided equally among the processes of the run, and "
-        "settings of the launcher are ignored. The number matters because results depend on it in the last digits.",
+        "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
+        "processors that the run may use are divided equally among its processes. The number matters because results "
+        "depend on it in the last digits.",
         at_least=1,
     )
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)

@@ -20,8 +20,16 @@ class OtherProcessCrashed(JobEnded, Exception):
 
 
 class Interrupted(JobEnded):
-    """The job was asked to stop. What is needed to continue is saved. Exit code 3.
+    """The job was asked to stop. Exit code 3 if it can be continued, otherwise 128 + the number of the signal.
 
     Like KeyboardInterrupt, this is not a subclass of `Exception`. It can be raised at any moment, and code that catches
     the exceptions of a damaged file or a failed attack must not catch it.
+
+    Attributes:
+        number: the signal that asked the job to stop; None if that is not known.
+        resumable: whether a checkpoint or finished work was kept, so that the job can be continued.
     """
+
+    def __init__(self, *message: str, number: int | None = None, resumable: bool = False) -> None:
+        super().__init__(*message)
+        self.number, self.resumable = number, resumable

@@ -11,10 +11,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from apdm.core.disk import told_of_faults
 from apdm.core.errors import UserError
+from apdm.core.lock import locked
 
 MARKER = ".apdm"  # the name of a file that marks an output folder of this program
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
@@ -37,24 +39,26 @@ def write_beside(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the block ended without writing anything.
+        CannotWrite: the disk is full, or does not let this program write.
     """
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    recover(target.parent, target.name)
-    stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    stage.mkdir()
-    try:
-        partial = stage / target.name
-        if folder:
-            partial.mkdir()
-        yield partial
-        flush(partial)
-        if target.is_dir():
-            os.replace(target, _aside(stage, target))
-        os.replace(partial, target)
-        _flush_entry(target.parent)
-    finally:
-        _clear(stage, target)
+    with told_of_faults(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target.parent, target.name)
+        stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        stage.mkdir()
+        try:
+            partial = stage / target.name
+            if folder:
+                partial.mkdir()
+            yield partial
+            flush(partial)
+            if target.is_dir():
+                os.replace(target, _aside(stage, target))
+            os.replace(partial, target)
+            _flush_entry(target.parent)
+        finally:
+            _clear(stage, target)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -137,38 +141,18 @@ def list_files(root: Path, *, follow_links: bool = True) -> list[Path]:
     return sorted(_files_below(root, (), follow_links), key=lambda path: path.relative_to(root).as_posix())
 
 
-def require_disk(path: str | Path, size: int) -> None:
-    """Check that a disk has room.
-
-    Args:
-        path: where the files will be written; it need not exist yet.
-        size: bytes that are needed.
-
-    Raises:
-        UserError: the disk has less than `size` bytes free.
-    """
-    place = Path(os.path.realpath(path))
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise UserError(
-            f"{path} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free: "
-            "make room or choose another folder"
-        )
-
-
-def claim_output_dir(path: str | Path, overwrite: bool = False) -> Path:
+def claim_output_dir(path: str | Path, overwrite: bool = False, *, until: ExitStack | None = None) -> Path:
     """Make `path` the output folder of this run, marked with a file `.apdm`. No finished file in it is deleted.
 
     Args:
         path: a new folder, an empty one, or the output folder of an earlier run.
         overwrite: allow a folder with the result of an earlier run. A folder with files of other programs is never
             allowed.
+        until: no other run can claim the folder until this is closed; None does not keep it.
 
     Raises:
         UserError: `path` is not a folder, cannot be written, has files of other programs, or has an earlier result and
-            `overwrite` is false.
+            `overwrite` is false; or another run is at work in it.
     """
     target = Path(path)
     try:
@@ -177,17 +161,29 @@ def claim_output_dir(path: str | Path, overwrite: bool = False) -> Path:
         raise UserError(f"{path} is not a folder: give output_dir the name of a folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be created ({error.strerror}): choose another output_dir") from None
-    if not os.access(target, os.W_OK | os.X_OK):
+    if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written: mend its permissions or choose another output_dir")
     content = {entry.name for entry in target.iterdir()}
     if content and MARKER not in content:
         raise UserError(f"{path} holds files that are not from this program: choose a new output_dir")
-    if content - {MARKER} and not overwrite:
-        raise UserError(f"{path} already holds a result: choose another or add --overwrite_output_dir true")
-    if MARKER in content:
-        recover(target)
-    else:
-        write_text(target / MARKER, "This folder was made by apdm, which may replace what is in it.\n")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(target / MARKER))
+            content = {entry.name for entry in target.iterdir()}  # another run may have ended meanwhile
+            if content - {MARKER} and not overwrite:
+                raise UserError(f"{path} already holds a result: choose another or add --overwrite_output_dir true")
+            recover(target)
+            if not (target / MARKER).stat().st_size:
+                # Not with `write_beside`: the file must stay the one that is locked.
+                (target / MARKER).write_text("This folder was made by apdm, which may replace what is in it.\n")
+        except BlockingIOError:
+            raise UserError(
+                f"another run is at work in {path}: wait until it ends, or choose another output_dir"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): choose another output_dir") from None
+        if until is not None:
+            until.push(held.pop_all())
     return target
 
 

@@ -11,10 +11,11 @@ accelerate's `get_logger` would also print each message once per run. But it imp
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from apdm.core.launcher import is_main_process
+from apdm.core.terminal import say_on_stderr
 
 PACKAGE = "apdm"
 # For `logger.warning(..., extra=EVERY_PROCESS)`: the message is about this process, so it is shown even if this is not
@@ -34,11 +35,6 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def is_main_process() -> bool:
-    """Whether this is the main process of the run, according to the launcher's environment variable RANK."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 class _StderrHandler(logging.Handler):
     """Writes each message as one line `apdm: <message>` to whatever `sys.stderr` is at that moment."""
 
@@ -47,7 +43,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Spaces inside a line are kept, because they align the rows of a plan.
-        print(f"{PACKAGE}:", " ".join(map(str.strip, self.format(record).splitlines())), file=sys.stderr)
+        say_on_stderr(f"{PACKAGE}: {' '.join(map(str.strip, self.format(record).splitlines()))}")
 
 
 @contextmanager

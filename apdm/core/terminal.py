@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import locale
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -36,12 +37,53 @@ def use_utf8() -> None:
 def say(*lines: str) -> None:
     """Print lines to standard output.
 
-    If the output goes to a pipe and the other program has closed it, as `head` does, the rest is silently dropped.
+    If the output cannot be written, the rest is silently dropped: the other program of a pipe has closed it, as `head`
+    does, or the terminal is gone.
     """
-    try:
+    with _unless_closed(sys.stdout):
         print(*lines, sep="\n", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say_on_stderr(line: str) -> None:
+    """Print a line to standard error, above the progress bars if there are any. It is dropped if that is impossible."""
+    with _unless_closed(sys.stderr):
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+class _Stderr:
+    """Standard error, as tqdm needs it. It drops what cannot be written, so that no bar ends a job."""
+
+    def write(self, text: str) -> None:
+        with _unless_closed(sys.stderr):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with _unless_closed(sys.stderr):
+            sys.stderr.flush()
+
+    def __eq__(self, other: object) -> bool:  # tqdm hides its bars before it writes to the same file
+        return other is sys.stderr or isinstance(other, _Stderr)
+
+    def __hash__(self) -> int:
+        return hash(_Stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+@contextmanager
+def _unless_closed(stream: TextIO) -> Iterator[None]:
+    """Drop the error of a stream that cannot be written. If nobody reads it any more, drop what is written later."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EIO):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def columns(rows: Mapping[str, str | Sequence[str]]) -> list[str]:
@@ -68,14 +110,31 @@ def show_progress(shown: bool = True) -> Iterator[None]:
         _bars_are_shown.reset(before)
 
 
-def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, **options: Any) -> tqdm[Any]:
-    """Return a tqdm bar, which is hidden unless `show_progress` asked for bars.
+def progress_bar(
+    iterable: Sized | None = None,
+    *,
+    unit: str,
+    total: int | None = None,
+    initial: int = 0,
+    shown: bool = True,
+    **options: Any,
+) -> tqdm[Any]:
+    """Return a tqdm bar, which is hidden unless `show_progress` asked for bars, and if there is nothing to do.
+
+    Use it as a context manager. Then its line is ended before anything else is printed, also after an exception.
 
     Args:
         iterable: the items that the bar counts; None if the caller updates the bar.
+        unit: what is counted, in the singular.
+        total: number of all items; by default those of `iterable`.
+        initial: number of items that were done before.
         shown: false always hides this bar. Pass false in all processes but the main one.
         options: further arguments of tqdm.
     """
     from tqdm.auto import tqdm
 
-    return tqdm(iterable, disable=not (shown and _bars_are_shown.get()), **options)
+    total = len(iterable) if total is None and iterable is not None else total
+    idle = total is not None and total <= initial
+    hidden = idle or not (shown and _bars_are_shown.get())
+    file: Any = _Stderr()
+    return tqdm(iterable, unit=f" {unit}", total=total, initial=initial, disable=hidden, file=file, **options)

@@ -13,8 +13,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import UserError
 from apdm.core.files import delete, write_text
+from apdm.core.lock import locked
 from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
 from apdm.data.subjects import list_images
@@ -91,35 +93,48 @@ class ClassImages:
         recipe_file = folder / RECIPE_FILE
         if present and not recipe_file.exists():
             return present[:count]
-        if present and json.loads(recipe_file.read_text()) != recipe:
-            if replace:
-                delete(folder)
-                return self.ensure(family, folder, count, batch_size=batch_size, show_progress=show_progress)
+        if present and replace and json.loads(recipe_file.read_text()) != recipe:
+            delete(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_recipe(folder)
+        if self._missing(folder, count):
+            with locked(folder, waiting=f"waiting for another run that draws class pictures in {folder}"):
+                self._check_recipe(folder)  # of the other run
+                write_text(recipe_file, json.dumps(recipe, indent=1) + "\n")
+                self._draw(family, folder, count, batch_size=batch_size, show_progress=show_progress)
+        return [folder / _name(i) for i in range(count)]
+
+    def _check_recipe(self, folder: Path) -> None:
+        """Raise UserError if the folder holds pictures that were drawn with another recipe."""
+        recipe_file = folder / RECIPE_FILE
+        if recipe_file.exists() and list_images(folder) and json.loads(recipe_file.read_text()) != asdict(self):
             raise UserError(
                 f"{folder} holds class pictures of another model, prompt or seed; "
                 "remove the folder or choose another class_data_dir"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(recipe_file, json.dumps(recipe, indent=1) + "\n")
-        missing = [i for i in range(count) if not (folder / _name(i)).exists()]
-        shown = show_progress and bool(missing)
-        bar = progress_bar(total=len(missing), desc="class pictures", unit="picture", shown=shown)
-        for start in range(0, len(missing), batch_size):
-            chunk = missing[start : start + batch_size]
-            images = family.sample(
-                [self.prompt] * len(chunk),
-                seed=[self.seed + i for i in chunk],
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                height=self.resolution,
-                width=self.resolution,
-                batch_size=batch_size,
-            )
-            for i, image in zip(chunk, images, strict=True):
-                save_png(to_pil(image), folder / _name(i))
-            bar.update(len(chunk))
-        bar.close()
-        return [folder / _name(i) for i in range(count)]
+
+    def _missing(self, folder: Path, count: int) -> list[int]:
+        return [i for i in range(count) if not (folder / _name(i)).exists()]
+
+    def _draw(self, family: PictureModel, folder: Path, count: int, *, batch_size: int, show_progress: bool) -> None:
+        """Draw the missing ones of `count` pictures."""
+        missing = self._missing(folder, count)  # another run may have drawn some meanwhile
+        require_disk(folder, len(missing) * picture_size(self.resolution**2), f"{len(missing)} class pictures")
+        with progress_bar(total=len(missing), desc="class pictures", unit="picture", shown=show_progress) as bar:
+            for start in range(0, len(missing), batch_size):
+                chunk = missing[start : start + batch_size]
+                images = family.sample(
+                    [self.prompt] * len(chunk),
+                    seed=[self.seed + i for i in chunk],
+                    num_inference_steps=self.num_inference_steps,
+                    guidance_scale=self.guidance_scale,
+                    height=self.resolution,
+                    width=self.resolution,
+                    batch_size=batch_size,
+                )
+                for i, image in zip(chunk, images, strict=True):
+                    save_png(to_pil(image), folder / _name(i))
+                bar.update(len(chunk))
 
 
 def _name(index: int) -> str:

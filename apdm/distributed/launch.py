@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,14 +20,18 @@ from torch import nn
 from transformers.integrations import unset_hf_deepspeed_config
 
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.logging import is_main_process
-from apdm.core.signals import RESUME_ADVICE
+from apdm.core.launcher import MEND, check_launch, is_main_process
+from apdm.core.logging import EVERY_PROCESS, get_logger
+from apdm.core.signals import RESUME_ADVICE, ctrl_c_kills
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.distributed.working_weights import MakeOptimizer
 
+logger = get_logger(__name__)
+
+PATIENCE = 20.0  # seconds to wait for the other processes before telling the user
 Precision = Literal["no", "fp16", "bf16"]
 EngineKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 SHARDED = ("fsdp2", "zero3")  # engines that shard the model. To draw pictures, a job keeps a whole copy beside it.
@@ -49,7 +54,7 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
             require_tracker(log_with)
         except UserError as error:
             raise reported_once(error) from None
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = check_launch()
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("no", mixed_precision):
         raise reported_once(
@@ -65,7 +70,8 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
             options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
         elif size > 1:
             options["cpu"] = True
-    accelerator = Accelerator(
+    accelerator = _start(
+        size,
         # For float16, accelerate would add its own loss scale, and under DeepSpeed it would cast weights to float16.
         mixed_precision="no" if mixed_precision == "fp16" else mixed_precision,
         log_with=log_with,
@@ -86,11 +92,41 @@ def join_processes() -> tuple[ProcessGroup, torch.device]:
     Raises:
         UserError: accelerate and the launcher disagree on the number of processes.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = check_launch()
     # On CPUs accelerate must be told. Otherwise each of several processes silently runs alone.
     cpu = True if size > 1 and not torch.accelerator.is_available() else None
-    accelerator = check_processes(Accelerator(cpu=cpu), size)
+    accelerator = check_processes(_start(size, cpu=cpu), size)
     return ProcessGroup(accelerator.process_index, accelerator.num_processes), accelerator.device
+
+
+def _start(size: int, **options: Any) -> Accelerator:
+    """Make accelerate's object for this process, which waits until all processes of the run have done so.
+
+    Args:
+        size: number of processes that the launcher started.
+        options: arguments of `Accelerator`.
+
+    Raises:
+        UserError: the processes cannot connect, or accelerate cannot be set up as the environment asks.
+    """
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    others = f"the {size - 1} other process{'es' * (size > 2)} of this run at {place}"
+    waiting = threading.Timer(PATIENCE, logger.warning, [f"waiting for {others}; {MEND}"], {"extra": EVERY_PROCESS})
+    waiting.daemon = True
+    if size > 1:
+        waiting.start()
+    try:
+        with ctrl_c_kills():
+            return Accelerator(**options)
+    except (ValueError, ImportError, RuntimeError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        if size > 1:
+            raise UserError(f"no connection to {others}: {said}; {MEND}") from None
+        raise UserError(
+            f"accelerate cannot start: {said}; see its variables ACCELERATE_... in the environment"
+        ) from error
+    finally:
+        waiting.cancel()
 
 
 def check_processes(accelerator: Accelerator, size: int) -> Accelerator:

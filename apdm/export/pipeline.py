@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from apdm.core.files import list_files, model_hash, require_disk, write_beside, write_text
+from apdm.core.disk import require_disk
+from apdm.core.files import list_files, model_hash, write_beside, write_text
 from apdm.core.versions import VERSION
 from apdm.export.metadata import write_metadata
 from apdm.export.model_card import model_card

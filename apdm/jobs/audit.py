@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -22,7 +23,7 @@ from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_ch
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
-from apdm.audit.store import CellStore
+from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries, cost_factor_warning
 from apdm.config import AuditJobConfig, AuditOptions, to_yaml
 from apdm.core.errors import UserError
@@ -47,11 +48,11 @@ from apdm.report.page import write_report
 
 logger = get_logger(__name__)
 
+KEPT = "finished attacks are kept; the same command goes on"
 COLUMNS = 4  # of the sheets of pictures
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
-@stop_on_signals("finished cells are kept; the same command goes on")
 def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:
     """Attack base and hardened model, and judge the pictures that the attackers' models draw.
 
@@ -69,11 +70,24 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
         UserError: the input cannot be used. This is found before any long work starts.
         Interrupted: the process was asked to stop. Finished attacks are kept, and the same call goes on from there.
     """
+    output = Path(config.output_dir)
+
+    def kept() -> bool:
+        return any(finished_cells(output / name) for name in (CELLS, PHOTO_CELLS))
+
     processes, device = join_processes()
+    with stop_on_signals(KEPT, kept=kept), ExitStack() as held:
+        return _audit(config, command, processes, device, held)
+
+
+def _audit(
+    config: AuditJobConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
+) -> AuditResult:
+    """Do what `audit_models` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
     plan, inputs, photos = processes.main_first(lambda: _load(config, command))
-    output = processes.broadcast(lambda: _claim(config))
+    output = processes.broadcast(lambda: _claim(config, held))
     show_plan(audit_plan(config, plan, photos, processes=processes, device=device))
     warn_if_too_short(config, plan.entries)
     for model in plan.models.values():
@@ -352,17 +366,22 @@ def model_file(path: str, model: Family) -> ModelFile:
     return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
 
 
-def _claim(config: AuditJobConfig) -> Path:
+def _claim(config: AuditJobConfig, held: ExitStack) -> Path:
     """Claim the output folder. Finished attacks of an audit with the same options are kept.
 
+    Args:
+        config: the options.
+        held: keeps other runs out of the folder until it is closed.
+
     Raises:
-        UserError: the folder holds an audit with other options, or files that are not from this program.
+        UserError: the folder holds an audit with other options, or files that are not from this program; or another run
+            is at work in it.
     """
     output = Path(config.output_dir)
     resolved = to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))
     note = output / CONFIG
     same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
-    claim_output_dir(output, overwrite=same or config.overwrite_output_dir)
+    claim_output_dir(output, overwrite=same or config.overwrite_output_dir, until=held)
     for stale in (RESULTS, REPORT, PICTURES):
         delete(output / stale)
     write_text(note, resolved)

@@ -137,19 +137,32 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
     """
     if wanted is None:
         return None
-    folders = _folders(output)
+    folders = find_all(output)
     if wanted == LATEST:
         return Checkpoint.open(folders[-1]) if folders else None
     places = [Path(wanted), output / wanted]
     if step := re.fullmatch(r"checkpoint-(\d+)/*", wanted):
-        places.append(_folder(output, int(step[1])))
+        places.append(folder_of(output, int(step[1])))
     for folder in places:
         if folder.is_dir():
-            if inner := _folders(folder):
+            if inner := find_all(folder):
                 raise UserError(f"{folder} is the folder of a run; give one of its checkpoints, such as {inner[-1]}")
             return Checkpoint.open(folder)
     held = ", ".join(folder.name for folder in folders) or "no checkpoints"
     raise UserError(f"resume_from_checkpoint {wanted} is no folder, neither here nor in {output}, which holds {held}")
+
+
+def folder_of(output: Path, step: int) -> Path:
+    """Return the folder in `output` of the checkpoint of a step."""
+    return output / f"checkpoint-{step:06d}"
+
+
+def find_all(output: Path) -> list[Path]:
+    """Return the folders of the checkpoints in `output`, sorted by step."""
+    if not output.is_dir():
+        return []
+    found = [entry for entry in output.iterdir() if is_checkpoint(entry.name)]
+    return sorted(found, key=lambda entry: int(entry.name.partition("-")[2]))
 
 
 def write(
@@ -177,14 +190,14 @@ def write(
         limit: how many checkpoints to keep; None keeps all.
 
     Raises:
-        UserError: in the main process, if the files cannot be written. Earlier checkpoints are kept.
+        CannotWrite: in the main process, if the disk takes no more. Earlier checkpoints are kept.
     """
     if not main:
         for _ in sections:
             pass
         return
     sections = iter(sections)
-    target = _folder(output, facts["step"])
+    target = folder_of(output, facts["step"])
     try:
         with write_beside(target, folder=True) as partial:
             for section in sections:
@@ -194,15 +207,19 @@ def write(
             files = {path.name: sha256_file(path) for path in list_files(partial)}
             text = {"format": FORMAT, **facts, "parameters": list(parameters), "files": files}
             (partial / FACTS).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-        folders = _folders(output)
+        folders = find_all(output)
         now = folders.index(target)
         for folder in [*folders[now + 1 :], *folders[: max(0, now + 1 - limit) if limit else 0]]:
             _remove(folder)
-    except (OSError, SafetensorError) as error:
+    except Exception:
         for _ in sections:  # the other processes go on gathering tensors, and need this process for it
             pass
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{target} cannot be written: {reason}; make room and go on from the last checkpoint") from None
+        raise
+
+
+def smallest_size(parameters: int, *, average: bool) -> int:
+    """Return a lower bound of the bytes of a checkpoint: theta, its two AdamW moments and its running average."""
+    return 4 * parameters * (4 if average else 3)
 
 
 def is_checkpoint(name: str) -> bool:
@@ -212,7 +229,7 @@ def is_checkpoint(name: str) -> bool:
 
 def discard(output: Path) -> None:
     """Delete all checkpoints in an output folder, so that a new run is never resumed from checkpoints of an old one."""
-    for folder in _folders(output):
+    for folder in find_all(output):
         _remove(folder)
 
 
@@ -297,16 +314,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         else:
             hidden = isinstance(value, str | list)
             yield prefix + key, hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] if hidden else value
-
-
-def _folder(output: Path, step: int) -> Path:
-    """The folder of the checkpoint that is written after outer step `step`."""
-    return output / f"checkpoint-{step:06d}"
-
-
-def _folders(output: Path) -> list[Path]:
-    """Return the folders of the checkpoints in `output`, sorted by step."""
-    if not output.is_dir():
-        return []
-    found = [entry for entry in output.iterdir() if is_checkpoint(entry.name)]
-    return sorted(found, key=lambda entry: int(entry.name.partition("-")[2]))

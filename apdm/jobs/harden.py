@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from apdm.audit import read_results
 from apdm.config import HardenConfig, config_hash
 from apdm.config.presets import preset_report
+from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError
 from apdm.core.files import delete
 from apdm.core.logging import EVERY_PROCESS, get_logger
@@ -28,6 +30,8 @@ from apdm.export.layout import IMAGES, MODEL, PERTURBATION, PICTURES, REPORT, RE
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
 from apdm.families import Family, load_family
+from apdm.jobs import checkpoint as checkpoints
+from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
 from apdm.jobs.harden_inputs import HardenInputs
@@ -70,12 +74,19 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
     )
     device = accelerator.device
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
-    with stop_on_signals() as stop, report_lost_processes(processes):
+
+    def kept() -> bool:
+        """Whether there is a checkpoint to go on from: of this run, or of the one that it continues."""
+        return bool((claimed or config.resume_from_checkpoint) and checkpoints.find_all(output))
+
+    claimed = False
+    with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
         base, start = processes.all_or_raise(lambda: load_models(config))
         inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
         inputs = inputs or HardenInputs(config, base, start)
-        checkpoint, facts, continues = processes.broadcast(inputs.claim_output)
+        checkpoint, facts, continues = processes.broadcast(lambda: inputs.claim_output(held))
+        claimed = True
         if tracker := config.report_to:
             processes.all_or_raise(lambda: start_tracker(accelerator, tracker))
         if processes.is_main:
@@ -91,7 +102,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         warn_of_people_without_attacker(config, training)
         validator = make_validator(config, hardened, protected, inputs)
         with stop.postponed():
-            steps = run_training(
+            trained = run_training(
                 config,
                 accelerator,
                 processes,
@@ -104,16 +115,20 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
             )
         del training
         free_memory()
-        processes.on_main(lambda: export(config, base, hardened, steps, device, keep_photos=continues))
+        try:
+            processes.on_main(lambda: export(config, base, hardened, trained.steps, device, keep_photos=continues))
+        except CannotWrite as fault:
+            raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
             protect_and_audit(config, base, hardened, inputs, processes, device, command=command)
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
+        processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         accelerator.end_training()
     audited = config.audit.enabled and processes.is_main
     return HardenResult(
         output_dir=output,
         model_dir=output / MODEL,
-        steps=steps,
+        steps=trained.steps,
         image_dir=output / IMAGES if config.image_layer.enabled else None,
         results=read_results(output / RESULTS) if audited else None,
     )
@@ -212,6 +227,30 @@ def export(
     stale += [] if keep_photos else [IMAGES, PERTURBATION]
     for name in stale:
         delete(output / name)
+
+
+def name_checkpoint(fault: CannotWrite, checkpoint: Path | None, output: Path) -> CannotWrite:
+    """Say in a fault of the export where the training is kept, if its checkpoint is not in the output folder."""
+    if checkpoint is None or checkpoint.parent == output:
+        return fault
+    message = f"{fault}; the training is kept: the same command with --resume_from_checkpoint {checkpoint} finishes it"
+    return CannotWrite(message, fault.number, says_how_to_go_on=True)
+
+
+def delete_last_checkpoint(config: HardenConfig, checkpoint: Path | None, begun_from: Checkpoint | None) -> None:
+    """Delete the checkpoint of the last step, if it was saved only in case the export fails.
+
+    Args:
+        config: the options.
+        checkpoint: the checkpoint of the last step; None if it could not be written.
+        begun_from: the checkpoint that the run went on from; None if it started from the beginning.
+    """
+    output = Path(config.output_dir)
+    if not (config.checkpointing_steps or config.image_layer.enabled or config.audit.enabled):
+        checkpoints.discard(output)
+    elsewhere = checkpoint is not None and checkpoint.parent != output
+    if checkpoint is not None and elsewhere and (begun_from is None or checkpoint != begun_from.folder):
+        delete(checkpoint.parent)
 
 
 def make_validator(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from torch import Tensor
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
 from apdm.config import HardenConfig, to_yaml
+from apdm.core.disk import require_disk
 from apdm.core.errors import UserError
-from apdm.core.files import claim_output_dir, model_hash, require_disk, write_text
+from apdm.core.files import MARKER, claim_output_dir, model_hash, write_text
 from apdm.data.subjects import Subject, find_subjects, load_images
-from apdm.export.layout import CONFIG, MODEL
+from apdm.export.layout import CLASS_IMAGES, CONFIG, MODEL
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -28,6 +31,7 @@ from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.prepare import class_posterior, keep_apart
 from apdm.protection.subject_data import SubjectData
 
+BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES}  # what a run writes before its first outer step
 # If only these options differ, a command continues the run that an earlier command began.
 CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected")
 
@@ -107,8 +111,11 @@ class HardenInputs:
             audit_inputs.photo_attacks.check(base)
         return HardenInputs(config, base, start, photos, consenting, earlier, audit_inputs, photo_job)
 
-    def claim_output(self) -> tuple[Checkpoint | None, dict[str, Any], bool]:
+    def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
         """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.
+
+        Args:
+            held: keeps other runs out of the folder until it is closed.
 
         Returns:
             The checkpoint to resume from, or None; the facts about models and photos that checkpoints store; and
@@ -116,7 +123,8 @@ class HardenInputs:
             kept.
 
         Raises:
-            UserError: the folder cannot be used, the checkpoint does not fit this run, or the disk is too full.
+            UserError: the folder cannot be used, another run is at work in it, the checkpoint does not fit this run, or
+                the disk is too full.
         """
         config, output = self.config, Path(self.config.output_dir)
         continues = bool(config.resume_from_checkpoint) and has_same_options(output / CONFIG, config)
@@ -131,14 +139,34 @@ class HardenInputs:
         if found is not None:
             checkpoints.check(found, facts, config)
         within = found is not None and found.folder.resolve().parent == output.resolve()
-        # A run that was killed before its first checkpoint left no model either.
-        nothing_lost = config.resume_from_checkpoint == checkpoints.LATEST and not (output / MODEL).exists()
-        claim_output_dir(output, config.overwrite_output_dir or within or nothing_lost)
+        nothing_lost = self._loses_nothing(output, found)
+        claim_output_dir(output, config.overwrite_output_dir or within or nothing_lost, until=held)
         if not within:
             checkpoints.discard(output)
-        require_disk(output, export_size(self.base, save_variant=config.save_variant, single_file=config.single_file))
+        require_disk(output, self._size(output), "the model and the checkpoints")
         write_text(output / CONFIG, to_yaml(config))
         return found, facts, continues
+
+    def _loses_nothing(self, output: Path, found: Checkpoint | None) -> bool:
+        """Whether `output` holds nothing that would be missed if this run used it: neither a model nor newer steps."""
+        if (output / MODEL).exists() or not output.is_dir():
+            return False
+        if found is not None:  # which a full disk may have sent to another place
+            return all(folder.name <= found.folder.name for folder in checkpoints.find_all(output))
+        # A run that was killed before its first checkpoint left no model either.
+        begun = {entry.name for entry in output.iterdir()} <= BEFORE_TRAINING
+        return begun or self.config.resume_from_checkpoint == checkpoints.LATEST
+
+    def _size(self, output: Path) -> int:
+        """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""
+        config = self.config
+        model = export_size(self.base, save_variant=config.save_variant, single_file=config.single_file)
+        if not config.checkpointing_steps:
+            return model
+        parameters = sum(parameter.numel() for parameter in self.start.denoiser.parameters())
+        one = checkpoints.smallest_size(parameters, average=bool(config.ema_decay))
+        kept = min(config.checkpoints_total_limit or 1, math.ceil(config.max_train_steps / config.checkpointing_steps))
+        return model + one * max(0, kept - len(checkpoints.find_all(output)))
 
     @torch.no_grad()
     def encode(self) -> tuple[dict[str, list[SubjectData]], ...]:

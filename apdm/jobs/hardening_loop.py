@@ -5,20 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
 from apdm.config import HardenConfig
+from apdm.core.disk import CannotWrite
 from apdm.core.errors import Interrupted, UserError
+from apdm.core.logging import get_logger
 from apdm.core.signals import RESUME_ADVICE, Stop
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
-from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.keeper import Keeper
 from apdm.jobs.training import Counters, Training
 from apdm.jobs.validation import Validator
+
+logger = get_logger(__name__)
+
+
+class Trained(NamedTuple):
+    """A finished training.
+
+    Attributes:
+        steps: number of outer steps done.
+        checkpoint: the folder of the newest checkpoint; None if none could be written.
+    """
+
+    steps: int
+    checkpoint: Path | None
 
 
 def run_training(
@@ -32,7 +48,7 @@ def run_training(
     facts: Mapping[str, Any],
     checkpoint: Checkpoint | None,
     stop: Stop,
-) -> int:
+) -> Trained:
     """Run the outer steps, from `checkpoint` or from the start. Afterwards theta is in the model.
 
     Args:
@@ -47,7 +63,7 @@ def run_training(
         stop: knows whether the user has asked to stop.
 
     Returns:
-        Number of outer steps done, including those before the checkpoint.
+        The number of outer steps done, including those before the checkpoint, and the newest checkpoint.
 
     Raises:
         UserError: a loss or gradient is not finite. The weights of the last good step are saved in the output folder.
@@ -55,62 +71,72 @@ def run_training(
     """
     counters = training.load(checkpoint) if checkpoint else Counters()
 
-    def save() -> None:
-        written = {**training.facts(counters), **facts}
-        processes.all_or_raise(
-            lambda: checkpoints.write(
-                output,
-                written,
-                training.engine.working.names,
-                training.sections(),
-                main=processes.is_main,
-                limit=config.checkpoints_total_limit,
-            )
-        )
-
+    keeper = Keeper(
+        training,
+        processes,
+        output,
+        facts=facts,
+        limit=config.checkpoints_total_limit,
+        newest=checkpoint.folder if checkpoint else None,
+    )
     steps = range(counters.step + 1, config.max_train_steps + 1)
     if _is_protected(validator, counters):
         steps = range(0)
-    bar = progress_bar(
+    with progress_bar(
         steps,
         desc="harden",
         unit="step",
         initial=counters.step,
         total=config.max_train_steps,
         shown=accelerator.is_main_process,
-    )
-    every = config.checkpointing_steps
-    for step in bar:
-        figures = training.outer_step()
-        if fault := training.find_fault(figures):
-            _stop_with_last_good_weights(output, processes, training, counters.step, fault)
-        counters.step = step
-        shown = {name: f"{figures[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in figures}
-        bar.set_postfix(shown, refresh=False)
-        if config.validation.steps and step % config.validation.steps == 0:
-            training.publish()
-            measured, counters.quiet_probes = processes.broadcast(
-                partial(_validate, validator, step, accelerator.device)
-            )
-            figures |= measured
-        if config.report_to:
-            accelerator.log(figures, step=step)
-        protected = _is_protected(validator, counters)
-        over = protected or step == config.max_train_steps
-        interrupted = any(processes.mean([float(stop.asked)]))
-        # Photo protection and audit follow and take long. If they are killed, this checkpoint saves the training.
-        last = over and (every or config.image_layer.enabled or config.audit.enabled)
-        if interrupted or last or (every and step % every == 0):
-            save()
-        if interrupted:
-            ending = Interrupted(f"after outer step {step}, with a checkpoint in {output}; {RESUME_ADVICE}")
-            ending.reported_by_other_process = not processes.is_main
-            raise ending
-        if protected:
-            break
-    bar.close()
+    ) as bar:
+        every = config.checkpointing_steps
+        for step in bar:
+            figures = training.outer_step()
+            if fault := training.find_fault(figures):
+                _stop_with_last_good_weights(output, processes, training, counters.step, fault)
+            counters.step = step
+            shown = {name: f"{figures[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in figures}
+            bar.set_postfix(shown, refresh=False)
+            if config.validation.steps and step % config.validation.steps == 0:
+                training.publish()
+                try:
+                    measured, counters.quiet_probes = processes.broadcast(
+                        partial(_validate, validator, step, accelerator.device)
+                    )
+                except CannotWrite as fault:
+                    raise keeper.rescue(counters, fault) from None
+                figures |= measured
+            if config.report_to:
+                accelerator.log(figures, step=step)
+            protected = _is_protected(validator, counters)
+            over = protected or step == config.max_train_steps
+            interrupted = any(processes.mean([float(stop.asked)]))
+            if interrupted or (every and step % every == 0 and not over):
+                keeper.save(counters)
+            if interrupted:
+                ending = Interrupted(
+                    f"after outer step {step}, with a checkpoint in {output}; {RESUME_ADVICE}", number=stop.number
+                )
+                ending.reported_by_other_process = not processes.is_main
+                raise ending
+            if over:
+                _save_last(keeper, counters)
+            if protected:
+                break
     training.publish()
-    return counters.step
+    return Trained(counters.step, keeper.newest)
+
+
+def _save_last(keeper: Keeper, counters: Counters) -> None:
+    """Save the training before the model is exported, so that nothing that happens from now on can lose it.
+
+    A disk that has no room for the checkpoint may have room for the model, which is smaller. So that is tried anyway.
+    """
+    try:
+        keeper.save(counters)
+    except CannotWrite as fault:
+        logger.warning("%s; the model is exported all the same", fault)
 
 
 def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], int]:

@@ -9,6 +9,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from apdm.config import JobConfig, PerturbConfig, config_hash, to_yaml
+from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, delete, list_files, write_text
 from apdm.core.logging import get_logger
@@ -44,8 +46,9 @@ from apdm.jobs.results import PerturbResult
 
 logger = get_logger(__name__)
 
+KEPT = "photos that are finished are kept; the same command goes on"
 
-@stop_on_signals("photos that are finished are kept; the same command goes on")
+
 def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResult:
     """Protect the photos of all subjects, in one process or under `accelerate launch`.
 
@@ -63,10 +66,18 @@ def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResu
         Interrupted: the process was asked to stop. Finished photos are kept.
     """
     processes, device = join_processes()
+    with stop_on_signals(KEPT, kept=(Path(config.output_dir) / IMAGES).exists), ExitStack() as held:
+        return _perturb(config, command, processes, device, held)
+
+
+def _perturb(
+    config: PerturbConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
+) -> PerturbResult:
+    """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
     job, family = processes.main_first(lambda: (PhotoJob.load(config, quiet=not processes.is_main), load_base(config)))
-    output = processes.broadcast(lambda: claim_photo_dir(config))
+    output = processes.broadcast(lambda: claim_photo_dir(config, held))
     show_plan(perturb_plan(config, job, family, processes=processes, device=device))
     family.pipeline.to(device)
     figures = job.run(family, output, processes, command=command)
@@ -74,17 +85,22 @@ def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResu
     return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
 
 
-def claim_photo_dir(config: PerturbConfig) -> Path:
+def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
     """Claim the output folder. Photos that an interrupted run with the same options has finished are kept.
 
+    Args:
+        config: the options.
+        held: keeps other runs out of the folder until it is closed.
+
     Raises:
-        UserError: the folder is not from this program, or holds photos that were protected with other options.
+        UserError: the folder is not from this program, or holds photos that were protected with other options; or
+            another run is at work in it.
     """
     output = Path(config.output_dir)
     resolved = to_yaml(replace(config, overwrite_output_dir=False))
     note = output / CONFIG
     same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
-    claim_output_dir(output, overwrite=same or config.overwrite_output_dir)
+    claim_output_dir(output, overwrite=same or config.overwrite_output_dir, until=held)
     if not same:
         delete(output / IMAGES)
         delete(output / PERTURBATION)
@@ -205,6 +221,7 @@ class PhotoJob:
         """
         started, images = time.perf_counter(), output / IMAGES
         missing = processes.broadcast(lambda: self._missing(images))
+        processes.on_main(lambda: require_disk(images, self._size(missing), "the protected photos"))
         mine = missing[processes.index :: processes.size]
         prior = None
         if missing and self.protection.needs_class_pictures:
@@ -304,6 +321,10 @@ class PhotoJob:
                 for path in [self._path(images, subject, photo)]
             )
         ]
+
+    def _size(self, subjects: Sequence[str]) -> int:
+        """Return an upper bound of the bytes of the protected photos of some subjects."""
+        return sum(picture_size(photo.pixels[0].numel()) for subject in subjects for photo in self.photos[subject])
 
     def _is_within_budget(self, path: Path, original: Photo) -> bool:
         changed = deviation(path, original.pixels, self.format)

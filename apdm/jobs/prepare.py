@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import transformers
 
 from apdm.config import HardenConfig, JobConfig
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
+from apdm.core.cpus import default_threads
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
 from apdm.core.libraries import are_told
@@ -30,12 +30,9 @@ def prepare_process(num_threads: int | None) -> None:
     """Set the number of CPU threads, and switch off the progress bars of diffusers and transformers.
 
     Args:
-        num_threads: threads of this process. None divides the available cores equally among the processes that the
-            launcher started on this machine.
+        num_threads: threads of this process; None stands for `apdm.core.cpus.default_threads`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # started by the launcher on this machine
-    torch.set_num_threads(num_threads or max(1, cores // processes))
+    torch.set_num_threads(num_threads or default_threads())
     if not are_told():
         for library in (diffusers, transformers):
             library.utils.logging.disable_progress_bar()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apdm.core import files
+from apdm.core import disk, files
 from apdm.core.errors import UserError
 
 DEAD_PID = 2**22 + 7  # above Linux' largest process id
@@ -81,7 +81,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: 
 
 KILLED = """
 import os, signal, sys
-from apdm.core import files
+from apdm.core import disk, files
 rename = os.replace
 def die_after_stepping_aside(source, target):
     rename(source, target)
@@ -200,9 +200,9 @@ def test_a_folder_without_weights_has_no_model_hash(tmp_path: Path) -> None:
 
 
 def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path) -> None:
-    files.require_disk(tmp_path / "not" / "yet" / "there", 1)
+    disk.require_disk(tmp_path / "not" / "yet" / "there", 1)
     with pytest.raises(UserError, match="GB free"):
-        files.require_disk(tmp_path / "not" / "yet" / "there", 10**18)
+        disk.require_disk(tmp_path / "not" / "yet" / "there", 10**18)
 
 
 def test_a_new_and_an_empty_output_folder_are_claimed_and_claimed_again(tmp_path: Path) -> None:

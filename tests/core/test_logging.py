@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from real_signals import LAUNCHED
 
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
 
@@ -37,7 +38,8 @@ def test_the_command_line_shows_each_message_as_one_line(capsys: pytest.CaptureF
 def test_of_several_processes_only_the_main_one_shows_messages_that_are_not_marked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
     with messages_on_stderr():
         logger.warning("the main process says this")
         logger.warning("process 1 stands aside", extra=EVERY_PROCESS)

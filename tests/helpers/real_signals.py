@@ -1,4 +1,4 @@
-"""Sends real signals to the process of the tests."""
+"""Sends real signals to the process of the tests, and says what a launcher tells a process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# The second of two processes, as a launcher says it to that process.
+LAUNCHED = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 
 
 @contextmanager

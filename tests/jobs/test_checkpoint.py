@@ -23,7 +23,7 @@ from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, w
 
 from apdm.cli import main
 from apdm.core.errors import Interrupted
-from apdm.core.signals import Stop
+from apdm.core.signals import NOTHING_KEPT, Stop
 from apdm.data.subjects import read_image
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
@@ -89,7 +89,7 @@ def test_with_a_running_average_it_is_what_is_exported(run: Run, tiny_pipeline: 
     assert any((exported[name] - theta[name]).abs().max() > 1e-4 for name in theta)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_finishes_the_outer_step_saves_and_ends_with_code_3(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -102,6 +102,16 @@ def test_a_signal_finishes_the_outer_step_saves_and_ends_with_code_3(
     assert not (tmp_path / "run/model").exists()
     assert run(tmp_path / "run", max_train_steps=20, resume_from_checkpoint="latest") == 0
     assert equal(weights(tmp_path / "straight"), weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_says_that_there_is_nothing_to_go_on_from_and_the_same_command_starts_again(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    with signal_when(tmp_path / "run/class_images/00000.png", number):
+        assert run(tmp_path / "run", num_class_images=2000, sample_batch_size=1) == 128 + number
+    assert last_line(capsys) == f"apdm: interrupted {NOTHING_KEPT}"
+    assert run(tmp_path / "run", num_class_images=4, max_train_steps=1) == 0
 
 
 def test_without_periodic_checkpoints_a_signal_still_saves(run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -288,7 +289,7 @@ def test_a_folder_of_somebody_elses_is_not_taken(people: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not from this program"):
-        claim_photo_dir(load_config(PerturbConfig, arguments(people, tmp_path / "mine")))
+        claim_photo_dir(load_config(PerturbConfig, arguments(people, tmp_path / "mine")), ExitStack())
 
 
 def test_layers_run_in_the_order_that_is_asked_for_within_the_same_ball(people: Path, tmp_path: Path):

@@ -1,0 +1,110 @@
+"""Every signal that asks a job to stop is heard; those that somebody ignores or handles are left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from apdm.core.errors import Interrupted
+from apdm.core.signals import NOTHING_KEPT, STOP_SIGNALS, stop_on_signals
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_signal_stops_the_job_and_says_whether_it_can_go_on(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="^go on$") as ending, stop_on_signals("go on", kept=lambda: True):
+        os.kill(os.getpid(), number)
+    assert (ending.value.number, ending.value.resumable) == (number, True)
+    with pytest.raises(Interrupted) as ending, stop_on_signals("go on", kept=lambda: False):
+        os.kill(os.getpid(), number)
+    assert (str(ending.value), ending.value.resumable) == (NOTHING_KEPT, False)
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
+    cleaned = []
+
+    def job() -> None:
+        with stop_on_signals():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGHUP)
+                cleaned.append(True)
+
+    with pytest.raises(Interrupted) as ending:
+        job()
+    assert cleaned and ending.value.number == signal.SIGTERM
+
+
+def test_a_second_ctrl_c_ends_what_the_first_one_postponed() -> None:
+    with pytest.raises(Interrupted) as ending, stop_on_signals() as stop, stop.postponed():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second one was not heard")
+    assert ending.value.number == signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), number)
+        assert not stop.asked
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_handler_of_the_calling_program_stays_and_one_of_an_outer_job_gives_way() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with stop_on_signals() as outer, outer.postponed(), stop_on_signals() as inner, inner.postponed():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert heard == [signal.SIGUSR1] and not inner.asked
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert inner.asked and not outer.asked
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# A stand-in for `accelerate launch`, which starts its one process like this and passes no signal on.
+LAUNCHER = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()  # accelerate"
+JOB = """
+import time
+from pathlib import Path
+from apdm.core.signals import stop_on_signals
+with stop_on_signals() as stop, stop.postponed():
+    Path("{started}").touch()
+    while not stop.asked:
+        time.sleep(0.01)
+Path("{stopped}").touch()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_a_job_stops_when_its_launcher_ends(tmp_path: Path, number: signal.Signals) -> None:
+    job = JOB.format(started=tmp_path / "started", stopped=tmp_path / "stopped")
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, job], cwd=ROOT)
+    wait_for(tmp_path / "started")
+    launcher.send_signal(number)
+    launcher.wait()
+    wait_for(tmp_path / "stopped")
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

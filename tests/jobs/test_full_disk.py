@@ -1,0 +1,161 @@
+"""A disk that takes no more costs one line, and nothing that was trained."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import arguments, equal, weights, write_people
+
+from apdm.cli import main
+from apdm.core.disk import CannotWrite, picture_size, require_disk
+from apdm.core.files import write_beside
+from apdm.core.pictures import save_png
+from apdm.core.signals import stop_on_signals
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture
+def run(tiny_pipeline: Path, people: Path) -> Run:
+    return lambda output, **changes: main(
+        ["harden", *arguments(tiny_pipeline, people, output, checkpointing_steps=0, **changes)]
+    )
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses longer files, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a disk of 70 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def fill(disk: Path) -> None:
+    """Write until there is no room left."""
+    with open(disk / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def test_an_export_that_fails_keeps_the_training_and_the_next_run_only_exports(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "straight", single_file="true") == 0
+    assert not list((tmp_path / "straight").glob("checkpoint-*"))
+    with files_of_at_most(400_000):  # less than the single file has, and more than any other
+        assert run(tmp_path / "run", single_file="true") == 2
+    said = last_line(capsys)
+    assert said.startswith("apdm: error: ") and "model.safetensors cannot be written: File too large" in said
+    assert said.endswith("the same command with --resume_from_checkpoint latest goes on")
+    assert run(tmp_path / "run", single_file="true", resume_from_checkpoint="latest") == 0
+    assert equal(weights(tmp_path / "straight"), weights(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_disk_that_became_full_while_the_run_trained_has_its_training_kept_elsewhere(
+    run: Run, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)  # so that the variable is read again
+    output = small_disk / "run"
+
+    def fill_later() -> None:
+        while not (output / "samples/step-00001.png").exists():
+            time.sleep(0.002)
+        fill(small_disk)
+
+    thread = threading.Thread(target=fill_later, daemon=True)
+    thread.start()
+    drawn = {"validation.steps": 1, "validation.num_images": 1, "validation.num_inference_steps": 1}
+    assert run(output, max_train_steps=400, **drawn) == 2
+    thread.join(timeout=10)
+    said = last_line(capsys)
+    (kept,) = tmp_path.glob("apdm-*/checkpoint-*")
+    assert "No space left on device; make room" in said and f"--resume_from_checkpoint {kept} goes on" in said
+    (small_disk / "filler").unlink()
+    step = int(kept.name[-6:])
+    assert run(output, max_train_steps=step, resume_from_checkpoint=kept, **drawn) == 0
+    assert (output / "model/unet").is_dir() and kept.is_dir()
+
+
+def test_photos_that_do_not_fit_are_told_before_and_while_they_are_written(
+    tiny_pipeline: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--pretrained_model_name_or_path", str(tiny_pipeline), "--instance_data_dir", str(people / "protected")]
+    options += ["--resolution", "16", "--image_layer.method", "noise", "--image_layer.zero_shot.enabled", "false"]
+    options += ["--output_dir", str(tmp_path / "photos"), "--num_threads", "1"]
+    with files_of_at_most(5000):
+        assert main(["perturb", *options]) == 2
+    said = last_line(capsys)
+    assert said.startswith("apdm: error: ") and "000.png cannot be written: File too large" in said
+    assert main(["perturb", *options]) == 0
+
+
+def test_room_is_counted_before_the_work(tmp_path: Path) -> None:
+    noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
+    save_png(Image.fromarray(noise), tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size <= picture_size(64 * 64)
+    with pytest.raises(CannotWrite, match="needs .* GB for 20 pictures and its disk has .* free: make room"):
+        require_disk(tmp_path / "not/yet", 10**18, "20 pictures")
+
+
+def test_a_fault_of_the_disk_names_the_file_and_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/old").touch()
+    with (
+        files_of_at_most(10),
+        pytest.raises(CannotWrite, match="^[^ ]*/model cannot be written: File too large") as told,
+        write_beside(tmp_path / "model", folder=True) as partial,
+        write_beside(partial / "new") as inner,
+    ):
+        inner.write_bytes(bytes(100))
+    assert "partial" not in str(told.value)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
+
+
+@pytest.mark.parametrize(("kept", "words"), [(True, "go on"), (False, "then run the same command again")])
+def test_a_job_adds_how_it_can_go_on(kept: bool, words: str) -> None:
+    with (
+        pytest.raises(CannotWrite, match=f"a file cannot be written: No space left on device; make room; {words}$"),
+        stop_on_signals("go on", kept=lambda: kept),
+    ):
+        raise OSError(28, "No space left on device")
