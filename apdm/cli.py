@@ -36,8 +36,10 @@ logger = get_logger(__name__)
 # to go on from. CRASHED is not the code 1 with which Python ends after an exception, because a script would take that
 # for "not protected". STOPPED: interrupted without work to go on from; as shells do, the number of the signal is added.
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED, STOPPED = 0, 1, 2, 3, 4, 128
-OTHER_CODES = "2 bad input, 3 interrupted with work to go on from,\n4 a fault of the program or of a library, 128 + n \
-interrupted by signal n without."
+OTHER_CODES = (
+    "2 bad input, 3 interrupted with work to go on from, 4 a fault of the program or of a library, "
+    "128 + n interrupted by signal n without."
+)
 VERBOSE = "--verbose"  # of every command
 # What `apdm env` reports.
 LIBRARIES = (
