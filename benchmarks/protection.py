@@ -31,6 +31,7 @@ from torch import Tensor
 
 from apdm.config import HardenConfig, load_config
 from apdm.config.audit import AuditConfig
+from apdm.data.separate_photos import Role
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces.portrait import PortraitFaceScore, PortraitReader
 from apdm.families import Family, load_family
@@ -164,7 +165,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
             base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
         )
         people, benign = (
-            encode_subjects(config, base, Photos.load(source, config.resolution), class_images)
+            encode_subjects(config, base, Photos.load(source, config.resolution, Role.PROTECTED), class_images)
             for source in (config.instance_data_dir, str(config.pool.benign_data_dir))
         )
     hardened = base.with_denoiser(copy.deepcopy(base.denoiser))

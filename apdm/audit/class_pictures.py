@@ -15,7 +15,7 @@ from apdm.audit.store import CellStore, key_of
 from apdm.core.errors import UserError
 from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.judges import Features
-from apdm.metrics.utility import StrangersLikeness, class_utility, strangers_likeness
+from apdm.metrics.utility import StrangersLikeness, class_utility, strangers_likeness, strangers_matched
 
 AGAIN = "base_again"  # class pictures of the base with a second set of seeds
 
@@ -85,8 +85,8 @@ def measure_utility(
 
 def measure_strangers(
     plan: AuditPlan, protected: Mapping[str, Mapping[str, Tensor]], drawn: Features
-) -> dict[str, StrangersLikeness]:
-    """Measure likeness by chance; see `strangers_likeness`.
+) -> tuple[dict[str, StrangersLikeness], dict[str, float]]:
+    """Measure likeness by chance; see `strangers_likeness`, and `strangers_matched` for whether it is by chance.
 
     Args:
         plan: the audit's plan, which may hold photos of strangers.
@@ -94,7 +94,7 @@ def measure_strangers(
         drawn: what the judges read from the base's class pictures.
 
     Returns:
-        {encoder: likeness by chance}.
+        {encoder: likeness by chance}, and {person: share of the strangers who are this person}.
 
     Raises:
         UserError: there are no photos of strangers, and the base's class pictures show no face either.
@@ -102,4 +102,6 @@ def measure_strangers(
     photos = plan.subjects.strangers
     if photos is None and not drawn.detected.any():
         raise UserError("the base draws no face for the class prompt: give photos in strangers_data_dir")
-    return strangers_likeness(protected, None if photos is None else plan.judges.embed(to_unit(photos)), drawn)
+    faces = None if photos is None else plan.judges.embed(to_unit(photos))
+    thresholds = {encoder.name: encoder.threshold for encoder in plan.judges.encoders}
+    return strangers_likeness(protected, faces, drawn), strangers_matched(protected, faces, drawn, thresholds)

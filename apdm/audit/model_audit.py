@@ -87,6 +87,7 @@ def _attack_and_judge(
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
     protected = {person.id: references[person.id] for person in subjects.protected}
+    strangers, matched = measure_strangers(plan, protected, class_features["base"])
     measured = Measurements(
         schema=SCHEMA,
         command=plan.command,
@@ -96,7 +97,8 @@ def _attack_and_judge(
         subjects=list(protected),
         others=[person.id for person in subjects.others],
         judges=judges.describe(),
-        strangers=measure_strangers(plan, protected, class_features["base"]),
+        strangers=strangers,
+        strangers_matched=matched,
         left_out=left_out,
         attacks=rows,
         utility=measure_utility(plan, class_pictures, class_features, other_people(rows, judges.names)),

@@ -13,7 +13,7 @@ If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
-from apdm.data.subjects import find_subjects, list_all_images, list_images, load_images
+from apdm.data.separate_photos import PhotoSet, Role
+from apdm.data.subjects import Subject, find_subjects, list_all_images, list_images, load_images
 
 ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING = "attacker", "holdout", "other", "strangers", "consenting"
 PROTECTED = "protected"  # the originals of protected photos, for an audit that attacks these too
@@ -54,12 +55,14 @@ class AuditSubjects:
         strangers: photos [N, 3, R, R] in [-1, 1] of other people, to measure likeness by chance. If it is None, the
             base's class pictures are used instead.
         consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
+        sets: all these photos, to be compared with those of other folders.
     """
 
     protected: list[Person]
     others: list[Person]
     strangers: Tensor | None = None
     consenting: Tensor | None = None
+    sets: Sequence[PhotoSet] = ()
 
 
 @dataclass(frozen=True)
@@ -105,37 +108,74 @@ class PhotoFolders:
         Raises:
             UserError: there are no hold-out photos, a person has no photos, or a photo is damaged.
         """
-        references = _photos(self.holdout, resolution)
-        if not references:
+        # The attacker's photos may lie beside the folders of other groups.
+        groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
+        attack = People.load(self.attack, resolution, besides=[Path(folder) for folder in groups if folder])
+        holdout, other, consenting = (
+            People.load(folder, resolution) for folder in (self.holdout, self.other, self.consenting)
+        )
+        if not holdout.photos:
             raise UserError(
                 "the audit measures likeness on photos nobody trained on; "
                 f"name their folder with {prefix}holdout_data_dir, one sub-folder per subject"
             )
-        # The attacker's photos may lie beside the folders of other groups.
-        groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
-        attack = _photos(self.attack, resolution, besides=[Path(folder) for folder in groups if folder])
-        others = _photos(self.other, resolution)
-        protected = list(attack) if protected is None else protected
+        protected = list(attack.photos) if protected is None else protected
         unseen = "photos of this person that nobody trains on"
-        _require(protected, references, self.holdout, unseen, owner=self.attack)
-        _require(list(others), references, self.holdout, unseen, owner=self.other)
-        _require(protected, attack, self.attack, "the photos that the attacker has", owner=self.holdout)
-        strangers = load_images(list_all_images(self.strangers), resolution) if self.strangers else None
-        consenting = list(_photos(self.consenting, resolution).values())
+        _require(protected, holdout.photos, self.holdout, unseen, owner=self.attack)
+        _require(list(other.photos), holdout.photos, self.holdout, unseen, owner=self.other)
+        _require(protected, attack.photos, self.attack, "the photos that the attacker has", owner=self.holdout)
+        strangers, sets = None, []
+        if self.strangers:
+            files = list_all_images(self.strangers)
+            strangers = load_images(files, resolution)
+            sets.append(PhotoSet.of(Role.STRANGER, self.strangers, files, strangers))
+
+        def persons(ids: Iterable[str], photos: Mapping[str, Tensor]) -> list[Person]:
+            return [Person(id=one, photos=photos[one], references=holdout.photos[one]) for one in ids]
+
         return AuditSubjects(
-            [Person(id=person, photos=attack[person], references=references[person]) for person in protected],
-            [Person(id=person, photos=photos, references=references[person]) for person, photos in others.items()],
+            persons(protected, attack.photos),
+            persons(other.photos, other.photos),
             strangers,
-            torch.cat(consenting) if consenting else None,
+            torch.cat(list(consenting.photos.values())) if consenting.photos else None,
+            sets=[
+                *attack.sets(Role.PROTECTED, protected),
+                *holdout.sets(Role.REFERENCE, protected),
+                *other.sets(Role.OTHER, other.photos),
+                *holdout.sets(Role.OTHER_REFERENCE, other.photos),
+                *consenting.sets(Role.CONSENTING, consenting.photos),
+                *sets,
+            ],
         )
 
 
-def _photos(folder: str | None, resolution: int, *, besides: Sequence[Path] = ()) -> dict[str, Tensor]:
-    """{subject's id: photos} of every subject in a folder; empty if `folder` is None. See `find_subjects`."""
-    if folder is None:
-        return {}
-    found = find_subjects(folder, besides=besides)
-    return {subject.id: load_images(subject.images, resolution) for subject in found}
+@dataclass(frozen=True)
+class People:
+    """The people of a folder, which is None if it was not given.
+
+    Attributes:
+        folder: the folder.
+        subjects: the people with the files of their photos.
+        photos: {person: photos [N, 3, R, R] in [-1, 1]}.
+    """
+
+    folder: str | None
+    subjects: Sequence[Subject]
+    photos: Mapping[str, Tensor]
+
+    @staticmethod
+    def load(folder: str | None, resolution: int, *, besides: Sequence[Path] = ()) -> People:
+        """Read the photos of every person in a folder, as squares with a side of `resolution` pixels.
+
+        `besides` are folders in it that are no people, see `find_subjects`.
+        """
+        subjects = find_subjects(folder, besides=besides) if folder is not None else []
+        return People(folder, subjects, {one.id: load_images(one.images, resolution) for one in subjects})
+
+    def sets(self, role: Role, chosen: Collection[str]) -> list[PhotoSet]:
+        """The photos of the people `chosen`, in a list of one, which is empty if none of them is here."""
+        subjects = [subject for subject in self.subjects if subject.id in chosen]
+        return [PhotoSet.of_people(role, str(self.folder), subjects, self.photos)] if subjects else []
 
 
 def _require(

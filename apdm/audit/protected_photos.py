@@ -12,6 +12,7 @@ from torch import Tensor
 from apdm.audit.schema import WrongShape, from_json
 from apdm.core.errors import UserError
 from apdm.data.photo_files import stem
+from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
 from apdm.image_layer.results import Perturbation
@@ -30,10 +31,17 @@ class PhotoPair:
 
 @dataclass(frozen=True)
 class ProtectedPhotos:
-    """The photos of all people, {person: pair}, and how they were protected."""
+    """The photos of all people.
+
+    Attributes:
+        pairs: {person: photos}.
+        perturbation: how they were protected.
+        originals: the originals, to be compared with the photos of other folders.
+    """
 
     pairs: Mapping[str, PhotoPair]
     perturbation: Perturbation
+    originals: PhotoSet
 
 
 def load_protected_photos(
@@ -55,11 +63,13 @@ def load_protected_photos(
     perturbation = _read_perturbation(made)
     protected = {subject.id: subject.images for subject in find_subjects(made / IMAGES)}
     pairs = {}
-    for subject in find_subjects(originals):
+    subjects = find_subjects(originals)
+    for subject in subjects:
         if subject.id not in known:
             raise UserError(f"the audit has no hold-out photos of {originals}/{subject.id}; add some, or leave it out")
         pairs[subject.id] = load_pair(subject, made / IMAGES, protected.get(subject.id, []), resolution)
-    return ProtectedPhotos(pairs, perturbation)
+    clean = {person: pair.clean for person, pair in pairs.items()}
+    return ProtectedPhotos(pairs, perturbation, PhotoSet.of_people(Role.PROTECTED, str(originals), subjects, clean))
 
 
 def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolution: int) -> PhotoPair:

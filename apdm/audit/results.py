@@ -377,6 +377,8 @@ class Measurements:
         others: ids of people who must stay learnable.
         judges: the networks that gave the figures.
         strangers: {encoder: likeness by chance}.
+        strangers_matched: {protected person: share of the strangers whom every encoder takes for this person}; None
+            in results of older versions.
         left_out: the attacks that could not be run.
         attacks: one row for each cell.
     """
@@ -390,6 +392,7 @@ class Measurements:
     others: list[str]
     judges: JudgesDescription
     strangers: dict[str, StrangersLikeness]
+    strangers_matched: dict[str, float] | None = None
     left_out: list[LeftOut]
     attacks: list[AttackRow]
     utility: Utility

@@ -125,7 +125,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     prefixed = len(attacks) > 1
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
     unreliable += [flag for flag in _unmeasured(checks) if not any(flag in known for known in unreliable)]
-    unreliable += _not_attacked(measured)
+    unreliable += _not_attacked(measured) + _no_strangers(measured, thresholds)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:
@@ -175,6 +175,22 @@ def _not_attacked(measured: Measurements) -> list[str]:
     if spared := [subject for subject in measured.subjects if subject not in attacked]:
         missing.append(f"no required attack was run on {', '.join(spared)}: choose a suite that attacks everybody")
     return missing
+
+
+def _no_strangers(measured: Measurements, thresholds: Thresholds) -> list[str]:
+    """Protected people who are among the strangers, one clause each.
+
+    Their likeness is then not likeness by chance, and the check of the likeness would always pass. Among photos of
+    strangers nobody may be protected. Among class pictures, which the base draws, some look like a person by chance.
+    """
+    photos = all(band.source == "photos" for band in measured.strangers.values())
+    allowed, who = (0.0, "strangers") if photos else (thresholds.max_match_rate, "base's class pictures")
+    mend = "take these photos out of the folder" if photos else "give photos of strangers"
+    return [
+        f"{share:.3f} of the {who} are {subject} to every encoder, so likeness by chance was not measured: {mend}"
+        for subject, share in (measured.strangers_matched or {}).items()
+        if share > allowed
+    ]
 
 
 def _transfer_flags(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, list[str]]:

@@ -157,7 +157,8 @@ class PoolConfig:
     )
     benign_data_dir: str | None = option(
         None,
-        "Folder of the photos of people who consented, <id>/*.jpg. Required if benign_size is above 0.",
+        "Folder of the photos of people who consented, <id>/*.jpg, none of them protected. Required if benign_size is "
+        "above 0.",
         holds="path",
     )
 

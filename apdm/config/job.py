@@ -47,8 +47,9 @@ class JobConfig:
     )
     class_data_dir: str | None = option(
         None,
-        "Folder of class pictures. Pictures of your own are used as they are; otherwise the base model draws "
-        "num_class_images of them there. By default a folder in output_dir.",
+        "Folder of class pictures. Pictures of your own are used as they are, directly in it or in folders inside it, "
+        "such as kohya's 1_person; otherwise the base model draws num_class_images of them there. By default a folder "
+        "in output_dir.",
         holds="path",
     )
     instance_prompt: str = option(

@@ -6,6 +6,7 @@ Prior preservation trains on these pictures, so that a model goes on drawing the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import UserError
-from apdm.core.files import delete, write_text
+from apdm.core.files import MARKER, delete, write_text
 from apdm.core.lock import locked
 from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
-from apdm.data.subjects import list_images
+from apdm.data.photo_files import list_folder, walk
 
 RECIPE_FILE = "made_by_apdm.json"  # stored beside drawn pictures; it says how they were drawn
+DRAWN = re.compile(r"\d{5,}\.png")  # the names of drawn pictures
 
 
 class PictureModel(Protocol):
@@ -46,10 +48,13 @@ class PictureModel(Protocol):
 class ClassImages:
     """How class pictures are drawn. Picture i depends on this recipe and on `seed + i`, and on nothing else.
 
+    The recipe is stored beside the pictures, so that pictures of another recipe are never used by mistake.
+
     Attributes:
         prompt: the class prompt.
-        model: hash of the model that draws. It is stored beside the pictures, so that pictures of another model are
-            never used by mistake.
+        model: hash of the weights of the model that draws.
+        variant: which of these weights were loaded; None for the files without a suffix.
+        configuration: hash of the configurations of the model's parts, such as the sampler's.
         seed: seed of the first picture.
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
@@ -58,6 +63,8 @@ class ClassImages:
 
     prompt: str
     model: str
+    variant: str | None
+    configuration: str
     seed: int
     num_inference_steps: int
     guidance_scale: float
@@ -86,32 +93,20 @@ class ClassImages:
             show_progress: show a progress bar.
 
         Raises:
-            UserError: the folder holds pictures that were drawn with another recipe, and `replace` is false.
+            UserError: as in `own_pictures`.
         """
-        recipe = asdict(self)
-        present = list_images(folder) if folder.is_dir() else []
+        if own := self.own_pictures(folder, replace=replace):
+            return own[:count]
         recipe_file = folder / RECIPE_FILE
-        if present and not recipe_file.exists():
-            return present[:count]
-        if present and replace and json.loads(recipe_file.read_text()) != recipe:
+        if replace and recipe_file.exists() and self._differences(recipe_file):
             delete(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._check_recipe(folder)
         if self._missing(folder, count):
             with locked(folder, waiting=f"waiting for another run that draws class pictures in {folder}"):
-                self._check_recipe(folder)  # of the other run
-                write_text(recipe_file, json.dumps(recipe, indent=1) + "\n")
+                self.own_pictures(folder, replace=False)  # the other run may have drawn other pictures
+                write_text(recipe_file, json.dumps(asdict(self), indent=1) + "\n")
                 self._draw(family, folder, count, batch_size=batch_size, show_progress=show_progress)
         return [folder / _name(i) for i in range(count)]
-
-    def _check_recipe(self, folder: Path) -> None:
-        """Raise UserError if the folder holds pictures that were drawn with another recipe."""
-        recipe_file = folder / RECIPE_FILE
-        if recipe_file.exists() and list_images(folder) and json.loads(recipe_file.read_text()) != asdict(self):
-            raise UserError(
-                f"{folder} holds class pictures of another model, prompt or seed; "
-                "remove the folder or choose another class_data_dir"
-            )
 
     def _missing(self, folder: Path, count: int) -> list[int]:
         return [i for i in range(count) if not (folder / _name(i)).exists()]
@@ -135,6 +130,81 @@ class ClassImages:
                 for i, image in zip(chunk, images, strict=True):
                     save_png(to_pil(image), folder / _name(i))
                 bar.update(len(chunk))
+
+    def own_pictures(self, folder: Path, *, replace: bool) -> list[Path]:
+        """Return the pictures of the user's own in a folder, sorted; an empty list if pictures are drawn there.
+
+        The user's pictures lie directly in the folder, or in folders inside it, such as kohya's `10_person/`. Nothing
+        is written.
+
+        Args:
+            folder: where class pictures are, or will be.
+            replace: as in `ensure`.
+
+        Raises:
+            UserError: the folder holds something else than pictures, pictures in two places, or pictures that were
+                drawn with another recipe, and `replace` is false.
+        """
+        if not folder.exists():
+            return []
+        if not folder.is_dir():
+            raise UserError(f"class_data_dir {folder} is a file; give the folder of the class pictures, or a new one")
+        if (folder / MARKER).exists():
+            raise UserError(f"class_data_dir {folder} is the output folder of a run; give the class pictures another")
+        top, inside = list_folder(folder).require_read(), _pictures_inside(folder)
+        directly = top.photos
+        recipe_file = folder / RECIPE_FILE
+        if recipe_file.exists():
+            directly = [file for file in directly if not DRAWN.fullmatch(file.name)]
+            if strange := [*directly, *inside]:
+                raise UserError(
+                    f"{strange[0]} lies among class pictures that this program drew; move it elsewhere, or give your "
+                    "own pictures a folder of their own"
+                )
+            if top.photos and not replace and (differences := self._differences(recipe_file)):
+                raise UserError(
+                    f"{folder} holds class pictures that were drawn otherwise ({differences}); remove the folder or "
+                    "choose another class_data_dir"
+                )
+            return []
+        if directly and inside:
+            raise UserError(
+                f"{folder} holds class pictures, and {inside[0].parent} does too; leave them in one of the two places"
+            )
+        if not (directly or inside) and top.others:
+            raise UserError(
+                f"{folder} holds {top.others[0].name} and no class picture; put pictures there, or choose an empty "
+                "folder or a new one to have them drawn"
+            )
+        return directly or inside
+
+    def _differences(self, recipe_file: Path) -> str:
+        """Say how a stored recipe differs from this one; an empty text if it does not."""
+        try:
+            stored = dict(json.loads(recipe_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return f"{recipe_file.name} cannot be read"
+        here = asdict(self)
+        differing = [name for name in here if name not in stored or stored[name] != here[name]]
+        known = {"model": "another model", "configuration": "another configuration of the model"}
+        return ", ".join(known.get(name, f"{name} {stored.get(name)} instead of {here[name]}") for name in differing)
+
+
+def _pictures_inside(folder: Path) -> list[Path]:
+    """Return the pictures in all folders below a folder, sorted by path; hidden folders are left out.
+
+    Raises:
+        UserError: this program drew or wrote pictures in one of these folders.
+    """
+    pictures = []
+    for place, listing in walk(folder):
+        for inner in listing.folders:
+            if (inner / RECIPE_FILE).exists() or (inner / MARKER).exists():
+                raise UserError(
+                    f"{inner}, inside class_data_dir {folder}, was made by this program; give another folder"
+                )
+        pictures += listing.require_read().photos if place != folder else []
+    return pictures
 
 
 def _name(index: int) -> str:

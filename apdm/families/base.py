@@ -232,6 +232,29 @@ class Family(Sampler):
         A prompt that is too long for a text encoder is cut, as the pipeline does.
         """
 
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens of a prompt each tokenizer passes on, under the pipeline's name for the tokenizer."""
+        limits = {}
+        for name, tokenizer in self.pipeline.components.items():
+            encoder = self.pipeline.components.get(name.replace("tokenizer", "text_encoder"))
+            if name.startswith("tokenizer") and tokenizer is not None and encoder is not None:
+                places = getattr(encoder.config, "max_position_embeddings", None)
+                limits[name] = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
+        return limits
+
+    def tokens(self, prompt: str, *, cut: bool = True) -> dict[str, list[int]]:
+        """The tokens of a prompt, under the pipeline's name for the tokenizer that gives them.
+
+        Args:
+            prompt: the prompt.
+            cut: leave out the tokens of a long prompt that the text encoder does not get.
+        """
+        return {
+            name: getattr(self.pipeline, name)(prompt, truncation=cut, max_length=limit if cut else None).input_ids
+            for name, limit in self.token_limits.items()
+        }
+
     def posterior(self, images: Tensor) -> Posterior:
         """Encode images with the VAE, differentiably.
 

@@ -15,6 +15,7 @@ from apdm.families.flow_matching import FlowMatching
 
 # The guidance that a guidance-distilled model is given while it is trained, as in diffusers' training scripts.
 TRAINING_GUIDANCE = 1.0
+T5_TOKENS = 512  # the tokens of a prompt that the pipeline gives to T5
 PACK = 2  # latents are packed in squares of this side
 
 
@@ -58,6 +59,12 @@ class Flux(FlowMatching):
             "embeddings": (self.denoiser.config.joint_attention_dim, t5.d_model),
             "pooled embeddings": (self._pooled_width, clip.hidden_size),
         }
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """As `Family.token_limits`: the pipeline itself says how many tokens T5 gets."""
+        limits = super().token_limits
+        return limits | {name: T5_TOKENS for name in limits if name == "tokenizer_2"}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""

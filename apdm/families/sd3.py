@@ -13,6 +13,8 @@ from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.mmdit import TRANSFORMER, narrow_transformer, transformer_weights
 from apdm.families.single_file.text import text_of_sd3
 
+T5_TOKENS = 256  # the tokens of a prompt that the pipeline gives to T5
+
 
 class StableDiffusion3(FlowMatching):
     """A `StableDiffusion3Pipeline`.
@@ -52,6 +54,12 @@ class StableDiffusion3(FlowMatching):
         if (t5 := self.pipeline.text_encoder_3) is not None:
             widths["embeddings"] = (self.denoiser.config.joint_attention_dim, t5.config.d_model)
         return widths
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """As `Family.token_limits`: the pipeline itself says how many tokens T5 gets."""
+        limits = super().token_limits
+        return limits | {name: T5_TOKENS for name in limits if name == "tokenizer_3"}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vectors in the last rows; prompts that are too long are cut."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_ch
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
+from apdm.audit.same_faces import check_faces
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries, cost_factor_warning
 from apdm.config import AuditJobConfig, AuditOptions, to_yaml
@@ -32,6 +33,7 @@ from apdm.core.logging import get_logger
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
 from apdm.data.class_images import ClassImages
+from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.data.subjects import load_images
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
@@ -40,8 +42,9 @@ from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.families.prompts import check_distinct, check_prompts
 from apdm.jobs.plan import audit_plan, show_plan
-from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import check_resolution, configuration_hash, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
 from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
@@ -87,6 +90,8 @@ def _audit(
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
     plan, inputs, photos = processes.main_first(lambda: _load(config, command))
+    judges = inputs.judges
+    processes.on_main(lambda: check_faces(_photo_sets(inputs, photos), judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: _claim(config, held))
     show_plan(audit_plan(config, plan, photos, processes=processes, device=device))
     warn_if_too_short(config, plan.entries)
@@ -96,6 +101,7 @@ def _audit(
         plan,
         class_images=attacker_class_images(
             plan,
+            variant=config.variant,
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
             resolution=config.resolution,
@@ -202,12 +208,14 @@ def warn_if_too_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
 
 
 def attacker_class_images(
-    plan: AuditPlan, *, num_inference_steps: int, guidance_scale: float, resolution: int
+    plan: AuditPlan, *, variant: str | None, num_inference_steps: int, guidance_scale: float, resolution: int
 ) -> ClassImages:
     """Return how the base draws the class pictures that the attacker uses for prior preservation."""
     return ClassImages(
         prompt=plan.class_prompt,
         model=plan.files["base"].sha256,
+        variant=variant,
+        configuration=configuration_hash(plan.models["base"]),
         seed=plan.seed + ATTACKER_SEED,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
@@ -328,6 +336,7 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
         with_photos=config.protected_photos is not None,
         allow_pickle=config.allow_pickle,
     )
+    check_separate(inputs.subjects.sets)
     models = load_models(
         paths,
         family=config.family,
@@ -336,6 +345,7 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
         single_file_config=config.single_file_config,
     )
     check_resolution(models["base"], config.resolution)
+    check_prompts_of(config, models["base"], entries, paths)
     plan = AuditPlan.of(
         config,
         models=models,
@@ -358,7 +368,31 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
             known=[person.id for person in inputs.subjects.protected],
         )
         inputs.photo_attacks.check(models["base"])
+        check_separate(_photo_sets(inputs, photos))
     return plan, inputs, photos
+
+
+def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Entry], models: Collection[str]) -> None:
+    """Check the prompts of the audit and of each attack.
+
+    Raises:
+        UserError: the model cannot read a prompt, or cannot tell an attack's prompt from the class prompt.
+    """
+    drawn = {"prompts": config.prompts, "edit_prompt": [config.edit_prompt] if config.edit_prompt else []}
+    learned = {"instance_prompt": [config.instance_prompt]}
+    check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
+    factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+    for entry in available_entries(entries, models, factory)[0]:
+        attack: Any = factory.make(entry.spec, seed=0)
+        while hasattr(attack, "attack"):  # a staged attack holds another one
+            attack = attack.attack
+        class_prompt = getattr(attack, "class_prompt", config.class_prompt)
+        check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
+
+
+def _photo_sets(inputs: AuditInputs, photos: ProtectedPhotos | None) -> list[PhotoSet]:
+    """All photos of an audit."""
+    return [*([] if photos is None else [photos.originals]), *inputs.subjects.sets]
 
 
 def model_file(path: str, model: Family) -> ModelFile:

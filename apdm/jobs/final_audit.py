@@ -128,6 +128,7 @@ def audit_hardened(
         # The attacker's class pictures are drawn like the defence's, but with other seeds.
         class_images=attacker_class_images(
             plan,
+            variant=config.variant,
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
             resolution=config.resolution,

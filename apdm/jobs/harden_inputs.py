@@ -14,21 +14,24 @@ from torch import Tensor
 
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
+from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig, to_yaml
 from apdm.core.disk import require_disk
-from apdm.core.errors import UserError
 from apdm.core.files import MARKER, claim_output_dir, model_hash, write_text
-from apdm.data.subjects import Subject, find_subjects, load_images
+from apdm.data.separate_photos import PhotoSet, Role, check_separate
+from apdm.data.subjects import find_subjects, load_images
 from apdm.export.layout import CLASS_IMAGES, CONFIG, MODEL
 from apdm.export.pipeline import check_single_file, export_size
+from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.families.prompts import check_prompts
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.jobs.perturb import PhotoJob
-from apdm.jobs.prepare import class_posterior, keep_apart
+from apdm.jobs.prepare import class_posterior, keep_apart, own_class_pictures
 from apdm.protection.subject_data import SubjectData
 
 BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES}  # what a run writes before its first outer step
@@ -43,27 +46,34 @@ class Photos:
     Attributes:
         instance: {subject id: photos, `[N, 3, R, R]` in [-1, 1]}.
         safe: {subject id: safe partners of these photos, `[N, 3, R, R]` in [-1, 1]}. Only subjects with partners.
+        sets: the photos and the partners, to be compared with those of other folders.
     """
 
     instance: Mapping[str, Tensor] = field(default_factory=dict)
     safe: Mapping[str, Tensor] = field(default_factory=dict)
+    sets: Sequence[PhotoSet] = ()
 
     @staticmethod
-    def load(folder: str | None, resolution: int) -> Photos:
+    def load(folder: str | None, resolution: int, role: Role) -> Photos:
         """Load the photos of all subjects in `folder`, as squares with a side of `resolution` pixels.
 
         Args:
             folder: the folder of subjects; None gives no photos.
             resolution: R, the side of the squares in pixels.
+            role: what the photos are used for.
 
         Raises:
             UserError: the folder has no subjects, or a photo cannot be used.
         """
-        subjects: Sequence[Subject] = find_subjects(folder) if folder else []
-        return Photos(
-            {subject.id: load_images(subject.images, resolution) for subject in subjects},
-            {subject.id: load_images(subject.safe, resolution) for subject in subjects if subject.safe is not None},
-        )
+        if folder is None:
+            return Photos()
+        subjects = find_subjects(folder)
+        instance = {subject.id: load_images(subject.images, resolution) for subject in subjects}
+        partners = {subject.id: subject.safe for subject in subjects if subject.safe is not None}
+        safe = {person: load_images(files, resolution) for person, files in partners.items()}
+        sets = [PhotoSet.of_people(role, folder, subjects, instance)]
+        sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
+        return Photos(instance, safe, sets)
 
 
 @dataclass(frozen=True)
@@ -94,21 +104,29 @@ class HardenInputs:
     def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
         """Read and check all input. Nothing is written. Raises UserError if some input cannot be used."""
         keep_apart(config.photo_folders, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
-        photos = Photos.load(config.instance_data_dir, config.resolution)
-        consenting = Photos.load(config.pool.benign_data_dir if config.pool.benign_size else None, config.resolution)
-        earlier = Photos.load(config.rehearsal_data_dir, config.resolution)
-        if both := sorted(set(photos.instance) & set(earlier.instance)):
-            raise UserError(f"{both[0]} is in instance_data_dir and in rehearsal_data_dir; leave it in one of them")
+        check_harden_prompts(config, base)
+        benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
+        photos = Photos.load(config.instance_data_dir, config.resolution, Role.PROTECTED)
+        consenting = Photos.load(benign_data_dir, config.resolution, Role.CONSENTING)
+        earlier = Photos.load(config.rehearsal_data_dir, config.resolution, Role.EARLIER)
         for treatment in config.variety.photos:
             make_purifier(treatment)
         audit_inputs = None
         if config.audit.enabled or config.validation.probe_steps:
             audit_inputs = load_audit_inputs(config)
+        sets = [*photos.sets, *consenting.sets, *earlier.sets, *own_class_pictures(config, base)]
+        if audit_inputs is not None:
+            sets += audit_inputs.subjects.sets
+        check_separate(sets)
         if config.single_file:
             check_single_file(base)
         photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
         if audit_inputs is not None and audit_inputs.photo_attacks is not None:
             audit_inputs.photo_attacks.check(base)
+        if audit_inputs is not None:
+            check_faces(sets, audit_inputs.judges.encoders, audit_inputs.judges.face_score)
+        elif photo_job is not None and photo_job.faces is not None:
+            check_faces(sets, photo_job.faces.encoders, DetectorScore(photo_job.faces.detector))
         return HardenInputs(config, base, start, photos, consenting, earlier, audit_inputs, photo_job)
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
@@ -179,6 +197,22 @@ class HardenInputs:
         class_images = class_posterior(self.config, self.base, Path(self.config.output_dir))
         groups = self.photos, self.consenting, self.earlier
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
+
+
+def check_harden_prompts(config: HardenConfig, base: Family) -> None:
+    """Check all prompts of the run. Raises UserError if the model cannot read them or tell them apart."""
+    drawn = {"preservation.anchor_prompts": config.preservation.anchor_prompts}
+    if config.validation.steps:
+        drawn["validation.prompts"] = config.validation.prompts
+    if config.audit.enabled:
+        drawn["audit.prompts"] = config.audit.prompts
+    if config.audit.edit_prompt:
+        drawn["audit.edit_prompt"] = [config.audit.edit_prompt]
+    learned = {
+        "instance_prompt": [config.instance_prompt],
+        "variety.instance_prompts": config.variety.instance_prompts,
+    }
+    check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
 
 
 def has_same_options(note: Path, config: HardenConfig) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apdm.audit.same_faces import check_faces
 from apdm.config import JobConfig, PerturbConfig, config_hash, to_yaml
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import UserError
@@ -26,14 +27,17 @@ from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.photo_files import name_of
-from apdm.data.subjects import find_subjects
+from apdm.data.separate_photos import PhotoSet, Role, check_separate
+from apdm.data.subjects import find_subjects, load_images
 from apdm.data.transforms import RandomTransform
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
 from apdm.faces import load_detector, load_encoders
+from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family, Posterior
+from apdm.families.prompts import check_prompts
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.photos import Format, Photo, deviation, read_photo, read_subject, save_photo
@@ -41,7 +45,14 @@ from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.plan import perturb_plan, show_plan
-from apdm.jobs.prepare import class_posterior, keep_apart, load_base, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import (
+    class_posterior,
+    keep_apart,
+    load_base,
+    own_class_pictures,
+    prepare_process,
+    warn_about_prompts,
+)
 from apdm.jobs.results import PerturbResult
 
 logger = get_logger(__name__)
@@ -76,13 +87,29 @@ def _perturb(
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
-    job, family = processes.main_first(lambda: (PhotoJob.load(config, quiet=not processes.is_main), load_base(config)))
+    job, family = processes.main_first(lambda: _load(config, quiet=not processes.is_main))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
     show_plan(perturb_plan(config, job, family, processes=processes, device=device))
     family.pipeline.to(device)
     figures = job.run(family, output, processes, command=command)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
     return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
+
+
+def _load(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Family]:
+    """Read and check all input, before anything is written."""
+    job, family = PhotoJob.load(config, quiet=quiet), load_base(config)
+    learned = {"instance_prompt": [config.instance_prompt]}
+    check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
+    if job.protection.needs_class_pictures:
+        subjects = find_subjects(config.instance_data_dir)
+        photos = {subject.id: load_images(subject.images, config.resolution) for subject in subjects}
+        protected = PhotoSet.of_people(Role.PROTECTED, config.instance_data_dir, subjects, photos)
+        sets = [protected, *own_class_pictures(config, family)]
+        check_separate(sets)
+        if job.faces is not None and not quiet:
+            check_faces(sets, job.faces.encoders, DetectorScore(job.faces.detector))
+    return job, family
 
 
 def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:

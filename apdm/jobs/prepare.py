@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
+from PIL import Image
 
 from apdm.config import HardenConfig, JobConfig
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
@@ -19,6 +22,7 @@ from apdm.core.files import model_hash
 from apdm.core.libraries import are_told
 from apdm.core.logging import get_logger
 from apdm.data.class_images import ClassImages
+from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import load_images
 from apdm.export.layout import CLASS_IMAGES
 from apdm.families import Family, Posterior, load_family
@@ -138,6 +142,67 @@ def check_resolution(base: Family, resolution: int) -> None:
         raise UserError(f"resolution {resolution} is no multiple of the model's {factor}; try {near}")
 
 
+def own_class_pictures(config: JobConfig, base: Family) -> list[PhotoSet]:
+    """Check the folder of class pictures before any long work. Nothing is written.
+
+    Returns:
+        The pictures of the user's own, to be compared with the subjects' photos, in a list of one. It is empty if the
+        base model draws the class pictures.
+
+    Raises:
+        UserError: the folder cannot be used, see `ClassImages.own_pictures`, or holds the output folder.
+    """
+    if config.class_data_dir is None:
+        return []
+    folder = Path(config.class_data_dir)
+    if Path(os.path.realpath(config.output_dir)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(
+            f"output_dir {config.output_dir} lies in class_data_dir {folder}; give the class pictures another folder"
+        )
+    files = class_images(config, base).own_pictures(folder, replace=False)[: config.num_class_images]
+    if not files:
+        return []
+    images = load_images(files, config.resolution)
+    if small := [file for file in files if _shorter_side(file) < config.resolution]:
+        logger.warning(
+            "%d of %d class pictures are smaller than resolution %d and are enlarged, which the model learns to draw: "
+            "the first is %s",
+            *(len(small), len(files), config.resolution, small[0]),
+        )
+    return [PhotoSet.of(Role.CLASS, str(folder), files, images)]
+
+
+def _shorter_side(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return min(image.size)
+
+
+def class_images(config: JobConfig, base: Family) -> ClassImages:
+    """Return how the base model draws the class pictures of a job."""
+    return ClassImages(
+        prompt=config.class_prompt,
+        model=model_hash(base.source or Path(config.base)),
+        variant=config.variant,
+        configuration=configuration_hash(base),
+        seed=config.seed,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        resolution=config.resolution,
+    )
+
+
+def configuration_hash(family: Family) -> str:
+    """Return one SHA-256 of the classes and configurations of all parts of a pipeline, in hex."""
+    parts = {}
+    for name, part in sorted(family.pipeline.components.items()):
+        config = getattr(part, "config", {})
+        options = config if isinstance(config, Mapping) else config.to_dict()
+        # Private entries and versions say where the part came from, not what it does.
+        kept = {key: options[key] for key in options if not key.startswith("_") and not key.endswith("version")}
+        parts[name] = type(part).__name__, kept
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progress: bool = True) -> Posterior:
     """Return the latents of the class pictures. Missing pictures are drawn by the base model first.
 
@@ -147,15 +212,7 @@ def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progr
         output: the output folder. The pictures are kept there, unless `config.class_data_dir` names another folder.
         show_progress: show a progress bar.
     """
-    recipe = ClassImages(
-        prompt=config.class_prompt,
-        model=model_hash(base.source or Path(config.base)),
-        seed=config.seed,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        resolution=config.resolution,
-    )
-    paths = recipe.ensure(
+    paths = class_images(config, base).ensure(
         base,
         Path(config.class_data_dir) if config.class_data_dir else output / CLASS_IMAGES,
         config.num_class_images,

@@ -77,7 +77,7 @@ def strangers_likeness(
     Raises:
         ValueError: there are neither photos nor faces.
     """
-    faces = {name: embeddings[drawn.detected] for name, embeddings in drawn.embeddings.items()}
+    faces = _faces(drawn)
     if photos is None and not drawn.detected.any():
         raise ValueError("likeness by chance needs photos of strangers or class pictures with faces")
     result = {}
@@ -93,6 +93,29 @@ def strangers_likeness(
             class_pictures=_mean_and_std(torch.cat(by_class)),
         )
     return result
+
+
+def strangers_matched(
+    protected: Mapping[str, Mapping[str, Tensor]],
+    photos: Mapping[str, Tensor] | None,
+    drawn: Features,
+    thresholds: Mapping[str, float],
+) -> dict[str, float]:
+    """Measure how many strangers are a protected person.
+
+    Args:
+        protected, photos, drawn: as for `strangers_likeness`.
+        thresholds: {encoder: likeness from which two faces are the same person}.
+
+    Returns:
+        {protected person: share of the strangers whom every encoder takes for this person}.
+    """
+    strangers = _faces(drawn) if photos is None else photos
+    shares = {}
+    for subject, known in protected.items():
+        agreed = [likeness(strangers[name], known[name]) >= threshold for name, threshold in thresholds.items()]
+        shares[subject] = torch.stack(agreed).all(dim=0).double().mean().item()
+    return shares
 
 
 def class_utility(
@@ -119,6 +142,11 @@ def class_utility(
         },
         drift=class_drift(read, values) if read and values else {},
     )
+
+
+def _faces(drawn: Features) -> dict[str, Tensor]:
+    """{encoder: embeddings [N, D]} of the pictures that show a face."""
+    return {name: embeddings[drawn.detected] for name, embeddings in drawn.embeddings.items()}
 
 
 def _distance(distance: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor) -> float | None:

@@ -464,3 +464,23 @@ def test_seeds_of_one_person_make_no_interval_of_people_narrower():
         assert getattr(often, name) == pytest.approx(getattr(once, name))
     alone = comparison(paired({"s01": [0.2, 0.6, 0.7]}), ["enc"])["enc"]
     assert alone.base_interval == once.base_interval  # over seeds, there being nobody else
+
+
+@pytest.mark.parametrize(
+    ("source", "share", "trusted"),
+    [
+        ("photos", 0.0, True),
+        ("photos", 0.02, False),
+        ("class pictures", 0.04, True),
+        ("class pictures", 0.06, False),
+    ],
+)
+def test_strangers_who_are_the_protected_person_make_the_audit_unreliable(source: str, share: float, trusted: bool):
+    def change(draft: dict[str, Any]) -> None:
+        draft["strangers"]["enc"]["source"] = source
+        draft["strangers_matched"] = {"s01": share}
+
+    verdict = verdict_on(made_up_results(change))
+    assert verdict["protected"] is trusted
+    said = [text for text in verdict["unreliable"] if f"{share:.3f} of the" in text and "are s01" in text]
+    assert bool(said) is not trusted

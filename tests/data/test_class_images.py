@@ -11,7 +11,14 @@ from apdm.data.class_images import ClassImages
 from apdm.families import load_family
 
 RECIPE = ClassImages(
-    prompt="a photo of person", model="abc", seed=3, num_inference_steps=1, guidance_scale=1.0, resolution=16
+    prompt="a photo of person",
+    model="abc",
+    variant=None,
+    configuration="def",
+    seed=3,
+    num_inference_steps=1,
+    guidance_scale=1.0,
+    resolution=16,
 )
 
 
@@ -54,3 +61,91 @@ def test_a_folder_of_the_users_own_pictures_is_taken_as_it_is(tiny_pipeline, tmp
     paths = RECIPE.ensure(load_family(tiny_pipeline), tmp_path, 5, batch_size=2, replace=True, show_progress=False)
     assert [path.name for path in paths] == ["a.png", "b.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def picture(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 20), "red").save(file)
+    return file
+
+
+def ensure(folder: Path, tiny_pipeline: Path, count: int = 2, **changes: object) -> list[Path]:
+    recipe = dataclasses.replace(RECIPE, **changes)
+    return recipe.ensure(load_family(tiny_pipeline), folder, count, batch_size=2, show_progress=False)
+
+
+def test_the_users_own_pictures_may_lie_in_folders_of_repeats(tiny_pipeline, tmp_path):
+    picture(tmp_path / "elsewhere/d.png")
+    folder = tmp_path / "class"
+    files = [picture(folder / name) for name in ("10_person/a.png", "10_person/b.JPG", "1_person/more/c.webp")]
+    (folder / "2_person").symlink_to(tmp_path / "elsewhere")
+    files.append(folder / "2_person/d.png")
+    picture(folder / "10_person/.hidden/d.png")
+    (folder / "10_person/a.txt").write_text("a caption")
+    assert ensure(folder, tiny_pipeline, 5) == files
+    assert not list(tmp_path.rglob("made_by_apdm.json"))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["a.png", "10_person/b.png"], "10_person does too"),
+        (["made_by_apdm.json", "00000.png", "10_person/b.png"], "10_person/b.png lies among class pictures"),
+        (["made_by_apdm.json", "00000.png", "mine.jpg"], "mine.jpg lies among class pictures"),
+        (
+            ["old/class_images/made_by_apdm.json", "old/class_images/00000.png"],
+            "old/class_images, inside .* was made by",
+        ),
+        (["run/.apdm", "run/images/s01/a.png"], "run, inside class_data_dir .* was made by this program"),
+        ([".apdm", "samples/a.png"], "is the output folder of a run"),
+        (["captions.txt"], "captions.txt and no class picture"),
+        (["pictures.zip"], "pictures.zip and no class picture"),
+    ],
+)
+@pytest.mark.parametrize("replace", [False, True])
+def test_nothing_is_drawn_or_deleted_among_files_of_the_user(files, said, replace, tiny_pipeline, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(tmp_path / name) if name.endswith(("png", "jpg")) else (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=said):
+        RECIPE.ensure(load_family(tiny_pipeline), tmp_path, 2, batch_size=2, replace=replace, show_progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_litter_of_an_operating_system_does_not_count(tiny_pipeline, tmp_path):
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_text("")
+    assert len(ensure(tmp_path, tiny_pipeline)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"variant": "fp16"}, "variant None instead of fp16"),
+        ({"resolution": 32}, "resolution 16 instead of 32"),
+        ({"prompt": "a photo of a dog"}, "prompt a photo of person instead of a photo of a dog"),
+        ({"model": "xyz"}, "another model"),
+        ({"configuration": "xyz"}, "another configuration"),
+        ({"guidance_scale": 2.0}, "guidance_scale 1.0 instead of 2.0"),
+        ({"num_inference_steps": 3}, "num_inference_steps 1 instead of 3"),
+    ],
+)
+def test_pictures_that_were_drawn_otherwise_are_refused_with_the_difference(change, said, tiny_pipeline, tmp_path):
+    ensure(tmp_path / "class", tiny_pipeline)
+    with pytest.raises(UserError, match=said):
+        ensure(tmp_path / "class", tiny_pipeline, **change)
+    assert len(ensure(tmp_path / "class", tiny_pipeline)) == 2
+
+
+def test_a_recipe_of_an_older_version_or_a_damaged_one_is_not_trusted(tiny_pipeline, tmp_path):
+    ensure(tmp_path / "class", tiny_pipeline)
+    for text in ('{"prompt": "a photo of person"}', "no JSON", "[1]"):
+        (tmp_path / "class/made_by_apdm.json").write_text(text)
+        with pytest.raises(UserError, match="drawn otherwise"):
+            ensure(tmp_path / "class", tiny_pipeline)
+
+
+def test_a_file_is_no_folder_of_class_pictures(tiny_pipeline, tmp_path):
+    with pytest.raises(UserError, match="is a file"):
+        ensure(picture(tmp_path / "class.png"), tiny_pipeline)

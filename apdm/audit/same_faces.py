@@ -1,0 +1,95 @@
+"""Comparison of faces across folders that must not share people, before any long work.
+
+`apdm.data.separate_photos` finds the same photo in two folders. This file finds other photos of the same person, where
+face encoders are at hand. A photo counts as the person's only if every encoder says so, because a single encoder takes
+about one stranger in a thousand for the person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
+from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
+from apdm.faces import FaceEncoder, FaceScore
+from apdm.metrics.identity import likeness
+
+logger = get_logger(__name__)
+
+MANY_PEOPLE = (Role.STRANGER, Role.CLASS)  # in these folders every photo shows somebody else
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class _Faces:
+    """The photos of one folder of a person that show a face. `embeddings` is {encoder: embeddings [N, D]}."""
+
+    files: Sequence[Path]
+    embeddings: dict[str, Tensor]
+
+
+@torch.no_grad()
+def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_score: FaceScore) -> None:
+    """Check that no two folders show the same person who must not be in both.
+
+    If most photos of a person match somebody in the other folder, this is an error. If fewer do, a warning is logged.
+    So it is for photos of many people, such as strangers: the audit itself says that it is unreliable.
+
+    Args:
+        sets: the photos of all folders.
+        encoders: the encoders, all of which must agree.
+        face_score: decides whether a photo shows a face. Photos without one are left out.
+
+    Raises:
+        UserError: a person is in two folders. The message names both, and says why this is wrong.
+    """
+    read: dict[int, list[_Faces]] = {}
+
+    def faces(photos: PhotoSet) -> list[_Faces]:
+        if id(photos) not in read:
+            read[id(photos)] = list(_read(photos, encoders, face_score))
+        return read[id(photos)]
+
+    doubtful: dict[Path, str] = {}
+    for roles, other_roles, why in NO_PERSON_IN_BOTH:
+        firsts, others = ([each for each in sets if each.role in those] for those in (roles, other_roles))
+        for first, other in product(firsts, others):
+            for known, shown in product(faces(first), faces(other)):
+                matching = _matching(known, shown, encoders)
+                if not matching:
+                    continue
+                text = f"the person of {known.files[0].parent} (by {', '.join(e.name for e in encoders)}), but {why}"
+                if 2 * len(matching) > len(shown.files) and other.role not in MANY_PEOPLE:
+                    raise UserError(f"{shown.files[0].parent} shows {text}: leave the person in one of the two folders")
+                doubtful.update({file: text for file in matching if file not in doubtful})
+    if doubtful:
+        file, text = next(iter(doubtful.items()))
+        more = f" ({len(doubtful)} such photos)" if len(doubtful) > 1 else ""
+        logger.warning("%s shows %s: look at it and take it out%s", file, text, more)
+
+
+def _read(photos: PhotoSet, encoders: Sequence[FaceEncoder], face_score: FaceScore) -> Iterator[_Faces]:
+    """Yield the faces of each person of a folder who has any."""
+    files = iter(photos.files)
+    for images in photos.images:
+        own = [next(files) for _ in range(len(images))]
+        chunks = (images / 2 + 0.5).clamp(0, 1).split(BATCH_SIZE)
+        detected = torch.cat([face_score.score(chunk) >= face_score.threshold for chunk in chunks]).tolist()
+        if any(detected):
+            yield _Faces(
+                [file for file, face in zip(own, detected, strict=True) if face],
+                {e.name: torch.cat([e.embed(chunk) for chunk in chunks])[torch.tensor(detected)] for e in encoders},
+            )
+
+
+def _matching(known: _Faces, shown: _Faces, encoders: Sequence[FaceEncoder]) -> list[Path]:
+    """Return the files of the photos in `shown` that every encoder takes for the person `known`."""
+    agreed = [likeness(shown.embeddings[e.name], known.embeddings[e.name]) >= e.threshold for e in encoders]
+    return [file for file, match in zip(shown.files, torch.stack(agreed).all(dim=0).tolist(), strict=True) if match]

@@ -1,0 +1,187 @@
+"""Folders of photos that must not share people, and the check that they do not.
+
+Two photos count as the same if they look the same once a trainer has cut its square out of them: a copy that was
+resized, saved again in another format, or mirrored is found. A photo that was cropped or edited is not. Two folders of
+the same name count as the same person.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from apdm.core.errors import UserError
+from apdm.data.subjects import Subject
+
+# Measured on photos of faces and of things, and on drawn people, from 64 to 1024 pixels. Copies of a photo (JPEG and
+# WebP down to quality 40, a quarter to twice the size) have at most 0.12 and 0.42. Different photos of one person in
+# front of the same wall have at least 0.15 and 0.41, different people at least 0.29 and 0.86.
+MAX_MEAN_CHANGE = 0.12  # root mean square, in standard deviations of the picture
+MAX_CHANGE = 0.45  # of one cell, in the same unit
+MAX_BRIGHTER = 0.2  # difference of the means, of pixels in [-1, 1]
+MIN_DEVIATION = 0.05  # of pixels in [-1, 1]; pictures with less are plain areas, in which only noise differs
+CELLS, FINE_CELLS, FINE_RESOLUTION = 8, 16, 128  # cells along one side of a thumbnail; finer from this resolution on
+
+
+class Role(Enum):
+    """What the photos of a folder are used for."""
+
+    PROTECTED = "photos of the protected people, for the defence or the attacker"
+    EARLIER = "photos of people whom the model already protects"
+    REFERENCE = "hold-out photos of the protected people"
+    OTHER = "photos of people who must stay learnable"
+    OTHER_REFERENCE = "hold-out photos of these people"
+    CONSENTING = "photos of people who consented, whom the defence helps or the attacker trains on first"
+    STRANGER = "photos of any other people"
+    CLASS = "class pictures of the user's own"
+    SAFE = "safe partners"
+
+
+_PROTECTED = (Role.PROTECTED, Role.EARLIER, Role.REFERENCE)
+# (roles, other roles, why their folders must have no photo and no person in common)
+NO_PERSON_IN_BOTH: tuple[tuple[tuple[Role, ...], tuple[Role, ...], str], ...] = (
+    ((Role.PROTECTED,), (Role.EARLIER,), "a person is protected either now or was before"),
+    (_PROTECTED, (Role.CONSENTING,), "people who consented are learned on purpose, so none of them may be protected"),
+    (_PROTECTED, (Role.OTHER, Role.OTHER_REFERENCE), "people who must stay learnable cannot be protected too"),
+    (_PROTECTED, (Role.STRANGER,), "strangers show the likeness by chance, so none of them may be protected"),
+    (_PROTECTED, (Role.CLASS,), "the model is trained to go on drawing the class pictures"),
+    (_PROTECTED, (Role.SAFE,), "the model is trained to draw a safe partner in place of the photo"),
+    (
+        (Role.OTHER, Role.OTHER_REFERENCE),
+        (Role.CONSENTING,),
+        "whether others stay learnable shows only on people whom no training has seen",
+    ),
+)
+# The same people are in both, but not the same photos.
+NO_PHOTO_IN_BOTH: tuple[tuple[tuple[Role, ...], tuple[Role, ...], str], ...] = (
+    ((Role.PROTECTED, Role.EARLIER), (Role.REFERENCE,), "likeness is measured on photos that nobody trains on"),
+    ((Role.OTHER,), (Role.OTHER_REFERENCE,), "likeness is measured on photos that nobody trains on"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoSet:
+    """The photos of a folder, as far as they are needed to find them again in another folder.
+
+    Attributes:
+        role: what the photos are used for.
+        folder: the folder, as the user gave it.
+        files: the files of N photos.
+        images: the photos of each person, or all photos if they are of nobody in particular: `[n, 3, R, R]` in [-1, 1]
+            each, N together.
+        thumbnails: small versions of the photos, `[N, 3, T, T]`.
+        people: {name of a person's folder, in the form in which names are compared: the name as it is}; empty if the
+            photos are of nobody in particular.
+    """
+
+    role: Role
+    folder: str
+    files: Sequence[Path]
+    images: Sequence[Tensor]
+    thumbnails: Tensor
+    people: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(role: Role, folder: str, files: Sequence[Path], images: Tensor) -> PhotoSet:
+        """Make a set of photos of nobody in particular.
+
+        Args:
+            role: what they are used for.
+            folder: the folder.
+            files: the files of N photos.
+            images: the photos, `[N, 3, R, R]` in [-1, 1].
+        """
+        return PhotoSet(role=role, folder=folder, files=files, images=[images], thumbnails=_thumbnails(images))
+
+    @staticmethod
+    def of_people(role: Role, folder: str, subjects: Sequence[Subject], photos: Mapping[str, Tensor]) -> PhotoSet:
+        """Make a set of photos of people.
+
+        Args:
+            role: what they are used for.
+            folder: the folder.
+            subjects: the people, at least one.
+            photos: {person: photos, `[N, 3, R, R]` in [-1, 1]}.
+        """
+        return PhotoSet(
+            role=role,
+            folder=folder,
+            files=[file for subject in subjects for file in subject.images],
+            images=[photos[subject.id] for subject in subjects],
+            thumbnails=torch.cat([_thumbnails(photos[subject.id]) for subject in subjects]),
+            # Nobody gave a name to the one person whose photos lie directly in the folder.
+            people={_name(one.id): one.id for one in subjects if one.images[0].parent != Path(folder)},
+        )
+
+
+def check_separate(sets: Sequence[PhotoSet]) -> None:
+    """Check that no two folders share a person or a photo that must not be in both.
+
+    Args:
+        sets: the photos of all folders, loaded at one resolution.
+
+    Raises:
+        UserError: two folders share a person or a photo. The message names both, and says why this is wrong.
+    """
+    for rules, same_names in ((NO_PERSON_IN_BOTH, True), (NO_PHOTO_IN_BOTH, False)):
+        for roles, other_roles, why in rules:
+            pairs = product(*([each for each in sets if each.role in those] for those in (roles, other_roles)))
+            for one, other in pairs:
+                names = sorted(one.people.keys() & other.people.keys()) if same_names else []
+                copies = None if names else find_copy(one, other)
+                if (names or copies) and os.path.samefile(one.folder, other.folder) and one.files == other.files:
+                    raise UserError(
+                        f"{one.folder} is given twice, for {one.role.value} and for {other.role.value}, but {why}: "
+                        "give two folders"
+                    )
+                if names:
+                    raise UserError(
+                        f"{one.people[names[0]]} is in {one.folder} and in {other.folder}, but {why}: leave the person "
+                        "in one of them, or rename a folder if they are two people"
+                    )
+                if copies:
+                    raise UserError(
+                        f"{copies[0]} and {copies[1]} are the same photo, but {why}: leave it in one of the two folders"
+                    )
+
+
+def find_copy(one: PhotoSet, other: PhotoSet) -> tuple[Path, Path] | None:
+    """Return the files of the first photo of `one` that is also in `other`, perhaps mirrored; None if there is none."""
+    for candidates in (other.thumbnails, other.thumbnails.flip(3)):
+        found = _alike(one.thumbnails, candidates).nonzero().tolist()
+        if found:
+            return one.files[found[0][0]], other.files[found[0][1]]
+    return None
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """Return small versions of photos: `[N, 3, R, R]` becomes `[N, 3, T, T]`."""
+    return adaptive_avg_pool2d(images, FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS)
+
+
+def _alike(one: Tensor, other: Tensor) -> Tensor:
+    """Whether photo i and photo j are the same, `[N, M]` bool, from their thumbnails."""
+    (shape, mean), (other_shape, other_mean) = _shape_and_mean(one), _shape_and_mean(other)
+    change = torch.cdist(shape, other_shape) / shape.shape[1] ** 0.5
+    largest = torch.cdist(shape, other_shape, p=torch.inf)
+    return (change <= MAX_MEAN_CHANGE) & (largest <= MAX_CHANGE) & (torch.cdist(mean, other_mean) <= MAX_BRIGHTER)
+
+
+def _shape_and_mean(small: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pictures with mean 0 and standard deviation 1, `[N, D]`, and their means, `[N, 1]`."""
+    pixels = small.flatten(1).double()
+    mean = pixels.mean(dim=1, keepdim=True)
+    return (pixels - mean) / pixels.std(dim=1, keepdim=True).clamp_min(MIN_DEVIATION), mean
+
+
+def _name(person: str) -> str:
+    return unicodedata.normalize("NFC", person).casefold()

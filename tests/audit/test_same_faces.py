@@ -1,0 +1,88 @@
+"""Faces across folders that must not share people: other photos of a person are found, lookalikes only doubted."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from apdm.audit.same_faces import check_faces
+from apdm.core.errors import UserError
+from apdm.data.separate_photos import PhotoSet, Role, check_separate
+from apdm.data.subjects import find_subjects, load_images
+from apdm.faces import load_encoders, load_face_score
+from apdm.portraits.subjects import write_photos
+
+ENCODERS, FACE_SCORE = load_encoders(["portrait-a", "portrait-b"]), load_face_score("portrait-face")
+
+
+def people_in(folder: Path, role: Role, **people: tuple[int, range]) -> PhotoSet:
+    """Write photos of {id: (person, numbers of photos)}, and read them."""
+    for name, (person, photos) in people.items():
+        write_photos(person, photos, folder / name)
+    subjects = find_subjects(folder)
+    return PhotoSet.of_people(role, str(folder), subjects, {s.id: load_images(s.images, 64) for s in subjects})
+
+
+def loose(folder: Path, role: Role, *people: int) -> PhotoSet:
+    """Write one photo of each person, and read them."""
+    for person in people:
+        write_photos(person, range(50, 51), folder / str(person))
+        (folder / str(person) / "000.png").rename(folder / f"{person:03d}.png")
+        (folder / str(person)).rmdir()
+    files = sorted(folder.glob("*.png"))
+    return PhotoSet.of(role, str(folder), files, load_images(files, 64))
+
+
+def protected_in(folder: Path) -> PhotoSet:
+    return people_in(folder / "protected", Role.PROTECTED, s01=(1, range(3)), s02=(2, range(3)))
+
+
+def test_other_photos_of_a_protected_person_under_another_name_are_an_error(tmp_path: Path) -> None:
+    sets = [
+        protected_in(tmp_path),
+        people_in(tmp_path / "good", Role.CONSENTING, a=(5, range(10, 13)), b=(2, range(10, 13)), c=(7, range(3))),
+    ]
+    check_separate(sets)
+    with pytest.raises(UserError, match=r"good/b shows the person of .*protected/s02 \(by portrait-a, portrait-b\)"):
+        check_faces(sets, ENCODERS, FACE_SCORE)
+
+
+def test_a_single_photo_of_a_protected_person_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_photos(2, range(10, 11), tmp_path / "good/a")
+    (tmp_path / "good/a/000.png").rename(tmp_path / "good/a/beach.png")
+    sets = [protected_in(tmp_path), people_in(tmp_path / "good", Role.OTHER, a=(5, range(10, 13)))]
+    with caplog.at_level(logging.WARNING):
+        check_faces(sets, ENCODERS, FACE_SCORE)
+    assert "good/a/beach.png shows the person of" in caplog.text and "s02" in caplog.text
+
+
+@pytest.mark.parametrize("role", [Role.STRANGER, Role.CLASS])
+def test_protected_people_among_many_are_a_warning(
+    role: Role, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = [protected_in(tmp_path), loose(tmp_path / "many", role, 1, 2, 30)]
+    with caplog.at_level(logging.WARNING):
+        check_faces(sets, ENCODERS, FACE_SCORE)
+    assert "many/001.png shows the person of" in caplog.text and "(2 such photos)" in caplog.text
+
+
+def test_a_safe_partner_of_the_same_person_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="safe shows the person of .*s01"):
+        check_faces([protected_in(tmp_path), loose(tmp_path / "safe", Role.SAFE, 1)], ENCODERS, FACE_SCORE)
+
+
+def test_different_people_and_pictures_without_a_face_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("protected/s01", "class"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "grey").save(tmp_path / folder / "no-face.png")
+    sets = [
+        protected_in(tmp_path),
+        loose(tmp_path / "class", Role.CLASS, *range(30, 60)),
+        people_in(tmp_path / "good", Role.CONSENTING, a=(5, range(3)), b=(6, range(3))),
+        people_in(tmp_path / "other", Role.OTHER, o=(8, range(3))),
+        people_in(tmp_path / "holdout", Role.REFERENCE, s01=(1, range(20, 23)), s02=(2, range(20, 23))),
+    ]
+    with caplog.at_level(logging.WARNING):
+        check_faces(sets, ENCODERS, FACE_SCORE)
+    assert not caplog.text

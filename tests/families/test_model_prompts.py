@@ -1,0 +1,104 @@
+"""Prompts that a model cannot tell apart, or does not read to their end, in every family."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apdm.cli import main
+from apdm.core.errors import UserError
+from apdm.families.prompts import check_prompts
+
+KINDS = ["sd15", "sd21", "sdxl", "sd3", "flux"]
+CLASS = "a photo of person"
+
+
+def check(family: Any, prompt: str, class_prompt: str = CLASS, **drawn: list[str]) -> None:
+    check_prompts(family, learned={"instance_prompt": [prompt]}, class_prompt=class_prompt, drawn=drawn)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_with_a_rare_word_passes(kind: str, families: Callable[[str], Any]) -> None:
+    check(families(kind), "a photo of sks person", drawn=["a portrait of sks person", ""])
+    check(families(kind), "a photo of person person")  # a word more is a word of its own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("prompt", "class_prompt"),
+    [
+        (CLASS, CLASS),
+        (f" {CLASS}  ", CLASS),
+        ("photo of person", CLASS),
+        ("", CLASS),
+        (CLASS, "a photo of sks person"),  # the two in the wrong order
+    ],
+)
+def test_a_prompt_that_says_no_more_than_the_class_prompt_is_refused(
+    kind: str, prompt: str, class_prompt: str, families: Callable[[str], Any]
+) -> None:
+    with pytest.raises(UserError, match=f'instance_prompt "{prompt}" says nothing .* class_prompt "{class_prompt}"'):
+        check(families(kind), prompt, class_prompt)
+
+
+def test_capital_letters_are_no_difference_to_clip(families: Callable[[str], Any]) -> None:
+    with pytest.raises(UserError, match="says nothing to the model"):
+        check(families("sd15"), "A Photo of PERSON")
+
+
+LONG = "a photo of " + "the " * 30
+# The tiny models' tokenizers of CLIP read 16 tokens, two of which mark beginning and end. SD3 gives 256 tokens to T5,
+# FLUX 512.
+LIMITS = [("sd15", 16), ("sd21", 16), ("sdxl", 16), ("sd3", 256), ("flux", 512)]
+
+
+@pytest.mark.parametrize(("kind", "limit"), LIMITS)
+def test_what_every_tokenizer_cuts_is_refused_and_named(kind: str, limit: int, families: Callable[[str], Any]) -> None:
+    words = "a photo of" + " the" * (limit - 5)
+    check(families(kind), "a photo of sks person", drawn=[words])
+    with pytest.raises(UserError, match=rf'the model reads {limit}: .*sks person" would be cut off'):
+        check(families(kind), words + " the the the sks person")
+    with pytest.raises(UserError, match="class_prompt .* would be cut off"):
+        check(families(kind), "a photo of sks person", words + " the the the person")
+    with pytest.raises(UserError, match="audit.prompts .* would be cut off"):
+        check(families(kind), "a photo of sks person", **{"audit.prompts": [words + " the the the person"]})
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_a_prompt_that_only_clip_cuts_passes(kind: str, families: Callable[[str], Any]) -> None:
+    check(families(kind), LONG + "sks person")
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "said"),
+    [
+        ("harden", {"instance_prompt": CLASS, "class_prompt": CLASS}, "instance_prompt"),
+        ("harden", {"variety.instance_prompts": "a photo of the", "class_prompt": "the photo of a"}, "variety."),
+        ("harden", {"preservation.anchor_prompts": LONG}, "preservation.anchor_prompts"),
+        ("harden", {"validation.steps": 1, "validation.prompts": LONG}, "validation.prompts"),
+        ("perturb", {"class_prompt": LONG}, "class_prompt"),
+        ("perturb", {"instance_prompt": LONG + "sks person"}, "would be cut off"),
+    ],
+)
+def test_a_job_says_so_before_it_writes_anything(
+    command: str,
+    changes: dict[str, object],
+    said: str,
+    tiny_pipeline: Path,
+    noise_people: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {
+        "pretrained_model_name_or_path": tiny_pipeline,
+        "instance_data_dir": noise_people,
+        "output_dir": tmp_path / "run",
+        "resolution": 16,
+        "image_layer.zero_shot.enabled": False,
+        **changes,
+    }
+    assert main([command, *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("apdm: error")]
+    assert said in line
+    assert not (tmp_path / "run").exists()
