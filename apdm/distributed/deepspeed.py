@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -232,10 +231,7 @@ class FlatShards(WorkingWeights):
 
     def gather(self, index: int, shard: Tensor) -> Tensor:
         flat = torch.empty(shard.numel() * self.processes.size, dtype=shard.dtype, device=shard.device)
-        if self.processes.size > 1:
-            dist.all_gather_single(flat, shard.contiguous())
-        else:
-            flat.copy_(shard)
+        self.processes.all_gather(shard, flat)
         shape = self.shapes[index]
         return flat[: shape.numel()].view(shape)
 

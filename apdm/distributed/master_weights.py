@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD
@@ -234,10 +233,7 @@ class FlatMasterWeights(MasterWeights):
 
     def _all_gather(self, piece: Tensor, flat: Tensor) -> list[Tensor]:
         """Gather the parts of all processes in `flat`. Returns views of `flat` with the shapes of the parameters."""
-        if self.working.processes.size > 1:
-            dist.all_gather_single(flat, piece.contiguous())
-        else:
-            flat.copy_(piece)
+        self.working.processes.all_gather(piece, flat)
         return self._views(flat)
 
     @torch.no_grad()
@@ -263,12 +259,7 @@ class FlatMasterWeights(MasterWeights):
         offset[0].sub_(self.theta[0])
 
     def _reduce_gradient(self) -> None:
-        gradient = self.theta_gradient[0]
-        if self.working.processes.size > 1:
-            dist.reduce_scatter_single(gradient, self.flat)
-            gradient.div_(self.working.processes.size)
-        else:
-            gradient.copy_(self.flat)
+        self.working.processes.mean_scattered(self.flat, self.theta_gradient[0])
 
     @torch.no_grad()
     def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
