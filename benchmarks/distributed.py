@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,7 +90,8 @@ def held() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, Tensor):
+        # Tensors without content are left out: those of the meta device, and those that a compiler traces with.
+        if isinstance(thing, Tensor) and not isinstance(thing, FakeTensor) and thing.device.type != "meta":
             inner = thing.to_local() if hasattr(thing, "to_local") else thing
             storage = inner.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()

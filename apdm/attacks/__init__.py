@@ -23,7 +23,7 @@ from torch import Tensor
 from apdm.families import Family, Posterior
 
 Evaluate = Callable[[int, Family], None]  # (number of steps done, the attacked model in its present state)
-Callback = Callable[[int, float], None]  # (number of steps done, loss of the last step)
+Callback = Callable[[int, Tensor], None]  # (number of steps done, loss of the last step, still on its device)
 
 
 @dataclass(frozen=True)

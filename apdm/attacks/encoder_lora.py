@@ -17,6 +17,7 @@ from apdm.attacks import Material
 from apdm.attacks.latents import decode_latents, encode_again
 from apdm.attacks.lora import with_adapter
 from apdm.attacks.staged import Staged
+from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.families import Family
 from apdm.families.lora_layers import layer_names, lora_parameters
@@ -75,7 +76,7 @@ class EncoderLoRA(Staged):
         optimizer = torch.optim.AdamW(lora_parameters(vae), lr=self.vae_learning_rate)
         for _ in range(self.vae_steps):
             chosen = [torch.randint(len(images), (self.vae_batch_size,), generator=generator) for images in sets]
-            wanted = torch.cat([images[index] for images, index in zip(sets, chosen, strict=True)])
+            wanted = torch.cat([images[send(index, vae.device)] for images, index in zip(sets, chosen, strict=True)])
             mse_loss(vae.decode(vae.encode(wanted).latent_dist.mean).sample, wanted).backward()
             optimizer.step()
             optimizer.zero_grad()

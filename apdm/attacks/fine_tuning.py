@@ -19,9 +19,12 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
+from apdm.core.devices import is_accelerator, send
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
+
+READ_EVERY = 20  # steps between two looks at the losses
 
 
 class Batch(NamedTuple):
@@ -148,7 +151,8 @@ class FineTuning(ABC):
             callback: called after every step.
 
         Raises:
-            FloatingPointError: a loss is not finite. The message names the step.
+            FloatingPointError: a loss is not finite. The message names the step. Losses are read together after some
+                steps, and before every evaluation, so a few steps more may have been taken.
             ValueError: the weights are not float32, class pictures are missing, or an evaluation step is negative or
                 beyond the last step.
         """
@@ -171,8 +175,11 @@ class FineTuning(ABC):
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = self._prompts(attacked, prior)
         optimizer = self._optimizer(attacked.parameters)
-        losses: list[float] = []
+        losses: list[Tensor] = []
+        known: list[float] = []
         for step in range(self.max_train_steps + 1):
+            if step % READ_EVERY == 0 or step in eval_steps:
+                read_losses(losses, known)
             if step in eval_steps and evaluate is not None:
                 attacked.train(False)
                 with torch.no_grad():
@@ -183,9 +190,7 @@ class FineTuning(ABC):
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(step)
             loss = self.loss(attacked, next(batches), next(prompts))
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"the attack's loss is {losses[-1]} at step {step + 1}")
+            losses.append(loss.detach())
             loss.backward()
             if self.max_grad_norm:
                 clip_grad_norm_(attacked.parameters, self.max_grad_norm)
@@ -194,8 +199,9 @@ class FineTuning(ABC):
             if callback is not None:
                 callback(step + 1, losses[-1])
         attacked.train(False)
+        read_losses(losses, known)
         attacked.finish()
-        return losses
+        return known
 
     def rate(self, step: int) -> float:
         """The learning rate of the next step, when `step` steps are done."""
@@ -244,6 +250,7 @@ class FineTuning(ABC):
             betas=(self.adam_beta1, self.adam_beta2),
             eps=self.adam_epsilon,
             weight_decay=self.adam_weight_decay,
+            fused=is_accelerator(parameters[0].device) or None,  # one pass, and no second copy of the weights for it
         )
 
     def _check(self, material: Material, eval_steps: Collection[int]) -> None:
@@ -251,6 +258,20 @@ class FineTuning(ABC):
             raise ValueError("an attack with prior_loss_weight above 0 needs class images; give it some")
         if unreachable := [step for step in eval_steps if not 0 <= step <= self.max_train_steps]:
             raise ValueError(f"evaluation steps {unreachable} are not within the attack's {self.max_train_steps} steps")
+
+
+def read_losses(losses: list[Tensor], known: list[float]) -> None:
+    """Move the losses of the latest steps from the device to `known`, all together, so that it is waited for once.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    if losses:
+        known += torch.stack(losses).tolist()
+        losses.clear()
+    wrong = next((step for step, loss in enumerate(known, 1) if not math.isfinite(loss)), None)
+    if wrong is not None:
+        raise FloatingPointError(f"the attack's loss is {known[wrong - 1]} at step {wrong}")
 
 
 def identifier_of(instance_prompt: str, class_prompt: str) -> str:
@@ -312,6 +333,6 @@ def _noisy_batch(model: Family, images: Posterior, generator: torch.Generator) -
     """Draw a latent, noise and a timestep for each of `images`. The CPU generator makes them equal on every device."""
     shape, device = images.mean.shape, images.mean.device
     latents = images.sample(noise=torch.randn(shape, generator=generator))
-    noise = torch.randn(shape, generator=generator).to(device)
-    timesteps = model.draw_timesteps(len(images), generator).to(device)
+    noise = send(torch.randn(shape, generator=generator), device)
+    timesteps = send(model.draw_timesteps(len(images), generator), device)
     return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps))

@@ -152,7 +152,7 @@ class CellRunner:
     latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
     untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
 
-    def run(self, cell: Cell, progress: Callable[[int, float], None]) -> tuple[AttackRow, dict[str, Tensor]]:
+    def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
 
         An error of the attack is not raised, so that the other cells still run. A KeyboardInterrupt, which `progress`

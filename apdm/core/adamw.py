@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def make_adamw(
     adam_weight_decay: float = 1e-2,
     adam_epsilon: float = 1e-8,
 ) -> AdamW:
-    """Make torch's AdamW. It is fused (one pass without temporary tensors) if the device supports that."""
+    """Make torch's AdamW. It is fused (one pass without temporary tensors) if the devices support that."""
     parameters = list(parameters)
     options: dict[str, Any] = {
         "lr": learning_rate,
@@ -29,10 +30,20 @@ def make_adamw(
         "weight_decay": adam_weight_decay,
         "eps": adam_epsilon,
     }
+    fused = {(p.device.type, p.dtype) for p in parameters}
+    return AdamW(parameters, fused=all(has_fused_step(*kind) for kind in fused), **options)
+
+
+@cache
+def has_fused_step(device: str, dtype: torch.dtype) -> bool:
+    """Whether torch's AdamW can take its step in one pass on this type of device. torch says so only when it steps."""
+    weight = torch.zeros(1, device=device, dtype=dtype)
+    weight.grad = torch.zeros_like(weight)
     try:
-        return AdamW(parameters, fused=True, **options)
+        AdamW([weight], fused=True).step()
     except RuntimeError:
-        return AdamW(parameters, **options)
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apdm.config.image_layer import TransformConfig
+from apdm.core.devices import send
 
 # Quantisation tables of ITU-T T.81 (JPEG), Annex K, Tables K.1 and K.2. libjpeg uses them for quality 50.
 LUMA = (
@@ -74,12 +75,12 @@ def jpeg(images: Tensor, quality: int, *, subsampling: bool = True) -> Tensor:
     _check(images)
     if not 1 <= quality <= 100:
         raise ValueError(f"a JPEG quality is from 1 to 100, not {quality}")
-    to_ycc, centre = TO_YCC.to(images), images.new_tensor([0, 128, 128]).view(3, 1, 1)
+    to_ycc, centre = _like(TO_YCC, images), _like(torch.tensor([0, 128, 128]), images).view(3, 1, 1)
     rgb = _as_bytes(images * 255)
     luma, chroma = _as_bytes(_mix(to_ycc, rgb) + centre).split([1, 2], dim=1)
     luma = _quantise_blocks(luma, _table(LUMA, quality))
     chroma = (_quantise_halved if subsampling else _quantise_blocks)(chroma, _table(CHROMA, quality))
-    from_ycc = torch.linalg.inv(TO_YCC).to(images)
+    from_ycc = _like(torch.linalg.inv(TO_YCC), images)
     return _as_bytes(_mix(from_ycc, torch.cat([luma, chroma], dim=1) - centre)) / 255
 
 
@@ -125,7 +126,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
         raise ValueError(f"a blur of sigma {sigma} needs more than {radius} pixels a side, not {tuple(images.shape)}")
     places = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (places / sigma) ** 2)
-    row = (kernel / kernel.sum()).to(images).expand(3, 1, 1, -1)
+    row = _like(kernel / kernel.sum(), images).expand(3, 1, 1, -1)
     padded = F.pad(images, (radius,) * 4, mode="reflect")
     return _saturate(F.conv2d(F.conv2d(padded, row, groups=3), row.transpose(2, 3), groups=3))
 
@@ -145,7 +146,7 @@ def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Te
     if not 0 <= std < math.inf:
         raise ValueError(f"a noise's standard deviation is 0 or more, not {std}")
     noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
-    return _saturate(images + std * noise.to(images.device))
+    return _saturate(images + std * _like(noise, images))
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,11 @@ def _check(images: Tensor) -> None:
         raise ValueError(f"images must be [B, 3, H, W], float32 or float64, not {tuple(images.shape)} {images.dtype}")
 
 
+def _like(constant: Tensor, images: Tensor) -> Tensor:
+    """Return a tensor of the CPU in the type and on the device of `images`."""
+    return send(constant.to(images.dtype), images.device)
+
+
 def _straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
     """Return a tensor with the values of `exact` and the gradient of `smooth`."""
     return smooth + (exact - smooth).detach()
@@ -226,7 +232,7 @@ def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
     frequency, place = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)
     basis = torch.cos((2 * place + 1) * frequency * math.pi / 16) / 2
     basis[0] /= math.sqrt(2)  # orthonormal rows
-    basis, table = basis.to(planes), table.to(planes)
+    basis, table = _like(basis, planes), _like(table, planes)
     steps = basis @ (blocks - 128) @ basis.T / table
     blocks = basis.T @ (_straight_through(steps.round(), steps) * table) @ basis + 128
     return _as_bytes(blocks.transpose(3, 4).flatten(2, 3).flatten(3, 4)[..., :height, :width])

@@ -78,12 +78,13 @@ class Engine:
         return self.adapter if low_rank else self.full
 
     def compile(self, compiled: Compile) -> None:
-        """Replace each network that forward passes use by `compiled(network)`. `model` itself does not change."""
+        """Replace each network that forward passes use by `compiled(network)`."""
         made: dict[int, Any] = {}
         for trained in self._all_trained():
             for name in ("attack_network", "defence_network"):
                 network = getattr(trained, name)
-                made.setdefault(id(network), compiled(network))
+                if id(network) not in made:
+                    made[id(network)] = compiled(network)
                 setattr(trained, name, made[id(network)])
 
     # -- the two paths -----------------------------------------------------------------------------------------

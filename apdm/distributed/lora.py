@@ -21,6 +21,7 @@ from peft import LoraConfig
 from torch import nn
 from torch.optim import Optimizer
 
+from apdm.core.devices import send
 from apdm.distributed.engines import Engine
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.working_weights import MakeOptimizer, TrainedWeights
@@ -136,7 +137,7 @@ class AdapterWeights(TrainedWeights):
         for name, weight in zip(self.names, self.parameters, strict=True):
             if "lora_A" in name and new:
                 drawn = torch.randn(weight.shape, generator=self.generator, dtype=weight.dtype)
-                weight.copy_(drawn / self.rank)
+                weight.copy_(send(drawn / self.rank, weight.device))
             elif "lora_B" in name:
                 weight.zero_()
         super().begin(new=new)

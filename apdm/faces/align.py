@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apdm.core.devices import send
 from apdm.faces.interfaces import Face
 
 # The landmarks in a crop of 112 pixels (ArcFace, Deng et al. 2019), as shares of the crop's side.
@@ -88,15 +89,16 @@ def warp(photo: Tensor, matrix: Tensor, size: int) -> Tensor:
         The crop `[3, S, S]`, differentiable with respect to the photo.
     """
     height, width = photo.shape[-2:]
-    matrix = matrix.detach().double().to(photo.device)
+    # The matrix comes from landmarks on the CPU. What is computed of it there, the photo's device is not waited for.
+    matrix = matrix.detach().double()
     inverse = torch.linalg.inv(matrix[:, :2])
     # A factor of exactly 2 must give 2 samples, even if rounding makes it slightly larger.
     samples = max(1, math.ceil(float(torch.linalg.det(inverse).abs().sqrt()) - 1e-6))
     axis = (torch.arange(size * samples, dtype=torch.float64, device=photo.device) + 0.5) / samples - 0.5
     crop = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
-    source = (crop - matrix[:, 2]) @ inverse.T
+    source = (crop - send(matrix[:, 2], photo.device)) @ send(inverse, photo.device).T
     # For grid_sample, -1 and 1 are the outer edges of the photo.
-    grid = (2 * source + 1) / torch.tensor([width, height], dtype=torch.float64, device=photo.device) - 1
+    grid = (2 * source + 1) / send(torch.tensor([width, height], dtype=torch.float64), photo.device) - 1
     fine = F.grid_sample(photo[None], grid[None].to(photo.dtype), padding_mode="border", align_corners=False)
     return F.avg_pool2d(fine, samples)[0]
 
@@ -114,7 +116,7 @@ def jitter(landmarks: Tensor, std: float, generator: torch.Generator | None = No
     Returns:
         Landmarks `[5, 2]`.
     """
-    noise = torch.randn(landmarks.shape, generator=generator, dtype=landmarks.dtype).to(landmarks.device)
+    noise = send(torch.randn(landmarks.shape, generator=generator, dtype=landmarks.dtype), landmarks.device)
     return landmarks + std * (landmarks[0] - landmarks[1]).norm() * noise
 
 

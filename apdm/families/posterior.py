@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apdm.core.devices import send
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -29,6 +31,8 @@ class Posterior:
 
     def __getitem__(self, index: Any) -> Posterior:
         """The posterior of a part of the images; `index` is anything that indexes the first axis of a tensor."""
+        if isinstance(index, Tensor):
+            index = send(index, self.mean.device)
         return Posterior(self.mean[index], self.std[index])
 
     def to(self, device: torch.device | str) -> Posterior:
@@ -48,7 +52,7 @@ class Posterior:
         if noise is None:
             device = generator.device if generator else self.mean.device
             noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise.to(self.mean.device, non_blocking=True)
+        return self.mean + self.std * send(noise, self.mean.device)
 
     @staticmethod
     def cat(parts: Sequence[Posterior]) -> Posterior:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.families.beta_schedule import BetaSchedule
 from apdm.families.single_file.layout import SingleFileLayout
@@ -85,8 +86,8 @@ class StableDiffusion(BetaSchedule):
         )
         mask = None
         if getattr(encoder.config, "use_attention_mask", False):
-            mask = tokens.attention_mask.to(encoder.device)
-        return encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0]
+            mask = send(tokens.attention_mask, encoder.device)
+        return encoder(send(tokens.input_ids, encoder.device), attention_mask=mask)[0]
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The U-Net's prediction, `[B, C, h, w]`; see `Family.predict`."""

@@ -109,9 +109,7 @@ class PGD:
                 finite += [gradient.isfinite().all() for gradient in gradients]
             if self.callback is not None:
                 self.callback({"objective": torch.cat(values).mean()})
-        # The photos would not show the NaN, because the sign of NaN is 0.
-        if finite and not torch.stack(finite).all():
-            raise FloatingPointError("a photo's gradient is not finite: the surrogate has diverged, lower its rate")
+        check_finite(finite)
 
     def initial(self, index: int) -> Tensor:
         """Hook: the photo `[3, H, W]` that the ascent starts from."""
@@ -141,3 +139,9 @@ class PGD:
     def _step(self, gradient: Tensor, index: int) -> Tensor:
         moved = self.photos[index].detach() + self.step_size * self.direction(gradient, index)
         return self.project(moved, index)
+
+
+def check_finite(flags: Sequence[Tensor]) -> None:
+    """Raise FloatingPointError if a flag is false. A photo would not show a NaN gradient, because its sign is 0."""
+    if flags and not torch.stack(list(flags)).all():
+        raise FloatingPointError("a photo's gradient is not finite: the surrogate has diverged, lower its rate")

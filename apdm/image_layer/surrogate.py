@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from apdm.core.adamw import make_adamw
+from apdm.core.devices import send
 from apdm.families import Posterior
 from apdm.image_layer.task import ProtectionTask, is_square
 
@@ -52,7 +53,7 @@ class Surrogate:
         self.denoiser.requires_grad_(True)
         for _ in range(steps):
             chosen = torch.randint(len(encoded), (self.batch_size,), generator=task.generator)
-            loss = self._loss(encoded[chosen], prompts[chosen % len(photos)])
+            loss = self._loss(encoded[chosen], prompts[send(chosen % len(photos), prompts.device)])
             if task.prior is not None and self.prior_loss_weight:
                 other = torch.randint(len(task.prior), (self.batch_size,), generator=task.generator)
                 loss = loss + self.prior_loss_weight * self._loss(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
 from apdm.families.attention import watch_attention
@@ -81,13 +82,13 @@ class ProtectionTask:
         factor, config = self.family.vae_scale, self.family.pipeline.vae.config
         shape = (count, config.latent_channels, self.resolution // factor, self.resolution // factor)
         positions = torch.rand(count, generator=self.generator).tolist()
-        latent, noise = (torch.randn(shape, generator=self.generator).to(self.device) for _ in range(2))
+        latent, noise = (send(torch.randn(shape, generator=self.generator), self.device) for _ in range(2))
         timesteps = torch.randint(1, self.family.num_train_timesteps, (count,), generator=self.generator)
         if self.timesteps is not None and which is not None:
             timesteps = torch.stack(
                 [self.timesteps[i][t % len(self.timesteps[i])] for i, t in zip(which, timesteps, strict=True)]
             )
-        return DenoisingDraw(positions, latent, noise, timesteps.to(self.device))
+        return DenoisingDraw(positions, latent, noise, send(timesteps, self.device))
 
     def training_images(self, photos: list[Tensor], positions: list[float], *, transformed: bool = True) -> Tensor:
         """Make the images that a trainer would make of B photos, differentiable in the photos.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apdm.core.devices import send
 from apdm.image_layer.task import ProtectionTask
 
 TRIALS = 50
@@ -44,7 +45,7 @@ def _gradient_norms(task: ProtectionTask, photo: Tensor, timesteps: Tensor) -> T
     """Norm of the gradient of L_cond with respect to the photo at each of B timesteps, `[B]`."""
     photos = [photo.clone().requires_grad_() for _ in timesteps]
     draw = task.draw(len(photos))
-    draw.timesteps.copy_(timesteps)
+    draw.timesteps.copy_(send(timesteps, draw.timesteps.device))
     error = task.denoising_error(task.family.denoiser, task.latents(photos, draw), draw)
     gradients = torch.autograd.grad(error.sum(), photos)
     return torch.stack([gradient.norm() for gradient in gradients]).cpu()

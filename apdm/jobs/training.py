@@ -319,5 +319,8 @@ def summarize(inner: Sequence[Mapping[str, Tensor]], outer: Mapping[str, Tensor]
     for figures in inner:
         for name, value in figures.items():
             seen.setdefault(name, []).append(value)
-    everything = {name: torch.stack(values).mean() for name, values in seen.items()} | dict(outer)
-    return dict(zip(everything, torch.stack([v.float().cpu() for v in everything.values()]).tolist(), strict=True))
+    everything = {name: torch.stack(values).mean().float() for name, values in seen.items()}
+    everything |= {name: value.float() for name, value in outer.items()}
+    if len({value.device for value in everything.values()}) > 1:  # the norm of a G in main memory is there too
+        everything = {name: value.cpu() for name, value in everything.items()}
+    return dict(zip(everything, torch.stack(list(everything.values())).tolist(), strict=True))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.protection.batches import DenoisingBatch, PersonalizationBatch, ProtectionBatch
 
@@ -61,7 +62,7 @@ class SubjectData:
 
     def personalization(self, generator: torch.Generator, batch_size: int) -> PersonalizationBatch:
         """Draw the attacker's batch: photos with the instance prompt, and class pictures with the class prompt."""
-        instance = self.instance[_indices(len(self.instance), batch_size, self.instance, generator)]
+        instance = self.instance[_indices(len(self.instance), batch_size, self.instance.mean.device, generator)]
         return PersonalizationBatch(
             instance=self._noised(instance, self.instance_prompt, generator),
             prior=self.class_pictures(generator, batch_size),
@@ -69,12 +70,12 @@ class SubjectData:
 
     def protection(self, generator: torch.Generator, batch_size: int) -> ProtectionBatch:
         """Draw the defender's batch. The two pictures of a pair share noise, timestep and prompt."""
-        index = _indices(len(self.instance), batch_size, self.instance, generator)
+        index = _indices(len(self.instance), batch_size, self.instance.mean.device, generator)
         negative = self._noised(self.instance[index], self.instance_prompt, generator)
         if self.positive is not None:
             partners = self.positive[index]
         else:
-            partners = self.prior[_indices(len(self.prior), batch_size, self.prior, generator)]
+            partners = self.prior[_indices(len(self.prior), batch_size, self.prior.mean.device, generator)]
         positive = DenoisingBatch(
             partners.sample(generator), negative.noise, negative.timesteps, negative.prompt_embeds
         )
@@ -82,7 +83,7 @@ class SubjectData:
 
     def class_pictures(self, generator: torch.Generator, batch_size: int) -> DenoisingBatch:
         """Draw class pictures with the class prompt."""
-        prior = self.prior[_indices(len(self.prior), batch_size, self.prior, generator)]
+        prior = self.prior[_indices(len(self.prior), batch_size, self.prior.mean.device, generator)]
         return self._noised(prior, self.class_prompt, generator)
 
     def anchor(self, generator: torch.Generator, batch_size: int) -> DenoisingBatch:
@@ -96,7 +97,7 @@ class SubjectData:
         if self.anchor_prompts is not None:
             every = torch.cat([self.instance_prompt, self.anchor_prompts])
             chosen = torch.randint(len(every), (batch_size,), generator=generator, device=generator.device)
-            named = every[chosen.to(every.device)]
+            named = every[send(chosen, every.device)]
         return DenoisingBatch.cat(plain, DenoisingBatch(plain.latents, plain.noise, plain.timesteps, named))
 
     def _noised(self, images: Posterior, prompt: Tensor, generator: torch.Generator) -> DenoisingBatch:
@@ -105,8 +106,8 @@ class SubjectData:
         steps = self.draw_timesteps(len(images), generator)
         return DenoisingBatch(
             latents,
-            noise.to(latents.device, non_blocking=True),
-            steps.to(latents.device, non_blocking=True),
+            send(noise, latents.device),
+            send(steps, latents.device),
             prompt.expand(len(images), -1, -1),
         )
 
@@ -167,9 +168,9 @@ def to_device(subjects: SubjectVariants, device: torch.device | str) -> dict[str
     return {subject: [data(variant) for variant in variants] for subject, variants in subjects.items()}
 
 
-def _indices(count: int, size: int, images: Posterior, generator: torch.Generator) -> Tensor:
+def _indices(count: int, size: int, device: torch.device, generator: torch.Generator) -> Tensor:
     """Draw `size` indices below `count`. No index comes a second time before every index has come once."""
     passes = [
         torch.randperm(count, generator=generator, device=generator.device) for _ in range(math.ceil(size / count))
     ]
-    return torch.cat(passes)[:size].to(images.mean.device, non_blocking=True)
+    return send(torch.cat(passes)[:size], device)

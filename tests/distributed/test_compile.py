@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from engine_cases import CASES, build, steps, theta
 from launches import FLOOR, distance, run_launcher, theta_at_start
 from safetensors.torch import load_file
 from tiny_run import arguments
+from torch._dynamo.utils import counters
 
+from apdm.core.errors import UserError
+from apdm.distributed.launch import compiler
 from apdm.distributed.processes import SINGLE_PROCESS
-from apdm.families import load_family
+from apdm.families import Family, load_family
 
 DYNAMO = ["--dynamo_backend", "aot_eager"]
 
@@ -39,17 +43,24 @@ def test_compiled_passes_end_at_the_same_weights(
     assert distance(plain, theta_at_start()) > 100 * FLOOR
 
 
-@pytest.mark.parametrize(
-    ("file", "options", "words"),
-    [
-        ("cpu_2proc_fsdp2", [], "--dynamo_backend is for one process or ddp, not for fsdp2"),
-        ("single", ["--dynamo_use_regional_compilation"], "regional compilation breaks diffusers' U-Nets"),
-    ],
-)
-def test_what_cannot_be_compiled_is_refused(file: str, options: list[str], words: str, tmp_path: Path) -> None:
+def test_blocks_alone_can_be_compiled(tiny_pipeline: Path) -> None:
+    config, _ = CASES["paper"]
+    plain, compiled = (build(config, Accelerator(cpu=True), SINGLE_PROCESS, load_family(tiny_pipeline)) for _ in "ab")
+    before = counters["frames"]["ok"]
+    compiled.engine.compile(compiler(regional=True, backend="aot_eager"))
+    ends = [theta(steps(training, 1, 1)) for training in (plain, compiled)]
+    assert counters["frames"]["ok"] > before
+    torch._dynamo.reset()
+    assert distance(*ends) < FLOOR
+
+
+def test_what_cannot_be_compiled_is_refused(tmp_path: Path, families: Callable[[str], Family]) -> None:
     for name in ("no-model", "nobody/protected"):
         (tmp_path / name).mkdir(parents=True)
     run = arguments(tmp_path / "no-model", tmp_path / "nobody", tmp_path / "run")
-    result = run_launcher(file, 2 if "2proc" in file else 1, [*DYNAMO, *options, "train_apdm.py", *run])
+    result = run_launcher("cpu_2proc_fsdp2", 2, [*DYNAMO, "train_apdm.py", *run])
     assert result.returncode != 0
+    words = "--dynamo_backend is for one process or ddp, not for fsdp2"
     assert result.stderr.count("apdm: error: ") == 1 and words in result.stderr
+    with pytest.raises(UserError, match="diffusers names no repeated blocks"):
+        compiler(regional=True, backend="aot_eager")(families("sd3").denoiser)
