@@ -33,44 +33,11 @@ LITTER = frozenset(
 )
 # Pillow may read a raw file as a TIFF picture, but it then sees only the small preview. So the name decides.
 RAW_SUFFIXES = frozenset(
-    f".{name}"
-    for name in [
-        "3fr",
-        "arw",
-        "bay",
-        "cr2",
-        "cr3",
-        "crw",
-        "cs1",
-        "dcr",
-        "dcs",
-        "dng",
-        "drf",
-        "eip",
-        "erf",
-        "fff",
-        "gpr",
-        "iiq",
-        "k25",
-        "kdc",
-        "mef",
-        "mos",
-        "mrw",
-        "nef",
-        "nrw",
-        "orf",
-        "pef",
-        "ptx",
-        "raf",
-        "raw",
-        "rw2",
-        "rwl",
-        "rwz",
-        "sr2",
-        "srf",
-        "srw",
-        "x3f",
-    ]
+    {
+        *(".3fr", ".arw", ".bay", ".cr2", ".cr3", ".crw", ".cs1", ".dcr", ".dcs", ".dng", ".drf", ".eip", ".erf"),
+        *(".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx"),
+        *(".raf", ".raw", ".rw2", ".rwl", ".rwz", ".sr2", ".srf", ".srw", ".x3f"),
+    }
 )
 # Other pictures that Pillow may not read; some of them it reads with a plugin.
 OTHER_SUFFIXES = frozenset({".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".wdp"})

@@ -53,6 +53,9 @@ LONG_ID_BYTES = 6  # an id of this many bytes or more does not appear in large w
 PHOTO_METADATA = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
 # In an audit's folder of subjects, these folders hold the folders of people. Their names are not ids.
 GROUPS = {ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING, PROTECTED, SAFE}
+# Usual names of folders that hold the folders of people. Every model card has some of these words.
+PLACES = {"data", "dataset", "datasets", "faces", "images", "img", "people", "persons", "photos", "pictures"}
+PLACES |= {"subjects", "train", "training"}
 TEXTS = (".json", ".md", ".txt", ".yaml", ".html")
 
 
@@ -193,7 +196,8 @@ class Sought:
             if found := listing.photos + listing.unread:
                 photos += found
                 names = [printable(name) for name in place.relative_to(root).parts]
-                ids |= {ONLY_SUBJECT} if names in ([], [SAFE]) else set(names) - GROUPS
+                above = {name for name in names[:-1] if name.lower() not in PLACES}
+                ids |= {ONLY_SUBJECT} if names in ([], [SAFE]) else above.union(names[-1:]) - GROUPS
         if not photos:
             raise UserError(f"{folder} holds no photos: there is nothing to look for")
         return Sought(root, tuple(sorted(ids)), tuple(photos))

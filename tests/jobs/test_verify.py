@@ -162,7 +162,8 @@ def test_linked_folders_and_photos_without_a_suffix_are_looked_for(
 ):
     subjects = tmp_path / "subjects"
     (subjects / "bob/2024/may").mkdir(parents=True)
-    (subjects / "ann").symlink_to(people / "protected/s01")
+    (subjects / "Photos").mkdir()
+    (subjects / "Photos/ann").symlink_to(people / "protected/s01")
     shutil.copy(people / "other/o01/000.png", subjects / "bob/2024/may/IMG_0001")
     (subjects / "bob/IMG_0002.CR3").write_bytes(bytes(range(256)) * 4)
     (subjects / "bob/IMG_0001.txt").write_text("a caption")
