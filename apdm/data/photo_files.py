@@ -14,7 +14,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -244,7 +244,7 @@ def moving(folders: Sequence[Path]) -> list[Path]:
     found = []
     for path in [path for listing in _listings(folders) for path in listing.photos]:
         try:
-            with Image.open(path, formats=formats()) as image:
+            with _quiet(), Image.open(path, formats=formats()) as image:
                 # A phone's MPO file holds further views of the same moment, such as a map of the depth.
                 if image.format != "MPO" and getattr(image, "is_animated", False):
                     found.append(path)
@@ -265,6 +265,14 @@ def _listings(folders: Sequence[Path]) -> Iterator[Listing]:
 
 def _kind(path: Path) -> str:
     return printable(suffix(path)) or "without a suffix"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the warnings of Pillow about odd metadata and about sizes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _sort_in(entry: Path, found: Listing) -> None:
@@ -301,10 +309,8 @@ def _opens(path: Path) -> bool:
     """Whether Pillow recognises a file by its first bytes. Formats that have no mark of their own do not count."""
     marked = [name for name in formats() if Image.OPEN[name][1] is not None]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=marked):
-                return True
+        with _quiet(), Image.open(path, formats=marked):
+            return True
     except Image.DecompressionBombError:
         return True  # it is refused for its size when it is read
     except PermissionError:
