@@ -23,7 +23,7 @@ from torch import Tensor
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.data.separate_photos import PhotoSet, Role
-from apdm.data.subjects import Subject, find_subjects, list_all_images, list_images, load_images
+from apdm.data.subjects import ONLY_SUBJECT, Subject, find_subjects, list_all_images, list_images, load_images
 
 ATTACKER, HOLDOUT, OTHER, STRANGERS, CONSENTING = "attacker", "holdout", "other", "strangers", "consenting"
 PROTECTED = "protected"  # the originals of protected photos, for an audit that attacks these too
@@ -189,4 +189,5 @@ def _require(
                     f"the loose photos in {loose} belong to nobody in {owner if loose == folder else folder}; "
                     f"move them into {loose}/<id>/, with the same id in both"
                 )
-            raise UserError(f"{folder} has no folder {person}; add one with {content}")
+            note = f" ({ONLY_SUBJECT} stands for loose photos)" if person == ONLY_SUBJECT else ""
+            raise UserError(f"{folder} has no folder {person}{note}; add one with {content}")

@@ -66,7 +66,8 @@ def load_protected_photos(
     subjects = find_subjects(originals)
     for subject in subjects:
         if subject.id not in known:
-            raise UserError(f"the audit has no hold-out photos of {originals}/{subject.id}; add some, or leave it out")
+            whose = subject.images[0].parent
+            raise UserError(f"the audit has no hold-out photos of the person in {whose}; add some, or leave it out")
         pairs[subject.id] = load_pair(subject, made / IMAGES, protected.get(subject.id, []), resolution)
     clean = {person: pair.clean for person, pair in pairs.items()}
     return ProtectedPhotos(pairs, perturbation, PhotoSet.of_people(Role.PROTECTED, str(originals), subjects, clean))
