@@ -1,8 +1,8 @@
 """Folders of photos that must not share people, and the check that they do not.
 
 Two photos count as the same if they look the same once a trainer has cut its square out of them: a copy that was
-resized, saved again in another format, or mirrored is found. A photo that was cropped or edited is not. Two folders of
-the same name count as the same person.
+resized, saved again in another format, mirrored or turned to grey is found. A photo that was cropped or edited is not.
+Two folders of the same name count as the same person.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from torch.nn.functional import adaptive_avg_pool2d
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
 
-# Measured on photos of faces and of things, and on drawn people, from 64 to 1024 pixels. Copies of a photo (JPEG and
-# WebP down to quality 40, a quarter to twice the size) have at most 0.12 and 0.42. Different photos of one person in
-# front of the same wall have at least 0.15 and 0.41, different people at least 0.29 and 0.86.
+# Measured on photos of faces and of things, and on drawn people, from 16 to 1024 pixels. Copies of a photo (JPEG and
+# WebP down to quality 40, a quarter to twice the size, without colours) have at most 0.07 and 0.33. Different photos of
+# one person before the same wall have at least 0.15 and 0.41, photos of different people at least 0.20 and 0.56.
 MAX_MEAN_CHANGE = 0.12  # root mean square, in standard deviations of the picture
 MAX_CHANGE = 0.45  # of one cell, in the same unit
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG weighs them
 MAX_BRIGHTER = 0.2  # difference of the means, of pixels in [-1, 1]
 MIN_DEVIATION = 0.05  # of pixels in [-1, 1]; pictures with less are plain areas, in which only noise differs
 CELLS, FINE_CELLS, FINE_RESOLUTION = 8, 16, 128  # cells along one side of a thumbnail; finer from this resolution on
 
 
 class Role(Enum):
-    """What the photos of a folder are used for."""
+    """Whose photos a folder holds. The photos of a group who can be trained on and those held out are two roles."""
 
-    PROTECTED = "photos of the protected people, for the defence or the attacker"
-    EARLIER = "photos of people whom the model already protects"
-    REFERENCE = "hold-out photos of the protected people"
-    OTHER = "photos of people who must stay learnable"
-    OTHER_REFERENCE = "hold-out photos of these people"
-    CONSENTING = "photos of people who consented, whom the defence helps or the attacker trains on first"
-    STRANGER = "photos of any other people"
-    CLASS = "class pictures of the user's own"
+    PROTECTED = "the protected people"
+    EARLIER = "people whom the model already protects"
+    REFERENCE = "the hold-out photos of the protected people"
+    OTHER = "people who must stay learnable"
+    OTHER_REFERENCE = "the hold-out photos of people who must stay learnable"
+    CONSENTING = "people who consented"
+    STRANGER = "strangers"
+    CLASS = "class pictures"
     SAFE = "safe partners"
 
 
@@ -78,7 +79,7 @@ class PhotoSet:
         files: the files of N photos.
         images: the photos of each person, or all photos if they are of nobody in particular: `[n, 3, R, R]` in [-1, 1]
             each, N together.
-        thumbnails: small versions of the photos, `[N, 3, T, T]`.
+        thumbnails: small versions of the photos without colours, `[N, 1, T, T]`.
         people: {name of a person's folder, in the form in which names are compared: the name as it is}; empty if the
             photos are of nobody in particular.
     """
@@ -164,8 +165,9 @@ def find_copy(one: PhotoSet, other: PhotoSet) -> tuple[Path, Path] | None:
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Return small versions of photos: `[N, 3, R, R]` becomes `[N, 3, T, T]`."""
-    return adaptive_avg_pool2d(images, FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS)
+    """Return small versions of photos without colours: `[N, 3, R, R]` becomes `[N, 1, T, T]`."""
+    grey = (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    return adaptive_avg_pool2d(grey, FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS)
 
 
 def _alike(one: Tensor, other: Tensor) -> Tensor:

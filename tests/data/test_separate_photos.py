@@ -31,6 +31,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "larger": lambda picture: picture.resize((300, 300), Image.Resampling.BILINEAR),
     "smaller JPEG": lambda picture: saved(picture.resize((48, 48)), format="JPEG", quality=70),
     "mirrored": ImageOps.mirror,
+    "black and white": ImageOps.grayscale,
     "16 bits of transparency": lambda picture: picture.convert("RGBA"),
 }
 

@@ -155,7 +155,7 @@ def test_a_person_is_new_or_of_before_but_not_both(
 ) -> None:
     both = later(tiny_pipeline, first, people, tmp_path / "run", instance_data_dir=people / "protected")
     assert main(both) == 2
-    assert f"{people / 'protected'} is given twice, for photos of the protected" in last_line(capsys)
+    assert f"{people / 'protected'} is given twice, for the protected people and for people" in last_line(capsys)
 
 
 def test_the_original_must_have_the_same_denoiser(
