@@ -150,9 +150,12 @@ def check_separate(sets: Sequence[PhotoSet]) -> None:
                         "in one of them, or rename a folder if they are two people"
                     )
                 if copies:
-                    raise UserError(
-                        f"{copies[0]} and {copies[1]} are the same photo, but {why}: leave it in one of the two folders"
+                    same = (
+                        f"{copies[0]} lies in {one.folder} and in {other.folder}"
+                        if os.path.samefile(*copies)
+                        else f"{copies[0]} and {copies[1]} are the same photo"
                     )
+                    raise UserError(f"{same}, but {why}: leave it in one of the two folders")
 
 
 def find_copy(one: PhotoSet, other: PhotoSet) -> tuple[Path, Path] | None:

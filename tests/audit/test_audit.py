@@ -260,6 +260,12 @@ def test_photos_are_shown_only_when_asked_for(run_audit):
     assert torch.equal(pictures["photos/s01"], (photos(3, 1) / 2 + 0.5).clamp(0, 1))
 
 
+def test_strangers_whom_every_encoder_takes_for_the_person_make_the_audit_unreliable(audited):
+    results, _ = audited  # these encoders take everybody for everybody
+    assert results["strangers_matched"] == {"s01": 1.0}
+    assert any("1.000 of the strangers are s01" in text for text in results["verdict"]["unreliable"])
+
+
 def test_without_photos_of_strangers_the_class_pictures_stand_for_them(run_audit):
     results, _ = run_audit(replace(CONFIG, seeds=1), strangers=None, others=[])
     band = results["strangers"]["one"]

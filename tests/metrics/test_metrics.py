@@ -11,7 +11,9 @@ from scipy.linalg import sqrtm
 from apdm.metrics.drift import class_drift, histogram, total_variation
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
+from apdm.metrics.judges import Features
 from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
+from apdm.metrics.utility import strangers_matched
 
 
 def gaussian_sets() -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,3 +171,14 @@ def test_cost_factor_is_a_ratio_a_lower_bound_or_undefined():
     assert str(cost_factor(base, [(0, 0.0), (500, 0.1)], 0.5)) == ">= 5.00"
     assert str(cost_factor(base, base, 0.9)) == "undefined"  # the base never gets there
     assert str(cost_factor(base, base, 0.0)) == "undefined"  # the base need not start
+
+
+def test_a_stranger_is_a_person_only_if_every_encoder_says_so_and_class_pictures_need_a_face():
+    axes = torch.eye(3)
+    person = {"one": axes[:1], "two": axes[:1]}
+    strangers = {"one": axes[[0, 0, 1, 1]], "two": axes[[0, 1, 0, 2]]}
+    thresholds = {"one": 0.5, "two": 0.5}
+    faces = torch.tensor([True, True, False, False])
+    drawn = Features(strangers, faces.float(), faces, torch.zeros(4, 1), torch.zeros(4, 1))
+    assert strangers_matched({"s01": person}, strangers, drawn, thresholds) == {"s01": 0.25}
+    assert strangers_matched({"s01": person}, None, drawn, thresholds) == {"s01": 0.5}
