@@ -81,10 +81,7 @@ def _attention_to(
 def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
     """The positions, counted from 0 in the text encoder's input, of the tokens that only `prompt` has."""
     tokenizer = getattr(model.pipeline, model.prompt_tokenizer)
-    asked, known = (
-        tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids
-        for text in (prompt, class_prompt)
-    )
+    asked, known = (tokenizer(text, truncation=True).input_ids for text in (prompt, class_prompt))
     return [place for place, token in enumerate(asked) if token not in known]
 
 

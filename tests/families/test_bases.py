@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
 from apdm.families import Family, load_family
@@ -209,7 +210,9 @@ def test_a_tokenizer_that_makes_more_tokens_than_its_encoder_takes_is_refused(
 def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
     folder = copied(kind)
     edit(folder / tokenizer / "tokenizer_config.json", "model_max_length")
-    assert load_family(folder).encode_prompts(["a photo"]).isfinite().all()
+    family = load_family(folder)
+    assert family.encode_prompts(["a photo"]).isfinite().all()
+    assert identifier_positions(family, "a photo of sks person", "a photo of person")
 
 
 def with_unet(folder: Path, **changes: Any) -> Path:

@@ -16,11 +16,13 @@ from tiny_pipelines import BUILDERS, build_flux, build_sd3, build_sdxl, clip_con
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from apdm.config import HardenConfig, L2PConfig
+from apdm.audit.models import load_models
+from apdm.config import AuditJobConfig, HardenConfig, L2PConfig
 from apdm.core.errors import UserError
-from apdm.core.files import model_hash
+from apdm.core.files import model_hash, sha256_file
 from apdm.export.pipeline import check_single_file, export_model
 from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.jobs.audit import model_file
 from apdm.jobs.harden import harden
 
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
@@ -194,6 +196,21 @@ def test_the_exported_file_carries_the_markers_of_what_it_predicts(
     assert {name for name, weight in exported.items() if not weight.numel()} == expected
     again = load_family(tmp_path / "model.safetensors", single_file_config=tmp_path / "model")
     assert again.training_target == family.training_target
+
+
+def test_single_files_are_audited_with_the_folder_of_their_configurations(exported, tmp_path: Path):
+    base, path = exported("sdxl")
+    content = load_file(path)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file({**content, first: content[first] * 2}, tmp_path / "hardened.safetensors")
+    paths = {"base": str(path), "hardened": str(tmp_path / "hardened.safetensors")}
+    config = AuditJobConfig(
+        base=paths["base"], hardened=paths["hardened"], subjects="", output_dir="", single_file_config=str(base)
+    )
+    models = load_models(paths, single_file_config=config.single_file_config)
+    assert model_file(paths["hardened"], models["hardened"]).sha256 == sha256_file(paths["hardened"])
+    with pytest.raises(UserError, match="exactly the weights of the base"):
+        load_models({**paths, "hardened": str(base)}, single_file_config=str(base))
 
 
 # -- the file's name and its content -------------------------------------------------------------------------
