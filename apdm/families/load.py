@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError
@@ -79,8 +79,7 @@ def load_family(
     )
     pipeline = _read_pipeline(folder, index, cls, dtype=dtype, variant=variant, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
-        # diffusers leaves weights that a file lacks without storage, and only warns.
-        _refuse_missing(folder / part, [name for name, p in module.named_parameters() if p.is_meta])
+        _check_loaded(folder / part, dict(module.named_parameters()))
     stored = {part: _stored_dtype(folder / part, variant) for part in _modules(pipeline)}
     dtypes = {part: found for part, found in stored.items() if found is not None}
     return cls(pipeline, source=folder, dtypes=dtypes)
@@ -137,7 +136,7 @@ def _from_single_file(
 ) -> Family:
     pipeline, header = read_single_file(path, config, families, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
-        _refuse_missing(path, [f"{part}.{name}" for name, p in module.named_parameters() if p.is_meta])
+        _check_loaded(path, {f"{part}.{name}": weight for name, weight in module.named_parameters()})
     cls = families[type(pipeline).__name__]
     for part, module in _modules(pipeline).items():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
@@ -169,6 +168,20 @@ def _load_text_encoder(
     )
     _refuse_missing(folder, sorted(info["missing_keys"]))
     return encoder
+
+
+@torch.no_grad()
+def _check_loaded(where: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError if weights are missing, or hold values that are no numbers (NaN) or infinite."""
+    # diffusers leaves weights that a file lacks without storage, and only warns.
+    _refuse_missing(where, [name for name, weight in weights.items() if weight.is_meta])
+    for name, weight in weights.items():
+        # The sum is much faster than a look at each value, and finite only if all values are.
+        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+            raise UserError(
+                f"{where} has values in {name} that are no numbers or infinite, as after a failed merge; use another "
+                "copy of the model"
+            )
 
 
 def _refuse_missing(where: Path, names: list[str]) -> None:

@@ -162,6 +162,20 @@ def test_weights_in_eight_bit_floats_are_read_as_they_are(copied):
     assert all(torch.equal(loaded[name], w.float()) for name, w in weights.items())
 
 
+@pytest.mark.parametrize("name", [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(copied, name: str, value: float):
+    folder = copied("sd15")
+    weights = load_file(folder / name)
+    first = sorted(weights)[0]
+    weights[first].view(-1)[3] = value
+    save_file(weights, folder / name, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=rf"{name.split('/', maxsplit=1)[0]} has values in .*{first.split('.')[-2]}.* no numbers"
+    ):
+        load_family(folder)
+
+
 # -- what model_index.json says ------------------------------------------------------------------------------
 
 
