@@ -89,6 +89,7 @@ class HardenInputs:
         earlier: photos of people whom `start` already protects.
         audit_inputs: the people and the judges for audit and probe; None if the run has neither.
         photo_job: protects the photos themselves; None if the run does not.
+        own_class_pictures: how many class pictures of the user's own there are; 0 if the base draws them.
     """
 
     config: HardenConfig
@@ -99,6 +100,7 @@ class HardenInputs:
     earlier: Photos = Photos()
     audit_inputs: AuditInputs | None = None
     photo_job: PhotoJob | None = None
+    own_class_pictures: int = 0
 
     @staticmethod
     def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
@@ -114,7 +116,8 @@ class HardenInputs:
         audit_inputs = None
         if config.audit.enabled or config.validation.probe_steps:
             audit_inputs = load_audit_inputs(config)
-        sets = [*photos.sets, *consenting.sets, *earlier.sets, *own_class_pictures(config, base)]
+        own = own_class_pictures(config, base)
+        sets = [*photos.sets, *consenting.sets, *earlier.sets, *own]
         if audit_inputs is not None:
             sets += audit_inputs.subjects.sets
         check_separate(sets)
@@ -127,7 +130,8 @@ class HardenInputs:
             check_faces(sets, audit_inputs.judges.encoders, audit_inputs.judges.face_score)
         elif photo_job is not None and photo_job.faces is not None:
             check_faces(sets, photo_job.faces.encoders, DetectorScore(photo_job.faces.detector))
-        return HardenInputs(config, base, start, photos, consenting, earlier, audit_inputs, photo_job)
+        count = sum(len(each.files) for each in own)
+        return HardenInputs(config, base, start, photos, consenting, earlier, audit_inputs, photo_job, count)
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
         """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.

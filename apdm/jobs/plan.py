@@ -85,7 +85,9 @@ def harden_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
-        "class": f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
+        "class": f"{count(inputs.own_class_pictures, 'picture')} of your own"
+        if inputs.own_class_pictures
+        else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
         "afterwards": ", ".join(afterwards),
         "device": device_text(device, processes.size, kind),
         "precision": PRECISIONS[config.mixed_precision],

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_run import OPTIONS, weights
 
 from apdm.cli import main
@@ -107,3 +108,22 @@ def test_all_values_of_a_plan_begin_at_the_same_position() -> None:
         "of     b",
     ]
     assert columns({}) == []
+
+
+def test_class_pictures_of_the_users_own_are_counted_and_left_alone(
+    tiny_pipeline: Path, noise_people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "class/10_person"
+    folder.mkdir(parents=True)
+    for number, colour in enumerate(("red", "white", "black")):
+        Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
+    options = OPTIONS | {
+        "pretrained_model_name_or_path": tiny_pipeline,
+        "instance_data_dir": noise_people,
+        "class_data_dir": tmp_path / "class",
+        "output_dir": tmp_path / "out",
+        "max_train_steps": 1,
+    }
+    assert main(["harden", *flags(options)]) == 0
+    assert told(capsys.readouterr().err)["class"] == "3 pictures of your own"
+    assert [path.name for path in sorted((tmp_path / "class").rglob("*"))] == ["10_person", "0.png", "1.png", "2.png"]
