@@ -6,7 +6,7 @@ READY := .venv/.installed
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test coverage lint bench docs clean
+.PHONY: help .venv demo test coverage lint bench gpu docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: $(READY) ## ruff, its formatter, mypy, the order of the layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+gpu: $(READY) ## measure everything on this machine's GPU, in less than 8 minutes; ARGS=... goes to the command
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench: $(READY) ## time the parts that matter
 	$(BIN)/python -m benchmarks

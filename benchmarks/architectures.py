@@ -51,6 +51,18 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
+# No published model, but one on which everything can be tried in seconds; not in NAMES.
+TINY = "tiny"
+TINY_UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "down_block_types": (PLAIN, CROSS),
+    "up_block_types": (CROSS_UP, PLAIN_UP),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+}
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "sd3": {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
     "sd35-medium": {
@@ -77,7 +89,7 @@ SHARED = {
     "joint_attention_dim": 4096,
     "pooled_projection_dim": 2048,
 }
-RESOLUTION = {"sd15": 512, "sd21": 512}  # others 1024
+RESOLUTION = {"sd15": 512, "sd21": 512, TINY: 64}  # others 1024
 NAMES = (*UNETS, *TRANSFORMERS)
 # Width, layers and heads of each text encoder; T5 is left out, as a pipeline of Stable Diffusion 3 may.
 CLIP_L, OPEN_CLIP_H, OPEN_CLIP_G = (768, 12, 12), (1024, 23, 16), (1280, 32, 20)
@@ -90,50 +102,58 @@ def resolution(name: str) -> int:
 
 def denoiser(name: str) -> UNet2DConditionModel | SD3Transformer2DModel:
     """The part that is trained; within `torch.device("meta")` without any memory."""
-    if name in UNETS:
-        return UNet2DConditionModel(**UNETS[name])
+    if name in UNETS or name == TINY:
+        return UNet2DConditionModel(**(TINY_UNET if name == TINY else UNETS[name]))
     return SD3Transformer2DModel(**SHARED, **TRANSFORMERS[name])
 
 
 def vae(name: str) -> AutoencoderKL:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     widths = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": resolution(name)}
-    if name in UNETS:
+    if name == TINY:
+        widths |= {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    if name in UNETS or name == TINY:
         factor = 0.13025 if name == "sdxl" else 0.18215
         return AutoencoderKL(**blocks, **widths, latent_channels=4, scaling_factor=factor)
     scale = {"scaling_factor": 1.5305, "shift_factor": 0.0609, "latent_channels": 16}
     return AutoencoderKL(**blocks, **widths, **scale, use_quant_conv=False, use_post_quant_conv=False)
 
 
-def family(name: str) -> Family:
-    """The whole pipeline with random weights, seeded, in float32 on the CPU."""
+def family(name: str, device: torch.device | str = "cpu") -> Family:
+    """The whole pipeline in float32 with random weights, seeded, which are drawn on the device that they stay on."""
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         tokenizer = _tokenizer(Path(folder))
-        parts: dict[str, Any] = {"vae": vae(name), "tokenizer": tokenizer}
+        with torch.device(device):
+            parts: dict[str, Any] = {"vae": vae(name), **_networks(name, tokenizer)}
+        parts["tokenizer"] = tokenizer
         if name in TRANSFORMERS:
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+            absent = {"text_encoder_3": None, "tokenizer_3": None}
             return StableDiffusion3(
-                StableDiffusion3Pipeline(
-                    **parts,
-                    transformer=denoiser(name),
-                    scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-                    text_encoder=_clip(tokenizer, CLIP_L, projection=768),
-                    text_encoder_2=_clip(tokenizer, OPEN_CLIP_G, projection=1280),
-                    tokenizer_2=tokenizer,
-                    text_encoder_3=None,
-                    tokenizer_3=None,
-                )
+                StableDiffusion3Pipeline(**parts, **absent, scheduler=scheduler, tokenizer_2=tokenizer)
             )
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        parts |= {"unet": denoiser(name), "scheduler": DDIMScheduler(**betas, steps_offset=1, clip_sample=False)}
+        parts["scheduler"] = DDIMScheduler(**betas, steps_offset=1, clip_sample=False)
         if name == "sdxl":
-            second = _clip(tokenizer, OPEN_CLIP_G, projection=1280)
-            first = _clip(tokenizer, CLIP_L)
-            two = {"text_encoder": first, "text_encoder_2": second, "tokenizer_2": tokenizer}
-            return StableDiffusionXL(StableDiffusionXLPipeline(**parts, **two, add_watermarker=False))
-        encoder = _clip(tokenizer, CLIP_L if name == "sd15" else OPEN_CLIP_H)
+            return StableDiffusionXL(StableDiffusionXLPipeline(**parts, tokenizer_2=tokenizer, add_watermarker=False))
         checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return StableDiffusion(StableDiffusionPipeline(**parts, **checker, text_encoder=encoder))
+        return StableDiffusion(StableDiffusionPipeline(**parts, **checker))
+
+
+def _networks(name: str, tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """The denoiser and the text encoders, under the pipeline's names for them."""
+    if name in TRANSFORMERS:
+        return {
+            "transformer": denoiser(name),
+            "text_encoder": _clip(tokenizer, CLIP_L, projection=768),
+            "text_encoder_2": _clip(tokenizer, OPEN_CLIP_G, projection=1280),
+        }
+    if name == "sdxl":
+        encoders = {"text_encoder": _clip(tokenizer, CLIP_L)}
+        return {"unet": denoiser(name), **encoders, "text_encoder_2": _clip(tokenizer, OPEN_CLIP_G, projection=1280)}
+    sizes = {"sd21": OPEN_CLIP_H, TINY: (32, 2, 4)}
+    return {"unet": denoiser(name), "text_encoder": _clip(tokenizer, sizes.get(name, CLIP_L))}
 
 
 def _clip(tokenizer: CLIPTokenizer, size: tuple[int, int, int], projection: int | None = None) -> Any:

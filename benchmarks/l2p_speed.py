@@ -20,7 +20,7 @@ import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,11 +30,13 @@ from typing import Any
 
 import diffusers
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from apdm.core.adamw import make_adamw
 from apdm.core.files import write_text
 from apdm.distributed.engines import Engine
+from apdm.distributed.launch import compiler
 from apdm.distributed.master_weights import make_master_weights
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
@@ -63,13 +65,18 @@ class Options:
     device: str
     dynamo_backend: str
     memory: bool
+    dynamo_mode: str | None = None
+    regional: bool = False
+    channels_last: bool = False
+    foreach: bool = False
+    attention: str = "default"
     images: int = 4
     class_images: int = 8
 
 
 def load(options: Options) -> Family:
     if options.architecture:
-        return architectures.family(options.architecture)
+        return architectures.family(options.architecture, options.device)
     return load_family(options.pretrained_model_name_or_path)
 
 
@@ -96,12 +103,16 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
         class_prompt=embeds[1:],
         draw_timesteps=family.draw_timesteps,
     )
-    model = family.denoiser
+    model = family.denoiser.requires_grad_(True)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
     half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)
-    engine = Engine(model, make_adamw)
+    engine = Engine(model, partial(torch.optim.AdamW, foreach=True) if options.foreach else make_adamw)
     reference: Any = copy.deepcopy(model).requires_grad_(False)
     if options.dynamo_backend != "no":
-        compiled = partial(torch.compile, backend=options.dynamo_backend)
+        compiled = compiler(
+            regional=options.regional, backend=options.dynamo_backend, mode=options.dynamo_mode, dynamic=False
+        )
         engine.compile(compiled)
         reference = compiled(reference)
     protector = LearningToProtect(
@@ -114,7 +125,14 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
     )
     plan = AttackerPlan(0, 0, learning_rate=5e-6, steps=options.inner_steps, prior_loss_weight=1.0)
     attacker = FreshAttacker(plan, BatchSampler(data, generator, options.train_batch_size))
-    return partial(protector.outer_step, attacker)
+    if options.attention == "default":
+        return partial(protector.outer_step, attacker)
+
+    def with_backend() -> None:
+        with sdpa_kernel(SDPBackend.__members__[options.attention]):
+            protector.outer_step(attacker)
+
+    return with_backend
 
 
 def seconds(step: Callable[[], object], device: str) -> float:
@@ -127,8 +145,12 @@ def seconds(step: Callable[[], object], device: str) -> float:
 
 def time_both(options: Options) -> dict[str, list[float]]:
     """Seconds of every outer step after one to warm up and to compile, the contestants taking turns."""
-    steps = {name: prepare(name, options) for name in CONTESTANTS}
-    times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    return time_in_turns({name: prepare(name, options) for name in CONTESTANTS}, options)
+
+
+def time_in_turns(steps: Mapping[str, Callable[[], object]], options: Options) -> dict[str, list[float]]:
+    """Seconds of every outer step of each contestant, the first of each left out."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.outer_steps + 1):
         for name, step in steps.items():
             taken = seconds(step, options.device)
@@ -160,8 +182,9 @@ def forward_operations(options: Options) -> int:
     size = options.resolution or family.denoiser.config.sample_size * family.vae_scale
     channels, side = family.pipeline.vae.config.latent_channels, size // family.vae_scale
     embeds = family.encode_prompts(PROMPTS[:1])
+    noisy, steps = embeds.new_zeros(1, channels, side, side), torch.zeros(1, dtype=torch.long, device=embeds.device)
     with FlopCounterMode(display=False) as counter:
-        family.predict(family.denoiser, torch.zeros(1, channels, side, side), torch.zeros(1, dtype=torch.long), embeds)
+        family.predict(family.denoiser, noisy, steps, embeds)
     return int(counter.get_total_flops())
 
 

@@ -28,6 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from apdm.config import HardenConfig, L2PConfig, load_config
 from apdm.core.files import write_text
+from apdm.distributed.launch import EngineKind
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, Posterior, StableDiffusion, StableDiffusion3, load_family
 from apdm.jobs.harden import place_models
@@ -223,8 +224,15 @@ def _repeated(value: Any, dtype: torch.dtype) -> Any:
 # -- a real run ------------------------------------------------------------------------------------------------
 
 
-def prepare(family: Family, config: HardenConfig, accelerator: Accelerator) -> Training:
-    """A training of this model on random latents of its own size."""
+def prepare(
+    family: Family,
+    config: HardenConfig,
+    accelerator: Accelerator,
+    *,
+    kind: EngineKind = "single",
+    training: type[Training] = Training,
+) -> Training:
+    """A training of this model on random latents of its own size; benign attackers train on the same ones."""
     generator = torch.Generator().manual_seed(0)
     channels, side = family.pipeline.vae.config.latent_channels, family.denoiser.config.sample_size
     mean = torch.randn(4, channels, side, side, generator=generator)
@@ -232,10 +240,11 @@ def prepare(family: Family, config: HardenConfig, accelerator: Accelerator) -> T
     with torch.no_grad():
         prompts = family.encode_prompts(["a photo of sks person", "a photo of a person"]).float()
     data = SubjectData(latents[:2], latents[2:], prompts[:1], prompts[1:], family.draw_timesteps)
-    hardened = place_models(config, family, family, "single", accelerator.device)
+    hardened = place_models(config, family, family, kind, accelerator.device)
     reference = family.denoiser.eval().requires_grad_(False)
     people = to_device({"s01": [data]}, accelerator.device)
-    return Training(config, accelerator, SINGLE_PROCESS, reference, hardened, people, {})
+    benign = people if config.pool.benign_size else {}
+    return training(config, accelerator, SINGLE_PROCESS, reference, hardened, people, benign)
 
 
 def measured_buffers(config: HardenConfig) -> tuple[int, int]:
@@ -260,7 +269,7 @@ def measured_buffers(config: HardenConfig) -> tuple[int, int]:
 def measured_peak(name: str, config: HardenConfig) -> int:
     """Peak of what a full-size model allocates on the accelerator in one outer step of two inner ones."""
     accelerator = Accelerator()
-    family = architectures.family(name)
+    family = architectures.family(name, accelerator.device)
     training = prepare(family, replace(config, l2p=replace(config.l2p, inner_steps=2)), accelerator)
     torch.accelerator.reset_peak_memory_stats(accelerator.device)
     training.outer_step()

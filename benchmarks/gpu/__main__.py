@@ -1,0 +1,121 @@
+"""What a GPU has to show: that it computes the same numbers, how fast, and in how much memory. `make gpu`.
+
+    python -m benchmarks.gpu --output outputs/gpu            # under 8 minutes on one H100
+    python -m benchmarks.gpu --output outputs/gpu --tiny     # every stage on anything, at tiny sizes
+
+It needs nothing from the network, and installs nothing. Stages run one after the other, the most important first, each
+in a process of its own with a limit of its own. results.json and table.md are written after every measurement; the same
+command goes on where another was cut off. A stage whose process ends before its time is started again and goes on with
+its next measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.gpu.record import LOG, TABLE, Record, Work
+
+# {stage, which is a module of this package: its limit in seconds}
+STAGES = {"agreement": 100, "speed": 130, "peaks": 110, "engines": 70, "full_size": 90, "cost": 20, "whole_graphs": 120}
+STARTS = 4  # of one stage, if its process ends before its time
+
+
+def measurements(stage: str, folder: Path, *, tiny: bool) -> Mapping[str, Work]:
+    """{name: measurement} of a stage, in the order in which they are made."""
+    found: Mapping[str, Work] = importlib.import_module(f"benchmarks.gpu.{stage}").measurements(folder, tiny=tiny)
+    return found
+
+
+def run_stage(stage: str, folder: Path, *, tiny: bool) -> None:
+    """Make all measurements of a stage in this process."""
+    from benchmarks.gpu import device
+
+    record = Record(folder)
+    record.content.setdefault("machine", device.describe())
+    for name, work in measurements(stage, folder, tiny=tiny).items():
+        record.measure(stage, name, work)
+        device.free()
+    record.stage(stage)["done"] = True
+    record.write()
+
+
+def start_stage(stage: str, options: argparse.Namespace, limit: float) -> int | None:
+    """Run a stage in a process of its own. Returns its exit code, or None if it had to be ended at its limit."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--stage", stage, "--output", str(options.output)]
+    # Memory that grows and shrinks in place: some measurements leave no room for gaps between tensors.
+    environment = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}
+    with (options.output / LOG).open("a") as log:
+        print(f"-- {stage}", file=log, flush=True)
+        process = subprocess.Popen(
+            [*command, *(["--tiny"] if options.tiny else [])],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the stages that are not done, and print the table. Returns the exit code: 1 if an aim was not met."""
+    record, end = Record(options.output), time.monotonic() + options.limit
+    if record.content.setdefault("tiny", options.tiny) != options.tiny:
+        print(f"{options.output} holds results of other sizes; name another --output", file=sys.stderr)
+        return 2
+    record.write()
+    for stage in options.stages:
+        for _ in range(STARTS):
+            if Record(options.output).stage(stage)["done"] or time.monotonic() > end:
+                break
+            began = time.monotonic()
+            if options.in_process:
+                run_stage(stage, options.output, tiny=options.tiny)
+                code: int | None = 0
+            else:
+                code = start_stage(stage, options, min(STAGES[stage], max(1.0, end - began)))
+            if code is None:
+                Record(options.output).cut_off(stage)
+            said = {None: "ended at its limit", 0: "done"}.get(code, f"its process ended with {code}")
+            print(f"{stage}: {said}, {time.monotonic() - began:.0f} s", flush=True)
+            if code in (None, 0):
+                break
+    record = Record(options.output)
+    record.write()
+    print("\n" + (options.output / TABLE).read_text())
+    return int(any("**no**" in line for line in record.table()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="folder of results.json and table.md")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that the command runs")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--limit", type=float, default=470, help="seconds in all")
+    parser.add_argument("--in_process", action="store_true", help="all stages in this process, without their limits")
+    parser.add_argument("--stage", choices=STAGES, help="used by the processes of the stages")
+    options = parser.parse_args(argv)
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.stage is None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a stage is ended too
+        return run(options)
+    run_stage(options.stage, options.output, tiny=options.tiny)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

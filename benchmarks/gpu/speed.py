@@ -1,0 +1,122 @@
+"""Inner steps per second of Learning to Protect at the size of Stable Diffusion 1.5, in bfloat16.
+
+First against the released way of working, an outer step of one and then of the other; then by itself with one thing
+changed at a time. Everything is `benchmarks.l2p_speed`'s.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+from benchmarks import architectures, l2p_speed
+from benchmarks.cost import FORWARDS
+from benchmarks.gpu import device
+from benchmarks.gpu.record import Figure, Work, at_least, at_most, plain
+
+BLOCKS = {"dynamo_backend": "inductor", "regional": True}
+CHANGES: dict[str, dict[str, object]] = {
+    "weights in channels_last": {"channels_last": True},
+    "AdamW without its fused kernel": {"foreach": True},
+    "attention by FLASH_ATTENTION": {"attention": "FLASH_ATTENTION"},
+    "attention by CUDNN_ATTENTION": {"attention": "CUDNN_ATTENTION"},
+    "attention by EFFICIENT_ATTENTION": {"attention": "EFFICIENT_ATTENTION"},
+    "attention by MATH": {"attention": "MATH"},
+    "blocks compiled": BLOCKS,
+    "blocks compiled, channels_last": {**BLOCKS, "channels_last": True},
+    "blocks compiled, CUDA graphs": {**BLOCKS, "dynamo_mode": "reduce-overhead"},
+}
+TINY_CHANGES = ("weights in channels_last", "AdamW without its fused kernel", "attention by MATH")
+
+
+def options(*, tiny: bool) -> l2p_speed.Options:
+    return l2p_speed.Options(
+        pretrained_model_name_or_path="",
+        architecture=architectures.TINY if tiny else "sd15",
+        resolution=0,
+        inner_steps=1 if tiny else 5,
+        outer_steps=1 if tiny else 3,
+        train_batch_size=1,
+        mixed_precision="no" if tiny and device.device() == device.CPU else "bf16",  # CPUs are slow in bfloat16
+        device=device.device().type,
+        dynamo_backend="no",
+        memory=False,
+    )
+
+
+def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
+    base = options(tiny=tiny)
+    changes = {name: CHANGES[name] for name in TINY_CHANGES} if tiny else CHANGES
+    return {
+        "batch 1": partial(against_released, base),
+        "batch 4": partial(alone, replace(base, train_batch_size=4)),
+        "batch 1 alone": partial(alone, base),
+        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
+        "peak of ours": partial(peak, "apdm", base),
+        "peak of the released way": partial(peak, "reference", base),
+        "peaks compared": partial(peaks_compared, folder),
+    }
+
+
+def against_released(base: l2p_speed.Options) -> Mapping[str, Figure]:
+    """Both are alive at once, in 62 GB of weights and moments at the size of Stable Diffusion 1.5."""
+    medians = {name: statistics.median(times) for name, times in l2p_speed.time_both(base).items()}
+    ratio = medians["reference"] / medians["apdm"]
+    return {
+        "inner steps per second": plain(base.inner_steps / medians["apdm"], "1/s"),
+        "of the released way": plain(base.inner_steps / medians["reference"], "1/s"),
+        "ratio to the released way": at_least(ratio, 8),
+        **shares(base, medians["apdm"]),
+    }
+
+
+def alone(base: l2p_speed.Options) -> Mapping[str, Figure]:
+    steps = {"apdm": l2p_speed.prepare("apdm", base)}
+    first = device.seconds(steps["apdm"])
+    (times,) = l2p_speed.time_in_turns(steps, base).values()
+    median = statistics.median(times)
+    return {
+        "inner steps per second": plain(base.inner_steps / median, "1/s"),
+        "seconds of the first outer step": plain(first, "s"),
+        **shares(base, median),
+    }
+
+
+def shares(base: l2p_speed.Options, seconds: float) -> Mapping[str, Figure]:
+    """The rate of the U-Net's passes, beside what a large product of two bfloat16 matrices reaches."""
+    rate = base.train_batch_size * base.inner_steps * FORWARDS * forward_operations(base.architecture) / seconds
+    return {
+        "TFLOP/s": plain(rate / 1e12),
+        "share of a large product": at_least(rate / achievable(base.device), 0.5),
+    }
+
+
+@cache
+def forward_operations(architecture: str | None) -> int:
+    return l2p_speed.forward_operations(replace(options(tiny=False), architecture=architecture))
+
+
+@cache
+def achievable(_: str) -> float:
+    return l2p_speed.achievable_rate(options(tiny=True))
+
+
+def peak(contestant: str, base: l2p_speed.Options) -> Mapping[str, Figure]:
+    """What two outer steps allocate at most, the model included."""
+    device.free()
+    before = device.allocated()
+    step = l2p_speed.prepare(contestant, base)
+    device.start_peak()
+    for _ in range(2):
+        step()
+    return {"GB": plain((device.peak() - before) / 1e9 if device.device() != device.CPU else None, "GB")}
+
+
+def peaks_compared(folder: Path) -> Mapping[str, Figure]:
+    from benchmarks.gpu.record import Record
+
+    ours, theirs = (Record(folder).figure("speed", f"peak of {of}", "GB") for of in ("ours", "the released way"))
+    return {"ratio of the peaks": at_most(ours / theirs if ours and theirs else None, 0.45)}

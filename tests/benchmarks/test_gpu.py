@@ -1,0 +1,96 @@
+"""`make gpu` runs to its end at tiny sizes, goes on where it was cut off, and says what was not met."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launches import BUILT, ROOT, search_path
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.record import RESULTS, TABLE, Figure, Record, at_least, at_most, near, plain
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": search_path(),
+        "PYTHONPATH": str(ROOT),
+        "TORCH_EXTENSIONS_DIR": str(BUILT),
+    }
+    arguments = [sys.executable, "-m", "benchmarks.gpu", "--output", str(folder), "--tiny", *options]
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+def test_every_stage_runs_at_tiny_sizes_and_every_aim_of_agreement_is_met(tmp_path: Path) -> None:
+    result = run(tmp_path, "--in_process")
+    content = json.loads((tmp_path / RESULTS).read_text())
+    stages = content["stages"]
+    assert list(stages) == list(command.STAGES), result.stderr[-2000:]
+    failed = {
+        name: entry["error"]
+        for kept in stages.values()
+        for name, entry in kept["measurements"].items()
+        if "error" in entry
+    }
+    # DeepSpeed compiles an operator, for which the machine may lack a compiler.
+    assert not {name: error for name, error in failed.items() if not name.startswith("zero")}
+    assert all(kept["done"] for kept in stages.values())
+    for stage in ("agreement", "engines"):
+        for name, entry in stages[stage]["measurements"].items():
+            met = [figure["met"] for figure in entry.get("figures", {}).values()]
+            assert False not in met, (name, entry)
+    table = (tmp_path / TABLE).read_text()
+    assert "Tiny sizes" in table and "| speed | batch 1: ratio to the released way |" in table
+
+
+def test_a_stage_runs_in_a_process_of_its_own_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    first = run(tmp_path, "--stages", "cost")
+    assert first.returncode == 0 and "cost: done" in first.stdout, first.stderr
+    before = (tmp_path / RESULTS).read_text()
+    second = run(tmp_path, "--stages", "cost")
+    assert second.returncode == 0 and "cost: done" not in second.stdout
+    assert (tmp_path / RESULTS).read_text() == before
+    assert command.main(["--output", str(tmp_path), "--stages", "cost"]) == 2  # of full size, into tiny ones
+
+
+def test_a_measurement_that_fails_ends_no_other_and_one_that_took_its_process_along_is_not_tried_again(
+    tmp_path,
+) -> None:
+    record = Record(tmp_path)
+
+    def broken() -> dict[str, Figure]:
+        raise RuntimeError("out of\nmemory")
+
+    def killed() -> dict[str, Figure]:
+        raise KeyboardInterrupt
+
+    record.measure("speed", "broken", broken)
+    with pytest.raises(KeyboardInterrupt):
+        record.measure("speed", "killed", killed)
+    again = Record(tmp_path)
+    again.measure("speed", "killed", lambda: pytest.fail("tried a second time"))
+    again.measure("speed", "good", lambda: {"rate": plain(2.0, "1/s")})
+    kept = Record(tmp_path).stage("speed")["measurements"]
+    assert kept["broken"]["error"] == "RuntimeError: out of memory"
+    assert kept["killed"]["error"] == "begun, and not ended"
+    assert Record(tmp_path).figure("speed", "good", "rate") == 2.0
+    record.content["stages"]["speed"]["measurements"]["killed"]["error"] = "begun, and not ended"
+    record.cut_off("speed")  # its stage's time was over: that one is made in the next call
+    record.measure("speed", "killed", lambda: {"rate": plain(3.0)})
+    assert Record(tmp_path).figure("speed", "killed", "rate") == 3.0
+    assert Record(tmp_path).figure("speed", "broken", "rate") is None
+
+
+def test_aims_are_met_or_not_or_cannot_be_told() -> None:
+    assert [at_most(v, 0.45).met for v in (0.4, 0.5, None)] == [True, False, None]
+    assert [at_least(v, 8).met for v in (9.0, 7.0, None)] == [True, False, None]
+    assert [near(v, 20.0, 0.1).met for v in (18.5, 22.5, None)] == [True, False, None]
