@@ -23,7 +23,6 @@ from apdm.metrics.identity import likeness
 
 logger = get_logger(__name__)
 
-MANY_PEOPLE = (Role.STRANGER, Role.CLASS)  # in these folders every photo shows somebody else
 BATCH_SIZE = 32
 
 
@@ -39,8 +38,8 @@ class _Faces:
 def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_score: FaceScore) -> None:
     """Check that no two folders show the same person who must not be in both.
 
-    If most photos of a person match somebody in the other folder, this is an error. If fewer do, a warning is logged.
-    So it is for photos of many people, such as strangers: the audit itself says that it is unreliable.
+    If most photos of a person, or most class pictures, match one person in the other folder, this is an error. If fewer
+    do, a warning is logged. So it is for strangers: the audit itself says that it is unreliable.
 
     Args:
         sets: the photos of all folders.
@@ -66,7 +65,7 @@ def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_
                 if not matching:
                     continue
                 text = f"the person of {known.files[0].parent} (by {', '.join(e.name for e in encoders)}), but {why}"
-                if 2 * len(matching) > len(shown.files) and other.role not in MANY_PEOPLE:
+                if 2 * len(matching) > len(shown.files) and other.role is not Role.STRANGER:
                     raise UserError(f"{shown.files[0].parent} shows {text}: leave the person in one of the two folders")
                 doubtful.update({file: text for file in matching if file not in doubtful})
     if doubtful:

@@ -67,6 +67,14 @@ def test_protected_people_among_many_are_a_warning(
     assert "many/001.png shows the person of" in caplog.text and "(2 such photos)" in caplog.text
 
 
+def test_class_pictures_that_are_mostly_one_protected_person_are_an_error(tmp_path: Path) -> None:
+    for person, photo in ((1, 60), (1, 61), (30, 60)):
+        write_photos(person, range(photo, photo + 1), tmp_path / "class")
+        (tmp_path / "class/000.png").rename(tmp_path / f"class/{person}-{photo}.png")
+    with pytest.raises(UserError, match="class shows the person of .*s01"):
+        check_faces([protected_in(tmp_path), loose(tmp_path / "class", Role.CLASS)], ENCODERS, FACE_SCORE)
+
+
 def test_a_safe_partner_of_the_same_person_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safe shows the person of .*s01"):
         check_faces([protected_in(tmp_path), loose(tmp_path / "safe", Role.SAFE, 1)], ENCODERS, FACE_SCORE)
