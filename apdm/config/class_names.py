@@ -6,7 +6,9 @@ To import such a package takes seconds, because it imports torch. A name that is
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,7 +49,32 @@ def names_in_source(package: str, members: tuple[str, ...]) -> tuple[str, ...]:
 
 def is_in_source(package: str, name: str) -> bool:
     """Whether the source of a package has this text in quotes, so that a class may be called so after all."""
-    return any(f'"{name}"' in file.read_text(encoding="utf-8") for file in _files(package))
+    return f'"{name}"' in _source(package)
+
+
+def unknown_option(package: str, name: str) -> str | None:
+    """Check an option of a class, as far as the source of the package tells.
+
+    Returns:
+        None if the name stands anywhere in the source, so that it may be an option. Otherwise half a sentence with the
+        field of a class that has the most similar name.
+    """
+    source = _source(package)
+    if re.search(rf"\b{re.escape(name)}\b", source):
+        return None
+    near = difflib.get_close_matches(name, re.findall(r"^    (\w+): ", source, re.MULTILINE), n=1)
+    return f'did you mean "{near[0]}"?' if near else "leave it out"
+
+
+def forget_source() -> None:
+    """Forget what was read, so that files which were added to a package in the meantime are found."""
+    names_in_source.cache_clear()
+    _source.cache_clear()
+
+
+@cache
+def _source(package: str) -> str:
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in _files(package))
 
 
 def _files(package: str) -> list[Path]:
@@ -58,7 +85,11 @@ def _files(package: str) -> list[Path]:
 
 def _classes(file: Path) -> Iterator[tuple[str, _Class]]:
     """Yield (name, class) for the classes of one file."""
-    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+    try:
+        statements = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return  # the import will say more
+    for statement in statements:
         if isinstance(statement, ast.ClassDef):
             read = _Class([base.id for base in statement.bases if isinstance(base, ast.Name)])
             for inner in statement.body:

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from apdm.config.class_names import is_in_source, names_in_source
+from apdm.config.class_names import forget_source, is_in_source, names_in_source, unknown_option
 from apdm.config.options import broken_limit, read_value
 from apdm.core.errors import UserError
 
@@ -61,18 +61,21 @@ class Registry:
         return names_in_source(self.package, self.members)
 
     def check(self, spec: str) -> None:
-        """Check the name or the file in a text such as "lora:rank=32". The package is not imported.
+        """Check the names or the file in a text such as "lora:rank=32". The package is not imported.
 
         Raises:
-            UserError: the text cannot be read, or there is no such class or file.
+            UserError: the text cannot be read, there is no such class or file, or no class has such an option.
         """
         head, _, text = spec.partition(":")
         if head.endswith(".py"):
             self._require_file(Path(head))
-            text = text.partition(":")[2]
-        elif head not in self.names() and not is_in_source(self.package, head):
+            self._read_options(text.partition(":")[2], spec)
+            return
+        if head not in self.names() and not is_in_source(self.package, head):
             raise self._unknown(head, self.names())
-        self._read_options(text, spec)
+        for option in self._read_options(text, spec):
+            if (hint := unknown_option(self.package, option)) is not None:
+                raise UserError(f'in "{spec}": {head} has no option "{option}"; {hint}')
 
     def _read_options(self, text: str, spec: str) -> dict[str, str]:
         """Return {option: value as text} of the part of `spec` that follows the name."""
@@ -224,4 +227,4 @@ def _all_classes(package: str) -> Iterator[Any]:
 def forget_classes() -> None:
     """Clear the cache of classes, so that files which were added to a package in the meantime are found."""
     _classes.cache_clear()
-    names_in_source.cache_clear()
+    forget_source()

@@ -109,9 +109,11 @@ def _check(name: str, option: Option, value: Any) -> None:
                 f"name/model as {option.path}"
             )
         if name in FOLDERS and not os.path.isdir(text):
-            raise UserError(f"folder {text} does not exist; name another as {option.path}")
+            fault = "is no folder" if os.path.exists(text) else "does not exist"
+            raise UserError(f"{text} {fault}; give a folder as {option.path}")
         if name in FILES and not os.path.isfile(text):
-            raise UserError(f"{text} does not exist; name another file as {option.path}")
+            fault = "is no file" if os.path.exists(text) else "does not exist"
+            raise UserError(f"{text} {fault}; give a file as {option.path}")
         if name in FACE_NETWORKS:
             _check_face_network(*FACE_NETWORKS[name], text)
         if name in PLUGINS and text != NO_METHOD:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from apdm.audit.suites import SUITES
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.class_names import names_in_source
 from apdm.config.options import options_by_path
@@ -39,13 +40,17 @@ print("\\n" + json.dumps([answers, sorted(set(sys.modules) & set(sys.argv[2].spl
 """
 MISTAKES = [
     (["harden", "--pretrained_model_name_or_path", "absent"], "absent: no such folder"),
-    (["harden", "--instance_data_dir", "absent"], "folder absent does not exist; name another as instance_data_dir"),
+    (["harden", "--instance_data_dir", "absent"], "absent does not exist; give a folder as instance_data_dir"),
+    (["harden", "--instance_data_dir", __file__], "is no folder; give a folder as instance_data_dir"),
+    (["audit", "--protected_photos", "{here}", "--faceid_adapter", "{here}"], "is no file; give a file as faceid"),
     (["harden", "--rehearsal_data_dir", "absent"], "rehearsal_data_dir"),
     (["harden", "--pool.size", "1", "--pool.benign_size", "1", "--pool.benign_data_dir", "absent"], "benign_data_dir"),
     (["harden", "--family", "sdxll"], 'no model family "sdxll"'),
     (["harden", "--objective", "dpoo"], 'no objective "dpoo"; did you mean "dpo"?'),
     (["harden", "--objective", "mine.py:Mine"], "mine.py does not exist"),
     (["harden", "--objective", "dpo:beta"], "should be one option=value"),
+    (["harden", "--objective", "dpo:betta=3"], 'in "dpo:betta=3": dpo has no option "betta"; did you mean "beta"?'),
+    (["audit", "--attacks", "lora:rnk=3"], 'did you mean "rank"?'),
     (["harden", "--variety.photos", "flip", "jpg"], 'did you mean "jpeg"?'),
     (["harden", "--audit.enabled", "--audit.holdout_data_dir", "absent"], "as audit.holdout_data_dir"),
     (["harden", "--audit.enabled", "--audit.encoders", "portrait-c"], "no face encoder is called 'portrait-c'"),
@@ -119,7 +124,7 @@ def test_a_name_that_only_running_the_code_tells_is_not_refused(
     from apdm.config.registry import Registry
 
     assert names_in_source("odd_plugins", ("run",)) == ("plain",)
-    Registry("plug-in", "odd_plugins", ("run",)).check("made:x=1")
+    Registry("plug-in", "odd_plugins", ("run",)).check("made")
     with pytest.raises(UserError, match='there is no plug-in "maid"'):
         Registry("plug-in", "odd_plugins", ("run",)).check("maid")
 
@@ -153,6 +158,27 @@ def test_an_attack_without_training_may_stand_among_the_photo_attacks(tmp_path: 
     words = ["base", "hardened", "subjects", "output_dir", "protected_photos"]
     flags = [text for name in words for text in (f"--{name}", str(tmp_path))]
     check_first(load_config(AuditJobConfig, [*flags, "--photo_attacks", "img2img:strength=0.5", "lora"]))
+
+
+@pytest.mark.parametrize("registry", [ATTACKS, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS])
+def test_every_option_of_every_class_passes(registry) -> None:
+    for name, cls in registry.classes().items():
+        registry.check(f"{name}:" + ",".join(f"{option}=1" for option in registry.kinds(cls)))
+
+
+def test_every_attack_of_every_suite_passes() -> None:
+    for entry in (entry for entries in SUITES.values() for entry in entries):
+        ATTACKS.check(entry.spec)
+    for spec in ("dreambooth:identifier=t@t,class_noun=man", "two_stage:attack=lora,benign_steps=500,rank=32"):
+        ATTACKS.check(spec)
+    PROTECTIONS.check("dladiff:rounds=10")
+
+
+def test_a_file_that_is_no_python_is_left_to_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torn_plugins").mkdir()
+    (tmp_path / "torn_plugins/torn.py").write_bytes(b"class Torn:\n  name = 'torn\xff")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert names_in_source("torn_plugins", ("run",)) == ()
 
 
 def test_a_machine_that_lacks_the_photos_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
