@@ -21,8 +21,8 @@ VARIABLES = {
     "DIFFUSERS_VERBOSITY": ("error", "info"),
     "HF_HUB_DISABLE_PROGRESS_BARS": ("1", "0"),
 }
-# Modules that print without any logger, when they compile or load their operators.
-PRINTING = ("deepspeed", "torch.utils.cpp_extension")
+# Modules that print without any logger, when they compile or load something.
+PRINTING = ("deepspeed", "insightface", "torch.utils.cpp_extension")
 
 _told = ContextVar("told", default=False)
 

@@ -26,7 +26,13 @@ def module(name: str) -> types.ModuleType:
 
 def test_prints_of_deepspeed_are_hidden_and_everybody_elses_pass(capsys: pytest.CaptureFixture[str]) -> None:
     with library_messages(shown=False):
-        for name in ("deepspeed.comm.torch", "torch.utils.cpp_extension", "users_plugin", "deepspeed_of_mine"):
+        for name in (
+            "deepspeed.comm.torch",
+            "torch.utils.cpp_extension",
+            "insightface.app",
+            "users_plugin",
+            "deepspeed_of_mine",
+        ):
             module(name).tell(f"{name} tells")
             module(name).warn(f"{name} warns")
         assert not sys.stdout.isatty()  # tqdm and others ask the stream
