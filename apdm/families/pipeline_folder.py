@@ -17,7 +17,8 @@ from torch import nn
 
 from apdm.core.errors import UserError
 from apdm.core.files import list_files, write_beside
-from apdm.families.stored_file import check_content, first_line, missing, read_header
+from apdm.core.model_path import PICKLES, index_file, local_model, missing
+from apdm.families.stored_file import check_content, first_line, read_header
 
 MODULES = ("vae", "text_encoder", "safety_checker", "image_encoder")  # parts with weights, besides the denoiser
 # The configuration files of the other parts.
@@ -27,13 +28,11 @@ CONFIGS = {
     "feature_extractor": "preprocessor_config.json",
 }
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no family needs
-PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 # name[.variant][-00001-of-00002].safetensors; transformers puts the shard before the variant
 WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def locate(path: str | Path, *, revision: str | None, variant: str | None, allow_pickle: bool) -> Path:
@@ -42,16 +41,8 @@ def locate(path: str | Path, *, revision: str | None, variant: str | None, allow
     Raises:
         UserError: there is no such folder, or the Hub has no such pipeline.
     """
-    folder = Path(path)
-    if folder.is_dir():
+    if (folder := local_model(path)) is not None:
         return folder
-    if folder.is_symlink():
-        raise missing(folder)
-    if not HUB_ID.fullmatch(str(path)) or folder.suffix.lower() in {".safetensors", *PICKLES}:
-        raise UserError(
-            f"{path}: no such folder or file; give a diffusers pipeline folder, a single file or a Hub id such as "
-            "name/model"
-        )
     try:
         return Path(
             DiffusionPipeline.download(
@@ -70,14 +61,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or unreadable.
     """
-    path = folder / "model_index.json"
-    if path.is_symlink() or path.exists():
-        return _read_json(path)
-    # In the cache of the Hugging Face Hub, the pipeline lies deeper. Other users name a part of a pipeline.
-    near = [*sorted(folder.glob("*/model_index.json")), *sorted(folder.glob("snapshots/*/model_index.json"))]
-    near += [folder.parent / path.name] if (folder.parent / path.name).exists() else []
-    advice = f"name {near[0].parent}" if near else "give one that has"
-    raise UserError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json; {advice}")
+    return _read_json(index_file(folder))
 
 
 def check_parts(

@@ -5,7 +5,6 @@ Such files are common: pointers of Git LFS, web pages that were saved in place o
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from apdm.core.errors import UserError
+from apdm.core.model_path import missing
 
 # The names of tensors that only quantised models have: the scales of their weights, and other notes of the methods.
 QUANTISED = re.compile(
@@ -47,17 +47,6 @@ def first_line(error: Exception) -> str:
     """
     message = str(error).partition(" If you want to instead")[0]
     return next((line.strip(" .") for line in message.splitlines() if line.strip(" .")), type(error).__name__)
-
-
-def missing(path: Path) -> UserError:
-    """The error for a file that is not there. It says so if the cause is a link that leads nowhere."""
-    for link in (path, *path.parents):
-        if link.is_symlink() and not link.exists():
-            return UserError(
-                f"{link} is a link to {os.readlink(link)}, which does not exist; copy the folder together with what "
-                "its links name (cp -rL)"
-            )
-    return UserError(f"{path} is missing; copy the whole pipeline folder")
 
 
 def check_content(path: Path) -> Literal["safetensors", "pickle", "other"]:

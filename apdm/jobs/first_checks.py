@@ -6,7 +6,6 @@ The jobs check their input completely, but only seconds later. No check here is 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +18,7 @@ from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURI
 from apdm.config.registry import Registry
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.model_path import index_file, local_model
 from apdm.export.layout import MANIFEST
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
@@ -52,7 +52,6 @@ FACE_NETWORKS = {
     "image_layer.zero_shot.detector": ("face detector", (DETECTOR,)),
     "face_score": ("face score", (FACE_SCORE, DETECTOR)),
 }
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def check_first(config: Any) -> None:
@@ -103,11 +102,8 @@ def _check(name: str, option: Option, value: Any) -> None:
     for text in value if isinstance(value, list) else [value]:
         if text is None:
             continue
-        if name in MODELS and not os.path.lexists(text) and not HUB_ID.fullmatch(text):
-            raise UserError(
-                f"{text}: no such folder; give a diffusers pipeline folder, a single file or a Hub id such as "
-                f"name/model as {option.path}"
-            )
+        if name in MODELS:
+            _check_model(text)
         if name in FOLDERS and not os.path.isdir(text):
             fault = "is no folder" if os.path.exists(text) else "does not exist"
             raise UserError(f"{text} {fault}; give a folder as {option.path}")
@@ -118,6 +114,13 @@ def _check(name: str, option: Option, value: Any) -> None:
             _check_face_network(*FACE_NETWORKS[name], text)
         if name in PLUGINS and text != NO_METHOD:
             _check_plugin(text, PLUGINS[name])
+
+
+def _check_model(path: str) -> None:
+    """Raise UserError if a path is no model: nothing lies there, or a folder that is no pipeline folder."""
+    place = local_model(path)
+    if place is not None and place.is_dir():
+        index_file(place)
 
 
 def _check_plugin(spec: str, registries: Iterable[Registry]) -> None:

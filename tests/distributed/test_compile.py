@@ -57,6 +57,7 @@ def test_blocks_alone_can_be_compiled(tiny_pipeline: Path) -> None:
 def test_what_cannot_be_compiled_is_refused(tmp_path: Path, families: Callable[[str], Family]) -> None:
     for name in ("no-model", "nobody/protected"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "no-model/model_index.json").write_text("{}")
     run = arguments(tmp_path / "no-model", tmp_path / "nobody", tmp_path / "run")
     result = run_launcher("cpu_2proc_fsdp2", 2, [*DYNAMO, "train_apdm.py", *run])
     assert result.returncode != 0

@@ -40,6 +40,10 @@ print("\\n" + json.dumps([answers, sorted(set(sys.modules) & set(sys.argv[2].spl
 """
 MISTAKES = [
     (["harden", "--pretrained_model_name_or_path", "absent"], "absent: no such folder"),
+    (["harden", "--pretrained_model_name_or_path", "unet"], "it has no model_index.json; name"),
+    (["harden", "--pretrained_model_name_or_path", "absent/model.safetensors"], "no such folder or file"),
+    (["harden", "--single_file_config", "unet"], "it has no model_index.json"),
+    (["audit", "--base", "unet"], "it has no model_index.json"),
     (["harden", "--instance_data_dir", "absent"], "absent does not exist; give a folder as instance_data_dir"),
     (["harden", "--instance_data_dir", __file__], "is no folder; give a folder as instance_data_dir"),
     (["audit", "--protected_photos", "{here}", "--faceid_adapter", "{here}"], "is no file; give a file as faceid"),
@@ -60,7 +64,7 @@ MISTAKES = [
     (["perturb", "--image_layer.zero_shot.detector", "mtcnn"], "no face detector is called 'mtcnn'"),
     (["audit", "--attacks", "dreamboth"], 'did you mean "dreambooth"?'),
     (["audit", "--protected_photos", "{here}", "--photo_attacks", "img2imgg"], "img2imgg"),
-    (["audit", "--hardened", "absent"], "as hardened"),
+    (["audit", "--hardened", "absent"], "absent: no such folder"),
     (["verify", "absent"], "absent has no manifest.json"),
     (["verify", "--subjects", "absent"], "subjects"),
 ]
@@ -84,6 +88,8 @@ def complete(argv: list[str], here: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     here = tmp_path_factory.mktemp("here")
+    (here / "model_index.json").write_text("{}")
+    (here / "unet").mkdir()
     argvs = [complete(argv, here) for argv, _ in MISTAKES]
     words = [sys.executable, "-c", SCRIPT, json.dumps(argvs), ",".join(HEAVY)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -130,6 +136,7 @@ def test_a_name_that_only_running_the_code_tells_is_not_refused(
 
 
 def required(tmp_path: Path, *more: str) -> list[str]:
+    (tmp_path / "model_index.json").write_text("{}")
     names = ("pretrained_model_name_or_path", "instance_data_dir", "output_dir")
     return [text for name in names for text in (f"--{name}", str(tmp_path))] + list(more)
 
@@ -155,6 +162,7 @@ def test_none_is_no_photo_protection(tmp_path: Path) -> None:
 
 
 def test_an_attack_without_training_may_stand_among_the_photo_attacks(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
     words = ["base", "hardened", "subjects", "output_dir", "protected_photos"]
     flags = [text for name in words for text in (f"--{name}", str(tmp_path))]
     check_first(load_config(AuditJobConfig, [*flags, "--photo_attacks", "img2img:strength=0.5", "lora"]))

@@ -17,8 +17,9 @@ import diffusers
 import torch
 
 from apdm.core.errors import UserError
+from apdm.core.model_path import HUB_ID
 from apdm.families.fit import wrong_channels
-from apdm.families.pipeline_folder import HUB_ID, check_parts, read_index
+from apdm.families.pipeline_folder import check_parts, read_index
 from apdm.families.single_file.vae import LATENTS
 from apdm.families.stored_file import Header, check_content, first_line, read_header
 
