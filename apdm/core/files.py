@@ -141,6 +141,31 @@ def list_files(root: Path, *, follow_links: bool = True) -> list[Path]:
     return sorted(_files_below(root, (), follow_links), key=lambda path: path.relative_to(root).as_posix())
 
 
+def check_output_dir(path: str | Path, *, overwrite: bool) -> None:
+    """Check that `path` can be the output folder of a run, as far as that can be said without writing.
+
+    Args:
+        path: the folder. If it does not exist, nothing is checked.
+        overwrite: allow a folder with the result of an earlier run.
+
+    Raises:
+        UserError: `path` is not a folder, cannot be written, has files of other programs, or has an earlier result and
+            `overwrite` is false.
+    """
+    target = Path(path)
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{path} is not a folder: give output_dir the name of a folder")
+    if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: mend its permissions or choose another output_dir")
+    content = {entry.name for entry in target.iterdir()}
+    if content and MARKER not in content:
+        raise UserError(f"{path} holds files that are not from this program: choose a new output_dir")
+    if content - {MARKER} and not overwrite:
+        raise UserError(f"{path} already holds a result: choose another or add --overwrite_output_dir true")
+
+
 def claim_output_dir(path: str | Path, overwrite: bool = False, *, until: ExitStack | None = None) -> Path:
     """Make `path` the output folder of this run, marked with a file `.apdm`. No finished file in it is deleted.
 
@@ -161,17 +186,11 @@ def claim_output_dir(path: str | Path, overwrite: bool = False, *, until: ExitSt
         raise UserError(f"{path} is not a folder: give output_dir the name of a folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be created ({error.strerror}): choose another output_dir") from None
-    if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: mend its permissions or choose another output_dir")
-    content = {entry.name for entry in target.iterdir()}
-    if content and MARKER not in content:
-        raise UserError(f"{path} holds files that are not from this program: choose a new output_dir")
+    check_output_dir(path, overwrite=True)
     with ExitStack() as held:
         try:
             held.enter_context(locked(target / MARKER))
-            content = {entry.name for entry in target.iterdir()}  # another run may have ended meanwhile
-            if content - {MARKER} and not overwrite:
-                raise UserError(f"{path} already holds a result: choose another or add --overwrite_output_dir true")
+            check_output_dir(path, overwrite=overwrite)  # another run may have ended meanwhile
             recover(target)
             if not (target / MARKER).stat().st_size:
                 # Not with `write_beside`: the file must stay the one that is locked.

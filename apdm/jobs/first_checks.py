@@ -17,6 +17,7 @@ from apdm.config.options import Option, options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.config.registry import Registry
 from apdm.core.errors import UserError
+from apdm.core.files import check_output_dir
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
 from apdm.export.layout import MANIFEST
@@ -70,7 +71,9 @@ def check_first(config: Any) -> None:
         for path, option in options_by_path(type(config)).items():
             if _is_used(option, config):
                 _check(path.removeprefix("audit."), option, attrgetter(path)(config))
-        if isinstance(config, VerifyConfig) and not (Path(config.output_dir) / MANIFEST).is_file():
+        if not isinstance(config, VerifyConfig):
+            check_output_dir(config.output_dir, overwrite=_may_replace(config))
+        elif not (Path(config.output_dir) / MANIFEST).is_file():
             raise UserError(f"{config.output_dir} has no {MANIFEST}; name the output folder of a run")
     logger.info("loading torch, diffusers and transformers, then %s", _model_names(config))
 
@@ -89,6 +92,12 @@ def _is_used(option: Option, config: Any) -> bool:
     if option.group.startswith("image_layer"):
         return with_photos
     return option.path != "pool.benign_data_dir" or bool(config.pool.benign_size)
+
+
+def _may_replace(config: Any) -> bool:
+    """Whether the output folder may hold a result. Other jobs than hardening find out later what it was made with."""
+    hardening = isinstance(config, HardenConfig)
+    return not hardening or config.overwrite_output_dir or config.resume_from_checkpoint is not None
 
 
 def _check(name: str, option: Option, value: Any) -> None:

@@ -44,6 +44,9 @@ MISTAKES = [
     (["harden", "--pretrained_model_name_or_path", "absent/model.safetensors"], "no such folder or file"),
     (["harden", "--single_file_config", "unet"], "it has no model_index.json"),
     (["audit", "--base", "unet"], "it has no model_index.json"),
+    (["harden", "--output_dir", __file__], "is not a folder"),
+    (["audit", "--output_dir", "unet"], "unet holds files that are not from this program"),
+    (["harden", "--output_dir", "done"], "done already holds a result: choose another or add --overwrite_output_dir"),
     (["harden", "--instance_data_dir", "absent"], "absent does not exist; give a folder as instance_data_dir"),
     (["harden", "--instance_data_dir", __file__], "is no folder; give a folder as instance_data_dir"),
     (["audit", "--protected_photos", "{here}", "--faceid_adapter", "{here}"], "is no file; give a file as faceid"),
@@ -79,7 +82,8 @@ def complete(argv: list[str], here: Path) -> list[str]:
         "verify": (),
     }[argv[0]]
     words = [str(here) if word == "{here}" else word for word in argv]
-    added = [text for name in required if f"--{name}" not in words for text in (f"--{name}", str(here))]
+    values = {name: str(here / "new" if name == "output_dir" else here) for name in required}
+    added = [text for name in required if f"--{name}" not in words for text in (f"--{name}", values[name])]
     if words[0] == "verify" and words[1].startswith("--"):
         added = ["--output_dir", str(here)]
     return [words[0], *words[1:], *added]
@@ -89,7 +93,9 @@ def complete(argv: list[str], here: Path) -> list[str]:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     here = tmp_path_factory.mktemp("here")
     (here / "model_index.json").write_text("{}")
-    (here / "unet").mkdir()
+    for name in ("unet/model.safetensors", "done/.apdm", "done/manifest.json"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).touch()
     argvs = [complete(argv, here) for argv, _ in MISTAKES]
     words = [sys.executable, "-c", SCRIPT, json.dumps(argvs), ",".join(HEAVY)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -138,7 +144,7 @@ def test_a_name_that_only_running_the_code_tells_is_not_refused(
 def required(tmp_path: Path, *more: str) -> list[str]:
     (tmp_path / "model_index.json").write_text("{}")
     names = ("pretrained_model_name_or_path", "instance_data_dir", "output_dir")
-    return [text for name in names for text in (f"--{name}", str(tmp_path))] + list(more)
+    return [text for name in names for text in (f"--{name}", str(tmp_path))] + ["--output_dir", "new", *more]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,9 @@ def test_an_attack_without_training_may_stand_among_the_photo_attacks(tmp_path: 
     (tmp_path / "model_index.json").write_text("{}")
     words = ["base", "hardened", "subjects", "output_dir", "protected_photos"]
     flags = [text for name in words for text in (f"--{name}", str(tmp_path))]
-    check_first(load_config(AuditJobConfig, [*flags, "--photo_attacks", "img2img:strength=0.5", "lora"]))
+    check_first(
+        load_config(AuditJobConfig, [*flags, "--output_dir", "new", "--photo_attacks", "img2img:strength=0.5", "lora"])
+    )
 
 
 @pytest.mark.parametrize("registry", [ATTACKS, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS])
