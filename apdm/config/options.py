@@ -36,6 +36,8 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multiple_of": (lambda value, unit: value % unit == 0, "a multiple of"),
 }
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# What stands for no value, besides YAML's null, if an option may have none.
+NOTHING = ("none", "null")
 # What people write for true and false. YAML 1.1 allows some of it.
 SWITCHES = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(("no", "off", "n", "0"), "false")
 # The words of messages for the place where a value was given.
@@ -116,7 +118,8 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     """
     known = options_by_path(cls)
     words = _split(argv)
-    if sum(word.partition("=")[0] == "--config" for word in argv) > 1:
+    keys = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+    if keys.count("config") > 1:
         raise UserError("--config is given twice; put the options into one file")
     files = words.pop("config", None)
     if files is not None and len(files) != 1:
@@ -124,6 +127,8 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     values = _values_of_file(files[0], known) if files else {}
     for path, texts in words.items():
         _require_known(path, known, COMMAND_LINE)
+        if keys.count(path) > 1 and get_origin(_without_none(known[path].kind)) is list:
+            raise UserError(f"--{path} {COMMAND_LINE} is given twice; write all items after one")
         values[path] = known[path].fit(known[path].parse(texts), COMMAND_LINE)
     return _complete(cls, values, known, f"{COMMAND_LINE} or in the file of --config", dashes="--")
 
@@ -153,7 +158,7 @@ def read_value(kind: Any, text: str) -> Any:
     Raises:
         ValueError: the text does not fit. The message says what fits, such as "a whole number".
     """
-    if _without_none(kind) is not kind and text.lower() in ("none", "null"):
+    if _without_none(kind) is not kind and text.lower() in NOTHING:
         return None
     try:
         return _convert(kind, _scalar(_without_none(kind), text))
@@ -218,8 +223,6 @@ class Option:
         if len(texts) != 1:
             problem = "needs a value" if not texts else "takes one value; put quotes around one with spaces"
             raise UserError(f"--{self.path} {problem}")
-        if kind is not self.kind and texts[0].lower() in ("none", "null"):
-            return None
         return _scalar(kind, texts[0])
 
     def fit(self, value: Any, where: str) -> Any:
@@ -232,6 +235,8 @@ class Option:
         Raises:
             UserError: the value has another type or is out of range.
         """
+        if _without_none(self.kind) is not self.kind and isinstance(value, str) and value.lower() in NOTHING:
+            value = None
         try:
             fitting = _convert(self.kind, value)
         except (ValueError, OverflowError):
@@ -335,7 +340,7 @@ def _build(cls: type[Config], values: dict[str, Any], prefix: str = "") -> Confi
 
 
 def _split(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Return {key: the words after `--key`}. If a key is given twice, the last one counts."""
+    """Return {key: the words after `--key`}. If a key is given twice, the last counts: scripts may append options."""
     words: dict[str, list[str]] = {}
     key = None
     for word in argv:

@@ -15,8 +15,10 @@ def expand_path(text: str) -> str:
     """Replace `~` or `~user` at the start of a path, and the names of environment variables anywhere in it.
 
     Raises:
-        ValueError: there is no such user or variable, and no file whose name is written like this.
+        ValueError: the text is blank; or it names no user or variable that exists, and no file with exactly this name.
     """
+    if text.isspace():
+        raise ValueError("it is blank")
     missing = [name for pair in VARIABLE.findall(text) for name in pair if name and not os.environ.get(name)]
     if missing and not os.path.lexists(text):
         raise ValueError(f"the environment variable {missing[0]} is not set")

@@ -149,7 +149,10 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
                 raise UserError(f"{folder} is the folder of a run; give one of its checkpoints, such as {inner[-1]}")
             return Checkpoint.open(folder)
     held = ", ".join(folder.name for folder in folders) or "no checkpoints"
-    raise UserError(f"resume_from_checkpoint {wanted} is no folder, neither here nor in {output}, which holds {held}")
+    raise UserError(
+        f"resume_from_checkpoint {wanted} is no folder, neither here nor in {output}, which holds {held}; "
+        "give one of these, or latest"
+    )
 
 
 def folder_of(output: Path, step: int) -> Path:

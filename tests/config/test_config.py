@@ -87,6 +87,8 @@ def test_each_form_of_the_command_line_gives_its_value(argv, name, value):
         ("note: 2026-01-02", "note", "2026-01-02"),
         ("note: 12:30", "note", "12:30"),
         ("note: ~", "note", None),
+        ("note: none", "note", None),
+        ("note: None", "note", None),
         ("inner:\n  # steps: 4\n", "inner", Inner()),
     ],
 )
@@ -169,6 +171,7 @@ def test_a_mistake_in_yaml_is_named_with_its_file_and_key(load, text, message):
         (["--inner", "1"], "inner on the command line is a group of options"),
         (["--config"], "--config needs the name of one YAML file"),
         (["--config", "a.yaml", "--config=b.yaml"], "--config is given twice"),
+        (["--words", "a", "--words=b"], "--words on the command line is given twice; write all items after one"),
         (
             ["--marks", "1,2"],
             "marks on the command line is ['1,2']; it needs a list, each item a whole number; separate",
@@ -259,6 +262,8 @@ def test_a_variable_or_a_user_that_does_not_exist_is_named_instead_of_becoming_a
         UserError, match='folder on the command line is "[$]OUTS/a"; the environment variable OUTS is not'
     ):
         load_config(Paths, ["--folder", "$OUTS/a"])
+    with pytest.raises(UserError, match="it is blank"):
+        load_config(Paths, ["--folder", " "])
     with pytest.raises(UserError, match="there is no user nobody_has_this; for a name that begins with ~, write ./~"):
         load_config(Paths, ["--folder", "~nobody_has_this/a"])
     Path("$OUTS").mkdir()
