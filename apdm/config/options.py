@@ -10,10 +10,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import operator
 import os
-import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,8 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from apdm.config.paths import expand_path, expand_spec
-from apdm.config.yaml_text import read_scalar, read_yaml
+from apdm.config.types import NOTHING, advice, convert, scalar, wanted, without_none
+from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError
 
 Config = TypeVar("Config")
@@ -35,11 +34,6 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "below": (operator.lt, "less than"),
     "multiple_of": (lambda value, unit: value % unit == 0, "a multiple of"),
 }
-TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-# What stands for no value, besides YAML's null, if an option may have none.
-NOTHING = ("none", "null")
-# What people write for true and false. YAML 1.1 allows some of it.
-SWITCHES = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(("no", "off", "n", "0"), "false")
 # The words of messages for the place where a value was given.
 COMMAND_LINE, IN_CALL = "on the command line", "in the call"
 
@@ -127,7 +121,7 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     values = _values_of_file(files[0], known) if files else {}
     for path, texts in words.items():
         _require_known(path, known, COMMAND_LINE)
-        if keys.count(path) > 1 and get_origin(_without_none(known[path].kind)) is list:
+        if keys.count(path) > 1 and get_origin(without_none(known[path].kind)) is list:
             raise UserError(f"--{path} {COMMAND_LINE} is given twice; write all items after one")
         values[path] = known[path].fit(known[path].parse(texts), COMMAND_LINE)
     return _complete(cls, values, known, f"{COMMAND_LINE} or in the file of --config", dashes="--")
@@ -158,12 +152,12 @@ def read_value(kind: Any, text: str) -> Any:
     Raises:
         ValueError: the text does not fit. The message says what fits, such as "a whole number".
     """
-    if _without_none(kind) is not kind and text.lower() in NOTHING:
+    if without_none(kind) is not kind and text.lower() in NOTHING:
         return None
     try:
-        return _convert(kind, _scalar(_without_none(kind), text))
+        return convert(kind, scalar(without_none(kind), text))
     except ValueError:
-        raise ValueError(_wanted(kind)) from None
+        raise ValueError(wanted(kind)) from None
 
 
 @dataclass(frozen=True)
@@ -201,7 +195,7 @@ class Option:
     def wanted(self) -> str:
         """The type and the limits in words, such as "a whole number, at least 1"."""
         limits = [f"{LIMITS[limit][1]} {_short(bound)}" for limit, bound in self.field.metadata["limits"].items()]
-        return ", ".join([_wanted(self.kind), *limits])
+        return ", ".join([wanted(self.kind), *limits])
 
     @property
     def default(self) -> str:
@@ -215,15 +209,15 @@ class Option:
         Raises:
             UserError: there are too many words or too few.
         """
-        kind = _without_none(self.kind)
+        kind = without_none(self.kind)
         if get_origin(kind) is list:
-            return [_scalar(get_args(kind)[0], text) for text in texts]
+            return [scalar(get_args(kind)[0], text) for text in texts]
         if kind is bool and not texts:
             return True
         if len(texts) != 1:
             problem = "needs a value" if not texts else "takes one value; put quotes around one with spaces"
             raise UserError(f"--{self.path} {problem}")
-        return _scalar(kind, texts[0])
+        return scalar(kind, texts[0])
 
     def fit(self, value: Any, where: str) -> Any:
         """Convert a value to this option's type.
@@ -235,12 +229,14 @@ class Option:
         Raises:
             UserError: the value has another type or is out of range.
         """
-        if _without_none(self.kind) is not self.kind and isinstance(value, str) and value.lower() in NOTHING:
+        if without_none(self.kind) is not self.kind and isinstance(value, str) and value.lower() in NOTHING:
             value = None
         try:
-            fitting = _convert(self.kind, value)
+            fitting = convert(self.kind, value)
         except (ValueError, OverflowError):
-            raise self._misfit(value, where, _wanted(self.kind) + self._advice(value, where)) from None
+            raise self._misfit(
+                value, where, wanted(self.kind) + advice(self.kind, value, as_words=where == COMMAND_LINE)
+            ) from None
         value = self._expand(fitting, where)
         if (limit := broken_limit(self.field, value)) is not None:
             raise self._misfit(value, where, f"to be {limit}")
@@ -255,25 +251,6 @@ class Option:
             return [expand(item) for item in value] if isinstance(value, list) else expand(value)
         except ValueError as problem:
             raise UserError(f"{self.path} {where} is {json.dumps(value)}; {problem}") from None
-
-    def _advice(self, value: Any, where: str) -> str:
-        """Return how to write a value of a wrong type, if that can be guessed: the end of a message, or nothing."""
-        kind = _without_none(self.kind)
-        if get_origin(kind) is list:
-            if where == COMMAND_LINE:
-                return "; separate items by spaces, not by commas" if any("," in str(item) for item in value) else ""
-            if isinstance(value, str) and value:
-                items = value if get_args(kind)[0] is str else ", ".join(filter(None, re.split(r"[,\s]+", value)))
-                return f"; write [{items}]"
-        if kind is str and type(value) in (int, float, bool) and where != COMMAND_LINE:
-            return "; put it in quotes"
-        if kind is bool and str(value).lower() in SWITCHES:
-            return f"; write {SWITCHES[str(value).lower()]}"
-        if kind is int and isinstance(value, float) and value.is_integer():
-            return f"; write {value:.0f}"
-        if isinstance(value, str) and where != COMMAND_LINE and _fits(kind, read_scalar(value)):
-            return "; leave out the quotes"
-        return ""
 
     def _misfit(self, value: Any, where: str, wanted: str) -> UserError:
         # The Python type is not shown for the command line, where every value is text.
@@ -404,52 +381,3 @@ def _require_known(path: str, known: Mapping[str, Option], where: str) -> None:
 def _short(bound: float) -> str:
     """Return a limit as text: a whole number in full, any other number with six digits."""
     return str(bound) if isinstance(bound, int) else f"{bound:.6g}"
-
-
-# -- types ------------------------------------------------------------------------------------------------------------
-
-
-def _without_none(kind: Any) -> Any:
-    """Return `X` for the type `X | None`, and any other type unchanged."""
-    inner = [arg for arg in get_args(kind) if arg is not NoneType]
-    return inner[0] if NoneType in get_args(kind) else kind
-
-
-def _wanted(kind: Any) -> str:
-    """Return a type in words."""
-    if _without_none(kind) is not kind:
-        return f"{_wanted(_without_none(kind))} or null"
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    if get_origin(kind) is list:
-        return f"a list, each item {_wanted(get_args(kind)[0])}"
-    return TYPE_WORDS[kind]
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    try:
-        _convert(kind, value)
-    except (ValueError, OverflowError):
-        return False
-    return True
-
-
-def _convert(kind: Any, value: Any) -> Any:
-    """Convert a value to `kind`. Only whole numbers become floats; any other value of another type is a ValueError."""
-    if _without_none(kind) is not kind:
-        return None if value is None else _convert(_without_none(kind), value)
-    if get_origin(kind) is list and isinstance(value, list):
-        return [_convert(get_args(kind)[0], item) for item in value]
-    if get_origin(kind) is Literal and value in get_args(kind):
-        return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    # An empty text is refused, because it is no name, path or prompt. An empty path would mean the working folder.
-    if type(value) is kind and value != "" and kind is not float:
-        return value
-    raise ValueError(value)
-
-
-def _scalar(kind: Any, text: str) -> Any:
-    """Convert a word of the command line as YAML would read it. For an option of text, it stays text."""
-    return text if kind is str or get_origin(kind) is Literal else read_scalar(text)
