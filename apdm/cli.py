@@ -19,7 +19,7 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfi
 from apdm.config.options import command_line
 from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
-from apdm.core.launcher import is_main_process, launched_number
+from apdm.core.launcher import is_main_process
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
 from apdm.core.terminal import columns, say, show_progress, use_utf8
@@ -104,7 +104,7 @@ def leave(code: int | None) -> NoReturn:
     gloo's threads outlive the process groups that DeepSpeed's objects still hold. If such a thread releases memory of
     its last exchange while Python is being taken down, the process aborts (exit code -6) although all its work is done.
     """
-    if launched_number("WORLD_SIZE", 1) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # whatever it is, this must not fail
         atexit._run_exitfuncs()  # trackers send what they still hold
         sys.stdout.flush()
         sys.stderr.flush()

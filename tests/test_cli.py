@@ -161,7 +161,15 @@ leave(3)
 """
 
 
-@pytest.mark.parametrize(("size", "printed"), [("1", "printed atexit\ntaken apart\n"), ("2", "printed atexit\n")])
+@pytest.mark.parametrize(
+    ("size", "printed"),
+    [
+        ("1", "printed atexit\ntaken apart\n"),
+        ("", "printed atexit\ntaken apart\n"),
+        ("2", "printed atexit\n"),
+        ("two", "printed atexit\n"),
+    ],
+)
 def test_a_launched_process_leaves_with_its_code_and_its_output_and_is_not_taken_apart(size, printed):
     """Taking it apart is when gloo's threads may abort it."""
     environment = {**os.environ, **LAUNCHED, "RANK": "0", "WORLD_SIZE": size}
