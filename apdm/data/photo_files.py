@@ -2,7 +2,8 @@
 
 A file is a photo if its name ends like that of a picture, or if Pillow recognises its content. Raw files of cameras,
 and pictures that Pillow cannot read, are listed apart: whoever uses the folder must refuse them, because the person in
-a photo that is silently left out would stay unprotected. All other files, such as captions and videos, are no photos.
+a photo that is silently left out would stay unprotected. An unread picture beside a photo of the same name is no harm,
+and counts among the other files. All other files, such as captions and videos, are no photos.
 Hidden pictures count among these. Other hidden files, and what operating systems leave in folders, are not listed.
 """
 
@@ -105,7 +106,7 @@ def list_folder(folder: Path) -> Listing:
             _sort_in_hidden(entry, found)
         else:
             _sort_in(entry, found)
-    return found
+    return _without_pairs(found)
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, Listing]]:
@@ -293,6 +294,17 @@ def _sort_in(entry: Path, found: Listing) -> None:
             (found.unread if named or unread_kind(entry) else found.others).append(entry)
     except OSError as error:
         raise UserError(f"{name_of(entry)} cannot be read: {error.strerror or error}") from None
+
+
+def _without_pairs(found: Listing) -> Listing:
+    """Count an unread picture beside a photo of the same name among the other files.
+
+    Cameras write such pairs, IMG_1.CR2 and IMG_1.JPG, of one and the same shot.
+    """
+    names = {stem(photo).casefold() for photo in found.photos}
+    paired = [path for path in found.unread if stem(path).casefold() in names]
+    unread = [path for path in found.unread if path not in paired]
+    return Listing(found.photos, unread, sorted([*found.others, *paired]), found.folders)
 
 
 def _sort_in_hidden(entry: Path, found: Listing) -> None:

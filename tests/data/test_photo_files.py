@@ -99,6 +99,16 @@ def test_a_picture_that_pillow_does_not_read_is_refused_by_name(tmp_path: Path, 
     assert is_picture(tmp_path / "s01" / name)
 
 
+def test_a_raw_file_beside_its_jpeg_is_counted_and_not_refused(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "IMG_1.JPG")
+    for name in ("IMG_1.CR2", "img_1.cr3", "IMG_2.CR2"):
+        (tmp_path / name).write_bytes(b"raw")
+    listing = list_folder(tmp_path)
+    assert [path.name for path in listing.photos] == ["IMG_1.JPG"]
+    assert [path.name for path in listing.others] == ["IMG_1.CR2", "img_1.cr3"]
+    assert [path.name for path in listing.unread] == ["IMG_2.CR2"]
+
+
 def test_raw_files_are_refused_although_pillow_would_read_their_preview(tmp_path: Path):
     for suffix in ("nef", "dng", "arw"):
         picture(tmp_path / f"a.{suffix}", "TIFF")
