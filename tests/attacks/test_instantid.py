@@ -370,7 +370,11 @@ def test_a_controlnet_that_is_none_or_does_not_fit_is_one_clear_line(
     (tmp_path / "other" / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(UserError, match="is a pickle, which can run code"):
         check(tmp_path / "other")
-    (tmp_path / "other" / "diffusion_pytorch_model.safetensors").touch()
+    weights = tmp_path / "other" / "diffusion_pytorch_model.safetensors"
+    weights.touch()
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is empty"):
+        check(tmp_path / "other")
+    save_file({"conv_in.weight": torch.ones(1)}, weights)
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"block_out_channels": [8, 16]}))
     with pytest.raises(UserError, match=r"its block_out_channels is \[8, 16\], this model's \[8, 16, 16\]"):
         check(tmp_path / "other")
