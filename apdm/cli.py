@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.options import command_line
 from apdm.config.reference import help_text
-from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
-from apdm.core.launcher import is_main_process
+from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError
+from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
 from apdm.core.terminal import columns, say, show_progress, use_utf8
@@ -41,6 +42,7 @@ OTHER_CODES = (
     "128 + n interrupted by signal n without."
 )
 VERBOSE = "--verbose"  # of every command
+PATIENCE = 15.0  # seconds that a process waits for the one that reports an error; the launcher ends it before
 # What `apdm env` reports.
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
@@ -82,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(argv)
         except UserError as error:
-            if not error.reported_by_other_process:
-                logger.error("error: %s", error, extra=EVERY_PROCESS)
+            _report(error, "error: %s")
             return BAD_INPUT
         except KeyboardInterrupt:  # before the job began to handle signals
             logger.error("interrupted")
@@ -93,9 +94,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 logger.error("interrupted %s", stop, extra=EVERY_PROCESS)
             return INTERRUPTED if stop.resumable else STOPPED + (stop.number or signal.SIGTERM)
         except OtherProcessCrashed as crash:
-            if not crash.reported_by_other_process:
-                logger.error("error: another process of this run has crashed: %s", crash, extra=EVERY_PROCESS)
+            _report(crash, "error: another process of this run has crashed: %s")
             return CRASHED
+
+
+def _report(error: JobEnded, message: str) -> None:
+    """Print an error, or leave that to the process that reports it.
+
+    A launcher ends all processes as soon as one of them has ended. So one that does not report must not end first.
+    """
+    if not error.reported_by_other_process:
+        logger.error(message, error, extra=EVERY_PROCESS)
+    elif is_launched():
+        time.sleep(PATIENCE)
 
 
 def leave(code: int | None) -> NoReturn:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,22 @@ def test_a_stopped_command_prints_one_line_and_exits_with_its_code(monkeypatch, 
     monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(error)))
     assert cli.main(["harden"]) == code
     assert capsys.readouterr().err == message
+
+
+def test_a_process_that_leaves_the_report_to_another_does_not_end_before_it(monkeypatch, capsys):
+    """The launcher ends all processes as soon as one has ended."""
+    error = UserError("told by the main process")
+    error.reported_by_other_process = True
+    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(error)))
+    monkeypatch.setattr(cli, "PATIENCE", 0.3)
+    spent = []
+    for environment in ({}, LAUNCHED):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        began = time.monotonic()
+        assert cli.main(["harden"]) == 2
+        spent.append(time.monotonic() - began)
+    assert spent[0] < 0.3 <= spent[1] and capsys.readouterr().err == ""
 
 
 def test_a_commands_own_exit_code_is_passed_on_and_none_means_0(monkeypatch):

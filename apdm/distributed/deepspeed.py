@@ -9,8 +9,13 @@ optimizer of DeepSpeed's engine it uses `optimizer` (the AdamW that DeepSpeed wa
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +29,36 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.working_weights import MakeOptimizer, TrainedWeights, WorkingWeights
 
 BUCKET = 50_000_000  # numbers in a gradient bucket
+BUILD_MEND = "install g++, ninja and Python's header files, or launch with launch/ddp.yaml"
 Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def require_deepspeed() -> None:
+    """Check that DeepSpeed is installed, and that it can build the operator that it needs on CPUs.
+
+    It builds the operator at its first start on a machine, and looks for the tools at every start.
+
+    Raises:
+        UserError: DeepSpeed or a tool is missing.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError('the launcher asks for DeepSpeed, which is not installed: pip install "apdm[deepspeed]"')
+    beside = Path(sys.executable).parent  # where pip puts ninja; it is not searched unless the environment is active
+    if shutil.which("ninja") is None and shutil.which("ninja", path=str(beside)):
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(beside)])
+    compiler = (os.environ.get("CXX") or "c++").split()[0]
+    missing = [tool for tool in ("ninja", compiler) if shutil.which(tool) is None]
+    if missing and not torch.accelerator.is_available():
+        raise UserError(f"DeepSpeed builds an operator and finds no {' and no '.join(missing)}; {BUILD_MEND}")
+
+
+def build_fault(error: Exception) -> UserError | None:
+    """Return what to tell the user if DeepSpeed could not build an operator; None if `error` is about other things."""
+    text = str(error)
+    if not any(words in text for words in ("JIT load", "building extension", "Ninja is required")):
+        return None
+    causes = [line.strip() for line in text.splitlines() if "error:" in line] or text.splitlines()
+    return UserError(f"DeepSpeed cannot build an operator: {causes[0]}; {BUILD_MEND}")
 
 
 class InAutocast(nn.Module):
@@ -55,7 +89,7 @@ class ZeroEngine(Engine):
         options: further arguments of `Engine`.
 
     Raises:
-        UserError: DeepSpeed replaced the attacker's AdamW by another optimizer.
+        UserError: DeepSpeed replaced the attacker's AdamW by another optimizer, or cannot build an operator.
     """
 
     def __init__(
@@ -84,7 +118,12 @@ class ZeroEngine(Engine):
             "zero_force_ds_cpu_optimizer": False,  # use torch's AdamW, as the other engines do
             "steps_per_print": 2**31,
         }
-        engine, _, _, _ = deepspeed.initialize(model=InAutocast(model, autocast), optimizer=optimizer, config=config)
+        try:
+            engine, _, _, _ = deepspeed.initialize(
+                model=InAutocast(model, autocast), optimizer=optimizer, config=config
+            )
+        except RuntimeError as error:
+            raise build_fault(error) or error from None
         if engine.optimizer.optimizer is not optimizer:
             raise UserError("DeepSpeed replaced the attacker's AdamW; use the DeepSpeed version in constraints.txt")
         self.engine: Any = engine

@@ -23,6 +23,7 @@ from apdm.core.errors import Interrupted, UserError
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import RESUME_ADVICE, ctrl_c_kills
+from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
@@ -48,7 +49,7 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
 
     Raises:
         UserError: accelerate and the launcher disagree on the number of processes, the launcher asks for another
-            precision, or the tracker is not installed.
+            precision, or the tracker or DeepSpeed cannot be used.
     """
     if log_with is not None:
         try:
@@ -56,6 +57,11 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
         except UserError as error:
             raise reported_once(error) from None
     size = check_launch()
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        try:
+            require_deepspeed()
+        except UserError as error:
+            raise reported_once(error) from None
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("no", mixed_precision):
         raise reported_once(
@@ -120,6 +126,8 @@ def _start(size: int, **options: Any) -> Accelerator:
         with ctrl_c_kills():
             return Accelerator(**options)
     except (ValueError, ImportError, RuntimeError) as error:
+        if fault := build_fault(error):
+            raise fault from None
         said = (str(error).splitlines() or [""])[0]
         if size > 1:
             raise UserError(f"no connection to {others}: {said}; {MEND}") from None

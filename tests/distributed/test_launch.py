@@ -29,6 +29,7 @@ from torch import Tensor
 
 from apdm.config import L2PConfig
 from apdm.core.errors import Interrupted, UserError
+from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.launch import check_processes, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.manifest import verify_manifest
@@ -294,6 +295,44 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pyte
         with monkeypatch.context() as given, pytest.raises(UserError, match="version 2 without offload"):
             given.setenv(name, value)
             engine_kind(accelerator)
+
+
+@pytest.mark.parametrize("tool", ["ninja", "c++"])
+def test_tools_that_deepspeed_needs_and_does_not_find_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str
+) -> None:
+    for name in {"ninja", "c++"} - {tool}:
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # an environment without ninja
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=re.escape(f"finds no {tool}; install g++, ninja and")):
+        require_deepspeed()
+
+
+def test_ninja_is_found_in_an_environment_that_is_not_active(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ninja").touch(0o755)
+    (tmp_path / "c++").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
+    require_deepspeed()
+    assert shutil.which("ninja") == str(tmp_path / "bin/ninja")
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("Unable to JIT load the shm op due to ninja not being installed.", "due to ninja not being installed"),
+        ("Error building extension 'shm':\n[1/2] c++ -c\nshm.cpp:3: fatal error: Python.h: No such", "error: Python.h"),
+        ("connection refused", None),
+    ],
+)
+def test_an_operator_that_cannot_be_built_is_told_with_its_cause(said: str, cause: str | None) -> None:
+    fault = build_fault(RuntimeError(said))
+    assert (fault is None) == (cause is None)
+    if cause is not None:
+        assert cause in str(fault) and "\n" not in str(fault)
 
 
 @pytest.mark.parametrize(
