@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from apdm.config import HardenConfig
-from apdm.core.disk import CannotWrite
+from apdm.core.disk import CannotWrite, told_of_faults
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
 from apdm.core.signals import RESUME_ADVICE, Stop
@@ -108,7 +108,10 @@ def run_training(
                     raise keeper.rescue(counters, fault) from None
                 figures |= measured
             if config.report_to:
-                accelerator.log(figures, step=step)
+                try:
+                    processes.on_main(partial(_log, accelerator, figures, step))
+                except CannotWrite as fault:
+                    raise keeper.rescue(counters, fault) from None
             protected = _is_protected(validator, counters)
             over = protected or step == config.max_train_steps
             interrupted = any(processes.mean([float(stop.asked)]))
@@ -137,6 +140,11 @@ def _save_last(keeper: Keeper, counters: Counters) -> None:
         keeper.save(counters)
     except CannotWrite as fault:
         logger.warning("%s; the model is exported all the same", fault)
+
+
+def _log(accelerator: Accelerator, figures: Mapping[str, float], step: int) -> None:
+    with told_of_faults("the tracker's folder"):
+        accelerator.log(dict(figures), step=step)
 
 
 def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], int]:

@@ -1,6 +1,8 @@
 """Class pictures: drawn once, drawn further where some are missing, never mistaken for another model's."""
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,20 @@ def test_a_recipe_of_an_older_version_or_a_damaged_one_is_not_trusted(tiny_pipel
 def test_a_file_is_no_folder_of_class_pictures(tiny_pipeline, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         ensure(picture(tmp_path / "class.png"), tiny_pipeline)
+
+
+def test_two_runs_that_draw_into_one_folder_at_the_same_time_both_get_their_pictures(tiny_pipeline, tmp_path):
+    families = [load_family(tiny_pipeline) for _ in range(2)]
+    whole = RECIPE.ensure(families[0], tmp_path / "whole", 6, batch_size=1, show_progress=False)
+    found: list[list[Path]] = []
+
+    def draw(family) -> None:
+        found.append(RECIPE.ensure(family, tmp_path / "shared", 6, batch_size=1, show_progress=False))
+
+    threads = [threading.Thread(target=draw, args=[family]) for family in families]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert [contents(paths) for paths in found] == [contents(whole)] * 2
