@@ -12,9 +12,9 @@ The four commands as functions:
 Each takes the options of the command of the same name, as keyword arguments or as one configuration object, and returns
 a frozen dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C, SIGHUP and others) raises
 `Interrupted` once what can be kept is written; its `resumable` says whether the same call goes on from there. Nothing
-is printed: messages go to the logger "apdm", and progress bars are shown if `progress=True`. diffusers and transformers are asked to report errors only, unless they were imported before or their
-environment variables say otherwise. Afterwards the calling program has its own signal handlers and number of threads
-again.
+is printed: messages go to the logger "apdm", and progress bars are shown if `progress=True`. diffusers and transformers
+are asked to report errors only, unless they were imported before or their environment variables say otherwise.
+Afterwards the calling program has its own signal handlers and number of threads again.
 
 Importing this package imports neither torch nor diffusers; the first call does.
 """
