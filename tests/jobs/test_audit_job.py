@@ -246,7 +246,11 @@ def no_holdout(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
 
 
 def no_single_identifier(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
-    return {"attacks": "dreambooth:identifier=t@t", "instance_prompt": "a photo of my sks person"}
+    return {
+        "attacks": "dreambooth:identifier=t@t",
+        "instance_prompt": "a photo of my sks person",
+        "class_prompt": "a photo of person",
+    }
 
 
 def unknown_attack(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
