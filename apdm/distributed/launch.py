@@ -27,7 +27,6 @@ from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
-from apdm.distributed.trackers import require_tracker
 from apdm.distributed.working_weights import MakeOptimizer
 
 logger = get_logger(__name__)
@@ -49,13 +48,8 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
 
     Raises:
         UserError: accelerate and the launcher disagree on the number of processes, the launcher asks for another
-            precision, or the tracker or DeepSpeed cannot be used.
+            precision, or DeepSpeed cannot be used.
     """
-    if log_with is not None:
-        try:
-            require_tracker(log_with)
-        except UserError as error:
-            raise reported_once(error) from None
     size = check_launch()
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         try:

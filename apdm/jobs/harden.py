@@ -25,7 +25,7 @@ from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
-from apdm.distributed.trackers import start_tracker
+from apdm.distributed.trackers import require_tracker, start_tracker
 from apdm.export.layout import IMAGES, MODEL, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES, SINGLE_FILE
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
@@ -146,6 +146,8 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
     kind = engine_kind(accelerator)
     check_engine(config, kind, processes.size)
     make_objective(config.objective)
+    if config.report_to:
+        require_tracker(config.report_to)
     if config.preset:
         logger.info(preset_report(config))
     warn_about_prompts(
