@@ -230,6 +230,8 @@ def _harden(argv: Sequence[str]) -> int:
 def _hardening_summary(result: HardenResult) -> list[str]:
     """What a run made, where it is, what the audit found, and what to try next."""
     rows: dict[str, str | list[str]] = {"hardened model": f"{result.model_dir} ({result.steps} outer steps)"}
+    if result.moved is not None:
+        rows["changed"] = f"{result.moved:.1%} of the denoiser's weights"
     if result.image_dir is not None:
         rows["protected photos"] = str(result.image_dir)
     if result.results is not None:

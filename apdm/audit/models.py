@@ -11,13 +11,16 @@ from torch.nn import Module
 
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
+from apdm.families.load import variant_of_each
 
 
-def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
+def load_models(paths: dict[str, str], *, variant: str | None = None, **options: Any) -> dict[str, Family]:
     """Load the models of an audit.
 
     Args:
         paths: {name: pipeline folder}, with "base" among the names.
+        variant: which files to load, such as "fp16". A model without such files is loaded from its plain files if
+            another one has them.
         options: as for `load_family`.
 
     Returns:
@@ -29,7 +32,8 @@ def load_models(paths: dict[str, str], **options: Any) -> dict[str, Family]:
     for name, path in paths.items():
         if name != "base" and Path(path).resolve() == Path(paths["base"]).resolve():
             raise UserError(f"{name} and base are the same folder, {paths['base']}: name two models")
-    models = {name: load_family(path, **options) for name, path in paths.items()}
+    variants = variant_of_each(paths.values(), variant)
+    models = {name: load_family(path, variant=variants[path], **options) for name, path in paths.items()}
     for name, model in models.items():
         if name != "base":
             check_comparable(models["base"], model, paths["base"], paths[name])

@@ -342,7 +342,9 @@ class AuditJobConfig(AuditOptions):
         holds="path",
     )
     variant: str | None = option(
-        None, 'Which files of the models to load, such as "fp16". By default the files without a suffix.'
+        None,
+        'Which files of the models to load, such as "fp16". If only some of the models have such files, the others are '
+        "loaded from their files without a suffix. By default the files without a suffix.",
     )
     allow_pickle: bool = option(
         False,

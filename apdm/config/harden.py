@@ -354,6 +354,12 @@ class HardenConfig(JobConfig):
         None,
         "Also write the weights in half precision, as the variant of this name. The files take half as much again.",
     )
+    save_dtype: Literal["float32"] | None = option(
+        None,
+        "Float type of the hardened denoiser's weights. By default the type in which the base model is stored. float32 "
+        "keeps small changes, which a base stored in float16 or bfloat16 rounds away, and doubles the size of these "
+        "weights.",
+    )
     single_file: bool = option(
         False, "Also write the model as one .safetensors file, in the layout that the common user interfaces load."
     )

@@ -32,7 +32,8 @@ class JobConfig:
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub. By default its main branch.")
     variant: str | None = option(
         None,
-        'Which files of the model to load: "fp16" loads model.fp16.safetensors. By default the files without a suffix.',
+        'Which files of the model to load: "fp16" loads model.fp16.safetensors. A hardened model gets the same '
+        "names. By default the files without a suffix.",
     )
     allow_pickle: bool = option(
         False,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from apdm.core.versions import package_versions
+from apdm.export.loading import Loading
 
 THREAT_MODEL = (
     "The attacker owns the hardened weights, knows the method, and has clean photos that were never used in "
@@ -16,15 +17,13 @@ THREAT_MODEL = (
 )
 
 
-def model_card(facts: Mapping[str, str], *, kind: str, name: str, variant: str | None, single_file: bool) -> str:
+def model_card(facts: Mapping[str, str], ways: Sequence[Loading], *, moved: float | None = None) -> str:
     """The text of the model card: what was hardened, how, against which attacker, and how to load it.
 
     Args:
         facts: the entries that `export_model` writes into the weights' headers.
-        kind: the diffusers pipeline class.
-        name: the name of the pipeline folder.
-        variant: "fp16" or "bf16" if the folder also has weights in that type.
-        single_file: whether there is a single-file checkpoint beside the folder.
+        ways: the ways in which the model is loaded.
+        moved: share of the denoiser's weights that differ from the base's; None if it is not known.
 
     Returns:
         Markdown with the metadata block of the Hugging Face Hub. Equal arguments and equal versions of the installed
@@ -42,27 +41,14 @@ def model_card(facts: Mapping[str, str], *, kind: str, name: str, variant: str |
         f"* Method: {facts['apdm.method']}, {facts['apdm.steps']} steps",
         f"* Configuration, sha256: `{facts['apdm.config_sha256']}`",
         f"* Versions: {versions}",
-        "",
-        "## Threat model",
-        "",
-        " ".join(THREAT_MODEL),
-        "",
-        "## Use",
-        "",
-        "```python",
-        f"from diffusers import {kind}",
-        "",
-        f'pipeline = {kind}.from_pretrained("{name}")',
     ]
-    if variant:
-        lines[-1] += f'  # half precision: variant="{variant}"'
-    if single_file:
-        lines += [
-            "# or from the single file in the original layout, with tokenizer and scheduler of this folder",
-            f'pipeline = {kind}.from_single_file("{name}.safetensors", config="{name}")',
-        ]
+    if moved is not None:
+        lines.append(f"* Weights of the denoiser that differ from the base: {moved:.1%}")
+    lines += ["", "## Threat model", "", " ".join(THREAT_MODEL), "", "## Use", ""]
+    for way in ways:
+        lines += [f"To load {way.what}:", "", "```python", way.code(), "```", ""]
     data = ModelCardData(
         library_name="diffusers", pipeline_tag="text-to-image", tags=["apdm", "personalization-protection"]
     )
-    text = "\n".join([*lines, "```", ""])
+    text = "\n".join(lines)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

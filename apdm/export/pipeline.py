@@ -17,15 +17,15 @@ from torch import Tensor
 from apdm.core.disk import require_disk
 from apdm.core.files import list_files, model_hash, write_beside, write_text
 from apdm.core.versions import VERSION
+from apdm.export.loading import ways_to_load
 from apdm.export.metadata import write_metadata
 from apdm.export.model_card import model_card
-from apdm.families.single_file.write import check_single_file, single_file_weights
+from apdm.families.load import with_variant
+from apdm.families.pipeline_folder import HALF
+from apdm.families.single_file.write import check_single_file, single_file_dtypes, single_file_weights
 
 if TYPE_CHECKING:
     from apdm.families import Family
-
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # by the variant's name
 
 
 def export_model(
@@ -38,6 +38,7 @@ def export_model(
     steps: int,
     save_variant: str | None = None,
     single_file: bool = False,
+    moved: float | None = None,
 ) -> Path:
     """Write the pipeline folder, completely or not at all, and on request `<directory>.safetensors` beside it.
 
@@ -51,7 +52,8 @@ def export_model(
         steps: outer steps of the hardening.
         save_variant: "fp16" or "bf16" also writes the weights in that type, under that variant's file names. The
             single file is then written in that type only.
-        single_file: whether to write a single-file checkpoint too.
+        single_file: whether to write a single-file checkpoint too. It holds the same weights as the folder.
+        moved: share of the denoiser's weights that differ from the base's, for the model card.
 
     Returns:
         The path of the pipeline folder.
@@ -77,12 +79,13 @@ def export_model(
         for path in list_files(partial):
             if path.suffix == ".safetensors" and path.parent.name == family.denoiser_name:
                 write_metadata(path, facts)
-        kind = type(family.pipeline).__name__
-        card = model_card(facts, kind=kind, name=target.name, variant=save_variant, single_file=single_file)
-        write_text(partial / "README.md", card)
+        half = HALF.get(save_variant or "")
+        dtypes = ({half} if half else single_file_dtypes(family)) if single_file else None
+        ways = ways_to_load(family, partial, name=target.name, single_file=dtypes)
+        write_text(partial / "README.md", model_card(facts, ways, moved=moved))
     if single_file:
         path = target.with_name(f"{target.name}.safetensors")
-        _write_single_file(family, path, facts, DTYPES.get(save_variant or ""))
+        _write_single_file(with_variant(family, save_variant), path, facts, half)
     return target
 
 
@@ -91,7 +94,7 @@ def export_size(family: Family, *, save_variant: str | None = None, single_file:
 
     Every weight file counts twice, because adding metadata writes a second copy before the first one is deleted.
     """
-    dtype, pipeline = DTYPES.get(save_variant or ""), cast(Any, family.pipeline)
+    dtype, pipeline = HALF.get(save_variant or ""), cast(Any, family.pipeline)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = [weight for module in modules for weight in module.state_dict().values()]
     full = sum(weight.numel() * weight.element_size() for weight in weights)

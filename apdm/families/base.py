@@ -22,7 +22,7 @@ from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.fit import check_fit
 from apdm.families.lora_layers import LoraTarget, layer_names
-from apdm.families.pipeline_folder import write_pipeline
+from apdm.families.pipeline_folder import HALF, weight_files, write_pipeline
 from apdm.families.posterior import Posterior
 from apdm.families.sampling import Sampler
 from apdm.families.single_file.layout import SingleFileLayout
@@ -69,6 +69,8 @@ class Family(Sampler):
         dtypes: float type of each part's weights in the files they came from, by the part's name. `save` writes the
             part in that type. A part that is not named keeps the type it has in memory.
         location: where the pipeline came from, for messages; by default `source`.
+        variant: which weight files of `source` were read, such as "fp16"; None for those without a suffix. `save` uses
+            the same names.
 
     Raises:
         UserError: the denoiser predicts something unknown, or takes more than the latents (an inpainting model).
@@ -97,17 +99,19 @@ class Family(Sampler):
         source: Path | None = None,
         dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
         location: str | Path | None = None,
+        variant: str | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.source = source
         self.location = str(location or source or "this pipeline")
         self.dtypes = dtypes
+        self.variant = variant
         self.num_train_timesteps: int = pipeline.scheduler.config.num_train_timesteps
         self.vae_scale: int = pipeline.vae_scale_factor  # pixels per latent position, along one side
         self.check_pipeline()
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.denoiser_name:
-                part.eval().requires_grad_(False)  # diffusers leaves the T5 of a single file in training mode
+                part.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
 
     def check_pipeline(self) -> None:
@@ -161,7 +165,15 @@ class Family(Sampler):
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**parts)
         source = self.source if set(parts) <= {self.denoiser_name} else None
-        return type(self)(pipeline, source=source, dtypes=self.dtypes)
+        return type(self)(pipeline, source=source, dtypes=self.dtypes, variant=self.variant)
+
+    def with_denoiser_saved_in(self, dtype: torch.dtype) -> Self:
+        """The same family, whose denoiser `save` writes in another float type. All parts are shared.
+
+        A variant such as fp16 is left behind if its type is another: then all files get plain names.
+        """
+        dtypes = {**self.dtypes, self.denoiser_name: dtype}
+        return type(self)(self.pipeline, source=self.source, dtypes=dtypes, variant=self.variant)
 
     def with_controlnet(self, controlnet: nn.Module) -> Self:
         """The same family, whose pipeline samples with a ControlNet. All parts are shared.
@@ -347,32 +359,50 @@ class Family(Sampler):
         """Write a diffusers pipeline folder. All weights are written as safetensors.
 
         All files except the denoiser's weights are copied from `source`: tokenizer, safety checker, configurations.
-        The denoiser's weights are written in the float type that they had in the files they came from. The folder is
-        written under a temporary name and renamed when it is complete, so `directory` is never half written.
+        The denoiser's weights are written in the float type that they had in the files they came from, and all files
+        get the names of the variant that was read. The folder is written under a temporary name and renamed when it is
+        complete, so `directory` is never half written.
 
         Args:
             directory: the folder to write. An existing folder is replaced.
-            variant: "fp16" or "bf16" writes all weights in that type and under that variant's file names.
+            variant: "fp16" or "bf16" writes all weights in that type and under that variant's file names. A part that
+                has such files in `source` is copied from them.
 
         Raises:
             UserError: the variant is unknown.
         """
-        if variant not in (None, "fp16", "bf16"):
-            raise UserError(f"variant {variant!r} cannot be written; choose fp16 or bf16")
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant or "")
+        if variant not in (None, *HALF):
+            raise UserError(f"variant {variant!r} cannot be written; choose {' or '.join(HALF)}")
+        half = HALF.get(variant or "")
 
         def converted(name: str, module: Any) -> Any:
             dtype = half or self.dtypes.get(name, module.dtype)
             return module if dtype == module.dtype else _converted_copy(module, dtype)
 
+        names = {part: variant or self._saved_variant_of(part) for part in self.pipeline.components}
+        copied: dict[str, list[Path]] = {}
+        for part, name in names.items():
+            # Files of a variant that was not read may hold other weights than the model in memory.
+            if self.source and part != self.denoiser_name and (variant or name == self._variant_of(part)):
+                copied[part] = weight_files(self.source / part, name)
         write_pipeline(
-            self.pipeline,
-            Path(directory),
-            source=self.source,
-            changed={self.denoiser_name},
-            variant=variant,
-            convert=converted,
+            self.pipeline, Path(directory), source=self.source, copied=copied, variants=names, convert=converted
         )
+
+    @property
+    def saved_variant(self) -> str | None:
+        """The variant with which the folder that `save` writes is loaded; None if its files have plain names."""
+        return self.variant if any(map(self._saved_variant_of, self.pipeline.components)) else None
+
+    def _saved_variant_of(self, part: str) -> str | None:
+        """The variant in a part's file names. Files that are called fp16 must not hold another type."""
+        in_other_type = HALF.get(self.variant or "") not in (None, self.dtypes.get(self.denoiser_name))
+        return None if in_other_type else self._variant_of(part)
+
+    def _variant_of(self, part: str) -> str | None:
+        """The variant of the files that a part was read from."""
+        has_variant = self.source is not None and weight_files(self.source / part, self.variant)
+        return self.variant if has_variant else None
 
 
 def append_pooled(embeds: Tensor, pooled: Tensor) -> Tensor:

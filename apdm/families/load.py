@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,23 @@ from torch import Tensor, nn
 
 from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
     check_parts,
+    check_variant,
     has_part,
     locate,
     read_index,
     stored_dtype,
+    stored_variants,
     weight_files,
 )
 from apdm.families.single_file.markers import check_markers
 from apdm.families.single_file.read import read_single_file
 from apdm.families.stored_file import first_line
+
+logger = get_logger(__name__)
 
 
 def load_family(
@@ -69,6 +74,7 @@ def load_family(
         advice = f"the family {family} handles" if family else "name its family with --family, or use one of"
         raise UserError(f"{folder / 'model_index.json'} names a {kind}; {advice} {', '.join(families)}")
     cls = families[kind]
+    check_variant(folder, variant)
     check_parts(
         folder,
         index,
@@ -82,7 +88,55 @@ def load_family(
         _check_loaded(folder / part, dict(module.named_parameters()))
     stored = {part: _stored_dtype(folder / part, variant) for part in _modules(pipeline)}
     dtypes = {part: found for part, found in stored.items() if found is not None}
-    return cls(pipeline, source=folder, dtypes=dtypes)
+    return cls(pipeline, source=folder, dtypes=dtypes, variant=variant)
+
+
+def variant_of_each(paths: Iterable[str], variant: str | None) -> dict[str, str | None]:
+    """The variant to load of each of several models that are used together.
+
+    It is `variant` for every model, unless some of the folders have such files and others do not. For these others it
+    is None: their files without a suffix are loaded.
+
+    Args:
+        paths: pipeline folders, single files or Hub ids. Only the folders on this machine are looked at.
+        variant: what the user asked for.
+    """
+    found = {path: variant for path in paths}
+    folders = [path for path in found if Path(path).is_dir()]
+    lacking = [path for path in folders if variant and variant not in stored_variants(Path(path))]
+    if len(lacking) < len(found):
+        for path in lacking:
+            logger.info("%s has no files of the variant %s: its files without a suffix are loaded", path, variant)
+            found[path] = None
+    return found
+
+
+def with_variant(family: Family, variant: str | None) -> Family:
+    """The same family with the parts of its single file that `save` copies if it is given this variant.
+
+    They may have other weights than those in memory. A publisher can, for example, put another VAE into the variant.
+
+    Args:
+        family: the model.
+        variant: as for `Family.save`.
+    """
+    if variant in (None, family.variant) or family.source is None or family.single_file_layout is None:
+        return family
+    index = read_index(family.source)
+    options = {"variant": variant, "dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+    parts: dict[str, nn.Module] = {}
+    for part in sorted(family.single_file_layout.prefixes.keys() - {family.denoiser_name}):
+        if has_part(index, part) and weight_files(family.source / part, variant):
+            library = diffusers if index[part][0] == "diffusers" else transformers
+            parts[part] = getattr(library, index[part][1]).from_pretrained(family.source / part, **options)
+    return family.replace(**parts) if parts else family
+
+
+def dtypes_in_single_file(path: Path, cls: type[Family]) -> dict[str, torch.dtype]:
+    """The float type of each part in a single file of a family. Often the VAE has a wider type than the other parts."""
+    prefixes = cls.single_file_layout.prefixes if cls.single_file_layout else {}
+    found = {part: stored_dtype([path], prefix) for part, prefix in prefixes.items()}
+    return {part: dtype for part, dtype in found.items() if dtype is not None}
 
 
 def families_by_pipeline(family: str | None = None) -> dict[str, type[Family]]:
@@ -140,9 +194,7 @@ def _from_single_file(
     cls = families[type(pipeline).__name__]
     for part, module in _modules(pipeline).items():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
-    found = stored_dtype([path])
-    dtypes = dict.fromkeys(_modules(pipeline), found) if found else {}
-    family = cls(pipeline, dtypes=dtypes, location=path)
+    family = cls(pipeline, dtypes=dtypes_in_single_file(path, cls), location=path)
     check_markers(family, header, path=path, config=config)
     return family
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from apdm.core.errors import UserError
 from apdm.core.files import list_files, write_beside
@@ -33,6 +34,7 @@ WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\
 SHARD = re.compile(r"-\d+-of-\d+\.")
 INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # float types by the variants that are named after them
 
 
 def locate(path: str | Path, *, revision: str | None, variant: str | None, allow_pickle: bool) -> Path:
@@ -62,6 +64,37 @@ def read_index(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or unreadable.
     """
     return _read_json(index_file(folder))
+
+
+def check_variant(folder: Path, variant: str | None) -> None:
+    """Raise UserError if no part of a pipeline folder has weights of this variant."""
+    found = stored_variants(folder)
+    if variant and variant not in found:
+        named = ", ".join(sorted(filter(None, found)))
+        advice = f"choose one of {named} or leave --variant out" if named else "leave --variant out"
+        raise UserError(f"{folder} has no files of the variant {variant}; {advice}")
+
+
+def stored_variants(folder: Path, part: str = "*") -> set[str | None]:
+    """The variants of all weight files in a pipeline folder, pickles too; None stands for a plain file.
+
+    Args:
+        folder: the pipeline folder.
+        part: the part to look at; by default all of them.
+    """
+    files = sorted(folder.glob(f"{part}/*"))
+    weights = [path.with_suffix(".safetensors").name for path in files if path.suffix in (".safetensors", *PICKLES)]
+    return {match["variant"] for match in map(WEIGHTS.fullmatch, weights) if match}
+
+
+def loadable_variants(folder: Path) -> list[str | None]:
+    """The variants that a whole pipeline folder can be loaded in, sorted. None, the plain files, comes first.
+
+    A part that lacks a variant is loaded from its plain files, as diffusers does.
+    """
+    parts = [part for part in sorted(folder.iterdir()) if stored_variants(folder, part.name)]
+    variants = sorted(stored_variants(folder), key=lambda variant: variant or "")
+    return [v for v in variants if all(weight_files(part, v) or weight_files(part, None) for part in parts)]
 
 
 def check_parts(
@@ -196,20 +229,26 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files of one variant in a folder, sorted. The index of sharded weights comes last."""
     found = []
     for pattern in (WEIGHTS, INDEX):
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             match = pattern.fullmatch(path.name)
             if match and match["variant"] == variant:
                 found.append(path)
     return found
 
 
-def stored_dtype(files: Sequence[Path]) -> torch.dtype | None:
-    """The float type of the weights in safetensors files: the widest, if they differ; None if there are none."""
+def stored_dtype(files: Sequence[Path], prefix: str = "") -> torch.dtype | None:
+    """The float type of the weights in safetensors files: the widest, if they differ; None if there are none.
+
+    Args:
+        files: the files; others than safetensors files are passed over.
+        prefix: look only at weights whose names start with this.
+    """
     found: set[torch.dtype] = set()
     for path in files:
         if check_content(path) == "safetensors":
             with safe_open(str(path), framework="pt") as file:
-                stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+                stored = {file.get_slice(name).get_dtype() for name in names}
             found |= {FLOATS[name] for name in stored if name in FLOATS}
     return reduce(torch.promote_types, found) if found else None
 
@@ -230,22 +269,21 @@ def write_pipeline(
     directory: Path,
     *,
     source: Path | None,
-    changed: set[str],
-    variant: str | None,
+    copied: Mapping[str, Sequence[Path]],
+    variants: Mapping[str, str | None],
     convert: Callable[[str, Any], Any],
 ) -> None:
     """Write a pipeline folder. An older folder of that name is replaced when the new one is complete.
 
     Configuration files are copied from `source`, because the libraries rewrite them in ways that older versions cannot
-    read, and put the model's local path into them. Weights of parts that are not in `changed` are copied too, if
-    `source` has them as safetensors of this variant.
+    read, and put the model's local path into them.
 
     Args:
         pipeline: the pipeline in memory.
         directory: the folder to write.
         source: the folder that the pipeline was read from, if there is one.
-        changed: names of the parts whose weights are written from memory.
-        variant: "fp16" or "bf16" for the files' names, or None.
+        copied: the weight files of parts that are copied as they are. Other parts are written from memory.
+        variants: the variant in the file names of each part that is written from memory; None for plain names.
         convert: (part's name, module) -> the module to write. It is called for each module that is written from memory.
     """
     with write_beside(directory, folder=True) as partial:
@@ -255,16 +293,17 @@ def write_pipeline(
                 continue
             target, origin = partial / name, source / name if source else None
             if isinstance(part, nn.Module):
-                kept = weight_files(origin, variant) if origin and name not in changed else []
                 target.mkdir()
-                for path in kept:
+                for path in copied.get(name, ()):
                     shutil.copyfile(path, target / path.name)
-                if not kept:
-                    convert(name, part).save_pretrained(target, variant=variant, safe_serialization=True)
+                if not copied.get(name):
+                    convert(name, part).save_pretrained(target, variant=variants.get(name), safe_serialization=True)
             elif origin is None:
                 part.save_pretrained(target)
             if origin:
                 _copy_configuration(origin, target)
+            if isinstance(part, PreTrainedModel):
+                _load_in_float32(target / "config.json")
         if source:
             shutil.copyfile(source / "model_index.json", partial / "model_index.json")
         _forget_paths(partial)
@@ -277,10 +316,27 @@ def _copy_configuration(origin: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
+def _load_in_float32(path: Path) -> None:
+    """Make float32 the type that a model of transformers is loaded in if its user names none.
+
+    transformers loads a model in the type that its configuration names, or else in the type of its weights. diffusers
+    loads its own models in float32. A text encoder in half precision beside a denoiser in float32 cannot draw.
+    """
+    config = _read_json(path)
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]  # older versions know this one
+    if any(config.get(key) != "float32" for key in keys):
+        config |= dict.fromkeys(keys, "float32")
+        _write_json(path, config)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _forget_paths(folder: Path) -> None:
     """Remove the path that a configuration was loaded from: a published file must not name paths of this machine."""
     for path in list_files(folder):
         if path.suffix == ".json":
             values = _read_json(path)
             if Path(str(values.pop("_name_or_path", ""))).is_absolute():
-                path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                _write_json(path, values)

@@ -13,6 +13,7 @@ from apdm.families.beta_schedule import BetaSchedule
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.text import text_of_sd
 from apdm.families.single_file.unet import UNET, narrow_unet, unet_weights
+from apdm.families.single_file.vae import VAE
 
 
 class StableDiffusion(BetaSchedule):
@@ -30,6 +31,7 @@ class StableDiffusion(BetaSchedule):
         marker="cond_stage_model.",
         input_layer=f"{UNET}input_blocks.0.0.weight",
         text_encoders={"text_encoder": "CLIPTextModel"},
+        prefixes={"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."},
         denoiser_weights=unet_weights,
         text_weights=text_of_sd,
         narrow=narrow_unet,

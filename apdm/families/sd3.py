@@ -12,6 +12,7 @@ from apdm.families.flow_matching import FlowMatching
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.mmdit import TRANSFORMER, narrow_transformer, transformer_weights
 from apdm.families.single_file.text import text_of_sd3
+from apdm.families.single_file.vae import VAE
 
 T5_TOKENS = 256  # the tokens of a prompt that the pipeline gives to T5
 
@@ -36,7 +37,15 @@ class StableDiffusion3(FlowMatching):
             "text_encoder_2": "CLIPTextModelWithProjection",
             "text_encoder_3": "T5EncoderModel",
         },
+        prefixes={
+            "transformer": TRANSFORMER,
+            "vae": VAE,
+            "text_encoder": "text_encoders.clip_l.",
+            "text_encoder_2": "text_encoders.clip_g.",
+            "text_encoder_3": "text_encoders.t5xxl.",
+        },
         optional=("text_encoder_3",),
+        left_in_training=("text_encoder_3",),
         denoiser_weights=transformer_weights,
         text_weights=text_of_sd3,
         narrow=narrow_transformer,

@@ -16,6 +16,7 @@ from apdm.families.sd import StableDiffusion
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.text import text_of_xl
 from apdm.families.single_file.unet import UNET, narrow_unet, unet_weights
+from apdm.families.single_file.vae import VAE
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -35,6 +36,12 @@ class StableDiffusionXL(StableDiffusion):
         marker="conditioner.embedders.1.",
         input_layer=f"{UNET}input_blocks.0.0.weight",
         text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+        prefixes={
+            "unet": UNET,
+            "vae": VAE,
+            "text_encoder": "conditioner.embedders.0.",
+            "text_encoder_2": "conditioner.embedders.1.",
+        },
         denoiser_weights=unet_weights,
         text_weights=text_of_xl,
         narrow=narrow_unet,

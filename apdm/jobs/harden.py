@@ -29,7 +29,9 @@ from apdm.distributed.trackers import require_tracker, start_tracker
 from apdm.export.layout import IMAGES, MODEL, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES, SINGLE_FILE
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
+from apdm.export.rounding import moved_share
 from apdm.families import Family, load_family
+from apdm.families.pipeline_folder import HALF
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
@@ -46,6 +48,8 @@ from apdm.protection.objectives import make_objective
 from apdm.protection.subject_data import SubjectVariants, to_device
 
 logger = get_logger(__name__)
+
+KEPT = 0.9  # the user is warned if rounding keeps less than this share of the weights' changes
 
 
 def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
@@ -116,7 +120,9 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         del training
         free_memory()
         try:
-            processes.on_main(lambda: export(config, base, hardened, trained.steps, device, keep_photos=continues))
+            moved = processes.on_main(
+                lambda: export(config, base, hardened, trained.steps, device, keep_photos=continues)
+            )
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
@@ -129,6 +135,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         output_dir=output,
         model_dir=output / MODEL,
         steps=trained.steps,
+        moved=moved,
         image_dir=output / IMAGES if config.image_layer.enabled else None,
         results=read_results(output / RESULTS) if audited else None,
     )
@@ -176,6 +183,8 @@ def place_models(config: HardenConfig, base: Family, start: Family, kind: Engine
         base.pipeline.to("cpu")
     base.denoiser.to("cpu" if kind in SHARDED else device)
     hardened = base.with_denoiser(copy.deepcopy(start.denoiser).to(base.denoiser.device))
+    if config.save_dtype is not None:
+        hardened = hardened.with_denoiser_saved_in(torch.float32)
     if config.memory.reference_dtype != "float32":
         base.denoiser.to("cpu")  # the training makes its own copy of phi, so this one is not needed before the audit
     return hardened
@@ -198,7 +207,7 @@ def free_memory() -> None:
 
 def export(
     config: HardenConfig, base: Family, hardened: Family, steps: int, device: torch.device, *, keep_photos: bool
-) -> None:
+) -> float:
     """Write the hardened model, and delete results that an earlier run left in the output folder.
 
     Args:
@@ -208,12 +217,18 @@ def export(
         steps: number of outer steps done.
         device: the device for both models.
         keep_photos: keep the photos that an earlier run protected.
+
+    Returns:
+        The share of the denoiser's weights that differ from the base's in the exported folder.
     """
     output = Path(config.output_dir)
     for family in (base, hardened):
         family.pipeline.to(device)
     hardened.denoiser.requires_grad_(False).eval()
+    moved = tell_moved_weights(config, base, hardened)
     hardened.round_weights()
+    if hardened.saved_variant:
+        logger.info("%s has the file names of the variant %s, as the base", output / MODEL, hardened.saved_variant)
     export_model(
         hardened,
         output / MODEL,
@@ -223,12 +238,40 @@ def export(
         steps=steps,
         save_variant=config.save_variant,
         single_file=config.single_file,
+        moved=moved,
     )
     stale = [RESULTS, REPORT, PICTURES]
     stale += [] if config.single_file else [SINGLE_FILE]
     stale += [] if keep_photos else [IMAGES, PERTURBATION]
     for name in stale:
         delete(output / name)
+    return moved
+
+
+def tell_moved_weights(config: HardenConfig, base: Family, hardened: Family) -> float:
+    """Log how many of the denoiser's weights the export changes. Half precision rounds small changes away.
+
+    Args:
+        config: the options.
+        base: the original model.
+        hardened: the family with the hardened denoiser, in the precision of the training.
+
+    Returns:
+        The share of the denoiser's weights in the pipeline folder that differ from the base's.
+    """
+    stored = hardened.dtypes.get(hardened.denoiser_name, torch.float32)
+    shares = {
+        dtype: moved_share(hardened.denoiser, base.denoiser, dtype)
+        for dtype in {torch.float32, stored, HALF.get(config.save_variant or "", stored)}
+    }
+    for dtype in sorted(shares.keys() - {torch.float32}, key=str):
+        lost = shares[dtype] < KEPT * shares[torch.float32]
+        message = "in %s, %.1f %% of the denoiser's weights differ from the base; %.1f %% do before they are rounded"
+        if lost and dtype == stored:
+            message += "; --save_dtype float32 keeps them all"
+        log = logger.warning if lost else logger.info
+        log(message, str(dtype).removeprefix("torch."), 100 * shares[dtype], 100 * shares[torch.float32])
+    return shares[stored]
 
 
 def name_checkpoint(fault: CannotWrite, checkpoint: Path | None, output: Path) -> CannotWrite:
@@ -316,7 +359,7 @@ def protect_and_audit(
         try:
             photo_job = PhotoJob.load(config, quiet=True) if config.image_layer.enabled else None
             audit_inputs = load_audit_inputs(config) if config.audit.enabled else None
-            hardened = load_family(output / MODEL, family=config.family)
+            hardened = load_family(output / MODEL, family=config.family, variant=hardened.saved_variant)
         except UserError as error:
             message = "process %d leaves photos and audit to the others: %s"
             logger.warning(message, processes.index, error, extra=EVERY_PROCESS)

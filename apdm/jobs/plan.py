@@ -92,7 +92,17 @@ def harden_plan(
         "device": device_text(device, processes.size, kind),
         "precision": PRECISIONS[config.mixed_precision],
         "output": ", ".join(made),
+        "files": None if config.save_dtype else files_text(inputs.base),
     }
+
+
+def files_text(base: Family) -> str | None:
+    """How the exported weights are stored, if not in float32 under plain names: as those of the base."""
+    dtype = base.dtypes.get(base.denoiser_name, torch.float32)
+    if dtype == torch.float32 and base.saved_variant is None:
+        return None
+    variant = f", under the names of the variant {base.saved_variant}" if base.saved_variant else ""
+    return f"in {str(dtype).removeprefix('torch.')}{variant}, as those of the base"
 
 
 def perturb_plan(

@@ -27,6 +27,7 @@ from apdm.data.subjects import load_images
 from apdm.export.layout import CLASS_IMAGES
 from apdm.families import Family, Posterior, load_family
 from apdm.families.encoding import encode_images
+from apdm.families.load import variant_of_each
 
 logger = get_logger(__name__)
 
@@ -92,10 +93,14 @@ def load_models(config: HardenConfig) -> tuple[Family, Family]:
         UserError: a model cannot be loaded or cannot draw at this resolution, or the two models have different
             architectures.
     """
-    start = load_base(config)
     if config.reference_model_name_or_path is None:
+        start = load_base(config)
         return start, start
-    base = load_base(replace(config, pretrained_model_name_or_path=config.reference_model_name_or_path))
+    names = config.pretrained_model_name_or_path, config.reference_model_name_or_path
+    variants = variant_of_each(names, config.variant)
+    start, base = (
+        load_base(replace(config, pretrained_model_name_or_path=name, variant=variants[name])) for name in names
+    )
     if start.training_target != base.training_target:
         raise UserError(
             f"{config.pretrained_model_name_or_path} predicts {start.training_target}, its original "

@@ -22,6 +22,8 @@ class HardenResult:
         output_dir: the run's folder, with the manifest and the resolved configuration.
         model_dir: the hardened pipeline folder; diffusers loads it like the original.
         steps: number of outer steps that the weights were trained for. In a resumed run, earlier steps count too.
+        moved: share of the denoiser's weights that differ from the base's in `model_dir`, where they may be rounded to
+            half precision. None in all processes of a distributed run but the main one.
         image_dir: the protected photos, one folder per subject; None unless `image_layer.enabled` is true.
         results: the content of results.json; None unless `audit.enabled` is true, and in all processes of a distributed
             run but the main one.
@@ -30,6 +32,7 @@ class HardenResult:
     output_dir: Path
     model_dir: Path
     steps: int
+    moved: float | None = None
     image_dir: Path | None = None
     results: Results | None = None
 

@@ -11,9 +11,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
 
@@ -39,15 +41,20 @@ from apdm.export.layout import (
     SINGLE_FILE,
 )
 from apdm.export.leaks import scan_for_leaks
+from apdm.export.loading import Loading, ways_to_load
 from apdm.export.manifest import verify_manifest
 from apdm.export.metadata import read_metadata
-from apdm.families import load_family
+from apdm.families import Family, load_family
+from apdm.families.load import dtypes_in_single_file
+from apdm.families.pipeline_folder import loadable_variants
 from apdm.jobs.checkpoint import is_checkpoint
 from apdm.jobs.plan import show_plan, verify_plan
 from apdm.jobs.prepare import prepare_process
 from apdm.jobs.results import VerifyResult
 
 HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
+PROMPT = "a photo of a person"  # of the pictures that are drawn
+SIDE = 2  # of the pictures that are drawn, in multiples of the smallest that the model draws
 NEEDLE_BYTES = 64  # a sequence of this many bytes of a photo does not appear in another file by chance
 LONG_ID_BYTES = 6  # an id of this many bytes or more does not appear in large weights by chance
 PHOTO_METADATA = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
@@ -100,13 +107,65 @@ def _unknown(root: Path) -> list[str]:
     return [f"{name} is not in the manifest, nor a working file of this program" for name in unknown]
 
 
-def _loads(root: Path, family: str | None) -> list[str]:
-    """Report errors when diffusers loads the pipeline folder and the single file."""
-    problems = _complaint(lambda: load_family(root / MODEL, family=family))
-    if (root / SINGLE_FILE).exists() and not problems:
-        file = root / SINGLE_FILE
-        problems += _complaint(lambda: load_family(file, family=family, single_file_config=root / MODEL))
+def _loads(root: Path, name: str | None) -> list[str]:
+    """Report what keeps the model from being loaded, or from drawing, in any way that its card names.
+
+    Args:
+        root: the folder of the run.
+        name: the model's family, if the user named it.
+    """
+    model, file = root / MODEL, root / SINGLE_FILE
+    loaded: list[Family] = []
+
+    def load() -> None:
+        variant = next(iter(loadable_variants(model)), None)
+        loaded.append(load_family(model, family=name, variant=variant))
+        if file.exists():
+            load_family(file, family=name, single_file_config=model)
+
+    problems = _complaint(load)
+    if problems:
+        return problems
+    family = loaded.pop()
+    dtypes = dtypes_in_single_file(file, type(family)).values() if file.exists() else None
+    ways = ways_to_load(family, model, name=MODEL, single_file=dtypes)
+    side = SIDE * family.size_multiple
+    inputs = family.prompt_inputs([PROMPT])  # embeddings, and perhaps switches of the pipeline
+    options = {option: value for option, value in inputs.items() if isinstance(value, bool | int | float)}
+    del family  # makes room for the ways
+    for way in ways:
+        draw = partial(_draw, way, root, height=side, width=side, **options)
+        problems += [f"{way.what} does not draw: {line}" for line in _complaint(draw)]
     return problems
+
+
+@torch.no_grad()
+def _draw(way: Loading, root: Path, **options: Any) -> None:
+    """Load the model in one way and draw a picture.
+
+    Args:
+        way: how the model is loaded.
+        root: the folder of the run.
+        options: the picture's size, and further arguments of the pipeline that the family needs.
+
+    Raises:
+        UserError: the picture is not finite, or the way leaves a part in training mode.
+        Exception: whatever diffusers raises if parts do not fit together.
+    """
+    pipeline = way.load(root)
+    training = [part for part, module in pipeline.components.items() if getattr(module, "training", False)]
+    if training:
+        raise UserError(f"{training[0]} is left in training mode, where dropout is active")
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        PROMPT,
+        num_inference_steps=2,
+        **options,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    if not picture.isfinite().all():
+        raise UserError("the picture has values that are not finite")
 
 
 def _complaint(action: Callable[[], object]) -> list[str]:

@@ -86,6 +86,17 @@ def absolute_path(folder: Path, people: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_name_or_path": "/home/someone/model"}))
 
 
+def broken_denoiser(folder: Path, people: Path) -> None:
+    weights = load_file(folder / UNET)
+    save_file(weights | {"conv_out.bias": weights["conv_out.bias"] * torch.nan}, folder / UNET)
+
+
+def half_text_encoder(folder: Path, people: Path) -> None:
+    """As an export of a half-precision model once was: diffusers' default is float32 for the denoiser alone."""
+    path = folder / "model/text_encoder/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float16"}))
+
+
 def card(text: str) -> Callable[[Path, Path], object]:
     return lambda folder, people: (folder / "model/README.md").write_text(text)
 
@@ -113,6 +124,8 @@ def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], object]:
         (inside_weights, f"{UNET} holds bytes of a subject's photo"),
         (as_protected, "images/s01/000.png is a subject's photo as it was"),
         (noted_photo, "images/s01/0.png carries parameters"),
+        (broken_denoiser, "the pipeline folder does not draw: the picture has values that are not finite"),
+        (half_text_encoder, "the pipeline folder does not draw: mat1 and mat2 must have the same dtype"),
         (absolute_path, "model/unet/config.json holds a path of the machine"),
         (lambda folder, people: shutil.copy(people / "strangers/000.png", folder / "model/x.png"), "picture inside a"),
     ],

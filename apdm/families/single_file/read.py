@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+from torch import nn
 
 from apdm.core.errors import UserError
 from apdm.core.model_path import HUB_ID
 from apdm.families.fit import wrong_channels
-from apdm.families.pipeline_folder import check_parts, read_index
+from apdm.families.pipeline_folder import check_parts, has_part, read_index
 from apdm.families.single_file.vae import LATENTS
 from apdm.families.stored_file import Header, check_content, first_line, read_header
 
 if TYPE_CHECKING:
     from apdm.families.base import Family
+
+# diffusers looks for these parts in the file, where they cannot be. It leaves out a safety checker by itself.
+NOT_IN_FILE = ("image_encoder",)
 
 
 def read_single_file(
@@ -39,7 +43,7 @@ def read_single_file(
         allow_pickle: whether the file may be a pickle, which can run code.
 
     Returns:
-        A diffusers pipeline in float32, and what the file says about itself.
+        A diffusers pipeline in float32, with all its networks in evaluation mode, and what the file says about itself.
 
     Raises:
         UserError: the file is damaged or no single file of a known family, it is a pickle and `allow_pickle` is off,
@@ -63,10 +67,12 @@ def read_single_file(
     if kind not in families:
         raise UserError(f"{path} is no single file of a known model; supported: {', '.join(families)}")
     _check_channels(path, header, families[kind])
+    without = parts_left_out(Path(config)) if config is not None else []
     try:
         with _readable(path, ".ckpt" if is_pickle else ".safetensors") as readable:
             pipeline = getattr(diffusers, kind).from_single_file(
                 str(readable),
+                **dict.fromkeys(without),
                 config=None if config is None else str(config),
                 local_files_only=config is not None and Path(config).is_dir(),
                 dtype=torch.float32,
@@ -79,7 +85,16 @@ def read_single_file(
         raise UserError(f"{path} cannot be loaded: {first_line(error)}; {advice}") from error
     if (t5 := getattr(pipeline, "text_encoder_3", None)) is not None:
         t5.set_input_embeddings(t5.get_input_embeddings())  # T5 uses these weights twice, and most files hold them once
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()  # diffusers leaves the T5 in training mode, where dropout is active
     return pipeline, header
+
+
+def parts_left_out(folder: Path) -> list[str]:
+    """The parts that a folder of configurations names and that diffusers cannot load together with a single file."""
+    index = read_index(folder) if folder.is_dir() else {}
+    return [part for part in NOT_IN_FILE if has_part(index, part)]
 
 
 def _configured_class(config: str | Path, families: Mapping[str, type[Family]]) -> str:

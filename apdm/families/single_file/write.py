@@ -60,6 +60,12 @@ def single_file_weights(family: Family) -> Weights:
     }
 
 
+def single_file_dtypes(family: Family) -> set[torch.dtype]:
+    """The float types of the weights that `single_file_weights` gives."""
+    parts = {part: getattr(family.pipeline, part) for part in _layout(family).prefixes}
+    return {family.dtypes.get(name, part.dtype) for name, part in parts.items() if part is not None}
+
+
 def _layout(family: Family) -> SingleFileLayout:
     if family.single_file_layout is None:
         kind = type(family.pipeline).__name__
