@@ -88,7 +88,7 @@ def absolute_path(folder: Path, people: Path) -> None:
 
 def broken_denoiser(folder: Path, people: Path) -> None:
     weights = load_file(folder / UNET)
-    save_file(weights | {"conv_out.bias": weights["conv_out.bias"] * torch.nan}, folder / UNET)
+    save_file(weights | {"conv_out.bias": torch.full_like(weights["conv_out.bias"], 1e38)}, folder / UNET)
 
 
 def half_text_encoder(folder: Path, people: Path) -> None:
