@@ -72,7 +72,8 @@ def check_first(config: Any) -> None:
             if _is_used(option, config):
                 _check(path.removeprefix("audit."), option, attrgetter(path)(config))
         if not isinstance(config, VerifyConfig):
-            check_output_dir(config.output_dir, overwrite=_may_replace(config))
+            if not _lies_among_photos(config):  # about that, the job says more
+                check_output_dir(config.output_dir, overwrite=_may_replace(config))
         elif not (Path(config.output_dir) / MANIFEST).is_file():
             raise UserError(f"{config.output_dir} has no {MANIFEST}; name the output folder of a run")
     logger.info("loading torch, diffusers and transformers, then %s", _model_names(config))
@@ -92,6 +93,12 @@ def _is_used(option: Option, config: Any) -> bool:
     if option.group.startswith("image_layer"):
         return with_photos
     return option.path != "pool.benign_data_dir" or bool(config.pool.benign_size)
+
+
+def _lies_among_photos(config: Any) -> bool:
+    """Whether the output folder and the folder of photos lie in one another."""
+    output, photos = os.path.realpath(config.output_dir), os.path.realpath(config.instance_data_dir or os.devnull)
+    return os.path.commonpath([output, photos]) in (output, photos)
 
 
 def _may_replace(config: Any) -> bool:

@@ -82,7 +82,8 @@ def complete(argv: list[str], here: Path) -> list[str]:
         "verify": (),
     }[argv[0]]
     words = [str(here) if word == "{here}" else word for word in argv]
-    values = {name: str(here / "new" if name == "output_dir" else here) for name in required}
+    apart = {"output_dir": "new", "instance_data_dir": "photos"}
+    values = {name: str(here / apart.get(name, ".")) for name in required}
     added = [text for name in required if f"--{name}" not in words for text in (f"--{name}", values[name])]
     if words[0] == "verify" and words[1].startswith("--"):
         added = ["--output_dir", str(here)]
@@ -93,7 +94,7 @@ def complete(argv: list[str], here: Path) -> list[str]:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     here = tmp_path_factory.mktemp("here")
     (here / "model_index.json").write_text("{}")
-    for name in ("unet/model.safetensors", "done/.apdm", "done/manifest.json"):
+    for name in ("unet/model.safetensors", "done/.apdm", "done/manifest.json", "photos/0.png"):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).touch()
     argvs = [complete(argv, here) for argv, _ in MISTAKES]
