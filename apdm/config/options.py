@@ -207,10 +207,14 @@ class Option:
         """Convert the words after `--key` on the command line to the value that YAML would give.
 
         Raises:
-            UserError: there are too many words or too few.
+            UserError: there are too many words or too few, or a list is written as in YAML.
         """
         kind = without_none(self.kind)
         if get_origin(kind) is list:
+            # As one item, a whole YAML list would be a strange prompt or path, and nothing would say so.
+            if bracketed := [text for text in texts if text.startswith("[") and text.endswith("]")]:
+                problem = "write the items themselves, separated by spaces, without brackets and commas"
+                raise UserError(f"--{self.path} is given as {bracketed[0]}; {problem}")
             return [scalar(get_args(kind)[0], text) for text in texts]
         if kind is bool and not texts:
             return True
@@ -231,6 +235,8 @@ class Option:
         """
         if without_none(self.kind) is not self.kind and isinstance(value, str) and value.lower() in NOTHING:
             value = None
+        if value == "" and self.field.default == "":  # the default itself may be written down
+            return value
         try:
             fitting = convert(self.kind, value)
         except (ValueError, OverflowError):

@@ -55,8 +55,8 @@ def check_launch() -> int:
     size = _number("WORLD_SIZE", 1)
     if not is_launched():
         if size > 1:
-            missing = " and ".join(name for name in VARIABLES if not os.environ.get(name, "").strip())
-            raise UserError(f"the environment says WORLD_SIZE {size}, but {missing} is missing; {MEND}")
+            missing = ", ".join(name for name in VARIABLES if not os.environ.get(name, "").strip())
+            raise UserError(f"the environment says WORLD_SIZE {size}, but not {missing}; {MEND}")
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
             if os.environ.get(name, "").lower() in ("1", "true", "yes"):
                 raise UserError(

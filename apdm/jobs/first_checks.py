@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ FOLDERS = (
     *("dino_dir", "clip_dir", "faceid_controlnet", "reuse_audits"),
 )
 FILES = ("faceid_adapter",)
+NEEDED_PACKAGES = {"report_to": 'install it with pip install "apdm[track]"'}
 PLUGINS: dict[str, tuple[Registry, ...]] = {
     "family": (FAMILIES,),
     "objective": (OBJECTIVES,),
@@ -126,6 +128,9 @@ def _check(name: str, option: Option, value: Any) -> None:
         if name in FILES and not os.path.isfile(text):
             fault = "is no file" if os.path.exists(text) else "does not exist"
             raise UserError(f"{text} {fault}; give a file as {option.path}")
+        if name in NEEDED_PACKAGES and find_spec(text) is None:
+            mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
+            raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")
         if name in FACE_NETWORKS:
             _check_face_network(*FACE_NETWORKS[name], text)
         if name in PLUGINS and text != NO_METHOD:

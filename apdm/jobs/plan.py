@@ -164,7 +164,7 @@ def audit_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
-        f"at most {plan.max_train_steps} steps each, {count(plan.repeats, 'seed')}",
+        f"at most {count(plan.max_train_steps, 'step')} of the nominal one, {count(plan.repeats, 'seed')}",
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),

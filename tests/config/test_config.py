@@ -77,6 +77,24 @@ def test_each_form_of_the_command_line_gives_its_value(argv, name, value):
     assert getattr(load_config(Outer, ["--name", "n", *argv]), name) == value
 
 
+@pytest.mark.parametrize("given", ['["a", "b"]', "[1, 2]", "[]"])
+def test_a_yaml_list_on_the_command_line_is_no_item(given):
+    for key in ("words", "marks"):
+        with pytest.raises(UserError, match=f"--{key} is given as .*; write the items themselves, separated by spaces"):
+            load_config(Outer, ["--name", "n", f"--{key}", given])
+
+
+def test_an_empty_default_may_be_written_down():
+    @dataclass(frozen=True, kw_only=True)
+    class Prompts:
+        prompt: str = option("", "By default another prompt.")
+        name: str = option("n", "Name.")
+
+    assert load_config(Prompts, ["--prompt", ""]) == make_config(Prompts, {"prompt": ""}) == Prompts()
+    with pytest.raises(UserError, match="it needs text"):
+        load_config(Prompts, ["--name", ""])
+
+
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [

@@ -49,7 +49,7 @@ def test_what_says_nothing_of_other_processes_is_ignored(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE 2, but LOCAL_RANK and MASTER_ADDR and MASTER_PORT is missing"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE 2, but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT; unset"),
         ({"WORLD_SIZE": "two"}, 'WORLD_SIZE "two", which is no number'),
         ({**LAUNCHED, "LOCAL_RANK": "gpu0"}, 'LOCAL_RANK "gpu0", which is no number'),
         ({**LAUNCHED, "RANK": "2"}, "RANK 2, but WORLD_SIZE 2"),

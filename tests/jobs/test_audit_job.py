@@ -129,7 +129,9 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         "output",
         "prompts",
     } <= set(shown)
-    assert shown["people"] == "2 (s01, s02)" and shown["attacks"].endswith("at most 3 steps each, 2 seeds")
+    assert shown["people"] == "2 (s01, s02)" and shown["attacks"].endswith(
+        "at most 3 steps of the nominal one, 2 seeds"
+    )
     assert shown["output"] == str(output / "report.html") and str(output / "report.html") in result.stdout
     assert "max_train_steps = 3 is 1.5 times" in said and "nominal_step" in said
     return output

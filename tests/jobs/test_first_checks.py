@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ MISTAKES = [
     (["verify", "absent"], "absent has no manifest.json"),
     (["verify", "--subjects", "absent"], "subjects"),
 ]
+if find_spec("wandb") is None:
+    MISTAKES.append((["harden", "--report_to", "wandb"], "report_to wandb needs the package wandb, which is not"))
 
 
 def complete(argv: list[str], here: Path) -> list[str]:
