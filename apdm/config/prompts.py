@@ -7,6 +7,7 @@ somebody else, so an audit with such prompts says nothing.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from apdm.core.errors import UserError
@@ -21,6 +22,11 @@ def identifier_words(instance_prompt: str, class_prompt: str) -> list[str]:
     """Return the words of the instance prompt that the class prompt does not have, apart from articles."""
     known = {*_words(class_prompt), *ARTICLES}
     return [word for word in _words(instance_prompt) if word not in known]
+
+
+def adds_a_word(prompt: str, class_prompt: str) -> bool:
+    """Whether a prompt has a word that the class prompt lacks, or has it more often. Punctuation is no word."""
+    return bool(Counter(_words(prompt)) - Counter(_words(class_prompt)))
 
 
 def default_class_prompt(instance_prompt: str) -> str:

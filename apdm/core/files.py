@@ -141,18 +141,29 @@ def list_files(root: Path, *, follow_links: bool = True) -> list[Path]:
     return sorted(_files_below(root, (), follow_links), key=lambda path: path.relative_to(root).as_posix())
 
 
+def require_utf8(path: Path) -> None:
+    """Raise UserError if the path of a model is not UTF-8, because safetensors neither reads nor writes such files."""
+    whole = os.fsencode(path.absolute())
+    try:
+        whole.decode("utf-8")
+    except UnicodeDecodeError:
+        name = whole.decode("utf-8", "backslashreplace")
+        raise UserError(f"{name}: a name in this path is not UTF-8, which weights need; rename the folder") from None
+
+
 def check_output_dir(path: str | Path, *, overwrite: bool) -> None:
     """Check that `path` can be the output folder of a run, as far as that can be said without writing.
 
     Args:
-        path: the folder. If it does not exist, nothing is checked.
+        path: the folder. If it does not exist, only its name is checked.
         overwrite: allow a folder with the result of an earlier run.
 
     Raises:
-        UserError: `path` is not a folder, cannot be written, has files of other programs, or has an earlier result and
-            `overwrite` is false.
+        UserError: `path` is not a folder, cannot be written, has a name that weights cannot be written to, has files of
+            other programs, or has an earlier result and `overwrite` is false.
     """
     target = Path(path)
+    require_utf8(target)
     if not target.exists():
         return
     if not target.is_dir():

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from apdm.core.errors import UserError
+from apdm.core.files import require_utf8
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
@@ -17,10 +18,11 @@ def local_model(path: str | Path) -> Path | None:
     """Return the local file or folder of a model; None if the path is a Hub id such as "name/model".
 
     Raises:
-        UserError: there is no such file or folder, and the Hub cannot have one of this name.
+        UserError: there is no such file or folder, and the Hub cannot have one of this name; or the name is not UTF-8.
     """
     place = Path(path)
     if place.exists():
+        require_utf8(place)
         return place
     if place.is_symlink():
         raise missing(place)

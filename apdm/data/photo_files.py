@@ -4,7 +4,8 @@ A file is a photo if its name ends like that of a picture, or if Pillow recognis
 and pictures that Pillow cannot read, are listed apart: whoever uses the folder must refuse them, because the person in
 a photo that is silently left out would stay unprotected. An unread picture beside a photo of the same name is no harm,
 and counts among the other files. All other files, such as captions and videos, are no photos.
-Hidden pictures count among these. Other hidden files, and what operating systems leave in folders, are not listed.
+Hidden pictures, and those in hidden folders, count among these. Other hidden files, and what operating systems leave
+in folders, are not listed.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def list_folder(folder: Path) -> Listing:
     """List a folder. Links are followed.
 
     Raises:
-        UserError: the folder or a file in it cannot be read, or a link that is named like a photo leads nowhere.
+        UserError: the folder or a file in it cannot be read, or a link that may be a photo or a folder leads nowhere.
     """
     if not folder.is_dir():
         wrong = f"{folder} is no folder" if folder.exists() else f"folder {folder} does not exist"
@@ -282,7 +283,7 @@ def _sort_in(entry: Path, found: Listing) -> None:
     try:
         if entry.is_dir():
             found.folders.append(entry)
-        elif not entry.exists() and named:
+        elif not entry.exists() and (named or not suffix(entry)):  # without a suffix, it may be a person's folder
             raise UserError(f"{name_of(entry)} is a link that leads nowhere; replace or remove it")
         elif not entry.is_file():
             found.others.append(entry)
@@ -308,13 +309,17 @@ def _without_pairs(found: Listing) -> Listing:
 
 
 def _sort_in_hidden(entry: Path, found: Listing) -> None:
-    """Add a hidden picture to the files that are passed over. Raises UserError for a photo that is still in a cloud."""
+    """Add a hidden picture, or those directly in a hidden folder, to the files that are passed over.
+
+    Raises:
+        UserError: the file stands for a photo that is still in a cloud.
+    """
     absent = entry.name.startswith(".") and suffix(entry) == ".icloud"
     if absent and suffix(Path(entry.stem)) in picture_suffixes():
         raise UserError(f"{name_of(entry)} stands for a photo that iCloud has not downloaded; download it")
     with suppress(OSError):
-        if entry.is_file() and _opens(entry):
-            found.others.append(entry)
+        inner = sorted(entry.iterdir()) if entry.is_dir() and entry.name.lower() not in LITTER else [entry]
+        found.others.extend(file for file in inner if file.is_file() and _opens(file))
 
 
 def _opens(path: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from apdm.config.prompts import adds_a_word
 from apdm.core.errors import UserError
 from apdm.families.base import Family
 
@@ -46,9 +47,13 @@ def check_prompts(
 
 
 def check_distinct(family: Family, option: str, prompt: str, class_prompt: str) -> None:
-    """Raise UserError if a prompt has no token that the class prompt lacks. `option` is where the prompt stands."""
+    """Raise UserError if a prompt has no word, or no token, that the class prompt lacks.
+
+    A full stop more is a token, but names nobody. `option` is where the prompt stands.
+    """
     own, known = family.tokens(prompt), family.tokens(class_prompt)
-    if not any(Counter(own[name]) - Counter(known[name]) for name in own):
+    more_tokens = any(Counter(own[name]) - Counter(known[name]) for name in own)
+    if not more_tokens or not adds_a_word(prompt, class_prompt):
         raise UserError(
             f'{option} "{prompt}" says nothing to the model that class_prompt "{class_prompt}" does not say; give it a '
             'rare word of its own, such as "sks"'

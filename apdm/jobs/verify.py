@@ -252,7 +252,8 @@ class Sought:
             return Sought()
         root, ids, photos = Path(folder), set(), []
         for place, listing in walk(root):
-            if found := listing.photos + listing.unread:
+            # Hidden pictures, and raw files beside a JPEG, are photos of a subject too.
+            if found := [*listing.photos, *listing.unread, *filter(is_picture, listing.others)]:
                 photos += found
                 names = [printable(name) for name in place.relative_to(root).parts]
                 above = {name for name in names[:-1] if name.lower() not in PLACES}

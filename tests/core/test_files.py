@@ -13,6 +13,7 @@ import pytest
 
 from apdm.core import disk, files
 from apdm.core.errors import UserError
+from apdm.core.model_path import local_model
 
 DEAD_PID = 2**22 + 7  # above Linux' largest process id
 
@@ -235,3 +236,13 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="not a folder"):
             files.claim_output_dir(path)
+
+
+def test_a_path_that_safetensors_cannot_use_is_told_first(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(UserError, match=r"caf\\xe9/out: a name in this path is not UTF-8"):
+        files.check_output_dir(folder / "out", overwrite=False)
+    folder.mkdir()
+    with pytest.raises(UserError, match="not UTF-8"):
+        local_model(folder)
+    files.check_output_dir(tmp_path / "café", overwrite=False)

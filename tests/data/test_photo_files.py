@@ -147,7 +147,7 @@ def test_hidden_pictures_are_counted_and_other_hidden_files_are_not(tmp_path: Pa
     for name in (".DS_Store", "._1.png", ".nomedia", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     assert names(list_images(tmp_path)) == ["1.png"]
-    assert passed_over([tmp_path]) == f"1 .jpg (such as {tmp_path.name}/.trashed-3.jpg), 1 .png (such as " + (
+    assert passed_over([tmp_path]) == f"1 .jpg (such as {tmp_path.name}/.trashed-3.jpg), 2 .png (such as " + (
         f"{tmp_path.name}/.2.png)"
     )
     (tmp_path / ".notes.txt.icloud").touch()
@@ -194,6 +194,13 @@ def test_a_broken_link_named_like_a_photo_is_refused(tmp_path: Path, make: Calla
     picture(tmp_path / "s01/1.png")
     make(tmp_path / "s01/a.jpg")
     with pytest.raises(UserError, match=said):
+        find_subjects(tmp_path)
+
+
+def test_a_broken_link_that_may_be_a_person_is_refused(tmp_path: Path):
+    picture(tmp_path / "s01/1.png")
+    (tmp_path / "s02").symlink_to("unmounted/s02")
+    with pytest.raises(UserError, match="s02 is a link that leads nowhere"):
         find_subjects(tmp_path)
 
 

@@ -31,6 +31,7 @@ def test_a_prompt_with_a_rare_word_passes(kind: str, families: Callable[[str], A
         (CLASS, CLASS),
         (f" {CLASS}  ", CLASS),
         ("photo of person", CLASS),
+        (f"{CLASS}, ", CLASS),
         ("", CLASS),
         (CLASS, "a photo of sks person"),  # the two in the wrong order
     ],

@@ -180,18 +180,23 @@ def test_linked_folders_and_photos_without_a_suffix_are_looked_for(
     shutil.copy(people / "other/o01/000.png", subjects / "bob/2024/may/IMG_0001")
     (subjects / "bob/IMG_0002.CR3").write_bytes(bytes(range(256)) * 4)
     (subjects / "bob/IMG_0001.txt").write_text("a caption")
+    (subjects / "bob/IMG_0001.NEF").write_bytes(bytes(range(255)) * 4)  # the raw file of the photo of this name
+    (subjects / "bob/.cara").mkdir()
+    shutil.copy(people / "other/o01/001.png", subjects / "bob/.cara")
     shutil.copy(people / "protected/s01/000.png", folder / "model/extra")
     shutil.copy(people / "other/o01/000.png", folder / "model/vae/weights")
+    shutil.copy(subjects / "bob/IMG_0001.NEF", folder / "model/unet/raw")
+    shutil.copy(subjects / "bob/.cara/001.png", folder / "model/unet/hidden")
     shutil.copy(subjects / "bob/IMG_0002.CR3", folder / "model/unet/readme")
     card("made for bob")(folder, people)
     assert main(["verify", str(folder), "--subjects", str(subjects)]) == 1
     said = capsys.readouterr()
-    for name in ("model/extra", "model/vae/weights", "model/unet/readme"):
-        assert f"{name} is a subject's photo as it was" in said.out
+    for name in ("extra", "vae/weights", "unet/readme", "unet/raw", "unet/hidden"):
+        assert f"model/{name} is a subject's photo as it was" in said.out
     assert "model/extra is a picture inside a model" in said.out
     assert "model/README.md holds the id of a subject, bob" in said.out
     assert "people  4 (2024, ann, bob, may)" in " ".join(said.err.replace("apdm: ", "").split(" " * 6))
-    assert f"6 photos in {subjects}" in said.err and "1 .txt (such as bob/IMG_0001.txt)" in said.err
+    assert f"8 photos in {subjects}" in said.err and "1 .txt (such as bob/IMG_0001.txt)" in said.err
 
 
 @pytest.mark.parametrize(("named", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
