@@ -50,9 +50,10 @@ def say_on_stderr(line: str) -> None:
         if "tqdm" in sys.modules:
             from tqdm import tqdm
 
-            tqdm.write(line, file=sys.stderr)
+            # In one piece, so that a signal that arrives meanwhile does not glue its message to the line.
+            tqdm.write(f"{line}\n", file=sys.stderr, end="")
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 class _Stderr:

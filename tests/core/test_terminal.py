@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tqdm
+
+from apdm.core.terminal import say_on_stderr
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -36,3 +40,19 @@ def test_names_are_read_written_and_printed_whatever_the_locale(tmp_path: Path, 
     assert result.returncode == 0, result.stderr
     names, files, argument, broken = result.stdout.decode("utf-8", "replace").splitlines()
     assert names == files == "utf-8" and argument.endswith(shown) and broken == "Jos\\udce9"
+
+
+def test_a_line_and_its_end_are_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = []
+
+    class Recorder(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", Recorder())
+    monkeypatch.setitem(sys.modules, "tqdm", tqdm)
+    say_on_stderr("with bars")
+    monkeypatch.delitem(sys.modules, "tqdm")
+    say_on_stderr("without")
+    assert {"with bars\n", "without\n"} <= set(pieces)
