@@ -164,8 +164,12 @@ def find_all(output: Path) -> list[Path]:
     """Return the folders of the checkpoints in `output`, sorted by step."""
     if not output.is_dir():
         return []
-    found = [entry for entry in output.iterdir() if is_checkpoint(entry.name)]
-    return sorted(found, key=lambda entry: int(entry.name.partition("-")[2]))
+    return sorted((entry for entry in output.iterdir() if is_checkpoint(entry.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step that stands in the name of a checkpoint's folder."""
+    return int(folder.name.partition("-")[2])
 
 
 def write(

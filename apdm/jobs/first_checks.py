@@ -1,6 +1,7 @@
 """What is checked before torch is imported, so that a mistake is reported at once: files, folders and names.
 
-The jobs check their input completely, but only seconds later. No check here is needed there, and none is stricter.
+The jobs check their input completely, but only seconds later. They do not rely on the checks here, and nothing is
+refused here that a job would take.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from apdm.config.options import Option, options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.config.registry import Registry
 from apdm.core.errors import UserError
-from apdm.core.files import check_output_dir
+from apdm.core.files import MARKER, check_output_dir
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
-from apdm.export.layout import MANIFEST
+from apdm.export.layout import CLASS_IMAGES, CONFIG, MANIFEST
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 logger = get_logger(__name__)
 
+BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES}  # what a hardening run writes before its first outer step
 # The options are named without "audit.", because `apdm audit` has the same ones without it.
 MODELS = (
     *("pretrained_model_name_or_path", "reference_model_name_or_path", "single_file_config"),
@@ -105,8 +107,15 @@ def _lies_among_photos(config: Any) -> bool:
 
 def _may_replace(config: Any) -> bool:
     """Whether the output folder may hold a result. Other jobs than hardening find out later what it was made with."""
-    hardening = isinstance(config, HardenConfig)
-    return not hardening or config.overwrite_output_dir or config.resume_from_checkpoint is not None
+    if not isinstance(config, HardenConfig) or config.overwrite_output_dir or config.resume_from_checkpoint is not None:
+        return True
+    return has_only_begun(Path(config.output_dir))
+
+
+def has_only_begun(output: Path) -> bool:
+    """Whether an output folder holds nothing but what a hardening run writes before its first outer step."""
+    readable = os.path.isdir(output) and os.access(output, os.R_OK | os.X_OK)
+    return readable and {entry.name for entry in output.iterdir()} <= BEFORE_TRAINING
 
 
 def _check(name: str, option: Option, value: Any) -> None:
@@ -122,12 +131,10 @@ def _check(name: str, option: Option, value: Any) -> None:
             continue
         if name in MODELS:
             _check_model(text)
-        if name in FOLDERS and not os.path.isdir(text):
-            fault = "is no folder" if os.path.exists(text) else "does not exist"
-            raise UserError(f"{text} {fault}; give a folder as {option.path}")
-        if name in FILES and not os.path.isfile(text):
-            fault = "is no file" if os.path.exists(text) else "does not exist"
-            raise UserError(f"{text} {fault}; give a file as {option.path}")
+        for names, kind, is_one in ((FOLDERS, "folder", os.path.isdir), (FILES, "file", os.path.isfile)):
+            if name in names and not is_one(text):
+                fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
+                raise UserError(f"{text} {fault}; give a {kind} as {option.path}")
         if name in NEEDED_PACKAGES and find_spec(text) is None:
             mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
             raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")

@@ -209,6 +209,16 @@ def test_a_run_that_starts_anew_forgets_the_checkpoints_of_the_last(run: Run, co
     assert [p.name for p in copied.glob("checkpoint-*")] == ["checkpoint-000001"]
 
 
+def test_going_on_from_a_checkpoint_elsewhere_never_deletes_later_ones_whatever_its_folder_is_called(
+    run: Run, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(copied / "checkpoint-000001", tmp_path / "kept")
+    shutil.rmtree(copied / "model")
+    assert run(copied, resume_from_checkpoint=tmp_path / "kept") == 2
+    assert "already holds a result" in last_line(capsys)
+    assert (copied / "checkpoint-000002").is_dir()
+
+
 def test_only_so_many_checkpoints_are_kept(run: Run, tmp_path: Path) -> None:
     assert run(tmp_path / "run", max_train_steps=5, checkpointing_steps=2, checkpoints_total_limit=2) == 0
     found = sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*"))
