@@ -120,8 +120,11 @@ def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
 
 
 def _succeeded(cell: Path) -> bool:
-    """Whether the folder `cell` is a finished cell whose attack did not fail."""
-    return (cell / RECORD).is_file() and _read_record(cell)["row"].get("status") != "failed"
+    """Whether the folder `cell` is a finished cell that can be read and whose attack did not fail."""
+    try:
+        return bool(_read_record(cell)["row"].get("status") != "failed")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no record, or a damaged one
+        return False
 
 
 def _read_record(cell: Path) -> dict[str, Any]:

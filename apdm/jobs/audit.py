@@ -1,35 +1,32 @@
 """`apdm audit`: run a suite of attacks on models and people, and write results.json and report.html.
 
-`apdm harden` with `audit.enabled` uses two functions of this file: `load_inputs` before any long work, and
-`audit_and_report` at the end.
+`apdm harden` with `audit.enabled` uses `audit_and_report` at its end. What an audit reads first is in
+`audit_inputs.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from apdm.attacks.registry import settings
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
-from apdm.audit.people import PROTECTED, AuditSubjects, PhotoFolders
+from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.store import CellStore, finished_cells
-from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries, cost_factor_warning
-from apdm.config import AuditJobConfig, AuditOptions, to_yaml
-from apdm.core.errors import UserError
+from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries
+from apdm.config import AuditJobConfig, to_yaml
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
-from apdm.core.logging import get_logger
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
 from apdm.data.class_images import ClassImages
@@ -38,18 +35,14 @@ from apdm.data.subjects import load_images
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PHOTO_CELLS, PICTURES, REPORT, RESULTS
-from apdm.faces import load_encoders, load_face_score
-from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_distinct, check_prompts
+from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
 from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, configuration_hash, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
-from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
-
-logger = get_logger(__name__)
 
 KEPT = "finished attacks are kept; the same command goes on"
 COLUMNS = 4  # of the sheets of pictures
@@ -114,97 +107,6 @@ def _audit(
     )
     verdict = processes.broadcast(lambda: cast(Results, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
-
-
-# -- what every audit reads first ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditInputs:
-    """What an audit needs besides the models. It is read and checked before any long work.
-
-    Attributes:
-        subjects: the people with their photos.
-        judges: the networks that measure pictures.
-        photo_attacks: the attacks on protected photos; None if no photos are attacked.
-    """
-
-    subjects: AuditSubjects
-    judges: Judges
-    photo_attacks: PhotoAttackSpecs | None
-
-
-def load_inputs(
-    options: AuditOptions,
-    folders: PhotoFolders,
-    *,
-    entries: Sequence[Entry],
-    models: Collection[str],
-    instance_prompt: str,
-    class_prompt: str,
-    resolution: int,
-    with_photos: bool,
-    allow_pickle: bool,
-    protected: Sequence[str] | None = None,
-) -> AuditInputs:
-    """Load the people and the judges, and check that the attacks can run.
-
-    Args:
-        options: the options of the audit.
-        folders: the folders of the photos.
-        entries: the attacks.
-        models: names of the models that will be attacked, such as "base" and "hardened".
-        instance_prompt: the prompt that attackers train a subject's photos with.
-        class_prompt: the prompt of the class pictures.
-        resolution: side in pixels of the squares that a trainer makes of photos.
-        with_photos: whether protected photos are attacked.
-        allow_pickle: whether weights may be loaded from pickles.
-        protected: ids of the protected people; None means everybody whose photos the attacker has.
-
-    Raises:
-        UserError: none of the attacks can run, an option of an attack is wrong, or photos or networks cannot be loaded.
-    """
-    for folder in options.reuse_audits:
-        if not (Path(folder) / CELLS).is_dir():
-            raise UserError(
-                f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
-                "of an earlier audit"
-            )
-    settings(options.attack_options)
-    factory = AttackFactory.of(options, instance_prompt, class_prompt)
-    if not available_entries(entries, models, factory)[0]:
-        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
-    specs = None
-    if with_photos:
-        specs = PhotoAttackSpecs.load(
-            options, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
-        )
-    return AuditInputs(
-        subjects=folders.load(resolution, protected=protected, prefix=options.prefix),
-        judges=load_judges(options),
-        photo_attacks=specs,
-    )
-
-
-def load_judges(options: AuditOptions) -> Judges:
-    """Load the networks that measure pictures. Raises UserError if one cannot be loaded."""
-    from apdm.metrics.extractors import ClipFolder, VisionFolder
-
-    return Judges(
-        load_encoders(options.encoders),
-        load_face_score(options.face_score),
-        PortraitFeatures(),
-        dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
-        clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
-        # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
-        reader=PortraitReader() if options.face_score.startswith("portrait") else None,
-    )
-
-
-def warn_if_too_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
-    """Log a warning if the attacks are so short that the verdict can only be "not protected"."""
-    if short := cost_factor_warning(options, entries):
-        logger.warning(short)
 
 
 def attacker_class_images(

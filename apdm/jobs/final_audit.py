@@ -15,14 +15,8 @@ from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import MODEL
 from apdm.families import Family
-from apdm.jobs.audit import (
-    AuditInputs,
-    attacker_class_images,
-    audit_and_report,
-    load_inputs,
-    model_file,
-    warn_if_too_short,
-)
+from apdm.jobs.audit import attacker_class_images, audit_and_report, model_file
+from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
 from apdm.jobs.probe import Probe
 from apdm.protection.subject_data import SubjectVariants
 

@@ -17,24 +17,24 @@ from apdm.attacks.registry import make_purifier
 from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig, to_yaml
 from apdm.core.disk import require_disk
-from apdm.core.files import MARKER, claim_output_dir, model_hash, write_text
+from apdm.core.files import claim_output_dir, model_hash, write_text
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
-from apdm.export.layout import CLASS_IMAGES, CONFIG, MODEL
+from apdm.export.layout import CONFIG, MODEL
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_prompts
 from apdm.jobs import checkpoint as checkpoints
-from apdm.jobs.audit import AuditInputs
+from apdm.jobs.audit_inputs import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.final_audit import load_audit_inputs
+from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.prepare import class_posterior, keep_apart, own_class_pictures
 from apdm.protection.subject_data import SubjectData
 
-BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES}  # what a run writes before its first outer step
 # If only these options differ, a command continues the run that an earlier command began.
 CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected")
 
@@ -174,10 +174,9 @@ class HardenInputs:
         if (output / MODEL).exists() or not output.is_dir():
             return False
         if found is not None:  # which a full disk may have sent to another place
-            return all(folder.name <= found.folder.name for folder in checkpoints.find_all(output))
+            return all(checkpoints.step_of(folder) <= found.step for folder in checkpoints.find_all(output))
         # A run that was killed before its first checkpoint left no model either.
-        begun = {entry.name for entry in output.iterdir()} <= BEFORE_TRAINING
-        return begun or self.config.resume_from_checkpoint == checkpoints.LATEST
+        return has_only_begun(output) or self.config.resume_from_checkpoint == checkpoints.LATEST
 
     def _size(self, output: Path) -> int:
         """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""

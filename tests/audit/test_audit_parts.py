@@ -63,7 +63,10 @@ def test_finished_cells_of_earlier_audits_are_copied_and_failed_and_unknown_ones
     (tmp_path / "earlier" / "torn").mkdir()
     here = CellStore(tmp_path / "here", earlier=[tmp_path / "absent", earlier.folder])
     here.save("mine", {"status": "ok"}, {})
-    here.tidy({"good", "bad", "torn", "mine"})
+    for damaged, record in (("cut", '{"row": {"sta'), ("foreign", '{"format": 1}'), ("list", "[]")):
+        (here.folder / damaged).mkdir()
+        (here.folder / damaged / "cell.json").write_text(record)
+    here.tidy({"good", "bad", "torn", "mine", "cut", "foreign", "list"})
     assert sorted(path.name for path in here.folder.iterdir()) == ["good", "mine"]
     assert here.load("good")[0]["mean"] == 0.5
     assert torch.equal(here.load("good")[1]["attacked"], earlier.load("good")[1]["attacked"])

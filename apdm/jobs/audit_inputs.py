@@ -1,0 +1,109 @@
+"""What every audit reads before any long work, besides the models: people, judges and attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apdm.attacks.registry import settings
+from apdm.audit.people import AuditSubjects, PhotoFolders
+from apdm.audit.photo_attacks import PhotoAttackSpecs
+from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
+from apdm.config import AuditOptions
+from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
+from apdm.export.layout import CELLS
+from apdm.faces import load_encoders, load_face_score
+from apdm.faces.portrait import PortraitFeatures, PortraitReader
+from apdm.metrics.judges import Judges
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditInputs:
+    """What an audit needs besides the models. It is read and checked before any long work.
+
+    Attributes:
+        subjects: the people with their photos.
+        judges: the networks that measure pictures.
+        photo_attacks: the attacks on protected photos; None if no photos are attacked.
+    """
+
+    subjects: AuditSubjects
+    judges: Judges
+    photo_attacks: PhotoAttackSpecs | None
+
+
+def load_inputs(
+    options: AuditOptions,
+    folders: PhotoFolders,
+    *,
+    entries: Sequence[Entry],
+    models: Collection[str],
+    instance_prompt: str,
+    class_prompt: str,
+    resolution: int,
+    with_photos: bool,
+    allow_pickle: bool,
+    protected: Sequence[str] | None = None,
+) -> AuditInputs:
+    """Load the people and the judges, and check that the attacks can run.
+
+    Args:
+        options: the options of the audit.
+        folders: the folders of the photos.
+        entries: the attacks.
+        models: names of the models that will be attacked, such as "base" and "hardened".
+        instance_prompt: the prompt that attackers train a subject's photos with.
+        class_prompt: the prompt of the class pictures.
+        resolution: side in pixels of the squares that a trainer makes of photos.
+        with_photos: whether protected photos are attacked.
+        allow_pickle: whether weights may be loaded from pickles.
+        protected: ids of the protected people; None means everybody whose photos the attacker has.
+
+    Raises:
+        UserError: none of the attacks can run, an option of an attack is wrong, or photos or networks cannot be loaded.
+    """
+    for folder in options.reuse_audits:
+        if not (Path(folder) / CELLS).is_dir():
+            raise UserError(
+                f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
+                "of an earlier audit"
+            )
+    settings(options.attack_options)
+    factory = AttackFactory.of(options, instance_prompt, class_prompt)
+    if not available_entries(entries, models, factory)[0]:
+        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
+    specs = None
+    if with_photos:
+        specs = PhotoAttackSpecs.load(
+            options, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
+        )
+    return AuditInputs(
+        subjects=folders.load(resolution, protected=protected, prefix=options.prefix),
+        judges=load_judges(options),
+        photo_attacks=specs,
+    )
+
+
+def load_judges(options: AuditOptions) -> Judges:
+    """Load the networks that measure pictures. Raises UserError if one cannot be loaded."""
+    from apdm.metrics.extractors import ClipFolder, VisionFolder
+
+    return Judges(
+        load_encoders(options.encoders),
+        load_face_score(options.face_score),
+        PortraitFeatures(),
+        dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
+        clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
+        # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
+        reader=PortraitReader() if options.face_score.startswith("portrait") else None,
+    )
+
+
+def warn_if_too_short(options: AuditOptions, entries: Sequence[Entry]) -> None:
+    """Log a warning if the attacks are so short that the verdict can only be "not protected"."""
+    if short := cost_factor_warning(options, entries):
+        logger.warning(short)
