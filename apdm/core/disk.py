@@ -23,6 +23,7 @@ MENDS = {
     errno.EPERM: _RIGHTS,
     errno.EIO: "check the disk",
 }
+EITHER_WAY = (errno.EACCES, errno.EPERM, errno.EIO)  # what a disk also says when it is read
 
 
 class CannotWrite(UserError):
@@ -40,7 +41,8 @@ class CannotWrite(UserError):
     @staticmethod
     def about(path: str | Path, number: int) -> CannotWrite:
         """Return the error that says that `path` cannot be written, why, and what to do about it."""
-        return CannotWrite(f"{path} cannot be written: {os.strerror(number)}; {MENDS[number]}", number)
+        done = "read or written" if number in EITHER_WAY else "written"
+        return CannotWrite(f"{path} cannot be {done}: {os.strerror(number)}; {MENDS[number]}", number)
 
 
 @contextmanager
@@ -56,8 +58,10 @@ def told_of_faults(path: str | Path) -> Iterator[None]:
 
 def error_number(error: Exception) -> int | None:
     """Return the number of the operating system's error in an exception; None if it has none."""
-    if isinstance(error, OSError | CannotWrite):
-        return error.errno if isinstance(error, OSError) else error.number
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, UserError):  # which says already what is wrong, perhaps in the system's words
+        return error.number if isinstance(error, CannotWrite) else None
     found = re.search(r"\(os error (\d+)\)", str(error))  # so safetensors and tokenizers, which are written in Rust
     return int(found[1]) if found else None
 

@@ -59,9 +59,11 @@ def library_messages(shown: bool) -> Iterator[None]:
         if shown:
             added = {name: value for name, (_, value) in VARIABLES.items() if name not in os.environ}
             os.environ.update(added)
-            yield
-            for name in added:
-                os.environ.pop(name, None)
+            try:
+                yield
+            finally:
+                for name in added:
+                    os.environ.pop(name, None)
             return
         with (
             warnings.catch_warnings(),

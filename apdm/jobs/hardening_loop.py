@@ -98,20 +98,17 @@ def run_training(
             counters.step = step
             shown = {name: f"{figures[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in figures}
             bar.set_postfix(shown, refresh=False)
-            if config.validation.steps and step % config.validation.steps == 0:
-                training.publish()
-                try:
+            try:
+                if config.validation.steps and step % config.validation.steps == 0:
+                    training.publish()
                     measured, counters.quiet_probes = processes.broadcast(
                         partial(_validate, validator, step, accelerator.device)
                     )
-                except CannotWrite as fault:
-                    raise keeper.rescue(counters, fault) from None
-                figures |= measured
-            if config.report_to:
-                try:
+                    figures |= measured
+                if config.report_to:
                     processes.on_main(partial(_log, accelerator, figures, step))
-                except CannotWrite as fault:
-                    raise keeper.rescue(counters, fault) from None
+            except CannotWrite as fault:
+                raise keeper.rescue(counters, fault) from None
             protected = _is_protected(validator, counters)
             over = protected or step == config.max_train_steps
             interrupted = any(processes.mean([float(stop.asked)]))

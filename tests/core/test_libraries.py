@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from apdm.cli import main
+from apdm.core.errors import UserError
 from apdm.core.libraries import library_messages, quiet_libraries
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,14 @@ def test_prints_of_deepspeed_are_hidden_and_everybody_elses_pass(capsys: pytest.
     with library_messages(shown=True):
         module("deepspeed").tell("built successfully")
     assert capsys.readouterr().out == "built successfully\n"
+
+
+def test_the_environment_is_as_before_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DIFFUSERS_VERBOSITY", raising=False)
+    with pytest.raises(UserError), library_messages(shown=True):
+        assert os.environ["DIFFUSERS_VERBOSITY"] == "info"
+        raise UserError("bad input")
+    assert "DIFFUSERS_VERBOSITY" not in os.environ
 
 
 def test_announcements_of_later_changes_are_hidden_and_other_warnings_are_not() -> None:

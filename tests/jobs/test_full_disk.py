@@ -18,6 +18,7 @@ from tiny_run import arguments, equal, weights, write_people
 
 from apdm.cli import main
 from apdm.core.disk import CannotWrite, picture_size, require_disk
+from apdm.core.errors import UserError
 from apdm.core.files import write_beside
 from apdm.core.pictures import save_png
 from apdm.core.signals import stop_on_signals
@@ -159,3 +160,13 @@ def test_a_job_adds_how_it_can_go_on(kept: bool, words: str) -> None:
         stop_on_signals("go on", kept=lambda: kept),
     ):
         raise OSError(28, "No space left on device")
+
+
+def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_written() -> None:
+    said = "model.safetensors is damaged: Permission denied (os error 13); copy the file anew"
+    with pytest.raises(UserError, match="^model.safetensors is damaged") as told, stop_on_signals(kept=lambda: True):
+        raise UserError(said)
+    assert str(told.value) == said
+    fault = "^photo.png cannot be read or written: Permission denied; mend its permissions; "
+    with pytest.raises(CannotWrite, match=fault), stop_on_signals(kept=lambda: True):
+        raise PermissionError(13, "Permission denied", "photo.png")
