@@ -133,7 +133,7 @@ def audit(
 
     Raises:
         UserError: bad options or input, found before any long work starts.
-        Interrupted: the process was asked to stop. Finished cells are kept; the same call goes on from there.
+        Interrupted: the process was asked to stop. Finished attacks are kept; the same call goes on from there.
     """
     from apdm.config import AuditJobConfig
 

@@ -352,7 +352,7 @@ class AuditJobConfig(AuditOptions):
         "in it, so allow it only for files that you trust.",
     )
     output_dir: str = option(
-        help="Folder for results, report and finished cells. If an audit is stopped, the same command continues it.",
+        help="Folder for results, report and finished attacks. If an audit is stopped, the same command continues it.",
         holds="path",
     )
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
