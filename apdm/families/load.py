@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +171,37 @@ def _read_pipeline(
         for part in texts:
             if part.startswith("text_encoder") and has_part(index, part):
                 parts[part] = _load_text_encoder(folder / part, index[part][1], dtype, variant, options)
-        return getattr(diffusers, str(index["_class_name"])).from_pretrained(
-            folder,
-            **parts,
-            variant=variant,
-            dtype={cls.denoiser_name: torch.float32, "default": dtype},
-            **options,
-        )
+        with _without_undotted(folder, variant) as readable:
+            return getattr(diffusers, str(index["_class_name"])).from_pretrained(
+                readable,
+                **parts,
+                variant=variant,
+                dtype={cls.denoiser_name: torch.float32, "default": dtype},
+                **options,
+            )
     except Exception as error:  # damaged files, and files that do not fit, make the libraries raise anything
         raise UserError(f"{folder} cannot be loaded: {first_line(error)}; copy the pipeline folder anew") from error
+
+
+@contextmanager
+def _without_undotted(folder: Path, variant: str | None) -> Iterator[Path]:
+    """Yield a pipeline folder whose parts hold no names without a dot, such as LICENSE: links to all other files.
+
+    diffusers fails on such names when it looks for the files of a variant. Without a variant it does not look.
+    """
+    if variant is None or all("." in path.name for path in folder.glob("*/*")):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as links:
+        for path in sorted(folder.glob("*")):
+            if not path.is_dir():
+                Path(links, path.name).symlink_to(path.resolve())
+                continue
+            Path(links, path.name).mkdir()
+            for inner in sorted(path.glob("*")):
+                if "." in inner.name:
+                    Path(links, path.name, inner.name).symlink_to(inner.resolve())
+        yield Path(links)
 
 
 def _from_single_file(

@@ -122,7 +122,8 @@ def _header_of_safetensors(path: Path) -> Header:
 
 
 def _header_of_pickle(path: Path) -> Header:
-    content: Any = torch.load(path, map_location="meta", weights_only=True)
+    with open(path, "rb") as file:  # given a path, torch judges the file by the end of its name
+        content: Any = torch.load(file, map_location="meta", weights_only=True)
     while "state_dict" in content:
         content = content["state_dict"]
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}

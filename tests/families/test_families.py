@@ -197,6 +197,17 @@ def test_variant_fp16_is_written_in_half_and_read_in_float32(tiny_pipeline, tmp_
         load_family(tmp_path / "model")
 
 
+def test_a_variant_is_loaded_beside_files_without_a_dot(family, tmp_path):
+    family.save(tmp_path / "model", variant="fp16")
+    expected = load_family(tmp_path / "model", variant="fp16").denoiser.state_dict()
+    for place in (".", "unet", "vae", "text_encoder", "scheduler"):
+        (tmp_path / "model" / place / "LICENSE").write_text("MIT")
+    (tmp_path / "model" / "unet" / "old").mkdir()
+    again = load_family(tmp_path / "model", variant="fp16")
+    assert again.source == tmp_path / "model"
+    assert all(torch.equal(weight, expected[name]) for name, weight in again.denoiser.state_dict().items())
+
+
 def test_safety_checker_and_feature_extractor_stay_as_they_are(tiny_pipeline, tmp_path):
     tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = tiny | {"image_size": 16, "patch_size": 8}

@@ -157,6 +157,9 @@ ZERO_SNR = {**VELOCITY, "rescale_betas_zero_snr": True}
         ("sdxl", ("v_pred", "ztsnr"), {}, VELOCITY, 'has the entry ztsnr.*no "rescale_betas_zero_snr": true'),
         ("sdxl", ("edm_vpred.sigma_max",), {}, VELOCITY, "noise schedule of EDM"),
         ("sdxl", (), {"modelspec.prediction_type": "v"}, {}, "predicts v_prediction"),
+        ("sdxl", (), {"modelspec.prediction_type": "V-Prediction"}, {}, "predicts v_prediction"),
+        ("sdxl", (), {"modelspec.prediction_type": "vpred"}, {}, "predicts v_prediction"),
+        ("sdxl", (), {"ss_v_parameterization": "True"}, {}, "ss_v_parameterization in the header"),
         ("sd15", ("v_pred",), {}, {}, "has the entry v_pred"),
         ("sd21", ("v_pred",), {}, {"prediction_type": "epsilon"}, "has the entry v_pred"),
         ("sd21", (), {"modelspec.predict_key": "epsilon"}, {}, "predicts epsilon"),
@@ -336,10 +339,11 @@ def test_what_a_loader_could_not_tell_apart_is_refused_before_long_work(tmp_path
         StableDiffusion3(sd3.pipeline)
 
 
-def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path):
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
+def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path, name: str):
     base, path = exported("sd15")
-    torch.save({"state_dict": load_file(path)}, tmp_path / "model.ckpt")
-    family = load_family(tmp_path / "model.ckpt", single_file_config=base, allow_pickle=True)
+    torch.save({"state_dict": load_file(path)}, tmp_path / name)
+    family = load_family(tmp_path / name, single_file_config=base, allow_pickle=True)
     assert_equal(weights(family.pipeline), weights(load_family(base).pipeline))
 
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 V_PRED, ZTSNR = "v_pred", "ztsnr"
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 MODELSPEC = ("modelspec.predict_key", "modelspec.prediction_type")  # entries of the header; the first one wins
-PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+KOHYA = "ss_v_parameterization"  # "True" in the header of a file that kohya's scripts trained
+# What these entries may say, in small letters and without signs between them.
+PREDICTIONS = dict.fromkeys(("epsilon", "eps", "noise"), "epsilon")
+PREDICTIONS |= dict.fromkeys(("v", "vpred", "vprediction", "velocity"), "v_prediction")
 # In the .yaml file of Stable Diffusion 2 and of XL.
 YAML_VELOCITY = re.compile(r"^\s*parameterization:\s*[\"']?v[\"']?\s*(#.*)?$|\.VScaling\b", re.MULTILINE)
 
@@ -73,8 +76,10 @@ def check_markers(family: Family, header: Header, *, path: Path, config: str | P
 def _stated(header: Header, path: Path) -> tuple[str | None, str]:
     """What header or .yaml file say that the model predicts, if they say it, and which of them says it."""
     for key in MODELSPEC:
-        if said := PREDICTIONS.get(header.metadata.get(key, "").strip().lower()):
+        if said := PREDICTIONS.get(re.sub(r"[\W_]", "", header.metadata.get(key, "")).lower()):
             return said, f"the entry {key} in the header"
+    if header.metadata.get(KOHYA, "").strip().lower() == "true":
+        return "v_prediction", f"the entry {KOHYA} in the header"
     for suffix in (".yaml", ".yml"):
         beside = path.with_suffix(suffix)
         if beside.is_file() and YAML_VELOCITY.search(beside.read_text(encoding="utf-8", errors="replace")):
