@@ -9,6 +9,8 @@ from apdm.core.errors import UserError
 if TYPE_CHECKING:
     from apdm.families.base import Family
 
+SHORTEST = 3  # tokens of a prompt: its start, a word and its end
+
 
 def check_fit(family: Family) -> None:
     """Check that the denoiser, the VAE, the text encoders and the tokenizers of a pipeline fit each other.
@@ -33,8 +35,12 @@ def check_fit(family: Family) -> None:
                 f"{family.location}: the {name} takes {what} of width {taken} and the text encoders give width "
                 f"{given}; use parts that belong to one model"
             )
-    for part in family.trainable_text_encoders:
-        _check_prompt_length(family, part)
+    lengths = {family.tokenizer_name(part): _prompt_length(family, part) for part in family.trainable_text_encoders}
+    if len({*lengths.values()} - {None}) > 1:
+        raise UserError(
+            f"{family.location}: {' and '.join(lengths)} have different values of model_max_length, and their prompts "
+            "cannot be joined; write the same into both files tokenizer_config.json"
+        )
 
 
 def wrong_channels(denoiser: str, taken: int, given: int) -> str:
@@ -45,17 +51,25 @@ def wrong_channels(denoiser: str, taken: int, given: int) -> str:
     )
 
 
-def _check_prompt_length(family: Family, part: str) -> None:
-    """Check that a tokenizer does not make more tokens than its text encoder takes."""
+def _prompt_length(family: Family, part: str) -> int | None:
+    """The number of tokens that a prompt gets for a text encoder; None for a T5, which takes any number.
+
+    Raises:
+        UserError: there is no room for a word, or there are more tokens than the encoder takes.
+    """
     name = family.tokenizer_name(part)
     encoder, tokenizer = getattr(family.pipeline, part), getattr(family.pipeline, name)
     if encoder is None or tokenizer is None:
-        return
-    most = getattr(encoder.config, "max_position_embeddings", None)  # T5 takes any number
+        return None
+    most = getattr(encoder.config, "max_position_embeddings", None)
+    if most is None:
+        return None
     # A pipeline with a T5 cuts the prompts for all CLIP encoders at one length.
     length = getattr(family.pipeline, "tokenizer_max_length", tokenizer.model_max_length)
-    if most is not None and length > most:
+    # transformers hands on whatever the file holds, even a text.
+    if not (isinstance(length, int) and SHORTEST <= length <= most):
         raise UserError(
-            f"{family.location}: the {name} has no model_max_length or one above {most}, which is as many tokens as "
-            f'the {part} takes; write "model_max_length": {most} into {name}/tokenizer_config.json'
+            f"{family.location}: the {name} has no model_max_length from {SHORTEST} to {most}, which is as many tokens "
+            f'as the {part} takes; write "model_max_length": {most} into {name}/tokenizer_config.json'
         )
+    return length

@@ -210,13 +210,20 @@ def test_an_index_without_a_pipeline_class_is_said_to_have_none(copied):
     [("sd15", "tokenizer"), ("sdxl", "tokenizer"), ("sdxl", "tokenizer_2"), ("sd3", "tokenizer")]
     + [("flux", "tokenizer")],
 )
-@pytest.mark.parametrize("length", [None, 512])
-def test_a_tokenizer_that_makes_more_tokens_than_its_encoder_takes_is_refused(
-    copied, kind: str, tokenizer: str, length: int | None
+@pytest.mark.parametrize("length", [None, 512, 0, -1, "16"])
+def test_a_tokenizer_that_makes_more_tokens_than_its_encoder_takes_or_none_is_refused(
+    copied, kind: str, tokenizer: str, length: int | str | None
 ):
     folder = copied(kind)
     edit(folder / tokenizer / "tokenizer_config.json", **{"model_max_length": length})
     with pytest.raises(UserError, match=f'write "model_max_length": 16 into {tokenizer}/tokenizer_config.json'):
+        load_family(folder)
+
+
+def test_two_tokenizers_of_different_length_are_refused(copied):
+    folder = copied("sdxl")
+    edit(folder / "tokenizer_2" / "tokenizer_config.json", model_max_length=8)
+    with pytest.raises(UserError, match="tokenizer and tokenizer_2 have different values of model_max_length"):
         load_family(folder)
 
 

@@ -20,6 +20,7 @@ from apdm.audit.models import load_models
 from apdm.config import AuditJobConfig, HardenConfig, L2PConfig
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash, sha256_file
+from apdm.export.loading import ways_to_load
 from apdm.export.pipeline import check_single_file, export_model
 from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.jobs.audit import model_file
@@ -345,6 +346,18 @@ def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path, name: st
     torch.save({"state_dict": load_file(path)}, tmp_path / name)
     family = load_family(tmp_path / name, single_file_config=base, allow_pickle=True)
     assert_equal(weights(family.pipeline), weights(load_family(base).pipeline))
+
+
+def test_a_single_file_without_t5_is_read_back_and_draws(tmp_path: Path):
+    build_sd3(tmp_path / "vocabulary", with_t5=False).save_pretrained(tmp_path / "base")
+    family = load_family(tmp_path / "base")
+    export_model(family, tmp_path / "model", base_path=tmp_path / "base", single_file=True, **FACTS)
+    again = load_family(tmp_path / "model.safetensors", single_file_config=tmp_path / "model")
+    assert again.pipeline.text_encoder_3 is None
+    assert_equal(weights(again.pipeline), weights(family.pipeline))
+    single = ways_to_load(again, tmp_path / "model", name="model", single_file=[None])[-1]
+    assert single.load(tmp_path).tokenizer_3 is None
+    assert "text_encoder_3=None, tokenizer_3=None" in single.code()
 
 
 def test_the_folder_of_configurations_needs_no_weights(exported, tmp_path: Path):

@@ -92,9 +92,15 @@ def read_single_file(
 
 
 def parts_left_out(folder: Path) -> list[str]:
-    """The parts that a folder of configurations names and that diffusers cannot load together with a single file."""
+    """The parts that diffusers must be told to leave out when it reads a single file with a folder of configurations.
+
+    These are parts that no single file holds, and text encoders and tokenizers that the folder itself leaves out, such
+    as the T5 of Stable Diffusion 3.
+    """
     index = read_index(folder) if folder.is_dir() else {}
-    return [part for part in NOT_IN_FILE if has_part(index, part)]
+    texts = [part for part in index if part.startswith(("text_encoder", "tokenizer"))]
+    left_out = [part for part in texts if not has_part(index, part)]
+    return [part for part in NOT_IN_FILE if has_part(index, part)] + left_out
 
 
 def _configured_class(config: str | Path, families: Mapping[str, type[Family]]) -> str:
