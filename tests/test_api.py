@@ -100,6 +100,7 @@ def test_the_command_gives_the_same_weights_as_the_function_and_says_where_they_
     assert equal(weights(hardened.output_dir), weights(tmp_path / "run"))
     assert capsys.readouterr().out.splitlines() == [
         f"hardened model  {tmp_path / 'run/model'} (2 outer steps)",
+        "changed         100.0% of the denoiser's weights",
         f"try next        apdm verify {tmp_path / 'run'}",
     ]
 

@@ -20,6 +20,7 @@ from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURI
 from apdm.config.registry import Registry
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, check_output_dir
+from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
 from apdm.export.layout import CLASS_IMAGES, CONFIG, MANIFEST
@@ -62,8 +63,8 @@ FACE_NETWORKS = {
 def check_first(config: Any) -> None:
     """Check files, folders and names that the options of a job give, and say what is loaded next.
 
-    Options that the job will not use are not checked. Other machines of a distributed run may lack the photos, so only
-    processes on the machine of the main process check.
+    Options that the job will not use are not checked. Only the main process of a run checks, because the others may see
+    other files.
 
     Args:
         config: the options of a job.
@@ -71,7 +72,7 @@ def check_first(config: Any) -> None:
     Raises:
         UserError: a file or folder does not exist, or nobody knows a name.
     """
-    if os.environ.get("GROUP_RANK", "0") == "0":
+    if is_main_process():
         for path, option in options_by_path(type(config)).items():
             if _is_used(option, config):
                 _check(path.removeprefix("audit."), option, attrgetter(path)(config))

@@ -17,6 +17,7 @@ from apdm.config.class_names import names_in_source
 from apdm.config.options import options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.core.errors import UserError
+from apdm.core.launcher import VARIABLES
 from apdm.jobs.first_checks import FACE_NETWORKS, FILES, FOLDERS, MODELS, PLUGINS, check_first
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +206,8 @@ def test_a_machine_that_lacks_the_photos_does_not_stop_the_run(tmp_path: Path, m
     config = load_config(HardenConfig, required(tmp_path, "--instance_data_dir", "absent"))
     with pytest.raises(UserError):
         check_first(config)
-    monkeypatch.setenv("GROUP_RANK", "1")
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "1")
     check_first(config)
 
 
