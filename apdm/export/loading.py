@@ -29,7 +29,7 @@ class Loading:
         config: the folder with the configurations, if a single file is read. It lies there too.
         variant: which weight files of a pipeline folder are read.
         dtype: float type to load in; None is diffusers' default, float32.
-        without: parts that are left out, because a single file does not hold them.
+        without: parts that diffusers must be told to leave out.
         left_in_training: parts that must be set to evaluation mode afterwards.
     """
 
@@ -63,9 +63,9 @@ class Loading:
 
     def load(self, root: Path) -> Any:
         """Load the model from the folder `root` with the calls that `code` shows, without the network."""
-        options: dict[str, Any] = {"local_files_only": True}
+        options: dict[str, Any] = {"local_files_only": True, **dict.fromkeys(self.without)}
         if self.config:
-            options |= {"config": str(root / self.config), **dict.fromkeys(self.without)}
+            options["config"] = str(root / self.config)
         else:
             options |= {"variant": self.variant, "use_safetensors": True}
         load = getattr(getattr(diffusers, self.pipeline_class), self.method)
@@ -96,6 +96,7 @@ def ways_to_load(
         parts = [folder / name for name in modules]
         return {stored_dtype(weight_files(part, variant) or weight_files(part, None)) for part in parts}
 
+    without = parts_left_out(folder)
     ways = [
         Loading(
             what=f"the variant {variant} of the pipeline folder" if variant else "the pipeline folder",
@@ -104,6 +105,7 @@ def ways_to_load(
             path=name,
             variant=variant,
             dtype=common_half(dtypes(variant)),
+            without=tuple(part for part in without if family.pipeline.components.get(part) is None),
         )
         for variant in loadable_variants(folder)
     ]
@@ -118,7 +120,7 @@ def ways_to_load(
                 path=f"{name}.safetensors",
                 config=name,
                 dtype=common_half(single_file),
-                without=tuple(parts_left_out(folder)),
+                without=tuple(without),
                 left_in_training=tuple(left),
             )
         )
