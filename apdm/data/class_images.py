@@ -185,9 +185,11 @@ class ClassImages:
         except (OSError, ValueError, TypeError):
             return f"{recipe_file.name} cannot be read"
         here = asdict(self)
-        differing = [name for name in here if name not in stored or stored[name] != here[name]]
+        if missing := sorted(here.keys() - stored.keys()):
+            return f"by a version of this program that did not record {' and '.join(missing)}"
+        differing = [name for name in here if stored[name] != here[name]]
         known = {"model": "another model", "configuration": "another configuration of the model"}
-        return ", ".join(known.get(name, f"{name} {stored.get(name)} instead of {here[name]}") for name in differing)
+        return ", ".join(known.get(name, f"{name} {stored[name]} instead of {here[name]}") for name in differing)
 
 
 def _pictures_inside(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Class pictures: drawn once, drawn further where some are missing, never mistaken for another model's."""
 
 import dataclasses
+import json
 import threading
 import time
 from pathlib import Path
@@ -146,6 +147,11 @@ def test_a_recipe_of_an_older_version_or_a_damaged_one_is_not_trusted(tiny_pipel
         (tmp_path / "class/made_by_apdm.json").write_text(text)
         with pytest.raises(UserError, match="drawn otherwise"):
             ensure(tmp_path / "class", tiny_pipeline)
+    recipe = dataclasses.asdict(RECIPE)
+    del recipe["variant"], recipe["configuration"]
+    (tmp_path / "class/made_by_apdm.json").write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match="a version of this program that did not record configuration and variant"):
+        ensure(tmp_path / "class", tiny_pipeline)
 
 
 def test_a_file_is_no_folder_of_class_pictures(tiny_pipeline, tmp_path):
