@@ -3,6 +3,9 @@
 `apdm.data.separate_photos` finds the same photo in two folders. This file finds other photos of the same person, where
 face encoders are at hand. A photo counts as the person's only if every encoder says so, because a single encoder takes
 about one stranger in a thousand for the person.
+
+The photos of a person count only if the detector finds a face in most of them. Otherwise the networks were not made for
+such photos, as the bundled ones were not made for photos of real people, and what they say of them means nothing.
 """
 
 from __future__ import annotations
@@ -75,13 +78,13 @@ def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_
 
 
 def _read(photos: PhotoSet, encoders: Sequence[FaceEncoder], face_score: FaceScore) -> Iterator[_Faces]:
-    """Yield the faces of each person of a folder who has any."""
+    """Yield the faces of each person of a folder in most of whose photos the detector finds one."""
     files = iter(photos.files)
     for images in photos.images:
         own = [next(files) for _ in range(len(images))]
         chunks = (images / 2 + 0.5).clamp(0, 1).split(BATCH_SIZE)
         detected = torch.cat([face_score.score(chunk) >= face_score.threshold for chunk in chunks]).tolist()
-        if any(detected):
+        if 2 * sum(detected) > len(detected):
             yield _Faces(
                 [file for file, face in zip(own, detected, strict=True) if face],
                 {e.name: torch.cat([e.embed(chunk) for chunk in chunks])[torch.tensor(detected)] for e in encoders},

@@ -48,6 +48,14 @@ def test_other_photos_of_a_protected_person_under_another_name_are_an_error(tmp_
         check_faces(sets, ENCODERS, FACE_SCORE)
 
 
+def test_photos_that_the_detector_was_not_made_for_are_not_judged_by_the_few_faces_that_it_sees(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "good/b").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (40 * number, 90, 120)).save(tmp_path / f"good/b/grey{number}.png")
+    sets = [protected_in(tmp_path), people_in(tmp_path / "good", Role.CONSENTING, b=(2, range(10, 12)))]
+    check_faces(sets, ENCODERS, FACE_SCORE)
+
+
 def test_a_single_photo_of_a_protected_person_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_photos(2, range(10, 11), tmp_path / "good/a")
     (tmp_path / "good/a/000.png").rename(tmp_path / "good/a/beach.png")

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launches import BUILT, ROOT, search_path
+from launches import run_python
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.record import RESULTS, TABLE, Figure, Record, at_least, at_most, near, plain
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PATH": search_path(),
-        "PYTHONPATH": str(ROOT),
-        "TORCH_EXTENSIONS_DIR": str(BUILT),
-    }
-    arguments = [sys.executable, "-m", "benchmarks.gpu", "--output", str(folder), "--tiny", *options]
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
+    return run_python([sys.executable, "-m", "benchmarks.gpu", "--output", str(folder), "--tiny", *options])
 
 
 def test_every_stage_runs_at_tiny_sizes_and_every_aim_of_agreement_is_met(tmp_path: Path) -> None:

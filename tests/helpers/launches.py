@@ -64,6 +64,11 @@ def search_path() -> str:
 def run_launcher(file: str, size: int, arguments: list[object]) -> subprocess.CompletedProcess[str]:
     options = ["--config_file", f"launch/{file}.yaml", "--num_processes", str(size)]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, *map(str, arguments)]
+    return run_python(command)
+
+
+def run_python(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of this interpreter as the launchers of these tests are run: offline, and on one thread."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
