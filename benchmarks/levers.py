@@ -144,9 +144,9 @@ def measure(world: World, arm: str, folder: Path, rows: dict[str, Any]) -> None:
         plain = load_file(folder / "none.safetensors")
         row["moved"] = distance(weights(family), world.start) / distance(plain, world.start)
         row["distance"] = distance(weights(family), plain) / distance(plain, world.start)
-    if "fid_ratio" not in row:
+    if "class_distance" not in row:
         features = world.looks[1] if arm == "base" else world.class_features(family)
-        row["fid_ratio"] = frechet_distance(world.looks[0], features) / frechet_distance(*world.looks)
+        row["class_distance"] = frechet_distance(world.looks[0], features) / frechet_distance(*world.looks)
     for name, spec in ATTACKS.items():
         if name not in row:
             row[name] = world.attack(family, spec)
@@ -156,7 +156,8 @@ def table(rows: dict[str, Any]) -> str:
     """Likeness by the encoder that sees more of it."""
     steps = " / ".join(map(str, MEASURED))
     lines = [
-        f"| lever | theta: distance from that of none | FID ratio | DreamBooth at {steps} steps | LoRA at {steps} |",
+        "| lever | theta: distance from that of none | class distance "
+        f"| DreamBooth at {steps} steps | LoRA at {steps} |",
         "| --- | --- | --- | --- | --- |",
     ]
     for arm, row in rows.items():
@@ -166,7 +167,7 @@ def table(rows: dict[str, Any]) -> str:
             for name in ATTACKS
             if name in row
         ]
-        cells = [arm, moved, f"{row['fid_ratio']:.2f}", *curves]
+        cells = [arm, moved, f"{row['class_distance']:.2f}", *curves]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -47,8 +47,8 @@ from benchmarks.imma import Imma
 from tools.portraits.attacks import PROMPTS
 from tools.portraits.figures import draw
 
-MAX_FID_RATIO, MAX_DRIFT = AuditConfig.max_fid_ratio, AuditConfig.max_class_drift
-HOPELESS = 1.5  # times the allowed FID ratio: what nothing comes back from
+MAX_CLASS_DISTANCE, MAX_DRIFT = AuditConfig.max_class_distance, AuditConfig.max_class_drift
+HOPELESS = 1.5  # times the allowed class distance: what nothing comes back from
 CLASS_PICTURES = 128
 POINTS = ("100", "300", "500", "1000")  # of the curves, for the table
 PEOPLE_PER_SEED = 10
@@ -133,7 +133,7 @@ class Utility:
         }
         drift = class_drift(read, self.attributes.values)
         return {
-            "fid_ratio": round(self._distance(pictures) / self.chance, 3),
+            "class_distance": round(self._distance(pictures) / self.chance, 3),
             "face_rate": round(faces, 3),
             "drift": max(of.distance["hardened"] for of in drift.values()),
         }
@@ -186,7 +186,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
         print(name, walk[-1], flush=True)
         if bearable(walk[-1]):
             kept = copy.deepcopy(hardened.denoiser.state_dict())
-        elif walk[-1]["fid_ratio"] > HOPELESS * MAX_FID_RATIO:  # it goes up and down from look to look
+        elif walk[-1]["class_distance"] > HOPELESS * MAX_CLASS_DISTANCE:  # it goes up and down from look to look
             break
     hardened.denoiser.load_state_dict(kept)
     hardened.save(folder / "model")
@@ -200,7 +200,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
 
 def bearable(look: Mapping[str, float]) -> bool:
     """Whether the audit would call the class sound."""
-    return look["fid_ratio"] <= MAX_FID_RATIO and look["drift"] <= MAX_DRIFT
+    return look["class_distance"] <= MAX_CLASS_DISTANCE and look["drift"] <= MAX_DRIFT
 
 
 def attacks(name: str, recipe: Recipe) -> list[tuple[str, int]]:
@@ -224,7 +224,7 @@ def summary(folder: Path) -> list[str]:
     head = [
         "recipe",
         "people",
-        "FID ratio",
+        "class distance",
         "drift",
         "attack",
         "person",
@@ -236,7 +236,9 @@ def summary(folder: Path) -> list[str]:
     lines = [_line(head), _line(["---"] * len(head))]
     for (name, attack, person), runs in groups.items():
         looks = [_utility(folder / f"{name}-{seed}") for seed in runs if name != "base"]
-        cost = [f"{fmean(look[figure] for look in looks):.2f}" if looks else "" for figure in ("fid_ratio", "drift")]
+        cost = [
+            f"{fmean(look[figure] for look in looks):.2f}" if looks else "" for figure in ("class_distance", "drift")
+        ]
         who = "other" if person == OTHER else f"{person + 1}"
         base = groups.get(("base", attack, person), {})
         less = [area(base[seed]) - area(row) for seed, row in runs.items() if seed in base and name != "base"]
@@ -250,7 +252,7 @@ def summary(folder: Path) -> list[str]:
 def _utility(folder: Path) -> Mapping[str, float]:
     """Of the state that was attacked; that of the base where no look was bearable."""
     walk = json.loads((folder / "facts.json").read_text())["walk"]
-    return next(filter(bearable, reversed(walk)), {"fid_ratio": 0.0, "drift": 0.0})
+    return next(filter(bearable, reversed(walk)), {"class_distance": 0.0, "drift": 0.0})
 
 
 def _point(rows: list[dict[str, Any]], step: str) -> str:

@@ -252,7 +252,9 @@ class CellRunner:
         few = min(len(features.extracted), len(self.class_features)) < 2
         return {
             "face_score": _finite(features.face_scores.mean().item()),
-            "kid_to_class": None if few else _finite(kernel_distance(features.extracted, self.class_features)),
+            "kernel_distance_to_class": None
+            if few
+            else _finite(kernel_distance(features.extracted, self.class_features)),
             "similarity": _finite(self.judges.similarity(features, self.reference_features[subject])),
         }
 

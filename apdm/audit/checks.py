@@ -9,7 +9,7 @@ from typing import NamedTuple
 from apdm.audit.results import AttackRow, Check, CostFactors, Measurements, Utility
 from apdm.metrics.drift import AttributeDrift
 from apdm.metrics.identity import IdentityStatistics
-from apdm.metrics.utility import StrangersLikeness
+from apdm.metrics.utility import ClassDistance, StrangersLikeness
 
 
 class HardenedPoint(NamedTuple):
@@ -134,14 +134,13 @@ def face_check(utility: Utility, limit: float) -> Check:
     return _check("class_face_rate", value, limit, value >= limit, detail)
 
 
-def fid_check(utility: Utility, limit: float) -> Check:
-    """Check that the FID to the base is at most `limit` times the FID between two sets of the base's pictures."""
-    distance, yardstick = utility.fid_to_base, utility.fid_base_seed_to_seed
-    if distance is None or not yardstick:
-        return _check("fid_ratio", None, limit, False, "The FID to the base could not be measured.")
-    value = distance / yardstick
-    detail = f"FID to the base is {value:.2f} times that of two seeds of the base; {limit} times are allowed."
-    return _check("fid_ratio", value, limit, value <= limit, detail)
+def class_distance_check(distance: ClassDistance, limit: float) -> Check:
+    """Check that the distance to the base is at most `limit` times that between two sets of the base's pictures."""
+    name, value = "class_distance", distance.ratio
+    if value is None:
+        return _check(name, None, limit, False, f"The {distance} to the base could not be measured.")
+    detail = f"The {distance} to the base is {value:.2f} times that of two seeds of the base; {limit} are allowed."
+    return _check(name, value, limit, value <= limit, detail)
 
 
 def drift_check(drift: Mapping[str, AttributeDrift], limit: float) -> Check:

@@ -32,7 +32,7 @@ def draw_class_pictures(plan: AuditPlan, store: CellStore, processes: ProcessGro
 
     There are two sets of seeds. The base draws "base" with the first set and "base_again" with the second set. All
     other models draw with the second set. So "hardened" and "base_again" are compared with "base" in the same way, and
-    if the hardened model equals the base, the FID ratio is exactly 1.
+    if the hardened model equals the base, the ratio of distances is exactly 1.
 
     Returns:
         {name of the set: pictures [N, 3, H, W] in [0, 1]}. If a model drew values that are not finite, its pictures are
@@ -76,7 +76,7 @@ def measure_utility(
     read = {name: plan.judges.attributes(images) for name, images in pictures.items()}
     values = plan.judges.reader.values if plan.judges.reader else {}
     return Utility(
-        **vars(class_utility(features, read, values)),
+        **vars(class_utility(features, plan.judges.extractor, read, values)),
         clip=clip(pictures["hardened"]),
         clip_base=clip(pictures["base"]),
         other_subjects=others,

@@ -20,7 +20,7 @@ from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.metrics.utility import ClassUtility, StrangersLikeness
 
-SchemaNumber = Literal[1]
+SchemaNumber = Literal[2]
 (SCHEMA,) = get_args(SchemaNumber)
 
 IdentityByEncoder = dict[str, IdentityStatistics]  # {face encoder: likeness}
@@ -285,7 +285,7 @@ class Thresholds:
     min_cost_factor: float
     min_other_ratio: float
     min_face_rate: float
-    max_fid_ratio: float
+    max_class_distance: float
     max_class_drift: float
 
 

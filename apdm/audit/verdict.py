@@ -13,10 +13,10 @@ from dataclasses import replace
 from statistics import fmean
 
 from apdm.audit.checks import (
+    class_distance_check,
     cost_check,
     drift_check,
     face_check,
-    fid_check,
     hardened_points,
     likeness_check,
     match_check,
@@ -119,7 +119,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
         *_worst_checks(required),
         others_check(measured, thresholds.min_other_ratio),
         face_check(measured.utility, thresholds.min_face_rate),
-        fid_check(measured.utility, thresholds.max_fid_ratio),
+        class_distance_check(measured.utility.frechet, thresholds.max_class_distance),
         drift_check(measured.utility.drift, thresholds.max_class_drift),
     ]
     prefixed = len(attacks) > 1

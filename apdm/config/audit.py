@@ -185,10 +185,11 @@ class AuditOptions:
         at_least=0,
         at_most=1,
     )
-    max_fid_ratio: float = option(
+    max_class_distance: float = option(
         2.0,
-        "Sound only if the feature distance between class pictures of hardened model and base is at most this many "
+        "Sound only if the Frechet distance between class pictures of hardened model and base is at most this many "
         "times the distance between two sets of the base's class pictures with different seeds.",
+        formerly={"max_fid_ratio": "max_class_distance"},
         above=0,
     )
     max_class_drift: float = option(

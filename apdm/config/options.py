@@ -43,6 +43,7 @@ def option(
     help: str = "",
     *,
     holds: Literal["text", "path", "spec"] = "text",
+    formerly: Mapping[str, str] | None = None,
     **limits: float,
 ) -> Any:
     """Declare one field of an options dataclass.
@@ -53,6 +54,7 @@ def option(
         help: what the option does, what a higher value costs, and where the default comes from.
         holds: what a text means. In a "path", and in the paths of a "spec" such as "mine.py:Attack:steps=5", `~` and
             `$NAME` are replaced by the home folder and the environment variable. "text" stays as it is.
+        formerly: {name of an option that this one replaces: what to write now}, for the message about the old name.
         limits: any of `LIMITS`, such as `at_least=0`. For a list, they apply to each item.
 
     Returns:
@@ -60,7 +62,7 @@ def option(
     """
     if unknown := limits.keys() - LIMITS.keys():
         raise TypeError(f"no such limit: {sorted(unknown)}")
-    metadata = {"help": help, "limits": limits, "holds": holds}
+    metadata = {"help": help, "limits": limits, "holds": holds, "formerly": formerly or {}}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -376,6 +378,12 @@ def _require_known(path: str, known: Mapping[str, Option], where: str) -> None:
     members = [name for name in known if name.startswith(f"{path}.")]
     if members:
         raise UserError(f"{path} {where} is a group of options; set one of them, such as {members[0]}")
+    group = path.rpartition(".")[0]
+    for found in known.values():
+        old = found.field.metadata["formerly"]
+        if found.group == group and (name := path.removeprefix(f"{group}.")) in old:
+            now = f"{group}.{old[name]}" if group else old[name]
+            raise UserError(f'there is no option "{path}" any more ({where}); write {now}')
     groups = {found.group for found in known.values()} - {""}
     # People forget the group's name more often than they misspell an option.
     near = [name for name in known if name.endswith(f".{path}")]

@@ -94,7 +94,8 @@ class PortraitFaceScore:
 class PortraitFeatures:
     """The attribute reader as a feature extractor. It was trained on what people look like, not on who they are."""
 
-    name = f"{PORTRAIT_FACE} features"
+    name = PORTRAIT_FACE
+    is_inception = False
 
     def __init__(self) -> None:
         self.reader = PortraitFaceScore()

@@ -1,8 +1,8 @@
 """Drift of the class: which people does the model draw for "a photo of a person"?
 
 A classifier reads attributes (skin, hair, glasses ...) from class pictures, and the histograms of two models are
-compared. A class can drift although its FID and its denoising error stay good. For example, hardening has been seen to
-make the drawn people dark-skinned.
+compared. A class can drift although its Frechet distance and its denoising error stay good. For example, hardening has
+been seen to make the drawn people dark-skinned.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from apdm.core.errors import UserError
 class VisionFolder:
     """A vision model of transformers (DINO, DINOv2, ViT) as an extractor: it gives the last layer's class token."""
 
+    is_inception = False
+
     def __init__(self, folder: str | Path) -> None:
         """Load the model from `folder`. Raises UserError if it cannot be loaded."""
         self.name = Path(folder).name

@@ -1,8 +1,12 @@
-"""Distances between two sets of picture features: Frechet distance (FID) and kernel distance (KID).
+"""Distances between two sets of picture features: the Frechet distance and the kernel distance.
 
 Both take features [N, D] of any named extractor. To read a value you need the extractor's name, the number of pictures,
 and the same distance between two sets of pictures of one model. The Frechet distance of N pictures is too large on
-average, and this bias grows with D/N. So only values of equal N can be compared. KID has no bias at any N.
+average, and this bias grows with D/N. So only values of equal N can be compared. The kernel distance has no bias at any
+N.
+
+FID and KID are the names of these two distances between features of one network, Inception, and FID of enough pictures.
+Nothing else is called so here.
 """
 
 from __future__ import annotations
@@ -12,15 +16,29 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+FID_PICTURES = 2048  # as many as Inception has features; with fewer, the covariance is singular
+
 
 class Extractor(Protocol):
-    """Turns pictures into feature vectors."""
+    """Turns pictures into feature vectors.
+
+    Attributes:
+        name: what the results call the network.
+        is_inception: whether this is the Inception network that FID is defined by.
+    """
 
     name: str
+    is_inception: bool
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
         ...
+
+
+def distance_names(extractor: Extractor, num_images: int) -> tuple[str, str]:
+    """Return what the Frechet distance and the kernel distance of `num_images` pictures of each set may be called."""
+    frechet = "FID" if extractor.is_inception and num_images >= FID_PICTURES else "Frechet distance"
+    return frechet, "KID" if extractor.is_inception else "kernel distance"
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -55,7 +55,7 @@ class Features:
         embeddings: {face encoder: embeddings [N, D]}.
         face_scores: [N]; the higher, the surer the network is that the picture shows a face.
         detected: [N] bool, whether the face score reaches its threshold.
-        extracted: [N, F] features for distances between sets of pictures (FID, KID).
+        extracted: [N, F] features for distances between sets of pictures.
         whole: [N, G] features for the likeness of whole pictures.
     """
 
@@ -81,20 +81,16 @@ class JudgesDescription:
     Attributes:
         encoders: the face encoders with their match thresholds.
         face_score: the network that decides whether a picture shows a face.
-        extractor: the network whose features FID and KID compare.
-        similarity: the network whose features compare whole pictures.
+        quality: {figure of a row's quality: the network or program that gave it, or the reason why nothing did}.
         clip: the network that gave the CLIP score; None if it was not measured.
         attributes: the network that read the attributes; None if they were not read.
-        brisque: "brisque", or the reason why BRISQUE was not measured.
     """
 
     encoders: list[NamedThreshold]
     face_score: NamedThreshold
-    extractor: str
-    similarity: str
+    quality: dict[str, str]
     clip: str | None
     attributes: str | None
-    brisque: str
 
 
 @dataclass(frozen=True)
@@ -186,9 +182,12 @@ class Judges:
         return JudgesDescription(
             encoders=[NamedThreshold(name=e.name, threshold=e.threshold) for e in self.encoders],
             face_score=NamedThreshold(name=self.face_score.name, threshold=self.face_score.threshold),
-            extractor=self.extractor.name,
-            similarity=(self.dino or self.extractor).name,
+            quality={
+                "face_score": self.face_score.name,
+                "kernel_distance_to_class": self.extractor.name,
+                "similarity": (self.dino or self.extractor).name,
+                "brisque": brisque_missing() or "brisque",
+            },
             clip=None if self.clip is None else self.clip.name,
             attributes=None if self.reader is None else self.reader.name,
-            brisque=brisque_missing() or "brisque",
         )

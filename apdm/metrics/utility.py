@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apdm.metrics.drift import AttributeDrift, class_drift
-from apdm.metrics.fidelity import frechet_distance, kernel_distance
+from apdm.metrics.fidelity import Extractor, distance_names, frechet_distance, kernel_distance
 from apdm.metrics.identity import likeness
 from apdm.metrics.judges import Features
 
@@ -41,22 +41,44 @@ class StrangersLikeness:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassDistance:
+    """A distance between sets of class pictures; a value is None if it could not be measured.
+
+    Attributes:
+        name: what the distance is: "Frechet distance", "kernel distance", or "FID" and "KID" where it may be called so.
+        network: the network whose features are compared.
+        to_base: distance of the hardened model's pictures to the base's.
+        base_seed_to_seed: the same distance between two sets of pictures of the base.
+    """
+
+    name: str
+    network: str
+    to_base: float | None
+    base_seed_to_seed: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """The first distance divided by the second; None if it is not defined."""
+        return None if self.to_base is None or not self.base_seed_to_seed else self.to_base / self.base_seed_to_seed
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.network} features"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassUtility:
-    """Whether the class looks as before hardening. A distance is None if it could not be measured.
+    """Whether the class looks as before hardening.
 
     Attributes:
         num_images: number of class pictures of each model.
-        fid_to_base, kid_to_base: distance of the hardened model's pictures to the base's.
-        fid_base_seed_to_seed, kid_base_seed_to_seed: the same distance between two sets of pictures of the base.
+        frechet, kernel: the distances between class pictures.
         class_face_rate: {model: share of its class pictures that show a face}.
         drift: {attribute: its drift}; empty if no attributes were read.
     """
 
     num_images: int
-    fid_to_base: float | None
-    fid_base_seed_to_seed: float | None
-    kid_to_base: float | None
-    kid_base_seed_to_seed: float | None
+    frechet: ClassDistance
+    kernel: ClassDistance
     class_face_rate: dict[str, float]
     drift: dict[str, AttributeDrift]
 
@@ -120,6 +142,7 @@ def strangers_matched(
 
 def class_utility(
     features: Mapping[str, Features],
+    extractor: Extractor,
     read: Mapping[str, Mapping[str, Tensor]] | None = None,
     values: Mapping[str, Sequence[str]] | None = None,
 ) -> ClassUtility:
@@ -128,15 +151,25 @@ def class_utility(
     Args:
         features: what the networks read from the class pictures of "base", "base_again" (the base with other seeds),
             "hardened" and maybe "placebo".
+        extractor: the network that gave the features.
         read, values: the attributes, as `read` and `names` of `class_drift`. Without them no drift is measured.
     """
     base, again, hardened = (features[name].extracted for name in ("base", "base_again", "hardened"))
+    frechet, kernel = (
+        ClassDistance(
+            name=name,
+            network=extractor.name,
+            to_base=_distance(distance, base, hardened),
+            base_seed_to_seed=_distance(distance, base, again),
+        )
+        for name, distance in zip(
+            distance_names(extractor, len(base)), (frechet_distance, kernel_distance), strict=True
+        )
+    )
     return ClassUtility(
         num_images=len(base),
-        fid_to_base=_distance(frechet_distance, base, hardened),
-        fid_base_seed_to_seed=_distance(frechet_distance, base, again),
-        kid_to_base=_distance(kernel_distance, base, hardened),
-        kid_base_seed_to_seed=_distance(kernel_distance, base, again),
+        frechet=frechet,
+        kernel=kernel,
         class_face_rate={
             name: seen.detected.double().mean().item() for name, seen in features.items() if name != "base_again"
         },

@@ -30,7 +30,7 @@ CHECKS = {  # {check: (label, kind of threshold)}
     "other_ratio": ("Likeness of other people, hardened / base", "at least"),
     "class_face_rate": ("Class pictures that show a face", "at least"),
     "class_drift": ("Class pictures changed in an attribute", "at most"),
-    "fid_ratio": ("FID to the base, in units of base against itself", "at most"),
+    "class_distance": ("Class pictures' distance to the base, base against itself is 1", "at most"),
 }
 CLASS_TITLE = "Asked for anybody, without an attack"
 
@@ -87,6 +87,8 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "people": _people(results, headline, encoders),
         "rows": [_row_line(row, encoders) for row in results.attacks],
         "quality": sorted({key for row in results.attacks for key in row.quality}),
+        # The headings name a network, but not BRISQUE twice, or the reason why there is none.
+        "networks": {key: name for key, name in results.judges.quality.items() if key != "brisque"},
         "thresholds": asdict(results.thresholds),
         "threat_model": THREAT_MODEL,
     }

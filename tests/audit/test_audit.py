@@ -46,7 +46,7 @@ class ConvJudge(nn.Module):
 
     def __init__(self, name: str, threshold: float, seed: int) -> None:
         super().__init__()
-        self.name, self.threshold = name, threshold
+        self.name, self.threshold, self.is_inception = name, threshold, False
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), nn.Conv2d(8, 6, 3, 2), nn.Flatten())
@@ -126,7 +126,7 @@ def test_a_model_audited_against_itself_has_identical_rows_and_is_not_protected(
     for entry in results["comparison"].values():
         assert entry["difference"] == 0 and entry["difference_interval"] == [0, 0]
     assert all(other["ratio"] == 1 for other in results["utility"]["other_subjects"])
-    assert results["utility"]["fid_to_base"] == results["utility"]["fid_base_seed_to_seed"] > 0
+    assert results["utility"]["frechet"]["to_base"] == results["utility"]["frechet"]["base_seed_to_seed"] > 0
     assert results["verdict"]["protected"] is False
 
 
@@ -153,14 +153,14 @@ def test_each_model_is_seen_through_its_own_pictures(run_audit, family):
         assert first["quality"] != second["quality"]
         assert first["loss"] != second["loss"]
     assert not torch.equal(pictures["class/base"], pictures["class/hardened"])
-    assert results["utility"]["fid_to_base"] != results["utility"]["fid_base_seed_to_seed"]
+    assert results["utility"]["frechet"]["to_base"] != results["utility"]["frechet"]["base_seed_to_seed"]
 
 
 def test_the_results_follow_the_schema(audited):
     results, pictures = audited
     schema = results_schema()
     assert violations(results, schema, schema["$defs"]) == []
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert results["seeds"] == [0, 1]
     assert results["subjects"] == ["s01"]
     learnt = results["prompts"]["instance_prompt"]
@@ -215,7 +215,7 @@ def test_a_model_with_broken_weights_gives_failed_rows_and_no_protection(run_aud
         assert row["status"] == "failed"
         assert "FloatingPointError" in row["error"]
         assert row["identity"] == {}
-    assert results["utility"]["fid_to_base"] is None
+    assert results["utility"]["frechet"]["to_base"] is None
     assert results["verdict"]["protected"] is False
     assert sum("the attack failed" in flag for flag in results["verdict"]["unreliable"]) == 2
     json.dumps(results, allow_nan=False)

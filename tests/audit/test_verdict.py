@@ -64,10 +64,8 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         "utility": {
             "num_images": 8,
             "class_face_rate": {"base": 1.0, "hardened": 0.95},
-            "fid_to_base": 1.5,
-            "fid_base_seed_to_seed": 1.0,
-            "kid_to_base": None,
-            "kid_base_seed_to_seed": None,
+            "frechet": {"name": "Frechet distance", "network": "inception", "to_base": 1.5, "base_seed_to_seed": 1.0},
+            "kernel": {"name": "KID", "network": "inception", "to_base": None, "base_seed_to_seed": None},
             "drift": {
                 "hair": {"values": [], "shares": {}, "distance": {"hardened": 0.1}, "base_seed_to_seed": 0.05},
             },
@@ -89,11 +87,9 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         "judges": {
             "encoders": [{"name": "enc", "threshold": 0.5}],
             "face_score": {"name": "face", "threshold": 0.5},
-            "extractor": "features",
-            "similarity": "features",
+            "quality": {"similarity": "features"},
             "clip": None,
             "attributes": None,
-            "brisque": "none",
         },
         "left_out": [],
     }
@@ -101,7 +97,7 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
     drafts = [draft.pop(key) for key in ("base", "hardened", "other_base", "other_hardened") if key in draft]
     rows = with_row_figures([from_json(AttackRow, row) for row in drafts + draft.pop("more", [])])
     others = other_people(rows, ["enc"])
-    draft |= {"schema": 1, "command": None, "package": {}, "models": {}, "attacks": []}
+    draft |= {"schema": 2, "command": None, "package": {}, "models": {}, "attacks": []}
     draft["utility"]["other_subjects"] = []
     measured = from_json(Measurements, draft)
     return replace(measured, attacks=rows, utility=replace(measured.utility, other_subjects=others))
@@ -176,7 +172,7 @@ SHORT = {0: SAFE, 10: SAFE}
         (curve("protected", "hardened", SHORT), "cost_factor", "at least 1.00 times .* too short"),
         (curve("other", "hardened", {0: SAFE, 10: identity(0.5, 1.0)}), "other_ratio", "reach 0.83"),
         (fact("utility", "class_face_rate", "hardened", value=0.85), "class_face_rate", "0.850"),
-        (fact("utility", "fid_to_base", value=2.1), "fid_ratio", "2.10 times"),
+        (fact("utility", "frechet", "to_base", value=2.1), "class_distance", "2.10 times"),
         (fact("utility", "drift", "hair", "distance", "hardened", value=0.31), "class_drift", r"0.310 .* \(hair"),
     ],
 )
@@ -199,7 +195,7 @@ def test_each_threshold_alone_turns_the_verdict(change, check, reason):
         ({"min_cost_factor": 4.0}, curve("protected", "hardened", LATE)),
         ({"min_other_ratio": 0.83}, curve("other", "hardened", {0: SAFE, 10: identity(0.5, 1.0)})),
         ({"min_face_rate": 0.85}, fact("utility", "class_face_rate", "hardened", value=0.85)),
-        ({"max_fid_ratio": 2.1}, fact("utility", "fid_to_base", value=2.1)),
+        ({"max_class_distance": 2.1}, fact("utility", "frechet", "to_base", value=2.1)),
         ({"max_class_drift": 0.31}, fact("utility", "drift", "hair", "distance", "hardened", value=0.31)),
     ],
 )
@@ -240,7 +236,7 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
         (failed, "match_rate could not be measured"),
         (unlearned, "hardened/s01/seed 0: the attack's loss did not fall (1.0000 to 1.0000)"),
         (curve("protected", "base", {0: LEARNED, 10: LEARNED}), "cost_factor could not be measured"),
-        (fact("utility", "fid_to_base", value=None), "fid_ratio could not be measured"),
+        (fact("utility", "frechet", "to_base", value=None), "class_distance could not be measured"),
         (curve("other", "base", {0: SAFE, 10: identity(-0.1, 1.0)}), "other_ratio could not be measured"),
     ],
 )

@@ -84,6 +84,6 @@ def test_every_arm_of_the_levers_benchmark_is_the_recipe_with_one_lever():
 
 def test_the_levers_table_shows_the_encoder_that_sees_more():
     curve = {str(step): {"portrait-a": 0.1, "portrait-b": 0.25} for step in levers.MEASURED}
-    row = {"distance": 0.5, "fid_ratio": 2.0, "dreambooth": curve, "lora": curve}
+    row = {"distance": 0.5, "class_distance": 2.0, "dreambooth": curve, "lora": curve}
     points = " / ".join(["0.25"] * len(levers.MEASURED))
     assert levers.table({"none": row}).splitlines()[-1] == f"| none | 0.500 | 2.00 | {points} | {points} |"

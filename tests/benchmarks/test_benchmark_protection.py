@@ -39,12 +39,12 @@ def test_what_is_kept_is_the_last_state_within_the_bounds(tmp_path: Path, monkey
 
     def look(self, model):
         seen.append([p.detach().clone() for p in model.denoiser.parameters()])
-        return dict(zip(("fid_ratio", "drift"), looks[len(seen) - 1], strict=True))
+        return dict(zip(("class_distance", "drift"), looks[len(seen) - 1], strict=True))
 
     monkeypatch.setattr(protection.Utility, "__call__", look)
     facts = harden("default", Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], every=1), tmp_path, 60)
     assert [
-        (look["fid_ratio"], look["drift"]) for look in facts["walk"]
+        (look["class_distance"], look["drift"]) for look in facts["walk"]
     ] == looks  # and no further: the last is hopeless
     kept = list(load_family(tmp_path / "model").denoiser.parameters())
     distances = [sum((a - b).abs().sum().item() for a, b in zip(kept, state, strict=True)) for state in seen]
@@ -61,7 +61,7 @@ def test_the_table_has_a_line_per_attack_and_person_with_its_partners_on_the_bas
     rows += [row("default", 0, 1, 0.2), row("default", 0, 0, 0.2), row("default", OTHER, 0, 0.5)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     for seed, fid in enumerate((1.0, 1.5)):
-        walk = [{"fid_ratio": fid, "drift": 0.1}, {"fid_ratio": 2.5, "drift": 0.1}]
+        walk = [{"class_distance": fid, "drift": 0.1}, {"class_distance": 2.5, "drift": 0.1}]
         (tmp_path / f"default-{seed}").mkdir()
         (tmp_path / f"default-{seed}" / "facts.json").write_text(json.dumps({"walk": walk}))
     head, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in summary(tmp_path))
@@ -72,7 +72,7 @@ def test_the_table_has_a_line_per_attack_and_person_with_its_partners_on_the_bas
     # Differences .5 and .7: their mean, and Student's t of one degree of freedom, 12.706, times .1.
     assert cells[2]["less than the base's"] == "0.60 (-0.67 to 1.87)"
     assert cells[3]["less than the base's"] == "0.10" and cells[3]["mean"] == "0.50"
-    assert cells[2]["FID ratio"] == "1.25" and cells[0]["less than the base's"] == ""
+    assert cells[2]["class distance"] == "1.25" and cells[0]["less than the base's"] == ""
 
 
 def test_every_seed_has_people_of_its_own(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_projected_gradient_has_nothing_against_the_anchors_mean(float64: None
 
 
 def test_another_way_of_moving_theta_moves_it_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protection.Utility, "__call__", lambda *_: {"fid_ratio": 1.0, "drift": 0.0})
+    monkeypatch.setattr(protection.Utility, "__call__", lambda *_: {"class_distance": 1.0, "drift": 0.0})
     fast = ["--learning_rate", "1e-2", "--ema_decay", "0"]  # beyond the half precision of what is kept
     small = [*SMALL, *fast, "--pool.size", "2", "--pool.stride", "1"]
     ways = {}

@@ -404,6 +404,28 @@ def test_a_command_is_told_without_the_machines_paths():
     assert command_line("harden", words) == shown
 
 
+@pytest.mark.parametrize(
+    ("kind", "argv", "message"),
+    [
+        (
+            AuditJobConfig,
+            ["--max_fid_ratio", "3"],
+            'there is no option "max_fid_ratio" any more (on the command line); write max_class_distance',
+        ),
+        (
+            HardenConfig,
+            ["--audit.max_fid_ratio", "3"],
+            'there is no option "audit.max_fid_ratio" any more (on the command line); write audit.max_class_distance',
+        ),
+        (HardenConfig, ["--max_fid_ratio", "3"], 'unknown option "max_fid_ratio" on the command line; '),
+    ],
+)
+def test_the_message_about_an_option_of_older_versions_says_what_to_write(kind, argv, message):
+    with pytest.raises(UserError) as error:
+        load_config(kind, argv)
+    assert str(error.value).startswith(message)
+
+
 def test_the_options_page_of_the_documents_is_up_to_date():
     page = ROOT / "docs/reference/options.md"
     mend = "run: python -m apdm.config.reference docs/reference/options.md"

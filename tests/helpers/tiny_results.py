@@ -83,7 +83,7 @@ def make_results() -> dict[str, Any]:
     strangers = {"mean": 0.1, "std": 0.05, "source": "photos", "subjects": {"s01": 0.11, "s02": 0.09}}
     other = {"spec": "dreambooth", "subject": "o01", "base": {"enc-a": 0.8}, "hardened": {"enc-a": 0.7}}
     return {
-        "schema": 1,
+        "schema": 2,
         "command": "apdm audit --x",
         "package": {"apdm": "0.1.0", "torch": "9.9.9"},
         "seeds": [3, 4],
@@ -97,11 +97,9 @@ def make_results() -> dict[str, Any]:
         "judges": {
             "encoders": [{"name": "enc-a", "threshold": 0.5}],
             "face_score": {"name": "f", "threshold": 0.5},
-            "extractor": "e",
-            "similarity": "e",
+            "quality": {"face_score": "f", "kernel_distance_to_class": "e", "similarity": "s", "brisque": "brisque"},
             "clip": None,
             "attributes": None,
-            "brisque": "brisque",
         },
         "strangers": {"enc-a": strangers | {"class_pictures": {"mean": None, "std": None}}},
         "left_out": [],
@@ -113,10 +111,8 @@ def make_results() -> dict[str, Any]:
         ],
         "utility": {
             "num_images": 8,
-            "fid_to_base": 14.25,
-            "fid_base_seed_to_seed": 9.5,
-            "kid_to_base": None,
-            "kid_base_seed_to_seed": None,
+            "frechet": {"name": "Frechet distance", "network": "e", "to_base": 14.25, "base_seed_to_seed": 9.5},
+            "kernel": {"name": "kernel distance", "network": "e", "to_base": None, "base_seed_to_seed": None},
             "class_face_rate": {"base": 1.0, "hardened": 0.985},
             "drift": {},
             "clip": None,
@@ -149,7 +145,7 @@ def make_results() -> dict[str, Any]:
             "min_cost_factor": 2.0,
             "min_other_ratio": 0.9,
             "min_face_rate": 0.9,
-            "max_fid_ratio": 2.0,
+            "max_class_distance": 2.0,
             "max_class_drift": 0.3,
         },
         "verdict": {

@@ -105,7 +105,7 @@ def test_similarity_is_the_mean_over_all_pairs_of_pictures_and_references(dino: 
     assert judges.similarity(judges.features(images), judges.whole_features(references)) == pytest.approx(
         expected, abs=1e-6
     )
-    assert judges.describe().similarity == "tiny-dino"
+    assert judges.describe().quality["similarity"] == "tiny-dino"
 
 
 class FaceScore:
@@ -119,7 +119,7 @@ class FaceScore:
 
 def test_without_a_folder_of_the_users_the_bundled_extractor_is_named(dino: Path):
     judges = Judges([], FaceScore(), VisionFolder(dino))
-    assert judges.describe().similarity == "tiny-dino" and judges.describe().clip is None
+    assert judges.describe().quality["similarity"] == "tiny-dino" and judges.describe().clip is None
     assert judges.clip_score(pictures(1, SIDE), ["x"]) is None
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from apdm.metrics.drift import class_drift, histogram, total_variation
-from apdm.metrics.fidelity import frechet_distance, kernel_distance
+from apdm.metrics.fidelity import distance_names, frechet_distance, kernel_distance
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.judges import Features
 from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
@@ -112,6 +112,22 @@ def test_frechet_distance_is_exact_with_fewer_pictures_than_features():
     wide = frechet_distance(first @ turn, second @ turn)  # the same Gaussians on a 6-plane of a 100-space
     assert wide == pytest.approx(frechet_distance(first, second), rel=1e-9)
     assert frechet_distance(first @ turn, first @ turn) == pytest.approx(0, abs=1e-9)
+
+
+class Named:
+    """An extractor as far as the names of distances need one."""
+
+    def __init__(self, *, is_inception: bool) -> None:
+        self.name, self.is_inception = "some", is_inception
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def test_only_inception_features_of_enough_pictures_give_fid():
+    assert distance_names(Named(is_inception=True), 2048) == ("FID", "KID")
+    assert distance_names(Named(is_inception=True), 2047) == ("Frechet distance", "KID")
+    assert distance_names(Named(is_inception=False), 10**6) == ("Frechet distance", "kernel distance")
 
 
 def test_kernel_distance_agrees_with_clean_fid():

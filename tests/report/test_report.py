@@ -126,7 +126,7 @@ def test_photos_are_shown_only_where_they_are_given(
 def test_the_headline_claims_no_more_than_the_verdict(
     tmp_path: Path, results: dict[str, Any], verdict: dict[str, Any], said: str
 ) -> None:
-    blank = {"name": "fid_ratio", "value": None, "limit": 1.0, "detail": ""}
+    blank = {"name": "class_distance", "value": None, "limit": 1.0, "detail": ""}
     verdict |= {"reasons": [], "notes": [], "checks": [{**blank, **check} for check in verdict["checks"]]}
     assert said in write(tmp_path, {**results, "verdict": verdict}, {}).text("verdict")
 
@@ -197,7 +197,8 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path, results: dict[str, Any]
     results["by_attack"][0] |= {"comparison": {}, "no_attack": {"hardened": {"enc-a": None}}, "state": "void"}
     results["comparison"] = {}
     results["cost_factor"] |= {"at_likeness": {}, "factor": {}, "worst": None}
-    results["utility"] |= {"fid_to_base": None, "fid_base_seed_to_seed": None, "other_subjects": []}
+    results["utility"]["other_subjects"] = []
+    results["utility"]["frechet"] |= {"to_base": None, "base_seed_to_seed": None}
     text = write(tmp_path, results, {}).text()
     assert "– → –" in text
     assert not [word for word in ("None", "nan", "inf ", "Undefined", "{{") if word in text]

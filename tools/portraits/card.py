@@ -49,8 +49,8 @@ def _pipeline(figures: dict[str, Any]) -> list[str]:
         ),
         f'- Face rate of the prompt "a photo of a person": {figures["face_rate"]:.3f}.',
         "- Fréchet distance between its pictures and drawings, 512 of each, in the attribute reader's features: "
-        f"{figures['fid_to_renderer']:.2f}.",
-        f"- The same distance between two sets of drawings: {figures['fid_renderer_to_itself']:.2f}.",
+        f"{figures['frechet_to_renderer']:.2f}.",
+        f"- The same distance between two sets of drawings: {figures['frechet_renderer_to_itself']:.2f}.",
         f"- PSNR of the autoencoder on unseen people: {figures['autoencoder_psnr']:.1f} dB.",
         "",
         *_paragraph(

@@ -144,8 +144,8 @@ def drawing_figures(family: Family) -> dict[str, Any]:
     features = [reader.features(images) for images in rendered]
     return {
         "face_rate": round(float((reader.score(people) >= reader.threshold).float().mean()), 4),
-        "fid_to_renderer": round(frechet_distance(reader.features(people), features[0]), 3),
-        "fid_renderer_to_itself": round(frechet_distance(features[0], features[1]), 3),
+        "frechet_to_renderer": round(frechet_distance(reader.features(people), features[0]), 3),
+        "frechet_renderer_to_itself": round(frechet_distance(features[0], features[1]), 3),
         "caption_accuracy": caption_accuracy(family, reader),
     }
 

@@ -39,7 +39,7 @@ def figures(results: dict[str, Any]) -> str:
         arm: _pair({name: entry[arm] for name, entry in results["comparison"].items()}, encoders)
         for arm in ("base", "hardened")
     }
-    faces = utility["class_face_rate"]
+    faces, frechet = utility["class_face_rate"], utility["frechet"]
     rows = [
         f"| likeness after DreamBooth ({nominal} steps): base model, hardened model "
         f"| {comparison['base']} | {comparison['hardened']} |",
@@ -71,8 +71,8 @@ def figures(results: dict[str, Any]) -> str:
             _paragraph(
                 f"By the audit's thresholds the demo is {verdict}: for the same likeness the hardened model costs "
                 f"{cost} times the attack steps of the base model, and {needed} are asked for. The side effect: "
-                f'hardening moved pictures of "a person" by {utility["fid_to_base"]:.0f}, where other seeds alone move '
-                f"them by {utility['fid_base_seed_to_seed']:.0f} (Fréchet distance of face features). "
+                f'hardening moved pictures of "a person" by {frechet["to_base"]:.0f}, where other seeds alone move '
+                f"them by {frechet['base_seed_to_seed']:.0f} (Fréchet distance of face features). "
                 f"{_photo_note(results)}"
                 "[All figures](benchmarks/results/demo.json)."
             ),
@@ -90,7 +90,7 @@ def promise(results: dict[str, Any]) -> str:
     )
     worst = results["cost_factor"]["worst"]
     cost = "not measured" if worst is None else f"{'at least ' if worst['at_least'] else ''}{worst['factor']:.1f} times"
-    distance = utility["fid_to_base"] / utility["fid_base_seed_to_seed"]
+    distance = utility["frechet"]["to_base"] / utility["frechet"]["base_seed_to_seed"]
     return "\n".join(
         [
             f"On the miniature world, by [demo.json](../benchmarks/results/demo.json) ({_counted(results)}): "
@@ -99,7 +99,8 @@ def promise(results: dict[str, Any]) -> str:
             f"* Match rate after the nominal attack, at worst: {checks['match_rate']:.2f}.",
             f"* Likeness after it: {likeness}.",
             f"* Steps to the likeness that the base gives: {cost} the base's, by the worst encoder.",
-            f"* FID of the class pictures to the base's: {distance:.1f} times that between two seeds of the base.",
+            f"* Class distance ({utility['frechet']['network']} features): {distance:.1f} times that between two seeds "
+            "of the base.",
         ]
     )
 
