@@ -251,11 +251,10 @@ class CellRunner:
     def _quality(self, features: Features, subject: str) -> dict[str, float | None]:
         few = min(len(features.extracted), len(self.class_features)) < 2
         return {
-            "face_score": _finite(features.face_scores.mean().item()),
+            **person_quality(self.judges, features, self.reference_features[subject]),
             "kernel_distance_to_class": None
             if few
             else _finite(kernel_distance(features.extracted, self.class_features)),
-            "similarity": _finite(self.judges.similarity(features, self.reference_features[subject])),
         }
 
     def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
@@ -301,6 +300,20 @@ def draw(
         width=width,
         batch_size=drawing.batch_size,
     )
+
+
+def person_quality(judges: Judges, features: Features, references: Tensor) -> dict[str, float | None]:
+    """Return the quality figures of pictures of a person that need no other pictures of the model.
+
+    Args:
+        judges: the networks that looked at the pictures.
+        features: what they read.
+        references: features [M, G] of the person's hold-out photos.
+    """
+    return {
+        "face_score": _finite(features.face_scores.mean().item()),
+        "similarity": _finite(judges.similarity(features, references)),
+    }
 
 
 def check_finite(images: Tensor) -> None:

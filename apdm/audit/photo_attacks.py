@@ -3,6 +3,9 @@
 The attacks run on the base model, because protected photos are meant for models that nobody hardened. The attacks on
 clean and on protected photos use the same random numbers, so their rows can be compared as pairs. A purifier changes
 photos in order to undo their protection. Every attack also runs on the protected photos after each purifier.
+
+Attacks that train draw the audit's prompts. Attacks without training know no rare word, so they draw the same prompts
+without it. Each attack runs once for every seed of the audit.
 """
 
 from __future__ import annotations
@@ -20,15 +23,16 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
-from apdm.audit.cells import check_finite
+from apdm.audit.cells import check_finite, person_quality
 from apdm.audit.plan import AuditPlan, Drawing, to_unit
 from apdm.audit.protected_photos import PhotoPair
-from apdm.audit.results import IdentityByEncoder, PhotoAttackRow
+from apdm.audit.results import PhotoAttackRow
 from apdm.audit.rows import file_name
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, store_or_temporary, tensor_hash
 from apdm.audit.suites import AttackFactory, code_hash
 from apdm.config import AuditOptions
+from apdm.config.prompts import without_identifier
 from apdm.core.errors import UserError
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
@@ -37,10 +41,13 @@ from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Judges
 
-DrawFromPhotos = Callable[[Tensor], Tensor]  # photos [N, 3, R, R] in [-1, 1] -> pictures [M, 3, R, R] in [0, 1]
-NOMINAL_ATTACK = "dreambooth"
+# (photos [N, 3, R, R] in [-1, 1], prompts of the M pictures, seed) -> pictures [M, 3, R, R] in [0, 1]
+DrawFromPhotos = Callable[[Tensor, Sequence[str], int], Tensor]
+NOMINAL_ATTACK, ADAPTER_ATTACK = "dreambooth", "faceid"
+CELL_FORMAT = 2  # version of these cells in the store; cells of another version are run again
 DRAWN = "drawn"  # name of a cell's pictures in the store
 PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
+SEED_STRIDE = 100_000  # between the first pictures of two seeds, so that no picture of one is a picture of the other
 DIFFERENCE_GAIN = 10  # the report shows the change of a photo times this factor, added to grey
 
 
@@ -49,16 +56,16 @@ class PhotoAttackSpecs:
     """The attacks that run with the photos, besides the nominal attack.
 
     Attributes:
-        adapter: the zero-shot adapter, which uses one photo; None leaves this attack out.
+        adapter: the zero-shot adapter, which uses one photo for each seed; None leaves this attack out.
         attacks: specs of further attacks, see `apdm.attacks.registry`.
         purifiers: specs of purifiers. Every attack also runs on protected photos after each of them.
-        edit_prompt: the prompt for attacks that edit photos.
+        edit_prompt: the prompt for attacks that edit photos; None takes the audit's prompts without the rare word.
     """
 
     adapter: FaceIDAdapter | None
     attacks: Sequence[str] = ()
     purifiers: Sequence[str] = ()
-    edit_prompt: str
+    edit_prompt: str | None = None
 
     @staticmethod
     def load(options: AuditOptions, *, instance_prompt: str, class_prompt: str, allow_pickle: bool) -> PhotoAttackSpecs:
@@ -81,7 +88,7 @@ class PhotoAttackSpecs:
             adapter=load_adapter(options, allow_pickle=allow_pickle),
             attacks=options.photo_attacks,
             purifiers=options.purifiers,
-            edit_prompt=options.edit_prompt or class_prompt,
+            edit_prompt=options.edit_prompt,
         )
 
     def check(self, base: Family) -> None:
@@ -112,6 +119,7 @@ class PhotoCell:
         name: spec of the attack.
         photos: which photos of the pair the attacker has.
         purifier: spec of the purifier that changes the photos first; None: no purifier.
+        seed: the seed of all random numbers.
     """
 
     person: str
@@ -119,11 +127,25 @@ class PhotoCell:
     name: str
     photos: Literal["clean", "protected"]
     purifier: str | None
+    seed: int
 
     @property
     def used(self) -> Tensor:
         """The photos that the attacker has."""
         return self.pair.clean if self.photos == "clean" else self.pair.protected
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """What the judges read from the hold-out photos of a person.
+
+    Attributes:
+        embeddings: {encoder: embeddings [M, D]}.
+        whole: features [M, G] of the whole pictures.
+    """
+
+    embeddings: Mapping[str, Tensor]
+    whole: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +159,7 @@ class PhotoAudit:
         specs: the attacks besides the nominal attack, and the purifiers.
         factory: makes the attacks that train.
         drawing: how pictures are drawn.
-        seed: seed of all random numbers.
+        seeds: every attack runs once for each of these seeds of all random numbers.
         facts: everything else that determines the rows. If a fact changes, finished attacks are run again.
     """
 
@@ -147,12 +169,12 @@ class PhotoAudit:
     specs: PhotoAttackSpecs
     factory: AttackFactory
     drawing: Drawing
-    seed: int
+    seeds: Sequence[int]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(plan: AuditPlan, class_images: Posterior, specs: PhotoAttackSpecs) -> PhotoAudit:
-        """Make a photo audit with the base, the judges and the nominal attack of an audit of models."""
+        """Make a photo audit with the base, the judges and the nominal attack of an audit."""
         return PhotoAudit(
             base=plan.models["base"],
             class_images=class_images,
@@ -160,14 +182,14 @@ class PhotoAudit:
             specs=specs,
             factory=plan.attacks,
             drawing=plan.drawing,
-            seed=plan.seed,
+            seeds=plan.seeds,
             facts=plan.common_facts(),
         )
 
     def run(
         self,
         pairs: Mapping[str, PhotoPair],
-        references: Mapping[str, Mapping[str, Tensor]],
+        holdout: Mapping[str, Tensor],
         *,
         store: CellStore | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
@@ -177,24 +199,25 @@ class PhotoAudit:
 
         Args:
             pairs: {person: photos}.
-            references: {person: {encoder: embeddings [M, D] of the hold-out photos}}.
+            holdout: {person: hold-out photos [M, 3, R, R] in [-1, 1]}, which define likeness.
             store: where finished attacks are kept and found; None keeps nothing.
             processes: the processes that share the attacks.
             show_progress: whether the main process shows a progress bar.
 
         Returns:
             The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}. A name is
-            "layer/<attack>/<photos>/<person>", or "layer/<attack>/<photos>+<purifier>/<person>" after a purifier. The
-            other processes return None.
+            "layer/<attack>/<photos>/<person>/<seed>", or "layer/<attack>/<photos>+<purifier>/<person>/<seed>" after a
+            purifier. The other processes return None.
         """
         attacks = self._attacks()
         kinds: list[tuple[Literal["clean", "protected"], str | None]] = [("clean", None), ("protected", None)]
         kinds += [("protected", purifier) for purifier in self.specs.purifiers]
         cells = [
-            PhotoCell(person, pairs[person], name, photos, purifier)
-            for person, name, (photos, purifier) in product(pairs, attacks, kinds)
+            PhotoCell(person, pairs[person], name, photos, purifier, seed)
+            for person, name, (photos, purifier), seed in product(pairs, attacks, kinds, self.seeds)
         ]
-        keys = [self._key(cell, references[cell.person]) for cell in cells]
+        read = {person: self._read(holdout[person]) for person in pairs}
+        keys = [self._key(cell, holdout[cell.person]) for cell in cells]
         shown = show_progress and processes.is_main
         with store_or_temporary(store) as finished:
             if processes.is_main:
@@ -203,45 +226,66 @@ class PhotoAudit:
             with progress_bar(total=len(cells), desc="attack photos", unit="attack", shown=shown) as bar:
                 for key, cell in list(zip(keys, cells, strict=True))[processes.index :: processes.size]:
                     if key not in finished:
-                        row, images = self._row(cell, attacks[cell.name], references[cell.person])
+                        row, images = self._row(cell, attacks[cell.name], read[cell.person])
                         finished.save(key, to_json(row), {} if images is None else {DRAWN: images})
                     bar.update(sum(key in finished for key in keys) - bar.n)
                 processes.wait()
                 bar.update(len(cells) - bar.n)
             return _collect(cells, keys, finished) if processes.is_main else None
 
+    def _read(self, photos: Tensor) -> HoldOut:
+        images = to_unit(photos)
+        return HoldOut(self.judges.embed(images), self.judges.whole_features(images))
+
     # -- the attacks ---------------------------------------------------------------------------------------------
 
     def _attacks(self) -> dict[str, DrawFromPhotos]:
         attacks: dict[str, DrawFromPhotos] = {NOMINAL_ATTACK: partial(self._train, NOMINAL_ATTACK)}
         if self.specs.adapter is not None:
-            attacks["faceid"] = partial(self._adapt, self.specs.adapter)
+            attacks[ADAPTER_ATTACK] = partial(self._adapt, self.specs.adapter)
         for spec in self.specs.attacks:
             attacks[spec] = partial(self._edit if is_zero_shot(spec) else self._train, spec)
         return attacks
 
-    def _train(self, spec: str, photos: Tensor) -> Tensor:
-        """Train on the photos, then draw pictures for the audit's first prompt."""
+    def _train(self, spec: str, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
+        """Train on the photos, then draw pictures."""
         latents = encode_images(self.base, photos, batch_size=self.drawing.batch_size)
-        attack = self.factory.make(spec, seed=self.seed)
         material = Material(latents, self.class_images, photos, {"base": self.base})
-        attacked = attack.run(self.base, material).model
-        prompts = [attack.prompt(self.drawing.prompts[0])] * self.drawing.num_images
-        return attacked.sample(prompts, **self._drawing_options(photos))
+        attacked = self.factory.make(spec, seed=seed).run(self.base, material).model
+        return attacked.sample(prompts, **self._drawing_options(photos, seed))
 
-    def _edit(self, spec: str, photos: Tensor) -> Tensor:
-        """Edit the photos by `edit_prompt`, with an attack that needs no training."""
-        prompts = [self.specs.edit_prompt] * self.drawing.num_images
-        return make_zero_shot(spec).draw(self.base, photos / 2 + 0.5, prompts, **self._drawing_options(photos))
+    def _edit(self, spec: str, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
+        """Edit the photos, with an attack that needs no training."""
+        return make_zero_shot(spec).draw(self.base, to_unit(photos), prompts, **self._drawing_options(photos, seed))
 
-    def _adapt(self, adapter: FaceIDAdapter, photos: Tensor) -> Tensor:
-        """Draw pictures for the class prompt with the adapter, which gets the first photo."""
-        attacked, prompts = adapter.with_adapter(self.base), [self.factory.class_prompt] * self.drawing.num_images
-        return adapter.run(attacked, photos[:1] / 2 + 0.5, prompts, **self._drawing_options(photos))
+    def _adapt(self, adapter: FaceIDAdapter, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
+        """Draw pictures with the adapter, which gets a single photo: another one for each seed."""
+        number = self._photo_number(len(photos), seed)
+        attacked, photo = adapter.with_adapter(self.base), to_unit(photos[number : number + 1])
+        return adapter.run(attacked, photo, prompts, **self._drawing_options(photos, seed))
 
-    def _drawing_options(self, photos: Tensor) -> dict[str, Any]:
+    def _photo_number(self, count: int, seed: int) -> int:
+        """The number, from 0, of the photo that the adapter gets, out of `count` photos. Both arms get the same one."""
+        return self.seeds.index(seed) % count
+
+    def _prompts(self, name: str) -> list[str]:
+        """The prompts that an attack draws, without repeats."""
+        if self._trains(name):
+            attack = self.factory.make(name, seed=0)
+            return list(dict.fromkeys(attack.prompt(prompt) for prompt in self.drawing.prompts))
+        if name != ADAPTER_ATTACK and self.specs.edit_prompt is not None:
+            return [self.specs.edit_prompt]
+        return list(dict.fromkeys(map(self._without_identifier, self.drawing.prompts)))
+
+    def _trains(self, name: str) -> bool:
+        return name != ADAPTER_ATTACK and not is_zero_shot(name)
+
+    def _without_identifier(self, prompt: str) -> str:
+        return without_identifier(prompt, self.factory.instance_prompt, self.factory.class_prompt)
+
+    def _drawing_options(self, photos: Tensor, seed: int) -> dict[str, Any]:
         return {
-            "seed": self.seed + PICTURE_SEED,
+            "seed": PICTURE_SEED + seed * SEED_STRIDE,
             "num_inference_steps": self.drawing.num_inference_steps,
             "guidance_scale": self.drawing.guidance_scale,
             "height": photos.shape[-2],
@@ -251,48 +295,64 @@ class PhotoAudit:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def _key(self, cell: PhotoCell, references: Mapping[str, Tensor]) -> str:
+    def _key(self, cell: PhotoCell, holdout: Tensor) -> str:
         """A hash of everything that determines a cell's row; the cell's key in the store."""
-        photos = tensor_hash(cell.used, *(references[name] for name in sorted(references)))
-        what = [cell.name, self._params(cell.name), cell.photos, cell.purifier, cell.person, photos, self.seed]
+        photos = tensor_hash(cell.used, holdout)
+        what = [CELL_FORMAT, cell.name, self._params(cell), cell.photos, cell.purifier, cell.person, photos, cell.seed]
         return key_of({**self.facts, "photos": what, "code": code_hash(cell.name)})
 
-    def _row(
-        self, cell: PhotoCell, attack: DrawFromPhotos, references: Mapping[str, Tensor]
-    ) -> tuple[PhotoAttackRow, Tensor | None]:
+    def _row(self, cell: PhotoCell, attack: DrawFromPhotos, holdout: HoldOut) -> tuple[PhotoAttackRow, Tensor | None]:
         """Run a cell: its row, and its pictures unless it failed."""
         error, images, started = None, None, time.perf_counter()
-        identity: IdentityByEncoder = {}
+        judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}}
         try:
-            photos = cell.used
+            photos, prompts = cell.used, self._prompts(cell.name)
             if cell.purifier is not None:
-                photos = make_purifier(cell.purifier)(photos / 2 + 0.5, self.base, self.seed) * 2 - 1
-            images = attack(photos)
+                photos = make_purifier(cell.purifier)(to_unit(photos), self.base, cell.seed) * 2 - 1
+            images = attack(photos, [one for one in prompts for _ in range(self.drawing.num_images)], cell.seed)
             check_finite(images)
-            identity = self.judges.identity(self.judges.features(images), references)
+            judged = self._judge(images, prompts, holdout)
         except Exception as problem:  # a failed attack must not stop the other attacks
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             images = None
         row = PhotoAttackRow(
             attack=cell.name,
-            params=self._params(cell.name),
+            params=self._params(cell),
             photos=cell.photos,
             purifier=cell.purifier,
             subject=cell.person,
-            seed=self.seed,
-            identity=identity,
+            seed=cell.seed,
+            **judged,
             seconds=round(time.perf_counter() - started, 3),
             status="ok" if error is None else "failed",
             error=error,
         )
         return row, images
 
-    def _params(self, name: str) -> dict[str, Any]:
-        if name == "faceid" and self.specs.adapter is not None:
-            return self.specs.adapter.params()
-        if is_zero_shot(name):
-            return {**make_zero_shot(name).params(), "prompt": self.specs.edit_prompt}
-        return self.factory.make(name, seed=self.seed).params()
+    def _judge(self, images: Tensor, prompts: Sequence[str], holdout: HoldOut) -> dict[str, Any]:
+        """Judge the pictures, which are as many for each prompt: the fields of the row."""
+        features, each = self.judges.features(images), len(images) // len(prompts)
+        quality = person_quality(self.judges, features, holdout.whole) | {"brisque": self.judges.brisque(images)}
+        if self.judges.clip is not None:
+            shown = [self._without_identifier(prompt) for prompt in prompts for _ in range(each)]
+            quality["clip"] = self.judges.clip_score(images, shown)
+        return {
+            "identity": self.judges.identity(features, holdout.embeddings),
+            "by_prompt": {
+                prompt: self.judges.identity(features.part(i * each, (i + 1) * each), holdout.embeddings)
+                for i, prompt in enumerate(prompts)
+            },
+            "quality": quality,
+        }
+
+    def _params(self, cell: PhotoCell) -> dict[str, Any]:
+        """The attack's options, with what an attack without training draws from."""
+        if self._trains(cell.name):
+            return self.factory.make(cell.name, seed=cell.seed).params()
+        params: dict[str, Any] = {"prompts": self._prompts(cell.name)}
+        if cell.name == ADAPTER_ATTACK and self.specs.adapter is not None:
+            return {**self.specs.adapter.params(), **params, "photo": self._photo_number(len(cell.used), cell.seed)}
+        return {**make_zero_shot(cell.name).params(), **params}
 
 
 def _collect(
@@ -304,7 +364,7 @@ def _collect(
         rows.append(from_json(PhotoAttackRow, row, f"{store.folder.name}/{key}"))
         photos = cell.photos if cell.purifier is None else f"{cell.photos}+{file_name(cell.purifier)}"
         if DRAWN in drawn:
-            pictures[f"layer/{file_name(cell.name)}/{photos}/{cell.person}"] = drawn[DRAWN]
+            pictures[f"layer/{file_name(cell.name)}/{photos}/{cell.person}/{cell.seed}"] = drawn[DRAWN]
     return rows, pictures
 
 

@@ -317,7 +317,10 @@ class PhotoAttackRow:
     Attributes:
         photos: whether the attacker has the clean or the protected photos.
         purifier: spec of the purifier that changed the photos first; None: no purifier.
-        identity: likeness of the pictures to the person; empty if the attack failed.
+        identity: likeness of all pictures to the person; empty if the attack failed.
+        by_prompt: {prompt: likeness of the pictures that were drawn with it}; None in results of older versions.
+        quality: {name of a quality figure: value}, None if it could not be measured. The whole is None in results of
+            older versions.
     """
 
     attack: str
@@ -327,16 +330,84 @@ class PhotoAttackRow:
     subject: str
     seed: int
     identity: IdentityByEncoder
+    by_prompt: dict[str, IdentityByEncoder] | None = None
+    quality: dict[str, float | None] | None = None
     seconds: float
     status: Status
     error: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotoComparison:
+    """As `Comparison`, of the clean and the protected photos in place of the base and the hardened model.
+
+    Attributes:
+        clean_match_rate, protected_match_rate: mean share of the pictures that match the person.
+    """
+
+    clean: float
+    protected: float
+    clean_interval: list[float] | None
+    protected_interval: list[float] | None
+    difference: float
+    difference_interval: list[float] | None
+    worst: WorstPerson
+    pairs: int
+    clean_match_rate: float
+    protected_match_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoQuality:
+    """Mean of one quality figure with clean and with protected photos; None if it was not measured."""
+
+    clean: float | None
+    protected: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoOutcome:
+    """The result of one attack on protected photos over all people and seeds.
+
+    Attributes:
+        purifier: spec of the purifier that changed the protected photos first; None: no purifier.
+        state: as in `AttackOutcome`, with clean photos in place of the base.
+        cells: number of rows with these protected photos.
+        failed: number of rows whose attack failed, with clean or with protected photos.
+        void: number of people and seeds for which the attack does not work with clean photos.
+        comparison: {encoder: comparison}; empty if there is no pair of rows.
+        quality: {name of a quality figure: its means}. "face_rate" is the share of the pictures that show a face.
+        unreliable: reasons why the attack proves nothing, one clause each.
+    """
+
+    attack: str
+    purifier: str | None
+    state: State
+    cells: int
+    failed: int
+    void: int
+    checks: list[Check]
+    comparison: dict[str, PhotoComparison]
+    quality: dict[str, PhotoQuality]
+    unreliable: list[str]
+
+    @property
+    def spec(self) -> str:
+        """The attack and the purifier in one text."""
+        return self.attack if self.purifier is None else f"{self.attack} after {self.purifier}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageLayer(Perturbation):
-    """How the photos were protected, and the attacks with clean and with protected photos."""
+    """How the photos were protected, and the attacks with clean and with protected photos.
+
+    Attributes:
+        attacks: one row for each attack, person, seed and kind of photos.
+        by_attack: the result of each attack; None in results of older versions.
+    """
 
     attacks: list[PhotoAttackRow]
+    by_attack: list[PhotoOutcome] | None = None
 
 
 # -- the whole -----------------------------------------------------------------------------------------------

@@ -172,20 +172,33 @@ def _compared(rows: Sequence[AttackRow], encoders: Sequence[str], models: tuple[
             subject: [[row.identity[encoder].mean for row in of_model] for of_model in zip(*pairs, strict=True)]
             for subject, pairs in by_subject.items()
         }
-        first, second = ([value for of in values.values() for value in of[place]] for place in (0, 1))
-        units = [independent_values([of[place] for of in values.values()]) for place in (0, 1)]
-        likeness, worst = max((fmean(of[1]), subject) for subject, of in values.items())
-        result[encoder] = {
-            models[0]: fmean(first),
-            models[1]: fmean(second),
-            f"{models[0]}_interval": _interval(units[0]),
-            f"{models[1]}_interval": _interval(units[1]),
-            "difference": fmean(first) - fmean(second),
-            "difference_interval": _interval(*units),
-            "worst": WorstPerson(subject=worst, likeness=likeness),
-            "pairs": len(first),
-        }
+        result[encoder] = compared(values, models)
     return result
+
+
+def compared(values: Mapping[str, Sequence[Sequence[float]]], names: tuple[str, str]) -> dict[str, Any]:
+    """Compare the likeness that an attack reaches on two things, such as base and hardened model.
+
+    Args:
+        values: {person: [likeness on the first, likeness on the second]}, with paired values in both.
+        names: what the two are called in the results.
+
+    Returns:
+        The fields of a `Comparison` or of a dataclass like it.
+    """
+    first, second = ([value for of in values.values() for value in of[place]] for place in (0, 1))
+    units = [independent_values([of[place] for of in values.values()]) for place in (0, 1)]
+    likeness, worst = max((fmean(of[1]), subject) for subject, of in values.items())
+    return {
+        names[0]: fmean(first),
+        names[1]: fmean(second),
+        f"{names[0]}_interval": _interval(units[0]),
+        f"{names[1]}_interval": _interval(units[1]),
+        "difference": fmean(first) - fmean(second),
+        "difference_interval": _interval(*units),
+        "worst": WorstPerson(subject=worst, likeness=likeness),
+        "pairs": len(first),
+    }
 
 
 def _interval(*arms: Sequence[float]) -> list[float] | None:

@@ -50,6 +50,17 @@ def default_audit_prompts(instance_prompt: str) -> list[str]:
     return list(dict.fromkeys([instance_prompt, portrait]))
 
 
+def without_identifier(prompt: str, instance_prompt: str, class_prompt: str) -> str:
+    """Return a prompt without the rare word, as somebody writes it whose model has learnt no word.
+
+    Of the instance prompt this is the class prompt.
+    """
+    if prompt == instance_prompt:
+        return class_prompt
+    learnt = set(identifier_words(instance_prompt, class_prompt))
+    return " ".join(word for word in prompt.split() if not learnt.intersection(_words(word)))
+
+
 def prompts_without_identifier(prompts: Sequence[str], instance_prompt: str, class_prompt: str) -> list[str]:
     """Return the prompts that do not ask for what the instance prompt teaches.
 

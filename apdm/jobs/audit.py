@@ -19,7 +19,8 @@ from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.photo_verdict import judge_photo_attacks
+from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.same_faces import check_faces
@@ -175,7 +176,15 @@ def audit_and_report(
         return None
     results, pictures = done
     if layer is not None:
-        results, pictures = replace(results, image_layer=layer[0]), pictures | layer[1]
+        limits = plan.thresholds
+        outcomes = judge_photo_attacks(
+            layer[0].attacks,
+            results.strangers,
+            max_match_rate=limits.max_match_rate,
+            max_likeness_over_strangers=limits.max_likeness_over_strangers,
+        )
+        results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
+        pictures |= layer[1]
     _write(results, pictures, output)
     return results
 
@@ -197,8 +206,8 @@ def _attack_photos(
     Returns:
         The part of the results that is about photos, and its pictures; None in all processes but the main one.
     """
-    references = {person.id: plan.judges.embed(to_unit(person.references)) for person in plan.subjects.protected}
-    done = PhotoAudit.of(plan, class_images, specs).run(photos.pairs, references, store=store, processes=processes)
+    holdout = {person.id: person.references for person in plan.subjects.protected}
+    done = PhotoAudit.of(plan, class_images, specs).run(photos.pairs, holdout, store=store, processes=processes)
     if done is None:
         return None
     rows, pictures = done

@@ -65,6 +65,14 @@ class Features:
     extracted: Tensor
     whole: Tensor
 
+    def part(self, start: int, stop: int) -> Features:
+        """What was read from the pictures `start` to `stop`, without the latter."""
+        chosen = slice(start, stop)
+        return Features(
+            {name: embeddings[chosen] for name, embeddings in self.embeddings.items()},
+            *(each[chosen] for each in (self.face_scores, self.detected, self.extracted, self.whole)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedThreshold:

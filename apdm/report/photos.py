@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from apdm.audit.results import ImageLayer, PhotoAttackRow
+from apdm.audit.results import ImageLayer, PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality
 from apdm.audit.rows import file_name
 from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.perception import Visibility
-from apdm.report.numbers import number
+from apdm.report.attacks import STATES
+from apdm.report.numbers import mean, number
 from apdm.report.pictures import Encoded, Panel
 
 TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
+VOID = "void: too weak with clean photos"
 PHOTOS = {  # {slot: (title, note)}
     "original": ("original", "before protection"),
     "shipped": ("protected", "as it is shipped"),
@@ -60,14 +62,34 @@ class PhotoPerson:
 
 @dataclass(frozen=True)
 class PhotoAttackLine:
-    """A line of the table. `identities` holds the likeness by each encoder, None if the attack failed."""
+    """A line of the table of rows. `identities` holds the likeness by each encoder, None if the attack failed."""
 
     title: str
     photos: str
     subject: str
+    seed: int
     identities: list[IdentityStatistics | None]
+    face_rate: float | None
+    quality: dict[str, float | None]
     status: str
     error: str | None
+
+
+@dataclass(frozen=True)
+class PhotoOutcomeLine:
+    """A line of the table of attacks. `style` and `words` show the state.
+
+    Attributes:
+        comparisons: one for each encoder, None if it was not measured.
+        figures: one for each quality figure of the table, None if it was not measured.
+    """
+
+    title: str
+    style: str
+    words: str
+    cells: int
+    comparisons: list[PhotoComparison | None]
+    figures: list[PhotoQuality | None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,7 @@ class PhotoSection:
 
     Attributes:
         epsilon: {layer of the photo protection: largest allowed change, in grey levels of 255}.
+        quality, row_quality: names of the quality figures in the table of attacks, and in that of the rows.
     """
 
     method: str
@@ -84,6 +107,9 @@ class PhotoSection:
     face: WorstVisibility
     misled: list[MisledEncoder]
     people: list[PhotoPerson]
+    quality: list[str]
+    outcomes: list[PhotoOutcomeLine]
+    row_quality: list[str]
     lines: list[PhotoAttackLine]
 
 
@@ -96,6 +122,7 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
         encoders: names of the face encoders, in the order of the table's columns.
     """
     subjects = dict.fromkeys(photo.subject for photo in layer.photos)
+    quality = list(dict.fromkeys(name for one in layer.by_attack or [] for name in one.quality))
     return PhotoSection(
         method=layer.method,
         epsilon={name: 255 * value for name, value in layer.epsilon.items()},
@@ -103,17 +130,37 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
         face=_worst([face.visible for photo in layer.photos for face in photo.faces]),
         misled=_misled(layer.photos),
         people=[_person(subject, layer.attacks, shown, encoders) for subject in subjects],
-        lines=[
-            PhotoAttackLine(
-                title=TITLES.get(row.attack, row.attack),
-                photos=described(row),
-                subject=row.subject,
-                identities=[row.identity.get(name) for name in encoders],
-                status=row.status,
-                error=row.error,
-            )
-            for row in layer.attacks
-        ],
+        quality=quality,
+        outcomes=[_outcome(outcome, encoders, quality) for outcome in layer.by_attack or []],
+        row_quality=list(dict.fromkeys(name for row in layer.attacks for name in row.quality or {})),
+        lines=[_line(row, encoders) for row in layer.attacks],
+    )
+
+
+def _outcome(outcome: PhotoOutcome, encoders: Sequence[str], quality: Sequence[str]) -> PhotoOutcomeLine:
+    style, words = STATES[outcome.state]
+    title = TITLES.get(outcome.attack, outcome.attack)
+    return PhotoOutcomeLine(
+        title=title if outcome.purifier is None else f"{title}, after {outcome.purifier}",
+        style=style,
+        words=VOID if outcome.state == "void" else words,
+        cells=outcome.cells,
+        comparisons=[outcome.comparison.get(name) for name in encoders],
+        figures=[outcome.quality.get(name) for name in quality],
+    )
+
+
+def _line(row: PhotoAttackRow, encoders: Sequence[str]) -> PhotoAttackLine:
+    return PhotoAttackLine(
+        title=TITLES.get(row.attack, row.attack),
+        photos=described(row),
+        subject=row.subject,
+        seed=row.seed,
+        identities=[row.identity.get(name) for name in encoders],
+        face_rate=mean([entry.face_rate for entry in row.identity.values()]),
+        quality=row.quality or {},
+        status=row.status,
+        error=row.error,
     )
 
 
@@ -128,10 +175,14 @@ def _person(subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encode
         for slot, (title, note) in PHOTOS.items()
         if f"layer/{slot}/{subject}" in shown
     ]
+    first: dict[tuple[str, str], PhotoAttackRow] = {}  # of several seeds
     for row in rows:
+        if row.subject == subject and row.status == "ok":
+            first.setdefault((row.attack, described(row)), row)
+    for row in first.values():
         photos = row.photos if row.purifier is None else f"{row.photos}+{file_name(row.purifier)}"
         images = shown.get(f"layer/{file_name(row.attack)}/{photos}/{subject}")
-        if row.subject == subject and images:
+        if images:
             colour = "base" if row.photos == "clean" else "hardened"
             title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"
             panels.append(Panel(colour, title, _note(row, encoders), images))

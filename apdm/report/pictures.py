@@ -8,6 +8,7 @@ A slot is a place on the page for a row of pictures. Slots are named:
     <model>/by/<attack>/<person>    after a later attack
     <model>/attention/<attack>/<person>   attention maps after an attack; the first attack is called "attacked"
     photos/<person>                 the person's own photos
+    layer/<attack>/<photos>/<person>   after an attack with clean or with protected photos
     layer/...                       protected photos, named as the audit names them
 """
 
@@ -108,6 +109,8 @@ def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Imag
                 slot = f"{model}/{'other' if person in others else FIRST_ATTACK}/{person}"
             case ["attention", attack, model, person, _]:
                 slot = f"{model}/attention/{FIRST_ATTACK if attack == 'attack' else attack}/{person}"
+            case ["layer", attack, photos, person, _]:
+                slot = f"layer/{attack}/{photos}/{person}"
             case [attack, model, person, _] if model in MODELS:
                 slot = f"{model}/{'others-by' if person in others else 'by'}/{attack}/{person}"
             case _:

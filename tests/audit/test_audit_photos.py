@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from apdm.faces.portrait import PortraitFeatures
 from apdm.families import load_family
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.metrics.judges import Judges
-from apdm.portraits import PIPELINE
+from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.subjects import write_subjects
 from apdm.report.page import write_report
 
@@ -101,7 +102,7 @@ def test_the_report_shows_photos_their_change_and_what_attacks_make_of_them(outp
 
 def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path, tmp_path: Path):
     results = read_results(output / "results.json")
-    write_report(results, tmp_path / "report.html", {"layer/dreambooth/clean/s01": [picture()]})
+    write_report(results, tmp_path / "report.html", {"layer/dreambooth/clean/s01/0": [picture()]})
     text = Page(tmp_path / "report.html").text("photos")
     assert "DreamBooth, clean" in text and "Original" not in text and "Difference" not in text
 
@@ -115,12 +116,13 @@ def attack_photos(
     settings: dict[str, Any] | None = None,
     store: CellStore | None = None,
     protected: torch.Tensor = PHOTOS,
+    clip: Any = None,
 ) -> tuple[list[PhotoAttackRow], dict[str, torch.Tensor]]:
     """Attack the bundled pipeline, as short as can be, with grey photos of one person."""
     family = load_family(PIPELINE)
-    judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures())
+    judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures(), clip=clip)
     with torch.no_grad():
-        prior, references = family.posterior(PHOTOS), judges.embed(PHOTOS / 2 + 0.5)
+        prior = family.posterior(PHOTOS)
     options = AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {}))
     adapter = FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a"))
     audit = PhotoAudit(
@@ -130,10 +132,10 @@ def attack_photos(
         specs=replace(PhotoAttackSpecs.load(options, **PROMPTS, allow_pickle=False), adapter=adapter),
         factory=AttackFactory.of(options, **PROMPTS),
         drawing=Drawing.of(options, PROMPTS["instance_prompt"]),
-        seed=0,
+        seeds=range(options.seeds),
         facts={"x": 1},
     )
-    done = audit.run({"s01": PhotoPair(PHOTOS, protected)}, {"s01": references}, store=store, show_progress=False)
+    done = audit.run({"s01": PhotoPair(PHOTOS, protected)}, {"s01": PHOTOS}, store=store, show_progress=False)
     assert done is not None
     return done
 
@@ -149,7 +151,7 @@ def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept
         ("protected", "flip"),
         ("protected", "jpeg:quality=50"),
     ]
-    assert "layer/dreambooth/protected+jpeg_quality=50/s01" in pictures
+    assert "layer/dreambooth/protected+jpeg_quality=50/s01/0" in pictures
     assert [row.status for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
     again, _ = attack_photos(tmp_path / "gone.safetensors", settings, store)
     assert [row.seconds for row in again[:4]] == [row.seconds for row in rows[:4]]
@@ -172,9 +174,46 @@ def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path
         assert [clean.photos, protected.photos] == ["clean", "protected"]
         assert clean.status == "ok", clean.error
         assert clean.identity == protected.identity  # the same photos and draws
-        assert clean.params.get("prompt") == (None if spec.startswith("lora") else "in a hat")
+        assert clean.params.get("prompts") == (None if spec.startswith("lora") else ["in a hat"])
     places = {"lora_max_train_steps=1", "img2img_strength=0.5", "inpainting"}
-    assert {f"layer/{place}/clean/s01" for place in places} < set(pictures)
+    assert {f"layer/{place}/clean/s01/0" for place in places} < set(pictures)
+
+
+class ByLength:
+    """Scores a picture with the length of its prompt, so that a test sees which prompts were scored."""
+
+    name = "by length"
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+def test_every_attack_draws_all_prompts_with_every_seed_and_measures_more_than_identity(tmp_path: Path):
+    prompts = ["a photo of sks person", "sks person in a garden"]
+    plain = ["a photo of a person", "person in a garden"]
+    settings = {"prompts": prompts, "seeds": 2, "photo_attacks": ["img2img"]}
+    store = CellStore(tmp_path / "cells")
+    rows, pictures = attack_photos(ADAPTER, settings, store, clip=ByLength())
+    assert [row.error for row in rows] == [None] * 12
+    assert [(row.attack, row.photos, row.seed) for row in rows] == [
+        (attack, photos, seed)
+        for attack in ("dreambooth", "faceid", "img2img")
+        for photos in ("clean", "protected")
+        for seed in (0, 1)
+    ]
+    for row in rows:
+        asked = prompts if row.attack == "dreambooth" else plain  # an attack without training knows no rare word
+        assert list(row.by_prompt or {}) == asked
+        seen = [by_encoder["portrait-a"].mean for by_encoder in (row.by_prompt or {}).values()]
+        assert row.identity["portrait-a"].mean == pytest.approx(sum(seen) / 2)
+        assert set(row.quality or {}) == {"face_score", "similarity", "brisque", "clip"}
+        assert (row.quality or {})["clip"] == sum(map(len, plain)) / 2
+        assert len(pictures[f"layer/{row.attack}/{row.photos}/s01/{row.seed}"]) == 2
+        assert row.params.get("photo") == (row.seed if row.attack == "faceid" else None)
+    first, second = (pictures[f"layer/dreambooth/clean/s01/{seed}"] for seed in (0, 1))
+    assert not any(torch.equal(one, other) for one in first for other in second)
+    again, _ = attack_photos(ADAPTER, settings, store, clip=ByLength())
+    assert again == rows  # the finished cells, with the same seconds
 
 
 def test_apdm_audit_attacks_protected_photos_as_the_main_job_does(output: Path, people: Path, tmp_path: Path):
@@ -282,6 +321,6 @@ def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_pat
     rows, pictures = attack_photos(tmp_path / "gone.safetensors")
     assert [row.status for row in rows] == ["ok", "ok", "failed", "failed"]
     assert "gone.safetensors does not exist" in (rows[2].error or "") and rows[2].identity == {}
-    assert sorted(pictures) == ["layer/dreambooth/clean/s01", "layer/dreambooth/protected/s01"]
+    assert sorted(pictures) == ["layer/dreambooth/clean/s01/0", "layer/dreambooth/protected/s01/0"]
     # The same photos and draws: the rows are paired.
     assert rows[0].identity == rows[1].identity

@@ -1,0 +1,121 @@
+"""The verdict on protected photos: from the rows of the attacks to figures, checks and a verdict. All of it is pure.
+
+It is as strict as the verdict on models. Every attack that was run counts, alone and after each purifier. The worst
+counts: the worst person, encoder, prompt and seed, under the worse of the two conventions for pictures without a face.
+An attack that does not work with clean photos says nothing about protected ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from apdm.audit.checks import likeness_check, match_check, photo_points
+from apdm.audit.results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, State
+from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
+from apdm.metrics.utility import StrangersLikeness
+
+Pair = tuple[PhotoAttackRow, PhotoAttackRow]  # the rows of one person and seed, with clean and with protected photos
+
+
+def judge_photo_attacks(
+    rows: Sequence[PhotoAttackRow],
+    strangers: Mapping[str, StrangersLikeness],
+    *,
+    max_match_rate: float,
+    max_likeness_over_strangers: float,
+) -> list[PhotoOutcome]:
+    """Judge each attack, alone and after each purifier, in the order of the rows.
+
+    Args:
+        rows: the rows of all attacks.
+        strangers: {encoder: likeness by chance}.
+        max_match_rate, max_likeness_over_strangers: the thresholds of the same names.
+    """
+    clean = {(row.attack, row.subject, row.seed): row for row in rows if row.photos == "clean"}
+    groups: dict[tuple[str, str | None], list[PhotoAttackRow]] = {}
+    for row in rows:
+        if row.photos == "protected":
+            groups.setdefault((row.attack, row.purifier), []).append(row)
+    outcomes = []
+    for (attack, purifier), protected in groups.items():
+        pairs = [(clean[row.attack, row.subject, row.seed], row) for row in protected]
+        points = photo_points(protected)
+        checks = [
+            match_check(points, max_match_rate),
+            likeness_check(points, strangers, max_likeness_over_strangers),
+        ]
+        sound = [pair for pair in pairs if all(row.status == "ok" for row in pair)]
+        void = [first for first, _ in pairs if is_void(first)]
+        outcomes.append(
+            PhotoOutcome(
+                attack=attack,
+                purifier=purifier,
+                state=_state(pairs, [check.passed for check in checks]),
+                cells=len(protected),
+                failed=sum(row.status == "failed" for pair in pairs for row in pair),
+                void=len(void),
+                checks=checks,
+                comparison={encoder: _comparison(sound, encoder) for encoder in strangers} if sound else {},
+                quality=_quality(sound),
+                unreliable=[flag for pair in pairs for flag in _flags(pair)],
+            )
+        )
+    return outcomes
+
+
+def is_void(clean: PhotoAttackRow) -> bool:
+    """Whether the attack does not work with clean photos: some encoder matches too few of the pictures."""
+    return clean.status == "failed" or _weakest_match(clean)[0] < MIN_BASE_MATCH_RATE
+
+
+def _weakest_match(row: PhotoAttackRow) -> tuple[float, str]:
+    return min((entry.match_rate, encoder) for encoder, entry in row.identity.items())
+
+
+def _flags(pair: Pair) -> list[str]:
+    """Why a pair of rows proves nothing, one clause each."""
+    flags = [
+        f"{row.photos} photos/{row.subject}/seed {row.seed}: the attack failed: {row.error}"
+        for row in pair
+        if row.status == "failed"
+    ]
+    clean = pair[0]
+    if clean.status == "ok" and is_void(clean):
+        rate, encoder = _weakest_match(clean)
+        flags.append(
+            f"clean photos/{clean.subject}/seed {clean.seed}: the attack is too weak: match rate {rate:.2f} "
+            f"({encoder}), below {MIN_BASE_MATCH_RATE}"
+        )
+    return flags
+
+
+def _state(pairs: Sequence[Pair], passed: Sequence[bool | None]) -> State:
+    if all(is_void(clean) for clean, _ in pairs):
+        return "void"
+    if any(protected.status == "ok" for _, protected in pairs) and not all(passed):
+        return "not protected"
+    return "unreliable" if any(map(_flags, pairs)) else "protected"
+
+
+def _comparison(pairs: Sequence[Pair], encoder: str) -> PhotoComparison:
+    values: dict[str, list[list[float]]] = {}
+    for pair in pairs:
+        for place, row in enumerate(pair):
+            values.setdefault(row.subject, [[], []])[place].append(row.identity[encoder].mean)
+    rates = [fmean(pair[place].identity[encoder].match_rate for pair in pairs) for place in (0, 1)]
+    return PhotoComparison(
+        **compared(values, ("clean", "protected")), clean_match_rate=rates[0], protected_match_rate=rates[1]
+    )
+
+
+def _quality(pairs: Sequence[Pair]) -> dict[str, PhotoQuality]:
+    """{name of a quality figure: its means with clean and with protected photos}, "face_rate" first."""
+    arms: list[dict[str, list[float]]] = [{}, {}]
+    for pair in pairs:
+        for found, row in zip(arms, pair, strict=True):
+            rates = {"face_rate": fmean(entry.face_rate for entry in row.identity.values())}
+            for name, value in {**rates, **(row.quality or {})}.items():
+                found.setdefault(name, []).extend([] if value is None else [value])
+    means = [{name: fmean(values) if values else None for name, values in found.items()} for found in arms]
+    return {name: PhotoQuality(clean=means[0][name], protected=means[1].get(name)) for name in means[0]}

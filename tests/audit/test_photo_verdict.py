@@ -1,0 +1,94 @@
+"""The verdict on protected photos, from rows that no attack made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from apdm.audit.photo_verdict import judge_photo_attacks
+from apdm.audit.results import PhotoAttackRow, PhotoOutcome
+from apdm.metrics.identity import IdentityStatistics
+from apdm.metrics.utility import MeanAndStd, StrangersLikeness
+
+STRANGERS = {
+    "enc": StrangersLikeness(
+        mean=0.1,
+        std=0.05,
+        source="photos",
+        subjects={"s01": 0.1, "s02": 0.1},
+        class_pictures=MeanAndStd(mean=None, std=None),
+    )
+}
+
+
+def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, IdentityStatistics]:
+    return {
+        "enc": IdentityStatistics(mean=mean, detected_mean=None, face_rate=face_rate, match_rate=match_rate),
+    }
+
+
+def row(photos: Any, seed: int = 0, *, mean: float, match_rate: float, **facts: Any) -> PhotoAttackRow:
+    seen = identity(mean, match_rate, facts.pop("face_rate", 1.0))
+    filled = {"attack": "dreambooth", "params": {}, "purifier": None, "subject": "s01", "status": "ok", "error": None}
+    filled |= {"identity": seen, "by_prompt": {"a photo": seen}, "quality": {"brisque": 20.0 + mean}, "seconds": 1.0}
+    return PhotoAttackRow(photos=photos, seed=seed, **{**filled, **facts})
+
+
+def judged(*rows: PhotoAttackRow) -> list[PhotoOutcome]:
+    return judge_photo_attacks(rows, STRANGERS, max_match_rate=0.05, max_likeness_over_strangers=0.1)
+
+
+def clean(seed: int = 0, **facts: Any) -> PhotoAttackRow:
+    return row("clean", seed, **{"mean": 0.9, "match_rate": 1.0, **facts})
+
+
+def protected(seed: int = 0, **facts: Any) -> PhotoAttackRow:
+    return row("protected", seed, **{"mean": 0.1, "match_rate": 0.0, **facts})
+
+
+def test_an_attack_that_works_with_clean_photos_and_fails_with_protected_ones_shows_protection():
+    (outcome,) = judged(clean(0), clean(1), protected(0), protected(1, mean=0.2))
+    assert (outcome.state, outcome.cells, outcome.failed, outcome.void) == ("protected", 2, 0, 0)
+    compared = outcome.comparison["enc"]
+    assert (compared.clean, compared.protected, compared.pairs) == pytest.approx((0.9, 0.15, 2))
+    assert compared.difference == pytest.approx(0.75) and compared.difference_interval is not None
+    assert (compared.clean_match_rate, compared.protected_match_rate) == (1.0, 0.0)
+    assert list(outcome.quality) == ["face_rate", "brisque"]
+    assert outcome.quality["brisque"].clean == pytest.approx(20.9)
+
+
+def test_one_prompt_of_one_seed_that_gets_through_is_enough():
+    through = {"a photo": identity(0.1, 0.0)["enc"], "a portrait": identity(0.8, 0.5)["enc"]}
+    by_prompt = {prompt: {"enc": entry} for prompt, entry in through.items()}
+    (outcome,) = judged(clean(0), clean(1), protected(0), protected(1, by_prompt=by_prompt))
+    assert outcome.state == "not protected"
+    match, likeness = outcome.checks
+    assert match.passed is False and 's01, enc, "a portrait", seed 1' in match.detail
+    assert likeness.value == pytest.approx(0.7)
+
+
+def test_likeness_is_that_of_the_convention_that_gives_more():
+    (outcome,) = judged(clean(), protected(mean=0.15, face_rate=0.25))
+    assert outcome.state == "not protected" and outcome.checks[1].value == pytest.approx(0.5)
+    assert outcome.quality["face_rate"].protected == 0.25
+
+
+@pytest.mark.parametrize(
+    ("rows", "state", "said"),
+    [
+        ([clean(match_rate=0.7), protected()], "void", "clean photos/s01/seed 0: the attack is too weak"),
+        ([clean(0), clean(1, match_rate=0.7), protected(0), protected(1)], "unreliable", "seed 1: the attack is too"),
+        ([clean(), protected(status="failed", error="E", identity={}, by_prompt={})], "unreliable", "failed: E"),
+    ],
+)
+def test_what_proves_nothing_is_not_called_protected(rows: list[PhotoAttackRow], state: str, said: str):
+    (outcome,) = judged(*rows)
+    assert outcome.state == state and said in outcome.unreliable[0]
+
+
+def test_purified_photos_are_compared_with_the_same_clean_photos():
+    plain, after = judged(clean(), protected(), protected(purifier="jpeg", mean=0.8, match_rate=1.0))
+    assert (plain.spec, plain.state) == ("dreambooth", "protected")
+    assert (after.spec, after.state) == ("dreambooth after jpeg", "not protected")
+    assert after.comparison["enc"].difference == pytest.approx(0.1)
