@@ -144,7 +144,8 @@ class AuditOptions:
     )
     edit_prompt: str | None = option(
         None,
-        "The prompt with which img2img and inpainting edit a photo. By default the audit's prompts without the rare word.",
+        "The prompt with which img2img and inpainting edit a photo. By default the audit's prompts without the rare "
+        "word.",
     )
     reuse_audits: list[str] = option(
         [],

@@ -30,8 +30,15 @@ def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str
 
 def row(photos: Any, seed: int = 0, *, mean: float, match_rate: float, **facts: Any) -> PhotoAttackRow:
     seen = identity(mean, match_rate, facts.pop("face_rate", 1.0))
-    filled: dict[str, Any] = {"attack": "dreambooth", "params": {}, "purifier": None, "subject": "s01", "status": "ok", "error": None}
-    filled |= {"identity": seen, "by_prompt": {"a photo": seen}, "quality": {"brisque": 20.0 + mean}, "seconds": 1.0}
+    filled: dict[str, Any] = {"attack": "dreambooth", "params": {}, "purifier": None, "subject": "s01"}
+    filled |= {
+        "status": "ok",
+        "error": None,
+        "identity": seen,
+        "by_prompt": {"a photo": seen},
+        "quality": {"brisque": 20.0 + mean},
+        "seconds": 1.0,
+    }
     return PhotoAttackRow(photos=photos, seed=seed, **{**filled, **facts})
 
 
