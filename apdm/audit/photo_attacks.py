@@ -36,7 +36,7 @@ from apdm.config.prompts import without_identifier
 from apdm.core.errors import UserError
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
-from apdm.faces import load_encoder
+from apdm.faces import FaceNetworks
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Judges
@@ -68,7 +68,9 @@ class PhotoAttackSpecs:
     edit_prompt: str | None = None
 
     @staticmethod
-    def load(options: AuditOptions, *, instance_prompt: str, class_prompt: str, allow_pickle: bool) -> PhotoAttackSpecs:
+    def load(
+        options: AuditOptions, faces: FaceNetworks, *, instance_prompt: str, class_prompt: str, allow_pickle: bool
+    ) -> PhotoAttackSpecs:
         """Read and check the attacks and purifiers that `options` name.
 
         Raises:
@@ -85,7 +87,7 @@ class PhotoAttackSpecs:
             if set(attack.needs) - {"base"}:
                 raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
         return PhotoAttackSpecs(
-            adapter=load_adapter(options, allow_pickle=allow_pickle),
+            adapter=load_adapter(options, faces, allow_pickle=allow_pickle),
             attacks=options.photo_attacks,
             purifiers=options.purifiers,
             edit_prompt=options.edit_prompt,
@@ -97,13 +99,13 @@ class PhotoAttackSpecs:
             self.adapter.check(base)
 
 
-def load_adapter(options: AuditOptions, *, allow_pickle: bool) -> FaceIDAdapter | None:
+def load_adapter(options: AuditOptions, faces: FaceNetworks, *, allow_pickle: bool) -> FaceIDAdapter | None:
     """The zero-shot adapter that `options` name, or None. Raises UserError if its encoder cannot be loaded."""
     if options.faceid_adapter is None:
         return None
     return FaceIDAdapter(
         path=Path(options.faceid_adapter),
-        encoder=load_encoder(options.faceid_encoder, allow_pickle=allow_pickle),
+        encoder=faces.adapter_encoder,
         controlnet=None if options.faceid_controlnet is None else Path(options.faceid_controlnet),
         allow_pickle=allow_pickle,
     )

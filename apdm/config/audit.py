@@ -72,9 +72,10 @@ class AuditOptions:
         at_least=1,
     )
     encoders: list[str] = option(
-        ["portrait-a", "portrait-b"],
-        "Face encoders that measure likeness: bundled names, which know only the drawn people of the miniature world, "
-        "or files, PATH=THRESHOLD. Two encoders that were trained separately make a result more credible.",
+        [],
+        "Face encoders that measure likeness: InsightFace packs or files, PATH=THRESHOLD. Two encoders that were "
+        "trained separately make a result more credible. By default all of faces; without faces the bundled portrait-a "
+        "and portrait-b, which know only the drawn people of the miniature world.",
         holds="spec",
     )
     faceid_adapter: str | None = option(
@@ -83,16 +84,20 @@ class AuditOptions:
         "default there is no such attack.",
         holds="path",
     )
-    faceid_encoder: str = option("portrait-a", "The face encoder that faceid_adapter was trained with.", holds="spec")
+    faceid_encoder: str | None = option(
+        None,
+        "The face encoder that faceid_adapter was trained with. By default the first of faces, or portrait-a.",
+        holds="spec",
+    )
     faceid_controlnet: str | None = option(
         None,
         "Folder of the ControlNet that belongs to an InstantID adapter. By default the adapter works without one.",
         holds="path",
     )
-    face_score: str = option(
-        "portrait-face",
-        "The detector that decides whether a picture shows a face: a bundled name, an InsightFace folder, or a YuNet "
-        "file.",
+    face_score: str | None = option(
+        None,
+        "The detector that decides whether a picture shows a face: an InsightFace folder or a YuNet file. By default "
+        "the detector of the pack in faces; without faces the bundled portrait-face.",
         holds="spec",
     )
     other_data_dir: str | None = option(
@@ -203,8 +208,6 @@ class AuditOptions:
     )
 
     def __post_init__(self) -> None:
-        if not self.encoders:
-            raise UserError(f"{self.prefix}encoders is empty; give at least one")
         if self.faceid_controlnet is not None and self.faceid_adapter is None:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
@@ -353,6 +356,15 @@ class AuditJobConfig(AuditOptions):
         False,
         "Load .bin and .pt weights where no safetensors exist. Loading a pickle can run any code that its author put "
         "in it, so allow it only for files that you trust.",
+    )
+    faces: list[str] = option(
+        [],
+        "The networks for photos of real faces. First an unpacked InsightFace pack, such as buffalo_l: it detects and "
+        "aligns, and its recogniser is what image_layer.zero_shot misleads. All entries judge likeness. The others may "
+        "be single recognisers: .onnx, or a MobileFaceNet's .safetensors or .pt. PATH=THRESHOLD gives the cosine of a "
+        "match, where the file's own is not known. By default the bundled networks, which know only the drawn people "
+        "of the miniature world.",
+        holds="spec",
     )
     output_dir: str = option(
         help="Folder for results, report and finished attacks. If an audit is stopped, the same command continues it.",

@@ -181,14 +181,17 @@ class ZeroShotConfig:
         at_least=1,
     )
     encoders: list[str] = option(
-        ["portrait-a"],
-        "Identity encoders that the photo must mislead: bundled names, or files as PATH=THRESHOLD. apdm.faces "
-        "describes them.",
+        [],
+        "Identity encoders that the photo must mislead: InsightFace packs or files, PATH=THRESHOLD. Several of "
+        "different kinds protect better. By default the first of faces; without faces the bundled portrait-a.",
         holds="spec",
     )
     weights: list[float] = option([], "One weight for each encoder. Default: 1 each.", above=0)
-    detector: str = option(
-        "portrait", "The face detector: portrait, an InsightFace folder, or a YuNet file.", holds="spec"
+    detector: str | None = option(
+        None,
+        "The face detector: an InsightFace folder or a YuNet file. By default the detector of the pack in faces; "
+        "without faces the bundled one, portrait.",
+        holds="spec",
     )
     margin: float = option(
         1.0,
@@ -210,12 +213,11 @@ class ZeroShotConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.encoders:
-            raise UserError("zero_shot.encoders is empty; name at least one encoder")
-        if self.weights and len(self.weights) != len(self.encoders):
+        count = len(self.encoders) or 1  # without encoders, one is chosen
+        if self.weights and len(self.weights) != count:
             raise UserError(
-                f"zero_shot.weights has {len(self.weights)} numbers for {len(self.encoders)} encoders; "
-                "give one for each encoder"
+                f"zero_shot.weights has {len(self.weights)} numbers for {count} encoder{'s' * (count > 1)}; give one "
+                "for each encoder"
             )
 
 

@@ -114,6 +114,15 @@ class JobConfig:
         "depend on it in the last digits.",
         at_least=1,
     )
+    faces: list[str] = option(
+        [],
+        "The networks for photos of real faces. First an unpacked InsightFace pack, such as buffalo_l: it detects and "
+        "aligns, and its recogniser is what image_layer.zero_shot misleads. All entries judge likeness. The others may "
+        "be single recognisers: .onnx, or a MobileFaceNet's .safetensors or .pt. PATH=THRESHOLD gives the cosine of a "
+        "match, where the file's own is not known. By default the bundled networks, which know only the drawn people "
+        "of the miniature world.",
+        holds="spec",
+    )
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
     def __post_init__(self) -> None:

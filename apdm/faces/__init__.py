@@ -6,6 +6,7 @@ score know only the drawn portraits of the miniature world. For photographs, use
 
 from apdm.faces.align import align, jitter, similarity, warp
 from apdm.faces.aligned_encoder import AlignedEncoder
+from apdm.faces.choice import FaceChoice, FaceNetworks
 from apdm.faces.detector_score import DetectorScore
 from apdm.faces.interfaces import Face, FaceDetector, FaceEncoder, FaceScore
 from apdm.faces.load import load_detector, load_encoder, load_encoders, load_face_score
@@ -14,8 +15,10 @@ __all__ = [
     "AlignedEncoder",
     "DetectorScore",
     "Face",
+    "FaceChoice",
     "FaceDetector",
     "FaceEncoder",
+    "FaceNetworks",
     "FaceScore",
     "align",
     "jitter",

@@ -1,7 +1,7 @@
 """InsightFace model packs, such as an unpacked buffalo_l: a detector (SCRFD) and a recogniser.
 
 The models run in ONNX Runtime and have no gradient. `apdm.faces.onnx_module.OnnxModule` runs the recogniser's file with
-a gradient.
+a gradient, and `recognise` is for a graph that it cannot run.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ THRESHOLD = 0.5  # lowest score of a detected face; InsightFace's own default
 
 
 class InsightFacePack:
-    """A pack as a `FaceDetector` and, if it is loaded with its recogniser, as the network of an `AlignedEncoder`.
+    """A pack as a `FaceDetector` and, if it holds a recogniser, as the network of an `AlignedEncoder`.
 
     The detector's input size is left automatic. It then tries a small and a large size. With the single size 640 it
     would miss faces that fill the picture.
 
     Args:
         folder: a folder with the pack's .onnx files.
-        recogniser: whether to load the recogniser too.
 
     Raises:
         UserError: there is no such folder, a model is missing or damaged, or the package insightface is missing.
     """
 
-    def __init__(self, folder: str | Path, recogniser: bool = False) -> None:
+    def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         # InsightFace would try to download a pack that is not there.
         if not folder.is_dir() or not any(folder.rglob("*.onnx")):
@@ -46,13 +45,18 @@ class InsightFacePack:
         _licence_note()
         self.name = folder.name
         self.threshold = THRESHOLD
-        models = _load(folder, ["detection", "recognition"] if recogniser else ["detection"])
+        models = _load(folder)
         self._detector: Any = models["detection"]
         self._recogniser: Any = models.get("recognition")
         if not self._detector.use_kps:
             raise UserError(f"the detector of {self.name} gives no landmarks; use a pack with key points (kps)")
-        if recogniser and self._recogniser is None:
+
+    @property
+    def recogniser_file(self) -> Path:
+        """The .onnx file of the recogniser. Raises UserError if the pack holds none."""
+        if self._recogniser is None:
             raise UserError(f"{self.name} holds no face recogniser, such as w600k_r50.onnx; add it to the folder")
+        return Path(self._recogniser.model_file)
 
     @property
     def size(self) -> int:
@@ -75,10 +79,10 @@ class InsightFacePack:
         return torch.from_numpy(np.concatenate(rows)).to(crops.device)
 
 
-def _load(folder: Path, modules: list[str]) -> dict[str, Any]:
+def _load(folder: Path) -> dict[str, Any]:
     app = import_extra("insightface.app")
     try:
-        analysis = app.FaceAnalysis(name=str(folder.resolve()), allowed_modules=modules)
+        analysis = app.FaceAnalysis(name=str(folder.resolve()), allowed_modules=["detection", "recognition"])
         analysis.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=None)
     except AssertionError:
         raise UserError(f"{folder.name} holds no face detector, such as det_10g.onnx; add it to the folder") from None

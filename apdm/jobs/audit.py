@@ -40,6 +40,7 @@ from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_distinct, check_prompts
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
+from apdm.jobs.face_networks import face_networks
 from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, configuration_hash, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
@@ -245,6 +246,7 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
         class_prompt=config.class_prompt,
         resolution=config.resolution,
         with_photos=config.protected_photos is not None,
+        faces=face_networks(config),
         allow_pickle=config.allow_pickle,
     )
     check_separate(inputs.subjects.sets)

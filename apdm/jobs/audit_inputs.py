@@ -14,9 +14,10 @@ from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.export.layout import CELLS
-from apdm.faces import load_encoders, load_face_score
+from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.metrics.judges import Judges
+from apdm.portraits import DETECTOR, FACE_SCORE
 
 logger = get_logger(__name__)
 
@@ -46,6 +47,7 @@ def load_inputs(
     class_prompt: str,
     resolution: int,
     with_photos: bool,
+    faces: FaceNetworks,
     allow_pickle: bool,
     protected: Sequence[str] | None = None,
 ) -> AuditInputs:
@@ -60,6 +62,7 @@ def load_inputs(
         class_prompt: the prompt of the class pictures.
         resolution: side in pixels of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
+        faces: the networks for faces, of which the audit takes the judges.
         allow_pickle: whether weights may be loaded from pickles.
         protected: ids of the protected people; None means everybody whose photos the attacker has.
 
@@ -79,27 +82,27 @@ def load_inputs(
     specs = None
     if with_photos:
         specs = PhotoAttackSpecs.load(
-            options, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
+            options, faces, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
         )
     return AuditInputs(
         subjects=folders.load(resolution, protected=protected, prefix=options.prefix),
-        judges=load_judges(options),
+        judges=load_judges(options, faces),
         photo_attacks=specs,
     )
 
 
-def load_judges(options: AuditOptions) -> Judges:
+def load_judges(options: AuditOptions, faces: FaceNetworks) -> Judges:
     """Load the networks that measure pictures. Raises UserError if one cannot be loaded."""
     from apdm.metrics.extractors import ClipFolder, VisionFolder
 
     return Judges(
-        load_encoders(options.encoders),
-        load_face_score(options.face_score),
+        faces.encoders,
+        faces.face_score,
         PortraitFeatures(),
         dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
         clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
         # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
-        reader=PortraitReader() if options.face_score.startswith("portrait") else None,
+        reader=PortraitReader() if faces.face_score.name in (FACE_SCORE, DETECTOR) else None,
     )
 
 

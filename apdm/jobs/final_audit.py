@@ -14,6 +14,7 @@ from apdm.core.files import model_hash
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import MODEL
+from apdm.faces import FaceNetworks
 from apdm.families import Family
 from apdm.jobs.audit import attacker_class_images, audit_and_report, model_file
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
@@ -21,8 +22,12 @@ from apdm.jobs.probe import Probe
 from apdm.protection.subject_data import SubjectVariants
 
 
-def load_audit_inputs(config: HardenConfig) -> AuditInputs:
+def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
     """Read and check everything that the audit and the probe of a hardening job need besides the models.
+
+    Args:
+        config: the options of the run.
+        faces: the networks for faces.
 
     Raises:
         UserError: an attack cannot run, or photos or networks cannot be loaded.
@@ -44,6 +49,7 @@ def load_audit_inputs(config: HardenConfig) -> AuditInputs:
         class_prompt=config.class_prompt,
         resolution=config.resolution,
         with_photos=config.image_layer.enabled,
+        faces=faces,
         allow_pickle=config.allow_pickle,
         protected=[subject.id for subject in find_subjects(config.instance_data_dir)],
     )

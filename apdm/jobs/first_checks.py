@@ -52,6 +52,7 @@ PLUGINS: dict[str, tuple[Registry, ...]] = {
     "photo_attacks": (ZERO_SHOTS, ATTACKS),
 }
 FACE_NETWORKS = {
+    "faces": ("InsightFace pack or face encoder", ()),
     "encoders": ("face encoder", ENCODERS),
     "faceid_encoder": ("face encoder", ENCODERS),
     "image_layer.zero_shot.encoders": ("face encoder", ENCODERS),
@@ -163,7 +164,8 @@ def _check_face_network(kind: str, bundled: Iterable[str], spec: str) -> None:
     """Raise UserError if a text is no bundled name, no path and no PATH=THRESHOLD."""
     path = spec.rpartition("=")[0] or spec
     if spec not in bundled and not os.path.lexists(spec) and not os.path.lexists(path):
-        raise UserError(f"no {kind} is called {spec!r}; known: {', '.join(bundled)}, or the path of a model")
+        known = ", ".join([*bundled, "the path of a model"])
+        raise UserError(f"no {kind} is called {spec!r}; known: {known}")
 
 
 def _model_names(config: Any) -> str:

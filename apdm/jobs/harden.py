@@ -35,6 +35,7 @@ from apdm.families.pipeline_folder import HALF
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
+from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
 from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
@@ -357,8 +358,9 @@ def protect_and_audit(
     photo_job, audit_inputs = inputs.photo_job, inputs.audit_inputs
     if not processes.is_main:
         try:
-            photo_job = PhotoJob.load(config, quiet=True) if config.image_layer.enabled else None
-            audit_inputs = load_audit_inputs(config) if config.audit.enabled else None
+            faces = face_networks(config)
+            photo_job = PhotoJob.load(config, faces, quiet=True) if config.image_layer.enabled else None
+            audit_inputs = load_audit_inputs(config, faces) if config.audit.enabled else None
             hardened = load_family(output / MODEL, family=config.family, variant=hardened.saved_variant)
         except UserError as error:
             message = "process %d leaves photos and audit to the others: %s"

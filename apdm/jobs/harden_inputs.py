@@ -29,6 +29,7 @@ from apdm.families.prompts import check_prompts
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit_inputs import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.perturb import PhotoJob
@@ -113,9 +114,9 @@ class HardenInputs:
         earlier = Photos.load(config.rehearsal_data_dir, config.resolution, Role.EARLIER)
         for treatment in config.variety.photos:
             make_purifier(treatment)
-        audit_inputs = None
+        audit_inputs, faces = None, face_networks(config)
         if config.audit.enabled or config.validation.probe_steps:
-            audit_inputs = load_audit_inputs(config)
+            audit_inputs = load_audit_inputs(config, faces)
         own = own_class_pictures(config, base)
         sets = [*photos.sets, *consenting.sets, *earlier.sets, *own]
         if audit_inputs is not None:
@@ -123,7 +124,7 @@ class HardenInputs:
         check_separate(sets)
         if config.single_file:
             check_single_file(base)
-        photo_job = PhotoJob.load(config) if config.image_layer.enabled else None
+        photo_job = PhotoJob.load(config, faces) if config.image_layer.enabled else None
         if audit_inputs is not None and audit_inputs.photo_attacks is not None:
             audit_inputs.photo_attacks.check(base)
         if audit_inputs is not None:

@@ -34,7 +34,7 @@ from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
-from apdm.faces import load_detector, load_encoders
+from apdm.faces import FaceNetworks
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family, Posterior
 from apdm.families.prompts import check_prompts
@@ -44,6 +44,7 @@ from apdm.image_layer.photos import Format, Photo, deviation, read_photo, read_s
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
+from apdm.jobs.face_networks import face_networks
 from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import (
     class_posterior,
@@ -98,7 +99,7 @@ def _perturb(
 
 def _load(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Family]:
     """Read and check all input, before anything is written."""
-    job, family = PhotoJob.load(config, quiet=quiet), load_base(config)
+    job, family = PhotoJob.load(config, face_networks(config), quiet=quiet), load_base(config)
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
     if job.protection.needs_class_pictures:
@@ -169,11 +170,12 @@ class PhotoJob:
     epsilon: dict[str, float]
 
     @staticmethod
-    def load(config: JobConfig, *, quiet: bool = False) -> PhotoJob:
+    def load(config: JobConfig, networks: FaceNetworks, *, quiet: bool = False) -> PhotoJob:
         """Read and check the photos, the face models and the options, before any long work starts.
 
         Args:
             config: the options.
+            networks: the networks for faces, of which the zero-shot layer takes the detector and its targets.
             quiet: do not check for photos without a face, and log nothing about them.
 
         Raises:
@@ -189,9 +191,7 @@ class PhotoJob:
         photos = {subject.id: read_subject(subject, layer.format) for subject in subjects}
         faces = None
         if layer.zero_shot.enabled:
-            detector = load_detector(layer.zero_shot.detector)
-            encoders = load_encoders(layer.zero_shot.encoders, detector=detector, allow_pickle=config.allow_pickle)
-            faces = FaceModels(detector, encoders)
+            faces = FaceModels(networks.detector, networks.targets)
             if not quiet:
                 _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
         return PhotoJob(

@@ -20,7 +20,7 @@ from apdm.attacks.identity_net import COLOURS, IdentityNet, draw_keypoints, find
 from apdm.audit.photo_attacks import load_adapter
 from apdm.config import AuditConfig
 from apdm.core.errors import UserError
-from apdm.faces import AlignedEncoder, load_detector, load_encoder
+from apdm.faces import AlignedEncoder, FaceChoice, FaceNetworks, load_detector, load_encoder
 from apdm.faces.mobilefacenet import MobileFaceNet
 from apdm.families import Family, load_family
 from apdm.families.sampling import adapter_input
@@ -392,7 +392,7 @@ def test_a_controlnet_that_is_none_or_does_not_fit_is_one_clear_line(
 
 def test_the_audits_options_name_adapter_and_controlnet(adapter_path: Path, controlnet_path: Path):
     config = AuditConfig(faceid_adapter=str(adapter_path), faceid_controlnet=str(controlnet_path))
-    adapter = load_adapter(config, allow_pickle=True)
+    adapter = load_adapter(config, FaceNetworks(FaceChoice()), allow_pickle=True)
     assert adapter is not None and adapter.allow_pickle and adapter.controlnet == controlnet_path
     expected = {"adapter": "instantid.safetensors", "encoder": "portrait-a", "scale": 1.0}
     assert adapter.params() == expected | {"controlnet": "ControlNetModel", "controlnet_scale": 0.8}

@@ -29,7 +29,7 @@ from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
-from apdm.faces import load_encoder, load_encoders, load_face_score
+from apdm.faces import FaceChoice, FaceNetworks, load_encoder, load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
 from apdm.families import load_family
 from apdm.jobs.final_audit import load_audit_inputs
@@ -108,6 +108,7 @@ def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path
 
 
 PHOTOS = torch.zeros(2, 3, 64, 64)
+FACES = FaceNetworks(FaceChoice())
 PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
 
 
@@ -129,7 +130,7 @@ def attack_photos(
         base=family,
         class_images=prior,
         judges=judges,
-        specs=replace(PhotoAttackSpecs.load(options, **PROMPTS, allow_pickle=False), adapter=adapter),
+        specs=replace(PhotoAttackSpecs.load(options, FACES, **PROMPTS, allow_pickle=False), adapter=adapter),
         factory=AttackFactory.of(options, **PROMPTS),
         drawing=Drawing.of(options, PROMPTS["instance_prompt"]),
         seeds=range(options.seeds),
@@ -264,7 +265,7 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
 def test_attacks_on_photos_that_cannot_be_run_are_bad_input(settings: dict[str, Any], identifier: str, said: str):
     prompts = {"instance_prompt": f"a photo of {identifier} person", "class_prompt": "a photo of person"}
     with pytest.raises(UserError, match=said):
-        PhotoAttackSpecs.load(AuditConfig(**settings), **prompts, allow_pickle=False)
+        PhotoAttackSpecs.load(AuditConfig(**settings), FACES, **prompts, allow_pickle=False)
 
 
 def grey(folder: Path, **levels: int) -> list[Path]:
@@ -305,13 +306,13 @@ def hardening(people: Path, *words: str) -> HardenConfig:
 def test_attacks_that_cannot_be_run_are_refused_before_the_hardening(words: list[str], said: str, people: Path):
     config = hardening(people, "--audit.enabled", "true", "--image_layer.enabled", "false", *words)
     with pytest.raises(UserError, match=said):
-        load_audit_inputs(config)
+        load_audit_inputs(config, FACES)
 
 
 def test_an_audit_that_cannot_pass_is_said_before_the_hardening(people: Path, caplog: pytest.LogCaptureFixture):
-    load_audit_inputs(hardening(people, "--audit.enabled", "true"))
+    load_audit_inputs(hardening(people, "--audit.enabled", "true"), FACES)
     assert caplog.messages == []
-    load_audit_inputs(hardening(people, "--audit.enabled", "true", "--audit.min_cost_factor", "3"))
+    load_audit_inputs(hardening(people, "--audit.enabled", "true", "--audit.min_cost_factor", "3"), FACES)
     (message,) = caplog.messages
     assert message.startswith("audit.max_train_steps = 1400 is 2 times the nominal attack's 700 steps")
     assert 'so the verdict can hardly be "protected"' in message  # it is measured before the nominal step too

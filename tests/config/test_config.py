@@ -368,7 +368,6 @@ def test_sd15_config_is_the_defaults_but_for_the_model_and_an_audit_that_can_be_
         (["--adam_beta1", "1"], "less than 1"),
         (["--audit.max_match_rate", "2"], "at most 1"),
         (["--audit.eval_steps", "5", "900"], "audit.eval_steps holds 900, past the attack's end"),
-        (["--audit.encoders"], "audit.encoders is empty"),
         (["--validation.probe_steps", "5"], "validation.steps is 0"),
         (["--validation.stop_when_protected"], "needs validation.probe_steps"),
     ],

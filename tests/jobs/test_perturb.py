@@ -256,7 +256,7 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
         ({"image_layer.zero_shot.encoders": "missing.onnx=0.3"}, "missing.onnx"),
         ({"image_layer.zero_shot.encoders": "portrait-c"}, "portrait-c"),
         ({"image_layer.zero_shot.detector": "nowhere"}, "nowhere"),
-        ({"image_layer.zero_shot.weights": "1 2"}, "2 numbers for 1 encoders"),
+        ({"image_layer.zero_shot.weights": "1 2"}, "2 numbers for 1 encoder;"),
         ({"resolution": 40}, "resolution 40"),
     ],
 )

@@ -1,0 +1,127 @@
+"""Which networks look at faces in a run: who finds faces, who judges likeness, and whom the photo protection misleads.
+
+`FaceChoice` holds what the options name. `FaceNetworks` loads the networks when they are first asked for, each file
+once, whatever it is used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from apdm.core.errors import UserError
+from apdm.faces.detector_score import DetectorScore
+from apdm.faces.interfaces import FaceDetector, FaceEncoder, FaceScore
+from apdm.faces.load import Loader, split_spec
+from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
+
+BUNDLED = (*ENCODERS, FACE_SCORE, DETECTOR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceChoice:
+    """What the options say about networks for faces. An empty list or None means that the option is not given.
+
+    Attributes:
+        faces: `--faces`: packs and recognisers. All of them judge; the first is misled, and the first pack detects.
+        encoders: the judging encoders, in place of `faces`.
+        face_score: the detector that says whether a picture shows a face, in place of the pack's.
+        targets: the encoders that the zero-shot layer misleads, in place of the first of `faces`.
+        detector: the detector of the zero-shot layer, in place of the pack's.
+        adapter_encoder: the encoder of the FaceID adapter, in place of the first of `faces`.
+        allow_pickle: whether weights may be read from pickles.
+    """
+
+    faces: Sequence[str] = ()
+    encoders: Sequence[str] = ()
+    face_score: str | None = None
+    targets: Sequence[str] = ()
+    detector: str | None = None
+    adapter_encoder: str | None = None
+    allow_pickle: bool = False
+
+    @property
+    def named(self) -> list[str]:
+        """All networks that the options name."""
+        single = [spec for spec in (self.face_score, self.detector, self.adapter_encoder) if spec is not None]
+        return [*self.faces, *self.encoders, *self.targets, *single]
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether only bundled networks are named, or none: then the bundled ones stand for what is not given."""
+        return all(spec in BUNDLED for spec in self.named)
+
+    @property
+    def pack(self) -> str | None:
+        """The path of the first InsightFace pack that the options name."""
+        paths = [split_spec(spec)[0] for spec in self.named if spec not in BUNDLED]
+        return next((str(path) for path in paths if path.is_dir()), None)
+
+
+class FaceNetworks:
+    """The networks of a run that look at faces. They are loaded when they are first asked for.
+
+    Every property raises UserError if a network cannot be loaded, or if none is named.
+    """
+
+    def __init__(self, choice: FaceChoice) -> None:
+        self.choice = choice
+        self._loader = Loader(allow_pickle=choice.allow_pickle)
+
+    @cached_property
+    def encoders(self) -> list[FaceEncoder]:
+        """The encoders that judge likeness."""
+        choice = self.choice
+        return self._encoders(choice.encoders or choice.faces, ENCODERS, "audit.encoders", self._judging_detector)
+
+    @cached_property
+    def face_score(self) -> FaceScore:
+        """Decides whether a picture shows a face."""
+        if self.choice.face_score is not None:
+            return self._loader.face_score(self.choice.face_score)
+        if self.choice.is_bundled:
+            return self._loader.face_score(FACE_SCORE)
+        return DetectorScore(self._judging_detector)
+
+    @cached_property
+    def targets(self) -> list[FaceEncoder]:
+        """The encoders that the zero-shot layer misleads."""
+        choice, option = self.choice, "image_layer.zero_shot.encoders"
+        return self._encoders(choice.targets or choice.faces[:1], ENCODERS[:1], option, self.detector)
+
+    @cached_property
+    def detector(self) -> FaceDetector:
+        """Finds the faces for the zero-shot layer."""
+        return self._detector(self.choice.detector, self.choice.face_score)
+
+    @cached_property
+    def adapter_encoder(self) -> FaceEncoder:
+        """The encoder that the FaceID adapter works with."""
+        given = self.choice.adapter_encoder
+        specs = self.choice.faces[:1] if given is None else [given]
+        return self._encoders(specs, ENCODERS[:1], "audit.faceid_encoder", self._judging_detector)[0]
+
+    @cached_property
+    def _judging_detector(self) -> FaceDetector:
+        return self._detector(self.choice.face_score, self.choice.detector)
+
+    def _encoders(
+        self, specs: Sequence[str], bundled: Sequence[str], option: str, detector: FaceDetector
+    ) -> list[FaceEncoder]:
+        """Load the encoders that an option names, or the bundled ones where nothing at all is named."""
+        if not specs and not self.choice.is_bundled:
+            raise UserError(f"no face encoder is named: give --faces with an InsightFace pack first, or {option}")
+        return self._loader.encoders(specs or bundled, detector=detector)
+
+    def _detector(self, given: str | None, other: str | None) -> FaceDetector:
+        """Load the detector of one option, else the pack's, else that of the other option, else the bundled one."""
+        for spec in (given, self.choice.pack, other):
+            if spec is not None and spec != FACE_SCORE:
+                return self._loader.detector(spec)
+        if self.choice.is_bundled:
+            return self._loader.detector(DETECTOR)
+        raise UserError(
+            "no face detector is named: give the folder of an InsightFace pack as the first of --faces, or a YuNet "
+            ".onnx file as the face score"
+        )

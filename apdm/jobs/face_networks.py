@@ -1,0 +1,34 @@
+"""Which networks look at faces in a job, as its options say."""
+
+from __future__ import annotations
+
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
+from apdm.config.audit import AuditOptions
+from apdm.config.image_layer import ZeroShotConfig
+from apdm.faces import FaceChoice, FaceNetworks
+
+
+def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> FaceNetworks:
+    """Return the networks for faces. Each is loaded when it is first used, and a run should ask for them once.
+
+    Options of parts that are off do not count: a hardening run without an audit has no judges.
+    """
+    audit: AuditOptions | None = None
+    layer: ZeroShotConfig | None = None
+    if isinstance(config, AuditJobConfig):
+        audit = config
+    elif config.image_layer.zero_shot.enabled and (config.image_layer.enabled or isinstance(config, PerturbConfig)):
+        layer = config.image_layer.zero_shot
+    if isinstance(config, HardenConfig) and (config.audit.enabled or config.validation.probe_steps):
+        audit = config.audit
+    return FaceNetworks(
+        FaceChoice(
+            faces=config.faces,
+            encoders=audit.encoders if audit else (),
+            face_score=audit.face_score if audit else None,
+            adapter_encoder=audit.faceid_encoder if audit and audit.faceid_adapter else None,
+            targets=layer.encoders if layer else (),
+            detector=layer.detector if layer else None,
+            allow_pickle=config.allow_pickle,
+        )
+    )
