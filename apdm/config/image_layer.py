@@ -260,6 +260,13 @@ class ImageLayerConfig:
         False,
         "Choose the timesteps of each photo as SimAC does, on the unchanged model. false uses all timesteps alike.",
     )
+    working_side: int | None = option(
+        None,
+        "The fine-tuning layer works on a copy of a photo whose shorter side has at most this many pixels, and its "
+        "change is enlarged to the photo's own size. A larger value needs more time and memory. Default: twice the "
+        "resolution.",
+        at_least=16,
+    )
     batch_size: int = option(
         4, "Photos per PGD step. More photos need more memory; the result stays nearly the same.", at_least=1
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -28,6 +28,14 @@ class Face:
         """The area of the box, in square pixels."""
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
+
+    def moved(self, x: float, y: float) -> Face:
+        """Return the face as it lies in a part of the picture whose upper left corner is at (x, y)."""
+        if (x, y) == (0, 0):
+            return self
+        left, top, right, bottom = self.box
+        corner = self.landmarks.new_tensor([x, y])
+        return replace(self, box=(left - x, top - y, right - x, bottom - y), landmarks=self.landmarks - corner)
 
 
 class FaceDetector(Protocol):

@@ -9,11 +9,13 @@ from typing import Protocol
 from torch import Tensor
 
 from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
+from apdm.faces import Face
 from apdm.image_layer.pgd import PGD, Update
 from apdm.image_layer.photos import Photo, quantise
 from apdm.image_layer.protections import PhotoProtection, make_protection
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.timesteps import greedy_timesteps
+from apdm.image_layer.views import Draft, Part, SmallCopy, View, Whole, part_with
 from apdm.image_layer.zero_shot import FaceModels, IdentityObjective
 
 
@@ -30,11 +32,21 @@ class Layer(Protocol):
         """The number of steps for one subject, for the progress bar."""
         ...
 
+    def view(self, draft: Draft, working: Tensor, faces: Sequence[Face]) -> View:
+        """Return what this layer sees of a photo.
+
+        Args:
+            draft: the photo.
+            working: its working copy.
+            faces: the faces in it that are to be misled.
+        """
+        ...
+
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
         """Change the photos of a subject.
 
         Args:
-            task: the original photos and the model.
+            task: the model, and the original photos as this layer sees them.
             start: the photos as an earlier layer left them, each `[3, H, W]` in [0, 1].
 
         Returns:
@@ -62,6 +74,11 @@ class FineTuningLayer:
     def total_steps(self) -> int:
         """The number of steps for one subject, for the progress bar."""
         return self.protection.total_steps
+
+    def view(self, draft: Draft, working: Tensor, faces: Sequence[Face]) -> View:
+        """Return the whole of a small photo, and a small copy of a large one."""
+        size = working.shape[1], working.shape[2]
+        return SmallCopy(size, self.epsilon, self.epsilon) if draft.is_large else Whole()
 
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
         """Change the photos with the photo protection. `Layer.apply` explains the arguments."""
@@ -104,12 +121,17 @@ class ZeroShotLayer:
         """The number of steps for one subject, for the progress bar."""
         return self.max_steps
 
+    def view(self, draft: Draft, working: Tensor, faces: Sequence[Face]) -> View:
+        """Return the whole of a small photo, and of a large one the part with the faces."""
+        return part_with(faces, self.faces.encoders, *draft.photo.pixels.shape[1:]) if draft.is_large else Whole()
+
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
         """Change the faces in the photos. `Layer.apply` explains the arguments."""
         objective = IdentityObjective(
             task.originals,
             self.faces,
             task.generator,
+            chosen=task.faces,
             weights=self.weights,
             margin=self.margin,
             jitter=self.jitter,
@@ -204,12 +226,26 @@ class LayeredProtection:
 
         Args:
             photos: the photos in 8 bits.
-            task: the same photos as `task.originals`, and the model.
+            task: the same photos as `task.originals`, and the model. Large photos may be there as working copies.
 
         Returns:
             The 8-bit pixels of each protected photo, `[3, H, W]`, within `epsilon` of the original.
         """
-        current = task.originals
+        drafts = [Draft(*pair) for pair in zip(photos, task.originals, strict=True)]
+        found = task.faces or self._find_faces(drafts)
         for layer in self.layers:
-            current = layer.apply(task, current)
-        return [quantise(photo, known.pixels, self.epsilon) for photo, known in zip(current, photos, strict=True)]
+            views = [layer.view(*each) for each in zip(drafts, task.originals, found, strict=True)]
+            originals = [view.cut(draft.original) for view, draft in zip(views, drafts, strict=True)]
+            starts = originals
+            if any(draft.is_changed for draft in drafts):
+                starts = [view.cut(draft.pixels()) for view, draft in zip(views, drafts, strict=True)]
+            faces = [[face.moved(*view.corner) for face in own] for view, own in zip(views, found, strict=True)]
+            ends = layer.apply(replace(task, originals=originals, faces=faces), starts)
+            for draft, view, start, end in zip(drafts, views, starts, ends, strict=True):
+                draft.keep(view, start, end)
+        return [quantise(draft.pixels(), draft.photo.pixels, self.epsilon) for draft in drafts]
+
+    def _find_faces(self, drafts: Sequence[Draft]) -> list[list[Face]]:
+        """Return all faces in each photo, if there is a layer that misleads somebody about them."""
+        detectors = [layer.faces.detector for layer in self.layers if isinstance(layer, ZeroShotLayer)]
+        return [detectors[0].detect(draft.original.cpu()) if detectors else [] for draft in drafts]

@@ -130,15 +130,19 @@ class PGD:
 
     def bounds(self, index: int) -> tuple[Tensor, Tensor]:
         """The lowest and the highest allowed value of each pixel of a photo, both `[3, H, W]`."""
-        original, start = self.originals[index], self.starts[index]
-        low = torch.minimum(original - self.epsilon, start).maximum(start - self.reach)
-        high = torch.maximum(original + self.epsilon, start).minimum(start + self.reach)
-        return low.clamp_(min=0), high.clamp_(max=1)
+        return bounds(self.originals[index], self.starts[index], epsilon=self.epsilon, reach=self.reach)
 
     @torch.no_grad()
     def _step(self, gradient: Tensor, index: int) -> Tensor:
         moved = self.photos[index].detach() + self.step_size * self.direction(gradient, index)
         return self.project(moved, index)
+
+
+def bounds(original: Tensor, start: Tensor, *, epsilon: float, reach: float) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest allowed value of each pixel, both `[3, H, W]`. `PGD` explains the arguments."""
+    low = torch.minimum(original - epsilon, start).maximum(start - reach)
+    high = torch.maximum(original + epsilon, start).minimum(start + reach)
+    return low.clamp_(min=0), high.clamp_(max=1)
 
 
 def check_finite(flags: Sequence[Tensor]) -> None:

@@ -1,8 +1,13 @@
-"""Photos at their full size: reading, cropping as a trainer does, saving in 8 bits, and checking the saved file."""
+"""Photos at their full size: reading, cropping as a trainer does, saving in 8 bits, and checking the saved file.
+
+A job may have thousands of photos of 12 megapixels. So before the work each is decoded once and only its size is kept
+(`PhotoFile`); the pixels (`Photo`) are read when the person's turn comes.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,23 +54,62 @@ def read_photo(path: Path) -> Photo:
     return Photo(path, torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).contiguous())
 
 
-def read_subject(subject: Subject, kind: Format) -> list[Photo]:
-    """Read all photos of a subject.
+@dataclass(frozen=True)
+class PhotoFile:
+    """A photo that was found readable, without its pixels.
+
+    Attributes:
+        path: the file.
+        height, width: the size of the upright photo in pixels.
+    """
+
+    path: Path
+    height: int
+    width: int
+
+    def read(self) -> Photo:
+        """Read the photo.
+
+        Raises:
+            UserError: the file cannot be read any more, or holds a photo of another size.
+        """
+        photo = read_photo(self.path)
+        if photo.pixels.shape[1:] != (self.height, self.width):
+            raise UserError(f"{name_of(self.path)} was changed during the run; run the command again")
+        return photo
+
+    def name(self, kind: Format) -> str:
+        """The file name of the protected photo: the name of the original with the suffix of the format."""
+        return stem(self.path) + SUFFIX[kind]
+
+
+def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object] | None = None) -> list[PhotoFile]:
+    """Read every photo of a subject once, and keep only their sizes.
+
+    Args:
+        subject: the subject.
+        kind: the format of the protected photos.
+        look: called with each photo, in order, while its pixels are at hand.
 
     Raises:
         UserError: a file is no usable picture, two protected photos would have the same name, or a name is too long.
     """
-    photos = [read_photo(path) for path in subject.images]
-    names: dict[str, Photo] = {}
-    for photo in photos:
-        name = photo.name(kind)
-        other = names.setdefault(name.lower(), photo)  # some file systems know no capital letters
-        if other is not photo:
-            both = f"{name_of(other.path)} and {name_of(photo.path, 1)}"
+    names: dict[str, Path] = {}
+    for path in subject.images:
+        name = stem(path) + SUFFIX[kind]
+        other = names.setdefault(name.lower(), path)  # some file systems know no capital letters
+        if other is not path:
+            both = f"{name_of(other)} and {name_of(path, 1)}"
             raise UserError(f"{both} would both become {printable(name)}; rename one")
         if len(os.fsencode(name)) > NAME_BYTES:
-            raise UserError(f"the name of {name_of(photo.path)} is too long; rename it")
-    return photos
+            raise UserError(f"the name of {name_of(path)} is too long; rename it")
+    found = []
+    for path in subject.images:
+        photo = read_photo(path)
+        found.append(PhotoFile(path, *photo.pixels.shape[1:]))
+        if look is not None:
+            look(photo)
+    return found
 
 
 def crop_square(photo: Tensor, size: int, position: float = 0.5) -> Tensor:
@@ -118,25 +162,21 @@ def save_photo(pixels: Tensor, path: Path, kind: Format = "png", jpeg_quality: i
             image.save(partial, format="PNG")
 
 
-def deviation(path: Path, original: Tensor, kind: Format = "png") -> float | None:
+def deviation(saved: Tensor, original: Tensor, kind: Format = "png") -> float | None:
     """Measure how far a saved photo is from its original.
 
     For a PNG this is the largest change of a pixel. For a JPEG it is the mean change, because the compression changes
     single pixels by more than any budget.
 
     Args:
-        path: the saved photo.
+        saved: the pixels of the saved photo, `[3, H, W]`, uint8.
         original: `[3, H, W]`, uint8.
         kind: the format of the saved photo.
 
     Returns:
         The change in [0, 1] pixel units, or None if the saved photo has another size.
-
-    Raises:
-        UserError: the file cannot be read.
     """
-    saved = read_photo(path).pixels
     if saved.shape != original.shape:
         return None
-    change = (saved.int() - original.int()).abs()
-    return (change.max().item() if kind == "png" else change.float().mean().item()) / 255
+    change = (saved.to(torch.int16) - original.to(torch.int16)).abs()
+    return (int(change.max()) if kind == "png" else int(change.sum(dtype=torch.int64)) / change.numel()) / 255

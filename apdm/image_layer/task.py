@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from apdm.core.devices import send
 from apdm.core.errors import UserError
+from apdm.faces import Face
 from apdm.families import Family, Posterior
 from apdm.families.attention import watch_attention
 from apdm.image_layer.pgd import PhotoObjective, Progress
@@ -44,7 +45,8 @@ class ProtectionTask:
 
     Attributes:
         family: the model. It is only read.
-        originals: the subject's photos, each `[3, H, W]` in [0, 1], on the model's device.
+        originals: the subject's photos, each `[3, H, W]` in [0, 1], on the model's device. A layer gets them as it sees
+            them: large photos as small copies, or the part with the faces.
         prompt_embeds: the prompt that an attacker trains the photos with, `[1, L, D]`.
         class_prompt_embeds: the prompt of the class pictures, `[1, L, D]`.
         prior: latents of class pictures for prior preservation, or None.
@@ -53,6 +55,7 @@ class ProtectionTask:
         transform: what may happen to a photo before it is learned; losses are computed on transformed photos
             (expectation over transformation). None: nothing.
         timesteps: for each photo, the timesteps that its losses are computed at. None: 1 to T - 1.
+        faces: the faces in each of `originals` that identity encoders are misled about. None: all faces.
         callback: called after every step of a surrogate or of prompt tuning.
     """
 
@@ -65,6 +68,7 @@ class ProtectionTask:
     generator: torch.Generator
     transform: Transform | None = None
     timesteps: list[Tensor] | None = None
+    faces: list[list[Face]] | None = None
     callback: Progress | None = None
 
     @property

@@ -16,12 +16,13 @@ from torch.nn import Module
 
 from apdm.core.errors import UserError
 from apdm.faces import Face, FaceDetector, FaceEncoder
-from apdm.faces.align import align, jitter
+from apdm.faces.align import jitter
+from apdm.faces.person import embed_face, on_own_scale
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.task import Transform
+from apdm.image_layer.views import BLOCK, MARGIN
 
 CHECK_EVERY = 20  # steps between two checks whether all photos have reached the goal
-MARGIN = 0.5  # a transform sees the face's box and this much on each side, as a share of its longer side
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class IdentityObjective:
             adapter would.
         faces: the detector and the encoders.
         generator: on the CPU, for jitter and transforms.
+        chosen: the faces of each photo that are to be misled. None: all that the detector finds.
         weights: one weight for each encoder. Empty: 1 each.
         margin: how far below an encoder's threshold its cosine is pushed, in units of the distance between the
             threshold and 1.
@@ -89,20 +91,22 @@ class IdentityObjective:
         faces: FaceModels,
         generator: torch.Generator,
         *,
+        chosen: Sequence[Sequence[Face]] | None = None,
         weights: Sequence[float] = (),
         margin: float = 1.0,
         jitter: float = 0.02,
         transform: Transform | None = None,
     ) -> None:
         self.generator, self.margin, self.jitter, self.transform = generator, margin, jitter, transform
-        found = [faces.detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
+        if chosen is None:
+            chosen = [faces.detector.detect(photo.cpu()) for photo in originals]  # detectors stay on the CPU
         self.targets = [
             [
                 Target(face, encoder, weight, embed_face(encoder, photo, face))
                 for face in photo_faces
                 for encoder, weight in zip(faces.encoders, weights or [1.0] * len(faces.encoders), strict=True)
             ]
-            for photo, photo_faces in zip(originals, found, strict=True)
+            for photo, photo_faces in zip(originals, chosen, strict=True)
         ]
 
     def ascend(self, pgd: PGD, max_steps: int) -> None:
@@ -137,15 +141,14 @@ class IdentityObjective:
     def _as_seen(self, photo: Tensor, face: Face) -> tuple[Tensor, Face]:
         """The photo and the face as an adapter's user may see them: landmarks shifted, and the photo transformed.
 
-        Only the face and its surroundings are cut out and transformed. The cut begins at multiples of 16 pixels, where
-        JPEG's blocks begin.
+        Only the face and its surroundings are cut out and transformed.
         """
         face = replace(face, landmarks=jitter(face.landmarks, self.jitter, self.generator))
         if self.transform is None:
             return photo, face
         left, top, right, bottom = face.box
         margin = MARGIN * max(right - left, bottom - top)
-        x, y = (max(0, int(start - margin) // 16 * 16) for start in (left, top))
+        x, y = (max(0, int(start - margin) // BLOCK * BLOCK) for start in (left, top))
         cut = photo[:, y : int(bottom + margin) + 1, x : int(right + margin) + 1]
         corner = torch.tensor([x, y], dtype=face.landmarks.dtype, device=face.landmarks.device)
         return self.transform(cut[None], self.generator)[0], replace(face, landmarks=face.landmarks - corner)
@@ -155,13 +158,3 @@ class IdentityObjective:
         return all(
             self._photo_loss(photo, targets).item() == 0 for photo, targets in zip(photos, self.targets, strict=True)
         )
-
-
-def embed_face(encoder: FaceEncoder, photo: Tensor, face: Face) -> Tensor:
-    """The embedding of a face in a photo, a unit vector `[D]`, differentiable in the photo `[3, H, W]` in [0, 1]."""
-    return encoder.embed_crops(align(photo, face, encoder.size, encoder.template)[None])[0]
-
-
-def on_own_scale(cosine: Tensor, threshold: float) -> Tensor:
-    """A cosine on an encoder's own scale: 1 for the same picture, 0 at its threshold, negative for strangers."""
-    return (cosine - threshold) / (1 - threshold)

@@ -40,9 +40,10 @@ from apdm.families import Family, Posterior
 from apdm.families.prompts import check_prompts
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
-from apdm.image_layer.photos import Format, Photo, deviation, read_photo, read_subject, save_photo
+from apdm.image_layer.photos import Format, Photo, PhotoFile, check_photos, deviation, read_photo, save_photo
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.views import working_copy
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.plan import perturb_plan, show_plan
@@ -141,7 +142,7 @@ class PhotoJob:
     """All photos of a run, and everything that is needed to protect them except the model.
 
     Attributes:
-        photos: {subject id: the subject's photos}.
+        photos: {subject id: the subject's photos}. They are read when the subject's turn comes.
         faces: the models of the zero-shot layer; None if it is not used.
         protection: the layers of the photo protection.
         transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
@@ -150,13 +151,14 @@ class PhotoJob:
         instance_prompt: the prompt that an attacker trains the photos with.
         class_prompt: the prompt of the class pictures.
         resolution: side of the square that a trainer makes of a photo, in pixels.
+        working_side: the longest shorter side of the copies that the fine-tuning layer works on, in pixels.
         seed: seed of all random numbers.
         format: file format of the protected photos.
         jpeg_quality: quality of JPEG files.
         epsilon: {layer: budget in [0, 1] pixel units} of both layers, for perturbation.json.
     """
 
-    photos: Mapping[str, list[Photo]]
+    photos: Mapping[str, list[PhotoFile]]
     faces: FaceModels | None
     protection: LayeredProtection
     transform: RandomTransform | None
@@ -164,6 +166,7 @@ class PhotoJob:
     instance_prompt: str
     class_prompt: str
     resolution: int
+    working_side: int
     seed: int
     format: Format
     jpeg_quality: int
@@ -187,13 +190,18 @@ class PhotoJob:
             output_dir=config.output_dir,
             class_data_dir=config.class_data_dir,
         )
-        subjects = find_subjects(config.instance_data_dir)
-        photos = {subject.id: read_subject(subject, layer.format) for subject in subjects}
         faces = None
         if layer.zero_shot.enabled:
             faces = FaceModels(networks.detector, networks.targets)
-            if not quiet:
-                _report_faces(photos, faces, refuse=layer.zero_shot.no_face == "refuse")
+        without: list[str] = []
+
+        def look(photo: Photo) -> None:
+            if faces is not None and not quiet and not faces.detector.detect(photo.unit):
+                without.append(name_of(photo.path))
+
+        subjects = find_subjects(config.instance_data_dir)
+        photos = {subject.id: check_photos(subject, layer.format, look) for subject in subjects}
+        _report_faces(without, refuse=layer.zero_shot.no_face == "refuse")
         return PhotoJob(
             photos=photos,
             faces=faces,
@@ -203,6 +211,7 @@ class PhotoJob:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             resolution=config.resolution,
+            working_side=layer.working_side or 2 * config.resolution,
             seed=config.seed,
             format=layer.format,
             jpeg_quality=layer.jpeg_quality,
@@ -307,10 +316,10 @@ class PhotoJob:
 
             for count, subject in enumerate(subjects, 1):
                 bar.set_description(f"protect {subject}")
-                photos = self.photos[subject]
+                photos = [photo.read() for photo in self.photos[subject]]
                 task = ProtectionTask(
                     family=family,
-                    originals=[photo.unit.to(prompts.device) for photo in photos],
+                    originals=[working_copy(photo, self.working_side).to(prompts.device) for photo in photos],
                     prompt_embeds=prompts[:1],
                     class_prompt_embeds=prompts[1:],
                     prior=prior,
@@ -319,7 +328,7 @@ class PhotoJob:
                     transform=self.transform,
                     callback=progress,
                 )
-                for photo, pixels in zip(photos, self.protection.protect(photos, task), strict=True):
+                for photo, pixels in zip(self.photos[subject], self.protection.protect(photos, task), strict=True):
                     save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
                 bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
         if self.faces is not None:
@@ -330,11 +339,12 @@ class PhotoJob:
         for subject, photos in self.photos.items():
             for number, photo in enumerate(photos):
                 path = self._path(images, subject, photo)
-                if not self._is_within_budget(path, photo):
+                original, saved = photo.read(), read_photo(path)
+                if not self._is_within_budget(saved, original):
                     raise UserError(
                         f"{path} is not within the budget of its original; delete the file and run the command again"
                     )
-                found.append(measure_photo(photo, read_photo(path), self.faces, subject=subject, number=number))
+                found.append(measure_photo(original, saved, self.faces, subject=subject, number=number))
         return found
 
     def _missing(self, images: Path) -> list[str]:
@@ -343,7 +353,7 @@ class PhotoJob:
             subject
             for subject, photos in self.photos.items()
             if not all(
-                path.exists() and self._is_within_budget(path, photo)
+                path.exists() and self._is_within_budget(read_photo(path), photo.read())
                 for photo in photos
                 for path in [self._path(images, subject, photo)]
             )
@@ -351,10 +361,10 @@ class PhotoJob:
 
     def _size(self, subjects: Sequence[str]) -> int:
         """Return an upper bound of the bytes of the protected photos of some subjects."""
-        return sum(picture_size(photo.pixels[0].numel()) for subject in subjects for photo in self.photos[subject])
+        return sum(picture_size(photo.height * photo.width) for subject in subjects for photo in self.photos[subject])
 
-    def _is_within_budget(self, path: Path, original: Photo) -> bool:
-        changed = deviation(path, original.pixels, self.format)
+    def _is_within_budget(self, saved: Photo, original: Photo) -> bool:
+        changed = deviation(saved.pixels, original.pixels, self.format)
         return changed is not None and changed <= self.protection.epsilon + 1e-6
 
     def _remove_stale(self, images: Path) -> None:
@@ -366,7 +376,7 @@ class PhotoJob:
                 if not list_files(stale.parent):
                     delete(stale.parent)
 
-    def _path(self, images: Path, subject: str, photo: Photo) -> Path:
+    def _path(self, images: Path, subject: str, photo: PhotoFile) -> Path:
         return images / subject / photo.name(self.format)
 
 
@@ -376,13 +386,12 @@ def _generator(seed: int, subject: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def _report_faces(photos: Mapping[str, list[Photo]], faces: FaceModels, *, refuse: bool) -> None:
+def _report_faces(without: Sequence[str], *, refuse: bool) -> None:
     """Log a warning that names the photos without a face, because the zero-shot layer cannot protect them.
 
     Raises:
         UserError: there are such photos, and `refuse` is true.
     """
-    without = [name_of(photo.path) for own in photos.values() for photo in own if not faces.detector.detect(photo.unit)]
     if without and refuse:
         raise UserError(
             f"no face was found in {', '.join(without)}; remove the photo, or give "

@@ -11,7 +11,7 @@ from PIL import Image
 
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
-from apdm.image_layer.photos import crop_square, deviation, quantise, read_photo, read_subject, save_photo
+from apdm.image_layer.photos import check_photos, crop_square, deviation, quantise, read_photo, save_photo
 
 
 def saved(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
@@ -57,7 +57,7 @@ def test_a_photo_of_any_kind_is_saved_as_it_was_read(tmp_path: Path, mode: str, 
     photo = read_photo(saved(tmp_path / f"in.{suffix}", mode))
     assert photo.pixels.shape == (3, 30, 40) and photo.pixels.dtype == torch.uint8
     save_photo(photo.pixels, tmp_path / "out.png")
-    assert deviation(tmp_path / "out.png", photo.pixels) == 0
+    assert deviation(read_photo(tmp_path / "out.png").pixels, photo.pixels) == 0
 
 
 def test_sixteen_bits_and_a_turned_camera_are_read_upright_in_eight(tmp_path: Path):
@@ -83,10 +83,10 @@ def test_nothing_but_pixels_is_saved(tmp_path: Path):
 def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
     images = [saved(tmp_path / "a.jpg"), saved(tmp_path / "a.png")]
     with pytest.raises(UserError, match="a.jpg and a.png would both become a.png"):
-        read_subject(Subject("s01", images), "png")
+        check_photos(Subject("s01", images), "png")
 
 
 def test_another_size_is_no_deviation(tmp_path: Path):
     photo = read_photo(saved(tmp_path / "a.png"))
     save_photo(photo.pixels[:, :20], tmp_path / "b.png")
-    assert deviation(tmp_path / "b.png", photo.pixels) is None
+    assert deviation(read_photo(tmp_path / "b.png").pixels, photo.pixels) is None

@@ -1,0 +1,62 @@
+"""How much memory a process may still take."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from apdm.core.devices import is_accelerator
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMINFO, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that the machine and this process's control groups have left; None if unknown."""
+    found = [*_of_machine(), *_of_groups()]
+    return min(found, default=None)
+
+
+def available_on(device: torch.device) -> int | None:
+    """Return the bytes of memory that a device has left; None if it does not say."""
+    if not is_accelerator(device):
+        return available_memory()
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if ask is None else int(ask(device)[0])
+
+
+def gigabytes(size: float) -> str:
+    """Return a number of bytes in words."""
+    return f"{size / 1e9:.1f} GB"
+
+
+def _of_machine() -> list[int]:
+    with suppress(OSError, ValueError, IndexError):
+        lines = [line.split() for line in MEMINFO.read_text().splitlines()]
+        return [int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"]
+    return []
+
+
+def _of_groups() -> list[int]:
+    """Return what the limits of the control groups (version 2) leave."""
+    found = []
+    with suppress(OSError):
+        names = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+        for _, kinds, name in names:
+            place = CGROUPS / name.lstrip("/")
+            for folder in (place, *place.parents) if not kinds else ():
+                if folder.is_relative_to(CGROUPS):
+                    with suppress(OSError, ValueError):  # "max" is no number
+                        limit = int((folder / "memory.max").read_text())
+                        found.append(limit - int((folder / "memory.current").read_text()) + _cache(folder))
+    return found
+
+
+def _cache(folder: Path) -> int:
+    """Return the bytes of a control group that hold files, which the system gives up when memory is short."""
+    with suppress(OSError, ValueError, IndexError):
+        rows = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
+        return sum(int(value) for name, value in rows if name == "inactive_file")
+    return 0
