@@ -15,7 +15,7 @@ from apdm.image_layer.photos import Photo, quantise
 from apdm.image_layer.protections import PhotoProtection, make_protection
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.timesteps import greedy_timesteps
-from apdm.image_layer.views import Draft, Part, SmallCopy, View, Whole, part_with
+from apdm.image_layer.views import Draft, SmallCopy, View, Whole, part_with
 from apdm.image_layer.zero_shot import FaceModels, IdentityObjective
 
 

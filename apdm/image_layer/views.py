@@ -32,13 +32,12 @@ BLOCK = 16  # a part of a photo begins at a multiple of this, because there JPEG
 
 
 class View(Protocol):
-    """What a layer sees of a photo.
+    """What a layer sees of a photo."""
 
-    Attributes:
-        corner: the place of the view's upper left corner in the photo, (x, y).
-    """
-
-    corner: tuple[int, int]
+    @property
+    def corner(self) -> tuple[int, int]:
+        """The place of the view's upper left corner in the photo, (x, y)."""
+        ...
 
     def cut(self, photo: Tensor) -> Tensor:
         """Return what is seen of a photo `[3, H, W]`."""
@@ -176,8 +175,9 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 def working_copy(photo: Photo, side: int) -> Tensor:
     """Return the copy of a photo that the fine-tuning layer works on, `[3, h, w]` in [0, 1]."""
-    size = working_size(*photo.pixels.shape[1:], side)
-    return photo.unit if size == photo.pixels.shape[1:] else resize(photo.unit, size)
+    _, height, width = photo.pixels.shape
+    size = working_size(height, width, side)
+    return photo.unit if size == (height, width) else resize(photo.unit, size)
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -25,7 +25,9 @@ from apdm.portraits.drawing import render_person
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
 
 CONFIG = ImageLayerConfig(
-    method="encoder", encoder=EncoderAttackConfig(ascent_steps=12), zero_shot=ZeroShotConfig(max_steps=6, step_size=4e-3)
+    method="encoder",
+    encoder=EncoderAttackConfig(ascent_steps=12),
+    zero_shot=ZeroShotConfig(max_steps=12, step_size=4e-3),
 )
 
 
