@@ -84,8 +84,7 @@ class PhotoFaces:
         for i in self.unclear:
             every = "all are protected" if done == "protected" else f"the largest is {done}"
             parts.append(
-                several.format(names[i], self.faces[str(i)])
-                + f"and it is unclear which is this person's, so {every}"
+                several.format(names[i], self.faces[str(i)]) + f"and it is unclear which is this person's, so {every}"
             )
         for found, text in (
             (self.without, "no face in {}"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,13 @@ from apdm.metrics.perception import visibility
 
 
 def measure_photo(
-    original: Photo, saved: Photo, faces: FaceModels | None, *, subject: str, number: int
+    original: Photo,
+    saved: Photo,
+    faces: FaceModels | None,
+    protected: Sequence[Face],
+    *,
+    subject: str,
+    number: int,
 ) -> ProtectedPhoto:
     """Compare a saved photo with its original.
 
@@ -22,15 +30,15 @@ def measure_photo(
         original: the original photo.
         saved: the protected photo, as it was read from its file.
         faces: the detector and encoders, or None if no faces are looked at.
+        protected: the faces in the original that were protected.
         subject: the subject's id.
         number: the number of the photo among the subject's photos, from 0.
     """
-    found = faces.detector.detect(original.unit) if faces else []
     return ProtectedPhoto(
         subject=subject,
         photo=number,
         visible=visibility(_as_array(original.pixels), _as_array(saved.pixels)),
-        faces=[_measure_face(original, saved, face, faces) for face in found if faces],
+        faces=[_measure_face(original, saved, face, faces) for face in protected if faces],
     )
 
 

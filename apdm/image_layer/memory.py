@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from apdm.core.errors import UserError
+from apdm.core.launcher import launched_number
+from apdm.core.memory import available_memory, available_on, gigabytes
+from apdm.data.photo_files import printable
+from apdm.faces.person import PersonsFace
 from apdm.image_layer.photos import PhotoFile
 from apdm.image_layer.views import working_size
 
@@ -19,30 +26,88 @@ class PhotoMemory:
     """The memory of a person's photos.
 
     Attributes:
+        subject: the folder of the photos.
+        large: how many photos are worked on as smaller copies.
+        photos: how many photos there are.
         host: bytes of the photos in 8 bits, which stay in the machine's memory.
         device: bytes of the photos as float32, which lie in the memory of the model's device.
     """
 
+    subject: str
+    large: int
+    photos: int
     host: int
     device: int
 
     @staticmethod
-    def of(photos: Sequence[PhotoFile], side: int, *, momentum: bool, batch_size: int) -> PhotoMemory:
+    def of(
+        photos: Sequence[PhotoFile],
+        side: int,
+        choices: Sequence[PersonsFace] = (),
+        *,
+        momentum: bool,
+        batch_size: int,
+    ) -> PhotoMemory:
         """Estimate an upper bound of the memory of one person's photos.
 
         Args:
             photos: the photos.
             side: the longest shorter side of a copy that the fine-tuning layer works on.
+            choices: the faces in each photo, if they are known.
             momentum: whether a layer keeps the directions of earlier steps.
             batch_size: photos per step.
         """
         full = [photo.height * photo.width for photo in photos]
         sizes = [working_size(photo.height, photo.width, side) for photo in photos]
         worked = [height * width for height, width in sizes]
+        for i, choice in enumerate(choices):
+            if worked[i] < full[i]:  # of a large photo, the zero-shot layer sees the part with the faces
+                worked[i] = max(worked[i], min(full[i], 4 * _area(choice)))
         device = (COPIES + momentum) * sum(worked) + (STEP + batch_size) * max(worked) + PASTE * max(full)
-        return PhotoMemory(host=2 * 3 * sum(full), device=FLOAT * device)
+        large = sum(size != (photo.height, photo.width) for photo, size in zip(photos, sizes, strict=True))
+        return PhotoMemory(photos[0].path.parent.name, large, len(photos), 2 * 3 * sum(full), FLOAT * device)
 
     @staticmethod
     def largest(people: Iterable[PhotoMemory]) -> PhotoMemory:
         """Return the memory of the person who needs most."""
         return max(people, key=lambda one: one.host + one.device)
+
+    def require(self, side: int) -> None:
+        """Check that there is so much memory for each process of this machine.
+
+        Args:
+            side: the longest shorter side of a copy that the fine-tuning layer works on, for the message.
+
+        Raises:
+            UserError: there is not.
+        """
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        host = self.host + (self.device if accelerator is None else 0)
+        needs = [(launched_number("LOCAL_WORLD_SIZE", 1) * host, available_memory(), "this machine")]
+        if accelerator is not None:
+            needs.append((self.device, available_on(accelerator), f"the {accelerator.type} device"))
+        for need, left, place in needs:
+            if left is not None and need > left:
+                raise UserError(
+                    f"the {self.photos} photos in {printable(self.subject)} need {gigabytes(need)} of memory while "
+                    f"they are protected, and {place} has {gigabytes(left)} left; make the photos smaller, or lower "
+                    f"--image_layer.working_side, which is {side}"
+                )
+
+    def text(self, side: int) -> str:
+        """Say how much memory the photos of one person need at most, and which are worked on as copies."""
+        copies = (
+            f"; {self.large} of {self.photos} are worked on as copies with a shorter side of {side} pixels"
+            if self.large
+            else ""
+        )
+        return f"at most {gigabytes(self.host + self.device)} for the photos in {printable(self.subject)}{copies}"
+
+
+def _area(choice: PersonsFace) -> int:
+    """Return the area of the smallest box around the faces that are protected in a photo."""
+    boxes = [face.box for face in choice.chosen]
+    if not boxes:
+        return 0
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return int((max(right) - min(left)) * (max(bottom) - min(top)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
+from apdm.faces.photo_faces import PhotoFaces
 from apdm.metrics.perception import Visibility
 
 
@@ -42,7 +43,7 @@ class ProtectedPhoto:
         subject: the subject's id.
         photo: the number of the photo among the subject's photos, from 0.
         visible: how visible the changes are in the whole photo.
-        faces: the faces that the detector found in the original.
+        faces: the faces that were protected.
     """
 
     subject: str
@@ -66,6 +67,8 @@ class Perturbation:
         command: the command line of the run, if there was one.
         seconds_per_photo: the main process's time for one photo; None if it had no photo to protect.
         peak_memory_bytes: largest memory of the main process.
+        people: what was found out about the faces in each person's photos; empty without the zero-shot layer.
+        misled: the identity encoders that the zero-shot layer was optimised against.
     """
 
     schema: int
@@ -78,6 +81,8 @@ class Perturbation:
     command: str | None
     seconds_per_photo: float | None
     peak_memory_bytes: int
+    people: list[PhotoFaces] = field(default_factory=list)
+    misled: list[str] = field(default_factory=list)
 
     @property
     def most_visible(self) -> ProtectedPhoto:

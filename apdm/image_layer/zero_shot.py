@@ -17,11 +17,12 @@ from torch.nn import Module
 from apdm.core.errors import UserError
 from apdm.faces import Face, FaceDetector, FaceEncoder
 from apdm.faces.align import jitter
-from apdm.faces.person import embed_face, on_own_scale
+from apdm.faces.person import PersonsFace, choose_faces, embed_face, embed_faces, on_own_scale
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.task import Transform
 from apdm.image_layer.views import BLOCK, MARGIN
 
+Seen = tuple[list[Face], dict[str, Tensor]]  # the faces of a photo, and {encoder: their embeddings [N, D]}
 CHECK_EVERY = 20  # steps between two checks whether all photos have reached the goal
 
 
@@ -43,6 +44,16 @@ class FaceModels:
                     f"{encoder.name} gives no gradients, so it can judge photos but not be misled; "
                     "name the recogniser's own .onnx file in zero_shot.encoders"
                 )
+
+    def look(self, photo: Tensor) -> Seen:
+        """Return the faces in a photo `[3, H, W]` in [0, 1], and their embeddings."""
+        found = self.detector.detect(photo)
+        return found, embed_faces(self.encoders, photo, found)
+
+    def choose(self, seen: Sequence[Seen]) -> list[PersonsFace]:
+        """Choose the person's face in each of a person's photos, given what `look` returned for each."""
+        thresholds = {encoder.name: encoder.threshold for encoder in self.encoders}
+        return choose_faces([faces for faces, _ in seen], [embeddings for _, embeddings in seen], thresholds)
 
     def to(self, device: torch.device | str) -> None:
         """Move the encoders to a device. The detector stays on the CPU."""

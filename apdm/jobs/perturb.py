@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,18 @@ from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
 from apdm.faces import FaceNetworks
 from apdm.faces.detector_score import DetectorScore
+from apdm.faces.person import PersonsFace
+from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family, Posterior
 from apdm.families.prompts import check_prompts
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
+from apdm.image_layer.memory import PhotoMemory
 from apdm.image_layer.photos import Format, Photo, PhotoFile, check_photos, deviation, read_photo, save_photo
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
-from apdm.image_layer.zero_shot import FaceModels
+from apdm.image_layer.zero_shot import FaceModels, Seen
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import (
@@ -143,6 +147,9 @@ class PhotoJob:
 
     Attributes:
         photos: {subject id: the subject's photos}. They are read when the subject's turn comes.
+        known: {subject id: the faces in each photo, and which is the subject's}, of subjects whose photos were looked
+            at already.
+        memory: what the photos of one subject need at most while they are protected.
         faces: the models of the zero-shot layer; None if it is not used.
         protection: the layers of the photo protection.
         transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
@@ -159,6 +166,8 @@ class PhotoJob:
     """
 
     photos: Mapping[str, list[PhotoFile]]
+    known: dict[str, list[PersonsFace]]
+    memory: PhotoMemory
     faces: FaceModels | None
     protection: LayeredProtection
     transform: RandomTransform | None
@@ -179,7 +188,7 @@ class PhotoJob:
         Args:
             config: the options.
             networks: the networks for faces, of which the zero-shot layer takes the detector and its targets.
-            quiet: do not check for photos without a face, and log nothing about them.
+            quiet: do not look for faces yet.
 
         Raises:
             UserError: a photo, a face model or an option cannot be used.
@@ -193,17 +202,28 @@ class PhotoJob:
         faces = None
         if layer.zero_shot.enabled:
             faces = FaceModels(networks.detector, networks.targets)
-        without: list[str] = []
-
-        def look(photo: Photo) -> None:
-            if faces is not None and not quiet and not faces.detector.detect(photo.unit):
-                without.append(name_of(photo.path))
-
-        subjects = find_subjects(config.instance_data_dir)
-        photos = {subject.id: check_photos(subject, layer.format, look) for subject in subjects}
-        _report_faces(without, refuse=layer.zero_shot.no_face == "refuse")
+        known: dict[str, list[PersonsFace]] = {}
+        photos: dict[str, list[PhotoFile]] = {}
+        for subject in find_subjects(config.instance_data_dir):
+            seen: list[Seen] = []
+            look = None if faces is None or quiet else partial(_look, faces, seen)
+            photos[subject.id] = check_photos(subject, layer.format, look)
+            if look is not None and faces is not None:
+                known[subject.id] = faces.choose(seen)
+        if layer.zero_shot.no_face == "refuse":
+            _refuse_without_face(photos, known)
+        side = layer.working_side or 2 * config.resolution
+        memory = PhotoMemory.largest(
+            PhotoMemory.of(
+                own, side, known.get(subject, ()), momentum=bool(layer.zero_shot.momentum), batch_size=layer.batch_size
+            )
+            for subject, own in photos.items()
+        )
+        memory.require(side)
         return PhotoJob(
             photos=photos,
+            known=known,
+            memory=memory,
             faces=faces,
             protection=LayeredProtection.from_config(layer, faces),
             transform=RandomTransform.from_config(layer.transform),
@@ -211,7 +231,7 @@ class PhotoJob:
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             resolution=config.resolution,
-            working_side=layer.working_side or 2 * config.resolution,
+            working_side=side,
             seed=config.seed,
             format=layer.format,
             jpeg_quality=layer.jpeg_quality,
@@ -295,10 +315,32 @@ class PhotoJob:
             format=self.format,
             epsilon=self.epsilon,
             photos=self._measure_photos(output / IMAGES),
+            people=self.describe_faces(),
+            misled=[] if self.faces is None else [encoder.name for encoder in self.faces.encoders],
             command=command,
             seconds_per_photo=seconds_per_photo,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
+
+    def look_for_faces(self, subject: str) -> list[PersonsFace]:
+        """Return the faces in each photo of a subject; nothing without a zero-shot layer."""
+        if self.faces is None:
+            return []
+        if subject not in self.known:
+            seen: list[Seen] = []
+            for photo in self.photos[subject]:
+                _look(self.faces, seen, photo.read())
+            self.known[subject] = self.faces.choose(seen)
+        return self.known[subject]
+
+    def describe_faces(self) -> list[PhotoFaces]:
+        """Return what is to be said about the faces in each subject's photos; nothing without a zero-shot layer."""
+        if self.faces is None:
+            return []
+        return [
+            PhotoFaces.of(subject, self.look_for_faces(subject), [(photo.height, photo.width) for photo in photos])
+            for subject, photos in self.photos.items()
+        ]
 
     def _protect_subjects(
         self, subjects: Sequence[str], family: Family, prior: Posterior | None, images: Path, *, show_progress: bool
@@ -306,6 +348,7 @@ class PhotoJob:
         """Write the protected photos of some subjects."""
         with torch.no_grad():
             prompts = family.encode_prompts([self.instance_prompt, self.class_prompt]).float()
+        chosen = {subject: [each.chosen for each in self.look_for_faces(subject)] for subject in subjects}
         if self.faces is not None:
             self.faces.to(prompts.device)
         steps, shown = self.protection.total_steps, show_progress and bool(subjects)
@@ -326,6 +369,7 @@ class PhotoJob:
                     resolution=self.resolution,
                     generator=_generator(self.seed, subject),
                     transform=self.transform,
+                    faces=chosen[subject] if self.faces is not None else None,
                     callback=progress,
                 )
                 for photo, pixels in zip(self.photos[subject], self.protection.protect(photos, task), strict=True):
@@ -337,6 +381,7 @@ class PhotoJob:
     def _measure_photos(self, images: Path) -> list[ProtectedPhoto]:
         found = []
         for subject, photos in self.photos.items():
+            faces = [each.chosen for each in self.look_for_faces(subject)] or [[] for _ in photos]
             for number, photo in enumerate(photos):
                 path = self._path(images, subject, photo)
                 original, saved = photo.read(), read_photo(path)
@@ -344,7 +389,7 @@ class PhotoJob:
                     raise UserError(
                         f"{path} is not within the budget of its original; delete the file and run the command again"
                     )
-                found.append(measure_photo(original, saved, self.faces, subject=subject, number=number))
+                found.append(measure_photo(original, saved, self.faces, faces[number], subject=subject, number=number))
         return found
 
     def _missing(self, images: Path) -> list[str]:
@@ -386,16 +431,21 @@ def _generator(seed: int, subject: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def _report_faces(without: Sequence[str], *, refuse: bool) -> None:
-    """Log a warning that names the photos without a face, because the zero-shot layer cannot protect them.
+def _look(faces: FaceModels, seen: list[Seen], photo: Photo) -> None:
+    """Add what is seen in a photo to a list."""
+    seen.append(faces.look(photo.unit))
 
-    Raises:
-        UserError: there are such photos, and `refuse` is true.
-    """
-    if without and refuse:
+
+def _refuse_without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:
+    """Raise UserError if there are photos without a face."""
+    without = [
+        name_of(photo.path)
+        for subject, choices in known.items()
+        for photo, choice in zip(photos[subject], choices, strict=True)
+        if not choice.faces
+    ]
+    if without:
         raise UserError(
             f"no face was found in {', '.join(without)}; remove the photo, or give "
             "--image_layer.zero_shot.no_face skip to leave it to the fine-tuning layer"
         )
-    if without:
-        logger.warning("no face found in %s: the zero-shot layer leaves them as they are", ", ".join(without))

@@ -17,7 +17,7 @@ from apdm.config.image_layer import NO_METHOD
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns
-from apdm.data.photo_files import moving, name_some, passed_over
+from apdm.data.photo_files import moving, name_some, passed_over, printable
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.families import Family
@@ -82,6 +82,8 @@ def harden_plan(
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
         **photo_notes(*config.photo_folders.values()),
+        **(face_rows(inputs.photo_job) if inputs.photo_job else {}),
+        "memory": inputs.photo_job.memory.text(inputs.photo_job.working_side) if inputs.photo_job else None,
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
@@ -129,10 +131,26 @@ def perturb_plan(
         ),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "changes": f"each pixel by at most {budget:g} of 255",
+        **face_rows(job),
+        "memory": job.memory.text(job.working_side),
         "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / IMAGES),
     }
+
+
+def face_rows(job: PhotoJob) -> Rows:
+    """Return a row for each person, about the faces in the photos. Rows are left out where there is nothing to say."""
+    plain = [found for found in job.describe_faces() if found.is_plain]
+    rows: Rows = {
+        f"faces of {found.subject}": found.text([printable(photo.path.name) for photo in job.photos[found.subject]])
+        for found in job.describe_faces()
+        if not found.is_plain
+    }
+    if plain:
+        others = "the other " if rows else ""
+        rows["faces"] = f"one in each photo of {others}{count(len(plain), 'person')}".replace("persons", "people")
+    return rows
 
 
 def audit_plan(

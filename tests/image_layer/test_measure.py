@@ -30,7 +30,8 @@ def moved(photo: Photo, levels: int) -> Photo:
 
 
 def measured(levels: int, faces: FaceModels | None = None, number: int = 0) -> ProtectedPhoto:
-    return measure_photo(portrait(), moved(portrait(), levels), faces, subject="s01", number=number)
+    found = faces.detector.detect(portrait().unit) if faces else []
+    return measure_photo(portrait(), moved(portrait(), levels), faces, found, subject="s01", number=number)
 
 
 def test_the_whole_photo_and_each_face_are_compared_with_the_original():

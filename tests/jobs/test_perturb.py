@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -237,8 +238,15 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
 ):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(people / "s01/noise.png")
+    caplog.set_level(logging.INFO)
     facts = here(people, tmp_path / "out")
-    assert "no face found in s01/noise.png" in caplog.text
+    assert "faces of s01  5 photos, 4 with a face; no face in noise.png" in caplog.text
+    assert re.search(r"faces +one in each photo of the other 1 person", caplog.text)
+    assert [(one["subject"], one["photos"], one["without"]) for one in facts["people"]] == [
+        ("s01", 5, [4]),
+        ("s02", 4, []),
+    ]
+    assert facts["misled"] == ["portrait-a"]
     row = facts["photos"][4]
     assert row["faces"] == [] and 0 < row["visible"]["linf"] <= 7 / 255 + 1e-9
     with pytest.raises(UserError, match="no face was found in s01/noise.png"):
