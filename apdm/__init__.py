@@ -86,6 +86,10 @@ def harden(
     from apdm.config import HardenConfig
 
     resolved = _resolve(HardenConfig, config, options)
+    if resolved.dry_run:
+        from apdm.jobs import dry_run
+
+        return _run(dry_run.harden, resolved, progress)
     from apdm.jobs.harden import harden as harden_model
 
     return _run(harden_model, resolved, progress)
@@ -111,6 +115,10 @@ def perturb(
     from apdm.config import PerturbConfig
 
     resolved = _resolve(PerturbConfig, config, options)
+    if resolved.dry_run:
+        from apdm.jobs import dry_run
+
+        return _run(dry_run.protect_photos, resolved, progress)
     from apdm.jobs.perturb import perturb as perturb_photos
 
     return _run(perturb_photos, resolved, progress)
@@ -138,6 +146,10 @@ def audit(
     from apdm.config import AuditJobConfig
 
     resolved = _resolve(AuditJobConfig, config, options)
+    if resolved.dry_run:
+        from apdm.jobs import dry_run
+
+        return _run(dry_run.audit_models, resolved, progress)
     from apdm.jobs.audit import audit_models
 
     return _run(audit_models, resolved, progress)

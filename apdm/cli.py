@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
+from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.options import command_line
 from apdm.config.reference import help_text
-from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError
+from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError, UserErrors
 from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
@@ -104,7 +104,8 @@ def _report(error: JobEnded, message: str) -> None:
     A launcher ends all processes as soon as one of them has ended. So one that does not report must not end first.
     """
     if not error.reported_by_other_process:
-        logger.error(message, error, extra=EVERY_PROCESS)
+        for one in error.errors if isinstance(error, UserErrors) else [error]:
+            logger.error(message, one, extra=EVERY_PROCESS)
     elif is_launched():
         time.sleep(PATIENCE)
 
@@ -218,6 +219,10 @@ def _options(cls: type[Config], argv: Sequence[str]) -> Config:
 
 def _harden(argv: Sequence[str]) -> int:
     config = _options(HardenConfig, argv)
+    if config.dry_run:
+        from apdm.jobs import dry_run
+
+        return _dry_run(dry_run.harden, config)
     from apdm.jobs.harden import harden
 
     result = harden(config, command=command_line("harden", argv))
@@ -225,6 +230,13 @@ def _harden(argv: Sequence[str]) -> int:
         say(*_hardening_summary(result))
     # Only the main process knows the results. In the others `protected` is None.
     return FAILED if config.fail_if_unprotected and result.protected is False else DONE
+
+
+def _dry_run(job: Callable[[Config], object], config: Config) -> int:
+    job(config)
+    if is_main_process():
+        say("dry run: everything that the run needs is there; nothing was written")
+    return DONE
 
 
 def _hardening_summary(result: HardenResult) -> list[str]:
@@ -243,6 +255,10 @@ def _hardening_summary(result: HardenResult) -> list[str]:
 
 def _perturb(argv: Sequence[str]) -> int:
     config = _options(PerturbConfig, argv)
+    if config.dry_run:
+        from apdm.jobs import dry_run
+
+        return _dry_run(dry_run.protect_photos, config)
     from apdm.jobs.perturb import perturb
 
     result = perturb(config, command=command_line("perturb", argv))
@@ -262,6 +278,10 @@ def _photo_summary(result: PerturbResult) -> list[str]:
 
 def _audit(argv: Sequence[str]) -> int:
     config = _options(AuditJobConfig, argv)
+    if config.dry_run:
+        from apdm.jobs import dry_run
+
+        return _dry_run(dry_run.audit_models, config)
     from apdm.jobs.audit import audit_models
 
     result = audit_models(config, command=command_line("audit", argv))
@@ -306,9 +326,14 @@ def _verify(argv: Sequence[str]) -> int:
 
 
 def _environment(argv: Sequence[str]) -> int:
-    """Print the versions and devices that a bug report needs."""
-    if argv:
-        raise UserError("apdm env takes no options")
+    """Print the versions and devices that a bug report needs; with --models, what these models can be used for."""
+    config = load_config(EnvConfig, argv)
+    if config.models is not None:
+        from apdm.jobs.environment import look_at_models
+
+        lines, complete = look_at_models(config.models, allow_pickle=config.allow_pickle)
+        say(*lines)
+        return DONE if complete else BAD_INPUT
     import torch
 
     rows = {"apdm": VERSION, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
@@ -349,5 +374,10 @@ COMMANDS = {
         VerifyConfig,
         "0 all is well, 1 a problem found",
     ),
-    "env": Command("print versions and devices", _environment),
+    "env": Command(
+        "print versions and devices, or what models can be used for",
+        _environment,
+        EnvConfig,
+        "0 done; with --models: all of them were loaded",
+    ),
 }

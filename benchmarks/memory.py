@@ -2,39 +2,34 @@
 
     python -m benchmarks.memory --output memory.json
 
-Counts are of the published architectures, built on PyTorch's meta device. They are checked here against a real run of
-the bundled miniature, by the bytes of all tensors that it holds. Activations are an estimate: what one forward pass
-on three samples saves for its backward pass, as if all of it were in the forward pass's float type, by half again for
-normalisation, which autocast leaves in float32. OVERHEAD, for the device's context, workspaces and what the allocator
-wastes, is assumed. With a GPU, the full-size model is also trained for one outer step, and its peak is measured.
+Counts are of the published architectures, built on PyTorch's meta device; `apdm.jobs.memory_count` says what is
+counted, estimated and assumed. They are checked here against a real run of the bundled miniature, by the bytes of all
+tensors that it holds. With a GPU, the full-size model is also trained for one outer step, and its peak is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from apdm.config import HardenConfig, L2PConfig, load_config
+from apdm.config import HardenConfig, load_config
 from apdm.core.files import write_text
 from apdm.distributed.launch import EngineKind
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, Posterior, StableDiffusion, StableDiffusion3, load_family
+from apdm.jobs import memory_count
 from apdm.jobs.harden import place_models
+from apdm.jobs.memory_count import OVERHEAD, SAMPLES, Pass, count
 from apdm.jobs.training import Training
 from apdm.portraits import PIPELINE
-from apdm.protection.attacker_pool import choose_lora_attackers
 from apdm.protection.subject_data import SubjectData, to_device
 from benchmarks import architectures
 from benchmarks.cost import _inputs as inputs_of
@@ -56,74 +51,12 @@ PRESET_OPTIONS: dict[str, list[str]] = {
     "80gb, pool": ["--preset", "80gb", *POOL],
 }
 CARDS = {"80gb": 80e9, "48gb": 48e9, "24gb": 24e9}
-OVERHEAD = 1.5e9
-NORMALISATION = 1.5
-SAMPLES = 3  # the largest graph: safe, protected and class picture of a batch of 1
-RECOMPUTED = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock")
 VOCABULARY = 49408
-
-
-@dataclass(frozen=True)
-class Count:
-    """Bytes by buffer: on the device between two steps, there at the peak besides, and in main memory."""
-
-    device: dict[str, int]
-    passing: dict[str, int]
-    main: dict[str, int]
 
 
 def configuration(preset: str) -> HardenConfig:
     words = ["--pretrained_model_name_or_path", str(PIPELINE), "--instance_data_dir", "-", "--output_dir", "-"]
     return load_config(HardenConfig, [*words, *PRESET_OPTIONS[preset]])
-
-
-def count(denoiser: nn.Module, config: HardenConfig, family: type[Family] = StableDiffusion) -> Count:
-    """What one process holds of the method's state for this denoiser, by the options that save memory."""
-    shapes = [p.shape for p in denoiser.parameters()]
-    copy = 4 * sum(shape.numel() for shape in shapes)
-    memory, l2p = config.memory, config.l2p
-    half = memory.reference_dtype == "bfloat16"
-    adapter = 12 * _adapter_numbers(denoiser, family, l2p) if l2p.lora_share else 0
-    shared = l2p.lora_share == 1 and not memory.offload and not config.ema_decay
-    sizes = (config.pool.size, config.pool.benign_size)
-    adapters = sum(map(sum, (choose_lora_attackers(l2p.lora_share, size) for size in sizes)))
-    there = {
-        "theta": 0 if shared else copy,
-        "moments of theta": 2 * copy + 4 * len(shapes),
-        "attackers' offsets": (sum(sizes) - adapters) * copy,
-        "average of theta": copy if config.ema_decay else 0,
-    }
-    device = {
-        "theta'": copy,
-        "attacker's moments": 0 if l2p.lora_share == 1 else sum(_moments(shape, l2p.optimizer) for shape in shapes),
-        "adapter": adapter,
-        "pool's adapters": adapters * adapter,
-        "pool's moments": (sum(sizes) - adapters) * 2 * copy,
-        "phi": copy // 2 if half else copy,
-        "G": copy,
-    }
-    main = {"float32 original of phi": copy} if half else {}
-    if memory.offload:
-        main |= {**there, "G, to be stepped with": copy}
-    else:
-        device |= there
-    return Count(device, {"gradient of a backward pass": copy}, main)
-
-
-def _moments(shape: torch.Size, optimizer: str) -> int:
-    """Bytes of one parameter's state, its counter of steps included."""
-    size = shape.numel()
-    if optimizer == "adamw8bit":
-        return 8 * size if size < 4096 else 2 * size + 8 * math.ceil(size / 256)
-    if optimizer == "adafactor":
-        return 4 + 4 * (shape[0] + size // shape[0] if len(shape) > 1 else size)
-    return 4 + 8 * size
-
-
-def _adapter_numbers(denoiser: nn.Module, family: type[Family], l2p: L2PConfig) -> int:
-    targets = family.lora_layers(denoiser, l2p.lora_target)
-    layers = [m for name, m in denoiser.named_modules() if any(f".{name}".endswith(f".{end}") for end in targets)]
-    return sum(l2p.lora_rank * (layer.weight[0].numel() + len(layer.weight)) for layer in layers)
 
 
 def frozen(name: str) -> int:
@@ -140,39 +73,14 @@ def frozen(name: str) -> int:
 # -- activations, estimated ------------------------------------------------------------------------------------
 
 
-class _Attention(torch.autograd.Function):
-    """What a fused attention keeps: its inputs, its output, and one number per row."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return output
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original
-
-
 def activations(name: str, config: HardenConfig) -> int:
     """Bytes that one graph on SAMPLES pictures keeps, and with checkpointing the largest block besides; an estimate."""
+    with torch.device("meta"):
+        copy = 4 * sum(p.numel() for p in architectures.denoiser(name).parameters())
     dtype = torch.float32 if config.mixed_precision == "no" else torch.bfloat16
     saved, largest = _saved(name, dtype, checkpointed=False)
-    if config.gradient_checkpointing:
-        saved = _saved(name, dtype, checkpointed=True)[0] + largest
-    if dtype == torch.float32:
-        return saved
-    copies = 0
-    if not config.gradient_checkpointing:  # autocast's of the weights, which the graph keeps
-        with torch.device("meta"):
-            copies = 2 * sum(p.numel() for p in architectures.denoiser(name).parameters())
-    return round(NORMALISATION * saved) + copies
+    outside = _saved(name, dtype, checkpointed=True)[0] if config.gradient_checkpointing else saved
+    return memory_count.activations(Pass(0, saved, largest, outside), config, copy)
 
 
 @cache
@@ -186,33 +94,7 @@ def _saved(name: str, dtype: torch.dtype, *, checkpointed: bool) -> tuple[int, i
         }
     if checkpointed:
         model.enable_gradient_checkpointing()
-    kept: dict[int, Tensor] = {}
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    starts: list[int] = []
-    largest = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor.detach()
-        return tensor
-
-    def total() -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-    def enter(*_: Any) -> None:
-        starts.append(total())
-
-    def leave(*_: Any) -> None:
-        nonlocal largest
-        largest = max(largest, total() - starts.pop())
-
-    for module in model.modules():
-        if type(module).__name__ in RECOMPUTED and not checkpointed:
-            module.register_forward_pre_hook(enter)
-            module.register_forward_hook(leave)
-    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(**inputs)
-    return total(), largest
+    return memory_count.saved_bytes(model, lambda: model(**inputs), blocks=not checkpointed)
 
 
 def _repeated(value: Any, dtype: torch.dtype) -> Any:

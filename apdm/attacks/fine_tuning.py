@@ -87,6 +87,8 @@ class FineTuning(ABC):
         max_grad_norm: gradients are clipped to this norm. 0 means no clipping.
         renamed: (what the audit calls the subject, what this attacker calls it), for example ("sks", "t@t").
             None if both use the same words.
+        gradient_checkpointing: recompute activations in the backward pass, which takes far less memory and one more
+            forward pass per step. The result differs only in rounding, so it is not among `params`.
         seed: seed of all random numbers.
     """
 
@@ -102,6 +104,7 @@ class FineTuning(ABC):
     adam_weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     renamed: tuple[str, str] | None = None
+    gradient_checkpointing: bool = False
     seed: int = 0
 
     name: ClassVar[str]
@@ -121,8 +124,8 @@ class FineTuning(ABC):
         return identifier_of(self.instance_prompt, self.class_prompt)
 
     def params(self) -> dict[str, object]:
-        """All options except the seed."""
-        return {key: value for key, value in asdict(self).items() if key != "seed"}
+        """All options except the seed and gradient_checkpointing."""
+        return {key: value for key, value in asdict(self).items() if key not in ("seed", "gradient_checkpointing")}
 
     def prompt(self, asked: str) -> str:
         """Write a prompt of the audit the way this attacker writes it, with the attacker's word for the subject."""
@@ -171,6 +174,8 @@ class FineTuning(ABC):
         callback: Callback | None = None,
     ) -> list[float]:
         """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
+        if self.gradient_checkpointing:
+            attacked.model.denoiser.enable_gradient_checkpointing()
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = self._prompts(attacked, prior)

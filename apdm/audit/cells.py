@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,21 +176,35 @@ class CellRunner:
                 self._measure(cell, measured, step, attacked, latents)
 
             others = {name: model for name, model in self.models.items() if name != "placebo"}
-            cell.attack.run(
-                family,
-                Material(
-                    latents, self.class_images, cell.person.photos, others, consenting=self._consenting(cell.model)
-                ),
-                eval_steps=cell.eval_steps,
-                evaluate=evaluate,
-                callback=progress,
-            )
+            consenting = self._consenting(cell.model)
+            with self._others_put_aside(cell):
+                cell.attack.run(
+                    family,
+                    Material(latents, self.class_images, cell.person.photos, others, consenting=consenting),
+                    eval_steps=cell.eval_steps,
+                    evaluate=evaluate,
+                    callback=progress,
+                )
         except Exception as problem:  # a failed attack must not stop the other cells
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             measured = CellMeasurements(curve=measured.curve)
             _free_memory()
         seconds = round(time.perf_counter() - started, 3)
         return cell.row(measured, seconds=seconds, error=error), measured.pictures
+
+    @contextmanager
+    def _others_put_aside(self, cell: Cell) -> Iterator[None]:
+        """Keep the denoisers of the other models in main memory during an attack that does not need them."""
+        family = self.models[cell.model]
+        device, needed = family.denoiser.device, bool(getattr(cell.attack, "needs", ()))
+        idle = [] if needed else [m.denoiser for m in self.models.values() if m.denoiser is not family.denoiser]
+        for denoiser in idle:
+            denoiser.to("cpu")
+        try:
+            yield
+        finally:
+            for denoiser in idle:
+                denoiser.to(device)
 
     def _measure(self, cell: Cell, measured: CellMeasurements, step: int, attacked: Family, latents: Posterior) -> None:
         """Draw and judge pictures after `step` attack steps, and add the figures to `measured`."""

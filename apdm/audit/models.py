@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, each
 from apdm.families import Family, load_family
 from apdm.families.load import variant_of_each
 
@@ -33,7 +33,8 @@ def load_models(paths: dict[str, str], *, variant: str | None = None, **options:
         if name != "base" and Path(path).resolve() == Path(paths["base"]).resolve():
             raise UserError(f"{name} and base are the same folder, {paths['base']}: name two models")
     variants = variant_of_each(paths.values(), variant)
-    models = {name: load_family(path, variant=variants[path], **options) for name, path in paths.items()}
+    loaded = each(paths.values(), lambda path: load_family(path, variant=variants[path], **options))
+    models = dict(zip(paths, loaded, strict=True))
     for name, model in models.items():
         if name != "base":
             check_comparable(models["base"], model, paths["base"], paths[name])
@@ -65,7 +66,8 @@ def check_comparable(base: Family, other: Family, base_path: str, path: str) -> 
 def is_same(first: Family, second: Family) -> bool:
     """Whether all weights of two comparable models are equal. The metadata in their files is not compared."""
     parts = zip(_parts(first).values(), _parts(second).values(), strict=True)
-    return all(torch.equal(weight, other[name]) for one, other in parts for name, weight in one.items())
+    pairs = [(weight, other[name]) for one, other in parts for name, weight in one.items()]
+    return all(torch.equal(*(w.to(torch.promote_types(*(p.dtype for p in pair))) for w in pair)) for pair in pairs)
 
 
 def _parts(model: Family) -> dict[str, dict[str, Tensor]]:

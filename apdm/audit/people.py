@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from apdm.config import AuditOptions
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError, each
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import ONLY_SUBJECT, Subject, find_subjects, list_all_images, list_images, load_images
 
@@ -110,25 +111,24 @@ class PhotoFolders:
         """
         # The attacker's photos may lie beside the folders of other groups.
         groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
-        attack = People.load(self.attack, resolution, besides=[Path(folder) for folder in groups if folder])
-        holdout, other, consenting = (
-            People.load(folder, resolution) for folder in (self.holdout, self.other, self.consenting)
-        )
-        if not holdout.photos:
-            raise UserError(
-                "the audit measures likeness on photos nobody trained on; "
-                f"name their folder with {prefix}holdout_data_dir, one sub-folder per subject"
+        besides = [Path(folder) for folder in groups if folder]
+        with Faults() as faults:
+            attack = faults.of(lambda: People.load(self.attack, resolution, besides=besides))
+            holdout, other, consenting = (
+                faults.of(partial(People.load, folder, resolution))
+                for folder in (self.holdout, self.other, self.consenting)
             )
+            strangers = faults.of(lambda: _strangers(self.strangers, resolution))
+            if self.holdout is None:
+                raise UserError(
+                    "the audit measures likeness on photos nobody trained on; "
+                    f"name their folder with {prefix}holdout_data_dir, one sub-folder per subject"
+                )
         protected = list(attack.photos) if protected is None else protected
         unseen = "photos of this person that nobody trains on"
         _require(protected, holdout.photos, self.holdout, unseen, owner=self.attack)
         _require(list(other.photos), holdout.photos, self.holdout, unseen, owner=self.other)
         _require(protected, attack.photos, self.attack, "the photos that the attacker has", owner=self.holdout)
-        strangers, sets = None, []
-        if self.strangers:
-            files = list_all_images(self.strangers)
-            strangers = load_images(files, resolution)
-            sets.append(PhotoSet.of(Role.STRANGER, self.strangers, files, strangers))
 
         def persons(ids: Iterable[str], photos: Mapping[str, Tensor]) -> list[Person]:
             return [Person(id=one, photos=photos[one], references=holdout.photos[one]) for one in ids]
@@ -136,7 +136,7 @@ class PhotoFolders:
         return AuditSubjects(
             persons(protected, attack.photos),
             persons(other.photos, other.photos),
-            strangers,
+            strangers[0].images[0] if strangers else None,
             torch.cat(list(consenting.photos.values())) if consenting.photos else None,
             sets=[
                 *attack.sets(Role.PROTECTED, protected),
@@ -144,7 +144,7 @@ class PhotoFolders:
                 *other.sets(Role.OTHER, other.photos),
                 *holdout.sets(Role.OTHER_REFERENCE, other.photos),
                 *consenting.sets(Role.CONSENTING, consenting.photos),
-                *sets,
+                *strangers,
             ],
         )
 
@@ -170,12 +170,21 @@ class People:
         `besides` are folders in it that are no people, see `find_subjects`.
         """
         subjects = find_subjects(folder, besides=besides) if folder is not None else []
-        return People(folder, subjects, {one.id: load_images(one.images, resolution) for one in subjects})
+        photos = each(subjects, lambda one: load_images(one.images, resolution))
+        return People(folder, subjects, {one.id: own for one, own in zip(subjects, photos, strict=True)})
 
     def sets(self, role: Role, chosen: Collection[str]) -> list[PhotoSet]:
         """The photos of the people `chosen`, in a list of one, which is empty if none of them is here."""
         subjects = [subject for subject in self.subjects if subject.id in chosen]
         return [PhotoSet.of_people(role, str(self.folder), subjects, self.photos)] if subjects else []
+
+
+def _strangers(folder: str | None, resolution: int) -> list[PhotoSet]:
+    """The photos of strangers, in a list of one, which is empty if there is no such folder."""
+    if not folder:
+        return []
+    files = list_all_images(folder)
+    return [PhotoSet.of(Role.STRANGER, folder, files, load_images(files, resolution))]
 
 
 def _require(

@@ -205,6 +205,7 @@ class AttackFactory:
     learning_rate: float
     train_batch_size: int
     prior_loss_weight: float
+    gradient_checkpointing: bool
     attack_options: Sequence[str]
 
     @staticmethod
@@ -217,6 +218,7 @@ class AttackFactory:
             learning_rate=options.learning_rate,
             train_batch_size=options.train_batch_size,
             prior_loss_weight=options.prior_loss_weight,
+            gradient_checkpointing=options.gradient_checkpointing,
             attack_options=options.attack_options,
         )
 
@@ -231,6 +233,7 @@ class AttackFactory:
             "max_train_steps": self.nominal_step,
             "train_batch_size": self.train_batch_size,
             "prior_loss_weight": self.prior_loss_weight,
+            "gradient_checkpointing": self.gradient_checkpointing,
         }
         by_attack: dict[str, dict[str, Any]] = {name: dict(nominal) for name in DENOISER_ATTACKS}
         for name, values in settings(self.attack_options).items():

@@ -1,6 +1,7 @@
 """The options of every command: nested frozen dataclasses, filled from YAML files, the command line or Python."""
 
 from apdm.config.audit import AuditConfig, AuditJobConfig, AuditOptions
+from apdm.config.env import EnvConfig
 from apdm.config.harden import (
     HardenConfig,
     L2PConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "AuditConfig",
     "AuditJobConfig",
     "AuditOptions",
+    "EnvConfig",
     "HardenConfig",
     "ImageLayerConfig",
     "JobConfig",

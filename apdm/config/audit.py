@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from apdm.config.options import option
+from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
 from apdm.core.errors import UserError
 
@@ -28,6 +28,11 @@ class AuditOptions:
     train_batch_size: int = option(1, "Photos per step of the attack. 1 is the released code's.", at_least=1)
     prior_loss_weight: float = option(
         1.0, "Weight of the attack's prior preservation. 0 attacks without it. 1 is DreamBooth's.", at_least=0
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward passes of attacks that train the whole denoiser. This takes much less "
+        "memory, and costs about one more forward pass per step. Results differ only in rounding.",
     )
     num_class_images: int = option(
         200,
@@ -371,6 +376,7 @@ class AuditJobConfig(AuditOptions):
         holds="path",
     )
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
+    dry_run: bool = option(False, DRY_RUN)
     seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32)
     num_threads: int | None = option(
         None,

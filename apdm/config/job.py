@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from apdm.config.image_layer import ImageLayerConfig
-from apdm.config.options import option
+from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
 
 
@@ -101,6 +101,7 @@ class JobConfig:
     overwrite_output_dir: bool = option(
         False, "Replace the result of an earlier run in output_dir. Folders of other programs are never touched."
     )
+    dry_run: bool = option(False, DRY_RUN)
     seed: int = option(
         0,
         "Seed of all random choices. On a CPU the same seed gives the same weights bit for bit.",

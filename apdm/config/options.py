@@ -15,6 +15,7 @@ import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -22,7 +23,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from apdm.config.paths import expand_path, expand_spec
 from apdm.config.types import NOTHING, advice, convert, scalar, wanted, without_none
 from apdm.config.yaml_text import read_yaml
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError
 
 Config = TypeVar("Config")
 
@@ -34,6 +35,11 @@ LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "below": (operator.lt, "less than"),
     "multiple_of": (lambda value, unit: value % unit == 0, "a multiple of"),
 }
+# The help of an option that several commands have.
+DRY_RUN = (
+    "Load and check everything that the run needs, print the plan, and end: with 0, or with 2 and a list of all that "
+    "is missing or wrong. Nothing is written and nothing is drawn."
+)
 # The words of messages for the place where a value was given.
 COMMAND_LINE, IN_CALL = "on the command line", "in the call"
 
@@ -121,11 +127,15 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     if files is not None and len(files) != 1:
         raise UserError("--config needs the name of one YAML file")
     values = _values_of_file(files[0], known) if files else {}
-    for path, texts in words.items():
+
+    def read(path: str, texts: list[str]) -> Any:
         _require_known(path, known, COMMAND_LINE)
         if keys.count(path) > 1 and get_origin(without_none(known[path].kind)) is list:
             raise UserError(f"--{path} {COMMAND_LINE} is given twice; write all items after one")
-        values[path] = known[path].fit(known[path].parse(texts), COMMAND_LINE)
+        return known[path].fit(known[path].parse(texts), COMMAND_LINE)
+
+    with Faults() as faults:
+        values |= {path: faults.of(partial(read, path, texts)) for path, texts in words.items()}
     return _complete(cls, values, known, f"{COMMAND_LINE} or in the file of --config", dashes="--")
 
 

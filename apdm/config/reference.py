@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apdm.config.audit import AuditJobConfig
+from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
 from apdm.config.options import Option, options_by_path
 from apdm.config.perturb import PerturbConfig
@@ -18,7 +19,13 @@ from apdm.config.verify import VerifyConfig
 from apdm.core.files import write_text
 
 WIDTH = 100  # of the explanations, in characters
-COMMANDS = {"harden": HardenConfig, "perturb": PerturbConfig, "audit": AuditJobConfig, "verify": VerifyConfig}
+COMMANDS = {
+    "harden": HardenConfig,
+    "perturb": PerturbConfig,
+    "audit": AuditJobConfig,
+    "verify": VerifyConfig,
+    "env": EnvConfig,
+}
 
 
 def help_text(cls: type) -> str:

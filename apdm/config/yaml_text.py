@@ -86,8 +86,12 @@ def read_scalar(text: str) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """Return the whole configuration as YAML, which `load_config` reads back to an equal configuration."""
+    """Return the whole configuration as YAML, which `load_config` reads back to an equal configuration.
+
+    `dry_run` is left out. It says whether a run takes place, and not which.
+    """
     tree = _without_empty_groups(dataclasses.asdict(config))
+    tree.pop("dry_run", None)
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 

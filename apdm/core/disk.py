@@ -77,15 +77,20 @@ def require_disk(path: str | Path, size: int, what: str = "") -> None:
     Raises:
         CannotWrite: the disk has less than `size` bytes free.
     """
+    free = free_space(path)
+    if free < size:
+        raise CannotWrite(
+            f"{path} needs {amount(size)}{what and f' for {what}'} and its disk has {amount(free)} free: "
+            "make room or choose another folder"
+        )
+
+
+def free_space(path: str | Path) -> int:
+    """Return how many bytes the disk has free on which `path` lies or would lie."""
     place = Path(os.path.realpath(path))
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise CannotWrite(
-            f"{path} needs {_amount(size)}{what and f' for {what}'} and its disk has {_amount(free)} free: "
-            "make room or choose another folder"
-        )
+    return shutil.disk_usage(place).free
 
 
 def picture_size(pixels: int) -> int:
@@ -93,5 +98,6 @@ def picture_size(pixels: int) -> int:
     return pixels * 3 + pixels // 100 + 5000
 
 
-def _amount(size: int) -> str:
+def amount(size: float) -> str:
+    """Return a number of bytes in words."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,5 +1,14 @@
 """The exceptions that end a job early. The command line turns each into an exit code."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Self, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 class JobEnded(BaseException):
     """Base class of the exceptions that end a job early. The message is one line for the user.
@@ -12,7 +21,13 @@ class JobEnded(BaseException):
 
 
 class UserError(JobEnded, Exception):
-    """The input or the usage is wrong. The message says what is wrong, where, and how to mend it. Exit code 2."""
+    """The input or the usage is wrong. The message says what is wrong, where, and how to mend it. Exit code 2.
+
+    Attributes:
+        path: the file or folder that is missing; None if the error is about something else.
+    """
+
+    path: str | None = None
 
 
 class OtherProcessCrashed(JobEnded, Exception):
@@ -33,3 +48,73 @@ class Interrupted(JobEnded):
     def __init__(self, *message: str, number: int | None = None, resumable: bool = False) -> None:
         super().__init__(*message)
         self.number, self.resumable = number, resumable
+
+
+def absent(path: str, message: str) -> UserError:
+    """Return an error about a file or folder that is missing or of the wrong kind."""
+    error = UserError(message)
+    error.path = path
+    return error
+
+
+class UserErrors(UserError):
+    """Several mistakes at once. Each is a message of its own.
+
+    Args:
+        errors: the mistakes, at least one.
+    """
+
+    def __init__(self, errors: Sequence[UserError]) -> None:
+        super().__init__(list(errors))
+        self.errors = list(errors)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.errors))
+
+
+class Faults:
+    """Runs checks that do not depend on one another, so that the user hears of all mistakes and not of the first alone.
+
+    with Faults() as faults:
+        photos = faults.of(lambda: load_photos(folder))
+        judges = faults.of(lambda: load_judges(names))
+
+    At its end the block raises what was found. Behind it, all values can be used.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[UserError] = []
+
+    def of(self, check: Callable[[], Result]) -> Result:
+        """Return what `check()` returns. If it raises UserError, keep the error and return None, against the type."""
+        try:
+            return check()
+        except UserError as error:
+            self.add(error)
+            return None  # type: ignore[return-value]
+
+    def add(self, error: UserError) -> None:
+        """Keep an error, unless another one says the same, or speaks of a path that is already said to be missing."""
+        for one in error.errors if isinstance(error, UserErrors) else [error]:
+            if not any(str(known) == str(one) or (known.path and known.path in str(one)) for known in self.found):
+                self.found.append(one)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, UserError):
+            self.add(error)
+        elif error is not None:
+            return
+        if len(self.found) == 1:
+            raise self.found[0] from None
+        if self.found:
+            raise UserErrors(self.found) from None
+
+
+def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:
+    """Return what `read` returns for each item, in their order. If it fails for some, all errors are raised at once."""
+    with Faults() as faults:
+        found = [faults.of(partial(read, item)) for item in items]
+    return found

@@ -165,6 +165,7 @@ def check_output_dir(path: str | Path, *, overwrite: bool) -> None:
     target = Path(path)
     require_utf8(target)
     if not target.exists():
+        _check_can_be_made(target)
         return
     if not target.is_dir():
         raise UserError(f"{path} is not a folder: give output_dir the name of a folder")
@@ -175,6 +176,15 @@ def check_output_dir(path: str | Path, *, overwrite: bool) -> None:
         raise UserError(f"{path} holds files that are not from this program: choose a new output_dir")
     if content - {MARKER} and not overwrite:
         raise UserError(f"{path} already holds a result: choose another or add --overwrite_output_dir true")
+
+
+def _check_can_be_made(target: Path) -> None:
+    """Raise UserError if a folder cannot be made, because of the folders that it would lie in."""
+    above = next(folder for folder in Path(os.path.abspath(target)).parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{target} is not a folder: give output_dir the name of a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{target} cannot be created in {above}: mend its permissions or choose another output_dir")
 
 
 def claim_output_dir(path: str | Path, overwrite: bool = False, *, until: ExitStack | None = None) -> Path:

@@ -192,6 +192,11 @@ class ClassImages:
         return ", ".join(known.get(name, f"{name} {stored[name]} instead of {here[name]}") for name in differing)
 
 
+def count_drawn(folder: Path, count: int) -> int:
+    """Return how many of `count` drawn class pictures a folder holds already."""
+    return sum((folder / _name(i)).exists() for i in range(count))
+
+
 def _pictures_inside(folder: Path) -> list[Path]:
     """Return the pictures in all folders below a folder, sorted by path; hidden folders are left out.
 

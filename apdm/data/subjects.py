@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, each
 from apdm.core.files import MARKER
 from apdm.data.photo_files import (
     formats,
@@ -92,7 +92,7 @@ def find_subjects(instance_data_dir: str | Path, *, besides: Collection[Path] = 
             raise UserError(f"{folder} is an output folder of apdm among the subjects; move it elsewhere")
         if named.setdefault(subject_id(folder), folder) is not folder:
             raise UserError(f"{root} has two folders that read {subject_id(folder)}; rename one, or put them together")
-    return [_subject(folder, subject, called=f'subject "{subject}"') for subject, folder in sorted(named.items())]
+    return each(sorted(named.items()), lambda found: _subject(found[1], found[0], called=f'subject "{found[0]}"'))
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -134,7 +134,8 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
     """
     if not paths:
         raise UserError("there are no photos to load")
-    squares = [ImageOps.fit(read_image(path), (resolution, resolution), Image.Resampling.LANCZOS) for path in paths]
+    size = (resolution, resolution)
+    squares = each(paths, lambda path: ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS))
     pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
 

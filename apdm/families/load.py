@@ -43,6 +43,7 @@ def load_family(
     allow_pickle: bool = False,
     single_file_config: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
+    as_stored: bool = False,
 ) -> Family:
     """Load a diffusers pipeline as its model family.
 
@@ -59,6 +60,8 @@ def load_family(
             scheduler belong to it. Without it, diffusers guesses the model and takes these parts from the Hub.
         dtype: float type of the frozen parts. The denoiser is always loaded in float32, because training steps of
             5e-6 vanish in half precision.
+        as_stored: load every part in the float type of its file instead, which takes the least memory. Such a model can
+            be looked at, and not trained.
 
     Raises:
         UserError: `path` is no pipeline of a known family, a part is missing or damaged, or there are only pickles and
@@ -66,7 +69,13 @@ def load_family(
     """
     families = families_by_pipeline(family)
     if Path(path).is_file():
-        return _from_single_file(Path(path), single_file_config, families, allow_pickle=allow_pickle, dtype=dtype)
+        return _from_single_file(
+            Path(path),
+            single_file_config,
+            families,
+            allow_pickle=allow_pickle,
+            dtype=None if as_stored else dtype,
+        )
     folder = locate(path, revision=revision, variant=variant, allow_pickle=allow_pickle)
     index = read_index(folder)
     kind = index.get("_class_name")
@@ -85,11 +94,13 @@ def load_family(
         variant=variant,
         allow_pickle=allow_pickle,
     )
-    pipeline = _read_pipeline(folder, index, cls, dtype=dtype, variant=variant, allow_pickle=allow_pickle)
+    stored = {part: _stored_dtype(folder / part, variant) for part in index if has_part(index, part)}
+    dtypes = {part: found for part, found in stored.items() if found is not None}
+    loaded = {"default": dtype, **(dtypes if as_stored else {cls.denoiser_name: torch.float32})}
+    pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
         _check_loaded(folder / part, dict(module.named_parameters()))
-    stored = {part: _stored_dtype(folder / part, variant) for part in _modules(pipeline)}
-    dtypes = {part: found for part, found in stored.items() if found is not None}
+    dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
     return cls(pipeline, source=folder, dtypes=dtypes, variant=variant)
 
 
@@ -157,12 +168,12 @@ def families_by_pipeline(family: str | None = None) -> dict[str, type[Family]]:
 def _read_pipeline(
     folder: Path,
     index: Mapping[str, Any],
-    cls: type[Family],
     *,
-    dtype: torch.dtype,
+    dtypes: dict[str, torch.dtype],
     variant: str | None,
     allow_pickle: bool,
 ) -> Any:
+    """Load the parts of a pipeline folder. `dtypes` has the float type of each part, or a "default"."""
     options: dict[str, Any] = {"use_safetensors": None if allow_pickle else True, "local_files_only": True}
     texts = [part for part in index if part.startswith(("text_encoder", "tokenizer"))]
     # diffusers must be told that a text encoder is left out, although the index says so too.
@@ -170,13 +181,14 @@ def _read_pipeline(
     try:
         for part in texts:
             if part.startswith("text_encoder") and has_part(index, part):
+                dtype = dtypes.get(part, dtypes["default"])
                 parts[part] = _load_text_encoder(folder / part, index[part][1], dtype, variant, options)
         with _without_undotted(folder, variant) as readable:
             return getattr(diffusers, str(index["_class_name"])).from_pretrained(
                 readable,
                 **parts,
                 variant=variant,
-                dtype={cls.denoiser_name: torch.float32, "default": dtype},
+                dtype=dtypes,
                 **options,
             )
     except Exception as error:  # damaged files, and files that do not fit, make the libraries raise anything
@@ -210,13 +222,13 @@ def _from_single_file(
     families: Mapping[str, type[Family]],
     *,
     allow_pickle: bool,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Family:
     pipeline, header = read_single_file(path, config, families, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
         _check_loaded(path, {f"{part}.{name}": weight for name, weight in module.named_parameters()})
     cls = families[type(pipeline).__name__]
-    for part, module in _modules(pipeline).items():
+    for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
     family = cls(pipeline, dtypes=dtypes_in_single_file(path, cls), location=path)
     check_markers(family, header, path=path, config=config)

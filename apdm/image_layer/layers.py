@@ -221,6 +221,17 @@ class LayeredProtection:
         """Whether the photo protection trains its surrogates with class pictures."""
         return any(layer.protection.needs_class_pictures for layer in self.layers if isinstance(layer, FineTuningLayer))
 
+    @property
+    def surrogate_copies(self) -> int:
+        """How many copies of the denoiser the surrogates hold at most, with gradients and AdamW's moments."""
+        return max((x.protection.surrogate_copies for x in self.layers if isinstance(x, FineTuningLayer)), default=0)
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures pass through the denoiser at once; 0 without a layer against fine-tuning."""
+        layers = [layer for layer in self.layers if isinstance(layer, FineTuningLayer)]
+        return max((max(x.batch_size, getattr(x.protection, "batch_size", 0)) for x in layers), default=0)
+
     def protect(self, photos: Sequence[Photo], task: ProtectionTask) -> list[Tensor]:
         """Protect all photos of a subject.
 

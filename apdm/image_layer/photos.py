@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, each
 from apdm.core.files import write_beside
 from apdm.data.photo_files import NAME_BYTES, name_of, printable, stem
 from apdm.data.subjects import Subject, read_image
@@ -103,13 +103,14 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
             raise UserError(f"{both} would both become {printable(name)}; rename one")
         if len(os.fsencode(name)) > NAME_BYTES:
             raise UserError(f"the name of {name_of(path)} is too long; rename it")
-    found = []
-    for path in subject.images:
+
+    def read(path: Path) -> PhotoFile:
         photo = read_photo(path)
-        found.append(PhotoFile(path, *photo.pixels.shape[1:]))
         if look is not None:
             look(photo)
-    return found
+        return PhotoFile(path, *photo.pixels.shape[1:])
+
+    return each(subject.images, read)
 
 
 def crop_square(photo: Tensor, size: int, position: float = 0.5) -> Tensor:

@@ -27,6 +27,7 @@ from apdm.audit.same_faces import check_faces
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries
 from apdm.config import AuditJobConfig, to_yaml
+from apdm.core.errors import Faults
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
@@ -84,9 +85,9 @@ def _audit(
     """Do what `audit_models` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
-    plan, inputs, photos = processes.main_first(lambda: _load(config, command))
+    plan, inputs, photos = processes.main_first(lambda: load_audit(config, command))
     judges = inputs.judges
-    processes.on_main(lambda: check_faces(_photo_sets(inputs, photos), judges.encoders, judges.face_score))
+    processes.on_main(lambda: check_faces(photo_sets(inputs, photos), judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: _claim(config, held))
     show_plan(audit_plan(config, plan, photos, processes=processes, device=device))
     warn_if_too_short(config, plan.entries)
@@ -229,36 +230,46 @@ def _write(results: Results, pictures: Mapping[str, Tensor], output: Path) -> No
 # -- the parts of `apdm audit` -------------------------------------------------------------------------------
 
 
-def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
+def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
     """Read and check all input, before anything is written."""
     entries = choose_entries(config.suite, config.attacks, config.instance_prompt)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
     folders = PhotoFolders.below(config.subjects, config)
     given = {f"the {role} photos in": folder for role, folder in vars(folders).items() if folder}
-    keep_apart(given, output_dir=config.output_dir)
-    inputs = load_inputs(
-        config,
-        folders,
-        entries=entries,
-        models=paths,
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        resolution=config.resolution,
-        with_photos=config.protected_photos is not None,
-        faces=face_networks(config),
-        allow_pickle=config.allow_pickle,
-    )
-    check_separate(inputs.subjects.sets)
-    models = load_models(
-        paths,
-        family=config.family,
-        variant=config.variant,
-        allow_pickle=config.allow_pickle,
-        single_file_config=config.single_file_config,
-    )
-    check_resolution(models["base"], config.resolution)
-    check_prompts_of(config, models["base"], entries, paths)
+
+    def read_inputs() -> AuditInputs:
+        inputs = load_inputs(
+            config,
+            folders,
+            entries=entries,
+            models=paths,
+            instance_prompt=config.instance_prompt,
+            class_prompt=config.class_prompt,
+            resolution=config.resolution,
+            with_photos=config.protected_photos is not None,
+            faces=face_networks(config),
+            allow_pickle=config.allow_pickle,
+        )
+        check_separate(inputs.subjects.sets)
+        return inputs
+
+    def read_models() -> dict[str, Family]:
+        models = load_models(
+            paths,
+            family=config.family,
+            variant=config.variant,
+            allow_pickle=config.allow_pickle,
+            single_file_config=config.single_file_config,
+            as_stored=config.dry_run,
+        )
+        check_resolution(models["base"], config.resolution)
+        check_prompts_of(config, models["base"], entries, paths)
+        return models
+
+    with Faults() as faults:
+        faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
+        inputs, models = faults.of(read_inputs), faults.of(read_models)
     plan = AuditPlan.of(
         config,
         models=models,
@@ -281,7 +292,7 @@ def _load(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, Audit
             known=[person.id for person in inputs.subjects.protected],
         )
         inputs.photo_attacks.check(models["base"])
-        check_separate(_photo_sets(inputs, photos))
+        check_separate(photo_sets(inputs, photos))
     return plan, inputs, photos
 
 
@@ -303,7 +314,7 @@ def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Ent
         check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
 
 
-def _photo_sets(inputs: AuditInputs, photos: ProtectedPhotos | None) -> list[PhotoSet]:
+def photo_sets(inputs: AuditInputs, photos: ProtectedPhotos | None) -> list[PhotoSet]:
     """All photos of an audit."""
     return [*([] if photos is None else [photos.originals]), *inputs.subjects.sets]
 
@@ -325,11 +336,19 @@ def _claim(config: AuditJobConfig, held: ExitStack) -> Path:
             is at work in it.
     """
     output = Path(config.output_dir)
-    resolved = to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))
-    note = output / CONFIG
-    same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
-    claim_output_dir(output, overwrite=same or config.overwrite_output_dir, until=held)
+    claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
     for stale in (RESULTS, REPORT, PICTURES):
         delete(output / stale)
-    write_text(note, resolved)
+    write_text(output / CONFIG, _resolved(config))
     return output
+
+
+def goes_on(config: AuditJobConfig) -> bool:
+    """Whether the output folder is that of an audit with the same options."""
+    note = Path(config.output_dir) / CONFIG
+    marked = (note.parent / MARKER).exists() and note.exists()
+    return marked and note.read_text(encoding="utf-8") == _resolved(config)
+
+
+def _resolved(config: AuditJobConfig) -> str:
+    return to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))

@@ -11,7 +11,7 @@ from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs
 from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
 from apdm.config import AuditOptions
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
 from apdm.export.layout import CELLS
 from apdm.faces import FaceNetworks
@@ -75,20 +75,26 @@ def load_inputs(
                 f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
                 "of an earlier audit"
             )
-    settings(options.attack_options)
-    factory = AttackFactory.of(options, instance_prompt, class_prompt)
-    if not available_entries(entries, models, factory)[0]:
-        raise UserError("none of the attacks can run with these models; see apdm audit --help on placebo and sibling")
-    specs = None
-    if with_photos:
-        specs = PhotoAttackSpecs.load(
+
+    def check_attacks() -> None:
+        settings(options.attack_options)
+        factory = AttackFactory.of(options, instance_prompt, class_prompt)
+        if not available_entries(entries, models, factory)[0]:
+            raise UserError(
+                "none of the attacks can run with these models; see apdm audit --help on placebo and sibling"
+            )
+
+    def load_photo_attacks() -> PhotoAttackSpecs:
+        return PhotoAttackSpecs.load(
             options, faces, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
         )
-    return AuditInputs(
-        subjects=folders.load(resolution, protected=protected, prefix=options.prefix),
-        judges=load_judges(options, faces),
-        photo_attacks=specs,
-    )
+
+    with Faults() as faults:
+        faults.of(check_attacks)
+        specs = faults.of(load_photo_attacks) if with_photos else None
+        subjects = faults.of(lambda: folders.load(resolution, protected=protected, prefix=options.prefix))
+        judges = faults.of(lambda: load_judges(options, faces))
+    return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
 
 
 def load_judges(options: AuditOptions, faces: FaceNetworks) -> Judges:

@@ -34,7 +34,7 @@ LATEST = "latest"
 # Options that may differ when a run is resumed, because they change nothing that is trained.
 IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
-    *("report_to", "logging_dir", "gradient_checkpointing", "fail_if_unprotected"),
+    *("dry_run", "report_to", "logging_dir", "gradient_checkpointing", "fail_if_unprotected"),
 )
 # Options that may differ too, but the user is told. They change how the run continues, how numbers are rounded, or what
 # is done with the result. Folders of models and photos are listed here because `check` compares their content.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -18,7 +19,7 @@ from apdm.config.image_layer import NO_METHOD
 from apdm.config.options import Option, options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.config.registry import Registry
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError, absent
 from apdm.core.files import MARKER, check_output_dir
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
@@ -64,25 +65,38 @@ FACE_NETWORKS = {
 def check_first(config: Any) -> None:
     """Check files, folders and names that the options of a job give, and say what is loaded next.
 
-    Options that the job will not use are not checked. Only the main process of a run checks, because the others may see
-    other files.
+    Only the main process of a run checks, because the others may see other files. A dry run checks later, together with
+    everything else.
 
     Args:
         config: the options of a job.
 
     Raises:
-        UserError: a file or folder does not exist, or nobody knows a name.
+        UserError: as `check_given`.
     """
-    if is_main_process():
+    if is_main_process() and not getattr(config, "dry_run", False):
+        check_given(config)
+    logger.info("loading torch, diffusers and transformers, then %s", _model_names(config))
+
+
+def check_given(config: Any) -> None:
+    """Check files, folders and names that the options of a job give. Options that it will not use are not checked.
+
+    Args:
+        config: the options of a job.
+
+    Raises:
+        UserError: a file or folder does not exist, or nobody knows a name. All such mistakes are told.
+    """
+    with Faults() as faults:
         for path, option in options_by_path(type(config)).items():
             if _is_used(option, config):
-                _check(path.removeprefix("audit."), option, attrgetter(path)(config))
+                faults.of(partial(_check, path.removeprefix("audit."), option, attrgetter(path)(config)))
         if not isinstance(config, VerifyConfig):
             if not _lies_among_photos(config):  # about that, the job says more
                 check_output_dir(config.output_dir, overwrite=_may_replace(config))
         elif not (Path(config.output_dir) / MANIFEST).is_file():
             raise UserError(f"{config.output_dir} has no {MANIFEST}; name the output folder of a run")
-    logger.info("loading torch, diffusers and transformers, then %s", _model_names(config))
 
 
 def _is_used(option: Option, config: Any) -> bool:
@@ -136,7 +150,7 @@ def _check(name: str, option: Option, value: Any) -> None:
         for names, kind, is_one in ((FOLDERS, "folder", os.path.isdir), (FILES, "file", os.path.isfile)):
             if name in names and not is_one(text):
                 fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
-                raise UserError(f"{text} {fault}; give a {kind} as {option.path}")
+                raise absent(text, f"{text} {fault}; give a {kind} as {option.path}")
         if name in NEEDED_PACKAGES and find_spec(text) is None:
             mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
             raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")
@@ -165,7 +179,7 @@ def _check_face_network(kind: str, bundled: Iterable[str], spec: str) -> None:
     path = spec.rpartition("=")[0] or spec
     if spec not in bundled and not os.path.lexists(spec) and not os.path.lexists(path):
         known = ", ".join([*bundled, "the path of a model"])
-        raise UserError(f"no {kind} is called {spec!r}; known: {known}")
+        raise absent(spec, f"no {kind} is called {spec!r}; known: {known}")
 
 
 def _model_names(config: Any) -> str:

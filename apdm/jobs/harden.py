@@ -370,9 +370,10 @@ def protect_and_audit(
     sharing = processes.subgroup(True)
     if sharing is None:
         return
-    for family in (base, hardened):
-        family.pipeline.to(device)
+    base.pipeline.to(device)
     if photo_job is not None:
+        hardened.denoiser.to("cpu")  # it is not needed there, and surrogates take much memory
         photo_job.run(base, output, sharing, command=command)
+    hardened.pipeline.to(device)
     if config.audit.enabled and audit_inputs is not None:
         audit_hardened(config, audit_inputs, base, hardened, sharing, command=command)

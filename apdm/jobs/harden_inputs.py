@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from apdm.attacks.registry import make_purifier
 from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig, to_yaml
 from apdm.core.disk import require_disk
-from apdm.core.files import claim_output_dir, model_hash, write_text
+from apdm.core.errors import Faults, each
+from apdm.core.files import check_output_dir, claim_output_dir, model_hash, write_text
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.export.layout import CONFIG, MODEL
@@ -69,12 +71,52 @@ class Photos:
         if folder is None:
             return Photos()
         subjects = find_subjects(folder)
-        instance = {subject.id: load_images(subject.images, resolution) for subject in subjects}
+        loaded = each(subjects, lambda subject: load_images(subject.images, resolution))
+        instance = {subject.id: images for subject, images in zip(subjects, loaded, strict=True)}
         partners = {subject.id: subject.safe for subject in subjects if subject.safe is not None}
         safe = {person: load_images(files, resolution) for person, files in partners.items()}
         sets = [PhotoSet.of_people(role, folder, subjects, instance)]
         sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
         return Photos(instance, safe, sets)
+
+
+class HardenFiles(NamedTuple):
+    """The part of a run's input that can be read without the models; see `HardenInputs`."""
+
+    photos: Photos
+    consenting: Photos
+    earlier: Photos
+    audit_inputs: AuditInputs | None
+    photo_job: PhotoJob | None
+
+    @staticmethod
+    def read(config: HardenConfig) -> HardenFiles:
+        """Read and check photos, judges and face networks. Raises UserError with all that cannot be used."""
+        benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
+        audited = config.audit.enabled or config.validation.probe_steps
+        load = partial(Photos.load, resolution=config.resolution)
+        apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
+        faces = face_networks(config)
+        with Faults() as faults:
+            faults.of(lambda: apart(config.photo_folders))
+            photos = faults.of(lambda: load(config.instance_data_dir, role=Role.PROTECTED))
+            consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
+            earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER))
+            faults.of(lambda: each(config.variety.photos, make_purifier))
+            audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
+            photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
+        return HardenFiles(photos, consenting, earlier, audit_inputs, photo_job)
+
+    def check_people(self, class_pictures: Sequence[PhotoSet]) -> None:
+        """Check that no photo and no person is in two folders of different groups. Raises UserError otherwise."""
+        sets = [*self.photos.sets, *self.consenting.sets, *self.earlier.sets, *class_pictures]
+        if self.audit_inputs is not None:
+            sets += self.audit_inputs.subjects.sets
+        check_separate(sets)
+        if self.audit_inputs is not None:
+            check_faces(sets, self.audit_inputs.judges.encoders, self.audit_inputs.judges.face_score)
+        elif self.photo_job is not None and self.photo_job.faces is not None:
+            check_faces(sets, self.photo_job.faces.encoders, DetectorScore(self.photo_job.faces.detector))
 
 
 @dataclass(frozen=True)
@@ -106,33 +148,29 @@ class HardenInputs:
     @staticmethod
     def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
         """Read and check all input. Nothing is written. Raises UserError if some input cannot be used."""
-        keep_apart(config.photo_folders, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
-        check_harden_prompts(config, base)
-        benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
-        photos = Photos.load(config.instance_data_dir, config.resolution, Role.PROTECTED)
-        consenting = Photos.load(benign_data_dir, config.resolution, Role.CONSENTING)
-        earlier = Photos.load(config.rehearsal_data_dir, config.resolution, Role.EARLIER)
-        for treatment in config.variety.photos:
-            make_purifier(treatment)
-        audit_inputs, faces = None, face_networks(config)
-        if config.audit.enabled or config.validation.probe_steps:
-            audit_inputs = load_audit_inputs(config, faces)
-        own = own_class_pictures(config, base)
-        sets = [*photos.sets, *consenting.sets, *earlier.sets, *own]
-        if audit_inputs is not None:
-            sets += audit_inputs.subjects.sets
-        check_separate(sets)
-        if config.single_file:
-            check_single_file(base)
-        photo_job = PhotoJob.load(config, faces) if config.image_layer.enabled else None
-        if audit_inputs is not None and audit_inputs.photo_attacks is not None:
-            audit_inputs.photo_attacks.check(base)
-        if audit_inputs is not None:
-            check_faces(sets, audit_inputs.judges.encoders, audit_inputs.judges.face_score)
-        elif photo_job is not None and photo_job.faces is not None:
-            check_faces(sets, photo_job.faces.encoders, DetectorScore(photo_job.faces.detector))
-        count = sum(len(each.files) for each in own)
-        return HardenInputs(config, base, start, photos, consenting, earlier, audit_inputs, photo_job, count)
+        with Faults() as faults:
+            files = faults.of(lambda: HardenFiles.read(config))
+            own = faults.of(lambda: check_base(config, base))
+        return HardenInputs.of(config, files, own, base, start)
+
+    @staticmethod
+    def of(
+        config: HardenConfig, files: HardenFiles, own: Sequence[PhotoSet], base: Family, start: Family
+    ) -> HardenInputs:
+        """Put the parts together. Raises UserError if they do not fit each other.
+
+        Args:
+            config: the options.
+            files: what was read without the models.
+            own: the user's own class pictures, from `check_base`.
+            base: the original model.
+            start: the model to harden.
+        """
+        with Faults() as faults:
+            faults.of(lambda: files.check_people(own))
+            if files.audit_inputs is not None and files.audit_inputs.photo_attacks is not None:
+                files.audit_inputs.photo_attacks.check(base)
+        return HardenInputs(config, base, start, *files, sum(len(pictures.files) for pictures in own))
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
         """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.
@@ -149,26 +187,47 @@ class HardenInputs:
             UserError: the folder cannot be used, another run is at work in it, the checkpoint does not fit this run, or
                 the disk is too full.
         """
-        config, output = self.config, Path(self.config.output_dir)
+        config, output, facts = self.config, Path(self.config.output_dir), self._facts()
         continues = bool(config.resume_from_checkpoint) and has_same_options(output / CONFIG, config)
-        facts = {
-            "base": model_hash(self.base.source or Path(config.base)),
-            "start": model_hash(self.start.source or Path(config.pretrained_model_name_or_path)),
+        found = self._checkpoint(facts)
+        claim_output_dir(output, self._may_replace(found), until=held)
+        if not _lies_in(found, output):
+            checkpoints.discard(output)
+        require_disk(output, self.size(output), "the model and the checkpoints")
+        write_text(output / CONFIG, to_yaml(config))
+        return found, facts, continues
+
+    def check_output(self) -> Checkpoint | None:
+        """Check the output folder as `claim_output` does, and write nothing.
+
+        Returns:
+            The checkpoint to resume from, or None.
+        """
+        found = self._checkpoint(self._facts() if self.config.resume_from_checkpoint else {})
+        check_output_dir(self.config.output_dir, overwrite=self._may_replace(found))
+        return found
+
+    def _facts(self) -> dict[str, Any]:
+        """The facts about models and photos that checkpoints store."""
+        return {
+            "base": model_hash(self.base.source or Path(self.config.base)),
+            "start": model_hash(self.start.source or Path(self.config.pretrained_model_name_or_path)),
             "photos": {subject: len(images) for subject, images in self.photos.instance.items()},
             "consenting": {subject: len(images) for subject, images in self.consenting.instance.items()},
             "earlier": {subject: len(images) for subject, images in self.earlier.instance.items()},
         }
-        found = checkpoints.find(output, config.resume_from_checkpoint)
+
+    def _checkpoint(self, facts: dict[str, Any]) -> Checkpoint | None:
+        """The checkpoint to resume from, or None. Raises UserError if it does not fit this run."""
+        found = checkpoints.find(Path(self.config.output_dir), self.config.resume_from_checkpoint)
         if found is not None:
-            checkpoints.check(found, facts, config)
-        within = found is not None and found.folder.resolve().parent == output.resolve()
-        nothing_lost = self._loses_nothing(output, found)
-        claim_output_dir(output, config.overwrite_output_dir or within or nothing_lost, until=held)
-        if not within:
-            checkpoints.discard(output)
-        require_disk(output, self._size(output), "the model and the checkpoints")
-        write_text(output / CONFIG, to_yaml(config))
-        return found, facts, continues
+            checkpoints.check(found, facts, self.config)
+        return found
+
+    def _may_replace(self, found: Checkpoint | None) -> bool:
+        """Whether this run may use an output folder that holds something already."""
+        output = Path(self.config.output_dir)
+        return self.config.overwrite_output_dir or _lies_in(found, output) or self._loses_nothing(output, found)
 
     def _loses_nothing(self, output: Path, found: Checkpoint | None) -> bool:
         """Whether `output` holds nothing that would be missed if this run used it: neither a model nor newer steps."""
@@ -179,7 +238,7 @@ class HardenInputs:
         # A run that was killed before its first checkpoint left no model either.
         return has_only_begun(output) or self.config.resume_from_checkpoint == checkpoints.LATEST
 
-    def _size(self, output: Path) -> int:
+    def size(self, output: Path) -> int:
         """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""
         config = self.config
         model = export_size(self.base, save_variant=config.save_variant, single_file=config.single_file)
@@ -201,6 +260,27 @@ class HardenInputs:
         class_images = class_posterior(self.config, self.base, Path(self.config.output_dir))
         groups = self.photos, self.consenting, self.earlier
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
+
+
+def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:
+    """Check the options against the original model.
+
+    Returns:
+        The user's own class pictures, see `own_class_pictures`.
+
+    Raises:
+        UserError: a prompt, the class pictures or the form of the export do not fit the model.
+    """
+    with Faults() as faults:
+        faults.of(lambda: check_harden_prompts(config, base))
+        own = faults.of(lambda: own_class_pictures(config, base))
+        if config.single_file:
+            check_single_file(base)
+    return own
+
+
+def _lies_in(found: Checkpoint | None, output: Path) -> bool:
+    return found is not None and found.folder.resolve().parent == output.resolve()
 
 
 def check_harden_prompts(config: HardenConfig, base: Family) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor
 from apdm.audit.same_faces import check_faces
 from apdm.config import JobConfig, PerturbConfig, config_hash, to_yaml
 from apdm.core.disk import picture_size, require_disk
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import MARKER, claim_output_dir, delete, list_files, write_text
 from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals
@@ -29,7 +29,7 @@ from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.photo_files import name_of
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
-from apdm.data.subjects import find_subjects, load_images
+from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.data.transforms import RandomTransform
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
@@ -93,7 +93,7 @@ def _perturb(
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
-    job, family = processes.main_first(lambda: _load(config, quiet=not processes.is_main))
+    job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
     show_plan(perturb_plan(config, job, family, processes=processes, device=device))
     family.pipeline.to(device)
@@ -102,11 +102,14 @@ def _perturb(
     return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
 
 
-def _load(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Family]:
+def load_perturb(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Family]:
     """Read and check all input, before anything is written."""
-    job, family = PhotoJob.load(config, face_networks(config), quiet=quiet), load_base(config)
     learned = {"instance_prompt": [config.instance_prompt]}
-    check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
+    with Faults() as faults:
+        job = faults.of(lambda: PhotoJob.load(config, face_networks(config), quiet=quiet))
+        family = faults.of(lambda: load_base(config))
+        if family is not None:
+            check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
     if job.protection.needs_class_pictures:
         subjects = find_subjects(config.instance_data_dir)
         photos = {subject.id: load_images(subject.images, config.resolution) for subject in subjects}
@@ -129,16 +132,24 @@ def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
         UserError: the folder is not from this program, or holds photos that were protected with other options; or
             another run is at work in it.
     """
-    output = Path(config.output_dir)
-    resolved = to_yaml(replace(config, overwrite_output_dir=False))
-    note = output / CONFIG
-    same = (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == resolved
+    output, same = Path(config.output_dir), goes_on(config)
     claim_output_dir(output, overwrite=same or config.overwrite_output_dir, until=held)
     if not same:
         delete(output / IMAGES)
         delete(output / PERTURBATION)
-        write_text(note, resolved)
+        write_text(output / CONFIG, _resolved(config))
     return output
+
+
+def goes_on(config: PerturbConfig) -> bool:
+    """Whether the output folder is that of an interrupted run with the same options."""
+    output = Path(config.output_dir)
+    note = output / CONFIG
+    return (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == _resolved(config)
+
+
+def _resolved(config: PerturbConfig) -> str:
+    return to_yaml(replace(config, overwrite_output_dir=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,22 +205,17 @@ class PhotoJob:
             UserError: a photo, a face model or an option cannot be used.
         """
         layer = config.image_layer
-        keep_apart(
-            {"instance_data_dir": config.instance_data_dir},
-            output_dir=config.output_dir,
-            class_data_dir=config.class_data_dir,
-        )
-        faces = None
-        if layer.zero_shot.enabled:
-            faces = FaceModels(networks.detector, networks.targets)
-        known: dict[str, list[PersonsFace]] = {}
-        photos: dict[str, list[PhotoFile]] = {}
-        for subject in find_subjects(config.instance_data_dir):
-            seen: list[Seen] = []
-            look = None if faces is None or quiet else partial(_look, faces, seen)
-            photos[subject.id] = check_photos(subject, layer.format, look)
-            if look is not None and faces is not None:
-                known[subject.id] = faces.choose(seen)
+        apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
+        faces: FaceModels | None = None
+        with Faults() as faults:
+            faults.of(lambda: apart({"instance_data_dir": config.instance_data_dir}))
+            if layer.zero_shot.enabled:
+                faces = faults.of(lambda: FaceModels(networks.detector, networks.targets))
+            subjects = faults.of(lambda: find_subjects(config.instance_data_dir)) or []
+            looking = None if quiet else faces
+            checked = faults.of(lambda: each(subjects, partial(_check, kind=layer.format, faces=looking)))
+        photos = {subject.id: found for subject, (found, _) in zip(subjects, checked, strict=True)}
+        known = {s.id: faces.choose(seen) for s, (_, seen) in zip(subjects, checked, strict=True) if looking and faces}
         if layer.zero_shot.no_face == "refuse":
             _refuse_without_face(photos, known)
         side = layer.working_side or 2 * config.resolution
@@ -277,7 +283,7 @@ class PhotoJob:
         """
         started, images = time.perf_counter(), output / IMAGES
         missing = processes.broadcast(lambda: self._missing(images))
-        processes.on_main(lambda: require_disk(images, self._size(missing), "the protected photos"))
+        processes.on_main(lambda: require_disk(images, self.size(missing), "the protected photos"))
         mine = missing[processes.index :: processes.size]
         prior = None
         if missing and self.protection.needs_class_pictures:
@@ -329,7 +335,7 @@ class PhotoJob:
         if subject not in self.known:
             seen: list[Seen] = []
             for photo in self.photos[subject]:
-                _look(self.faces, seen, photo.read())
+                seen.append(self.faces.look(photo.read().unit))
             self.known[subject] = self.faces.choose(seen)
         return self.known[subject]
 
@@ -404,9 +410,10 @@ class PhotoJob:
             )
         ]
 
-    def _size(self, subjects: Sequence[str]) -> int:
-        """Return an upper bound of the bytes of the protected photos of some subjects."""
-        return sum(picture_size(photo.height * photo.width) for subject in subjects for photo in self.photos[subject])
+    def size(self, subjects: Iterable[str] | None = None) -> int:
+        """Return an upper bound of the bytes of the protected photos of some subjects, by default of all."""
+        chosen = self.photos if subjects is None else subjects
+        return sum(picture_size(photo.height * photo.width) for subject in chosen for photo in self.photos[subject])
 
     def _is_within_budget(self, saved: Photo, original: Photo) -> bool:
         changed = deviation(saved.pixels, original.pixels, self.format)
@@ -431,9 +438,15 @@ def _generator(seed: int, subject: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def _look(faces: FaceModels, seen: list[Seen], photo: Photo) -> None:
-    """Add what is seen in a photo to a list."""
-    seen.append(faces.look(photo.unit))
+def _check(subject: Subject, *, kind: Format, faces: FaceModels | None) -> tuple[list[PhotoFile], list[Seen]]:
+    """Check all photos of a subject. Returns their sizes, and what the detector sees in them; nothing without faces."""
+    seen: list[Seen] = []
+
+    def look(photo: Photo) -> None:
+        if faces is not None:
+            seen.append(faces.look(photo.unit))
+
+    return check_photos(subject, kind, look), seen
 
 
 def _refuse_without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:

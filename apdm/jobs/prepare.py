@@ -74,6 +74,7 @@ def load_base(config: JobConfig) -> Family:
         variant=config.variant,
         allow_pickle=config.allow_pickle,
         single_file_config=config.single_file_config,
+        as_stored=config.dry_run,
     )
     check_resolution(base, config.resolution)
     return base

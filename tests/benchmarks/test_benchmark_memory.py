@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from apdm.config import HardenConfig, L2PConfig, MemoryConfig, PoolConfig, to_yaml
-from apdm.families import load_family
+from apdm.families import StableDiffusion, load_family
+from apdm.jobs.memory_count import NORMALISATION, count
 from apdm.portraits import PIPELINE
 from benchmarks import levers, memory
 
@@ -33,7 +34,7 @@ LEVERS = {
 @pytest.mark.parametrize("lever", [pytest.param(name, marks=EIGHT if name == "8 bits" else []) for name in LEVERS])
 def test_the_buffers_counted_are_those_that_a_run_holds(lever):
     config: HardenConfig = LEVERS[lever]
-    counted = memory.count(load_family(PIPELINE).denoiser, config)
+    counted = count(load_family(PIPELINE).denoiser, config, StableDiffusion)
     held, more = memory.measured_buffers(config)
     expected = sum({**counted.device, **counted.main}.values())
     # Random latents, prompts and figures of the last step come on top: a hundred kilobytes.
@@ -62,7 +63,7 @@ def test_the_estimate_of_activations_falls_with_checkpointing_and_doubles_in_flo
     whole = memory.activations("sd15", config)
     checkpointed = memory.activations("sd15", replace(config, gradient_checkpointing=True))
     assert 2e8 < checkpointed < 0.5 * whole
-    doubled = 2 * (whole - 2 * 859_520_964) / memory.NORMALISATION  # autocast's copies of the weights left out
+    doubled = 2 * (whole - 2 * 859_520_964) / NORMALISATION  # autocast's copies of the weights left out
     assert memory.activations("sd15", PLAIN) == pytest.approx(doubled, rel=0.05)
 
 

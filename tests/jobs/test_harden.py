@@ -119,7 +119,7 @@ def test_a_short_audit_leaves_results_and_report(people: Path, tmp_path: Path) -
     assert ["audit", "not protected"] in said and ["report", f"{output}/report.html"] in said
     assert '"a photo of t@t person" is learnt, "a photo of a person" is the class' in result.stderr
     results = json.loads((tmp_path / "run/results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert results["subjects"] == ["s01"]
     assert {row["model"] for row in results["attacks"]} == {"base", "hardened"}
     assert results["verdict"]["protected"] is False  # two steps neither harden nor attack

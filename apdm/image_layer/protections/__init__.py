@@ -31,10 +31,13 @@ class PhotoProtection(ABC):
 
     Attributes:
         name: the name under which the registry and the results know the protection.
+        surrogate_copies: how many copies of the denoiser the surrogates hold at most, with their gradients and AdamW's
+            moments. The plan of a dry run counts memory with it.
         loop: the class that moves the photos: `PGD`, or a subclass with other hooks.
     """
 
     name: ClassVar[str]
+    surrogate_copies: ClassVar[int] = 0
     loop: ClassVar[type[PGD]] = PGD
 
     @abstractmethod

@@ -29,6 +29,7 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
     """Alternate prompt tuning (PT), ascent on the semantic disturbance loss (SDL), and training of a surrogate."""
 
     name: ClassVar[str] = "anti_diffusion"
+    surrogate_copies: ClassVar[int] = 4
 
     @property
     def total_steps(self) -> int:

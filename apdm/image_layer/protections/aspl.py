@@ -23,6 +23,7 @@ class ASPL(ASPLConfig, PhotoProtection):
     """
 
     name: ClassVar[str] = "aspl"
+    surrogate_copies: ClassVar[int] = 7
 
     @property
     def total_steps(self) -> int:

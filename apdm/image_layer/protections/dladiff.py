@@ -28,6 +28,7 @@ class DLADiff(DLADiffConfig, PhotoProtection):
     """
 
     name: ClassVar[str] = "dladiff"
+    surrogate_copies: ClassVar[int] = 5
 
     @property
     def total_steps(self) -> int:
@@ -52,10 +53,12 @@ class DLADiff(DLADiffConfig, PhotoProtection):
         static = Surrogate(task, learning_rate=rate, batch_size=size)
         if self.static_surrogate:
             static.fit(task.originals, self.static_steps)
+        trained = static.denoiser
+        del static  # with AdamW's moments, two copies of the denoiser
         dynamic = Surrogate(task, learning_rate=rate, batch_size=size, prior_loss_weight=self.prior_loss_weight)
         if not self.alternate:
             dynamic.fit(task.originals, self.static_steps)
-        attention = self.attention_loss(task, static.denoiser, dynamic.denoiser)
+        attention = self.attention_loss(task, trained, dynamic.denoiser)
         for _ in range(self.rounds):
             if self.static_surrogate:
                 pgd.ascend(attention, self.attention_steps)

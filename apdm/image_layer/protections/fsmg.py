@@ -20,6 +20,7 @@ class FSMG(FSMGConfig, PhotoProtection):
     """
 
     name: ClassVar[str] = "fsmg"
+    surrogate_copies: ClassVar[int] = 4
 
     @property
     def total_steps(self) -> int:

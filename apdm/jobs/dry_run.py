@@ -1,0 +1,201 @@
+"""The dry run: a job reads and checks all its input, says what it would do, and ends. Nothing is written or drawn.
+
+A dry run uses the code of the job itself. It goes on after a mistake, so that the user is told of all that is missing
+or wrong at once. Models are loaded in the float types of their files, which takes the least time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from apdm.audit.results import Verdict
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
+from apdm.core.errors import Faults
+from apdm.core.files import check_output_dir
+from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import IMAGES, MODEL
+from apdm.faces import FaceScore
+from apdm.faces.detector_score import DetectorScore
+from apdm.jobs import audit, perturb, resources
+from apdm.jobs.audit_inputs import warn_if_too_short
+from apdm.jobs.faces_shown import faces_in_squares
+from apdm.jobs.first_checks import check_given
+from apdm.jobs.harden import check_options
+from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
+from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, show_plan
+from apdm.jobs.prepare import load_models, prepare_process, warn_about_prompts
+from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
+
+Row = Callable[[], str | None]
+
+
+def harden(config: HardenConfig) -> HardenResult:
+    """Check all input of `apdm harden` and show its plan.
+
+    Returns:
+        The folders that the run would write, and 0 steps.
+
+    Raises:
+        UserError: something is missing or wrong. All that was found is told.
+    """
+    prepare_process(config.num_threads)
+    output = Path(config.output_dir)
+    accelerator = make_accelerator(config.mixed_precision, log_with=None, project_dir=output)
+    processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
+    kind, device = engine_kind(accelerator), accelerator.device
+
+    def check() -> None:
+        with Faults() as faults:
+            faults.of(lambda: check_given(config))
+            faults.of(lambda: check_options(config, accelerator, processes))
+            inputs = read_harden(config, faults)
+            if inputs is not None:
+                found = faults.of(inputs.check_output)
+                done = found.step if found is not None else 0
+                rows = harden_plan(config, inputs, kind=kind, processes=processes, device=device, done=done)
+                _show(rows, harden_rows(config, inputs, device, processes.size), faults)
+
+    processes.on_main(check)
+    images = output / IMAGES if config.image_layer.enabled else None
+    return HardenResult(output_dir=output, model_dir=output / MODEL, steps=0, image_dir=images)
+
+
+def read_harden(config: HardenConfig, faults: Faults) -> HardenInputs | None:
+    """Read all input of a hardening run, as far as it can be used. Mistakes are kept in `faults`.
+
+    Returns:
+        The input; None if a part of it is missing.
+    """
+    models = faults.of(lambda: load_models(config))
+    files = faults.of(lambda: HardenFiles.read(config))
+    own = faults.of(lambda: check_base(config, models[0])) if models is not None else None
+    if models is not None and files is not None and own is not None:
+        return faults.of(lambda: HardenInputs.of(config, files, own, *models))
+    if files is not None:
+        faults.of(lambda: files.check_people(own or []))
+    return None
+
+
+def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device, processes: int) -> dict[str, Row]:
+    """Rows of the plan that only a dry run has."""
+    base, half = inputs.base, config.mixed_precision != "no"
+    cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=half)
+    drawn = resources.class_pictures_to_draw(config, inputs.own_class_pictures)
+    passes = {
+        "for hardening": resources.training_passes(config),
+        "for class pictures": resources.drawing_passes(config, drawn),
+    }
+    rows: dict[str, Row] = {
+        "faces seen": lambda: _faces(inputs),
+        "training memory": lambda: resources.harden_memory(config, base, cost, device, processes),
+    }
+    whole = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False) if half else cost
+    if inputs.photo_job is not None:
+        job = inputs.photo_job
+        rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
+    if config.audit.enabled and inputs.audit_inputs is not None:
+        subjects = inputs.audit_inputs.subjects
+        people = len(subjects.protected) + len(subjects.others)
+        passes["for the attacks of the audit"] = resources.attack_passes(config.audit, people)
+        rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device)
+    return rows | {
+        "work": lambda: resources.work(cost, passes),
+        "drawn": lambda: f"{count(drawn, 'class picture')} of the base model" if drawn else "no class pictures",
+        "disk": lambda: resources.harden_disk(config, inputs, drawn),
+        "written": lambda: resources.written(config),
+    }
+
+
+def _faces(inputs: HardenInputs) -> str | None:
+    """How many photos show a face, if the run looks at faces at all."""
+    sets = [*inputs.photos.sets, *inputs.consenting.sets, *inputs.earlier.sets]
+    score: FaceScore
+    if inputs.audit_inputs is not None:
+        sets += inputs.audit_inputs.subjects.sets
+        score = inputs.audit_inputs.judges.face_score
+    elif inputs.photo_job is not None and inputs.photo_job.faces is not None:
+        score = DetectorScore(inputs.photo_job.faces.detector)
+    else:
+        return None
+    return faces_in_squares(sets, score)
+
+
+def protect_photos(config: PerturbConfig) -> PerturbResult:
+    """Check all input of `apdm perturb` and show its plan. Returns the folders that the run would write.
+
+    Raises:
+        UserError: something is missing or wrong. All that was found is told.
+    """
+    prepare_process(config.num_threads)
+    processes, device = join_processes()
+    output = Path(config.output_dir)
+
+    def check() -> None:
+        warn_about_prompts(config.instance_prompt, config.class_prompt)
+        with Faults() as faults:
+            faults.of(lambda: check_given(config))
+            found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
+            may_replace = config.overwrite_output_dir or perturb.goes_on(config)
+            faults.of(lambda: check_output_dir(output, overwrite=may_replace))
+            if found is not None:
+                job, family = found
+                cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
+                drawn = resources.class_pictures_to_draw(config, 0) if job.protection.needs_class_pictures else 0
+                rows = perturb_plan(config, job, family, processes=processes, device=device)
+                more: dict[str, Row] = {
+                    "device memory": lambda: resources.photo_memory(job, family, cost, device),
+                    "drawn": lambda: f"{count(drawn, 'class picture')} of the model" if drawn else None,
+                    "disk": lambda: resources.disk(output, {"protected photos": job.size()}),
+                }
+                _show(rows, more, faults)
+
+    processes.on_main(check)
+    return PerturbResult(output_dir=output, image_dir=output / IMAGES)
+
+
+def audit_models(config: AuditJobConfig) -> AuditResult:
+    """Check all input of `apdm audit` and show its plan. Returns a verdict that says that nothing was attacked.
+
+    Raises:
+        UserError: something is missing or wrong. All that was found is told.
+    """
+    prepare_process(config.num_threads)
+    processes, device = join_processes()
+    output = Path(config.output_dir)
+
+    def check() -> None:
+        warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
+        with Faults() as faults:
+            faults.of(lambda: check_given(config))
+            may_replace = config.overwrite_output_dir or audit.goes_on(config)
+            faults.of(lambda: check_output_dir(output, overwrite=may_replace))
+            found = faults.of(lambda: audit.load_audit(config, None))
+            if found is not None:
+                plan, inputs, photos = found
+                base = plan.models["base"]
+                cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
+                sets, judges = audit.photo_sets(inputs, photos), inputs.judges
+                faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
+                warn_if_too_short(config, plan.entries)
+                rows = audit_plan(config, plan, photos, processes=processes, device=device)
+                more: dict[str, Row] = {
+                    "faces seen": lambda: faces_in_squares(sets, judges.face_score),
+                    "device memory": lambda: resources.audit_memory(
+                        config, base, cost, device, models=len(plan.models), shared=False
+                    ),
+                    "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the base",
+                }
+                _show(rows, more, faults)
+
+    processes.on_main(check)
+    nothing = Verdict(protected=False, reasons=["a dry run attacks nothing"], unreliable=[], notes=[], checks=[])
+    return AuditResult(output_dir=output, verdict=nothing)
+
+
+def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:
+    """Show a plan with further rows. A row that cannot be made, because something is wrong, is left out."""
+    show_plan(rows | {name: faults.of(row) for name, row in more.items()})

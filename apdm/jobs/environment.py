@@ -1,0 +1,270 @@
+"""`apdm env --models FILE`: load each model that a file names, and say what it can be used for.
+
+What a model is follows from its content and not from its name. Nothing is downloaded: a name on the Hub is looked up in
+the cache of this machine.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from torch import nn
+
+from apdm.attacks.adapter_file import AdapterFile
+from apdm.config.paths import expand_path
+from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
+from apdm.core.model_path import HUB_ID, INDEX
+from apdm.faces.insightface_pack import InsightFacePack
+from apdm.faces.load import load_detector, load_encoder
+from apdm.families import load_family
+from apdm.families.pipeline_folder import stored_variants
+from apdm.families.stored_file import check_content, read_header
+
+logger = get_logger(__name__)
+
+PIPELINE, DETECTOR, MISLED, RECOGNISER, SIMILARITY, PROMPTS, UTILITY, ADAPTER = (
+    *("pipeline", "face detector", "face recogniser with gradients", "face recogniser"),
+    *("similarity of pictures", "fit of pictures and prompts", "features for FID", "zero-shot adapter"),
+)
+# {job: what it needs}. An audit of people needs two recognisers, of which the photo protection misled at most one.
+JOBS: Mapping[str, Sequence[str]] = {
+    "harden": (PIPELINE,),
+    "perturb, layer 1 (fine-tuning)": (PIPELINE,),
+    "perturb, layer 2 (zero-shot)": (DETECTOR, MISLED),
+    "audit of people": (PIPELINE, DETECTOR, RECOGNISER, RECOGNISER),
+    "audit of objects": (PIPELINE, SIMILARITY),
+    "utility in audits": (PROMPTS, UTILITY),
+    "zero-shot attack": (PIPELINE, ADAPTER),
+}
+THRESHOLD = 0.5  # any: only to load a recogniser, whose own threshold its user knows
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model is.
+
+    Attributes:
+        text: its kind and size, in words.
+        use: how it is given to the commands.
+        serves: what it can serve as, keys of `JOBS`' needs.
+    """
+
+    text: str
+    use: str
+    serves: tuple[str, ...]
+
+
+def look_at_models(file: str, *, allow_pickle: bool) -> tuple[list[str], bool]:
+    """Load every model that a file names, one after another.
+
+    Args:
+        file: the YAML file.
+        allow_pickle: whether pickles may be loaded.
+
+    Returns:
+        Lines to print: one for each model, then one for each job; and whether all models were loaded.
+
+    Raises:
+        UserError: the file cannot be read, or names no models.
+    """
+    models = read_names(file)
+    lines, served, complete = [], list[str](), True
+    width = max(map(len, models))
+    for name, path in models.items():
+        try:
+            found = recognise(path, allow_pickle=allow_pickle)
+        except UserError as error:
+            complete = False
+            lines.append(f"{name:<{width}}  FAILED  {error}")
+        else:
+            served += found.serves
+            lines.append(f"{name:<{width}}  ok      {found.text}: {found.use}")
+        gc.collect()
+    return [*lines, "", *_jobs(served)], complete
+
+
+def read_names(file: str) -> dict[str, str]:
+    """Return {name: path} of a YAML file. Paths are as in the file; `~` and `$NAME` in them are replaced."""
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; give a YAML file") from None
+    if not isinstance(tree, dict) or not tree or not all(isinstance(path, str) for path in tree.values()):
+        raise UserError(f'{file} names no models; write one "name: path" in each line')
+    try:
+        return {str(name): expand_path(path) for name, path in tree.items()}
+    except ValueError as problem:
+        raise UserError(f"{file}: {problem}") from None
+
+
+def recognise(path: str, *, allow_pickle: bool) -> Found:
+    """Load one model and say what it is.
+
+    Args:
+        path: a file, a folder, or a name on the Hub.
+        allow_pickle: whether a pickle may be loaded.
+
+    Raises:
+        UserError: the model is not there, cannot be loaded, or is of no kind that this program uses.
+    """
+    place, note = _locate(path)
+    if place.is_file():
+        return _of_file(place, path, allow_pickle)
+    if (place / INDEX).exists():
+        return _pipeline(place, path, note, allow_pickle)
+    if any(place.rglob("*.onnx")):
+        return _pack(place, path)
+    config = place / "config.json"
+    if config.exists():
+        return _of_config(place, path, note, config)
+    raise UserError(f"{path} is no pipeline, no InsightFace pack and no model of transformers; name such a folder")
+
+
+def _locate(path: str) -> tuple[Path, str]:
+    """Return the place of a model on this machine, and a note if it is in the cache of the Hub."""
+    place = Path(path)
+    if place.exists():
+        return place, ""
+    if not HUB_ID.fullmatch(path):
+        raise UserError(f"{path} does not exist")
+    try:
+        return Path(snapshot_download(path, local_files_only=True)), " (in the cache of the Hub)"
+    except Exception:  # the Hub's library raises many kinds, and most of their texts speak of the network
+        raise UserError(
+            f"{path} is neither here nor in the cache of the Hub, and nothing was downloaded; "
+            f"fetch it with: hf download {path}"
+        ) from None
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def _pipeline(place: Path, path: str, note: str, allow_pickle: bool) -> Found:
+    variants = stored_variants(place)
+    variant = None if None in variants or not variants else sorted(filter(None, variants))[0]
+    family = load_family(place, variant=variant, allow_pickle=allow_pickle, as_stored=True)
+    weights = sum(weight.numel() for weight in family.denoiser.parameters())
+    stored = str(family.dtypes.get(family.denoiser_name, family.denoiser.dtype)).removeprefix("torch.")
+    side = family.denoiser.config.get("sample_size")
+    pixels = f", {side * family.vae_scale} pixels" if isinstance(side, int) else ""
+    text = f"{family.name}{note}, {weights / 1e6:,.0f} M weights in the {family.denoiser_name}, {stored}{pixels}"
+    use = f"--pretrained_model_name_or_path {path}" + f" --variant {variant}" * bool(variant)
+    return Found(text, use, (PIPELINE,))
+
+
+def _pack(place: Path, path: str) -> Found:
+    """An InsightFace pack. Its recogniser can be misled if its file can be run with gradients."""
+    pack = InsightFacePack(place)
+    try:
+        file = pack.recogniser_file
+    except UserError:
+        return Found("InsightFace pack with no recogniser", f"--image_layer.zero_shot.detector {path}", (DETECTOR,))
+    width = pack.recognise(torch.zeros(1, 3, pack.size, pack.size)).shape[1]
+    text = f"InsightFace pack, detector and recogniser of {width} numbers"
+    try:
+        load_encoder(f"{file}={THRESHOLD}", detector=pack)
+    except UserError as error:
+        why = f" without gradients, which can judge and not be misled ({error})"
+        return Found(text + why, f"--faces {path}", (DETECTOR, RECOGNISER))
+    return Found(text, f"--faces {path}", (DETECTOR, RECOGNISER, MISLED))
+
+
+def _of_config(place: Path, path: str, note: str, config: Path) -> Found:
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8"))
+        kind = str(facts.get("_class_name") or facts.get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{config} cannot be read; copy the folder anew") from None
+    if kind == "ControlNetModel":
+        net: Any = diffusers.ControlNetModel
+        model = _loaded(path, lambda: net.from_pretrained(place, local_files_only=True))
+        return Found(
+            f"ControlNet{note}, {_size(model)}", f"--faceid_controlnet {path}, beside an InstantID adapter", ()
+        )
+    if "_class_name" in facts:
+        raise UserError(f"{path} is a part of a pipeline, a {kind}; name the folder with {INDEX}")
+    from apdm.metrics.extractors import ClipFolder, VisionFolder
+
+    picture = torch.zeros(1, 3, 64, 64)
+    if "clip" in kind:
+        clip = ClipFolder(place)
+        clip.score(picture, ["a photo"])
+        return Found(f"CLIP{note}, {_size(clip.model)}", f"--judge clip:{path}", (PROMPTS, SIMILARITY))
+    vision = VisionFolder(place)
+    width = vision(picture).shape[1]
+    text = f"{kind}{note}, {_size(vision.model)}, features of {width} numbers"
+    return Found(text, f"--judge dino:{path}", (SIMILARITY,))
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
+    if place.suffix == ".onnx":
+        return _onnx(place, path)
+    if check_content(place) == "pickle" and not allow_pickle:
+        raise UserError(f"{path} is a pickle, which can run code; give --allow_pickle true if you trust it")
+    names = read_header(place).shapes
+    if any(name.startswith(("image_proj.", "ip_adapter.")) for name in names):
+        adapter = AdapterFile.read(place, allow_pickle=allow_pickle)
+        kind = "InstantID" if adapter.is_resampler else "FaceID"
+        text = f"{kind} adapter for embeddings of {adapter.dimension} numbers"
+        return Found(text, f"--faceid_adapter {path}, with its --faceid_encoder", (ADAPTER,))
+    if any(name.startswith(("model.diffusion_model.", "double_blocks.")) for name in names):
+        return Found(
+            f"single-file checkpoint, {sum(map(_numel, names.values())) / 1e6:,.0f} M numbers",
+            f"--pretrained_model_name_or_path {path} --single_file_config FOLDER; only its header was read",
+            (PIPELINE,),
+        )
+    load_encoder(f"{place}={THRESHOLD}", allow_pickle=allow_pickle)
+    return Found("MobileFaceNet, a face recogniser", f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))
+
+
+def _onnx(place: Path, path: str) -> Found:
+    try:
+        encoder: Any = load_encoder(f"{place}={THRESHOLD}")
+        width = encoder.model(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1]
+    except UserError as error:
+        try:
+            load_detector(str(place))
+        except UserError:
+            raise error from None
+        return Found("YuNet, a face detector", f"--face_score {path}", (DETECTOR,))
+    text = f"face recogniser of {width} numbers for faces of {encoder.size} pixels"
+    return Found(text, f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))
+
+
+def _loaded(path: str, load: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return load()
+    except Exception as error:  # damaged files make the libraries raise anything
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}; copy it anew") from error
+
+
+def _size(model: nn.Module) -> str:
+    return f"{sum(weight.numel() for weight in model.parameters()) / 1e6:,.0f} M weights"
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _jobs(served: Sequence[str]) -> list[str]:
+    """One line for each job: ready, or what is missing."""
+    width, lines = max(map(len, JOBS)), []
+    for job, needs in JOBS.items():
+        lacking = Counter(needs) - Counter(served)
+        missing = [need if number == 1 else f"{number} of: {need}" for need, number in lacking.items()]
+        lines.append(f"{job:<{width}}  " + (f"missing: {', '.join(missing)}" if missing else "ready"))
+    return lines

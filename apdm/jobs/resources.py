@@ -1,0 +1,186 @@
+"""What a run will take and leave, as rows of a dry run's plan: memory and operations by count, pictures, disk, files.
+
+`apdm.jobs.memory_count` says what is counted and what is estimated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from apdm.config import AuditOptions, HardenConfig, JobConfig
+from apdm.core.disk import amount, free_space, picture_size, require_disk
+from apdm.core.logging import get_logger
+from apdm.data.class_images import count_drawn
+from apdm.export import layout
+from apdm.families import Family
+from apdm.jobs.harden_inputs import HardenInputs
+from apdm.jobs.memory_count import (
+    ATTACK_FORWARDS,
+    FORWARDS,
+    OVERHEAD,
+    SAMPLES,
+    Pass,
+    activations,
+    count,
+    forward_pass,
+    frozen,
+)
+from apdm.jobs.perturb import PhotoJob
+
+logger = get_logger(__name__)
+
+SPEED = 100e12  # operations per second, for which the plan says the time
+ATTACKED_COPIES = 4  # the attacked copy, its gradient and AdamW's two moments
+
+
+@torch.no_grad()
+def cost_of_pass(base: Family, instance_prompt: str, resolution: int, *, half: bool) -> Pass:
+    """Count a forward pass for one picture of this side. The text encoders are tried on the instance prompt."""
+    embeds = base.encode_prompts([instance_prompt])
+    with torch.enable_grad():
+        return forward_pass(base, resolution, embeds, half=half)
+
+
+def harden_memory(config: HardenConfig, base: Family, cost: Pass, device: torch.device, processes: int) -> str:
+    """Say what training holds on the device and in main memory."""
+    counted = count(base.denoiser, config, type(base))
+    on_device = sum({**counted.device, **counted.passing}.values())
+    if not config.memory.offload:
+        on_device += frozen(base)
+    photos = -(-config.train_batch_size // (config.gradient_accumulation_steps * processes))
+    graph = activations(cost, config, _copy(base), photos)
+    main = sum(counted.main.values())
+    whole = on_device + graph + OVERHEAD
+    text = f"{amount(whole)} on the device: {amount(on_device)} counted, {amount(graph)} of activations estimated, "
+    return (
+        f"{text}{amount(OVERHEAD)} assumed" + f"; {amount(main)} in main memory" * bool(main) + _beside(whole, device)
+    )
+
+
+def audit_memory(
+    options: AuditOptions, base: Family, cost: Pass, device: torch.device, *, models: int = 2, shared: bool = True
+) -> str:
+    """Say what the nominal attack of an audit holds on the device.
+
+    Args:
+        options: the options of the audit.
+        base: the base model.
+        cost: a forward pass in float32.
+        device: the device.
+        models: how many models are audited.
+        shared: whether they share all parts but the denoiser.
+    """
+    copies = 1 + ATTACKED_COPIES  # the other models wait in main memory
+    kept = cost.outside + cost.largest if options.gradient_checkpointing else cost.saved
+    graph = round(kept * 2 * options.train_batch_size / SAMPLES)
+    whole = copies * _copy(base) + frozen(base) * (1 if shared else models) + graph + OVERHEAD
+    text = f"{amount(whole)} on the device: {copies} copies of the denoiser and the other parts, {amount(graph)} of "
+    return f"{text}activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
+
+
+def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) -> str:
+    """Say what the photo protection holds on the device. `cost` is a forward pass in float32."""
+    copies = 1 + job.protection.surrogate_copies
+    graph = round(cost.saved * job.protection.pictures_at_once / SAMPLES)
+    whole = copies * _copy(base) + frozen(base) + graph + OVERHEAD
+    text = f"{amount(whole)} on the device: {copies} copies of the denoiser and the other parts, {amount(graph)} of "
+    return f"{text}activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
+
+
+def work(cost: Pass, parts: Mapping[str, float]) -> str:
+    """Say how many operations the parts of a run take, and how long at `SPEED`.
+
+    Args:
+        cost: one forward pass.
+        parts: {part of the run: number of forward passes}.
+    """
+    listed = [f"{_number(passes * cost.operations)} {name}" for name, passes in parts.items() if passes]
+    whole = sum(parts.values()) * cost.operations
+    return f"{', '.join(listed)}: {_time(whole / SPEED)} at {SPEED / 1e12:.0f} TFLOP/s"
+
+
+def training_passes(config: HardenConfig) -> float:
+    """Forward passes of the training, in which a backward pass counts as two."""
+    inner = config.pool.stride if config.pool.size else config.l2p.inner_steps
+    anchor = 2 * SAMPLES if config.preservation.anchor_weight else 0
+    return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
+
+
+def attack_passes(options: AuditOptions, people: int) -> float:
+    """Forward passes of the nominal attack on base and hardened model."""
+    steps = (options.nominal_step or options.max_train_steps) + options.max_train_steps
+    return people * options.seeds * steps * options.train_batch_size * ATTACK_FORWARDS
+
+
+def drawing_passes(config: JobConfig, pictures: int) -> float:
+    """Forward passes of drawing some pictures."""
+    return pictures * config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
+
+
+def class_pictures_to_draw(config: JobConfig, own: int) -> int:
+    """How many class pictures the base has to draw."""
+    folder = Path(config.class_data_dir or Path(config.output_dir) / layout.CLASS_IMAGES)
+    return 0 if own else config.num_class_images - count_drawn(folder, config.num_class_images)
+
+
+def harden_disk(config: HardenConfig, inputs: HardenInputs, drawn: int) -> str:
+    """Say how much disk the run needs. Raises UserError if there is less."""
+    output, parts = Path(config.output_dir), {"model and checkpoints": inputs.size(Path(config.output_dir))}
+    attackers = config.audit.num_class_images if config.audit.enabled else 0
+    parts["class pictures"] = (drawn + attackers) * picture_size(config.resolution**2)
+    if inputs.photo_job is not None:
+        parts["protected photos"] = inputs.photo_job.size()
+    return disk(output, parts)
+
+
+def disk(output: Path, parts: Mapping[str, int]) -> str:
+    """Say how much disk some files need at most. Raises UserError if there is less."""
+    whole = sum(parts.values())
+    require_disk(output, whole, ", ".join(name for name, size in parts.items() if size))
+    listed = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size)
+    return f"{amount(whole)} needed ({listed}), {amount(free_space(output))} free"
+
+
+def written(config: HardenConfig) -> str:
+    """The names of what a hardening run writes into its output folder."""
+    names = [layout.CONFIG, f"{layout.MODEL}/", layout.MANIFEST]
+    names += [f"{layout.CLASS_IMAGES}/"] * (config.class_data_dir is None)
+    names += ["checkpoint-<step>/"] * bool(config.checkpointing_steps) + [layout.SINGLE_FILE] * config.single_file
+    names += [f"{layout.SAMPLES}/"] * bool(config.validation.steps)
+    names += [f"{layout.IMAGES}/", layout.PERTURBATION] * config.image_layer.enabled
+    if config.audit.enabled:
+        names += [layout.RESULTS, layout.REPORT, f"{layout.PICTURES}/", f"{layout.CELLS}/"]
+        names += [f"{layout.ATTACKER_CLASS_IMAGES}/"]
+    return f"{', '.join(sorted(names))} in {config.output_dir}"
+
+
+def _copy(base: Family) -> int:
+    return 4 * sum(weight.numel() for weight in base.denoiser.parameters())
+
+
+def _beside(needed: float, device: torch.device) -> str:
+    """A remark that the device has less memory; empty if it has enough."""
+    if device.type == "cpu":
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        available = torch.accelerator.get_memory_info(device)[1]
+    if needed <= available:
+        return ""
+    mend = "choose a --preset, more processes with FSDP2 or ZeRO-3, or another device"
+    logger.warning("by count %s are needed, and %s has %s: %s", amount(needed), device, amount(available), mend)
+    return f"; {device} has {amount(available)}"
+
+
+def _number(operations: float) -> str:
+    for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if operations >= 0.1 * size:
+            return f"{operations / size:.2f} {unit}"
+    return f"{operations / 1e9:.2f} GFLOP"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"

@@ -1,0 +1,91 @@
+"""`apdm env --models` loads what a file names, recognises it by its content, and says what it can be used for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from real_assets import ASSETS, needs_assets
+from safetensors.torch import save_file
+
+from apdm.cli import main
+from apdm.faces.mobilefacenet import MobileFaceNet
+from apdm.portraits import ADAPTER
+
+
+def look(tmp_path: Path, capsys: pytest.CaptureFixture[str], models: dict[str, object], *more: str) -> tuple[int, str]:
+    file = tmp_path / "models.yaml"
+    file.write_text("".join(f"{name}: {path}\n" for name, path in models.items()))
+    capsys.readouterr()
+    code = main(["env", "--models", str(file), *more])
+    return code, capsys.readouterr().out
+
+
+def test_each_model_is_recognised_by_its_content(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(MobileFaceNet().state_dict(), tmp_path / "net.safetensors")
+    models = {"a": tiny_pipeline, "b": ADAPTER, "c": tmp_path / "net.safetensors"}
+    code, said = look(tmp_path, capsys, models)
+    lines = said.splitlines()
+    assert code == 0
+    assert "ok" in lines[0] and "stable-diffusion" in lines[0] and "float32, 16 pixels" in lines[0]
+    assert f"--pretrained_model_name_or_path {tiny_pipeline}" in lines[0]
+    assert "FaceID adapter" in lines[1] and "MobileFaceNet" in lines[2]
+    jobs = dict(line.split("  ", 1) for line in lines[4:])
+    assert jobs["harden"].strip() == jobs["zero-shot attack"].strip() == "ready"
+    assert "face detector" in jobs["audit of people"] and "missing: features for FID" not in jobs["harden"]
+
+
+def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(MobileFaceNet().state_dict(), tmp_path / "net.pt")
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    (tmp_path / "empty").mkdir()
+    models = {
+        "good": tiny_pipeline,
+        "hub": "nobody/no-such-model",
+        "absent": tmp_path / "absent",
+        "part": tiny_pipeline / "unet",
+        "pickle": tmp_path / "net.pt",
+        "bad": tmp_path / "bad.onnx",
+        "empty": tmp_path / "empty",
+    }
+    code, said = look(tmp_path, capsys, models)
+    lines = {line.split()[0]: line for line in said.splitlines()[:7]}
+    assert code == 2
+    assert "ok" in lines["good"] and all("FAILED" in lines[name] for name in models if name != "good")
+    assert "nothing was downloaded" in lines["hub"] and "--allow_pickle true" in lines["pickle"]
+    assert "name the folder with model_index.json" in lines["part"]
+    assert look(tmp_path, capsys, {"pickle": tmp_path / "net.pt"}, "--allow_pickle")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: 3\n", "a: [b\n"])
+def test_a_file_without_models_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (tmp_path / "models.yaml").write_text(text)
+    assert main(["env", "--models", str(tmp_path / "models.yaml")]) == 2
+    assert main(["env", "--models", str(tmp_path / "absent.yaml")]) == 2
+    assert capsys.readouterr().err.count("models.yaml") + 1 == 2
+
+
+def test_without_models_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    assert "diffusers" in capsys.readouterr().out
+    assert main(["env", "--model", "x"]) == 2
+
+
+@needs_assets
+def test_real_networks_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = {
+        "pack": ASSETS / "encoders/insightface_pack",
+        "recogniser": ASSETS / "encoders/insightface_pack/rec_mobilefacenet.onnx",
+        "yunet": ASSETS / "detectors/yunet_n_dynamic.onnx",
+    }
+    code, said = look(tmp_path, capsys, models)
+    assert code == 0, said
+    lines = said.splitlines()
+    assert "detector and recogniser of 128 numbers" in lines[0] and "without gradients" not in lines[0]
+    assert "face recogniser of 128 numbers for faces of 112 pixels" in lines[1] and "YuNet" in lines[2]
+    assert [line for line in lines if line.startswith("perturb, layer 2")][0].endswith("ready")
