@@ -213,8 +213,12 @@ class _Attention(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        result: Tensor = _Attention.apply(query, key, value)
+        return result
+
     original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
+    functional.scaled_dot_product_attention = fused
     try:
         yield
     finally:
