@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from tiny_pipelines import BUILDERS
 from tiny_run import weights, write_people
 
@@ -33,6 +35,14 @@ ALONE = {"image_layer.enabled": "false", "audit.enabled": "false"}
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture(autouse=True)
+def any_precision() -> Iterator[None]:
+    """accelerate allows one precision in a process, unless it is told to forget the last one."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 def words(config: str, **options: object) -> list[str]:
