@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -52,9 +53,9 @@ def words(config: str, **options: object) -> list[str]:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_configuration_is_understood(file: Path) -> None:
-    cls = {"audit": AuditJobConfig, "dladiff": PerturbConfig}.get(file.stem.split("-")[0], HardenConfig)
+    cls: Any = {"audit": AuditJobConfig, "dladiff": PerturbConfig}.get(file.stem.split("-")[0], HardenConfig)
     required = ["--instance_data_dir", "subjects"] if cls is not AuditJobConfig else []
-    config = load_config(cls, ["--config", str(file), *required])
+    config: Any = load_config(cls, ["--config", str(file), *required])
     assert config.output_dir.startswith("outputs/" if "portrait" in file.stem else "checkpoints/")
 
 
