@@ -2,9 +2,9 @@
 
     python -m benchmarks.real_world --assets DIR --output DIR [--quick] [--resolution 512]
 
-DIR of --assets holds, under `photos/`, the folders `faces/f01` and `faces/f02` with photos of two people, `orl/<id>` with
-photos of strangers and `subjects/<name>` with photos of animals and things; under `encoders/insightface_pack` an InsightFace
-pack, under `detectors` a YuNet, and TAESD's weights in `vae/taesd-sd1-fp8.safetensors`. None of it comes with the package.
+The folder of --assets has photos of two people in `photos/faces/f01` and `f02`, of strangers in `photos/orl/<id>`, of
+animals and things in `photos/subjects/<name>`; an InsightFace pack in `encoders/insightface_pack`, a YuNet in
+`detectors`, and TAESD's weights as `vae/taesd-sd1-fp8.safetensors`. None of it comes with the package.
 
 The model is `benchmarks.small_sd15`, which is trained first. So this shows that every part of the software works with
 photos, and that real networks judge. It says nothing about how well anybody is protected in a real model.
@@ -96,7 +96,7 @@ def lay_out(photos: Path, people: Path, count: int) -> Path:
 
 
 def make_base(assets: Path, folder: Path, size: Size, resolution: int) -> Path:
-    """Train the toy on photos of the second person, of strangers, animals and things, and write it as a pipeline folder.
+    """Train the toy on photos of the second person, strangers, animals and things, and write a pipeline folder.
 
     It does not learn the protected person, whom its training photos must not show.
     """
@@ -204,7 +204,8 @@ def run(name: str, options: Mapping[str, Any], package: Path = ROOT) -> subproce
         package: the folder from which `apdm` is imported.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(name, options), cwd=package, env=environment, capture_output=True, text=True)
+    line = command(name, options)
+    return subprocess.run(line, cwd=package, env=environment, capture_output=True, text=True, check=False)
 
 
 def detected(assets: Path) -> dict[str, dict[str, float]]:

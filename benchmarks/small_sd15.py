@@ -1,9 +1,9 @@
 """A small Stable Diffusion 1.5 for real photos: real blocks and a real latent space, trained on the spot.
 
-No weights of Stable Diffusion are needed. The U-Net has 1.5's blocks with few channels, TAESD is the VAE, and prompts are
-read by a small CLIP text encoder with a vocabulary of its own. After a short training on a few photos the model draws
-something of their colours and shapes, and, if it is trained for longer, faces. It is good for trying the software on
-photos. What it says about protection says nothing about the real Stable Diffusion.
+No weights of Stable Diffusion are needed. The U-Net has 1.5's blocks with few channels, TAESD is the VAE, and a small
+CLIP text encoder with a vocabulary of its own reads the prompts. After a short training on a few photos the model draws
+something of their colours and shapes. It is good for trying the software on photos. It tells nothing about protection
+in the real Stable Diffusion.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The whole way of a host on real photos, by real commands: harden, protect photos, attack, judge, report, verify.
 
-Real here are the photos, the face detector (SCRFD), the face encoder (MobileFaceNet as an InsightFace pack's ONNX file)
-and the latent space (TAESD's). The model is a Stable Diffusion 1.5 of three million weights, trained on the spot. So these
-tests show that all parts work together on photos and that only real networks judge. They show no protection.
+Real here are the photos, the face detector (SCRFD), the face encoder (MobileFaceNet, in an InsightFace pack) and the
+latent space (TAESD's). The model is a Stable Diffusion 1.5 of three million weights, trained on the spot. So these
+tests show that all parts work together on photos, and that only real networks judge. They show no protection.
 
-Only one face encoder is at hand, so the encoder that judges is the one that the photos mislead, and no unrelated one can
-contradict it. The report must say so.
+Only one face encoder is at hand. So the encoder that judges is the one that the photos mislead, and no unrelated one
+can contradict it. The report must say so.
 """
 
 from __future__ import annotations
