@@ -112,16 +112,6 @@ def make_base(assets: Path, folder: Path, size: Size, resolution: int) -> Path:
     return folder
 
 
-def faces(pack: Path) -> dict[str, Any]:
-    """The options that name the face networks: the pack's detector, and its recogniser to mislead and to judge."""
-    return {
-        "image_layer.zero_shot.encoders": f"{pack / 'rec_mobilefacenet.onnx'}={THRESHOLD}",
-        "image_layer.zero_shot.detector": pack,
-        "audit.encoders": f"{pack}={THRESHOLD}",
-        "audit.face_score": pack,
-    }
-
-
 def layer_options(size: Size) -> dict[str, Any]:
     """Options of the photo protection, with both of its layers."""
     return {
@@ -136,8 +126,8 @@ def layer_options(size: Size) -> dict[str, Any]:
     }
 
 
-def common_options(base: Path, people: Path, output: Path, size: Size, resolution: int) -> dict[str, Any]:
-    """Options that `harden` and `perturb` share."""
+def perturb_options(base: Path, people: Path, output: Path, pack: Path, size: Size, resolution: int) -> dict[str, Any]:
+    """Options of the photo protection alone; `apdm harden` has them too."""
     return {
         "pretrained_model_name_or_path": base,
         "instance_data_dir": people / "protected",
@@ -147,6 +137,7 @@ def common_options(base: Path, people: Path, output: Path, size: Size, resolutio
         "num_inference_steps": size.num_inference_steps,
         "guidance_scale": 3,
         "num_threads": 1,
+        "faces": f"{pack}={THRESHOLD}",
         **layer_options(size),
     }
 
@@ -154,8 +145,7 @@ def common_options(base: Path, people: Path, output: Path, size: Size, resolutio
 def harden_options(base: Path, people: Path, output: Path, pack: Path, size: Size, resolution: int) -> dict[str, Any]:
     """Options of the main job: harden, protect the photos with both layers, attack both, and judge."""
     return {
-        **common_options(base, people, output, size, resolution),
-        **faces(pack),
+        **perturb_options(base, people, output, pack, size, resolution),
         "max_train_steps": size.outer_steps,
         "learning_rate": 1e-4,
         "l2p.inner_steps": 2,
@@ -176,12 +166,6 @@ def harden_options(base: Path, people: Path, output: Path, pack: Path, size: Siz
         "audit.prompts": "a photo of sks person",
         "audit.photo_attacks": "img2img:strength=0.2",  # keeps the face, so the judges have one to look at
     }
-
-
-def perturb_options(base: Path, people: Path, output: Path, pack: Path, size: Size, resolution: int) -> dict[str, Any]:
-    """Options of the photo protection alone."""
-    networks = {name: value for name, value in faces(pack).items() if not name.startswith("audit.")}
-    return {**common_options(base, people, output, size, resolution), **networks}
 
 
 def command(name: str, options: Mapping[str, Any]) -> list[str]:
