@@ -68,7 +68,7 @@ class Size:
     rounds: int
 
 
-QUICK = Size(160, 40, 2, 2, 2, 4, 2, 40, 1)
+QUICK = Size(120, 30, 2, 2, 2, 4, 2, 30, 1)
 WHOLE = Size(4000, 1000, 20, 200, 8, 20, 4, 200, 10)
 
 
@@ -122,6 +122,7 @@ def layer_options(size: Size) -> dict[str, Any]:
         "image_layer.dladiff.surrogate_steps": min(size.attack_steps, 20),
         "image_layer.dladiff.learning_rate": 1e-4,
         "image_layer.zero_shot.max_steps": size.layer_steps,
+        "image_layer.zero_shot.step_size": 0.1 / size.layer_steps,  # so that its budget can be used
         "image_layer.zero_shot.jitter": 0.05,
     }
 
