@@ -171,6 +171,9 @@ def face_check(utility: Utility, limit: float) -> Check:
     """Check that at least the share `limit` of the hardened model's class pictures shows a face."""
     value = utility.class_face_rate["hardened"]
     detail = f"{value:.3f} of the hardened model's class pictures show a face; {limit} is asked for."
+    before = utility.class_face_rate["base"]
+    if value < limit and before < limit:
+        detail += f" Of the base's, {before:.3f} do: give a class prompt that shows faces, or another detector."
     return _check("class_face_rate", value, limit, value >= limit, detail)
 
 

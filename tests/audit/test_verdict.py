@@ -184,6 +184,14 @@ def test_each_threshold_alone_turns_the_verdict(change, check, reason):
     assert verdict["unreliable"] == []
 
 
+def test_class_pictures_without_faces_are_laid_to_the_hardening_only_if_the_base_draws_faces():
+    damaged = made_up_results(fact("utility", "class_face_rate", value={"base": 1.0, "hardened": 0.1}))
+    assert "the base's" not in verdict_on(damaged)["reasons"][0]
+    toy = made_up_results(fact("utility", "class_face_rate", value={"base": 0.2, "hardened": 0.1}))
+    (reason,) = verdict_on(toy)["reasons"]
+    assert reason.startswith("0.100 of the hardened model's") and "Of the base's, 0.200 do: give" in reason
+
+
 @pytest.mark.parametrize(
     ("threshold", "change"),
     [
