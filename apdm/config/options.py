@@ -303,7 +303,10 @@ def _values_of_file(file: str, known: Mapping[str, Option]) -> dict[str, Any]:
     except ValueError as problem:
         raise UserError(f"--config {file} cannot be read: {problem}") from None
     where = f"in {file}"
-    return {path: known[path].fit(value, where) for path, value in _flatten(read_yaml(file), known, where)}
+    with Faults() as faults:
+        flat = _flatten(read_yaml(file), known, where)
+        values = {path: faults.of(partial(known[path].fit, value, where)) for path, value in flat}
+    return values
 
 
 def _complete(

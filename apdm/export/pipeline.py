@@ -97,7 +97,7 @@ def export_size(family: Family, *, save_variant: str | None = None, single_file:
     dtype, pipeline = HALF.get(save_variant or ""), cast(Any, family.pipeline)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = [weight for module in modules for weight in module.state_dict().values()]
-    full = sum(weight.numel() * weight.element_size() for weight in weights)
+    full = sum(weight.numel() * max(weight.element_size(), 4) for weight in weights)  # as a run holds them
     variant = sum(weight.numel() * dtype.itemsize for weight in weights) if dtype else 0
     return 2 * (full + variant) + (2 * (variant or full) if single_file else 0) + 50_000_000
 

@@ -141,7 +141,11 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_in_options_are_listed_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_options_are_listed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: -1\nresolution: 100\nl2p:\n  inner_steps: none\n")
+    assert main(["harden", "--config", str(file), "--dry_run"]) == 2
+    assert len(errors(capsys.readouterr().err)) == 3
     assert main(["harden", "--max_train_steps", "none", "--seed", "-1", "--sead", "2"]) == 2
     assert len(errors(capsys.readouterr().err)) == 3
 
