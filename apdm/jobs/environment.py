@@ -30,6 +30,7 @@ from apdm.faces.load import load_detector, load_encoder
 from apdm.families import load_family
 from apdm.families.pipeline_folder import stored_variants
 from apdm.families.stored_file import check_content, read_header
+from apdm.jobs.prepare import prepare_process
 
 logger = get_logger(__name__)
 
@@ -79,6 +80,7 @@ def look_at_models(file: str, *, allow_pickle: bool) -> tuple[list[str], bool]:
         UserError: the file cannot be read, or names no models.
     """
     models = read_names(file)
+    prepare_process(None)
     lines, served, complete = [], list[str](), True
     width = max(map(len, models))
     for name, path in models.items():
@@ -227,7 +229,12 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
             f"--pretrained_model_name_or_path {path} --single_file_config FOLDER; only its header was read",
             (PIPELINE,),
         )
-    load_encoder(f"{place}={THRESHOLD}", allow_pickle=allow_pickle)
+    try:
+        load_encoder(f"{place}={THRESHOLD}", allow_pickle=allow_pickle)
+    except UserError:
+        raise UserError(
+            f"{path} is no single-file checkpoint, no adapter for faces and no MobileFaceNet; name one of these"
+        ) from None
     return Found("MobileFaceNet, a face recogniser", f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))
 
 
@@ -239,7 +246,10 @@ def _onnx(place: Path, path: str) -> Found:
         try:
             load_detector(str(place))
         except UserError:
-            raise error from None
+            raise UserError(
+                f"{path} is neither a face recogniser ({error}) nor a YuNet detector; name other detectors with the "
+                "folder of their InsightFace pack"
+            ) from None
         return Found("YuNet, a face detector", f"--face_score {path}", (DETECTOR,))
     text = f"face recogniser of {width} numbers for faces of {encoder.size} pixels"
     return Found(text, f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))

@@ -21,6 +21,7 @@ from transformers import (
 
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
+from apdm.jobs.environment import recognise
 from apdm.metrics.extractors import ClipFolder, VisionFolder
 from apdm.metrics.judges import Judges
 
@@ -130,3 +131,13 @@ def test_a_folder_that_is_no_model_is_bad_input(tmp_path: Path, dino: Path):
         VisionFolder(tmp_path)
     with pytest.raises(UserError, match="reads no text; give a CLIP model"):
         ClipFolder(dino)
+
+
+def test_the_folders_are_recognised_by_what_they_hold(dino: Path, clip: Path, tmp_path: Path) -> None:
+    found = recognise(str(dino), allow_pickle=False)
+    assert "features of 16 numbers" in found.text and found.use == f"--judge dino:{dino}"
+    found = recognise(str(clip), allow_pickle=False)
+    assert found.text.startswith("CLIP") and found.use == f"--judge clip:{clip}"
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError):
+        recognise(str(tmp_path), allow_pickle=False)
