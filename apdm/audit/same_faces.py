@@ -1,17 +1,19 @@
-"""Comparison of faces across folders that must not share people, before any long work.
+"""Checks of the faces in photos before any long work: whether they are seen, and whether folders share people.
 
 `apdm.data.separate_photos` finds the same photo in two folders. This file finds other photos of the same person, where
 face encoders are at hand. A photo counts as the person's only if every encoder says so, because a single encoder takes
 about one stranger in a thousand for the person.
 
-The photos of a person count only if the detector finds a face in most of them. Otherwise the networks were not made for
-such photos, as the bundled ones were not made for photos of real people, and what they say of them means nothing.
+The detector must find a face in half of the photos of every person whose likeness is judged. Otherwise the networks
+were not made for such photos, as the bundled ones were not made for photos of real people, and what they say of them
+means nothing. Photos of anybody else count only if the detector finds a face in most of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -22,24 +24,35 @@ from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
 from apdm.faces import FaceEncoder, FaceScore
+from apdm.faces.choice import require_faces
 from apdm.metrics.identity import likeness
 
 logger = get_logger(__name__)
 
 BATCH_SIZE = 32
+JUDGED = (Role.PROTECTED, Role.REFERENCE, Role.OTHER, Role.OTHER_REFERENCE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Faces:
-    """The photos of one folder of a person that show a face. `embeddings` is {encoder: embeddings [N, D]}."""
+    """The photos of one folder of a person that show a face: their files, and `images` [N, 3, R, R] in [0, 1]."""
 
     files: Sequence[Path]
-    embeddings: dict[str, Tensor]
+    images: Tensor
+    encoders: Sequence[FaceEncoder]
+
+    @cached_property
+    def embeddings(self) -> dict[str, Tensor]:
+        """{encoder: embeddings [N, D]}."""
+        chunks = self.images.split(BATCH_SIZE)
+        return {e.name: torch.cat([e.embed(chunk) for chunk in chunks]) for e in self.encoders}
 
 
 @torch.no_grad()
-def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_score: FaceScore) -> None:
-    """Check that no two folders show the same person who must not be in both.
+def check_faces(
+    sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_score: FaceScore, *, judged: bool = True
+) -> None:
+    """Check that faces are seen, and that no two folders show the same person who must not be in both.
 
     If most photos of a person, or most class pictures, match one person in the other folder, this is an error. If fewer
     do, a warning is logged. So it is for strangers: the audit itself says that it is unreliable.
@@ -48,17 +61,24 @@ def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_
         sets: the photos of all folders.
         encoders: the encoders, all of which must agree.
         face_score: decides whether a photo shows a face. Photos without one are left out.
+        judged: whether likeness will be judged on these photos. Then a face must be seen in half of those of each
+            person of the roles JUDGED.
 
     Raises:
-        UserError: a person is in two folders. The message names both, and says why this is wrong.
+        UserError: too few faces are seen in the photos of a person; or a person is in two folders. The message names
+            both, and says why this is wrong.
     """
     read: dict[int, list[_Faces]] = {}
 
     def faces(photos: PhotoSet) -> list[_Faces]:
         if id(photos) not in read:
-            read[id(photos)] = list(_read(photos, encoders, face_score))
+            required = judged and photos.role in JUDGED
+            read[id(photos)] = list(_read(photos, encoders, face_score, required=required))
         return read[id(photos)]
 
+    for each in sets if judged else ():
+        if each.role in JUDGED:
+            faces(each)
     doubtful: dict[Path, str] = {}
     for roles, other_roles, why in NO_PERSON_IN_BOTH:
         firsts, others = ([each for each in sets if each.role in those] for those in (roles, other_roles))
@@ -77,18 +97,25 @@ def check_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_
         logger.warning("%s shows %s: look at it and take it out%s", file, text, more)
 
 
-def _read(photos: PhotoSet, encoders: Sequence[FaceEncoder], face_score: FaceScore) -> Iterator[_Faces]:
-    """Yield the faces of each person of a folder in most of whose photos the detector finds one."""
+def _read(
+    photos: PhotoSet, encoders: Sequence[FaceEncoder], face_score: FaceScore, *, required: bool
+) -> Iterator[_Faces]:
+    """Yield the faces of each person of a folder in most of whose photos the detector finds one.
+
+    Raises:
+        UserError: `required` is true, and a face is seen in less than half of the photos of a person.
+    """
     files = iter(photos.files)
     for images in photos.images:
         own = [next(files) for _ in range(len(images))]
-        chunks = (images / 2 + 0.5).clamp(0, 1).split(BATCH_SIZE)
-        detected = torch.cat([face_score.score(chunk) >= face_score.threshold for chunk in chunks]).tolist()
+        units = (images / 2 + 0.5).clamp(0, 1)
+        scores = torch.cat([face_score.score(chunk) for chunk in units.split(BATCH_SIZE)])
+        detected = (scores >= face_score.threshold).tolist()
+        if required:
+            require_faces(own[0].parent, detected, face_score.name)
         if 2 * sum(detected) > len(detected):
-            yield _Faces(
-                [file for file, face in zip(own, detected, strict=True) if face],
-                {e.name: torch.cat([e.embed(chunk) for chunk in chunks])[torch.tensor(detected)] for e in encoders},
-            )
+            seen = [file for file, face in zip(own, detected, strict=True) if face]
+            yield _Faces(seen, units[torch.tensor(detected)], encoders)
 
 
 def _matching(known: _Faces, shown: _Faces, encoders: Sequence[FaceEncoder]) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from apdm.core.errors import UserError
 from apdm.faces.detector_score import DetectorScore
@@ -17,6 +18,7 @@ from apdm.faces.load import Loader, split_spec
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 BUNDLED = (*ENCODERS, FACE_SCORE, DETECTOR)
+REAL_NETWORKS = "give --faces and the folder of an InsightFace pack, such as an unpacked buffalo_l"  # for messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class FaceChoice:
         detector: the detector of the zero-shot layer, in place of the pack's.
         adapter_encoder: the encoder of the FaceID adapter, in place of the first of `faces`.
         allow_pickle: whether weights may be read from pickles.
+        prefix: text before the names of the audit's options in messages.
     """
 
     faces: Sequence[str] = ()
@@ -40,23 +43,87 @@ class FaceChoice:
     detector: str | None = None
     adapter_encoder: str | None = None
     allow_pickle: bool = False
+    prefix: str = ""
+
+    @property
+    def by_option(self) -> dict[str, list[str]]:
+        """{option: the networks that it names} of all options that are given."""
+        lists = {
+            "faces": self.faces,
+            f"{self.prefix}encoders": self.encoders,
+            "image_layer.zero_shot.encoders": self.targets,
+            f"{self.prefix}face_score": [self.face_score],
+            "image_layer.zero_shot.detector": [self.detector],
+            f"{self.prefix}faceid_encoder": [self.adapter_encoder],
+        }
+        given = {option: [spec for spec in specs if spec is not None] for option, specs in lists.items()}
+        return {option: specs for option, specs in given.items() if specs}
 
     @property
     def named(self) -> list[str]:
         """All networks that the options name."""
-        single = [spec for spec in (self.face_score, self.detector, self.adapter_encoder) if spec is not None]
-        return [*self.faces, *self.encoders, *self.targets, *single]
+        return [spec for specs in self.by_option.values() for spec in specs]
 
     @property
     def is_bundled(self) -> bool:
         """Whether only bundled networks are named, or none: then the bundled ones stand for what is not given."""
         return all(spec in BUNDLED for spec in self.named)
 
+    def check_world(self, model: str, *, miniature: bool) -> None:
+        """Check that the networks know the faces that a model draws.
+
+        Args:
+            model: the model's path or name.
+            miniature: whether the model is of the miniature world.
+
+        Raises:
+            UserError: the model is of the miniature world and another network is named; or it is not, and a bundled
+                network is named, or none at all.
+        """
+        for option, specs in self.by_option.items():
+            for spec in specs:
+                # A path that does not exist gets a message of its own when it is loaded.
+                if miniature and spec not in BUNDLED and split_spec(spec)[0].exists():
+                    raise UserError(
+                        f"{model} is a model of the miniature world, and only the bundled networks know its drawn "
+                        f"people: leave out {option} {spec}, or name another model"
+                    )
+                if not miniature and spec in BUNDLED:
+                    raise UserError(
+                        f"{option} {spec} knows only the drawn people of the miniature world, and {model} is another "
+                        f"model: {REAL_NETWORKS}"
+                    )
+        if not miniature and not self.named:
+            raise UserError(
+                f"nothing says which networks look at faces, and the bundled ones know only the drawn people of the "
+                f"miniature world: {REAL_NETWORKS}"
+            )
+
     @property
     def pack(self) -> str | None:
         """The path of the first InsightFace pack that the options name."""
         paths = [split_spec(spec)[0] for spec in self.named if spec not in BUNDLED]
         return next((str(path) for path in paths if path.is_dir()), None)
+
+
+def require_faces(folder: Path, detected: Sequence[bool], detector: str) -> None:
+    """Check that a detector sees a face in at least half of a person's photos.
+
+    Args:
+        folder: the folder of the photos, for the message.
+        detected: for each photo, whether the detector sees a face in it.
+        detector: the detector's name.
+
+    Raises:
+        UserError: it sees fewer. Then the networks are not made for such photos, or the photos are not of a person.
+    """
+    if 2 * sum(detected) < len(detected):
+        advice = "give photos that show the person's face, or another detector"
+        if detector in BUNDLED:
+            advice = f"it knows only drawn people; for a model and photos from outside, {REAL_NETWORKS}"
+        raise UserError(
+            f"{detector} sees a face in {sum(detected)} of the {len(detected)} photos in {folder}: {advice}"
+        )
 
 
 class FaceNetworks:

@@ -45,15 +45,48 @@ class FaceModels:
                     "name the recogniser's own .onnx file in zero_shot.encoders"
                 )
 
-    def look(self, photo: Tensor) -> Seen:
-        """Return the faces in a photo `[3, H, W]` in [0, 1], and their embeddings."""
+    def look(self, photo: Tensor, *, first: bool = False) -> Seen:
+        """Return the faces in a photo `[3, H, W]` in [0, 1], and their embeddings. On the first photo, try the encoders.
+
+        Raises:
+            UserError: an encoder cannot be used, see `try_on`.
+        """
         found = self.detector.detect(photo)
+        if first and found:
+            self.try_on(photo, found[0])
         return found, embed_faces(self.encoders, photo, found)
 
     def choose(self, seen: Sequence[Seen]) -> list[PersonsFace]:
         """Choose the person's face in each of a person's photos, given what `look` returned for each."""
         thresholds = {encoder.name: encoder.threshold for encoder in self.encoders}
         return choose_faces([faces for faces, _ in seen], [embeddings for _, embeddings in seen], thresholds)
+
+    def try_on(self, photo: Tensor, face: Face) -> None:
+        """Embed a face with every encoder, and check that the embedding has a gradient.
+
+        Args:
+            photo: a photo `[3, H, W]` in [0, 1].
+            face: a face in it.
+
+        Raises:
+            UserError: an encoder fails, or its embedding or gradient cannot be used.
+        """
+        for encoder in self.encoders:
+            pixels = photo.clone().requires_grad_()
+            try:
+                embedding = embed_face(encoder, pixels, face)
+                embedding[0].backward()
+            except UserError:
+                raise
+            except Exception as fault:  # a graph that does not fit makes the libraries raise anything
+                raise UserError(
+                    f"{encoder.name} fails on a photo ({type(fault).__name__}); use another encoder"
+                ) from None
+            gradient = pixels.grad
+            if not embedding.isfinite().all() or gradient is None or not gradient.isfinite().all():
+                raise UserError(f"{encoder.name} gives values that are no numbers for a photo; use another encoder")
+            if not gradient.any():
+                raise UserError(f"{encoder.name} gives no gradient for a photo, so it cannot be misled; use another")
 
     def to(self, device: torch.device | str) -> None:
         """Move the encoders to a device. The detector stays on the CPU."""

@@ -6,9 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from apdm.attacks.registry import settings
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs
+from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError
@@ -17,9 +20,12 @@ from apdm.export.layout import CELLS
 from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.metrics.judges import Judges
+from apdm.metrics.trial import try_encoder, try_judges
 from apdm.portraits import DETECTOR, FACE_SCORE
 
 logger = get_logger(__name__)
+
+TRIED = 2  # photos of each kind on which the networks are tried before the long work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,11 @@ def load_inputs(
         specs = faults.of(load_photo_attacks) if with_photos else None
         subjects = faults.of(lambda: folders.load(resolution, protected=protected, prefix=options.prefix))
         judges = faults.of(lambda: load_judges(options, faces))
+    first = subjects.protected[0]
+    photos = to_unit(torch.cat([first.references[:TRIED], first.photos[:TRIED]]))
+    try_judges(judges, photos)
+    if specs is not None and specs.adapter is not None:
+        try_encoder(specs.adapter.encoder, photos)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
 
 

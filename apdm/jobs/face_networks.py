@@ -6,12 +6,16 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.config.audit import AuditOptions
 from apdm.config.image_layer import ZeroShotConfig
 from apdm.faces import FaceChoice, FaceNetworks
+from apdm.families.miniature import is_miniature
 
 
 def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> FaceNetworks:
     """Return the networks for faces. Each is loaded when it is first used, and a run should ask for them once.
 
     Options of parts that are off do not count: a hardening run without an audit has no judges.
+
+    Raises:
+        UserError: the run needs networks for faces, and those that it has are of another world than the model.
     """
     audit: AuditOptions | None = None
     layer: ZeroShotConfig | None = None
@@ -21,14 +25,16 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Face
         layer = config.image_layer.zero_shot
     if isinstance(config, HardenConfig) and (config.audit.enabled or config.validation.probe_steps):
         audit = config.audit
-    return FaceNetworks(
-        FaceChoice(
-            faces=config.faces,
-            encoders=audit.encoders if audit else (),
-            face_score=audit.face_score if audit else None,
-            adapter_encoder=audit.faceid_encoder if audit and audit.faceid_adapter else None,
-            targets=layer.encoders if layer else (),
-            detector=layer.detector if layer else None,
-            allow_pickle=config.allow_pickle,
-        )
+    choice = FaceChoice(
+        faces=config.faces,
+        encoders=audit.encoders if audit else (),
+        face_score=audit.face_score if audit else None,
+        adapter_encoder=audit.faceid_encoder if audit and audit.faceid_adapter else None,
+        targets=layer.encoders if layer else (),
+        detector=layer.detector if layer else None,
+        allow_pickle=config.allow_pickle,
+        prefix=audit.prefix if audit else "",
     )
+    if audit or layer:
+        choice.check_world(config.base, miniature=is_miniature(config.base, config.single_file_config))
+    return FaceNetworks(choice)

@@ -96,15 +96,17 @@ class HardenFiles(NamedTuple):
         audited = config.audit.enabled or config.validation.probe_steps
         load = partial(Photos.load, resolution=config.resolution)
         apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
-        faces = face_networks(config)
         with Faults() as faults:
+            faces = faults.of(lambda: face_networks(config))
             faults.of(lambda: apart(config.photo_folders))
             photos = faults.of(lambda: load(config.instance_data_dir, role=Role.PROTECTED))
             consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
             earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER))
             faults.of(lambda: each(config.variety.photos, make_purifier))
-            audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
-            photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
+            audit_inputs = photo_job = None
+            if faces is not None:
+                audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
+                photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
         return HardenFiles(photos, consenting, earlier, audit_inputs, photo_job)
 
     def check_people(self, class_pictures: Sequence[PhotoSet]) -> None:
@@ -116,7 +118,8 @@ class HardenFiles(NamedTuple):
         if self.audit_inputs is not None:
             check_faces(sets, self.audit_inputs.judges.encoders, self.audit_inputs.judges.face_score)
         elif self.photo_job is not None and self.photo_job.faces is not None:
-            check_faces(sets, self.photo_job.faces.encoders, DetectorScore(self.photo_job.faces.detector))
+            misled = self.photo_job.faces
+            check_faces(sets, misled.encoders, DetectorScore(misled.detector), judged=False)
 
 
 @dataclass(frozen=True)

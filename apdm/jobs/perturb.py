@@ -117,7 +117,7 @@ def load_perturb(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Famil
         sets = [protected, *own_class_pictures(config, family)]
         check_separate(sets)
         if job.faces is not None and not quiet:
-            check_faces(sets, job.faces.encoders, DetectorScore(job.faces.detector))
+            check_faces(sets, job.faces.encoders, DetectorScore(job.faces.detector), judged=False)
     return job, family
 
 

@@ -31,12 +31,30 @@ from transformers import (
     T5Tokenizer,
 )
 
+from apdm.portraits import PIPELINE
+
 WORDS = ("a", "photo", "of", "sks", "person", "portrait", "dog", "the", "man", "woman")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer that knows WORDS whole and spells everything else letter by letter."""
+def write_tokenizer(folder: Path, *, miniature: bool = True) -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer that takes 16 tokens: the miniature world's, by which models of that world are known.
+
+    The other one knows WORDS whole and spells everything else letter by letter.
+    """
+    vocab, merges = _miniature_words() if miniature else _plain_words()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=16, local_files_only=True)
+
+
+def _miniature_words() -> tuple[dict[str, int], list[str]]:
+    model = json.loads((PIPELINE / "tokenizer" / "tokenizer.json").read_text())["model"]
+    return model["vocab"], [" ".join(pair) for pair in model["merges"]]
+
+
+def _plain_words() -> tuple[dict[str, int], list[str]]:
     letters = [chr(code) for code in range(33, 127)]
     symbols = letters + [letter + "</w>" for letter in letters]
     merges: list[str] = []
@@ -47,16 +65,14 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
                 merges.append(merge)
             parts = [parts[0] + parts[1], *parts[2:]]
             symbols.extend(parts[:1])
-    vocab = {s: i for i, s in enumerate(dict.fromkeys([*symbols, "<|startoftext|>", "<|endoftext|>"]))}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16, local_files_only=True)
+    return {s: i for i, s in enumerate(dict.fromkeys([*symbols, "<|startoftext|>", "<|endoftext|>"]))}, merges
 
 
-def build_pipeline(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+def build_pipeline(
+    folder: Path, prediction_type: str = "epsilon", *, miniature: bool = True
+) -> StableDiffusionPipeline:
     """Real classes with random weights: 16x16 pictures, 4x8x8 latents, prompts of at most 16 tokens."""
-    tokenizer = write_tokenizer(folder / "vocabulary")
+    tokenizer = write_tokenizer(folder / "vocabulary", miniature=miniature)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         text = CLIPTextConfig(
