@@ -13,6 +13,7 @@ from statistics import fmean
 from apdm.audit.checks import likeness_check, match_check, photo_points
 from apdm.audit.results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, State
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
+from apdm.faces.described import NamedThreshold
 from apdm.metrics.utility import StrangersLikeness
 
 Pair = tuple[PhotoAttackRow, PhotoAttackRow]  # the rows of one person and seed, with clean and with protected photos
@@ -24,6 +25,7 @@ def judge_photo_attacks(
     *,
     max_match_rate: float,
     max_likeness_over_strangers: float,
+    doubts: Sequence[str],
 ) -> list[PhotoOutcome]:
     """Judge each attack, alone and after each purifier, in the order of the rows.
 
@@ -31,6 +33,7 @@ def judge_photo_attacks(
         rows: the rows of all attacks.
         strangers: {encoder: likeness by chance}.
         max_match_rate, max_likeness_over_strangers: the thresholds of the same names.
+        doubts: reasons why no attack shows protection, whatever was measured: see `doubts_about_judges`.
     """
     clean = {(row.attack, row.subject, row.seed): row for row in rows if row.photos == "clean"}
     groups: dict[tuple[str, str | None], list[PhotoAttackRow]] = {}
@@ -51,14 +54,14 @@ def judge_photo_attacks(
             PhotoOutcome(
                 attack=attack,
                 purifier=purifier,
-                state=_state(pairs, [check.passed for check in checks]),
+                state=_state(pairs, [check.passed for check in checks], doubts),
                 cells=len(protected),
                 failed=sum(row.status == "failed" for pair in pairs for row in pair),
                 void=len(void),
                 checks=checks,
                 comparison={encoder: _comparison(sound, encoder) for encoder in strangers} if sound else {},
                 quality=_quality(sound),
-                unreliable=[flag for pair in pairs for flag in _flags(pair)],
+                unreliable=[*doubts, *(flag for pair in pairs for flag in _flags(pair))],
             )
         )
     return outcomes
@@ -90,12 +93,25 @@ def _flags(pair: Pair) -> list[str]:
     return flags
 
 
-def _state(pairs: Sequence[Pair], passed: Sequence[bool | None]) -> State:
+def doubts_about_judges(judges: Sequence[NamedThreshold], misled: Sequence[str]) -> list[str]:
+    """The clauses on judges that cannot show that photos protect.
+
+    Args:
+        judges: the encoders that judge.
+        misled: the names of those that the zero-shot layer misled.
+    """
+    if not judges or any(judge.name not in misled for judge in judges):
+        return []
+    names = ", ".join(misled)
+    return [f"the zero-shot layer misled every encoder that judges ({names}): judge by another, unrelated one too"]
+
+
+def _state(pairs: Sequence[Pair], passed: Sequence[bool | None], doubts: Sequence[str]) -> State:
     if all(is_void(clean) for clean, _ in pairs):
         return "void"
     if any(protected.status == "ok" for _, protected in pairs) and not all(passed):
         return "not protected"
-    return "unreliable" if any(map(_flags, pairs)) else "protected"
+    return "unreliable" if doubts or any(map(_flags, pairs)) else "protected"
 
 
 def _comparison(pairs: Sequence[Pair], encoder: str) -> PhotoComparison:

@@ -170,7 +170,7 @@ class AuditPlan:
             "schema": SCHEMA,
             "cells": CELL_FORMAT,
             "package": package_versions(),
-            "judges": asdict(self.judges.describe()),
+            "judges": _without_answers(asdict(self.judges.describe())),
             "drawing": [drawing.prompts, drawing.num_images, drawing.num_inference_steps, drawing.guidance_scale],
             "class": [self.class_prompt, self.num_class_images, self.seed],
             "class_images": dict(self.class_images),
@@ -178,6 +178,11 @@ class AuditPlan:
             "models": {name: self.sha256(name) for name in self.models if name not in ("hardened", "placebo")},
             "consenting": tensor_hash(self.subjects.consenting),
         }
+
+
+def _without_answers(judges: dict[str, Any]) -> dict[str, Any]:
+    """A description of judges without the encoders' answers, which differ in the last digits between machines."""
+    return judges | {"encoders": [{**encoder, "answer": None} for encoder in judges["encoders"]]}
 
 
 def to_unit(images: Tensor) -> Tensor:

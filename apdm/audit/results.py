@@ -404,10 +404,13 @@ class ImageLayer(Perturbation):
     Attributes:
         attacks: one row for each attack, person, seed and kind of photos.
         by_attack: the result of each attack; None in results of older versions.
+        misled_judges: names of the judging encoders that the zero-shot layer misled. After an attack, their figures may
+            only show that they are still misled. None in results of older versions.
     """
 
     attacks: list[PhotoAttackRow]
     by_attack: list[PhotoOutcome] | None = None
+    misled_judges: list[str] | None = None
 
 
 # -- the whole -----------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from apdm.audit.checks import (
 )
 from apdm.audit.results import AttackOutcome, AttackRow, Check, Measurements, State, Thresholds, Verdict
 from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is_void, placebo_comparison
+from apdm.faces.described import distinct
+from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3
@@ -125,7 +127,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     prefixed = len(attacks) > 1
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
     unreliable += [flag for flag in _unmeasured(checks) if not any(flag in known for known in unreliable)]
-    unreliable += _not_attacked(measured) + _no_strangers(measured, thresholds)
+    unreliable += _not_attacked(measured) + _no_strangers(measured, thresholds) + one_encoder(measured.judges)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:
@@ -191,6 +193,16 @@ def _no_strangers(measured: Measurements, thresholds: Thresholds) -> list[str]:
         for subject, share in (measured.strangers_matched or {}).items()
         if share > allowed
     ]
+
+
+def one_encoder(judges: JudgesDescription) -> list[str]:
+    """The clause on likeness that a single face encoder judged, alone or as several copies."""
+    encoders = judges.encoders
+    if len(distinct(encoders)) != 1:
+        return []
+    copies = " are copies of one network" if len(encoders) > 1 else ""
+    names = ", ".join(encoder.name for encoder in encoders)
+    return [f"one encoder only ({names}{copies}): judge by another one too that was trained separately"]
 
 
 def _transfer_flags(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class AlignedEncoder:
         template: where the landmarks lie in a crop, as shares of its side: `[5, 2]`. The default is ArcFace's.
         differentiable: whether the network has a gradient. Without a gradient the encoder can judge pictures, but not
             guide an optimisation.
+        file: the file of the network; None if it is in no file.
     """
 
     name: str
@@ -39,6 +41,7 @@ class AlignedEncoder:
     size: int = ARCFACE_SIZE
     template: Tensor = field(default_factory=ARCFACE_TEMPLATE.clone)
     differentiable: bool = True
+    file: Path | None = None
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Embed aligned crops `[B, 3, S, S]` in [0, 1]. Returns unit vectors `[B, D]`.

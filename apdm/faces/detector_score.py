@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ class DetectorScore:
         self.detector = detector
         self.name = detector.name
         self.threshold = detector.threshold
+        self.file: Path | None = getattr(detector, "file", None)
 
     def score(self, images: Tensor) -> Tensor:
         """Score images `[B, 3, H, W]` in [0, 1]. Returns `[B]`, in [0, 1]."""

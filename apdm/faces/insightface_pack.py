@@ -52,6 +52,11 @@ class InsightFacePack:
             raise UserError(f"the detector of {self.name} gives no landmarks; use a pack with key points (kps)")
 
     @property
+    def file(self) -> Path:
+        """The .onnx file of the detector."""
+        return Path(self._detector.model_file)
+
+    @property
     def recogniser_file(self) -> Path:
         """The .onnx file of the recogniser. Raises UserError if the pack holds none."""
         if self._recogniser is None:

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,9 @@ class Loader:
         threshold = _threshold_of(path, path) if threshold is None else threshold
         if path.suffix == ".onnx":
             graph = self._graph(path)
-            return AlignedEncoder(path.stem, threshold, graph, detector, size=graph.size)
+            return AlignedEncoder(path.stem, threshold, graph, detector, size=graph.size, file=path)
         weights = self._once(path, lambda: _mobilefacenet(path, self.allow_pickle))
-        return AlignedEncoder(path.stem, threshold, weights, detector)
+        return AlignedEncoder(path.stem, threshold, weights, detector, file=path)
 
     def encoders(self, specs: Sequence[str], *, detector: FaceDetector | None = None) -> list[FaceEncoder]:
         """Load several face encoders.
@@ -128,10 +129,9 @@ class Loader:
             graph = self._graph(file)
         except UserError as fault:
             logger.warning("%s can only judge, without a gradient: %s", folder.name, fault)
-            return AlignedEncoder(
-                folder.name, threshold, pack.recognise, detector or pack, size=pack.size, differentiable=False
-            )
-        return AlignedEncoder(folder.name, threshold, graph, detector or pack, size=graph.size)
+            judge = AlignedEncoder(folder.name, threshold, pack.recognise, detector or pack, size=pack.size, file=file)
+            return replace(judge, differentiable=False)
+        return AlignedEncoder(folder.name, threshold, graph, detector or pack, size=graph.size, file=file)
 
     def _pack(self, folder: Path) -> InsightFacePack:
         pack: InsightFacePack = self._once(folder, lambda: InsightFacePack(folder))

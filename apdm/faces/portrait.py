@@ -43,6 +43,7 @@ class PortraitEncoder:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.file = WEIGHTS / f"{name}.safetensors"
         self.size = SIZE
         self.template = TEMPLATE
         self.detector: FaceDetector | None = None  # not needed: the encoder looks at whole pictures
@@ -67,6 +68,7 @@ class PortraitFaceScore:
 
     def __init__(self) -> None:
         self.name = PORTRAIT_FACE
+        self.file = WEIGHTS / f"{PORTRAIT_FACE}.safetensors"
         model, figures = _load(AttributeNetwork(), PORTRAIT_FACE)
         if not isinstance(model, AttributeNetwork):
             raise TypeError(type(model))
@@ -131,6 +133,7 @@ class PortraitDetector:
     def __init__(self) -> None:
         self.name = PORTRAIT_DETECTOR
         self.face_score = PortraitFaceScore()
+        self.file = self.face_score.file
         # The bundled score is a logit. The logistic function maps it to [0, 1] and keeps its order.
         self.threshold = float(torch.tensor(self.face_score.threshold).sigmoid())
 

@@ -33,7 +33,7 @@ class YuNet:
         if not path.is_file():
             raise UserError(f"face detector {path.name} does not exist; give the path of a YuNet .onnx file")
         cv2 = import_extra("cv2")
-        self.name = path.stem
+        self.name, self.file = path.stem, path
         self.threshold = THRESHOLD
         log = cv2.utils.logging
         level = log.getLogLevel()

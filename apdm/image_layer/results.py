@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
+from apdm.faces.described import NamedThreshold
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.metrics.perception import Visibility
 
@@ -28,7 +29,7 @@ class ProtectedFace:
 
     Attributes:
         visible: how visible the changes are in the box of the face.
-        cosine: {encoder: its cosine to the original}.
+        cosine: {encoder that the zero-shot layer misled: its cosine to the original}.
     """
 
     visible: Visibility
@@ -61,6 +62,8 @@ class Perturbation:
         package: versions of the packages that made the photos.
         method: the photo protection against fine-tuning; "none" if there was none.
         zero_shot: whether the zero-shot layer was used.
+        misled: the identity encoders that it misled; None in files of older versions.
+        detector: the network that found the faces; None if faces were not looked for, and in files of older versions.
         format: file format of the photos, "png" or "jpeg".
         epsilon: the budgets of both layers in [0, 1] pixel units.
         photos: one entry for each photo.
@@ -68,13 +71,14 @@ class Perturbation:
         seconds_per_photo: the main process's time for one photo; None if it had no photo to protect.
         peak_memory_bytes: largest memory of the main process.
         people: what was found out about the faces in each person's photos; empty without the zero-shot layer.
-        misled: the identity encoders that the zero-shot layer was optimised against.
     """
 
     schema: int
     package: dict[str, str]
     method: str
     zero_shot: bool
+    misled: list[NamedThreshold] | None = None
+    detector: NamedThreshold | None = None
     format: str
     epsilon: dict[str, float]
     photos: list[ProtectedPhoto]
@@ -82,7 +86,12 @@ class Perturbation:
     seconds_per_photo: float | None
     peak_memory_bytes: int
     people: list[PhotoFaces] = field(default_factory=list)
-    misled: list[str] = field(default_factory=list)
+
+    def has_misled(self, judge: NamedThreshold) -> bool:
+        """Whether the zero-shot layer misled this encoder or a copy of it. Older files know encoders by name."""
+        if self.misled is None:
+            return any(judge.name in face.cosine for photo in self.photos for face in photo.faces)
+        return any(judge.is_same(encoder) for encoder in self.misled)
 
     @property
     def most_visible(self) -> ProtectedPhoto:

@@ -46,10 +46,10 @@ class FaceModels:
                 )
 
     def look(self, photo: Tensor, *, first: bool = False) -> Seen:
-        """Return the faces in a photo `[3, H, W]` in [0, 1], and their embeddings. On the first photo, try the encoders.
+        """Return the faces in a photo `[3, H, W]` in [0, 1], and their embeddings.
 
         Raises:
-            UserError: an encoder cannot be used, see `try_on`.
+            UserError: this is the first photo, and an encoder cannot be used; see `try_on`.
         """
         found = self.detector.detect(photo)
         if first and found:

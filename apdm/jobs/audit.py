@@ -19,13 +19,14 @@ from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
-from apdm.audit.photo_verdict import judge_photo_attacks
+from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries
+from apdm.audit.verdict import one_encoder
 from apdm.config import AuditJobConfig, to_yaml
 from apdm.core.errors import Faults
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
@@ -178,12 +179,13 @@ def audit_and_report(
         return None
     results, pictures = done
     if layer is not None:
-        limits = plan.thresholds
+        limits, misled = plan.thresholds, layer[0].misled_judges or []
         outcomes = judge_photo_attacks(
             layer[0].attacks,
             results.strangers,
             max_match_rate=limits.max_match_rate,
             max_likeness_over_strangers=limits.max_likeness_over_strangers,
+            doubts=[*one_encoder(results.judges), *doubts_about_judges(results.judges.encoders, misled)],
         )
         results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
         pictures |= layer[1]
@@ -215,7 +217,8 @@ def _attack_photos(
     rows, pictures = done
     if plan.show_photos:
         pictures |= photos_and_changes(photos.pairs)
-    return ImageLayer(**vars(photos.perturbation), attacks=rows), pictures
+    misled = [one.name for one in plan.judges.describe().encoders if photos.perturbation.has_misled(one)]
+    return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
 
 
 def _write(results: Results, pictures: Mapping[str, Tensor], output: Path) -> None:

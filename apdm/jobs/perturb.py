@@ -36,6 +36,8 @@ from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
 from apdm.faces import FaceNetworks
+from apdm.faces.choice import require_faces
+from apdm.faces.described import describe
 from apdm.faces.detector_score import DetectorScore
 from apdm.faces.person import PersonsFace
 from apdm.faces.photo_faces import PhotoFaces
@@ -318,11 +320,12 @@ class PhotoJob:
             package=package_versions(),
             method=self.protection.method,
             zero_shot=self.faces is not None,
+            misled=[] if self.faces is None else [describe(encoder) for encoder in self.faces.encoders],
+            detector=None if self.faces is None else describe(self.faces.detector),
             format=self.format,
             epsilon=self.epsilon,
             photos=self._measure_photos(output / IMAGES),
             people=self.describe_faces(),
-            misled=[] if self.faces is None else [encoder.name for encoder in self.faces.encoders],
             command=command,
             seconds_per_photo=seconds_per_photo,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -444,9 +447,12 @@ def _check(subject: Subject, *, kind: Format, faces: FaceModels | None) -> tuple
 
     def look(photo: Photo) -> None:
         if faces is not None:
-            seen.append(faces.look(photo.unit))
+            seen.append(faces.look(photo.unit, first=not any(found for found, _ in seen)))
 
-    return check_photos(subject, kind, look), seen
+    photos = check_photos(subject, kind, look)
+    if faces is not None:
+        require_faces(subject.images[0].parent, [bool(found) for found, _ in seen], faces.detector.name)
+    return photos, seen
 
 
 def _refuse_without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from apdm.core.pictures import to_array
 from apdm.faces import FaceEncoder, FaceScore
+from apdm.faces.described import NamedThreshold, describe
 from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.perception import brisque, brisque_missing
@@ -72,14 +73,6 @@ class Features:
             {name: embeddings[chosen] for name, embeddings in self.embeddings.items()},
             *(each[chosen] for each in (self.face_scores, self.detected, self.extracted, self.whole)),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedThreshold:
-    """A network's name, and the value from which its answer is yes ("the same person", or "a face")."""
-
-    name: str
-    threshold: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +181,8 @@ class Judges:
     def describe(self) -> JudgesDescription:
         """Names and thresholds of all networks, for the results."""
         return JudgesDescription(
-            encoders=[NamedThreshold(name=e.name, threshold=e.threshold) for e in self.encoders],
-            face_score=NamedThreshold(name=self.face_score.name, threshold=self.face_score.threshold),
+            encoders=[describe(encoder) for encoder in self.encoders],
+            face_score=describe(self.face_score),
             quality={
                 "face_score": self.face_score.name,
                 "kernel_distance_to_class": self.extractor.name,

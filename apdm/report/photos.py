@@ -98,6 +98,8 @@ class PhotoSection:
 
     Attributes:
         epsilon: {layer of the photo protection: largest allowed change, in grey levels of 255}.
+        judges: the names of the judging encoders, for the heads of the tables; those that were misled are marked.
+        doubts: reasons why no attack shows protection of the photos, one clause each.
         quality, row_quality: names of the quality figures in the table of attacks, and in that of the rows.
     """
 
@@ -106,6 +108,8 @@ class PhotoSection:
     visible: WorstVisibility
     face: WorstVisibility
     misled: list[MisledEncoder]
+    judges: list[str]
+    doubts: list[str]
     people: list[PhotoPerson]
     quality: list[str]
     outcomes: list[PhotoOutcomeLine]
@@ -122,16 +126,20 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
         encoders: names of the face encoders, in the order of the table's columns.
     """
     subjects = dict.fromkeys(photo.subject for photo in layer.photos)
-    quality = list(dict.fromkeys(name for one in layer.by_attack or [] for name in one.quality))
+    outcomes, misled = layer.by_attack or [], layer.misled_judges or []
+    quality = list(dict.fromkeys(name for one in outcomes for name in one.quality))
+    doubts = outcomes[0].unreliable if outcomes else []
     return PhotoSection(
         method=layer.method,
         epsilon={name: 255 * value for name, value in layer.epsilon.items()},
         visible=_worst([photo.visible for photo in layer.photos]),
         face=_worst([face.visible for photo in layer.photos for face in photo.faces]),
         misled=_misled(layer.photos),
-        people=[_person(subject, layer.attacks, shown, encoders) for subject in subjects],
+        judges=[f"{name}, misled" if name in misled else name for name in encoders],
+        doubts=[clause for clause in doubts if all(clause in one.unreliable for one in outcomes)],
+        people=[_person(subject, layer.attacks, shown, encoders, misled) for subject in subjects],
         quality=quality,
-        outcomes=[_outcome(outcome, encoders, quality) for outcome in layer.by_attack or []],
+        outcomes=[_outcome(outcome, encoders, quality) for outcome in outcomes],
         row_quality=list(dict.fromkeys(name for row in layer.attacks for name in row.quality or {})),
         lines=[_line(row, encoders) for row in layer.attacks],
     )
@@ -169,7 +177,9 @@ def described(row: PhotoAttackRow) -> str:
     return row.photos if row.purifier is None else f"{row.photos}, after {row.purifier}"
 
 
-def _person(subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encoders: Sequence[str]) -> PhotoPerson:
+def _person(
+    subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encoders: Sequence[str], misled: Sequence[str]
+) -> PhotoPerson:
     panels = [
         Panel("photos", title.capitalize(), note, shown[f"layer/{slot}/{subject}"])
         for slot, (title, note) in PHOTOS.items()
@@ -185,13 +195,14 @@ def _person(subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encode
         if images:
             colour = "base" if row.photos == "clean" else "hardened"
             title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"
-            panels.append(Panel(colour, title, _note(row, encoders), images))
+            panels.append(Panel(colour, title, _note(row, encoders, misled), images))
     return PhotoPerson(subject, panels)
 
 
-def _note(row: PhotoAttackRow, encoders: Sequence[str]) -> str:
+def _note(row: PhotoAttackRow, encoders: Sequence[str], misled: Sequence[str]) -> str:
     return "likeness " + " / ".join(
-        number(row.identity[name].mean if name in row.identity else None) for name in encoders
+        number(row.identity[name].mean if name in row.identity else None) + " (misled)" * (name in misled)
+        for name in encoders
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from apdm.audit.photo_verdict import judge_photo_attacks
+from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
 from apdm.audit.results import PhotoAttackRow, PhotoOutcome
+from apdm.faces.described import NamedThreshold
+from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
+from apdm.metrics.perception import Visibility
 from apdm.metrics.utility import MeanAndStd, StrangersLikeness
 
 STRANGERS = {
@@ -42,8 +47,9 @@ def row(photos: Any, seed: int = 0, *, mean: float, match_rate: float, **facts: 
     return PhotoAttackRow(photos=photos, seed=seed, **{**filled, **facts})
 
 
-def judged(*rows: PhotoAttackRow) -> list[PhotoOutcome]:
-    return judge_photo_attacks(rows, STRANGERS, max_match_rate=0.05, max_likeness_over_strangers=0.1)
+def judged(*rows: PhotoAttackRow, doubts: Sequence[str] = ()) -> list[PhotoOutcome]:
+    limits = {"max_match_rate": 0.05, "max_likeness_over_strangers": 0.1}
+    return judge_photo_attacks(rows, STRANGERS, **limits, doubts=doubts)
 
 
 def clean(seed: int = 0, **facts: Any) -> PhotoAttackRow:
@@ -99,3 +105,38 @@ def test_purified_photos_are_compared_with_the_same_clean_photos():
     assert (plain.spec, plain.state) == ("dreambooth", "protected")
     assert (after.spec, after.state) == ("dreambooth after jpeg", "not protected")
     assert after.comparison["enc"].difference == pytest.approx(0.1)
+
+
+def test_judges_that_were_all_misled_show_no_protection_whatever_they_measure():
+    judges = [NamedThreshold(name=name, threshold=0.3) for name in ("enc", "second")]
+    assert doubts_about_judges(judges, ["enc"]) == [] and doubts_about_judges([], []) == []
+    (doubt,) = doubts_about_judges(judges, ["enc", "second"])
+    assert doubt.startswith("the zero-shot layer misled every encoder that judges (enc, second): judge by another")
+    (outcome,) = judged(clean(), protected(), doubts=[doubt])
+    assert (outcome.state, outcome.unreliable) == ("unreliable", [doubt])
+    (outcome,) = judged(clean(), protected(mean=0.9, match_rate=1.0), doubts=[doubt])
+    assert outcome.state == "not protected"
+
+
+def test_a_misled_judge_is_known_by_its_file_or_its_answer_and_in_older_results_by_its_name():
+    seen = Visibility(linf=0.02, psnr=35.0, ssim=0.9, lpips=None, ciede2000_mean=1.0, ciede2000_p95=2.0)
+    face = ProtectedFace(visible=seen, cosine={"enc": EncoderCosine(to_original=0.1, threshold=0.3)})
+    older = Perturbation(
+        schema=1,
+        package={},
+        method="noise",
+        zero_shot=True,
+        format="png",
+        epsilon={},
+        photos=[ProtectedPhoto(subject="s01", photo=0, visible=seen, faces=[face])],
+        command=None,
+        seconds_per_photo=None,
+        peak_memory_bytes=1,
+    )
+    named = [NamedThreshold(name=name, threshold=0.3) for name in ("enc", "second")]
+    assert [older.has_misled(judge) for judge in named] == [True, False]
+    target = NamedThreshold(name="pack", threshold=0.2, sha256="a", answer=[0.1, 0.2])
+    newer = replace(older, misled=[target])
+    copies = [{"sha256": "a"}, {"sha256": "b", "answer": [0.1, 0.2001]}, {"sha256": "b", "answer": [0.2, 0.1]}, {}]
+    judges = [NamedThreshold(name="enc", threshold=0.3, **copy) for copy in copies]
+    assert [newer.has_misled(judge) for judge in judges] == [True, True, False, False]

@@ -15,6 +15,8 @@ from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.config import AuditConfig
 from apdm.metrics.statistics import bootstrap_interval
 
+JUDGES = ("enc", "second")  # they agree on everything
+
 
 def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
     detected = mean / face_rate if face_rate else None
@@ -23,7 +25,8 @@ def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str
 
 def made_up_row(model: str, role: str, curve: dict[int, dict[str, Any]], **facts: Any) -> dict[str, Any]:
     points = [
-        {"step": s, "identity": {"enc": entry}, "quality": {}, "loss": 1.0 - s / 1e4} for s, entry in curve.items()
+        {"step": s, "identity": dict.fromkeys(JUDGES, entry), "quality": {}, "loss": 1.0 - s / 1e4}
+        for s, entry in curve.items()
     ]
     subject = "s01" if role == "protected" else "o01"
     at_nominal = next(point for point in points if point["step"] == 10)
@@ -85,7 +88,7 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         "subjects": ["s01"],
         "others": ["o01"],
         "judges": {
-            "encoders": [{"name": "enc", "threshold": 0.5}],
+            "encoders": [{"name": name, "threshold": 0.5} for name in JUDGES],
             "face_score": {"name": "face", "threshold": 0.5},
             "quality": {"similarity": "features"},
             "clip": None,
@@ -93,10 +96,11 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         },
         "left_out": [],
     }
+    draft["strangers"]["second"] = draft["strangers"]["enc"]
     change(draft)
     drafts = [draft.pop(key) for key in ("base", "hardened", "other_base", "other_hardened") if key in draft]
     rows = with_row_figures([from_json(AttackRow, row) for row in drafts + draft.pop("more", [])])
-    others = other_people(rows, ["enc"])
+    others = other_people(rows, list(JUDGES))
     draft |= {"schema": 2, "command": None, "package": {}, "models": {}, "attacks": []}
     draft["utility"]["other_subjects"] = []
     measured = from_json(Measurements, draft)
@@ -397,7 +401,7 @@ def test_a_placebo_that_does_as_well_is_noted():
 
     assert verdict_on(made_up_results(placebo(0.5)))["notes"] == []
     notes = verdict_on(made_up_results(placebo(0.04)))["notes"]
-    assert len(notes) == 1 and "hardened against other people gives as little likeness (enc)" in notes[0]
+    assert len(notes) == len(JUDGES) and "hardened against other people gives as little likeness (enc)" in notes[0]
 
 
 def test_an_audit_without_any_required_attack_claims_nothing():
@@ -488,3 +492,25 @@ def test_strangers_who_are_the_protected_person_make_the_audit_unreliable(source
     assert verdict["protected"] is trusted
     said = [text for text in verdict["unreliable"] if f"{share:.3f} of the" in text and "are s01" in text]
     assert bool(said) is not trusted
+
+
+@pytest.mark.parametrize(
+    ("encoders", "said"),
+    [
+        ([{"name": "enc"}], r"one encoder only \(enc\): judge by another one too that was trained separately"),
+        (
+            [{"name": "enc", "sha256": "a"}, {"name": "second", "sha256": "a"}],
+            r"\(enc, second are copies of one network\)",
+        ),
+        ([{"name": "enc", "answer": [0.1, 0.2]}, {"name": "second", "answer": [0.1, 0.2001]}], "are copies of one"),
+        ([{"name": "enc", "sha256": "a"}, {"name": "second", "sha256": "b"}], None),
+        ([{"name": "enc", "answer": [0.1, 0.2]}, {"name": "second", "answer": [0.2, 0.1]}], None),
+    ],
+)
+def test_a_single_encoder_alone_or_as_copies_shows_no_protection(encoders: list[dict[str, Any]], said: str | None):
+    judges = [{"threshold": 0.5, **encoder} for encoder in encoders]
+    verdict = verdict_on(made_up_results(fact("judges", "encoders", value=judges)))
+    assert verdict["protected"] is (said is None)
+    if said is not None:
+        (clause,) = verdict["unreliable"]
+        assert re.search(said, clause)
