@@ -272,6 +272,9 @@ def _photo_summary(result: PerturbResult) -> list[str]:
     if result.figures is not None:
         rows["protected photos"] += f" ({len(result.figures.photos)} photos)"
         rows["figures"] = str(result.output_dir / "perturbation.json")
+        if misled := result.figures.misled:
+            names = ", ".join(encoder.name for encoder in misled)
+            rows["misled"] = f"{names}; judge the photos by another, unrelated encoder too"
     rows["try next"] = f"apdm verify {result.output_dir}"
     return columns(rows)
 

@@ -131,10 +131,8 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:
-        reasons = [
-            *failed,
-            f"The audit is unreliable on {len(unreliable)} counts, so no protection is claimed.",
-        ]
+        why = unreliable[0] if len(unreliable) == 1 else f"{len(unreliable)} reasons, the first is: {unreliable[0]}"
+        reasons = [*failed, f"The audit is unreliable, so no protection is claimed: {why}."]
     return Verdict(
         protected=not failed and not unreliable,
         reasons=reasons,

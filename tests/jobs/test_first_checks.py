@@ -66,6 +66,7 @@ MISTAKES = [
     (["harden", "--image_layer.enabled", "--image_layer.method", "dladif"], 'did you mean "dladiff"?'),
     (["harden", "--l2p.inner_stepz", "3"], 'did you mean "l2p.inner_steps"?'),
     (["harden", "--config", "absent.yaml"], "absent.yaml cannot be read"),
+    (["perturb", "--faces", "buffalo_m=0.3"], "no InsightFace pack or face encoder is called 'buffalo_m=0.3'"),
     (["perturb", "--image_layer.zero_shot.detector", "mtcnn"], "no face detector is called 'mtcnn'"),
     (["audit", "--attacks", "dreamboth"], 'did you mean "dreambooth"?'),
     (["audit", "--protected_photos", "{here}", "--photo_attacks", "img2imgg"], "img2imgg"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import BUILDERS, build_pipeline
 from tiny_run import OPTIONS
 
+import apdm
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.families import load_family
 from apdm.families.miniature import is_miniature
 from apdm.jobs.audit import audit_models
+from apdm.jobs.checkpoint import compare, fingerprint
 from apdm.jobs.harden import harden
 from apdm.jobs.perturb import perturb
 from apdm.portraits import PIPELINE
@@ -131,3 +135,35 @@ def test_a_pack_that_sees_no_face_in_the_photos_is_told_before_any_work(outside:
         with pytest.raises(UserError, match=said):
             job(outside["base"], outside["people"], tmp_path / "out", faces=[PACK])
     assert not (tmp_path / "out").exists()
+
+
+@needs_assets
+def test_a_pack_protects_real_photos_and_the_files_name_its_networks(outside: dict[str, Path], tmp_path: Path):
+    photos = sorted((ASSETS / "photos/faces/f01").iterdir())[:2]
+    (tmp_path / "people/p1").mkdir(parents=True)
+    for photo in photos:
+        shutil.copy(photo, tmp_path / "people/p1")
+    result = apdm.perturb(
+        pretrained_model_name_or_path=outside["base"],
+        instance_data_dir=tmp_path / "people",
+        output_dir=tmp_path / "out",
+        resolution=64,
+        faces=[PACK],
+        image_layer={"method": "none", "zero_shot": {"max_steps": 2}},
+    )
+    assert result.figures is not None and result.figures.misled is not None and result.figures.detector is not None
+    (misled,) = result.figures.misled
+    assert (misled.name, misled.threshold) == ("insightface_pack", 0.255)
+    for network, file in ((misled, "rec_mobilefacenet.onnx"), (result.figures.detector, "scrfd_500m_bnkps.onnx")):
+        assert network.sha256 == sha256((ASSETS / "encoders/insightface_pack" / file).read_bytes()).hexdigest()
+    written = json.loads((tmp_path / "out/perturbation.json").read_text())
+    assert written["misled"][0]["sha256"] == misled.sha256
+    assert all(list(face.cosine) == ["insightface_pack"] for photo in result.figures.photos for face in photo.faces)
+
+
+def test_a_run_may_be_resumed_with_other_networks_for_faces(tmp_path: Path):
+    needed = {"pretrained_model_name_or_path": "base", "instance_data_dir": "people", "output_dir": "out"}
+    before, now = (fingerprint(make_config(HardenConfig, needed | {"faces": faces})) for faces in ([], ["pack=0.3"]))
+    said: list[str] = []
+    compare(before, now, tell=said.append)
+    assert said == ["resuming with another faces"]
