@@ -68,13 +68,14 @@ def check_faces(
         UserError: too few faces are seen in the photos of a person; or a person is in two folders. The message names
             both, and says why this is wrong.
     """
-    read: dict[int, list[_Faces]] = {}
+    read: dict[tuple[Role, tuple[Path, ...]], list[_Faces]] = {}  # some photos come twice, for hardening and for audit
 
     def faces(photos: PhotoSet) -> list[_Faces]:
-        if id(photos) not in read:
+        key = photos.role, tuple(photos.files)
+        if key not in read:
             required = judged and photos.role in JUDGED
-            read[id(photos)] = list(_read(photos, encoders, face_score, required=required))
-        return read[id(photos)]
+            read[key] = list(_read(photos, encoders, face_score, required=required))
+        return read[key]
 
     for each in sets if judged else ():
         if each.role in JUDGED:

@@ -77,13 +77,14 @@ class FaceChoice:
             miniature: whether the model is of the miniature world.
 
         Raises:
-            UserError: the model is of the miniature world and another network is named; or it is not, and a bundled
-                network is named, or none at all.
+            UserError: a network does not exist; the model is of the miniature world and another network is named; or it
+                is not, and a bundled network is named, or none at all.
         """
         for option, specs in self.by_option.items():
             for spec in specs:
-                # A path that does not exist gets a message of its own when it is loaded.
-                if miniature and spec not in BUNDLED and split_spec(spec)[0].exists():
+                if spec not in BUNDLED and not split_spec(spec)[0].exists():
+                    raise UserError(f"{option} {spec} names no bundled network and no file; give the path of a model")
+                if miniature and spec not in BUNDLED:
                     raise UserError(
                         f"{model} is a model of the miniature world, and only the bundled networks know its drawn "
                         f"people: leave out {option} {spec}, or name another model"
