@@ -141,7 +141,9 @@ class FaceNetworks:
     def encoders(self) -> list[FaceEncoder]:
         """The encoders that judge likeness."""
         choice = self.choice
-        return self._encoders(choice.encoders or choice.faces, ENCODERS, "audit.encoders", self._judging_detector)
+        return self._encoders(
+            choice.encoders or choice.faces, ENCODERS, f"{choice.prefix}encoders", self._judging_detector
+        )
 
     @cached_property
     def face_score(self) -> FaceScore:
@@ -166,9 +168,9 @@ class FaceNetworks:
     @cached_property
     def adapter_encoder(self) -> FaceEncoder:
         """The encoder that the FaceID adapter works with."""
-        given = self.choice.adapter_encoder
-        specs = self.choice.faces[:1] if given is None else [given]
-        return self._encoders(specs, ENCODERS[:1], "audit.faceid_encoder", self._judging_detector)[0]
+        choice = self.choice
+        specs = choice.faces[:1] if choice.adapter_encoder is None else [choice.adapter_encoder]
+        return self._encoders(specs, ENCODERS[:1], f"{choice.prefix}faceid_encoder", self._judging_detector)[0]
 
     @cached_property
     def _judging_detector(self) -> FaceDetector:
