@@ -442,7 +442,14 @@ def _generator(seed: int, subject: str) -> torch.Generator:
 
 
 def _check(subject: Subject, *, kind: Format, faces: FaceModels | None) -> tuple[list[PhotoFile], list[Seen]]:
-    """Check all photos of a subject. Returns their sizes, and what the detector sees in them; nothing without faces."""
+    """Check all photos of a subject.
+
+    Returns:
+        Their sizes, and what the detector sees in them; nothing without `faces`.
+
+    Raises:
+        UserError: a photo cannot be used, an encoder cannot be used, or a face is seen in less than half of the photos.
+    """
     seen: list[Seen] = []
 
     def look(photo: Photo) -> None:

@@ -20,7 +20,6 @@ from tiny_run import OPTIONS
 import apdm
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
-from apdm.families import load_family
 from apdm.families.miniature import is_miniature
 from apdm.jobs.audit import audit_models
 from apdm.jobs.checkpoint import compare, fingerprint
@@ -81,12 +80,15 @@ def run_audit(model: Path, people: Path, output: Path, **options: object) -> obj
 def test_models_of_the_miniature_world_are_known_in_every_layout(tmp_path: Path):
     pipeline = build_pipeline(tmp_path / "tiny").to(dtype=torch.float16)
     pipeline.save_pretrained(tmp_path / "half", variant="fp16")
-    assert is_miniature(load_family(PIPELINE)) and is_miniature(load_family(tmp_path / "half", variant="fp16"))
+    assert is_miniature(PIPELINE) and is_miniature(str(tmp_path / "half"))
+    (tmp_path / "model.safetensors").write_bytes(b"any")
+    assert is_miniature(tmp_path / "model.safetensors", PIPELINE) and not is_miniature(tmp_path / "model.safetensors")
     build_pipeline(tmp_path / "other", miniature=False).save_pretrained(tmp_path / "other/model")
-    assert not is_miniature(load_family(tmp_path / "other/model"))
+    assert not is_miniature(tmp_path / "other/model") and not is_miniature("stabilityai/some-model")
+    assert not is_miniature(tmp_path / "model.safetensors", tmp_path / "other/model")
     for kind in ("sdxl", "sd3", "flux"):
         BUILDERS[kind](tmp_path / kind).save_pretrained(tmp_path / kind / "model")
-        assert is_miniature(load_family(tmp_path / kind / "model"))
+        assert is_miniature(tmp_path / kind / "model")
 
 
 @pytest.mark.parametrize("job", [run_harden, run_perturb, run_audit])
