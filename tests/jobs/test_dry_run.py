@@ -101,7 +101,7 @@ def test_people_without_a_face_are_wrong_where_faces_matter(
     assert main(["harden", *words, "--dry_run"]) == 0  # nothing looks at faces
     assert main(["harden", *words, "--image_layer.enabled", "--dry_run"]) == 2
     found = errors(capsys.readouterr().err)
-    assert len(found) == 1 and "s01 shows a face by portrait" in found[0]
+    assert len(found) == 1 and "portrait sees a face in 0 of the 3 photos in" in found[0]
 
 
 def test_a_finished_run_is_told_and_left_as_it_is(
