@@ -192,7 +192,7 @@ def test_a_file_gives_options_that_arguments_override(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: apdm.harden(output_dir="o"), "pretrained_model_name_or_path, instance_data_dir must be given"),
+        (lambda: apdm.harden(output_dir="o"), "pretrained_model_name_or_path must be given"),
         (lambda: apdm.harden(outputdir="o"), 'unknown option "outputdir" in the call; did you mean "output_dir"'),
         (lambda: apdm.harden(seed="x"), 'seed in the call is "x" (str); it needs a whole number'),
         (

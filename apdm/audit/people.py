@@ -8,7 +8,8 @@
     DIR/strangers/       photos of many other people, loose or one folder each; optional (strangers_data_dir)
     DIR/consenting/<id>/ people whose photos an attacker may train on first; optional
 
-If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/.
+If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/. If there the photos of each person lie in sets
+(`apdm.data.photo_sets`), one set is the attacker's, and another one is held out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError, each
+from apdm.data.photo_sets import Chosen, Letter, has_sets
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import ONLY_SUBJECT, Subject, find_subjects, list_all_images, list_images, load_images
 
@@ -90,34 +92,50 @@ class PhotoFolders:
         def inside(name: str) -> str | None:
             return str(root / name) if (root / name).is_dir() else None
 
+        attack = options.attack_data_dir or inside(ATTACKER) or subjects
         return PhotoFolders(
-            attack=options.attack_data_dir or inside(ATTACKER) or subjects,
-            holdout=options.holdout_data_dir or inside(HOLDOUT),
+            attack=attack,
+            holdout=options.holdout_data_dir or inside(HOLDOUT) or (attack if has_sets(attack) else None),
             other=options.other_data_dir or inside(OTHER),
             strangers=options.strangers_data_dir or inside(STRANGERS),
             consenting=inside(CONSENTING),
         )
 
-    def load(self, resolution: int, *, protected: Sequence[str] | None = None, prefix: str = "") -> AuditSubjects:
+    def load(
+        self,
+        resolution: int,
+        *,
+        protected: Sequence[str] | None = None,
+        prefix: str = "",
+        attacker_set: Letter = "B",
+        holdout_set: Letter = "C",
+    ) -> AuditSubjects:
         """Read all photos.
 
         Args:
             resolution: R, the side of the squares that are cut out of the photos, in pixels.
             protected: ids of the protected people. None: all people whose photos the attacker has.
             prefix: text before the option names in error messages, such as "audit.".
+            attacker_set: which photos attackers train on, where those of each person lie in sets.
+            holdout_set: which photos are held out, where those of each person lie in sets.
 
         Raises:
             UserError: there are no hold-out photos, a person has no photos, or a photo is damaged.
         """
         # The attacker's photos may lie beside the folders of other groups.
         groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
+        trained, held = Chosen(attacker_set, f"{prefix}attacker_set"), Chosen(holdout_set, f"{prefix}holdout_set")
         besides = [Path(folder) for folder in groups if folder]
+        beside_holdout = besides if self.holdout == self.attack else []
         with Faults() as faults:
-            attack = faults.of(lambda: People.load(self.attack, resolution, besides=besides))
-            holdout, other, consenting = (
-                faults.of(partial(People.load, folder, resolution))
-                for folder in (self.holdout, self.other, self.consenting)
+            attack = faults.of(lambda: People.load(self.attack, resolution, trained, besides=besides))
+            holdout = faults.of(lambda: People.load(self.holdout, resolution, held, besides=beside_holdout))
+            other, consenting = (
+                faults.of(partial(People.load, folder, resolution, trained)) for folder in (self.other, self.consenting)
             )
+            other_holdout = holdout
+            if has_sets(self.other):
+                other_holdout = faults.of(lambda: People.load(self.other, resolution, held))
             strangers = faults.of(lambda: _strangers(self.strangers, resolution))
             if self.holdout is None:
                 raise UserError(
@@ -127,22 +145,22 @@ class PhotoFolders:
         protected = list(attack.photos) if protected is None else protected
         unseen = "photos of this person that nobody trains on"
         _require(protected, holdout.photos, self.holdout, unseen, owner=self.attack)
-        _require(list(other.photos), holdout.photos, self.holdout, unseen, owner=self.other)
+        _require(list(other.photos), other_holdout.photos, other_holdout.folder, unseen, owner=self.other)
         _require(protected, attack.photos, self.attack, "the photos that the attacker has", owner=self.holdout)
 
-        def persons(ids: Iterable[str], photos: Mapping[str, Tensor]) -> list[Person]:
-            return [Person(id=one, photos=photos[one], references=holdout.photos[one]) for one in ids]
+        def persons(ids: Iterable[str], photos: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> list[Person]:
+            return [Person(id=one, photos=photos[one], references=references[one]) for one in ids]
 
         return AuditSubjects(
-            persons(protected, attack.photos),
-            persons(other.photos, other.photos),
+            persons(protected, attack.photos, holdout.photos),
+            persons(other.photos, other.photos, other_holdout.photos),
             strangers[0].images[0] if strangers else None,
             torch.cat(list(consenting.photos.values())) if consenting.photos else None,
             sets=[
                 *attack.sets(Role.PROTECTED, protected),
                 *holdout.sets(Role.REFERENCE, protected),
                 *other.sets(Role.OTHER, other.photos),
-                *holdout.sets(Role.OTHER_REFERENCE, other.photos),
+                *other_holdout.sets(Role.OTHER_REFERENCE, other.photos),
                 *consenting.sets(Role.CONSENTING, consenting.photos),
                 *strangers,
             ],
@@ -164,12 +182,13 @@ class People:
     photos: Mapping[str, Tensor]
 
     @staticmethod
-    def load(folder: str | None, resolution: int, *, besides: Sequence[Path] = ()) -> People:
+    def load(folder: str | None, resolution: int, chosen: Chosen, *, besides: Sequence[Path] = ()) -> People:
         """Read the photos of every person in a folder, as squares with a side of `resolution` pixels.
 
-        `besides` are folders in it that are no people, see `find_subjects`.
+        `chosen` is the set to use where photos lie in sets, and `besides` are folders that are no people; see
+        `find_subjects`.
         """
-        subjects = find_subjects(folder, besides=besides) if folder is not None else []
+        subjects = find_subjects(folder, besides=besides, chosen=chosen) if folder is not None else []
         photos = each(subjects, lambda one: load_images(one.images, resolution))
         return People(folder, subjects, {one.id: own for one, own in zip(subjects, photos, strict=True)})
 

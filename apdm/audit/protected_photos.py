@@ -12,6 +12,7 @@ from torch import Tensor
 from apdm.audit.schema import WrongShape, from_json
 from apdm.core.errors import UserError
 from apdm.data.photo_files import stem
+from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
@@ -45,7 +46,7 @@ class ProtectedPhotos:
 
 
 def load_protected_photos(
-    originals: str | Path, made: str | Path, resolution: int, *, known: Collection[str]
+    originals: str | Path, made: str | Path, resolution: int, *, known: Collection[str], chosen: Chosen = PROTECTED
 ) -> ProtectedPhotos:
     """Read original and protected photos.
 
@@ -54,6 +55,7 @@ def load_protected_photos(
         made: output folder of `apdm perturb` or `apdm harden`, with the protected photos and perturbation.json.
         resolution: R, the side in pixels of the squares that a trainer makes of the photos.
         known: ids of the people whose hold-out photos the audit has.
+        chosen: which set of the originals was protected, if they lie in sets.
 
     Raises:
         UserError: originals and protected photos have different names, `made` is no such folder, or a person is not in
@@ -63,7 +65,7 @@ def load_protected_photos(
     perturbation = _read_perturbation(made)
     protected = {subject.id: subject.images for subject in find_subjects(made / IMAGES)}
     pairs = {}
-    subjects = find_subjects(originals)
+    subjects = find_subjects(originals, chosen=chosen)
     for subject in subjects:
         if subject.id not in known:
             whose = subject.images[0].parent

@@ -117,6 +117,15 @@ class AuditOptions:
         "that the defence used, which makes protection easier.",
         holds="path",
     )
+    attacker_set: Literal["A", "B", "C", "D"] = option(
+        "B",
+        "Which photos the attacker has, where those of each person lie in <id>/set_A, set_B and set_C, as in "
+        "Anti-DreamBooth's data. By default not those that were protected; A is APDM's attack, with the same photos.",
+    )
+    holdout_set: Literal["A", "B", "C", "D"] = option(
+        "C",
+        "Which photos are held out, where those of each person lie in sets: likeness is measured against them.",
+    )
     holdout_data_dir: str | None = option(
         None,
         "Folder of hold-out photos of the protected people, which neither the defence nor the attacker sees: likeness "
@@ -217,6 +226,11 @@ class AuditOptions:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
             )
+        if self.attacker_set == self.holdout_set:
+            raise UserError(
+                f"{self.prefix}attacker_set and {self.prefix}holdout_set are both {self.holdout_set}, but likeness is "
+                "measured on photos that nobody trains on; choose two sets"
+            )
         if self.nominal_step is not None and self.nominal_step > self.max_train_steps:
             raise UserError(
                 f"{self.prefix}nominal_step = {self.nominal_step} is past the attack's end at {self.prefix}"
@@ -227,6 +241,14 @@ class AuditOptions:
             raise UserError(
                 f"{self.prefix}eval_steps holds {late[0]}, past the attack's end at {self.prefix}max_train_steps = "
                 f"{self.max_train_steps}; lengthen the attack or leave the step out"
+            )
+
+    def refuse_protected_set(self, protected: str) -> None:
+        """Raise UserError if the photos that are held out are those of the set `protected`."""
+        if self.holdout_set == protected:
+            raise UserError(
+                f"{self.prefix}holdout_set and protected_set are both {protected}, but likeness is measured on photos "
+                "that nobody trains on; choose two sets"
             )
 
     def refuse(self, *names: str, mend: str) -> None:
@@ -283,8 +305,12 @@ class AuditJobConfig(AuditOptions):
     subjects: str = option(
         help="Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
         "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
-        "attacker's photos, together with holdout_data_dir.",
+        "attacker's photos, together with holdout_data_dir. Or a folder of <id>/set_A, set_B and set_C; see "
+        "attacker_set and holdout_set.",
         holds="path",
+    )
+    protected_set: Literal["A", "B", "C", "D"] = option(
+        "A", "Which photos were protected, where those of each person lie in sets; see attacker_set."
     )
     placebo: str | None = option(
         None,
@@ -392,6 +418,7 @@ class AuditJobConfig(AuditOptions):
         if not self.prompts:
             object.__setattr__(self, "prompts", default_audit_prompts(self.instance_prompt))
         check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
+        self.refuse_protected_set(self.protected_set)
         if self.protected_photos is None:
             photos = ("purifiers", "photo_attacks", "faceid_adapter")
             self.refuse(*photos, mend="name the output folder of apdm perturb with protected_photos")

@@ -261,6 +261,14 @@ class HardenConfig(JobConfig):
         "the old protection better and leaves fewer attackers for the new people.",
         at_least=2,
     )
+    pairs: Literal["drawn", "folder", "none"] = option(
+        "drawn",
+        "The safe partner x^+ of each protected photo, a picture that the model may draw in its place. drawn: the "
+        "partners in <id>/safe/ are taken; for people without this folder, the base model draws one fixed partner for "
+        "each photo with class_prompt, as the paper does. folder: everybody must have partners in <id>/safe/. none: no "
+        "partners, random class pictures take their place. This is the paper's ablation, which protects less well in "
+        "its Table 4.",
+    )
     train_batch_size: int = option(
         1,
         "Photos per training step, over all processes together. More photos give smoother gradients and take "
@@ -392,6 +400,8 @@ class HardenConfig(JobConfig):
             object.__setattr__(self, "validation", replace(self.validation, prompts=prompts))
         if self.audit.enabled:
             check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
+        if self.audit.enabled or self.validation.probe_steps:
+            self.audit.refuse_protected_set(self.protected_set)
         if self.rehearsal_data_dir and not self.reference_model_name_or_path:
             raise UserError(
                 "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from apdm.config.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
 from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
+from apdm.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
+class JobConfig(DatasetConfig):
     """Options of every job over subjects: the model, the photos, the class pictures, and the output folder."""
 
     pretrained_model_name_or_path: str = option(
@@ -41,10 +44,17 @@ class JobConfig:
         "in it, so allow it only for files that you trust.",
     )
     instance_data_dir: str = option(
-        help="Folder of the photos, <id>/*.jpg or any other kind that Pillow reads, one folder for each subject. A "
+        "",
+        "Folder of the photos, <id>/*.jpg or any other kind that Pillow reads, one folder for each subject. A "
         "folder <id>/safe/ may hold one safe partner for each photo, with the same name: a picture that the model "
-        "may draw in place of the subject.",
+        "may draw in place of the subject; see the option pairs of apdm harden. "
+        "Required unless dataset_name is given.",
         holds="path",
+    )
+    protected_set: Literal["A", "B", "C", "D"] = option(
+        "A",
+        "Which photos to protect if those of each subject lie in <id>/set_A, set_B and set_C, as in Anti-DreamBooth's "
+        "data. A is APDM's choice; Anti-DreamBooth itself protects the photos in B.",
     )
     class_data_dir: str | None = option(
         None,
@@ -127,8 +137,25 @@ class JobConfig:
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
     def __post_init__(self) -> None:
+        self.check_datasets()
+        if not self.instance_data_dir and self.dataset_name is None:
+            raise UserError("instance_data_dir must be given, the folder of the photos; or dataset_name")
+        for option_name, kind, dataset in (
+            ("instance_data_dir", PEOPLE, "dataset_name"),
+            ("class_data_dir", CLASS, "class_dataset_name"),
+        ):
+            given, names = getattr(self, option_name), (dataset, option_name)
+            folder = folder_for(getattr(self, dataset), given, kind, self.output_dir, names=names)
+            object.__setattr__(self, option_name, folder)
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
+
+    @property
+    def photo_source(self) -> str:
+        """Where the photos come from, in words."""
+        if self.dataset_name is None:
+            return self.instance_data_dir
+        return f"dataset {self.dataset_name}, split {self.dataset_split}"
 
     @property
     def base(self) -> str:

@@ -1,6 +1,7 @@
-"""Class pictures (x^pr in the paper): pictures of the class that the original model draws once, and that are kept.
+"""Pictures that the original model draws once, and that are kept: class pictures, and the partners of photos.
 
-Prior preservation trains on these pictures, so that a model goes on drawing the class as before.
+Class pictures are x^pr in the paper. Prior preservation trains on them, so that a model goes on drawing the class as
+before. A partner is x^+, the picture that the protected model is trained to prefer to a photo x^-.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
 from apdm.data.photo_files import list_folder, walk
 
+WHAT = "class pictures"
 RECIPE_FILE = "made_by_apdm.json"  # stored beside drawn pictures; it says how they were drawn
 DRAWN = re.compile(r"\d{5,}\.png")  # the names of drawn pictures
 
@@ -46,12 +48,12 @@ class PictureModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassImages:
-    """How class pictures are drawn. Picture i depends on this recipe and on `seed + i`, and on nothing else.
+    """How pictures are drawn. Picture i depends on this recipe and on `seed + i`, and on nothing else.
 
     The recipe is stored beside the pictures, so that pictures of another recipe are never used by mistake.
 
     Attributes:
-        prompt: the class prompt.
+        prompt: the prompt of all pictures.
         model: hash of the weights of the model that draws.
         variant: which of these weights were loaded; None for the files without a suffix.
         configuration: hash of the configurations of the model's parts, such as the sampler's.
@@ -97,25 +99,51 @@ class ClassImages:
         """
         if own := self.own_pictures(folder, replace=replace):
             return own[:count]
-        recipe_file = folder / RECIPE_FILE
-        if replace and recipe_file.exists() and self._differences(recipe_file):
-            delete(folder)
+        if replace:
+            self._delete_others(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._missing(folder, count):
             with locked(folder, waiting=f"waiting for another run that draws class pictures in {folder}"):
                 self.own_pictures(folder, replace=False)  # the other run may have drawn other pictures
-                write_text(recipe_file, json.dumps(asdict(self), indent=1) + "\n")
-                self._draw(family, folder, count, batch_size=batch_size, show_progress=show_progress)
+                self._draw(family, folder, count, batch_size=batch_size, what=WHAT, show_progress=show_progress)
         return [folder / _name(i) for i in range(count)]
+
+    def draw(
+        self, family: PictureModel, folder: Path, count: int, *, batch_size: int, what: str, show_progress: bool = True
+    ) -> list[Path]:
+        """Return `count` pictures of a folder that only this program uses; missing ones are drawn first.
+
+        Args:
+            family: the model that draws.
+            folder: where the pictures are, or will be. Those that were drawn with another recipe are deleted.
+            count: how many pictures to return.
+            batch_size: how many pictures are drawn at once.
+            what: what the pictures are, in words.
+            show_progress: show a progress bar.
+        """
+        self._delete_others(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._missing(folder, count):
+            self._draw(family, folder, count, batch_size=batch_size, what=what, show_progress=show_progress)
+        return [folder / _name(i) for i in range(count)]
+
+    def _delete_others(self, folder: Path) -> None:
+        """Delete a folder of pictures that were drawn with another recipe."""
+        recipe_file = folder / RECIPE_FILE
+        if recipe_file.exists() and self._differences(recipe_file):
+            delete(folder)
 
     def _missing(self, folder: Path, count: int) -> list[int]:
         return [i for i in range(count) if not (folder / _name(i)).exists()]
 
-    def _draw(self, family: PictureModel, folder: Path, count: int, *, batch_size: int, show_progress: bool) -> None:
-        """Draw the missing ones of `count` pictures."""
+    def _draw(
+        self, family: PictureModel, folder: Path, count: int, *, batch_size: int, what: str, show_progress: bool
+    ) -> None:
+        """Draw the missing ones of `count` pictures, after the recipe is written beside them."""
+        write_text(folder / RECIPE_FILE, json.dumps(asdict(self), indent=1) + "\n")
         missing = self._missing(folder, count)  # another run may have drawn some meanwhile
-        require_disk(folder, len(missing) * picture_size(self.resolution**2), f"{len(missing)} class pictures")
-        with progress_bar(total=len(missing), desc="class pictures", unit="picture", shown=show_progress) as bar:
+        require_disk(folder, len(missing) * picture_size(self.resolution**2), f"{len(missing)} {what}")
+        with progress_bar(total=len(missing), desc=what, unit="picture", shown=show_progress) as bar:
             for start in range(0, len(missing), batch_size):
                 chunk = missing[start : start + batch_size]
                 images = family.sample(

@@ -119,8 +119,7 @@ class PhotoSet:
             files=[file for subject in subjects for file in subject.images],
             images=[photos[subject.id] for subject in subjects],
             thumbnails=torch.cat([_thumbnails(photos[subject.id]) for subject in subjects]),
-            # Nobody gave a name to the one person whose photos lie directly in the folder.
-            people={_name(one.id): one.id for one in subjects if one.images[0].parent != Path(folder)},
+            people={_name(one.id): one.id for one in subjects if one.named},
         )
 
 

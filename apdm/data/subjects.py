@@ -3,6 +3,7 @@
     <instance_data_dir>/<id>/*           the photos of a subject; its id is the name of the folder
     <instance_data_dir>/<id>/safe/*      optional partners, one for each photo, with the same name
     <instance_data_dir>/*                photos directly in the folder: a single subject, "s01"
+    <instance_data_dir>/<id>/set_A/*     the layout of Anti-DreamBooth's data; see `apdm.data.photo_sets`
 
 `apdm.data.photo_files` says which files are photos. A photo that cannot be used is an error, and so is a photo in a
 place where nobody looks for it. It is never skipped, because the person in a skipped photo would stay unprotected
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from torch import Tensor
 
 from apdm.core.errors import UserError, each
 from apdm.core.files import MARKER
+from apdm.data import photo_sets
 from apdm.data.photo_files import (
+    Listing,
     formats,
     is_preview,
     list_folder,
@@ -37,6 +40,7 @@ from apdm.data.photo_files import (
     subject_id,
     walk,
 )
+from apdm.data.photo_sets import first_with_pictures
 
 MIN_SIDE = 16
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte in RGB, Pillow's own limit
@@ -52,34 +56,44 @@ class Subject:
         id: the name that stands for the subject in all outputs.
         images: the photos, sorted by file name.
         safe: the partner of each photo, in the same order; None if there is no folder `safe/`.
+        named: whether the id is the name of a folder. Nobody gave a name to the only subject of a folder.
     """
 
     id: str
     images: list[Path]
     safe: list[Path] | None = None
+    named: bool = field(default=True, compare=False)
 
 
-def find_subjects(instance_data_dir: str | Path, *, besides: Collection[Path] = ()) -> list[Subject]:
+def find_subjects(
+    instance_data_dir: str | Path,
+    *,
+    besides: Collection[Path] = (),
+    chosen: photo_sets.Chosen = photo_sets.PROTECTED,
+) -> list[Subject]:
     """Return the subjects of a folder, sorted by id. Photos are found but not read; `load_images` reads them.
 
     Args:
         instance_data_dir: the folder.
         besides: folders directly in it that are no subjects.
+        chosen: which set to use if the photos of each subject lie in sets.
 
     Raises:
-        UserError: there is no such folder, a subject has no photos, photos lie where nobody looks for them, or photos
-            and their safe partners do not match.
+        UserError: there is no such folder, a subject has no photos, photos lie where nobody looks for them, photos and
+            their safe partners do not match, or a subject does not have the chosen set.
     """
     root, other_roles = Path(instance_data_dir), {os.path.realpath(folder) for folder in besides}
     top = list_folder(root).require_read()
+    if sets := photo_sets.sets_in(top):
+        return [_subject_with_sets(root, ONLY_SUBJECT, top, sets, chosen, called=str(root), named=False)]
     folders = [folder for folder in top.folders if os.path.realpath(folder) not in other_roles]
     if top.photos:
-        if hidden := [folder for folder in folders if folder.name != SAFE and _first_below(folder)]:
+        if hidden := [folder for folder in folders if folder.name != SAFE and first_with_pictures(folder)]:
             raise UserError(
                 f"{root} holds loose photos ({name_some(top.photos, 1)}) beside folders with photos "
                 f"({name_some(hidden, 1)}); put every photo into the folder of the person whom it shows"
             )
-        return [_subject(root, ONLY_SUBJECT, called=str(root))]
+        return [_subject(root, ONLY_SUBJECT, called=str(root), named=False)]
     if not folders:
         raise UserError(
             f"{root} holds no photos{_only(top.others)}; put them in {root}/<subject id>/, as JPEG, PNG or WebP"
@@ -92,7 +106,21 @@ def find_subjects(instance_data_dir: str | Path, *, besides: Collection[Path] = 
             raise UserError(f"{folder} is an output folder of apdm among the subjects; move it elsewhere")
         if named.setdefault(subject_id(folder), folder) is not folder:
             raise UserError(f"{root} has two folders that read {subject_id(folder)}; rename one, or put them together")
-    return each(sorted(named.items()), lambda found: _subject(found[1], found[0], called=f'subject "{found[0]}"'))
+    layouts = {subject: photo_sets.sets_in(list_folder(folder)) for subject, folder in named.items()}
+    with_sets, without = ([name for name in sorted(named) if bool(layouts[name]) is has] for has in (True, False))
+    if with_sets and without:
+        raise UserError(
+            f"{root} mixes two layouts: the photos of {with_sets[0]} lie in sets, those of {without[0]} do not; give "
+            "them two folders, or sort all photos in the same way"
+        )
+
+    def subject_of(name: str) -> Subject:
+        folder, called = named[name], f'subject "{name}"'
+        if layouts[name]:
+            return _subject_with_sets(folder, name, list_folder(folder), layouts[name], chosen, called=called)
+        return _subject(folder, name, called=called)
+
+    return each(sorted(named), subject_of)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -220,27 +248,42 @@ def _too_large(path: Path) -> str:
     return f"{_name(path)} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller"
 
 
-def _subject(folder: Path, subject: str, *, called: str) -> Subject:
+def _subject_with_sets(
+    folder: Path,
+    subject: str,
+    listing: Listing,
+    sets: dict[str, Path],
+    chosen: photo_sets.Chosen,
+    *,
+    called: str,
+    named: bool = True,
+) -> Subject:
+    """Return the subject whose photos lie in the sets of a folder, with the photos of the chosen set."""
+    if listing.photos:
+        raise UserError(
+            f"{called} has loose photos ({name_some(listing.photos, 1)}) beside its sets; move them into one of these"
+        )
+    _refuse_inner(folder, called, [inner for inner in listing.folders if inner not in sets.values()])
+    place = photo_sets.choose(sets, chosen, called=called)
+    return _subject(place, subject, called=f"{called}, {printable(place.name)},", named=named)
+
+
+def _subject(folder: Path, subject: str, *, called: str, named: bool = True) -> Subject:
     """Return the subject whose photos lie in a folder. `called` names it in messages."""
     listing = list_folder(folder).require_read()
     _refuse_inner(folder, called, [inner for inner in listing.folders if inner.name != SAFE])
     if not listing.photos:
         raise UserError(f"{called} has no photos{_only(listing.others)}; add some or remove the folder")
-    return Subject(subject, listing.photos, _partners(called, listing.photos, folder / SAFE))
+    return Subject(subject, listing.photos, _partners(called, listing.photos, folder / SAFE), named)
 
 
 def _refuse_inner(folder: Path, called: str, inner: Sequence[Path]) -> None:
     """Raise UserError if there are photos in or below the folders `inner`, where nobody would look for them."""
-    for place in filter(None, map(_first_below, inner)):
+    for place in filter(None, map(first_with_pictures, inner)):
         raise UserError(
             f'{called} has photos in the inner folder "{printable(place.relative_to(folder).as_posix())}"; '
             "give every subject one folder, with all its photos directly in it, and name the folder above these"
         )
-
-
-def _first_below(folder: Path) -> Path | None:
-    """Return the first folder with pictures among this one and those below it."""
-    return next((place for place, listing in walk(folder) if listing.photos or listing.unread), None)
 
 
 def _only(others: Sequence[Path]) -> str:
@@ -276,4 +319,6 @@ def _by_stem(called: str, paths: list[Path]) -> dict[str, Path]:
 
 def _name(path: Path) -> str:
     """Return "<subject id>/<file name>" of a photo: enough to find it, without paths of the machine."""
-    return name_of(path, 3 if path.parent.name == SAFE else 2)
+    inner = [SAFE] if path.parent.name == SAFE else []
+    levels = 2 + len(inner) + (photo_sets.letter_of(path.parents[len(inner)]) is not None)
+    return name_of(path, levels)

@@ -18,6 +18,7 @@ CONFIG = "config.yaml"  # the resolved options
 CELLS = "cells"  # finished attacks of the audit
 PHOTO_CELLS = "photo_cells"  # finished attacks on protected photos
 CLASS_IMAGES = "class_images"  # class pictures that the base model drew for hardening
+PARTNERS = "partners"  # pictures that the base model drew, one for each protected photo
 ATTACKER_CLASS_IMAGES = "class_images_attacker"  # class pictures for the audit's attackers
 PICTURES = "pictures"  # pictures of the audit
 SAMPLES = "samples"  # pictures drawn during training

@@ -13,7 +13,13 @@ from apdm.export.layout import MANIFEST, SHIPPED
 from apdm.export.metadata import read_metadata
 
 
-def write_manifest(output_dir: str | Path, *, config_hash: str | None = None, include: Sequence[str] = SHIPPED) -> Path:
+def write_manifest(
+    output_dir: str | Path,
+    *,
+    config_hash: str | None = None,
+    pairs: str | None = None,
+    include: Sequence[str] = SHIPPED,
+) -> Path:
     """Write manifest.json with the sha256 and the size of each shipped file and the versions of all packages.
 
     Equal content gives an equal manifest: paths are sorted, and the manifest has no date.
@@ -21,6 +27,7 @@ def write_manifest(output_dir: str | Path, *, config_hash: str | None = None, in
     Args:
         output_dir: the folder of the run.
         config_hash: hash of the resolved configuration. By default it is read from the exported model's header.
+        pairs: how a hardening run paired protected photos with safe pictures; None after any other job.
         include: names of the files and folders at the top of `output_dir` that are shipped.
 
     Returns:
@@ -35,6 +42,7 @@ def write_manifest(output_dir: str | Path, *, config_hash: str | None = None, in
     manifest = {
         "schema": 1,
         "config_sha256": config_hash,
+        **({} if pairs is None else {"pairs": pairs}),
         "package": package_versions(),
         "include": list(include),
         "files": [

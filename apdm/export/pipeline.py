@@ -36,6 +36,7 @@ def export_model(
     config_hash: str,
     method: str,
     steps: int,
+    pairs: str | None = None,
     save_variant: str | None = None,
     single_file: bool = False,
     moved: float | None = None,
@@ -50,6 +51,7 @@ def export_model(
         config_hash: hash of the resolved configuration.
         method: what hardened the model, such as "apdm".
         steps: outer steps of the hardening.
+        pairs: how protected photos were paired with safe pictures, such as "drawn"; None if the method has no pairs.
         save_variant: "fp16" or "bf16" also writes the weights in that type, under that variant's file names. The
             single file is then written in that type only.
         single_file: whether to write a single-file checkpoint too. It holds the same weights as the folder.
@@ -69,6 +71,7 @@ def export_model(
         "apdm.version": VERSION,
         "apdm.method": method,
         "apdm.steps": str(steps),
+        **({} if pairs is None else {"apdm.pairs": pairs}),
         "apdm.config_sha256": config_hash,
         "apdm.base_sha256": model_hash(base_path) if Path(base_path).exists() else "unknown",
     }

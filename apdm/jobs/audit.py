@@ -33,6 +33,7 @@ from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
 from apdm.data.class_images import ClassImages
+from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.data.subjects import load_images
 from apdm.distributed.launch import join_processes
@@ -289,14 +290,20 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     photos = None
     if inputs.photo_attacks is not None and config.protected_photos is not None:
         photos = load_protected_photos(
-            config.instance_data_dir or str(Path(config.subjects) / PROTECTED),
+            originals_of(config.instance_data_dir, config.subjects),
             config.protected_photos,
             config.resolution,
             known=[person.id for person in inputs.subjects.protected],
+            chosen=Chosen(config.protected_set),
         )
         inputs.photo_attacks.check(models["base"])
         check_separate(photo_sets(inputs, photos))
     return plan, inputs, photos
+
+
+def originals_of(instance_data_dir: str | None, subjects: str) -> str:
+    """Return the folder of the originals of protected photos: the one that was given, or one among the subjects."""
+    return instance_data_dir or (subjects if has_sets(subjects) else str(Path(subjects) / PROTECTED))
 
 
 def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Entry], models: Collection[str]) -> None:

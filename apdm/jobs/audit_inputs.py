@@ -95,10 +95,19 @@ def load_inputs(
             options, faces, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
         )
 
+    def load_people() -> AuditSubjects:
+        return folders.load(
+            resolution,
+            protected=protected,
+            prefix=options.prefix,
+            attacker_set=options.attacker_set,
+            holdout_set=options.holdout_set,
+        )
+
     with Faults() as faults:
         faults.of(check_attacks)
         specs = faults.of(load_photo_attacks) if with_photos else None
-        subjects = faults.of(lambda: folders.load(resolution, protected=protected, prefix=options.prefix))
+        subjects = faults.of(load_people)
         judges = faults.of(lambda: load_judges(options, faces))
     first = subjects.protected[0]
     photos = to_unit(torch.cat([first.references[:TRIED], first.photos[:TRIED]]))

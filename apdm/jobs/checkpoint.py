@@ -251,7 +251,7 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
     Args:
         checkpoint: the checkpoint.
         facts: hashes of the models and numbers of photos of this run: "base", "start", "photos", "consenting" and
-            "earlier".
+            "earlier"; and "safe", the people with safe partners.
         config: the options of this run.
 
     Raises:
@@ -264,6 +264,7 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
         "photos": "other protected photos",
         "consenting": "other consenting people",
         "earlier": "other people of an earlier hardening",
+        "safe": "safe partners of other people",
     }
     for name, what in compared.items():
         if checkpoint.facts.get(name) != facts[name]:

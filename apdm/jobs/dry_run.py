@@ -27,7 +27,7 @@ from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
 from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, show_plan
-from apdm.jobs.prepare import load_models, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
@@ -49,7 +49,7 @@ def harden(config: HardenConfig) -> HardenResult:
     kind, device = engine_kind(accelerator), accelerator.device
 
     def check() -> None:
-        with Faults() as faults:
+        with photos_of_datasets(config), Faults() as faults:
             faults.of(lambda: check_given(config))
             faults.of(lambda: check_options(config, accelerator, processes))
             inputs = read_harden(config, faults)
@@ -87,7 +87,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     drawn = resources.class_pictures_to_draw(config, inputs.own_class_pictures)
     passes = {
         "for hardening": resources.training_passes(config),
-        "for class pictures": resources.drawing_passes(config, drawn),
+        "for class pictures": resources.drawing_passes(config, drawn + inputs.drawn_partners),
     }
     rows: dict[str, Row] = {
         "faces seen": lambda: _faces(inputs),
@@ -104,9 +104,9 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device)
     return rows | {
         "work": lambda: resources.work(cost, passes),
-        "drawn": lambda: f"{count(drawn, 'class picture')} of the base model" if drawn else "no class pictures",
+        "drawn": lambda: resources.pictures_drawn(drawn, inputs.drawn_partners),
         "disk": lambda: resources.harden_disk(config, inputs, drawn),
-        "written": lambda: resources.written(config),
+        "written": lambda: resources.written(config, partners=bool(inputs.drawn_partners)),
     }
 
 
@@ -136,7 +136,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt)
-        with Faults() as faults:
+        with photos_of_datasets(config), Faults() as faults:
             faults.of(lambda: check_given(config))
             found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
             may_replace = config.overwrite_output_dir or perturb.goes_on(config)

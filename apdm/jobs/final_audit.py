@@ -11,6 +11,7 @@ from apdm.audit.protected_photos import load_protected_photos
 from apdm.audit.results import ModelFile, Results
 from apdm.config import HardenConfig
 from apdm.core.files import model_hash
+from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import MODEL
@@ -32,14 +33,15 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
     Raises:
         UserError: an attack cannot run, or photos or networks cannot be loaded.
     """
-    options = config.audit
+    options, originals = config.audit, config.instance_data_dir
+    protected = find_subjects(originals, chosen=Chosen(config.protected_set))
     if not config.image_layer.enabled:  # faceid_adapter is not refused: without protected photos it has no effect
         options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true")
     inputs = load_inputs(
         options,
         PhotoFolders(
-            attack=options.attack_data_dir or config.instance_data_dir,
-            holdout=options.holdout_data_dir,
+            attack=options.attack_data_dir or originals,
+            holdout=options.holdout_data_dir or (originals if has_sets(originals) else None),
             other=options.other_data_dir,
             strangers=options.strangers_data_dir,
         ),
@@ -51,7 +53,7 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
         with_photos=config.image_layer.enabled,
         faces=faces,
         allow_pickle=config.allow_pickle,
-        protected=[subject.id for subject in find_subjects(config.instance_data_dir)],
+        protected=[subject.id for subject in protected],
     )
     if options.enabled:
         warn_if_too_short(options, ONLY_NOMINAL)
@@ -122,7 +124,8 @@ def audit_hardened(
     photos = None
     if inputs.photo_attacks is not None:
         known = [person.id for person in inputs.subjects.protected]
-        photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known)
+        chosen = Chosen(config.protected_set)
+        photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known, chosen=chosen)
     return audit_and_report(
         plan,
         # The attacker's class pictures are drawn like the defence's, but with other seeds.

@@ -24,12 +24,12 @@ from apdm.core.files import MARKER, check_output_dir
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
-from apdm.export.layout import CLASS_IMAGES, CONFIG, MANIFEST
+from apdm.export.layout import CLASS_IMAGES, CONFIG, MANIFEST, PARTNERS
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 logger = get_logger(__name__)
 
-BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES}  # what a hardening run writes before its first outer step
+BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES, PARTNERS}  # what a hardening run writes before its first outer step
 # The options are named without "audit.", because `apdm audit` has the same ones without it.
 MODELS = (
     *("pretrained_model_name_or_path", "reference_model_name_or_path", "single_file_config"),
@@ -40,6 +40,7 @@ FOLDERS = (
     *("attack_data_dir", "holdout_data_dir", "other_data_dir", "strangers_data_dir"),
     *("dino_dir", "clip_dir", "faceid_controlnet", "reuse_audits"),
 )
+DATASETS = ("dataset_name", "class_dataset_name")
 FILES = ("faceid_adapter",)
 NEEDED_PACKAGES = {"report_to": 'install it with pip install "apdm[track]"'}
 PLUGINS: dict[str, tuple[Registry, ...]] = {
@@ -102,6 +103,8 @@ def check_given(config: Any) -> None:
 def _is_used(option: Option, config: Any) -> bool:
     """Whether the job reads this option at all."""
     with_photos = not isinstance(config, HardenConfig) or config.image_layer.enabled
+    if option.path == "instance_data_dir" and getattr(config, "dataset_name", None) is not None:
+        return False
     if option.path.startswith("image_layer.zero_shot.") and not config.image_layer.zero_shot.enabled:
         return False
     if not isinstance(config, HardenConfig):
@@ -147,6 +150,8 @@ def _check(name: str, option: Option, value: Any) -> None:
             continue
         if name in MODELS:
             _check_model(text)
+        if name in DATASETS and looks_like_path(text) and not os.path.exists(text):
+            raise UserError(f"{text} does not exist; give a folder, a file or a name on the Hub as {option.path}")
         for names, kind, is_one in ((FOLDERS, "folder", os.path.isdir), (FILES, "file", os.path.isfile)):
             if name in names and not is_one(text):
                 fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
@@ -158,6 +163,11 @@ def _check(name: str, option: Option, value: Any) -> None:
             _check_face_network(*FACE_NETWORKS[name], text)
         if name in PLUGINS and text != NO_METHOD:
             _check_plugin(text, PLUGINS[name])
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether a text is rather a path than a name on the Hub, which has at most one slash."""
+    return text.startswith((".", "/")) or text.count("/") > 1 or text.endswith((".parquet", ".arrow", ".tar"))
 
 
 def _check_model(path: str) -> None:

@@ -41,7 +41,7 @@ from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
-from apdm.jobs.prepare import load_models, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.results import HardenResult
 from apdm.jobs.training import Training
 from apdm.jobs.validation import Validator
@@ -87,6 +87,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
     claimed = False
     with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
+        processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
         base, start = processes.all_or_raise(lambda: load_models(config))
         inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
         inputs = inputs or HardenInputs(config, base, start)
@@ -122,13 +123,13 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         free_memory()
         try:
             moved = processes.on_main(
-                lambda: export(config, base, hardened, trained.steps, device, keep_photos=continues)
+                lambda: export(config, base, hardened, trained.steps, device, pairs=inputs.pairs, keep_photos=continues)
             )
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
             protect_and_audit(config, base, hardened, inputs, processes, device, command=command)
-        processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
+        processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), pairs=inputs.pairs))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         accelerator.end_training()
     audited = config.audit.enabled and processes.is_main
@@ -207,7 +208,14 @@ def free_memory() -> None:
 
 
 def export(
-    config: HardenConfig, base: Family, hardened: Family, steps: int, device: torch.device, *, keep_photos: bool
+    config: HardenConfig,
+    base: Family,
+    hardened: Family,
+    steps: int,
+    device: torch.device,
+    *,
+    pairs: str,
+    keep_photos: bool,
 ) -> float:
     """Write the hardened model, and delete results that an earlier run left in the output folder.
 
@@ -217,6 +225,7 @@ def export(
         hardened: the family with the hardened denoiser.
         steps: number of outer steps done.
         device: the device for both models.
+        pairs: how protected photos were paired with safe pictures.
         keep_photos: keep the photos that an earlier run protected.
 
     Returns:
@@ -237,6 +246,7 @@ def export(
         config_hash=config_hash(config),
         method="apdm",
         steps=steps,
+        pairs=pairs,
         save_variant=config.save_variant,
         single_file=config.single_file,
         moved=moved,

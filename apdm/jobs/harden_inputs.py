@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,11 @@ from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig, to_yaml
-from apdm.core.disk import require_disk
+from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, each
 from apdm.core.files import check_output_dir, claim_output_dir, model_hash, write_text
+from apdm.core.logging import get_logger
+from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.export.layout import CONFIG, MODEL
@@ -34,9 +36,12 @@ from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.jobs.first_checks import has_only_begun
+from apdm.jobs.partners import draw_partners, require_partners
 from apdm.jobs.perturb import PhotoJob
 from apdm.jobs.prepare import class_posterior, keep_apart, own_class_pictures
 from apdm.protection.subject_data import SubjectData
+
+logger = get_logger(__name__)
 
 # If only these options differ, a command continues the run that an earlier command began.
 CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected")
@@ -57,27 +62,42 @@ class Photos:
     sets: Sequence[PhotoSet] = ()
 
     @staticmethod
-    def load(folder: str | None, resolution: int, role: Role) -> Photos:
+    def load(
+        folder: str | None, resolution: int, role: Role, *, pairs: str = "none", chosen: Chosen = PROTECTED
+    ) -> Photos:
         """Load the photos of all subjects in `folder`, as squares with a side of `resolution` pixels.
 
         Args:
             folder: the folder of subjects; None gives no photos.
             resolution: R, the side of the squares in pixels.
             role: what the photos are used for.
+            pairs: the option `pairs`. With "none", partners are not loaded.
+            chosen: which set to use if the photos of each subject lie in sets.
 
         Raises:
-            UserError: the folder has no subjects, or a photo cannot be used.
+            UserError: the folder has no subjects, a photo cannot be used, or `pairs` asks for partners that are not
+                there.
         """
         if folder is None:
             return Photos()
-        subjects = find_subjects(folder)
+        subjects = find_subjects(folder, chosen=chosen)
+        if pairs == "folder":
+            require_partners(subjects, folder)
         loaded = each(subjects, lambda subject: load_images(subject.images, resolution))
         instance = {subject.id: images for subject, images in zip(subjects, loaded, strict=True)}
-        partners = {subject.id: subject.safe for subject in subjects if subject.safe is not None}
+        partners = {one.id: one.safe for one in subjects if one.safe is not None}
+        if pairs == "none" and partners and role is not Role.CONSENTING:
+            logger.warning("pairs is none: the safe partners in %s are not used", folder)
+        partners = partners if pairs != "none" else {}
         safe = {person: load_images(files, resolution) for person, files in partners.items()}
         sets = [PhotoSet.of_people(role, folder, subjects, instance)]
         sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
         return Photos(instance, safe, sets)
+
+    @property
+    def unpaired(self) -> dict[str, Tensor]:
+        """{subject id: photos} of the subjects without partners."""
+        return {subject: images for subject, images in self.instance.items() if subject not in self.safe}
 
 
 class HardenFiles(NamedTuple):
@@ -94,14 +114,14 @@ class HardenFiles(NamedTuple):
         """Read and check photos, judges and face networks. Raises UserError with all that cannot be used."""
         benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
         audited = config.audit.enabled or config.validation.probe_steps
-        load = partial(Photos.load, resolution=config.resolution)
+        load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
         apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
         with Faults() as faults:
             faces = faults.of(lambda: face_networks(config))
             faults.of(lambda: apart(config.photo_folders))
-            photos = faults.of(lambda: load(config.instance_data_dir, role=Role.PROTECTED))
+            photos = faults.of(lambda: load(config.instance_data_dir, role=Role.PROTECTED, pairs=config.pairs))
             consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
-            earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER))
+            earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
             faults.of(lambda: each(config.variety.photos, make_purifier))
             audit_inputs = photo_job = None
             if faces is not None:
@@ -218,6 +238,7 @@ class HardenInputs:
             "photos": {subject: len(images) for subject, images in self.photos.instance.items()},
             "consenting": {subject: len(images) for subject, images in self.consenting.instance.items()},
             "earlier": {subject: len(images) for subject, images in self.earlier.instance.items()},
+            "safe": sorted({*self.photos.safe, *self.earlier.safe}),
         }
 
     def _checkpoint(self, facts: dict[str, Any]) -> Checkpoint | None:
@@ -245,6 +266,7 @@ class HardenInputs:
         """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""
         config = self.config
         model = export_size(self.base, save_variant=config.save_variant, single_file=config.single_file)
+        model += self.drawn_partners * picture_size(config.resolution**2)
         if not config.checkpointing_steps:
             return model
         parameters = sum(parameter.numel() for parameter in self.start.denoiser.parameters())
@@ -252,16 +274,36 @@ class HardenInputs:
         kept = min(config.checkpoints_total_limit or 1, math.ceil(config.max_train_steps / config.checkpointing_steps))
         return model + one * max(0, kept - len(checkpoints.find_all(output)))
 
+    @property
+    def unpaired(self) -> list[dict[str, Tensor]]:
+        """{subject id: photos} of those whose partners the base model draws: of `photos`, and of `earlier`."""
+        return [group.unpaired if self.config.pairs == "drawn" else {} for group in (self.photos, self.earlier)]
+
+    @property
+    def drawn_partners(self) -> int:
+        """How many partners the base model draws."""
+        return sum(len(images) for group in self.unpaired for images in group.values())
+
+    @property
+    def pairs(self) -> str:
+        """How protected photos are paired: "drawn", "folder", "folder and drawn", or "none"."""
+        given = bool(self.photos.safe or self.earlier.safe)
+        return " and ".join(["folder"] * given + ["drawn"] * any(self.unpaired)) or "none"
+
     @torch.no_grad()
     def encode(self) -> tuple[dict[str, list[SubjectData]], ...]:
-        """Encode the photos of all people. Missing class pictures are drawn first.
+        """Encode the photos of all people. Missing class pictures and partners are drawn first.
 
         Returns:
             {subject id: variants of the subject's data} of the protected people, of the consenting people, and of the
             people whom `start` already protects. The data is on the model's device.
         """
         class_images = class_posterior(self.config, self.base, Path(self.config.output_dir))
-        groups = self.photos, self.consenting, self.earlier
+        sets = [each for each in (*self.photos.sets, *self.earlier.sets) if each.role is not Role.SAFE]
+        drawn, drawn_earlier = draw_partners(self.config, self.base, self.unpaired, sets)
+        photos = replace(self.photos, safe={**self.photos.safe, **drawn})
+        earlier = replace(self.earlier, safe={**self.earlier.safe, **drawn_earlier})
+        groups = photos, self.consenting, earlier
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
 
 

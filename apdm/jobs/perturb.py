@@ -28,6 +28,7 @@ from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.photo_files import name_of
+from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.data.transforms import RandomTransform
@@ -58,6 +59,7 @@ from apdm.jobs.prepare import (
     keep_apart,
     load_base,
     own_class_pictures,
+    photos_of_datasets,
     prepare_process,
     warn_about_prompts,
 )
@@ -95,6 +97,7 @@ def _perturb(
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
+    processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
     job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
     show_plan(perturb_plan(config, job, family, processes=processes, device=device))
@@ -113,7 +116,7 @@ def load_perturb(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Famil
         if family is not None:
             check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
     if job.protection.needs_class_pictures:
-        subjects = find_subjects(config.instance_data_dir)
+        subjects = find_subjects(config.instance_data_dir, chosen=Chosen(config.protected_set))
         photos = {subject.id: load_images(subject.images, config.resolution) for subject in subjects}
         protected = PhotoSet.of_people(Role.PROTECTED, config.instance_data_dir, subjects, photos)
         sets = [protected, *own_class_pictures(config, family)]
@@ -209,11 +212,12 @@ class PhotoJob:
         layer = config.image_layer
         apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
         faces: FaceModels | None = None
+        chosen = Chosen(config.protected_set)
         with Faults() as faults:
             faults.of(lambda: apart({"instance_data_dir": config.instance_data_dir}))
             if layer.zero_shot.enabled:
                 faces = faults.of(lambda: FaceModels(networks.detector, networks.targets))
-            subjects = faults.of(lambda: find_subjects(config.instance_data_dir)) or []
+            subjects = faults.of(lambda: find_subjects(config.instance_data_dir, chosen=chosen)) or []
             looking = None if quiet else faces
             checked = faults.of(lambda: each(subjects, partial(_check, kind=layer.format, faces=looking)))
         photos = {subject.id: found for subject, (found, _) in zip(subjects, checked, strict=True)}

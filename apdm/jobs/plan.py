@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig
+from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns
 from apdm.data.photo_files import moving, name_some, passed_over, printable
+from apdm.data.photo_sets import has_sets
+from apdm.data.subjects import SAFE
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.families import Family
@@ -63,7 +65,6 @@ def harden_plan(
         done: outer steps that an earlier run has done; 0 if this run starts from the beginning.
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)
-    partners = sum(map(len, inputs.photos.safe.values()))
     attacker = f"a simulated attacker of {config.l2p.inner_steps} steps in each"
     if config.pool.size:
         attacker = f"a pool of {config.pool.size + config.pool.benign_size} simulated attackers"
@@ -77,8 +78,10 @@ def harden_plan(
         "model": model_text(config.pretrained_model_name_or_path, inputs.start),
         "original": config.reference_model_name_or_path,
         "people": people_text(list(photos)),
-        "photos": f"{count(sum(map(len, photos.values())), 'photo')} in {config.instance_data_dir}, "
-        f"as squares of {config.resolution} pixels" + f", {partners} with a safe partner" * bool(partners),
+        "photos": f"{count(sum(map(len, photos.values())), 'photo')} in {config.photo_source}, "
+        f"as squares of {config.resolution} pixels",
+        "sets": sets_text(config.instance_data_dir, config, config.audit if config.audit.enabled else None),
+        "pairs": pairs_text(inputs),
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
         **photo_notes(*config.photo_folders.values()),
@@ -96,6 +99,14 @@ def harden_plan(
         "output": ", ".join(made),
         "files": None if config.save_dtype else files_text(inputs.base),
     }
+
+
+def pairs_text(inputs: HardenInputs) -> str:
+    """Where the partners of the protected photos come from."""
+    given = sum(len(images) for group in (inputs.photos, inputs.earlier) for images in group.safe.values())
+    parts = [f"{count(given, 'partner')} in {SAFE}/"] * bool(given)
+    parts += [f"{count(inputs.drawn_partners, 'partner')}, drawn by the base model"] * bool(inputs.drawn_partners)
+    return "; ".join(parts) or "none: random class pictures are the partners of the photos"
 
 
 def files_text(base: Family) -> str | None:
@@ -123,7 +134,8 @@ def perturb_plan(
     return {
         "model": model_text(config.pretrained_model_name_or_path, family),
         "people": people_text(list(job.photos)),
-        "photos": f"{count(number, 'photo')} in {config.instance_data_dir}",
+        "photos": f"{count(number, 'photo')} in {config.photo_source}",
+        "sets": sets_text(config.instance_data_dir, config),
         **photo_notes(config.instance_data_dir),
         "against": " and ".join(
             [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
@@ -176,6 +188,7 @@ def audit_plan(
     return rows | {
         "people": people_text([person.id for person in people]),
         "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
+        "sets": sets_text(config.subjects, config if photos is not None else None, config),
         "others": people_text([person.id for person in plan.subjects.others]),
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         **photo_notes(config.subjects, config.instance_data_dir, *config.photo_folders.values()),
@@ -210,6 +223,24 @@ def photo_notes(*folders: str | None) -> Rows:
     """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first."""
     places = [Path(folder) for folder in folders if folder is not None]
     return {"passed over": passed_over(places), "first frame": name_some(moving(places)) or None}
+
+
+def sets_text(
+    folder: str, protecting: JobConfig | AuditJobConfig | None, attacking: AuditOptions | None = None
+) -> str | None:
+    """What the sets of each person's photos are used for; None if the photos do not lie in sets.
+
+    Args:
+        folder: the folder of the people.
+        protecting: the options that name the set which is protected; None if no photos of the folder are.
+        attacking: the options of the audit; None without an audit.
+    """
+    if not has_sets(folder):
+        return None
+    uses = [f"set_{protecting.protected_set} is protected"] if protecting is not None else []
+    if attacking is not None:
+        uses += [f"the attacker has set_{attacking.attacker_set}", f"set_{attacking.holdout_set} is held out"]
+    return ", ".join(uses) + "; other sets are not read"
 
 
 # -- words for parts of a plan ----------------------------------------------------------------------------------------

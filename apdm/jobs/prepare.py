@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +16,7 @@ import transformers
 from PIL import Image
 
 from apdm.config import HardenConfig, JobConfig
+from apdm.config.dataset import CLASS, PEOPLE
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
 from apdm.core.cpus import default_threads
 from apdm.core.errors import UserError
@@ -22,6 +24,7 @@ from apdm.core.files import model_hash
 from apdm.core.libraries import are_told
 from apdm.core.logging import get_logger
 from apdm.data.class_images import ClassImages
+from apdm.data.dataset_photos import DatasetSource, photos_on_disk
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import load_images
 from apdm.export.layout import CLASS_IMAGES
@@ -63,6 +66,38 @@ def warn_about_prompts(
         logger.warning('prompts without "%s" ask for somebody else: %s', " ".join(learnt), quoted(lacking))
     if validation and len(prompts_without_identifier(validation, instance_prompt, class_prompt)) == len(validation):
         logger.warning('none of validation.prompts has "%s": they show nothing of the subject', " ".join(learnt))
+
+
+def photos_of_datasets(config: JobConfig) -> AbstractContextManager[None]:
+    """Return a context in which the photos of the job's datasets, if there are any, lie in the folders of the options.
+
+    Only the main process may enter it. At its end the photos are deleted.
+
+    Raises:
+        UserError: on entering, if a dataset cannot be used.
+    """
+    sources = {}
+    if config.dataset_name is not None:
+        sources[PEOPLE] = DatasetSource(
+            option="dataset_name",
+            name=config.dataset_name,
+            config_name=config.dataset_config_name,
+            split=config.dataset_split,
+            image_column=config.image_column,
+            subject_column=config.subject_column,
+            subjects=config.dataset_subjects,
+            max_subjects=config.max_subjects,
+        )
+    if config.class_dataset_name is not None:
+        sources[CLASS] = DatasetSource(
+            option="class_dataset_name",
+            name=config.class_dataset_name,
+            config_name=config.class_dataset_config_name,
+            split=config.class_dataset_split,
+            image_column=config.class_image_column,
+            max_photos=config.num_class_images,
+        )
+    return photos_on_disk(config.place(config.output_dir), sources)
 
 
 def load_base(config: JobConfig) -> Family:

@@ -145,10 +145,18 @@ def disk(output: Path, parts: Mapping[str, int]) -> str:
     return f"{amount(whole)} needed ({listed}), {amount(free_space(output))} free"
 
 
-def written(config: HardenConfig) -> str:
-    """The names of what a hardening run writes into its output folder."""
+def pictures_drawn(class_pictures: int, partners: int) -> str:
+    """Say how many pictures the base model draws before the training."""
+    counts = {"class picture": class_pictures, "partner": partners}
+    parts = [f"{number} {name}" + "s" * (number != 1) for name, number in counts.items() if number]
+    return f"{' and '.join(parts)} of the base model" if parts else "no class pictures"
+
+
+def written(config: HardenConfig, *, partners: bool) -> str:
+    """The names of what a hardening run writes into its output folder. `partners` are drawn ones."""
     names = [layout.CONFIG, f"{layout.MODEL}/", layout.MANIFEST]
     names += [f"{layout.CLASS_IMAGES}/"] * (config.class_data_dir is None)
+    names += [f"{layout.PARTNERS}/"] * partners
     names += ["checkpoint-<step>/"] * bool(config.checkpointing_steps) + [layout.SINGLE_FILE] * config.single_file
     names += [f"{layout.SAMPLES}/"] * bool(config.validation.steps)
     names += [f"{layout.IMAGES}/", layout.PERTURBATION] * config.image_layer.enabled

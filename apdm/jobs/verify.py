@@ -25,6 +25,7 @@ from apdm.config import VerifyConfig
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
 from apdm.data.photo_files import is_picture, name_of, printable, walk
+from apdm.data.photo_sets import letter_of
 from apdm.data.subjects import ONLY_SUBJECT, SAFE
 from apdm.export.layout import (
     ATTACKER_CLASS_IMAGES,
@@ -33,6 +34,7 @@ from apdm.export.layout import (
     CONFIG,
     MANIFEST,
     MODEL,
+    PARTNERS,
     PHOTO_CELLS,
     PICTURES,
     RESULTS,
@@ -52,7 +54,7 @@ from apdm.jobs.plan import show_plan, verify_plan
 from apdm.jobs.prepare import prepare_process
 from apdm.jobs.results import VerifyResult
 
-HEADER_KEYS = re.compile(r"format|apdm\.(version|method|steps|config_sha256|base_sha256)")
+HEADER_KEYS = re.compile(r"format|apdm\.(version|method|pairs|steps|config_sha256|base_sha256)")
 PROMPT = "a photo of a person"  # of the pictures that are drawn
 SIDE = 2  # of the pictures that are drawn, in multiples of the smallest that the model draws
 NEEDLE_BYTES = 64  # a sequence of this many bytes of a photo does not appear in another file by chance
@@ -100,7 +102,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
 def _unknown(root: Path) -> list[str]:
     """Report files and folders that are neither shipped files nor working files of this program."""
     ours = {MANIFEST, MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS}
-    ours |= {PICTURES, SAMPLES}
+    ours |= {PARTNERS, PICTURES, SAMPLES}
     ours |= {"logs", *SHIPPED}
     names = sorted(entry.name for entry in root.iterdir())
     unknown = [name for name in names if name not in ours and not is_checkpoint(name)]
@@ -255,7 +257,8 @@ class Sought:
             # Hidden pictures, and raw files beside a JPEG, are photos of a subject too.
             if found := [*listing.photos, *listing.unread, *filter(is_picture, listing.others)]:
                 photos += found
-                names = [printable(name) for name in place.relative_to(root).parts]
+                parts = place.relative_to(root).parts
+                names = [printable(name) for name in parts if letter_of(Path(name)) is None]
                 above = {name for name in names[:-1] if name.lower() not in PLACES}
                 ids |= {ONLY_SUBJECT} if names in ([], [SAFE]) else above.union(names[-1:]) - GROUPS
         if not photos:

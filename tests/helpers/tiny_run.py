@@ -24,6 +24,7 @@ OPTIONS: dict[str, object] = {
     "l2p.learning_rate": 1e-3,
     "num_threads": 1,
     "checkpointing_steps": 1,
+    "pairs": "none",
 }
 POOL: dict[str, object] = {
     "pool.size": 2,
