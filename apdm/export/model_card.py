@@ -39,10 +39,11 @@ def model_card(facts: Mapping[str, str], ways: Sequence[Loading], *, moved: floa
         "",
         f"* Base model, sha256 over its weight files: `{facts['apdm.base_sha256']}`",
         f"* Method: {facts['apdm.method']}, {facts['apdm.steps']} steps",
-        *([f"* Safe partners of the protected photos: {facts['apdm.pairs']}"] * ("apdm.pairs" in facts)),
         f"* Configuration, sha256: `{facts['apdm.config_sha256']}`",
         f"* Versions: {versions}",
     ]
+    if "apdm.pairs" in facts:
+        lines.append(f"* Safe partners of the protected photos: {facts['apdm.pairs']}")
     if moved is not None:
         lines.append(f"* Weights of the denoiser that differ from the base: {moved:.1%}")
     lines += ["", "## Threat model", "", " ".join(THREAT_MODEL), "", "## Use", ""]
