@@ -271,6 +271,11 @@ def _photo_summary(result: PerturbResult) -> list[str]:
     rows = {"protected photos": str(result.image_dir)}
     if result.figures is not None:
         rows["protected photos"] += f" ({len(result.figures.photos)} photos)"
+        without = {one.subject: len(one.without) for one in result.figures.people if one.without}
+        if without:
+            rows["without a face"] = ", ".join(f"{number} of {subject}" for subject, number in without.items())
+        if unclear := [one.subject for one in result.figures.people if one.unclear]:
+            rows["unclear faces"] = f"photos of {', '.join(unclear)}; perturbation.json names them"
         rows["figures"] = str(result.output_dir / "perturbation.json")
         if misled := result.figures.misled:
             names = ", ".join(encoder.name for encoder in misled)

@@ -70,7 +70,7 @@ def _attack_and_judge(
     class_pictures = draw_class_pictures(plan, store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
     people = [*subjects.protected, *subjects.others]
-    references = {person.id: judges.embed(to_unit(person.references)) for person in people}
+    references = {person.id: judges.embed_person(to_unit(person.references)) for person in people}
     runner = CellRunner(
         drawing=plan.drawing,
         judges=judges,

@@ -237,7 +237,7 @@ class PhotoAudit:
 
     def _read(self, photos: Tensor) -> HoldOut:
         images = to_unit(photos)
-        return HoldOut(self.judges.embed(images), self.judges.whole_features(images))
+        return HoldOut(self.judges.embed_person(images), self.judges.whole_features(images))
 
     # -- the attacks ---------------------------------------------------------------------------------------------
 

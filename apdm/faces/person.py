@@ -92,7 +92,7 @@ def embed_faces(encoders: Sequence[FaceEncoder], photo: Tensor, faces: Sequence[
 
 
 @torch.no_grad()
-def embed_person(encoder: FaceEncoder, images: Tensor) -> Tensor:
+def embed_person(encoder: FaceEncoder, images: Tensor, batch_size: int = 32) -> Tensor:
     """Embed the one person whom all pictures show.
 
     It is `encoder.embed`, except for pictures with several faces, of which the person's is taken by the rule above.
@@ -100,11 +100,12 @@ def embed_person(encoder: FaceEncoder, images: Tensor) -> Tensor:
     Args:
         encoder: the encoder.
         images: whole pictures `[N, 3, H, W]` in [0, 1].
+        batch_size: pictures that the encoder gets at once.
 
     Returns:
         Unit vectors `[N, D]`.
     """
-    embeddings = encoder.embed(images)
+    embeddings = torch.cat([encoder.embed(chunk) for chunk in images.split(batch_size)])
     if encoder.detector is None:
         return embeddings
     found = [encoder.detector.detect(image) for image in images]

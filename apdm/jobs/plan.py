@@ -6,12 +6,13 @@ in a plan, add a row to the function of that job; a row without a value is left 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from apdm.audit.faces_seen import look_at_faces
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.prompts import quoted
@@ -19,10 +20,13 @@ from apdm.core.logging import get_logger
 from apdm.core.terminal import columns
 from apdm.data.photo_files import moving, name_some, passed_over, printable
 from apdm.data.photo_sets import has_sets
+from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
+from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family
+from apdm.metrics.judges import Judges
 
 if TYPE_CHECKING:
     from apdm.audit.plan import AuditPlan
@@ -85,7 +89,7 @@ def harden_plan(
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
         **photo_notes(*config.photo_folders.values()),
-        **(face_rows(inputs.photo_job) if inputs.photo_job else {}),
+        **harden_face_rows(inputs),
         "memory": inputs.photo_job.memory.text(inputs.photo_job.working_side) if inputs.photo_job else None,
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
@@ -107,6 +111,14 @@ def pairs_text(inputs: HardenInputs) -> str:
     parts = [f"{count(given, 'partner')} in {SAFE}/"] * bool(given)
     parts += [f"{count(inputs.drawn_partners, 'partner')}, drawn by the base model"] * bool(inputs.drawn_partners)
     return "; ".join(parts) or "none: random class pictures are the partners of the photos"
+
+
+def harden_face_rows(inputs: HardenInputs) -> Rows:
+    """Return rows about the faces in the photos: as the photo protection sees them, else as the audit does."""
+    rows = face_rows(inputs.photo_job) if inputs.photo_job else {}
+    if not rows and inputs.audit_inputs:
+        rows = audited_face_rows(inputs.audit_inputs.subjects.sets, inputs.audit_inputs.judges)
+    return rows
 
 
 def files_text(base: Family) -> str | None:
@@ -152,17 +164,35 @@ def perturb_plan(
 
 
 def face_rows(job: PhotoJob) -> Rows:
-    """Return a row for each person, about the faces in the photos. Rows are left out where there is nothing to say."""
-    plain = [found for found in job.describe_faces() if found.is_plain]
-    rows: Rows = {
-        f"faces of {found.subject}": found.text([printable(photo.path.name) for photo in job.photos[found.subject]])
+    """Return a row for each person about the faces in the photos that are protected."""
+    return rows_about_faces(
+        (found, found.text([printable(photo.path.name) for photo in job.photos[found.subject]]))
         for found in job.describe_faces()
-        if not found.is_plain
-    }
+    )
+
+
+def audited_face_rows(sets: Sequence[PhotoSet], judges: Judges) -> Rows:
+    """Return a row for each person about the faces in the squares that an audit works with."""
+    return rows_about_faces((seen.faces, seen.text) for seen in look_at_faces(sets, judges.encoders))
+
+
+def rows_about_faces(found: Iterable[tuple[PhotoFaces, str]]) -> Rows:
+    """Return a row for each person's photos. Those with one face in each photo share a row.
+
+    Args:
+        found: what was found in each person's photos, and what is said about it.
+    """
+    rows: dict[str, list[str]] = {}
+    plain = 0
+    for faces, text in found:
+        if faces.is_plain:
+            plain += 1
+        else:
+            rows.setdefault(f"faces of {faces.subject}", []).append(text)
+    said: Rows = {name: "; ".join(texts) for name, texts in rows.items()}
     if plain:
-        others = "the other " if rows else ""
-        rows["faces"] = f"one in each photo of {others}{count(len(plain), 'person')}".replace("persons", "people")
-    return rows
+        said["faces"] = f"one in each photo of {count(plain, 'other folder' if said else 'folder')}"
+    return said
 
 
 def audit_plan(
@@ -191,6 +221,7 @@ def audit_plan(
         "sets": sets_text(config.subjects, config if photos is not None else None, config),
         "others": people_text([person.id for person in plan.subjects.others]),
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
+        **audited_face_rows(plan.subjects.sets, plan.judges),
         **photo_notes(config.subjects, config.instance_data_dir, *config.photo_folders.values()),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),

@@ -65,7 +65,7 @@ class Probe:
             margin: see the attribute.
         """
         (found,) = (one for one in subjects.protected if one.id == person)
-        references = judges.embed(to_unit(found.references))
+        references = judges.embed_person(to_unit(found.references))
         chance = {name: 0.0 for name in judges.names}
         if subjects.strangers is not None:
             strangers = judges.features(to_unit(subjects.strangers))

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from apdm.core.pictures import to_array
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.described import NamedThreshold, describe
+from apdm.faces.person import embed_person
 from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.perception import brisque, brisque_missing
@@ -141,6 +142,11 @@ class Judges:
         """{encoder: embeddings [N, D]} of the faces in `images` [N, 3, H, W] in [0, 1]."""
         chunks = images.split(self.batch_size)
         return {e.name: torch.cat([e.embed(chunk).cpu() for chunk in chunks]) for e in self.encoders}
+
+    @torch.no_grad()
+    def embed_person(self, images: Tensor) -> dict[str, Tensor]:
+        """As `embed`, of pictures [N, 3, H, W] that all show one person: of several faces, the person's."""
+        return {e.name: embed_person(e, images, self.batch_size).cpu() for e in self.encoders}
 
     def scores(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{encoder: likeness [N]} of the pictures to the person with these reference embeddings {encoder: [M, D]}."""

@@ -110,6 +110,7 @@ class PhotoSection:
     misled: list[MisledEncoder]
     judges: list[str]
     doubts: list[str]
+    faces: list[str]
     people: list[PhotoPerson]
     quality: list[str]
     outcomes: list[PhotoOutcomeLine]
@@ -138,6 +139,7 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
         judges=[f"{name}, misled" if name in misled else name for name in encoders],
         doubts=[clause for clause in doubts if all(clause in one.unreliable for one in outcomes)],
         people=[_person(subject, layer.attacks, shown, encoders, misled) for subject in subjects],
+        faces=[f"{one.subject}: {one.text([f'photo {i + 1}' for i in range(one.photos)])}" for one in layer.people],
         quality=quality,
         outcomes=[_outcome(outcome, encoders, quality) for outcome in outcomes],
         row_quality=list(dict.fromkeys(name for row in layer.attacks for name in row.quality or {})),

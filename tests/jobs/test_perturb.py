@@ -241,7 +241,7 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
     caplog.set_level(logging.INFO)
     facts = here(people, tmp_path / "out")
     assert "faces of s01  5 photos, 4 with a face; no face in noise.png" in caplog.text
-    assert re.search(r"faces +one in each photo of the other 1 person", caplog.text)
+    assert re.search(r"faces +one in each photo of 1 other folder", caplog.text)
     assert [(one["subject"], one["photos"], one["without"]) for one in facts["people"]] == [
         ("s01", 5, [4]),
         ("s02", 4, []),

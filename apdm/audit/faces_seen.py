@@ -1,0 +1,74 @@
+"""What an audit's face detector sees in the photos of people, before any attack.
+
+An encoder compares what attacks draw with the person's face in the hold-out photos. `apdm.faces.person` says which face
+that is where a photo shows several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from apdm.data.photo_files import printable
+from apdm.data.separate_photos import PhotoSet, Role
+from apdm.faces import FaceEncoder
+from apdm.faces.person import choose_faces, embed_faces
+from apdm.faces.photo_faces import PhotoFaces
+
+COMPARED = {Role.REFERENCE, Role.OTHER_REFERENCE}
+SHOWN = {Role.PROTECTED, Role.OTHER, *COMPARED}
+
+
+@dataclass(frozen=True)
+class FacesSeen:
+    """What is seen in the photos of one person in one folder.
+
+    Attributes:
+        faces: the faces in the squares that a trainer makes of the photos.
+        names: the photos' names.
+        role: what the photos are used for.
+    """
+
+    faces: PhotoFaces
+    names: list[str]
+    role: Role
+
+    @property
+    def text(self) -> str:
+        """One line about these photos."""
+        said = self.faces.text(self.names, done="compared" if self.role in COMPARED else "learnt")
+        return f"{'held out' if self.role in COMPARED else 'trained on'}: {said}"
+
+
+@torch.no_grad()
+def look_at_faces(
+    sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], roles: Collection[Role] = frozenset(SHOWN)
+) -> list[FacesSeen]:
+    """Look for faces in the photos of people.
+
+    Args:
+        sets: the photos of all folders.
+        encoders: the encoders that judge. Those that have no detector look at whole pictures, and nothing is said of
+            them.
+        roles: the folders that are looked at.
+    """
+    able = [encoder for encoder in encoders if encoder.detector is not None]
+    if not able or able[0].detector is None:
+        return []
+    found = []
+    for photos in sets:
+        files = iter(photos.files)
+        for images in photos.images if photos.role in roles else ():
+            own = [next(files) for _ in range(len(images))]
+            faces = [able[0].detector.detect(image) for image in images / 2 + 0.5]
+            embeddings = [
+                embed_faces(able[:1], image / 2 + 0.5, each) for image, each in zip(images, faces, strict=True)
+            ]
+            choices = choose_faces(faces, embeddings, {able[0].name: able[0].threshold})
+            sizes = [(images.shape[2], images.shape[3])] * len(images)
+            subject = printable(own[0].parent.name)
+            names = [printable(file.name) for file in own]
+            found.append(FacesSeen(PhotoFaces.of(subject, choices, sizes), names, photos.role))
+    return found

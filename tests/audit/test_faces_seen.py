@@ -1,0 +1,66 @@
+"""What an audit says about the faces in real photos before any attack, and which face it compares with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from real_assets import ASSETS, needs_assets
+from torch.nn.functional import normalize
+
+from apdm.audit.faces_seen import look_at_faces
+from apdm.data.separate_photos import PhotoSet, Role
+from apdm.data.subjects import find_subjects, load_images
+from apdm.faces import FaceEncoder, load_detector, load_encoder
+from apdm.metrics.judges import Judges
+
+
+@pytest.fixture
+def encoder() -> FaceEncoder:
+    detector = load_detector(str(ASSETS / "detectors/yunet_n_dynamic.onnx"))
+    weights = ASSETS / "encoders/mobilefacenet/mobilefacenet.pt"
+    return load_encoder(f"{weights}=0.255", detector=detector, allow_pickle=True)
+
+
+def photos_of(folder: Path) -> PhotoSet:
+    """Two photos of a person, a group in which a stranger is larger, and one without a face."""
+    own, other = (sorted((ASSETS / f"photos/faces/{who}").iterdir()) for who in ("f01", "f02"))
+    (folder / "s01").mkdir()
+    for i in range(2):
+        Image.open(own[i]).save(folder / f"s01/{i}.png")
+    group = Image.new("RGB", (1200, 700), "grey")
+    for path, side, corner in ((own[2], 300, (100, 100)), (other[0], 512, (500, 100))):
+        group.paste(Image.open(path).convert("RGB").resize((side, side)), corner)
+    group.save(folder / "s01/group.png")
+    Image.new("RGB", (300, 300), "green").save(folder / "s01/none.png")
+    subjects = find_subjects(folder)
+    return PhotoSet.of_people(Role.REFERENCE, str(folder), subjects, {"s01": load_images(subjects[0].images, 512)})
+
+
+@needs_assets
+def test_one_line_says_which_face_is_compared_and_a_stranger_does_not_poison_the_references(
+    tmp_path: Path, encoder: FaceEncoder
+):
+    photos = photos_of(tmp_path)
+    (seen,) = look_at_faces([photos], [encoder])
+    assert seen.text == (
+        "held out: 4 photos, 3 with a face; in group.png 2 faces, the one that is like the face in the other photos is "
+        "compared; no face in none.png"
+    )
+    judges = Judges([encoder], None, None)
+    images = photos.images[0] / 2 + 0.5
+    ((embedded),) = judges.embed_person(images).values()
+    with torch.no_grad():
+        largest = encoder.embed(images)
+    centre = normalize(embedded[:2].mean(dim=0), dim=0)
+    assert float(largest[2] @ centre) < encoder.threshold < float(embedded[2] @ centre)
+    torch.testing.assert_close(embedded[[0, 1, 3]], largest[[0, 1, 3]])
+
+
+@needs_assets
+def test_nothing_is_said_of_other_folders_or_by_encoders_without_a_detector(tmp_path: Path, encoder: FaceEncoder):
+    photos = photos_of(tmp_path)
+    assert look_at_faces([photos], [load_encoder("portrait-a")]) == []
+    assert look_at_faces([photos], [encoder], roles={Role.PROTECTED}) == []
