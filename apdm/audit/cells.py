@@ -325,10 +325,8 @@ def person_quality(judges: Judges, features: Features, references: Tensor) -> di
         features: what they read.
         references: features [M, G] of the person's hold-out photos.
     """
-    return {
-        "face_score": _finite(features.face_scores.mean().item()),
-        "similarity": _finite(judges.similarity(features, references)),
-    }
+    faces = {} if features.face_scores is None else {"face_score": _finite(features.face_scores.mean().item())}
+    return faces | {"similarity": _finite(judges.similarity(features, references))}
 
 
 def check_finite(images: Tensor) -> None:

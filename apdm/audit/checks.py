@@ -17,7 +17,7 @@ class HardenedPoint(NamedTuple):
 
     Attributes:
         subject: the person's id.
-        encoder: name of the face encoder.
+        encoder: name of the encoder.
         step: attack steps taken.
         match_rate: share of the pictures that match the person.
         likeness: mean likeness. There are two conventions for pictures without a face (see `apdm.metrics.identity`);
@@ -67,7 +67,7 @@ def hardened_points(rows: Sequence[AttackRow], nominal_step: int) -> list[Harden
                     entries.setdefault((row.subject, encoder, point.step), []).append(entry)
     points = []
     for (subject, encoder, step), seeds in sorted(entries.items()):
-        mean, face_rate = fmean(entry.mean for entry in seeds), fmean(entry.face_rate for entry in seeds)
+        mean, face_rate = fmean(entry.mean for entry in seeds), fmean(entry.face_rate or 0.0 for entry in seeds)
         match_rate = fmean(entry.match_rate for entry in seeds)
         likeness = higher_likeness(mean, face_rate)
         if step <= nominal_step:
@@ -87,7 +87,7 @@ def photo_points(rows: Sequence[PhotoAttackRow]) -> list[PhotoPoint]:
     ]
 
 
-def higher_likeness(mean: float, face_rate: float) -> float:
+def higher_likeness(mean: float, face_rate: float | None) -> float:
     """The higher of the two conventions for pictures without a face, see `apdm.metrics.identity`."""
     return max(mean, mean / face_rate) if face_rate else mean
 
@@ -169,12 +169,15 @@ def why_no_others(measured: Measurements) -> str:
 
 def face_check(utility: Utility, limit: float) -> Check:
     """Check that at least the share `limit` of the hardened model's class pictures shows a face."""
+    name = "class_face_rate"
+    if utility.class_face_rate is None:
+        return _check(name, None, limit, None, "The subjects are no people, so faces were not looked for.")
     value = utility.class_face_rate["hardened"]
     detail = f"{value:.3f} of the hardened model's class pictures show a face; {limit} is asked for."
     before = utility.class_face_rate["base"]
     if value < limit and before < limit:
         detail += f" Of the base's, {before:.3f} do: give a class prompt that shows faces, or another detector."
-    return _check("class_face_rate", value, limit, value >= limit, detail)
+    return _check(name, value, limit, value >= limit, detail)
 
 
 def class_distance_check(distance: ClassDistance, limit: float) -> Check:

@@ -14,6 +14,7 @@ from apdm.audit.checks import likeness_check, match_check, photo_points
 from apdm.audit.results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, State
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
 from apdm.faces.described import NamedThreshold
+from apdm.metrics.identity import face_rate
 from apdm.metrics.utility import StrangersLikeness
 
 Pair = tuple[PhotoAttackRow, PhotoAttackRow]  # the rows of one person and seed, with clean and with protected photos
@@ -130,7 +131,8 @@ def _quality(pairs: Sequence[Pair]) -> dict[str, PhotoQuality]:
     arms: list[dict[str, list[float]]] = [{}, {}]
     for pair in pairs:
         for found, row in zip(arms, pair, strict=True):
-            rates = {"face_rate": fmean(entry.face_rate for entry in row.identity.values())}
+            rate = face_rate(row.identity)
+            rates = {} if rate is None else {"face_rate": rate}
             for name, value in {**rates, **(row.quality or {})}.items():
                 found.setdefault(name, []).extend([] if value is None else [value])
     means = [{name: fmean(values) if values else None for name, values in found.items()} for found in arms]

@@ -23,9 +23,10 @@ from torch import Tensor
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
-from apdm.faces import FaceEncoder, FaceScore
+from apdm.faces import FaceScore
 from apdm.faces.choice import require_faces
 from apdm.metrics.identity import likeness
+from apdm.metrics.judges import LikenessEncoder
 
 logger = get_logger(__name__)
 
@@ -39,7 +40,7 @@ class _Faces:
 
     files: Sequence[Path]
     images: Tensor
-    encoders: Sequence[FaceEncoder]
+    encoders: Sequence[LikenessEncoder]
 
     @cached_property
     def embeddings(self) -> dict[str, Tensor]:
@@ -50,7 +51,11 @@ class _Faces:
 
 @torch.no_grad()
 def check_faces(
-    sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], face_score: FaceScore, *, judged: bool = True
+    sets: Sequence[PhotoSet],
+    encoders: Sequence[LikenessEncoder],
+    face_score: FaceScore | None,
+    *,
+    judged: bool = True,
 ) -> None:
     """Check that faces are seen, and that no two folders show the same person who must not be in both.
 
@@ -60,7 +65,8 @@ def check_faces(
     Args:
         sets: the photos of all folders.
         encoders: the encoders, all of which must agree.
-        face_score: decides whether a photo shows a face. Photos without one are left out.
+        face_score: decides whether a photo shows a face. Photos without one are left out. None for subjects that have
+            no face: then nothing is checked.
         judged: whether likeness will be judged on these photos. Then a face must be seen in half of those of each
             person of the roles JUDGED.
 
@@ -68,6 +74,8 @@ def check_faces(
         UserError: too few faces are seen in the photos of a person; or a person is in two folders. The message names
             both, and says why this is wrong.
     """
+    if face_score is None:
+        return
     read: dict[tuple[Role, tuple[Path, ...]], list[_Faces]] = {}  # some photos come twice, for hardening and for audit
 
     def faces(photos: PhotoSet) -> list[_Faces]:
@@ -99,7 +107,7 @@ def check_faces(
 
 
 def _read(
-    photos: PhotoSet, encoders: Sequence[FaceEncoder], face_score: FaceScore, *, required: bool
+    photos: PhotoSet, encoders: Sequence[LikenessEncoder], face_score: FaceScore, *, required: bool
 ) -> Iterator[_Faces]:
     """Yield the faces of each person of a folder in most of whose photos the detector finds one.
 
@@ -119,7 +127,7 @@ def _read(
             yield _Faces(seen, units[torch.tensor(detected)], encoders)
 
 
-def _matching(known: _Faces, shown: _Faces, encoders: Sequence[FaceEncoder]) -> list[Path]:
+def _matching(known: _Faces, shown: _Faces, encoders: Sequence[LikenessEncoder]) -> list[Path]:
     """Return the files of the photos in `shown` that every encoder takes for the person `known`."""
     agreed = [likeness(shown.embeddings[e.name], known.embeddings[e.name]) >= e.threshold for e in encoders]
     return [file for file, match in zip(shown.files, torch.stack(agreed).all(dim=0).tolist(), strict=True) if match]

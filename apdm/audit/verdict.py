@@ -128,6 +128,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
     unreliable += [flag for flag in _unmeasured(checks) if not any(flag in known for known in unreliable)]
     unreliable += _not_attacked(measured) + _no_strangers(measured, thresholds) + one_encoder(measured.judges)
+    unreliable += doubtful_thresholds(measured.judges)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:
@@ -194,13 +195,18 @@ def _no_strangers(measured: Measurements, thresholds: Thresholds) -> list[str]:
 
 
 def one_encoder(judges: JudgesDescription) -> list[str]:
-    """The clause on likeness that a single face encoder judged, alone or as several copies."""
+    """The clause on likeness that a single face encoder judged, alone or as several copies. Objects need only one."""
     encoders = judges.encoders
-    if len(distinct(encoders)) != 1:
+    if judges.face_score is None or len(distinct(encoders)) != 1:
         return []
     copies = " are copies of one network" if len(encoders) > 1 else ""
     names = ", ".join(encoder.name for encoder in encoders)
     return [f"one encoder only ({names}{copies}): judge by another one too that was trained separately"]
+
+
+def doubtful_thresholds(judges: JudgesDescription) -> list[str]:
+    """Thresholds that were measured on too few photos or do not tell subjects apart, one clause each."""
+    return [doubt for encoder, how in (judges.measured or {}).items() for doubt in how.doubts(encoder)]
 
 
 def _transfer_flags(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from apdm.config.judges import judge_places
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
 from apdm.core.errors import UserError
@@ -138,16 +139,14 @@ class AuditOptions:
         "likeness by chance. By default the base's own class pictures are used as strangers.",
         holds="path",
     )
-    dino_dir: str | None = option(
-        None,
-        "Folder of a DINO model (transformers, safetensors) for the likeness of whole pictures. By default bundled "
-        "features, which know only the miniature world.",
-        holds="path",
-    )
-    clip_dir: str | None = option(
-        None,
-        "Folder of a CLIP model (transformers, safetensors) for the CLIP score. By default not measured.",
-        holds="path",
+    judge: list[str] = option(
+        [],
+        "Feature networks that judge whole pictures, KIND:PATH_OR_HUB_NAME: dino (likeness of whole pictures), clip "
+        "(the CLIP score), inception (the network of FID; a file). The distance of class pictures is read from the "
+        "first of inception, dino and clip that is given; without them from bundled features, which know only the "
+        "miniature world. Objects need dino or clip.",
+        holds="spec",
+        formerly={"dino_dir": "judge with dino:PATH", "clip_dir": "judge with clip:PATH"},
     )
     purifiers: list[str] = option(
         [],
@@ -222,6 +221,7 @@ class AuditOptions:
     )
 
     def __post_init__(self) -> None:
+        judge_places(self.judge, f"{self.prefix}judge")
         if self.faceid_controlnet is not None and self.faceid_adapter is None:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"

@@ -6,11 +6,10 @@ import functools
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from apdm.faces.interfaces import FaceDetector, FaceEncoder, FaceScore
 
 NUMBERS = 16  # of an embedding, that tell networks apart
 SAME = 5e-3  # largest difference of these numbers between copies of one network, in other files or float types
@@ -42,14 +41,24 @@ class NamedThreshold:
         return max(abs(one - two) for one, two in zip(self.answer, other.answer, strict=True)) < SAME
 
 
-def describe(network: FaceEncoder | FaceDetector | FaceScore) -> NamedThreshold:
+class Described(Protocol):
+    """A network with a name and a threshold."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+
+def describe(network: Described) -> NamedThreshold:
     """Describe a network for the results."""
     file: Path | None = getattr(network, "file", None)
     embed = getattr(network, "embed_crops", None)
     answer = None
     if embed is not None:
         with torch.no_grad():
-            row = embed(_pattern(network.size))[0]  # type: ignore[union-attr]
+            row = embed(_pattern(network.size))[0]  # type: ignore[attr-defined]
         answer = [round(number, 4) for number in row[:NUMBERS].tolist()]
     return NamedThreshold(
         name=network.name,

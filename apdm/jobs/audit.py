@@ -26,7 +26,7 @@ from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries
-from apdm.audit.verdict import one_encoder
+from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AuditJobConfig, to_yaml
 from apdm.core.errors import Faults
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
@@ -41,6 +41,7 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PHOTO_CELLS, PICTURES, REPORT, RESULTS
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.families.miniature import is_miniature
 from apdm.families.prompts import check_distinct, check_prompts
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
 from apdm.jobs.face_networks import face_networks
@@ -186,7 +187,11 @@ def audit_and_report(
             results.strangers,
             max_match_rate=limits.max_match_rate,
             max_likeness_over_strangers=limits.max_likeness_over_strangers,
-            doubts=[*one_encoder(results.judges), *doubts_about_judges(results.judges.encoders, misled)],
+            doubts=[
+                *one_encoder(results.judges),
+                *doubtful_thresholds(results.judges),
+                *doubts_about_judges(results.judges.encoders, misled),
+            ],
         )
         results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
         pictures |= layer[1]
@@ -253,6 +258,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
             resolution=config.resolution,
             with_photos=config.protected_photos is not None,
             faces=face_networks(config),
+            miniature=is_miniature(paths["base"], config.single_file_config),
             allow_pickle=config.allow_pickle,
         )
         check_separate(inputs.subjects.sets)

@@ -14,6 +14,7 @@ from apdm.audit.photo_attacks import PhotoAttackSpecs
 from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
 from apdm.config import AuditOptions
+from apdm.config.judges import EXAMPLE
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
 from apdm.export.layout import CELLS
@@ -54,6 +55,7 @@ def load_inputs(
     resolution: int,
     with_photos: bool,
     faces: FaceNetworks,
+    miniature: bool,
     allow_pickle: bool,
     protected: Sequence[str] | None = None,
 ) -> AuditInputs:
@@ -69,6 +71,7 @@ def load_inputs(
         resolution: side in pixels of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
         faces: the networks for faces, of which the audit takes the judges.
+        miniature: whether the models are of the miniature world, which the bundled feature networks know.
         allow_pickle: whether weights may be loaded from pickles.
         protected: ids of the protected people; None means everybody whose photos the attacker has.
 
@@ -108,7 +111,7 @@ def load_inputs(
         faults.of(check_attacks)
         specs = faults.of(load_photo_attacks) if with_photos else None
         subjects = faults.of(load_people)
-        judges = faults.of(lambda: load_judges(options, faces))
+        judges = faults.of(lambda: load_judges(options, faces, miniature=miniature, allow_pickle=allow_pickle))
     first = subjects.protected[0]
     photos = to_unit(torch.cat([first.references[:TRIED], first.photos[:TRIED]]))
     try_judges(judges, photos)
@@ -117,16 +120,27 @@ def load_inputs(
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
 
 
-def load_judges(options: AuditOptions, faces: FaceNetworks) -> Judges:
-    """Load the networks that measure pictures. Raises UserError if one cannot be loaded."""
-    from apdm.metrics.extractors import ClipFolder, VisionFolder
+def load_judges(options: AuditOptions, faces: FaceNetworks, *, miniature: bool, allow_pickle: bool) -> Judges:
+    """Load the networks that measure pictures.
 
+    Raises:
+        UserError: a network cannot be loaded; or none is given for the features of whole pictures, and the bundled ones
+            do not know what the models draw.
+    """
+    from apdm.metrics.networks import load_feature_networks  # which imports transformers
+
+    networks = load_feature_networks(options.judge, allow_pickle=allow_pickle, option=f"{options.prefix}judge")
+    if networks.first is None and not miniature:
+        raise UserError(
+            "nothing says which network's features show whether hardening changed the class, and the bundled ones know "
+            f"only the drawn people of the miniature world: give {options.prefix}judge {EXAMPLE} or inception:FILE"
+        )
     return Judges(
         faces.encoders,
         faces.face_score,
-        PortraitFeatures(),
-        dino=VisionFolder(options.dino_dir) if options.dino_dir else None,
-        clip=ClipFolder(options.clip_dir) if options.clip_dir else None,
+        networks.first or PortraitFeatures(),
+        dino=networks.dino,
+        clip=networks.clip,
         # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
         reader=PortraitReader() if faces.face_score.name in (FACE_SCORE, DETECTOR) else None,
     )

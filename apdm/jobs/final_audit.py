@@ -17,6 +17,7 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import MODEL
 from apdm.faces import FaceNetworks
 from apdm.families import Family
+from apdm.families.miniature import is_miniature
 from apdm.jobs.audit import attacker_class_images, audit_and_report, model_file
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
 from apdm.jobs.probe import Probe
@@ -52,6 +53,7 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
         resolution=config.resolution,
         with_photos=config.image_layer.enabled,
         faces=faces,
+        miniature=is_miniature(config.base, config.single_file_config),
         allow_pickle=config.allow_pickle,
         protected=[subject.id for subject in protected],
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from apdm.config import HardenConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
+from apdm.config.judges import check_judges
 from apdm.config.options import Option, options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.config.registry import Registry
@@ -38,7 +39,7 @@ MODELS = (
 FOLDERS = (
     *("instance_data_dir", "rehearsal_data_dir", "pool.benign_data_dir", "subjects", "protected_photos"),
     *("attack_data_dir", "holdout_data_dir", "other_data_dir", "strangers_data_dir"),
-    *("dino_dir", "clip_dir", "faceid_controlnet", "reuse_audits"),
+    *("faceid_controlnet", "reuse_audits"),
 )
 DATASETS = ("dataset_name", "class_dataset_name")
 FILES = ("faceid_adapter",)
@@ -159,6 +160,8 @@ def _check(name: str, option: Option, value: Any) -> None:
         if name in NEEDED_PACKAGES and find_spec(text) is None:
             mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
             raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")
+        if name == "judge":
+            check_judges([text], option.path)
         if name in FACE_NETWORKS:
             _check_face_network(*FACE_NETWORKS[name], text)
         if name in PLUGINS and text != NO_METHOD:

@@ -22,7 +22,7 @@ class ProbeResult:
 
     Attributes:
         figures: "probe_likeness/<encoder>", the mean cosine to the attacked person; and "probe_face_rate", the share of
-            pictures that show a face.
+            pictures that show a face, unless the subjects are no people.
         like_strangers: whether, for every encoder, the likeness exceeds the strangers' by at most `Probe.margin`.
     """
 
@@ -81,6 +81,7 @@ class Probe:
         features = self.judges.features(images)
         identity = self.judges.identity(features, self.references)
         figures = {f"probe_likeness/{name}": entry.mean for name, entry in identity.items()}
-        figures["probe_face_rate"] = float(features.detected.float().mean())
+        if features.face_scores is not None:
+            figures["probe_face_rate"] = float(features.detected.float().mean())
         like_strangers = all(entry.mean <= self.chance[name] + self.margin for name, entry in identity.items())
         return ProbeResult(figures, like_strangers)

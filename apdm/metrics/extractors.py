@@ -1,7 +1,7 @@
-"""Feature extractors from a local folder: DINO compares whole pictures, CLIP scores how well they fit a prompt.
+"""Feature networks from a folder or the Hub: DINO compares whole pictures, CLIP also scores how they fit a prompt.
 
-transformers reads them from safetensors files, never from the network. The size, mean and standard deviation that the
-folder's preprocessor asks for are applied here to tensors.
+transformers reads them, from safetensors files unless pickles are allowed. The size, mean and standard deviation that
+the folder's preprocessor asks for are applied here to tensors. The Inception network of FID is in `inception.py`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from apdm.core.errors import UserError
+from apdm.core.model_path import HUB_ID, PICKLES
+
+TEXTS = ("*.json", "*.txt", "*.model")  # what a folder of transformers holds besides weights
 
 
-class VisionFolder:
+class VisionModel:
     """A vision model of transformers (DINO, DINOv2, ViT) as an extractor: it gives the last layer's class token."""
 
     is_inception = False
 
-    def __init__(self, folder: str | Path) -> None:
-        """Load the model from `folder`. Raises UserError if it cannot be loaded."""
-        self.name = Path(folder).name
-        self.model, self.preprocess = _load(folder)
+    def __init__(self, place: str | Path, *, allow_pickle: bool = False) -> None:
+        """Load the model.
+
+        Args:
+            place: a folder, or a name on the Hub.
+            allow_pickle: whether .bin files may be read where there is no .safetensors file.
+
+        Raises:
+            UserError: the model cannot be found or loaded.
+        """
+        self.name = Path(place).name
+        self.model, self.preprocess = _load(local_copy(place, allow_pickle=allow_pickle), allow_pickle)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -36,16 +49,28 @@ class VisionFolder:
         return features.float()
 
 
-class ClipFolder:
-    """A CLIP model of transformers: the cosine of pictures and prompts (CLIP score, Hessel 2021, not scaled)."""
+class ClipModel:
+    """A CLIP model of transformers: its image features, and how well pictures fit their prompts.
 
-    def __init__(self, folder: str | Path) -> None:
-        """Load the model from `folder`. Raises UserError if it cannot be loaded or reads no text."""
-        self.name = Path(folder).name
-        self.model, self.preprocess = _load(folder)
+    The score is the cosine of picture and prompt (CLIP score, Hessel 2021, not scaled). The cosine of the features of
+    two pictures is known as CLIP-I.
+    """
+
+    is_inception = False
+
+    def __init__(self, place: str | Path, *, allow_pickle: bool = False) -> None:
+        """Load the model, as `VisionModel` does. Raises UserError also if it reads no text."""
+        self.name = Path(place).name
+        folder = local_copy(place, allow_pickle=allow_pickle)
+        self.model, self.preprocess = _load(folder, allow_pickle)
         if not hasattr(self.model, "get_text_features"):
-            raise UserError(f"{folder} holds a {type(self.model).__name__}, which reads no text; give a CLIP model")
+            raise UserError(f"{place} holds a {type(self.model).__name__}, which reads no text; give a CLIP model")
         self.tokenizer = _read(folder, AutoTokenizer)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
+        return _tensor(self.model.get_image_features(pixel_values=self.preprocess(images))).float()
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -53,8 +78,7 @@ class ClipFolder:
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         text = _tensor(self.model.get_text_features(**tokens))
-        picture = _tensor(self.model.get_image_features(pixel_values=self.preprocess(images)))
-        return cosine_similarity(picture.float(), text.float())
+        return cosine_similarity(self(images), text.float())
 
 
 class Preprocess:
@@ -81,14 +105,48 @@ class Preprocess:
         return (images - self.mean.to(images.device)) / self.std.to(images.device)
 
 
-def _load(folder: str | Path) -> tuple[Any, Preprocess]:
-    model = _read(folder, AutoModel, use_safetensors=True).eval().requires_grad_(False)
+def local_copy(place: str | Path, *, allow_pickle: bool, texts: Sequence[str] = TEXTS) -> Path:
+    """Return a local folder or file as it is; a name on the Hub as the folder of the copy in the cache.
+
+    The Hub is asked unless HF_HUB_OFFLINE is set. Then the copy must be in the cache.
+
+    Args:
+        place: the path or the name.
+        allow_pickle: whether pickles may be fetched where there are no safetensors files.
+        texts: patterns of the files that are fetched besides the weights.
+
+    Raises:
+        UserError: there is no such folder or name, or the Hub cannot be reached.
+    """
+    if Path(place).exists():
+        return Path(place)
+    if not HUB_ID.fullmatch(str(place)):
+        raise UserError(f"{place} is no folder, no file and no name on the Hub; give one that is")
+    weights = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(PICKLES) if allow_pickle)]
+    try:
+        return Path(snapshot_download(str(place), allow_patterns=[*texts, *weights]))
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{place} is not on this machine and the Hub cannot be reached (HF_HUB_OFFLINE forbids it, or there is no "
+            f"connection): fetch it first with: hf download {place}, or name a local folder"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"{place} cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}") from None
+
+
+def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that holds a model of transformers")
+    if not allow_pickle and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        raise UserError(
+            f"{folder} holds pickles (.bin), which can run code; pass --allow_pickle true, or save it as .safetensors"
+        )
+    options = {} if allow_pickle else {"use_safetensors": True}
+    model = _read(folder, AutoModel, **options).eval().requires_grad_(False)
     return model, Preprocess(_read(folder, AutoImageProcessor))
 
 
-def _read(folder: str | Path, kind: Any, **options: Any) -> Any:
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder} is not a folder; give one that holds a model of transformers")
+def _read(folder: Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:

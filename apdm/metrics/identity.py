@@ -8,7 +8,9 @@ given, because a defence that only destroys faces looks good under one of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -17,19 +19,25 @@ from torch.nn.functional import normalize
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityStatistics:
-    """How alike a set of pictures is to a person, as one face encoder sees it.
+    """How alike a set of pictures is to a person or an object, as one encoder sees it.
 
     Attributes:
         mean: mean likeness in [-1, 1]; a picture without a face counts as 0.
         detected_mean: mean likeness of the pictures that show a face; None where none does.
-        face_rate: share of the pictures that show a face.
-        match_rate: share of the pictures that show a face whose likeness reaches the encoder's match threshold.
+        face_rate: share of the pictures that show a face; None where faces were not looked for.
+        match_rate: share of the pictures (that show a face) whose likeness reaches the encoder's match threshold.
     """
 
     mean: float
     detected_mean: float | None
-    face_rate: float
+    face_rate: float | None
     match_rate: float
+
+
+def face_rate(identity: Mapping[str, IdentityStatistics]) -> float | None:
+    """The share of the pictures that show a face, by {encoder: statistics}; None if faces were not looked for."""
+    rates = [entry.face_rate for entry in identity.values() if entry.face_rate is not None]
+    return fmean(rates) if rates else None
 
 
 def likeness(generated: Tensor, references: Tensor) -> Tensor:
@@ -53,26 +61,27 @@ def likeness(generated: Tensor, references: Tensor) -> Tensor:
     return normalize(generated.double(), dim=1) @ centre
 
 
-def identity_statistics(scores: Tensor, detected: Tensor, threshold: float) -> IdentityStatistics:
+def identity_statistics(scores: Tensor, detected: Tensor | None, threshold: float) -> IdentityStatistics:
     """Summarise the likeness of N pictures.
 
     Args:
         scores: [N] likeness of each picture, see `likeness`.
-        detected: [N] bool, whether the picture shows a face.
+        detected: [N] bool, whether the picture shows a face; None for subjects that have none.
         threshold: likeness from which the encoder calls two faces the same person.
 
     Raises:
         ValueError: the input is empty, or the shapes differ.
         FloatingPointError: the likeness of a picture with a face is not finite.
     """
-    if scores.ndim != 1 or scores.shape != detected.shape or len(scores) == 0:
-        raise ValueError(f"scores and detected must be [N], N > 0, not {scores.shape} and {detected.shape}")
-    scores, detected = scores.double().cpu(), detected.bool().cpu()
-    if not torch.isfinite(scores[detected]).all():
+    faces = torch.ones_like(scores, dtype=torch.bool) if detected is None else detected
+    if scores.ndim != 1 or scores.shape != faces.shape or len(scores) == 0:
+        raise ValueError(f"scores and detected must be [N], N > 0, not {scores.shape} and {faces.shape}")
+    scores, faces = scores.double().cpu(), faces.bool().cpu()
+    if not torch.isfinite(scores[faces]).all():
         raise FloatingPointError("a likeness score is not finite")
     return IdentityStatistics(
-        mean=torch.where(detected, scores, 0.0).mean().item(),
-        detected_mean=scores[detected].mean().item() if detected.any() else None,
-        face_rate=detected.double().mean().item(),
-        match_rate=(detected & (scores >= threshold)).double().mean().item(),
+        mean=torch.where(faces, scores, 0.0).mean().item(),
+        detected_mean=scores[faces].mean().item() if detected is not None and faces.any() else None,
+        face_rate=None if detected is None else faces.double().mean().item(),
+        match_rate=(faces & (scores >= threshold)).double().mean().item(),
     )

@@ -1,4 +1,4 @@
-"""The networks that look at the audit's pictures, in batches: face encoders, a face score and feature extractors."""
+"""The networks that look at the audit's pictures, in batches: likeness encoders, a face score, feature extractors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,31 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from apdm.core.pictures import to_array
-from apdm.faces import FaceEncoder, FaceScore
+from apdm.faces import FaceScore
 from apdm.faces.described import NamedThreshold, describe
 from apdm.faces.person import embed_person
 from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
+from apdm.metrics.objects import MeasuredThreshold, ObjectEncoder
 from apdm.metrics.perception import brisque, brisque_missing
+
+
+class LikenessEncoder(Protocol):
+    """Judges how alike two pictures are: a face encoder for people, `ObjectEncoder` for objects and animals."""
+
+    @property
+    def name(self) -> str:
+        """What the results call the encoder."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """The cosine from which two pictures show the same subject."""
+        ...
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed whole pictures [B, 3, H, W] in [0, 1]. Returns [B, D]; only the direction counts."""
+        ...
 
 
 class PromptScorer(Protocol):
@@ -54,15 +73,16 @@ class Features:
     """What the networks read from N pictures.
 
     Attributes:
-        embeddings: {face encoder: embeddings [N, D]}.
-        face_scores: [N]; the higher, the surer the network is that the picture shows a face.
-        detected: [N] bool, whether the face score reaches its threshold.
+        embeddings: {encoder: embeddings [N, D]}.
+        face_scores: [N]; the higher, the surer the network is that the picture shows a face. None if faces were not
+            looked for.
+        detected: [N] bool, whether likeness can be read: the face score reaches its threshold, or there is none.
         extracted: [N, F] features for distances between sets of pictures.
         whole: [N, G] features for the likeness of whole pictures.
     """
 
     embeddings: dict[str, Tensor]
-    face_scores: Tensor
+    face_scores: Tensor | None
     detected: Tensor
     extracted: Tensor
     whole: Tensor
@@ -72,7 +92,8 @@ class Features:
         chosen = slice(start, stop)
         return Features(
             {name: embeddings[chosen] for name, embeddings in self.embeddings.items()},
-            *(each[chosen] for each in (self.face_scores, self.detected, self.extracted, self.whole)),
+            None if self.face_scores is None else self.face_scores[chosen],
+            *(each[chosen] for each in (self.detected, self.extracted, self.whole)),
         )
 
 
@@ -81,18 +102,20 @@ class JudgesDescription:
     """The names of the networks that gave the figures, for the results.
 
     Attributes:
-        encoders: the face encoders with their match thresholds.
-        face_score: the network that decides whether a picture shows a face.
+        encoders: the likeness encoders with their match thresholds.
+        face_score: the network that decides whether a picture shows a face; None if faces were not looked for.
         quality: {figure of a row's quality: the network or program that gave it, or the reason why nothing did}.
         clip: the network that gave the CLIP score; None if it was not measured.
         attributes: the network that read the attributes; None if they were not read.
+        measured: {encoder: how its threshold was measured} of those that were measured on the photos of this audit.
     """
 
     encoders: list[NamedThreshold]
-    face_score: NamedThreshold
+    face_score: NamedThreshold | None
     quality: dict[str, str]
     clip: str | None
     attributes: str | None
+    measured: dict[str, MeasuredThreshold] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +123,8 @@ class Judges:
     """The networks that judge the pictures.
 
     Attributes:
-        encoders: face encoders that judge likeness.
-        face_score: decides whether a picture shows a face.
+        encoders: the encoders that judge likeness.
+        face_score: decides whether a picture shows a face; None for subjects that have none.
         extractor: gives features for distances between sets of pictures.
         dino: gives features of whole pictures; None takes the extractor.
         clip: scores how well pictures fit their prompts; None leaves the CLIP score out.
@@ -109,8 +132,8 @@ class Judges:
         batch_size: pictures that are looked at together.
     """
 
-    encoders: Sequence[FaceEncoder]
-    face_score: FaceScore
+    encoders: Sequence[LikenessEncoder]
+    face_score: FaceScore | None
     extractor: Extractor
     dino: Extractor | None = None
     clip: PromptScorer | None = None
@@ -119,17 +142,20 @@ class Judges:
 
     @property
     def names(self) -> list[str]:
-        """The names of the face encoders."""
+        """The names of the likeness encoders."""
         return [encoder.name for encoder in self.encoders]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
         """Run all networks on `images` [N, 3, H, W] in [0, 1]."""
         chunks = images.split(self.batch_size)
-        scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in chunks])
+        scores, detected = None, torch.ones(len(images), dtype=torch.bool)
+        if self.face_score is not None:
+            scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in chunks])
+            detected = scores >= self.face_score.threshold
         extracted = torch.cat([self.extractor(chunk).cpu() for chunk in chunks])
-        whole = extracted if self.dino is None else self.whole_features(images)
-        return Features(self.embed(images), scores, scores >= self.face_score.threshold, extracted, whole)
+        whole = extracted if self.dino in (None, self.extractor) else self.whole_features(images)
+        return Features(self.embed(images), scores, detected, extracted, whole)
 
     @torch.no_grad()
     def whole_features(self, images: Tensor) -> Tensor:
@@ -139,7 +165,7 @@ class Judges:
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> dict[str, Tensor]:
-        """{encoder: embeddings [N, D]} of the faces in `images` [N, 3, H, W] in [0, 1]."""
+        """{encoder: embeddings [N, D]} of `images` [N, 3, H, W] in [0, 1]."""
         chunks = images.split(self.batch_size)
         return {e.name: torch.cat([e.embed(chunk).cpu() for chunk in chunks]) for e in self.encoders}
 
@@ -155,7 +181,8 @@ class Judges:
     def identity(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, IdentityStatistics]:
         """{encoder: identity statistics} of the pictures for the person with these reference embeddings."""
         scores = self.scores(features, references)
-        return {e.name: identity_statistics(scores[e.name], features.detected, e.threshold) for e in self.encoders}
+        faces = None if self.face_score is None else features.detected
+        return {e.name: identity_statistics(scores[e.name], faces, e.threshold) for e in self.encoders}
 
     def similarity(self, features: Features, references: Tensor) -> float:
         """Mean cosine between the features of every picture and every reference [M, G] (DINO score, DreamBooth)."""
@@ -186,15 +213,17 @@ class Judges:
 
     def describe(self) -> JudgesDescription:
         """Names and thresholds of all networks, for the results."""
+        face = self.face_score
         return JudgesDescription(
             encoders=[describe(encoder) for encoder in self.encoders],
-            face_score=describe(self.face_score),
-            quality={
-                "face_score": self.face_score.name,
+            face_score=None if face is None else describe(face),
+            quality=({} if face is None else {"face_score": face.name})
+            | {
                 "kernel_distance_to_class": self.extractor.name,
                 "similarity": (self.dino or self.extractor).name,
                 "brisque": brisque_missing() or "brisque",
             },
             clip=None if self.clip is None else self.clip.name,
             attributes=None if self.reader is None else self.reader.name,
+            measured={e.name: e.measured for e in self.encoders if isinstance(e, ObjectEncoder) and e.measured} or None,
         )

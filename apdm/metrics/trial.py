@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from apdm.core.errors import UserError
-from apdm.faces import FaceEncoder
-from apdm.metrics.judges import Judges
+from apdm.metrics.judges import Judges, LikenessEncoder
 
 SAME = 1e-5  # largest difference between outputs that count as equal
 
@@ -32,7 +31,8 @@ def try_judges(judges: Judges, photos: Tensor) -> None:
     """
     for encoder in judges.encoders:
         try_encoder(encoder, photos)
-    _try(judges.face_score.name, lambda: judges.face_score.score(photos), photos, rows=False)
+    if (face := judges.face_score) is not None:
+        _try(face.name, lambda: face.score(photos), photos, rows=False)
     for extractor in (judges.extractor, judges.dino):
         if extractor is not None:
             _try(extractor.name, partial(extractor, photos), photos)
@@ -40,8 +40,8 @@ def try_judges(judges: Judges, photos: Tensor) -> None:
         _try(clip.name, lambda: clip.score(photos, ["a photo"] * len(photos)), photos, rows=False)
 
 
-def try_encoder(encoder: FaceEncoder, photos: Tensor) -> None:
-    """Run a face encoder on photos `[N, 3, R, R]` in [0, 1]. `try_judges` explains the errors."""
+def try_encoder(encoder: LikenessEncoder, photos: Tensor) -> None:
+    """Run an encoder on photos `[N, 3, R, R]` in [0, 1]. `try_judges` explains the errors."""
     _try(encoder.name, lambda: encoder.embed(photos), photos)
 
 

@@ -72,14 +72,14 @@ class ClassUtility:
     Attributes:
         num_images: number of class pictures of each model.
         frechet, kernel: the distances between class pictures.
-        class_face_rate: {model: share of its class pictures that show a face}.
+        class_face_rate: {model: share of its class pictures that show a face}; None if faces were not looked for.
         drift: {attribute: its drift}; empty if no attributes were read.
     """
 
     num_images: int
     frechet: ClassDistance
     kernel: ClassDistance
-    class_face_rate: dict[str, float]
+    class_face_rate: dict[str, float] | None
     drift: dict[str, AttributeDrift]
 
 
@@ -154,6 +154,7 @@ def class_utility(
         extractor: the network that gave the features.
         read, values: the attributes, as `read` and `names` of `class_drift`. Without them no drift is measured.
     """
+    with_faces = features["base"].face_scores is not None
     base, again, hardened = (features[name].extracted for name in ("base", "base_again", "hardened"))
     frechet, kernel = (
         ClassDistance(
@@ -172,7 +173,9 @@ def class_utility(
         kernel=kernel,
         class_face_rate={
             name: seen.detected.double().mean().item() for name, seen in features.items() if name != "base_again"
-        },
+        }
+        if with_faces
+        else None,
         drift=class_drift(read, values) if read and values else {},
     )
 

@@ -16,6 +16,7 @@ import jinja2
 from apdm.audit.results import AttackRow, Check, LowestCost, Results, Role
 from apdm.core.files import write_text
 from apdm.export.model_card import THREAT_MODEL
+from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import Cost, Steps
 from apdm.report.attacks import attack_lines, attack_sections
 from apdm.report.curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Encoder
@@ -24,10 +25,10 @@ from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, panel_pair, shown_slots, slots
 
 CHECKS = {  # {check: (label, kind of threshold)}
-    "match_rate": ("Pictures that match the person", "at most"),
+    "match_rate": ("Pictures that match the subject", "at most"),
     "likeness_over_strangers": ("Likeness above that of strangers", "at most"),
     "cost_factor": ("Steps for base-level likeness, hardened / base", "at least"),
-    "other_ratio": ("Likeness of other people, hardened / base", "at least"),
+    "other_ratio": ("Likeness of others, hardened / base", "at least"),
     "class_face_rate": ("Class pictures that show a face", "at least"),
     "class_drift": ("Class pictures changed in an attribute", "at most"),
     "class_distance": ("Class pictures' distance to the base, base against itself is 1", "at most"),
@@ -72,6 +73,8 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     layer = results.image_layer
     return {
         "results": results,
+        "with_faces": results.judges.face_score is not None,
+        "who": ("person", "people") if results.judges.face_score is not None else ("subject", "subjects"),
         "encoders": encoders,
         "headline": _headline(results),
         "figures": _figures(results, headline, encoders),
@@ -254,7 +257,7 @@ def _row_line(row: AttackRow, encoders: Sequence[Encoder]) -> RowLine:
                 steps=None if row.steps_to_match is None else row.steps_to_match[encoder.name],
             )
         )
-    return RowLine(row, cells, mean([entry.face_rate for entry in row.identity.values()]))
+    return RowLine(row, cells, face_rate(row.identity))
 
 
 # -- pictures ------------------------------------------------------------------------------------------------
@@ -266,7 +269,8 @@ def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> lis
     worst = results.cost_factor.worst
     subjects = sorted(results.subjects, key=lambda subject: worst is None or subject != worst.subject)
     others = dict.fromkeys(row.subject for row in rows if row.role == "other")
-    class_notes = {model: f"{percent(rate)} show a face" for model, rate in results.utility.class_face_rate.items()}
+    faces = results.utility.class_face_rate or {}
+    class_notes = {model: f"{percent(rate)} show a face" for model, rate in faces.items()}
 
     def notes(subject: str, role: Role) -> dict[str, str]:
         return {model: _note(rows, encoders, model, role, subject) for model in ("base", "hardened")}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from apdm.audit.results import ImageLayer, PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality
 from apdm.audit.rows import file_name
 from apdm.image_layer.results import ProtectedPhoto
-from apdm.metrics.identity import IdentityStatistics
+from apdm.metrics.identity import IdentityStatistics, face_rate
 from apdm.metrics.perception import Visibility
 from apdm.report.attacks import STATES
-from apdm.report.numbers import mean, number
+from apdm.report.numbers import number
 from apdm.report.pictures import Encoded, Panel
 
 TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
@@ -167,7 +167,7 @@ def _line(row: PhotoAttackRow, encoders: Sequence[str]) -> PhotoAttackLine:
         subject=row.subject,
         seed=row.seed,
         identities=[row.identity.get(name) for name in encoders],
-        face_rate=mean([entry.face_rate for entry in row.identity.values()]),
+        face_rate=face_rate(row.identity),
         quality=row.quality or {},
         status=row.status,
         error=row.error,

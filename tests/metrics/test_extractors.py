@@ -22,7 +22,7 @@ from transformers import (
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
 from apdm.jobs.environment import recognise
-from apdm.metrics.extractors import ClipFolder, VisionFolder
+from apdm.metrics.extractors import ClipModel, VisionModel
 from apdm.metrics.judges import Judges
 
 SIDE = 32
@@ -74,7 +74,7 @@ def test_features_are_the_class_token_of_the_processed_picture(dino: Path):
     with torch.no_grad():
         expected = model(**inputs).last_hidden_state[:, 0]
     # The processor goes through 8 bits.
-    torch.testing.assert_close(VisionFolder(dino)(images), expected, atol=2e-2, rtol=0)
+    torch.testing.assert_close(VisionModel(dino)(images), expected, atol=2e-2, rtol=0)
 
 
 def test_pictures_of_another_size_are_resized_as_the_processor_does(dino: Path):
@@ -82,14 +82,14 @@ def test_pictures_of_another_size_are_resized_as_the_processor_does(dino: Path):
     small = torch.stack(
         [torch.tensor(list(to_pil(i).resize((SIDE, SIDE), Image.Resampling.BICUBIC).getdata())) for i in images]
     )
-    expected = VisionFolder(dino)(small.reshape(2, SIDE, SIDE, 3).permute(0, 3, 1, 2) / 255)
-    torch.testing.assert_close(VisionFolder(dino)(images), expected, atol=3e-2, rtol=0)
+    expected = VisionModel(dino)(small.reshape(2, SIDE, SIDE, 3).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(VisionModel(dino)(images), expected, atol=3e-2, rtol=0)
 
 
 def test_the_clip_score_is_the_cosine_that_clip_itself_computes(clip: Path):
     images, prompts = pictures(2, SIDE), ["a photo of a dog", "a person"]
     model, processor = CLIPModel.from_pretrained(clip), CLIPImageProcessor.from_pretrained(clip)
-    scorer = ClipFolder(clip)
+    scorer = ClipModel(clip)
     tokens = scorer.tokenizer(prompts, padding=True, return_tensors="pt")
     pixels = processor([to_pil(image) for image in images], return_tensors="pt")
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_the_clip_score_is_the_cosine_that_clip_itself_computes(clip: Path):
 
 
 def test_similarity_is_the_mean_over_all_pairs_of_pictures_and_references(dino: Path):
-    features = VisionFolder(dino)
+    features = VisionModel(dino)
     judges = Judges([], FaceScore(), features, dino=features)
     images, references = pictures(3, SIDE), pictures(5, SIDE)[3:]
     one, two = (torch.nn.functional.normalize(features(i), dim=1) for i in (images, references))
@@ -119,18 +119,18 @@ class FaceScore:
 
 
 def test_without_a_folder_of_the_users_the_bundled_extractor_is_named(dino: Path):
-    judges = Judges([], FaceScore(), VisionFolder(dino))
+    judges = Judges([], FaceScore(), VisionModel(dino))
     assert judges.describe().quality["similarity"] == "tiny-dino" and judges.describe().clip is None
     assert judges.clip_score(pictures(1, SIDE), ["x"]) is None
 
 
 def test_a_folder_that_is_no_model_is_bad_input(tmp_path: Path, dino: Path):
     with pytest.raises(UserError, match="is not a folder"):
-        VisionFolder(tmp_path / "gone")
+        VisionModel(tmp_path / "gone")
     with pytest.raises(UserError, match="cannot be loaded"):
-        VisionFolder(tmp_path)
+        VisionModel(tmp_path)
     with pytest.raises(UserError, match="reads no text; give a CLIP model"):
-        ClipFolder(dino)
+        ClipModel(dino)
 
 
 def test_the_folders_are_recognised_by_what_they_hold(dino: Path, clip: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""What the subjects are: people, or objects and animals. For objects no network that knows faces is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from apdm.config.judges import EXAMPLE, judge_places
+from apdm.config.options import option
+from apdm.config.prompts import INSTANCE_PROMPT
+from apdm.core.errors import UserError
+
+SubjectKind = Literal["person", "object"]
+
+
+def subject_kind_option() -> Any:
+    """The option `subject_kind`, which several commands have."""
+    return option(
+        "person",
+        "What the subjects are. person: faces are judged, and photos are also protected against face adapters. object: "
+        "objects and animals; no face network is loaded, likeness is judged by DINO and CLIP (see judge) with a "
+        'threshold that is measured on the photos, and instance_prompt must name the class: "a photo of sks dog".',
+    )
+
+
+def check_object(instance_prompt: str, about_faces: Mapping[str, Any]) -> None:
+    """Check the options of a run on objects.
+
+    Args:
+        instance_prompt: the prompt that a subject is learnt with.
+        about_faces: {option: its value} of options that make sense for people only.
+
+    Raises:
+        UserError: the prompt is the default, which names a person; or an option about faces is given.
+    """
+    if instance_prompt == INSTANCE_PROMPT:
+        raise UserError(
+            f'subject_kind is object, but instance_prompt is "{instance_prompt}"; write the class of the object: '
+            '"a photo of sks dog"'
+        )
+    for name, value in about_faces.items():
+        if value:
+            raise UserError(f"{name} is about faces, but subject_kind is object; leave it out")
+
+
+def check_object_judges(specs: list[str], option: str) -> None:
+    """Raise UserError if no network is given that can judge the likeness of objects."""
+    if not {"dino", "clip"} & judge_places(specs, option).keys():
+        raise UserError(
+            f"subject_kind is object, so likeness is judged by DINO or CLIP; name one: {option} {EXAMPLE}, a folder or "
+            "a name on the Hub"
+        )
