@@ -91,7 +91,8 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "rows": [_row_line(row, encoders) for row in results.attacks],
         "quality": sorted({key for row in results.attacks for key in row.quality}),
         # The headings name a network, but not BRISQUE twice, or the reason why there is none.
-        "networks": {key: name for key, name in results.judges.quality.items() if key != "brisque"},
+        "networks": {key: name for key, name in results.judges.quality.items() if key != "brisque"}
+        | ({"clip": results.judges.clip} if results.judges.clip else {}),
         "thresholds": asdict(results.thresholds),
         "threat_model": THREAT_MODEL,
     }

@@ -418,6 +418,16 @@ def test_a_command_is_told_without_the_machines_paths():
             ["--audit.max_fid_ratio", "3"],
             'there is no option "audit.max_fid_ratio" any more (on the command line); write audit.max_class_distance',
         ),
+        (
+            AuditJobConfig,
+            ["--dino_dir", "x"],
+            'there is no option "dino_dir" any more (on the command line); write judge with dino:PATH',
+        ),
+        (
+            HardenConfig,
+            ["--audit.clip_dir", "x"],
+            'there is no option "audit.clip_dir" any more (on the command line); write audit.judge with clip:PATH',
+        ),
         (HardenConfig, ["--max_fid_ratio", "3"], 'unknown option "max_fid_ratio" on the command line; '),
     ],
 )

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import write_tokenizer
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
-)
+from tiny_judges import SIDE, write_clip, write_dino
+from transformers import CLIPImageProcessor, CLIPModel, ViTImageProcessor, ViTModel
 
+from apdm.config.judges import judge_places
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
 from apdm.jobs.environment import recognise
 from apdm.metrics.extractors import ClipModel, VisionModel
 from apdm.metrics.judges import Judges
-
-SIDE = 32
+from apdm.metrics.networks import load_feature_networks
 
 
 def pictures(count: int, side: int) -> torch.Tensor:
@@ -36,35 +29,12 @@ def pictures(count: int, side: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-dino"
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-    ViTModel(ViTConfig(image_size=SIDE, patch_size=8, **shape), add_pooling_layer=False).save_pretrained(folder)
-    ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(
-        folder
-    )
-    return folder
+    return write_dino(tmp_path_factory.mktemp("models") / "tiny-dino")
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
-    torch.manual_seed(0)
-    tokenizer = write_tokenizer(folder)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **shape,
-    )
-    vision = CLIPVisionConfig(image_size=SIDE, patch_size=8, **shape)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
 
 
 def test_features_are_the_class_token_of_the_processed_picture(dino: Path):
@@ -125,8 +95,10 @@ def test_without_a_folder_of_the_users_the_bundled_extractor_is_named(dino: Path
 
 
 def test_a_folder_that_is_no_model_is_bad_input(tmp_path: Path, dino: Path):
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="is no folder, no file and no name on the Hub"):
         VisionModel(tmp_path / "gone")
+    with pytest.raises(UserError, match="is not a folder"):
+        VisionModel(next(dino.glob("*.safetensors")))
     with pytest.raises(UserError, match="cannot be loaded"):
         VisionModel(tmp_path)
     with pytest.raises(UserError, match="reads no text; give a CLIP model"):
@@ -141,3 +113,52 @@ def test_the_folders_are_recognised_by_what_they_hold(dino: Path, clip: Path, tm
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError):
         recognise(str(tmp_path), allow_pickle=False)
+
+
+def test_weights_in_a_pickle_are_loaded_only_when_that_is_allowed(tmp_path: Path, dino: Path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(dino, folder)
+    model = ViTModel.from_pretrained(folder, add_pooling_layer=False)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds pickles \(.bin\), which can run code; pass --allow_pickle true"):
+        VisionModel(folder)
+    images = pictures(2, SIDE)
+    torch.testing.assert_close(VisionModel(folder, allow_pickle=True)(images), VisionModel(dino)(images))
+
+
+def test_a_name_on_the_hub_is_read_from_the_cache(tmp_path: Path, dino: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="somebody/tiny-dino is not on this machine and the Hub cannot be reached"):
+        VisionModel("somebody/tiny-dino")
+    cached, commit = tmp_path / "models--somebody--tiny-dino", "a" * 40
+    shutil.copytree(dino, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    model = VisionModel("somebody/tiny-dino")
+    assert model.name == "tiny-dino"
+    torch.testing.assert_close(model(pictures(2, SIDE)), VisionModel(dino)(pictures(2, SIDE)))
+
+
+def test_the_class_distance_is_read_from_inception_or_dino_or_clip(dino: Path, clip: Path):
+    both = load_feature_networks([f"clip:{clip}", f"dino:{dino}"], allow_pickle=False)
+    assert both.first is both.dino and both.clip is not None
+    only = load_feature_networks([f"clip:{clip}"], allow_pickle=False)
+    assert only.first is only.clip and only.first(pictures(2, SIDE)).shape == (2, 12)
+    assert load_feature_networks([], allow_pickle=False).first is None
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["models/dino"], 'judge is given as "models/dino"; write KIND:PATH_OR_HUB_NAME with dino, clip, inception'),
+        (["vgg:x"], 'judge is given as "vgg:x"; write KIND:'),
+        (["dino:"], 'judge is given as "dino:"; write KIND:'),
+        (["dino:a/b", "dino:c/d"], "judge names two dino networks, a/b and c/d; leave one out"),
+    ],
+)
+def test_a_judge_of_another_form_is_bad_input(specs: list[str], message: str):
+    with pytest.raises(UserError) as error:
+        judge_places(specs, "judge")
+    assert str(error.value).startswith(message)
