@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -17,13 +16,13 @@ from apdm.metrics.objects import MIN_OWN, ObjectEncoder, measure_threshold
 logger = get_logger(__name__)
 
 
-def with_thresholds(judges: Judges, subjects: AuditSubjects, class_pictures: Callable[[], Tensor]) -> Judges:
+def with_thresholds(judges: Judges, subjects: AuditSubjects, class_pictures: Tensor) -> Judges:
     """Return the judges with a threshold for every encoder.
 
     Args:
         judges: the networks that look at the pictures.
         subjects: the subjects with their photos.
-        class_pictures: gives class pictures [N, 3, H, W] in [-1, 1] of the base. It is called only if there are neither
+        class_pictures: class pictures [N, 3, H, W] in [-1, 1] of the base. They are used only if there are neither
             photos of strangers nor a second subject.
     """
     if not any(map(_lacks_threshold, judges.encoders)):
@@ -32,7 +31,7 @@ def with_thresholds(judges: Judges, subjects: AuditSubjects, class_pictures: Cal
     references = {one.id: judges.embed(to_unit(one.references)) for one in everybody}
     photos = {one.id: judges.embed(to_unit(one.photos)) for one in everybody}
     strangers = None if subjects.strangers is None else judges.embed(to_unit(subjects.strangers))
-    drawn = judges.embed(to_unit(class_pictures())) if strangers is None and len(everybody) == 1 else None
+    drawn = judges.embed(to_unit(class_pictures)) if strangers is None and len(everybody) == 1 else None
 
     def measured(encoder: LikenessEncoder) -> LikenessEncoder:
         if not _lacks_threshold(encoder):

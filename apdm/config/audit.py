@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from apdm.config.judges import judge_places
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
+from apdm.config.subject_kind import SubjectKind, check_object, check_object_judges, subject_kind_option
 from apdm.core.errors import UserError
 
 
@@ -267,6 +269,18 @@ class AuditOptions:
                     f"{self.prefix}{name} is for protected photos, and none are attacked: {mend}, or leave it out"
                 )
 
+    def check_object(self, instance_prompt: str, about_faces: Mapping[str, Any]) -> None:
+        """Check that the audit can judge objects. `about_faces` are further options that make sense for people only.
+
+        Raises:
+            UserError: an option is about faces, or nothing judges likeness, or the prompt names a person.
+        """
+        names = ("encoders", "face_score", "faceid_adapter")
+        check_object(
+            instance_prompt, {f"{self.prefix}{name}": getattr(self, name) for name in names} | dict(about_faces)
+        )
+        check_object_judges(self.judge, f"{self.prefix}judge")
+
     @property
     def photo_folders(self) -> dict[str, str]:
         """{option: folder} of the folders with photos that are given."""
@@ -355,6 +369,7 @@ class AuditJobConfig(AuditOptions):
         "How often the audit is repeated, with the seeds seed, seed + 1, ... A claim of protection needs at least 3.",
         at_least=1,
     )
+    subject_kind: SubjectKind = subject_kind_option()
     instance_prompt: str = option(INSTANCE_PROMPT, "The prompt that attackers learn a subject with.")
     class_prompt: str = option(
         "", "The prompt of the class that subjects belong to. By default instance_prompt without its rare word."
@@ -419,6 +434,8 @@ class AuditJobConfig(AuditOptions):
             object.__setattr__(self, "prompts", default_audit_prompts(self.instance_prompt))
         check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
         self.refuse_protected_set(self.protected_set)
+        if self.subject_kind == "object":
+            self.check_object(self.instance_prompt, {"faces": self.faces})
         if self.protected_photos is None:
             photos = ("purifiers", "photo_attacks", "faceid_adapter")
             self.refuse(*photos, mend="name the output folder of apdm perturb with protected_photos")

@@ -398,6 +398,8 @@ class HardenConfig(JobConfig):
         if not self.validation.prompts:
             prompts = [self.instance_prompt, self.class_prompt]
             object.__setattr__(self, "validation", replace(self.validation, prompts=prompts))
+        if self.subject_kind == "object" and (self.audit.enabled or self.validation.probe_steps):
+            self.audit.check_object(self.instance_prompt, {})
         if self.audit.enabled:
             check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
         if self.audit.enabled or self.validation.probe_steps:

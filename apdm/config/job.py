@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from apdm.config.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
 from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
+from apdm.config.subject_kind import SubjectKind, check_object, subject_kind_option
 from apdm.core.errors import UserError
 
 
@@ -56,6 +57,7 @@ class JobConfig(DatasetConfig):
         "Which photos to protect if those of each subject lie in <id>/set_A, set_B and set_C, as in Anti-DreamBooth's "
         "data. A is APDM's choice; Anti-DreamBooth itself protects the photos in B.",
     )
+    subject_kind: SubjectKind = subject_kind_option()
     class_data_dir: str | None = option(
         None,
         "Folder of class pictures. Pictures of your own are used as they are, directly in it or in folders inside it, "
@@ -149,6 +151,17 @@ class JobConfig(DatasetConfig):
             object.__setattr__(self, option_name, folder)
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
+        if self.subject_kind == "object":
+            layer = self.image_layer.zero_shot
+            about_faces = {
+                "faces": self.faces,
+                "image_layer.zero_shot.encoders": layer.encoders,
+                "image_layer.zero_shot.detector": layer.detector,
+            }
+            check_object(self.instance_prompt, about_faces)
+            # The zero-shot layer misleads face encoders, so it has nothing to do.
+            image_layer = replace(self.image_layer, zero_shot=replace(layer, enabled=False))
+            object.__setattr__(self, "image_layer", image_layer)
 
     @property
     def photo_source(self) -> str:

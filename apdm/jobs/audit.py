@@ -26,6 +26,7 @@ from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries
+from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AuditJobConfig, to_yaml
 from apdm.core.errors import Faults
@@ -48,6 +49,7 @@ from apdm.jobs.face_networks import face_networks
 from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, configuration_hash, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
+from apdm.metrics.judges import Judges
 from apdm.report.page import write_report
 
 KEPT = "finished attacks are kept; the same command goes on"
@@ -164,13 +166,16 @@ def audit_and_report(
     plan = replace(plan, class_images=asdict(class_images))
     base, batch_size = plan.models["base"], plan.drawing.batch_size
 
-    def prior() -> Posterior:
+    def prior() -> tuple[Posterior, Judges]:
         folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
         paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True, show_progress=not quiet)
+        pictures = load_images(paths, class_images.resolution)
         with torch.no_grad():
-            return encode_images(base, load_images(paths, class_images.resolution), batch_size=batch_size)
+            latents = encode_images(base, pictures, batch_size=batch_size)
+        return latents, with_thresholds(plan.judges, plan.subjects, pictures)
 
-    latents = processes.main_first(prior)
+    latents, judges = processes.main_first(prior)
+    plan = replace(plan, judges=judges)
     store = _store(output, CELLS, processes, earlier)
     done = attack_and_judge(plan, latents, store=store, processes=processes, show_progress=not quiet)
     layer = None
@@ -257,6 +262,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
             class_prompt=config.class_prompt,
             resolution=config.resolution,
             with_photos=config.protected_photos is not None,
+            subject_kind=config.subject_kind,
             faces=face_networks(config),
             miniature=is_miniature(paths["base"], config.single_file_config),
             allow_pickle=config.allow_pickle,

@@ -13,14 +13,17 @@ from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs
 from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
+from apdm.audit.thresholds import warn_if_few_photos
 from apdm.config import AuditOptions
 from apdm.config.judges import EXAMPLE
+from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
 from apdm.export.layout import CELLS
 from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.metrics.judges import Judges
+from apdm.metrics.objects import ObjectEncoder
 from apdm.metrics.trial import try_encoder, try_judges
 from apdm.portraits import DETECTOR, FACE_SCORE
 
@@ -54,6 +57,7 @@ def load_inputs(
     class_prompt: str,
     resolution: int,
     with_photos: bool,
+    subject_kind: SubjectKind,
     faces: FaceNetworks,
     miniature: bool,
     allow_pickle: bool,
@@ -70,7 +74,8 @@ def load_inputs(
         class_prompt: the prompt of the class pictures.
         resolution: side in pixels of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
-        faces: the networks for faces, of which the audit takes the judges.
+        subject_kind: what the subjects are. For objects no network for faces is loaded.
+        faces: the networks for faces, of which the audit of people takes the judges.
         miniature: whether the models are of the miniature world, which the bundled feature networks know.
         allow_pickle: whether weights may be loaded from pickles.
         protected: ids of the protected people; None means everybody whose photos the attacker has.
@@ -107,20 +112,27 @@ def load_inputs(
             holdout_set=options.holdout_set,
         )
 
+    def judge() -> Judges:
+        return load_judges(options, subject_kind, faces, miniature=miniature, allow_pickle=allow_pickle)
+
     with Faults() as faults:
         faults.of(check_attacks)
         specs = faults.of(load_photo_attacks) if with_photos else None
         subjects = faults.of(load_people)
-        judges = faults.of(lambda: load_judges(options, faces, miniature=miniature, allow_pickle=allow_pickle))
+        judges = faults.of(judge)
     first = subjects.protected[0]
     photos = to_unit(torch.cat([first.references[:TRIED], first.photos[:TRIED]]))
     try_judges(judges, photos)
     if specs is not None and specs.adapter is not None:
         try_encoder(specs.adapter.encoder, photos)
+    if subject_kind == "object":
+        warn_if_few_photos(subjects)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
 
 
-def load_judges(options: AuditOptions, faces: FaceNetworks, *, miniature: bool, allow_pickle: bool) -> Judges:
+def load_judges(
+    options: AuditOptions, subject_kind: SubjectKind, faces: FaceNetworks, *, miniature: bool, allow_pickle: bool
+) -> Judges:
     """Load the networks that measure pictures.
 
     Raises:
@@ -135,6 +147,10 @@ def load_judges(options: AuditOptions, faces: FaceNetworks, *, miniature: bool, 
             "nothing says which network's features show whether hardening changed the class, and the bundled ones know "
             f"only the drawn people of the miniature world: give {options.prefix}judge {EXAMPLE} or inception:FILE"
         )
+    if subject_kind == "object":
+        given = [network for network in (networks.dino, networks.clip) if network is not None]
+        encoders = [ObjectEncoder(extractor=network) for network in given]
+        return Judges(encoders, None, networks.first or given[0], dino=networks.dino, clip=networks.clip)
     return Judges(
         faces.encoders,
         faces.face_score,

@@ -35,6 +35,6 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Face
         allow_pickle=config.allow_pickle,
         prefix=audit.prefix if audit else "",
     )
-    if audit or layer:
+    if config.subject_kind == "person" and (audit or layer):
         choice.check_world(config.base, miniature=is_miniature(config.base, config.single_file_config))
     return FaceNetworks(choice)

@@ -52,6 +52,7 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
         class_prompt=config.class_prompt,
         resolution=config.resolution,
         with_photos=config.image_layer.enabled,
+        subject_kind=config.subject_kind,
         faces=faces,
         miniature=is_miniature(config.base, config.single_file_config),
         allow_pickle=config.allow_pickle,

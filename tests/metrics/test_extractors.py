@@ -145,7 +145,7 @@ def test_the_class_distance_is_read_from_inception_or_dino_or_clip(dino: Path, c
     both = load_feature_networks([f"clip:{clip}", f"dino:{dino}"], allow_pickle=False)
     assert both.first is both.dino and both.clip is not None
     only = load_feature_networks([f"clip:{clip}"], allow_pickle=False)
-    assert only.first is only.clip and only.first(pictures(2, SIDE)).shape == (2, 12)
+    assert only.clip is not None and only.first is only.clip and only.clip(pictures(2, SIDE)).shape == (2, 12)
     assert load_feature_networks([], allow_pickle=False).first is None
 
 

@@ -58,7 +58,7 @@ def test_every_section_is_there_and_says_its_figures(
         "threat-model": list(THREAT_MODEL),
         "pictures": ["After the attack on s01", "Trained on o01"],
         "curves": ["s01 seen by enc-a", "s02 seen by enc-a", "match threshold"],
-        "checks": ["Pictures that match the person 0.012 at most 0.05 passed Few match.", "not measured"],
+        "checks": ["Pictures that match the subject 0.012 at most 0.05 passed Few match.", "not measured"],
         "people": [
             "enc-a: 0.50 less than on the base",
             "0.40 to 0.60 over 4 pairs",
