@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 from real_assets import ASSETS, needs_assets
 from safetensors.torch import load_file, save_file
+from tiny_judges import write_dino
 from tiny_pipelines import BUILDERS, build_pipeline
 from tiny_run import OPTIONS
 
@@ -133,9 +134,10 @@ def test_real_networks_never_look_at_drawn_people(drawn: Path, tmp_path: Path):
 @needs_assets
 def test_a_pack_that_sees_no_face_in_the_photos_is_told_before_any_work(outside: dict[str, Path], tmp_path: Path):
     said = r"insightface_pack sees a face in 0 of the 3 photos in .*attacker/p1: give photos that show"
-    for job in (run_audit, run_perturb):
+    judge = {"judge": [f"dino:{write_dino(tmp_path / 'dino')}"]}
+    for job, options in ((run_audit, judge), (run_perturb, {})):
         with pytest.raises(UserError, match=said):
-            job(outside["base"], outside["people"], tmp_path / "out", faces=[PACK])
+            job(outside["base"], outside["people"], tmp_path / "out", faces=[PACK], **options)
     assert not (tmp_path / "out").exists()
 
 
