@@ -23,7 +23,7 @@ from apdm.metrics.utility import ClassUtility, StrangersLikeness
 SchemaNumber = Literal[2]
 (SCHEMA,) = get_args(SchemaNumber)
 
-IdentityByEncoder = dict[str, IdentityStatistics]  # {face encoder: likeness}
+IdentityByEncoder = dict[str, IdentityStatistics]  # {encoder: likeness}
 Role = Literal["protected", "other"]
 Status = Literal["ok", "failed"]
 State = Literal["protected", "not protected", "unreliable", "void"]
@@ -473,7 +473,7 @@ class Measurements:
 
     @property
     def encoders(self) -> list[str]:
-        """The names of the face encoders."""
+        """The names of the likeness encoders."""
         return [encoder.name for encoder in self.judges.encoders]
 
 
