@@ -143,7 +143,14 @@ def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
         )
     options = {} if allow_pickle else {"use_safetensors": True}
     model = _read(folder, AutoModel, **options).eval().requires_grad_(False)
-    return model, Preprocess(_read(folder, AutoImageProcessor))
+    processor = _read(folder, AutoImageProcessor)
+    try:
+        return model, Preprocess(processor)
+    except (KeyError, AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"{folder} prepares pictures in a way that is not understood ({type(processor).__name__}): its "
+            "preprocessor_config.json needs size, image_mean and image_std"
+        ) from None
 
 
 def _read(folder: Path, kind: Any, **options: Any) -> Any:

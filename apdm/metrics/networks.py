@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apdm.config.judges import judge_places
+from apdm.core.errors import UserError
 from apdm.metrics.extractors import ClipModel, VisionModel, local_copy
 from apdm.metrics.fidelity import Extractor
 from apdm.metrics.inception import Inception
@@ -38,10 +39,16 @@ def load_feature_networks(specs: Sequence[str], *, allow_pickle: bool, option: s
     """
     places = judge_places(specs, option)
     dino, clip, inception = (places.get(kind) for kind in ("dino", "clip", "inception"))
-    return FeatureNetworks(
+    networks = FeatureNetworks(
         dino=None if dino is None else VisionModel(dino, allow_pickle=allow_pickle),
         clip=None if clip is None else ClipModel(clip, allow_pickle=allow_pickle),
         inception=None
         if inception is None
         else Inception(local_copy(inception, allow_pickle=allow_pickle, texts=()), allow_pickle=allow_pickle),
     )
+    names = [each.name for each in vars(networks).values() if each is not None]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"{option}: two networks are called {twice[0]}, and results are listed by name; rename one folder"
+        )
+    return networks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -125,6 +126,22 @@ def test_weights_in_a_pickle_are_loaded_only_when_that_is_allowed(tmp_path: Path
         VisionModel(folder)
     images = pictures(2, SIDE)
     torch.testing.assert_close(VisionModel(folder, allow_pickle=True)(images), VisionModel(dino)(images))
+
+
+def test_what_prepares_pictures_in_an_unknown_way_is_bad_input(tmp_path: Path, dino: Path):
+    folder = tmp_path / "odd"
+    shutil.copytree(dino, folder)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"longest_edge": 32}}))
+    with pytest.raises(UserError, match="prepares pictures in a way that is not understood|cannot be loaded"):
+        VisionModel(folder)
+
+
+def test_two_networks_of_one_name_are_bad_input(tmp_path: Path, dino: Path, clip: Path):
+    for kind, folder in (("a", dino), ("b", clip)):
+        shutil.copytree(folder, tmp_path / kind / "model")
+    with pytest.raises(UserError, match="judge: two networks are called model, .* rename one folder"):
+        load_feature_networks([f"dino:{tmp_path}/a/model", f"clip:{tmp_path}/b/model"], allow_pickle=False)
 
 
 def test_a_name_on_the_hub_is_read_from_the_cache(tmp_path: Path, dino: Path, monkeypatch: pytest.MonkeyPatch):
