@@ -113,7 +113,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
 def _faces(inputs: HardenInputs) -> str | None:
     """How many photos show a face, if the run looks at faces at all."""
     sets = [*inputs.photos.sets, *inputs.consenting.sets, *inputs.earlier.sets]
-    score: FaceScore
+    score: FaceScore | None
     if inputs.audit_inputs is not None:
         sets += inputs.audit_inputs.subjects.sets
         score = inputs.audit_inputs.judges.face_score

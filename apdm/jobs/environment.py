@@ -31,12 +31,13 @@ from apdm.families import load_family
 from apdm.families.pipeline_folder import stored_variants
 from apdm.families.stored_file import check_content, read_header
 from apdm.jobs.prepare import prepare_process
+from apdm.metrics.inception import Inception, is_torchscript
 
 logger = get_logger(__name__)
 
 PIPELINE, DETECTOR, MISLED, RECOGNISER, SIMILARITY, PROMPTS, UTILITY, ADAPTER = (
     *("pipeline", "face detector", "face recogniser with gradients", "face recogniser"),
-    *("similarity of pictures", "fit of pictures and prompts", "features for FID", "zero-shot adapter"),
+    *("similarity of pictures", "fit of pictures and prompts", "features of pictures", "zero-shot adapter"),
 )
 # {job: what it needs}. An audit of people needs two recognisers, of which the photo protection misled at most one.
 JOBS: Mapping[str, Sequence[str]] = {
@@ -196,17 +197,17 @@ def _of_config(place: Path, path: str, note: str, config: Path) -> Found:
         )
     if "_class_name" in facts:
         raise UserError(f"{path} is a part of a pipeline, a {kind}; name the folder with {INDEX}")
-    from apdm.metrics.extractors import ClipFolder, VisionFolder
+    from apdm.metrics.extractors import ClipModel, VisionModel
 
     picture = torch.zeros(1, 3, 64, 64)
     if "clip" in kind:
-        clip = ClipFolder(place)
+        clip = ClipModel(place)
         clip.score(picture, ["a photo"])
-        return Found(f"CLIP{note}, {_size(clip.model)}", f"--judge clip:{path}", (PROMPTS, SIMILARITY))
-    vision = VisionFolder(place)
+        return Found(f"CLIP{note}, {_size(clip.model)}", f"--judge clip:{path}", (PROMPTS, SIMILARITY, UTILITY))
+    vision = VisionModel(place)
     width = vision(picture).shape[1]
     text = f"{kind}{note}, {_size(vision.model)}, features of {width} numbers"
-    return Found(text, f"--judge dino:{path}", (SIMILARITY,))
+    return Found(text, f"--judge dino:{path}", (SIMILARITY, UTILITY))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -217,7 +218,11 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
         return _onnx(place, path)
     if check_content(place) == "pickle" and not allow_pickle:
         raise UserError(f"{path} is a pickle, which can run code; give --allow_pickle true if you trust it")
+    if is_torchscript(place):
+        return _inception(place, path)
     names = read_header(place).shapes
+    if "Mixed_5b.branch1x1.conv.weight" in names:
+        return _inception(place, path)
     if any(name.startswith(("image_proj.", "ip_adapter.")) for name in names):
         adapter = AdapterFile.read(place, allow_pickle=allow_pickle)
         kind = "InstantID" if adapter.is_resampler else "FaceID"
@@ -236,6 +241,11 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
             f"{path} is no single-file checkpoint, no adapter for faces and no MobileFaceNet; name one of these"
         ) from None
     return Found("MobileFaceNet, a face recogniser", f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))
+
+
+def _inception(place: Path, path: str) -> Found:
+    Inception(place, allow_pickle=True)(torch.zeros(1, 3, 64, 64))  # a pickle was allowed before
+    return Found("the Inception network of FID", f"--judge inception:{path}", (UTILITY,))
 
 
 def _onnx(place: Path, path: str) -> Found:

@@ -17,19 +17,21 @@ LOOKED_AT = (Role.PROTECTED, Role.EARLIER, Role.REFERENCE, Role.OTHER, Role.OTHE
 
 
 @torch.no_grad()
-def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore) -> str:
+def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> str | None:
     """Look for a face in every photo, as a trainer sees it: in the square that is cut out of it.
 
     Args:
         sets: the photos of all folders. Class pictures, safe partners and strangers are not looked at.
-        face_score: decides whether a photo shows a face.
+        face_score: decides whether a photo shows a face; None for subjects that have none.
 
     Returns:
-        How many photos show one, and the names of the others.
+        How many photos show one, and the names of the others; None if faces are not looked for.
 
     Raises:
         UserError: no photo in a folder of a person shows a face.
     """
+    if face_score is None:
+        return None
     people: list[dict[Path, bool]] = []
     for photos in (found for found in sets if found.role in LOOKED_AT):
         files = iter(photos.files)

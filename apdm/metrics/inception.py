@@ -228,7 +228,7 @@ class Inception:
                 f"{file} is a pickle, which can run code; pass --allow_pickle true, or save its weights as .safetensors"
             )
         self.name = file.stem
-        self.features = _scripted(file) if _is_torchscript(file) else _from_state(file)
+        self.features = _scripted(file) if is_torchscript(file) else _from_state(file)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ def _file(path: Path) -> Path:
     return files[0]
 
 
-def _is_torchscript(file: Path) -> bool:
+def is_torchscript(file: Path) -> bool:
     """Whether the file is an archive with code, and not only with weights."""
     if not zipfile.is_zipfile(file):
         return False

@@ -8,9 +8,11 @@ import pytest
 import torch
 from real_assets import ASSETS, needs_assets
 from safetensors.torch import save_file
+from tiny_judges import write_clip, write_dino
 
 from apdm.cli import main
 from apdm.faces.mobilefacenet import MobileFaceNet
+from apdm.metrics.inception import InceptionNetwork
 from apdm.portraits import ADAPTER
 
 
@@ -35,7 +37,23 @@ def test_each_model_is_recognised_by_its_content(
     assert "FaceID adapter" in lines[1] and "MobileFaceNet" in lines[2]
     jobs = dict(line.split("  ", 1) for line in lines[4:])
     assert jobs["harden"].strip() == jobs["zero-shot attack"].strip() == "ready"
-    assert "face detector" in jobs["audit of people"] and "missing: features for FID" not in jobs["harden"]
+    assert "face detector" in jobs["audit of people"] and "missing: features of pictures" not in jobs["harden"]
+
+
+def test_feature_networks_are_recognised_as_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(InceptionNetwork().state_dict() | {"fc.weight": torch.zeros(1008, 2048)}, tmp_path / "fid.safetensors")
+    models = {
+        "dino": write_dino(tmp_path / "tiny-dino"),
+        "clip": write_clip(tmp_path / "tiny-clip"),
+        "inception": tmp_path / "fid.safetensors",
+    }
+    code, said = look(tmp_path, capsys, models)
+    assert code == 0, said
+    for line, (kind, path) in zip(said.splitlines(), models.items(), strict=False):
+        assert f"--judge {kind}:{path}" in line
+    assert "utility in audits" in said and "utility in audits" in "".join(
+        line for line in said.splitlines() if line.endswith("ready")
+    )
 
 
 def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
