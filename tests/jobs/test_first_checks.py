@@ -217,7 +217,7 @@ def test_a_machine_that_lacks_the_photos_does_not_stop_the_run(tmp_path: Path, m
 def test_every_option_that_holds_a_path_or_a_name_is_checked_first(config: type) -> None:
     # These folders are made, or are looked for in several places.
     made = {"class_data_dir", "output_dir", "logging_dir", "resume_from_checkpoint"}
-    checked = {*MODELS, *FOLDERS, *FILES, *PLUGINS, *FACE_NETWORKS}
+    checked = {*MODELS, *FOLDERS, *FILES, *PLUGINS, *FACE_NETWORKS, "judge"}
     for path, option in options_by_path(config).items():
         if option.field.metadata["holds"] != "text":
             assert path.removeprefix("audit.") in checked | made, path
