@@ -9,7 +9,7 @@ from apdm.core.errors import UserError
 from apdm.core.model_path import HUB_ID
 
 JUDGES = ("dino", "clip", "inception")
-EXAMPLE = "dino:models/dino-vits16"
+EXAMPLE = "dino:facebook/dinov2-small"
 
 
 def judge_places(specs: Sequence[str], option: str) -> dict[str, str]:

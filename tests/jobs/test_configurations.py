@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from tiny_judges import write_dino
 from tiny_pipelines import BUILDERS
 from tiny_run import weights, write_people
 
@@ -94,8 +95,9 @@ def test_the_commands_of_the_page_on_stable_diffusion_pass_their_dry_run(
         "resolution": 64,
         "num_class_images": 2,
     }
+    audited = {"audit.holdout_data_dir": people / "holdout", "audit.judge": f"dino:{write_dino(tmp_path / 'dino')}"}
     for _, command, *given in commands:
-        options = common | ({"audit.holdout_data_dir": people / "holdout"} if command == "harden" else {})
+        options = common | (audited if command == "harden" else {})
         changes = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         # The bundled networks judge the bundled world.
         start = given.index("--faces")

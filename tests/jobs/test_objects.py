@@ -176,7 +176,7 @@ AUDITED = {"base": "b", "hardened": "h", "subjects": "s", "output_dir": "o", "ju
         (
             HardenConfig,
             {"audit.enabled": True},
-            "likeness is judged by DINO or CLIP; name one: audit.judge dino:models",
+            "likeness is judged by DINO or CLIP; name one: audit.judge dino:",
         ),
         (HardenConfig, {"audit.enabled": True, "audit.faceid_adapter": "x"}, "audit.faceid_adapter is about faces"),
         (AuditJobConfig, {"judge": ["inception:x.pth"]}, "likeness is judged by DINO or CLIP; name one: judge dino:"),
@@ -195,7 +195,7 @@ def test_options_about_faces_are_refused_for_objects(kind: type, options: dict[s
 def test_a_model_from_outside_is_not_judged_by_the_bundled_features(world: dict[str, Path], tmp_path: Path):
     given = {"base": world["base"], "hardened": world["hardened"], "subjects": world["things"]}
     options = {**given, **SHORT, "output_dir": tmp_path / "out", "faces": [world["tiny-dino"]]}
-    with pytest.raises(UserError, match="nothing says which network's features show .*: give judge dino:models"):
+    with pytest.raises(UserError, match="nothing says which network's features show .*: give judge dino:facebook"):
         audit_models(make_config(AuditJobConfig, options))
     assert not (tmp_path / "out").exists()
 
