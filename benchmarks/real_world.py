@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from apdm.audit import Results, read_results
 from apdm.data.subjects import find_subjects
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 PACK, YUNET = "encoders/insightface_pack", "detectors/yunet_n_dynamic.onnx"
 THRESHOLD = 0.255  # of the pack's MobileFaceNet, at a false accept rate of 1 % on the strangers
 TAESD = "vae/taesd-sd1-fp8.safetensors"
+FEATURES = "random-vit"
 CLASSES = {"cat2": "cat", "dog6": "dog", "clock": "clock", "teapot": "teapot"}
 CAVEAT = (
     "The model is a toy that was trained on the spot, and the network that judges is the one that the photo protection "
@@ -153,6 +155,7 @@ def harden_options(base: Path, people: Path, output: Path, pack: Path, size: Siz
         "l2p.learning_rate": 1e-4,
         "image_layer.enabled": "true",
         "audit.enabled": "true",
+        "audit.judge": f"dino:{write_features(base.parent / FEATURES)}",
         "audit.attack_data_dir": people / "attacker",
         "audit.holdout_data_dir": people / "holdout",
         "audit.other_data_dir": people / "other",
@@ -167,6 +170,21 @@ def harden_options(base: Path, people: Path, output: Path, pack: Path, size: Siz
         "audit.prompts": "a photo of sks person",
         "audit.photo_attacks": "img2img:strength=0.2",  # keeps the face, so the judges have one to look at
     }
+
+
+def write_features(folder: Path) -> Path:
+    """Write a small vision transformer with random weights, and return its folder.
+
+    No DINO is at hand. Features of random weights see that pictures changed, and the results name them for what they
+    are.
+    """
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ViTModel(ViTConfig(image_size=64, patch_size=16, **shape), add_pooling_layer=False)
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
 
 
 def command(name: str, options: Mapping[str, Any]) -> list[str]:
