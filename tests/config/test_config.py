@@ -359,7 +359,8 @@ def test_sd15_config_is_the_defaults_for_the_whole_job_with_an_audit_that_can_be
     longer = ["--audit.nominal_step", "800", "--audit.max_train_steps", "4000"]
     loaded = load_config(HardenConfig, ["--config", str(file), *REQUIRED])
     whole = ["--image_layer.enabled", "--audit.enabled", "--audit.gradient_checkpointing"]
-    assert loaded == load_config(HardenConfig, [*REQUIRED, *longer, *whole, "--audit.seeds", "3"])
+    judge = ["--audit.judge", "dino:facebook/dinov2-small"]
+    assert loaded == load_config(HardenConfig, [*REQUIRED, *longer, *whole, "--audit.seeds", "3", *judge])
 
 
 @pytest.mark.parametrize(
