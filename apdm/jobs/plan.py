@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -24,6 +24,7 @@ from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
+from apdm.faces import FaceEncoder
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family
 from apdm.metrics.judges import Judges
@@ -173,7 +174,10 @@ def face_rows(job: PhotoJob) -> Rows:
 
 def audited_face_rows(sets: Sequence[PhotoSet], judges: Judges) -> Rows:
     """Return a row for each person about the faces in the squares that an audit works with."""
-    return rows_about_faces((seen.faces, seen.text) for seen in look_at_faces(sets, judges.encoders))
+    if judges.face_score is None:
+        return {}
+    encoders = cast(Sequence[FaceEncoder], judges.encoders)  # where faces are looked for, they know faces
+    return rows_about_faces((seen.faces, seen.text) for seen in look_at_faces(sets, encoders))
 
 
 def rows_about_faces(found: Iterable[tuple[PhotoFaces, str]]) -> Rows:

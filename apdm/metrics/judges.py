@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from apdm.core.pictures import to_array
-from apdm.faces import FaceScore
+from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.described import NamedThreshold, describe
 from apdm.faces.person import embed_person
 from apdm.metrics.fidelity import Extractor
@@ -172,7 +172,10 @@ class Judges:
     @torch.no_grad()
     def embed_person(self, images: Tensor) -> dict[str, Tensor]:
         """As `embed`, of pictures [N, 3, H, W] that all show one person: of several faces, the person's."""
-        return {e.name: embed_person(e, images, self.batch_size).cpu() for e in self.encoders}
+        if self.face_score is None:
+            return self.embed(images)
+        encoders = cast(Sequence[FaceEncoder], self.encoders)  # where faces are looked for, they know faces
+        return {e.name: embed_person(e, images, self.batch_size).cpu() for e in encoders}
 
     def scores(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{encoder: likeness [N]} of the pictures to the person with these reference embeddings {encoder: [M, D]}."""
