@@ -127,7 +127,7 @@ def perturb(
 def audit(
     config: AuditJobConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
 ) -> AuditResult:
-    """Attack the base model and the hardened model side by side, and judge whether the subjects are protected.
+    """Attack base and hardened model, or clean and protected photos, and judge whether the subjects are protected.
 
     A verdict of "not protected" is a result, not an error.
 

@@ -371,7 +371,7 @@ COMMANDS = {
     ),
     "perturb": Command("protect photos against fine-tuning and zero-shot adapters", _perturb, PerturbConfig),
     "audit": Command(
-        "attack base and hardened model, and say whether they are protected",
+        "attack base and hardened model, or protected photos, and say whether they protect",
         _audit,
         AuditJobConfig,
         "0 protected, 1 not protected or not shown to be",

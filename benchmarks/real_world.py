@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from apdm.audit import Results, read_results
+from apdm.audit import Results, read_model_results
 from apdm.data.subjects import find_subjects
 from apdm.faces import load_detector
 from apdm.image_layer.photos import read_photo
@@ -294,7 +294,7 @@ def main() -> None:
         timed(name, started)
     found = {
         "detected": detected(assets),
-        **figures(read_results(output / "hardened/results.json")),
+        **figures(read_model_results(output / "hardened/results.json")),
         "seconds": seconds,
     }
     (output / "real-world.json").write_text(json.dumps(found, indent=1) + "\n")

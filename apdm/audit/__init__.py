@@ -11,7 +11,7 @@ matrix          the list of all cells, which several processes can share
 cells           runs one cell: attacks the model, and judges its pictures at every measured step
 class_pictures  pictures that the models draw for the class prompt, without an attack
 store           keeps finished cells on disk
-protected_photos, photo_attacks   the audit of protected photos
+protected_photos, photo_attacks, photo_verdict   the audit of protected photos
 results, schema                   the content of results.json as dataclasses, and its conversion to JSON
 rows, checks, verdict             pure functions: from rows to figures, from figures to checks, then the verdict
 """
@@ -23,9 +23,27 @@ from typing import Any
 
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.plan import AuditPlan
-from apdm.audit.results import SCHEMA, Results, read_results, results_schema, write_results
+from apdm.audit.results import (
+    SCHEMA,
+    PhotoResults,
+    Results,
+    read_model_results,
+    read_results,
+    results_schema,
+    write_results,
+)
 
-__all__ = ["SCHEMA", "AuditPlan", "Results", "attack_and_judge", "read_results", "results_schema", "write_results"]
+__all__ = [
+    "SCHEMA",
+    "AuditPlan",
+    "PhotoResults",
+    "Results",
+    "attack_and_judge",
+    "read_model_results",
+    "read_results",
+    "results_schema",
+    "write_results",
+]
 
 
 class _CallablePackage(ModuleType):

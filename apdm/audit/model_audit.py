@@ -120,6 +120,7 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
         thresholds=plan.thresholds,
         verdict=judge(measured, outcomes, plan.thresholds),
         prompts=plan.prompts,
+        kind="models",
     )
 
 

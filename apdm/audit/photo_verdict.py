@@ -11,8 +11,18 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from apdm.audit.checks import likeness_check, match_check, photo_points
-from apdm.audit.results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, State
+from apdm.audit.results import (
+    PhotoAttackRow,
+    PhotoComparison,
+    PhotoOutcome,
+    PhotoQuality,
+    PhotoThresholds,
+    State,
+    Thresholds,
+    Verdict,
+)
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
+from apdm.audit.verdict import MIN_REPEATS, among_strangers, unmeasured, worst_checks
 from apdm.faces.described import NamedThreshold
 from apdm.metrics.identity import face_rate
 from apdm.metrics.utility import StrangersLikeness
@@ -23,9 +33,8 @@ Pair = tuple[PhotoAttackRow, PhotoAttackRow]  # the rows of one person and seed,
 def judge_photo_attacks(
     rows: Sequence[PhotoAttackRow],
     strangers: Mapping[str, StrangersLikeness],
+    thresholds: Thresholds | PhotoThresholds,
     *,
-    max_match_rate: float,
-    max_likeness_over_strangers: float,
     doubts: Sequence[str],
 ) -> list[PhotoOutcome]:
     """Judge each attack, alone and after each purifier, in the order of the rows.
@@ -33,7 +42,7 @@ def judge_photo_attacks(
     Args:
         rows: the rows of all attacks.
         strangers: {encoder: likeness by chance}.
-        max_match_rate, max_likeness_over_strangers: the thresholds of the same names.
+        thresholds: the thresholds of the checks.
         doubts: reasons why no attack shows protection, whatever was measured: see `doubts_about_judges`.
     """
     clean = {(row.attack, row.subject, row.seed): row for row in rows if row.photos == "clean"}
@@ -46,8 +55,8 @@ def judge_photo_attacks(
         pairs = [(clean[row.attack, row.subject, row.seed], row) for row in protected]
         points = photo_points(protected)
         checks = [
-            match_check(points, max_match_rate),
-            likeness_check(points, strangers, max_likeness_over_strangers),
+            match_check(points, thresholds.max_match_rate),
+            likeness_check(points, strangers, thresholds.max_likeness_over_strangers),
         ]
         sound = [pair for pair in pairs if all(row.status == "ok" for row in pair)]
         void = [first for first, _ in pairs if is_void(first)]
@@ -66,6 +75,57 @@ def judge_photo_attacks(
             )
         )
     return outcomes
+
+
+def judge_photos(
+    outcomes: Sequence[PhotoOutcome],
+    *,
+    repeats: int,
+    strangers: Mapping[str, StrangersLikeness],
+    strangers_matched: Mapping[str, float],
+    thresholds: PhotoThresholds,
+) -> Verdict:
+    """The verdict of an audit of photos alone. Every attack that was run counts, alone and after each purifier.
+
+    Args:
+        outcomes: the result of each attack, of `judge_photo_attacks`.
+        repeats: number of seeds.
+        strangers: {encoder: likeness by chance}.
+        strangers_matched: {person: share of the strangers whom every encoder takes for this person}.
+        thresholds: the thresholds of the checks.
+    """
+    checks = worst_checks([(outcome.spec, outcome.checks) for outcome in outcomes])
+    prefixed = len(outcomes) > 1
+    unreliable = [f"{one.spec}: {flag}" if prefixed else flag for one in outcomes for flag in one.unreliable]
+    unreliable += unmeasured(checks) + among_strangers(strangers, strangers_matched, thresholds.max_match_rate)
+    failed = [check.detail for check in checks if check.passed is False]
+    reasons = failed or [check.detail for check in checks]
+    if unreliable:
+        counts = f"{len(unreliable)} count{'s' * (len(unreliable) > 1)}"
+        reasons = [*failed, f"The audit is unreliable on {counts}, so no protection is claimed."]
+    return Verdict(
+        protected=not failed and not unreliable,
+        reasons=reasons,
+        unreliable=unreliable,
+        notes=_notes(outcomes, repeats, strangers),
+        checks=checks,
+    )
+
+
+def _notes(outcomes: Sequence[PhotoOutcome], repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:
+    notes = []
+    if repeats < MIN_REPEATS:
+        notes.append(f"A claim needs at least {MIN_REPEATS} seeds; this audit has {repeats}.")
+    if any(band.source != "photos" for band in strangers.values()):
+        notes.append("No photos of strangers were given: the base's class pictures stand for them.")
+    for outcome in outcomes:
+        rate = outcome.quality.get("face_rate")
+        if rate is not None and rate.clean and rate.protected is not None and rate.protected < rate.clean / 2:
+            notes.append(
+                f"{outcome.spec}: with protected photos {rate.protected:.2f} of the pictures show a face, with clean "
+                f"ones {rate.clean:.2f}: part of the protection is that the pictures are destroyed."
+            )
+    return notes
 
 
 def is_void(clean: PhotoAttackRow) -> bool:

@@ -1,4 +1,8 @@
-"""Reading of protected photos and their originals. They are checked before any attack."""
+"""Reading of protected photos and their originals. They are checked before any attack.
+
+Protected photos are what `apdm perturb` or `apdm harden` wrote, with a file that says how they were protected. Or they
+are a folder `<id>/*.png` of any other tool; then their changes are measured here.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
+from apdm.audit.people import People
 from apdm.audit.schema import WrongShape, from_json
+from apdm.config.photo_run import output_of_run
 from apdm.core.errors import UserError
-from apdm.data.photo_files import stem
+from apdm.core.logging import get_logger
+from apdm.data.photo_files import name_some, printable, stem
 from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
-from apdm.image_layer.results import Perturbation
+from apdm.image_layer.measure import measure_photo
+from apdm.image_layer.photos import read_photo
+from apdm.image_layer.results import Perturbation, ProtectedPhoto
+from apdm.metrics.perception import PixelArray, visibility
+
+logger = get_logger(__name__)
+
+UNKNOWN = "unknown"  # the method of photos that another tool protected
+MIN_HELD_OUT, MIN_PHOTOS = 2, 4  # of a person whose hold-out photos are taken from the originals
 
 
 @dataclass(frozen=True)
@@ -37,42 +53,113 @@ class ProtectedPhotos:
     Attributes:
         pairs: {person: photos}.
         perturbation: how they were protected.
-        originals: the originals, to be compared with the photos of other folders.
+        folder: the folder of the originals.
+        subjects: the people, with the files of their originals.
     """
 
     pairs: Mapping[str, PhotoPair]
     perturbation: Perturbation
-    originals: PhotoSet
+    folder: str
+    subjects: Sequence[Subject]
+
+    @property
+    def originals(self) -> PhotoSet:
+        """The originals, to be compared with the photos of other folders."""
+        clean = {person: pair.clean for person, pair in self.pairs.items()}
+        return PhotoSet.of_people(Role.PROTECTED, self.folder, self.subjects, clean)
 
 
 def load_protected_photos(
-    originals: str | Path, made: str | Path, resolution: int, *, known: Collection[str], chosen: Chosen = PROTECTED
+    originals: str | Path,
+    made: str | Path,
+    resolution: int,
+    *,
+    known: Collection[str] | None = None,
+    chosen: Chosen = PROTECTED,
 ) -> ProtectedPhotos:
     """Read original and protected photos.
 
     Args:
         originals: folder of the originals, one sub-folder per person.
-        made: output folder of `apdm perturb` or `apdm harden`, with the protected photos and perturbation.json.
+        made: the protected photos: an output folder of `apdm perturb` or `apdm harden`, the folder `images/` in it, or
+            a folder with one sub-folder per person that another tool made.
         resolution: R, the side in pixels of the squares that a trainer makes of the photos.
-        known: ids of the people whose hold-out photos the audit has.
+        known: ids of the people whose hold-out photos the audit has; None if these are taken from the originals.
         chosen: which set of the originals was protected, if they lie in sets.
 
     Raises:
-        UserError: originals and protected photos have different names, `made` is no such folder, or a person is not in
-            `known`.
+        UserError: originals and protected photos have different names, the output folder is not complete, or a person
+            is not in `known`.
     """
-    made = Path(made)
-    perturbation = _read_perturbation(made)
-    protected = {subject.id: subject.images for subject in find_subjects(made / IMAGES)}
+    output = output_of_run(made)
+    folder = Path(made) if output is None else output / IMAGES
+    perturbation = None if output is None else _read_perturbation(output)
+    protected = {subject.id: subject.images for subject in find_subjects(folder)}
     pairs = {}
     subjects = find_subjects(originals, chosen=chosen)
     for subject in subjects:
-        if subject.id not in known:
+        if known is not None and subject.id not in known:
             whose = subject.images[0].parent
             raise UserError(f"the audit has no hold-out photos of the person in {whose}; add some, or leave it out")
-        pairs[subject.id] = load_pair(subject, made / IMAGES, protected.get(subject.id, []), resolution)
-    clean = {person: pair.clean for person, pair in pairs.items()}
-    return ProtectedPhotos(pairs, perturbation, PhotoSet.of_people(Role.PROTECTED, str(originals), subjects, clean))
+        pairs[subject.id] = load_pair(subject, folder, protected.get(subject.id, []), resolution)
+    if unseen := sorted(protected.keys() - pairs.keys()):
+        logger.warning("%s holds photos of people without originals in %s: %s", folder, originals, ", ".join(unseen))
+    if perturbation is None:
+        perturbation = _measured(subjects, protected, pairs)
+    return ProtectedPhotos(pairs, perturbation, str(originals), subjects)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Photos that define likeness, and those that the attacker trains on.
+
+    Attributes:
+        attacked: the photos that are left for the attacker.
+        references: {person: hold-out photos [M, 3, R, R] in [-1, 1]}.
+        sets: the hold-out photos, to be compared with those of other folders.
+    """
+
+    attacked: ProtectedPhotos
+    references: Mapping[str, Tensor]
+    sets: Sequence[PhotoSet]
+
+
+def hold_out(photos: ProtectedPhotos) -> HeldOut:
+    """Hold out the last third of each person's originals, by sorted name and at least two, from both arms.
+
+    Raises:
+        UserError: a person has too few photos.
+    """
+    pairs, references, attacked, held = {}, {}, [], []
+    for subject in photos.subjects:
+        number, pair = len(subject.images), photos.pairs[subject.id]
+        if number < MIN_PHOTOS:
+            raise UserError(
+                f"{photos.folder} has {number} photo{'s' * (number != 1)} of {subject.id}, too few to hold some out: "
+                f"give at least {MIN_PHOTOS}, or other photos of the person in holdout_data_dir"
+            )
+        kept = number - max(MIN_HELD_OUT, number // 3)
+        pairs[subject.id] = PhotoPair(pair.clean[:kept], pair.protected[:kept])
+        references[subject.id] = pair.clean[kept:]
+        attacked.append(Subject(subject.id, subject.images[:kept]))
+        held.append(Subject(subject.id, subject.images[kept:]))
+    sets = [PhotoSet.of_people(Role.REFERENCE, photos.folder, held, references)]
+    return HeldOut(ProtectedPhotos(pairs, photos.perturbation, photos.folder, attacked), references, sets)
+
+
+def hold_out_from(folder: str, photos: ProtectedPhotos, resolution: int, chosen: Chosen) -> HeldOut:
+    """Take the hold-out photos from a folder, or from the set `chosen` of each person. The attacker has all originals.
+
+    Raises:
+        UserError: the folder lacks a person.
+    """
+    people = People.load(folder, resolution, chosen)
+    if missing := [subject.id for subject in photos.subjects if subject.id not in people.photos]:
+        raise UserError(
+            f"holdout_data_dir {folder} has no folder {missing[0]}: add one, with other photos of the person"
+        )
+    ids = list(photos.pairs)
+    return HeldOut(photos, {one: people.photos[one] for one in ids}, people.sets(Role.REFERENCE, ids))
 
 
 def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolution: int) -> PhotoPair:
@@ -94,11 +181,22 @@ def load_pair(original: Subject, folder: Path, protected: Sequence[Path], resolu
     stems = [stem(path) for path in original.images]
     if len(by_stem) != len(protected) or sorted(by_stem) != sorted(stems):
         raise UserError(
-            f"{folder}/{original.id} and {original.images[0].parent} are not photos of equal names; run apdm perturb "
-            f"on {original.images[0].parent} again"
+            f"{folder}/{original.id} and {original.images[0].parent} are not photos of equal names "
+            f"({_difference(stems, by_stem)}): protect these photos again, or remove what has no counterpart"
         )
     protected = [by_stem[name] for name in stems]
     return PhotoPair(load_images(original.images, resolution), load_images(protected, resolution))
+
+
+def _difference(originals: Sequence[str], protected: Collection[str]) -> str:
+    """What differs between the names, without suffixes, of original and protected photos."""
+    if not protected:
+        return "there are no protected ones"
+    for name in sorted({*originals} - {*protected}):
+        return f"{printable(name)} has no protected photo"
+    for name in sorted({*protected} - {*originals}):
+        return f"{printable(name)} has no original"
+    return "two photos have one name"
 
 
 def _read_perturbation(made: Path) -> Perturbation:
@@ -109,5 +207,50 @@ def _read_perturbation(made: Path) -> Perturbation:
         raise UserError(f"{path} was not written by this version: {problem}; run apdm perturb again") from None
     except (OSError, ValueError):
         raise UserError(
-            f"{made} has no {PERTURBATION} that can be read; give protected_photos the output folder of apdm perturb"
+            f"{made} has no {PERTURBATION} that can be read: it is not complete; run the command that made it again"
         ) from None
+
+
+def _measured(
+    subjects: Sequence[Subject], protected: Mapping[str, Sequence[Path]], pairs: Mapping[str, PhotoPair]
+) -> Perturbation:
+    """Measure how visible the changes of another tool are.
+
+    A protected photo of another size than the original is compared as the square that a trainer makes of both.
+    """
+    photos, resized = [], []
+    for subject in subjects:
+        by_stem = {stem(path): path for path in protected[subject.id]}
+        for number, file in enumerate(subject.images):
+            original, saved = read_photo(file), read_photo(by_stem[stem(file)])
+            if original.pixels.shape == saved.pixels.shape:
+                photos.append(measure_photo(original, saved, None, [], subject=subject.id, number=number))
+                continue
+            resized.append(saved.path)
+            pair = pairs[subject.id]
+            visible = visibility(_pixels(pair.clean[number]), _pixels(pair.protected[number]))
+            photos.append(ProtectedPhoto(subject=subject.id, photo=number, visible=visible, faces=[]))
+    if resized:
+        logger.warning(
+            "%d protected photos have another size than their originals, and their changes are measured on squares of "
+            "%d pixels: %s",
+            *(len(resized), next(iter(pairs.values())).clean.shape[-1], name_some(resized)),
+        )
+    suffixes = sorted({path.suffix.lower().lstrip(".") for paths in protected.values() for path in paths})
+    return Perturbation(
+        schema=1,
+        package={},
+        method=UNKNOWN,
+        zero_shot=None,
+        format=", ".join(suffixes),
+        epsilon={},
+        photos=photos,
+        command=None,
+        seconds_per_photo=None,
+        peak_memory_bytes=None,
+    )
+
+
+def _pixels(image: Tensor) -> PixelArray:
+    """A picture `[3, R, R]` in [-1, 1] as an 8-bit array `[R, R, 3]`."""
+    return np.asarray(image.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0))

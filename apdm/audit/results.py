@@ -290,6 +290,14 @@ class Thresholds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotoThresholds:
+    """The thresholds that judge protected photos, as in `Thresholds`."""
+
+    max_match_rate: float
+    max_likeness_over_strangers: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Whether the subjects are protected.
 
@@ -486,8 +494,10 @@ class Results(Measurements):
         comparison, cost_factor: figures of the required attack with the lowest cost factor.
         image_layer: the audit of protected photos; None if there was none.
         prompts: what the nominal attack learns and is asked; None in files of older versions.
+        kind: that this is an audit of models; None in files of older versions, which all were.
     """
 
+    kind: Literal["models"] | None = None
     by_attack: list[AttackOutcome]
     comparison: dict[str, Comparison]
     cost_factor: HeadlineCost
@@ -497,7 +507,60 @@ class Results(Measurements):
     prompts: Prompts | None = None
 
 
-def write_results(results: Results, path: str | Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PhotoCounts:
+    """How many photos of each person were used, {person: number}.
+
+    Attributes:
+        attacked: photos that the attacker trains on.
+        held_out: photos that define likeness.
+        held_out_from: "originals" if the last third of each person's originals was held out, "folder" if a folder of
+            hold-out photos was given.
+    """
+
+    attacked: dict[str, int]
+    held_out: dict[str, int]
+    held_out_from: Literal["originals", "folder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoResults:
+    """The content of results.json after an audit of photos alone. Fields of the same name are as in `Results`.
+
+    Attributes:
+        kind: that this is an audit of photos.
+        models: the attacked model, {"base": its file and hash}.
+        subjects: ids of the people whose photos were attacked.
+        photos: how many photos were attacked and held out.
+        image_layer: how the photos were protected, the rows of the attacks, and the result of each attack.
+    """
+
+    schema: SchemaNumber
+    kind: Literal["photos"]
+    command: str | None
+    package: dict[str, str]
+    seeds: list[int]
+    models: dict[str, ModelFile]
+    subjects: list[str]
+    photos: PhotoCounts
+    judges: JudgesDescription
+    strangers: dict[str, StrangersLikeness]
+    strangers_matched: dict[str, float]
+    prompts: Prompts
+    image_layer: ImageLayer
+    thresholds: PhotoThresholds
+    verdict: Verdict
+
+    @property
+    def encoders(self) -> list[str]:
+        """The names of the face encoders."""
+        return [encoder.name for encoder in self.judges.encoders]
+
+
+AnyResults = Results | PhotoResults
+
+
+def write_results(results: AnyResults, path: str | Path) -> None:
     """Write results.json as strict JSON. An existing file is replaced only when the new file is complete.
 
     Raises:
@@ -506,8 +569,8 @@ def write_results(results: Results, path: str | Path) -> None:
     write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
 
 
-def read_results(path: str | Path) -> Results:
-    """Read what `write_results` wrote.
+def read_results(path: str | Path) -> AnyResults:
+    """Read what `write_results` wrote: the results of an audit of models or of photos alone.
 
     Raises:
         UserError: the file cannot be read, or it was written by another version with another schema.
@@ -520,11 +583,19 @@ def read_results(path: str | Path) -> Results:
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema}, this program reads {SCHEMA}: audit again with this version")
     try:
-        return from_json(Results, content)
+        return from_json(PhotoResults, content) if content.get("kind") == "photos" else from_json(Results, content)
     except WrongShape as problem:
         raise UserError(f"{path} was not written by this version: {problem}; audit again with this version") from None
 
 
-def results_schema() -> dict[str, Any]:
-    """The JSON schema of results.json."""
-    return json_schema(Results, title=f"apdm results.json, schema {SCHEMA}")
+def read_model_results(path: str | Path) -> Results:
+    """Read the results of an audit of models. Raises UserError as `read_results`, and if it was one of photos alone."""
+    results = read_results(path)
+    if isinstance(results, PhotoResults):
+        raise UserError(f"{path} is the audit of photos alone; give the results.json of an audit of models")
+    return results
+
+
+def results_schema(kind: type[AnyResults] = Results) -> dict[str, Any]:
+    """The JSON schema of results.json, of an audit of models or of photos alone."""
+    return json_schema(kind, title=f"apdm results.json, schema {SCHEMA}")

@@ -21,11 +21,11 @@ class WrongShape(ValueError):
 
 
 def to_json(value: Any) -> dict[str, Any]:
-    """The JSON object of a dataclass. Fields that are None and whose default is None are left out."""
+    """The JSON object of a dataclass. Fields that have their default, None or an empty list, are left out."""
     return {
         field.name: _plain(getattr(value, field.name))
         for field in dataclasses.fields(value)
-        if not (field.default is None and getattr(value, field.name) is None)
+        if not _has_default(field, getattr(value, field.name))
     }
 
 
@@ -62,6 +62,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _has_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return field.default is None and value is None
 
 
 @cache

@@ -66,7 +66,7 @@ def _judge_attack(
         cost_check(costs, thresholds.min_cost_factor, demanded=rows[0].long, measured=longest > nominal),
     ]
     unreliable = [f"{row.model}/{row.subject}/seed {row.seed}: {flag}" for row in rows for flag in row.unreliable]
-    unreliable += [*flags, *_unmeasured(checks)]
+    unreliable += [*flags, *unmeasured(checks)]
     return AttackOutcome(
         spec=spec,
         attack=rows[0].attack,
@@ -118,7 +118,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     """The verdict on everything that was measured. `attacks` is the result of `judge_attacks`."""
     required = [attack for attack in attacks if attack.required]
     checks = [
-        *_worst_checks(required),
+        *worst_checks([(attack.spec, attack.checks) for attack in required]),
         others_check(measured, thresholds.min_other_ratio),
         face_check(measured.utility, thresholds.min_face_rate),
         class_distance_check(measured.utility.frechet, thresholds.max_class_distance),
@@ -126,9 +126,10 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     ]
     prefixed = len(attacks) > 1
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
-    unreliable += [flag for flag in _unmeasured(checks) if not any(flag in known for known in unreliable)]
-    unreliable += _not_attacked(measured) + _no_strangers(measured, thresholds) + one_encoder(measured.judges)
-    unreliable += doubtful_thresholds(measured.judges)
+    unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]
+    unreliable += _not_attacked(measured)
+    unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
+    unreliable += one_encoder(measured.judges) + doubtful_thresholds(measured.judges)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:
@@ -143,15 +144,15 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     )
 
 
-def _worst_checks(attacks: Sequence[AttackOutcome]) -> list[Check]:
-    """For each check of an attack, the worst result over all attacks.
+def worst_checks(attacks: Sequence[tuple[str, Sequence[Check]]]) -> list[Check]:
+    """For each check of an attack, the worst result over all attacks, which are given as (spec, checks).
 
     A result that could not be measured is worse than a failed check, and a failed check is worse than a passed check.
     """
     found: dict[str, list[tuple[tuple[bool, bool, float], Check]]] = {}
-    for attack in attacks:
-        for check in attack.checks:
-            detail = f"{attack.spec}: {check.detail}" if len(attacks) > 1 else check.detail
+    for spec, of_attack in attacks:
+        for check in of_attack:
+            detail = f"{spec}: {check.detail}" if len(attacks) > 1 else check.detail
             value = 0.0 if check.value is None else check.value
             badness = -value if check.name == "cost_factor" else value
             rank = (check.passed is not None, check.passed is False and check.value is None, badness)
@@ -159,7 +160,8 @@ def _worst_checks(attacks: Sequence[AttackOutcome]) -> list[Check]:
     return [max(checks, key=lambda entry: entry[0])[1] for checks in found.values()]
 
 
-def _unmeasured(checks: Sequence[Check]) -> list[str]:
+def unmeasured(checks: Sequence[Check]) -> list[str]:
+    """The checks that had to be measured and could not be, one clause each."""
     return [f"{check.name} could not be measured" for check in checks if check.value is None and check.passed is False]
 
 
@@ -178,18 +180,20 @@ def _not_attacked(measured: Measurements) -> list[str]:
     return missing
 
 
-def _no_strangers(measured: Measurements, thresholds: Thresholds) -> list[str]:
+def among_strangers(
+    strangers: Mapping[str, StrangersLikeness], matched: Mapping[str, float], max_match_rate: float
+) -> list[str]:
     """Protected people who are among the strangers, one clause each.
 
     Their likeness is then not likeness by chance, and the check of the likeness would always pass. Among photos of
     strangers nobody may be protected. Among class pictures, which the base draws, some look like a person by chance.
     """
-    photos = all(band.source == "photos" for band in measured.strangers.values())
-    allowed, who = (0.0, "strangers") if photos else (thresholds.max_match_rate, "base's class pictures")
+    photos = all(band.source == "photos" for band in strangers.values())
+    allowed, who = (0.0, "strangers") if photos else (max_match_rate, "base's class pictures")
     mend = "take these photos out of the folder" if photos else "give photos of strangers"
     return [
         f"{share:.3f} of the {who} are {subject} to every encoder, so likeness by chance was not measured: {mend}"
-        for subject, share in (measured.strangers_matched or {}).items()
+        for subject, share in matched.items()
         if share > allowed
     ]
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from apdm.config.judges import judge_places
 from apdm.config.options import DRY_RUN, option
+from apdm.config.photo_audit import check_together
+from apdm.config.photo_run import defaults_from_run
 from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
 from apdm.config.subject_kind import SubjectKind, check_object, check_object_judges, subject_kind_option
 from apdm.core.errors import UserError
@@ -308,19 +310,27 @@ class AuditConfig(AuditOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditJobConfig(AuditOptions):
-    """Attack base and hardened model with everything in a suite, and say whether the subjects are protected."""
+    """Attack base and hardened model, or clean and protected photos, and say whether the subjects are protected."""
 
-    base: str = option(
-        help="The model before hardening: a diffusers pipeline folder, a single-file checkpoint, or a name on the "
-        "Hugging Face Hub. The other models can be given in the same ways.",
+    base: str | None = option(
+        None,
+        "The model before hardening: a diffusers pipeline folder, a single-file checkpoint, or a name on the "
+        "Hugging Face Hub. The other models can be given in the same ways. It must be given with hardened. For photos "
+        "alone it is the model that is attacked; by default the one that protected them, if config.yaml beside them "
+        "says which.",
         holds="path",
     )
-    hardened: str = option(help="The same model after hardening.", holds="path")
-    subjects: str = option(
-        help="Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
+    hardened: str | None = option(
+        None,
+        "The same model after hardening. Without it, only photos are audited: give protected_photos and photos.",
+        holds="path",
+    )
+    subjects: str | None = option(
+        None,
+        "Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
         "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
         "attacker's photos, together with holdout_data_dir. Or a folder of <id>/set_A, set_B and set_C; see "
-        "attacker_set and holdout_set.",
+        "attacker_set and holdout_set. It must be given with hardened.",
         holds="path",
     )
     protected_set: Literal["A", "B", "C", "D"] = option(
@@ -344,15 +354,18 @@ class AuditJobConfig(AuditOptions):
     )
     protected_photos: str | None = option(
         None,
-        "Output folder of apdm perturb or apdm harden. The photos in its images/ are attacked on the base, beside "
-        "their originals.",
+        "Protected photos, which are attacked on the base beside their originals: the output folder of apdm perturb or "
+        "apdm harden, or a folder <id>/*.png that any other tool made.",
         holds="path",
     )
-    instance_data_dir: str | None = option(
+    photos: str | None = option(
         None,
-        "Folder of the originals of protected_photos, <id>/*.jpg. By default protected/ in the folder of subjects.",
+        "Folder of the originals of protected_photos, <id>/*.jpg, with the same file names. With hardened by default "
+        "protected/ in the folder of subjects. For photos alone, without holdout_data_dir, the last third of each "
+        "person's photos (at least 2 of at least 4) is held out.",
         holds="path",
     )
+    instance_data_dir: str | None = option(None, "The earlier name of photos.", holds="path")
     suite: Literal["quick", "standard", "full"] = option(
         "standard",
         "Which attacks to run. Every suite has the nominal attack on every person; standard has more other attacks "
@@ -370,7 +383,11 @@ class AuditJobConfig(AuditOptions):
         at_least=1,
     )
     subject_kind: SubjectKind = subject_kind_option()
-    instance_prompt: str = option(INSTANCE_PROMPT, "The prompt that attackers learn a subject with.")
+    instance_prompt: str = option(
+        INSTANCE_PROMPT,
+        "The prompt that attackers learn a subject with. For photos alone by default that of the run that protected "
+        "them; so are class_prompt and resolution.",
+    )
     class_prompt: str = option(
         "", "The prompt of the class that subjects belong to. By default instance_prompt without its rare word."
     )
@@ -436,6 +453,13 @@ class AuditJobConfig(AuditOptions):
         self.refuse_protected_set(self.protected_set)
         if self.subject_kind == "object":
             self.check_object(self.instance_prompt, {"faces": self.faces})
-        if self.protected_photos is None:
-            photos = ("purifiers", "photo_attacks", "faceid_adapter")
-            self.refuse(*photos, mend="name the output folder of apdm perturb with protected_photos")
+        if self.instance_data_dir is not None and self.protected_photos is not None:
+            if self.photos not in (None, self.instance_data_dir):
+                raise UserError("photos and instance_data_dir are two names of one option: leave one of them out")
+            object.__setattr__(self, "photos", self.instance_data_dir)
+        check_together(self)
+
+    @staticmethod
+    def defaults_from(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults of an audit of photos that the run which protected them gives; see `photo_run`."""
+        return defaults_from_run(given)

@@ -314,11 +314,17 @@ def _complete(
 ) -> Config:
     """Make the configuration from the given values, the preset that they name, and the defaults.
 
+    If `cls` has a function `defaults_from`, it gets the given values, {option: value}, and returns further defaults.
+
     Raises:
         UserError: a required option is missing. `where` and `dashes` are for this message.
     """
     preset = getattr(cls, "presets", {}).get(values.get("preset"), {})
     values = {**preset, **values}
+    defaults_from = getattr(cls, "defaults_from", None)
+    if defaults_from is not None:
+        found: Mapping[str, Any] = defaults_from(values)
+        values |= {path: known[path].fit(value, "of the run that is continued") for path, value in found.items()}
     missing = [f"{dashes}{path}" for path, found in known.items() if found.required and path not in values]
     if missing:
         raise UserError(f"{', '.join(missing)} must be given, {where}")

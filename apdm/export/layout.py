@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from apdm.config import photo_run
+
 # Shipped files and folders. The manifest lists them with their hashes.
 MODEL = "model"  # the pipeline folder
 SINGLE_FILE = "model.safetensors"
-IMAGES = "images"  # protected photos
 PERTURBATION = "perturbation.json"  # how visible the changes to the photos are
 RESULTS = "results.json"  # what the audit found
 REPORT = "report.html"
+IMAGES = photo_run.IMAGES  # protected photos
 SHIPPED = (MODEL, SINGLE_FILE, IMAGES, PERTURBATION, RESULTS, REPORT)
 
 MANIFEST = "manifest.json"
-CONFIG = "config.yaml"  # the resolved options
+CONFIG = photo_run.CONFIG  # the resolved options
 
 # Working files. They let an interrupted run continue and are never shipped.
 CELLS = "cells"  # finished attacks of the audit

@@ -59,24 +59,25 @@ class Perturbation:
 
     Attributes:
         schema: version of the file's layout.
-        package: versions of the packages that made the photos.
-        method: the photo protection against fine-tuning; "none" if there was none.
-        zero_shot: whether the zero-shot layer was used.
+        package: versions of the packages that made the photos; empty if another tool made them.
+        method: the photo protection against fine-tuning; "none" if there was none, "unknown" if another tool made the
+            photos.
+        zero_shot: whether the zero-shot layer was used; None if another tool made the photos.
         misled: the identity encoders that it misled; None in files of older versions.
         detector: the network that found the faces; None if faces were not looked for, and in files of older versions.
-        format: file format of the photos, "png" or "jpeg".
-        epsilon: the budgets of both layers in [0, 1] pixel units.
+        format: file format of the photos, "png" or "jpeg"; of another tool's photos their suffixes.
+        epsilon: the budgets of both layers in [0, 1] pixel units; empty if another tool made the photos.
         photos: one entry for each photo.
         command: the command line of the run, if there was one.
         seconds_per_photo: the main process's time for one photo; None if it had no photo to protect.
-        peak_memory_bytes: largest memory of the main process.
+        peak_memory_bytes: largest memory of the main process; None if another tool made the photos.
         people: what was found out about the faces in each person's photos; empty without the zero-shot layer.
     """
 
     schema: int
     package: dict[str, str]
     method: str
-    zero_shot: bool
+    zero_shot: bool | None
     misled: list[NamedThreshold] | None = None
     detector: NamedThreshold | None = None
     format: str
@@ -84,7 +85,7 @@ class Perturbation:
     photos: list[ProtectedPhoto]
     command: str | None
     seconds_per_photo: float | None
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     people: list[PhotoFaces] = field(default_factory=list)
 
     def has_misled(self, judge: NamedThreshold) -> bool:

@@ -1,64 +1,54 @@
 """`apdm audit`: run a suite of attacks on models and people, and write results.json and report.html.
 
-`apdm harden` with `audit.enabled` uses `audit_and_report` at its end. What an audit reads first is in
-`audit_inputs.py`.
+Without a hardened model the command audits photos alone: `photo_audit.py`. `apdm harden` with `audit.enabled` uses
+`audit_and_report` at its end. What an audit reads first is in `audit_inputs.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor
 
-from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.people import PROTECTED, PhotoFolders
-from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
-from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
-from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
+from apdm.audit.results import Results
 from apdm.audit.same_faces import check_faces
-from apdm.audit.store import CellStore, finished_cells
-from apdm.audit.suites import AttackFactory, Entry, available_entries, choose_entries
-from apdm.audit.thresholds import with_thresholds
-from apdm.audit.verdict import doubtful_thresholds, one_encoder
-from apdm.config import AuditJobConfig, to_yaml
+from apdm.audit.store import finished_cells
+from apdm.audit.suites import choose_entries
+from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults
-from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
-from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
-from apdm.data.class_images import ClassImages
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate
-from apdm.data.subjects import load_images
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
-from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PHOTO_CELLS, PICTURES, REPORT, RESULTS
-from apdm.families import Family, Posterior
-from apdm.families.encoding import encode_images
+from apdm.export.layout import CELLS, PHOTO_CELLS
+from apdm.families import Family
 from apdm.families.miniature import is_miniature
-from apdm.families.prompts import check_distinct, check_prompts
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
+from apdm.jobs.audit_steps import (
+    attacker_class_images,
+    audit_and_report,
+    check_prompts_of,
+    claim,
+    model_file,
+)
 from apdm.jobs.face_networks import face_networks
+from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
-from apdm.jobs.prepare import check_resolution, configuration_hash, keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
-from apdm.metrics.judges import Judges
-from apdm.report.page import write_report
 
 KEPT = "finished attacks are kept; the same command goes on"
-COLUMNS = 4  # of the sheets of pictures
-ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
 def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:
-    """Attack base and hardened model, and judge the pictures that the attackers' models draw.
+    """Attack base and hardened model, or only clean and protected photos, and judge what the attackers' models draw.
 
     The command `apdm audit` and the Python function `apdm.audit` both run this function, in one process or in the
     processes that `accelerate launch` started.
@@ -81,32 +71,27 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
 
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=kept), ExitStack() as held:
-        return _audit(config, command, processes, device, held)
+        prepare_process(config.num_threads)
+        warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
+        job = audit_photos if config.hardened is None else _audit
+        return job(config, command, processes, device, held)
 
 
 def _audit(
     config: AuditJobConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
 ) -> AuditResult:
-    """Do what `audit_models` does. `held` keeps other runs out of the output folder until it is closed."""
-    prepare_process(config.num_threads)
-    warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
+    """Audit a hardened model. `held` keeps other runs out of the output folder until it is closed."""
     plan, inputs, photos = processes.main_first(lambda: load_audit(config, command))
     judges = inputs.judges
     processes.on_main(lambda: check_faces(photo_sets(inputs, photos), judges.encoders, judges.face_score))
-    output = processes.broadcast(lambda: _claim(config, held))
+    output = processes.broadcast(lambda: claim(config, held))
     show_plan(audit_plan(config, plan, photos, processes=processes, device=device))
     warn_if_too_short(config, plan.entries)
     for model in plan.models.values():
         model.pipeline.to(device)
     results = audit_and_report(
         plan,
-        class_images=attacker_class_images(
-            plan,
-            variant=config.variant,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            resolution=config.resolution,
-        ),
+        class_images=attacker_class_images(plan, config),
         photo_attacks=inputs.photo_attacks,
         photos=photos,
         output=output,
@@ -117,130 +102,6 @@ def _audit(
     return AuditResult(output_dir=output, verdict=verdict, results=results)
 
 
-def attacker_class_images(
-    plan: AuditPlan, *, variant: str | None, num_inference_steps: int, guidance_scale: float, resolution: int
-) -> ClassImages:
-    """Return how the base draws the class pictures that the attacker uses for prior preservation."""
-    return ClassImages(
-        prompt=plan.class_prompt,
-        model=plan.files["base"].sha256,
-        variant=variant,
-        configuration=configuration_hash(plan.models["base"]),
-        seed=plan.seed + ATTACKER_SEED,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        resolution=resolution,
-    )
-
-
-# -- the audit itself ----------------------------------------------------------------------------------------
-
-
-def audit_and_report(
-    plan: AuditPlan,
-    *,
-    class_images: ClassImages,
-    photo_attacks: PhotoAttackSpecs | None,
-    photos: ProtectedPhotos | None,
-    output: Path,
-    processes: ProcessGroup,
-    earlier: Sequence[str] = (),
-) -> Results | None:
-    """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
-
-    Finished attacks are kept in `output`. If an audit was stopped, the same call continues it.
-
-    Args:
-        plan: the models, the people, the attacks and the measurements.
-        class_images: how the attacker's class pictures are drawn.
-        photo_attacks: the attacks on protected photos; None to attack no photos.
-        photos: the protected photos and their originals; None to attack no photos.
-        output: the output folder.
-        processes: the processes that share the attacks. All must see the same files.
-        earlier: output folders of earlier audits, whose finished attacks are reused.
-
-    Returns:
-        The results in the main process, None in the others.
-    """
-    quiet = not processes.is_main
-    plan = replace(plan, class_images=asdict(class_images))
-    base, batch_size = plan.models["base"], plan.drawing.batch_size
-
-    def prior() -> tuple[Posterior, Judges]:
-        folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
-        paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True, show_progress=not quiet)
-        pictures = load_images(paths, class_images.resolution)
-        with torch.no_grad():
-            latents = encode_images(base, pictures, batch_size=batch_size)
-        return latents, with_thresholds(plan.judges, plan.subjects, pictures)
-
-    latents, judges = processes.main_first(prior)
-    plan = replace(plan, judges=judges)
-    store = _store(output, CELLS, processes, earlier)
-    done = attack_and_judge(plan, latents, store=store, processes=processes, show_progress=not quiet)
-    layer = None
-    if photo_attacks is not None and photos is not None:
-        store = _store(output, PHOTO_CELLS, processes, earlier)
-        layer = _attack_photos(plan, latents, photo_attacks, photos, store, processes)
-    if done is None:
-        return None
-    results, pictures = done
-    if layer is not None:
-        limits, misled = plan.thresholds, layer[0].misled_judges or []
-        outcomes = judge_photo_attacks(
-            layer[0].attacks,
-            results.strangers,
-            max_match_rate=limits.max_match_rate,
-            max_likeness_over_strangers=limits.max_likeness_over_strangers,
-            doubts=[
-                *one_encoder(results.judges),
-                *doubtful_thresholds(results.judges),
-                *doubts_about_judges(results.judges.encoders, misled),
-            ],
-        )
-        results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
-        pictures |= layer[1]
-    _write(results, pictures, output)
-    return results
-
-
-def _store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
-    return CellStore(output / name, process=processes.index, earlier=[Path(folder) / name for folder in earlier])
-
-
-def _attack_photos(
-    plan: AuditPlan,
-    class_images: Posterior,
-    specs: PhotoAttackSpecs,
-    photos: ProtectedPhotos,
-    store: CellStore,
-    processes: ProcessGroup,
-) -> tuple[ImageLayer, dict[str, Tensor]] | None:
-    """Attack the protected photos.
-
-    Returns:
-        The part of the results that is about photos, and its pictures; None in all processes but the main one.
-    """
-    holdout = {person.id: person.references for person in plan.subjects.protected}
-    done = PhotoAudit.of(plan, class_images, specs).run(photos.pairs, holdout, store=store, processes=processes)
-    if done is None:
-        return None
-    rows, pictures = done
-    if plan.show_photos:
-        pictures |= photos_and_changes(photos.pairs)
-    misled = [one.name for one in plan.judges.describe().encoders if photos.perturbation.has_misled(one)]
-    return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
-
-
-def _write(results: Results, pictures: Mapping[str, Tensor], output: Path) -> None:
-    """Write results.json, the pictures as sheets, and report.html."""
-    write_results(results, output / RESULTS)
-    for name, images in pictures.items():
-        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
-    shown = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
-    write_report(results, output / REPORT, shown)
-
-
 # -- the parts of `apdm audit` -------------------------------------------------------------------------------
 
 
@@ -249,7 +110,8 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     entries = choose_entries(config.suite, config.attacks, config.instance_prompt)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
-    folders = PhotoFolders.below(config.subjects, config)
+    subjects = str(config.subjects)  # given with a hardened model
+    folders = PhotoFolders.below(subjects, config)
     given = {f"the {role} photos in": folder for role, folder in vars(folders).items() if folder}
 
     def read_inputs() -> AuditInputs:
@@ -302,7 +164,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     photos = None
     if inputs.photo_attacks is not None and config.protected_photos is not None:
         photos = load_protected_photos(
-            originals_of(config.instance_data_dir, config.subjects),
+            originals_of(config.photos, subjects),
             config.protected_photos,
             config.resolution,
             known=[person.id for person in inputs.subjects.protected],
@@ -318,59 +180,6 @@ def originals_of(instance_data_dir: str | None, subjects: str) -> str:
     return instance_data_dir or (subjects if has_sets(subjects) else str(Path(subjects) / PROTECTED))
 
 
-def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Entry], models: Collection[str]) -> None:
-    """Check the prompts of the audit and of each attack.
-
-    Raises:
-        UserError: the model cannot read a prompt, or cannot tell an attack's prompt from the class prompt.
-    """
-    drawn = {"prompts": config.prompts, "edit_prompt": [config.edit_prompt] if config.edit_prompt else []}
-    learned = {"instance_prompt": [config.instance_prompt]}
-    check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
-    factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
-    for entry in available_entries(entries, models, factory)[0]:
-        attack: Any = factory.make(entry.spec, seed=0)
-        while hasattr(attack, "attack"):  # a staged attack holds another one
-            attack = attack.attack
-        class_prompt = getattr(attack, "class_prompt", config.class_prompt)
-        check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
-
-
 def photo_sets(inputs: AuditInputs, photos: ProtectedPhotos | None) -> list[PhotoSet]:
     """All photos of an audit."""
     return [*([] if photos is None else [photos.originals]), *inputs.subjects.sets]
-
-
-def model_file(path: str, model: Family) -> ModelFile:
-    """Return path and hash of a model for the results. `path` is the path or name that the user gave."""
-    return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
-
-
-def _claim(config: AuditJobConfig, held: ExitStack) -> Path:
-    """Claim the output folder. Finished attacks of an audit with the same options are kept.
-
-    Args:
-        config: the options.
-        held: keeps other runs out of the folder until it is closed.
-
-    Raises:
-        UserError: the folder holds an audit with other options, or files that are not from this program; or another run
-            is at work in it.
-    """
-    output = Path(config.output_dir)
-    claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
-    for stale in (RESULTS, REPORT, PICTURES):
-        delete(output / stale)
-    write_text(output / CONFIG, _resolved(config))
-    return output
-
-
-def goes_on(config: AuditJobConfig) -> bool:
-    """Whether the output folder is that of an audit with the same options."""
-    note = Path(config.output_dir) / CONFIG
-    marked = (note.parent / MARKER).exists() and note.exists()
-    return marked and note.read_text(encoding="utf-8") == _resolved(config)
-
-
-def _resolved(config: AuditJobConfig) -> str:
-    return to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))

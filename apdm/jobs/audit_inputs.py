@@ -19,7 +19,7 @@ from apdm.config.judges import EXAMPLE
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
-from apdm.export.layout import CELLS
+from apdm.export.layout import CELLS, PHOTO_CELLS
 from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.metrics.judges import Judges
@@ -83,12 +83,7 @@ def load_inputs(
     Raises:
         UserError: none of the attacks can run, an option of an attack is wrong, or photos or networks cannot be loaded.
     """
-    for folder in options.reuse_audits:
-        if not (Path(folder) / CELLS).is_dir():
-            raise UserError(
-                f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
-                "of an earlier audit"
-            )
+    check_reused(options)
 
     def check_attacks() -> None:
         settings(options.attack_options)
@@ -128,6 +123,16 @@ def load_inputs(
     if subject_kind == "object":
         warn_if_few_photos(subjects)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
+
+
+def check_reused(options: AuditOptions) -> None:
+    """Raise UserError if a folder that names earlier audits holds no finished attacks."""
+    for folder in options.reuse_audits:
+        if not any((Path(folder) / name).is_dir() for name in (CELLS, PHOTO_CELLS)):
+            raise UserError(
+                f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
+                "of an earlier audit"
+            )
 
 
 def load_judges(

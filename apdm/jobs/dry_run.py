@@ -6,15 +6,17 @@ or wrong at once. Models are loaded in the float types of their files, which tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from apdm.audit.plan import AuditPlan
 from apdm.audit.results import Verdict
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
+from apdm.data.separate_photos import PhotoSet
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL
@@ -22,11 +24,13 @@ from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
 from apdm.jobs import audit, perturb, resources
 from apdm.jobs.audit_inputs import warn_if_too_short
+from apdm.jobs.audit_steps import goes_on
 from apdm.jobs.faces_shown import faces_in_squares
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
-from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, show_plan
+from apdm.jobs.photo_audit import load_photo_audit
+from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
@@ -171,17 +175,14 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         with Faults() as faults:
             faults.of(lambda: check_given(config))
-            may_replace = config.overwrite_output_dir or audit.goes_on(config)
+            may_replace = config.overwrite_output_dir or goes_on(config)
             faults.of(lambda: check_output_dir(output, overwrite=may_replace))
-            found = faults.of(lambda: audit.load_audit(config, None))
+            found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
-                plan, inputs, photos = found
-                base = plan.models["base"]
+                plan, sets, rows = found
+                base, judges = plan.models["base"], plan.judges
                 cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
-                sets, judges = audit.photo_sets(inputs, photos), inputs.judges
                 faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
-                warn_if_too_short(config, plan.entries)
-                rows = audit_plan(config, plan, photos, processes=processes, device=device)
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: resources.audit_memory(
@@ -194,6 +195,22 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
     processes.on_main(check)
     nothing = Verdict(protected=False, reasons=["a dry run attacks nothing"], unreliable=[], notes=[], checks=[])
     return AuditResult(output_dir=output, verdict=nothing)
+
+
+def _audit_input(
+    config: AuditJobConfig, processes: ProcessGroup, device: torch.device
+) -> tuple[AuditPlan, Sequence[PhotoSet], Rows]:
+    """Read the input of an audit of models or of photos alone: its plan, all photos, and the rows of what it says."""
+    if config.hardened is None:
+        given = load_photo_audit(config, None)
+        return (
+            given.plan,
+            given.sets,
+            photo_audit_plan(config, given.plan, given.counts, processes=processes, device=device),
+        )
+    plan, inputs, photos = audit.load_audit(config, None)
+    warn_if_too_short(config, plan.entries)
+    return plan, audit.photo_sets(inputs, photos), audit_plan(config, plan, photos, processes=processes, device=device)
 
 
 def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:

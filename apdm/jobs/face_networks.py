@@ -36,5 +36,5 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Face
         prefix=audit.prefix if audit else "",
     )
     if config.subject_kind == "person" and (audit or layer):
-        choice.check_world(config.base, miniature=is_miniature(config.base, config.single_file_config))
+        choice.check_world(str(config.base), miniature=is_miniature(str(config.base), config.single_file_config))
     return FaceNetworks(choice)

@@ -18,8 +18,8 @@ from apdm.export.layout import MODEL
 from apdm.faces import FaceNetworks
 from apdm.families import Family
 from apdm.families.miniature import is_miniature
-from apdm.jobs.audit import attacker_class_images, audit_and_report, model_file
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
+from apdm.jobs.audit_steps import attacker_class_images, audit_and_report, model_file
 from apdm.jobs.probe import Probe
 from apdm.protection.subject_data import SubjectVariants
 
@@ -131,14 +131,7 @@ def audit_hardened(
         photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known, chosen=chosen)
     return audit_and_report(
         plan,
-        # The attacker's class pictures are drawn like the defence's, but with other seeds.
-        class_images=attacker_class_images(
-            plan,
-            variant=config.variant,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            resolution=config.resolution,
-        ),
+        class_images=attacker_class_images(plan, config),
         photo_attacks=inputs.photo_attacks,
         photos=photos,
         output=output,

@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from apdm.config import HardenConfig, VerifyConfig
+from apdm.config import AuditJobConfig, HardenConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import check_judges
 from apdm.config.options import Option, options_by_path
@@ -37,7 +37,7 @@ MODELS = (
     *("base", "hardened", "placebo", "sibling", "hardened_sibling"),
 )
 FOLDERS = (
-    *("instance_data_dir", "rehearsal_data_dir", "pool.benign_data_dir", "subjects", "protected_photos"),
+    *("instance_data_dir", "rehearsal_data_dir", "pool.benign_data_dir", "subjects", "protected_photos", "photos"),
     *("attack_data_dir", "holdout_data_dir", "other_data_dir", "strangers_data_dir"),
     *("faceid_controlnet", "reuse_audits"),
 )
@@ -121,7 +121,8 @@ def _is_used(option: Option, config: Any) -> bool:
 
 def _lies_among_photos(config: Any) -> bool:
     """Whether the output folder and the folder of photos lie in one another."""
-    output, photos = os.path.realpath(config.output_dir), os.path.realpath(config.instance_data_dir or os.devnull)
+    folder = config.photos if isinstance(config, AuditJobConfig) else config.instance_data_dir
+    output, photos = os.path.realpath(config.output_dir), os.path.realpath(folder or os.devnull)
     return os.path.commonpath([output, photos]) in (output, photos)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from apdm.audit import read_results
+from apdm.audit import read_model_results
 from apdm.config import HardenConfig, config_hash
 from apdm.config.presets import preset_report
 from apdm.core.disk import CannotWrite
@@ -139,7 +139,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         steps=trained.steps,
         moved=moved,
         image_dir=output / IMAGES if config.image_layer.enabled else None,
-        results=read_results(output / RESULTS) if audited else None,
+        results=read_model_results(output / RESULTS) if audited else None,
     )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from apdm.audit.faces_seen import look_at_faces
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
+from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns
@@ -23,8 +24,7 @@ from apdm.data.photo_sets import has_sets
 from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
 from apdm.distributed.processes import ProcessGroup
-from apdm.export.layout import IMAGES, MODEL, REPORT, SINGLE_FILE
-from apdm.faces import FaceEncoder
+from apdm.export.layout import CONFIG, IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family
 from apdm.metrics.judges import Judges
@@ -32,6 +32,7 @@ from apdm.metrics.judges import Judges
 if TYPE_CHECKING:
     from apdm.audit.plan import AuditPlan
     from apdm.audit.protected_photos import ProtectedPhotos
+    from apdm.audit.results import PhotoCounts
     from apdm.distributed.launch import EngineKind
     from apdm.jobs.harden_inputs import HardenInputs
     from apdm.jobs.perturb import PhotoJob
@@ -174,10 +175,7 @@ def face_rows(job: PhotoJob) -> Rows:
 
 def audited_face_rows(sets: Sequence[PhotoSet], judges: Judges) -> Rows:
     """Return a row for each person about the faces in the squares that an audit works with."""
-    if judges.face_score is None:
-        return {}
-    encoders = cast(Sequence[FaceEncoder], judges.encoders)  # where faces are looked for, they know faces
-    return rows_about_faces((seen.faces, seen.text) for seen in look_at_faces(sets, encoders))
+    return rows_about_faces((seen.faces, seen.text) for seen in look_at_faces(sets, judges.face_encoders))
 
 
 def rows_about_faces(found: Iterable[tuple[PhotoFaces, str]]) -> Rows:
@@ -222,16 +220,57 @@ def audit_plan(
     return rows | {
         "people": people_text([person.id for person in people]),
         "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
-        "sets": sets_text(config.subjects, config if photos is not None else None, config),
+        "sets": sets_text(str(config.subjects), config if photos is not None else None, config),
         "others": people_text([person.id for person in plan.subjects.others]),
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         **audited_face_rows(plan.subjects.sets, plan.judges),
-        **photo_notes(config.subjects, config.instance_data_dir, *config.photo_folders.values()),
+        **photo_notes(config.subjects, config.photos, *config.photo_folders.values()),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
         f"at most {count(plan.max_train_steps, 'step')} of the nominal one, {count(plan.repeats, 'seed')}",
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / REPORT),
+    }
+
+
+def photo_audit_plan(
+    config: AuditJobConfig,
+    plan: AuditPlan,
+    counts: PhotoCounts,
+    *,
+    processes: ProcessGroup,
+    device: torch.device,
+) -> Rows:
+    """Return the plan of an audit of photos alone. It says which values were taken from the run that protected them.
+
+    Args:
+        config: the options of the audit.
+        plan: the attacked model, the people and the attacks.
+        counts: how many photos are attacked and held out.
+        processes: the processes of the run.
+        device: the device of this process.
+    """
+    run = settings_of_run(str(config.protected_photos))
+    taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
+    attacks = ["dreambooth", *["faceid"] * (config.faceid_adapter is not None), *config.photo_attacks]
+    held = f"{sum(counts.held_out.values())} held out"
+    if counts.held_out_from == "originals":
+        held += " from both arms: the last third of each person's by name, at least two"
+    return {
+        "model": model_text(str(config.base), plan.models["base"]),
+        "people": people_text(list(counts.attacked)),
+        "photos": f"{count(sum(counts.attacked.values()), 'photo')} in {config.photos}, clean and protected "
+        f"({config.protected_photos}), as squares of {config.resolution} pixels; {held}",
+        "as protected": f"{', '.join(taken)}: as {CONFIG} in {config.protected_photos} says" if taken else None,
+        "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
+        **photo_notes(config.photos, *config.photo_folders.values()),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "asked": quoted(config.prompts),
+        "attacks": f"{', '.join(attacks)}; at most {count(plan.attacks.nominal_step, 'step')} of the first, "
+        f"{count(plan.repeats, 'seed')}",
+        "purified by": ", ".join(config.purifiers),
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apdm.audit.results import Results, Verdict
+    from apdm.audit.results import PhotoResults, Results, Verdict
     from apdm.image_layer.results import Perturbation
 
 
@@ -67,12 +67,13 @@ class AuditResult:
         output_dir: the audit's folder, with results.json and report.html.
         verdict: whether the subjects are protected (`protected`), and why (`reasons`, `unreliable`, `notes`, `checks`);
             the same in every process of a distributed run.
-        results: the content of results.json; None in all processes of a distributed run but the main one.
+        results: the content of results.json, which has another type after an audit of photos alone; None in all
+            processes of a distributed run but the main one.
     """
 
     output_dir: Path
     verdict: Verdict
-    results: Results | None = None
+    results: Results | PhotoResults | None = None
 
     @property
     def protected(self) -> bool:

@@ -145,6 +145,11 @@ class Judges:
         """The names of the likeness encoders."""
         return [encoder.name for encoder in self.encoders]
 
+    @property
+    def face_encoders(self) -> list[FaceEncoder]:
+        """The encoders that look for faces; empty for subjects that have none."""
+        return [] if self.face_score is None else cast(list[FaceEncoder], list(self.encoders))
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
         """Run all networks on `images` [N, 3, H, W] in [0, 1]."""
@@ -171,11 +176,10 @@ class Judges:
 
     @torch.no_grad()
     def embed_person(self, images: Tensor) -> dict[str, Tensor]:
-        """As `embed`, of pictures [N, 3, H, W] that all show one person: of several faces, the person's."""
-        if self.face_score is None:
+        """As `embed`, of pictures [N, 3, H, W] that all show one subject: of several faces, the person's."""
+        if not self.face_encoders:
             return self.embed(images)
-        encoders = cast(Sequence[FaceEncoder], self.encoders)  # where faces are looked for, they know faces
-        return {e.name: embed_person(e, images, self.batch_size).cpu() for e in encoders}
+        return {e.name: embed_person(e, images, self.batch_size).cpu() for e in self.face_encoders}
 
     def scores(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{encoder: likeness [N]} of the pictures to the person with these reference embeddings {encoder: [M, D]}."""

@@ -6,17 +6,18 @@ judged here. A value that was not measured is None in the results and printed as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from apdm.audit.results import AttackRow, Check, LowestCost, Results, Role
+from apdm.audit.results import AttackRow, Check, LowestCost, Results, Role, Verdict
 from apdm.core.files import write_text
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate
+from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.report.attacks import attack_lines, attack_sections
 from apdm.report.curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Encoder
@@ -45,11 +46,11 @@ def write_report(results: Results, output: str | Path, pictures: Pictures) -> No
         pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`. The i-th pictures of the base
             and of the hardened model start from the same noise.
     """
-    page = _environment().get_template("report.html.j2").render(**_content(results, slots(results, pictures)))
-    write_text(output, page)
+    write_page("report.html.j2", output, _content(results, slots(results.others, pictures)))
 
 
-def _environment() -> jinja2.Environment:
+def write_page(template: str, output: str | Path, content: Mapping[str, Any]) -> None:
+    """Write the page that a template of this folder gives. `content` is {name in the template: value}."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -58,7 +59,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"num": number, "percent": percent, "plain": plain}
-    return environment
+    write_text(output, environment.get_template(template).render(**content))
 
 
 def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
@@ -73,10 +74,9 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     layer = results.image_layer
     return {
         "results": results,
-        "with_faces": results.judges.face_score is not None,
-        "who": ("person", "people") if results.judges.face_score is not None else ("subject", "subjects"),
+        **about_judges(results.judges),
         "encoders": encoders,
-        "headline": _headline(results),
+        "headline": headline_of(results.verdict),
         "figures": _figures(results, headline, encoders),
         "first": first,
         "pairs": [pair for pair in pairs if pair not in first],
@@ -86,15 +86,23 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "has_plots": any(section.plots for section in sections),
         "has_placebo": any(row.model == "placebo" for row in results.attacks),
         "axes": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
-        "checks": [_check_line(check) for check in results.verdict.checks],
+        "checks": [check_line(check) for check in results.verdict.checks],
         "people": _people(results, headline, encoders),
         "rows": [_row_line(row, encoders) for row in results.attacks],
         "quality": sorted({key for row in results.attacks for key in row.quality}),
-        # The headings name a network, but not BRISQUE twice, or the reason why there is none.
-        "networks": {key: name for key, name in results.judges.quality.items() if key != "brisque"}
-        | ({"clip": results.judges.clip} if results.judges.clip else {}),
         "thresholds": asdict(results.thresholds),
         "threat_model": THREAT_MODEL,
+    }
+
+
+def about_judges(judges: JudgesDescription) -> dict[str, Any]:
+    """What the templates say differently for different judges, by the names that they use."""
+    # The headings name a network, but not BRISQUE twice, or the reason why there is none.
+    networks = {key: name for key, name in judges.quality.items() if key != "brisque"}
+    return {
+        "with_faces": judges.face_score is not None,
+        "who": ("person", "people") if judges.face_score is not None else ("subject", "subjects"),
+        "networks": networks | ({"clip": judges.clip} if judges.clip else {}),
     }
 
 
@@ -114,10 +122,11 @@ class Headline:
     sentence: str
 
 
-def _headline(results: Results) -> Headline:
-    checks = [check for check in results.verdict.checks if check.passed is not None]
+def headline_of(verdict: Verdict) -> Headline:
+    """The verdict as the page's headline."""
+    checks = [check for check in verdict.checks if check.passed is not None]
     failed = [check for check in checks if not check.passed]
-    if results.verdict.protected:
+    if verdict.protected:
         return Headline("protected", "Protected", f"all {len(checks)} checks passed.")
     if failed:
         return Headline("failed", "Not protected", f"{len(failed)} of {len(checks)} checks failed.")
@@ -194,7 +203,8 @@ class CheckLine:
     bound: str
 
 
-def _check_line(check: Check) -> CheckLine:
+def check_line(check: Check) -> CheckLine:
+    """The check with its label."""
     label, bound = CHECKS[check.name]
     return CheckLine(check, label, bound)
 

@@ -126,7 +126,7 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
         shown: data URIs by slot.
         encoders: names of the face encoders, in the order of the table's columns.
     """
-    subjects = dict.fromkeys(photo.subject for photo in layer.photos)
+    subjects = dict.fromkeys(row.subject for row in layer.attacks)
     outcomes, misled = layer.by_attack or [], layer.misled_judges or []
     quality = list(dict.fromkeys(name for one in outcomes for name in one.quality))
     doubts = outcomes[0].unreliable if outcomes else []

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -92,14 +92,13 @@ def panel_pair(
     return PanelPair(title, base, hardened, own)
 
 
-def slots(results: Results, pictures: Pictures) -> dict[str, Sequence[Image.Image]]:
+def slots(others: Collection[str], pictures: Pictures) -> dict[str, Sequence[Image.Image]]:
     """Sort the audit's pictures into slots. Of several seeds the first is kept. A name that is a slot stays as it is.
 
     Args:
-        results: what the audit found.
+        others: ids of the people who are not protected.
         pictures: named as `apdm.audit.model_audit.attack_and_judge` and `PhotoAudit.run` name them.
     """
-    others = set(results.others)
     sorted_in: dict[str, Sequence[Image.Image]] = {}
     for name, images in pictures.items():
         match name.split("/"):

@@ -240,7 +240,7 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
     originals = people / "protected"
     good = load_protected_photos(originals, output, 64, known=["s01"])
     assert list(good.pairs) == ["s01"] and good.perturbation.method == "dladiff"
-    with pytest.raises(UserError, match="perturbation.json"):
+    with pytest.raises(UserError, match='subject "attacker" has photos in the inner folder'):
         load_protected_photos(originals, people, 64, known=["s01"])
     with pytest.raises(UserError, match="no hold-out photos of .*o01"):
         load_protected_photos(people / "other", output, 64, known=["s01"])
@@ -250,6 +250,9 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
         load_protected_photos(originals, tmp_path / "copy", 64, known=["s01"])
     (tmp_path / "copy/perturbation.json").write_text('{"method": "dladiff"}')
     with pytest.raises(UserError, match="perturbation.json was not written by this version: schema is missing"):
+        load_protected_photos(originals, tmp_path / "copy", 64, known=["s01"])
+    (tmp_path / "copy/perturbation.json").unlink()
+    with pytest.raises(UserError, match="has no perturbation.json that can be read: it is not complete"):
         load_protected_photos(originals, tmp_path / "copy", 64, known=["s01"])
 
 

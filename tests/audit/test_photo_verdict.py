@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
-from apdm.audit.results import PhotoAttackRow, PhotoOutcome
+from apdm.audit.results import PhotoAttackRow, PhotoOutcome, PhotoThresholds
 from apdm.faces.described import NamedThreshold
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
@@ -25,6 +25,9 @@ STRANGERS = {
         class_pictures=MeanAndStd(mean=None, std=None),
     )
 }
+
+
+LIMITS = PhotoThresholds(max_match_rate=0.05, max_likeness_over_strangers=0.1)
 
 
 def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, IdentityStatistics]:
@@ -48,8 +51,7 @@ def row(photos: Any, seed: int = 0, *, mean: float, match_rate: float, **facts: 
 
 
 def judged(*rows: PhotoAttackRow, doubts: Sequence[str] = ()) -> list[PhotoOutcome]:
-    limits = {"max_match_rate": 0.05, "max_likeness_over_strangers": 0.1}
-    return judge_photo_attacks(rows, STRANGERS, **limits, doubts=doubts)
+    return judge_photo_attacks(rows, STRANGERS, LIMITS, doubts=doubts)
 
 
 def clean(seed: int = 0, **facts: Any) -> PhotoAttackRow:

@@ -21,7 +21,7 @@ from foreign import foreign_lines
 from real_assets import ASSETS, needs_assets
 
 import apdm
-from apdm.audit import Results, read_results
+from apdm.audit import Results, read_model_results
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
 from apdm.families import load_family
@@ -73,7 +73,7 @@ def hardened(
 
 @pytest.fixture(scope="module")
 def results(hardened: tuple[Path, subprocess.CompletedProcess[str]]) -> Results:
-    return read_results(hardened[0] / "results.json")
+    return read_model_results(hardened[0] / "results.json")
 
 
 def test_the_main_job_leaves_what_it_promises(hardened, base) -> None:

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, load_config, make_config
+from apdm.config.prompts import without_identifier
 from apdm.core.errors import UserError
 from apdm.jobs.prepare import warn_about_prompts
 
@@ -102,3 +103,16 @@ def test_a_job_warns_about_prompts_that_do_not_fit(prompts, warning, caplog: pyt
         warn_about_prompts("a photo of zwx man", **prompts)
     assert len(caplog.messages) == (warning is not None)
     assert warning is None or warning in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("a photo of sks person", "a photo of a person"),  # of the instance prompt it is the class prompt
+        ("a portrait of sks person", "a portrait of person"),
+        ("sks, a person in a garden", "a person in a garden"),
+        ("a photo of a garden", "a photo of a garden"),
+    ],
+)
+def test_an_attack_that_learns_nothing_draws_the_prompts_without_the_rare_word(prompt: str, plain: str):
+    assert without_identifier(prompt, "a photo of sks person", "a photo of a person") == plain

@@ -95,7 +95,7 @@ def test_the_audits_own_picture_names_are_understood_and_the_first_seed_is_shown
     first, second = [picture(1)], [picture(2)]
     names = {"class/base": first, "attack/base/s01/3": first, "attack/base/s01/4": second}
     names |= {"attack/hardened/o01/3": first, "photos/s01": second}
-    assert slots(from_json(Results, results), names) == {
+    assert slots(results["others"], names) == {
         "base/class": first,
         "base/attacked/s01": first,
         "hardened/other/o01": first,
@@ -163,7 +163,7 @@ def test_pictures_of_later_attacks_and_attention_are_shown_of_the_worst_person_a
         for spec in ("attack", "lora_rank=4", "attention/attack", "attention/lora_rank=4")
         for person in ("s01", "s02")
     }
-    assert shown_slots(typed, list(slots(typed, names))) == [
+    assert shown_slots(typed, list(slots(typed.others, names))) == [
         "hardened/attacked/s01",
         "hardened/attacked/s02",
         "hardened/by/lora_rank=4/s02",

@@ -1,0 +1,252 @@
+"""Steps that the audits of models, of photos alone and of a hardening job share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from apdm.audit.model_audit import attack_and_judge
+from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
+from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
+from apdm.audit.plan import AuditPlan
+from apdm.audit.protected_photos import ProtectedPhotos
+from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
+from apdm.audit.store import CellStore
+from apdm.audit.suites import AttackFactory, Entry, available_entries
+from apdm.audit.thresholds import with_thresholds
+from apdm.audit.verdict import doubtful_thresholds, one_encoder
+from apdm.config import AuditJobConfig, to_yaml
+from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.core.pictures import grid, save_png, to_pil
+from apdm.data.class_images import ClassImages
+from apdm.data.subjects import load_images
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PHOTO_CELLS, PICTURES, REPORT, RESULTS
+from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
+from apdm.families.prompts import check_distinct, check_prompts
+from apdm.jobs.prepare import configuration_hash
+from apdm.metrics.judges import JudgesDescription
+from apdm.report.page import write_report
+from apdm.report.pictures import Pictures
+
+COLUMNS = 4  # of the sheets of pictures
+ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
+
+
+class PictureOptions(Protocol):
+    """The options of a job that say how its class pictures are drawn."""
+
+    @property
+    def variant(self) -> str | None:
+        """Which files of the model are loaded."""
+        ...
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Sampling steps."""
+        ...
+
+    @property
+    def guidance_scale(self) -> float:
+        """Classifier-free guidance."""
+        ...
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures in pixels."""
+        ...
+
+
+def attacker_class_images(plan: AuditPlan, options: PictureOptions) -> ClassImages:
+    """Return how the base draws the class pictures that the attacker uses for prior preservation.
+
+    They are drawn like the defence's, but with other seeds.
+    """
+    return ClassImages(
+        prompt=plan.class_prompt,
+        model=plan.files["base"].sha256,
+        variant=options.variant,
+        configuration=configuration_hash(plan.models["base"]),
+        seed=plan.seed + ATTACKER_SEED,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        resolution=options.resolution,
+    )
+
+
+# -- the audit itself ----------------------------------------------------------------------------------------
+
+
+def audit_and_report(
+    plan: AuditPlan,
+    *,
+    class_images: ClassImages,
+    photo_attacks: PhotoAttackSpecs | None,
+    photos: ProtectedPhotos | None,
+    output: Path,
+    processes: ProcessGroup,
+    earlier: Sequence[str] = (),
+) -> Results | None:
+    """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
+
+    Finished attacks are kept in `output`. If an audit was stopped, the same call continues it.
+
+    Args:
+        plan: the models, the people, the attacks and the measurements.
+        class_images: how the attacker's class pictures are drawn.
+        photo_attacks: the attacks on protected photos; None to attack no photos.
+        photos: the protected photos and their originals; None to attack no photos.
+        output: the output folder.
+        processes: the processes that share the attacks. All must see the same files.
+        earlier: output folders of earlier audits, whose finished attacks are reused.
+
+    Returns:
+        The results in the main process, None in the others.
+    """
+    quiet = not processes.is_main
+    plan = replace(plan, class_images=asdict(class_images))
+    prior = draw_class_images(plan, class_images, output, processes)
+    plan = replace(plan, judges=with_thresholds(plan.judges, plan.subjects, prior))
+    with torch.no_grad():
+        latents = encode_images(plan.models["base"], prior, batch_size=plan.drawing.batch_size)
+    store = cell_store(output, CELLS, processes, earlier)
+    done = attack_and_judge(plan, latents, store=store, processes=processes, show_progress=not quiet)
+    layer = None
+    if photo_attacks is not None and photos is not None:
+        store = cell_store(output, PHOTO_CELLS, processes, earlier)
+        layer = attack_photos(plan, latents, photo_attacks, photos, store, processes)
+    if done is None:
+        return None
+    results, pictures = done
+    if layer is not None:
+        doubts = doubts_about_photos(results.judges, layer[0])
+        outcomes = judge_photo_attacks(layer[0].attacks, results.strangers, plan.thresholds, doubts=doubts)
+        results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
+        pictures |= layer[1]
+    write_results(results, output / RESULTS)
+    write_report(results, output / REPORT, save_pictures(pictures, output))
+    return results
+
+
+def draw_class_images(plan: AuditPlan, class_images: ClassImages, output: Path, processes: ProcessGroup) -> Tensor:
+    """Return the attacker's class pictures, `[N, 3, R, R]` in [-1, 1]. Those that are missing are drawn first."""
+    base, batch_size, shown = plan.models["base"], plan.drawing.batch_size, processes.is_main
+
+    def draw() -> Tensor:
+        folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
+        paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True, show_progress=shown)
+        return load_images(paths, class_images.resolution)
+
+    return processes.main_first(draw)
+
+
+def cell_store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
+    """Return the store of finished attacks `name` in the output folder.
+
+    Args:
+        output: the output folder.
+        name: name of the store's folder.
+        processes: the processes that share the attacks.
+        earlier: output folders of earlier audits, whose finished attacks are reused.
+    """
+    return CellStore(output / name, process=processes.index, earlier=[Path(folder) / name for folder in earlier])
+
+
+def attack_photos(
+    plan: AuditPlan,
+    class_images: Posterior,
+    specs: PhotoAttackSpecs,
+    photos: ProtectedPhotos,
+    store: CellStore,
+    processes: ProcessGroup,
+) -> tuple[ImageLayer, dict[str, Tensor]] | None:
+    """Attack the protected photos.
+
+    Returns:
+        The part of the results that is about photos, and its pictures; None in all processes but the main one.
+    """
+    holdout = {person.id: person.references for person in plan.subjects.protected}
+    done = PhotoAudit.of(plan, class_images, specs).run(photos.pairs, holdout, store=store, processes=processes)
+    if done is None:
+        return None
+    rows, pictures = done
+    if plan.show_photos:
+        pictures |= photos_and_changes(photos.pairs)
+    misled = [one.name for one in plan.judges.describe().encoders if photos.perturbation.has_misled(one)]
+    return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
+
+
+def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer) -> list[str]:
+    """Reasons why no attack shows that photos are protected, whatever was measured, one clause each."""
+    return [
+        *one_encoder(judges),
+        *doubtful_thresholds(judges),
+        *doubts_about_judges(judges.encoders, layer.misled_judges or []),
+    ]
+
+
+def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> Pictures:
+    """Save pictures, {name: [N, 3, H, W] in [0, 1]}, as one sheet for each name, and return them for the report."""
+    for name, images in pictures.items():
+        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
+    return {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+
+
+def model_file(path: str, model: Family) -> ModelFile:
+    """Return path and hash of a model for the results. `path` is the path or name that the user gave."""
+    return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
+
+
+def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Entry], models: Collection[str]) -> None:
+    """Check the prompts of the audit and of each attack.
+
+    Raises:
+        UserError: the model cannot read a prompt, or cannot tell an attack's prompt from the class prompt.
+    """
+    drawn = {"prompts": config.prompts, "edit_prompt": [config.edit_prompt] if config.edit_prompt else []}
+    learned = {"instance_prompt": [config.instance_prompt]}
+    check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
+    factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+    for entry in available_entries(entries, models, factory)[0]:
+        attack: Any = factory.make(entry.spec, seed=0)
+        while hasattr(attack, "attack"):  # a staged attack holds another one
+            attack = attack.attack
+        class_prompt = getattr(attack, "class_prompt", config.class_prompt)
+        check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
+
+
+def claim(config: AuditJobConfig, held: ExitStack) -> Path:
+    """Claim the output folder. Finished attacks of an audit with the same options are kept.
+
+    Args:
+        config: the options.
+        held: keeps other runs out of the folder until it is closed.
+
+    Raises:
+        UserError: the folder holds an audit with other options, or files that are not from this program; or another run
+            is at work in it.
+    """
+    output = Path(config.output_dir)
+    claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
+    for stale in (RESULTS, REPORT, PICTURES):
+        delete(output / stale)
+    write_text(output / CONFIG, _resolved(config))
+    return output
+
+
+def goes_on(config: AuditJobConfig) -> bool:
+    """Whether the output folder is that of an audit with the same options."""
+    note = Path(config.output_dir) / CONFIG
+    marked = (note.parent / MARKER).exists() and note.exists()
+    return marked and note.read_text(encoding="utf-8") == _resolved(config)
+
+
+def _resolved(config: AuditJobConfig) -> str:
+    return to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))

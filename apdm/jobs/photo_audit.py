@@ -1,0 +1,255 @@
+"""`apdm audit --protected_photos DIR --photos DIR`: attack with clean and protected photos, without hardening."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from apdm.attacks.registry import is_zero_shot, settings
+from apdm.audit.class_pictures import measure_strangers
+from apdm.audit.models import load_models
+from apdm.audit.people import AuditSubjects, Person
+from apdm.audit.photo_attacks import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
+from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
+from apdm.audit.results import SCHEMA, PhotoCounts, PhotoResults, PhotoThresholds, write_results
+from apdm.audit.same_faces import check_faces
+from apdm.audit.suites import Entry
+from apdm.audit.thresholds import with_thresholds
+from apdm.config import AuditJobConfig
+from apdm.core.errors import Faults, UserError
+from apdm.core.versions import package_versions
+from apdm.data.class_images import ClassImages
+from apdm.data.photo_sets import Chosen
+from apdm.data.separate_photos import PhotoSet, Role, check_separate
+from apdm.data.subjects import list_all_images, load_images
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
+from apdm.faces import FaceNetworks
+from apdm.families import Family
+from apdm.families.encoding import encode_images
+from apdm.families.miniature import is_miniature
+from apdm.jobs.audit_inputs import check_reused, load_judges
+from apdm.jobs.audit_steps import (
+    attack_photos,
+    attacker_class_images,
+    cell_store,
+    check_prompts_of,
+    claim,
+    doubts_about_photos,
+    draw_class_images,
+    model_file,
+    save_pictures,
+)
+from apdm.jobs.face_networks import face_networks
+from apdm.jobs.plan import photo_audit_plan, show_plan
+from apdm.jobs.prepare import check_resolution, keep_apart
+from apdm.jobs.results import AuditResult
+from apdm.metrics.judges import Judges
+from apdm.report.photo_page import write_photo_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoAuditInputs:
+    """Everything that an audit of photos needs. It is read and checked before any long work.
+
+    Attributes:
+        plan: the attacked model, the people with the photos that are attacked and held out, and the judges.
+        specs: the attacks besides the nominal one.
+        photos: the photos that are attacked, clean and protected.
+        counts: how many photos are attacked and held out.
+        sets: all photos, to be compared with each other.
+    """
+
+    plan: AuditPlan
+    specs: PhotoAttackSpecs
+    photos: ProtectedPhotos
+    counts: PhotoCounts
+    sets: list[PhotoSet]
+
+
+def audit_photos(
+    config: AuditJobConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
+) -> AuditResult:
+    """Attack the base with clean and with protected photos, and judge whether the photos protect.
+
+    Args:
+        config: the options.
+        command: the command line, for results.json.
+        processes: the processes that share the attacks.
+        device: the device of this process.
+        held: keeps other runs out of the output folder until it is closed.
+
+    Raises:
+        UserError: the input cannot be used. This is found before any long work starts.
+        Interrupted: the process was asked to stop. Finished attacks are kept.
+    """
+    inputs = processes.main_first(lambda: load_photo_audit(config, command))
+    judges = inputs.plan.judges
+    processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
+    output = processes.broadcast(lambda: claim(config, held))
+    show_plan(photo_audit_plan(config, inputs.plan, inputs.counts, processes=processes, device=device))
+    inputs.plan.models["base"].pipeline.to(device)
+    class_images = attacker_class_images(inputs.plan, config)
+    results = _attack_and_report(inputs, class_images, output, processes, config.reuse_audits)
+    verdict = processes.broadcast(lambda: cast(PhotoResults, results).verdict)  # the main process has the results
+    return AuditResult(output_dir=output, verdict=verdict, results=results)
+
+
+def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditInputs:
+    """Read and check all input, before anything is written."""
+    faces = face_networks(config)
+    folders = {"photos": str(config.photos), "protected_photos": str(config.protected_photos), **config.photo_folders}
+
+    def read_specs() -> PhotoAttackSpecs:
+        prompts = {"instance_prompt": config.instance_prompt, "class_prompt": config.class_prompt}
+        settings(config.attack_options)
+        return PhotoAttackSpecs.load(config, faces, **prompts, allow_pickle=config.allow_pickle)
+
+    def read_photos() -> tuple[HeldOut, Tensor | None, list[PhotoSet]]:
+        held = _read_photos(config)
+        strangers, sets = _strangers(config.strangers_data_dir, config.resolution)
+        sets += [held.attacked.originals, *held.sets]
+        check_separate(sets)
+        return held, strangers, sets
+
+    with Faults() as faults:
+        faults.of(lambda: keep_apart(folders, output_dir=config.output_dir))
+        faults.of(lambda: check_reused(config))
+        specs, base = faults.of(read_specs), faults.of(lambda: _read_base(config))
+        photos = faults.of(read_photos)
+        judges = faults.of(lambda: _read_judges(config, faces))
+    held, strangers, sets = photos
+    with Faults() as faults:
+        faults.of(lambda: check_prompts_of(config, base, _trained(specs), ("base",)))
+        faults.of(lambda: specs.check(base))
+    plan = AuditPlan.of(
+        config,
+        models={"base": base},
+        subjects=AuditSubjects(_people(held), [], strangers),
+        judges=judges,
+        entries=(),
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        seed=config.seed,
+        batch_size=config.sample_batch_size,
+        files={"base": model_file(str(config.base), base)},
+        command=command,
+    )
+    counts = PhotoCounts(
+        attacked={one: len(pair.clean) for one, pair in held.attacked.pairs.items()},
+        held_out={one: len(images) for one, images in held.references.items()},
+        held_out_from="originals" if config.holdout_data_dir is None else "folder",
+    )
+    return PhotoAuditInputs(plan=plan, specs=specs, photos=held.attacked, counts=counts, sets=sets)
+
+
+def _read_judges(config: AuditJobConfig, faces: FaceNetworks) -> Judges:
+    miniature = is_miniature(str(config.base), config.single_file_config)
+    return load_judges(config, config.subject_kind, faces, miniature=miniature, allow_pickle=config.allow_pickle)
+
+
+def _read_base(config: AuditJobConfig) -> Family:
+    models = load_models(
+        {"base": str(config.base)},
+        family=config.family,
+        variant=config.variant,
+        allow_pickle=config.allow_pickle,
+        single_file_config=config.single_file_config,
+        as_stored=config.dry_run,
+    )
+    check_resolution(models["base"], config.resolution)
+    return models["base"]
+
+
+def _read_photos(config: AuditJobConfig) -> HeldOut:
+    """Read clean, protected and hold-out photos.
+
+    Raises:
+        UserError: a photo cannot be read or has no counterpart, nothing was protected, or nothing can be held out.
+    """
+    originals, protected = str(config.photos), str(config.protected_photos)  # given in an audit of photos
+    given = load_protected_photos(originals, protected, config.resolution, chosen=Chosen(config.protected_set))
+    if all(torch.equal(pair.clean, pair.protected) for pair in given.pairs.values()):
+        raise UserError(f"the photos in {protected} look exactly like those in {originals}: give the protected ones")
+    if config.holdout_data_dir is None:
+        return hold_out(given)
+    held = Chosen(config.holdout_set, "holdout_set")
+    return hold_out_from(config.holdout_data_dir, given, config.resolution, held)
+
+
+def _trained(specs: PhotoAttackSpecs) -> list[Entry]:
+    return [Entry(spec=spec) for spec in (NOMINAL_ATTACK, *specs.attacks) if not is_zero_shot(spec)]
+
+
+def _people(held: HeldOut) -> list[Person]:
+    return [
+        Person(id=one, photos=pair.clean, references=held.references[one]) for one, pair in held.attacked.pairs.items()
+    ]
+
+
+def _strangers(folder: str | None, resolution: int) -> tuple[Tensor | None, list[PhotoSet]]:
+    if folder is None:
+        return None, []
+    files = list_all_images(folder)
+    images = load_images(files, resolution)
+    return images, [PhotoSet.of(Role.STRANGER, folder, files, images)]
+
+
+def _attack_and_report(
+    inputs: PhotoAuditInputs, class_images: ClassImages, output: Path, processes: ProcessGroup, earlier: list[str]
+) -> PhotoResults | None:
+    """Attack, judge, and write results.json, report.html and the pictures. Only the main process returns results."""
+    plan = replace(inputs.plan, class_images=asdict(class_images))
+    base, batch_size = plan.models["base"], plan.drawing.batch_size
+    drawn = draw_class_images(plan, class_images, output, processes)
+    judges = with_thresholds(plan.judges, plan.subjects, drawn)
+    plan = replace(plan, judges=judges)
+    known = {person.id: judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
+    strangers, matched = measure_strangers(plan, known, judges.features(to_unit(drawn)))
+    with torch.no_grad():
+        prior = encode_images(base, drawn, batch_size=batch_size)
+    store = cell_store(output, PHOTO_CELLS, processes, earlier)
+    done = attack_photos(plan, prior, inputs.specs, inputs.photos, store, processes)
+    if done is None:
+        return None
+    layer, pictures = done
+    limits = plan.thresholds
+    thresholds = PhotoThresholds(
+        max_match_rate=limits.max_match_rate, max_likeness_over_strangers=limits.max_likeness_over_strangers
+    )
+    described = judges.describe()
+    doubts = doubts_about_photos(described, layer)
+    outcomes = judge_photo_attacks(layer.attacks, strangers, thresholds, doubts=doubts)
+    results = PhotoResults(
+        schema=SCHEMA,
+        kind="photos",
+        command=plan.command,
+        package=package_versions(),
+        seeds=plan.seeds,
+        models=dict(plan.files),
+        subjects=list(known),
+        photos=inputs.counts,
+        judges=described,
+        strangers=strangers,
+        strangers_matched=matched,
+        prompts=plan.prompts,
+        image_layer=replace(layer, by_attack=outcomes),
+        thresholds=thresholds,
+        verdict=judge_photos(
+            outcomes,
+            repeats=len(plan.seeds),
+            strangers=strangers,
+            strangers_matched=matched,
+            thresholds=thresholds,
+        ),
+    )
+    write_results(results, output / RESULTS)
+    write_photo_report(results, output / REPORT, save_pictures(pictures, output))
+    return results

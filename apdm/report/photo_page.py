@@ -1,0 +1,85 @@
+"""The results of an audit of photos alone as one page. `photo_report.html.j2` holds the texts that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apdm.audit.results import PhotoAttackRow, PhotoResults
+from apdm.report.attacks import AttackSection
+from apdm.report.curves import Encoder
+from apdm.report.page import about_judges, check_line, headline_of, write_page
+from apdm.report.photos import TITLES, photo_section
+from apdm.report.pictures import Pictures, encode_pictures, slots
+
+
+def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pictures) -> None:
+    """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
+
+    Args:
+        results: what the audit found.
+        output: the file.
+        pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`.
+    """
+    encoders = [Encoder(one.name, one.threshold, results.strangers[one.name]) for one in results.judges.encoders]
+    shown = encode_pictures(slots((), pictures))
+    content = {
+        "results": results,
+        **about_judges(results.judges),
+        "headline": headline_of(results.verdict),
+        "encoders": encoders,
+        "counted": {name: sum(getattr(results.photos, name).values()) for name in ("attacked", "held_out")},
+        "figures": _figures(results, encoders),
+        "layer": photo_section(results.image_layer, shown, results.encoders),
+        "checks": [check_line(check) for check in results.verdict.checks],
+        "sections": _parameters(results.image_layer.attacks),
+        "thresholds": asdict(results.thresholds),
+    }
+    write_page("photo_report.html.j2", output, content)
+
+
+@dataclass(frozen=True)
+class PhotoLikeness:
+    """Figures of the first attack by one encoder; None if the attack gave no pair of rows."""
+
+    encoder: Encoder
+    clean: float | None
+    protected: float | None
+    clean_match_rate: float | None
+    protected_match_rate: float | None
+
+
+@dataclass(frozen=True)
+class PhotoFigures:
+    """The main figures: those of the first attack, which is the nominal one, and of its `nominal` steps."""
+
+    attack: str
+    nominal: Any
+    likeness: list[PhotoLikeness]
+
+
+def _figures(results: PhotoResults, encoders: Sequence[Encoder]) -> PhotoFigures:
+    rows, outcomes = results.image_layer.attacks, results.image_layer.by_attack or []
+    compared = outcomes[0].comparison if outcomes else {}
+    names = ("clean", "protected", "clean_match_rate", "protected_match_rate")
+    return PhotoFigures(
+        attack=TITLES.get(rows[0].attack, rows[0].attack),
+        nominal=rows[0].params.get("max_train_steps"),
+        likeness=[
+            PhotoLikeness(encoder, **{name: getattr(compared.get(encoder.name), name, None) for name in names})
+            for encoder in encoders
+        ],
+    )
+
+
+def _parameters(rows: Sequence[PhotoAttackRow]) -> list[AttackSection]:
+    """The parameters of each attack. The plots and pictures of these sections stay empty."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for row in rows:
+        for key, value in row.params.items():
+            values = found.setdefault(row.attack, {}).setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    return [AttackSection(spec, "", params, [], []) for spec, params in found.items()]
