@@ -52,15 +52,17 @@ def look_at_faces(
         sets: the photos of all folders.
         encoders: the encoders that judge. Those that have no detector look at whole pictures, and nothing is said of
             them.
-        roles: the folders that are looked at.
+        roles: the folders that are looked at. They are folders of people.
     """
     able = [encoder for encoder in encoders if encoder.detector is not None]
     if not able or able[0].detector is None:
         return []
     found = []
     for photos in sets:
+        if photos.role not in roles:
+            continue
         files = iter(photos.files)
-        for images in photos.images if photos.role in roles else ():
+        for subject, images in zip(photos.ids, photos.images, strict=True):
             own = [next(files) for _ in range(len(images))]
             faces = [able[0].detector.detect(image) for image in images / 2 + 0.5]
             embeddings = [
@@ -68,7 +70,6 @@ def look_at_faces(
             ]
             choices = choose_faces(faces, embeddings, {able[0].name: able[0].threshold})
             sizes = [(images.shape[2], images.shape[3])] * len(images)
-            subject = printable(own[0].parent.name)
             names = [printable(file.name) for file in own]
             found.append(FacesSeen(PhotoFaces.of(subject, choices, sizes), names, photos.role))
     return found

@@ -27,11 +27,6 @@ def available_on(device: torch.device) -> int | None:
     return None if ask is None else int(ask(device)[0])
 
 
-def gigabytes(size: float) -> str:
-    """Return a number of bytes in words."""
-    return f"{size / 1e9:.1f} GB"
-
-
 def _of_machine() -> list[int]:
     with suppress(OSError, ValueError, IndexError):
         lines = [line.split() for line in MEMINFO.read_text().splitlines()]

@@ -82,6 +82,7 @@ class PhotoSet:
         thumbnails: small versions of the photos without colours, `[N, 1, T, T]`.
         people: {name of a person's folder, in the form in which names are compared: the name as it is}; empty if the
             photos are of nobody in particular.
+        ids: the id of each person, in the order of `images`; empty if the photos are of nobody in particular.
     """
 
     role: Role
@@ -90,6 +91,7 @@ class PhotoSet:
     images: Sequence[Tensor]
     thumbnails: Tensor
     people: Mapping[str, str] = field(default_factory=dict)
+    ids: Sequence[str] = ()
 
     @staticmethod
     def of(role: Role, folder: str, files: Sequence[Path], images: Tensor) -> PhotoSet:
@@ -120,6 +122,7 @@ class PhotoSet:
             images=[photos[subject.id] for subject in subjects],
             thumbnails=torch.cat([_thumbnails(photos[subject.id]) for subject in subjects]),
             people={_name(one.id): one.id for one in subjects if one.named},
+            ids=[one.id for one in subjects],
         )
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from apdm.core.disk import amount
 from apdm.core.errors import UserError
 from apdm.core.launcher import launched_number
-from apdm.core.memory import available_memory, available_on, gigabytes
-from apdm.data.photo_files import printable
+from apdm.core.memory import available_memory, available_on
+from apdm.data.photo_files import name_of
+from apdm.data.photo_sets import letter_of
 from apdm.faces.person import PersonsFace
 from apdm.image_layer.photos import PhotoFile
 from apdm.image_layer.views import working_size
@@ -26,14 +28,14 @@ class PhotoMemory:
     """The memory of a person's photos.
 
     Attributes:
-        subject: the folder of the photos.
+        folder: the folder of the photos, as messages name it.
         large: how many photos are worked on as smaller copies.
         photos: how many photos there are.
         host: bytes of the photos in 8 bits, which stay in the machine's memory.
         device: bytes of the photos as float32, which lie in the memory of the model's device.
     """
 
-    subject: str
+    folder: str
     large: int
     photos: int
     host: int
@@ -65,7 +67,9 @@ class PhotoMemory:
                 worked[i] = max(worked[i], min(full[i], 4 * _area(choice)))
         device = (COPIES + momentum) * sum(worked) + (STEP + batch_size) * max(worked) + PASTE * max(full)
         large = sum(size != (photo.height, photo.width) for photo, size in zip(photos, sizes, strict=True))
-        return PhotoMemory(photos[0].path.parent.name, large, len(photos), 2 * 3 * sum(full), FLOAT * device)
+        folder = photos[0].path.parent
+        called = name_of(folder, 1 if letter_of(folder) is None else 2)  # a set's name alone says nothing
+        return PhotoMemory(called, large, len(photos), 2 * 3 * sum(full), FLOAT * device)
 
     @staticmethod
     def largest(people: Iterable[PhotoMemory]) -> PhotoMemory:
@@ -89,8 +93,8 @@ class PhotoMemory:
         for need, left, place in needs:
             if left is not None and need > left:
                 raise UserError(
-                    f"the {self.photos} photos in {printable(self.subject)} need {gigabytes(need)} of memory while "
-                    f"they are protected, and {place} has {gigabytes(left)} left; make the photos smaller, or lower "
+                    f"the {self.photos} photos in {self.folder} need {amount(need)} of memory while "
+                    f"they are protected, and {place} has {amount(left)} left; make the photos smaller, or lower "
                     f"--image_layer.working_side, which is {side}"
                 )
 
@@ -101,7 +105,7 @@ class PhotoMemory:
             if self.large
             else ""
         )
-        return f"at most {gigabytes(self.host + self.device)} for the photos in {printable(self.subject)}{copies}"
+        return f"at most {amount(self.host + self.device)} for the photos in {self.folder}{copies}"
 
 
 def _area(choice: PersonsFace) -> int:

@@ -302,7 +302,7 @@ def photo_notes(*folders: str | None) -> Rows:
 def sets_text(
     folder: str, protecting: JobConfig | AuditJobConfig | None, attacking: AuditOptions | None = None
 ) -> str | None:
-    """What the sets of each person's photos are used for; None if the photos do not lie in sets.
+    """What the sets of each person's photos are used for; None if no set is used.
 
     Args:
         folder: the folder of the people.
@@ -313,8 +313,9 @@ def sets_text(
         return None
     uses = [f"set_{protecting.protected_set} is protected"] if protecting is not None else []
     if attacking is not None:
-        uses += [f"the attacker has set_{attacking.attacker_set}", f"set_{attacking.holdout_set} is held out"]
-    return ", ".join(uses) + "; other sets are not read"
+        uses += [f"the attacker has set_{attacking.attacker_set}"] * (attacking.attack_data_dir is None)
+        uses += [f"set_{attacking.holdout_set} is held out"] * (attacking.holdout_data_dir is None)
+    return ", ".join(uses) + "; other sets are not read" if uses else None
 
 
 # -- words for parts of a plan ----------------------------------------------------------------------------------------

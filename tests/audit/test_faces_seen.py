@@ -11,9 +11,12 @@ from real_assets import ASSETS, needs_assets
 from torch.nn.functional import normalize
 
 from apdm.audit.faces_seen import look_at_faces
+from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import find_subjects, load_images
 from apdm.faces import FaceEncoder, load_detector, load_encoder
+from apdm.faces.detector_score import DetectorScore
+from apdm.faces.portrait import PortraitFeatures
 from apdm.metrics.judges import Judges
 
 
@@ -27,15 +30,15 @@ def encoder() -> FaceEncoder:
 def photos_of(folder: Path) -> PhotoSet:
     """Two photos of a person, a group in which a stranger is larger, and one without a face."""
     own, other = (sorted((ASSETS / f"photos/faces/{who}").iterdir()) for who in ("f01", "f02"))
-    (folder / "s01").mkdir()
+    (folder / "s01/set_C").mkdir(parents=True)
     for i in range(2):
-        Image.open(own[i]).save(folder / f"s01/{i}.png")
+        Image.open(own[i]).save(folder / f"s01/set_C/{i}.png")
     group = Image.new("RGB", (1200, 700), "grey")
     for path, side, corner in ((own[2], 300, (100, 100)), (other[0], 512, (500, 100))):
         group.paste(Image.open(path).convert("RGB").resize((side, side)), corner)
-    group.save(folder / "s01/group.png")
-    Image.new("RGB", (300, 300), "green").save(folder / "s01/none.png")
-    subjects = find_subjects(folder)
+    group.save(folder / "s01/set_C/group.png")
+    Image.new("RGB", (300, 300), "green").save(folder / "s01/set_C/none.png")
+    subjects = find_subjects(folder, chosen=Chosen("C", "holdout_set"))
     return PhotoSet.of_people(Role.REFERENCE, str(folder), subjects, {"s01": load_images(subjects[0].images, 512)})
 
 
@@ -45,11 +48,13 @@ def test_one_line_says_which_face_is_compared_and_a_stranger_does_not_poison_the
 ):
     photos = photos_of(tmp_path)
     (seen,) = look_at_faces([photos], [encoder])
+    assert seen.faces.subject == "s01"
     assert seen.text == (
         "held out: 4 photos, 3 with a face; in group.png 2 faces, the one that is like the face in the other photos is "
         "compared; no face in none.png"
     )
-    judges = Judges([encoder], None, None)
+    assert encoder.detector is not None
+    judges = Judges([encoder], DetectorScore(encoder.detector), PortraitFeatures())
     images = photos.images[0] / 2 + 0.5
     ((embedded),) = judges.embed_person(images).values()
     with torch.no_grad():

@@ -13,6 +13,9 @@ from apdm.core.errors import UserError
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
+from apdm.image_layer.memory import PhotoMemory
+from apdm.image_layer.photos import check_photos
+from apdm.jobs.plan import sets_text
 
 REQUIRED = {"base": "b", "hardened": "h", "output_dir": "o"}
 
@@ -116,6 +119,24 @@ def test_the_papers_matched_attack_can_be_chosen(tmp_path):
     subjects = load(audit_config(tmp_path, attacker_set="A", holdout_set="B"))
     (trained,) = [each.files for each in subjects.sets if each.role is Role.PROTECTED]
     assert {file.parent.name for file in trained} == {"set_A"}
+
+
+def test_people_are_called_by_their_ids_and_not_by_their_sets(tmp_path):
+    for name in ("n1", "n2"):
+        person(tmp_path / name)
+    assert [found.ids for found in load(audit_config(tmp_path)).sets] == [["n1", "n2"]] * 2
+    photos = check_photos(find_subjects(tmp_path)[0], "png")
+    assert PhotoMemory.of(photos, 64, momentum=False, batch_size=1).folder == "n1/set_A"
+
+
+def test_the_plan_tells_only_of_sets_that_are_used(tmp_path):
+    person(tmp_path / "n1")
+    attacking = audit_config(tmp_path)
+    assert sets_text(str(tmp_path), None, attacking) == (
+        "the attacker has set_B, set_C is held out; other sets are not read"
+    )
+    elsewhere = audit_config(tmp_path, attack_data_dir="x", holdout_data_dir="y")
+    assert sets_text(str(tmp_path), None, elsewhere) is None
 
 
 def test_people_who_must_stay_learnable_may_lie_in_sets_too(tmp_path):
