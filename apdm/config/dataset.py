@@ -21,7 +21,8 @@ class DatasetConfig:
         None,
         "Take the photos from this Hugging Face dataset instead of instance_data_dir: a name on the Hub, a local "
         "folder (imagefolder, parquet, webdataset, or what save_to_disk wrote), or a local .parquet, .arrow or .tar "
-        "file. The photos lie in a folder beside output_dir while the run lasts, and are deleted at its end.",
+        "file. The photos lie in a folder beside output_dir while the run lasts, also a dry run, and are deleted at its "
+        "end.",
         holds="path",
     )
     dataset_config_name: str | None = option(
@@ -35,7 +36,9 @@ class DatasetConfig:
         "may be names of people are replaced by ids. By default all photos show one subject, s01.",
     )
     dataset_subjects: list[str] = option(
-        [], "Values of subject_column: take the photos of these subjects only. By default those of everybody."
+        [],
+        "Values of subject_column: take the photos of these subjects only. By default those of everybody. They stand "
+        "in the run's config.yaml, which is not to be published where they are names of people.",
     )
     max_subjects: int | None = option(
         None,

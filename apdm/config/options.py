@@ -40,6 +40,7 @@ DRY_RUN = (
     "Load and check everything that the run needs, print the plan, and end: with 0, or with 2 and a list of all that "
     "is missing or wrong. Nothing is written and nothing is drawn."
 )
+PRIVATE = ("dataset_subjects",)  # options whose values may be names of people, which results must not hold
 # The words of messages for the place where a value was given.
 COMMAND_LINE, IN_CALL = "on the command line", "in the call"
 
@@ -92,7 +93,7 @@ def command_line(name: str, argv: Sequence[str]) -> str:
     """Return a command in the form in which it is written into results.
 
     Of paths that start with "/", "~" or "$", only the last part is kept, so that results reveal nothing about the
-    machine.
+    machine. The values of PRIVATE are left out, because they may be names of people.
     """
 
     def shortened(word: str) -> str:
@@ -102,7 +103,15 @@ def command_line(name: str, argv: Sequence[str]) -> str:
         path, colon, options = value.partition(":")  # a plug-in's file, its class and options
         return key + equals + Path(path).name + colon + options
 
-    return " ".join(["apdm", name, *map(shortened, argv)])
+    shown, is_private = [], False
+    for word in argv:
+        if word.startswith("--"):
+            key, equals, _ = word[2:].partition("=")
+            is_private = key in PRIVATE
+            shown += [f"--{key}{equals or ' '}..."] if is_private else [shortened(word)]
+        elif not is_private:
+            shown.append(shortened(word))
+    return " ".join(["apdm", name, *shown])
 
 
 def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
