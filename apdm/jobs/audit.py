@@ -85,7 +85,7 @@ def _audit(
     judges = inputs.judges
     processes.on_main(lambda: check_faces(photo_sets(inputs, photos), judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
-    show_plan(audit_plan(config, plan, photos, processes=processes, device=device))
+    processes.on_main(lambda: show_plan(audit_plan(config, plan, photos, processes=processes, device=device)))
     warn_if_too_short(config, plan.entries)
     for model in plan.models.values():
         model.pipeline.to(device)

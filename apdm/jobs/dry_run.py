@@ -22,6 +22,7 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL
 from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
+from apdm.families import Family
 from apdm.jobs import audit, perturb, resources
 from apdm.jobs.audit_inputs import warn_if_too_short
 from apdm.jobs.audit_steps import goes_on
@@ -31,7 +32,13 @@ from apdm.jobs.harden import check_options
 from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, photo_audit_plan, show_plan
-from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import (
+    load_models,
+    own_class_files,
+    photos_of_datasets,
+    prepare_process,
+    warn_about_prompts,
+)
 from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
@@ -148,17 +155,24 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
             if found is not None:
                 job, family = found
                 cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
-                drawn = resources.class_pictures_to_draw(config, 0) if job.protection.needs_class_pictures else 0
+                drawn = perturb_drawn(config, job, family)
                 rows = perturb_plan(config, job, family, processes=processes, device=device)
                 more: dict[str, Row] = {
                     "device memory": lambda: resources.photo_memory(job, family, cost, device),
                     "drawn": lambda: f"{count(drawn, 'class picture')} of the model" if drawn else None,
-                    "disk": lambda: resources.disk(output, {"protected photos": job.size()}),
+                    "disk": lambda: resources.photo_disk(config, job, drawn),
                 }
                 _show(rows, more, faults)
 
     processes.on_main(check)
     return PerturbResult(output_dir=output, image_dir=output / IMAGES)
+
+
+def perturb_drawn(config: PerturbConfig, job: perturb.PhotoJob, family: Family) -> int:
+    """How many class pictures `apdm perturb` draws."""
+    if not job.protection.needs_class_pictures:
+        return 0
+    return resources.class_pictures_to_draw(config, len(own_class_files(config, family)))
 
 
 def audit_models(config: AuditJobConfig) -> AuditResult:

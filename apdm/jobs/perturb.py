@@ -100,7 +100,8 @@ def _perturb(
     processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
     job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
-    show_plan(perturb_plan(config, job, family, processes=processes, device=device))
+    # The other processes have not looked for faces yet, and would do so for the plan.
+    processes.on_main(lambda: show_plan(perturb_plan(config, job, family, processes=processes, device=device)))
     family.pipeline.to(device)
     figures = job.run(family, output, processes, command=command)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))

@@ -193,14 +193,7 @@ def own_class_pictures(config: JobConfig, base: Family) -> list[PhotoSet]:
     Raises:
         UserError: the folder cannot be used, see `ClassImages.own_pictures`, or holds the output folder.
     """
-    if config.class_data_dir is None:
-        return []
-    folder = Path(config.class_data_dir)
-    if Path(os.path.realpath(config.output_dir)).is_relative_to(os.path.realpath(folder)):
-        raise UserError(
-            f"output_dir {config.output_dir} lies in class_data_dir {folder}; give the class pictures another folder"
-        )
-    files = class_images(config, base).own_pictures(folder, replace=False)[: config.num_class_images]
+    files, folder = own_class_files(config, base), str(config.class_data_dir)
     if not files:
         return []
     images = load_images(files, config.resolution)
@@ -210,7 +203,19 @@ def own_class_pictures(config: JobConfig, base: Family) -> list[PhotoSet]:
             "the first is %s",
             *(len(small), len(files), config.resolution, small[0]),
         )
-    return [PhotoSet.of(Role.CLASS, str(folder), files, images)]
+    return [PhotoSet.of(Role.CLASS, folder, files, images)]
+
+
+def own_class_files(config: JobConfig, base: Family) -> list[Path]:
+    """Return the files of the class pictures of the user's own. Raises UserError as `own_class_pictures`."""
+    if config.class_data_dir is None:
+        return []
+    folder = Path(config.class_data_dir)
+    if Path(os.path.realpath(config.output_dir)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(
+            f"output_dir {config.output_dir} lies in class_data_dir {folder}; give the class pictures another folder"
+        )
+    return class_images(config, base).own_pictures(folder, replace=False)[: config.num_class_images]
 
 
 def _shorter_side(picture: Path) -> int:

@@ -137,6 +137,12 @@ def harden_disk(config: HardenConfig, inputs: HardenInputs, drawn: int) -> str:
     return disk(output, parts)
 
 
+def photo_disk(config: JobConfig, job: PhotoJob, drawn: int) -> str:
+    """Say how much disk protecting photos alone needs. Raises UserError if there is less."""
+    parts = {"protected photos": job.size(), "class pictures": drawn * picture_size(config.resolution**2)}
+    return disk(Path(config.output_dir), parts)
+
+
 def disk(output: Path, parts: Mapping[str, int]) -> str:
     """Say how much disk some files need at most. Raises UserError if there is less."""
     whole = sum(parts.values())
@@ -162,7 +168,7 @@ def written(config: HardenConfig, *, partners: bool) -> str:
     names += [f"{layout.IMAGES}/", layout.PERTURBATION] * config.image_layer.enabled
     if config.audit.enabled:
         names += [layout.RESULTS, layout.REPORT, f"{layout.PICTURES}/", f"{layout.CELLS}/"]
-        names += [f"{layout.ATTACKER_CLASS_IMAGES}/"]
+        names += [f"{layout.ATTACKER_CLASS_IMAGES}/"] + [f"{layout.PHOTO_CELLS}/"] * config.image_layer.enabled
     return f"{', '.join(sorted(names))} in {config.output_dir}"
 
 

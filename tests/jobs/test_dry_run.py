@@ -6,6 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import arguments, write_people
@@ -22,6 +23,12 @@ def told(text: str) -> dict[str, str]:
 
 def errors(text: str) -> list[str]:
     return re.findall(r"^apdm: error: (.*)$", text, re.MULTILINE)
+
+
+def write_noise(file: Path, seed: int) -> None:
+    file.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -126,6 +133,15 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
     assert main(["perturb", *photos, *place, *prompts]) == 0
     plan = told(capsys.readouterr().err)
     assert "6 copies of the denoiser" in plan["device memory"] and "free" in plan["disk"]
+    layers = ["--image_layer.method", "aspl", "--image_layer.zero_shot.enabled", "false", "--num_class_images", "2"]
+    assert main(["perturb", *photos, *place, *prompts, *layers]) == 0
+    plan = told(capsys.readouterr().err)
+    assert plan["drawn"] == "2 class pictures of the model" and "class pictures" in plan["disk"]
+    for number in range(2):
+        write_noise(tmp_path / f"own/{number}.png", 100 + number)
+    assert main(["perturb", *photos, *place, *prompts, *layers, "--class_data_dir", str(tmp_path / "own")]) == 0
+    plan = told(capsys.readouterr().err)
+    assert "drawn" not in plan and "class pictures" not in plan["disk"]
 
     hardened = tmp_path / "model"
     words = arguments(PIPELINE, people, hardened, max_train_steps=1, resolution=64)
