@@ -21,8 +21,7 @@ class DatasetConfig:
         None,
         "Take the photos from this Hugging Face dataset instead of instance_data_dir: a name on the Hub, a local "
         "folder (imagefolder, parquet, webdataset, or what save_to_disk wrote), or a local .parquet, .arrow or .tar "
-        "file. The photos lie in a folder beside output_dir while the run lasts, also a dry run, and are deleted at its "
-        "end.",
+        "file. The photos lie in a folder beside output_dir while the run or the dry run lasts, and are deleted then.",
         holds="path",
     )
     dataset_config_name: str | None = option(

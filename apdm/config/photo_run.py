@@ -20,7 +20,7 @@ MODEL: Sources = {
     **{name: (name,) for name in ("family", "variant", "single_file_config")},
 }
 PROMPTS: Sources = {name: (name,) for name in ("instance_prompt", "class_prompt")}
-OTHERS: Sources = {name: (name,) for name in ("resolution", "faces", "subject_kind")}
+OTHERS: Sources = {name: (name,) for name in ("resolution", "faces", "subject_kind", "protected_set")}
 
 
 def output_of_run(protected_photos: str | Path) -> Path | None:

@@ -115,6 +115,24 @@ def load_inputs(
         specs = faults.of(load_photo_attacks) if with_photos else None
         subjects = faults.of(load_people)
         judges = faults.of(judge)
+    try_networks(subjects, judges, specs, subject_kind)
+    return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
+
+
+def try_networks(
+    subjects: AuditSubjects, judges: Judges, specs: PhotoAttackSpecs | None, subject_kind: SubjectKind
+) -> None:
+    """Try every network on photos of the first person, and warn of photos that are too few for a threshold.
+
+    Args:
+        subjects: the people with their photos.
+        judges: the networks that measure pictures.
+        specs: the attacks on protected photos; None if no photos are attacked.
+        subject_kind: what the subjects are.
+
+    Raises:
+        UserError: a network cannot be used.
+    """
     first = subjects.protected[0]
     photos = to_unit(torch.cat([first.references[:TRIED], first.photos[:TRIED]]))
     try_judges(judges, photos)
@@ -122,7 +140,6 @@ def load_inputs(
         try_encoder(specs.adapter.encoder, photos)
     if subject_kind == "object":
         warn_if_few_photos(subjects)
-    return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
 
 
 def check_reused(options: AuditOptions) -> None:
@@ -149,8 +166,8 @@ def load_judges(
     networks = load_feature_networks(options.judge, allow_pickle=allow_pickle, option=f"{options.prefix}judge")
     if networks.first is None and not miniature:
         raise UserError(
-            "nothing says which network's features show whether hardening changed the class, and the bundled ones know "
-            f"only the drawn people of the miniature world: give {options.prefix}judge {EXAMPLE} or inception:FILE"
+            "nothing says which network's features show how whole pictures differ, and the bundled ones know only the "
+            f"drawn people of the miniature world: give {options.prefix}judge {EXAMPLE} or inception:FILE"
         )
     if subject_kind == "object":
         given = [network for network in (networks.dino, networks.clip) if network is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +27,7 @@ from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.versions import package_versions
 from apdm.data.class_images import ClassImages
-from apdm.data.photo_sets import Chosen
+from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import list_all_images, load_images
 from apdm.distributed.processes import ProcessGroup
@@ -35,7 +36,7 @@ from apdm.faces import FaceNetworks
 from apdm.families import Family
 from apdm.families.encoding import encode_images
 from apdm.families.miniature import is_miniature
-from apdm.jobs.audit_inputs import check_reused, load_judges
+from apdm.jobs.audit_inputs import check_reused, load_judges, try_networks
 from apdm.jobs.audit_steps import (
     attack_photos,
     attacker_class_images,
@@ -94,7 +95,8 @@ def audit_photos(
     judges = inputs.plan.judges
     processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
-    show_plan(photo_audit_plan(config, inputs.plan, inputs.counts, processes=processes, device=device))
+    rows = partial(photo_audit_plan, config, inputs.plan, inputs.counts, processes=processes, device=device)
+    processes.on_main(lambda: show_plan(rows()))
     inputs.plan.models["base"].pipeline.to(device)
     class_images = attacker_class_images(inputs.plan, config)
     results = _attack_and_report(inputs, class_images, output, processes, config.reuse_audits)
@@ -126,13 +128,15 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         photos = faults.of(read_photos)
         judges = faults.of(lambda: _read_judges(config, faces))
     held, strangers, sets = photos
+    subjects = AuditSubjects(_people(held), [], strangers, sets=sets)
     with Faults() as faults:
         faults.of(lambda: check_prompts_of(config, base, _trained(specs), ("base",)))
         faults.of(lambda: specs.check(base))
+        faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
     plan = AuditPlan.of(
         config,
         models={"base": base},
-        subjects=AuditSubjects(_people(held), [], strangers),
+        subjects=subjects,
         judges=judges,
         entries=(),
         instance_prompt=config.instance_prompt,
@@ -145,7 +149,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
     counts = PhotoCounts(
         attacked={one: len(pair.clean) for one, pair in held.attacked.pairs.items()},
         held_out={one: len(images) for one, images in held.references.items()},
-        held_out_from="originals" if config.holdout_data_dir is None else "folder",
+        held_out_from="originals" if _holdout_folder(config) is None else "folder",
     )
     return PhotoAuditInputs(plan=plan, specs=specs, photos=held.attacked, counts=counts, sets=sets)
 
@@ -178,10 +182,15 @@ def _read_photos(config: AuditJobConfig) -> HeldOut:
     given = load_protected_photos(originals, protected, config.resolution, chosen=Chosen(config.protected_set))
     if all(torch.equal(pair.clean, pair.protected) for pair in given.pairs.values()):
         raise UserError(f"the photos in {protected} look exactly like those in {originals}: give the protected ones")
-    if config.holdout_data_dir is None:
+    folder = _holdout_folder(config)
+    if folder is None:
         return hold_out(given)
-    held = Chosen(config.holdout_set, "holdout_set")
-    return hold_out_from(config.holdout_data_dir, given, config.resolution, held)
+    return hold_out_from(folder, given, config.resolution, Chosen(config.holdout_set, "holdout_set"))
+
+
+def _holdout_folder(config: AuditJobConfig) -> str | None:
+    """The folder of the hold-out photos, perhaps in a set of each person; None if some originals are held out."""
+    return config.holdout_data_dir or (config.photos if has_sets(config.photos) else None)
 
 
 def _trained(specs: PhotoAttackSpecs) -> list[Entry]:

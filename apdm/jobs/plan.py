@@ -265,6 +265,8 @@ def photo_audit_plan(
         f"({config.protected_photos}), as squares of {config.resolution} pixels; {held}",
         "as protected": f"{', '.join(taken)}: as {CONFIG} in {config.protected_photos} says" if taken else None,
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
+        "sets": sets_text(str(config.photos), config, config),
+        **audited_face_rows(plan.subjects.sets, plan.judges),
         **photo_notes(config.photos, *config.photo_folders.values()),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
@@ -313,7 +315,8 @@ def sets_text(
         return None
     uses = [f"set_{protecting.protected_set} is protected"] if protecting is not None else []
     if attacking is not None:
-        uses += [f"the attacker has set_{attacking.attacker_set}"] * (attacking.attack_data_dir is None)
+        with_model = not isinstance(attacking, AuditJobConfig) or attacking.hardened is not None
+        uses += [f"the attacker has set_{attacking.attacker_set}"] * (with_model and attacking.attack_data_dir is None)
         uses += [f"set_{attacking.holdout_set} is held out"] * (attacking.holdout_data_dir is None)
     return ", ".join(uses) + "; other sets are not read" if uses else None
 

@@ -407,8 +407,8 @@ def test_a_command_is_told_without_the_machines_paths():
     ]
     shown = (
         "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run --class_data_dir class 1/2 "
-        "encoder.pt=0.255 mine.py:Mine:steps=5,rate=1/2 --image_layer.method=mine.py:Mine:steps=5 --dataset_subjects ... "
-        "--dataset_subjects=... --seed 1"
+        "encoder.pt=0.255 mine.py:Mine:steps=5,rate=1/2 --image_layer.method=mine.py:Mine:steps=5 "
+        "--dataset_subjects ... --dataset_subjects=... --seed 1"
     )
     assert command_line("harden", words) == shown
 

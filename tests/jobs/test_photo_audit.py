@@ -14,6 +14,8 @@ import torch
 from html_page import Page
 from json_schema import violations
 from PIL import Image
+from tiny_judges import write_dino
+from transformers import ViTModel
 
 from apdm.audit import PhotoResults, read_model_results, read_results, results_schema
 from apdm.audit.protected_photos import hold_out, load_protected_photos
@@ -136,7 +138,7 @@ def test_the_last_third_of_the_originals_is_held_out_and_the_audit_says_so(audit
 
 def test_the_plan_says_what_was_taken_from_the_run_that_protected_the_photos(audited: tuple[Path, str]):
     _, said = audited
-    assert "base, instance_prompt, class_prompt, resolution, subject_kind: as config.yaml in" in said
+    assert "base, instance_prompt, class_prompt, resolution, subject_kind, protected_set: as config.yaml in" in said
     assert str(PIPELINE) in said
 
 
@@ -180,6 +182,37 @@ def test_a_dry_run_reads_everything_and_writes_nothing(
     assert run("audit", **given, **SHORT, purifiers="jpg", strangers_data_dir=run_folder / "images") == 2
     said = capsys.readouterr().err
     assert 'no purifier "jpg"' in said and "none of them may be protected" in said  # both mistakes at once
+
+
+def test_of_photos_in_sets_the_protected_ones_are_attacked_and_another_set_is_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sets = tmp_path / "sets"
+    for place, letter in enumerate("ABC"):  # with equal names
+        write_photos(1, range(2 * place, 2 * place + 2), sets / f"s01/set_{letter}")
+    given = {"pretrained_model_name_or_path": PIPELINE, "instance_data_dir": sets, "resolution": 64}
+    layer = {"image_layer.method": "noise", "image_layer.zero_shot.enabled": "false", "num_threads": 1}
+    prompts = {"instance_prompt": PROMPT, "class_prompt": "a photo of a person", "protected_set": "B"}
+    assert run("perturb", output_dir=tmp_path / "run", **given, **layer, **prompts) == 0
+    capsys.readouterr()
+    audit = {"protected_photos": tmp_path / "run", "photos": sets, "output_dir": tmp_path / "out", "dry_run": "true"}
+    assert run("audit", **audit, **SHORT) == 0
+    said = capsys.readouterr().err
+    assert "set_B is protected, set_C is held out" in said and "2 photos in" in said and "2 held out\n" in said
+
+
+def test_the_networks_are_tried_before_anything_is_written(
+    photos: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    blind = write_dino(tmp_path / "blind")
+    model = ViTModel.from_pretrained(blind, add_pooling_layer=False)
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)
+    model.save_pretrained(blind)
+    given = {"protected_photos": run_folder, "photos": photos, "output_dir": tmp_path / "out"}
+    assert run("audit", **given, **SHORT, judge=f"dino:{blind}") == 2
+    assert "blind gives the same for different photos" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_photos_of_another_tool_are_audited_against_a_named_model(
