@@ -1,6 +1,7 @@
 """The options of every command: nested frozen dataclasses, filled from YAML files, the command line or Python."""
 
-from apdm.config.audit import AuditConfig, AuditJobConfig, AuditOptions
+from apdm.config.audit import AuditConfig, AuditOptions
+from apdm.config.audit_job import AuditJobConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import (
     HardenConfig,

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from apdm.config.audit import AuditJobConfig
+from apdm.config.audit_job import AuditJobConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
 from apdm.config.options import Option, options_by_path

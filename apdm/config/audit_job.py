@@ -1,0 +1,172 @@
+"""The options of `apdm audit`: those of every audit, with the models, the people and the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from apdm.config.audit import AuditOptions
+from apdm.config.options import DRY_RUN, option
+from apdm.config.photo_audit import check_together
+from apdm.config.photo_run import defaults_from_run
+from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
+from apdm.config.subject_kind import SubjectKind, subject_kind_option
+from apdm.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditJobConfig(AuditOptions):
+    """Attack base and hardened model, or clean and protected photos, and say whether the subjects are protected."""
+
+    base: str | None = option(
+        None,
+        "The model before hardening: a diffusers pipeline folder, a single-file checkpoint, or a name on the "
+        "Hugging Face Hub. The other models can be given in the same ways. It must be given with hardened. For photos "
+        "alone it is the model that is attacked; by default the one that protected them, if config.yaml beside them "
+        "says which.",
+        holds="path",
+    )
+    hardened: str | None = option(
+        None,
+        "The same model after hardening. Without it, only photos are audited: give protected_photos and photos.",
+        holds="path",
+    )
+    subjects: str | None = option(
+        None,
+        "Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
+        "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
+        "attacker's photos, together with holdout_data_dir. Or a folder of <id>/set_A, set_B and set_C; see "
+        "attacker_set and holdout_set. It must be given with hardened.",
+        holds="path",
+    )
+    protected_set: Literal["A", "B", "C", "D"] = option(
+        "A", "Which photos were protected, where those of each person lie in sets; see attacker_set."
+    )
+    placebo: str | None = option(
+        None,
+        "A control: the base, hardened the same way against other people. It shows whether the "
+        "attack fails because these people are protected, or because the model is damaged. It is attacked too, which "
+        "takes half as long again.",
+        holds="path",
+    )
+    sibling: str | None = option(
+        None,
+        "Another fine-tuning of the base, for attacks that merge models. Without it these attacks "
+        "are left out, and a suite that requires them cannot show protection.",
+        holds="path",
+    )
+    hardened_sibling: str | None = option(
+        None, "The sibling after hardening, for the attack that subtracts the hardening.", holds="path"
+    )
+    protected_photos: str | None = option(
+        None,
+        "Protected photos, which are attacked on the base beside their originals: the output folder of apdm perturb or "
+        "apdm harden, or a folder <id>/*.png that any other tool made.",
+        holds="path",
+    )
+    photos: str | None = option(
+        None,
+        "Folder of the originals of protected_photos, <id>/*.jpg, with the same file names. With hardened by default "
+        "protected/ in the folder of subjects. For photos alone, without holdout_data_dir, the last third of each "
+        "person's photos (at least 2 of at least 4) is held out.",
+        holds="path",
+    )
+    instance_data_dir: str | None = option(None, "The earlier name of photos.", holds="path")
+    suite: Literal["quick", "standard", "full"] = option(
+        "standard",
+        "Which attacks to run. Every suite has the nominal attack on every person; standard has more other attacks "
+        "than quick, and full more than standard. quick is meant for one person. standard and full require a sibling; "
+        "without one, name single attacks with the option attacks.",
+    )
+    attacks: list[str] = option(
+        [],
+        'Attacks to run in place of the suite, such as "lora:rank=32". The verdict then requires all of them.',
+        holds="spec",
+    )
+    seeds: int = option(
+        3,
+        "How often the audit is repeated, with the seeds seed, seed + 1, ... A claim of protection needs at least 3.",
+        at_least=1,
+    )
+    subject_kind: SubjectKind = subject_kind_option()
+    instance_prompt: str = option(
+        INSTANCE_PROMPT,
+        "The prompt that attackers learn a subject with. For photos alone by default that of the run that protected "
+        "them; so are class_prompt and resolution.",
+    )
+    class_prompt: str = option(
+        "", "The prompt of the class that subjects belong to. By default instance_prompt without its rare word."
+    )
+    resolution: int = option(
+        512, "Side in pixels of the squares that attackers make of photos.", at_least=16, multiple_of=8
+    )
+    sample_batch_size: int = option(
+        16, "How many pictures are drawn or encoded at once. More are faster and take more memory.", at_least=1
+    )
+    family: str | None = option(
+        None,
+        'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
+        "own. By default the family that handles the pipeline class of the model.",
+        holds="spec",
+    )
+    single_file_config: str | None = option(
+        None,
+        "Only for models that are single-file checkpoints: a pipeline folder with the configurations, tokenizers and "
+        "scheduler that belong to all of them. By default diffusers guesses the model type and loads these files from "
+        "the Hub.",
+        holds="path",
+    )
+    variant: str | None = option(
+        None,
+        'Which files of the models to load, such as "fp16". If only some of the models have such files, the others are '
+        "loaded from their files without a suffix. By default the files without a suffix.",
+    )
+    allow_pickle: bool = option(
+        False,
+        "Load .bin and .pt weights where no safetensors exist. Loading a pickle can run any code that its author put "
+        "in it, so allow it only for files that you trust.",
+    )
+    faces: list[str] = option(
+        [],
+        "The networks for photos of real faces. First an unpacked InsightFace pack, such as buffalo_l: it detects and "
+        "aligns, and its recogniser is what image_layer.zero_shot misleads. All entries judge likeness. The others may "
+        "be single recognisers: .onnx, or a MobileFaceNet's .safetensors or .pt. PATH=THRESHOLD gives the cosine of a "
+        "match, where the file's own is not known. By default the bundled networks, which know only the drawn people "
+        "of the miniature world.",
+        holds="spec",
+    )
+    output_dir: str = option(
+        help="Folder for results, report and finished attacks. If an audit is stopped, the same command continues it.",
+        holds="path",
+    )
+    overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
+    dry_run: bool = option(False, DRY_RUN)
+    seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32)
+    num_threads: int | None = option(
+        None,
+        "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
+        "processors that the run may use are divided equally among its processes.",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.class_prompt:
+            object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
+        if not self.prompts:
+            object.__setattr__(self, "prompts", default_audit_prompts(self.instance_prompt))
+        check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
+        self.refuse_protected_set(self.protected_set)
+        if self.subject_kind == "object":
+            self.check_object(self.instance_prompt, {"faces": self.faces})
+        if self.instance_data_dir is not None and self.protected_photos is not None:
+            if self.photos not in (None, self.instance_data_dir):
+                raise UserError("photos and instance_data_dir are two names of one option: leave one of them out")
+            object.__setattr__(self, "photos", self.instance_data_dir)
+        check_together(self)
+
+    @staticmethod
+    def defaults_from(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults of an audit of photos that the run which protected them gives; see `photo_run`."""
+        return defaults_from_run(given)
