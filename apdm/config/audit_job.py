@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from apdm.config.audit import AuditOptions
+from apdm.config.faces import faces_option
 from apdm.config.options import DRY_RUN, option
 from apdm.config.photo_audit import check_together
 from apdm.config.photo_run import defaults_from_run
@@ -127,15 +128,7 @@ class AuditJobConfig(AuditOptions):
         "Load .bin and .pt weights where no safetensors exist. Loading a pickle can run any code that its author put "
         "in it, so allow it only for files that you trust.",
     )
-    faces: list[str] = option(
-        [],
-        "The networks for photos of real faces. First an unpacked InsightFace pack, such as buffalo_l: it detects and "
-        "aligns, and its recogniser is what image_layer.zero_shot misleads. All entries judge likeness. The others may "
-        "be single recognisers: .onnx, or a MobileFaceNet's .safetensors or .pt. PATH=THRESHOLD gives the cosine of a "
-        "match, where the file's own is not known. By default the bundled networks, which know only the drawn people "
-        "of the miniature world.",
-        holds="spec",
-    )
+    faces: list[str] = faces_option("it detects and aligns")
     output_dir: str = option(
         help="Folder for results, report and finished attacks. If an audit is stopped, the same command continues it.",
         holds="path",

@@ -404,6 +404,8 @@ class HardenConfig(JobConfig):
             check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
         if self.audit.enabled or self.validation.probe_steps:
             self.audit.refuse_protected_set(self.protected_set)
+        if self.pairs == "folder" and self.dataset_name is not None:
+            raise UserError("pairs is folder, and a dataset has no partners; give --pairs drawn or --pairs none")
         if self.rehearsal_data_dir and not self.reference_model_name_or_path:
             raise UserError(
                 "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "
@@ -411,6 +413,10 @@ class HardenConfig(JobConfig):
             )
         if self.fail_if_unprotected and not self.audit.enabled:
             raise UserError("fail_if_unprotected needs an audit; add --audit.enabled true")
+
+    @property
+    def protects_photos(self) -> bool:
+        return self.image_layer.enabled
 
     @property
     def base(self) -> str:

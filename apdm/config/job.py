@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from apdm.config.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
-from apdm.config.image_layer import ImageLayerConfig
+from apdm.config.faces import faces_option
+from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
 from apdm.config.subject_kind import SubjectKind, check_object, subject_kind_option
@@ -127,15 +128,7 @@ class JobConfig(DatasetConfig):
         "depend on it in the last digits.",
         at_least=1,
     )
-    faces: list[str] = option(
-        [],
-        "The networks for photos of real faces. First an unpacked InsightFace pack, such as buffalo_l: it detects and "
-        "aligns, and its recogniser is what image_layer.zero_shot misleads. All entries judge likeness. The others may "
-        "be single recognisers: .onnx, or a MobileFaceNet's .safetensors or .pt. PATH=THRESHOLD gives the cosine of a "
-        "match, where the file's own is not known. By default the bundled networks, which know only the drawn people "
-        "of the miniature world.",
-        holds="spec",
-    )
+    faces: list[str] = faces_option("it detects and aligns, and its recogniser is what image_layer.zero_shot misleads")
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 
     def __post_init__(self) -> None:
@@ -152,16 +145,30 @@ class JobConfig(DatasetConfig):
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
         if self.subject_kind == "object":
-            layer = self.image_layer.zero_shot
-            about_faces = {
-                "faces": self.faces,
-                "image_layer.zero_shot.encoders": layer.encoders,
-                "image_layer.zero_shot.detector": layer.detector,
-            }
-            check_object(self.instance_prompt, about_faces)
-            # The zero-shot layer misleads face encoders, so it has nothing to do.
+            self._check_object()
+
+    def _check_object(self) -> None:
+        """Check the options of a run on objects, and switch the zero-shot layer off, which misleads face encoders."""
+        layer = self.image_layer.zero_shot
+        about_faces = {
+            "faces": self.faces,
+            "image_layer.zero_shot.encoders": layer.encoders,
+            "image_layer.zero_shot.detector": layer.detector,
+        }
+        check_object(self.instance_prompt, about_faces)
+        if self.image_layer.method != NO_METHOD:
             image_layer = replace(self.image_layer, zero_shot=replace(layer, enabled=False))
             object.__setattr__(self, "image_layer", image_layer)
+        elif self.protects_photos:
+            raise UserError(
+                "image_layer.method is none, and for subject_kind object there is no other layer, so nothing would be "
+                "protected; name a method, such as dladiff"
+            )
+
+    @property
+    def protects_photos(self) -> bool:
+        """Whether the run writes protected photos."""
+        return True
 
     @property
     def photo_source(self) -> str:

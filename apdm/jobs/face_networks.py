@@ -21,7 +21,7 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Face
     layer: ZeroShotConfig | None = None
     if isinstance(config, AuditJobConfig):
         audit = config
-    elif config.image_layer.zero_shot.enabled and (config.image_layer.enabled or isinstance(config, PerturbConfig)):
+    elif config.image_layer.zero_shot.enabled and config.protects_photos:
         layer = config.image_layer.zero_shot
     if isinstance(config, HardenConfig) and (config.audit.enabled or config.validation.probe_steps):
         audit = config.audit

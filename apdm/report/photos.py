@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from apdm.audit.results import ImageLayer, PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality
 from apdm.audit.rows import file_name
+from apdm.config.image_layer import NO_METHOD
 from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics, face_rate
 from apdm.metrics.perception import Visibility
@@ -97,14 +98,13 @@ class PhotoSection:
     """The whole section.
 
     Attributes:
-        epsilon: {layer of the photo protection: largest allowed change, in grey levels of 255}.
+        changes: how the photos were changed, as the end of "changed ...".
         judges: the names of the judging encoders, for the heads of the tables; those that were misled are marked.
         doubts: reasons why no attack shows protection of the photos, one clause each.
         quality, row_quality: names of the quality figures in the table of attacks, and in that of the rows.
     """
 
-    method: str
-    epsilon: dict[str, float]
+    changes: str
     visible: WorstVisibility
     face: WorstVisibility
     misled: list[MisledEncoder]
@@ -131,8 +131,7 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
     quality = list(dict.fromkeys(name for one in outcomes for name in one.quality))
     doubts = outcomes[0].unreliable if outcomes else []
     return PhotoSection(
-        method=layer.method,
-        epsilon={name: 255 * value for name, value in layer.epsilon.items()},
+        changes=_changes(layer),
         visible=_worst([photo.visible for photo in layer.photos]),
         face=_worst([face.visible for photo in layer.photos for face in photo.faces]),
         misled=_misled(layer.photos),
@@ -145,6 +144,17 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
         row_quality=list(dict.fromkeys(name for row in layer.attacks for name in row.quality or {})),
         lines=[_line(row, encoders) for row in layer.attacks],
     )
+
+
+def _changes(layer: ImageLayer) -> str:
+    if not layer.epsilon:
+        return "by a tool that left no record"
+    levels = {name: number(255 * value, 0) for name, value in layer.epsilon.items()}
+    parts = [f"by {layer.method} within {levels['fine_tuning']} grey levels against fine-tuning"]
+    parts = parts if layer.method != NO_METHOD else []
+    if layer.zero_shot:
+        parts.append(f"within {levels['zero_shot']} grey levels against zero-shot adapters")
+    return " and ".join(parts)
 
 
 def _outcome(outcome: PhotoOutcome, encoders: Sequence[str], quality: Sequence[str]) -> PhotoOutcomeLine:

@@ -223,6 +223,7 @@ def test_options_of_a_dataset_need_a_dataset():
         (["--instance_data_dir", "i", "--subject_column", "who"], "subject_column belongs to a dataset"),
         (["--dataset_name", "a/b", "--max_subjects", "3"], "max_subjects needs subject_column"),
         (["--dataset_name", "a/b", "--class_dataset_name", "c", "--class_data_dir", "d"], "are both given"),
+        (["--dataset_name", "a/b", "--pairs", "folder"], "pairs is folder, and a dataset has no partners"),
     ):
         with pytest.raises(UserError, match=said):
             load_config(HardenConfig, [*required, *words])

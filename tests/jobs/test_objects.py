@@ -152,6 +152,8 @@ def test_a_model_is_hardened_and_audited_against_an_object(world: dict[str, Path
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert list(results["judges"]["measured"]) == ["tiny-dino"] and results["image_layer"]["zero_shot"] is False
     assert {row["status"] for row in results["image_layer"]["attacks"]} == {"ok"}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "changed by noise within 7 grey levels against fine-tuning, and what" in page
 
 
 NAMED = {"pretrained_model_name_or_path": "m", "instance_data_dir": "i", "output_dir": "o"}
@@ -172,7 +174,12 @@ AUDITED = {"base": "b", "hardened": "h", "subjects": "s", "output_dir": "o", "ju
             {"image_layer.zero_shot.encoders": ["x"]},
             "image_layer.zero_shot.encoders is about faces, but subject_kind is object",
         ),
-        (PerturbConfig, {"image_layer.method": "none"}, "nothing would be protected"),
+        (PerturbConfig, {"image_layer.method": "none"}, "for subject_kind object there is no other layer"),
+        (
+            HardenConfig,
+            {"image_layer.method": "none", "image_layer.enabled": True},
+            "for subject_kind object there is no other layer",
+        ),
         (
             HardenConfig,
             {"audit.enabled": True},
@@ -190,6 +197,11 @@ def test_options_about_faces_are_refused_for_objects(kind: type, options: dict[s
     with pytest.raises(UserError) as error:
         make_config(kind, {**given, **OBJECT, **options})
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_configuration_that_only_misleads_faces_hardens_against_objects_too():
+    config = make_config(HardenConfig, {**NAMED, **OBJECT, "image_layer.method": "none"})
+    assert not config.protects_photos
 
 
 def test_a_model_from_outside_is_not_judged_by_the_bundled_features(world: dict[str, Path], tmp_path: Path):
