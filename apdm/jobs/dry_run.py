@@ -16,6 +16,7 @@ from apdm.audit.results import Verdict
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
+from apdm.core.signals import stop_on_signals
 from apdm.data.separate_photos import PhotoSet
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
 from apdm.distributed.processes import ProcessGroup
@@ -60,7 +61,7 @@ def harden(config: HardenConfig) -> HardenResult:
     kind, device = engine_kind(accelerator), accelerator.device
 
     def check() -> None:
-        with photos_of_datasets(config), Faults() as faults:
+        with stop_on_signals(kept=lambda: False), photos_of_datasets(config), Faults() as faults:
             faults.of(lambda: check_given(config))
             faults.of(lambda: check_options(config, accelerator, processes))
             inputs = read_harden(config, faults)
@@ -147,7 +148,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt)
-        with photos_of_datasets(config), Faults() as faults:
+        with stop_on_signals(kept=lambda: False), photos_of_datasets(config), Faults() as faults:
             faults.of(lambda: check_given(config))
             found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
             may_replace = config.overwrite_output_dir or perturb.goes_on(config)

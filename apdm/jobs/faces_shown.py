@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from apdm.core.errors import Faults, UserError
 from apdm.data.photo_files import name_some
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.faces import FaceScore
@@ -20,36 +19,23 @@ LOOKED_AT = (Role.PROTECTED, Role.EARLIER, Role.REFERENCE, Role.OTHER, Role.OTHE
 def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> str | None:
     """Look for a face in every photo, as a trainer sees it: in the square that is cut out of it.
 
+    Whether too few photos of a person show one is checked elsewhere, as the run itself checks it.
+
     Args:
         sets: the photos of all folders. Class pictures, safe partners and strangers are not looked at.
         face_score: decides whether a photo shows a face; None for subjects that have none.
 
     Returns:
         How many photos show one, and the names of the others; None if faces are not looked for.
-
-    Raises:
-        UserError: no photo in a folder of a person shows a face.
     """
     if face_score is None:
         return None
-    people: list[dict[Path, bool]] = []
+    shown: dict[Path, bool] = {}  # some photos come twice, for hardening and for the audit
     for photos in (found for found in sets if found.role in LOOKED_AT):
         files = iter(photos.files)
-        people += [{next(files): _shows(image, face_score) for image in images} for images in photos.images]
-    return _told(people, face_score.name)
-
-
-def _told(people: Iterable[Mapping[Path, bool]], network: str) -> str:
-    shown: dict[Path, bool] = {}
-    with Faults() as faults:
-        for photos in people:
-            shown.update(photos)
-            if not any(photos.values()):
-                folder = next(iter(photos)).parent
-                mend = "give photos in which the face is large and clear, or another detector"
-                faults.add(UserError(f"no photo in {folder} shows a face by {network}: {mend}"))
+        shown.update({next(files): _shows(image, face_score) for images in photos.images for image in images})
     without = [path for path, has_face in shown.items() if not has_face]
-    text = f"in {len(shown) - len(without)} of {len(shown)} photos by {network}"
+    text = f"in {len(shown) - len(without)} of {len(shown)} photos by {face_score.name}"
     return text + (f"; none in {name_some(without)}" if without else "")
 
 

@@ -220,7 +220,9 @@ def audit_plan(
     return rows | {
         "people": people_text([person.id for person in people]),
         "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
-        "sets": sets_text(str(config.subjects), config if photos is not None else None, config),
+        "sets": sets_text(
+            str(config.subjects), config if photos is not None and config.photos is None else None, config
+        ),
         "others": people_text([person.id for person in plan.subjects.others]),
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         **audited_face_rows(plan.subjects.sets, plan.judges),
