@@ -268,16 +268,15 @@ class AuditOptions:
                     f"{self.prefix}{name} is for protected photos, and none are attacked: {mend}, or leave it out"
                 )
 
-    def check_object(self, instance_prompt: str, about_faces: Mapping[str, Any]) -> None:
+    def check_object(self, instance_prompt: str, class_prompt: str, about_faces: Mapping[str, Any]) -> None:
         """Check that the audit can judge objects. `about_faces` are further options that make sense for people only.
 
         Raises:
             UserError: an option is about faces, or nothing judges likeness, or the prompt names a person.
         """
         names = ("encoders", "face_score", "faceid_adapter")
-        check_object(
-            instance_prompt, {f"{self.prefix}{name}": getattr(self, name) for name in names} | dict(about_faces)
-        )
+        given = {f"{self.prefix}{name}": getattr(self, name) for name in names}
+        check_object(instance_prompt, class_prompt, given | dict(about_faces))
         check_object_judges(self.judge, f"{self.prefix}judge")
 
     @property

@@ -152,7 +152,7 @@ class AuditJobConfig(AuditOptions):
         check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
         self.refuse_protected_set(self.protected_set)
         if self.subject_kind == "object":
-            self.check_object(self.instance_prompt, {"faces": self.faces})
+            self.check_object(self.instance_prompt, self.class_prompt, {"faces": self.faces})
         if self.instance_data_dir is not None and self.protected_photos is not None:
             if self.photos not in (None, self.instance_data_dir):
                 raise UserError("photos and instance_data_dir are two names of one option: leave one of them out")

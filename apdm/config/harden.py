@@ -399,7 +399,7 @@ class HardenConfig(JobConfig):
             prompts = [self.instance_prompt, self.class_prompt]
             object.__setattr__(self, "validation", replace(self.validation, prompts=prompts))
         if self.subject_kind == "object" and (self.audit.enabled or self.validation.probe_steps):
-            self.audit.check_object(self.instance_prompt, {})
+            self.audit.check_object(self.instance_prompt, self.class_prompt, {})
         if self.audit.enabled:
             check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
         if self.audit.enabled or self.validation.probe_steps:

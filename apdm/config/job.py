@@ -155,7 +155,7 @@ class JobConfig(DatasetConfig):
             "image_layer.zero_shot.encoders": layer.encoders,
             "image_layer.zero_shot.detector": layer.detector,
         }
-        check_object(self.instance_prompt, about_faces)
+        check_object(self.instance_prompt, self.class_prompt, about_faces)
         if self.image_layer.method != NO_METHOD:
             image_layer = replace(self.image_layer, zero_shot=replace(layer, enabled=False))
             object.__setattr__(self, "image_layer", image_layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, absent
 from apdm.core.model_path import HUB_ID
 
 JUDGES = ("dino", "clip", "inception")
@@ -40,4 +40,6 @@ def check_judges(specs: Sequence[str], option: str) -> None:
     """Raise UserError if a network lies nowhere, and cannot be a name on the Hub either."""
     for kind, place in judge_places(specs, option).items():
         if not os.path.exists(place) and not HUB_ID.fullmatch(place):
-            raise UserError(f"{option} {kind}:{place}: there is no such folder or file, and it is no name on the Hub")
+            raise absent(
+                place, f"{option} {kind}:{place}: there is no such folder or file, and it is no name on the Hub"
+            )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from apdm.config.judges import EXAMPLE, judge_places
 from apdm.config.options import option
-from apdm.config.prompts import INSTANCE_PROMPT
+from apdm.config.prompts import CLASS_PROMPT, INSTANCE_PROMPT
 from apdm.core.errors import UserError
 
 SubjectKind = Literal["person", "object"]
@@ -23,20 +23,26 @@ def subject_kind_option() -> Any:
     )
 
 
-def check_object(instance_prompt: str, about_faces: Mapping[str, Any]) -> None:
+def check_object(instance_prompt: str, class_prompt: str, about_faces: Mapping[str, Any]) -> None:
     """Check the options of a run on objects.
 
     Args:
         instance_prompt: the prompt that a subject is learnt with.
+        class_prompt: the prompt of the class that it belongs to.
         about_faces: {option: its value} of options that make sense for people only.
 
     Raises:
-        UserError: the prompt is the default, which names a person; or an option about faces is given.
+        UserError: a prompt is the default, which names a person; or an option about faces is given.
     """
     if instance_prompt == INSTANCE_PROMPT:
         raise UserError(
             f'subject_kind is object, but instance_prompt is "{instance_prompt}"; write the class of the object: '
             '"a photo of sks dog"'
+        )
+    if class_prompt == CLASS_PROMPT:
+        raise UserError(
+            f'subject_kind is object, but class_prompt is "{class_prompt}", because instance_prompt '
+            f'"{instance_prompt}" has no rare word before the class; write "a photo of sks dog", or give class_prompt'
         )
     for name, value in about_faces.items():
         if value:

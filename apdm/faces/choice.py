@@ -131,11 +131,23 @@ class FaceNetworks:
     """The networks of a run that look at faces. They are loaded when they are first asked for.
 
     Every property raises UserError if a network cannot be loaded, or if none is named.
+
+    Args:
+        choice: what the options name.
+        fault: what is wrong with the choice as a whole; every property raises it. A run reads all its other input
+            meanwhile, so that the user hears of everything that is wrong with it.
     """
 
-    def __init__(self, choice: FaceChoice) -> None:
-        self.choice = choice
+    def __init__(self, choice: FaceChoice, fault: UserError | None = None) -> None:
+        self._choice, self._fault = choice, fault
         self._loader = Loader(allow_pickle=choice.allow_pickle)
+
+    @property
+    def choice(self) -> FaceChoice:
+        """What the options name. Raises UserError if it is wrong."""
+        if self._fault is not None:
+            raise self._fault
+        return self._choice
 
     @cached_property
     def encoders(self) -> list[FaceEncoder]:
@@ -193,5 +205,5 @@ class FaceNetworks:
             return self._loader.detector(DETECTOR)
         raise UserError(
             "no face detector is named: give the folder of an InsightFace pack as the first of --faces, or a YuNet "
-            ".onnx file as the face score"
+            f".onnx file as image_layer.zero_shot.detector (protected photos) or {self.choice.prefix}face_score (audit)"
         )

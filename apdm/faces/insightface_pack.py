@@ -41,7 +41,7 @@ class InsightFacePack:
         folder = Path(folder)
         # InsightFace would try to download a pack that is not there.
         if not folder.is_dir() or not any(folder.rglob("*.onnx")):
-            raise UserError(f"{folder.name} is not a folder of .onnx files; give an unpacked InsightFace pack")
+            raise UserError(f"{folder} is not a folder of .onnx files; give an unpacked InsightFace pack")
         _licence_note()
         self.name = folder.name
         self.threshold = THRESHOLD

@@ -161,26 +161,34 @@ def load_judges(
         UserError: a network cannot be loaded; or none is given for the features of whole pictures, and the bundled ones
             do not know what the models draw.
     """
-    from apdm.metrics.networks import load_feature_networks  # which imports transformers
+    from apdm.metrics.networks import FeatureNetworks, load_feature_networks  # which imports transformers
 
-    networks = load_feature_networks(options.judge, allow_pickle=allow_pickle, option=f"{options.prefix}judge")
-    if networks.first is None and not miniature:
-        raise UserError(
-            "nothing says which network's features show how whole pictures differ, and the bundled ones know only the "
-            f"drawn people of the miniature world: give {options.prefix}judge {EXAMPLE} or inception:FILE"
-        )
-    if subject_kind == "object":
+    option = f"{options.prefix}judge"
+
+    def load_features() -> FeatureNetworks:
+        if not options.judge and not miniature:
+            raise UserError(
+                "nothing says which network's features show how whole pictures differ, and the bundled ones know only "
+                f"the drawn people of the miniature world: give {option} {EXAMPLE} or inception:FILE"
+            )
+        return load_feature_networks(options.judge, allow_pickle=allow_pickle, option=option)
+
+    with Faults() as faults:
+        networks = faults.of(load_features)
+        encoders = faults.of(lambda: faces.encoders) if subject_kind == "person" else []
+        face_score = faults.of(lambda: faces.face_score) if subject_kind == "person" else None
+    if face_score is None:
         given = [network for network in (networks.dino, networks.clip) if network is not None]
-        encoders = [ObjectEncoder(extractor=network) for network in given]
-        return Judges(encoders, None, networks.first or given[0], dino=networks.dino, clip=networks.clip)
+        likeness = [ObjectEncoder(extractor=network) for network in given]
+        return Judges(likeness, None, networks.first or given[0], dino=networks.dino, clip=networks.clip)
     return Judges(
-        faces.encoders,
-        faces.face_score,
+        encoders,
+        face_score,
         networks.first or PortraitFeatures(),
         dino=networks.dino,
         clip=networks.clip,
         # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
-        reader=PortraitReader() if faces.face_score.name in (FACE_SCORE, DETECTOR) else None,
+        reader=PortraitReader() if face_score.name in (FACE_SCORE, DETECTOR) else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.config.audit import AuditOptions
 from apdm.config.image_layer import ZeroShotConfig
+from apdm.core.errors import UserError
 from apdm.faces import FaceChoice, FaceNetworks
 from apdm.families.miniature import is_miniature
 
@@ -12,10 +13,8 @@ from apdm.families.miniature import is_miniature
 def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> FaceNetworks:
     """Return the networks for faces. Each is loaded when it is first used, and a run should ask for them once.
 
-    Options of parts that are off do not count: a hardening run without an audit has no judges.
-
-    Raises:
-        UserError: the run needs networks for faces, and those that it has are of another world than the model.
+    Options of parts that are off do not count: a hardening run without an audit has no judges. If the networks are of
+    another world than the model, the error is raised when one is asked for.
     """
     audit: AuditOptions | None = None
     layer: ZeroShotConfig | None = None
@@ -35,6 +34,10 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Face
         allow_pickle=config.allow_pickle,
         prefix=audit.prefix if audit else "",
     )
+    fault = None
     if config.subject_kind == "person" and (audit or layer):
-        choice.check_world(str(config.base), miniature=is_miniature(str(config.base), config.single_file_config))
-    return FaceNetworks(choice)
+        try:
+            choice.check_world(str(config.base), miniature=is_miniature(str(config.base), config.single_file_config))
+        except UserError as error:
+            fault = error
+    return FaceNetworks(choice, fault)

@@ -164,7 +164,7 @@ def _check(name: str, option: Option, value: Any) -> None:
         if name == "judge":
             check_judges([text], option.path)
         if name in FACE_NETWORKS:
-            _check_face_network(*FACE_NETWORKS[name], text)
+            _check_face_network(*FACE_NETWORKS[name], text, option.path)
         if name in PLUGINS and text != NO_METHOD:
             _check_plugin(text, PLUGINS[name])
 
@@ -188,12 +188,12 @@ def _check_plugin(spec: str, registries: Iterable[Registry]) -> None:
         last.check(spec)
 
 
-def _check_face_network(kind: str, bundled: Iterable[str], spec: str) -> None:
+def _check_face_network(kind: str, bundled: Iterable[str], spec: str, option: str) -> None:
     """Raise UserError if a text is no bundled name, no path and no PATH=THRESHOLD."""
     path = spec.rpartition("=")[0] or spec
     if spec not in bundled and not os.path.lexists(spec) and not os.path.lexists(path):
         known = ", ".join([*bundled, "the path of a model"])
-        raise absent(spec, f"no {kind} is called {spec!r}; known: {known}")
+        raise absent(spec, f"{option}: no {kind} is called {spec!r}; known: {known}")
 
 
 def _model_names(config: Any) -> str:

@@ -116,17 +116,15 @@ class HardenFiles(NamedTuple):
         audited = config.audit.enabled or config.validation.probe_steps
         load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
         apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
+        faces = face_networks(config)
         with Faults() as faults:
-            faces = faults.of(lambda: face_networks(config))
             faults.of(lambda: apart(config.photo_folders))
             photos = faults.of(lambda: load(config.instance_data_dir, role=Role.PROTECTED, pairs=config.pairs))
             consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
             earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
             faults.of(lambda: each(config.variety.photos, make_purifier))
-            audit_inputs = photo_job = None
-            if faces is not None:
-                audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
-                photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
+            audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
+            photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
         return HardenFiles(photos, consenting, earlier, audit_inputs, photo_job)
 
     def check_people(self, class_pictures: Sequence[PhotoSet]) -> None:

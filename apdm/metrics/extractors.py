@@ -40,6 +40,8 @@ class VisionModel:
         """
         self.name = Path(place).name
         self.model, self.preprocess = _load(local_copy(place, allow_pickle=allow_pickle), allow_pickle)
+        if hasattr(self.model, "get_text_features"):
+            raise UserError(f"{place} holds a {type(self.model).__name__} and no vision model; write clip:{place}")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -66,6 +68,9 @@ class ClipModel:
         if not hasattr(self.model, "get_text_features"):
             raise UserError(f"{place} holds a {type(self.model).__name__}, which reads no text; give a CLIP model")
         self.tokenizer = _read(folder, AutoTokenizer)
+        one, other = self._tokens(["a photo of a dog", "a photo of a cat"])["input_ids"]
+        if one.equal(other):  # transformers makes up an empty vocabulary where there is none
+            raise UserError(f"{place} has no vocabulary, such as tokenizer.json or vocab.json and merges.txt; add it")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -75,10 +80,12 @@ class ClipModel:
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B], in [-1, 1], of each picture of `images` [B, 3, H, W] in [0, 1] with its prompt."""
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        text = _tensor(self.model.get_text_features(**tokens))
+        text = _tensor(self.model.get_text_features(**self._tokens(prompts)))
         return cosine_similarity(self(images), text.float())
+
+    def _tokens(self, prompts: Sequence[str]) -> Any:
+        length = self.model.config.text_config.max_position_embeddings
+        return self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
 
 
 class Preprocess:
@@ -142,7 +149,14 @@ def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
             f"{folder} holds pickles (.bin), which can run code; pass --allow_pickle true, or save it as .safetensors"
         )
     options = {} if allow_pickle else {"use_safetensors": True}
-    model = _read(folder, AutoModel, **options).eval().requires_grad_(False)
+    model, found = _read(folder, AutoModel, output_loading_info=True, **options)
+    # Nothing here uses the pooler, and DINO's files have none. What else is missing would stay random, in silence.
+    if lacking := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"the weights in {folder} are not those of a {type(model).__name__}, which its config.json names: "
+            f"{lacking[0]} is missing (of {len(lacking)}); fetch the folder again"
+        )
+    model.eval().requires_grad_(False)
     processor = _read(folder, AutoImageProcessor)
     try:
         return model, Preprocess(processor)
@@ -156,7 +170,7 @@ def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
 def _read(folder: Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # of damaged files the libraries raise anything
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -168,6 +168,7 @@ AUDITED = {"base": "b", "hardened": "h", "subjects": "s", "output_dir": "o", "ju
             {"instance_prompt": "a photo of sks person"},
             'instance_prompt is "a photo of sks person"; write',
         ),
+        (PerturbConfig, {"instance_prompt": "a photo of dog"}, 'class_prompt is "a photo of person", because instance'),
         (PerturbConfig, {"faces": ["x"]}, "faces is about faces, but subject_kind is object; leave it out"),
         (
             PerturbConfig,

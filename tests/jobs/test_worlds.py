@@ -20,7 +20,7 @@ from tiny_run import OPTIONS
 
 import apdm
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, UserErrors
 from apdm.families.miniature import is_miniature
 from apdm.jobs.audit import audit_models
 from apdm.jobs.checkpoint import compare, fingerprint
@@ -94,7 +94,8 @@ def test_models_of_the_miniature_world_are_known_in_every_layout(tmp_path: Path)
 
 @pytest.mark.parametrize("job", [run_harden, run_perturb, run_audit])
 def test_the_bundled_networks_never_look_at_a_model_from_outside(job: Job, outside: dict[str, Path], tmp_path: Path):
-    options = BOTH if job is run_harden else {}
+    judge = [f"dino:{write_dino(tmp_path / 'dino')}"]
+    options = {run_harden: {**BOTH, "audit.judge": judge}, run_perturb: {}, run_audit: {"judge": judge}}[job]
     for names, said in (
         ({}, f"nothing says which networks look at faces, .*{ASKED}"),
         ({"audit.encoders": ["portrait-a"]}, f"audit.encoders portrait-a knows only the drawn people .*{ASKED}"),
@@ -107,6 +108,17 @@ def test_the_bundled_networks_never_look_at_a_model_from_outside(job: Job, outsi
             with pytest.raises(UserError, match=said) as error:
                 job(outside["base"], outside["people"], tmp_path / "out", **options, **names)
             assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("job", "prefix"), [(run_harden, "audit."), (run_audit, "")])
+def test_missing_networks_and_photos_are_told_together(job: Job, prefix: str, outside: dict[str, Path], tmp_path: Path):
+    options = (BOTH if job is run_harden else {}) | {f"{prefix}strangers_data_dir": tmp_path / "nobody"}
+    with pytest.raises(UserErrors) as found:
+        job(outside["base"], outside["people"], tmp_path / "out", **options | {f"{prefix}judge": []})
+    said = sorted(map(str, found.value.errors))
+    assert len(said) == 3 and str(tmp_path / "nobody") in said[0], said
+    assert said[1].startswith("nothing says which network's features show"), said
+    assert said[2].startswith("nothing says which networks look at faces"), said
 
 
 def test_a_hardening_that_looks_at_no_faces_needs_no_networks(outside: dict[str, Path], tmp_path: Path):

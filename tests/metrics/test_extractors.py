@@ -106,6 +106,31 @@ def test_a_folder_that_is_no_model_is_bad_input(tmp_path: Path, dino: Path):
         ClipModel(dino)
 
 
+def test_a_damaged_folder_is_bad_input_and_never_a_network_of_random_weights(tmp_path: Path, dino: Path, clip: Path):
+    for name, content in (("model.safetensors", b"not one"), ("model.safetensors", b""), ("config.json", b"{")):
+        folder = shutil.copytree(dino, tmp_path / "damaged", dirs_exist_ok=True)
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match="damaged cannot be loaded"):
+            VisionModel(folder)
+    shutil.copytree(dino, folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not one")
+    with pytest.raises(UserError, match="damaged cannot be loaded"):
+        VisionModel(folder, allow_pickle=True)
+    shutil.copytree(dino, folder, dirs_exist_ok=True)
+    shutil.copy(clip / "model.safetensors", folder)
+    with pytest.raises(UserError, match=r"the weights in .*damaged are not those of a ViTModel"):
+        VisionModel(folder)
+
+
+def test_clip_is_no_dino_and_needs_a_vocabulary(tmp_path: Path, clip: Path):
+    with pytest.raises(UserError, match="holds a CLIPModel and no vision model; write clip:"):
+        VisionModel(clip)
+    folder = shutil.copytree(clip, tmp_path / "speechless", ignore=shutil.ignore_patterns("tok*", "vocab*", "merges*"))
+    with pytest.raises(UserError, match="speechless has no vocabulary"):
+        ClipModel(folder)
+
+
 def test_the_folders_are_recognised_by_what_they_hold(dino: Path, clip: Path, tmp_path: Path) -> None:
     found = recognise(str(dino), allow_pickle=False)
     assert "features of 16 numbers" in found.text and found.use == f"--judge dino:{dino}"
