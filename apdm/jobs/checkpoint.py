@@ -43,7 +43,7 @@ REPORTED_OPTIONS = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
     *("mixed_precision", "memory.offload", "save_variant", "save_dtype", "single_file", "faces"),
     *("pretrained_model_name_or_path", "reference_model_name_or_path"),
-    *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir"),
+    *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir", "dataset_name", "class_dataset_name"),
 )
 REPORTED_GROUPS = ("audit.", "validation.", "image_layer.")
 

@@ -32,6 +32,7 @@ from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
+from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.prepare import (
     load_models,
@@ -169,7 +170,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
     return PerturbResult(output_dir=output, image_dir=output / IMAGES)
 
 
-def perturb_drawn(config: PerturbConfig, job: perturb.PhotoJob, family: Family) -> int:
+def perturb_drawn(config: PerturbConfig, job: PhotoJob, family: Family) -> int:
     """How many class pictures `apdm perturb` draws."""
     if not job.protection.needs_class_pictures:
         return 0

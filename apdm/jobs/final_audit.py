@@ -79,6 +79,7 @@ def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariant
         max_train_steps=config.validation.probe_steps,
         train_batch_size=config.audit.train_batch_size,
         prior_loss_weight=config.audit.prior_loss_weight,
+        gradient_checkpointing=config.audit.gradient_checkpointing,
         seed=config.seed,
     )
     margin = config.audit.max_likeness_over_strangers

@@ -39,7 +39,7 @@ from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
 from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
-from apdm.jobs.perturb import PhotoJob
+from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
 from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.results import HardenResult

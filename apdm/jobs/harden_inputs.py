@@ -37,7 +37,7 @@ from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.partners import draw_partners, require_partners
-from apdm.jobs.perturb import PhotoJob
+from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.prepare import class_posterior, keep_apart, own_class_pictures
 from apdm.protection.subject_data import SubjectData
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from apdm.audit.results import PhotoCounts
     from apdm.distributed.launch import EngineKind
     from apdm.jobs.harden_inputs import HardenInputs
-    from apdm.jobs.perturb import PhotoJob
+    from apdm.jobs.photo_job import PhotoJob
 
 logger = get_logger(__name__)
 

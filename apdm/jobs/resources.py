@@ -29,7 +29,7 @@ from apdm.jobs.memory_count import (
     forward_pass,
     frozen,
 )
-from apdm.jobs.perturb import PhotoJob
+from apdm.jobs.photo_job import PhotoJob
 
 logger = get_logger(__name__)
 
