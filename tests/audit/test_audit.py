@@ -46,7 +46,7 @@ class ConvJudge(nn.Module):
 
     def __init__(self, name: str, threshold: float, seed: int) -> None:
         super().__init__()
-        self.name, self.threshold, self.is_inception = name, threshold, False
+        self.name, self.threshold, self.is_inception, self.detector = name, threshold, False, None
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), nn.Conv2d(8, 6, 3, 2), nn.Flatten())

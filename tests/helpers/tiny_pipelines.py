@@ -156,13 +156,13 @@ def small_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**sizes, **changes})
 
 
-def build_sd15(folder: Path) -> StableDiffusionPipeline:
-    return build_pipeline(folder)
+def build_sd15(folder: Path, *, miniature: bool = True) -> StableDiffusionPipeline:
+    return build_pipeline(folder, miniature=miniature)
 
 
-def build_sd21(folder: Path) -> StableDiffusionPipeline:
+def build_sd21(folder: Path, *, miniature: bool = True) -> StableDiffusionPipeline:
     """As 2.1-768: v-prediction, linear projections, an OpenCLIP text encoder of width 1024 with GELU."""
-    pipeline = build_pipeline(folder, "v_prediction")
+    pipeline = build_pipeline(folder, "v_prediction", miniature=miniature)
     wide = {"hidden_size": 1024, "num_hidden_layers": 1, "hidden_act": "gelu"}
     encoder = CLIPTextModel(clip_config(pipeline.tokenizer, **wide))
     unet = small_unet(cross_attention_dim=1024, use_linear_projection=True, attention_head_dim=(2, 4))
@@ -170,9 +170,9 @@ def build_sd21(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def build_sdxl(folder: Path) -> StableDiffusionXLPipeline:
+def build_sdxl(folder: Path, *, miniature: bool = True) -> StableDiffusionXLPipeline:
     """As the base model: blocks of several transformer layers, two encoders of different width, size conditions."""
-    tokenizer = write_tokenizer(folder / "vocabulary")
+    tokenizer = write_tokenizer(folder / "vocabulary", miniature=miniature)
     second = clip_config(tokenizer, hidden_size=40, projection_dim=40, hidden_act="gelu")
     unet = small_unet(
         block_out_channels=(8, 16, 16),
@@ -205,9 +205,9 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=16)
 
 
-def build_sd3(folder: Path, *, with_t5: bool = True) -> StableDiffusion3Pipeline:
+def build_sd3(folder: Path, *, with_t5: bool = True, miniature: bool = True) -> StableDiffusion3Pipeline:
     """As 3.5 medium: dual attention in the first block, normalised queries and keys, three text encoders."""
-    tokenizer = write_tokenizer(folder / "vocabulary")
+    tokenizer = write_tokenizer(folder / "vocabulary", miniature=miniature)
     first = clip_config(tokenizer, hidden_size=32, projection_dim=32)
     second = clip_config(tokenizer, hidden_size=40, projection_dim=40, hidden_act="gelu")
     transformer = SD3Transformer2DModel(
@@ -250,9 +250,9 @@ def build_sd3(folder: Path, *, with_t5: bool = True) -> StableDiffusion3Pipeline
     )
 
 
-def build_flux(folder: Path) -> FluxPipeline:
+def build_flux(folder: Path, *, miniature: bool = True) -> FluxPipeline:
     """As dev: guidance as a condition, double and single blocks, sigmas shifted by size when sampling."""
-    tokenizer = write_tokenizer(folder / "vocabulary")
+    tokenizer = write_tokenizer(folder / "vocabulary", miniature=miniature)
     transformer = FluxTransformer2DModel(
         in_channels=64,
         num_layers=1,
@@ -278,18 +278,18 @@ def build_flux(folder: Path) -> FluxPipeline:
     )
 
 
-def seeded(build: Callable[[Path], Any]) -> Callable[[Path], Any]:
+def seeded(build: Callable[..., Any]) -> Callable[..., Any]:
     """The same weights at every call, whatever was drawn before."""
 
-    def built(folder: Path) -> Any:
+    def built(folder: Path, **options: Any) -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return build(folder)
+            return build(folder, **options)
 
     return built
 
 
-BUILDERS: dict[str, Callable[[Path], Any]] = {
+BUILDERS: dict[str, Callable[..., Any]] = {
     "sd15": seeded(build_sd15),
     "sd21": seeded(build_sd21),
     "sdxl": seeded(build_sdxl),

@@ -29,7 +29,7 @@ SHORT: dict[str, object] = {
     "suite": "standard",
     "attacks": "dreambooth",
     "seeds": 2,
-    "resolution": 16,
+    "resolution": 24,  # from which the bundled detector sees the drawn faces
     "learning_rate": 1e-3,
     "max_train_steps": 3,
     "nominal_step": 2,

@@ -115,7 +115,7 @@ def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], object]:
         (file("notes.txt"), "notes.txt is not in the manifest, nor"),
         (file(UNET, b"torn"), "diffusion_pytorch_model.safetensors has changed"),
         (file(UNET, b"torn"), "is neither a safetensors file nor"),
-        (file("results.json", b'{"schema": 7}'), "has schema 7, this program reads 1"),
+        (file("results.json", b'{"schema": 7}'), "has schema 7, this program reads 2"),
         (header("name", "x"), "unknown entry 'name' in its header"),
         (header("apdm.method", "for s01"), f"{UNET} holds the id of a subject"),
         (header("apdm.method", PROMPT), f"{UNET} holds a prompt"),
