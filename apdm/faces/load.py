@@ -68,7 +68,7 @@ class Loader:
             )
         if path.is_dir():
             return self._encoder_of_pack(path, threshold, detector)
-        threshold = _threshold_of(path, path) if threshold is None else threshold
+        threshold = threshold_of(path, path) if threshold is None else threshold
         if path.suffix == ".onnx":
             graph = self._graph(path)
             return AlignedEncoder(path.stem, threshold, graph, detector, size=graph.size, file=path)
@@ -124,7 +124,7 @@ class Loader:
         pack = self._pack(folder)
         file = pack.recogniser_file
         if threshold is None:
-            threshold = _threshold_of(folder, file)
+            threshold = threshold_of(folder, file)
         try:
             graph = self._graph(file)
         except UserError as fault:
@@ -218,7 +218,7 @@ def split_spec(spec: str) -> tuple[Path, float | None]:
         return Path(spec), None
 
 
-def _threshold_of(given: Path, file: Path) -> float:
+def threshold_of(given: Path, file: Path) -> float:
     """The threshold of a recogniser that was named without one.
 
     Args:

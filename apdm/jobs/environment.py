@@ -26,7 +26,7 @@ from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.core.model_path import HUB_ID, INDEX
 from apdm.faces.insightface_pack import InsightFacePack
-from apdm.faces.load import load_detector, load_encoder
+from apdm.faces.load import load_detector, load_encoder, split_spec, threshold_of
 from apdm.families import load_family
 from apdm.families.pipeline_folder import stored_variants
 from apdm.families.stored_file import check_content, read_header
@@ -39,12 +39,13 @@ PIPELINE, DETECTOR, MISLED, RECOGNISER, SIMILARITY, PROMPTS, UTILITY, ADAPTER = 
     *("pipeline", "face detector", "face recogniser with gradients", "face recogniser"),
     *("similarity of pictures", "fit of pictures and prompts", "features of pictures", "zero-shot adapter"),
 )
-# {job: what it needs}. An audit of people needs two recognisers, of which the photo protection misled at most one.
+# {job: what it needs}. An audit of people needs two recognisers, of which the photo protection misled at most one. On
+# real models it also needs a network whose features show how whole pictures differ.
 JOBS: Mapping[str, Sequence[str]] = {
     "harden": (PIPELINE,),
     "perturb, layer 1 (fine-tuning)": (PIPELINE,),
     "perturb, layer 2 (zero-shot)": (DETECTOR, MISLED),
-    "audit of people": (PIPELINE, DETECTOR, RECOGNISER, RECOGNISER),
+    "audit of people": (PIPELINE, DETECTOR, RECOGNISER, RECOGNISER, UTILITY),
     "audit of objects": (PIPELINE, SIMILARITY),
     "utility in audits": (PROMPTS, UTILITY),
     "zero-shot attack": (PIPELINE, ADAPTER),
@@ -103,8 +104,11 @@ def read_names(file: str) -> dict[str, str]:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; give a YAML file") from None
-    if not isinstance(tree, dict) or not tree or not all(isinstance(path, str) for path in tree.values()):
-        raise UserError(f'{file} names no models; write one "name: path" in each line')
+    form = 'write one "name: path" in each line'
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"{file} names no models; {form}")
+    if wrong := [name for name, path in tree.items() if not isinstance(path, str)]:
+        raise UserError(f"{file}: {wrong[0]} has no path; {form}")
     try:
         return {str(name): expand_path(path) for name, path in tree.items()}
     except ValueError as problem:
@@ -115,12 +119,14 @@ def recognise(path: str, *, allow_pickle: bool) -> Found:
     """Load one model and say what it is.
 
     Args:
-        path: a file, a folder, or a name on the Hub.
+        path: a file, a folder, or a name on the Hub; a face recogniser also as PATH=THRESHOLD.
         allow_pickle: whether a pickle may be loaded.
 
     Raises:
         UserError: the model is not there, cannot be loaded, or is of no kind that this program uses.
     """
+    if not Path(path).exists():
+        path = str(split_spec(path)[0])
     place, note = _locate(path)
     if place.is_file():
         return _of_file(place, path, allow_pickle)
@@ -176,11 +182,16 @@ def _pack(place: Path, path: str) -> Found:
     width = pack.recognise(torch.zeros(1, 3, pack.size, pack.size)).shape[1]
     text = f"InsightFace pack, detector and recogniser of {width} numbers"
     try:
+        threshold_of(place, file)
+        use = f"--faces {path}"
+    except UserError:  # nobody has told it
+        use = f"--faces {path}=THRESHOLD"
+    try:
         load_encoder(f"{file}={THRESHOLD}", detector=pack)
     except UserError as error:
         why = f" without gradients, which can judge and not be misled ({error})"
-        return Found(text + why, f"--faces {path}", (DETECTOR, RECOGNISER))
-    return Found(text, f"--faces {path}", (DETECTOR, RECOGNISER, MISLED))
+        return Found(text + why, use, (DETECTOR, RECOGNISER))
+    return Found(text, use, (DETECTOR, RECOGNISER, MISLED))
 
 
 def _of_config(place: Path, path: str, note: str, config: Path) -> Found:

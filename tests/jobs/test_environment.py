@@ -37,7 +37,11 @@ def test_each_model_is_recognised_by_its_content(
     assert "FaceID adapter" in lines[1] and "MobileFaceNet" in lines[2]
     jobs = dict(line.split("  ", 1) for line in lines[4:])
     assert jobs["harden"].strip() == jobs["zero-shot attack"].strip() == "ready"
-    assert "face detector" in jobs["audit of people"] and "missing: features of pictures" not in jobs["harden"]
+    assert (
+        "face detector" in jobs["audit of people"]
+        and "features of pictures" in jobs["audit of people"]
+        and "missing: features of pictures" not in jobs["harden"]
+    )
 
 
 def test_feature_networks_are_recognised_as_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +53,7 @@ def test_feature_networks_are_recognised_as_judges(tmp_path: Path, capsys: pytes
     }
     code, said = look(tmp_path, capsys, models)
     assert code == 0, said
+    assert "features of pictures" not in said.partition("audit of people")[2].partition("\n")[0]
     for line, (kind, path) in zip(said.splitlines(), models.items(), strict=False):
         assert f"--judge {kind}:{path}" in line
     assert "utility in audits" in said and "utility in audits" in "".join(
@@ -80,12 +85,24 @@ def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
     assert look(tmp_path, capsys, {"pickle": tmp_path / "net.pt"}, "--allow_pickle")[0] == 0
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "a: 3\n", "a: [b\n"])
-def test_a_file_without_models_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no models"),
+        ("- a\n", "names no models"),
+        ("a: 3\n", "a has no path"),
+        ("a: b\nc:\n", "c has no path"),
+        ("a: [b\n", "cannot be read"),
+    ],
+)
+def test_a_file_without_models_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
     (tmp_path / "models.yaml").write_text(text)
     assert main(["env", "--models", str(tmp_path / "models.yaml")]) == 2
+    assert said in capsys.readouterr().err
     assert main(["env", "--models", str(tmp_path / "absent.yaml")]) == 2
-    assert capsys.readouterr().err.count("models.yaml") + 1 == 2
+    assert "absent.yaml cannot be read" in capsys.readouterr().err
 
 
 def test_without_models_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,12 +115,15 @@ def test_without_models_versions_are_printed(capsys: pytest.CaptureFixture[str])
 def test_real_networks_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = {
         "pack": ASSETS / "encoders/insightface_pack",
-        "recogniser": ASSETS / "encoders/insightface_pack/rec_mobilefacenet.onnx",
+        "recogniser": f"{ASSETS}/encoders/insightface_pack/rec_mobilefacenet.onnx=0.3",
         "yunet": ASSETS / "detectors/yunet_n_dynamic.onnx",
     }
     code, said = look(tmp_path, capsys, models)
     assert code == 0, said
     lines = said.splitlines()
     assert "detector and recogniser of 128 numbers" in lines[0] and "without gradients" not in lines[0]
+    assert lines[0].endswith(
+        f"--faces {models['pack']}=THRESHOLD"
+    )  # nothing says it, and without it the run is refused
     assert "face recogniser of 128 numbers for faces of 112 pixels" in lines[1] and "YuNet" in lines[2]
     assert [line for line in lines if line.startswith("perturb, layer 2")][0].endswith("ready")
