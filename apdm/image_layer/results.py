@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
 
@@ -21,6 +22,11 @@ class EncoderCosine:
 
     to_original: float
     threshold: float
+
+    @property
+    def matches(self) -> bool:
+        """Whether the encoder takes the changed face for the person's."""
+        return self.to_original >= self.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,14 @@ class Perturbation:
         if self.misled is None:
             return any(judge.name in face.cosine for photo in self.photos for face in photo.faces)
         return any(judge.is_same(encoder) for encoder in self.misled)
+
+    @property
+    def still_recognised(self) -> dict[str, int]:
+        """{encoder that the zero-shot layer misled: in how many photos it still recognises the person, if in any}."""
+        found: Counter[str] = Counter()
+        for photo in self.photos:
+            found.update({name for face in photo.faces for name, one in face.cosine.items() if one.matches})
+        return dict(found)
 
     @property
     def most_visible(self) -> ProtectedPhoto:

@@ -164,6 +164,12 @@ class PhotoJob:
         def measure_and_write() -> Perturbation:
             figures = self.measure(output, seconds_per_photo=seconds_per_photo, command=command)
             write_text(output / PERTURBATION, json.dumps(asdict(figures), indent=1, allow_nan=False) + "\n")
+            for name, count in figures.still_recognised.items():
+                logger.warning(
+                    "%s still recognises the person in %d of %d photos, although it was to be misled: raise "
+                    "image_layer.zero_shot.max_steps or image_layer.zero_shot.epsilon",
+                    *(name, count, len(figures.photos)),
+                )
             return figures
 
         return processes.on_main(measure_and_write)

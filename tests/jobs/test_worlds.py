@@ -154,7 +154,9 @@ def test_a_pack_that_sees_no_face_in_the_photos_is_told_before_any_work(outside:
 
 
 @needs_assets
-def test_a_pack_protects_real_photos_and_the_files_name_its_networks(outside: dict[str, Path], tmp_path: Path):
+def test_a_pack_protects_real_photos_and_the_files_name_its_networks(
+    outside: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     photos = sorted((ASSETS / "photos/faces/f01").iterdir())[:2]
     (tmp_path / "people/p1").mkdir(parents=True)
     for photo in photos:
@@ -175,6 +177,7 @@ def test_a_pack_protects_real_photos_and_the_files_name_its_networks(outside: di
     written = json.loads((tmp_path / "out/perturbation.json").read_text())
     assert written["misled"][0]["sha256"] == misled.sha256
     assert all(list(face.cosine) == ["insightface_pack"] for photo in result.figures.photos for face in photo.faces)
+    assert "insightface_pack still recognises the person in 2 of 2 photos, although it was to be misled" in caplog.text
 
 
 def test_a_run_may_be_resumed_with_other_networks_for_faces(tmp_path: Path):
