@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from json_schema import violations
+from stored_cells import processes
 from torch import Tensor, nn
 
 from apdm.audit import AuditPlan, Results, attack_and_judge, read_results, results_schema, write_results
@@ -386,50 +387,50 @@ def test_an_attack_that_runs_out_of_memory_is_a_failed_row_and_is_tried_again_wh
 
 
 def test_a_changed_file_of_the_users_own_attack_is_run_anew(run_audit, tmp_path):
-    attack, store = tmp_path / "hungry.py", CellStore(tmp_path / "cells")
+    attack = tmp_path / "hungry.py"
     attack.write_text(HUNGRY)
     (tmp_path / "fed").touch()
     entries = [Entry(spec=f"{attack}:Hungry"), Entry(spec="dreambooth")]
-    seconds = []
-    for changed in (False, False, True):
-        if changed:
+    ran = []
+    for number in (1, 2, 3):
+        if number == 3:
             attack.write_text(HUNGRY.replace("return super", "model = model  # changed\n        return super"))
+        store = CellStore(tmp_path / "cells", process=number)
         results, _ = run_audit(SHORT, entries=entries, others=[], store=store)
         assert {row["status"] for row in results["attacks"]} == {"ok"}
-        seconds.append([row["seconds"] for row in results["attacks"]])
-    assert seconds[0] == seconds[1]
-    assert not set(seconds[1][:2]) & set(seconds[2][:2]) and seconds[1][2:] == seconds[2][2:]
+        ran.append([set(processes(store, "subject", "seed", "model", spec=e.spec).values()) for e in entries])
+    assert ran == [[{1}, {1}], [{1}, {1}], [{3}, {1}]]
 
 
 def test_what_trains_on_the_hardened_model_is_run_anew_on_the_base_too_where_that_changed(run_audit, tmp_path):
-    store = CellStore(tmp_path)
     entries = [Entry(spec="transfer:attack=lora,trained_on=hardened"), Entry(spec="lora")]
-    seconds = []
-    for sha256 in ("one", "one", "two"):
+    ran = []
+    for number, sha256 in enumerate(("one", "one", "two"), 1):
         files = {"base": ModelFile(path="b", sha256="b"), "hardened": ModelFile(path="h", sha256=sha256)}
-        results, _ = run_audit(SHORT, entries=entries, others=[], store=store, files=files)
-        seconds.append({(row["attack"], row["model"]): row["seconds"] for row in results["attacks"]})
-    assert seconds[0] == seconds[1]
-    kept = [cell for cell, taken in seconds[1].items() if taken == seconds[2][cell]]
-    assert kept == [("lora", "base")]
+        store = CellStore(tmp_path, process=number)
+        run_audit(SHORT, entries=entries, others=[], store=store, files=files)
+        ran.append(processes(store, "attack", "model"))
+    attacks = [(attack, model) for attack in ("transfer", "lora") for model in ("base", "hardened")]
+    assert [{cell: seen[cell] for cell in attacks} for seen in ran[:2]] == [dict.fromkeys(attacks, 1)] * 2
+    assert [cell for cell in attacks if ran[2][cell] == 1] == [("lora", "base")]
 
 
 def test_changed_photos_of_one_person_are_attacked_anew_and_everything_else_is_kept(run_audit, tmp_path):
-    store, people = CellStore(tmp_path), [person("s01", 1), person("s02", 2)]
-    first, _ = run_audit(SHORT, subjects=people, others=[], store=store)
-    second, _ = run_audit(SHORT, subjects=[people[0], person("s02", 3)], others=[], store=store)
-    seconds = [{row["subject"]: row["seconds"] for row in rows_of(of, "base")} for of in (first, second)]
-    assert seconds[0]["s01"] == seconds[1]["s01"] and seconds[0]["s02"] != seconds[1]["s02"]
+    first, second, kept = CellStore(tmp_path, process=1), CellStore(tmp_path, process=2), person("s01", 1)
+    run_audit(SHORT, subjects=[kept, person("s02", 2)], others=[], store=first)
+    run_audit(SHORT, subjects=[kept, person("s02", 3)], others=[], store=second)
+    assert processes(second, "subject", model="base") == {"s01": 1, "s02": 2}
 
 
 def test_the_base_is_attacked_once_for_several_hardened_models(run_audit, tmp_path):
-    stores = [CellStore(tmp_path / "1"), CellStore(tmp_path / "2", earlier=[tmp_path / "1"])]
-    seconds = []
+    stores = [CellStore(tmp_path / "1", process=1), CellStore(tmp_path / "2", process=2, earlier=[tmp_path / "1"])]
+    attacked_in = []
     for store, sha256 in zip(stores, ("one", "two"), strict=True):
         files = {"base": ModelFile(path="b", sha256="b"), "hardened": ModelFile(path="h", sha256=sha256)}
-        results, _ = run_audit(SHORT, others=[], store=store, files=files)
-        seconds.append({row["model"]: row["seconds"] for row in results["attacks"]})
-    assert seconds[0]["base"] == seconds[1]["base"] and seconds[0]["hardened"] != seconds[1]["hardened"]
+        run_audit(SHORT, others=[], store=store, files=files)
+        attacked_in.append(processes(store, "model"))
+    assert attacked_in[0]["base"] == attacked_in[0]["hardened"] == 1
+    assert (attacked_in[1]["base"], attacked_in[1]["hardened"]) == (1, 2)
 
 
 def test_no_more_pictures_are_drawn_or_encoded_at_once_than_asked_for(run_audit, family):

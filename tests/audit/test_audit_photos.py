@@ -14,6 +14,7 @@ import torch
 from html_page import Page
 from PIL import Image
 from portrait_run import harden
+from stored_cells import processes
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
@@ -159,11 +160,10 @@ def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept
 
 
 def test_new_protected_photos_leave_the_finished_attacks_on_the_clean_ones_as_they_are(tmp_path: Path):
-    store, seconds = CellStore(tmp_path / "cells"), []
-    for protected in (PHOTOS, PHOTOS + 0.1):
-        rows, _ = attack_photos(tmp_path / "gone.safetensors", store=store, protected=protected)
-        seconds.append({row.photos: row.seconds for row in rows if row.attack == "dreambooth"})
-    assert seconds[0]["clean"] == seconds[1]["clean"] and seconds[0]["protected"] != seconds[1]["protected"]
+    first, second = (CellStore(tmp_path / "cells", process=process) for process in (1, 2))
+    for store, protected in ((first, PHOTOS), (second, PHOTOS + 0.1)):
+        attack_photos(tmp_path / "gone.safetensors", store=store, protected=protected)
+    assert processes(second, "photos", attack="dreambooth") == {"clean": 1, "protected": 2}
 
 
 def test_other_attacks_on_the_photos_are_rows_and_pictures_of_their_own(tmp_path: Path):
