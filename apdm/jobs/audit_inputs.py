@@ -25,7 +25,6 @@ from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.metrics.judges import Judges
 from apdm.metrics.objects import ObjectEncoder
 from apdm.metrics.trial import try_encoder, try_judges
-from apdm.portraits import DETECTOR, FACE_SCORE
 
 logger = get_logger(__name__)
 
@@ -187,8 +186,8 @@ def load_judges(
         networks.first or PortraitFeatures(),
         dino=networks.dino,
         clip=networks.clip,
-        # The bundled reader of attributes can read only the drawn portraits that the bundled face score is made for.
-        reader=PortraitReader() if face_score.name in (FACE_SCORE, DETECTOR) else None,
+        # The bundled reader of attributes knows only the drawn people of the miniature world.
+        reader=PortraitReader() if miniature else None,
     )
 
 
