@@ -27,7 +27,7 @@ from apdm.core.terminal import columns, say, show_progress, use_utf8
 from apdm.core.versions import VERSION
 
 if TYPE_CHECKING:
-    from apdm.audit.results import Verdict
+    from apdm.audit.common_results import Verdict
     from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
 Config = TypeVar("Config")

@@ -21,17 +21,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from apdm.audit.common_results import SCHEMA
 from apdm.audit.model_audit import attack_and_judge
+from apdm.audit.photo_results import PhotoResults
 from apdm.audit.plan import AuditPlan
-from apdm.audit.results import (
-    SCHEMA,
-    PhotoResults,
-    Results,
-    read_model_results,
-    read_results,
-    results_schema,
-    write_results,
-)
+from apdm.audit.results import Results, read_model_results, read_results, results_schema, write_results
 
 __all__ = [
     "SCHEMA",

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple, TypeVar
 
-from apdm.audit.results import AttackRow, Check, CostFactors, Measurements, PhotoAttackRow, Utility
+from apdm.audit.common_results import Check
+from apdm.audit.photo_results import PhotoAttackRow
+from apdm.audit.results import AttackRow, CostFactors, Measurements, Utility
 from apdm.metrics.drift import AttributeDrift
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.utility import ClassDistance, StrangersLikeness

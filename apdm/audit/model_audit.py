@@ -6,9 +6,10 @@ from torch import Tensor
 
 from apdm.audit.cells import CellRunner
 from apdm.audit.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
+from apdm.audit.common_results import SCHEMA
 from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan, to_unit
-from apdm.audit.results import SCHEMA, AttackOutcome, HeadlineCost, Measurements, Results
+from apdm.audit.results import AttackOutcome, HeadlineCost, Measurements, Results
 from apdm.audit.rows import comparison, cost_factors, other_people, with_row_figures
 from apdm.audit.store import CellStore, store_or_temporary
 from apdm.audit.suites import available_entries

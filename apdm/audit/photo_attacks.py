@@ -24,9 +24,9 @@ from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.cells import check_finite, person_quality
+from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import AuditPlan, Drawing, to_unit
 from apdm.audit.protected_photos import PhotoPair
-from apdm.audit.results import PhotoAttackRow
 from apdm.audit.rows import file_name
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, store_or_temporary, tensor_hash

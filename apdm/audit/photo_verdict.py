@@ -11,16 +11,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from apdm.audit.checks import likeness_check, match_check, photo_points
-from apdm.audit.results import (
-    PhotoAttackRow,
-    PhotoComparison,
-    PhotoOutcome,
-    PhotoQuality,
-    PhotoThresholds,
-    State,
-    Thresholds,
-    Verdict,
-)
+from apdm.audit.common_results import State, Verdict
+from apdm.audit.photo_results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
+from apdm.audit.results import Thresholds
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
 from apdm.audit.verdict import MIN_REPEATS, among_strangers, unmeasured, worst_checks
 from apdm.faces.described import NamedThreshold

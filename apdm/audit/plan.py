@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
 from apdm.audit.people import AuditSubjects
-from apdm.audit.results import SCHEMA, ModelFile, Prompts, Thresholds
+from apdm.audit.results import Thresholds
 from apdm.audit.store import tensor_hash
 from apdm.audit.suites import NOMINAL, AttackFactory, Entry
 from apdm.config import AuditOptions

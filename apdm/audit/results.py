@@ -1,7 +1,7 @@
 """The content of results.json as dataclasses, and functions that write and read the file.
 
 The fields have the order and the names that they have in results.json. `results_schema` returns the JSON schema, and
-`SCHEMA` is its version number.
+`SCHEMA` is its version number. `photo_results` has what is about protected photos, `common_results` what both share.
 """
 
 from __future__ import annotations
@@ -9,24 +9,29 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from apdm.audit.common_results import (
+    SCHEMA,
+    Check,
+    IdentityByEncoder,
+    ModelFile,
+    Prompts,
+    SchemaNumber,
+    State,
+    Status,
+    Verdict,
+    WorstPerson,
+)
+from apdm.audit.photo_results import ImageLayer, PhotoResults
 from apdm.audit.schema import WrongShape, from_json, json_schema, to_json
 from apdm.core.errors import UserError
 from apdm.core.files import write_text
-from apdm.image_layer.results import Perturbation
-from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.metrics.utility import ClassUtility, StrangersLikeness
 
-SchemaNumber = Literal[2]
-(SCHEMA,) = get_args(SchemaNumber)
-
-IdentityByEncoder = dict[str, IdentityStatistics]  # {encoder: likeness}
 Role = Literal["protected", "other"]
-Status = Literal["ok", "failed"]
-State = Literal["protected", "not protected", "unreliable", "void"]
 
 
 # -- attacks on the models -----------------------------------------------------------------------------------
@@ -114,14 +119,6 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorstPerson:
-    """The protected person with the highest mean likeness on the hardened model, and this likeness."""
-
-    subject: str
-    likeness: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Mean likeness on the base and on the hardened model after the nominal attack, by one encoder.
 
@@ -195,25 +192,6 @@ class HeadlineCost(CostFactors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One condition of the verdict.
-
-    Attributes:
-        value: the measured value; None if it could not be measured or did not have to be measured.
-        limit: the threshold.
-        passed: whether the check passed. It is False if the value had to be measured and could not be. It is None if
-            no measurement was asked for; then the check does not count.
-        detail: the result in one sentence.
-    """
-
-    name: str
-    value: float | None
-    limit: float
-    passed: bool | None
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class AttackOutcome:
     """The result of one attack over all people and seeds.
 
@@ -245,7 +223,7 @@ class AttackOutcome:
     unreliable: list[str]
 
 
-# -- utility, thresholds, verdict ----------------------------------------------------------------------------
+# -- utility, thresholds -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,162 +267,7 @@ class Thresholds:
     max_class_drift: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhotoThresholds:
-    """The thresholds that judge protected photos, as in `Thresholds`."""
-
-    max_match_rate: float
-    max_likeness_over_strangers: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether the subjects are protected.
-
-    Attributes:
-        reasons: the checks that failed or, if none failed, the checks that passed; one sentence each.
-        unreliable: reasons why no protection can be claimed, one clause each.
-        notes: remarks that the reader needs and that no check covers, one sentence each.
-        checks: for each check of an attack the worst result over the required attacks, then the checks of the audit.
-    """
-
-    protected: bool
-    reasons: list[str]
-    unreliable: list[str]
-    notes: list[str]
-    checks: list[Check]
-
-
-# -- protected photos ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoAttackRow:
-    """One attack with the photos of one person, on the base model.
-
-    Attributes:
-        photos: whether the attacker has the clean or the protected photos.
-        purifier: spec of the purifier that changed the photos first; None: no purifier.
-        identity: likeness of all pictures to the person; empty if the attack failed.
-        by_prompt: {prompt: likeness of the pictures that were drawn with it}; None in results of older versions.
-        quality: {name of a quality figure: value}, None if it could not be measured. The whole is None in results of
-            older versions.
-    """
-
-    attack: str
-    params: dict[str, Any]
-    photos: Literal["clean", "protected"]
-    purifier: str | None
-    subject: str
-    seed: int
-    identity: IdentityByEncoder
-    by_prompt: dict[str, IdentityByEncoder] | None = None
-    quality: dict[str, float | None] | None = None
-    seconds: float
-    status: Status
-    error: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoComparison:
-    """As `Comparison`, of the clean and the protected photos in place of the base and the hardened model.
-
-    Attributes:
-        clean_match_rate, protected_match_rate: mean share of the pictures that match the person.
-    """
-
-    clean: float
-    protected: float
-    clean_interval: list[float] | None
-    protected_interval: list[float] | None
-    difference: float
-    difference_interval: list[float] | None
-    worst: WorstPerson
-    pairs: int
-    clean_match_rate: float
-    protected_match_rate: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoQuality:
-    """Mean of one quality figure with clean and with protected photos; None if it was not measured."""
-
-    clean: float | None
-    protected: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoOutcome:
-    """The result of one attack on protected photos over all people and seeds.
-
-    Attributes:
-        purifier: spec of the purifier that changed the protected photos first; None: no purifier.
-        state: as in `AttackOutcome`, with clean photos in place of the base.
-        cells: number of rows with these protected photos.
-        failed: number of rows whose attack failed, with clean or with protected photos.
-        void: number of people and seeds for which the attack does not work with clean photos.
-        comparison: {encoder: comparison}; empty if there is no pair of rows.
-        quality: {name of a quality figure: its means}. "face_rate" is the share of the pictures that show a face.
-        unreliable: reasons why the attack proves nothing, one clause each.
-    """
-
-    attack: str
-    purifier: str | None
-    state: State
-    cells: int
-    failed: int
-    void: int
-    checks: list[Check]
-    comparison: dict[str, PhotoComparison]
-    quality: dict[str, PhotoQuality]
-    unreliable: list[str]
-
-    @property
-    def spec(self) -> str:
-        """The attack and the purifier in one text."""
-        return self.attack if self.purifier is None else f"{self.attack} after {self.purifier}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageLayer(Perturbation):
-    """How the photos were protected, and the attacks with clean and with protected photos.
-
-    Attributes:
-        attacks: one row for each attack, person, seed and kind of photos.
-        by_attack: the result of each attack; None in results of older versions.
-        misled_judges: names of the judging encoders that the zero-shot layer misled. After an attack, their figures may
-            only show that they are still misled. None in results of older versions.
-    """
-
-    attacks: list[PhotoAttackRow]
-    by_attack: list[PhotoOutcome] | None = None
-    misled_judges: list[str] | None = None
-
-
 # -- the whole -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFile:
-    """Where an audited model was read from, and the sha256 of its weights."""
-
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """The prompts of the nominal attack. An attack with another identifier writes its own in place of this one.
-
-    Attributes:
-        instance_prompt: the prompt that the attack learns a person with.
-        class_prompt: the prompt of the class.
-        asked: the prompts that the attacker's pictures are drawn with.
-    """
-
-    instance_prompt: str
-    class_prompt: str
-    asked: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -505,56 +328,6 @@ class Results(Measurements):
     verdict: Verdict
     image_layer: ImageLayer | None = None
     prompts: Prompts | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoCounts:
-    """How many photos of each person were used, {person: number}.
-
-    Attributes:
-        attacked: photos that the attacker trains on.
-        held_out: photos that define likeness.
-        held_out_from: "originals" if the last third of each person's originals was held out, "folder" if a folder of
-            hold-out photos was given.
-    """
-
-    attacked: dict[str, int]
-    held_out: dict[str, int]
-    held_out_from: Literal["originals", "folder"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoResults:
-    """The content of results.json after an audit of photos alone. Fields of the same name are as in `Results`.
-
-    Attributes:
-        kind: that this is an audit of photos.
-        models: the attacked model, {"base": its file and hash}.
-        subjects: ids of the people whose photos were attacked.
-        photos: how many photos were attacked and held out.
-        image_layer: how the photos were protected, the rows of the attacks, and the result of each attack.
-    """
-
-    schema: SchemaNumber
-    kind: Literal["photos"]
-    command: str | None
-    package: dict[str, str]
-    seeds: list[int]
-    models: dict[str, ModelFile]
-    subjects: list[str]
-    photos: PhotoCounts
-    judges: JudgesDescription
-    strangers: dict[str, StrangersLikeness]
-    strangers_matched: dict[str, float]
-    prompts: Prompts
-    image_layer: ImageLayer
-    thresholds: PhotoThresholds
-    verdict: Verdict
-
-    @property
-    def encoders(self) -> list[str]:
-        """The names of the face encoders."""
-        return [encoder.name for encoder in self.judges.encoders]
 
 
 AnyResults = Results | PhotoResults

@@ -10,16 +10,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from apdm.audit.results import (
-    AttackRow,
-    Comparison,
-    CostFactors,
-    LowestCost,
-    OtherPerson,
-    PlaceboComparison,
-    Role,
-    WorstPerson,
-)
+from apdm.audit.common_results import WorstPerson
+from apdm.audit.results import AttackRow, Comparison, CostFactors, LowestCost, OtherPerson, PlaceboComparison, Role
 from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent_values, steps_to_reach
 
 MIN_BASE_MATCH_RATE = 0.8

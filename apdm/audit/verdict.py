@@ -23,7 +23,8 @@ from apdm.audit.checks import (
     others_check,
     why_no_others,
 )
-from apdm.audit.results import AttackOutcome, AttackRow, Check, Measurements, State, Thresholds, Verdict
+from apdm.audit.common_results import Check, State, Verdict
+from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
 from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is_void, placebo_comparison
 from apdm.faces.described import distinct
 from apdm.metrics.judges import JudgesDescription

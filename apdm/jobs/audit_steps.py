@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from apdm.audit.common_results import ModelFile
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
+from apdm.audit.photo_results import ImageLayer
 from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.results import ImageLayer, ModelFile, Results, write_results
+from apdm.audit.results import Results, write_results
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds

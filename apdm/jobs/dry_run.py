@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from apdm.audit.common_results import Verdict
 from apdm.audit.plan import AuditPlan
-from apdm.audit.results import Verdict
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.audit.common_results import ModelFile
 from apdm.audit.people import PhotoFolders
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.protected_photos import load_protected_photos
-from apdm.audit.results import ModelFile, Results
+from apdm.audit.results import Results
 from apdm.config import HardenConfig
 from apdm.core.files import model_hash
 from apdm.data.photo_sets import Chosen, has_sets

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from apdm.attacks.registry import is_zero_shot, settings
 from apdm.audit.class_pictures import measure_strangers
+from apdm.audit.common_results import SCHEMA
 from apdm.audit.models import load_models
 from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.photo_attacks import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_results import PhotoCounts, PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
-from apdm.audit.results import SCHEMA, PhotoCounts, PhotoResults, PhotoThresholds, write_results
+from apdm.audit.results import write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.suites import Entry
 from apdm.audit.thresholds import with_thresholds

@@ -30,9 +30,9 @@ from apdm.families import Family
 from apdm.metrics.judges import Judges
 
 if TYPE_CHECKING:
+    from apdm.audit.photo_results import PhotoCounts
     from apdm.audit.plan import AuditPlan
     from apdm.audit.protected_photos import ProtectedPhotos
-    from apdm.audit.results import PhotoCounts
     from apdm.distributed.launch import EngineKind
     from apdm.jobs.harden_inputs import HardenInputs
     from apdm.jobs.photo_job import PhotoJob

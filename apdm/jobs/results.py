@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apdm.audit.results import PhotoResults, Results, Verdict
+    from apdm.audit.common_results import Verdict
+    from apdm.audit.photo_results import PhotoResults
+    from apdm.audit.results import Results
     from apdm.image_layer.results import Perturbation
 
 

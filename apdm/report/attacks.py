@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apdm.audit.results import AttackOutcome, AttackRow, LowestCost, Results, WorstPerson
+from apdm.audit.common_results import WorstPerson
+from apdm.audit.results import AttackOutcome, AttackRow, LowestCost, Results
 from apdm.audit.rows import by_spec, file_name
 from apdm.report.curves import Encoder, Plot, plots
 from apdm.report.pictures import FIRST_ATTACK, Encoded, PanelPair, panel_pair, worst_person

@@ -13,7 +13,8 @@ from typing import Any
 
 import jinja2
 
-from apdm.audit.results import AttackRow, Check, LowestCost, Results, Role, Verdict
+from apdm.audit.common_results import Check, Verdict
+from apdm.audit.results import AttackRow, LowestCost, Results, Role
 from apdm.core.files import write_text
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.results import PhotoAttackRow, PhotoResults
+from apdm.audit.photo_results import PhotoAttackRow, PhotoResults
 from apdm.report.attacks import AttackSection
 from apdm.report.curves import Encoder
 from apdm.report.page import about_judges, check_line, headline_of, write_page

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from apdm.audit.results import ImageLayer, PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality
+from apdm.audit.photo_results import ImageLayer, PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality
 from apdm.audit.rows import file_name
 from apdm.config.image_layer import NO_METHOD
 from apdm.image_layer.results import ProtectedPhoto

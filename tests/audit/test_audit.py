@@ -15,8 +15,8 @@ from stored_cells import processes
 from torch import Tensor, nn
 
 from apdm.audit import AuditPlan, Results, attack_and_judge, read_results, results_schema, write_results
+from apdm.audit.common_results import ModelFile
 from apdm.audit.people import AuditSubjects, Person
-from apdm.audit.results import ModelFile
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore
 from apdm.audit.suites import SUITES, Entry

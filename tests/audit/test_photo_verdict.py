@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from apdm.audit.photo_results import PhotoAttackRow, PhotoOutcome, PhotoThresholds
 from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
-from apdm.audit.results import PhotoAttackRow, PhotoOutcome, PhotoThresholds
 from apdm.faces.described import NamedThreshold
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
