@@ -184,7 +184,7 @@ _audit_models = audit  # importing the package `apdm.audit` takes the name
 
 def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, options: Mapping[str, Any]) -> Config:
     """Build the configuration, and check what can be checked before torch is imported."""
-    from apdm.config.options import make_config
+    from apdm.config.filling import make_config
     from apdm.core.errors import UserError
     from apdm.jobs.first_checks import check_first
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
-from apdm.config.options import command_line
+from apdm.config.filling import command_line
 from apdm.config.reference import help_text
 from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError, UserErrors
 from apdm.core.launcher import is_launched, is_main_process

@@ -18,7 +18,7 @@ from tiny_run import OPTIONS, equal, weights, write_people
 import apdm
 from apdm.cli import main
 from apdm.config import HardenConfig, L2PConfig, PoolConfig, load_config
-from apdm.config.options import make_config
+from apdm.config.filling import make_config
 
 ROOT = Path(__file__).parents[1]
 

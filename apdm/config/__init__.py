@@ -1,19 +1,13 @@
 """The options of every command: nested frozen dataclasses, filled from YAML files, the command line or Python."""
 
+from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig, AuditOptions
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.env import EnvConfig
-from apdm.config.harden import (
-    HardenConfig,
-    L2PConfig,
-    PoolConfig,
-    PreservationConfig,
-    ValidationConfig,
-    VarietyConfig,
-)
+from apdm.config.filling import load_config, make_config
+from apdm.config.harden import HardenConfig, PreservationConfig, ValidationConfig
 from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.job import JobConfig
-from apdm.config.options import load_config, make_config
 from apdm.config.perturb import PerturbConfig
 from apdm.config.presets import MemoryConfig
 from apdm.config.verify import VerifyConfig

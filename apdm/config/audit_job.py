@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from apdm.config.audit import AuditOptions
 from apdm.config.faces import faces_option
+from apdm.config.model_options import (
+    allow_pickle_option,
+    family_option,
+    num_threads_option,
+    single_file_config_option,
+)
 from apdm.config.options import DRY_RUN, option
 from apdm.config.photo_audit import check_together
 from apdm.config.photo_run import defaults_from_run
@@ -105,29 +111,14 @@ class AuditJobConfig(AuditOptions):
     sample_batch_size: int = option(
         16, "How many pictures are drawn or encoded at once. More are faster and take more memory.", at_least=1
     )
-    family: str | None = option(
-        None,
-        'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
-        "own. By default the family that handles the pipeline class of the model.",
-        holds="spec",
-    )
-    single_file_config: str | None = option(
-        None,
-        "Only for models that are single-file checkpoints: a pipeline folder with the configurations, tokenizers and "
-        "scheduler that belong to all of them. By default diffusers guesses the model type and loads these files from "
-        "the Hub.",
-        holds="path",
-    )
+    family: str | None = family_option()
+    single_file_config: str | None = single_file_config_option("models that are single-file checkpoints", "all of them")
     variant: str | None = option(
         None,
         'Which files of the models to load, such as "fp16". If only some of the models have such files, the others are '
         "loaded from their files without a suffix. By default the files without a suffix.",
     )
-    allow_pickle: bool = option(
-        False,
-        "Load .bin and .pt weights where no safetensors exist. Loading a pickle can run any code that its author put "
-        "in it, so allow it only for files that you trust.",
-    )
+    allow_pickle: bool = allow_pickle_option()
     faces: list[str] = faces_option("it detects and aligns")
     output_dir: str = option(
         help="Folder for results, report and finished attacks. If an audit is stopped, the same command continues it.",
@@ -136,12 +127,7 @@ class AuditJobConfig(AuditOptions):
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
     dry_run: bool = option(False, DRY_RUN)
     seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32)
-    num_threads: int | None = option(
-        None,
-        "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
-        "processors that the run may use are divided equally among its processes.",
-        at_least=1,
-    )
+    num_threads: int | None = num_threads_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,12 @@ from typing import Literal
 from apdm.config.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
 from apdm.config.faces import faces_option
 from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
+from apdm.config.model_options import (
+    allow_pickle_option,
+    family_option,
+    num_threads_option,
+    single_file_config_option,
+)
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
 from apdm.config.subject_kind import SubjectKind, check_object, subject_kind_option
@@ -22,29 +28,15 @@ class JobConfig(DatasetConfig):
         help="The model: a diffusers pipeline folder, a single-file checkpoint, or a name on the Hugging Face Hub.",
         holds="path",
     )
-    family: str | None = option(
-        None,
-        'The model family: a name such as "stable-diffusion-xl", or file.py:MyFamily for a class in a file of your '
-        "own. By default the family that handles the pipeline class of the model.",
-        holds="spec",
-    )
-    single_file_config: str | None = option(
-        None,
-        "Only for a single-file checkpoint: a pipeline folder with the configurations, tokenizers and scheduler that "
-        "belong to the checkpoint. By default diffusers guesses the model type and loads these files from the Hub.",
-        holds="path",
-    )
+    family: str | None = family_option()
+    single_file_config: str | None = single_file_config_option("a single-file checkpoint", "the checkpoint")
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub. By default its main branch.")
     variant: str | None = option(
         None,
         'Which files of the model to load: "fp16" loads model.fp16.safetensors. A hardened model gets the same '
         "names. By default the files without a suffix.",
     )
-    allow_pickle: bool = option(
-        False,
-        "Load .bin and .pt weights where no safetensors exist. Loading a pickle can run any code that its author put "
-        "in it, so allow it only for files that you trust.",
-    )
+    allow_pickle: bool = allow_pickle_option()
     instance_data_dir: str = option(
         "",
         "Folder of the photos, <id>/*.jpg or any other kind that Pillow reads, one folder for each subject. A "
@@ -121,13 +113,7 @@ class JobConfig(DatasetConfig):
         at_least=0,
         below=2**32,
     )
-    num_threads: int | None = option(
-        None,
-        "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
-        "processors that the run may use are divided equally among its processes. The number matters because results "
-        "depend on it in the last digits.",
-        at_least=1,
-    )
+    num_threads: int | None = num_threads_option(" The number matters because results depend on it in the last digits.")
     faces: list[str] = faces_option("it detects and aligns, and its recogniser is what image_layer.zero_shot misleads")
     image_layer: ImageLayerConfig = field(default_factory=ImageLayerConfig)
 

@@ -1,4 +1,4 @@
-"""The base class of all model families: prompts, latents, noise, and writing. `sampling.py` has the sampling.
+"""The base class of all model families: prompts, latents and noise. `sampling.py` samples, `saving.py` writes.
 
 `apdm/families/__init__.py` explains what a family is. `docs/adding-a-family.md` explains how to add one.
 """
@@ -9,7 +9,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -22,9 +21,9 @@ from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.fit import check_fit
 from apdm.families.lora_layers import LoraTarget, layer_names
-from apdm.families.pipeline_folder import HALF, weight_files, write_pipeline
 from apdm.families.posterior import Posterior
 from apdm.families.sampling import Sampler
+from apdm.families.saving import Saver
 from apdm.families.single_file.layout import SingleFileLayout
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # (count, generator) -> [count], on the generator's device
@@ -35,7 +34,7 @@ def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Ten
     return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
-class Family(Sampler):
+class Family(Sampler, Saver):
     """A diffusers pipeline, seen through the operations that hardening, attacks and audits need.
 
     All parts except the denoiser are frozen. Gradients still flow through the VAE and the text encoders to images, and
@@ -345,65 +344,6 @@ class Family(Sampler):
             The prediction, `[B, C, h, w]`, to be compared with `target`.
         """
 
-    # -- files -----------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def round_weights(self) -> None:
-        """Round the denoiser's weights to the float type that `save` writes, so that an audit sees what is shipped."""
-        dtype = self.dtypes.get(self.denoiser_name)
-        if dtype is not None:
-            for weight in self.denoiser.parameters():
-                weight.copy_(weight.to(dtype))
-
-    def save(self, directory: Path | str, *, variant: str | None = None) -> None:
-        """Write a diffusers pipeline folder. All weights are written as safetensors.
-
-        All files except the denoiser's weights are copied from `source`: tokenizer, safety checker, configurations.
-        The denoiser's weights are written in the float type that they had in the files they came from, and all files
-        get the names of the variant that was read. The folder is written under a temporary name and renamed when it is
-        complete, so `directory` is never half written.
-
-        Args:
-            directory: the folder to write. An existing folder is replaced.
-            variant: "fp16" or "bf16" writes all weights in that type and under that variant's file names. A part that
-                has such files in `source` is copied from them.
-
-        Raises:
-            UserError: the variant is unknown.
-        """
-        if variant not in (None, *HALF):
-            raise UserError(f"variant {variant!r} cannot be written; choose {' or '.join(HALF)}")
-        half = HALF.get(variant or "")
-
-        def converted(name: str, module: Any) -> Any:
-            dtype = half or self.dtypes.get(name, module.dtype)
-            return module if dtype == module.dtype else _converted_copy(module, dtype)
-
-        names = {part: variant or self._saved_variant_of(part) for part in self.pipeline.components}
-        copied: dict[str, list[Path]] = {}
-        for part, name in names.items():
-            # Files of a variant that was not read may hold other weights than the model in memory.
-            if self.source and part != self.denoiser_name and (variant or name == self._variant_of(part)):
-                copied[part] = weight_files(self.source / part, name)
-        write_pipeline(
-            self.pipeline, Path(directory), source=self.source, copied=copied, variants=names, convert=converted
-        )
-
-    @property
-    def saved_variant(self) -> str | None:
-        """The variant with which the folder that `save` writes is loaded; None if its files have plain names."""
-        return self.variant if any(map(self._saved_variant_of, self.pipeline.components)) else None
-
-    def _saved_variant_of(self, part: str) -> str | None:
-        """The variant in a part's file names. Files that are called fp16 must not hold another type."""
-        in_other_type = HALF.get(self.variant or "") not in (None, self.dtypes.get(self.denoiser_name))
-        return None if in_other_type else self._variant_of(part)
-
-    def _variant_of(self, part: str) -> str | None:
-        """The variant of the files that a part was read from."""
-        has_variant = self.source is not None and weight_files(self.source / part, self.variant)
-        return self.variant if has_variant else None
-
 
 def append_pooled(embeds: Tensor, pooled: Tensor) -> Tensor:
     """Append a pooled vector to token embeddings, in as many further rows as it needs, padded with zeros.
@@ -432,14 +372,3 @@ def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """
     rows = -(-width // embeds.shape[2])
     return embeds[:, :-rows], embeds[:, -rows:].flatten(1)[:, :width]
-
-
-def _converted_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy on the CPU in another float type. Each weight is converted while it is copied, to save memory."""
-
-    def converted(tensor: Tensor) -> Tensor:
-        data = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-
-    # deepcopy uses the objects in its memo instead of copying them.
-    return copy.deepcopy(module, {id(t): converted(t) for t in chain(module.parameters(), module.buffers())})

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
-from apdm.config.options import command_line, make_config, option, options_by_path
+from apdm.config.filling import command_line, make_config
+from apdm.config.options import option, options_by_path
 from apdm.config.reference import COMMANDS, help_text, options_page
 from apdm.core.errors import UserError
 

@@ -16,7 +16,7 @@ import yaml
 
 from apdm.cli import COMMANDS
 from apdm.config import load_config
-from apdm.config.options import make_config
+from apdm.config.filling import make_config
 from tools import plots
 
 ROOT = Path(__file__).parents[2]
