@@ -218,9 +218,10 @@ def area(row: Mapping[str, Any]) -> float:
 
 def summary(folder: Path) -> list[str]:
     """The table of benchmarks/results/recipes.md: means over seeds, and the difference to the base by equal seed."""
-    groups: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+    groups: dict[tuple[str, str, int], dict[tuple[int, int], dict[str, Any]]] = defaultdict(dict)
     for row in sorted(read(folder / "rows.jsonl"), key=lambda row: list(RECIPES).index(row["recipe"])):
-        groups[row["recipe"], row["attack"], row["person"]][row["seed"]] = row
+        seeds = row["seed"], row.get("attack_seed", row["seed"])
+        groups[row["recipe"], row["attack"], row["person"]][seeds] = row
     head = [
         "recipe",
         "people",
@@ -235,13 +236,13 @@ def summary(folder: Path) -> list[str]:
     ]
     lines = [_line(head), _line(["---"] * len(head))]
     for (name, attack, person), runs in groups.items():
-        looks = [_utility(folder / f"{name}-{seed}") for seed in runs if name != "base"]
+        looks = [_utility(folder / f"{name}-{seed}") for seed, _ in runs if name != "base"]
         cost = [
             f"{fmean(look[figure] for look in looks):.2f}" if looks else "" for figure in ("class_distance", "drift")
         ]
         who = "other" if person == OTHER else f"{person + 1}"
         base = groups.get(("base", attack, person), {})
-        less = [area(base[seed]) - area(row) for seed, row in runs.items() if seed in base and name != "base"]
+        less = [area(base[seeds]) - area(row) for seeds, row in runs.items() if seeds in base and name != "base"]
         people = "" if name == "base" else str(RECIPES[name].people)
         cells = [name, people, *cost, KINDS[attack], who, str(len(runs))]
         cells += [_point(list(runs.values()), step) for step in POINTS]
@@ -273,14 +274,21 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def study(name: str, recipe: Recipe, seed: int, folder: Path, *, dreambooth_only: bool) -> None:
-    """Attack what a recipe left in `folder`/<name>-<seed>; rows are added to `folder`/rows.jsonl."""
+def study(name: str, recipe: Recipe, seed: int, folder: Path, *, dreambooth_only: bool, attack_seeds: int = 1) -> None:
+    """Attack what a recipe left in `folder`/<name>-<seed>; rows are added to `folder`/rows.jsonl.
+
+    The first attack has the seed of the hardening, further ones the seeds after it.
+    """
     output = folder / "rows.jsonl"
-    done = {(row["recipe"], row["attack"], row["person"], row["seed"]) for row in read(output)}
+    done = {
+        (row["recipe"], row["attack"], row["person"], row["seed"], row.get("attack_seed", row["seed"]))
+        for row in read(output)
+    }
     wanted = [
-        (attack, person)
+        (attack, person, attack_seed)
         for attack, person in attacks(name, recipe)
-        if (name, attack, person, seed) not in done and not (dreambooth_only and attack != DREAMBOOTH)
+        for attack_seed in range(seed, seed + attack_seeds)
+        if (name, attack, person, seed, attack_seed) not in done and not (dreambooth_only and attack != DREAMBOOTH)
     ]
     if not wanted:
         return
@@ -288,12 +296,12 @@ def study(name: str, recipe: Recipe, seed: int, folder: Path, *, dreambooth_only
     if name != "base":
         models["hardened"] = load_family(folder / f"{name}-{seed}" / "model")
     judged = Study(models, "base" if name == "base" else "hardened")
-    for attack, person in wanted:
-        seen = judged.run(attack, PEOPLE_PER_SEED * seed + person, seed, 4)
-        row = {"recipe": name, "attack": attack, "person": person, "seed": seed} | seen
+    for attack, person, attack_seed in wanted:
+        seen = judged.run(attack, PEOPLE_PER_SEED * seed + person, attack_seed, 4)
+        row = {"recipe": name, "attack": attack, "person": person, "seed": seed, "attack_seed": attack_seed} | seen
         with output.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(name, seed, attack, person, f"{area(row):.2f}", flush=True)
+        print(name, seed, attack, person, attack_seed, f"{area(row):.2f}", flush=True)
 
 
 def main() -> None:
@@ -301,6 +309,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--attack_seeds", type=int, default=1, help="attacks on each person")
     parser.add_argument("--dreambooth_only", action="store_true", help="without a recipe's other attacks")
     parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each hardening, looks not counted")
     parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
@@ -317,7 +326,14 @@ def main() -> None:
             own.mkdir(parents=True, exist_ok=True)
             facts = harden(name, recipe, own, options.minutes, seed)
             (own / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-        study(name, recipe, seed, folder, dreambooth_only=options.dreambooth_only)
+        study(
+            name,
+            recipe,
+            seed,
+            folder,
+            dreambooth_only=options.dreambooth_only,
+            attack_seeds=options.attack_seeds,
+        )
 
 
 if __name__ == "__main__":
