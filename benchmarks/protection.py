@@ -106,8 +106,8 @@ RECIPES: Mapping[str, Recipe] = {
     "algorithm-1": Recipe(
         [*PAPER, "--l2p.inner_steps", "20", "--preservation.anchor_weight", "400", "--ema_decay", "0.8"], every=10
     ),
-    "projected": Recipe(["--objective", "benchmarks/objectives.py:Projected:beta=10"]),
-    "displaced": Recipe(["--objective", "benchmarks/objectives.py:Displaced"]),
+    "projected": Recipe(["--objective", "benchmarks/objectives/projected.py:Projected:beta=10"]),
+    "displaced": Recipe(["--objective", "benchmarks/objectives/displaced.py:Displaced"]),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
     "people-3": Recipe(people=3, attacked=(0, 2)),
     "people-10": Recipe(people=10, attacked=(0, 2), widely=True),

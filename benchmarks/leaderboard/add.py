@@ -1,6 +1,6 @@
-"""Makes entries of the rows that `benchmarks.protection` leaves.
+r"""Makes entries of the rows that `benchmarks.protection` leaves.
 
-    python -m benchmarks.leaderboard.add --rows outputs/protection/rows.jsonl --courses outputs/protection \\
+    python -m benchmarks.leaderboard.add --rows outputs/protection/rows.jsonl --courses outputs/protection \
         --recipe default --title "pool of simulated attackers" --source docs/how-it-works.md
 
 `--courses` is the folder with <recipe>-<seed>/facts.json, or a file that holds them all by that name.

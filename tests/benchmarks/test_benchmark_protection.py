@@ -11,7 +11,7 @@ from apdm.families import load_family
 from apdm.portraits import PIPELINE
 from apdm.protection.subject_data import BatchSampler
 from benchmarks import protection
-from benchmarks.objectives import Projected, project
+from benchmarks.objectives.projected import Projected, project
 from benchmarks.protection import DREAMBOOTH, OTHER, RECIPES, Recipe, harden, summary
 
 SMALL = ["--num_class_images", "4"]

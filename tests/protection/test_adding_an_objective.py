@@ -115,7 +115,7 @@ def test_what_is_no_objective_is_one_clear_line_before_any_work(
 def test_a_run_whose_objective_keeps_a_state_is_not_resumed(tiny_pipeline: Path, tmp_path: Path, capsys):
     people, output = write_people(tmp_path / "people"), tmp_path / "run"
     changes = {
-        "objective": "benchmarks/objectives.py:Projected",
+        "objective": "benchmarks/objectives/projected.py:Projected",
         "preservation.anchor_weight": 1.0,
         "max_train_steps": 2,
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -111,6 +112,24 @@ class SimulatedAttack:
     def accumulate(self, gradient: Sequence[Tensor]) -> None:
         """Add `gradient` to G. It has one tensor per parameter, laid out like `working_weights`."""
         self.method.master.accumulate(gradient)
+
+    @contextmanager
+    def displaced(self, offset: Sequence[Tensor]) -> Iterator[None]:
+        """Within this context the attacked denoiser stands at theta' + `offset`, laid out like `working_weights`.
+
+        Gradients at two places tell second derivatives. Afterwards the weights are exactly what they were.
+        """
+        working = self.method.master.working
+        with torch.no_grad():
+            before = [weight.clone() for weight in working.tensors]
+            torch._foreach_add_(working.tensors, list(offset))
+        working.after_write()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(working.tensors, before)
+            working.after_write()
 
     # -- the attacker's weights and optimizer ------------------------------------------------------------------------
 

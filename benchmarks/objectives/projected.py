@@ -1,7 +1,4 @@
-"""Objectives that were tried and are not part of apdm; `benchmarks.protection` compares them with its own.
-
-apdm harden --objective benchmarks/objectives.py:Displaced ...
-"""
+"""Direct Protective Optimization without what works against the anchor."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apdm.distributed.engines import Figures
-from apdm.protection.objectives import Objective, SimulatedAttack
+from apdm.protection.objectives import SimulatedAttack
 from apdm.protection.objectives.dpo import DirectProtectiveOptimization
 
 
@@ -56,29 +53,3 @@ def project(gradient: Sequence[Tensor], off: Sequence[Tensor]) -> Sequence[Tenso
     if not product < 0:
         return gradient
     return [g - product / square * o for g, o in zip(gradient, off, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Displaced(Objective):
-    """Move theta against the way that the attacker went in its turn, as Reptile (Nichol et al., 2018) moves it along.
-
-    Attributes:
-        length: of the way as it is added to G. On average it is a fifth of the length of L_protect's gradient; at that
-            gradient's own length the class was lost within 50 outer steps.
-    """
-
-    length: float = 0.5
-    begin: list[Tensor] = field(default_factory=list, init=False, repr=False)
-
-    name: ClassVar[str] = "displaced"
-
-    @torch.no_grad()
-    def start(self, attack: SimulatedAttack) -> None:
-        self.begin[:] = [weight.detach().clone() for weight in attack.working_weights]
-
-    @torch.no_grad()
-    def oppose(self, attack: SimulatedAttack) -> Figures:
-        way = [now - before for now, before in zip(attack.working_weights, self.begin, strict=True)]
-        torch._foreach_mul_(way, self.length / torch.nn.utils.get_total_norm(way))
-        attack.accumulate(way)
-        return {}

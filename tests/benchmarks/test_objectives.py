@@ -1,0 +1,60 @@
+"""The objectives that were tried: each formula against a reference."""
+
+import copy
+
+import pytest
+import torch
+from plain_l2p import fresh, toy_data, toy_protector
+
+from apdm.protection.subject_data import BatchSampler
+from benchmarks.objectives.progress import Progress, relative_progress
+
+
+def test_relative_progress_is_a_cosine_in_the_metric_and_its_derivatives_are_exact(float64: None) -> None:
+    draw = torch.Generator().manual_seed(3)
+    first, second, metric = ([torch.randn(3, 2, generator=draw), torch.randn(4, generator=draw)] for _ in range(3))
+    metric = [part.exp() for part in metric]
+    for part in (*first, *second):
+        part.requires_grad_(True)
+    a, b, p = (torch.cat([part.flatten() for part in parts]) for parts in (first, second, metric))
+    cosine = torch.nn.functional.cosine_similarity(a * p.sqrt(), b * p.sqrt(), dim=0)
+    ratio, by_first, by_second = relative_progress(first, second, metric)
+    torch.testing.assert_close(ratio, cosine)
+    torch.testing.assert_close([*by_first, *by_second], list(torch.autograd.grad(cosine, [*first, *second])))
+
+
+def test_the_penaltys_gradient_is_that_of_relative_progress_by_double_backward(float64: None) -> None:
+    plain = toy_protector(objective="dpo:beta=3")
+    ours = toy_protector(objective="dpo:beta=3")
+    ours.objective = Progress(beta=3.0, weight=0.7, distance=1e-6, second_moment_decay=0.99)
+    samplers = [BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2) for _ in range(2)]
+    attacks = [method.begin(fresh(source)) for method, source in zip((plain, ours), samplers, strict=True)]
+    for method, attack in zip((plain, ours), attacks, strict=True):
+        method.personalize(attack, attack.batches.personalization())  # AdamW has moments now
+    weights = [weight.clone() for weight in attacks[1].working_weights]
+    ours.objective.oppose(attacks[1])
+    assert all(torch.equal(a, b) for a, b in zip(weights, attacks[1].working_weights, strict=True))
+
+    plain.objective.oppose(attacks[0])
+    protect = [part.clone() for part in plain.master.gradient]
+    network = copy.deepcopy(plain.engine.model)
+    gradients = []
+    for batch in (attacks[0].batches.personalization(), attacks[0].batches.personalization()):
+        loss, _ = plain.personalization_loss(network, batch, prior_loss_weight=0)
+        gradients.append(torch.autograd.grad(loss, list(network.parameters()), create_graph=True))
+    ratio, _, _ = relative_progress(*gradients, ours.objective.metric(attacks[1]))
+    change = torch.autograd.grad(ratio, list(network.parameters()))
+    length = 0.7 * torch.nn.utils.get_total_norm(protect) / torch.nn.utils.get_total_norm(change)
+    expected = [a + length * b for a, b in zip(protect, change, strict=True)]
+    torch.testing.assert_close(ours.master.gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_displaced_network_stands_elsewhere_and_returns_also_after_an_error() -> None:
+    method = toy_protector(objective="dpo")
+    attack = method.begin(fresh(BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2)))
+    before = [weight.clone() for weight in attack.working_weights]
+    offset = [torch.full_like(weight, 0.5) for weight in before]
+    with pytest.raises(KeyError), attack.displaced(offset):
+        torch.testing.assert_close(list(attack.working_weights), [weight + 0.5 for weight in before])
+        raise KeyError
+    assert all(torch.equal(a, b) for a, b in zip(before, attack.working_weights, strict=True))
