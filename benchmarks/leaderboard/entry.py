@@ -194,7 +194,7 @@ class Figures:
 
 
 def figures(entry: Entry, base: Entry, attack: str) -> Figures | None:
-    """Compute the figures of one attack on an entry. None if the entry has no such attack with a partner on the base."""
+    """Compute the figures of one attack on an entry. None if there is no such attack with a partner on the base."""
     partners = {one.partner: one for one in base.attacks}
     pairs = [(one, partners[one.partner]) for one in entry.attacks if one.attack == attack and one.partner in partners]
     protected = list(_by_person((one, other) for one, other in pairs if one.protected))

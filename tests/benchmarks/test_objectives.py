@@ -38,11 +38,11 @@ def test_the_penaltys_gradient_is_that_of_relative_progress_by_double_backward(f
     plain.objective.oppose(attacks[0])
     protect = [part.clone() for part in plain.master.gradient]
     network = copy.deepcopy(plain.engine.model)
-    gradients = []
+    both = []
     for batch in (attacks[0].batches.personalization(), attacks[0].batches.personalization()):
         loss, _ = plain.personalization_loss(network, batch, prior_loss_weight=0)
-        gradients.append(torch.autograd.grad(loss, list(network.parameters()), create_graph=True))
-    ratio, _, _ = relative_progress(*gradients, ours.objective.metric(attacks[1]))
+        both.append(torch.autograd.grad(loss, list(network.parameters()), create_graph=True))
+    ratio, _, _ = relative_progress(both[0], both[1], ours.objective.metric(attacks[1]))
     change = torch.autograd.grad(ratio, list(network.parameters()))
     length = 0.7 * torch.nn.utils.get_total_norm(protect) / torch.nn.utils.get_total_norm(change)
     expected = [a + length * b for a, b in zip(protect, change, strict=True)]
