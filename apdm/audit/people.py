@@ -80,14 +80,8 @@ class PhotoFolders:
 
     @staticmethod
     def below(subjects: str, options: AuditOptions) -> PhotoFolders:
-        """The folders below `subjects`, or the folders that options name; see the docstring of this module.
-
-        Raises:
-            UserError: the folder does not exist.
-        """
+        """The folders below `subjects`, or the folders that options name; see the docstring of this module."""
         root = Path(subjects)
-        if not root.is_dir():
-            raise UserError(f"folder {subjects} does not exist; give one with {ATTACKER}/ and {HOLDOUT}/ in it")
 
         def inside(name: str) -> str | None:
             return str(root / name) if (root / name).is_dir() else None
@@ -137,7 +131,7 @@ class PhotoFolders:
             if has_sets(self.other):
                 other_holdout = faults.of(lambda: People.load(self.other, resolution, held))
             strangers = faults.of(lambda: _strangers(self.strangers, resolution))
-            if self.holdout is None:
+            if self.holdout is None and (self.attack is None or Path(self.attack).is_dir()):
                 raise UserError(
                     "the audit measures likeness on photos nobody trained on; "
                     f"name their folder with {prefix}holdout_data_dir, one sub-folder per subject"

@@ -150,7 +150,7 @@ class PoolConfig:
         None,
         "Folder of the photos of people who consented, <id>/*.jpg, none of them protected. Required if benign_size is "
         "above 0.",
-        holds="path",
+        holds="folder",
     )
 
     def __post_init__(self) -> None:

@@ -89,7 +89,7 @@ class AuditOptions:
         None,
         "A FaceID or InstantID adapter (.safetensors) for the zero-shot attack on clean and on protected photos. By "
         "default there is no such attack.",
-        holds="path",
+        holds="file",
     )
     faceid_encoder: str | None = option(
         None,
@@ -99,7 +99,7 @@ class AuditOptions:
     faceid_controlnet: str | None = option(
         None,
         "Folder of the ControlNet that belongs to an InstantID adapter. By default the adapter works without one.",
-        holds="path",
+        holds="folder",
     )
     face_score: str | None = option(
         None,
@@ -111,13 +111,13 @@ class AuditOptions:
         None,
         "Folder of the photos, <id>/*.jpg, of people who consented and must stay learnable. By default this is not "
         "measured, and the report says so.",
-        holds="path",
+        holds="folder",
     )
     attack_data_dir: str | None = option(
         None,
         "Folder of the photos of the protected people that the attacker trains on. By default these are the photos "
         "that the defence used, which makes protection easier.",
-        holds="path",
+        holds="folder",
     )
     attacker_set: Literal["A", "B", "C", "D"] = option(
         "B",
@@ -132,13 +132,13 @@ class AuditOptions:
         None,
         "Folder of hold-out photos of the protected people, which neither the defence nor the attacker sees: likeness "
         "is measured against them.",
-        holds="path",
+        holds="folder",
     )
     strangers_data_dir: str | None = option(
         None,
         "Folder of photos of any other people, loose or one folder each. Their likeness to the subjects is the "
         "likeness by chance. By default the base's own class pictures are used as strangers.",
-        holds="path",
+        holds="folder",
     )
     judge: list[str] = option(
         [],
@@ -171,7 +171,7 @@ class AuditOptions:
         "Output folders of earlier audits. An attack that was run there with the same model, photos, seed, options and "
         "package versions is not run again. So the base is attacked once, however many hardened models are compared "
         "with it.",
-        holds="path",
+        holds="folder",
     )
     show_photos: bool = option(
         False, "Put the subjects' own photos into report.html. Leave it off for reports that others will see."
@@ -227,11 +227,6 @@ class AuditOptions:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
             )
-        if self.attacker_set == self.holdout_set:
-            raise UserError(
-                f"{self.prefix}attacker_set and {self.prefix}holdout_set are both {self.holdout_set}, but likeness is "
-                "measured on photos that nobody trains on; choose two sets"
-            )
         if self.nominal_step is not None and self.nominal_step > self.max_train_steps:
             raise UserError(
                 f"{self.prefix}nominal_step = {self.nominal_step} is past the attack's end at {self.prefix}"
@@ -244,13 +239,28 @@ class AuditOptions:
                 f"{self.max_train_steps}; lengthen the attack or leave the step out"
             )
 
-    def refuse_protected_set(self, protected: str) -> None:
-        """Raise UserError if the photos that are held out are those of the set `protected`."""
-        if self.holdout_set == protected:
-            raise UserError(
-                f"{self.prefix}holdout_set and protected_set are both {protected}, but likeness is measured on photos "
-                "that nobody trains on; choose two sets"
-            )
+    def check_sets(self, protected: str, *, with_model: bool) -> None:
+        """Check that nobody trains on the set that is held out.
+
+        Hold-out photos from a folder of their own cannot be a set that is trained on, whatever its letter. Then the
+        photos themselves are compared, once they are read.
+
+        Args:
+            protected: the set whose photos are protected.
+            with_model: whether a hardened model is attacked, with the attacker's set. An audit of photos alone attacks
+                with the photos that were protected.
+
+        Raises:
+            UserError: one set has both uses.
+        """
+        if self.holdout_data_dir not in (None, self.attack_data_dir):
+            return
+        for name, letter in ((f"{self.prefix}attacker_set", self.attacker_set), ("protected_set", protected)):
+            if letter == self.holdout_set and (with_model or name == "protected_set"):
+                raise UserError(
+                    f"{name} and {self.prefix}holdout_set are both {letter}, but likeness is measured on photos that "
+                    f"nobody trains on; choose two sets, or name other photos with {self.prefix}holdout_data_dir"
+                )
 
     def refuse(self, *names: str, mend: str) -> None:
         """Refuse options for protected photos in an audit that attacks no photos.

@@ -45,7 +45,7 @@ class AuditJobConfig(AuditOptions):
         "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
         "attacker's photos, together with holdout_data_dir. Or a folder of <id>/set_A, set_B and set_C; see "
         "attacker_set and holdout_set. It must be given with hardened.",
-        holds="path",
+        holds="folder",
     )
     protected_set: Literal["A", "B", "C", "D"] = option(
         "A", "Which photos were protected, where those of each person lie in sets; see attacker_set."
@@ -70,16 +70,16 @@ class AuditJobConfig(AuditOptions):
         None,
         "Protected photos, which are attacked on the base beside their originals: the output folder of apdm perturb or "
         "apdm harden, or a folder <id>/*.png that any other tool made.",
-        holds="path",
+        holds="folder",
     )
     photos: str | None = option(
         None,
         "Folder of the originals of protected_photos, <id>/*.jpg, with the same file names. With hardened by default "
         "protected/ in the folder of subjects. For photos alone, without holdout_data_dir, the last third of each "
         "person's photos (at least 2 of at least 4) is held out.",
-        holds="path",
+        holds="folder",
     )
-    instance_data_dir: str | None = option(None, "The earlier name of photos.", holds="path")
+    instance_data_dir: str | None = option(None, "The earlier name of photos.", holds="folder")
     suite: Literal["quick", "standard", "full"] = option(
         "standard",
         "Which attacks to run. Every suite has the nominal attack on every person; standard has more other attacks "
@@ -136,7 +136,7 @@ class AuditJobConfig(AuditOptions):
         if not self.prompts:
             object.__setattr__(self, "prompts", default_audit_prompts(self.instance_prompt))
         check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
-        self.refuse_protected_set(self.protected_set)
+        self.check_sets(self.protected_set, with_model=self.hardened is not None)
         if self.subject_kind == "object":
             self.check_object(self.instance_prompt, self.class_prompt, {"faces": self.faces})
         if self.instance_data_dir is not None and self.protected_photos is not None:

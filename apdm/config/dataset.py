@@ -36,8 +36,8 @@ class DatasetConfig:
     )
     dataset_subjects: list[str] = option(
         [],
-        "Values of subject_column: take the photos of these subjects only. By default those of everybody. They stand "
-        "in the run's config.yaml, which is not to be published where they are names of people.",
+        "Values of subject_column, or the ids that a run made of them: take the photos of these subjects only. By "
+        "default those of everybody. Only the ids are written into config.yaml.",
     )
     max_subjects: int | None = option(
         None,

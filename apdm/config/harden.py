@@ -103,7 +103,7 @@ class HardenConfig(JobConfig):
         None,
         "Folder of the photos, <id>/*.jpg, of people whom the model was hardened against before. Some simulated "
         "attackers learn these people, so that adding new people does not undo the old protection.",
-        holds="path",
+        holds="folder",
     )
     rehearsal_every: int = option(
         4,
@@ -253,7 +253,7 @@ class HardenConfig(JobConfig):
         if self.audit.enabled:
             check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
         if self.audit.enabled or self.validation.probe_steps:
-            self.audit.refuse_protected_set(self.protected_set)
+            self.audit.check_sets(self.protected_set, with_model=True)
         if self.pairs == "folder" and self.dataset_name is not None:
             raise UserError("pairs is folder, and a dataset has no partners; give --pairs drawn or --pairs none")
         if self.rehearsal_data_dir and not self.reference_model_name_or_path:

@@ -167,7 +167,11 @@ class TransformConfig:
 class ZeroShotConfig:
     """The layer against zero-shot adapters: identity encoders no longer recognise the person in the protected photo."""
 
-    enabled: bool = option(True, "Whether this layer is used. false is the ablation without it.")
+    enabled: bool = option(
+        True,
+        "Whether this layer is used. false is the ablation without it. By default it is not used for objects, which "
+        "have no faces.",
+    )
     epsilon: float | None = option(
         None,
         "eta_zs: the largest change of a pixel against the original photo. Default: the preset's.",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from apdm.config.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
 from apdm.config.faces import faces_option
@@ -18,6 +19,9 @@ from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
 from apdm.config.subject_kind import SubjectKind, check_object, subject_kind_option
 from apdm.core.errors import UserError
+from apdm.core.opaque_ids import opaque_id
+
+ZERO_SHOT = "image_layer.zero_shot.enabled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class JobConfig(DatasetConfig):
         "folder <id>/safe/ may hold one safe partner for each photo, with the same name: a picture that the model "
         "may draw in place of the subject; see the option pairs of apdm harden. "
         "Required unless dataset_name is given.",
-        holds="path",
+        holds="folder",
     )
     protected_set: Literal["A", "B", "C", "D"] = option(
         "A",
@@ -119,6 +123,8 @@ class JobConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         self.check_datasets()
+        # Names of people must not stand in config.yaml, nor anywhere else that a run writes.
+        object.__setattr__(self, "dataset_subjects", [opaque_id(name) for name in self.dataset_subjects])
         if not self.instance_data_dir and self.dataset_name is None:
             raise UserError("instance_data_dir must be given, the folder of the photos; or dataset_name")
         for option_name, kind, dataset in (
@@ -133,19 +139,25 @@ class JobConfig(DatasetConfig):
         if self.subject_kind == "object":
             self._check_object()
 
+    @staticmethod
+    def defaults_from(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults that follow from what is given: objects have no zero-shot layer, which misleads faces."""
+        layers = (given.get("image_layer.method"), given.get(ZERO_SHOT))
+        off = given.get("subject_kind") == "object" and layers[0] != NO_METHOD and layers[1] is None
+        return {ZERO_SHOT: False} if off else {}
+
     def _check_object(self) -> None:
-        """Check the options of a run on objects, and switch the zero-shot layer off, which misleads face encoders."""
+        """Check the options of a run on objects. Its zero-shot layer, which misleads face encoders, must be off."""
         layer = self.image_layer.zero_shot
-        about_faces = {
+        about_faces: dict[str, Any] = {
             "faces": self.faces,
             "image_layer.zero_shot.encoders": layer.encoders,
             "image_layer.zero_shot.detector": layer.detector,
         }
-        check_object(self.instance_prompt, self.class_prompt, about_faces)
         if self.image_layer.method != NO_METHOD:
-            image_layer = replace(self.image_layer, zero_shot=replace(layer, enabled=False))
-            object.__setattr__(self, "image_layer", image_layer)
-        elif self.protects_photos:
+            about_faces[ZERO_SHOT] = layer.enabled
+        check_object(self.instance_prompt, self.class_prompt, about_faces)
+        if self.image_layer.method == NO_METHOD and self.protects_photos:
             raise UserError(
                 "image_layer.method is none, and for subject_kind object there is no other layer, so nothing would be "
                 "protected; name a method, such as dladiff"

@@ -38,7 +38,7 @@ def option(
     default: Any = dataclasses.MISSING,
     help: str = "",
     *,
-    holds: Literal["text", "path", "spec"] = "text",
+    holds: Literal["text", "path", "folder", "file", "spec"] = "text",
     formerly: Mapping[str, str] | None = None,
     **limits: float,
 ) -> Any:
@@ -48,8 +48,9 @@ def option(
         default: the value if none is given. Of a list, every configuration gets its own copy. An option without a
             default is required.
         help: what the option does, what a higher value costs, and where the default comes from.
-        holds: what a text means. In a "path", and in the paths of a "spec" such as "mine.py:Attack:steps=5", `~` and
-            `$NAME` are replaced by the home folder and the environment variable. "text" stays as it is.
+        holds: what a text means. In paths, also in those of a "spec" such as "mine.py:Attack:steps=5", `~` and `$NAME`
+            are replaced by the home folder and the environment variable. A "folder" or a "file" must exist. "text"
+            stays as it is.
         formerly: {name of an option that this one replaces: what to write now}, for the message about the old name.
         limits: any of `LIMITS`, such as `at_least=0`. For a list, they apply to each item.
 
@@ -182,9 +183,10 @@ class Option:
 
     def _expand(self, value: Any, where: str) -> Any:
         """Expand the paths in a value, if this option holds paths."""
-        expand = {"path": expand_path, "spec": expand_spec}.get(self.field.metadata["holds"])
-        if expand is None or value is None:
+        holds = self.field.metadata["holds"]
+        if holds == "text" or value is None:
             return value
+        expand = expand_spec if holds == "spec" else expand_path
         try:
             return [expand(item) for item in value] if isinstance(value, list) else expand(value)
         except ValueError as problem:

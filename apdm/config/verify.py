@@ -18,7 +18,7 @@ class VerifyConfig:
         None,
         "Folder with the subjects' photos, at any depth, also behind links. The names of their folders (their ids) and "
         "bytes of their photos are looked for in the files of the run. By default only prompts are looked for.",
-        holds="path",
+        holds="folder",
     )
     prompts: list[str] = option(
         [], "Texts to look for in the model's files, besides the instance prompts in the folder's config.yaml."

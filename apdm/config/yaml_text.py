@@ -54,8 +54,12 @@ MENDS = {
 }
 
 
-def read_yaml(file: str) -> dict[Any, Any]:
+def read_yaml(file: str, *, line: str = "option: value") -> dict[Any, Any]:
     """Return the mapping in a YAML file; an empty file gives an empty mapping.
+
+    Args:
+        file: the file.
+        line: the form of a line, for messages.
 
     Raises:
         UserError: the file cannot be read, is not YAML in UTF-8, or does not hold a mapping.
@@ -63,17 +67,17 @@ def read_yaml(file: str) -> dict[Any, Any]:
     try:
         content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror}; name a YAML file") from None
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        number = error.problem_mark.line + 1 if error.problem_mark else 1
         mend = next((words for part, words in MENDS.items() if part in str(error.problem)), "")
-        raise UserError(f"{file}, line {line}: not valid YAML: {error.problem}{mend}") from None
+        raise UserError(f"{file}, line {number}: not valid YAML: {error.problem}{mend}") from None
     except RecursionError:
-        raise UserError(f"{file} is nested too deeply for a file of options") from None
+        raise UserError(f"{file} is nested too deeply") from None
     except (yaml.YAMLError, ValueError):
         raise UserError(f"{file} is not a YAML text file in UTF-8") from None
     if content is not None and not isinstance(content, dict):
-        raise UserError(f"{file} needs lines of the form `option: value`")
+        raise UserError(f"{file} needs lines of the form `{line}`")
     return content or {}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -109,7 +109,14 @@ class ClassImages:
         return [folder / _name(i) for i in range(count)]
 
     def draw(
-        self, family: PictureModel, folder: Path, count: int, *, batch_size: int, what: str, show_progress: bool = True
+        self,
+        family: PictureModel,
+        folder: Path,
+        count: int,
+        *,
+        batch_size: int,
+        what: str,
+        check: Callable[[Sequence[Path]], None],
     ) -> list[Path]:
         """Return `count` pictures of a folder that only this program uses; missing ones are drawn first.
 
@@ -119,12 +126,16 @@ class ClassImages:
             count: how many pictures to return.
             batch_size: how many pictures are drawn at once.
             what: what the pictures are, in words.
-            show_progress: show a progress bar.
+            check: is called with the files that are there already, and with those of each batch as soon as it is drawn,
+                so that what it raises ends the drawing early.
         """
         self._delete_others(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._missing(folder, count):
-            self._draw(family, folder, count, batch_size=batch_size, what=what, show_progress=show_progress)
+        missing = self._missing(folder, count)
+        if there := [folder / _name(i) for i in range(count) if i not in missing]:
+            check(there)
+        if missing:
+            self._draw(family, folder, count, batch_size=batch_size, what=what, show_progress=True, check=check)
         return [folder / _name(i) for i in range(count)]
 
     def _delete_others(self, folder: Path) -> None:
@@ -137,7 +148,15 @@ class ClassImages:
         return [i for i in range(count) if not (folder / _name(i)).exists()]
 
     def _draw(
-        self, family: PictureModel, folder: Path, count: int, *, batch_size: int, what: str, show_progress: bool
+        self,
+        family: PictureModel,
+        folder: Path,
+        count: int,
+        *,
+        batch_size: int,
+        what: str,
+        show_progress: bool,
+        check: Callable[[Sequence[Path]], None] | None = None,
     ) -> None:
         """Draw the missing ones of `count` pictures, after the recipe is written beside them."""
         write_text(folder / RECIPE_FILE, json.dumps(asdict(self), indent=1) + "\n")
@@ -157,6 +176,8 @@ class ClassImages:
                 )
                 for i, image in zip(chunk, images, strict=True):
                     save_png(to_pil(image), folder / _name(i))
+                if check is not None:
+                    check([folder / _name(i) for i in chunk])
                 bar.update(len(chunk))
 
     def own_pictures(self, folder: Path, *, replace: bool) -> list[Path]:

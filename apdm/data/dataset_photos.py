@@ -8,35 +8,32 @@ as they are.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from apdm.core.disk import told_of_faults
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError
 from apdm.core.files import delete
 from apdm.core.libraries import are_told
 from apdm.core.lock import locked
 from apdm.core.logging import get_logger
+from apdm.core.opaque_ids import opaque_id, plain
 from apdm.data.photo_files import formats, printable
 
 logger = get_logger(__name__)
 
 NOTE = ".made_by_apdm"  # marks the folder as one that this program may delete; hidden files are no photos
-OPAQUE = re.compile(r"[A-Za-z]{0,2}[_-]?\d{1,8}|[0-9a-f]{8,64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # kinds of files: their reader in `datasets`
-ID_DIGITS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,8 @@ class DatasetSource:
         image_column: the column of the pictures.
         subject_column: the column that says whom a picture shows; None if all show the same person, or nobody in
             particular.
-        subjects: values of this column, only these subjects are taken; empty takes everybody.
+        subjects: values of this column, or the ids that stand in their place; only these subjects are taken. Empty
+            takes everybody.
         max_subjects: take only so many subjects, those whose photos come first; None takes all.
         max_photos: take only so many photos, those that come first; None takes all.
     """
@@ -77,23 +75,28 @@ class DatasetSource:
         Raises:
             UserError: the dataset, a column or a picture cannot be read, or a row has no subject.
         """
-        taken: dict[str, str] = {}  # {value of the subject column: id}
+        wanted = {opaque_id(name): name for name in self.subjects}
+        taken: set[str] = set()
         photos = 0
         for row, example in enumerate(self._examples()):
             if photos == self.max_photos:
                 break
             subject = None
             if self.subject_column is not None:
-                value = self._value(example[self.subject_column], row)
-                if self.subjects and value not in self.subjects:
+                subject = opaque_id(self._value(example[self.subject_column], row))
+                if wanted and subject not in wanted:
                     continue
-                if value not in taken and len(taken) == self.max_subjects:
+                if subject not in taken and len(taken) == self.max_subjects:
                     continue
-                subject = taken.setdefault(value, opaque_id(value))
+                taken.add(subject)
             photos += 1
             yield row, subject, self._picture(example[self.image_column], row)
-        if absent := [name for name in self.subjects if name not in taken]:
-            raise UserError(f"{self.called} has no photos of {absent[0]} in the column {self.subject_column}")
+        for number, (subject, name) in enumerate(wanted.items(), 1):
+            if subject not in taken:
+                raise UserError(
+                    f"{self.called} has no photos of {name} in the column {self.subject_column}, which is number "
+                    f"{number} of dataset_subjects; correct it, or leave it out"
+                )
         if not photos:
             raise UserError(f"{self.called} has no photos in its split {self.split}; choose another")
 
@@ -162,7 +165,7 @@ class DatasetSource:
                 f"row {row} of {self.called} has no subject in the column {self.subject_column}, which must hold a "
                 "text or a whole number; mend the row, or choose another column"
             )
-        return unicodedata.normalize("NFC", str(value).strip())
+        return plain(str(value))
 
     def _picture(self, value: Any, row: int) -> bytes:
         """Return the encoded picture of one row."""
@@ -195,17 +198,6 @@ class DatasetSource:
         return f"check {self.option} and the options that belong to it"
 
 
-def opaque_id(value: str) -> str:
-    """Return the id of the subject that a dataset calls `value`.
-
-    Values that look like numbers or hashes are kept, such as "7", "n000050" or "id_12". Others may be names of people,
-    which must not stand in outputs. In their place stand the first digits of a hash, which are the same in every run.
-    """
-    if OPAQUE.fullmatch(value):
-        return value
-    return "p" + hashlib.sha256(value.encode()).hexdigest()[:ID_DIGITS]
-
-
 def write_photos(source: DatasetSource, folder: Path) -> None:
     """Write the photos of a dataset into a folder: `<id>/<row>.jpg`, or `<row>.jpg` if they are nobody's in particular.
 
@@ -227,13 +219,25 @@ def write_photos(source: DatasetSource, folder: Path) -> None:
             target.write_bytes(content)
 
 
+def _write_all(source: DatasetSource, folder: Path) -> None:
+    """Write the photos of a dataset into a folder; none, if one of them cannot be written."""
+    try:
+        write_photos(source, folder)
+    except UserError as error:
+        delete(folder)
+        error.path = str(folder)
+        raise
+
+
 @contextmanager
-def photos_on_disk(place: Path, sources: dict[str, DatasetSource]) -> Iterator[None]:
+def photos_on_disk(place: Path, sources: dict[str, DatasetSource], faults: Faults | None = None) -> Iterator[None]:
     """Write the photos of datasets into folders, and delete them at the end of the block, however it ends.
 
     Args:
         place: the folder for all of them. Nothing else may be in it.
         sources: {name of a folder in `place`: the dataset}.
+        faults: keeps what is wrong with the datasets, so that the block runs all the same. The folder of a dataset that
+            cannot be used is then missing. By default such mistakes are raised.
 
     Raises:
         UserError: a dataset cannot be used, or `place` is not ours.
@@ -249,9 +253,10 @@ def photos_on_disk(place: Path, sources: dict[str, DatasetSource]) -> Iterator[N
         with locked(place):
             try:
                 (place / NOTE).touch()
-                for name, source in sources.items():
-                    delete(place / name)  # what a run that was killed has left
-                    write_photos(source, place / name)
+                with Faults() if faults is None else nullcontext(faults) as found:
+                    for name, source in sources.items():
+                        delete(place / name)  # what a run that was killed has left
+                        found.of(partial(_write_all, source, place / name))
                 yield
             finally:
                 delete(place)
@@ -273,7 +278,7 @@ def _quiet() -> Iterator[None]:
     bars, hub = datasets.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
     levels = datasets.logging.get_verbosity(), hub.level
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # of an error that it logs, the exception says more
     hub.setLevel(logging.ERROR)
     try:
         yield

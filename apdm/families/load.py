@@ -22,6 +22,7 @@ from apdm.families.pipeline_folder import (
     check_variant,
     has_part,
     locate,
+    pickled_weights,
     read_index,
     stored_dtype,
     stored_variants,
@@ -236,7 +237,7 @@ def _from_single_file(
 
 
 def _stored_dtype(folder: Path, variant: str | None) -> torch.dtype | None:
-    return stored_dtype(weight_files(folder, variant) or weight_files(folder, None))
+    return stored_dtype(weight_files(folder, variant) or weight_files(folder, None) or pickled_weights(folder, variant))
 
 
 def _modules(pipeline: Any) -> dict[str, nn.Module]:

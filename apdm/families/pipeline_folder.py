@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,7 +32,6 @@ OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # parts tha
 WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # float types by the variants that are named after them
 
 
@@ -236,20 +234,28 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     return found
 
 
+def pickled_weights(folder: Path, variant: str | None) -> list[Path]:
+    """The pickles with weights of one variant in a folder, sorted; of all variants, if there are none of this one.
+
+    They are told by the libraries' names for them. Training leaves other pickles beside them.
+    """
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    pickles = [path for path in files if path.suffix in PICKLES and "pytorch_model" in path.name]
+    middle = "" if variant is None else f".{variant}"
+    return [path for path in pickles if Path(path.stem).suffix == middle] or pickles
+
+
 def stored_dtype(files: Sequence[Path], prefix: str = "") -> torch.dtype | None:
-    """The float type of the weights in safetensors files: the widest, if they differ; None if there are none.
+    """The float type of the weights in some files: the widest, if they differ; None if there are none.
 
     Args:
-        files: the files; others than safetensors files are passed over.
+        files: safetensors files and pickles; others, such as an index, are passed over.
         prefix: look only at weights whose names start with this.
     """
     found: set[torch.dtype] = set()
     for path in files:
-        if check_content(path) == "safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
-                stored = {file.get_slice(name).get_dtype() for name in names}
-            found |= {FLOATS[name] for name in stored if name in FLOATS}
+        if check_content(path) != "other":
+            found |= {dtype for name, dtype in read_header(path).floats.items() if name.startswith(prefix)}
     return reduce(torch.promote_types, found) if found else None
 
 

@@ -23,6 +23,8 @@ QUANTISED = re.compile(
     r"(.*\.)?(scaled_fp8|scale_weight|weight_scale(_\w+)?|scale_input|input_scale|comfy_quant|SCB|qweight|qzeros|absmax"
     r"|quant_map|quant_state\..*)"
 )
+# The common float types, by safetensors' names for them.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Header:
     Args:
         shapes: the sizes of each tensor, by its name.
         integers: names of the tensors that hold whole numbers.
+        floats: {name: float type} of the tensors that hold floats of the common types.
         metadata: further entries of a safetensors file, {key: text}.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     integers: Set[str]
+    floats: Mapping[str, torch.dtype] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -117,6 +121,7 @@ def _header_of_safetensors(path: Path) -> Header:
         return Header(
             {name: tuple(part.get_shape()) for name, part in parts.items()},
             {name for name, part in parts.items() if part.get_dtype().startswith(("I", "U"))},
+            {name: FLOATS[part.get_dtype()] for name, part in parts.items() if part.get_dtype() in FLOATS},
             dict(file.metadata() or {}),
         )
 
@@ -130,4 +135,5 @@ def _header_of_pickle(path: Path) -> Header:
     return Header(
         {name: tuple(value.shape) for name, value in tensors.items()},
         {name for name, value in tensors.items() if not (value.is_floating_point() or value.is_complex())},
+        {name: value.dtype for name, value in tensors.items() if value.dtype in FLOATS.values()},
     )

@@ -7,6 +7,7 @@ Without a hardened model the command audits photos alone: `photo_audit.py`. `apd
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -107,7 +108,6 @@ def _audit(
 
 def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
     """Read and check all input, before anything is written."""
-    entries = choose_entries(config.suite, config.attacks, config.instance_prompt)
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
     subjects = str(config.subjects)  # given with a hardened model
@@ -146,6 +146,8 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         return models
 
     with Faults() as faults:
+        choose = partial(choose_entries, config.suite, instance_prompt=config.instance_prompt)
+        entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         inputs, models = faults.of(read_inputs), faults.of(read_models)
     plan = AuditPlan.of(

@@ -44,6 +44,7 @@ REPORTED_OPTIONS = (
     *("mixed_precision", "memory.offload", "save_variant", "save_dtype", "single_file", "faces"),
     *("pretrained_model_name_or_path", "reference_model_name_or_path"),
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir", "dataset_name", "class_dataset_name"),
+    "dataset_subjects",
 )
 REPORTED_GROUPS = ("audit.", "validation.", "image_layer.")
 

@@ -6,7 +6,8 @@ or wrong at once. Models are loaded in the float types of their files, which tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -62,8 +63,7 @@ def harden(config: HardenConfig) -> HardenResult:
     kind, device = engine_kind(accelerator), accelerator.device
 
     def check() -> None:
-        with stop_on_signals(kept=lambda: False), photos_of_datasets(config), Faults() as faults:
-            faults.of(lambda: check_given(config))
+        with faults_of(config) as faults:
             faults.of(lambda: check_options(config, accelerator, processes))
             inputs = read_harden(config, faults)
             if inputs is not None:
@@ -75,6 +75,22 @@ def harden(config: HardenConfig) -> HardenResult:
     processes.on_main(check)
     images = output / IMAGES if config.image_layer.enabled else None
     return HardenResult(output_dir=output, model_dir=output / MODEL, steps=0, image_dir=images)
+
+
+@contextmanager
+def faults_of(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Iterator[Faults]:
+    """Check what the options of a job name, and collect what else is found to be wrong in the block.
+
+    The photos of datasets lie in their folders while the block runs.
+
+    Raises:
+        UserError: at the end of the block, if something is missing or wrong. All that was found is told.
+    """
+    with stop_on_signals(kept=lambda: False), ExitStack() as held, Faults() as faults:
+        faults.of(lambda: check_given(config))
+        if not isinstance(config, AuditJobConfig):
+            held.enter_context(photos_of_datasets(config, faults))
+        yield faults
 
 
 def read_harden(config: HardenConfig, faults: Faults) -> HardenInputs | None:
@@ -149,8 +165,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt)
-        with stop_on_signals(kept=lambda: False), photos_of_datasets(config), Faults() as faults:
-            faults.of(lambda: check_given(config))
+        with faults_of(config) as faults:
             found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
             may_replace = config.overwrite_output_dir or perturb.goes_on(config)
             faults.of(lambda: check_output_dir(output, overwrite=may_replace))
@@ -189,8 +204,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
-        with Faults() as faults:
-            faults.of(lambda: check_given(config))
+        with faults_of(config) as faults:
             may_replace = config.overwrite_output_dir or goes_on(config)
             faults.of(lambda: check_output_dir(output, overwrite=may_replace))
             found = faults.of(lambda: _audit_input(config, processes, device))

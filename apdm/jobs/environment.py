@@ -16,15 +16,17 @@ from typing import Any
 
 import diffusers
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from torch import nn
 
 from apdm.attacks.adapter_file import AdapterFile
 from apdm.config.paths import expand_path
+from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError
+from apdm.core.files import sha256_file
 from apdm.core.logging import get_logger
 from apdm.core.model_path import HUB_ID, INDEX
+from apdm.faces.described import NamedThreshold, describe
 from apdm.faces.insightface_pack import InsightFacePack
 from apdm.faces.load import load_detector, load_encoder, split_spec, threshold_of
 from apdm.families import load_family
@@ -61,11 +63,13 @@ class Found:
         text: its kind and size, in words.
         use: how it is given to the commands.
         serves: what it can serve as, keys of `JOBS`' needs.
+        recogniser: the face recogniser in it; None if there is none.
     """
 
     text: str
     use: str
     serves: tuple[str, ...]
+    recogniser: NamedThreshold | None = None
 
 
 def look_at_models(file: str, *, allow_pickle: bool) -> tuple[list[str], bool]:
@@ -84,6 +88,7 @@ def look_at_models(file: str, *, allow_pickle: bool) -> tuple[list[str], bool]:
     models = read_names(file)
     prepare_process(None)
     lines, served, complete = [], list[str](), True
+    recognisers: dict[str, NamedThreshold] = {}
     width = max(map(len, models))
     for name, path in models.items():
         try:
@@ -93,19 +98,23 @@ def look_at_models(file: str, *, allow_pickle: bool) -> tuple[list[str], bool]:
             lines.append(f"{name:<{width}}  FAILED  {error}")
         else:
             served += found.serves
-            lines.append(f"{name:<{width}}  ok      {found.text}: {found.use}")
+            text = found.text
+            if found.recogniser is not None:
+                same = [one for one, known in recognisers.items() if known.is_same(found.recogniser)]
+                recognisers[name] = found.recogniser
+                if same:
+                    served.remove(RECOGNISER)
+                    text += f", the same recogniser as {same[0]}"
+            lines.append(f"{name:<{width}}  ok      {text}: {found.use}")
         gc.collect()
     return [*lines, "", *_jobs(served)], complete
 
 
 def read_names(file: str) -> dict[str, str]:
     """Return {name: path} of a YAML file. Paths are as in the file; `~` and `$NAME` in them are replaced."""
-    try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; give a YAML file") from None
+    tree = read_yaml(file, line="name: path")
     form = 'write one "name: path" in each line'
-    if not isinstance(tree, dict) or not tree:
+    if not tree:
         raise UserError(f"{file} names no models; {form}")
     if wrong := [name for name, path in tree.items() if not isinstance(path, str)]:
         raise UserError(f"{file}: {wrong[0]} has no path; {form}")
@@ -187,11 +196,12 @@ def _pack(place: Path, path: str) -> Found:
     except UserError:  # nobody has told it
         use = f"--faces {path}=THRESHOLD"
     try:
-        load_encoder(f"{file}={THRESHOLD}", detector=pack)
+        recogniser = describe(load_encoder(f"{file}={THRESHOLD}", detector=pack))
     except UserError as error:
         why = f" without gradients, which can judge and not be misled ({error})"
-        return Found(text + why, use, (DETECTOR, RECOGNISER))
-    return Found(text, use, (DETECTOR, RECOGNISER, MISLED))
+        in_file = NamedThreshold(name=pack.name, threshold=THRESHOLD, sha256=sha256_file(file))
+        return Found(text + why, use, (DETECTOR, RECOGNISER), in_file)
+    return Found(text, use, (DETECTOR, RECOGNISER, MISLED), recogniser)
 
 
 def _of_config(place: Path, path: str, note: str, config: Path) -> Found:
@@ -246,12 +256,13 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
             (PIPELINE,),
         )
     try:
-        load_encoder(f"{place}={THRESHOLD}", allow_pickle=allow_pickle)
+        recogniser = describe(load_encoder(f"{place}={THRESHOLD}", allow_pickle=allow_pickle))
     except UserError:
         raise UserError(
             f"{path} is no single-file checkpoint, no adapter for faces and no MobileFaceNet; name one of these"
         ) from None
-    return Found("MobileFaceNet, a face recogniser", f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))
+    use = f"--faces PACK {path}=THRESHOLD"
+    return Found("MobileFaceNet, a face recogniser", use, (RECOGNISER, MISLED), recogniser)
 
 
 def _inception(place: Path, path: str) -> Found:
@@ -273,7 +284,7 @@ def _onnx(place: Path, path: str) -> Found:
             ) from None
         return Found("YuNet, a face detector", f"--face_score {path}", (DETECTOR,))
     text = f"face recogniser of {width} numbers for faces of {encoder.size} pixels"
-    return Found(text, f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED))
+    return Found(text, f"--faces PACK {path}=THRESHOLD", (RECOGNISER, MISLED), describe(encoder))
 
 
 def _loaded(path: str, load: Callable[[], nn.Module]) -> nn.Module:

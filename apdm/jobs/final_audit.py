@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from apdm.attacks.dreambooth import DreamBooth
@@ -11,6 +12,7 @@ from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.protected_photos import load_protected_photos
 from apdm.audit.results import Results
 from apdm.config import HardenConfig
+from apdm.core.errors import Faults
 from apdm.core.files import model_hash
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.subjects import find_subjects
@@ -36,10 +38,21 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
         UserError: an attack cannot run, or photos or networks cannot be loaded.
     """
     options, originals = config.audit, config.instance_data_dir
-    protected = find_subjects(originals, chosen=Chosen(config.protected_set))
-    if not config.image_layer.enabled:  # faceid_adapter is not refused: without protected photos it has no effect
-        options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true")
-    inputs = load_inputs(
+    with Faults() as faults:
+        protected = faults.of(lambda: find_subjects(originals, chosen=Chosen(config.protected_set)))
+        if not config.image_layer.enabled:  # faceid_adapter is not refused: without protected photos it has no effect
+            faults.of(lambda: options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true"))
+        ids = [subject.id for subject in protected] if protected else None
+        inputs = faults.of(lambda: _load_inputs(config, faces, ids))
+    if options.enabled:
+        warn_if_too_short(options, ONLY_NOMINAL)
+    return inputs
+
+
+def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[str] | None) -> AuditInputs:
+    """Load the people and the judges. `protected` are the ids of the protected people; None if they are not known."""
+    options, originals = config.audit, config.instance_data_dir
+    return load_inputs(
         options,
         PhotoFolders(
             attack=options.attack_data_dir or originals,
@@ -57,11 +70,8 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
         faces=faces,
         miniature=is_miniature(config.base, config.single_file_config),
         allow_pickle=config.allow_pickle,
-        protected=[subject.id for subject in protected],
+        protected=protected,
     )
-    if options.enabled:
-        warn_if_too_short(options, ONLY_NOMINAL)
-    return inputs
 
 
 def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariants) -> Probe:

@@ -36,13 +36,7 @@ MODELS = (
     *("pretrained_model_name_or_path", "reference_model_name_or_path", "single_file_config"),
     *("base", "hardened", "placebo", "sibling", "hardened_sibling"),
 )
-FOLDERS = (
-    *("instance_data_dir", "rehearsal_data_dir", "pool.benign_data_dir", "subjects", "protected_photos", "photos"),
-    *("attack_data_dir", "holdout_data_dir", "other_data_dir", "strangers_data_dir"),
-    *("faceid_controlnet", "reuse_audits"),
-)
 DATASETS = ("dataset_name", "class_dataset_name")
-FILES = ("faceid_adapter",)
 NEEDED_PACKAGES = {"report_to": 'install it with pip install "apdm[track]"'}
 PLUGINS: dict[str, tuple[Registry, ...]] = {
     "family": (FAMILIES,),
@@ -153,9 +147,9 @@ def _check(name: str, option: Option, value: Any) -> None:
         if name in MODELS:
             _check_model(text)
         if name in DATASETS and looks_like_path(text) and not os.path.exists(text):
-            raise UserError(f"{text} does not exist; give a folder, a file or a name on the Hub as {option.path}")
-        for names, kind, is_one in ((FOLDERS, "folder", os.path.isdir), (FILES, "file", os.path.isfile)):
-            if name in names and not is_one(text):
+            raise absent(text, f"{text} does not exist; give a folder, a file or a name on the Hub as {option.path}")
+        for kind, is_one in (("folder", os.path.isdir), ("file", os.path.isfile)):
+            if option.field.metadata["holds"] == kind and not is_one(text):
                 fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
                 raise absent(text, f"{text} {fault}; give a {kind} as {option.path}")
         if name in NEEDED_PACKAGES and find_spec(text) is None:

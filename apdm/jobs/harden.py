@@ -26,7 +26,7 @@ from apdm.core.signals import stop_on_signals
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker, start_tracker
-from apdm.export.layout import IMAGES, MODEL, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES, SINGLE_FILE
+from apdm.export.layout import IMAGES, MODEL, PARTNERS, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES, SINGLE_FILE
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
 from apdm.export.rounding import moved_share
@@ -254,6 +254,7 @@ def export(
     stale = [RESULTS, REPORT, PICTURES]
     stale += [] if config.single_file else [SINGLE_FILE]
     stale += [] if keep_photos else [IMAGES, PERTURBATION]
+    stale += [] if "drawn" in pairs else [PARTNERS]
     for name in stale:
         delete(output / name)
     return moved

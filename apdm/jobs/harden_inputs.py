@@ -19,12 +19,12 @@ from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig, to_yaml
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, each
-from apdm.core.files import check_output_dir, claim_output_dir, model_hash, write_text
+from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
 from apdm.core.logging import get_logger
 from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
-from apdm.export.layout import CONFIG, MODEL
+from apdm.export.layout import CONFIG, MODEL, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family, Posterior
@@ -214,6 +214,7 @@ class HardenInputs:
         claim_output_dir(output, self._may_replace(found), until=held)
         if not _lies_in(found, output):
             checkpoints.discard(output)
+            delete(output / SAMPLES)  # of the run whose checkpoints these were
         require_disk(output, self.size(output), "the model and the checkpoints")
         write_text(output / CONFIG, to_yaml(config))
         return found, facts, continues

@@ -58,14 +58,19 @@ def draw_partners(
         return [{} for _ in photos]
     folder = Path(config.output_dir) / PARTNERS
     recipe = replace(class_images(config, base), seed=FIRST_SEED + config.seed)
-    files = recipe.draw(base, folder, total, batch_size=config.sample_batch_size, what="partners of photos")
+
+    def refuse_copies(files: Sequence[Path]) -> None:
+        drawn = PhotoSet.of(Role.SAFE, str(folder), files, load_images(files, config.resolution))
+        for protected in sets:
+            if copies := find_copy(protected, drawn):
+                raise UserError(
+                    f"the base model knows {name_of(copies[0])} by heart: it drew it as partner "
+                    f"{int(copies[1].stem) + 1} of {total}, {copies[1]}; give this person partners of your own in "
+                    f"{SAFE}/, or another --seed, with which all class pictures and partners are drawn again"
+                )
+
+    what = "partners of photos"
+    files = recipe.draw(base, folder, total, batch_size=config.sample_batch_size, what=what, check=refuse_copies)
     partners = load_images(files, config.resolution)
-    drawn = PhotoSet.of(Role.SAFE, str(folder), files, partners)
-    for protected in sets:
-        if copies := find_copy(protected, drawn):
-            raise UserError(
-                f"the base model knows {name_of(copies[0])} by heart: it drew it as its partner {copies[1]}; give "
-                f"another --seed, or partners of your own in {SAFE}/"
-            )
     parts = iter(partners.split([len(images) for group in photos for images in group.values()]))
     return [{person: next(parts) for person in group} for group in photos]

@@ -117,8 +117,10 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         return PhotoAttackSpecs.load(config, faces, **prompts, allow_pickle=config.allow_pickle)
 
     def read_photos() -> tuple[HeldOut, Tensor | None, list[PhotoSet]]:
-        held = _read_photos(config)
-        strangers, sets = _strangers(config.strangers_data_dir, config.resolution)
+        with Faults() as faults:
+            held = faults.of(lambda: _read_photos(config))
+            others = faults.of(lambda: _strangers(config.strangers_data_dir, config.resolution))
+        strangers, sets = others
         sets += [held.attacked.originals, *held.sets]
         check_separate(sets)
         return held, strangers, sets

@@ -92,6 +92,7 @@ def harden_plan(
         "earlier": people_text(list(inputs.earlier.instance)),
         **photo_notes(*config.photo_folders.values()),
         **harden_face_rows(inputs),
+        "against": layers_text(config, inputs.photo_job) if inputs.photo_job else None,
         "memory": inputs.photo_job.memory.text(inputs.photo_job.working_side) if inputs.photo_job else None,
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
@@ -151,10 +152,7 @@ def perturb_plan(
         "photos": f"{count(number, 'photo')} in {config.photo_source}",
         "sets": sets_text(config.instance_data_dir, config),
         **photo_notes(config.instance_data_dir),
-        "against": " and ".join(
-            [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
-            + ["zero-shot adapters"] * (job.faces is not None)
-        ),
+        "against": layers_text(config, job),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "changes": f"each pixel by at most {budget:g} of 255",
         **face_rows(job),
@@ -163,6 +161,14 @@ def perturb_plan(
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / IMAGES),
     }
+
+
+def layers_text(config: JobConfig, job: PhotoJob) -> str:
+    """What the photos are protected against."""
+    layers = [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
+    layers += ["zero-shot adapters"] * (job.faces is not None)
+    alone = "; not zero-shot adapters, because objects have no faces" * (config.subject_kind == "object")
+    return " and ".join(layers) + alone
 
 
 def face_rows(job: PhotoJob) -> Rows:

@@ -19,7 +19,7 @@ from apdm.config import HardenConfig, JobConfig
 from apdm.config.dataset import CLASS, PEOPLE
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
 from apdm.core.cpus import default_threads
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError
 from apdm.core.files import model_hash
 from apdm.core.libraries import are_told
 from apdm.core.logging import get_logger
@@ -68,10 +68,14 @@ def warn_about_prompts(
         logger.warning('none of validation.prompts has "%s": they show nothing of the subject', " ".join(learnt))
 
 
-def photos_of_datasets(config: JobConfig) -> AbstractContextManager[None]:
+def photos_of_datasets(config: JobConfig, faults: Faults | None = None) -> AbstractContextManager[None]:
     """Return a context in which the photos of the job's datasets, if there are any, lie in the folders of the options.
 
     Only the main process may enter it. At its end the photos are deleted.
+
+    Args:
+        config: the options.
+        faults: keeps what is wrong with the datasets. By default it is raised.
 
     Raises:
         UserError: on entering, if a dataset cannot be used.
@@ -97,7 +101,7 @@ def photos_of_datasets(config: JobConfig) -> AbstractContextManager[None]:
             image_column=config.class_image_column,
             max_photos=config.num_class_images,
         )
-    return photos_on_disk(config.place(config.output_dir), sources)
+    return photos_on_disk(config.place(config.output_dir), sources, faults)
 
 
 def load_base(config: JobConfig) -> Family:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from tiny_run import OPTIONS
 from apdm.cli import main
 from apdm.config import HardenConfig, PerturbConfig, load_config, to_yaml
 from apdm.core.errors import UserError
-from apdm.data.dataset_photos import DatasetSource, opaque_id, photos_on_disk, write_photos
+from apdm.core.opaque_ids import opaque_id
+from apdm.data.dataset_photos import DatasetSource, photos_on_disk, write_photos
 from apdm.data.subjects import find_subjects
 
 ANNA = "p" + hashlib.sha256(b"Anna Maier").hexdigest()[:10]
@@ -115,7 +117,7 @@ def test_without_a_subject_column_all_photos_are_one_persons(made, tmp_path, cap
         ("saved", {"image_column": "image"}, "has no column image, only photo, who, number; .* --image_column"),
         ("saved", {"subject_column": "name"}, "has no column name, only photo, who, number; .* --subject_column"),
         ("saved", {"image_column": "who"}, "row 0 of dataset .* has no picture in the column who"),
-        ("saved", {"subjects": ["Bert"]}, "has no photos of Bert in the column who"),
+        ("saved", {"subjects": ["Bert"]}, "has no photos of Bert in the column who, which is number 1 of"),
         ("saved", {"name": "photos.zip"}, "photos.zip is no .parquet, .arrow, .tar file"),
         ("folder", {"config_name": "nope"}, "cannot be read: .*nope"),
     ],
@@ -202,6 +204,19 @@ def test_photos_of_a_dataset_are_protected_and_no_original_is_left(made, tiny_pi
     assert "Anna" not in said.out + said.err
     text = (output / "config.yaml").read_text()
     assert "Anna" not in text and to_yaml(load_config(PerturbConfig, ["--config", str(output / "config.yaml")])) == text
+
+
+def test_the_names_of_the_chosen_subjects_stand_in_no_file_and_their_ids_choose_the_same(made, tiny_pipeline, tmp_path):
+    decomposed = unicodedata.normalize("NFD", "Anna Maier")
+    assert perturb(made, tiny_pipeline, tmp_path / "out", dataset_subjects=decomposed) == 0
+    text = (tmp_path / "out/config.yaml").read_text()
+    assert f"dataset_subjects:\n- {ANNA}\n" in text
+    for file in (file for file in (tmp_path / "out").rglob("*") if file.suffix in (".yaml", ".json")):
+        assert "Maier" not in file.read_text()
+    again = ["--config", str(tmp_path / "out/config.yaml"), "--output_dir", str(tmp_path / "again")]
+    assert main(["perturb", *again]) == 0
+    assert [path.name for path in (tmp_path / "again/images").iterdir()] == [ANNA]
+    assert opaque_id(ANNA) == ANNA
 
 
 def test_mistakes_are_told_before_the_model_is_loaded_and_nothing_is_left(made, tmp_path, capsys):

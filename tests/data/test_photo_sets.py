@@ -153,13 +153,32 @@ def test_people_who_must_stay_learnable_may_lie_in_sets_too(tmp_path):
 def test_a_set_with_two_uses_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match="attacker_set and holdout_set are both C"):
         audit_config(tmp_path, attacker_set="C")
-    with pytest.raises(UserError, match="holdout_set and protected_set are both A"):
+    with pytest.raises(UserError, match="protected_set and holdout_set are both A"):
         audit_config(tmp_path, holdout_set="A")
     required = ["--pretrained_model_name_or_path", "m", "--instance_data_dir", "i", "--output_dir", "o"]
     hardening = [*required, "--protected_set", "C"]
     assert load_config(HardenConfig, hardening).protected_set == "C"
-    with pytest.raises(UserError, match="audit.holdout_set and protected_set are both C"):
+    with pytest.raises(UserError, match=r"protected_set and audit.holdout_set are both C.* audit.holdout_data_dir"):
         load_config(HardenConfig, [*hardening, "--audit.enabled", "true"])
+
+
+def test_equal_letters_are_no_fault_where_nobody_trains_on_what_is_held_out(tmp_path):
+    person(tmp_path / "people/n1", "A")
+    person(tmp_path / "separate/n1", "A")
+    options = {"protected_set": "A", "attacker_set": "A", "holdout_set": "A"}
+    subjects = load(audit_config(tmp_path / "people", **options, holdout_data_dir=str(tmp_path / "separate")))
+    check_separate(subjects.sets)
+    assert {each.role: Path(each.folder).name for each in subjects.sets} == {
+        Role.PROTECTED: "people",
+        Role.REFERENCE: "separate",
+    }
+    with pytest.raises(UserError, match="are both A"):
+        audit_config(tmp_path, **options, holdout_data_dir="x", attack_data_dir="x")
+    # An audit of photos alone attacks with the protected photos, and never reads the attacker's set.
+    alone = ["--base", "b", "--protected_photos", "p", "--photos", "o", "--output_dir", "out"]
+    assert load_config(AuditJobConfig, [*alone, "--holdout_set", "B"]).holdout_set == "B"
+    with pytest.raises(UserError, match="protected_set and holdout_set are both A"):
+        load_config(AuditJobConfig, [*alone, "--holdout_set", "A"])
 
 
 def test_missing_hold_out_photos_are_told_with_the_option_that_chooses_them(tmp_path):

@@ -307,6 +307,18 @@ def test_weights_that_come_only_as_a_pickle_are_refused_unless_allowed(copied):
     assert torch.equal(load_family(copied.parent / "saved").denoiser.conv_in.bias, weights["conv_in.bias"])
 
 
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
+def test_weights_from_a_pickle_are_saved_in_the_float_type_that_they_had(copied, name):
+    weights = {key: weight.half() for key, weight in load_file(copied / UNET).items()}
+    (copied / UNET).unlink()
+    torch.save(weights, copied / "unet" / name)
+    (copied / "unet/scheduler.bin").write_bytes(b"what a training has left")
+    family = load_family(copied, allow_pickle=True, variant="fp16" if "fp16" in name else None)
+    assert family.denoiser.dtype == torch.float32
+    family.save(copied.parent / "saved")
+    assert load_file(copied.parent / "saved" / UNET)["conv_in.bias"].dtype == torch.float16
+
+
 @pytest.mark.parametrize("broken", ["model_index.json", "unet/config.json", UNET, "text_encoder/model.safetensors"])
 def test_a_truncated_file_is_a_user_error_of_one_line(copied, broken):
     (copied / broken).write_bytes((copied / broken).read_bytes()[:40])

@@ -346,6 +346,7 @@ def test_a_pickle_is_read_where_it_is_allowed(exported, tmp_path: Path, name: st
     torch.save({"state_dict": load_file(path)}, tmp_path / name)
     family = load_family(tmp_path / name, single_file_config=base, allow_pickle=True)
     assert_equal(weights(family.pipeline), weights(load_family(base).pipeline))
+    assert family.dtypes == load_family(path, single_file_config=base).dtypes
 
 
 def test_a_single_file_without_t5_is_read_back_and_draws(tmp_path: Path):

@@ -103,6 +103,31 @@ def test_everything_that_is_wrong_is_listed_at_once(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["note.txt"]
 
 
+def test_photos_that_are_missing_hide_nothing_else_that_is_wrong(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent, judge = tmp_path / "nobody", f"dino:{tmp_path / 'nodino'}"
+    words = arguments(PIPELINE, people, tmp_path / "out", **audited(people) | {"audit.judge": judge})
+    assert main(["harden", *words, "--instance_data_dir", str(absent), "--dry_run"]) == 2
+    missing, judged = errors(capsys.readouterr().err)
+    assert "nobody does not exist" in missing and "nodino" in judged
+    (tmp_path / "bad.parquet").write_text("no table")
+    words = words[: words.index("--instance_data_dir")] + words[words.index("--instance_data_dir") + 2 :]
+    given = ["--dataset_name", tmp_path / "bad.parquet", "--class_dataset_name", tmp_path / "absent.parquet"]
+    assert main(["harden", *words, *map(str, given), "--dry_run"]) == 2
+    found = errors(capsys.readouterr().err)
+    for part in ("bad.parquet cannot be read", "absent.parquet does not exist", "nodino"):
+        assert sum(part in line for line in found) == 1, (part, found)
+    assert len(found) == 3 and not (tmp_path / "out.photos").exists()
+    models = ["--base", PIPELINE, "--hardened", tmp_path / "no-model", "--subjects", absent, "--judge", judge]
+    place = ["--output_dir", tmp_path / "out", "--attacks", "lora", "lora", "--dry_run"]
+    assert main(["audit", *map(str, models + place)]) == 2
+    found = errors(capsys.readouterr().err)
+    for part in ("no-model", "nobody does not exist", "nodino", '"lora" is given twice'):
+        assert sum(part in line for line in found) == 1, (part, found)
+    assert len(found) == 4
+
+
 def test_people_without_a_face_are_wrong_where_faces_matter(
     people: Path, noise_people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,10 +89,11 @@ def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
     ("text", "said"),
     [
         ("", "names no models"),
-        ("- a\n", "names no models"),
+        ("- a\n", "needs lines of the form `name: path`"),
         ("a: 3\n", "a has no path"),
         ("a: b\nc:\n", "c has no path"),
-        ("a: [b\n", "cannot be read"),
+        ("a: [b\n", "line 2: not valid YAML"),
+        ("a: b\na: c\n", '"a" is given twice'),
     ],
 )
 def test_a_file_without_models_is_bad_input(
@@ -109,6 +110,17 @@ def test_without_models_versions_are_printed(capsys: pytest.CaptureFixture[str])
     assert main(["env"]) == 0
     assert "diffusers" in capsys.readouterr().out
     assert main(["env", "--model", "x"]) == 2
+
+
+def test_copies_of_one_recogniser_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = MobileFaceNet().state_dict()
+    save_file(net, tmp_path / "net.safetensors")
+    torch.save(net, tmp_path / "copy.pt")
+    models = {"one": tmp_path / "net.safetensors", "two": tmp_path / "copy.pt"}
+    code, said = look(tmp_path, capsys, models, "--allow_pickle")
+    jobs = dict(line.split("  ", 1) for line in said.splitlines()[3:])
+    assert code == 0 and "the same recogniser as one" in said.splitlines()[1]
+    assert "face recogniser" in jobs["audit of people"].split(", ")
 
 
 @needs_assets

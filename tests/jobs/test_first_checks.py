@@ -18,7 +18,7 @@ from apdm.config.options import options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.core.errors import UserError
 from apdm.core.launcher import VARIABLES
-from apdm.jobs.first_checks import DATASETS, FACE_NETWORKS, FILES, FOLDERS, MODELS, PLUGINS, check_first
+from apdm.jobs.first_checks import DATASETS, FACE_NETWORKS, MODELS, PLUGINS, check_first
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "scipy", "datasets", "deepspeed")
@@ -217,7 +217,7 @@ def test_a_machine_that_lacks_the_photos_does_not_stop_the_run(tmp_path: Path, m
 def test_every_option_that_holds_a_path_or_a_name_is_checked_first(config: type) -> None:
     # These folders are made, or are looked for in several places.
     made = {"class_data_dir", "output_dir", "logging_dir", "resume_from_checkpoint"}
-    checked = {*MODELS, *FOLDERS, *FILES, *DATASETS, *PLUGINS, *FACE_NETWORKS, "judge"}
+    checked = {*MODELS, *DATASETS, *PLUGINS, *FACE_NETWORKS, "judge"}
     for path, option in options_by_path(config).items():
-        if option.field.metadata["holds"] != "text":
+        if option.field.metadata["holds"] not in ("text", "folder", "file"):
             assert path.removeprefix("audit.") in checked | made, path

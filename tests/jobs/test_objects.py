@@ -23,6 +23,7 @@ from apdm.audit.thresholds import with_thresholds
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.jobs.audit import audit_models
+from apdm.jobs.dry_run import protect_photos
 from apdm.jobs.harden import harden
 from apdm.jobs.perturb import perturb
 from apdm.metrics.extractors import VisionModel
@@ -131,6 +132,20 @@ def test_photos_of_objects_are_protected_without_any_network_for_faces(world: di
     facts = json.loads((tmp_path / "out/perturbation.json").read_text())
     assert facts["zero_shot"] is False and len(facts["photos"]) == 3
     assert all(photo["faces"] == [] for photo in facts["photos"])
+
+
+def test_the_layer_against_face_adapters_is_refused_for_objects_and_its_absence_is_told(
+    world: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    given = {"pretrained_model_name_or_path": world["base"], "instance_data_dir": world["things"] / "attacker"}
+    options = {**given, **OBJECT, "output_dir": tmp_path / "out", "resolution": 16, "image_layer.method": "noise"}
+    for job in (PerturbConfig, HardenConfig):
+        with pytest.raises(UserError, match=r"image_layer\.zero_shot\.enabled is about faces"):
+            make_config(job, {**options, "image_layer.zero_shot.enabled": True})
+        assert make_config(job, {**options, "image_layer.zero_shot.enabled": False}) == make_config(job, options)
+    with caplog.at_level(logging.INFO, logger="apdm"):
+        protect_photos(make_config(PerturbConfig, {**options, "dry_run": True}))
+    assert any("fine-tuning (noise); not zero-shot adapters, because objects have no" in m for m in caplog.messages)
 
 
 def test_a_model_is_hardened_and_audited_against_an_object(world: dict[str, Path], tmp_path: Path):

@@ -76,6 +76,9 @@ def test_partners_are_drawn_once_and_a_resumed_run_ends_with_the_same_weights(
         assert read_metadata(tmp_path / run / UNET)["apdm.pairs"] == pairs
         assert f"* Safe partners of the protected photos: {pairs}\n" in (tmp_path / run / "model/README.md").read_text()
         assert main(["verify", str(tmp_path / run), "--subjects", str(people / "protected")]) == 0
+    (tmp_path / "straight/samples").mkdir()  # as validation leaves it
+    assert main([*command(tiny_pipeline, people, tmp_path / "straight", pairs="none"), "--overwrite_output_dir"]) == 0
+    assert not (tmp_path / "straight/partners").exists() and not (tmp_path / "straight/samples").exists()
     other = command(tiny_pipeline, people, tmp_path / "run", pairs="none", resume_from_checkpoint="latest")
     assert main([*other, "--max_train_steps", "6"]) == 2
     assert "made with other options: pairs" in capsys.readouterr().err
@@ -159,9 +162,17 @@ def test_a_photo_that_the_base_model_draws_by_heart_is_no_partner(
         ["a photo of person"], seed=FIRST_SEED + 1, num_inference_steps=2, guidance_scale=7.5, height=16, width=16
     )
     to_pil(picture[0]).save(people / "protected/s01/0.png")
-    assert main(command(tiny_pipeline, people, tmp_path / "run")) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "knows s01/0.png by heart" in said and "partners/00001.png" in said and "--seed" in said
+    for _ in range(2):
+        assert main(command(tiny_pipeline, people, tmp_path / "run", sample_batch_size=2)) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            "knows s01/0.png by heart" in said
+            and "as partner 2 of 6" in said
+            and "partners/00001.png" in said
+            and "--seed" in said
+        )
+        # It ends at the batch with the copy, and the same command does not go on drawing.
+        assert len(list((tmp_path / "run/partners").glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
