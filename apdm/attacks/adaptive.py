@@ -92,4 +92,5 @@ class Adaptive(DreamBooth):
         preference = dpo_loss(
             photos, photos_before, rejected, rejected_before, beta=self.dpo_beta, reduction=self.dpo_reduction
         )
-        return self._loss(torch.cat([photos, preserved])) + self.dpo_weight * preference
+        plain = self._loss(attacked.model, torch.cat([photos, preserved]), batch.timesteps)
+        return plain + self.dpo_weight * preference

@@ -43,6 +43,7 @@ class CustomDiffusion(FineTuning):
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rename_subject(self, self.modifier_token, 1)
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
@@ -60,8 +61,9 @@ class CustomDiffusion(FineTuning):
         )
 
     def rate(self, step: int) -> float:
-        """The learning rate, times the batch size if `scale_lr` is set."""
-        return self.learning_rate * (self.train_batch_size if self.scale_lr else 1)
+        """The learning rate, times the number of photos in a step if `scale_lr` is set."""
+        photos = self.train_batch_size * self.gradient_accumulation_steps
+        return self.learning_rate * (photos if self.scale_lr else 1)
 
     def _default_initializer(self, model: Family) -> str:
         """The identifier that the modifier replaces, or the class noun if the identifier is several tokens."""

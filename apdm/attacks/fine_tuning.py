@@ -19,12 +19,17 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
-from apdm.core.devices import is_accelerator, send
+from apdm.attacks.optimizers import OptimizerName, Optimizers, check_optimizer, make_optimizer
+from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
+from apdm.config.options import option
+from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior
+from apdm.families.base import DrawTimesteps
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 READ_EVERY = 20  # steps between two looks at the losses
+CAPTIONS = 1  # number of the stream of random numbers that drops captions
 
 
 class Batch(NamedTuple):
@@ -52,6 +57,7 @@ class AttackedModel:
         trains_text: whether a text encoder is trained. Prompts are then encoded in every step, with gradients.
         finish: called once when training is over.
         adapter: what is learned, if it can be published by itself and loaded into another model.
+        rate_factors: for each parameter, what the learning rate is multiplied with; empty if nothing is.
     """
 
     model: Family
@@ -60,6 +66,7 @@ class AttackedModel:
     trains_text: bool = False
     finish: Callable[[], None] = lambda: None
     adapter: Sequence[Tensor] = ()
+    rate_factors: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if any(p.dtype != torch.float32 for p in self.parameters):
@@ -80,11 +87,23 @@ class FineTuning(ABC):
     Attributes:
         instance_prompt: prompt of the subject's photos. It has one word more than `class_prompt`: the identifier.
         class_prompt: prompt of the class pictures.
-        learning_rate, adam_beta1, adam_beta2, adam_epsilon, adam_weight_decay: options of AdamW.
+        learning_rate, adam_beta1, adam_beta2, adam_epsilon, adam_weight_decay: options of AdamW. Other optimizers use
+            those that they have.
+        optimizer: see `optimizers.make_optimizer`. The rates of "adamw" and "muon" are alike. "sgd" needs much higher
+            ones, "prodigy" a rate of 1 and the package prodigyopt.
+        momentum: of SGD and Muon.
         max_train_steps: number of training steps.
-        train_batch_size: photos per step, and as many class pictures if there is prior preservation.
+        train_batch_size: photos per batch, and as many class pictures if there is prior preservation.
+        gradient_accumulation_steps: batches per step. Memory is needed for one of them.
         prior_loss_weight: weight of the loss on class pictures. 0 means no prior preservation.
         max_grad_norm: gradients are clipped to this norm. 0 means no clipping.
+        snr_gamma: gamma of the min-SNR weights, which are large where there is little noise; see
+            `timesteps.loss_weights`. diffusers takes 5. Here class pictures are weighted too. None: equal weights.
+        loss_space: what the loss is the error of: the denoiser's prediction, or the clean latents that it implies.
+        timestep_sampling: how timesteps are drawn. None: the way in which the model was trained.
+        logit_mean, logit_std: of "logit_normal" timesteps. A higher mean gives more noise.
+        min_timestep, max_timestep: only timesteps between these shares of all training timesteps are drawn.
+        caption_dropout: share of the pictures that are trained under the empty prompt.
         renamed: (what the audit calls the subject, what this attacker calls it), for example ("sks", "t@t").
             None if both use the same words.
         gradient_checkpointing: recompute activations in the backward pass, which takes far less memory and one more
@@ -102,7 +121,18 @@ class FineTuning(ABC):
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     adam_weight_decay: float = 1e-2
+    optimizer: OptimizerName = "adamw"
+    momentum: float = option(0.9, at_least=0, below=1)
+    gradient_accumulation_steps: int = option(1, at_least=1)
     max_grad_norm: float = 1.0
+    snr_gamma: float | None = option(None, above=0)
+    loss_space: LossSpace = "prediction"
+    timestep_sampling: TimestepSampling | None = None
+    logit_mean: float = option(0.0, at_least=-10, at_most=10)
+    logit_std: float = option(1.0, above=0)
+    min_timestep: float = option(0.0, at_least=0, below=1)
+    max_timestep: float = option(1.0, above=0, at_most=1)
+    caption_dropout: float = option(0.0, at_least=0, at_most=1)
     renamed: tuple[str, str] | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -110,6 +140,16 @@ class FineTuning(ABC):
     name: ClassVar[str]
     assumes: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer, self.learning_rate)
+        if self.snr_gamma is not None and self.loss_space != "prediction":
+            raise UserError("snr_gamma and loss_space=x0 are two weights of the same loss; give one of them")
+        if self.min_timestep >= self.max_timestep:
+            raise UserError(
+                f"min_timestep is {self.min_timestep:g} and max_timestep is {self.max_timestep:g}; "
+                "give a min_timestep below max_timestep"
+            )
 
     @abstractmethod
     def begin(self, model: Family, material: Material) -> AttackedModel:
@@ -179,7 +219,7 @@ class FineTuning(ABC):
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = self._prompts(attacked, prior)
-        optimizer = self._optimizer(attacked.parameters)
+        optimizer = self._optimizer(attacked)
         losses: list[Tensor] = []
         known: list[float] = []
         for step in range(self.max_train_steps + 1):
@@ -193,10 +233,8 @@ class FineTuning(ABC):
                 break
             attacked.train(True)
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(step)
-            loss = self.loss(attacked, next(batches), next(prompts))
-            losses.append(loss.detach())
-            loss.backward()
+                group["lr"] = self.rate(step) * group["rate_factor"]
+            losses.append(self._differentiate(attacked, batches, prompts))
             if self.max_grad_norm:
                 clip_grad_norm_(attacked.parameters, self.max_grad_norm)
             optimizer.step()
@@ -207,6 +245,15 @@ class FineTuning(ABC):
         read_losses(losses, known)
         attacked.finish()
         return known
+
+    def _differentiate(self, attacked: AttackedModel, batches: Iterator[Batch], prompts: Iterator[Tensor]) -> Tensor:
+        """Add the gradients of one step to the parameters. Return the mean loss of its batches."""
+        total = torch.zeros((), device=attacked.parameters[0].device)
+        for _ in range(self.gradient_accumulation_steps):
+            loss = self.loss(attacked, next(batches), next(prompts)) / self.gradient_accumulation_steps
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def rate(self, step: int) -> float:
         """The learning rate of the next step, when `step` steps are done."""
@@ -221,10 +268,13 @@ class FineTuning(ABC):
             prompt_embeds: the prompt of each picture, `[B, L, D]`.
         """
         prediction = attacked.model.predict(attacked.model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
-        return self._loss(squared_error(prediction, batch.target))
+        return self._loss(attacked.model, squared_error(prediction, batch.target), batch.timesteps)
 
-    def _loss(self, error: Tensor) -> Tensor:
-        """L_per (APDM, eq. 5) of squared errors in the order of `loss`'s batch."""
+    def _loss(self, model: Family, error: Tensor, timesteps: Tensor) -> Tensor:
+        """L_per (APDM, eq. 5) of squared errors in the order of `loss`'s batch, weighted by their timesteps."""
+        weights = loss_weights(model, timesteps, snr_gamma=self.snr_gamma, loss_space=self.loss_space)
+        if weights is not None:
+            error = error * weights.view(-1, 1, 1, 1)
         if not self.prior_loss_weight:
             return denoising_loss(error)
         instance, prior = error.chunk(2)
@@ -233,29 +283,46 @@ class FineTuning(ABC):
     def _batches(self, model: Family, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
         images = [instance] if prior is None else [instance, prior]
         seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
-        streams = [_stream(model, i, self.train_batch_size, s) for i, s in zip(images, seeds, strict=False)]
+        draw = timestep_sampler(
+            model,
+            self.timestep_sampling,
+            min_timestep=self.min_timestep,
+            max_timestep=self.max_timestep,
+            logit_mean=self.logit_mean,
+            logit_std=self.logit_std,
+        )
+        streams = [_stream(model, i, self.train_batch_size, draw, s) for i, s in zip(images, seeds, strict=False)]
         while True:
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))
 
     def _prompts(self, attacked: AttackedModel, prior: Posterior | None) -> Iterator[Tensor]:
-        """Yield the prompts of a batch, `[B, L, D]`, once per step. They are encoded once unless text is trained."""
+        """Yield the prompts of a batch, `[B, L, D]`, once per batch. They are encoded once unless text is trained."""
         prompts = [self.instance_prompt] if prior is None else [self.instance_prompt, self.class_prompt]
+        rows = torch.arange(len(prompts)).repeat_interleave(self.train_batch_size)
+        (seed,) = np.random.SeedSequence((self.seed, CAPTIONS)).generate_state(1).tolist()
+        generator = torch.Generator().manual_seed(seed)
         embeds: Tensor | None = None
         while True:
             if embeds is None or attacked.trains_text:
                 with torch.set_grad_enabled(attacked.trains_text):
-                    embeds = attacked.model.encode_prompts(prompts).float()
-                    embeds = embeds.repeat_interleave(self.train_batch_size, dim=0)
-            yield embeds
+                    embeds = attacked.model.encode_prompts([*prompts, *[""] * bool(self.caption_dropout)]).float()
+                    whole = embeds[: len(prompts)].repeat_interleave(self.train_batch_size, dim=0)
+            if self.caption_dropout:
+                dropped = torch.rand(len(rows), generator=generator) < self.caption_dropout
+                whole = embeds[send(rows.where(~dropped, len(prompts)), embeds.device)]
+            yield whole
 
-    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters,
-            lr=self.learning_rate,
+    def _optimizer(self, attacked: AttackedModel) -> Optimizers:
+        factors = attacked.rate_factors or [1.0] * len(attacked.parameters)
+        pairs = list(zip(attacked.parameters, factors, strict=True))
+        return make_optimizer(
+            self.optimizer,
+            [{"params": [p for p, own in pairs if own == factor], "rate_factor": factor} for factor in sorted({*factors})],
+            learning_rate=self.learning_rate,
             betas=(self.adam_beta1, self.adam_beta2),
-            eps=self.adam_epsilon,
+            epsilon=self.adam_epsilon,
             weight_decay=self.adam_weight_decay,
-            fused=is_accelerator(parameters[0].device) or None,  # one pass, and no second copy of the weights for it
+            momentum=self.momentum,
         )
 
     def _check(self, material: Material, eval_steps: Collection[int]) -> None:
@@ -317,13 +384,13 @@ def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64
         seed: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch = _noisy_batch(model, images[torch.arange(draws) % len(images)], generator)
+    batch = _noisy_batch(model, images[torch.arange(draws) % len(images)], model.draw_timesteps, generator)
     prompt_embeds = model.encode_prompts([prompt]).float().expand(draws, -1, -1)
     prediction = model.predict(model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
     return denoising_loss(squared_error(prediction, batch.target)).item()
 
 
-def _stream(model: Family, images: Posterior, batch_size: int, seed: int) -> Iterator[Batch]:
+def _stream(model: Family, images: Posterior, batch_size: int, draw: DrawTimesteps, seed: int) -> Iterator[Batch]:
     """Yield batches of `images` without end. The order is shuffled again after every pass."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
@@ -331,13 +398,13 @@ def _stream(model: Family, images: Posterior, batch_size: int, seed: int) -> Ite
         while len(order) < batch_size:
             order += torch.randperm(len(images), generator=generator).tolist()
         index, order = order[:batch_size], order[batch_size:]
-        yield _noisy_batch(model, images[torch.tensor(index)], generator)
+        yield _noisy_batch(model, images[torch.tensor(index)], draw, generator)
 
 
-def _noisy_batch(model: Family, images: Posterior, generator: torch.Generator) -> Batch:
+def _noisy_batch(model: Family, images: Posterior, draw: DrawTimesteps, generator: torch.Generator) -> Batch:
     """Draw a latent, noise and a timestep for each of `images`. The CPU generator makes them equal on every device."""
     shape, device = images.mean.shape, images.mean.device
     latents = images.sample(noise=torch.randn(shape, generator=generator))
     noise = send(torch.randn(shape, generator=generator), device)
-    timesteps = send(model.draw_timesteps(len(images), generator), device)
+    timesteps = send(draw(len(images), generator), device)
     return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps))

@@ -44,6 +44,7 @@ class TextualInversion(FineTuning):
     assumes: ClassVar[str] = "the weights, photos and a small GPU; the weights stay as they are"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rename_subject(self, self.placeholder_token, self.num_vectors)
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
@@ -61,5 +62,6 @@ class TextualInversion(FineTuning):
         )
 
     def rate(self, step: int) -> float:
-        """The learning rate, times the batch size if `scale_lr` is set."""
-        return self.learning_rate * (self.train_batch_size if self.scale_lr else 1)
+        """The learning rate, times the number of photos in a step if `scale_lr` is set."""
+        photos = self.train_batch_size * self.gradient_accumulation_steps
+        return self.learning_rate * (photos if self.scale_lr else 1)

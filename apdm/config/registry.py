@@ -142,7 +142,8 @@ class Registry:
                 near = difflib.get_close_matches(name, [*kinds, *also], n=1)
                 hint = f'did you mean "{near[0]}"?' if near else f"it has {', '.join([*kinds, *also]) or 'none'}"
                 raise UserError(f'in "{spec}": {cls.name} has no option "{name}"; {hint}')
-        values = {name: option_value(kinds[name], text, name, spec) for name, text in options.items()}
+        lowest = {field.name: field.metadata.get("limits", {}).get("at_least", 0) for field in fields(cls)}
+        values = {name: option_value(kinds[name], text, name, spec, lowest[name]) for name, text in options.items()}
         for field in fields(cls):
             if field.name in values and (limit := broken_limit(field, values[field.name])) is not None:
                 raise UserError(f'in "{spec}": {field.name} is {options[field.name]}; it needs to be {limit}')
@@ -179,7 +180,7 @@ class Registry:
         return cls
 
 
-def option_value(kind: Any, text: str, name: str, spec: str) -> Any:
+def option_value(kind: Any, text: str, name: str, spec: str, lowest: float = 0) -> Any:
     """Convert one option from text.
 
     Args:
@@ -187,15 +188,16 @@ def option_value(kind: Any, text: str, name: str, spec: str) -> Any:
         text: the value.
         name: the option, for messages.
         spec: the whole text of the plug-in, for messages.
+        lowest: the lowest number that is allowed, if it is below 0.
 
     Raises:
-        UserError: the text does not fit the type, or is a negative number.
+        UserError: the text does not fit the type, or is a negative number and `lowest` is not.
     """
     try:
         value = read_value(kind, text)
     except ValueError as wanted:
         raise UserError(f'in "{spec}": {name} is "{text}"; it needs {wanted}') from None
-    if not isinstance(value, str) and value is not None and value < 0:
+    if not isinstance(value, str) and value is not None and value < min(0, lowest):
         raise UserError(f'in "{spec}": {name} is {text}; it cannot be below 0')
     return value
 

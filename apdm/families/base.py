@@ -301,13 +301,40 @@ class Family(Sampler, Saver):
 
     # -- diffusion -------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def timestep_density(total: int, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` of `total` timesteps the way the family is trained, by default uniformly: `[count]`."""
+        return uniform_timesteps(total, count, generator)
+
     @property
     def draw_timesteps(self) -> DrawTimesteps:
-        """The function that draws the timesteps of training, by default uniformly.
+        """The function that draws the timesteps of training.
 
         It holds no reference to the pipeline, so that it can be sent to other processes.
         """
-        return partial(uniform_timesteps, self.num_train_timesteps)
+        return partial(self.timestep_density, self.num_train_timesteps)
+
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """The signal-to-noise ratio (signal variance over noise variance) at timesteps `[B]`: `[B]`.
+
+        Raises:
+            UserError: the family does not say how much noise there is at a timestep.
+        """
+        raise UserError(f"{self.name} does not tell its noise levels; leave out weights that depend on the timestep")
+
+    def x0_error_share(self, timesteps: Tensor) -> Tensor:
+        """How large the squared error in the clean latents is, as a multiple of the prediction's squared error.
+
+        Args:
+            timesteps: `[B]`.
+
+        Returns:
+            `[B]`. The prediction determines the clean latents x_0 together with x_t.
+
+        Raises:
+            UserError: the family does not say how much noise there is at a timestep.
+        """
+        raise UserError(f"{self.name} does not tell its noise levels; leave out weights that depend on the timestep")
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

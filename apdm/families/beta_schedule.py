@@ -81,3 +81,16 @@ class BetaSchedule(Family):
         if self.prediction_type == "epsilon":
             return noise
         return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """abar_t / (1 - abar_t), `[B]`; see `Family.signal_to_noise`."""
+        signal = self._alphas_cumprod(timesteps)
+        return signal / (1 - signal)
+
+    def x0_error_share(self, timesteps: Tensor) -> Tensor:
+        """(1 - abar_t) / abar_t for noise, 1 - abar_t for velocity, `[B]`; see `Family.x0_error_share`."""
+        signal = self._alphas_cumprod(timesteps)
+        return (1 - signal) / signal if self.prediction_type == "epsilon" else 1 - signal
+
+    def _alphas_cumprod(self, timesteps: Tensor) -> Tensor:
+        return self.noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]

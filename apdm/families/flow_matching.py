@@ -9,7 +9,6 @@ it samples; training then uses s itself. Training draws s from a logit-normal di
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,18 @@ from torch import Tensor, nn
 
 from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer
-from apdm.families.base import DrawTimesteps, Family
+from apdm.families.base import Family
 
 
-def logit_normal_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` timesteps from 0 to `total - 1`: `total` times the sigmoid of a standard normal, rounded down."""
+def logit_normal_timesteps(
+    total: int, count: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0
+) -> Tensor:
+    """Draw `count` timesteps from 0 to `total - 1`: `total` times the sigmoid of a normal variable, rounded down.
+
+    A higher `mean` gives more noise (Esser et al. 2024, section 3.1). diffusers' scripts count from the other end.
+    """
     density = compute_density_for_timestep_sampling(
-        "logit_normal", count, logit_mean=0.0, logit_std=1.0, device=generator.device, generator=generator
+        "logit_normal", count, logit_mean=mean, logit_std=std, device=generator.device, generator=generator
     )
     return (density * total).long().clamp_max(total - 1)
 
@@ -75,10 +79,19 @@ class FlowMatching(Family):
         self._sigmas = self._sigmas.to(timesteps.device)
         return self._sigmas[timesteps]
 
-    @property
-    def draw_timesteps(self) -> DrawTimesteps:
-        """The function that draws the timesteps of training: logit-normally."""
-        return partial(logit_normal_timesteps, self.num_train_timesteps)
+    @staticmethod
+    def timestep_density(total: int, count: int, generator: torch.Generator) -> Tensor:
+        """Draw timesteps logit-normally; see `Family.timestep_density`."""
+        return logit_normal_timesteps(total, count, generator)
+
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """(1 - sigma)^2 / sigma^2, `[B]`; see `Family.signal_to_noise`."""
+        sigma = self.sigmas(timesteps)
+        return ((1 - sigma) / sigma).square()
+
+    def x0_error_share(self, timesteps: Tensor) -> Tensor:
+        """sigma^2, `[B]`, because x_0 is x_t minus sigma times the velocity; see `Family.x0_error_share`."""
+        return self.sigmas(timesteps).square()
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The point x_t on the line from the latents to the noise, `[B, C, h, w]`; see `Family.add_noise`."""

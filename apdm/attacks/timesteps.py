@@ -1,0 +1,80 @@
+"""How an attacker draws timesteps, and how much the loss counts at each of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from apdm.core.errors import UserError
+from apdm.families import Family
+from apdm.families.base import DrawTimesteps, uniform_timesteps
+from apdm.families.flow_matching import logit_normal_timesteps
+
+TimestepSampling = Literal["uniform", "logit_normal"]
+LossSpace = Literal["prediction", "x0"]
+
+
+def timestep_sampler(
+    model: Family,
+    sampling: TimestepSampling | None,
+    *,
+    min_timestep: float,
+    max_timestep: float,
+    logit_mean: float,
+    logit_std: float,
+) -> DrawTimesteps:
+    """Return the function that draws an attack's timesteps.
+
+    Args:
+        model: the model under attack.
+        sampling: "uniform" or "logit_normal"; None for the way in which the model's family is trained.
+        min_timestep, max_timestep: shares of the T training timesteps. From floor(min T) to floor(max T) - 1 are drawn,
+            and the density of all T timesteps is squeezed into this range.
+        logit_mean, logit_std: of the normal variable whose sigmoid is the share of T, for "logit_normal".
+
+    Raises:
+        UserError: there is no timestep in the range.
+    """
+    if sampling is None and (min_timestep, max_timestep) == (0, 1):
+        return model.draw_timesteps
+    total = model.num_train_timesteps
+    low, high = int(min_timestep * total), int(max_timestep * total)
+    if low >= high:
+        raise UserError(
+            f"no timestep lies between min_timestep={min_timestep:g} and max_timestep={max_timestep:g}, which are "
+            "shares of all timesteps; give a wider range"
+        )
+    density = {
+        None: model.timestep_density,
+        "uniform": uniform_timesteps,
+        "logit_normal": partial(logit_normal_timesteps, mean=logit_mean, std=logit_std),
+    }[sampling]
+    return lambda count, generator: low + density(high - low, count, generator)
+
+
+def loss_weights(
+    model: Family, timesteps: Tensor, *, snr_gamma: float | None, loss_space: LossSpace
+) -> Tensor | None:
+    """Return what the squared error of the prediction is multiplied with.
+
+    With `loss_space` "x0" the loss is the squared error in the clean latents. With `snr_gamma` it is min(SNR, gamma)
+    times this error (min-SNR, Hang et al. 2023): min(SNR, gamma) / SNR for a model that predicts noise,
+    min(SNR, gamma) / (SNR + 1) for velocity, and sigma^2 min(SNR, gamma) for the velocity of a flow.
+
+    Args:
+        model: the model under attack.
+        timesteps: `[B]`.
+        snr_gamma: gamma, or None.
+        loss_space: what the loss is the error of.
+
+    Returns:
+        Weights `[B]`, or None if all are 1.
+
+    Raises:
+        UserError: the model's family does not say how much noise there is at a timestep.
+    """
+    if snr_gamma is not None:
+        return model.signal_to_noise(timesteps).clamp(max=snr_gamma) * model.x0_error_share(timesteps)
+    return model.x0_error_share(timesteps) if loss_space == "x0" else None
