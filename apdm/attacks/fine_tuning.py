@@ -317,7 +317,10 @@ class FineTuning(ABC):
         pairs = list(zip(attacked.parameters, factors, strict=True))
         return make_optimizer(
             self.optimizer,
-            [{"params": [p for p, own in pairs if own == factor], "rate_factor": factor} for factor in sorted({*factors})],
+            [
+                {"params": [p for p, own in pairs if own == factor], "rate_factor": factor}
+                for factor in sorted({*factors})
+            ],
             learning_rate=self.learning_rate,
             betas=(self.adam_beta1, self.adam_beta2),
             epsilon=self.adam_epsilon,

@@ -54,9 +54,7 @@ def timestep_sampler(
     return lambda count, generator: low + density(high - low, count, generator)
 
 
-def loss_weights(
-    model: Family, timesteps: Tensor, *, snr_gamma: float | None, loss_space: LossSpace
-) -> Tensor | None:
+def loss_weights(model: Family, timesteps: Tensor, *, snr_gamma: float | None, loss_space: LossSpace) -> Tensor | None:
     """Return what the squared error of the prediction is multiplied with.
 
     With `loss_space` "x0" the loss is the squared error in the clean latents. With `snr_gamma` it is min(SNR, gamma)

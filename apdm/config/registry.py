@@ -197,7 +197,7 @@ def option_value(kind: Any, text: str, name: str, spec: str, lowest: float = 0) 
         value = read_value(kind, text)
     except ValueError as wanted:
         raise UserError(f'in "{spec}": {name} is "{text}"; it needs {wanted}') from None
-    if not isinstance(value, str) and value is not None and value < min(0, lowest):
+    if not isinstance(value, str) and value is not None and value < 0 <= lowest:
         raise UserError(f'in "{spec}": {name} is {text}; it cannot be below 0')
     return value
 

@@ -195,16 +195,15 @@ class Family(Sampler, Saver):
 
         Args:
             denoiser: this family's denoiser or a copy of it.
-            target: "attention" for the projections of the attention layers, "linear" for all linear layers, "all" for
-                all linear and convolutional layers.
+            target: "attention" for the projections of the attention layers, "linear" for all linear layers, "conv" for
+                all convolutional layers, "all" for both.
 
         Returns:
             The last parts of the layers' names for "attention", and whole names otherwise.
         """
-        if target == "linear":
-            return layer_names(denoiser, (nn.Linear,))
-        if target == "all":
-            return layer_names(denoiser, (nn.Linear, nn.Conv2d))
+        kinds = {"linear": (nn.Linear,), "conv": (nn.Conv2d,), "all": (nn.Linear, nn.Conv2d)}
+        if target != "attention":
+            return layer_names(denoiser, kinds[target])
         names = [name for name, _ in denoiser.named_modules()]
         return [end for end in cls.attention_projections if any(f".{name}".endswith(f".{end}") for name in names)]
 

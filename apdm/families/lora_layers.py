@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import Module, Parameter
 
-LoraTarget = Literal["attention", "linear", "all"]  # see `Family.lora_layers`
+LoraTarget = Literal["attention", "linear", "conv", "all"]  # see `Family.lora_layers`
 
 
 def layer_names(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn.Conv2d)) -> list[str]:

@@ -130,7 +130,7 @@ def test_photos_are_an_option_of_every_attack():
         ("lora:step_factor=3", 'lora has no option "step_factor"; did you mean "steps_factor"'),
         ("lora:rank=big", 'rank is "big"; it needs a whole number'),
         ("lora:rank=-1", "cannot be below 0"),
-        ("lora:target=everything", "one of attention, linear, all"),
+        ("lora:target=everything", "one of attention, linear, conv, all"),
         ("lora:rank", "one option=value"),
         ("lora:rank=1,rank=2", "each option once"),
         ("lora:steps_factor=0", "is no factor"),
