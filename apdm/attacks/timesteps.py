@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.families import Family
-from apdm.families.base import DrawTimesteps, uniform_timesteps
+from apdm.families.base import DrawTimesteps, TimestepDensity, uniform_timesteps
 from apdm.families.flow_matching import logit_normal_timesteps
 
 TimestepSampling = Literal["uniform", "logit_normal"]
@@ -46,11 +47,12 @@ def timestep_sampler(
             f"no timestep lies between min_timestep={min_timestep:g} and max_timestep={max_timestep:g}, which are "
             "shares of all timesteps; give a wider range"
         )
-    density = {
+    densities: Mapping[TimestepSampling | None, TimestepDensity] = {
         None: model.timestep_density,
         "uniform": uniform_timesteps,
         "logit_normal": partial(logit_normal_timesteps, mean=logit_mean, std=logit_std),
-    }[sampling]
+    }
+    density = densities[sampling]
     return lambda count, generator: low + density(high - low, count, generator)
 
 

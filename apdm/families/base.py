@@ -28,6 +28,9 @@ from apdm.families.single_file.layout import SingleFileLayout
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # (count, generator) -> [count], on the generator's device
 
+# (total, count, generator) -> [count] timesteps from 0 to total - 1
+TimestepDensity = Callable[[int, int, torch.Generator], Tensor]
+
 
 def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` whole numbers from 0 to `total - 1`, all equally likely: `[count]`."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apdm.attacks.adaptive import Adaptive
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning
+from apdm.attacks.fine_tuning import AttackedModel, Batch, FineTuning
 from apdm.attacks.optimizers import make_optimizer
 from apdm.attacks.registry import make
 from apdm.attacks.textual_inversion import TextualInversion
@@ -52,7 +52,8 @@ TIMESTEPS = torch.tensor([0, 3, 250, 500, 750, 990])
 def levels(family: Family, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """Signal and noise of x_t, `[B]` each in float64, read from `add_noise` itself."""
     one, none = torch.ones(len(timesteps), 1, 1, 1), torch.zeros(len(timesteps), 1, 1, 1)
-    return tuple(family.add_noise(*pair, timesteps).flatten().double() for pair in ((one, none), (none, one)))
+    signal, noise = (family.add_noise(*pair, timesteps).flatten().double() for pair in ((one, none), (none, one)))
+    return signal, noise
 
 
 def x0_of(kind: str, noisy: Tensor, prediction: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
@@ -86,6 +87,7 @@ def test_min_snr_is_the_smaller_of_snr_and_gamma_times_the_error_in_x0(families,
         kind, noise.square() * snr.clamp(max=5)
     )
     found = loss_weights(family, TIMESTEPS, snr_gamma=5.0, loss_space="prediction")
+    assert found is not None
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-9)
 
 
@@ -105,7 +107,7 @@ def test_the_loss_is_the_weighted_mean_over_photos_and_class_pictures(family, op
     assert attack.run(family, given).losses[0] == pytest.approx(loss.item(), rel=1e-5) != plain[0]
 
 
-def first_batch(attack: FineTuning, family: Family) -> tuple[AttackedModel, ...]:
+def first_batch(attack: FineTuning, family: Family) -> tuple[AttackedModel, Batch, Tensor]:
     given = material(family)
     attacked = attack.begin(family, given)
     batch = next(attack._batches(family, given.instance, given.class_images))

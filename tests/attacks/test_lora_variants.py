@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,18 +26,19 @@ def family(tiny_pipeline: Path) -> Family:
     return load_family(tiny_pipeline)
 
 
-def layers(family: Family) -> dict[str, torch.nn.Module]:
+def layers(family: Family) -> dict[str, Any]:
     return {name: layer for name, layer in family.denoiser.named_modules() if hasattr(layer, "lora_A")}
 
 
-def factors(layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B."""
     return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_a_new_adapter_changes_nothing_and_a_trained_one_does(family: Family, options: str):
-    attack, drawing = make(f"lora:{options}", **SHORT), {"seed": 1, "num_inference_steps": 2, "guidance_scale": 3.0}
+    drawing: Any = {"seed": 1, "num_inference_steps": 2, "guidance_scale": 3.0}
+    attack: Any = make(f"lora:{options}", **SHORT)
     fresh = attack.begin(family, material(family))
     fresh.train(False)
     received, found = (model.sample(["a photo"], **drawing) for model in (family, fresh.model))
