@@ -23,7 +23,7 @@ from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserErr
 from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
-from apdm.core.terminal import columns, say, show_progress, use_utf8
+from apdm.core.terminal import columns, count, say, show_progress, use_utf8
 from apdm.core.versions import VERSION
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _dry_run(job: Callable[[Config], object], config: Config) -> int:
 
 def _hardening_summary(result: HardenResult) -> list[str]:
     """What a run made, where it is, what the audit found, and what to try next."""
-    rows: dict[str, str | list[str]] = {"hardened model": f"{result.model_dir} ({result.steps} outer steps)"}
+    rows: dict[str, str | list[str]] = {"hardened model": f"{result.model_dir} ({count(result.steps, 'outer step')})"}
     if result.moved is not None:
         rows["changed"] = f"{result.moved:.1%} of the denoiser's weights"
     if result.image_dir is not None:
@@ -270,7 +270,7 @@ def _perturb(argv: Sequence[str]) -> int:
 def _photo_summary(result: PerturbResult) -> list[str]:
     rows = {"protected photos": str(result.image_dir)}
     if result.figures is not None:
-        rows["protected photos"] += f" ({len(result.figures.photos)} photos)"
+        rows["protected photos"] += f" ({count(len(result.figures.photos), 'photo')})"
         without = {one.subject: len(one.without) for one in result.figures.people if one.without}
         if without:
             rows["without a face"] = ", ".join(f"{number} of {subject}" for subject, number in without.items())

@@ -70,8 +70,9 @@ class AuditOptions:
     guidance_scale: float = option(7.5, "Classifier-free guidance of these pictures. 7.5 is the paper's.", at_least=0)
     prompts: list[str] = option(
         [],
-        "Prompts that the attacker draws the subject with; they need the rare word of instance_prompt. By default "
-        "instance_prompt, and the same with portrait in place of photo. These are the paper's two.",
+        "Prompts that the attacker draws the subject with; they need the rare word of instance_prompt, for which "
+        "{instance_prompt} stands, as {class_prompt} does for the class prompt. By default instance_prompt, and the "
+        "same with portrait in place of photo. These are the paper's two.",
     )
     seeds: int = option(
         1,

@@ -17,7 +17,13 @@ from apdm.config.model_options import (
 from apdm.config.options import DRY_RUN, option
 from apdm.config.photo_audit import check_together
 from apdm.config.photo_run import defaults_from_run
-from apdm.config.prompts import INSTANCE_PROMPT, check_audit_prompts, default_audit_prompts, default_class_prompt
+from apdm.config.prompts import (
+    INSTANCE_PROMPT,
+    check_audit_prompts,
+    default_audit_prompts,
+    default_class_prompt,
+    filled,
+)
 from apdm.config.subject_kind import SubjectKind, subject_kind_option
 from apdm.core.errors import UserError
 
@@ -133,8 +139,8 @@ class AuditJobConfig(AuditOptions):
         super().__post_init__()
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
-        if not self.prompts:
-            object.__setattr__(self, "prompts", default_audit_prompts(self.instance_prompt))
+        prompts = self.prompts or default_audit_prompts(self.instance_prompt)
+        object.__setattr__(self, "prompts", filled(prompts, self.instance_prompt, self.class_prompt))
         check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
         self.check_sets(self.protected_set, with_model=self.hardened is not None)
         if self.subject_kind == "object":

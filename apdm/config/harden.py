@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
@@ -15,7 +16,7 @@ from apdm.config.audit import AuditConfig
 from apdm.config.job import JobConfig
 from apdm.config.options import option
 from apdm.config.presets import MEMORY_PRESETS, MemoryConfig
-from apdm.config.prompts import check_audit_prompts, default_audit_prompts
+from apdm.config.prompts import CLASS, INSTANCE, check_audit_prompts, default_audit_prompts, filled
 from apdm.core.errors import UserError
 
 
@@ -53,8 +54,8 @@ class ValidationConfig:
     )
     prompts: list[str] = option(
         [],
-        "Prompts to draw, by default instance_prompt and class_prompt. Each is drawn with the same noise every time, "
-        "so that pictures of different steps compare.",
+        "Prompts to draw, by default instance_prompt and class_prompt, for which {instance_prompt} and {class_prompt} "
+        "stand. Each is drawn with the same noise every time, so that pictures of different steps compare.",
     )
     num_images: int = option(4, "Pictures per prompt; their time grows in proportion.", at_least=1)
     num_inference_steps: int = option(20, "Sampling steps of these pictures. 20 is the paper's, with PNDM.", at_least=1)
@@ -242,12 +243,12 @@ class HardenConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.audit.prompts:
-            prompts = default_audit_prompts(self.instance_prompt)
-            object.__setattr__(self, "audit", replace(self.audit, prompts=prompts))
-        if not self.validation.prompts:
-            prompts = [self.instance_prompt, self.class_prompt]
-            object.__setattr__(self, "validation", replace(self.validation, prompts=prompts))
+        fill = partial(filled, instance_prompt=self.instance_prompt, class_prompt=self.class_prompt)
+        audit = replace(self.audit, prompts=fill(self.audit.prompts or default_audit_prompts(self.instance_prompt)))
+        shown = replace(self.validation, prompts=fill(self.validation.prompts or [INSTANCE, CLASS]))
+        kept = replace(self.preservation, anchor_prompts=fill(self.preservation.anchor_prompts))
+        for name, group in (("audit", audit), ("validation", shown), ("preservation", kept)):
+            object.__setattr__(self, name, group)
         if self.subject_kind == "object" and (self.audit.enabled or self.validation.probe_steps):
             self.audit.check_object(self.instance_prompt, self.class_prompt, {})
         if self.audit.enabled:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from apdm.core.errors import UserError
 
 INSTANCE_PROMPT, CLASS_PROMPT = "a photo of sks person", "a photo of person"
+INSTANCE, CLASS = "{instance_prompt}", "{class_prompt}"  # stand for these prompts in other ones
 # Rare words that this package and DreamBooth use as identifiers.
 RARE_WORDS = frozenset({"sks", "t@t", "h@h"})
 ARTICLES = frozenset({"a", "an", "the"})
@@ -48,6 +49,11 @@ def default_audit_prompts(instance_prompt: str) -> list[str]:
     """Return what an audit draws: the instance prompt, and the same as a portrait."""
     portrait = re.sub(r"\bphoto\b", "portrait", instance_prompt, count=1)
     return list(dict.fromkeys([instance_prompt, portrait]))
+
+
+def filled(prompts: Sequence[str], instance_prompt: str, class_prompt: str) -> list[str]:
+    """Return prompts in which INSTANCE and CLASS are replaced by the prompts for which they stand."""
+    return [prompt.replace(INSTANCE, instance_prompt).replace(CLASS, class_prompt) for prompt in prompts]
 
 
 def without_identifier(prompt: str, instance_prompt: str, class_prompt: str) -> str:

@@ -56,6 +56,11 @@ def say_on_stderr(line: str) -> None:
             print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
+def count(number: int, thing: str) -> str:
+    """Return a number with its noun, such as "1 photo" or "2 photos"."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
 class _Stderr:
     """Standard error, as tqdm needs it. It drops what cannot be written, so that no bar ends a job."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from apdm.core.terminal import count
 from apdm.core.versions import package_versions
 from apdm.export.loading import Loading
 
@@ -38,7 +39,7 @@ def model_card(facts: Mapping[str, str], ways: Sequence[Loading], *, moved: floa
         "named here or anywhere in the files.",
         "",
         f"* Base model, sha256 over its weight files: `{facts['apdm.base_sha256']}`",
-        f"* Method: {facts['apdm.method']}, {facts['apdm.steps']} steps",
+        f"* Method: {facts['apdm.method']}, {count(int(facts['apdm.steps']), 'step')}",
         f"* Configuration, sha256: `{facts['apdm.config_sha256']}`",
         f"* Versions: {versions}",
     ]

@@ -18,6 +18,7 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
 from apdm.core.signals import stop_on_signals
+from apdm.core.terminal import count
 from apdm.data.separate_photos import PhotoSet
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
 from apdm.distributed.processes import ProcessGroup
@@ -34,7 +35,7 @@ from apdm.jobs.harden import check_options
 from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.plan import Rows, audit_plan, count, harden_plan, perturb_plan, photo_audit_plan, show_plan
+from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.prepare import (
     load_models,
     own_class_files,

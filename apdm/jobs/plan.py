@@ -18,7 +18,7 @@ from apdm.config.image_layer import NO_METHOD
 from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
-from apdm.core.terminal import columns
+from apdm.core.terminal import columns, count
 from apdm.data.photo_files import moving, name_some, passed_over, printable
 from apdm.data.photo_sets import has_sets
 from apdm.data.separate_photos import PhotoSet
@@ -71,11 +71,11 @@ def harden_plan(
         done: outer steps that an earlier run has done; 0 if this run starts from the beginning.
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)
-    attacker = f"a simulated attacker of {config.l2p.inner_steps} steps in each"
+    attacker = f"a simulated attacker of {count(config.l2p.inner_steps, 'step')} in each"
     if config.pool.size:
-        attacker = f"a pool of {config.pool.size + config.pool.benign_size} simulated attackers"
+        attacker = f"a pool of {count(config.pool.size + config.pool.benign_size, 'simulated attacker')}"
     afterwards = ["protects the photos"] * config.image_layer.enabled
-    afterwards += [f"attacks both models for {config.audit.max_train_steps} steps"] * config.audit.enabled
+    afterwards += [f"attacks both models for {count(config.audit.max_train_steps, 'step')}"] * config.audit.enabled
     made = [str(output / MODEL)]
     made += [str(output / SINGLE_FILE)] * config.single_file
     made += [str(output / IMAGES)] * config.image_layer.enabled
@@ -330,11 +330,6 @@ def sets_text(
 
 
 # -- words for parts of a plan ----------------------------------------------------------------------------------------
-
-
-def count(number: int, thing: str) -> str:
-    """Return a number with its noun, such as "1 photo" or "2 photos"."""
-    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def model_text(name: str, family: Family) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,16 @@ def test_a_job_warns_about_prompts_that_do_not_fit(prompts, warning, caplog: pyt
 )
 def test_an_attack_that_learns_nothing_draws_the_prompts_without_the_rare_word(prompt: str, plain: str):
     assert without_identifier(prompt, "a photo of sks person", "a photo of a person") == plain
+
+
+def test_prompts_that_follow_from_others_need_not_be_given_again() -> None:
+    root = Path(__file__).parents[2]
+    words = ["--config", str(root / "configs/portrait.yaml"), "--instance_prompt", "a photo of sks person"]
+    config = load_config(HardenConfig, words)
+    assert config.audit.prompts == ["a photo of sks person"]
+    assert config.validation.prompts == ["a photo of sks person", "a photo of a person", "a photo of a red vase"]
+    assert config.preservation.anchor_prompts[1] == "a photo of a person with long hair"
+    assert load_config(HardenConfig, words[:2]).audit.prompts == ["a photo of t@t person"]
+    place = ["--hardened", "h", "--output_dir", "o", "--subjects", "s", *words[2:]]
+    audit = load_config(AuditJobConfig, ["--config", str(root / "configs/audit-portrait.yaml"), *place])
+    assert audit.prompts == ["a photo of sks person"]
