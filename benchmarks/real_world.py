@@ -1,6 +1,8 @@
 """The whole way of a host on real photos: harden, protect photos, attack, judge with real networks, verify.
 
-    python -m benchmarks.real_world --assets DIR --output DIR [--quick] [--resolution 512]
+    python -m benchmarks.real_world --assets DIR --output DIR [--quick] [--resolution 512] [--attack_steps 500]
+
+It takes about TIME minutes of one core, and with --quick between two and three. Each number of `Size` is an option.
 
 The folder of --assets has photos of two people in `photos/faces/f01` and `f02`, of strangers in `photos/orl/<id>`, of
 animals and things in `photos/subjects/<name>`; an InsightFace pack in `encoders/insightface_pack`, a YuNet in
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ class Size:
 
 
 QUICK = Size(120, 30, 2, 2, 2, 4, 2, 30, 1)
-WHOLE = Size(4000, 1000, 20, 200, 8, 20, 4, 200, 10)
+WHOLE = Size(2500, 500, 20, 100, 8, 20, 4, 100, 5)
 
 
 def lay_out(photos: Path, people: Path, count: int) -> Path:
@@ -233,7 +235,11 @@ def figures(results: Results) -> dict[str, Any]:
     layer = results.image_layer
     return {
         "caveat": CAVEAT,
-        "judges": asdict(results.judges),
+        "judges": {
+            "faces": {one.name: one.threshold for one in results.judges.encoders},
+            "misled_by_the_photos": list(layer.misled_judges) if layer else [],
+            **results.judges.quality,
+        },
         "models": {
             f"{row.attack}, {row.model}, {row.role}": {name: asdict(seen) for name, seen in row.identity.items()}
             for row in results.attacks
@@ -269,8 +275,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--quick", action="store_true")
+    for field in fields(Size):
+        parser.add_argument(f"--{field.name}", type=int, help=f"default {getattr(WHOLE, field.name)}")
     given = parser.parse_args()
     assets, output, size = given.assets.resolve(), given.output.resolve(), QUICK if given.quick else WHOLE
+    size = replace(size, **{name: number for name in asdict(size) if (number := getattr(given, name)) is not None})
+    if (output / "people").exists():
+        parser.error(f"{output} holds the photos of an earlier run; name another folder with --output")
     torch.set_num_threads(1)
     seconds: dict[str, float] = {}
 
@@ -293,6 +304,7 @@ def main() -> None:
             sys.exit(f"apdm {name} ended with {done.returncode}:\n{done.stderr}")
         timed(name, started)
     found = {
+        "size": {"resolution": given.resolution, **asdict(size)},
         "detected": detected(assets),
         **figures(read_model_results(output / "hardened/results.json")),
         "seconds": seconds,
