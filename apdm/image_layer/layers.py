@@ -232,6 +232,17 @@ class LayeredProtection:
         layers = [layer for layer in self.layers if isinstance(layer, FineTuningLayer)]
         return max((max(x.batch_size, getattr(x.protection, "batch_size", 0)) for x in layers), default=0)
 
+    @property
+    def photos_at_once(self) -> int:
+        """How many photos take a step against fine-tuning at once; 0 without such a layer."""
+        return max((layer.batch_size for layer in self.layers if isinstance(layer, FineTuningLayer)), default=0)
+
+    @property
+    def attention_positions(self) -> int:
+        """The most positions of an attention layer whose maps a photo protection compares; 0 if it compares none."""
+        found = [layer.protection for layer in self.layers if isinstance(layer, FineTuningLayer)]
+        return max((getattr(protection, "attention_max_positions", 0) for protection in found), default=0)
+
     def protect(self, photos: Sequence[Photo], task: ProtectionTask) -> list[Tensor]:
         """Protect all photos of a subject.
 

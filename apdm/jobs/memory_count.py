@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apdm.config import HardenConfig, L2PConfig
 from apdm.families import Family
+from apdm.families.attention import watch_attention
 from apdm.protection.attacker_pool import choose_lora_attackers
 
 OVERHEAD = 1.5e9
@@ -146,6 +147,45 @@ def forward_pass(family: Family, resolution: int, prompt_embeds: Tensor, *, half
     saved, largest = saved_bytes(fresh, run)
     fresh.enable_gradient_checkpointing()
     return Pass(int(counter.get_total_flops()), saved, largest, saved_bytes(fresh, run, blocks=False)[0])
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What the gradient with respect to a photo needs besides the denoiser's forward pass, in bytes for one picture.
+
+    Attributes:
+        encoder: what the VAE keeps while it encodes the picture.
+        maps: the attention maps of one forward pass that are compared.
+    """
+
+    encoder: int
+    maps: int
+
+
+def seeing(family: Family, resolution: int, prompt_embeds: Tensor, *, max_positions: int) -> Seeing:
+    """Count what the gradient with respect to a photo needs, on the meta device.
+
+    Args:
+        family: the model. Its weights are not used.
+        resolution: side of the pictures in pixels.
+        prompt_embeds: any prompt's embeddings, `[1, L, D]`.
+        max_positions: attention layers with more positions are left out; 0 compares no maps.
+    """
+    with torch.device("meta"):
+        vae, denoiser = (type(part).from_config(part.config) for part in (family.pipeline.vae, family.denoiser))
+        pixels = torch.empty(1, 3, resolution, resolution, requires_grad=True)
+        side = resolution // family.vae_scale
+        noisy, prompts = torch.empty(1, family.latent_channels, side, side), torch.empty(prompt_embeds.shape)
+        time = torch.zeros(1, dtype=torch.long)
+    vae.requires_grad_(False)
+    with torch.enable_grad():
+        encoder, _ = saved_bytes(vae, lambda: vae.encode(pixels), blocks=False)
+    if not max_positions:
+        return Seeing(encoder, 0)
+    layers = family.attention_layers(denoiser)
+    with torch.no_grad(), watch_attention(layers, max_positions=max_positions) as maps:
+        family.predict(denoiser, noisy, time, prompts)
+    return Seeing(encoder, sum(each.nbytes for group in (maps.cross, maps.self_) for each in group.values()))
 
 
 def activations(cost: Pass, config: HardenConfig, copy: int, photos: int = 1) -> int:

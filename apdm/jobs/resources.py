@@ -28,12 +28,14 @@ from apdm.jobs.memory_count import (
     count,
     forward_pass,
     frozen,
+    seeing,
 )
 from apdm.jobs.photo_job import PhotoJob
 
 logger = get_logger(__name__)
 
 SPEED = 100e12  # operations per second, for which the plan says the time
+MAPS = 4  # copies of the attention maps in a step of the photos: two maps, their difference and a gradient
 ATTACKED_COPIES = 4  # the attacked copy, its gradient and AdamW's two moments
 
 
@@ -82,10 +84,16 @@ def audit_memory(
     return f"{text}activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
 
 
+@torch.no_grad()
 def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) -> str:
     """Say what the photo protection holds on the device. `cost` is a forward pass in float32."""
-    copies = 1 + job.protection.surrogate_copies
-    graph = round(cost.saved * job.protection.pictures_at_once / SAMPLES)
+    protection, one = job.protection, cost.saved / SAMPLES
+    copies, graph = 1 + protection.surrogate_copies, one * protection.pictures_at_once
+    if protection.photos_at_once:  # a step of the photos goes through the VAE too
+        embeds = base.encode_prompts([job.instance_prompt])
+        seen = seeing(base, job.resolution, embeds, max_positions=protection.attention_positions)
+        graph = max(graph, (one + seen.encoder + MAPS * seen.maps) * protection.photos_at_once)
+    graph = round(graph)
     whole = copies * _copy(base) + frozen(base) + graph + OVERHEAD
     text = f"{amount(whole)} on the device: {copies} copies of the denoiser and the other parts, {amount(graph)} of "
     return f"{text}activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)

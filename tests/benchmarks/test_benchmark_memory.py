@@ -7,10 +7,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from apdm.config import HardenConfig, L2PConfig, MemoryConfig, PoolConfig, to_yaml
 from apdm.families import StableDiffusion, load_family
-from apdm.jobs.memory_count import NORMALISATION, count
+from apdm.families.attention import watch_attention
+from apdm.jobs.memory_count import NORMALISATION, count, seeing
 from apdm.portraits import PIPELINE
 from benchmarks import levers, memory
 
@@ -88,3 +90,28 @@ def test_the_levers_table_shows_the_encoder_that_sees_more():
     row = {"distance": 0.5, "class_distance": 2.0, "dreambooth": curve, "lora": curve}
     points = " / ".join(["0.25"] * len(levers.MEASURED))
     assert levers.table({"none": row}).splitlines()[-1] == f"| none | 0.500 | 2.00 | {points} | {points} |"
+
+
+@torch.no_grad()
+def test_what_a_photo_s_gradient_needs_is_what_a_real_pass_keeps():
+    family, kept = load_family(PIPELINE), {}
+    prompts = family.encode_prompts(["a photo"])
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    vae = family.pipeline.vae.requires_grad_(False)
+    weights = {p.untyped_storage().data_ptr() for p in vae.parameters()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        encoded = vae.encode(torch.rand(1, 3, 64, 64, requires_grad=True))
+    held = sum(one.untyped_storage().nbytes() for where, one in kept.items() if where not in weights)
+    assert encoded is not None
+    side = 64 // family.vae_scale
+    noisy = torch.randn(1, family.latent_channels, side, side)
+    with watch_attention(family.attention_layers(family.denoiser), max_positions=1024) as maps:
+        family.predict(family.denoiser, noisy, torch.zeros(1, dtype=torch.long), prompts)
+    compared = sum(one.nbytes for group in (maps.cross, maps.self_) for one in group.values())
+    counted = seeing(family, 64, prompts, max_positions=1024)
+    assert counted.encoder == pytest.approx(held, rel=0.1) and counted.maps == compared > 0
+    assert seeing(family, 64, prompts, max_positions=0).maps == 0
