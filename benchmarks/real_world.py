@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_world --assets DIR --output DIR [--quick] [--resolution 512] [--attack_steps 500]
 
-It takes about TIME minutes of one core, and with --quick between two and three. Each number of `Size` is an option.
+It takes some twenty-five minutes of one core of its own, and with --quick two. Each number of `Size` is an option.
 
 The folder of --assets has photos of two people in `photos/faces/f01` and `f02`, of strangers in `photos/orl/<id>`, of
 animals and things in `photos/subjects/<name>`; an InsightFace pack in `encoders/insightface_pack`, a YuNet in
@@ -237,7 +237,7 @@ def figures(results: Results) -> dict[str, Any]:
         "caveat": CAVEAT,
         "judges": {
             "faces": {one.name: one.threshold for one in results.judges.encoders},
-            "misled_by_the_photos": list(layer.misled_judges) if layer else [],
+            "misled_by_the_photos": list(layer.misled_judges or []) if layer else [],
             **results.judges.quality,
         },
         "models": {

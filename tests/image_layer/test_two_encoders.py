@@ -31,10 +31,9 @@ TURNED = 1 - 1 / SIDE - (ARCFACE_TEMPLATE * ARCFACE_SIZE + MARGIN) / SIDE  # pix
 
 @pytest.fixture(scope="module")
 def encoders() -> list[AlignedEncoder]:
-    graph, weights = (
-        load_encoder(f"{ASSETS / 'encoders' / each}=0.255", allow_pickle=True)
-        for each in ("insightface_pack/rec_mobilefacenet.onnx", "mobilefacenet/mobilefacenet.pt")
-    )
+    graph = load_encoder(f"{ASSETS / 'encoders/insightface_pack/rec_mobilefacenet.onnx'}=0.255")
+    weights = load_encoder(f"{ASSETS / 'encoders/mobilefacenet/mobilefacenet.pt'}=0.255", allow_pickle=True)
+    assert isinstance(graph, AlignedEncoder) and isinstance(weights, AlignedEncoder)
 
     def network(crops: Tensor) -> Tensor:
         assert crops.shape[-1] == SIDE
@@ -56,7 +55,7 @@ def test_two_real_encoders_with_crops_of_their_own_are_misled_together(
     torch.testing.assert_close(*clean, atol=0.02, rtol=0)  # the two alignments show the network the same face
     layer = ZeroShotLayer(faces=FaceModels(detector, encoders), epsilon=EPS, step_size=4 / 255, max_steps=3, jitter=0.0)
     task = ProtectionTask(
-        family=None,  # type: ignore[arg-type]  # this layer uses no model
+        family=None,  # this layer uses no model
         originals=[working_copy(photo, side or 224)],
         prompt_embeds=torch.zeros(1, 1, 1),
         class_prompt_embeds=torch.zeros(1, 1, 1),
