@@ -2,7 +2,8 @@
 
     python -m benchmarks.real_world --assets DIR --output DIR [--quick] [--resolution 512] [--attack_steps 500]
 
-It takes some sixteen minutes of one core of its own, and with --quick two and a half. Each number of `Size` is an option.
+It takes some sixteen minutes of one core of its own, and with --quick two and a half. Each number of `Size` is an
+option.
 
 The folder of --assets has photos of two people in `photos/faces/f01` and `f02`, of strangers in `photos/orl/<id>`, of
 animals and things in `photos/subjects/<name>`; an InsightFace pack in `encoders/insightface_pack`, a YuNet in
