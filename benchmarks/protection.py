@@ -19,7 +19,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -71,13 +71,21 @@ VARIETY = [
     *("--variety.inner_steps", "50", "100", "200", "400"),
     *("--variety.photos", "flip", "crop"),
 ]
+# Attackers of many kinds: prompts, rates, lengths, photos, prior preservation, and a third of them with a LoRA.
+DISTRIBUTION = [
+    *("--variety.instance_prompts", "a photo of sks person", "a portrait of t@t person", "a photo of h@h person"),
+    *("--variety.learning_rates", "3e-5", "1e-4", "3e-4"),
+    *("--variety.inner_steps", "100", "300", "1000"),
+    *("--variety.photos", "flip", "crop"),
+    *("--variety.prior_loss_weights", "0", "1"),
+]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
     the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
-    other ways too.
+    other ways too. paired: each photo has one fixed partner, drawn by the base with the class prompt.
     """
 
     options: list[str] = field(default_factory=list)
@@ -85,12 +93,16 @@ class Recipe:
     every: int = 50
     attacked: tuple[int, ...] = (0,)
     widely: bool = False
+    paired: bool = False
 
 
 RECIPES: Mapping[str, Recipe] = {
     "base": Recipe(widely=True),
     "default": Recipe(widely=True),
     "weakly-held": Recipe(["--preservation.anchor_weight", "10"]),
+    "paired": Recipe(paired=True),
+    "progress": Recipe(["--objective", "benchmarks/objectives/progress.py:Progress:beta=10,weight=3"]),
+    "distribution": Recipe([*DISTRIBUTION, *ADAPTERS, "--l2p.lora_share", "0.34"], widely=True),
     "with-prior": Recipe(["--variety.prior_loss_weights", "1"], widely=True),
     "short-paths": Recipe(["--pool.depth", "200"]),
     "fast-attackers": Recipe(["--l2p.learning_rate", "3e-4"]),
@@ -164,10 +176,13 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
         class_images = encode_images(
             base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
         )
-        people, benign = (
-            encode_subjects(config, base, Photos.load(source, config.resolution, Role.PROTECTED), class_images)
+        protected, consenting = (
+            Photos.load(source, config.resolution, Role.PROTECTED)
             for source in (config.instance_data_dir, str(config.pool.benign_data_dir))
         )
+        if recipe.paired:
+            protected = replace(protected, safe=partners(base, protected, config.class_prompt, seed))
+        people, benign = (encode_subjects(config, base, photos, class_images) for photos in (protected, consenting))
     hardened = base.with_denoiser(copy.deepcopy(base.denoiser))
     reference = base.denoiser.eval().requires_grad_(False)
     method: Any
@@ -196,6 +211,14 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
         for values in ([b - a for a, b in pairs], [a for a, _ in pairs])
     )
     return {"recipe": name, "walk": walk, "moved": moved / norm, "options": recipe.options, "people": recipe.people}
+
+
+def partners(base: Family, photos: Photos, class_prompt: str, seed: int) -> dict[str, Tensor]:
+    """One fixed picture of the class for each photo of each person, `[N, 3, 64, 64]` in [-1, 1]."""
+    return {
+        person: draw(base, [class_prompt] * len(images), seed=2**40 + seed + 1000 * number) * 2 - 1
+        for number, (person, images) in enumerate(sorted(photos.instance.items()))
+    }
 
 
 def bearable(look: Mapping[str, float]) -> bool:
