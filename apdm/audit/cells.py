@@ -21,6 +21,7 @@ from torch.nn import Module
 from apdm.attacks import Attack, Material
 from apdm.attacks.fine_tuning import probe_loss
 from apdm.audit.attention import identifier_maps
+from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person
 from apdm.audit.plan import Drawing
 from apdm.audit.results import AttackRow, CurvePoint, Role
@@ -101,6 +102,8 @@ class Cell:
             error=error,
             unreliable=[],
             steps_to_match=None,
+            samples_per_step=samples_per_step(self.attack.params()),
+            train_seconds=round(max(0.0, seconds - measured.seconds), 3),
         )
 
 
@@ -113,6 +116,7 @@ class CellMeasurements:
         nominal: the curve's point at the nominal step; None before this step. The fields below are then empty.
         quality, scores: as in `AttackRow`.
         pictures: pictures of the nominal step, {name: [N, 3, H, W] in [0, 1]}.
+        seconds: time that drawing and judging took.
     """
 
     curve: list[CurvePoint] = field(default_factory=list)
@@ -120,6 +124,7 @@ class CellMeasurements:
     quality: dict[str, float | None] = field(default_factory=dict)
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -173,7 +178,9 @@ class CellRunner:
             latents = self._latents(cell.model, cell.person)
 
             def evaluate(step: int, attacked: Family) -> None:
+                began = time.perf_counter()
                 self._measure(cell, measured, step, attacked, latents)
+                measured.seconds += time.perf_counter() - began
 
             others = {name: model for name, model in self.models.items() if name != "placebo"}
             consenting = self._consenting(cell.model)

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from apdm.audit.common_results import Check
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.results import AttackRow, CostFactors, Measurements, Utility
+from apdm.audit.search_results import SearchResults
 from apdm.metrics.drift import AttributeDrift
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.utility import ClassDistance, StrangersLikeness
@@ -180,6 +181,27 @@ def face_check(utility: Utility, limit: float) -> Check:
     if value < limit and before < limit:
         detail += f" Of the base's, {before:.3f} do: give a class prompt that shows faces, or another detector."
     return _check(name, value, limit, value >= limit, detail)
+
+
+def search_check(search: SearchResults, strangers: Mapping[str, StrangersLikeness], limit: float) -> Check:
+    """Check that no trial of an attacker's search exceeds the likeness of strangers by more than `limit`.
+
+    Likeness is the mean over the encoders, as it is in the search.
+    """
+    name = "search_over_strangers"
+    found = [
+        (trial.likeness - fmean(band.subjects[one.subject] for band in strangers.values()), one.subject, trial.spec)
+        for one in search.searches
+        for trial in one.trials
+        if one.model == "hardened" and trial.likeness is not None
+    ]
+    if not found:
+        return _check(name, None, limit, False, "No trial of the search could be measured.")
+    value, subject, spec = max(found)
+    detail = (
+        f"The best of {search.trials} trials is {value:+.3f} above strangers ({subject}, {spec}); {limit:+} is allowed."
+    )
+    return _check(name, value, limit, value <= limit, detail)
 
 
 def class_distance_check(distance: ClassDistance, limit: float) -> Check:

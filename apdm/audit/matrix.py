@@ -48,7 +48,7 @@ class Matrix:
                     if arm != "placebo" or (entry.placebo and role == "protected"):
                         facts = {**common, "who": photos[person.id]}
                         cells += [
-                            _cell(plan, entry, arm, person, role, seed, facts) for seed in plan.seeds[: entry.seeds]
+                            make_cell(plan, entry, arm, person, role, seed, facts) for seed in plan.seeds[: entry.seeds]
                         ]
         return Matrix(cells)
 
@@ -130,9 +130,10 @@ class Matrix:
         return rows, shown
 
 
-def _cell(
+def make_cell(
     plan: AuditPlan, entry: Entry, arm: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
 ) -> Cell:
+    """Make the cell of one attack on one model with the photos of one person. `common` are facts for its key."""
     attack = plan.attacks.make(entry.spec, seed=seed)
     nominal_step, nominal_of_plan = attack.max_train_steps, plan.attacks.nominal_step
     pace = nominal_step / nominal_of_plan

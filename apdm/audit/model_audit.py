@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from apdm.audit.budgets import budget_table
 from apdm.audit.cells import CellRunner
 from apdm.audit.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
 from apdm.audit.common_results import SCHEMA
+from apdm.audit.guidance import sweep_guidance, sweep_keys
 from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.results import AttackOutcome, HeadlineCost, Measurements, Results
 from apdm.audit.rows import comparison, cost_factors, other_people, with_row_figures
+from apdm.audit.search import run_search
 from apdm.audit.store import CellStore, store_or_temporary
 from apdm.audit.suites import available_entries
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
@@ -24,6 +27,7 @@ def attack_and_judge(
     class_images: Posterior,
     *,
     store: CellStore | None = None,
+    trials: CellStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
     show_progress: bool = True,
 ) -> tuple[Results, dict[str, Tensor]] | None:
@@ -38,6 +42,7 @@ def attack_and_judge(
         plan: what is attacked, by what, and who judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         store: where finished attacks are kept and found; None keeps nothing.
+        trials: where finished trials of an attacker's search are kept and found; None keeps nothing.
         processes: the processes that share the attacks.
         show_progress: whether the main process shows a progress bar.
 
@@ -55,18 +60,23 @@ def attack_and_judge(
         UserError: likeness by chance cannot be measured, see `measure_strangers`.
         Interrupted: the user stopped the audit. Finished attacks stay in the store.
     """
-    with store_or_temporary(store) as cells:
-        return _attack_and_judge(plan, class_images, cells, processes, show_progress)
+    with store_or_temporary(store) as cells, store_or_temporary(trials) as searched:
+        return _attack_and_judge(plan, class_images, cells, searched, processes, show_progress)
 
 
 def _attack_and_judge(
-    plan: AuditPlan, class_images: Posterior, store: CellStore, processes: ProcessGroup, show_progress: bool
+    plan: AuditPlan,
+    class_images: Posterior,
+    store: CellStore,
+    trials: CellStore,
+    processes: ProcessGroup,
+    show_progress: bool,
 ) -> tuple[Results, dict[str, Tensor]] | None:
     judges, subjects = plan.judges, plan.subjects
     entries, left_out = available_entries(plan.entries, plan.models, plan.attacks)
     matrix = Matrix.of(plan, entries)
     if processes.is_main:
-        store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values()})
+        store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values(), *sweep_keys(plan).values()})
     processes.wait()
     class_pictures = draw_class_pictures(plan, store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
@@ -83,7 +93,9 @@ def _attack_and_judge(
         class_features=class_features["base"].extracted,
         class_prompt=plan.class_prompt,
     )
+    guidance = sweep_guidance(plan, runner, store, processes)
     done = matrix.run(runner, store, processes, show_progress=show_progress)
+    search = run_search(plan, runner, trials, processes, show_progress=show_progress)
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
@@ -103,6 +115,8 @@ def _attack_and_judge(
         left_out=left_out,
         attacks=rows,
         utility=measure_utility(plan, class_pictures, class_features, other_people(rows, judges.names)),
+        search=search,
+        guidance=guidance,
     )
     return _judged(plan, measured), _class_and_photos(plan, class_pictures) | pictures
 
@@ -122,6 +136,7 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
         verdict=judge(measured, outcomes, plan.thresholds),
         prompts=plan.prompts,
         kind="models",
+        budgets=budget_table(measured.attacks, measured.encoders, plan.budgets, measured.search),
     )
 
 

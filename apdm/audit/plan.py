@@ -11,6 +11,7 @@ from torch import Tensor
 from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
 from apdm.audit.people import AuditSubjects
 from apdm.audit.results import Thresholds
+from apdm.audit.search_space import SearchOptions
 from apdm.audit.store import tensor_hash
 from apdm.audit.suites import NOMINAL, AttackFactory, Entry
 from apdm.config import AuditOptions
@@ -22,6 +23,7 @@ from apdm.metrics.judges import Judges
 
 ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
 SAMPLE_BATCH_SIZE = 16  # pictures at once, where nothing else is asked for
+MAX_BUDGETS = 4  # columns of the table of operators and budgets, besides the nominal attack
 CELL_FORMAT = 2  # version of the cells in the store; cells of another version are run again
 
 
@@ -71,6 +73,8 @@ class AuditPlan:
         show_photos: whether the protected people's own photos are among the pictures.
         files: {model: its file and hash}; empty if they are not known.
         command: the command line, for the results.
+        search: an attacker's own search; None for no search.
+        guidance: whether to try what the models draw before any attack, at several guidance scales.
         class_images: how the attacker's class pictures for prior preservation were drawn; empty if it is not known.
     """
 
@@ -89,6 +93,8 @@ class AuditPlan:
     show_photos: bool
     files: Mapping[str, ModelFile]
     command: str | None
+    search: SearchOptions | None = None
+    guidance: bool = False
     class_images: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -105,6 +111,8 @@ class AuditPlan:
         batch_size: int = SAMPLE_BATCH_SIZE,
         files: Mapping[str, ModelFile] | None = None,
         command: str | None = None,
+        search: SearchOptions | None = None,
+        guidance: bool = False,
     ) -> AuditPlan:
         """Make a plan. `options` give the attacks' parameters, the drawing, the thresholds and the number of repeats.
 
@@ -134,6 +142,8 @@ class AuditPlan:
             show_photos=options.show_photos,
             files=files or {},
             command=command,
+            search=search,
+            guidance=guidance,
         )
 
     @property
@@ -159,6 +169,16 @@ class AuditPlan:
     def seeds(self) -> list[int]:
         """The seeds of all repeats."""
         return list(range(self.seed, self.seed + self.repeats))
+
+    @property
+    def budgets(self) -> list[int]:
+        """The budgets of the table of operators, in steps of the nominal attack: at most MAX_BUDGETS measured steps."""
+        nominal = self.attacks.nominal_step
+        steps = sorted({nominal, *(step for step in self.measured_steps if step > 0)})
+        if len(steps) <= MAX_BUDGETS:
+            return steps
+        places = {round(i * (len(steps) - 1) / (MAX_BUDGETS - 1)) for i in range(MAX_BUDGETS)}
+        return sorted({nominal, *(steps[place] for place in places)})
 
     def sha256(self, model: str) -> str | None:
         """The sha256 of a model's weights; None if it is not known."""

@@ -7,7 +7,7 @@ The fields have the order and the names that they have in results.json. `results
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from apdm.audit.common_results import (
 )
 from apdm.audit.photo_results import ImageLayer, PhotoResults
 from apdm.audit.schema import WrongShape, from_json, json_schema, to_json
+from apdm.audit.search_results import BudgetTable, GuidanceSweep, SearchResults
 from apdm.core.errors import UserError
 from apdm.core.files import write_text
 from apdm.metrics.judges import JudgesDescription
@@ -80,6 +81,9 @@ class AttackRow:
         unreliable: reasons why this row proves nothing, one clause each.
         steps_to_match: {encoder: attack steps until the likeness that the base has after the nominal step}. None if
             this row failed, if the same attack on the other model failed, and for the placebo.
+        samples_per_step: pictures of one step, class pictures included; None if the attack does not train in batches.
+        train_seconds: time of the training alone, for all of `horizon`. It and samples_per_step are None in files of
+            older versions too.
     """
 
     attack: str
@@ -104,6 +108,8 @@ class AttackRow:
     error: str | None
     unreliable: list[str]
     steps_to_match: dict[str, Steps] | None
+    samples_per_step: int | None = None
+    train_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +292,8 @@ class Measurements:
             in results of older versions.
         left_out: the attacks that could not be run.
         attacks: one row for each cell.
+        search: an attacker's own search; None if there was none.
+        guidance: what models draw before any attack; empty if it was not asked for.
     """
 
     schema: SchemaNumber
@@ -301,6 +309,8 @@ class Measurements:
     left_out: list[LeftOut]
     attacks: list[AttackRow]
     utility: Utility
+    search: SearchResults | None = None
+    guidance: list[GuidanceSweep] = field(default_factory=list)
 
     @property
     def encoders(self) -> list[str]:
@@ -318,6 +328,8 @@ class Results(Measurements):
         image_layer: the audit of protected photos; None if there was none.
         prompts: what the nominal attack learns and is asked; None in files of older versions.
         kind: that this is an audit of models; None in files of older versions, which all were.
+        budgets: all attacks at equal numbers of samples; None in files of older versions, and if the nominal attack
+            does not train in batches.
     """
 
     kind: Literal["models"] | None = None
@@ -328,6 +340,7 @@ class Results(Measurements):
     verdict: Verdict
     image_layer: ImageLayer | None = None
     prompts: Prompts | None = None
+    budgets: BudgetTable | None = None
 
 
 AnyResults = Results | PhotoResults

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,27 @@ class CellStore:
         pictures = {name: _cut(self.folder / key / f"{name}.png", count) for name, count in record["pictures"].items()}
         return record["row"], pictures
 
+    def ready(self, *, again: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Make the store ready for cells whose keys are not known beforehand.
+
+        Damaged cells are deleted, and so are those with a row for which `again` returns true, so that they are run
+        again.
+        """
+        recover(self.folder)
+        for path in sorted(self.folder.iterdir()):
+            row = _row_of(path)
+            if row is None or again(row):
+                delete(path)
+
+    def adopt(self, key: str) -> bool:
+        """Copy the cell `key` from an earlier store if it is missing here and finished there; whether it was copied."""
+        source = next((folder / key for folder in self.earlier if _succeeded(folder / key)), None)
+        if source is None or key in self:
+            return False
+        with write_beside(self.folder / key, folder=True) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+        return True
+
     def tidy(self, keys: Collection[str]) -> None:
         """Make the store ready for cells with these keys.
 
@@ -90,13 +111,7 @@ class CellStore:
         for path in sorted(self.folder.iterdir()):
             if path.name not in keys or not _succeeded(path):
                 delete(path)
-        copied = 0
-        for key in sorted(keys):
-            source = next((folder / key for folder in self.earlier if _succeeded(folder / key)), None)
-            if source is not None and key not in self:
-                with write_beside(self.folder / key, folder=True) as partial:
-                    shutil.copytree(source, partial, dirs_exist_ok=True)
-                copied += 1
+        copied = sum(self.adopt(key) for key in sorted(keys))
         if self.earlier:
             logger.info("%s: %d of %d are taken from earlier audits", self.folder.name, copied, len(keys))
 
@@ -121,10 +136,17 @@ def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
 
 def _succeeded(cell: Path) -> bool:
     """Whether the folder `cell` is a finished cell that can be read and whose attack did not fail."""
+    row = _row_of(cell)
+    return row is not None and row.get("status") != "failed"
+
+
+def _row_of(cell: Path) -> dict[str, Any] | None:
+    """The row of a finished cell; None if there is no record or a damaged one."""
     try:
-        return bool(_read_record(cell)["row"].get("status") != "failed")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no record, or a damaged one
-        return False
+        row = _read_record(cell)["row"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _read_record(cell: Path) -> dict[str, Any]:

@@ -133,6 +133,12 @@ def choose_entries(suite: str, specs: Sequence[str], instance_prompt: str) -> tu
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
+def with_textual_inversion(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The same attacks with textual inversion, which finds what a model can draw without any change of its weights."""
+    own = on_one_person("textual_inversion", required=False)
+    return tuple(entries) if any(entry.spec == own.spec for entry in entries) else (*entries, own)
+
+
 def available_entries(
     entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory
 ) -> tuple[list[Entry], list[LeftOut]]:

@@ -21,6 +21,7 @@ from apdm.audit.checks import (
     likeness_check,
     match_check,
     others_check,
+    search_check,
     why_no_others,
 )
 from apdm.audit.common_results import Check, State, Verdict
@@ -125,6 +126,8 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
         class_distance_check(measured.utility.frechet, thresholds.max_class_distance),
         drift_check(measured.utility.drift, thresholds.max_class_drift),
     ]
+    if measured.search is not None:
+        checks.append(search_check(measured.search, measured.strangers, thresholds.max_likeness_over_strangers))
     prefixed = len(attacks) > 1
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
     unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]

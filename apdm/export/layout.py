@@ -18,6 +18,7 @@ CONFIG = photo_run.CONFIG  # the resolved options
 
 # Working files. They let an interrupted run continue and are never shipped.
 CELLS = "cells"  # finished attacks of the audit
+SEARCH_CELLS = "search_cells"  # finished trials of an attacker's search
 PHOTO_CELLS = "photo_cells"  # finished attacks on protected photos
 CLASS_IMAGES = "class_images"  # class pictures that the base model drew for hardening
 PARTNERS = "partners"  # pictures that the base model drew, one for each protected photo

@@ -19,8 +19,10 @@ from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
 from apdm.audit.results import Results
 from apdm.audit.same_faces import check_faces
+from apdm.audit.search import check_search
+from apdm.audit.search_space import SearchOptions
 from apdm.audit.store import finished_cells
-from apdm.audit.suites import choose_entries
+from apdm.audit.suites import choose_entries, with_textual_inversion
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults
 from apdm.core.signals import stop_on_signals
@@ -28,7 +30,7 @@ from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
-from apdm.export.layout import CELLS, PHOTO_CELLS
+from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.families import Family
 from apdm.families.miniature import is_miniature
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
@@ -68,7 +70,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     output = Path(config.output_dir)
 
     def kept() -> bool:
-        return any(finished_cells(output / name) for name in (CELLS, PHOTO_CELLS))
+        return any(finished_cells(output / name) for name in (CELLS, SEARCH_CELLS, PHOTO_CELLS))
 
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=kept), ExitStack() as held:
@@ -148,6 +150,9 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     with Faults() as faults:
         choose = partial(choose_entries, config.suite, instance_prompt=config.instance_prompt)
         entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
+        if config.known_before:
+            entries = with_textual_inversion(entries)
+        search = faults.of(lambda: search_of(config))
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         inputs, models = faults.of(read_inputs), faults.of(read_models)
     plan = AuditPlan.of(
@@ -162,6 +167,8 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         batch_size=config.sample_batch_size,
         files={name: model_file(path, models[name]) for name, path in paths.items()},
         command=command,
+        search=search,
+        guidance=config.known_before,
     )
     photos = None
     if inputs.photo_attacks is not None and config.protected_photos is not None:
@@ -175,6 +182,19 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         inputs.photo_attacks.check(models["base"])
         check_separate(photo_sets(inputs, photos))
     return plan, inputs, photos
+
+
+def search_of(config: AuditJobConfig) -> SearchOptions | None:
+    """Return how an attacker searches; None for no search. Raises UserError if the package that searches is missing."""
+    if not config.search:
+        return None
+    check_search("--search")
+    return SearchOptions(
+        trials=config.search,
+        samples=config.search_samples,
+        min_face_rate=config.search_min_face_rate,
+        people=config.search_people,
+    )
 
 
 def originals_of(instance_data_dir: str | None, subjects: str) -> str:

@@ -19,7 +19,7 @@ from apdm.config.judges import EXAMPLE
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
-from apdm.export.layout import CELLS, PHOTO_CELLS
+from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
 from apdm.metrics.judges import Judges
@@ -144,7 +144,7 @@ def try_networks(
 def check_reused(options: AuditOptions) -> None:
     """Raise UserError if a folder that names earlier audits holds no finished attacks."""
     for folder in options.reuse_audits:
-        if not any((Path(folder) / name).is_dir() for name in (CELLS, PHOTO_CELLS)):
+        if not any((Path(folder) / name).is_dir() for name in (CELLS, SEARCH_CELLS, PHOTO_CELLS)):
             raise UserError(
                 f"{options.prefix}reuse_audits: {folder} holds no finished attacks ({CELLS}/); give the output folder "
                 "of an earlier audit"

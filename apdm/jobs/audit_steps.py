@@ -29,7 +29,16 @@ from apdm.core.pictures import grid, save_png, to_pil
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
-from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, CONFIG, PHOTO_CELLS, PICTURES, REPORT, RESULTS
+from apdm.export.layout import (
+    ATTACKER_CLASS_IMAGES,
+    CELLS,
+    CONFIG,
+    PHOTO_CELLS,
+    PICTURES,
+    REPORT,
+    RESULTS,
+    SEARCH_CELLS,
+)
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_distinct, check_prompts
@@ -119,7 +128,8 @@ def audit_and_report(
     with torch.no_grad():
         latents = encode_images(plan.models["base"], prior, batch_size=plan.drawing.batch_size)
     store = cell_store(output, CELLS, processes, earlier)
-    done = attack_and_judge(plan, latents, store=store, processes=processes, show_progress=not quiet)
+    trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
+    done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes, show_progress=not quiet)
     layer = None
     if photo_attacks is not None and photos is not None:
         store = cell_store(output, PHOTO_CELLS, processes, earlier)

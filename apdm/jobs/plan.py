@@ -237,10 +237,25 @@ def audit_plan(
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
         f"at most {count(plan.max_train_steps, 'step')} of the nominal one, {count(plan.repeats, 'seed')}",
+        "search": search_text(config, plan),
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
+
+
+def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
+    """Return an attacker's search in words; None if there is none."""
+    if plan.search is None:
+        return None
+    from apdm.audit.search_space import SearchSpace  # which imports the attacks
+
+    samples = SearchSpace(plan.attacks, plan.search.samples).samples
+    people = min(plan.search.people, len(plan.subjects.protected))
+    return (
+        f"{count(plan.search.trials, 'trial')} of {samples} pictures on each model, with the photos of "
+        f"{'one person' if people == 1 else f'{people} people'}"
+    )
 
 
 def photo_audit_plan(

@@ -25,10 +25,12 @@ from apdm.report.curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Encoder
 from apdm.report.numbers import mean, number, percent, plain
 from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, panel_pair, shown_slots, slots
+from apdm.report.searches import known_lines, price, search_lines
 
 CHECKS = {  # {check: (label, kind of threshold)}
     "match_rate": ("Pictures that match the subject", "at most"),
     "likeness_over_strangers": ("Likeness above that of strangers", "at most"),
+    "search_over_strangers": ("Likeness above that of strangers, best of the search", "at most"),
     "cost_factor": ("Steps for base-level likeness, hardened / base", "at least"),
     "other_ratio": ("Likeness of others, hardened / base", "at least"),
     "class_face_rate": ("Class pictures that show a face", "at least"),
@@ -83,6 +85,9 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "pairs": [pair for pair in pairs if pair not in first],
         "attack_lines": attack_lines(results),
         "sections": sections,
+        "budgets": results.budgets,
+        "searches": search_lines(results.search),
+        "known": known_lines(results),
         "layer": None if layer is None else photo_section(layer, shown, results.encoders),
         "has_plots": any(section.plots for section in sections),
         "has_placebo": any(row.model == "placebo" for row in results.attacks),
@@ -240,12 +245,17 @@ def _people(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enco
 
 @dataclass(frozen=True)
 class EncoderCells:
-    """A row's cells for one encoder; None if the attack failed."""
+    """A row's cells for one encoder; None if the attack failed.
+
+    Attributes:
+        price: `steps` in samples and in seconds of training, as far as they are known.
+    """
 
     mean: float | None
     detected_mean: float | None
     match_rate: float | None
     steps: Steps | None
+    price: str
 
 
 @dataclass(frozen=True)
@@ -267,6 +277,7 @@ def _row_line(row: AttackRow, encoders: Sequence[Encoder]) -> RowLine:
                 detected_mean=None if entry is None else entry.detected_mean,
                 match_rate=None if entry is None else entry.match_rate,
                 steps=None if row.steps_to_match is None else row.steps_to_match[encoder.name],
+                price="" if row.steps_to_match is None else price(row, row.steps_to_match[encoder.name]),
             )
         )
     return RowLine(row, cells, face_rate(row.identity))

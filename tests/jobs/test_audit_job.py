@@ -104,7 +104,7 @@ def lasting(output: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((output / "results.json").read_text())
     del results["command"]
     for row in results["attacks"]:
-        del row["seconds"]
+        del row["seconds"], row["train_seconds"]
     return results
 
 

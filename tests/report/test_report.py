@@ -81,6 +81,42 @@ def test_every_section_is_there_and_says_its_figures(
             assert text in page.text(section).replace("\u00a0", " "), (section, text)
 
 
+def test_a_search_equal_budgets_and_what_is_known_before_are_there_if_they_were_measured(
+    tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
+) -> None:
+    plain = write(tmp_path, results, pictures)
+    assert not plain.text("budgets") and not plain.text("search") and not plain.text("known")
+    trial = {
+        **{"number": 0, "spec": "lora:rank=4", "samples_per_step": 8, "step": 100, "samples": 800, "likeness": 0.5},
+        **{"points": [], "seconds": 20.0, "train_seconds": 10.0, "status": "ok", "error": None},
+    }
+    searches = [
+        {"model": model, "subject": "s01", "best": 0, "trials": [trial | {"likeness": likeness}]}
+        for model, likeness in (("base", 0.81), ("hardened", 0.43))
+    ]
+    spent = {"base": 400.0, "hardened": None}
+    cost = {"subject": "s01", "likeness": 0.8, "samples": spent, "seconds": spent, "factor": {"factor": 2.0}}
+    cost["factor"] |= {"at_least": True}
+    seen = {"mean": 0.2, "detected_mean": 0.2, "face_rate": 1.0, "match_rate": 0.0}
+    results |= {
+        "search": {
+            **{"trials": 1, "samples": 800, "min_face_rate": 0.8, "seed": 0, "chosen_by": "judges"},
+            **{"searches": searches, "costs": [cost]},
+        },
+        "budgets": {
+            **{"samples": [800, 2400], "nominal_steps": [100, 300]},
+            "rows": [
+                {"operator": "lora", "samples_per_step": 8, "base": [0.7, None], "hardened": [0.3, 0.6], "pairs": 2}
+            ],
+        },
+        "guidance": [{"model": "hardened", "subject": "s01", "identity": {"1": {"enc-a": seen}}}],
+    }
+    page = write(tmp_path, results, pictures)
+    assert "best: base 0.81 → hardened 0.43" in page.text("search") and "≥ 2.0 ×" in page.text("search")
+    assert "lora 8 0.70 → 0.30 – → 0.60 2" in page.text("budgets")
+    assert "s01: hardened 0.20 at guidance 1. Strangers: 0.11." in page.text("known")
+
+
 def test_the_worst_subject_comes_first_and_base_stands_before_hardened(
     tmp_path: Path, results: dict[str, Any], pictures: dict[str, list[Image.Image]]
 ) -> None:

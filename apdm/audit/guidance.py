@@ -1,0 +1,70 @@
+"""Whether a released model already knows a person: what it draws for the subject's prompts before any attack.
+
+High guidance brings out what a prompt is connected with. A model that hardening taught the person would show it here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from apdm.audit.budgets import MODELS
+from apdm.audit.cells import ATTACK_NOISE, CellRunner, check_finite, draw
+from apdm.audit.plan import AuditPlan
+from apdm.audit.schema import from_json, to_json
+from apdm.audit.search_results import GuidanceSweep
+from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.distributed.processes import ProcessGroup
+from apdm.metrics.judges import Features
+
+SCALES = (1.0, 2.0, 3.0, 5.0, 7.5, 12.0)
+
+
+def sweep_keys(plan: AuditPlan) -> dict[tuple[str, str], str]:
+    """{(model, person): key of the sweep in the store}; empty if the plan asks for none."""
+    if not plan.guidance:
+        return {}
+    common = plan.common_facts()
+    return {
+        (model, person.id): key_of(
+            {
+                **common,
+                "guidance": SCALES,
+                "arm": [model, plan.sha256(model)],
+                "who": [person.id, tensor_hash(person.references)],
+            }
+        )
+        for model in MODELS
+        for person in plan.subjects.protected
+    }
+
+
+def sweep_guidance(
+    plan: AuditPlan, runner: CellRunner, store: CellStore, processes: ProcessGroup
+) -> list[GuidanceSweep]:
+    """Draw the subject's prompts at several guidance scales, and compare with each protected person.
+
+    Pictures are drawn once for each model and scale. The processes share the models. Finished sweeps stay in the store.
+    """
+    keys = sweep_keys(plan)
+    for model in MODELS[processes.index :: processes.size]:
+        missing = [person for person in plan.subjects.protected if keys and keys[model, person.id] not in store]
+        if missing:
+            by_scale = {f"{scale:g}": _features(plan, model, scale) for scale in SCALES}
+            for person in missing:
+                seen = {
+                    scale: runner.judges.identity(features, runner.references[person.id])
+                    for scale, features in by_scale.items()
+                }
+                sweep = GuidanceSweep(model=model, subject=person.id, identity=seen)
+                store.save(keys[model, person.id], to_json(sweep), {})
+    processes.wait()
+    return [from_json(GuidanceSweep, store.load(key)[0], f"{store.folder.name}/{key}") for key in keys.values()]
+
+
+def _features(plan: AuditPlan, model: str, scale: float) -> Features:
+    drawing = replace(plan.drawing, guidance_scale=scale)
+    prompts = [prompt for prompt in drawing.prompts for _ in range(drawing.num_images)]
+    height, width = plan.subjects.protected[0].photos.shape[-2:]
+    images = draw(drawing, plan.models[model], prompts, plan.seed, ATTACK_NOISE, height=height, width=width)
+    check_finite(images)
+    return plan.judges.features(images)

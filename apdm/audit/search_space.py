@@ -1,0 +1,107 @@
+"""What an attacker's search chooses from: the options of one trial, as the text that makes the attack.
+
+Rates, batches and priors are relative to the audit's own attacks, so the same space suits every model. Options that an
+attack does not have are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from apdm.audit.budgets import samples_per_step
+from apdm.audit.suites import AttackFactory
+
+OPERATORS = ("dreambooth", "lora")
+RATE_FACTORS = (0.1, 10.0)  # of the operator's own rate
+BATCH_FACTORS = (0.25, 0.5, 1, 2, 4)  # of the nominal batch
+PRIOR_WEIGHTS = (0.0, 0.3, 1.0)
+RANKS = (4, 16, 32, 128)
+TARGETS = ("attention", "all")
+# How the loss is weighted over the noise levels.
+WEIGHTINGS: Mapping[str, Mapping[str, str]] = {
+    "even": {},
+    "min-snr": {"snr_gamma": "5"},
+    "x0": {"loss_space": "x0"},
+    "noisy": {"min_timestep": "0.6"},
+    "clear": {"max_timestep": "0.6"},
+}
+OPTIMIZERS = ("adamw", "muon")  # whose rates are alike
+
+
+class Chooser(Protocol):
+    """What the space asks for values: an optuna trial."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+        """A number between two bounds."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of several values."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How an attacker searches.
+
+    Attributes:
+        trials: trials on each model.
+        samples: pictures that a trial may train on, class pictures included. None: those of the nominal attack.
+        min_face_rate: a measured point counts only if at least this share of its pictures shows a face.
+        people: number of protected people with whose photos the attacker searches, at most.
+    """
+
+    trials: int
+    samples: int | None
+    min_face_rate: float
+    people: int
+
+
+class SearchSpace:
+    """The attacks that a search chooses from, each with the same budget.
+
+    Args:
+        factory: makes the audit's attacks, whose options the space lies around.
+        samples: pictures that a trial may train on. None: those of the nominal attack.
+    """
+
+    def __init__(self, factory: AttackFactory, samples: int | None) -> None:
+        self.own: dict[str, Any] = {name: factory.make(name, seed=0) for name in OPERATORS}
+        nominal = self.own["dreambooth"]
+        own_samples = nominal.max_train_steps * (samples_per_step(nominal.params()) or 1)
+        self.samples = samples or own_samples
+        self.batches = sorted({max(1, round(nominal.train_batch_size * factor)) for factor in BATCH_FACTORS})
+        self.priors = sorted({*PRIOR_WEIGHTS, nominal.prior_loss_weight})
+        self.nominal = {
+            "operator": "dreambooth",
+            "dreambooth learning_rate": 1.0,
+            "train_batch_size": nominal.train_batch_size,
+            "prior_loss_weight": nominal.prior_loss_weight,
+            "weighting": "even",
+            "optimizer": "adamw",
+        }
+
+    def spec(self, trial: Chooser) -> str:
+        """Choose the values of a trial, and return its attack as a text."""
+        operator = trial.suggest_categorical("operator", OPERATORS)
+        attack = self.own[operator]
+        known = {field.name for field in fields(attack)}
+        factor = trial.suggest_float(f"{operator} learning_rate", *RATE_FACTORS, log=True)
+        chosen: dict[str, Any] = {
+            "learning_rate": f"{attack.learning_rate * factor:.3g}",
+            "train_batch_size": trial.suggest_categorical("train_batch_size", self.batches),
+            "prior_loss_weight": trial.suggest_categorical("prior_loss_weight", self.priors),
+        }
+        if operator == "lora":
+            chosen |= {"rank": trial.suggest_categorical("rank", RANKS)}
+            chosen |= {"target": trial.suggest_categorical("target", TARGETS)}
+        weightings = [name for name, options in WEIGHTINGS.items() if options.keys() <= known]
+        if len(weightings) > 1:
+            chosen |= WEIGHTINGS[trial.suggest_categorical("weighting", weightings)]
+        if "optimizer" in known:
+            chosen["optimizer"] = trial.suggest_categorical("optimizer", OPTIMIZERS)
+        steps = self.samples // (samples_per_step({**attack.params(), **chosen}) or 1)
+        chosen["max_train_steps"] = max(1, steps)
+        return f"{operator}:{','.join(f'{name}={value}' for name, value in chosen.items())}"

@@ -1,0 +1,36 @@
+"""Judges and photos for audits of tiny pipelines."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from apdm.audit.people import Person
+
+
+class ConvJudge(nn.Module):
+    """A small convolutional network: an encoder, a face score and an extractor, whichever is asked for."""
+
+    def __init__(self, name: str, threshold: float, seed: int) -> None:
+        super().__init__()
+        self.name, self.threshold, self.is_inception, self.detector = name, threshold, False, None
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), nn.Conv2d(8, 6, 3, 2), nn.Flatten())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images).tanh()
+
+    def embed(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self(images), dim=1)
+
+    def score(self, images: Tensor) -> Tensor:
+        return self(images).mean(dim=1)
+
+
+def photos(count: int, seed: int) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def person(name: str, seed: int) -> Person:
+    return Person(name, photos(3, seed), photos(2, seed + 100))
