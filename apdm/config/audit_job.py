@@ -177,6 +177,9 @@ class AuditJobConfig(AuditOptions):
                 raise UserError("photos and instance_data_dir are two names of one option: leave one of them out")
             object.__setattr__(self, "photos", self.instance_data_dir)
         check_together(self)
+        for name in ("search", "known_before"):
+            if getattr(self, name) and self.hardened is None:
+                raise UserError(f"{name} compares a hardened model with its base: give hardened, or leave {name} out")
 
     @staticmethod
     def defaults_from(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from apdm.audit.search_results import Search, SearchTrial, TrialPoint
 from apdm.audit.search_space import SearchOptions, SearchSpace
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory
-from apdm.config import AuditConfig
+from apdm.config import AuditConfig, AuditJobConfig
 from apdm.core.errors import UserError
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
@@ -150,6 +150,13 @@ def test_a_search_without_its_package_is_refused_by_the_name_of_the_extra(monkey
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"--search needs .*apdm\[search\]"):
         check_search("--search")
+
+
+@pytest.mark.parametrize("option", [{"search": 3}, {"known_before": True}])
+def test_a_search_without_a_hardened_model_is_refused(option: dict[str, Any]):
+    photos_alone = {"protected_photos": "images", "photos": "people", "output_dir": "out"}
+    with pytest.raises(UserError, match="give hardened, or leave"):
+        AuditJobConfig(**photos_alone, **option)
 
 
 @needs_optuna

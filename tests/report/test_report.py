@@ -94,9 +94,8 @@ def test_a_search_equal_budgets_and_what_is_known_before_are_there_if_they_were_
         {"model": model, "subject": "s01", "best": 0, "trials": [trial | {"likeness": likeness}]}
         for model, likeness in (("base", 0.81), ("hardened", 0.43))
     ]
-    spent = {"base": 400.0, "hardened": None}
-    cost = {"subject": "s01", "likeness": 0.8, "samples": spent, "seconds": spent, "factor": {"factor": 2.0}}
-    cost["factor"] |= {"at_least": True}
+    spent, factor = {"base": 400.0, "hardened": None}, {"factor": 2.0, "at_least": True}
+    cost = {"subject": "s01", "likeness": 0.8, "samples": spent, "seconds": spent, "factor": factor}
     seen = {"mean": 0.2, "detected_mean": 0.2, "face_rate": 1.0, "match_rate": 0.0}
     results |= {
         "search": {
