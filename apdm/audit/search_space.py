@@ -72,7 +72,9 @@ class SearchSpace:
         nominal = self.own["dreambooth"]
         own_samples = nominal.max_train_steps * (samples_per_step(nominal.params()) or 1)
         self.samples = samples or own_samples
-        self.batches = sorted({max(1, round(nominal.train_batch_size * factor)) for factor in BATCH_FACTORS})
+        batches = sorted({max(1, round(nominal.train_batch_size * factor)) for factor in BATCH_FACTORS})
+        # A single step with as many class pictures must not cost more than the budget.
+        self.batches = [size for size in batches if 2 * size <= self.samples or size == nominal.train_batch_size]
         self.priors = sorted({*PRIOR_WEIGHTS, nominal.prior_loss_weight})
         self.nominal = {
             "operator": "dreambooth",
