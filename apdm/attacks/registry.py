@@ -5,6 +5,7 @@ lora:rank=32,train_text_encoder=true                options are the fields of th
 dreambooth:learning_rate_factor=3,steps_factor=2    multiples of the nominal learning rate and number of steps
 dreambooth:identifier=t@t,class_noun=man            another word for the subject, another word for the class
 dreambooth:photos=jpeg/quality=50,num_photos=4      photos that a purifier changed, and fewer of them
+lora:guidance_scale=1,num_inference_steps=100       the attacked model draws in another way than the audit asks for
 two_stage:attack=lora,benign_steps=500,rank=32      options that the first attack does not have go to the second
 path/to/my_attack.py:MyAttack:rank=32               a class in a file of your own, and its options
 """
@@ -17,6 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 from apdm.attacks import Attack, Purifier, ZeroShot
+from apdm.attacks.drawing import Drawing
 from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
@@ -26,7 +28,8 @@ from apdm.core.errors import UserError
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
 # Options that every attack takes, although they are not fields of its class.
-COMMON_OPTIONS = (*FACTORS, "identifier", "class_noun", "photos", "num_photos")
+DRAWING_OPTIONS = ("guidance_scale", "num_inference_steps", "scheduler")
+COMMON_OPTIONS = (*FACTORS, "identifier", "class_noun", "photos", "num_photos", *DRAWING_OPTIONS)
 
 
 def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None, **nominal: Any) -> Attack:
@@ -97,7 +100,10 @@ class _Maker:
     def make(self, cls: Any, options: dict[str, str]) -> Any:
         photos = options.pop("photos", None)
         num_photos = None if cls is PhotoTreatment else options.pop("num_photos", None)
+        drawing = {} if cls is Drawing else {name: options.pop(name) for name in DRAWING_OPTIONS if name in options}
         attack = self._staged(cls, options) if issubclass(cls, Staged) else self._plain(cls, options)
+        if drawing:
+            attack = Drawing(attack=attack, **ATTACKS.values(Drawing, drawing, self.spec))
         if photos is None and num_photos is None:
             return attack
         purifier = None if photos is None else make_purifier(photos.replace("/", ":", 1).replace("/", ","))

@@ -44,6 +44,14 @@ class Staged(ABC):
         return tuple(dict.fromkeys((*self.own_needs, *self.attack.needs)))
 
     @property
+    def innermost(self) -> FineTuning:
+        """The attack that trains at last, inside all stages."""
+        last = self.attack
+        while isinstance(last, Staged):
+            last = last.attack
+        return last
+
+    @property
     def max_train_steps(self) -> int:
         """The number of training steps of `attack`."""
         return self.attack.max_train_steps

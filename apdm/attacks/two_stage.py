@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.staged import Staged
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -50,9 +49,7 @@ class TwoStage(Staged):
 
     def first_stage(self) -> DreamBooth:
         """The first stage: ordinary fine-tuning that has no subject."""
-        last: FineTuning | Staged = self.attack
-        while isinstance(last, Staged):
-            last = last.attack
+        last = self.innermost
         stage = DreamBooth(
             instance_prompt=last.class_prompt,
             class_prompt=last.class_prompt,

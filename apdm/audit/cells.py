@@ -344,6 +344,8 @@ def check_finite(images: Tensor) -> None:
 
 def _is_untouched(attacked: Family, model: Family) -> bool:
     """Whether no part of the attacked model differs from `model`. Some attacks change parts before their first step."""
+    if attacked.drawing != model.drawing:
+        return False
     for name, theirs in model.pipeline.components.items():
         mine = attacked.pipeline.components[name]
         if mine is theirs:

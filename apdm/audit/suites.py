@@ -83,6 +83,29 @@ STANDARD = (
     on_one_person("transplant:source=sibling,part=cross_attention"),
 )
 
+# The strongest attackers that the literature names. They are not required, because how strong they are on a base model
+# depends on rates that nobody has chosen for it.
+FIELD = (
+    "dreambooth:snr_gamma=5",
+    "dreambooth:loss_space=x0",
+    "dreambooth:min_timestep=0.6",
+    "dreambooth:timestep_sampling=logit_normal",
+    "dreambooth:caption_dropout=0.1",
+    "dreambooth:optimizer=muon",
+    "dreambooth:gradient_accumulation_steps=4",
+    "dreambooth:guidance_scale=1",
+    "dreambooth:num_inference_steps=100",
+    "expert_swap:tuned=low",
+    "expert_swap:tuned=high",
+    "release_unconditional",
+    "kick_and_settle",
+    "rebalance",
+    "lora:init_lora_weights=zero_a",
+    "lora:use_rslora=true",
+    "lora:lora_plus_ratio=16",
+    "lora:use_dora=true",
+)
+
 SUITES: dict[str, tuple[Entry, ...]] = {
     "quick": (on_one_person("dreambooth"), on_one_person("lora")),
     "standard": STANDARD,
@@ -106,6 +129,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry(spec="transplant:source=sibling,part=text_encoder"),
         Entry(spec="transplant:source=sibling,part=vae"),
         Entry(spec="transfer:attack=textual_inversion", required=False, white_box="textual_inversion"),
+        *(on_one_person(spec, required=False) for spec in FIELD),
     ),
 }
 

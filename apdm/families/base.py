@@ -167,7 +167,20 @@ class Family(Sampler, Saver):
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**parts)
         source = self.source if set(parts) <= {self.denoiser_name} else None
-        return type(self)(pipeline, source=source, dtypes=self.dtypes, variant=self.variant)
+        changed = type(self)(pipeline, source=source, dtypes=self.dtypes, variant=self.variant)
+        changed.drawing = self.drawing
+        return changed
+
+    def with_drawing(self, **options: Any) -> Self:
+        """The same family, which draws with these options of `sample`, whatever it is asked. All parts are shared."""
+        changed = self.replace()
+        changed.drawing = {**self.drawing, **options}
+        return changed
+
+    @property
+    def told_timesteps(self) -> int:
+        """The timestep that the denoiser is told for pure noise: T, or 1 if it is told shares."""
+        return self.num_train_timesteps
 
     def with_denoiser_saved_in(self, dtype: torch.dtype) -> Self:
         """The same family, whose denoiser `save` writes in another float type. All parts are shared.

@@ -39,6 +39,11 @@ class Flux(FlowMatching):
         return self.denoiser.config.in_channels // PACK**2
 
     @property
+    def told_timesteps(self) -> int:
+        """As `Family.told_timesteps`: FLUX is told noise levels."""
+        return 1
+
+    @property
     def size_multiple(self) -> int:
         """As `Family.size_multiple`, in pixels: latents are packed two by two."""
         return self.vae_scale * PACK

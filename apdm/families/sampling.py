@@ -16,9 +16,11 @@ class Sampler(ABC):
 
     Attributes:
         pipeline: the diffusers pipeline.
+        drawing: options of `sample` (guidance_scale, num_inference_steps) that win over what it is called with.
     """
 
     pipeline: Any
+    drawing: Mapping[str, Any] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -68,6 +70,8 @@ class Sampler(ABC):
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        num_inference_steps = self.drawing.get("num_inference_steps", num_inference_steps)
+        guidance_scale = self.drawing.get("guidance_scale", guidance_scale)
         images = []
         for start in range(0, len(prompts), batch_size):
             chunk = prompts[start : start + batch_size]
@@ -100,6 +104,11 @@ class Sampler(ABC):
     @abstractmethod
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The pipeline's arguments for these prompts: their embeddings and, for guidance, the empty prompt's."""
+
+    def unconditional_embeds(self) -> Tensor | None:
+        """What guidance takes for the empty prompt, `[1, L, D]` without pooled vectors; None if it takes nothing."""
+        found: Tensor | None = self.prompt_inputs([""]).get("negative_prompt_embeds")
+        return found
 
     def _sampling_precision(self) -> torch.autocast:
         """Autocast to the frozen parts' float type, if it differs from the denoiser's, which is float32."""

@@ -111,3 +111,8 @@ class StableDiffusionXL(StableDiffusion):
         """The embeddings of the prompts. The pipeline itself makes the embeddings for the empty prompt."""
         embeds, pooled = split_pooled(self.encode_prompts(prompts), self._pooled_width)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def unconditional_embeds(self) -> Tensor:
+        """Zeros, if the pipeline takes zeros for the empty prompt; see `Sampler.unconditional_embeds`."""
+        embeds, _ = split_pooled(self.encode_prompts([""]), self._pooled_width)
+        return torch.zeros_like(embeds) if self.pipeline.config.force_zeros_for_empty_prompt else embeds

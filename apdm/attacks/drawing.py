@@ -1,0 +1,105 @@
+"""Attackers who draw in another way: other guidance, another sampler, more steps. They train as another attack does."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import diffusers
+
+from apdm.attacks import AttackResult, Callback, Evaluate, Material
+from apdm.attacks.staged import Staged
+from apdm.config.options import option
+from apdm.core.errors import UserError
+from apdm.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnOtherwise(Staged):
+    """Run `attack`, and change how its model draws, at every evaluation and in the result."""
+
+    @abstractmethod
+    def drawn(self, attacked: Family, received: Family) -> Family:
+        """Return the attacked model with another way of drawing. It shares the weights of `attacked`.
+
+        Args:
+            attacked: the attacker's model, at any step. `received` itself is asked about before the first step, so that
+                what cannot be done is refused before the training.
+            received: the model under attack.
+
+        Raises:
+            UserError: the model's family cannot draw this way.
+        """
+
+    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
+        """Change nothing before the attack."""
+        return model, material
+
+    def run(
+        self,
+        model: Family,
+        material: Material,
+        *,
+        eval_steps: Collection[int] = (),
+        evaluate: Evaluate | None = None,
+        callback: Callback | None = None,
+    ) -> AttackResult:
+        """Run the attack. `FineTuning.run` explains the arguments.
+
+        Raises:
+            UserError: a model that the attack needs was not given, or the family cannot draw this way.
+        """
+        self.drawn(model, model)
+
+        def evaluate_drawn(step: int, attacked: Family) -> None:
+            if evaluate is not None:
+                evaluate(step, self.drawn(attacked, model))
+
+        found = super().run(model, material, eval_steps=eval_steps, evaluate=evaluate_drawn, callback=callback)
+        return AttackResult(self.drawn(found.model, model), found.losses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(DrawnOtherwise):
+    """Draw with other options than the audit's. None takes the audit's own, or the pipeline's scheduler.
+
+    Attributes:
+        guidance_scale: weight of classifier-free guidance; 1 turns it off.
+        num_inference_steps: sampling steps.
+        scheduler: name of a class of diffusers, such as DDIMScheduler or EulerDiscreteScheduler.
+    """
+
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = option(None, at_least=1)
+    scheduler: str | None = None
+
+    name: ClassVar[str] = "drawing"
+
+    def __post_init__(self) -> None:
+        if self.scheduler is not None and not hasattr(diffusers, self.scheduler):
+            raise UserError(f'diffusers has no scheduler "{self.scheduler}"; name a class such as DDIMScheduler')
+
+    @property
+    def assumes(self) -> str:
+        """What the attacker must have, as half a sentence for the report."""
+        return f"{self.attack.assumes}; drawn with options of the attacker's own"
+
+    def drawn(self, attacked: Family, received: Family) -> Family:
+        """The attacked model with these options in place of the audit's; see `DrawnOtherwise.drawn`."""
+        given: dict[str, Any] = {
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
+        }
+        changed = attacked.with_drawing(**{name: value for name, value in given.items() if value is not None})
+        if self.scheduler is None:
+            return changed
+        scheduler = attacked.pipeline.scheduler
+        fitting = {cls.__name__: cls for cls in scheduler.compatibles}
+        if self.scheduler not in fitting:
+            raise UserError(
+                f"scheduler={self.scheduler} does not fit {attacked.name}; it draws with "
+                f"{', '.join(sorted(fitting)) or type(scheduler).__name__}"
+            )
+        return changed.replace(scheduler=fitting[self.scheduler].from_config(scheduler.config))
