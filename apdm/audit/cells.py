@@ -138,7 +138,7 @@ class CellRunner:
         references: {person: {encoder: embeddings of the hold-out photos}}.
         reference_features: {person: features of the hold-out photos}, for the likeness of whole pictures.
         class_images: the attacker's class pictures, for prior preservation.
-        class_features: features [N, F] of the base's class pictures.
+        class_features: features [N, F] of the base's class pictures; None without a network for them.
         class_prompt: the prompt of the class pictures.
         consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
         latents: {(model, person): latents of the person's photos}. An entry is made when it is first needed.
@@ -150,9 +150,9 @@ class CellRunner:
     judges: Judges
     models: Mapping[str, Family]
     references: Mapping[str, Mapping[str, Tensor]]
-    reference_features: Mapping[str, Tensor]
+    reference_features: Mapping[str, Tensor | None]
     class_images: Posterior
-    class_features: Tensor
+    class_features: Tensor | None
     class_prompt: str
     consenting: Tensor | None = None
     latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
@@ -271,12 +271,12 @@ class CellRunner:
         return images, features
 
     def _quality(self, features: Features, subject: str) -> dict[str, float | None]:
-        few = min(len(features.extracted), len(self.class_features)) < 2
+        drawn, of_class, distance = features.extracted, self.class_features, None
+        if drawn is not None and of_class is not None and min(len(drawn), len(of_class)) >= 2:
+            distance = _finite(kernel_distance(drawn, of_class))
         return {
             **person_quality(self.judges, features, self.reference_features[subject]),
-            "kernel_distance_to_class": None
-            if few
-            else _finite(kernel_distance(features.extracted, self.class_features)),
+            "kernel_distance_to_class": distance,
         }
 
     def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
@@ -324,16 +324,17 @@ def draw(
     )
 
 
-def person_quality(judges: Judges, features: Features, references: Tensor) -> dict[str, float | None]:
+def person_quality(judges: Judges, features: Features, references: Tensor | None) -> dict[str, float | None]:
     """Return the quality figures of pictures of a person that need no other pictures of the model.
 
     Args:
         judges: the networks that looked at the pictures.
         features: what they read.
-        references: features [M, G] of the person's hold-out photos.
+        references: features [M, G] of the person's hold-out photos; None without a network for them.
     """
     faces = {} if features.face_scores is None else {"face_score": _finite(features.face_scores.mean().item())}
-    return faces | {"similarity": _finite(judges.similarity(features, references))}
+    similarity = judges.similarity(features, references)
+    return faces | {"similarity": None if similarity is None else _finite(similarity)}
 
 
 def check_finite(images: Tensor) -> None:

@@ -12,6 +12,7 @@ from apdm.audit.results import AttackRow, CostFactors, Measurements, Utility
 from apdm.audit.search_results import SearchResults
 from apdm.metrics.drift import AttributeDrift
 from apdm.metrics.identity import IdentityStatistics
+from apdm.metrics.judges import NO_FEATURES
 from apdm.metrics.utility import ClassDistance, StrangersLikeness
 
 
@@ -207,6 +208,9 @@ def search_check(search: SearchResults, strangers: Mapping[str, StrangersLikenes
 def class_distance_check(distance: ClassDistance, limit: float) -> Check:
     """Check that the distance to the base is at most `limit` times that between two sets of the base's pictures."""
     name, value = "class_distance", distance.ratio
+    if distance.network is None:
+        detail = f"The distance of the class pictures to the base's was not measured ({NO_FEATURES})."
+        return _check(name, None, limit, None, detail)
     if value is None:
         return _check(name, None, limit, False, f"The {distance} to the base could not be measured.")
     detail = f"The {distance} to the base is {value:.2f} times that of two seeds of the base; {limit} are allowed."

@@ -13,6 +13,7 @@ SchemaNumber = Literal[2]
 IdentityByEncoder = dict[str, IdentityStatistics]  # {encoder: likeness}
 Status = Literal["ok", "failed"]
 State = Literal["protected", "not protected", "unreliable", "void"]
+HeldOutFrom = Literal["originals", "folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +82,19 @@ class Prompts:
     instance_prompt: str
     class_prompt: str
     asked: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoCounts:
+    """How many photos of each person were used, {person: number}.
+
+    Attributes:
+        attacked: photos that the attacker trains on.
+        held_out: photos that define likeness.
+        held_out_from: "originals" if the last third of each person's originals was held out, "folder" if a folder of
+            hold-out photos was given.
+    """
+
+    attacked: dict[str, int]
+    held_out: dict[str, int]
+    held_out_from: HeldOutFrom

@@ -109,6 +109,7 @@ def _attack_and_judge(
         models=dict(plan.files),
         subjects=list(protected),
         others=[person.id for person in subjects.others],
+        photos=subjects.counts,
         judges=judges.describe(),
         strangers=strangers,
         strangers_matched=matched,

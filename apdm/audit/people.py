@@ -9,19 +9,20 @@
     DIR/consenting/<id>/ people whose photos an attacker may train on first; optional
 
 If DIR/attacker does not exist, the attacker has the photos in DIR/<id>/. If there the photos of each person lie in sets
-(`apdm.data.photo_sets`), one set is the attacker's, and another one is held out.
+(`apdm.data.photo_sets`), one set is the attacker's, and another one is held out. If they do not, and there are no
+hold-out photos either, the last third of each person's photos is held out from the attacker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from apdm.audit.common_results import HeldOutFrom, PhotoCounts
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError, each
 from apdm.data.photo_sets import Chosen, Letter, has_sets
@@ -59,6 +60,8 @@ class AuditSubjects:
             base's class pictures are used instead.
         consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
         sets: all these photos, to be compared with those of other folders.
+        held_out_from: "originals" if the last third of each person's photos is held out; "folder" if the hold-out
+            photos are in a folder of their own.
     """
 
     protected: list[Person]
@@ -66,17 +69,44 @@ class AuditSubjects:
     strangers: Tensor | None = None
     consenting: Tensor | None = None
     sets: Sequence[PhotoSet] = ()
+    held_out_from: HeldOutFrom = "folder"
+
+    @property
+    def counts(self) -> PhotoCounts:
+        """How many photos of each protected person are used for what."""
+        return PhotoCounts(
+            attacked={person.id: len(person.photos) for person in self.protected},
+            held_out={person.id: len(person.references) for person in self.protected},
+            held_out_from=self.held_out_from,
+        )
 
 
 @dataclass(frozen=True)
 class PhotoFolders:
-    """The folders with the photos; None for a folder that was not given."""
+    """The folders with the photos; None for a folder that was not given.
 
-    attack: str | None
-    holdout: str | None
+    Attributes:
+        attack: photos that the attacker trains on.
+        holdout: photos that define likeness.
+        other: photos of people who gave consent and must stay learnable.
+        strangers: photos of other people.
+        consenting: photos of people whom an attacker may train on first.
+        last_third: only the last third of each person's photos in `holdout` is held out. The attacker has the others,
+            if `attack` is the same folder. The photos in `other` are divided in the same way.
+    """
+
+    attack: str
+    holdout: str
     other: str | None = None
     strangers: str | None = None
     consenting: str | None = None
+    last_third: bool = False
+
+    @property
+    def by_group(self) -> dict[str, str]:
+        """{group of photos: its folder} of the folders that are given."""
+        names = ("attack", "holdout", "other", "strangers", "consenting")
+        return {name: folder for name in names if (folder := getattr(self, name)) is not None}
 
     @staticmethod
     def below(subjects: str, options: AuditOptions) -> PhotoFolders:
@@ -87,9 +117,11 @@ class PhotoFolders:
             return str(root / name) if (root / name).is_dir() else None
 
         attack = options.attack_data_dir or inside(ATTACKER) or subjects
+        holdout = options.holdout_data_dir or inside(HOLDOUT)
         return PhotoFolders(
             attack=attack,
-            holdout=options.holdout_data_dir or inside(HOLDOUT) or (attack if has_sets(attack) else None),
+            holdout=holdout or attack,
+            last_third=holdout is None and not has_sets(attack),
             other=options.other_data_dir or inside(OTHER),
             strangers=options.strangers_data_dir or inside(STRANGERS),
             consenting=inside(CONSENTING),
@@ -114,28 +146,27 @@ class PhotoFolders:
             holdout_set: which photos are held out, where those of each person lie in sets.
 
         Raises:
-            UserError: there are no hold-out photos, a person has no photos, or a photo is damaged.
+            UserError: a person has no photos or too few to hold some out, or a photo is damaged.
         """
         # The attacker's photos may lie beside the folders of other groups.
         groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
-        trained, held = Chosen(attacker_set, f"{prefix}attacker_set"), Chosen(holdout_set, f"{prefix}holdout_set")
+        option = f"{prefix}holdout_data_dir"
+        whole, third = Chosen(attacker_set, f"{prefix}attacker_set"), Chosen(holdout_set, f"{prefix}holdout_set")
+        trained, held = whole, third
+        if self.last_third:
+            trained, held = replace(whole, part="kept", holdout=option), replace(third, part="held out", holdout=option)
         besides = [Path(folder) for folder in groups if folder]
         beside_holdout = besides if self.holdout == self.attack else []
         with Faults() as faults:
-            attack = faults.of(lambda: People.load(self.attack, resolution, trained, besides=besides))
+            own = trained if self.attack == self.holdout else whole
+            attack = faults.of(lambda: People.load(self.attack, resolution, own, besides=besides))
             holdout = faults.of(lambda: People.load(self.holdout, resolution, held, besides=beside_holdout))
-            other, consenting = (
-                faults.of(partial(People.load, folder, resolution, trained)) for folder in (self.other, self.consenting)
-            )
+            other = faults.of(lambda: People.load(self.other, resolution, trained))
+            consenting = faults.of(lambda: People.load(self.consenting, resolution, whole))
             other_holdout = holdout
-            if has_sets(self.other):
+            if self.last_third or has_sets(self.other):
                 other_holdout = faults.of(lambda: People.load(self.other, resolution, held))
             strangers = faults.of(lambda: _strangers(self.strangers, resolution))
-            if self.holdout is None and (self.attack is None or Path(self.attack).is_dir()):
-                raise UserError(
-                    "the audit measures likeness on photos nobody trained on; "
-                    f"name their folder with {prefix}holdout_data_dir, one sub-folder per subject"
-                )
         protected = list(attack.photos) if protected is None else protected
         unseen = "photos of this person that nobody trains on"
         _require(protected, holdout.photos, self.holdout, unseen, owner=self.attack)
@@ -150,6 +181,7 @@ class PhotoFolders:
             persons(other.photos, other.photos, other_holdout.photos),
             strangers[0].images[0] if strangers else None,
             torch.cat(list(consenting.photos.values())) if consenting.photos else None,
+            held_out_from="originals" if self.last_third else "folder",
             sets=[
                 *attack.sets(Role.PROTECTED, protected),
                 *holdout.sets(Role.REFERENCE, protected),

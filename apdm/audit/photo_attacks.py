@@ -143,11 +143,11 @@ class HoldOut:
 
     Attributes:
         embeddings: {encoder: embeddings [M, D]}.
-        whole: features [M, G] of the whole pictures.
+        whole: features [M, G] of the whole pictures; None without a network for them.
     """
 
     embeddings: Mapping[str, Tensor]
-    whole: Tensor
+    whole: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)

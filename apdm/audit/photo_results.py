@@ -9,6 +9,7 @@ from apdm.audit.common_results import (
     Check,
     IdentityByEncoder,
     ModelFile,
+    PhotoCounts,
     Prompts,
     SchemaNumber,
     State,
@@ -130,22 +131,6 @@ class ImageLayer(Perturbation):
     attacks: list[PhotoAttackRow]
     by_attack: list[PhotoOutcome] | None = None
     misled_judges: list[str] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoCounts:
-    """How many photos of each person were used, {person: number}.
-
-    Attributes:
-        attacked: photos that the attacker trains on.
-        held_out: photos that define likeness.
-        held_out_from: "originals" if the last third of each person's originals was held out, "folder" if a folder of
-            hold-out photos was given.
-    """
-
-    attacked: dict[str, int]
-    held_out: dict[str, int]
-    held_out_from: Literal["originals", "folder"]
 
 
 @dataclass(frozen=True, kw_only=True)

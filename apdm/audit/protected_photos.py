@@ -32,7 +32,7 @@ from apdm.metrics.perception import PixelArray, visibility
 logger = get_logger(__name__)
 
 UNKNOWN = "unknown"  # the method of photos that another tool protected
-MIN_HELD_OUT, MIN_PHOTOS = 2, 4  # of a person whose hold-out photos are taken from the originals
+KEPT, HELD_OUT = Chosen(part="kept"), Chosen(part="held out")
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,12 @@ def hold_out(photos: ProtectedPhotos) -> HeldOut:
     """
     pairs, references, attacked, held = {}, {}, [], []
     for subject in photos.subjects:
-        number, pair = len(subject.images), photos.pairs[subject.id]
-        if number < MIN_PHOTOS:
-            raise UserError(
-                f"{photos.folder} has {number} photo{'s' * (number != 1)} of {subject.id}, too few to hold some out: "
-                f"give at least {MIN_PHOTOS}, or other photos of the person in holdout_data_dir"
-            )
-        kept = number - max(MIN_HELD_OUT, number // 3)
-        pairs[subject.id] = PhotoPair(pair.clean[:kept], pair.protected[:kept])
-        references[subject.id] = pair.clean[kept:]
-        attacked.append(Subject(subject.id, subject.images[:kept]))
-        held.append(Subject(subject.id, subject.images[kept:]))
+        pair, files = photos.pairs[subject.id], subject.images
+        kept, last = (part.of(files, folder=photos.folder, subject=subject.id) for part in (KEPT, HELD_OUT))
+        pairs[subject.id] = PhotoPair(pair.clean[kept], pair.protected[kept])
+        references[subject.id] = pair.clean[last]
+        attacked.append(Subject(subject.id, files[kept]))
+        held.append(Subject(subject.id, files[last]))
     sets = [PhotoSet.of_people(Role.REFERENCE, photos.folder, held, references)]
     return HeldOut(ProtectedPhotos(pairs, photos.perturbation, photos.folder, attacked), references, sets)
 

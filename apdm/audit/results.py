@@ -16,6 +16,7 @@ from apdm.audit.common_results import (
     Check,
     IdentityByEncoder,
     ModelFile,
+    PhotoCounts,
     Prompts,
     SchemaNumber,
     State,
@@ -286,6 +287,7 @@ class Measurements:
         models: {model: its file and hash}.
         subjects: ids of the protected people.
         others: ids of people who must stay learnable.
+        photos: how many photos of the protected people were attacked and held out; None in results of older versions.
         judges: the networks that gave the figures.
         strangers: {encoder: likeness by chance}.
         strangers_matched: {protected person: share of the strangers whom every encoder takes for this person}; None
@@ -303,6 +305,7 @@ class Measurements:
     models: dict[str, ModelFile]
     subjects: list[str]
     others: list[str]
+    photos: PhotoCounts | None = None
     judges: JudgesDescription
     strangers: dict[str, StrangersLikeness]
     strangers_matched: dict[str, float] | None = None

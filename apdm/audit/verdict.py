@@ -28,7 +28,7 @@ from apdm.audit.common_results import Check, State, Verdict
 from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
 from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is_void, placebo_comparison
 from apdm.faces.described import distinct
-from apdm.metrics.judges import JudgesDescription
+from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3
@@ -134,6 +134,8 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     unreliable += _not_attacked(measured)
     unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
     unreliable += one_encoder(measured.judges) + doubtful_thresholds(measured.judges)
+    if measured.utility.frechet.network is None:
+        unreliable.append(f"nothing shows whether hardening changed the class ({NO_FEATURES})")
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -76,11 +76,12 @@ def find_subjects(
     Args:
         instance_data_dir: the folder.
         besides: folders directly in it that are no subjects.
-        chosen: which set to use if the photos of each subject lie in sets.
+        chosen: which set to use if the photos of each subject lie in sets, and which part of the photos if not.
 
     Raises:
         UserError: there is no such folder, a subject has no photos, photos lie where nobody looks for them, photos and
-            their safe partners do not match, or a subject does not have the chosen set.
+            their safe partners do not match, a subject does not have the chosen set, or too few photos to hold some
+            out.
     """
     root, other_roles = Path(instance_data_dir), {os.path.realpath(folder) for folder in besides}
     top = list_folder(root).require_read()
@@ -93,7 +94,7 @@ def find_subjects(
                 f"{root} holds loose photos ({name_some(top.photos, 1)}) beside folders with photos "
                 f"({name_some(hidden, 1)}); put every photo into the folder of the person whom it shows"
             )
-        return [_subject(root, ONLY_SUBJECT, called=str(root), named=False)]
+        return [_part(_subject(root, ONLY_SUBJECT, called=str(root), named=False), root, chosen)]
     if not folders:
         raise UserError(
             f"{root} holds no photos{_only(top.others)}; put them in {root}/<subject id>/, as JPEG, PNG or WebP"
@@ -118,7 +119,7 @@ def find_subjects(
         folder, called = named[name], f'subject "{name}"'
         if layouts[name]:
             return _subject_with_sets(folder, name, list_folder(folder), layouts[name], chosen, called=called)
-        return _subject(folder, name, called=called)
+        return _part(_subject(folder, name, called=called), root, chosen)
 
     return each(sorted(named), subject_of)
 
@@ -275,6 +276,12 @@ def _subject(folder: Path, subject: str, *, called: str, named: bool = True) -> 
     if not listing.photos:
         raise UserError(f"{called} has no photos{_only(listing.others)}; add some or remove the folder")
     return Subject(subject, listing.photos, _partners(called, listing.photos, folder / SAFE), named)
+
+
+def _part(subject: Subject, root: Path, chosen: photo_sets.Chosen) -> Subject:
+    """Return the subject with the chosen part of its photos and their partners."""
+    part = chosen.of(subject.images, folder=root, subject=subject.id)
+    return replace(subject, images=subject.images[part], safe=subject.safe and subject.safe[part])
 
 
 def _refuse_inner(folder: Path, called: str, inner: Sequence[Path]) -> None:

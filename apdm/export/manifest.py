@@ -18,6 +18,7 @@ def write_manifest(
     *,
     config_hash: str | None = None,
     pairs: str | None = None,
+    held_out: str | None = None,
     include: Sequence[str] = SHIPPED,
 ) -> Path:
     """Write manifest.json with the sha256 and the size of each shipped file and the versions of all packages.
@@ -28,6 +29,7 @@ def write_manifest(
         output_dir: the folder of the run.
         config_hash: hash of the resolved configuration. By default it is read from the exported model's header.
         pairs: how a hardening run paired protected photos with safe pictures; None after any other job.
+        held_out: which of the people's photos a hardening run left out; None if it used all of them.
         include: names of the files and folders at the top of `output_dir` that are shipped.
 
     Returns:
@@ -43,6 +45,7 @@ def write_manifest(
         "schema": 1,
         "config_sha256": config_hash,
         **({} if pairs is None else {"pairs": pairs}),
+        **({} if held_out is None else {"held_out": held_out}),
         "package": package_versions(),
         "include": list(include),
         "files": [

@@ -45,6 +45,8 @@ def model_card(facts: Mapping[str, str], ways: Sequence[Loading], *, moved: floa
     ]
     if "apdm.pairs" in facts:
         lines.append(f"* Safe partners of the protected photos: {facts['apdm.pairs']}")
+    if "apdm.held_out" in facts:
+        lines.append(f"* Held out from the hardening, to measure likeness: {facts['apdm.held_out']}")
     if moved is not None:
         lines.append(f"* Weights of the denoiser that differ from the base: {moved:.1%}")
     lines += ["", "## Threat model", "", " ".join(THREAT_MODEL), "", "## Use", ""]

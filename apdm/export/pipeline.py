@@ -37,6 +37,7 @@ def export_model(
     method: str,
     steps: int,
     pairs: str | None = None,
+    held_out: str | None = None,
     save_variant: str | None = None,
     single_file: bool = False,
     moved: float | None = None,
@@ -52,6 +53,7 @@ def export_model(
         method: what hardened the model, such as "apdm".
         steps: outer steps of the hardening.
         pairs: how protected photos were paired with safe pictures, such as "drawn"; None if the method has no pairs.
+        held_out: which of the people's photos the hardening left out; None if it used all of them.
         save_variant: "fp16" or "bf16" also writes the weights in that type, under that variant's file names. The
             single file is then written in that type only.
         single_file: whether to write a single-file checkpoint too. It holds the same weights as the folder.
@@ -72,6 +74,7 @@ def export_model(
         "apdm.method": method,
         "apdm.steps": str(steps),
         **({} if pairs is None else {"apdm.pairs": pairs}),
+        **({} if held_out is None else {"apdm.held_out": held_out}),
         "apdm.config_sha256": config_hash,
         "apdm.base_sha256": model_hash(base_path) if Path(base_path).exists() else "unknown",
     }

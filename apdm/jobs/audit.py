@@ -114,7 +114,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     paths = {name: path for name, path in names.items() if path is not None}
     subjects = str(config.subjects)  # given with a hardened model
     folders = PhotoFolders.below(subjects, config)
-    given = {f"the {role} photos in": folder for role, folder in vars(folders).items() if folder}
+    given = {f"the {role} photos in": folder for role, folder in folders.by_group.items()}
 
     def read_inputs() -> AuditInputs:
         inputs = load_inputs(

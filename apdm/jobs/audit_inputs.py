@@ -15,7 +15,6 @@ from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
 from apdm.audit.thresholds import warn_if_few_photos
 from apdm.config import AuditOptions
-from apdm.config.judges import EXAMPLE
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
@@ -156,24 +155,17 @@ def load_judges(
 ) -> Judges:
     """Load the networks that measure pictures.
 
+    The features of whole pictures are read by the networks that `judge` names. In the miniature world the bundled ones
+    stand in for them; elsewhere what needs such features is not measured.
+
     Raises:
-        UserError: a network cannot be loaded; or none is given for the features of whole pictures, and the bundled ones
-            do not know what the models draw.
+        UserError: a network cannot be loaded.
     """
-    from apdm.metrics.networks import FeatureNetworks, load_feature_networks  # which imports transformers
+    from apdm.metrics.networks import load_feature_networks  # which imports transformers
 
     option = f"{options.prefix}judge"
-
-    def load_features() -> FeatureNetworks:
-        if not options.judge and not miniature:
-            raise UserError(
-                "nothing says which network's features show how whole pictures differ, and the bundled ones know only "
-                f"the drawn people of the miniature world: give {option} {EXAMPLE} or inception:FILE"
-            )
-        return load_feature_networks(options.judge, allow_pickle=allow_pickle, option=option)
-
     with Faults() as faults:
-        networks = faults.of(load_features)
+        networks = faults.of(lambda: load_feature_networks(options.judge, allow_pickle=allow_pickle, option=option))
         encoders = faults.of(lambda: faces.encoders) if subject_kind == "person" else []
         face_score = faults.of(lambda: faces.face_score) if subject_kind == "person" else None
     if face_score is None:
@@ -183,10 +175,10 @@ def load_judges(
     return Judges(
         encoders,
         face_score,
-        networks.first or PortraitFeatures(),
+        networks.first or (PortraitFeatures() if miniature else None),
         dino=networks.dino,
         clip=networks.clip,
-        # The bundled reader of attributes knows only the drawn people of the miniature world.
+        # The bundled reader of attributes and its features know only the drawn people of the miniature world.
         reader=PortraitReader() if miniature else None,
     )
 

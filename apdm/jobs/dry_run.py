@@ -237,7 +237,7 @@ def _audit_input(
         return (
             given.plan,
             given.sets,
-            photo_audit_plan(config, given.plan, given.counts, processes=processes, device=device),
+            photo_audit_plan(config, given.plan, processes=processes, device=device),
         )
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)

@@ -41,8 +41,8 @@ PIPELINE, DETECTOR, MISLED, RECOGNISER, SIMILARITY, PROMPTS, UTILITY, ADAPTER = 
     *("pipeline", "face detector", "face recogniser with gradients", "face recogniser"),
     *("similarity of pictures", "fit of pictures and prompts", "features of pictures", "zero-shot adapter"),
 )
-# {job: what it needs}. An audit of people needs two recognisers, of which the photo protection misled at most one. On
-# real models it also needs a network whose features show how whole pictures differ.
+# {job: what it needs}. To claim protection, an audit of people needs two recognisers, of which the photo protection
+# misled at most one, and on real models a network whose features show how whole pictures differ.
 JOBS: Mapping[str, Sequence[str]] = {
     "harden": (PIPELINE,),
     "perturb, layer 1 (fine-tuning)": (PIPELINE,),

@@ -9,7 +9,7 @@ from apdm.attacks.dreambooth import DreamBooth
 from apdm.audit.common_results import ModelFile
 from apdm.audit.people import PhotoFolders
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.protected_photos import load_protected_photos
+from apdm.audit.protected_photos import hold_out, load_protected_photos
 from apdm.audit.results import Results
 from apdm.config import HardenConfig
 from apdm.core.errors import Faults
@@ -27,6 +27,17 @@ from apdm.jobs.probe import Probe
 from apdm.protection.subject_data import SubjectVariants
 
 
+def learnt_photos(config: HardenConfig) -> Chosen:
+    """Return which photos of each protected person the run hardens against.
+
+    Where the audit or the probe measures likeness and no hold-out photos are given, the last third is held out.
+    """
+    options, measured = config.audit, config.audit.enabled or config.validation.probe_steps
+    held_out = measured and options.holdout_data_dir is None and not has_sets(config.instance_data_dir)
+    holdout = f"{options.prefix}holdout_data_dir"
+    return Chosen(config.protected_set, part="kept" if held_out else "all", holdout=holdout)
+
+
 def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
     """Read and check everything that the audit and the probe of a hardening job need besides the models.
 
@@ -37,9 +48,9 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
     Raises:
         UserError: an attack cannot run, or photos or networks cannot be loaded.
     """
-    options, originals = config.audit, config.instance_data_dir
+    options = config.audit
     with Faults() as faults:
-        protected = faults.of(lambda: find_subjects(originals, chosen=Chosen(config.protected_set)))
+        protected = faults.of(lambda: find_subjects(config.instance_data_dir, chosen=learnt_photos(config)))
         if not config.image_layer.enabled:  # faceid_adapter is not refused: without protected photos it has no effect
             faults.of(lambda: options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true"))
         ids = [subject.id for subject in protected] if protected else None
@@ -56,9 +67,10 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
         options,
         PhotoFolders(
             attack=options.attack_data_dir or originals,
-            holdout=options.holdout_data_dir or (originals if has_sets(originals) else None),
+            holdout=options.holdout_data_dir or originals,
             other=options.other_data_dir,
             strangers=options.strangers_data_dir,
+            last_third=learnt_photos(config).part == "kept",
         ),
         entries=ONLY_NOMINAL,
         models=("base", "hardened"),
@@ -141,6 +153,8 @@ def audit_hardened(
         known = [person.id for person in inputs.subjects.protected]
         chosen = Chosen(config.protected_set)
         photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known, chosen=chosen)
+        if inputs.subjects.held_out_from == "originals":  # the image layer protects the photos that are held out, too
+            photos = hold_out(photos).attacked
     return audit_and_report(
         plan,
         class_images=attacker_class_images(plan, config),

@@ -37,7 +37,7 @@ from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
-from apdm.jobs.harden_inputs import HardenInputs
+from apdm.jobs.harden_inputs import AboutPhotos, HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
@@ -123,13 +123,13 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         free_memory()
         try:
             moved = processes.on_main(
-                lambda: export(config, base, hardened, trained.steps, device, pairs=inputs.pairs, keep_photos=continues)
+                lambda: export(config, base, hardened, trained.steps, device, about=inputs.about, keep_photos=continues)
             )
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
             protect_and_audit(config, base, hardened, inputs, processes, device, command=command)
-        processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), pairs=inputs.pairs))
+        processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         accelerator.end_training()
     audited = config.audit.enabled and processes.is_main
@@ -214,7 +214,7 @@ def export(
     steps: int,
     device: torch.device,
     *,
-    pairs: str,
+    about: AboutPhotos,
     keep_photos: bool,
 ) -> float:
     """Write the hardened model, and delete results that an earlier run left in the output folder.
@@ -225,7 +225,7 @@ def export(
         hardened: the family with the hardened denoiser.
         steps: number of outer steps done.
         device: the device for both models.
-        pairs: how protected photos were paired with safe pictures.
+        about: what model card and manifest say about the photos: how they were paired, and which were held out.
         keep_photos: keep the photos that an earlier run protected.
 
     Returns:
@@ -246,7 +246,7 @@ def export(
         config_hash=config_hash(config),
         method="apdm",
         steps=steps,
-        pairs=pairs,
+        **about,
         save_variant=config.save_variant,
         single_file=config.single_file,
         moved=moved,

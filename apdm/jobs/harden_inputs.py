@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, each
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
 from apdm.core.logging import get_logger
-from apdm.data.photo_sets import PROTECTED, Chosen
+from apdm.data.photo_sets import LAST_THIRD, PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.export.layout import CONFIG, MODEL, SAMPLES
@@ -34,7 +34,7 @@ from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit_inputs import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.final_audit import load_audit_inputs
+from apdm.jobs.final_audit import learnt_photos, load_audit_inputs
 from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.partners import draw_partners, require_partners
 from apdm.jobs.photo_job import PhotoJob
@@ -100,6 +100,13 @@ class Photos:
         return {subject: images for subject, images in self.instance.items() if subject not in self.safe}
 
 
+class AboutPhotos(TypedDict):
+    """How protected photos were paired with safe pictures, and which were held out; None for none."""
+
+    pairs: str
+    held_out: str | None
+
+
 class HardenFiles(NamedTuple):
     """The part of a run's input that can be read without the models; see `HardenInputs`."""
 
@@ -115,11 +122,14 @@ class HardenFiles(NamedTuple):
         benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
         audited = config.audit.enabled or config.validation.probe_steps
         load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
+        learnt = learnt_photos(config)
         apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
         faces = face_networks(config)
         with Faults() as faults:
             faults.of(lambda: apart(config.photo_folders))
-            photos = faults.of(lambda: load(config.instance_data_dir, role=Role.PROTECTED, pairs=config.pairs))
+            photos = faults.of(
+                lambda: load(config.instance_data_dir, role=Role.PROTECTED, pairs=config.pairs, chosen=learnt)
+            )
             consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
             earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
             faults.of(lambda: each(config.variety.photos, make_purifier))
@@ -288,6 +298,16 @@ class HardenInputs:
         """How protected photos are paired: "drawn", "folder", "folder and drawn", or "none"."""
         given = bool(self.photos.safe or self.earlier.safe)
         return " and ".join(["folder"] * given + ["drawn"] * any(self.unpaired)) or "none"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the last third of each protected person's photos is held out from the hardening."""
+        return self.audit_inputs is not None and self.audit_inputs.subjects.held_out_from == "originals"
+
+    @property
+    def about(self) -> AboutPhotos:
+        """What model card and manifest say about the photos."""
+        return {"pairs": self.pairs, "held_out": LAST_THIRD if self.held_out else None}
 
     @torch.no_grad()
     def encode(self) -> tuple[dict[str, list[SubjectData]], ...]:

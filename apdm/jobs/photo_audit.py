@@ -13,11 +13,11 @@ from torch import Tensor
 
 from apdm.attacks.registry import is_zero_shot, settings
 from apdm.audit.class_pictures import measure_strangers
-from apdm.audit.common_results import SCHEMA
+from apdm.audit.common_results import SCHEMA, HeldOutFrom
 from apdm.audit.models import load_models
 from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.photo_attacks import NOMINAL_ATTACK, PhotoAttackSpecs
-from apdm.audit.photo_results import PhotoCounts, PhotoResults, PhotoThresholds
+from apdm.audit.photo_results import PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
@@ -66,14 +66,12 @@ class PhotoAuditInputs:
         plan: the attacked model, the people with the photos that are attacked and held out, and the judges.
         specs: the attacks besides the nominal one.
         photos: the photos that are attacked, clean and protected.
-        counts: how many photos are attacked and held out.
         sets: all photos, to be compared with each other.
     """
 
     plan: AuditPlan
     specs: PhotoAttackSpecs
     photos: ProtectedPhotos
-    counts: PhotoCounts
     sets: list[PhotoSet]
 
 
@@ -97,7 +95,7 @@ def audit_photos(
     judges = inputs.plan.judges
     processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
-    rows = partial(photo_audit_plan, config, inputs.plan, inputs.counts, processes=processes, device=device)
+    rows = partial(photo_audit_plan, config, inputs.plan, processes=processes, device=device)
     processes.on_main(lambda: show_plan(rows()))
     inputs.plan.models["base"].pipeline.to(device)
     class_images = attacker_class_images(inputs.plan, config)
@@ -132,7 +130,8 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         photos = faults.of(read_photos)
         judges = faults.of(lambda: _read_judges(config, faces))
     held, strangers, sets = photos
-    subjects = AuditSubjects(_people(held), [], strangers, sets=sets)
+    source: HeldOutFrom = "originals" if _holdout_folder(config) is None else "folder"
+    subjects = AuditSubjects(_people(held), [], strangers, sets=sets, held_out_from=source)
     with Faults() as faults:
         faults.of(lambda: check_prompts_of(config, base, _trained(specs), ("base",)))
         faults.of(lambda: specs.check(base))
@@ -150,12 +149,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         files={"base": model_file(str(config.base), base)},
         command=command,
     )
-    counts = PhotoCounts(
-        attacked={one: len(pair.clean) for one, pair in held.attacked.pairs.items()},
-        held_out={one: len(images) for one, images in held.references.items()},
-        held_out_from="originals" if _holdout_folder(config) is None else "folder",
-    )
-    return PhotoAuditInputs(plan=plan, specs=specs, photos=held.attacked, counts=counts, sets=sets)
+    return PhotoAuditInputs(plan=plan, specs=specs, photos=held.attacked, sets=sets)
 
 
 def _read_judges(config: AuditJobConfig, faces: FaceNetworks) -> Judges:
@@ -248,7 +242,7 @@ def _attack_and_report(
         seeds=plan.seeds,
         models=dict(plan.files),
         subjects=list(known),
-        photos=inputs.counts,
+        photos=plan.subjects.counts,
         judges=described,
         strangers=strangers,
         strangers_matched=matched,

@@ -15,12 +15,13 @@ import torch
 from apdm.audit.faces_seen import look_at_faces
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
+from apdm.config.judges import EXAMPLE
 from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns, count
 from apdm.data.photo_files import moving, name_some, passed_over, printable
-from apdm.data.photo_sets import has_sets
+from apdm.data.photo_sets import LAST_THIRD, has_sets
 from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
 from apdm.distributed.processes import ProcessGroup
@@ -30,7 +31,7 @@ from apdm.families import Family
 from apdm.metrics.judges import Judges
 
 if TYPE_CHECKING:
-    from apdm.audit.photo_results import PhotoCounts
+    from apdm.audit.common_results import PhotoCounts
     from apdm.audit.plan import AuditPlan
     from apdm.audit.protected_photos import ProtectedPhotos
     from apdm.distributed.launch import EngineKind
@@ -84,8 +85,7 @@ def harden_plan(
         "model": model_text(config.pretrained_model_name_or_path, inputs.start),
         "original": config.reference_model_name_or_path,
         "people": people_text(list(photos)),
-        "photos": f"{count(sum(map(len, photos.values())), 'photo')} in {config.photo_source}, "
-        f"as squares of {config.resolution} pixels",
+        "photos": harden_photos_text(config, inputs),
         "sets": sets_text(config.instance_data_dir, config, config.audit if config.audit.enabled else None),
         "pairs": pairs_text(inputs),
         "consenting": people_text(list(inputs.consenting.instance)),
@@ -101,11 +101,26 @@ def harden_plan(
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
         "afterwards": ", ".join(afterwards),
+        "not measured": unmeasured_text(inputs.audit_inputs.judges, "audit.judge")
+        if config.audit.enabled and inputs.audit_inputs
+        else None,
         "device": device_text(device, processes.size, kind),
         "precision": PRECISIONS[config.mixed_precision],
         "output": ", ".join(made),
         "files": None if config.save_dtype else files_text(inputs.base),
     }
+
+
+def harden_photos_text(config: HardenConfig, inputs: HardenInputs) -> str:
+    """How many photos there are and, if some are held out, what is done with which."""
+    learnt = sum(map(len, inputs.photos.instance.values()))
+    source = f"in {config.photo_source}, as squares of {config.resolution} pixels"
+    if not inputs.held_out or inputs.audit_inputs is None:
+        return f"{count(learnt, 'photo')} {source}"
+    counts = inputs.audit_inputs.subjects.counts
+    whom = " from hardening and attacker"
+    text = f"{count(learnt + sum(counts.held_out.values()), 'photo')} {source}; {held_out_text(counts, whom)}"
+    return text + "; all are protected" * (inputs.photo_job is not None)
 
 
 def pairs_text(inputs: HardenInputs) -> str:
@@ -221,11 +236,11 @@ def audit_plan(
         device: the device of this process.
     """
     rows: Rows = {name: model_text(getattr(config, name), model) for name, model in plan.models.items()}
-    people = plan.subjects.protected
-    trained, held = (sum(len(of(person)) for person in people) for of in (lambda p: p.photos, lambda p: p.references))
+    people, counts = plan.subjects.protected, plan.subjects.counts
     return rows | {
         "people": people_text([person.id for person in people]),
-        "photos": f"{count(trained, 'photo')} that the attacker trains on, {held} held out",
+        "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
+        f"{held_out_text(counts)}",
         "sets": sets_text(
             str(config.subjects), config if photos is not None and config.photos is None else None, config
         ),
@@ -239,6 +254,7 @@ def audit_plan(
         f"at most {count(plan.max_train_steps, 'step')} of the nominal one, {count(plan.repeats, 'seed')}",
         "search": search_text(config, plan),
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
+        "not measured": unmeasured_text(plan.judges, "judge"),
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
@@ -261,7 +277,6 @@ def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
 def photo_audit_plan(
     config: AuditJobConfig,
     plan: AuditPlan,
-    counts: PhotoCounts,
     *,
     processes: ProcessGroup,
     device: torch.device,
@@ -271,21 +286,19 @@ def photo_audit_plan(
     Args:
         config: the options of the audit.
         plan: the attacked model, the people and the attacks.
-        counts: how many photos are attacked and held out.
         processes: the processes of the run.
         device: the device of this process.
     """
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
     attacks = ["dreambooth", *["faceid"] * (config.faceid_adapter is not None), *config.photo_attacks]
-    held = f"{sum(counts.held_out.values())} held out"
-    if counts.held_out_from == "originals":
-        held += " from both arms: the last third of each person's by name, at least two"
+    counts = plan.subjects.counts
+    held_out = held_out_text(counts, " from both arms")
     return {
         "model": model_text(str(config.base), plan.models["base"]),
         "people": people_text(list(counts.attacked)),
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} in {config.photos}, clean and protected "
-        f"({config.protected_photos}), as squares of {config.resolution} pixels; {held}",
+        f"({config.protected_photos}), as squares of {config.resolution} pixels; {held_out}",
         "as protected": f"{', '.join(taken)}: as {CONFIG} in {config.protected_photos} says" if taken else None,
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         "sets": sets_text(str(config.photos), config, config),
@@ -296,6 +309,7 @@ def photo_audit_plan(
         "attacks": f"{', '.join(attacks)}; at most {count(plan.attacks.nominal_step, 'step')} of the first, "
         f"{count(plan.repeats, 'seed')}",
         "purified by": ", ".join(config.purifiers),
+        "not measured": unmeasured_text(plan.judges, "judge", photos_alone=True),
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
@@ -345,6 +359,35 @@ def sets_text(
 
 
 # -- words for parts of a plan ----------------------------------------------------------------------------------------
+
+
+def held_out_text(counts: PhotoCounts, whom: str = "") -> str:
+    """Return how many photos are held out, and which if they were chosen by the program.
+
+    Args:
+        counts: how many photos of each person are used for what.
+        whom: from whom they are held out, with a space before it.
+    """
+    text = f"{sum(counts.held_out.values())} held out"
+    return text + f"{whom}: {LAST_THIRD}" * (counts.held_out_from == "originals")
+
+
+def unmeasured_text(judges: Judges, option: str, *, photos_alone: bool = False) -> str | None:
+    """Return what an audit does not measure because no network for whole pictures is given; None if one is.
+
+    Args:
+        judges: the networks of the audit.
+        option: the option that names one.
+        photos_alone: whether no hardened model is audited.
+    """
+    if judges.extractor is not None:
+        return None
+    if photos_alone:
+        return f"the likeness of whole pictures; --{option} {EXAMPLE} measures it"
+    return (
+        "whether hardening changes the class, without which no protection is claimed, and the likeness of whole "
+        f"pictures; --{option} {EXAMPLE} measures both"
+    )
 
 
 def model_text(name: str, family: Family) -> str:

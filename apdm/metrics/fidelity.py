@@ -35,10 +35,11 @@ class Extractor(Protocol):
         ...
 
 
-def distance_names(extractor: Extractor, num_images: int) -> tuple[str, str]:
+def distance_names(extractor: Extractor | None, num_images: int) -> tuple[str, str]:
     """Return what the Frechet distance and the kernel distance of `num_images` pictures of each set may be called."""
-    frechet = "FID" if extractor.is_inception and num_images >= FID_PICTURES else "Frechet distance"
-    return frechet, "KID" if extractor.is_inception else "kernel distance"
+    is_inception = extractor is not None and extractor.is_inception
+    frechet = "FID" if is_inception and num_images >= FID_PICTURES else "Frechet distance"
+    return frechet, "KID" if is_inception else "kernel distance"
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from apdm.config.judges import EXAMPLE
 from apdm.core.pictures import to_array
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.described import NamedThreshold, describe
@@ -20,6 +21,8 @@ from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.objects import MeasuredThreshold, ObjectEncoder
 from apdm.metrics.perception import brisque, brisque_missing
+
+NO_FEATURES = f"no network: give one as judge, such as {EXAMPLE}"  # why figures of whole pictures are not measured
 
 
 class LikenessEncoder(Protocol):
@@ -77,15 +80,15 @@ class Features:
         face_scores: [N]; the higher, the surer the network is that the picture shows a face. None if faces were not
             looked for.
         detected: [N] bool, whether likeness can be read: the face score reaches its threshold, or there is none.
-        extracted: [N, F] features for distances between sets of pictures.
-        whole: [N, G] features for the likeness of whole pictures.
+        extracted: [N, F] features for distances between sets of pictures; None without a network for them.
+        whole: [N, G] features for the likeness of whole pictures; None without a network for them.
     """
 
     embeddings: dict[str, Tensor]
     face_scores: Tensor | None
     detected: Tensor
-    extracted: Tensor
-    whole: Tensor
+    extracted: Tensor | None
+    whole: Tensor | None
 
     def part(self, start: int, stop: int) -> Features:
         """What was read from the pictures `start` to `stop`, without the latter."""
@@ -93,7 +96,8 @@ class Features:
         return Features(
             {name: embeddings[chosen] for name, embeddings in self.embeddings.items()},
             None if self.face_scores is None else self.face_scores[chosen],
-            *(each[chosen] for each in (self.detected, self.extracted, self.whole)),
+            self.detected[chosen],
+            *(None if each is None else each[chosen] for each in (self.extracted, self.whole)),
         )
 
 
@@ -125,7 +129,7 @@ class Judges:
     Attributes:
         encoders: the encoders that judge likeness.
         face_score: decides whether a picture shows a face; None for subjects that have none.
-        extractor: gives features for distances between sets of pictures.
+        extractor: gives features for distances between sets of pictures; None leaves what needs them out.
         dino: gives features of whole pictures; None takes the extractor.
         clip: scores how well pictures fit their prompts; None leaves the CLIP score out.
         reader: reads attributes; None leaves the drift of the class out.
@@ -134,7 +138,7 @@ class Judges:
 
     encoders: Sequence[LikenessEncoder]
     face_score: FaceScore | None
-    extractor: Extractor
+    extractor: Extractor | None
     dino: Extractor | None = None
     clip: PromptScorer | None = None
     reader: AttributeReader | None = None
@@ -158,14 +162,18 @@ class Judges:
         if self.face_score is not None:
             scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in chunks])
             detected = scores >= self.face_score.threshold
-        extracted = torch.cat([self.extractor(chunk).cpu() for chunk in chunks])
+        extracted = self._extract(self.extractor, images)
         whole = extracted if self.dino in (None, self.extractor) else self.whole_features(images)
         return Features(self.embed(images), scores, detected, extracted, whole)
 
     @torch.no_grad()
-    def whole_features(self, images: Tensor) -> Tensor:
-        """Features [N, G] of whole pictures [N, 3, H, W] in [0, 1], for `similarity`."""
-        extractor = self.dino or self.extractor
+    def whole_features(self, images: Tensor) -> Tensor | None:
+        """Features [N, G] of whole pictures [N, 3, H, W] in [0, 1], for `similarity`; None without a network."""
+        return self._extract(self.dino or self.extractor, images)
+
+    def _extract(self, extractor: Extractor | None, images: Tensor) -> Tensor | None:
+        if extractor is None:
+            return None
         return torch.cat([extractor(chunk).cpu() for chunk in images.split(self.batch_size)])
 
     @torch.no_grad()
@@ -191,8 +199,13 @@ class Judges:
         faces = None if self.face_score is None else features.detected
         return {e.name: identity_statistics(scores[e.name], faces, e.threshold) for e in self.encoders}
 
-    def similarity(self, features: Features, references: Tensor) -> float:
-        """Mean cosine between the features of every picture and every reference [M, G] (DINO score, DreamBooth)."""
+    def similarity(self, features: Features, references: Tensor | None) -> float | None:
+        """Mean cosine between the features of every picture and every reference [M, G] (DINO score, DreamBooth).
+
+        The result is None without a network for such features.
+        """
+        if features.whole is None or references is None:
+            return None
         return (normalize(features.whole.double(), dim=1) @ normalize(references.double(), dim=1).T).mean().item()
 
     def clip_score(self, images: Tensor, prompts: Sequence[str]) -> float | None:
@@ -220,14 +233,14 @@ class Judges:
 
     def describe(self) -> JudgesDescription:
         """Names and thresholds of all networks, for the results."""
-        face = self.face_score
+        face, whole = self.face_score, self.dino or self.extractor
         return JudgesDescription(
             encoders=[describe(encoder) for encoder in self.encoders],
             face_score=None if face is None else describe(face),
             quality=({} if face is None else {"face_score": face.name})
             | {
-                "kernel_distance_to_class": self.extractor.name,
-                "similarity": (self.dino or self.extractor).name,
+                "kernel_distance_to_class": NO_FEATURES if self.extractor is None else self.extractor.name,
+                "similarity": NO_FEATURES if whole is None else whole.name,
                 "brisque": brisque_missing() or "brisque",
             },
             clip=None if self.clip is None else self.clip.name,

@@ -46,13 +46,13 @@ class ClassDistance:
 
     Attributes:
         name: what the distance is: "Frechet distance", "kernel distance", or "FID" and "KID" where it may be called so.
-        network: the network whose features are compared.
+        network: the network whose features are compared; None if there is none, and nothing was measured.
         to_base: distance of the hardened model's pictures to the base's.
         base_seed_to_seed: the same distance between two sets of pictures of the base.
     """
 
     name: str
-    network: str
+    network: str | None
     to_base: float | None
     base_seed_to_seed: float | None
 
@@ -142,7 +142,7 @@ def strangers_matched(
 
 def class_utility(
     features: Mapping[str, Features],
-    extractor: Extractor,
+    extractor: Extractor | None,
     read: Mapping[str, Mapping[str, Tensor]] | None = None,
     values: Mapping[str, Sequence[str]] | None = None,
 ) -> ClassUtility:
@@ -151,24 +151,23 @@ def class_utility(
     Args:
         features: what the networks read from the class pictures of "base", "base_again" (the base with other seeds),
             "hardened" and maybe "placebo".
-        extractor: the network that gave the features.
+        extractor: the network that gave the features; None if there is none, so that no distance is measured.
         read, values: the attributes, as `read` and `names` of `class_drift`. Without them no drift is measured.
     """
     with_faces = features["base"].face_scores is not None
     base, again, hardened = (features[name].extracted for name in ("base", "base_again", "hardened"))
+    number = len(features["base"].detected)
     frechet, kernel = (
         ClassDistance(
             name=name,
-            network=extractor.name,
+            network=None if extractor is None else extractor.name,
             to_base=_distance(distance, base, hardened),
             base_seed_to_seed=_distance(distance, base, again),
         )
-        for name, distance in zip(
-            distance_names(extractor, len(base)), (frechet_distance, kernel_distance), strict=True
-        )
+        for name, distance in zip(distance_names(extractor, number), (frechet_distance, kernel_distance), strict=True)
     )
     return ClassUtility(
-        num_images=len(base),
+        num_images=number,
         frechet=frechet,
         kernel=kernel,
         class_face_rate={
@@ -185,8 +184,13 @@ def _faces(drawn: Features) -> dict[str, Tensor]:
     return {name: embeddings[drawn.detected] for name, embeddings in drawn.embeddings.items()}
 
 
-def _distance(distance: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor) -> float | None:
-    """The distance; None if a set is too small or has numbers that are not finite, which a broken model can cause."""
+def _distance(distance: Callable[[Tensor, Tensor], float], first: Tensor | None, second: Tensor | None) -> float | None:
+    """The distance; None without features, and if a set is too small or has numbers that are not finite.
+
+    The latter comes from broken models.
+    """
+    if first is None or second is None:
+        return None
     if min(len(first), len(second)) < 2 or not (first.isfinite().all() and second.isfinite().all()):
         return None
     return distance(first, second)

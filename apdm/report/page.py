@@ -13,12 +13,12 @@ from typing import Any
 
 import jinja2
 
-from apdm.audit.common_results import Check, Verdict
+from apdm.audit.common_results import Check, PhotoCounts, Verdict
 from apdm.audit.results import AttackRow, LowestCost, Results, Role
 from apdm.core.files import write_text
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate
-from apdm.metrics.judges import JudgesDescription
+from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.report.attacks import attack_lines, attack_sections
 from apdm.report.curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Encoder
@@ -77,6 +77,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     layer = results.image_layer
     return {
         "results": results,
+        "counted": photos_counted(results.photos),
         **about_judges(results.judges),
         "encoders": encoders,
         "headline": headline_of(results.verdict),
@@ -101,10 +102,17 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     }
 
 
+def photos_counted(photos: PhotoCounts | None) -> dict[str, int] | None:
+    """How many photos of all people were attacked and held out; None if the results do not say it."""
+    if photos is None:
+        return None
+    return {name: sum(getattr(photos, name).values()) for name in ("attacked", "held_out")}
+
+
 def about_judges(judges: JudgesDescription) -> dict[str, Any]:
     """What the templates say differently for different judges, by the names that they use."""
     # The headings name a network, but not BRISQUE twice, or the reason why there is none.
-    networks = {key: name for key, name in judges.quality.items() if key != "brisque"}
+    networks = {key: name for key, name in judges.quality.items() if key != "brisque" and name != NO_FEATURES}
     return {
         "with_faces": judges.face_score is not None,
         "who": ("person", "people") if judges.face_score is not None else ("subject", "subjects"),

@@ -10,7 +10,7 @@ from typing import Any
 from apdm.audit.photo_results import PhotoAttackRow, PhotoResults
 from apdm.report.attacks import AttackSection
 from apdm.report.curves import Encoder
-from apdm.report.page import about_judges, check_line, headline_of, write_page
+from apdm.report.page import about_judges, check_line, headline_of, photos_counted, write_page
 from apdm.report.photos import TITLES, photo_section
 from apdm.report.pictures import Pictures, encode_pictures, slots
 
@@ -30,7 +30,7 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
         **about_judges(results.judges),
         "headline": headline_of(results.verdict),
         "encoders": encoders,
-        "counted": {name: sum(getattr(results.photos, name).values()) for name in ("attacked", "held_out")},
+        "counted": photos_counted(results.photos),
         "figures": _figures(results, encoders),
         "layer": photo_section(results.image_layer, shown, results.encoders),
         "checks": [check_line(check) for check in results.verdict.checks],
