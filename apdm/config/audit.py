@@ -132,7 +132,8 @@ class AuditOptions:
     holdout_data_dir: str | None = option(
         None,
         "Folder of hold-out photos of the protected people, which neither the defence nor the attacker sees: likeness "
-        "is measured against them.",
+        "is measured against them. By default the last third of each person's photos by name, at least 2 of at least "
+        "4, is held out; or a set, where the photos lie in sets.",
         holds="folder",
     )
     strangers_data_dir: str | None = option(
@@ -145,8 +146,8 @@ class AuditOptions:
         [],
         "Feature networks that judge whole pictures, KIND:PATH_OR_HUB_NAME: dino (likeness of whole pictures), clip "
         "(the CLIP score), inception (the network of FID; a file). The distance of class pictures is read from the "
-        "first of inception, dino and clip that is given; without them from bundled features, which know only the "
-        "miniature world. Objects need dino or clip.",
+        "first of inception, dino and clip that is given. Without them bundled features stand in on the miniature "
+        "world; on other models it is not measured, and no protection is claimed. Objects need dino or clip.",
         holds="spec",
         formerly={"dino_dir": "judge with dino:PATH", "clip_dir": "judge with clip:PATH"},
     )

@@ -48,9 +48,9 @@ class AuditJobConfig(AuditOptions):
     subjects: str | None = option(
         None,
         "Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
-        "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, the "
-        "attacker's photos, together with holdout_data_dir. Or a folder of <id>/set_A, set_B and set_C; see "
-        "attacker_set and holdout_set. It must be given with hardened.",
+        "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, of which "
+        "the last third is held out from the attacker unless holdout_data_dir is given. Or a folder of <id>/set_A, "
+        "set_B and set_C; see attacker_set and holdout_set. It must be given with hardened.",
         holds="folder",
     )
     protected_set: Literal["A", "B", "C", "D"] = option(

@@ -25,8 +25,10 @@ from apdm.audit.suites import (
 )
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.core.errors import UserError
+from apdm.data.separate_photos import check_separate
+from apdm.data.subjects import load_images
 from apdm.families import Family, load_family
-from apdm.portraits.subjects import write_subjects
+from apdm.portraits.subjects import write_photos, write_subjects
 
 MODELS = ("base", "hardened", "placebo", "sibling", "hardened_sibling")
 
@@ -214,10 +216,24 @@ def test_one_folder_holds_all_and_each_part_can_be_named_apart(tmp_path: Path):
     config = job(tmp_path / "all/attacker", "--holdout_data_dir", str(tmp_path / "all/holdout"))
     plain = PhotoFolders.below(config.subjects, config).load(32)
     assert [person.id for person in plain.protected] == ["s01", "s02"]
-    assert plain.others == [] and plain.strangers is None
-    with pytest.raises(UserError, match="name their folder with holdout_data_dir"):
-        config = job(tmp_path / "all/attacker")
-        PhotoFolders.below(config.subjects, config).load(32)
+    assert plain.others == [] and plain.strangers is None and plain.held_out_from == "folder"
+
+
+def test_without_hold_out_photos_the_last_third_is_held_out_from_the_attacker(tmp_path: Path):
+    for number, count, folder in ((1, 4, "s01"), (2, 9, "s02"), (3, 6, "other/o01")):
+        write_photos(number, range(count), tmp_path / folder, size=32)
+    config = job(tmp_path)
+    found = PhotoFolders.below(config.subjects, config).load(32)
+    check_separate(found.sets)
+    assert (found.counts.attacked, found.counts.held_out) == ({"s01": 2, "s02": 6}, {"s01": 2, "s02": 3})
+    assert found.counts.held_out_from == "originals"
+    whole = load_images(sorted((tmp_path / "s02").iterdir()), 32)
+    assert torch.equal(torch.cat([found.protected[1].photos, found.protected[1].references]), whole)
+    assert [len(found.others[0].photos), len(found.others[0].references)] == [4, 2]
+    (tmp_path / "s01/003.png").unlink()
+    said = "has 3 photos of s01, too few to hold some out for the audit: give at least 4, .* in audit.holdout_data_dir"
+    with pytest.raises(UserError, match=said):
+        PhotoFolders.below(config.subjects, config).load(32, prefix="audit.")
 
 
 def test_the_attackers_people_may_lie_beside_the_other_groups_and_strangers_in_folders(tmp_path: Path):

@@ -514,3 +514,15 @@ def test_a_single_encoder_alone_or_as_copies_shows_no_protection(encoders: list[
     if said is not None:
         (clause,) = verdict["unreliable"]
         assert re.search(said, clause)
+
+
+def test_without_a_network_for_whole_pictures_no_protection_is_claimed():
+    def leave_out(draft: dict[str, Any]) -> None:
+        for distance in (draft["utility"]["frechet"], draft["utility"]["kernel"]):
+            distance |= {"network": None, "to_base": None, "base_seed_to_seed": None}
+
+    verdict = verdict_on(made_up_results(leave_out))
+    (flag,) = verdict["unreliable"]
+    assert not verdict["protected"] and "give one as judge, such as dino:" in flag and flag in verdict["reasons"][0]
+    (check,) = (check for check in verdict["checks"] if check["name"] == "class_distance")
+    assert check["passed"] is None and "was not measured" in check["detail"]

@@ -204,3 +204,14 @@ def test_protecting_photos_takes_one_set_and_says_so(tiny_pipeline, tmp_path, ca
     names = "people/n1/set_B/1.png", "out/images/n1/1.png"
     original, made = (np.asarray(Image.open(tmp_path / name)) for name in names)
     assert 0 < abs(original.astype(int) - made).max() <= 7
+
+
+def test_without_sets_the_last_third_by_name_can_be_left_out_or_taken_alone(tmp_path):
+    for name in "cabdefg":  # in no order
+        photo(tmp_path / f"n1/{name}.png")
+    kept, held = (find_subjects(tmp_path, chosen=Chosen(part=part))[0].images for part in ("kept", "held out"))
+    assert ["".join(file.stem for file in files) for files in (kept, held)] == ["abcde", "fg"]
+    person(tmp_path / "sets/n1")  # of sets, the chosen one is taken whole
+    assert len(find_subjects(tmp_path / "sets", chosen=Chosen(part="kept"))[0].images) == 2
+    (only,) = find_subjects(tmp_path / "n1", chosen=Chosen(part="held out"))
+    assert (only.named, len(only.images)) == (False, 2)

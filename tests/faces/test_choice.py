@@ -83,7 +83,8 @@ def test_single_options_refine_what_the_pack_gives():
 
 @needs_assets
 def test_a_pack_without_a_threshold_is_told_how_to_get_one(tmp_path: Path):
-    with pytest.raises(UserError, match=r"insightface_pack has no threshold: give insightface_pack=0\.3 .*one pair in"):
+    said = rf"insightface_pack has no threshold: give {PACK}=0\.3 in place of {PACK}, or .* one pair in a thousand"
+    with pytest.raises(UserError, match=said):
         _ = FaceNetworks(FaceChoice(faces=[str(PACK)])).encoders
     known = tmp_path / "buffalo_l"  # a pack whose recogniser has the name of one with a published threshold
     known.mkdir()

@@ -243,8 +243,11 @@ def another_family(folders: dict[str, Path], tmp_path: Path) -> dict[str, object
     return {"hardened": tmp_path / "other"}
 
 
-def no_holdout(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
-    return {"subjects": folders["people"] / "attacker"}
+def too_few_to_hold_out(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
+    people = shutil.copytree(folders["people"] / "attacker", tmp_path / "few")
+    for photo in sorted(people.glob("s01/*"))[3:]:
+        photo.unlink()
+    return {"subjects": people}
 
 
 def no_single_identifier(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
@@ -267,7 +270,7 @@ def unknown_attack(folders: dict[str, Path], tmp_path: Path) -> dict[str, object
         (same_weights, "exactly the weights of the base"),
         (another_target, "predicts v_prediction, the base epsilon"),
         (another_family, "KandinskyPipeline"),
-        (no_holdout, "holdout_data_dir"),
+        (too_few_to_hold_out, "photos of s01, too few to hold some out for the audit: give at least 4"),
         (unknown_attack, "dreambot"),
         (no_single_identifier, 'no identifier in "a photo of my sks person"'),
     ],

@@ -20,15 +20,19 @@ from tiny_run import OPTIONS
 
 from apdm.audit.people import PhotoFolders
 from apdm.audit.thresholds import with_thresholds
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
+from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
+from apdm.faces import FaceChoice, FaceNetworks
 from apdm.jobs.audit import audit_models
+from apdm.jobs.audit_inputs import load_judges
 from apdm.jobs.dry_run import protect_photos
 from apdm.jobs.harden import harden
 from apdm.jobs.perturb import perturb
 from apdm.metrics.extractors import VisionModel
 from apdm.metrics.judges import Judges
 from apdm.metrics.objects import ObjectEncoder
+from apdm.metrics.trial import try_judges
+from apdm.metrics.utility import class_utility
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 DOG = "a photo of sks dog"
@@ -220,12 +224,21 @@ def test_a_configuration_that_only_misleads_faces_hardens_against_objects_too():
     assert not config.protects_photos
 
 
-def test_a_model_from_outside_is_not_judged_by_the_bundled_features(world: dict[str, Path], tmp_path: Path):
-    given = {"base": world["base"], "hardened": world["hardened"], "subjects": world["things"]}
-    options = {**given, **SHORT, "output_dir": tmp_path / "out", "faces": [world["tiny-dino"]]}
-    with pytest.raises(UserError, match="nothing says which network's features show .*: give judge dino:facebook"):
-        audit_models(make_config(AuditJobConfig, options))
-    assert not (tmp_path / "out").exists()
+def test_a_model_from_outside_is_not_judged_by_the_bundled_features():
+    faces, pictures = FaceNetworks(FaceChoice()), torch.rand(3, 3, 64, 64)
+    bundled, none = (
+        load_judges(AuditConfig(), "person", faces, miniature=miniature, allow_pickle=False)
+        for miniature in (True, False)
+    )
+    assert bundled.extractor is not None and none.extractor is None and none.dino is None
+    try_judges(none, pictures)
+    seen = none.features(pictures)
+    assert seen.extracted is None and seen.whole is None and seen.part(0, 2).whole is None
+    assert none.similarity(seen, none.whole_features(pictures)) is None
+    drawn = {name: none.features(torch.rand(3, 3, 64, 64)) for name in ("base", "base_again", "hardened")}
+    utility = class_utility(drawn, none.extractor)
+    assert (utility.num_images, utility.frechet.network, utility.frechet.to_base) == (3, None, None)
+    assert none.describe().quality["similarity"].startswith("no network: give one as judge, such as dino:")
 
 
 @needs_assets
