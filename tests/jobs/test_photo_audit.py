@@ -293,7 +293,7 @@ def test_only_what_is_not_given_is_taken_from_the_run(run_folder: Path):
     ("change", "said"),
     [
         ("same", "look exactly like those in"),
-        ("few", "3 photos of s01, too few to hold some out: give at least 4"),
+        ("few", "3 photos of s01, too few to hold some out for the audit: give at least 4"),
         ("missing", "005 has no protected photo"),
         ("inside", "lie in one another"),
         ("holdout", "has no folder s02"),
