@@ -133,9 +133,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]
     unreliable += _not_attacked(measured)
     unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
-    unreliable += one_encoder(measured.judges) + doubtful_thresholds(measured.judges)
-    if measured.utility.frechet.network is None:
-        unreliable.append(f"nothing shows whether hardening changed the class ({NO_FEATURES})")
+    unreliable += lacking_judges(measured.judges) + doubtful_thresholds(measured.judges)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
     if unreliable:
@@ -202,6 +200,13 @@ def among_strangers(
         for subject, share in matched.items()
         if share > allowed
     ]
+
+
+def lacking_judges(judges: JudgesDescription) -> list[str]:
+    """Return which networks an audit of models lacks for any claim, one clause each."""
+    without_features = judges.quality.get("kernel_distance_to_class") == NO_FEATURES
+    unseen = f"nothing shows whether hardening changes the class ({NO_FEATURES})"
+    return one_encoder(judges) + [unseen] * without_features
 
 
 def one_encoder(judges: JudgesDescription) -> list[str]:

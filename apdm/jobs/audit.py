@@ -6,6 +6,7 @@ Without a hardened model the command audits photos alone: `photo_audit.py`. `apd
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from apdm.audit.models import load_models
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import ProtectedPhotos, load_protected_photos
+from apdm.audit.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
 from apdm.audit.results import Results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.search import check_search
@@ -172,13 +173,16 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     )
     photos = None
     if inputs.photo_attacks is not None and config.protected_photos is not None:
+        originals = originals_of(config.photos, subjects)
         photos = load_protected_photos(
-            originals_of(config.photos, subjects),
+            originals,
             config.protected_photos,
             config.resolution,
             known=[person.id for person in inputs.subjects.protected],
             chosen=Chosen(config.protected_set),
         )
+        if folders.last_third and os.path.samefile(originals, folders.holdout):
+            photos = hold_out(photos).attacked
         inputs.photo_attacks.check(models["base"])
         check_separate(photo_sets(inputs, photos))
     return plan, inputs, photos

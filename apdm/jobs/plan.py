@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from apdm.audit.faces_seen import look_at_faces
+from apdm.audit.verdict import lacking_judges, one_encoder
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
@@ -101,7 +102,7 @@ def harden_plan(
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
         "afterwards": ", ".join(afterwards),
-        "not measured": unmeasured_text(inputs.audit_inputs.judges, "audit.judge")
+        "unreliable": unreliable_text(lacking_judges(inputs.audit_inputs.judges.describe()))
         if config.audit.enabled and inputs.audit_inputs
         else None,
         "device": device_text(device, processes.size, kind),
@@ -254,7 +255,7 @@ def audit_plan(
         f"at most {count(plan.max_train_steps, 'step')} of the nominal one, {count(plan.repeats, 'seed')}",
         "search": search_text(config, plan),
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
-        "not measured": unmeasured_text(plan.judges, "judge"),
+        "unreliable": unreliable_text(lacking_judges(plan.judges.describe())),
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
@@ -309,7 +310,8 @@ def photo_audit_plan(
         "attacks": f"{', '.join(attacks)}; at most {count(plan.attacks.nominal_step, 'step')} of the first, "
         f"{count(plan.repeats, 'seed')}",
         "purified by": ", ".join(config.purifiers),
-        "not measured": unmeasured_text(plan.judges, "judge", photos_alone=True),
+        "unreliable": unreliable_text(one_encoder(plan.judges.describe())),
+        "not measured": None if plan.judges.extractor else f"likeness of whole pictures; --judge {EXAMPLE} measures it",
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
@@ -372,22 +374,9 @@ def held_out_text(counts: PhotoCounts, whom: str = "") -> str:
     return text + f"{whom}: {LAST_THIRD}" * (counts.held_out_from == "originals")
 
 
-def unmeasured_text(judges: Judges, option: str, *, photos_alone: bool = False) -> str | None:
-    """Return what an audit does not measure because no network for whole pictures is given; None if one is.
-
-    Args:
-        judges: the networks of the audit.
-        option: the option that names one.
-        photos_alone: whether no hardened model is audited.
-    """
-    if judges.extractor is not None:
-        return None
-    if photos_alone:
-        return f"the likeness of whole pictures; --{option} {EXAMPLE} measures it"
-    return (
-        "whether hardening changes the class, without which no protection is claimed, and the likeness of whole "
-        f"pictures; --{option} {EXAMPLE} measures both"
-    )
+def unreliable_text(reasons: Sequence[str]) -> str | None:
+    """Return why an audit will claim no protection whatever it measures; None if there is no such reason."""
+    return f"the audit can claim no protection: {'; '.join(reasons)}" if reasons else None
 
 
 def model_text(name: str, family: Family) -> str:

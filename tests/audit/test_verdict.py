@@ -13,6 +13,7 @@ from apdm.audit.rows import comparison, is_void, other_people, with_row_figures
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.config import AuditConfig
+from apdm.metrics.judges import NO_FEATURES
 from apdm.metrics.statistics import bootstrap_interval
 
 JUDGES = ("enc", "second")  # they agree on everything
@@ -520,6 +521,7 @@ def test_without_a_network_for_whole_pictures_no_protection_is_claimed():
     def leave_out(draft: dict[str, Any]) -> None:
         for distance in (draft["utility"]["frechet"], draft["utility"]["kernel"]):
             distance |= {"network": None, "to_base": None, "base_seed_to_seed": None}
+        draft["judges"]["quality"]["kernel_distance_to_class"] = NO_FEATURES
 
     verdict = verdict_on(made_up_results(leave_out))
     (flag,) = verdict["unreliable"]

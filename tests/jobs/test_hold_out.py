@@ -125,6 +125,13 @@ def test_plan_report_manifest_and_card_say_what_was_held_out(
     )
     assert json.loads((tmp_path / "out/manifest.json").read_text())["held_out"] == third
     assert third in (tmp_path / "out/model/README.md").read_text()
+    photos = {"subjects": people / "subjects", "photos": people / "subjects", "protected_photos": tmp_path / "out"}
+    models = {"base": PIPELINE, "hardened": tmp_path / "out/model", "attacks": "dreambooth", "resolution": 64}
+    prompts = {name: AUDITED[name] for name in ("instance_prompt", "class_prompt")}
+    words = [f"--{key}={value}" for key, value in (photos | models | prompts).items()]
+    assert main(["audit", *words, f"--output_dir={tmp_path / 'audit'}", "--dry_run"]) == 0
+    said_too = capsys.readouterr().err
+    assert f"6 photos that the attacker trains on; 4 held out: {third}" in said_too and "attacked too" in said_too
 
 
 @needs_assets
@@ -145,11 +152,12 @@ def test_the_plain_command_passes_its_dry_run_with_photos_and_a_pack_alone(
     assert main([*command, "--faces", str(known)]) == 0
     said = capsys.readouterr().err
     assert "5 photos in" in said and "2 held out from hardening and attacker: the last third" in said
-    assert "not measured" in said and "--audit.judge dino:facebook/dinov2-small measures both" in said
+    assert "the audit can claim no protection: one encoder only (buffalo_l)" in said
+    assert "changes the class (no network: give one as judge, such as dino:facebook/dinov2-small)" in said
     assert "faces seen" in said and "in 5 of 5 photos by buffalo_l" in said
     probe = ["--audit.enabled", "false", "--validation.steps", "1", "--validation.probe_steps", "1"]
     assert main([*command, *probe, "--faces", str(known)]) == 0  # which needs no network for whole pictures
-    assert "not measured" not in capsys.readouterr().err
+    assert "no protection" not in capsys.readouterr().err
     assert main([*command, "--faces", str(PACK)]) == 2
     assert f"give {PACK}=0.3 in place of {PACK}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
