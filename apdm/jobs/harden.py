@@ -254,7 +254,7 @@ def export(
     stale = [RESULTS, REPORT, PICTURES]
     stale += [] if config.single_file else [SINGLE_FILE]
     stale += [] if keep_photos else [IMAGES, PERTURBATION]
-    stale += [] if "drawn" in pairs else [PARTNERS]
+    stale += [] if "drawn" in about["pairs"] else [PARTNERS]
     for name in stale:
         delete(output / name)
     return moved
