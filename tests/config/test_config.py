@@ -359,7 +359,13 @@ def test_sd15_config_is_the_defaults_for_the_whole_job_with_an_audit_that_is_lon
     file = ROOT / "configs" / "sd15.yaml"
     longer = ["--audit.nominal_step", "800", "--audit.max_train_steps", "4000"]
     loaded = load_config(HardenConfig, ["--config", str(file), *REQUIRED])
-    whole = ["--image_layer.enabled", "--audit.enabled", "--audit.gradient_checkpointing"]
+    whole = [
+        "--image_layer.enabled",
+        "--image_layer.batch_size",
+        "2",
+        "--audit.enabled",
+        "--audit.gradient_checkpointing",
+    ]
     assert loaded == load_config(HardenConfig, [*REQUIRED, *longer, *whole, "--audit.seeds", "3"])
 
 
