@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,6 +18,9 @@ from statistics import fmean
 from typing import Any
 
 from apdm.core.files import write_text
+from benchmarks.leaderboard.__main__ import read_all
+from benchmarks.leaderboard.entry import BASE, MAX_CLASS_DISTANCE, figures
+from benchmarks.protection import DREAMBOOTH
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -55,6 +58,16 @@ class Dots:
 
     label: str
     values: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One dot of a scatter plot, and the interval over which its line goes. Values are on the plot's axes."""
+
+    label: str
+    across: float
+    up: float
+    interval: tuple[float, float] | None
 
 
 def svg(width: int, height: int, title: str, body: Iterable[str]) -> str:
@@ -133,6 +146,67 @@ def dot_plot(title: str, rows: Sequence[Dots], legend: Sequence[tuple[str, str]]
         body.append(f'<text x="{x + 18}" y="{y}">{escape(label)}</text>')
         x += 40 + 7 * len(label)
     return svg(left + width + 30, int(y) + 18, title, body)
+
+
+def _labels(points: Sequence[tuple[str, float, float]]) -> Iterator[str]:
+    """Yield the label of each (text, x, y), at the first place around its dot that no dot and no other label covers."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in points]
+    for text, x, y in points:
+        width = 7 * len(text)
+        places = [(dx if dx > 0 else dx - width, dy) for dy in (4, -8, 16, -22, 30) for dx in (9, -9)]
+        boxes = [(x + dx, y + dy - 11, x + dx + width, y + dy + 2) for dx, dy in places]
+        box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), boxes[0])
+        taken.append(box)
+        yield f'<text x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{escape(text)}</text>'
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def scatter_plot(
+    title: str,
+    points: Sequence[Point],
+    *,
+    across: tuple[str, tuple[float, float]],
+    up: tuple[str, tuple[float, float]],
+    bound: float,
+) -> str:
+    """One labelled dot for each thing that is compared, with a line over its interval if it has one.
+
+    Args:
+        title: title of the plot.
+        points: the dots.
+        across, up: what an axis shows, and its ends.
+        bound: where a dashed line stands on the axis across.
+    """
+    left, top, width, height = 60, 66, 700, 380
+    (across_text, (x0, x1)), (up_text, (y0, y1)) = across, up
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + width * (x - x0) / (x1 - x0), top + height * (1 - (min(max(y, y0), y1) - y0) / (y1 - y0))
+
+    body = [f'<text class="soft" x="16" y="{top - 18}">{escape(up_text)}</text>']
+    for number in range(int((y1 - y0) * 10 + 1.5)):
+        value = y0 + number / 10
+        (ax, y), (bx, _) = place(x0, value), place(x1, value)
+        body.append(f'<line class="grid" x1="{ax:.1f}" x2="{bx:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<text class="soft" x="{ax - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>')
+    for number in range(int((x1 - x0) * 5 + 1.5)):
+        value = x0 + number / 5
+        x, y = place(value, y0)
+        body.append(f'<text class="soft" x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{value:.1f}</text>')
+    (x, low), (_, high) = place(bound, y0), place(bound, y1)
+    body.append(f'<polyline class="base dashed" points="{x:.1f},{low:.1f} {x:.1f},{high:.1f}"/>')
+    for point in points:
+        x, y = place(point.across, point.up)
+        if point.interval is not None:
+            (_, low), (_, high) = place(point.across, point.interval[0]), place(point.across, point.interval[1])
+            body.append(f'<line class="hardened" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        body.append(f'<circle class="mark hardened full" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+    body += _labels([(point.label, *place(point.across, point.up)) for point in points])
+    body.append(f'<text class="soft" x="{left}" y="{top + height + 42}">{escape(across_text)}</text>')
+    return svg(left + width + 110, top + height + 60, title, body)
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:
@@ -238,7 +312,26 @@ def photos() -> str:
     return dot_plot("Likeness by portrait-b, which no method attacked", rows, legend, ends=(0.0, 1.0))
 
 
-PLOTS = {"demo": demo, "ten-people": ten_people, "recipes": recipes, "photos": photos}
+def leaderboard() -> str:
+    """What each entry of the leaderboard takes from DreamBooth, against what it costs the class."""
+    entries = read_all()
+    base = next(entry for entry in entries if entry.name == BASE)
+    points = []
+    for entry in entries:
+        seen = figures(entry, base, DREAMBOOTH)
+        if seen is not None and entry.name != BASE:
+            label = f"{entry.name} ({seen.people})"
+            points.append(Point(label, seen.class_distance, fmean(seen.less), seen.interval))
+    return scatter_plot(
+        "What a defence takes from the attacker, against its cost (number of people)",
+        points,
+        across=("class distance, where 1 is two seeds of the base; the line is the leaderboard's bound", (1.0, 2.0)),
+        up=("less likeness than on the base, mean of 1000 steps; 95 % over people", (-0.2, 0.6)),
+        bound=MAX_CLASS_DISTANCE,
+    )
+
+
+PLOTS = {"leaderboard": leaderboard, "demo": demo, "ten-people": ten_people, "recipes": recipes, "photos": photos}
 
 
 def main() -> None:
