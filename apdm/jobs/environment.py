@@ -161,7 +161,8 @@ def _locate(path: str) -> tuple[Path, str]:
     except Exception:  # the Hub's library raises many kinds, and most of their texts speak of the network
         raise UserError(
             f"{path} is neither here nor in the cache of the Hub, and nothing was downloaded; "
-            f"fetch it with: hf download {path}"
+            f"fetch it with: hf download {path}; for a pipeline rather with diffusers' DiffusionPipeline.download, "
+            "which fetches only the files that are needed"
         ) from None
 
 
