@@ -17,6 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import IncompleteSnapshotError
 from torch import nn
 
 from apdm.attacks.adapter_file import AdapterFile
@@ -53,6 +54,7 @@ JOBS: Mapping[str, Sequence[str]] = {
     "zero-shot attack": (PIPELINE, ADAPTER),
 }
 THRESHOLD = 0.5  # any: only to load a recogniser, whose own threshold its user knows
+IN_CACHE = " (in the cache of the Hub)"  # note on a model
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def _locate(path: str) -> tuple[Path, str]:
     if not HUB_ID.fullmatch(path):
         raise UserError(f"{path} does not exist")
     try:
-        return Path(snapshot_download(path, local_files_only=True)), " (in the cache of the Hub)"
+        return Path(snapshot_download(path, local_files_only=True)), IN_CACHE
+    except IncompleteSnapshotError as fault:  # diffusers and transformers fetch only some files; loading finds gaps
+        return Path(fault.snapshot_path), IN_CACHE
     except Exception:  # the Hub's library raises many kinds, and most of their texts speak of the network
         raise UserError(
             f"{path} is neither here nor in the cache of the Hub, and nothing was downloaded; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def test_each_model_is_recognised_by_its_content(
         and "features of pictures" in jobs["audit of people"]
         and "missing: features of pictures" not in jobs["harden"]
     )
+
+
+def test_a_model_in_the_cache_needs_only_the_files_that_were_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--somebody--tiny-dino"
+    fetched = write_dino(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    files = [path.name for path in sorted(fetched.iterdir())] + ["pytorch_model.bin"]  # nobody fetched the last one
+    listing = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "0"} for name in files}}
+    (repository / "trees").mkdir()
+    (repository / "trees" / f"{commit}.json").write_text(json.dumps(listing))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, said = look(tmp_path, capsys, {"dino": "somebody/tiny-dino"})
+    assert code == 0 and "in the cache of the Hub" in said and "--judge dino:somebody/tiny-dino" in said
 
 
 def test_feature_networks_are_recognised_as_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
