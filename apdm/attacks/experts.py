@@ -72,7 +72,8 @@ class ReleaseUnconditional(DrawnOtherwise):
             raise UserError(
                 f"release_unconditional: {attacked.name} draws without an empty prompt; choose another attack"
             )
-        known, slack = empty, ROUNDING * empty.abs().max().item()
+        known = empty.detach()
+        slack = ROUNDING * known.abs().max().item()
 
         def is_received(timesteps: Tensor, prompt: Tensor) -> Tensor:
             return (prompt - known.to(prompt)).abs().flatten(1).amax(1) <= slack

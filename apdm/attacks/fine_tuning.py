@@ -97,8 +97,8 @@ class FineTuning(ABC):
         gradient_accumulation_steps: batches per step. Memory is needed for one of them.
         prior_loss_weight: weight of the loss on class pictures. 0 means no prior preservation.
         max_grad_norm: gradients are clipped to this norm. 0 means no clipping.
-        snr_gamma: gamma of the min-SNR weights, which are large where there is little noise; see
-            `timesteps.loss_weights`. diffusers takes 5. Here class pictures are weighted too. None: equal weights.
+        snr_gamma: gamma of the min-SNR weights, which are small where there is little noise; see
+            `timesteps.loss_weights`. The usual gamma is 5. Class pictures are weighted too. None: equal weights.
         loss_space: what the loss is the error of: the denoiser's prediction, or the clean latents that it implies.
         timestep_sampling: how timesteps are drawn. None: the way in which the model was trained.
         logit_mean, logit_std: of "logit_normal" timesteps. A higher mean gives more noise.

@@ -52,6 +52,14 @@ class LoRA(FineTuning):
     name: ClassVar[str] = "lora"
     assumes: ClassVar[str] = "the weights, photos and a small GPU"
 
+    def __post_init__(self) -> None:
+        if self.optimizer == "prodigy" and self.lora_plus_ratio != 1:
+            raise UserError(
+                f"lora_plus_ratio is {self.lora_plus_ratio:g}, but optimizer=prodigy finds one rate for all weights; "
+                "leave lora_plus_ratio out, or choose another optimizer"
+            )
+        super().__post_init__()
+
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Put adapters into copies of the denoiser and, if they are trained, of the text encoders.
 

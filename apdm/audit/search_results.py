@@ -126,7 +126,8 @@ class BudgetRow:
         samples_per_step: pictures of one step; None for a search, whose trials differ.
         base, hardened: for each budget the highest likeness until then, as a mean over people, seeds and encoders;
             None if no attack was that long.
-        pairs: number of attacks on each model that the means are over.
+        pairs: number of attacks on each model that the means are over. Of a search: number of people; a person of whom
+            no trial shows enough faces within a budget is left out of its mean.
     """
 
     operator: str

@@ -1,17 +1,18 @@
 """What an attacker's search chooses from: the options of one trial, as the text that makes the attack.
 
-Rates, batches and priors are relative to the audit's own attacks, so the same space suits every model. Options that an
-attack does not have are left out.
+Rates, batches and priors are relative to the audit's own attacks, so the same space suits every model. What the options
+of these attacks do not allow is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.suites import AttackFactory
+from apdm.core.errors import UserError
 
 OPERATORS = ("dreambooth", "lora")
 RATE_FACTORS = (0.1, 10.0)  # of the operator's own rate
@@ -19,9 +20,9 @@ BATCH_FACTORS = (0.25, 0.5, 1, 2, 4)  # of the nominal batch
 PRIOR_WEIGHTS = (0.0, 0.3, 1.0)
 RANKS = (4, 16, 32, 128)
 TARGETS = ("attention", "all")
-# How the loss is weighted over the noise levels.
+# How the loss is weighted over the noise levels, in place of the attack's own way.
 WEIGHTINGS: Mapping[str, Mapping[str, str]] = {
-    "even": {},
+    "own": {},
     "min-snr": {"snr_gamma": "5"},
     "x0": {"loss_space": "x0"},
     "noisy": {"min_timestep": "0.6"},
@@ -76,20 +77,23 @@ class SearchSpace:
         # A single step with as many class pictures must not cost more than the budget.
         self.batches = [size for size in batches if 2 * size <= self.samples or size == nominal.train_batch_size]
         self.priors = sorted({*PRIOR_WEIGHTS, nominal.prior_loss_weight})
+        self.weightings = [name for name, options in WEIGHTINGS.items() if _all_take(factory, options)]
+        # The rates of other optimizers lie elsewhere, so an attack that has one keeps it.
+        optimizers = {attack.optimizer for attack in self.own.values()}
+        self.optimizers = OPTIMIZERS if optimizers <= set(OPTIMIZERS) else ()
         self.nominal = {
             "operator": "dreambooth",
             "dreambooth learning_rate": 1.0,
             "train_batch_size": nominal.train_batch_size,
             "prior_loss_weight": nominal.prior_loss_weight,
-            "weighting": "even",
-            "optimizer": "adamw",
+            "weighting": "own",
+            "optimizer": nominal.optimizer,
         }
 
     def spec(self, trial: Chooser) -> str:
         """Choose the values of a trial, and return its attack as a text."""
         operator = trial.suggest_categorical("operator", OPERATORS)
         attack = self.own[operator]
-        known = {field.name for field in fields(attack)}
         factor = trial.suggest_float(f"{operator} learning_rate", *RATE_FACTORS, log=True)
         chosen: dict[str, Any] = {
             "learning_rate": f"{attack.learning_rate * factor:.3g}",
@@ -99,11 +103,20 @@ class SearchSpace:
         if operator == "lora":
             chosen |= {"rank": trial.suggest_categorical("rank", RANKS)}
             chosen |= {"target": trial.suggest_categorical("target", TARGETS)}
-        weightings = [name for name, options in WEIGHTINGS.items() if options.keys() <= known]
-        if len(weightings) > 1:
-            chosen |= WEIGHTINGS[trial.suggest_categorical("weighting", weightings)]
-        if "optimizer" in known:
-            chosen["optimizer"] = trial.suggest_categorical("optimizer", OPTIMIZERS)
+        chosen |= WEIGHTINGS[trial.suggest_categorical("weighting", self.weightings)]
+        if self.optimizers:
+            chosen["optimizer"] = trial.suggest_categorical("optimizer", self.optimizers)
         steps = self.samples // (samples_per_step({**attack.params(), **chosen}) or 1)
         chosen["max_train_steps"] = max(1, steps)
         return f"{operator}:{','.join(f'{name}={value}' for name, value in chosen.items())}"
+
+
+def _all_take(factory: AttackFactory, options: Mapping[str, str]) -> bool:
+    """Whether these options go with the audit's own options of every operator."""
+    text = ",".join(f"{name}={value}" for name, value in options.items())
+    try:
+        for operator in OPERATORS:
+            factory.make(f"{operator}:{text}", seed=0)
+    except UserError:
+        return False
+    return True

@@ -123,9 +123,11 @@ class Entry:
             raise UserError(f"{path} is not JSON: {error}") from error
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise UserError(f"{path} is no entry of the leaderboard: it needs schema {SCHEMA}")
-        hardenings = [_made(Hardening, one, f"{path}: hardenings[{i}]") for i, one in enumerate(raw["hardenings"])]
-        attacks = [_made(Attack, one, f"{path}: attacks[{i}]") for i, one in enumerate(raw["attacks"])]
-        entry: Entry = _made(Entry, raw | {"hardenings": hardenings, "attacks": attacks}, str(path))
+        for name, cls in (("hardenings", Hardening), ("attacks", Attack)):
+            if not isinstance(given := raw.get(name), list):
+                raise UserError(f"{path}: {name} must be a list, which may be empty")
+            raw[name] = [_made(cls, one, f"{path}: {name}[{i}]") for i, one in enumerate(given)]
+        entry: Entry = _made(Entry, raw, str(path))
         entry.check(path)
         return entry
 
@@ -233,7 +235,9 @@ def _mean_course(attacks: Sequence[Attack]) -> Attack:
     return Attack(**{**asdict(attacks[0]), "likeness": course})
 
 
-def _made(cls: Any, raw: Mapping[str, Any], where: str) -> Any:
+def _made(cls: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} must be an object with the fields of {cls.__name__}")
     known = {one.name for one in fields(cls)}
     if unknown := sorted(set(raw) - known):
         raise UserError(f"{where} has a field {unknown[0]} that the format does not have")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacked import SHORT, material
+from attacked import PROMPTS, SHORT, material
 from torch.nn.functional import linear
 
 from apdm.attacks.lora import LoRA
@@ -98,6 +98,11 @@ def test_b_learns_at_the_rate_times_the_ratio(family: Family):
     after = layers(attack.run(family, material(family)).model).values()
     assert max(factors(layer)[1].abs().max().item() for layer in after) == pytest.approx(16e-3, rel=1e-2)
     assert all(torch.equal(factors(layer)[0], old) for layer, old in zip(after, before, strict=True))
+
+
+def test_two_rates_do_not_go_with_an_optimizer_that_finds_one():
+    with pytest.raises(UserError, match=r"lora_plus_ratio is 16, but optimizer=prodigy finds one rate"):
+        make("lora:optimizer=prodigy,learning_rate=1,lora_plus_ratio=16", **PROMPTS)
 
 
 def test_an_adapter_can_sit_on_convolutions_alone(family: Family, folders: Callable[[str], Path]):

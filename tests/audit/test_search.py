@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ OPTIONS = AuditConfig(
 )
 
 
-def factory() -> AttackFactory:
-    return AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
+def factory(*attack_options: str) -> AttackFactory:
+    options = replace(OPTIONS, attack_options=list(attack_options))
+    return AttackFactory.of(options, "a photo of sks person", "a photo of person")
 
 
 class Fixed:
@@ -101,6 +103,27 @@ def test_every_trial_has_the_same_budget_and_the_first_is_the_nominal_attack():
     for values in ({"operator": "lora", "prior_loss_weight": 0.0}, {"train_batch_size": 8, "prior_loss_weight": 1.0}):
         params = factory().make(space.spec(Fixed(**values)), seed=0).params()
         assert params["max_train_steps"] * samples_per_step(params) == space.samples
+
+
+@pytest.mark.parametrize(
+    ("options", "weightings", "optimizers"),
+    [
+        ([], ["own", "min-snr", "x0", "noisy", "clear"], ("adamw", "muon")),
+        (["lora:snr_gamma=3"], ["own", "min-snr", "noisy", "clear"], ("adamw", "muon")),
+        (["dreambooth:min_timestep=0.7"], ["own", "min-snr", "x0", "noisy"], ("adamw", "muon")),
+        (["dreambooth:optimizer=sgd,learning_rate=0.5"], ["own", "min-snr", "x0", "noisy", "clear"], ()),
+    ],
+)
+def test_every_trial_can_be_made_with_the_audits_own_options_and_the_first_is_the_nominal_attack(
+    options: list[str], weightings: list[str], optimizers: tuple[str, ...]
+):
+    made_by, nominal = factory(*options), factory(*options).make("dreambooth", seed=0)
+    space = SearchSpace(made_by, None)
+    assert (space.weightings, space.optimizers) == (weightings, optimizers)
+    assert made_by.make(space.spec(Fixed(**space.nominal)), seed=0).params() == nominal.params()
+    for operator in ("dreambooth", "lora"):
+        for weighting in weightings:
+            made_by.make(space.spec(Fixed(operator=operator, weighting=weighting)), seed=0)
 
 
 def test_only_points_with_faces_after_a_first_step_count():

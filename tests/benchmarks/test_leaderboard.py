@@ -92,6 +92,8 @@ def test_an_entry_is_complete_with_three_people_three_seeds_and_others_and_usefu
         ({"colour": "red"}, "a field colour"),
         ({"name": "yours"}, "give the file the same name"),
         ({"hardenings": [{"seed": 0}]}, "people"),
+        ({"hardenings": None}, "hardenings must be a list"),
+        ({"attacks": [3]}, r"attacks\[0\] must be an object with the fields of Attack"),
         ({"attacks": [{**course("0:0 100:.5").__dict__, "seed": 3}]}, "not listed"),
         ({"attacks": [{**course("0:0 100:.5").__dict__, "likeness": {"100": 0.5, "0": 0.1}}]}, "must rise"),
         ({"attacks": [{**course("0:0 100:.5").__dict__, "likeness": {"100": 5}}]}, "between -1 and 1"),
