@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from apdm.audit.results import AttackRow, Results
+from apdm.audit.rows import comparison, is_void
 from apdm.audit.search_results import GuidanceSweep, SearchCost, SearchResults, SearchTrial
 from apdm.metrics.statistics import Steps
 from apdm.report.numbers import number
@@ -88,11 +89,12 @@ def _highest(sweep: GuidanceSweep) -> str:
 
 def _inversion(results: Results) -> list[str]:
     """The line of textual inversion from scratch, which leaves the weights as they are."""
-    for outcome in results.by_attack:
-        if outcome.spec == TEXTUAL_INVERSION and outcome.comparison:
-            base = fmean(one.base for one in outcome.comparison.values())
-            hardened = fmean(one.hardened for one in outcome.comparison.values())
-            return [f"Textual inversion from scratch: base {number(base)}; hardened {number(hardened)}."]
-        if outcome.spec == TEXTUAL_INVERSION:
-            return ["Textual inversion from scratch does not work on the base, so it says nothing."]
-    return []
+    rows = [row for row in results.attacks if row.spec == TEXTUAL_INVERSION]
+    compared = comparison(rows, results.encoders).values()
+    if not compared:
+        return ["Textual inversion from scratch failed."] if rows else []
+    base, hardened = fmean(one.base for one in compared), fmean(one.hardened for one in compared)
+    line = f"Textual inversion from scratch: base {number(base)}; hardened {number(hardened)}."
+    if any(map(is_void, rows)):
+        line += " It does not find the person on the base, so only more likeness on the hardened model says something."
+    return [line]

@@ -21,6 +21,7 @@ from apdm.report.curves import LEFT, RIGHT, TOP, WIDTH, Encoder, plots
 from apdm.report.numbers import number
 from apdm.report.page import write_report
 from apdm.report.pictures import encode_pictures, shown_slots, slots
+from apdm.report.searches import known_lines
 
 HOSTILE = '"><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>'
 
@@ -114,6 +115,32 @@ def test_a_search_equal_budgets_and_what_is_known_before_are_there_if_they_were_
     assert "best: base 0.81 → hardened 0.43" in page.text("search") and "≥ 2.0 ×" in page.text("search")
     assert "lora 8 0.70 → 0.30 – → 0.60 2" in page.text("budgets")
     assert "s01: hardened 0.20 at guidance 1. Strangers: 0.11." in page.text("known")
+
+
+@pytest.mark.parametrize(
+    ("match_rate", "status", "said"),
+    [
+        (0.9, "ok", "base 0.10; hardened 0.60."),
+        (0.1, "ok", "base 0.10; hardened 0.60. It does not find the person on the base, so only more likeness on the"),
+        (0.9, "failed", "from scratch failed."),
+    ],
+)
+def test_textual_inversion_tells_of_a_person_whom_only_the_hardened_model_knows(
+    results: dict[str, Any], match_rate: float, status: str, said: str
+) -> None:
+    """Also where it finds nobody on the base: then the person came in with the hardening."""
+
+    def row(model: str, mean: float) -> dict[str, Any]:
+        known = next(one for one in results["attacks"] if (one["model"], one["role"]) == (model, "protected"))
+        seen = {"mean": mean, "detected_mean": mean, "face_rate": 1.0, "match_rate": match_rate}
+        identity = dict.fromkeys(known["identity"], seen)
+        curve = [{"step": known["nominal_step"], "identity": identity, "quality": {}, "loss": 1.0}]
+        return known | {"spec": "textual_inversion", "identity": identity, "curve": curve, "status": status}
+
+    seen = {"mean": 0.2, "detected_mean": 0.2, "face_rate": 1.0, "match_rate": 0.0}
+    results["attacks"] += [row("base", 0.1), row("hardened", 0.6)]
+    results["guidance"] = [{"model": "hardened", "subject": "s01", "identity": {"1": {"enc-a": seen}}}]
+    assert said in known_lines(from_json(Results, results))[-1]
 
 
 def test_the_worst_subject_comes_first_and_base_stands_before_hardened(
