@@ -102,4 +102,8 @@ class Drawing(DrawnOtherwise):
                 f"scheduler={self.scheduler} does not fit {attacked.name}; it draws with "
                 f"{', '.join(sorted(fitting)) or type(scheduler).__name__}"
             )
-        return changed.replace(scheduler=fitting[self.scheduler].from_config(scheduler.config))
+        try:
+            return changed.replace(scheduler=fitting[self.scheduler].from_config(scheduler.config))
+        except ImportError as error:
+            problem = " ".join(str(error).split())
+            raise UserError(f"scheduler={self.scheduler} needs a package that is not installed: {problem}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,14 @@ def test_a_sampler_that_does_not_fit_is_refused_before_the_first_step(family: Fa
     with pytest.raises(UserError, match="does not fit stable-diffusion; it draws with .*DDIMScheduler"):
         attack.run(family, material(family), callback=lambda step, loss: steps.append(step))
     assert not steps
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchsde") is not None, reason="torchsde is installed")
+def test_a_sampler_whose_package_is_missing_is_one_clear_line(family: Family):
+    attack = Drawing(attack=PLAIN, scheduler="DPMSolverSDEScheduler")
+    with pytest.raises(UserError, match="scheduler=DPMSolverSDEScheduler needs a package .*torchsde") as caught:
+        attack.drawn(family, family)
+    assert "\n" not in str(caught.value)
 
 
 def test_drawing_goes_with_photos_and_with_staged_attacks():
