@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.filling import command_line
-from apdm.config.reference import help_text
+from apdm.config.options import options_by_path
+from apdm.config.reference import common_options, help_text, short_help
 from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError, UserErrors
 from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
@@ -42,6 +43,7 @@ OTHER_CODES = (
     "128 + n interrupted by signal n without."
 )
 VERBOSE = "--verbose"  # of every command
+HELP, HELP_ALL = {"-h", "--help"}, {"--help-all", "--help_all"}
 PATIENCE = 15.0  # seconds that a process waits for the one that reports an error; the launcher ends it before
 # What `apdm env` reports.
 LIBRARIES = (
@@ -166,7 +168,7 @@ def _dispatch(argv: list[str]) -> int:
         print(_usage(), file=sys.stderr)
         return BAD_INPUT
     name, *rest = argv
-    if name in ("-h", "--help"):
+    if name in HELP | HELP_ALL:
         say(_usage())
         return DONE
     if name == "--version":
@@ -177,13 +179,25 @@ def _dispatch(argv: list[str]) -> int:
         hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f'unknown command "{name}"; {hint}')
     command = COMMANDS[name]
-    if command.config is not None and {"-h", "--help"} & set(rest):
-        say(
-            f"usage: apdm {name} [--config FILE] [--key value ...]\n\n{help_text(command.config)}",
-            f"\nExit codes: {command.codes}, {OTHER_CODES}",
-        )
+    if command.config is not None and (HELP | HELP_ALL) & set(rest):
+        say(*_help(name, command.config, everything=bool(HELP_ALL & set(rest))))
         return DONE
     return command.run(rest) or DONE
+
+
+def _help(name: str, config: type, *, everything: bool) -> list[str]:
+    """The help of one command. Without `everything`, a command with many options shows those that people often set."""
+    everything = everything or not common_options(name)
+    lines = [
+        f"usage: apdm {name} [--config FILE] [--key value ...]",
+        "",
+        help_text(config) if everything else short_help(name),
+        "",
+        f"Exit codes: {COMMANDS[name].codes}, {OTHER_CODES}",
+    ]
+    if not everything:
+        lines.append(f"`apdm {name} --help-all` shows all {len(options_by_path(config))} options, and explains them.")
+    return lines
 
 
 def _usage() -> str:
@@ -194,7 +208,7 @@ def _usage() -> str:
             "",
             *rows,
             "",
-            "apdm COMMAND --help lists its options; apdm --version prints the version.",
+            "apdm COMMAND --help lists its common options, --help-all lists all; apdm --version prints the version.",
             "apdm COMMAND --verbose also shows the messages of the libraries.",
             f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
         ]

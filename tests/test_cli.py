@@ -15,6 +15,7 @@ from real_signals import LAUNCHED
 
 import apdm
 from apdm import cli
+from apdm.config.options import options_by_path
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -125,11 +126,36 @@ def test_a_crash_of_another_process_is_no_bad_input(monkeypatch, capsys):
     assert capsys.readouterr().err == "apdm: error: another process of this run has crashed: KeyError: 'x'\n"
 
 
-@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if command.config])
+WITH_OPTIONS = [name for name, command in cli.COMMANDS.items() if command.config]
+
+
+@pytest.mark.parametrize("command", WITH_OPTIONS)
 def test_the_help_of_every_command_says_what_its_exit_codes_mean(command, capsys):
-    assert cli.main([command, "--help"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("Exit codes: 0 ") and "4 a fault of the program" in last
+    for word in ("--help", "--help-all"):
+        assert cli.main([command, word]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Exit codes: ")]
+        assert line.startswith("Exit codes: 0 ") and "4 a fault of the program" in line
+
+
+@pytest.mark.parametrize("command", WITH_OPTIONS)
+def test_help_is_short_and_help_all_has_every_option(command, capsys):
+    printed = {}
+    for word in ("-h", "--help", "--help-all", "--help_all"):
+        assert cli.main([command, "--seed", "1", word]) == 0
+        printed[word] = capsys.readouterr().out
+    assert printed["-h"] == printed["--help"] and printed["--help-all"] == printed["--help_all"]
+    everything = options_by_path(cli.COMMANDS[command].config)
+    assert all(f"\n--{path}  " in printed["--help-all"] for path in everything)
+    if command in ("verify", "env"):  # they have few options
+        assert printed["--help"] == printed["--help-all"]
+        return
+    shown = [line for line in printed["--help"].splitlines() if line.startswith("  --")]
+    assert 15 <= len(shown) <= 40 and max(map(len, shown)) <= 120
+    assert (
+        printed["--help"]
+        .splitlines()[-1]
+        .startswith(f"`apdm {command} --help-all` shows all {len(everything)} options")
+    )
 
 
 def test_env_names_the_versions_and_devices(capsys):
@@ -155,14 +181,15 @@ def test_help_comes_without_importing_torch():
 
 
 def test_train_apdm_is_apdm_harden():
-    commands = (["train_apdm.py"], ["-m", "apdm", "harden"])
-    runs = [
-        subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
-        for command in commands
+    run = subprocess.run([sys.executable, "train_apdm.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    whole = [
+        subprocess.run([sys.executable, *command, "--help-all"], cwd=ROOT, capture_output=True, text=True)
+        for command in (["train_apdm.py"], ["-m", "apdm", "harden"])
     ]
-    assert runs[0].returncode == runs[1].returncode == 0
-    assert "--l2p.inner_steps" in runs[0].stdout
-    assert runs[0].stdout == runs[1].stdout
+    assert run.returncode == whole[0].returncode == whole[1].returncode == 0
+    assert "  --l2p.inner_steps  " in run.stdout and "--l2p.accumulate" not in run.stdout
+    assert "--l2p.accumulate" in whole[0].stdout
+    assert whole[0].stdout == whole[1].stdout
 
 
 LEAVING = """

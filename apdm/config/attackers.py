@@ -19,6 +19,7 @@ class L2PConfig:
         "proportion. With more steps, the defender meets an attacker that has trained longer. In the paper's Table 7, "
         "20 protects better than 10 or 5. The released code uses 10 for Stable Diffusion 2.1.",
         at_least=1,
+        common="simulated attackers",
     )
     learning_rate: float = option(
         5e-6,
@@ -67,14 +68,19 @@ class L2PConfig:
         "decides which ones. 0 is the paper's. 1 saves three copies of the weights, or two if ema_decay is set.",
         at_least=0,
         at_most=1,
+        common="simulated attackers",
     )
     lora_rank: int = option(
-        4, "Rank of the simulated attacker's LoRA. 4 is the default of diffusers' scripts.", at_least=1
+        4,
+        "Rank of the simulated attacker's LoRA. 4 is the default of diffusers' scripts.",
+        at_least=1,
+        common="simulated attackers",
     )
     lora_target: Literal["attention", "linear", "all"] = option(
         "attention",
         "Layers that the LoRA adapts. attention: the projections of attention layers, and in a transformer also the "
         "projections of the prompt. linear: all linear layers. all: linear layers and convolutions.",
+        common="simulated attackers",
     )
     lora_learning_rate: float = option(
         1e-4,
@@ -124,6 +130,7 @@ class PoolConfig:
         "Attackers in the pool that learn protected people. Each holds its offset from theta and two moments, three "
         "copies of the weights. 0 turns the pool off: Algorithm 1, a new attacker in every outer step.",
         at_least=0,
+        common="simulated attackers",
     )
     depth: int = option(
         240,

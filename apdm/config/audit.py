@@ -26,6 +26,7 @@ class AuditOptions:
         "Steps of the attack on the hardened model. Time grows in proportion. To show a cost factor of 5, the attack "
         "must run at least five times as long as nominal_step. 800 is the released code's.",
         at_least=1,
+        common={"audit": "how long"},
     )
     train_batch_size: int = option(1, "Photos per step of the attack. 1 is the released code's.", at_least=1)
     prior_loss_weight: float = option(
@@ -33,8 +34,9 @@ class AuditOptions:
     )
     gradient_checkpointing: bool = option(
         False,
-        "Recompute activations in the backward passes of attacks that train the whole denoiser. This takes much less "
+        "Recompute activations in the backward passes, in attacks that train the whole denoiser. This takes much less "
         "memory, and costs about one more forward pass per step. Results differ only in rounding.",
+        common={"audit": "memory"},
     )
     num_class_images: int = option(
         200,
@@ -47,6 +49,7 @@ class AuditOptions:
         "Steps of the nominal attack. Hardening has to prevent the likeness that this attack reaches on the base. The "
         "hardened model is attacked for max_train_steps. By default equal to max_train_steps.",
         at_least=1,
+        common={"audit": "how long"},
     )
     attack_options: list[str] = option(
         [],
@@ -65,6 +68,7 @@ class AuditOptions:
         "Pictures per prompt in each measurement. More pictures make rates more exact and take proportionally longer. "
         "15 is the paper's.",
         at_least=1,
+        common={"audit": "how long"},
     )
     num_inference_steps: int = option(20, "Sampling steps of these pictures. 20 is the paper's, with PNDM.", at_least=1)
     guidance_scale: float = option(7.5, "Classifier-free guidance of these pictures. 7.5 is the paper's.", at_least=0)
@@ -113,6 +117,7 @@ class AuditOptions:
         "Folder of the photos, <id>/*.jpg, of people who consented and must stay learnable. By default this is not "
         "measured, and the report says so.",
         holds="folder",
+        common={"audit": "photos"},
     )
     attack_data_dir: str | None = option(
         None,
@@ -135,6 +140,7 @@ class AuditOptions:
         "is measured against them. By default the last third of each person's photos by name, at least 2 of at least "
         "4, is held out; or a set, where the photos lie in sets.",
         holds="folder",
+        common={"audit": "photos"},
     )
     strangers_data_dir: str | None = option(
         None,
@@ -144,24 +150,28 @@ class AuditOptions:
     )
     judge: list[str] = option(
         [],
-        "Feature networks that judge whole pictures, KIND:PATH_OR_HUB_NAME: dino (likeness of whole pictures), clip "
-        "(the CLIP score), inception (the network of FID; a file). The distance of class pictures is read from the "
-        "first of inception, dino and clip that is given. Without them bundled features stand in on the miniature "
-        "world; on other models it is not measured, and no protection is claimed. Objects need dino or clip.",
+        "Feature networks that judge whole pictures, KIND:PATH_OR_HUB_NAME. There are dino (likeness of whole "
+        "pictures), clip (the CLIP score) and inception (the network of FID; a file). The distance of class pictures "
+        "is read from the first of inception, dino and clip that is given. Without them bundled features stand in on "
+        "the miniature world; on other models it is not measured, and no protection is claimed. Objects need dino or "
+        "clip.",
         holds="spec",
         formerly={"dino_dir": "judge with dino:PATH", "clip_dir": "judge with clip:PATH"},
+        common="faces and judges",
     )
     purifiers: list[str] = option(
         [],
         "What the attacker does to protected photos before training, each tried alone: "
         '"jpeg:quality=75", "diffusion:strength=0.2". Each adds one attack.',
         holds="spec",
+        common={"audit": "attacks"},
     )
     photo_attacks: list[str] = option(
         [],
-        "Attacks on clean and on protected photos besides the nominal attack and the adapter: "
+        "Attacks on clean and on protected photos, besides the nominal attack and the adapter: "
         '"lora:rank=32", "img2img:strength=0.5", "inpainting".',
         holds="spec",
+        common={"audit": "attacks"},
     )
     edit_prompt: str | None = option(
         None,
@@ -174,6 +184,7 @@ class AuditOptions:
         "package versions is not run again. So the base is attacked once, however many hardened models are compared "
         "with it.",
         holds="folder",
+        common={"audit": "how long"},
     )
     show_photos: bool = option(
         False, "Put the subjects' own photos into report.html. Leave it off for reports that others will see."
@@ -313,4 +324,5 @@ class AuditConfig(AuditOptions):
         False,
         "Attack both models at the end of the run, and write results.json and report.html. It takes as long as several "
         "DreamBooth trainings.",
+        common="what is made",
     )

@@ -34,24 +34,27 @@ class AuditJobConfig(AuditOptions):
 
     base: str | None = option(
         None,
-        "The model before hardening: a diffusers pipeline folder, a single-file checkpoint, or a name on the "
+        "The model before hardening. It is a diffusers pipeline folder, a single-file checkpoint, or a name on the "
         "Hugging Face Hub. The other models can be given in the same ways. It must be given with hardened. For photos "
         "alone it is the model that is attacked; by default the one that protected them, if config.yaml beside them "
         "says which.",
         holds="path",
+        common="model",
     )
     hardened: str | None = option(
         None,
         "The same model after hardening. Without it, only photos are audited: give protected_photos and photos.",
         holds="path",
+        common="model",
     )
     subjects: str | None = option(
         None,
-        "Folder with attacker/<id>/*.jpg (the photos that the attacker has) and holdout/<id>/*.jpg (hold-out "
-        "photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a folder of <id>/*.jpg, of which "
-        "the last third is held out from the attacker unless holdout_data_dir is given. Or a folder of <id>/set_A, "
-        "set_B and set_C; see attacker_set and holdout_set. It must be given with hardened.",
+        "The people's photos. A folder with attacker/<id>/*.jpg (the photos that the attacker has) and "
+        "holdout/<id>/*.jpg (hold-out photos, which define likeness), perhaps also other/<id>/ and strangers/. Or a "
+        "folder of <id>/*.jpg, of which the last third is held out from the attacker unless holdout_data_dir is given. "
+        "Or a folder of <id>/set_A, set_B and set_C; see attacker_set and holdout_set. It must be given with hardened.",
         holds="folder",
+        common="photos",
     )
     protected_set: Literal["A", "B", "C", "D"] = option(
         "A", "Which photos were protected, where those of each person lie in sets; see attacker_set."
@@ -77,6 +80,7 @@ class AuditJobConfig(AuditOptions):
         "Protected photos, which are attacked on the base beside their originals: the output folder of apdm perturb or "
         "apdm harden, or a folder <id>/*.png that any other tool made.",
         holds="folder",
+        common="photos",
     )
     photos: str | None = option(
         None,
@@ -84,6 +88,7 @@ class AuditJobConfig(AuditOptions):
         "protected/ in the folder of subjects. For photos alone, without holdout_data_dir, the last third of each "
         "person's photos (at least 2 of at least 4) is held out.",
         holds="folder",
+        common="photos",
     )
     instance_data_dir: str | None = option(None, "The earlier name of photos.", holds="folder")
     suite: Literal["quick", "standard", "full"] = option(
@@ -91,11 +96,13 @@ class AuditJobConfig(AuditOptions):
         "Which attacks to run. Every suite has the nominal attack on every person; standard has more other attacks "
         "than quick, and full more than standard. quick is meant for one person. standard and full require a sibling; "
         "without one, name single attacks with the option attacks.",
+        common="attacks",
     )
     attacks: list[str] = option(
         [],
         'Attacks to run in place of the suite, such as "lora:rank=32". The verdict then requires all of them.',
         holds="spec",
+        common="attacks",
     )
     search: int = option(
         0,
@@ -103,6 +110,7 @@ class AuditJobConfig(AuditOptions):
         "DreamBooth and LoRA, rate, batch, rank, prior, and weights of the noise levels. Takes the time of so many "
         "attacks on each model, and needs apdm[search]. 0 does not search.",
         at_least=0,
+        common="attacks",
     )
     search_samples: int | None = option(
         None,
@@ -126,23 +134,28 @@ class AuditJobConfig(AuditOptions):
     )
     seeds: int = option(
         3,
-        "How often the audit is repeated, with the seeds seed, seed + 1, ... A claim of protection needs at least 3.",
+        "How often the audit is repeated, with seeds that count up from seed. A claim of protection needs at least 3.",
         at_least=1,
+        common="how long",
     )
     subject_kind: SubjectKind = subject_kind_option()
     instance_prompt: str = option(
         INSTANCE_PROMPT,
         "The prompt that attackers learn a subject with. For photos alone by default that of the run that protected "
         "them; so are class_prompt and resolution.",
+        common="photos",
     )
     class_prompt: str = option(
         "", "The prompt of the class that subjects belong to. By default instance_prompt without its rare word."
     )
     resolution: int = option(
-        512, "Side in pixels of the squares that attackers make of photos.", at_least=16, multiple_of=8
+        512, "Side in pixels of the squares that attackers make of photos.", at_least=16, multiple_of=8, common="model"
     )
     sample_batch_size: int = option(
-        16, "How many pictures are drawn or encoded at once. More are faster and take more memory.", at_least=1
+        16,
+        "How many pictures are drawn or encoded at once. More are faster and take more memory.",
+        at_least=1,
+        common="memory",
     )
     family: str | None = family_option()
     single_file_config: str | None = single_file_config_option("models that are single-file checkpoints", "all of them")
@@ -156,10 +169,11 @@ class AuditJobConfig(AuditOptions):
     output_dir: str = option(
         help="Folder for results, report and finished attacks. If an audit is stopped, the same command continues it.",
         holds="path",
+        common="output",
     )
-    overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.")
-    dry_run: bool = option(False, DRY_RUN)
-    seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32)
+    overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.", common="output")
+    dry_run: bool = option(False, DRY_RUN, common="output")
+    seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32, common="output")
     num_threads: int | None = num_threads_option()
 
     def __post_init__(self) -> None:

@@ -19,10 +19,11 @@ class DatasetConfig:
 
     dataset_name: str | None = option(
         None,
-        "Take the photos from this Hugging Face dataset instead of instance_data_dir: a name on the Hub, a local "
+        "Take the photos from this Hugging Face dataset, not from instance_data_dir: a name on the Hub, a local "
         "folder (imagefolder, parquet, webdataset, or what save_to_disk wrote), or a local .parquet, .arrow or .tar "
         "file. The photos lie in a folder beside output_dir while the run or the dry run lasts, and are deleted then.",
         holds="path",
+        common="photos",
     )
     dataset_config_name: str | None = option(
         None, "The configuration of the dataset, if it has several. By default its only one."

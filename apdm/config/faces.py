@@ -16,4 +16,5 @@ def faces_option(first: str) -> Any:
         ".pt. PATH=THRESHOLD gives the cosine of a match, where the file's own is not known. By default the bundled "
         "networks, which know only the drawn people of the miniature world.",
         holds="spec",
+        common="faces and judges",
     )

@@ -218,5 +218,5 @@ def _require_known(path: str, known: Mapping[str, Option], where: str) -> None:
     # People forget the group's name more often than they misspell an option.
     near = [name for name in known if name.endswith(f".{path}")]
     near = near or difflib.get_close_matches(path, [*known, *sorted(groups)], n=1)
-    hint = f'did you mean "{near[0]}"?' if near else "--help lists the options"
+    hint = f'did you mean "{near[0]}"?' if near else "--help-all lists the options"
     raise UserError(f'unknown option "{path}" {where}; {hint}')

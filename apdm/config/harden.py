@@ -50,7 +50,10 @@ class ValidationConfig:
     """Validation while hardening runs: it draws pictures, and can run a short probe attack."""
 
     steps: int = option(
-        0, "Number of outer steps between two validations. 0 never validates, which is fastest.", at_least=0
+        0,
+        "Outer steps between two validations, which draw pictures. 0 never validates, which is fastest.",
+        at_least=0,
+        common="what is made",
     )
     prompts: list[str] = option(
         [],
@@ -89,16 +92,18 @@ class HardenConfig(JobConfig):
 
     preset: Literal["24gb", "48gb", "80gb"] | None = option(
         None,
-        "Sets options that save memory, for a graphics card of this size. By a count of the buffers, Stable Diffusion "
+        "Sets options that save memory, for a card of this size. By a count of the buffers, Stable Diffusion "
         "1.5 needs 24gb or more, and SDXL 48gb or more. Options that are given in the file or on the command line win "
         "over the preset. By default there is no preset.",
+        common="memory",
     )
     reference_model_name_or_path: str | None = option(
         None,
-        "The original model. Give it to protect more people in a model that was hardened before. The original is the "
-        "reference phi, draws the class pictures, and is the base of the audit. By default "
+        "The original model, to protect more people in one that was hardened before. The original is the reference "
+        " phi, draws the class pictures, and is the base of the audit. By default "
         "pretrained_model_name_or_path.",
         holds="path",
+        common="model",
     )
     rehearsal_data_dir: str | None = option(
         None,
@@ -125,18 +130,21 @@ class HardenConfig(JobConfig):
         "Photos per training step, over all processes together. More photos give smoother gradients and take "
         "proportionally more time and memory. 1 is the paper's.",
         at_least=1,
+        common="how long, and how strongly",
     )
     max_train_steps: int = option(
         800,
         "Outer steps (N_protect). Time grows in proportion. 800 is the paper's, for one person. Several people need "
         "more steps, because each attacker learns only one person.",
         at_least=1,
+        common="how long, and how strongly",
     )
     learning_rate: float = option(
         5e-6,
         "Learning rate of the AdamW that moves the protected weights theta. Higher values protect sooner and damage "
         "the class sooner. 5e-6 is the paper's.",
         above=0,
+        common="how long, and how strongly",
     )
     adam_beta1: float = option(
         0.9, "AdamW's beta_1, for theta and for the simulated attacker. 0.9 is PyTorch's default.", at_least=0, below=1
@@ -170,17 +178,20 @@ class HardenConfig(JobConfig):
         "no",
         "Precision of forward and backward passes; weights and optimizers stay float32. bf16 is faster and takes less "
         "memory. fp16, which needs loss scales, is for cards without bf16. no means float32, as in the paper.",
+        common="memory",
     )
     gradient_checkpointing: bool = option(
         False,
         "Recompute activations in the backward pass instead of keeping them. This takes much less memory, and costs "
         "about one more forward pass per step.",
+        common="memory",
     )
     gradient_accumulation_steps: int = option(
         1,
         "Number of parts in which each process works through its share of a batch. More parts take less memory and "
         "more time; the result is the same.",
         at_least=1,
+        common="memory",
     )
     checkpointing_steps: int = option(
         100,
@@ -188,6 +199,7 @@ class HardenConfig(JobConfig):
         "only when the run is interrupted and after the last step. The latter is deleted when the model is written, "
         "unless photo protection or audit follow.",
         at_least=0,
+        common="output",
     )
     checkpoints_total_limit: int | None = option(
         2, "How many checkpoints to keep; older ones are deleted. null keeps all.", at_least=1
@@ -199,6 +211,7 @@ class HardenConfig(JobConfig):
         "checkpoint, latest starts from the beginning. A resumed run ends with the same weights as a run that was "
         "never stopped.",
         holds="path",
+        common="output",
     )
     fail_if_unprotected: bool = option(
         False,
@@ -206,7 +219,9 @@ class HardenConfig(JobConfig):
         "By default a finished run ends with 0, whatever its audit says. Needs audit.enabled.",
     )
     report_to: Literal["tensorboard", "wandb"] | None = option(
-        None, "The tracker that losses are logged to. By default none. Subjects, prompts and photos are never logged."
+        None,
+        "The tracker that losses are logged to. By default none. Subjects, prompts and photos are never logged.",
+        common="output",
     )
     logging_dir: str = option("logs", "Folder of the logs, inside output_dir.", holds="path")
     save_variant: Literal["fp16"] | None = option(
@@ -220,7 +235,9 @@ class HardenConfig(JobConfig):
         "weights.",
     )
     single_file: bool = option(
-        False, "Also write the model as one .safetensors file, in the layout that the common user interfaces load."
+        False,
+        "Also write the model as one .safetensors file, in the layout that the common user interfaces load.",
+        common="what is made",
     )
     l2p: L2PConfig = field(default_factory=L2PConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

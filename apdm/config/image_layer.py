@@ -169,8 +169,9 @@ class ZeroShotConfig:
 
     enabled: bool = option(
         True,
-        "Whether this layer is used. false is the ablation without it. By default it is not used for objects, which "
-        "have no faces.",
+        "Whether the layer against zero-shot adapters is used. false is the ablation without it. By default it is not "
+        "used for objects, which have no faces.",
+        common={"perturb": "what is made"},
     )
     epsilon: float | None = option(
         None,
@@ -181,14 +182,17 @@ class ZeroShotConfig:
     step_size: float = option(8e-4, "sigma_zs: the change of a pixel in one PGD step.", above=0)
     max_steps: int = option(
         200,
-        "Largest number of PGD steps. A photo that no encoder recognises any more is not changed further.",
+        "Largest number of PGD steps against zero-shot adapters. A photo that no encoder recognises any more is not "
+        "changed further.",
         at_least=1,
+        common={"perturb": "how long, and how strongly"},
     )
     encoders: list[str] = option(
         [],
         "Identity encoders that the photo must mislead: InsightFace packs or files, PATH=THRESHOLD. Several of "
         "different kinds protect better. By default the first of faces; without faces the bundled portrait-a.",
         holds="spec",
+        common={"perturb": "faces and judges"},
     )
     weights: list[float] = option([], "One weight for each encoder. Default: 1 each.", above=0)
     detector: str | None = option(
@@ -230,18 +234,22 @@ class ImageLayerConfig:
     """How photos are protected: one layer against fine-tuning, and one against zero-shot identity adapters."""
 
     enabled: bool = option(
-        False, "Whether `apdm harden` also writes protected photos. `apdm perturb` always protects photos."
+        False,
+        "Whether `apdm harden` also writes protected photos. `apdm perturb` always protects photos.",
+        common={"harden": "what is made"},
     )
     method: str = option(
         "dladiff",
-        "The protection against fine-tuning: dladiff, anti_diffusion, aspl, fsmg, encoder or noise; file.py:Name for a "
-        "class of your own; none to leave this layer out. Options may follow: dladiff:rounds=10.",
+        "The protection against fine-tuning; none leaves this layer out. There are dladiff, anti_diffusion, aspl, "
+        "fsmg, encoder and noise; file.py:Name is a class of your own. Options may follow: dladiff:rounds=10.",
         holds="spec",
+        common="what is made",
     )
     preset: Literal["low", "default", "high"] = option(
         "default",
         "Budgets of the two layers, in grey levels: low is 4 and 7, default is 7 and 11 (DLADiff's), high is 12 and "
         "16. A larger budget protects more and is easier to see.",
+        common={"perturb": "how long, and how strongly"},
     )
     epsilon: float | None = option(
         None,
@@ -266,16 +274,22 @@ class ImageLayerConfig:
     )
     working_side: int | None = option(
         None,
-        "The fine-tuning layer works on a copy of a photo whose shorter side has at most this many pixels, and its "
-        "change is enlarged to the photo's own size. A larger value needs more time and memory. Default: twice the "
-        "resolution.",
+        "Side in pixels of the copy of a photo that the fine-tuning layer works on. The shorter side of the copy has "
+        "at most this many, and the change is enlarged to the photo's own size. A larger value needs more time and "
+        "memory. Default: twice the resolution.",
         at_least=16,
+        common={"perturb": "memory"},
     )
     batch_size: int = option(
-        4, "Photos per PGD step. More photos need more memory; the result stays nearly the same.", at_least=1
+        4,
+        "Photos per PGD step. More photos need more memory; the result stays nearly the same.",
+        at_least=1,
+        common={"perturb": "memory"},
     )
     format: Literal["png", "jpeg"] = option(
-        "png", "File format of the protected photos. JPEG compression takes away part of the protection."
+        "png",
+        "File format of the protected photos. JPEG compression takes away part of the protection.",
+        common={"perturb": "what is made"},
     )
     jpeg_quality: int = option(
         95, "Quality of JPEG files, which are written without chroma subsampling.", at_least=1, at_most=100

@@ -29,8 +29,9 @@ class JobConfig(DatasetConfig):
     """Options of every job over subjects: the model, the photos, the class pictures, and the output folder."""
 
     pretrained_model_name_or_path: str = option(
-        help="The model: a diffusers pipeline folder, a single-file checkpoint, or a name on the Hugging Face Hub.",
+        help="The model: a diffusers folder, a single-file checkpoint or a Hub name.",
         holds="path",
+        common="model",
     )
     family: str | None = family_option()
     single_file_config: str | None = single_file_config_option("a single-file checkpoint", "the checkpoint")
@@ -48,6 +49,7 @@ class JobConfig(DatasetConfig):
         "may draw in place of the subject; see the option pairs of apdm harden. "
         "Required unless dataset_name is given.",
         holds="folder",
+        common="photos",
     )
     protected_set: Literal["A", "B", "C", "D"] = option(
         "A",
@@ -66,18 +68,21 @@ class JobConfig(DatasetConfig):
         INSTANCE_PROMPT,
         'The prompt that simulated attackers learn a subject with (c_per in the paper). "sks" is the rare word that '
         "DreamBooth uses as a name; this is the paper's prompt.",
+        common="photos",
     )
     class_prompt: str = option(
         "",
         "The prompt of the class pictures (c_pr in the paper): the class that subjects belong to, without the rare "
         'word. By default "a photo of person", the paper\'s, or instance_prompt without its rare word if it names '
         "another class.",
+        common="photos",
     )
     num_class_images: int = option(
         200,
         "Number of class pictures for prior preservation (x_pr). More pictures keep the class more diverse. They are "
         "drawn once for each model, which takes proportionally longer. 200 is the paper's and DreamBooth's number.",
         at_least=1,
+        common="photos",
     )
     num_inference_steps: int = option(
         50,
@@ -102,20 +107,25 @@ class JobConfig(DatasetConfig):
         "trained at: 512 for Stable Diffusion 1.5, 1024 for SDXL.",
         at_least=16,
         multiple_of=8,
+        common="model",
     )
     output_dir: str = option(
         help="Folder for everything that the run makes. It must be new, empty, or from an earlier run of this program.",
         holds="path",
+        common="output",
     )
     overwrite_output_dir: bool = option(
-        False, "Replace the result of an earlier run in output_dir. Folders of other programs are never touched."
+        False,
+        "Replace the result of an earlier run in output_dir. Folders of other programs are never touched.",
+        common="output",
     )
-    dry_run: bool = option(False, DRY_RUN)
+    dry_run: bool = option(False, DRY_RUN, common="output")
     seed: int = option(
         0,
         "Seed of all random choices. On a CPU the same seed gives the same weights bit for bit.",
         at_least=0,
         below=2**32,
+        common="output",
     )
     num_threads: int | None = num_threads_option(" The number matters because results depend on it in the last digits.")
     faces: list[str] = faces_option("it detects and aligns, and its recogniser is what image_layer.zero_shot misleads")

@@ -31,6 +31,11 @@ DRY_RUN = (
     "Load and check everything that the run needs, print the plan, and end: with 0, or with 2 and a list of all that "
     "is missing or wrong. Nothing is written and nothing is drawn."
 )
+# The headings of the short help, in their order. An option is common if it is declared to stand under one of them.
+HEADINGS = (
+    *("model", "photos", "what is made", "how long, and how strongly", "simulated attackers", "attacks", "how long"),
+    *("faces and judges", "memory", "output"),
+)
 COMMAND_LINE = "on the command line"  # in messages, the place where a value was given
 
 
@@ -40,6 +45,7 @@ def option(
     *,
     holds: Literal["text", "path", "folder", "file", "spec"] = "text",
     formerly: Mapping[str, str] | None = None,
+    common: str | Mapping[str, str] | None = None,
     **limits: float,
 ) -> Any:
     """Declare one field of an options dataclass.
@@ -52,6 +58,9 @@ def option(
             are replaced by the home folder and the environment variable. A "folder" or a "file" must exist. "text"
             stays as it is.
         formerly: {name of an option that this one replaces: what to write now}, for the message about the old name.
+        common: one of `HEADINGS` for an option that many people set: the short help, `--help`, shows it under this
+            heading. {command: heading} if only some of the commands that have the option shall show it. The first
+            sentence of `help` is what is shown, up to the last comma that fits on the line.
         limits: any of `LIMITS`, such as `at_least=0`. For a list, they apply to each item.
 
     Returns:
@@ -59,7 +68,10 @@ def option(
     """
     if unknown := limits.keys() - LIMITS.keys():
         raise TypeError(f"no such limit: {sorted(unknown)}")
-    metadata = {"help": help, "limits": limits, "holds": holds, "formerly": formerly or {}}
+    headings = {common} if isinstance(common, str) else set((common or {}).values())
+    if unknown_headings := headings - set(HEADINGS):
+        raise TypeError(f"no such heading: {sorted(unknown_headings)}")
+    metadata = {"help": help, "limits": limits, "holds": holds, "formerly": formerly or {}, "common": common}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -118,6 +130,11 @@ class Option:
     def help(self) -> str:
         """The help text."""
         return str(self.field.metadata["help"])
+
+    def heading(self, command: str) -> str | None:
+        """The heading under which the short help of a command shows the option; None if the option is not common."""
+        common: str | Mapping[str, str] | None = self.field.metadata.get("common")
+        return common if isinstance(common, str) or common is None else common.get(command)
 
     @property
     def required(self) -> bool:

@@ -43,7 +43,7 @@ def check_together(config: AuditJobConfig) -> None:
 
 def _check_with_model(config: AuditJobConfig) -> None:
     if missing := [name for name in ("base", "subjects") if getattr(config, name) is None]:
-        raise UserError(f"{', '.join(missing)} must be given with hardened; apdm audit --help says what they are")
+        raise UserError(f"{', '.join(missing)} must be given with hardened; apdm audit --help-all says what they are")
     if config.protected_photos is None:
         config.refuse(*ONLY_WITH_PHOTOS, mend="name the folder of the protected photos with protected_photos")
 

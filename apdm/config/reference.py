@@ -1,24 +1,30 @@
-"""The reference texts of the options: what `apdm COMMAND --help` prints, and the options page of the documents.
+"""The reference texts of the options: the short and the complete help of a command, and the options page.
 
 python -m apdm.config.reference docs/reference/options.md     writes the page
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
-from apdm.config.options import Option, options_by_path
+from apdm.config.options import HEADINGS, Option, options_by_path
 from apdm.config.perturb import PerturbConfig
+from apdm.config.types import without_none
 from apdm.config.verify import VerifyConfig
 from apdm.core.files import write_text
 
 WIDTH = 100  # of the explanations, in characters
+SHORT_WIDTH = 120  # of the lines of the short help
+UNSET = ("null", "[]", '""')  # defaults that stand for nothing given
 COMMANDS = {
     "harden": HardenConfig,
     "perturb": PerturbConfig,
@@ -28,8 +34,49 @@ COMMANDS = {
 }
 
 
+def common_options(command: str) -> dict[str, list[Option]]:
+    """Return {heading: the options that many people set} of a command; empty if the command has few options.
+
+    Required options come first, then those of the command itself, those that it shares, and those of groups.
+    """
+    cls = COMMANDS[command]
+    owners = {name: place for place, base in reversed([*enumerate(cls.__mro__)]) for name in _annotations(base)}
+    found: dict[str, list[Option]] = {heading: [] for heading in HEADINGS}
+    order = sorted(options_by_path(cls).values(), key=lambda one: (not one.required, owners.get(one.path, len(owners))))
+    for option in order:
+        if (heading := option.heading(command)) is not None:
+            found[heading].append(option)
+    return {heading: options for heading, options in found.items() if options}
+
+
+def short_help(command: str) -> str:
+    """Return what `--help` prints: the options that many people set, one in each line, under plain headings."""
+    groups = common_options(command)
+    names = [option.path for options in groups.values() for option in options]
+    column = max(map(len, names), default=0) + len("  --") + 2
+    lines = [summary(COMMANDS[command])]
+    for heading, options in groups.items():
+        lines += ["", f"{heading}:"]
+        for option in options:
+            tail = f" [{_choice(option)}]"
+            lines.append(
+                f"  --{option.path}".ljust(column) + brief(option.help, SHORT_WIDTH - column - len(tail)) + tail
+            )
+    return "\n".join(lines)
+
+
+def brief(text: str, width: int) -> str:
+    """Return the beginning of a text: the first sentence, or as much of it as ends at a mark and fits into `width`."""
+    sentence = re.split(r"(?<=[\w)\"`])\.(?= |$)", " ".join(text.split()))[0]
+    for marks in ("$", ":(?= )", r"[,;](?= )| \("):
+        ends = [mark.start() for mark in re.finditer(marks, sentence) if mark.start() <= width]
+        if ends:
+            return sentence[: ends[-1]]
+    return textwrap.shorten(sentence, width, placeholder=" ...")
+
+
 def help_text(cls: type) -> str:
-    """Return what `--help` prints: every option of `cls` with its type, default and explanation."""
+    """Return what `--help-all` prints: every option of `cls` with its type, default and explanation."""
     lines = [
         summary(cls),
         "",
@@ -59,7 +106,8 @@ def options_page() -> str:
         *_wrapped(
             "The command line takes `--name value` and, for an option in a group, `--group.name value`. A YAML file "
             "(`--config FILE`) and the Python API take the same names, with groups nested. The command line wins over "
-            "the file. Every command also takes `--verbose`, which shows the messages of the libraries too."
+            "the file. Every command also takes `--verbose`, which shows the messages of the libraries too. "
+            "`apdm COMMAND --help` shows the options that are marked common, `--help-all` shows all."
         ),
     ]
     for command, cls in COMMANDS.items():
@@ -69,7 +117,7 @@ def options_page() -> str:
             if option.group != group:
                 group = option.group
                 lines += ["", f"### {command}: {group}", "", *_wrapped(_escaped(summary(option.owner)))]
-            lines += ["", *_paragraph(option)]
+            lines += ["", *_paragraph(option, common=option.heading(command) is not None)]
     return "\n".join(lines) + "\n"
 
 
@@ -78,14 +126,31 @@ def summary(cls: type) -> str:
     return " ".join((cls.__doc__ or cls.__name__).strip().split("\n\n")[0].split())
 
 
+def _annotations(cls: type) -> list[str]:
+    """The names of the fields that a class itself declares."""
+    return list(vars(cls).get("__annotations__", {}))
+
+
+def _choice(option: Option) -> str:
+    """The default of an option, and what else may be chosen if there are only a few possibilities."""
+    kind = without_none(option.kind)
+    words = list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
+    default = "required" if option.required else "not set" if option.default in UNSET else option.default
+    if default.startswith('"') and " " not in default:
+        default = json.loads(default)
+    others = [word for word in words if word != default]
+    return f"{default}; or {', '.join(others)}" if others else default
+
+
 def _default(option: Option) -> str:
     return "required" if option.required else f"default {option.default}"
 
 
-def _paragraph(option: Option) -> list[str]:
+def _paragraph(option: Option, *, common: bool) -> list[str]:
     """One option as a paragraph of Markdown: its name, type and default on the first line, then the explanation."""
     default = "required" if option.required else f"default `{option.default}`"
-    first = _wrapped(f"**`{option.path}`**: {_escaped(option.wanted)}; {default}.<br>")
+    mark = "; common" if common else ""
+    first = _wrapped(f"**`{option.path}`**: {_escaped(option.wanted)}; {default}{mark}.<br>")
     return [*first, *_wrapped(_escaped(option.help))]
 
 

@@ -17,9 +17,11 @@ def subject_kind_option() -> Any:
     """The option `subject_kind`, which several commands have."""
     return option(
         "person",
-        "What the subjects are. person: faces are judged, and photos are also protected against face adapters. object: "
-        "objects and animals; no face network is loaded, likeness is judged by DINO and CLIP (see judge) with a "
-        'threshold that is measured on the photos, and instance_prompt must name the class: "a photo of sks dog".',
+        "What the subjects are: people, or objects and animals. person: faces are judged, and photos are also "
+        "protected against face adapters. object: no face network is loaded, likeness is judged by DINO and CLIP (see "
+        'judge) with a threshold that is measured on the photos, and instance_prompt must name the class: "a photo of '
+        'sks dog".',
+        common="photos",
     )
 
 

@@ -88,7 +88,7 @@ def load_inputs(
         factory = AttackFactory.of(options, instance_prompt, class_prompt)
         if not available_entries(entries, models, factory)[0]:
             raise UserError(
-                "none of the attacks can run with these models; see apdm audit --help on placebo and sibling"
+                "none of the attacks can run with these models; see apdm audit --help-all on placebo and sibling"
             )
 
     def load_photo_attacks() -> PhotoAttackSpecs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ import yaml
 from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
 from apdm.config.filling import command_line, make_config
 from apdm.config.options import option, options_by_path
-from apdm.config.reference import COMMANDS, help_text, options_page
+from apdm.config.reference import COMMANDS, brief, common_options, help_text, options_page, short_help
 from apdm.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +131,7 @@ def test_yaml_scalars_mean_what_they_look_like(load, text, name, value):
         ("inner: {step: 5}", 'unknown option "inner.step" in c.yaml; did you mean "inner.steps"?'),
         ("steps: 5", 'unknown option "steps" in c.yaml; did you mean "inner.steps"?'),
         ("iner: {steps: 5}", 'unknown option "iner" in c.yaml; did you mean "inner"?'),
-        ("zzz: 5", 'unknown option "zzz" in c.yaml; --help lists the options'),
+        ("zzz: 5", 'unknown option "zzz" in c.yaml; --help-all lists the options'),
         ("note: 2026", "note in c.yaml is 2026 (int); it needs text or null"),
         ("note: ''", 'note in c.yaml is "" (str); it needs text or null'),
         ("flag: yes", 'flag in c.yaml is "yes" (str); it needs true or false'),
@@ -456,6 +457,45 @@ def test_the_options_page_of_the_documents_is_up_to_date():
     mend = "run: python -m apdm.config.reference docs/reference/options.md"
     assert page.read_text(encoding="utf-8") == options_page(), mend
     assert max(map(len, options_page().splitlines())) <= 120
+
+
+def test_a_heading_that_the_short_help_does_not_have_is_refused():
+    with pytest.raises(TypeError, match="no such heading: \\['toys'\\]"):
+        option(1, "Help.", common={"harden": "toys"})
+
+
+def test_every_common_option_is_shown_once_with_its_default():
+    for command in ("harden", "perturb", "audit"):
+        known = options_by_path(COMMANDS[command])
+        common = [option.path for options in common_options(command).values() for option in options]
+        assert sorted(common) == sorted(path for path, found in known.items() if found.heading(command))
+        assert {path for path, found in known.items() if found.required} <= set(common)
+        lines = {line.split()[0]: line for line in short_help(command).splitlines() if line.startswith("  --")}
+        assert list(lines) == [f"--{path}" for path in common]
+        assert all(re.search(r"\w.* \[[^]]+\]$", line) for line in lines.values())
+    assert "[no; or fp16, bf16]" in short_help("harden") and "[required]" in short_help("audit")
+
+
+def test_a_command_to_which_an_option_is_common_exists():
+    for name, cls in COMMANDS.items():
+        for path, found in options_by_path(cls).items():
+            common = found.field.metadata["common"]
+            assert common is None or isinstance(common, str) or common.keys() <= COMMANDS.keys(), (name, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [
+        ("One, two. Three.", 20, "One, two"),
+        ("One: two, three.", 8, "One"),
+        ("One, two, three: four.", 12, "One, two"),
+        ("One two (three).", 12, "One two"),
+        ("A folder <id>/*.jpg of 0.5. More.", 40, "A folder <id>/*.jpg of 0.5"),
+        ("One two three four", 14, "One two ..."),
+    ],
+)
+def test_the_short_help_shows_the_first_sentence_or_as_much_as_fits(text, width, shown):
+    assert brief(text, width) == shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)

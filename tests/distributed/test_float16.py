@@ -129,6 +129,6 @@ def test_a_run_whose_every_gradient_overflows_stops_in_one_line_and_goes_on_in_a
 
 
 def test_help_says_when_float16_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["harden", "--help"]) == 0
+    assert main(["harden", "--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "fp16, which needs loss scales, is for cards without bf16" in said

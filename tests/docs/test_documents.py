@@ -17,6 +17,7 @@ import yaml
 from apdm.cli import COMMANDS
 from apdm.config import load_config
 from apdm.config.filling import make_config
+from apdm.config.reference import common_options
 from tools import plots
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +125,11 @@ def shown_commands() -> Iterator[tuple[str, str, list[str]]]:
                 continue
             rest = words[words.index(found[0]) + 1 :]
             command = "harden" if found[0] == "train_apdm.py" else rest.pop(0)
-            if command in COMMANDS and COMMANDS[command].config is not None and not {"-h", "--help"} & set(rest):
+            if (
+                command in COMMANDS
+                and COMMANDS[command].config is not None
+                and not {"-h", "--help", "--help-all"} & set(rest)
+            ):
                 yield name(document), command, rest
 
 
@@ -138,6 +143,14 @@ def test_commands_that_documents_show_are_understood(
     if command == "verify" and not words[0].startswith("-"):
         words = ["--output_dir", *words]
     load_config(config, words)
+
+
+def test_the_short_help_has_the_options_of_the_commands_that_new_users_read() -> None:
+    for document, command, words in shown_commands():
+        common = {option.path for options in common_options(command).values() for option in options}
+        if document in ("README.md", "docs/getting-started.md") and common:
+            given = {word[2:].partition("=")[0] for word in words if word.startswith("--")} - {"config"}
+            assert given <= common, f"{document}: {command}"
 
 
 def option_names(config: type, prefix: str = "") -> Iterator[str]:
