@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
+from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, ReportConfig, VerifyConfig, load_config
 from apdm.config.filling import command_line
 from apdm.config.options import options_by_path
 from apdm.config.reference import common_options, help_text, short_help
@@ -347,6 +347,20 @@ def _verify(argv: Sequence[str]) -> int:
     return DONE if result.ok else FAILED
 
 
+def _report_again(argv: Sequence[str]) -> int:
+    # The results may be given without --results.
+    words = ["--results", *argv] if argv and not argv[0].startswith("-") else list(argv)
+    config = load_config(ReportConfig, words)
+    from apdm.jobs.report import report
+
+    result = report(config)
+    rows = {"report": str(result.report)}
+    if result.missing:
+        rows["missing pictures"] = f"{len(result.missing)} of {count(result.sheets, 'sheet')}; the page says where"
+    say(*columns(rows))
+    return DONE
+
+
 def _environment(argv: Sequence[str]) -> int:
     """Print the versions and devices that a bug report needs; with --models, what these models can be used for."""
     config = load_config(EnvConfig, argv)
@@ -396,6 +410,7 @@ COMMANDS = {
         VerifyConfig,
         "0 all is well, 1 a problem found",
     ),
+    "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),
     "env": Command(
         "print versions and devices, or what models can be used for",
         _environment,

@@ -369,6 +369,8 @@ def read_results(path: str | Path) -> AnyResults:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; give the results.json of an audit") from None
     schema = content.get("schema") if isinstance(content, dict) else None
+    if schema is None:
+        raise UserError(f"{path} holds no results of an audit; give the results.json of one")
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema}, this program reads {SCHEMA}: audit again with this version")
     try:

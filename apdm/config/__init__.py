@@ -10,6 +10,7 @@ from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.job import JobConfig
 from apdm.config.perturb import PerturbConfig
 from apdm.config.presets import MemoryConfig
+from apdm.config.report import ReportConfig
 from apdm.config.verify import VerifyConfig
 from apdm.config.yaml_text import config_hash, to_yaml
 
@@ -26,6 +27,7 @@ __all__ = [
     "PerturbConfig",
     "PoolConfig",
     "PreservationConfig",
+    "ReportConfig",
     "ValidationConfig",
     "VarietyConfig",
     "VerifyConfig",

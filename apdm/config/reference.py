@@ -18,6 +18,7 @@ from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
 from apdm.config.perturb import PerturbConfig
+from apdm.config.report import ReportConfig
 from apdm.config.types import without_none
 from apdm.config.verify import VerifyConfig
 from apdm.core.files import write_text
@@ -30,6 +31,7 @@ COMMANDS = {
     "perturb": PerturbConfig,
     "audit": AuditJobConfig,
     "verify": VerifyConfig,
+    "report": ReportConfig,
     "env": EnvConfig,
 }
 

@@ -48,12 +48,33 @@ def write_manifest(
         **({} if held_out is None else {"held_out": held_out}),
         "package": package_versions(),
         "include": list(include),
-        "files": [
-            {"path": _name(path, root), "sha256": sha256_file(path), "size": path.stat().st_size} for path in files
-        ],
+        "files": [{"path": _name(path, root), **_fingerprint(path)} for path in files],
     }
     write_text(root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return root / MANIFEST
+
+
+def renew_entry(output_dir: str | Path, name: str) -> None:
+    """Write the new hash and size of one shipped file into the manifest, if it lists the file and can be read.
+
+    Args:
+        output_dir: the folder of the run.
+        name: the file's path inside `output_dir`.
+    """
+    root = Path(output_dir)
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        entries = [entry for entry in manifest["files"] if entry["path"] == name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # `verify_manifest` reports it
+    for entry in entries:
+        entry |= _fingerprint(root / name)
+    if entries:
+        write_text(root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _fingerprint(path: Path) -> dict[str, str | int]:
+    return {"sha256": sha256_file(path), "size": path.stat().st_size}
 
 
 def verify_manifest(output_dir: str | Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +25,6 @@ from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AuditJobConfig, to_yaml
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
-from apdm.core.pictures import grid, save_png, to_pil
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
@@ -42,12 +41,11 @@ from apdm.export.layout import (
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_distinct, check_prompts
+from apdm.jobs.picture_sheets import save_pictures
 from apdm.jobs.prepare import configuration_hash
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report
-from apdm.report.pictures import Pictures
 
-COLUMNS = 4  # of the sheets of pictures
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
@@ -202,13 +200,6 @@ def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer) -> list[st
         *doubtful_thresholds(judges),
         *doubts_about_judges(judges.encoders, layer.misled_judges or []),
     ]
-
-
-def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> Pictures:
-    """Save pictures, {name: [N, 3, H, W] in [0, 1]}, as one sheet for each name, and return them for the report."""
-    for name, images in pictures.items():
-        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
-    return {name: [to_pil(image) for image in images] for name, images in pictures.items()}
 
 
 def model_file(path: str, model: Family) -> ModelFile:

@@ -48,9 +48,9 @@ from apdm.jobs.audit_steps import (
     doubts_about_photos,
     draw_class_images,
     model_file,
-    save_pictures,
 )
 from apdm.jobs.face_networks import face_networks
+from apdm.jobs.picture_sheets import save_pictures
 from apdm.jobs.plan import photo_audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart
 from apdm.jobs.results import AuditResult

@@ -125,7 +125,7 @@ def _pairs(spec: str, person: str, is_first: bool, shown: Encoded) -> Iterator[P
             notes={"base": note, "hardened": note},
         )
     )
-    return (pair for pair in pairs if pair.has_images)
+    return (pair for pair in pairs if pair.is_shown)
 
 
 def _params(rows: Sequence[AttackRow]) -> dict[str, list[Any]]:

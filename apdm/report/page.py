@@ -16,6 +16,7 @@ import jinja2
 from apdm.audit.common_results import Check, PhotoCounts, Verdict
 from apdm.audit.results import AttackRow, LowestCost, Results, Role
 from apdm.core.files import write_text
+from apdm.export.layout import RESULTS
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
@@ -37,10 +38,12 @@ CHECKS = {  # {check: (label, kind of threshold)}
     "class_drift": ("Class pictures changed in an attribute", "at most"),
     "class_distance": ("Class pictures' distance to the base, base against itself is 1", "at most"),
 }
+KIND = "protection audit"  # in the title of every page
+TITLE_BYTES = 2048  # at the beginning of a page, within which its title stands
 CLASS_TITLE = "Asked for anybody, without an attack"
 
 
-def write_report(results: Results, output: str | Path, pictures: Pictures) -> None:
+def write_report(results: Results, output: str | Path, pictures: Pictures, *, data: str = RESULTS) -> None:
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
@@ -48,8 +51,10 @@ def write_report(results: Results, output: str | Path, pictures: Pictures) -> No
         output: the file.
         pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`. The i-th pictures of the base
             and of the hardened model start from the same noise.
+        data: where the page's link to results.json leads.
     """
-    write_page("report.html.j2", output, _content(results, slots(results.others, pictures)))
+    content = _content(results, slots(results.others, pictures))
+    write_page("report.html.j2", output, content | {"data": data})
 
 
 def write_page(template: str, output: str | Path, content: Mapping[str, Any]) -> None:
@@ -61,8 +66,19 @@ def write_page(template: str, output: str | Path, content: Mapping[str, Any]) ->
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.globals["kind"] = KIND
     environment.filters |= {"num": number, "percent": percent, "plain": plain}
     write_text(output, environment.get_template(template).render(**content))
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that this program wrote, now or in an older version."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(TITLE_BYTES)
+    except OSError:
+        return False
+    return head.startswith(b"<!doctype html>") and f"{KIND}</title>".encode() in head
 
 
 def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
@@ -325,7 +341,7 @@ def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> lis
             for person in others
         ),
     ]
-    return [pair for pair in pairs if pair.has_images]
+    return [pair for pair in pairs if pair.is_shown]
 
 
 def _note(rows: Sequence[AttackRow], encoders: Sequence[Encoder], model: str, role: Role, subject: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apdm.audit.photo_results import PhotoAttackRow, PhotoResults
+from apdm.export.layout import RESULTS
 from apdm.report.attacks import AttackSection
 from apdm.report.curves import Encoder
 from apdm.report.page import about_judges, check_line, headline_of, photos_counted, write_page
@@ -15,13 +16,14 @@ from apdm.report.photos import TITLES, photo_section
 from apdm.report.pictures import Pictures, encode_pictures, slots
 
 
-def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pictures) -> None:
+def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pictures, *, data: str = RESULTS) -> None:
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
         results: what the audit found.
         output: the file.
         pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`.
+        data: where the page's link to results.json leads.
     """
     encoders = [Encoder(one.name, one.threshold, results.strangers[one.name]) for one in results.judges.encoders]
     shown = encode_pictures(slots((), pictures))
@@ -36,6 +38,7 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
         "checks": [check_line(check) for check in results.verdict.checks],
         "sections": _parameters(results.image_layer.attacks),
         "thresholds": asdict(results.thresholds),
+        "data": data,
     }
     write_page("photo_report.html.j2", output, content)
 

@@ -13,7 +13,7 @@ from apdm.metrics.identity import IdentityStatistics, face_rate
 from apdm.metrics.perception import Visibility
 from apdm.report.attacks import STATES
 from apdm.report.numbers import number
-from apdm.report.pictures import Encoded, Panel
+from apdm.report.pictures import Encoded, Panel, panel
 
 TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
 VOID = "void: too weak with clean photos"
@@ -193,7 +193,7 @@ def _person(
     subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encoders: Sequence[str], misled: Sequence[str]
 ) -> PhotoPerson:
     panels = [
-        Panel("photos", title.capitalize(), note, shown[f"layer/{slot}/{subject}"])
+        panel("photos", title.capitalize(), note, shown[f"layer/{slot}/{subject}"])
         for slot, (title, note) in PHOTOS.items()
         if f"layer/{slot}/{subject}" in shown
     ]
@@ -204,10 +204,10 @@ def _person(
     for row in first.values():
         photos = row.photos if row.purifier is None else f"{row.photos}+{file_name(row.purifier)}"
         images = shown.get(f"layer/{file_name(row.attack)}/{photos}/{subject}")
-        if images:
+        if images is not None:
             colour = "base" if row.photos == "clean" else "hardened"
             title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"
-            panels.append(Panel(colour, title, _note(row, encoders, misled), images))
+            panels.append(panel(colour, title, _note(row, encoders, misled), images))
     return PhotoPerson(subject, panels)
 
 

@@ -10,6 +10,8 @@ A slot is a place on the page for a row of pictures. Slots are named:
     photos/<person>                 the person's own photos
     layer/<attack>/<photos>/<person>   after an attack with clean or with protected photos
     layer/...                       protected photos, named as the audit names them
+
+A slot without pictures is one whose pictures are missing. The page says so in their place.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ class Panel:
         caption: the title of the panel.
         note: text below the caption.
         images: data URIs; may be empty.
+        missing: whether there were pictures, which are not at hand any more.
     """
 
     model: str
     caption: str
     note: str
     images: list[str]
+    missing: bool = False
 
     @property
     def is_small(self) -> bool:
@@ -67,9 +71,14 @@ class PanelPair:
     photos: Panel | None = None
 
     @property
-    def has_images(self) -> bool:
-        """Whether there is anything to show."""
-        return bool(self.base.images or self.hardened.images)
+    def is_shown(self) -> bool:
+        """Whether there are pictures, or were."""
+        return any(one.images or one.missing for one in (self.base, self.hardened))
+
+
+def panel(model: str, caption: str, note: str, images: list[str] | None) -> Panel:
+    """A panel of one slot's pictures: none if the slot has no pictures any more, None if there is no such slot."""
+    return Panel(model, caption, note, images or [], missing=images == [])
 
 
 def panel_pair(
@@ -85,10 +94,10 @@ def panel_pair(
         photos: the slot of the person's own photos. It is ignored if it has no pictures.
     """
     base, hardened = (
-        Panel(model, f"{model.capitalize()} model", (notes or {}).get(model, ""), shown.get(f"{model}/{slot}", []))
+        panel(model, f"{model.capitalize()} model", (notes or {}).get(model, ""), shown.get(f"{model}/{slot}"))
         for model in ("base", "hardened")
     )
-    own = Panel("photos", "The person", "own photos", shown[photos]) if photos in shown else None
+    own = panel("photos", "The person", "own photos", shown[photos]) if photos in shown else None
     return PanelPair(title, base, hardened, own)
 
 

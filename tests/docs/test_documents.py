@@ -140,8 +140,8 @@ def test_commands_that_documents_show_are_understood(
     monkeypatch.chdir(ROOT)  # configurations are named by paths from the root
     config = COMMANDS[command].config
     assert config is not None
-    if command == "verify" and not words[0].startswith("-"):
-        words = ["--output_dir", *words]
+    for taken, option in (("verify", "--output_dir"), ("report", "--results")):  # may be given without the option
+        words = [option, *words] if command == taken and not words[0].startswith("-") else words
     load_config(config, words)
 
 

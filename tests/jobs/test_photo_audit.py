@@ -153,6 +153,19 @@ def test_the_report_shows_photos_pictures_and_figures(audited: tuple[Path, str])
     assert not {"summary", "curves", "utility", "attacks"} & set(page.values("id"))
 
 
+def test_the_report_is_made_again_as_it_was_and_says_where_pictures_are_missing(
+    audited: tuple[Path, str], tmp_path: Path
+):
+    output = Path(shutil.copytree(audited[0], tmp_path / "out"))
+    before = (output / "report.html").read_bytes()
+    assert run("report", results=output) == 0
+    assert (output / "report.html").read_bytes() == before
+    shutil.rmtree(output / "pictures")
+    assert run("report", results=output) == 0
+    page = Page(output / "report.html")
+    assert page.text("photos").count("The pictures are missing") == 12 and not page.values("src")
+
+
 def test_the_results_have_a_schema_and_are_not_taken_for_those_of_models(audited: tuple[Path, str]):
     path, schema = audited[0] / "results.json", results_schema(PhotoResults)
     assert violations(json.loads(path.read_text()), schema, schema["$defs"]) == []

@@ -1,0 +1,168 @@
+"""`apdm report` makes the page of an audit again, as it was, and replaces nothing but such a page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from html_page import Page
+from tiny_results import make_results
+
+from apdm.audit.results import Results, write_results
+from apdm.audit.schema import from_json
+from apdm.cli import main
+from apdm.export.manifest import verify_manifest, write_manifest
+from apdm.jobs.picture_sheets import read_pictures, save_pictures
+from apdm.report.page import write_report
+
+SIDE = 8
+
+
+def drawn(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Pictures as an audit draws them: five for each attack, and nine of the class."""
+    random = torch.Generator().manual_seed(0)
+    names = [f"attack/{row['model']}/{row['subject']}/{row['seed']}" for row in content["attacks"]]
+    counts = {"class/base": 9, "class/hardened": 9, **dict.fromkeys(names, 5), f"attention/{names[0]}": 2}
+    return {name: torch.rand(count, 3, SIDE, SIDE, generator=random) for name, count in counts.items()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an audit, as far as its page needs it. Its seeds are sorted as numbers, not as names."""
+    output, content = tmp_path_factory.mktemp("audit") / "out", make_results()
+    for row in content["attacks"]:
+        row["seed"] = {3: 9, 4: 10}[row["seed"]]
+    results = from_json(Results, content)
+    write_results(results, output / "results.json")
+    write_report(results, output / "report.html", save_pictures(drawn(content), output))
+    write_manifest(output)
+    return output
+
+
+@pytest.fixture
+def output(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "out"))
+
+
+def test_the_page_is_made_again_as_it_was(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = output / "report.html"
+    before = page.read_bytes()
+    for given in ([str(output)], [str(output / "results.json")], ["--results", str(output)]):
+        page.unlink()
+        assert main(["report", *given]) == 0
+        assert capsys.readouterr().out == f"report  {page}\n"
+        assert page.read_bytes() == before
+    assert verify_manifest(output) == []
+
+
+def test_a_page_elsewhere_links_to_the_results(output: Path, tmp_path: Path) -> None:
+    assert main(["report", str(output), "--output", str(tmp_path / "pages/a page.html")]) == 0
+    page = Page(tmp_path / "pages/a page.html")
+    assert page.values("href") == ["../out/results.json"] and page.values("src")
+    shutil.copy(output / "results.json", output / "run 1.json")
+    assert main(["report", str(output / "run 1.json")]) == 0
+    assert Page(output / "report.html").values("href") == ["run%201.json"]
+
+
+def test_the_manifest_knows_the_new_page_and_nothing_else_changes_in_it(output: Path) -> None:
+    before = json.loads((output / "manifest.json").read_text())
+    shutil.rmtree(output / "pictures")
+    assert main(["report", str(output)]) == 0
+    assert verify_manifest(output) == []
+    after = json.loads((output / "manifest.json").read_text())
+    changed = [new["path"] for old, new in zip(before.pop("files"), after.pop("files"), strict=True) if old != new]
+    assert changed == ["report.html"] and before == after
+
+
+def test_where_pictures_are_missing_the_page_says_so(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (output / "pictures/attack/hardened/s01/9.png").unlink()
+    (output / "pictures/class/base.png").write_bytes(b"no picture")
+    assert main(["report", str(output)]) == 0
+    assert "missing pictures  2 of " in capsys.readouterr().out
+    page = Page(output / "report.html")
+    assert page.text().count("The pictures are missing") == 2
+    assert "After the attack on s01" in page.text("pictures") and page.values("src")
+
+    shutil.rmtree(output / "pictures")
+    assert main(["report", str(output)]) == 0
+    page = Page(output / "report.html")
+    assert page.text().count("The pictures are missing") == 8 and not page.values("src")
+
+
+def test_sheets_are_cut_into_the_pictures_that_they_were_made_of(tmp_path: Path) -> None:
+    results = from_json(Results, make_results())
+    for count in (1, 3, 4, 5, 8):
+        saved = save_pictures({"class/base": torch.rand(count, 3, SIDE, SIDE)}, tmp_path)["class/base"]
+        again = read_pictures(results, tmp_path)["class/base"]
+        assert [one.tobytes() for one in again] == [one.tobytes() for one in saved]
+
+
+def test_pictures_are_not_taken_from_elsewhere(output: Path) -> None:
+    content = json.loads((output / "results.json").read_text())
+    save_pictures({"a/b/c/9": torch.rand(1, 3, SIDE, SIDE)}, output / "private")
+    for row in content["attacks"]:
+        row["model"] = row["model"].replace("base", "../../private/pictures/a/b")
+    pictures = read_pictures(from_json(Results, content), output)
+    assert not any(images for name, images in pictures.items() if "private" in name)
+
+
+def changed(**facts: Any) -> bytes:
+    return json.dumps(make_results() | facts).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b"[]", "holds no results of an audit"),
+        (b'{"schema_version": 1}', "holds no results of an audit"),
+        (changed(schema=7), "has schema 7, this program reads 2"),
+        (changed(attacks=None), "was not written by this version"),
+        (changed(strangers={}), "its parts do not fit together (KeyError: 'enc-a')"),
+        (changed(attacks=[]), "give the results.json as an audit wrote it"),
+    ],
+)
+def test_what_is_no_result_is_refused_and_the_page_stays(
+    content: bytes, said: str, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (output / "report.html").read_bytes()
+    (output / "results.json").write_bytes(content)
+    assert main(["report", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and str(output / "results.json") in error and error.count("\n") == 1
+    assert (output / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("cells", "has not finished; give its command again"),
+        ("photo_cells", "has not finished; give its command again"),
+        ("empty", "has no results.json; give the output folder of an audit"),
+        (None, "does not exist; give the results.json of an audit, or its folder"),
+    ],
+)
+def test_a_folder_without_results_is_refused(
+    made: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if made is not None:
+        (tmp_path / "out" / made).mkdir(parents=True)
+    assert main(["report", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_only_a_page_of_this_program_is_replaced(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = (output / "results.json").read_bytes()
+    for name in ("results.json", "pictures/class/base.png"):
+        assert main(["report", str(output), "--output", str(output / name)]) == 2
+        assert "is no page of this program and is not replaced" in capsys.readouterr().err
+    (output / "mine.html").write_text("<!doctype html><title>mine</title>")
+    assert main(["report", str(output), "--output", str(output / "mine.html")]) == 2
+    assert main(["report", str(output), "--output", str(output / "pictures")]) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
+    assert (output / "results.json").read_bytes() == results and "mine" in (output / "mine.html").read_text()
