@@ -48,7 +48,7 @@ bench: $(READY) ## time the parts that matter
 	$(BIN)/python -m benchmarks
 
 docs: $(READY) ## build the documents as a site in build/site; a broken link is an error
-	$(BIN)/python -m apdm.config.reference docs/reference/options.md
+	$(BIN)/python -m apdm.config.reference docs/reference/options.md docs/reference/diffusers-options.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the demo's outputs and all caches; .venv stays

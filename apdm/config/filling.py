@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
+from apdm.config import diffusers_names
 from apdm.config.options import COMMAND_LINE, Option, options_by_path
 from apdm.config.paths import expand_path
 from apdm.config.types import without_none
@@ -214,6 +215,8 @@ def _require_known(path: str, known: Mapping[str, Option], where: str) -> None:
         if found.group == group and (name := path.removeprefix(f"{group}.")) in old:
             now = f"{group}.{old[name]}" if group else old[name]
             raise UserError(f'there is no option "{path}" any more ({where}); write {now}')
+    if (advice := diffusers_names.advice(path, known)) is not None:
+        raise UserError(f'there is no option "{path}" ({where}); {advice}')
     groups = {found.group for found in known.values()} - {""}
     # People forget the group's name more often than they misspell an option.
     near = [name for name in known if name.endswith(f".{path}")]

@@ -1,6 +1,7 @@
 """The reference texts of the options: the short and the complete help of a command, and the options page.
 
-python -m apdm.config.reference docs/reference/options.md     writes the page
+python -m apdm.config.reference docs/reference/options.md               writes the page of the options
+python -m apdm.config.reference docs/reference/diffusers-options.md     writes the page of diffusers' names
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from apdm.config import diffusers_names
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
@@ -165,10 +167,13 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
+PAGES = {"options.md": options_page, "diffusers-options.md": diffusers_names.page}
+
+
 def main(argv: Sequence[str]) -> None:
-    """Write the options page to the path in `argv`."""
-    (path,) = argv
-    write_text(Path(path), options_page())
+    """Write the pages whose paths are in `argv`."""
+    for path in map(Path, argv):
+        write_text(path, PAGES[path.name]())
 
 
 if __name__ == "__main__":
