@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, ReportConfig, VerifyConfig, load_config
 from apdm.config.filling import command_line
 from apdm.config.options import options_by_path
-from apdm.config.reference import common_options, help_text, short_help
+from apdm.config.reference import MANY, help_text, short_help
 from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError, UserErrors
 from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
@@ -186,8 +186,9 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _help(name: str, config: type, *, everything: bool) -> list[str]:
-    """The help of one command. Without `everything`, a command with many options shows those that people often set."""
-    everything = everything or not common_options(name)
+    """The help of one command. Without `everything`, a command of many options shows those that people often set."""
+    options = options_by_path(config)
+    everything = everything or len(options) <= MANY
     lines = [
         f"usage: apdm {name} [--config FILE] [--key value ...]",
         "",
@@ -196,7 +197,7 @@ def _help(name: str, config: type, *, everything: bool) -> list[str]:
         f"Exit codes: {COMMANDS[name].codes}, {OTHER_CODES}",
     ]
     if not everything:
-        lines.append(f"`apdm {name} --help-all` shows all {len(options_by_path(config))} options, and explains them.")
+        lines.append(f"`apdm {name} --help-all` shows all {len(options)} options, and explains them.")
     return lines
 
 

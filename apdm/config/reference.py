@@ -26,6 +26,7 @@ from apdm.config.verify import VerifyConfig
 from apdm.core.files import write_text
 
 WIDTH = 100  # of the explanations, in characters
+MANY = 40  # a command with more options has a short help
 SHORT_WIDTH = 120  # of the lines of the short help
 UNSET = ("null", "[]", '""')  # defaults that stand for nothing given
 COMMANDS = {
@@ -39,7 +40,7 @@ COMMANDS = {
 
 
 def common_options(command: str) -> dict[str, list[Option]]:
-    """Return {heading: the options that many people set} of a command; empty if the command has few options.
+    """Return {heading: the options that many people set} of a command.
 
     Required options come first, then those of the command itself, those that it shares, and those of groups.
     """
