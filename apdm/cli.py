@@ -16,7 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from apdm.config import AuditJobConfig, EnvConfig, HardenConfig, PerturbConfig, ReportConfig, VerifyConfig, load_config
+from apdm.config import (
+    AuditJobConfig,
+    CompareConfig,
+    EnvConfig,
+    HardenConfig,
+    PerturbConfig,
+    ReportConfig,
+    VerifyConfig,
+    load_config,
+)
 from apdm.config.filling import command_line
 from apdm.config.options import options_by_path
 from apdm.config.reference import MANY, help_text, short_help
@@ -330,9 +339,7 @@ def _outcome(verdict: Verdict) -> list[str]:
 
 
 def _verify(argv: Sequence[str]) -> int:
-    # The folder may be given without --output_dir.
-    words = ["--output_dir", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    config = _options(VerifyConfig, words)
+    config = _options(VerifyConfig, _named("output_dir", argv))
     from apdm.jobs.verify import verify
 
     result = verify(config)
@@ -349,9 +356,7 @@ def _verify(argv: Sequence[str]) -> int:
 
 
 def _report_again(argv: Sequence[str]) -> int:
-    # The results may be given without --results.
-    words = ["--results", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    config = load_config(ReportConfig, words)
+    config = load_config(ReportConfig, _named("results", argv))
     from apdm.jobs.report import report
 
     result = report(config)
@@ -360,6 +365,22 @@ def _report_again(argv: Sequence[str]) -> int:
         rows["missing pictures"] = f"{len(result.missing)} of {count(result.sheets, 'sheet')}; the page says where"
     say(*columns(rows))
     return DONE
+
+
+def _compare(argv: Sequence[str]) -> int:
+    config = load_config(CompareConfig, _named("results", argv))
+    from apdm.jobs.compare import compare
+    from apdm.report.comparison import text_lines
+
+    say(*text_lines(compare(config)))
+    if config.output is not None:
+        say(*columns({"page": config.output}))
+    return DONE
+
+
+def _named(option: str, argv: Sequence[str]) -> list[str]:
+    """Put the name of an option before its values, which may come first without it."""
+    return [f"--{option}", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
 def _environment(argv: Sequence[str]) -> int:
@@ -412,6 +433,7 @@ COMMANDS = {
         "0 all is well, 1 a problem found",
     ),
     "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),
+    "compare": Command("show several audits of models side by side", _compare, CompareConfig),
     "env": Command(
         "print versions and devices, or what models can be used for",
         _environment,

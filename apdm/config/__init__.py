@@ -3,6 +3,7 @@
 from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig, AuditOptions
 from apdm.config.audit_job import AuditJobConfig
+from apdm.config.compare import CompareConfig
 from apdm.config.env import EnvConfig
 from apdm.config.filling import load_config, make_config
 from apdm.config.harden import HardenConfig, PreservationConfig, ValidationConfig
@@ -18,6 +19,7 @@ __all__ = [
     "AuditConfig",
     "AuditJobConfig",
     "AuditOptions",
+    "CompareConfig",
     "EnvConfig",
     "HardenConfig",
     "ImageLayerConfig",

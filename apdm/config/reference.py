@@ -16,6 +16,7 @@ from typing import Literal, get_args, get_origin
 
 from apdm.config import diffusers_names
 from apdm.config.audit_job import AuditJobConfig
+from apdm.config.compare import CompareConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
@@ -35,6 +36,7 @@ COMMANDS = {
     "audit": AuditJobConfig,
     "verify": VerifyConfig,
     "report": ReportConfig,
+    "compare": CompareConfig,
     "env": EnvConfig,
 }
 

@@ -198,8 +198,8 @@ def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enc
         likeness=[
             LikenessFigure(
                 encoder,
-                _mean_likeness(rows, "base", encoder.name),
-                _mean_likeness(rows, "hardened", encoder.name),
+                mean_likeness(rows, "base", encoder.name),
+                mean_likeness(rows, "hardened", encoder.name),
             )
             for encoder in encoders
         ],
@@ -208,7 +208,7 @@ def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enc
     )
 
 
-def _mean_likeness(
+def mean_likeness(
     rows: Sequence[AttackRow], model: str, encoder: str, *, role: Role = "protected", subject: str | None = None
 ) -> float | None:
     """Mean likeness after the nominal attack over the rows of one model; failed rows are left out."""
@@ -257,8 +257,8 @@ def _people(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enco
         PersonLine(
             subject=subject,
             encoder=encoder,
-            base=_mean_likeness(rows, "base", encoder.name, subject=subject),
-            hardened=_mean_likeness(rows, "hardened", encoder.name, subject=subject),
+            base=mean_likeness(rows, "base", encoder.name, subject=subject),
+            hardened=mean_likeness(rows, "hardened", encoder.name, subject=subject),
             strangers=encoder.strangers.subjects[subject],
             cost=factors[subject][encoder.name] if subject in factors else None,
         )
@@ -349,5 +349,5 @@ def _note(rows: Sequence[AttackRow], encoders: Sequence[Encoder], model: str, ro
     own = [row for row in rows if (row.model, row.role, row.subject) == (model, role, subject)]
     if own and all(row.status == "failed" for row in own):
         return "the attack failed"
-    means = [_mean_likeness(rows, model, encoder.name, role=role, subject=subject) for encoder in encoders]
+    means = [mean_likeness(rows, model, encoder.name, role=role, subject=subject) for encoder in encoders]
     return "likeness " + " / ".join(number(value) for value in means)

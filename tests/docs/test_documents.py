@@ -140,8 +140,9 @@ def test_commands_that_documents_show_are_understood(
     monkeypatch.chdir(ROOT)  # configurations are named by paths from the root
     config = COMMANDS[command].config
     assert config is not None
-    for taken, option in (("verify", "--output_dir"), ("report", "--results")):  # may be given without the option
-        words = [option, *words] if command == taken and not words[0].startswith("-") else words
+    unnamed = {"verify": "--output_dir", "report": "--results", "compare": "--results"}  # may come without their names
+    if command in unnamed and not words[0].startswith("-"):
+        words = [unnamed[command], *words]
     load_config(config, words)
 
 
