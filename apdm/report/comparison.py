@@ -6,6 +6,7 @@ the cell says so, and the run has no point in the plot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ FAULTS = {  # {what two runs do not share: in words}
     "attacks": "another attack",
     "judges": "other judges",
     "people": "other people",
-    "others": "other bystanders",
+    "others": "other people who must stay learnable",
+    "features": "another distance of class pictures",
+    "reader": "another reader of attributes",
 }
+ATTACKED = ("attacks", "judges", "people")  # what likeness and cost depend on
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,8 @@ def _differences(run: Results, first: Results, attack: str) -> set[str]:
         "judges": _judges(run, first),
         "people": [(set(run.subjects), set(first.subjects)), (run.photos, first.photos)],
         "others": [(set(run.others), set(first.others))],
+        "features": [(_features(run), _features(first))],
+        "reader": [(run.judges.attributes or "", first.judges.attributes or "")],
     }
     # Older versions did not write everything down. What is not known is taken to be equal.
     return {fault for fault, of in pairs.items() if any(mine != its for mine, its in of if None not in (mine, its))}
@@ -178,6 +184,10 @@ def _judges(run: Results, first: Results) -> list[tuple[Any, Any]]:
     ]
 
 
+def _features(run: Results) -> Any:
+    return run.utility.frechet.name, run.utility.frechet.network, run.utility.num_images
+
+
 def _name(judge: NamedThreshold | None) -> str:
     return "" if judge is None else f"{judge.name} from {judge.threshold}"
 
@@ -195,7 +205,7 @@ def _line(name: str, run: Results, first: Results, attack: str, faults: set[str]
 
     def cell(text: str, *needed: str) -> str:
         wrong = [fault for fault in FAULTS if fault in faults and fault in needed]
-        return f"{NOT_COMPARABLE}: other {', '.join(wrong)}" if wrong else text
+        return f"{NOT_COMPARABLE}: {', '.join(FAULTS[fault] for fault in wrong)}" if wrong else text
 
     likeness = [
         ARROW.join(number(mean_likeness(rows, model, encoder)) for model in ("base", "hardened"))
@@ -203,18 +213,17 @@ def _line(name: str, run: Results, first: Results, attack: str, faults: set[str]
         else NOT_MEASURED
         for encoder in first.encoders
     ]
-    distance = _distance_text(run, first)
+    ratio = utility.frechet.ratio
     drift = max((one.distance["hardened"] for one in utility.drift.values()), default=None)
-    same_reader = run.judges.attributes == first.judges.attributes
     headline = headline_of(run.verdict)
     return RunLine(
         name=name,
         models=ARROW.join(run.models[model].path for model in ("base", "hardened") if model in run.models),
         cells=[
-            *(cell(text, "attacks", "judges", "people") for text in likeness),
-            cell(cost_text(None if outcome is None else outcome.cost_factor.worst), "attacks", "judges", "people"),
-            distance,
-            percent(drift) if same_reader else f"{NOT_COMPARABLE}: other judges",
+            *(cell(text, *ATTACKED) for text in likeness),
+            cell(cost_text(None if outcome is None else outcome.cost_factor.worst), *ATTACKED),
+            cell(NOT_MEASURED if ratio is None else f"{number(ratio)} ×", "features"),
+            cell(percent(drift), "reader"),
             cell(percent(_others(run)), "attacks", "judges", "others"),
         ],
         style=headline.state,
@@ -232,18 +241,6 @@ def _others(run: Results) -> float | None:
     return mean([one.ratio for one in run.utility.other_subjects if one.ratio is not None])
 
 
-def _same_distance(run: Results, first: Results) -> bool:
-    mine, theirs = run.utility.frechet, first.utility.frechet
-    return (mine.name, mine.network, run.utility.num_images) == (theirs.name, theirs.network, first.utility.num_images)
-
-
-def _distance_text(run: Results, first: Results) -> str:
-    if not _same_distance(run, first):
-        return f"{NOT_COMPARABLE}: other judges or number of pictures"
-    ratio = run.utility.frechet.ratio
-    return NOT_MEASURED if ratio is None else f"{number(ratio)} ×"
-
-
 # -- plot ----------------------------------------------------------------------------------------------------
 
 
@@ -254,12 +251,7 @@ def _plot(runs: Sequence[tuple[str, Results]], attack: str, faults: Sequence[set
         outcome = _outcome(run, attack)
         cost = None if outcome is None else outcome.cost_factor.worst
         ratio = run.utility.frechet.ratio
-        if (
-            cost is None
-            or ratio is None
-            or found & {"attacks", "judges", "people"}
-            or not _same_distance(run, runs[0][1])
-        ):
+        if cost is None or ratio is None or found & {*ATTACKED, "features"}:
             left_out.append(str(place + 1))
         else:
             measured.append((ratio, cost, str(place + 1), name))
@@ -286,4 +278,4 @@ def _plot(runs: Sequence[tuple[str, Results]], attack: str, faults: Sequence[set
 def _ticks(last: float) -> list[float]:
     """At most seven round values from 0 to at least `last`."""
     distance = next(size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5) if last <= 6 * size * 10**power)
-    return [round(distance * place, 6) for place in range(int(-(-last // distance)) + 1)]
+    return [round(distance * place, 6) for place in range(max(1, math.ceil(last / distance)) + 1)]

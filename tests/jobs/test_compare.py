@@ -57,8 +57,8 @@ def table(change: Any) -> Any:
         (other_params, ["Likeness by enc-a", "Cost", "Others"], "two has another attack than one.", 1),
         (other_judge, ["Likeness by enc-a", "Cost", "Others"], "two has other judges than one.", 1),
         (other_people, ["Likeness by enc-a", "Cost"], "two has other people than one.", 1),
-        (other_others, ["Others"], "two has other bystanders than one.", 2),
-        (other_features, ["Class distance"], None, 1),
+        (other_others, ["Others"], "two has other people who must stay learnable than one.", 2),
+        (other_features, ["Class distance"], "two has another distance of class pictures than one.", 1),
     ],
 )
 def test_figures_that_were_measured_in_another_way_are_not_comparable(
@@ -68,7 +68,7 @@ def test_figures_that_were_measured_in_another_way_are_not_comparable(
     first, second = found.lines
     assert not [cell for cell in first.cells if cell.startswith("not comparable")]
     cells = dict(zip(found.heads, second.cells, strict=True))
-    assert [head for head, cell in cells.items() if cell.startswith("not comparable: other ")] == concerned
+    assert [head for head, cell in cells.items() if cell.startswith("not comparable: ")] == concerned
     assert found.notes == ([] if note is None else [note])
     assert len(found.plot.points) == points and found.plot.left_out == ["2"] * (2 - points)
 
@@ -80,7 +80,15 @@ def test_runs_without_a_common_attack_say_so() -> None:
 
     found = table(change)
     assert found.attacks == [] and "attacks in common: none" in "\n".join(text_lines(found))
-    assert found.lines[0].cells[0] == "0.75 → 0.25" and found.lines[1].cells[0] == "not comparable: other attacks"
+    assert found.lines[0].cells[0] == "0.75 → 0.25" and found.lines[1].cells[0] == "not comparable: another attack"
+
+
+@pytest.mark.parametrize(("distance", "right"), [(0.0, 34.0), (9.5 * 1.3, 290.5), (9.5 * 2000, 330.0)])
+def test_the_plot_has_round_ticks_at_any_size(distance: float, right: float) -> None:
+    content = make_results()
+    content["utility"]["frechet"]["to_base"] = distance
+    plot = side_by_side([("one", from_json(Results, content))]).plot
+    assert plot.points[0].x == right and 2 <= len(plot.x_ticks) <= 7 and plot.x_ticks[0] == (34.0, 0.0)
 
 
 @pytest.fixture
