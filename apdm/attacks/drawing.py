@@ -92,6 +92,12 @@ class Drawing(DrawnOtherwise):
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,
         }
+        steps = self.num_inference_steps or 1
+        if steps > attacked.num_train_timesteps:
+            raise UserError(
+                f"num_inference_steps is {steps}; {attacked.name} has {attacked.num_train_timesteps} timesteps, "
+                "give at most so many"
+            )
         changed = attacked.with_drawing(**{name: value for name, value in given.items() if value is not None})
         if self.scheduler is None:
             return changed

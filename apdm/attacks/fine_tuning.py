@@ -115,7 +115,7 @@ class FineTuning(ABC):
     class_prompt: str
     learning_rate: float = 5e-6
     max_train_steps: int = 800
-    train_batch_size: int = 1
+    train_batch_size: int = option(1, at_least=1)
     prior_loss_weight: float = 1.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

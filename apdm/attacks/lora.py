@@ -40,7 +40,7 @@ class LoRA(FineTuning):
     """
 
     learning_rate: float = 1e-4
-    rank: int = 4
+    rank: int = option(4, at_least=1)
     lora_alpha: int | None = None
     target: LoraTarget = "attention"
     init_lora_weights: LoraInit = "gaussian"

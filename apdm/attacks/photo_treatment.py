@@ -9,6 +9,7 @@ import torch
 
 from apdm.attacks import Material, Purifier
 from apdm.attacks.staged import Staged
+from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
 from apdm.families.encoding import encode_images
@@ -24,7 +25,7 @@ class PhotoTreatment(Staged):
     """
 
     purifier: Purifier | None = None
-    num_photos: int | None = None
+    num_photos: int | None = option(None, at_least=1)
 
     name: ClassVar[str] = "photos"
 

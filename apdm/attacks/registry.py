@@ -23,7 +23,6 @@ from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
 from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
-from apdm.config.registry import option_value
 from apdm.core.errors import UserError
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
@@ -107,8 +106,8 @@ class _Maker:
         if photos is None and num_photos is None:
             return attack
         purifier = None if photos is None else make_purifier(photos.replace("/", ":", 1).replace("/", ","))
-        count = None if num_photos is None else option_value(int, num_photos, "num_photos", self.spec)
-        return PhotoTreatment(attack=attack, purifier=purifier, num_photos=count)
+        count = {} if num_photos is None else ATTACKS.values(PhotoTreatment, {"num_photos": num_photos}, self.spec)
+        return PhotoTreatment(attack=attack, purifier=purifier, **count)
 
     def _staged(self, cls: type, options: dict[str, str]) -> Any:
         inner = ATTACKS.find(options.pop("attack", "dreambooth"))

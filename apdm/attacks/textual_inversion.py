@@ -8,6 +8,7 @@ from typing import ClassVar
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning, frozen_copy
 from apdm.attacks.tokens import add_word, rename_subject
+from apdm.config.options import option
 from apdm.families import Family
 
 
@@ -37,7 +38,7 @@ class TextualInversion(FineTuning):
     prior_loss_weight: float = 0.0
     placeholder_token: str = "<subject>"
     initializer_token: str | None = None
-    num_vectors: int = 1
+    num_vectors: int = option(1, at_least=1)
     scale_lr: bool = True
 
     name: ClassVar[str] = "textual_inversion"

@@ -160,6 +160,7 @@ class Family(Sampler, Saver):
     def replace(self, **parts: Any) -> Self:
         """The same family with other parts, given under the pipeline's names for them. The remaining parts are shared.
 
+        New parts are frozen. What is being trained in a shared part, such as a new word in a text encoder, stays so.
         The result keeps the source folder only if nothing but the denoiser was replaced, because `save` copies all
         parts but the denoiser from there.
         """
@@ -167,7 +168,11 @@ class Family(Sampler, Saver):
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**parts)
         source = self.source if set(parts) <= {self.denoiser_name} else None
+        shared = [part for name, part in self.pipeline.components.items() if name not in parts]
+        trained = [p for part in shared if isinstance(part, nn.Module) for p in part.parameters() if p.requires_grad]
         changed = type(self)(pipeline, source=source, dtypes=self.dtypes, variant=self.variant)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         changed.drawing = self.drawing
         return changed
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from apdm.attacks.drawing import DrawnOtherwise
 from apdm.audit.common_results import ModelFile
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
@@ -211,7 +212,8 @@ def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Ent
     """Check the prompts of the audit and of each attack.
 
     Raises:
-        UserError: the model cannot read a prompt, or cannot tell an attack's prompt from the class prompt.
+        UserError: the model cannot read a prompt, cannot tell an attack's prompt from the class prompt, or cannot draw
+            in the way that an attack asks for.
     """
     drawn = {"prompts": config.prompts, "edit_prompt": [config.edit_prompt] if config.edit_prompt else []}
     learned = {"instance_prompt": [config.instance_prompt]}
@@ -220,6 +222,8 @@ def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Ent
     for entry in available_entries(entries, models, factory)[0]:
         attack: Any = factory.make(entry.spec, seed=0)
         while hasattr(attack, "attack"):  # a staged attack holds another one
+            if isinstance(attack, DrawnOtherwise):
+                attack.drawn(base, base)
             attack = attack.attack
         class_prompt = getattr(attack, "class_prompt", config.class_prompt)
         check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)

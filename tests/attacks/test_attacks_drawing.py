@@ -97,6 +97,28 @@ def test_drawing_goes_with_photos_and_with_staged_attacks():
     assert (params["attack"], params["guidance_scale"]) == ("drawing > two_stage > lora", 1.0)
 
 
+@pytest.mark.parametrize("spec", ["textual_inversion:guidance_scale=1", "dreambooth:train_text_encoder=true"])
+@pytest.mark.parametrize("head", ["expert_swap", "release_unconditional", "drawing"])
+def test_what_learns_in_a_text_encoder_learns_on_after_a_look_at_it(family: Family, spec: str, head: str):
+    name, _, options = spec.partition(":")
+    attack = make(f"{head}:attack={name},{options}", **SHORT)
+    looked = attack.run(family, material(family), eval_steps=[0, 1], evaluate=lambda step, m: None)
+    assert looked.losses == attack.run(family, material(family)).losses
+
+
+@pytest.mark.parametrize(
+    "spec", ["dreambooth:train_batch_size=0", "lora:rank=0", "lora:num_photos=0", "textual_inversion:num_vectors=0"]
+)
+def test_a_count_of_nothing_is_refused(spec: str):
+    with pytest.raises(UserError, match="0; it needs to be at least 1"):
+        make(spec, **SHORT)
+
+
+def test_more_steps_than_timesteps_are_refused(family: Family):
+    with pytest.raises(UserError, match="num_inference_steps is 1001; stable-diffusion has 1000 timesteps"):
+        Drawing(attack=PLAIN, num_inference_steps=1001).drawn(family, family)
+
+
 @KINDS
 @pytest.mark.parametrize("tuned", ["low", "high"])
 def test_each_denoiser_answers_its_own_side_of_tau(folders: Callable[[str], Path], kind: str, tuned: str):
