@@ -89,7 +89,7 @@ class Matrix:
             done = sum(cell.key in store for cell in self.cells)
             ending = Interrupted(
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
-                "the same command goes on from there, apdm harden with --resume_from_checkpoint latest",
+                "the same command goes on from there (apdm harden: with --resume_from_checkpoint latest)",
                 number=interruption.number,
             )
             ending.reported_by_other_process = not processes.is_main

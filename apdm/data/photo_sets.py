@@ -26,7 +26,7 @@ Letter = Literal["A", "B", "C", "D"]  # Anti-Diffusion's demonstration has a set
 Part = Literal["all", "kept", "held out"]
 NAME = re.compile(r"set[ _-]?([a-d])", re.IGNORECASE)  # set_A, set_a, SET_A, setA
 MIN_HELD_OUT, MIN_PHOTOS = 2, 4  # of a person whose last third is held out
-LAST_THIRD = f"the last third of each person's by name, at least {MIN_HELD_OUT}"  # for messages
+LAST_THIRD = f"the last third of each person's photos by name, at least {MIN_HELD_OUT}"  # for messages
 
 
 @dataclass(frozen=True)

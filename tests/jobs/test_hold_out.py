@@ -110,7 +110,7 @@ def test_plan_report_manifest_and_card_say_what_was_held_out(
     given |= {"image_layer.zero_shot.enabled": False, "audit.strangers_data_dir": people / "strangers"}
     words = arguments(PIPELINE, people, tmp_path / "out", **given, instance_data_dir=people / "subjects")
     assert main(["harden", *words]) == 0
-    third = "the last third of each person's by name, at least 2"
+    third = "the last third of each person's photos by name, at least 2"
     plan = capsys.readouterr().err
     assert f"10 photos in {people}/subjects, as squares of 64 pixels; 4 held out from hardening and attacker" in plan
     assert f"{third}; all are protected" in plan

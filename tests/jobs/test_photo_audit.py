@@ -132,7 +132,7 @@ def test_the_last_third_of_the_originals_is_held_out_and_the_audit_says_so(audit
     results = read_results(output / "results.json")
     assert isinstance(results, PhotoResults)
     assert results.photos.attacked == {"s01": 3, "s02": 4} and results.photos.held_out == {"s01": 2, "s02": 2}
-    assert "4 held out from both arms: the last third of each person's by name" in said
+    assert "4 held out from both arms: the last third of each person's photos by name" in said
     assert "the last third of each person's originals" in Page(output / "report.html").text("verdict")
 
 
