@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import difflib
-import importlib.metadata
 import logging
 import os
-import platform
 import signal
 import sys
 import time
@@ -27,8 +25,7 @@ from apdm.config import (
     load_config,
 )
 from apdm.config.filling import command_line
-from apdm.config.options import options_by_path
-from apdm.config.reference import MANY, help_text, short_help
+from apdm.config.help import command_help, usage
 from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError, UserErrors
 from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
@@ -47,18 +44,9 @@ logger = get_logger(__name__)
 # to go on from. CRASHED is not the code 1 with which Python ends after an exception, because a script would take that
 # for "not protected". STOPPED: interrupted without work to go on from; as shells do, the number of the signal is added.
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED, STOPPED = 0, 1, 2, 3, 4, 128
-OTHER_CODES = (
-    "2 bad input, 3 interrupted with work to go on from, 4 a fault of the program or of a library, "
-    "128 + n interrupted by signal n without."
-)
 VERBOSE = "--verbose"  # of every command
 HELP, HELP_ALL = {"-h", "--help"}, {"--help-all", "--help_all"}
 PATIENCE = 15.0  # seconds that a process waits for the one that reports an error; the launcher ends it before
-# What `apdm env` reports.
-LIBRARIES = (
-    *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
-    *("numpy", "scipy", "pillow", "deepspeed", "bitsandbytes", "insightface", "onnxruntime"),
-)
 
 
 @dataclass(frozen=True)
@@ -174,11 +162,11 @@ def _take_verbose(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv:
-        print(_usage(), file=sys.stderr)
+        print(_program_help(), file=sys.stderr)
         return BAD_INPUT
     name, *rest = argv
     if name in HELP | HELP_ALL:
-        say(_usage())
+        say(_program_help())
         return DONE
     if name == "--version":
         say(f"apdm {VERSION}")
@@ -189,40 +177,13 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f'unknown command "{name}"; {hint}')
     command = COMMANDS[name]
     if command.config is not None and (HELP | HELP_ALL) & set(rest):
-        say(*_help(name, command.config, everything=bool(HELP_ALL & set(rest))))
+        say(*command_help(name, command.codes, everything=bool(HELP_ALL & set(rest))))
         return DONE
     return command.run(rest) or DONE
 
 
-def _help(name: str, config: type, *, everything: bool) -> list[str]:
-    """The help of one command. Without `everything`, a command of many options shows those that people often set."""
-    options = options_by_path(config)
-    everything = everything or len(options) <= MANY
-    lines = [
-        f"usage: apdm {name} [--config FILE] [--key value ...]",
-        "",
-        help_text(config) if everything else short_help(name),
-        "",
-        f"Exit codes: {COMMANDS[name].codes}, {OTHER_CODES}",
-    ]
-    if not everything:
-        lines.append(f"`apdm {name} --help-all` shows all {len(options)} options, and explains them.")
-    return lines
-
-
-def _usage() -> str:
-    rows = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: apdm COMMAND [--config FILE] [--key value ...]",
-            "",
-            *rows,
-            "",
-            "apdm COMMAND --help lists its common options, --help-all lists all; apdm --version prints the version.",
-            "apdm COMMAND --verbose also shows the messages of the libraries.",
-            f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
-        ]
-    )
+def _program_help() -> str:
+    return usage({name: command.summary for name, command in COMMANDS.items()})
 
 
 def _options(cls: type[Config], argv: Sequence[str]) -> Config:
@@ -392,23 +353,9 @@ def _environment(argv: Sequence[str]) -> int:
         lines, complete = look_at_models(config.models, allow_pickle=config.allow_pickle)
         say(*lines)
         return DONE if complete else BAD_INPUT
-    import torch
+    from apdm.jobs.machine import versions_and_devices
 
-    rows = {"apdm": VERSION, "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}"}
-    for library in LIBRARIES:
-        try:
-            rows[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            rows[library] = "not installed"
-    rows["cpu"] = f"{torch.get_num_threads()} threads"
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        for index in range(torch.accelerator.device_count()):
-            name = getattr(torch.get_device_module(kind), "get_device_name", lambda i: "")(index)
-            rows[f"{kind}:{index}"] = name
-    else:
-        rows["accelerator"] = "none"
-    say(*(f"{name:<14} {value}" for name, value in rows.items()))
+    say(*versions_and_devices())
     return DONE
 
 

@@ -15,8 +15,8 @@ from real_signals import LAUNCHED
 
 import apdm
 from apdm import cli
+from apdm.config.help import MANY
 from apdm.config.options import options_by_path
-from apdm.config.reference import MANY
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
 
 ROOT = Path(__file__).parents[1]

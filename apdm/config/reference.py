@@ -1,4 +1,4 @@
-"""The reference texts of the options: the short and the complete help of a command, and the options page.
+"""The pages of the options in the documents.
 
 python -m apdm.config.reference docs/reference/options.md               writes the page of the options
 python -m apdm.config.reference docs/reference/diffusers-options.md     writes the page of diffusers' names
@@ -6,100 +6,15 @@ python -m apdm.config.reference docs/reference/diffusers-options.md     writes t
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
 from apdm.config import diffusers_names
-from apdm.config.audit_job import AuditJobConfig
-from apdm.config.compare import CompareConfig
-from apdm.config.env import EnvConfig
-from apdm.config.harden import HardenConfig
-from apdm.config.options import HEADINGS, Option, options_by_path
-from apdm.config.perturb import PerturbConfig
-from apdm.config.report import ReportConfig
-from apdm.config.types import without_none
-from apdm.config.verify import VerifyConfig
+from apdm.config.help import COMMANDS, WIDTH, summary
+from apdm.config.options import Option, options_by_path
 from apdm.core.files import write_text
-
-WIDTH = 100  # of the explanations, in characters
-MANY = 40  # a command with more options has a short help
-SHORT_WIDTH = 120  # of the lines of the short help
-UNSET = ("null", "[]", '""')  # defaults that stand for nothing given
-COMMANDS = {
-    "harden": HardenConfig,
-    "perturb": PerturbConfig,
-    "audit": AuditJobConfig,
-    "verify": VerifyConfig,
-    "report": ReportConfig,
-    "compare": CompareConfig,
-    "env": EnvConfig,
-}
-
-
-def common_options(command: str) -> dict[str, list[Option]]:
-    """Return {heading: the options that many people set} of a command.
-
-    Required options come first, then those of the command itself, those that it shares, and those of groups.
-    """
-    cls = COMMANDS[command]
-    owners = {name: place for place, base in reversed([*enumerate(cls.__mro__)]) for name in _annotations(base)}
-    found: dict[str, list[Option]] = {heading: [] for heading in HEADINGS}
-    order = sorted(options_by_path(cls).values(), key=lambda one: (not one.required, owners.get(one.path, len(owners))))
-    for option in order:
-        if (heading := option.heading(command)) is not None:
-            found[heading].append(option)
-    return {heading: options for heading, options in found.items() if options}
-
-
-def short_help(command: str) -> str:
-    """Return what `--help` prints: the options that many people set, one in each line, under plain headings."""
-    groups = common_options(command)
-    names = [option.path for options in groups.values() for option in options]
-    column = max(map(len, names), default=0) + len("  --") + 2
-    lines = [summary(COMMANDS[command])]
-    for heading, options in groups.items():
-        lines += ["", f"{heading}:"]
-        for option in options:
-            tail = f" [{_choice(option)}]"
-            lines.append(
-                f"  --{option.path}".ljust(column) + brief(option.help, SHORT_WIDTH - column - len(tail)) + tail
-            )
-    return "\n".join(lines)
-
-
-def brief(text: str, width: int) -> str:
-    """Return the beginning of a text: the first sentence, or as much of it as ends at a mark and fits into `width`."""
-    sentence = re.split(r"(?<=[\w)\"`])\.(?= |$)", " ".join(text.split()))[0]
-    for marks in ("$", ":(?= )", r"[,;](?= )| \("):
-        ends = [mark.start() for mark in re.finditer(marks, sentence) if mark.start() <= width]
-        if ends:
-            return sentence[: ends[-1]]
-    return textwrap.shorten(sentence, width, placeholder=" ...")
-
-
-def help_text(cls: type) -> str:
-    """Return what `--help-all` prints: every option of `cls` with its type, default and explanation."""
-    lines = [
-        summary(cls),
-        "",
-        "--config FILE",
-        "    YAML with any of these options; the command line wins",
-        "--verbose",
-        "    also show the messages of the libraries, and the progress bars of files",
-    ]
-    group = ""
-    for option in options_by_path(cls).values():
-        if option.group != group:
-            group = option.group
-            lines += ["", f"{group}: {summary(option.owner)}"]
-        lines.append(f"--{option.path}  {option.wanted}; {_default(option)}")
-        lines += textwrap.wrap(option.help, WIDTH, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
 
 
 def options_page() -> str:
@@ -126,31 +41,6 @@ def options_page() -> str:
                 lines += ["", f"### {command}: {group}", "", *_wrapped(_escaped(summary(option.owner)))]
             lines += ["", *_paragraph(option, common=option.heading(command) is not None)]
     return "\n".join(lines) + "\n"
-
-
-def summary(cls: type) -> str:
-    """Return the first paragraph of a class's docstring on one line."""
-    return " ".join((cls.__doc__ or cls.__name__).strip().split("\n\n")[0].split())
-
-
-def _annotations(cls: type) -> list[str]:
-    """The names of the fields that a class itself declares."""
-    return list(vars(cls).get("__annotations__", {}))
-
-
-def _choice(option: Option) -> str:
-    """The default of an option, and what else may be chosen if there are only a few possibilities."""
-    kind = without_none(option.kind)
-    words = list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
-    default = "required" if option.required else "not set" if option.default in UNSET else option.default
-    if default.startswith('"') and " " not in default:
-        default = json.loads(default)
-    others = [word for word in words if word != default]
-    return f"{default}; or {', '.join(others)}" if others else default
-
-
-def _default(option: Option) -> str:
-    return "required" if option.required else f"default {option.default}"
 
 
 def _paragraph(option: Option, *, common: bool) -> list[str]:

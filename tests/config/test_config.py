@@ -12,8 +12,9 @@ import yaml
 
 from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
 from apdm.config.filling import command_line, make_config
+from apdm.config.help import COMMANDS, brief, common_options, help_text, short_help
 from apdm.config.options import option, options_by_path
-from apdm.config.reference import COMMANDS, brief, common_options, help_text, options_page, short_help
+from apdm.config.reference import options_page
 from apdm.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import yaml
 from apdm.cli import COMMANDS
 from apdm.config import load_config
 from apdm.config.filling import make_config
-from apdm.config.reference import common_options
+from apdm.config.help import common_options
 from tools import plots
 
 ROOT = Path(__file__).parents[2]
