@@ -26,6 +26,7 @@ from apdm.audit.people import Person
 from apdm.audit.plan import Drawing
 from apdm.audit.results import AttackRow, CurvePoint, Role
 from apdm.audit.suites import Entry
+from apdm.core.pictures import at_most
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.fidelity import kernel_distance
@@ -33,6 +34,7 @@ from apdm.metrics.judges import Features, Judges
 
 ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of pictures has random numbers of its own
 SHOWN_MAPS = 4
+COURSE_PICTURES, COURSE_SIDE = 2, 256  # kept at every measured step, and their longest side in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,8 @@ class CellMeasurements:
         curve: as in `AttackRow`.
         nominal: the curve's point at the nominal step; None before this step. The fields below are then empty.
         quality, scores: as in `AttackRow`.
-        pictures: pictures of the nominal step, {name: [N, 3, H, W] in [0, 1]}.
+        pictures: {name: [N, 3, H, W] in [0, 1]}: "course", a few small pictures of every measured step, step by step;
+            and pictures of the nominal step.
         seconds: time that drawing and judging took.
     """
 
@@ -125,6 +128,11 @@ class CellMeasurements:
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def add_to_course(self, images: Tensor) -> None:
+        """Keep the first pictures of a measured step. Their noise is the same at every step and on every model."""
+        kept = at_most(images[:COURSE_PICTURES], COURSE_SIDE)
+        self.pictures["course"] = torch.cat([self.pictures.get("course", kept[:0]), kept])
 
 
 @dataclass(kw_only=True)
@@ -169,7 +177,8 @@ class CellRunner:
             progress: called after every attack step with the number of steps done and the last step's loss.
 
         Returns:
-            The row, and pictures {name: [N, 3, H, W] in [0, 1]}: "attacked", and "attention" if there are attention
+            The row, and pictures {name: [N, 3, H, W] in [0, 1]}: "attacked", "course" (the first COURSE_PICTURES of
+            every step of the row's curve, small, in the order of the steps), and "attention" if there are attention
             maps. If the attack failed, the row has the error and there are no pictures.
         """
         measured, family = CellMeasurements(), self.models[cell.model]
@@ -223,6 +232,7 @@ class CellRunner:
             raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
         point = CurvePoint(step=step, identity=identity, quality=quality, loss=loss)
         measured.curve.append(point)
+        measured.add_to_course(images)
         if step == cell.nominal_step:
             measured.nominal = point
             measured.scores = self._scores(features, cell.person.id)

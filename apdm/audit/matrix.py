@@ -13,7 +13,7 @@ from apdm.audit.cells import Cell, CellRunner
 from apdm.audit.people import Person
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow, Role
-from apdm.audit.rows import file_name
+from apdm.audit.rows import picture_place
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
@@ -65,7 +65,7 @@ class Matrix:
 
         Returns:
             The main process waits for the other processes and returns the rows and the pictures of all cells. The
-            pictures are {name: [N, 3, H, W] in [0, 1]}, see `attack_and_judge`. The other processes return None.
+            pictures are {name: pictures in [0, 1]}, see `attack_and_judge`. The other processes return None.
 
         Raises:
             Interrupted: the user stopped the audit. Finished cells stay in the store.
@@ -117,14 +117,15 @@ class Matrix:
 
     def _collect(self, store: CellStore) -> tuple[list[AttackRow], dict[str, Tensor]]:
         rows, shown = [], {}
-        nominal = self.cells[0].entry.spec
         for cell in self.cells:
-            row, pictures = store.load(cell.key)
-            rows.append(from_json(AttackRow, row, f"{store.folder.name}/{cell.key}"))
-            spec = "attack" if cell.entry.spec == nominal else file_name(cell.entry.spec)
-            place = f"{spec}/{cell.model}/{cell.person.id}/{cell.seed}"
+            content, pictures = store.load(cell.key)
+            row = from_json(AttackRow, content, f"{store.folder.name}/{cell.key}")
+            rows.append(row)
+            place = picture_place(row, self.cells[0].entry.spec)
             if "attacked" in pictures:
                 shown[place] = pictures["attacked"]
+            if "course" in pictures:  # cells of older versions have none
+                shown[f"course/{place}"] = pictures["course"].unflatten(0, (len(row.curve), -1)).transpose(0, 1)
             if "attention" in pictures:
                 shown[f"attention/{place}"] = pictures["attention"]
         return rows, shown

@@ -63,6 +63,12 @@ def file_name(spec: str) -> str:
     return spec.replace("/", "_").replace(":", "_")
 
 
+def picture_place(row: AttackRow, nominal: str) -> str:
+    """The name of the pictures of a row among all pictures of an audit. `nominal` is the spec of its first row."""
+    attack = "attack" if row.spec == nominal else file_name(row.spec)
+    return f"{attack}/{row.model}/{row.subject}/{row.seed}"
+
+
 def with_row_figures(rows: Sequence[AttackRow]) -> list[AttackRow]:
     """The rows, in their order, with `unreliable` and `steps_to_match` filled in; see `AttackRow`."""
     places = {id(row): place for place, row in enumerate(rows)}

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from apdm.core.files import write_beside
 
@@ -28,6 +29,15 @@ def as_images(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """Return one image `[3, H, W]` in [0, 1] as an 8-bit RGB picture."""
     return Image.fromarray(to_array(image))
+
+
+def at_most(images: Tensor, side: int) -> Tensor:
+    """Return images `[N, C, H, W]` scaled down so that no side exceeds `side` pixels; smaller ones stay as they are."""
+    longest = max(images.shape[-2:])
+    if longest <= side:
+        return images
+    size = [max(1, round(length * side / longest)) for length in images.shape[-2:]]
+    return interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:

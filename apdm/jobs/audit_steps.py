@@ -42,7 +42,7 @@ from apdm.export.layout import (
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_distinct, check_prompts
-from apdm.jobs.picture_sheets import save_pictures
+from apdm.jobs.picture_sheets import save_pictures, save_strips
 from apdm.jobs.prepare import configuration_hash
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report
@@ -142,7 +142,9 @@ def audit_and_report(
         results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
         pictures |= layer[1]
     write_results(results, output / RESULTS)
-    write_report(results, output / REPORT, save_pictures(pictures, output))
+    shown = save_pictures(pictures, output)
+    save_strips(results, shown, output)
+    write_report(results, output / REPORT, shown)
     return results
 
 

@@ -1,4 +1,8 @@
-"""The pictures of an audit on disk: one sheet for each name, in the folder `pictures` beside results.json."""
+"""The pictures of an audit on disk: one sheet for each name, in the folder `pictures` beside results.json.
+
+A sheet has COLUMNS columns. A sheet of the course of an attack, `course/...`, has one for each measured step, and a row
+for each noise that the pictures start from.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,29 @@ from torch import Tensor
 
 from apdm.audit.photo_results import ImageLayer, PhotoResults
 from apdm.audit.results import AnyResults, Results
-from apdm.audit.rows import file_name
+from apdm.audit.rows import file_name, picture_place
 from apdm.core.files import list_files
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.export.layout import PICTURES
-from apdm.report.pictures import Pictures
+from apdm.report.pictures import COURSE, Pictures
+from apdm.report.strips import course_sheets, strip_image, strips
 
+STRIPS = "strips"  # the folder of strips among the pictures
 COLUMNS = 4  # of a sheet; its pictures are squares
 WHITE = ((255, 255),) * 3  # lowest and highest value of each channel
 
 
 def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> Pictures:
-    """Save pictures, {name: [N, 3, H, W] in [0, 1]}, as one sheet for each name, and return them for the report."""
+    """Save pictures as one sheet for each name, and return them for the report.
+
+    Args:
+        pictures: {name: [N, 3, H, W] in [0, 1]}, or [rows, columns, 3, H, W] for a sheet of so many rows and columns.
+        output: the folder of results.json.
+    """
     for name, images in pictures.items():
-        save_png(grid(images, COLUMNS), output / PICTURES / f"{name}.png")
-    return {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+        columns = COLUMNS if images.ndim == 4 else images.shape[1]
+        save_png(grid(images.flatten(0, -4), columns), output / PICTURES / f"{name}.png")
+    return {name: [to_pil(image) for image in images.flatten(0, -4)] for name, images in pictures.items()}
 
 
 def read_pictures(results: AnyResults, output: Path) -> Pictures:
@@ -48,11 +60,19 @@ def read_pictures(results: AnyResults, output: Path) -> Pictures:
         if place not in places and (name in sheets or expected):
             places.add(place)
             chosen[name] = sheets.get(name)
+    courses = {} if isinstance(results, PhotoResults) else course_sheets(results)
     others = sheets.keys() - dict(drawn).keys()
-    chosen |= {name: sheets[name] for name in sorted(others)}
+    chosen |= {name: sheets[name] for name in sorted(others) if name.split("/")[0] not in (COURSE, STRIPS)}
     if isinstance(results, Results):
         chosen |= {name: sheets.get(name) for name in ("class/base", "class/hardened")}
-    return {name: [] if sheet is None else _cut(sheet) for name, sheet in chosen.items()}
+    found = {name: [] if sheet is None else _cut(sheet) for name, sheet in chosen.items()}
+    return found | {name: _cut(sheets[name], columns) for name, columns in courses.items() if name in sheets}
+
+
+def save_strips(results: Results, pictures: Pictures, output: Path) -> None:
+    """Save the strip of each attack as a picture of its own, `strips/<attack>.png` among the audit's pictures."""
+    for spec, strip in strips(results, pictures).items():
+        save_png(strip_image(strip), output / PICTURES / STRIPS / f"{file_name(spec)}.png")
 
 
 def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:
@@ -64,8 +84,7 @@ def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:
     if not isinstance(results, PhotoResults):
         nominal = results.attacks[0].spec
         for row in results.attacks:
-            spec = "attack" if row.spec == nominal else file_name(row.spec)
-            place = f"{spec}/{row.model}/{row.subject}/{row.seed}"
+            place = picture_place(row, nominal)
             yield place, bool(row.identity)
             yield f"attention/{place}", False
     for one in layer.attacks if layer is not None else []:
@@ -73,15 +92,21 @@ def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:
         yield f"layer/{file_name(one.attack)}/{photos}/{one.subject}/{one.seed}", bool(one.identity)
 
 
-def _cut(path: Path) -> list[Image.Image]:
-    """The pictures of a sheet. White places at its end are gaps. Nothing is returned if the file is no sheet."""
+def _cut(path: Path, columns: int | None = None) -> list[Image.Image]:
+    """The pictures of a sheet, row by row. Nothing is returned if the file is no sheet.
+
+    Args:
+        path: the sheet.
+        columns: its number of columns, if all its places hold pictures. None for COLUMNS columns, where white places at
+            the end are gaps.
+    """
     try:
         with _any_size(), Image.open(path) as file:
             sheet = file.convert("RGB")
     except (OSError, ValueError, SyntaxError):  # whatever a damaged file makes Pillow raise
         return []
-    side = sheet.width // COLUMNS
-    if not side or sheet.width % COLUMNS or sheet.height % side:
+    side = sheet.width // (columns or COLUMNS)
+    if not side or sheet.width != side * (columns or COLUMNS) or sheet.height % side:
         return []
     boxes = [
         (left, top, left + side, top + side)
@@ -89,7 +114,7 @@ def _cut(path: Path) -> list[Image.Image]:
         for left in range(0, sheet.width, side)
     ]
     pictures = [sheet.crop(box) for box in boxes]
-    while pictures and len(boxes) - len(pictures) < COLUMNS - 1 and pictures[-1].getextrema() == WHITE:
+    while not columns and pictures and len(boxes) - len(pictures) < COLUMNS - 1 and pictures[-1].getextrema() == WHITE:
         del pictures[-1]
     return pictures
 

@@ -30,6 +30,7 @@ Pictures = Mapping[str, Sequence[Image.Image]]
 Encoded = dict[str, list[str]]  # data URIs by slot
 
 FIRST_ATTACK = "attacked"
+COURSE = "course"  # in the names of the pictures that strips are made of, see `apdm.report.strips`
 MODELS = ("base", "hardened", "placebo")
 PICTURE_BYTES = 4_500_000  # limit for all data URIs together, so that the page stays below 5 MB
 # (side in pixels, pictures in a slot). The first pair that stays within PICTURE_BYTES is used.
@@ -111,6 +112,8 @@ def slots(others: Collection[str], pictures: Pictures) -> dict[str, Sequence[Ima
     sorted_in: dict[str, Sequence[Image.Image]] = {}
     for name, images in pictures.items():
         match name.split("/"):
+            case ["course", *_]:
+                continue  # strips are chosen by the results, so that base and hardened model have the same seed
             case ["class", model]:
                 slot = f"{model}/class"
             case ["attack", model, person, _]:

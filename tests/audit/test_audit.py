@@ -131,6 +131,23 @@ def test_each_model_is_seen_through_its_own_pictures(run_audit, family):
     assert results["utility"]["frechet"]["to_base"] != results["utility"]["frechet"]["base_seed_to_seed"]
 
 
+def test_the_first_pictures_of_every_step_are_kept_beside_those_of_the_nominal_one(run_audit, tmp_path: Path):
+    store = CellStore(tmp_path)
+    results, pictures = run_audit(replace(CONFIG, seeds=1), others=[], store=store)
+    course = pictures["course/attack/hardened/s01/0"]
+    assert course.shape == (2, 3, 3, 16, 16)  # two pictures, at the steps 0, 1 and 4
+    assert torch.equal(course[:, -1], pictures["attack/hardened/s01/0"][:2])
+    assert not torch.equal(course[:, 0], course[:, -1])
+
+    for cell in tmp_path.glob("*/course.png"):  # an audit of an older version goes on
+        record = json.loads((cell.parent / "cell.json").read_text())
+        del record["pictures"]["course"]
+        (cell.parent / "cell.json").write_text(json.dumps(record))
+    again, without = run_audit(replace(CONFIG, seeds=1), others=[], store=store)
+    assert again["attacks"] == results["attacks"]
+    assert set(pictures) - set(without) == {f"course/attack/{model}/s01/0" for model in ("base", "hardened")}
+
+
 def test_the_results_follow_the_schema(audited):
     results, pictures = audited
     schema = results_schema()
@@ -213,7 +230,7 @@ def test_a_model_that_draws_no_numbers_is_audited_to_the_end_and_has_no_clip_sco
     assert results["utility"]["clip"] is None and 0 < results["utility"]["clip_base"] < 1
     (row,) = rows_of(results, "hardened")
     assert row["error"] == "FloatingPointError: the pictures are not finite"
-    sheets = {name: [to_pil(image) for image in images] for name, images in pictures.items()}
+    sheets = {name: [to_pil(image) for image in images.flatten(0, -4)] for name, images in pictures.items()}
     write_report(from_json(Results, results), tmp_path / "report.html", sheets)
     assert "the pictures are not finite" in (tmp_path / "report.html").read_text()
 

@@ -25,6 +25,7 @@ from apdm.audit.suites import (
 )
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.core.errors import UserError
+from apdm.core.pictures import at_most
 from apdm.data.separate_photos import check_separate
 from apdm.data.subjects import load_images
 from apdm.families import Family, load_family
@@ -47,6 +48,14 @@ def test_a_cell_comes_back_as_it_was_with_its_pictures_in_eight_bits(tmp_path: P
     row, pictures = store.load("k")
     assert "k" in store and row == {"status": "ok", "mean": 0.1}
     assert torch.equal(pictures["attacked"], (images * 255).round() / 255)
+
+
+def test_large_pictures_of_a_course_are_scaled_and_small_ones_kept():
+    images = torch.rand(2, 3, 40, 60)
+    assert at_most(images, 60) is images
+    small = at_most(images, 30)
+    assert small.shape == (2, 3, 20, 30) and small.min() >= 0 and small.max() <= 1
+    assert torch.allclose(small.mean(), images.mean(), atol=0.01)
 
 
 def test_failed_cells_and_those_of_other_audits_are_forgotten_and_the_rest_stays(tmp_path: Path):

@@ -162,6 +162,17 @@ def picture(seed: int = 0, side: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
+def course_pictures(results: dict[str, Any]) -> dict[str, list[Image.Image]]:
+    """The pictures of two noises at every measured step of each row, named as the audit names them."""
+    made = {}
+    for number, one in enumerate(results["attacks"]):
+        spec = "attack" if one["spec"] == results["attacks"][0]["spec"] else one["spec"].replace(":", "_")
+        count = 2 * len(one["curve"])
+        name = f"course/{spec}/{one['model']}/{one['subject']}/{one['seed']}"
+        made[name] = [picture(100 * number + place) for place in range(count)]
+    return made
+
+
 def make_pictures() -> dict[str, list[Image.Image]]:
     """Pictures of two seeds for every slot of the first attack and of the class."""
     slots = ("attacked/s01", "attacked/s02", "class", "other/o01")

@@ -27,7 +27,11 @@ def drawn(content: dict[str, Any]) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     names = [f"attack/{row['model']}/{row['subject']}/{row['seed']}" for row in content["attacks"]]
     counts = {"class/base": 9, "class/hardened": 9, **dict.fromkeys(names, 5), f"attention/{names[0]}": 2}
-    return {name: torch.rand(count, 3, SIDE, SIDE, generator=random) for name, count in counts.items()}
+    made = {name: torch.rand(count, 3, SIDE, SIDE, generator=random) for name, count in counts.items()}
+    for name, row in zip(names, content["attacks"], strict=True):
+        made[f"course/{name}"] = torch.rand(2, len(row["curve"]), 3, SIDE, SIDE, generator=random)
+        made[f"course/{name}"][-1, -1] = 1  # a white picture is a picture, too
+    return made
 
 
 @pytest.fixture(scope="module")
