@@ -35,7 +35,7 @@ def are_told() -> bool:
 def quiet_libraries() -> None:
     """Ask the libraries to report errors only, unless the environment or the user asks for more.
 
-    It must run before the libraries are imported.
+    It must run before the libraries are imported; importing `apdm.core.quiet` runs it.
     """
     if are_told():
         return
@@ -44,6 +44,16 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # A level would not do: DeepSpeed sets it when it is imported.
     logging.getLogger("DeepSpeed").addFilter(_is_error)
+
+
+def quiet_bars() -> None:
+    """Switch off the progress bars with which diffusers and transformers load files, unless the user asked for all."""
+    if not are_told():
+        import diffusers
+        import transformers
+
+        for library in (diffusers, transformers):
+            library.utils.logging.disable_progress_bar()
 
 
 @contextmanager

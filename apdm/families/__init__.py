@@ -16,6 +16,7 @@ Three conventions are the same in every family, so that the code outside needs n
 One file holds one family. `docs/adding-a-family.md` shows how to add one.
 """
 
+import apdm.core.quiet  # noqa: F401 (before diffusers and transformers are imported)
 from apdm.families.base import Family
 from apdm.families.flux import Flux
 from apdm.families.load import FAMILIES, load_family

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError
+from apdm.core.libraries import quiet_bars
 from apdm.core.logging import get_logger
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
@@ -68,6 +69,7 @@ def load_family(
         UserError: `path` is no pipeline of a known family, a part is missing or damaged, or there are only pickles and
             `allow_pickle` is off. The message names the file.
     """
+    quiet_bars()
     families = families_by_pipeline(family)
     if Path(path).is_file():
         return _from_single_file(

@@ -10,9 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from PIL import Image
 
 from apdm.config import HardenConfig, JobConfig
@@ -21,7 +19,7 @@ from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_
 from apdm.core.cpus import default_threads
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import model_hash
-from apdm.core.libraries import are_told
+from apdm.core.libraries import quiet_bars
 from apdm.core.logging import get_logger
 from apdm.data.class_images import ClassImages
 from apdm.data.dataset_photos import DatasetSource, photos_on_disk
@@ -36,15 +34,13 @@ logger = get_logger(__name__)
 
 
 def prepare_process(num_threads: int | None) -> None:
-    """Set the number of CPU threads, and switch off the progress bars of diffusers and transformers.
+    """Set the number of CPU threads, and switch off the progress bars of libraries.
 
     Args:
         num_threads: threads of this process; None stands for `apdm.core.cpus.default_threads`.
     """
     torch.set_num_threads(num_threads or default_threads())
-    if not are_told():
-        for library in (diffusers, transformers):
-            library.utils.logging.disable_progress_bar()
+    quiet_bars()
 
 
 def warn_about_prompts(

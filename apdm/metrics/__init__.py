@@ -2,3 +2,5 @@
 
 Each statistic is a pure function of numbers. `judges` and `extractors` run the networks that give these numbers.
 """
+
+import apdm.core.quiet  # noqa: F401 (before diffusers and transformers are imported)

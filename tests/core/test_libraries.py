@@ -114,3 +114,15 @@ def test_every_command_takes_verbose_in_every_way_that_other_switches_are_given(
         assert "must be given" in said and "verbose" not in said
     assert main([*words, "--help"]) == 0
     assert "--verbose" in capsys.readouterr().out
+
+
+def test_a_program_that_loads_a_model_hears_nothing_from_the_libraries() -> None:
+    """It imports no job, so it meets the libraries at another door than the commands."""
+    script = (
+        "import apdm.metrics.extractors, apdm.distributed.launch\n"
+        "from apdm.families import load_family\n"
+        "from apdm.portraits import PIPELINE\n"
+        "load_family(PIPELINE)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
