@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import json
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from apdm.config import (
     AuditJobConfig,
@@ -30,12 +31,8 @@ from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserErr
 from apdm.core.launcher import is_launched, is_main_process
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
-from apdm.core.terminal import columns, count, say, show_progress, use_utf8
+from apdm.core.terminal import Style, columns, count, say, show_progress, summaries_in, tell, use_utf8
 from apdm.core.versions import VERSION
-
-if TYPE_CHECKING:
-    from apdm.audit.common_results import Verdict
-    from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
 Config = TypeVar("Config")
 logger = get_logger(__name__)
@@ -44,7 +41,8 @@ logger = get_logger(__name__)
 # to go on from. CRASHED is not the code 1 with which Python ends after an exception, because a script would take that
 # for "not protected". STOPPED: interrupted without work to go on from; as shells do, the number of the signal is added.
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CRASHED, STOPPED = 0, 1, 2, 3, 4, 128
-VERBOSE = "--verbose"  # of every command
+VERBOSE, QUIET, JSON = "--verbose", "--quiet", "--json"
+SWITCHES = (VERBOSE, QUIET, JSON)  # of every command
 HELP, HELP_ALL = {"-h", "--help"}, {"--help-all", "--help_all"}
 PATIENCE = 15.0  # seconds that a process waits for the one that reports an error; the launcher ends it before
 
@@ -58,12 +56,14 @@ class Command:
         run: runs it with the words that follow its name, and returns the exit code; None means 0.
         config: its options, for `--help`.
         codes: what its exit codes 0 and 1 mean, for `--help`.
+        summarizes: whether it ends with a summary, which `--json` prints as JSON.
     """
 
     summary: str
     run: Callable[[Sequence[str]], int | None]
     config: type | None = None
     codes: str = "0 done"
+    summarizes: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,13 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         on from, 4 another process of the run has crashed, 128 + the number of the signal if interrupted without. If
         this process crashes, the exception is raised.
     """
-    argv, verbose = _take_verbose(sys.argv[1:] if argv is None else argv)
-    level = logging.DEBUG if verbose else logging.INFO
-    with messages_on_stderr(level), show_progress(), library_messages(shown=verbose):
+    argv, switches = _take_switches(sys.argv[1:] if argv is None else argv)
+    quiet = QUIET in switches
+    level = logging.ERROR if quiet else logging.DEBUG if VERBOSE in switches else logging.INFO
+    style: Style = "json" if JSON in switches else "quiet" if quiet else "full"
+    shown = library_messages(shown=VERBOSE in switches)
+    with messages_on_stderr(level), show_progress(not quiet), shown, summaries_in(style):
         try:
+            _require_summary(argv, switches)
             return _dispatch(argv)
         except UserError as error:
             _report(error, "error: %s")
+            if style == "json" and not error.reported_by_other_process:
+                say(json.dumps({"error": str(error), "exit_code": BAD_INPUT}))
             return BAD_INPUT
         except KeyboardInterrupt:  # before the job began to handle signals
             logger.error("interrupted")
@@ -95,6 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OtherProcessCrashed as crash:
             _report(crash, "error: another process of this run has crashed: %s")
             return CRASHED
+
+
+def _require_summary(argv: Sequence[str], switches: set[str]) -> None:
+    """Raise UserError if the command has no summary that `--json` could print."""
+    if JSON in switches and argv and argv[0] in COMMANDS and not COMMANDS[argv[0]].summarizes:
+        able = ", ".join(name for name, command in COMMANDS.items() if command.summarizes)
+        raise UserError(f"apdm {argv[0]} prints no {JSON}; {able} do")
 
 
 def _report(error: JobEnded, message: str) -> None:
@@ -142,22 +155,24 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     leave(code)
 
 
-def _take_verbose(argv: Sequence[str]) -> tuple[list[str], bool]:
-    """Take `--verbose`, which may be followed by true or false, out of the words of a command line.
+def _take_switches(argv: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Take the switches of every command, each of which may be followed by true or false, out of a command line.
 
-    It is no option of a job, because it changes nothing but what is shown.
+    They are no options of a job, because they change nothing but what is shown.
 
     Returns:
-        The other words, and whether everything is to be shown.
+        The other words, and the switches that are on.
     """
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(f"{VERBOSE}=") else [word])]
-    verbose = False
-    while VERBOSE in words:
-        place = words.index(VERBOSE)
-        del words[place]
-        given = words.pop(place) if words[place : place + 1] in (["true"], ["false"]) else "true"
-        verbose = given == "true"
-    return words, verbose
+    joined = tuple(f"{switch}=" for switch in SWITCHES)
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(joined) else [word])]
+    found: set[str] = set()
+    for switch in SWITCHES:
+        while switch in words:
+            place = words.index(switch)
+            del words[place]
+            given = words.pop(place) if words[place : place + 1] in (["true"], ["false"]) else "true"
+            (found.add if given == "true" else found.discard)(switch)
+    return words, found
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -209,33 +224,23 @@ def _harden(argv: Sequence[str]) -> int:
 
         return _dry_run(dry_run.harden, config)
     from apdm.jobs.harden import harden
+    from apdm.jobs.summary import of_hardening
 
     result = harden(config, command=command_line("harden", argv))
     if is_main_process():
-        say(*_hardening_summary(result))
+        tell(of_hardening(result))
     # Only the main process knows the results. In the others `protected` is None.
     return FAILED if config.fail_if_unprotected and result.protected is False else DONE
 
 
 def _dry_run(job: Callable[[Config], object], config: Config) -> int:
+    from apdm.jobs.summary import Summary
+
     job(config)
     if is_main_process():
-        say("dry run: everything that the run needs is there; nothing was written")
+        text = "dry run: everything that the run needs is there; nothing was written"
+        tell(Summary(verdict=text, facts={"dry_run": True}))
     return DONE
-
-
-def _hardening_summary(result: HardenResult) -> list[str]:
-    """What a run made, where it is, what the audit found, and what to try next."""
-    rows: dict[str, str | list[str]] = {"hardened model": f"{result.model_dir} ({count(result.steps, 'outer step')})"}
-    if result.moved is not None:
-        rows["changed"] = f"{result.moved:.1%} of the denoiser's weights"
-    if result.image_dir is not None:
-        rows["protected photos"] = str(result.image_dir)
-    if result.results is not None:
-        rows["audit"] = _outcome(result.results.verdict)
-        rows["report"] = str(result.output_dir / "report.html")
-    rows["try next"] = f"apdm verify {result.output_dir}"
-    return columns(rows)
 
 
 def _perturb(argv: Sequence[str]) -> int:
@@ -245,28 +250,12 @@ def _perturb(argv: Sequence[str]) -> int:
 
         return _dry_run(dry_run.protect_photos, config)
     from apdm.jobs.perturb import perturb
+    from apdm.jobs.summary import of_perturbation
 
     result = perturb(config, command=command_line("perturb", argv))
     if is_main_process():
-        say(*_photo_summary(result))
+        tell(of_perturbation(result))
     return DONE
-
-
-def _photo_summary(result: PerturbResult) -> list[str]:
-    rows = {"protected photos": str(result.image_dir)}
-    if result.figures is not None:
-        rows["protected photos"] += f" ({count(len(result.figures.photos), 'photo')})"
-        without = {one.subject: len(one.without) for one in result.figures.people if one.without}
-        if without:
-            rows["without a face"] = ", ".join(f"{number} of {subject}" for subject, number in without.items())
-        if unclear := [one.subject for one in result.figures.people if one.unclear]:
-            rows["unclear faces"] = f"photos of {', '.join(unclear)}; perturbation.json names them"
-        rows["figures"] = str(result.output_dir / "perturbation.json")
-        if misled := result.figures.misled:
-            names = ", ".join(encoder.name for encoder in misled)
-            rows["misled"] = f"{names}; judge the photos by another, unrelated encoder too"
-    rows["try next"] = f"apdm verify {result.output_dir}"
-    return columns(rows)
 
 
 def _audit(argv: Sequence[str]) -> int:
@@ -276,27 +265,14 @@ def _audit(argv: Sequence[str]) -> int:
 
         return _dry_run(dry_run.audit_models, config)
     from apdm.jobs.audit import audit_models
+    from apdm.jobs.summary import of_audit
 
     result = audit_models(config, command=command_line("audit", argv))
     if not is_main_process():
         return DONE
-    say(*_audit_summary(result))
+    # The verdict alone stands on the first line, for scripts.
+    tell(of_audit(result), first="protected" if result.protected else "not protected")
     return DONE if result.protected else FAILED
-
-
-def _audit_summary(result: AuditResult) -> list[str]:
-    """The verdict alone on the first line, as scripts read it; then its reasons, and where to read more."""
-    rows = {
-        "report": str(result.output_dir / "report.html"),
-        "figures": str(result.output_dir / "results.json"),
-        "try next": "open the report, which shows what each attack drew",
-    }
-    return [*_outcome(result.verdict), *columns(rows)]
-
-
-def _outcome(verdict: Verdict) -> list[str]:
-    """The verdict in words, and its reasons."""
-    return ["protected" if verdict.protected else "not protected", *(f"- {reason}" for reason in verdict.reasons)]
 
 
 def _verify(argv: Sequence[str]) -> int:
@@ -365,13 +341,17 @@ COMMANDS = {
         _harden,
         HardenConfig,
         "0 done, whatever the audit says; 1 not protected, only with --fail_if_unprotected true",
+        summarizes=True,
     ),
-    "perturb": Command("protect photos against fine-tuning and zero-shot adapters", _perturb, PerturbConfig),
+    "perturb": Command(
+        "protect photos against fine-tuning and zero-shot adapters", _perturb, PerturbConfig, summarizes=True
+    ),
     "audit": Command(
         "attack base and hardened model, or protected photos, and say whether they protect",
         _audit,
         AuditJobConfig,
         "0 protected, 1 not protected or not shown to be",
+        summarizes=True,
     ),
     "verify": Command(
         "check a folder that a run wrote, and that nothing of a subject is in it",

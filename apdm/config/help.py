@@ -51,7 +51,8 @@ def usage(summaries: Mapping[str, str]) -> str:
             *rows,
             "",
             "apdm COMMAND --help lists its common options, --help-all lists all; apdm --version prints the version.",
-            "apdm COMMAND --verbose also shows the messages of the libraries.",
+            "apdm COMMAND --verbose also shows the messages of the libraries; --quiet shows errors, and one line about",
+            "how it ended; --json prints the summary as one JSON object (harden, perturb, audit).",
             f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
         ]
     )
@@ -130,6 +131,10 @@ def help_text(cls: type) -> str:
         "    YAML with any of these options; the command line wins",
         "--verbose",
         "    also show the messages of the libraries, and the progress bars of files",
+        "--quiet",
+        "    show errors, and one line about how it ended",
+        "--json",
+        "    print the summary as one JSON object on standard output (harden, perturb, audit)",
     ]
     group = ""
     for option in options_by_path(cls).values():

@@ -5,18 +5,24 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import json
 import locale
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+
+from apdm.core.plain_bar import PlainBar
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
 _bars_are_shown = ContextVar("bars_are_shown", default=False)
+_stage = ContextVar("stage", default="")
+Style = Literal["full", "quiet", "json"]
+_style: ContextVar[Style] = ContextVar("style", default="full")
 
 
 def use_utf8() -> None:
@@ -106,6 +112,38 @@ def columns(rows: Mapping[str, str | Sequence[str]]) -> list[str]:
     return lines
 
 
+class Summary(Protocol):
+    """How a job ended: lines for a person, facts for a program, and one sentence."""
+
+    verdict: str
+    facts: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        """The lines for a person."""
+        ...
+
+
+@contextmanager
+def summaries_in(style: Style) -> Iterator[None]:
+    """Choose how `tell` prints summaries in this block: as lines, as one sentence, or as JSON."""
+    before = _style.set(style)
+    try:
+        yield
+    finally:
+        _style.reset(before)
+
+
+def tell(summary: Summary, *, first: str | None = None) -> None:
+    """Print a summary on standard output. `first` is a line that stands before its lines."""
+    style = _style.get()
+    if style == "json":
+        say(json.dumps(summary.facts, allow_nan=False))
+    elif style == "quiet":
+        say(summary.verdict)
+    else:
+        say(*([first] if first else []), *summary.lines())
+
+
 @contextmanager
 def show_progress(shown: bool = True) -> Iterator[None]:
     """Show or hide the progress bars of the jobs that run in this block. Outside of such a block they are hidden."""
@@ -116,6 +154,11 @@ def show_progress(shown: bool = True) -> Iterator[None]:
         _bars_are_shown.reset(before)
 
 
+def set_stage(label: str) -> None:
+    """Set the text that stands before the descriptions of all progress bars, such as "2/5 "."""
+    _stage.set(label)
+
+
 def progress_bar(
     iterable: Sized | None = None,
     *,
@@ -123,11 +166,13 @@ def progress_bar(
     total: int | None = None,
     initial: int = 0,
     shown: bool = True,
+    desc: str = "",
     **options: Any,
 ) -> tqdm[Any]:
     """Return a tqdm bar, which is hidden unless `show_progress` asked for bars, and if there is nothing to do.
 
-    Use it as a context manager. Then its line is ended before anything else is printed, also after an exception.
+    Use it as a context manager. Then its line is ended before anything else is printed, also after an exception. Where
+    standard error is no terminal, a line is written now and then in place of the bar.
 
     Args:
         iterable: the items that the bar counts; None if the caller updates the bar.
@@ -135,6 +180,7 @@ def progress_bar(
         total: number of all items; by default those of `iterable`.
         initial: number of items that were done before.
         shown: false always hides this bar. Pass false in all processes but the main one.
+        desc: what is done; the number of the job's stage is put before it.
         options: further arguments of tqdm.
     """
     from tqdm.auto import tqdm
@@ -142,5 +188,17 @@ def progress_bar(
     total = len(iterable) if total is None and iterable is not None else total
     idle = total is not None and total <= initial
     hidden = idle or not (shown and _bars_are_shown.get())
-    file: Any = _Stderr()
-    return tqdm(iterable, unit=f" {unit}", total=total, initial=initial, disable=hidden, file=file, **options)
+    if not hidden and not sys.stderr.isatty():
+        plain: Any = PlainBar(iterable, desc=desc, total=total, initial=initial, tell=_tell)
+        return plain
+    options |= {"unit": f" {unit}", "total": total, "initial": initial, "disable": hidden, "file": _Stderr()}
+
+    class Bar(tqdm):
+        def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+            super().set_description(_stage.get() + (desc or ""), refresh)
+
+    return Bar(iterable, desc=_stage.get() + desc, **options)
+
+
+def _tell(line: str) -> None:
+    say_on_stderr(f"apdm: {_stage.get()}{line}")

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 import pytest
 
 from apdm.core.logging import get_logger, messages_on_stderr
+from apdm.core.stages import Stages
 from apdm.core.terminal import progress_bar, say, show_progress
 
 logger = get_logger("apdm.some.module")
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on standard error is a terminal."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
 def drawn(capsys: pytest.CaptureFixture[str], items: range = range(3), **options: Any) -> bool:
@@ -21,7 +28,10 @@ def drawn(capsys: pytest.CaptureFixture[str], items: range = range(3), **options
     return "work" in capsys.readouterr().err
 
 
-def test_a_bar_is_hidden_unless_somebody_asked_for_bars(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_is_hidden_unless_somebody_asked_for_bars(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_terminal(monkeypatch)
     assert not drawn(capsys)
     with show_progress():
         assert drawn(capsys)
@@ -32,7 +42,10 @@ def test_a_bar_is_hidden_unless_somebody_asked_for_bars(capsys: pytest.CaptureFi
     assert not drawn(capsys)
 
 
-def test_a_bar_with_nothing_to_do_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_with_nothing_to_do_is_hidden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_terminal(monkeypatch)
     with show_progress():
         assert not drawn(capsys, range(0))
         assert not drawn(capsys, range(0), total=4, initial=4)
@@ -42,7 +55,8 @@ def test_a_bar_with_nothing_to_do_is_hidden(capsys: pytest.CaptureFixture[str]) 
         assert capsys.readouterr().err == ""
 
 
-def test_a_number_is_apart_from_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_is_apart_from_its_unit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_terminal(monkeypatch)
     with show_progress(), progress_bar(total=2, unit="step", mininterval=0) as bar:
         bar.update()
     said = capsys.readouterr().err
@@ -50,8 +64,9 @@ def test_a_number_is_apart_from_its_unit(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_message_stands_on_a_line_of_its_own_while_a_bar_is_drawn_and_after_it_was_broken_off(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    on_a_terminal(monkeypatch)
     with messages_on_stderr(), show_progress():
         try:
             with progress_bar(range(4), desc="work", unit="step", mininterval=0) as bar:
@@ -79,3 +94,34 @@ def test_a_terminal_that_is_gone_ends_no_job(monkeypatch: pytest.MonkeyPatch) ->
             for _ in range(2):
                 logger.warning("nobody reads this")
                 say("nor this")
+
+
+def test_without_a_terminal_a_line_says_now_and_then_how_long_it_still_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with show_progress(), progress_bar(range(100), desc="harden", unit="step") as bar:
+        for _ in bar:
+            now[0] += 4.0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "apdm: harden: 2% done, about 7 min left"
+    assert said[-1].endswith(" s left") and 8 <= len(said) <= 11
+
+
+def test_stages_are_numbered_and_bars_begin_with_the_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_terminal(monkeypatch)
+    entered: list[int] = []
+    stages = Stages(["preparing", "hardening"], seconds={"hardening": 180}, entered=entered.append)
+    with messages_on_stderr(), show_progress(), stages:
+        stages.begin("preparing")
+        stages.begin("hardening")
+        with progress_bar(total=2, desc="work", unit="step", mininterval=0) as bar:
+            bar.set_description("other work")
+            bar.update(2)
+    said = capsys.readouterr().err
+    assert "apdm: 1/2 preparing\napdm: 1/2 done in 1 s\napdm: 2/2 hardening (about 3 min)\n" in said
+    assert "2/2 work:" in said and "2/2 other work: 100%" in said and entered == [1, 2]
+    assert not drawn(capsys) and said.endswith("apdm: 2/2 done in 1 s\n")

@@ -166,7 +166,18 @@ def option_names(config: type, prefix: str = "") -> Iterator[str]:
 def test_options_that_documents_name_exist() -> None:
     known = {option for command in COMMANDS.values() if command.config for option in option_names(command.config)}
     # Options of accelerate, of diffusers' scripts, of this command itself and of the benchmarks.
-    foreign = {"help", "version", "verbose", "config", "config_file", "num_processes", "dynamo_backend", "dynamo_mode"}
+    foreign = {
+        "help",
+        "version",
+        "verbose",
+        "quiet",
+        "json",
+        "config",
+        "config_file",
+        "num_processes",
+        "dynamo_backend",
+        "dynamo_mode",
+    }
     foreign |= {"scale_lr", "consenting", "summary", "dynamo_use_regional_compilation", "limit", "tiny"}
     groups = {option.partition(".")[0] for option in known if "." in option}
     for document in (README, *(page for page in PAGES if GENERATED not in page.parents)):

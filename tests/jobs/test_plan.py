@@ -92,7 +92,7 @@ def test_perturb_names_people_budget_and_output(
     assert plan["people"] == "1 (s01)" and plan["photos"] == f"3 photos in {noise_people}"
     assert plan["against"] == "fine-tuning (noise)" and plan["changes"] == "each pixel by at most 7 of 255"
     assert plan["output"] == str(tmp_path / "out/images")
-    assert f"protected photos  {tmp_path / 'out/images'} (3 photos)\n" in said.out
+    assert f"protected photos  {tmp_path / 'out/images'} (3 photos)" in said.out
 
 
 def test_of_many_people_only_the_first_are_named() -> None:

@@ -1,0 +1,250 @@
+"""What a finished job tells: at most fifteen lines for a person, or one JSON object for a script.
+
+`apdm harden`, `apdm perturb`, `apdm audit` and `apdm demo` all end with it. Each fills in what it has.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from apdm.core.terminal import columns, count
+
+if TYPE_CHECKING:
+    from apdm.audit.common_results import Verdict
+    from apdm.audit.photo_results import ImageLayer
+    from apdm.audit.results import Results
+    from apdm.image_layer.results import Perturbation
+    from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
+
+LINES = 15  # a summary has at most
+POINTS = 3  # steps of the attack at which likeness is told
+WIDTH = 100  # of a sentence
+PHOTO_ATTACKS = 2  # attacks on photos that are told
+REPORT, RESULTS, FIGURES = "report.html", "results.json", "perturbation.json"
+
+
+@dataclass
+class Summary:
+    """What there is to tell.
+
+    Attributes:
+        rows: {what it is about: one line or several}.
+        facts: the same for programs; JSON values.
+        verdict: one sentence that says how it ended.
+    """
+
+    rows: dict[str, str | list[str]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    verdict: str = ""
+
+    def lines(self) -> list[str]:
+        """The lines for a person; the verdict alone if there is nothing else."""
+        return columns(self.rows)[:LINES] or [self.verdict]
+
+
+def of_hardening(result: HardenResult, *, next_step: str | None = None) -> Summary:
+    """The summary of a hardening run. `next_step` is what to try next; by default `apdm verify`."""
+    told = Summary(verdict=f"hardened model in {result.model_dir}")
+    told.rows["hardened model"] = f"{result.model_dir} ({count(result.steps, 'outer step')})"
+    told.facts |= {"output_dir": str(result.output_dir), "model": str(result.model_dir), "steps": result.steps}
+    if result.moved is not None:
+        told.facts["changed"] = result.moved
+        if result.results is None:  # the audit says more about it
+            told.rows["changed"] = f"{result.moved:.1%} of the denoiser's weights"
+    if result.image_dir is not None:
+        layer = None if result.results is None else result.results.image_layer
+        _add_photos(told, result.image_dir, layer)
+    if result.results is not None:
+        _add_model_audit(told, result.results)
+        _add_verdict(told, result.results.verdict, model_sentence(result.results))
+        _add_report(told, result.output_dir)
+    told.rows["try next"] = next_step or f"apdm verify {result.output_dir}"
+    return told
+
+
+def of_perturbation(result: PerturbResult) -> Summary:
+    """The summary of protected photos."""
+    told = Summary(verdict=f"protected photos in {result.image_dir}")
+    told.facts["output_dir"] = str(result.output_dir)
+    figures = result.figures
+    _add_photos(told, result.image_dir, figures)
+    if figures is not None:
+        without = {one.subject: len(one.without) for one in figures.people if one.without}
+        if without:
+            told.rows["without a face"] = ", ".join(f"{number} of {subject}" for subject, number in without.items())
+        unclear = [one.subject for one in figures.people if one.unclear]
+        if unclear:
+            told.rows["unclear faces"] = f"photos of {', '.join(unclear)}; {FIGURES} names them"
+        told.facts |= {"without_a_face": without, "unclear_faces": unclear}
+        told.rows["figures"] = str(result.output_dir / FIGURES)
+        told.facts["figures"] = str(result.output_dir / FIGURES)
+        if misled := figures.misled:
+            names = [encoder.name for encoder in misled]
+            told.rows["misled"] = f"{', '.join(names)}; judge the photos by another, unrelated encoder too"
+            told.facts["misled"] = names
+    told.rows["try next"] = f"apdm verify {result.output_dir}"
+    return told
+
+
+def of_audit(result: AuditResult) -> Summary:
+    """The summary of an audit of models or of photos."""
+    from apdm.audit.photo_results import PhotoResults
+
+    told = Summary()
+    told.facts["output_dir"] = str(result.output_dir)
+    sentence = reasons_sentence(result.verdict)
+    if isinstance(result.results, PhotoResults):
+        _add_photo_attacks(told, result.results.image_layer, result.results.encoders)
+    elif result.results is not None:
+        _add_model_audit(told, result.results)
+        sentence = model_sentence(result.results)
+    _add_verdict(told, result.verdict, sentence)
+    _add_report(told, result.output_dir)
+    told.rows["figures"] = told.facts["figures"] = str(result.output_dir / RESULTS)
+    return told
+
+
+# -- sentences -------------------------------------------------------------------------------------------------------
+
+
+def model_sentence(results: Results) -> str:
+    """The verdict on a hardened model in one sentence, in terms of what the attacker has to do."""
+    verdict, cost = results.verdict, results.cost_factor.worst
+    failed = [check.name for check in verdict.checks if check.passed is False]
+    if verdict.protected or "cost_factor" not in failed or cost is None:
+        return reasons_sentence(verdict)
+    still = "fine-tuning still learns the person" if "match_rate" in failed else "the delay is too small"
+    price = f"{'at least ' * cost.at_least}{cost.factor:.1f} times as many steps as the base for the same likeness"
+    asked = f"{results.thresholds.min_cost_factor:.1f} times are asked for"
+    doubt = f"; the audit is also unreliable on {count(len(verdict.unreliable), 'point')}" * bool(verdict.unreliable)
+    return f"{still}; the hardened model takes {price}, and {asked}{doubt}"
+
+
+def reasons_sentence(verdict: Verdict) -> str:
+    """A verdict in one sentence, from its own reasons."""
+    if verdict.protected:
+        return "every required attack works without the protection, and none of them works against it"
+    failed = [check.detail for check in verdict.checks if check.passed is False]
+    if failed:
+        more = f" ({len(failed) - 1} more checks failed)" if len(failed) > 1 else ""
+        return failed[0].rstrip(".") + more
+    first = verdict.unreliable[0] if verdict.unreliable else verdict.reasons[0]
+    return f"nothing is claimed, because the audit is unreliable: {first.rstrip('.')}"
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _add_verdict(told: Summary, verdict: Verdict, sentence: str) -> None:
+    word = "protected" if verdict.protected else "not protected"
+    told.verdict = f"{word}: {sentence}"
+    told.rows["verdict"] = textwrap.wrap(told.verdict, WIDTH, break_long_words=False, break_on_hyphens=False)[:3]
+    told.facts |= {"protected": verdict.protected, "verdict": told.verdict, "reasons": list(verdict.reasons)}
+
+
+def _add_report(told: Summary, output: Path) -> None:
+    told.rows["open"] = told.facts["report"] = str(output / REPORT)
+    told.facts["results"] = str(output / RESULTS)
+
+
+def _add_photos(told: Summary, folder: Path, figures: Perturbation | None) -> None:
+    text, told.facts["images"] = str(folder), str(folder)
+    if figures is not None and figures.photos:
+        worst = figures.most_visible.visible.psnr
+        text += f" ({count(len(figures.photos), 'photo')})"
+        if worst is not None:
+            text += f", PSNR at least {worst:.1f} dB"
+        told.facts |= {"photos": len(figures.photos), "lowest_psnr": worst}
+    told.rows["protected photos"] = text
+
+
+def _add_model_audit(told: Summary, results: Results) -> None:
+    worst, facts = results.cost_factor.worst, told.facts
+    facts["likeness"] = _likeness(results)
+    encoder = worst.encoder if worst is not None else results.encoders[0]
+    curves = facts["likeness"]["by_encoder"][encoder]
+    if steps := _points(curves, results.cost_factor.nominal_step):
+        at = " / ".join(f"{step}" for step in steps)
+        chance = results.strangers[encoder].mean
+        rows = [f"after {at} steps of {results.cost_factor.spec} ({encoder}; strangers have {chance:.2f}):"]
+        for model in ("base", "hardened"):
+            values = dict(curves[model])
+            rows.append(f"{' / '.join(f'{values[step]:.2f}' for step in steps)}  {model} model")
+        told.rows["likeness"] = rows
+    facts["cost_factor"] = None if worst is None else worst.factor
+    if worst is not None:
+        told.rows["attacker's cost"] = (
+            f"{'at least ' * worst.at_least}{worst.factor:.1f} times the steps; "
+            f"{results.thresholds.min_cost_factor:.1f} are asked for"
+        )
+    _add_utility(told, results)
+    if results.image_layer is not None:
+        _add_photo_attacks(told, results.image_layer, results.encoders)
+
+
+def _likeness(results: Results) -> dict[str, Any]:
+    """The mean likeness to the protected people over the steps of the attack that the verdict shows, by encoder."""
+    from apdm.audit.rows import mean_curve
+
+    spec = results.cost_factor.spec
+    rows = {
+        model: [
+            row
+            for row in results.attacks
+            if (row.spec, row.model, row.role, row.status) == (spec, model, "protected", "ok")
+        ]
+        for model in ("base", "hardened")
+    }
+    by_encoder = {
+        encoder: {
+            model: [[int(step), value] for step, value in mean_curve(own, encoder)] if own else []
+            for model, own in rows.items()
+        }
+        for encoder in results.encoders
+    }
+    return {"attack": spec, "by_encoder": by_encoder}
+
+
+def _points(curves: dict[str, list[list[float]]], nominal: int) -> list[int]:
+    """The steps to tell, measured on both models: the nominal one, and the first and the middle one before it."""
+    steps = sorted({step for step, _ in curves["base"]} & {step for step, _ in curves["hardened"]})
+    before = [int(step) for step in steps if 0 < step <= nominal]
+    if len(before) <= POINTS:
+        return before
+    return [before[0], before[(len(before) - 1) // 2], before[-1]]
+
+
+def _add_utility(told: Summary, results: Results) -> None:
+    faces = results.utility.class_face_rate or {}
+    parts: list[str] = []
+    if "hardened" in faces and "base" in faces:
+        parts.append(f"{faces['hardened']:.0%} of the class pictures show a face (base: {faces['base']:.0%})")
+    ratios = [other.ratio for other in results.utility.other_subjects if other.ratio is not None]
+    if ratios:
+        parts.append(f"other people reach {fmean(ratios):.2f} of their likeness on the base")
+    if parts:
+        told.rows["utility"] = parts
+    told.facts["utility"] = {"class_face_rate": faces or None, "others": fmean(ratios) if ratios else None}
+
+
+def _add_photo_attacks(told: Summary, layer: ImageLayer, encoders: Sequence[str]) -> None:
+    found = {}
+    for outcome in layer.by_attack or []:
+        if outcome.comparison:
+            found[outcome.spec] = {
+                name: {"clean": outcome.comparison[name].clean, "protected": outcome.comparison[name].protected}
+                for name in encoders
+            }
+    told.facts["photo_attacks"] = found
+    last = encoders[-1]  # the first one is often the encoder that was misled
+    texts = [
+        f"{spec}: likeness {one[last]['clean']:.2f} from clean photos, {one[last]['protected']:.2f} from protected ones"
+        for spec, one in found.items()
+    ]
+    if texts:
+        told.rows["from photos"] = [f"{text} ({last})" for text in texts[:PHOTO_ATTACKS]]

@@ -1,0 +1,104 @@
+"""What a finished job tells a person and a script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+from tiny_run import write_people
+
+from apdm.audit import read_results
+from apdm.audit.results import Results
+from apdm.cli import main
+from apdm.jobs.results import AuditResult, HardenResult
+from apdm.jobs.summary import LINES, of_audit, of_hardening
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results"
+OUTPUT = Path("outputs/demo")
+
+
+def demo() -> Results:
+    return cast(Results, read_results(RESULTS / "demo.json"))
+
+
+def test_a_person_reads_on_few_lines_what_was_made_what_it_does_and_what_to_do_next() -> None:
+    results = demo()
+    result = HardenResult(
+        output_dir=OUTPUT,
+        model_dir=OUTPUT / "model",
+        steps=230,
+        moved=0.669,
+        image_dir=OUTPUT / "images",
+        results=results,
+    )
+    told = of_hardening(result, next_step="a command")
+    text = "\n".join(told.lines())
+    assert len(told.lines()) <= LINES and max(map(len, told.lines())) <= 120
+    for part in (
+        "outputs/demo/model (230 outer steps)",
+        "outputs/demo/images (4 photos), PSNR at least 28.2 dB",
+        "after 100 / 300 / 700 steps of dreambooth (portrait-b; strangers have 0.03)",
+        "0.69 / 0.82 / 0.94  base model",
+        "0.45 / 0.65 / 0.88  hardened model",
+        "1.2 times the steps; 2.0 are asked for",
+        "100% of the class pictures show a face (base: 100%)",
+        "other people reach 1.00 of their likeness on the base",
+        "not protected: fine-tuning still learns the person; the hardened model takes 1.2 times as many steps",
+        "open              outputs/demo/report.html",
+        "try next          a command",
+    ):
+        assert part in text
+    assert told.facts["protected"] is False and told.facts["cost_factor"] == pytest.approx(1.24, abs=0.01)
+    assert told.facts["likeness"]["by_encoder"]["portrait-b"]["base"][0][0] == 0
+    json.dumps(told.facts, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["demo.json", "ten-people-audit.json"])
+def test_the_summary_of_an_audit_has_the_same_figures(name: str) -> None:
+    results = cast(Results, read_results(RESULTS / name))
+    told = of_audit(AuditResult(output_dir=OUTPUT, verdict=results.verdict, results=results))
+    assert len(told.lines()) <= LINES and told.verdict.startswith("not protected: ")
+    assert {"likeness", "attacker's cost", "utility", "verdict", "open", "figures"} <= told.rows.keys()
+
+
+def perturbed(pipeline: Path, folder: Path) -> list[str]:
+    options: dict[str, object] = {
+        "pretrained_model_name_or_path": pipeline,
+        "instance_data_dir": folder / "people/protected",
+        "output_dir": folder / "out",
+        "resolution": 16,
+        "num_class_images": 2,
+        "num_inference_steps": 1,
+        "image_layer.method": "noise",
+        "image_layer.zero_shot.enabled": "false",
+    }
+    return ["perturb", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+
+
+def test_quiet_prints_one_line_and_json_one_object(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_people(tmp_path / "people")
+    words = perturbed(tiny_pipeline, tmp_path)
+    assert main([*words, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"protected photos in {tmp_path / 'out/images'}\n", "")
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert facts["images"] == str(tmp_path / "out/images") and facts["photos"] == 4 and facts["lowest_psnr"] > 20
+    assert "apdm: model" in said.err
+    assert main([*words, "--json", "--instance_data_dir", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr()
+    fault = json.loads(said.out)
+    assert fault["exit_code"] == 2 and f"apdm: error: {fault['error']}\n" in said.err
+
+
+def test_a_command_without_a_summary_says_that_it_has_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 2
+    said = capsys.readouterr()
+    assert "apdm env prints no --json; harden, perturb, audit do" in said.err
+    assert main(["env", "--json=false"]) == 0
