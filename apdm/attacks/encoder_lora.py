@@ -49,6 +49,11 @@ class EncoderLoRA(Staged):
         """What the attacker must have, as half a sentence for the report."""
         return "the weights, photos and a GPU that trains the autoencoder's encoder"
 
+    @property
+    def own_samples(self) -> int:
+        """The photos and class pictures that the encoder is trained on."""
+        return self.vae_steps * self.vae_batch_size * 2
+
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         """Train the encoder and encode the material with it.
 

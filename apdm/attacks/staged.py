@@ -39,6 +39,17 @@ class Staged(ABC):
         return ()
 
     @property
+    def own_samples(self) -> int:
+        """The pictures that `prepare` trains on, counted once per step; 0 if it does not train."""
+        return 0
+
+    @property
+    def preparing_samples(self) -> int:
+        """The pictures that all stages before the innermost attack train on, counted once per step."""
+        inner = self.attack.preparing_samples if isinstance(self.attack, Staged) else 0
+        return self.own_samples + inner
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The keys of `Material.models` that `prepare` or `attack` reads."""
         return tuple(dict.fromkeys((*self.own_needs, *self.attack.needs)))

@@ -43,6 +43,12 @@ class StrangerFirst(Staged):
         """What the attacker must have, as half a sentence for the report."""
         return f"photos of another person, and time for {self.stranger_steps} steps before the attack"
 
+    @property
+    def own_samples(self) -> int:
+        """The stranger's photos and the class pictures of the first stage."""
+        pairs = 2 if self.innermost.prior_loss_weight else 1
+        return self.stranger_steps * self.innermost.train_batch_size * pairs
+
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         """Return the model with the task vector added.
 

@@ -34,6 +34,11 @@ class TwoStage(Staged):
         """What the attacker must have, as half a sentence for the report."""
         return f"harmless photos, and time for {self.benign_steps} steps before the attack"
 
+    @property
+    def own_samples(self) -> int:
+        """The pictures of the first stage."""
+        return self.benign_steps * self.innermost.train_batch_size
+
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         """Return a fine-tuned copy of the model.
 

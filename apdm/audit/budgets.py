@@ -1,7 +1,7 @@
 """The cost of attacks in samples, and what each operator reaches at equal budgets. Every function here is pure.
 
 A sample is one picture in one training step. A step of batch 4 with prior preservation is 8 samples. Samples compare
-attacks of different batches and priors, which steps do not.
+attacks of different batches and priors, which steps do not. What a staged attack trains on first counts too.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def samples_per_step(params: Mapping[str, Any]) -> int | None:
 
 
 def best_within(curve: LikenessCurve, budget: float) -> float | None:
-    """The highest likeness of a curve up to `budget`, interpolated linearly; None if the curve ends before.
+    """The highest likeness of a curve up to `budget`, interpolated linearly; None outside the curve.
 
     Args:
         curve: (cost, likeness), by ascending cost.
         budget: a cost.
     """
-    if curve[-1][0] < budget:
+    if not curve[0][0] <= budget <= curve[-1][0]:
         return None
     costs, values = zip(*curve, strict=True)
     return max([float(np.interp(budget, costs, values)), *(value for cost, value in curve if cost <= budget)])
@@ -69,18 +69,18 @@ def budget_table(
 
 def _row(spec: str, rows: Sequence[AttackRow], encoders: Sequence[str], budgets: Sequence[int]) -> BudgetRow | None:
     pairs = [pair for pairs in paired_rows(rows, "protected").values() for pair in pairs]
-    pace = rows[0].samples_per_step
+    pace, before = rows[0].samples_per_step, rows[0].preparing_samples
     if not pairs or not pace:
         return None
+    steps = [(budget - before) / pace for budget in budgets]  # negative: the attack itself has not begun
     reached = [
-        [_mean_best([model_rows[place] for model_rows in pairs], encoders, budget / pace) for budget in budgets]
-        for place in (0, 1)
+        [_mean_best([model_rows[place] for model_rows in pairs], encoders, step) for step in steps] for place in (0, 1)
     ]
     return BudgetRow(operator=spec, samples_per_step=pace, base=reached[0], hardened=reached[1], pairs=len(pairs))
 
 
 def _mean_best(rows: Sequence[AttackRow], encoders: Sequence[str], step: float) -> float | None:
-    """The mean over rows and encoders of the highest likeness up to a step; None if a row ends before."""
+    """The mean over rows and encoders of the highest likeness up to a step; None if that step is outside a row."""
     found = [best_within(mean_curve([row], encoder), step) for row in rows for encoder in encoders]
     known = [value for value in found if value is not None]
     return fmean(known) if len(known) == len(found) else None

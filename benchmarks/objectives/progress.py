@@ -48,7 +48,9 @@ class Progress(DirectProtectiveOptimization):
             return figures
         batches = attack.batches.personalization(), attack.batches.personalization()
         first, second = (person_gradient(attack, batch) for batch in batches)
-        progress, *directions = relative_progress(first, second, self.metric(attack))
+        progress, *directions = relative_progress(
+            first, second, adamw_metric(attack, decay=self.second_moment_decay, epsilon=self.epsilon)
+        )
         change = [torch.zeros_like(part) for part in gradient]
         for batch, start, direction in zip(batches, (first, second), directions, strict=True):
             scale = self.distance / torch.nn.utils.get_total_norm(list(direction))
@@ -60,10 +62,11 @@ class Progress(DirectProtectiveOptimization):
         attack.accumulate([part * length for part in change])
         return figures | {"relative_progress": progress}
 
-    def metric(self, attack: SimulatedAttack) -> list[Tensor]:
-        """The diagonal P of the attacker's AdamW, one tensor per parameter."""
-        unbiased = 1 - self.second_moment_decay**attack.steps
-        return [1 / ((square / unbiased).sqrt() + self.epsilon) for square in attack.moments[1::2]]
+
+def adamw_metric(attack: SimulatedAttack, *, decay: float = 0.999, epsilon: float = 1e-8) -> list[Tensor]:
+    """The diagonal P = 1 / (sqrt(v) + epsilon) of the attacker's AdamW, one tensor per parameter."""
+    unbiased = 1 - decay**attack.steps
+    return [1 / ((square / unbiased).sqrt() + epsilon) for square in attack.moments[1::2]]
 
 
 def person_gradient(attack: SimulatedAttack, batch: PersonalizationBatch) -> list[Tensor]:

@@ -42,6 +42,23 @@ def test_a_kick_is_noise_of_a_share_of_each_tensors_size_and_then_the_class_is_t
     assert found.losses == expected.losses and same(found.model.denoiser, expected.model.denoiser)
 
 
+@pytest.mark.parametrize(
+    ("spec", "options", "samples"),
+    [
+        ("two_stage", {"benign_steps": 5}, 5 * 2),
+        ("kick_and_settle", {"benign_steps": 5}, 5 * 2),
+        ("stranger_first", {"stranger_steps": 5}, 5 * 2 * 2),
+        ("stranger_first", {"stranger_steps": 5, "prior_loss_weight": 0.0}, 5 * 2),
+        ("encoder_lora", {"vae_steps": 5, "vae_batch_size": 3}, 5 * 3 * 2),
+        ("rebalance", {}, 0),
+    ],
+)
+def test_the_pictures_of_a_first_stage_are_counted(spec: str, options: dict[str, float], samples: int):
+    attack = make(spec, **{**SHORT, "train_batch_size": 2, **options})
+    assert attack.preparing_samples == samples
+    assert TwoStage(attack=attack, benign_steps=3).preparing_samples == samples + 3 * 2  # stages inside stages add up
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.4, 1.5])
 def test_a_strangers_task_vector_is_added_before_the_attack(family: Family, factor: float):
     given = material(family)

@@ -13,7 +13,7 @@ from stored_cells import processes
 from tiny_audit import ConvJudge, person, photos
 
 from apdm.audit import AuditPlan, attack_and_judge
-from apdm.audit.budgets import best_within, samples_per_step
+from apdm.audit.budgets import best_within, budget_table, samples_per_step
 from apdm.audit.people import AuditSubjects
 from apdm.audit.results import AttackRow
 from apdm.audit.schema import from_json, to_json
@@ -92,6 +92,7 @@ def test_the_best_within_a_budget_is_the_highest_until_then_and_unknown_beyond_t
     assert best_within(curve, 5) == pytest.approx(0.35)
     assert best_within(curve, 20) == 0.6
     assert best_within(curve, 21) is None
+    assert best_within(curve, -1) is None
 
 
 def test_every_trial_has_the_same_budget_and_the_first_is_the_nominal_attack():
@@ -126,12 +127,13 @@ def test_every_trial_can_be_made_with_the_audits_own_options_and_the_first_is_th
             made_by.make(space.spec(Fixed(operator=operator, weighting=weighting)), seed=0)
 
 
-def test_only_points_with_faces_after_a_first_step_count():
-    def at(step: int, mean: float, faces: float) -> dict[str, Any]:
-        identity = {"mean": mean, "detected_mean": mean, "face_rate": faces, "match_rate": 0.0}
-        return {"step": step, "identity": {"one": identity}, "quality": {}, "loss": 1.0}
+def at(step: int, mean: float, faces: float = 1.0) -> dict[str, Any]:
+    identity = {"mean": mean, "detected_mean": mean, "face_rate": faces, "match_rate": 0.0}
+    return {"step": step, "identity": {"one": identity}, "quality": {}, "loss": 1.0}
 
-    row = from_json(
+
+def attack_row(curve: list[dict[str, Any]], **values: Any) -> AttackRow:
+    return from_json(
         AttackRow,
         {
             **dict.fromkeys(("attack", "spec", "assumes", "subject"), "x"),
@@ -139,9 +141,29 @@ def test_only_points_with_faces_after_a_first_step_count():
             **{"white_box": None, "required": False, "long": False, "model": "base", "role": "protected"},
             **{"params": {"train_batch_size": 5}, "identity": {}, "quality": {}, "scores": {}, "seconds": 1.0},
             **{"status": "ok", "error": None, "unreliable": [], "steps_to_match": None},
-            "curve": [at(0, 0.9, 1.0), at(1, 0.8, 0.5), at(2, 0.4, 1.0), at(3, 0.3, 1.0)],
+            "curve": curve,
+            **values,
         },
     )
+
+
+def test_a_first_stage_counts_against_the_budget():
+    def rows(spec: str, before: int) -> list[AttackRow]:
+        curve = [at(0, 0.1), at(10, 0.5), at(20, 0.9)]
+        return [
+            attack_row(curve, spec=spec, model=model, samples_per_step=4, preparing_samples=before)
+            for model in ("base", "hardened")
+        ]
+
+    table = budget_table([*rows("plain", 0), *rows("staged", 40)], ["one"], [5, 10, 20], None)
+    assert table is not None and table.samples == [20, 40, 80]
+    plain, staged = table.rows
+    assert plain.base == [pytest.approx(0.3), 0.5, 0.9]
+    assert staged.base == [None, 0.1, 0.5]  # not begun, just begun, half through
+
+
+def test_only_points_with_faces_after_a_first_step_count():
+    row = attack_row([at(0, 0.9, 1.0), at(1, 0.8, 0.5), at(2, 0.4, 1.0), at(3, 0.3, 1.0)])
     best = best_point(row, 0.8)
     assert best is not None and (best.step, best.samples, best.likeness) == (2, 10, 0.4)
     assert best_point(row, 0.4).likeness == 0.8

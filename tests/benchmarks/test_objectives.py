@@ -7,7 +7,8 @@ import torch
 from plain_l2p import fresh, toy_data, toy_protector
 
 from apdm.protection.subject_data import BatchSampler
-from benchmarks.objectives.progress import Progress, relative_progress
+from benchmarks.objectives.persistent import Persistent
+from benchmarks.objectives.progress import Progress, adamw_metric, relative_progress
 
 
 def test_relative_progress_is_a_cosine_in_the_metric_and_its_derivatives_are_exact(float64: None) -> None:
@@ -42,11 +43,44 @@ def test_the_penaltys_gradient_is_that_of_relative_progress_by_double_backward(f
     for batch in (attacks[0].batches.personalization(), attacks[0].batches.personalization()):
         loss, _ = plain.personalization_loss(network, batch, prior_loss_weight=0)
         both.append(torch.autograd.grad(loss, list(network.parameters()), create_graph=True))
-    ratio, _, _ = relative_progress(both[0], both[1], ours.objective.metric(attacks[1]))
+    ratio, _, _ = relative_progress(both[0], both[1], adamw_metric(attacks[1], decay=0.99))
     change = torch.autograd.grad(ratio, list(network.parameters()))
     length = 0.7 * torch.nn.utils.get_total_norm(protect) / torch.nn.utils.get_total_norm(change)
     expected = [a + length * b for a, b in zip(protect, change, strict=True)]
     torch.testing.assert_close(ours.master.gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_persistent_push_is_the_gradient_through_the_attackers_next_steps(float64: None) -> None:
+    steps = 3
+    plain, ours = toy_protector(objective="dpo:beta=3"), toy_protector(objective="dpo:beta=3")
+    ours.objective = Persistent(beta=3.0, steps=steps, distance=1e-6)
+    samplers = [BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2) for _ in range(2)]
+    plans = [fresh(source) for source in samplers]
+    attacks = [method.begin(plan) for method, plan in zip((plain, ours), plans, strict=True)]
+    for method, attack in zip((plain, ours), attacks, strict=True):
+        method.personalize(attack, attack.batches.personalization())  # AdamW has moments now
+    rate = attacks[1].attacker.plan.learning_rate
+    weights = [weight.clone() for weight in attacks[1].working_weights]
+    figures = ours.objective.oppose(attacks[1])
+    assert all(torch.equal(a, b) for a, b in zip(weights, attacks[1].working_weights, strict=True))
+
+    plain.objective.oppose(attacks[0])
+    start = [part.clone() for part in plain.master.gradient]
+    kept, metric = [part.clone() for part in start], adamw_metric(attacks[1])
+    network = copy.deepcopy(plain.engine.model)
+    parameters = list(network.parameters())
+    for _ in range(steps):  # v <- v - a H P v, with H P v by double backward
+        loss, _ = plain.personalization_loss(
+            network, attacks[0].batches.personalization(), prior_loss_weight=attacks[0].attacker.plan.prior_loss_weight
+        )
+        slope = torch.autograd.grad(loss, parameters, create_graph=True)
+        along = sum((g * p * k).sum() for g, p, k in zip(slope, metric, kept, strict=True))
+        product = torch.autograd.grad(along, parameters)
+        kept = [k - rate * h for k, h in zip(kept, product, strict=True)]
+    share = torch.nn.utils.get_total_norm(kept) / torch.nn.utils.get_total_norm(start)
+    assert share > 0 and abs(share - 1) > 1e-3  # the factor did something
+    torch.testing.assert_close(figures["persistent_share"], share, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ours.master.gradient, [part / share for part in kept], rtol=1e-3, atol=1e-7)
 
 
 def test_a_displaced_network_stands_elsewhere_and_returns_also_after_an_error() -> None:
