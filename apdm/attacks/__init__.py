@@ -86,6 +86,11 @@ class Attack(Protocol):
         ...
 
     @property
+    def preparing_samples(self) -> int:
+        """The pictures that the attack trains on before its first step, counted once per step of that training."""
+        ...
+
+    @property
     def instance_prompt(self) -> str:
         """The prompt that the attacker trains the subject's photos with."""
         ...

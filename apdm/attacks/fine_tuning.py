@@ -140,6 +140,7 @@ class FineTuning(ABC):
     name: ClassVar[str]
     assumes: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    preparing_samples: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer, self.learning_rate)

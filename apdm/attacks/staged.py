@@ -46,8 +46,7 @@ class Staged(ABC):
     @property
     def preparing_samples(self) -> int:
         """The pictures that all stages before the innermost attack train on, counted once per step."""
-        inner = self.attack.preparing_samples if isinstance(self.attack, Staged) else 0
-        return self.own_samples + inner
+        return self.own_samples + self.attack.preparing_samples
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from torch.nn import Module
 
 from apdm.attacks import Attack, Material
 from apdm.attacks.fine_tuning import probe_loss
-from apdm.attacks.staged import Staged
 from apdm.audit.attention import identifier_maps
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person
@@ -106,7 +105,7 @@ class Cell:
             unreliable=[],
             steps_to_match=None,
             samples_per_step=samples_per_step(self.attack.params()),
-            preparing_samples=self.attack.preparing_samples if isinstance(self.attack, Staged) else 0,
+            preparing_samples=self.attack.preparing_samples,
             train_seconds=round(max(0.0, seconds - measured.seconds), 3),
         )
 

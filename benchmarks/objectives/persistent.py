@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apdm.distributed.engines import Figures
+from apdm.protection.batches import PersonalizationBatch
 from apdm.protection.objectives import SimulatedAttack
 from apdm.protection.objectives.dpo import DirectProtectiveOptimization
 from benchmarks.objectives.progress import adamw_metric
@@ -57,7 +58,7 @@ class Persistent(DirectProtectiveOptimization):
         """H `direction` on a new batch of the attacker's loss, by a central difference of two gradients."""
         batch, scale = attack.batches.personalization(), self.distance / torch.nn.utils.get_total_norm(list(direction))
 
-        def loss_of(network: object, batch: object) -> tuple[Tensor, Figures]:
+        def loss_of(network: object, batch: PersonalizationBatch) -> tuple[Tensor, Figures]:
             return attack.method.personalization_loss(
                 network, batch, prior_loss_weight=attack.attacker.plan.prior_loss_weight
             )
