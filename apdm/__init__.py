@@ -1,6 +1,6 @@
 """Protect people from being learned by text-to-image models, in the weights and in the photos.
 
-The four commands as functions:
+The commands as functions:
 
     import apdm
 
@@ -8,6 +8,9 @@ The four commands as functions:
     apdm.perturb(pretrained_model_name_or_path="sd15", instance_data_dir="subjects", output_dir="protected")
     apdm.audit(base="sd15", hardened="hardened/model", subjects="people", output_dir="audit").protected
     apdm.verify(output_dir="hardened").problems
+    apdm.attack(pretrained_model_name_or_path="sd15", photos="people/s01", output_dir="attacked").results.attacks
+    apdm.report(results="audit").report
+    apdm.compare(results=["audit", "another audit"]).lines
 
 Each takes the options of the command of the same name, as keyword arguments or as one configuration object, and returns
 a frozen dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C, SIGHUP and others) raises
@@ -29,34 +32,58 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from apdm.core.versions import VERSION as __version__
 
 if TYPE_CHECKING:
-    from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig
+    from apdm.config import (
+        AttackConfig,
+        AuditJobConfig,
+        CompareConfig,
+        HardenConfig,
+        PerturbConfig,
+        ReportConfig,
+        VerifyConfig,
+    )
     from apdm.core.errors import Interrupted, UserError
-    from apdm.jobs.results import AuditResult, HardenResult, PerturbResult, VerifyResult
+    from apdm.jobs.report import ReportResult
+    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, VerifyResult
+    from apdm.report.comparison import RunsSideBySide
 
 __all__ = [
+    "AttackConfig",
+    "AttackResult",
     "AuditJobConfig",
     "AuditResult",
+    "CompareConfig",
     "HardenConfig",
     "HardenResult",
     "Interrupted",
     "PerturbConfig",
     "PerturbResult",
+    "ReportConfig",
+    "ReportResult",
+    "RunsSideBySide",
     "UserError",
     "VerifyConfig",
     "VerifyResult",
     "__version__",
+    "attack",
     "audit",
+    "compare",
     "harden",
     "perturb",
+    "report",
     "verify",
 ]
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 _HOMES = {
-    "apdm.config": ("AuditJobConfig", "HardenConfig", "PerturbConfig", "VerifyConfig"),
+    "apdm.config": (
+        *("AttackConfig", "AuditJobConfig", "CompareConfig", "HardenConfig", "PerturbConfig", "ReportConfig"),
+        "VerifyConfig",
+    ),
     "apdm.core.errors": ("Interrupted", "UserError"),
-    "apdm.jobs.results": ("AuditResult", "HardenResult", "PerturbResult", "VerifyResult"),
+    "apdm.jobs.report": ("ReportResult",),
+    "apdm.jobs.results": ("AttackResult", "AuditResult", "HardenResult", "PerturbResult", "VerifyResult"),
+    "apdm.report.comparison": ("RunsSideBySide",),
 }
 
 
@@ -179,7 +206,79 @@ def verify(
     return _run(verify_folder, resolved, progress)
 
 
-_audit_models = audit  # importing the package `apdm.audit` takes the name
+def attack(
+    config: AttackConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> AttackResult:
+    """Attack one model with photos of people, and measure likeness while each attack runs.
+
+    Each attack gives exactly what it gives in an audit of this model as base, with the same options, photos and seed.
+    An attack that fails does not raise; its row says why.
+
+    Args:
+        config: a complete `AttackConfig`; or a YAML file, whose options the keyword arguments override.
+        progress: show progress bars on stderr.
+        options: options of `apdm attack` by name, such as `attack=["lora:rank=32"]`.
+
+    Returns:
+        Where the page and the pictures are, and for each attack and person the likeness curve: cosines in [-1, 1] by
+        face encoder, after numbers of attack steps.
+
+    Raises:
+        UserError: bad options or input, found before any long work starts.
+        Interrupted: the process was asked to stop. Finished attacks are kept; the same call goes on from there.
+    """
+    from apdm.config import AttackConfig
+
+    resolved = _resolve(AttackConfig, config, options)
+    from apdm.jobs.attack import attack_model
+
+    return _run(attack_model, resolved, progress)
+
+
+def report(config: ReportConfig | str | PathLike[str] | None = None, **options: Any) -> ReportResult:
+    """Make the page of an audit again, from its results.json and the pictures beside it.
+
+    Args:
+        config: a complete `ReportConfig`; or a YAML file, whose options the keyword arguments override.
+        options: options of `apdm report` by name: `results`, the results.json or its folder, and `output`, the page.
+
+    Returns:
+        Where the page is, and which sheets of pictures could not be read.
+
+    Raises:
+        UserError: there are no results that this version can read, or something else is in the page's place.
+    """
+    from apdm.config import ReportConfig
+
+    resolved = _resolve(ReportConfig, config, options)
+    from apdm.jobs.report import report as make_page
+
+    return _run(make_page, resolved, False)
+
+
+def compare(config: CompareConfig | str | PathLike[str] | None = None, **options: Any) -> RunsSideBySide:
+    """Compare audits of models, and write a page of them if `output` names one.
+
+    Args:
+        config: a complete `CompareConfig`; or a YAML file, whose options the keyword arguments override.
+        options: options of `apdm compare` by name: `results`, a list of at least two, and `output`.
+
+    Returns:
+        The table: one line for each audit, with its cells as texts, and the points of the plot. A figure that cannot be
+        compared with the first audit's says so in its cell.
+
+    Raises:
+        UserError: there are no results that this version can read, or something else is in the page's place.
+    """
+    from apdm.config import CompareConfig
+
+    resolved = _resolve(CompareConfig, config, options)
+    from apdm.jobs.compare import compare as compare_audits
+
+    return _run(compare_audits, resolved, False)
+
+
+_functions = {"audit": audit, "report": report}  # importing the packages of these names takes the names
 
 
 def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, options: Mapping[str, Any]) -> Config:
@@ -196,7 +295,8 @@ def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, opt
         resolved = make_config(cls, options, file=config)
     else:
         raise UserError(f"config is a {type(config).__name__}; give a {cls.__name__} or the name of a YAML file")
-    check_first(resolved)
+    if hasattr(resolved, "output_dir"):  # others load no model
+        check_first(resolved)
     return resolved
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from apdm.config import (
+    AttackConfig,
     AuditJobConfig,
     CompareConfig,
     EnvConfig,
@@ -275,6 +276,17 @@ def _audit(argv: Sequence[str]) -> int:
     return DONE if result.protected else FAILED
 
 
+def _attack(argv: Sequence[str]) -> int:
+    config = _options(AttackConfig, _named("pretrained_model_name_or_path", argv))
+    from apdm.jobs.attack import attack_model
+    from apdm.jobs.summary import of_attack
+
+    result = attack_model(config, command=command_line("attack", argv))
+    if result.results is not None:
+        tell(of_attack(result, result.results))
+    return FAILED if result.failed else DONE
+
+
 def _verify(argv: Sequence[str]) -> int:
     config = _options(VerifyConfig, _named("output_dir", argv))
     from apdm.jobs.verify import verify
@@ -351,6 +363,13 @@ COMMANDS = {
         _audit,
         AuditJobConfig,
         "0 protected, 1 not protected or not shown to be",
+        summarizes=True,
+    ),
+    "attack": Command(
+        "attack one model with photos of a person, and show the likeness while the attack runs",
+        _attack,
+        AttackConfig,
+        "0 done, 1 an attack failed",
         summarizes=True,
     ),
     "verify": Command(

@@ -159,6 +159,10 @@ class FineTuning(ABC):
         Before the first step the returned model must draw what `model` draws.
         """
 
+    def check_fits(self, model: Family) -> None:
+        """Raise UserError, before any work, if `model` has not what this attack trains."""
+        return
+
     @property
     def identifier(self) -> str:
         """The word for the subject in the instance prompt. Raises UserError if it is not exactly one word."""

@@ -60,17 +60,21 @@ class LoRA(FineTuning):
             )
         super().__post_init__()
 
+    def check_fits(self, model: Family) -> None:
+        """Raise UserError if the denoiser has no layer of the kind that `target` names."""
+        if not model.lora_layers(model.denoiser, self.target):
+            raise UserError(
+                f"target={self.target}: the denoiser of {model.name} has no such layer; choose another target"
+            )
+
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Put adapters into copies of the denoiser and, if they are trained, of the text encoders.
 
         Raises:
             UserError: the denoiser has no layer of the kind that `target` names.
         """
+        self.check_fits(model)
         layers = model.lora_layers(model.denoiser, self.target)
-        if not layers:
-            raise UserError(
-                f"target={self.target}: the denoiser of {model.name} has no such layer; choose another target"
-            )
         denoiser = self._adapted(model.denoiser, layers, self.seed)
         attacked, modules = model.with_denoiser(denoiser), [denoiser]
         if self.train_text_encoder:

@@ -17,15 +17,13 @@ rows, checks, verdict             pure functions: from rows to figures, from fig
 """
 
 import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
 
 from apdm.audit.common_results import SCHEMA
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_results import PhotoResults
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import Results, read_model_results, read_results, results_schema, write_results
+from apdm.core.callable_package import CallablePackage
 
 __all__ = [
     "SCHEMA",
@@ -40,14 +38,4 @@ __all__ = [
 ]
 
 
-class _CallablePackage(ModuleType):
-    """Makes this package callable, because `apdm.audit` is also the name of a function of the Python API.
-
-    Importing this package replaces the function of the same name. So the package passes a call on to the function.
-    """
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return import_module("apdm")._audit_models(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+sys.modules[__name__].__class__ = CallablePackage  # `apdm.audit` is also a function of the Python API

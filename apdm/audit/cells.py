@@ -153,6 +153,7 @@ class CellRunner:
         latents: {(model, person): latents of the person's photos}. An entry is made when it is first needed.
         untouched: {(model, seed, prompts): pictures that the model draws before an attack, and what the judges read
             from them}. An entry is made when it is first needed.
+        keep: called with every attack that succeeded and its model; None keeps no model.
     """
 
     drawing: Drawing
@@ -166,6 +167,7 @@ class CellRunner:
     consenting: Tensor | None = None
     latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
     untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
+    keep: Callable[[Cell, Family], None] | None = None
 
     def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
@@ -183,7 +185,7 @@ class CellRunner:
             maps. If the attack failed, the row has the error and there are no pictures.
         """
         measured, family = CellMeasurements(), self.models[cell.model]
-        error, started = None, time.perf_counter()
+        error, attacked, started = None, None, time.perf_counter()
         try:
             latents = self._latents(cell.model, cell.person)
 
@@ -195,7 +197,7 @@ class CellRunner:
             others = {name: model for name, model in self.models.items() if name != "placebo"}
             consenting = self._consenting(cell.model)
             with self._others_put_aside(cell):
-                cell.attack.run(
+                attacked = cell.attack.run(
                     family,
                     Material(latents, self.class_images, cell.person.photos, others, consenting=consenting),
                     eval_steps=cell.eval_steps,
@@ -207,6 +209,8 @@ class CellRunner:
             measured = CellMeasurements(curve=measured.curve)
             _free_memory()
         seconds = round(time.perf_counter() - started, 3)
+        if self.keep is not None and attacked is not None:
+            self.keep(cell, attacked.model)
         return cell.row(measured, seconds=seconds, error=error), measured.pictures
 
     @contextmanager

@@ -27,18 +27,25 @@ def class_keys(plan: AuditPlan) -> dict[str, str]:
     return {name: key_of({**common, "class": name, "model": plan.sha256(arm)}) for name, arm in drawn_by.items()}
 
 
-def draw_class_pictures(plan: AuditPlan, store: CellStore, processes: ProcessGroup) -> dict[str, Tensor]:
+def draw_class_pictures(
+    plan: AuditPlan, keys: Mapping[str, str], store: CellStore, processes: ProcessGroup
+) -> dict[str, Tensor]:
     """Draw the class pictures that are not in the store yet. The processes share the work.
 
     There are two sets of seeds. The base draws "base" with the first set and "base_again" with the second set. All
     other models draw with the second set. So "hardened" and "base_again" are compared with "base" in the same way, and
     if the hardened model equals the base, the ratio of distances is exactly 1.
 
+    Args:
+        plan: the audit's plan.
+        keys: {name of the set: its key in the store} of the sets to draw; see `class_keys`.
+        store: where the pictures are kept.
+        processes: the processes that share the work.
+
     Returns:
         {name of the set: pictures [N, 3, H, W] in [0, 1]}. If a model drew values that are not finite, its pictures are
         NaN.
     """
-    keys = class_keys(plan)
     for name, key in list(keys.items())[processes.index :: processes.size]:
         if key not in store:
             height, width = plan.subjects.protected[0].photos.shape[-2:]

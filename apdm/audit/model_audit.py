@@ -80,28 +80,16 @@ def _attack_and_judge(
     if processes.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values(), *sweep_keys(plan).values()})
     processes.wait()
-    class_pictures = draw_class_pictures(plan, store, processes)
+    class_pictures = draw_class_pictures(plan, class_keys(plan), store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
-    people = [*subjects.protected, *subjects.others]
-    references = {person.id: judges.embed_person(to_unit(person.references)) for person in people}
-    runner = CellRunner(
-        drawing=plan.drawing,
-        judges=judges,
-        models=plan.models,
-        references=references,
-        reference_features={person.id: judges.whole_features(to_unit(person.references)) for person in people},
-        class_images=class_images,
-        consenting=subjects.consenting,
-        class_features=class_features["base"].extracted,
-        class_prompt=plan.class_prompt,
-    )
+    runner = cell_runner(plan, class_images, class_features["base"].extracted)
     guidance = sweep_guidance(plan, runner, store, processes)
     done = matrix.run(runner, store, processes, show_progress=show_progress)
     search = run_search(plan, runner, trials, processes, show_progress=show_progress)
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
-    protected = {person.id: references[person.id] for person in subjects.protected}
+    protected = {person.id: runner.references[person.id] for person in subjects.protected}
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
     measured = Measurements(
         schema=SCHEMA,
@@ -122,6 +110,28 @@ def _attack_and_judge(
         guidance=guidance,
     )
     return _judged(plan, measured), _class_and_photos(plan, class_pictures) | pictures
+
+
+def cell_runner(plan: AuditPlan, class_images: Posterior, class_features: Tensor | None) -> CellRunner:
+    """Return what runs the cells of a plan.
+
+    Args:
+        plan: the models, the people and the judges.
+        class_images: latents of the attacker's class pictures, for prior preservation.
+        class_features: features [N, F] of the base's class pictures; None without a network for them.
+    """
+    people = [*plan.subjects.protected, *plan.subjects.others]
+    return CellRunner(
+        drawing=plan.drawing,
+        judges=plan.judges,
+        models=plan.models,
+        references={person.id: plan.judges.embed_person(to_unit(person.references)) for person in people},
+        reference_features={person.id: plan.judges.whole_features(to_unit(person.references)) for person in people},
+        class_images=class_images,
+        consenting=plan.subjects.consenting,
+        class_features=class_features,
+        class_prompt=plan.class_prompt,
+    )
 
 
 def _judged(plan: AuditPlan, measured: Measurements) -> Results:

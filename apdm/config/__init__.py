@@ -1,5 +1,6 @@
 """The options of every command: nested frozen dataclasses, filled from YAML files, the command line or Python."""
 
+from apdm.config.attack import AttackConfig
 from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig, AuditOptions
 from apdm.config.audit_job import AuditJobConfig
@@ -16,6 +17,7 @@ from apdm.config.verify import VerifyConfig
 from apdm.config.yaml_text import config_hash, to_yaml
 
 __all__ = [
+    "AttackConfig",
     "AuditConfig",
     "AuditJobConfig",
     "AuditOptions",

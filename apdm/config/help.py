@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Literal, get_args, get_origin
 
+from apdm.config.attack import AttackConfig
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.compare import CompareConfig
 from apdm.config.env import EnvConfig
@@ -19,7 +20,7 @@ from apdm.config.types import without_none
 from apdm.config.verify import VerifyConfig
 
 WIDTH = 100  # of the explanations, in characters
-MANY = 40  # a command with more options has a short help
+MANY = 20  # a command with more options has a short help
 SHORT_WIDTH = 120  # of the lines of the short help
 UNSET = ("null", "[]", '""')  # defaults that stand for nothing given
 OTHER_CODES = (
@@ -30,6 +31,7 @@ COMMANDS = {
     "harden": HardenConfig,
     "perturb": PerturbConfig,
     "audit": AuditJobConfig,
+    "attack": AttackConfig,
     "verify": VerifyConfig,
     "report": ReportConfig,
     "compare": CompareConfig,

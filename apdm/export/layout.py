@@ -10,6 +10,8 @@ SINGLE_FILE = "model.safetensors"
 PERTURBATION = "perturbation.json"  # how visible the changes to the photos are
 RESULTS = "results.json"  # what the audit found
 REPORT = "report.html"
+ATTACK = "attack.json"  # what `apdm attack` found
+ATTACKED_MODELS = "attacked_models"
 IMAGES = photo_run.IMAGES  # protected photos
 SHIPPED = (MODEL, SINGLE_FILE, IMAGES, PERTURBATION, RESULTS, REPORT)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.drawing import DrawnOtherwise
+from apdm.attacks.fine_tuning import FineTuning
 from apdm.audit.common_results import ModelFile
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
@@ -24,12 +25,13 @@ from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
-from apdm.config import AuditJobConfig, to_yaml
+from apdm.config import AttackConfig, AuditJobConfig, to_yaml
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import (
+    ATTACK,
     ATTACKER_CLASS_IMAGES,
     CELLS,
     CONFIG,
@@ -210,28 +212,33 @@ def model_file(path: str, model: Family) -> ModelFile:
     return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
 
 
-def check_prompts_of(config: AuditJobConfig, base: Family, entries: Sequence[Entry], models: Collection[str]) -> None:
-    """Check the prompts of the audit and of each attack.
+def check_prompts_of(
+    config: AuditJobConfig | AttackConfig, base: Family, entries: Sequence[Entry], models: Collection[str]
+) -> None:
+    """Check the prompts of the audit and of each attack, and whether the attacks fit the model.
 
     Raises:
-        UserError: the model cannot read a prompt, cannot tell an attack's prompt from the class prompt, or cannot draw
-            in the way that an attack asks for.
+        UserError: the model cannot read a prompt, cannot tell an attack's prompt from the class prompt, cannot draw in
+            the way that an attack asks for, or has no layers of the kind that it trains.
     """
-    drawn = {"prompts": config.prompts, "edit_prompt": [config.edit_prompt] if config.edit_prompt else []}
+    options = config if isinstance(config, AuditJobConfig) else config.audit
+    drawn = {"prompts": config.prompts, "edit_prompt": [options.edit_prompt] if options.edit_prompt else []}
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
-    factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+    factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
     for entry in available_entries(entries, models, factory)[0]:
         attack: Any = factory.make(entry.spec, seed=0)
         while hasattr(attack, "attack"):  # a staged attack holds another one
             if isinstance(attack, DrawnOtherwise):
                 attack.drawn(base, base)
             attack = attack.attack
+        if isinstance(attack, FineTuning):
+            attack.check_fits(base)
         class_prompt = getattr(attack, "class_prompt", config.class_prompt)
         check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
 
 
-def claim(config: AuditJobConfig, held: ExitStack) -> Path:
+def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
     """Claim the output folder. Finished attacks of an audit with the same options are kept.
 
     Args:
@@ -244,18 +251,18 @@ def claim(config: AuditJobConfig, held: ExitStack) -> Path:
     """
     output = Path(config.output_dir)
     claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
-    for stale in (RESULTS, REPORT, PICTURES):
+    for stale in (RESULTS, ATTACK, REPORT, PICTURES):
         delete(output / stale)
     write_text(output / CONFIG, _resolved(config))
     return output
 
 
-def goes_on(config: AuditJobConfig) -> bool:
+def goes_on(config: AuditJobConfig | AttackConfig) -> bool:
     """Whether the output folder is that of an audit with the same options."""
     note = Path(config.output_dir) / CONFIG
     marked = (note.parent / MARKER).exists() and note.exists()
     return marked and note.read_text(encoding="utf-8") == _resolved(config)
 
 
-def _resolved(config: AuditJobConfig) -> str:
+def _resolved(config: AuditJobConfig | AttackConfig) -> str:
     return to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
+from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.config.audit import AuditOptions
 from apdm.config.image_layer import ZeroShotConfig
 from apdm.core.errors import UserError
@@ -10,7 +10,7 @@ from apdm.faces import FaceChoice, FaceNetworks
 from apdm.families.miniature import is_miniature
 
 
-def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> FaceNetworks:
+def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig | AttackConfig) -> FaceNetworks:
     """Return the networks for faces. Each is loaded when it is first used, and a run should ask for them once.
 
     Options of parts that are off do not count: a hardening run without an audit has no judges. If the networks are of
@@ -20,6 +20,8 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Face
     layer: ZeroShotConfig | None = None
     if isinstance(config, AuditJobConfig):
         audit = config
+    elif isinstance(config, AttackConfig):
+        audit = config.audit
     elif config.image_layer.zero_shot.enabled and config.protects_photos:
         layer = config.image_layer.zero_shot
     if isinstance(config, HardenConfig) and (config.audit.enabled or config.validation.probe_steps):

@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from apdm.config import AuditJobConfig, HardenConfig, VerifyConfig
+from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import check_judges
 from apdm.config.options import Option, options_by_path
@@ -44,6 +44,7 @@ PLUGINS: dict[str, tuple[Registry, ...]] = {
     "image_layer.method": (PROTECTIONS,),
     "variety.photos": (PURIFIERS,),
     "purifiers": (PURIFIERS,),
+    "attack": (ATTACKS,),
     "attacks": (ATTACKS,),
     "attack_options": (ATTACKS,),
     "photo_attacks": (ZERO_SHOTS, ATTACKS),
@@ -115,7 +116,7 @@ def _is_used(option: Option, config: Any) -> bool:
 
 def _lies_among_photos(config: Any) -> bool:
     """Whether the output folder and the folder of photos lie in one another."""
-    folder = config.photos if isinstance(config, AuditJobConfig) else config.instance_data_dir
+    folder = config.photos if isinstance(config, AuditJobConfig | AttackConfig) else config.instance_data_dir
     output, photos = os.path.realpath(config.output_dir), os.path.realpath(folder or os.devnull)
     return os.path.commonpath([output, photos]) in (output, photos)
 

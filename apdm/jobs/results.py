@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from apdm.audit.common_results import Verdict
+    from apdm.audit.one_model import AttackResults
     from apdm.audit.photo_results import PhotoResults
     from apdm.audit.results import Results
     from apdm.image_layer.results import Perturbation
@@ -81,6 +82,29 @@ class AuditResult:
     def protected(self) -> bool:
         """Whether the audit shows protection. It is also False if the audit is too weak to show protection."""
         return self.verdict.protected
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """What attacks made of one model.
+
+    Attributes:
+        output_dir: the folder, with attack.json, report.html, likeness.svg and pictures/<attack>/<person>/: after.png,
+            and course.png, in which each line starts from one noise and each column is a measured step.
+        results: the content of attack.json: for each attack and person a row with its likeness curve; None in all
+            processes of a distributed run but the main one.
+        models_dir: the attacked models, as pipeline folders <attack>/<person>/; None unless `save_model` is true.
+    """
+
+    output_dir: Path
+    results: AttackResults | None = None
+    models_dir: Path | None = None
+
+    @property
+    def failed(self) -> list[str]:
+        """One sentence for each attack that failed."""
+        rows = [] if self.results is None else self.results.attacks
+        return [f"{row.spec} on {row.subject} failed: {row.error}" for row in rows if row.error is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,17 @@ from apdm.core.terminal import columns, count
 if TYPE_CHECKING:
     from apdm.audit.common_results import Verdict
     from apdm.audit.photo_results import ImageLayer
-    from apdm.audit.results import Results
+    from apdm.audit.one_model import AttackResults
+    from apdm.audit.results import CurvePoint, Results
     from apdm.image_layer.results import Perturbation
-    from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
+    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
 
 LINES = 15  # a summary has at most
 POINTS = 3  # steps of the attack at which likeness is told
 WIDTH = 100  # of a sentence
 PHOTO_ATTACKS = 2  # attacks on photos that are told
 REPORT, RESULTS, FIGURES = "report.html", "results.json", "perturbation.json"
+ATTACK, PICTURES = "attack.json", "pictures"
 
 
 @dataclass
@@ -107,6 +109,55 @@ def of_audit(result: AuditResult) -> Summary:
     _add_report(told, result.output_dir)
     told.rows["figures"] = told.facts["figures"] = str(result.output_dir / RESULTS)
     return told
+
+
+def of_attack(result: AttackResult, results: AttackResults) -> Summary:
+    """The summary of attacks on one model: the curve of a single attack, or where several of them led.
+
+    Args:
+        result: where everything is.
+        results: the content of attack.json.
+    """
+    from apdm.report.attack_page import curve_table, title_of
+
+    told = Summary()
+    several = len(results.attacks) > 1
+    for row in results.attacks:
+        if row.error is not None:
+            told.rows[title_of(row)] = f"failed: {row.error}"
+        elif several:
+            before, after = _likeness_at(row.curve[0]), _likeness_at(row.curve[-1])
+            told.rows[title_of(row)] = f"likeness {before} before, {after} after {count(row.curve[-1].step, 'step')}"
+        else:
+            told.rows[title_of(row)] = curve_table(row, results.encoders)
+    if results.strangers is not None:
+        chance = " / ".join(f"{one.mean:.2f}" for one in results.strangers.values())
+        told.rows["strangers"] = f"likeness {chance}, by chance ({' / '.join(results.strangers)})"
+    told.facts |= {"output_dir": str(result.output_dir), "figures": str(result.output_dir / ATTACK)}
+    told.facts["attacks"] = [
+        {
+            "attack": row.spec,
+            "subject": row.subject,
+            "seed": row.seed,
+            "error": row.error,
+            "likeness": {
+                encoder: [[point.step, point.identity[encoder].mean] for point in row.curve]
+                for encoder in results.encoders
+            },
+        }
+        for row in results.attacks
+    ]
+    _add_report(told, result.output_dir)
+    told.rows["pictures"] = told.facts["pictures"] = str(result.output_dir / PICTURES)
+    if result.models_dir is not None:
+        told.rows["attacked models"] = f"{result.models_dir}; they draw the person, so keep them to yourself"
+        told.facts["models"] = str(result.models_dir)
+    told.verdict = "; ".join(result.failed) or f"attacked; the page is {result.output_dir / REPORT}"
+    return told
+
+
+def _likeness_at(point: CurvePoint) -> str:
+    return " / ".join(f"{one.mean:.2f}" for one in point.identity.values())
 
 
 # -- sentences -------------------------------------------------------------------------------------------------------

@@ -116,12 +116,12 @@ def _plot(subject: str, encoder: Encoder, curves: Sequence[Curve], nominal_step:
         band=(y(mean + std), y(mean), y(mean - std)),
         threshold=y(encoder.threshold),
         nominal=x(nominal_step),
-        x_ticks=[(x(step), step) for step in range(0, int(last) + 1, _tick_distance(last))],
+        x_ticks=[(x(step), step) for step in range(0, int(last) + 1, tick_distance(last))],
         y_ticks=[(y(low + 0.25 * index), low + 0.25 * index) for index in range(round((1 - low) / 0.25) + 1)],
     )
 
 
-def _tick_distance(last: float) -> int:
-    """A round distance of ticks that gives at most six of them up to `last`."""
+def tick_distance(last: float) -> int:
+    """Return a round distance of ticks that gives at most six of them up to `last`."""
     size = 10 ** max(0, math.floor(math.log10(last)) - 1)
     return next(size * distance for distance in (1, 2, 5, 10, 20, 50, 100) if last <= 6 * size * distance)

@@ -1,0 +1,149 @@
+"""Attacks on one model alone: the audit's cells of a base, without anything to compare them with, and no verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from apdm.audit.cells import Cell
+from apdm.audit.class_pictures import class_keys, draw_class_pictures, measure_strangers
+from apdm.audit.common_results import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
+from apdm.audit.matrix import Matrix
+from apdm.audit.model_audit import cell_runner
+from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.results import AttackRow
+from apdm.audit.schema import to_json
+from apdm.audit.store import CellStore
+from apdm.core.errors import UserError
+from apdm.core.files import write_text
+from apdm.core.logging import get_logger
+from apdm.core.versions import package_versions
+from apdm.distributed.processes import ProcessGroup
+from apdm.families import Family, Posterior
+from apdm.metrics.judges import Features, JudgesDescription
+from apdm.metrics.utility import StrangersLikeness
+
+logger = get_logger(__name__)
+
+MODEL = "base"  # what rows call the attacked model, because they are those of an audit's base
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResults:
+    """The content of attack.json: what attacks made of one model.
+
+    Attributes:
+        command: the command line, if there was one.
+        package: {library: version}.
+        model: the attacked model.
+        subjects: ids of the people.
+        photos: how many photos of each were attacked, and how many were held out.
+        prompts: what the attacks learn, and what they are asked for.
+        judges: the networks that gave the figures.
+        strangers: {encoder: likeness by chance}; None if the model draws no faces and there were no photos
+            of strangers.
+        attacks: one row for each attack and person. `model` is "base" in each, as in an audit of this model as base.
+            Likeness is a cosine in [-1, 1], and rates are shares in [0, 1].
+    """
+
+    schema: SchemaNumber
+    kind: Literal["attack"]
+    command: str | None
+    package: dict[str, str]
+    model: ModelFile
+    subjects: list[str]
+    photos: PhotoCounts
+    prompts: Prompts
+    judges: JudgesDescription
+    strangers: dict[str, StrangersLikeness] | None
+    attacks: list[AttackRow]
+
+    @property
+    def encoders(self) -> list[str]:
+        """The names of the likeness encoders."""
+        return [encoder.name for encoder in self.judges.encoders]
+
+
+def write_attack_results(results: AttackResults, path: Path) -> None:
+    """Write attack.json as strict JSON. An existing file is replaced only when the new file is complete."""
+    write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
+
+
+def cells_of(plan: AuditPlan) -> Matrix:
+    """Return the cells of a plan whose only model is the attacked one, under the name MODEL."""
+    return Matrix.of(plan, plan.entries)
+
+
+def attack_one_model(
+    plan: AuditPlan,
+    class_images: Posterior,
+    drawn: Features,
+    *,
+    store: CellStore,
+    processes: ProcessGroup,
+    keep: Callable[[Cell, Family], None] | None = None,
+    again: Callable[[Cell], bool] = lambda cell: False,
+) -> tuple[AttackResults, dict[str, Tensor]] | None:
+    """Run the attacks of a plan on its only model.
+
+    Args:
+        plan: the model, under the name MODEL; the people, the attacks and the judges.
+        class_images: latents of the attacker's class pictures, for prior preservation.
+        drawn: what the judges read from these pictures. Their faces are the strangers if there are no photos of some.
+        store: where finished attacks are kept and found.
+        processes: the processes that share the attacks.
+        keep: called with every attack that succeeded and its model.
+        again: whether a finished attack is run again, because its model is missing.
+
+    Returns:
+        The main process returns the results, and the pictures by the names that `attack_and_judge` gives them. The
+        other processes return None.
+
+    Raises:
+        Interrupted: the user stopped the attack. Finished attacks stay in the store.
+    """
+    matrix = cells_of(plan)
+    # Class pictures are compared with the attacker's by the features of a network. Without one they are not needed.
+    keys = {MODEL: class_keys(plan)[MODEL]} if plan.judges.extractor is not None else {}
+    if processes.is_main:
+        store.tidy({*keys.values(), *(cell.key for cell in matrix.cells if not again(cell))})
+    processes.wait()
+    pictures = draw_class_pictures(plan, keys, store, processes)
+    features = plan.judges.features(pictures[MODEL]).extracted if keys else None
+    runner = cell_runner(plan, class_images, features)
+    runner.keep = keep
+    done = matrix.run(runner, store, processes, show_progress=processes.is_main)
+    if done is None:
+        return None
+    rows, shown = done
+    results = AttackResults(
+        schema=SCHEMA,
+        kind="attack",
+        command=plan.command,
+        package=package_versions(),
+        model=plan.files[MODEL],
+        subjects=[person.id for person in plan.subjects.protected],
+        photos=plan.subjects.counts,
+        prompts=plan.prompts,
+        judges=plan.judges.describe(),
+        strangers=_strangers(plan, drawn),
+        attacks=rows,
+    )
+    return results, shown
+
+
+def _strangers(plan: AuditPlan, drawn: Features) -> dict[str, StrangersLikeness] | None:
+    known = {person.id: plan.judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
+    try:
+        return measure_strangers(plan, known, drawn)[0]
+    except UserError:
+        logger.warning(
+            "likeness by chance is not known: the model draws no face for the class prompt; strangers_data_dir names "
+            "photos of strangers"
+        )
+        return None

@@ -1,0 +1,267 @@
+"""`apdm attack`: attack one model with photos of a person, and show how alike its pictures become meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apdm.attacks import Attack
+from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
+from apdm.attacks.staged import Staged
+from apdm.audit.cells import Cell
+from apdm.audit.models import load_models
+from apdm.audit.one_model import MODEL, AttackResults, attack_one_model, write_attack_results
+from apdm.audit.people import PhotoFolders
+from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, to_unit
+from apdm.audit.results import AttackRow
+from apdm.audit.rows import file_name, picture_place
+from apdm.audit.same_faces import check_faces
+from apdm.audit.store import finished_cells
+from apdm.audit.suites import AttackFactory, Entry, choose_entries
+from apdm.audit.thresholds import with_thresholds
+from apdm.config import AttackConfig
+from apdm.config.prompts import quoted
+from apdm.core.errors import Faults, UserError
+from apdm.core.pictures import grid, save_png, to_pil
+from apdm.core.signals import stop_on_signals
+from apdm.core.terminal import count
+from apdm.data.separate_photos import check_separate
+from apdm.distributed.launch import join_processes
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.attacked import export_attacked
+from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, PICTURES, REPORT
+from apdm.families import Family
+from apdm.families.encoding import encode_images
+from apdm.families.miniature import is_miniature
+from apdm.jobs.audit_inputs import AuditInputs, load_inputs
+from apdm.jobs.audit_steps import (
+    attacker_class_images,
+    cell_store,
+    check_prompts_of,
+    claim,
+    draw_class_images,
+    model_file,
+)
+from apdm.jobs.face_networks import face_networks
+from apdm.jobs.plan import Rows, audited_face_rows, device_text, held_out_text, model_text, people_text, show_plan
+from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.results import AttackResult
+from apdm.report.attack_page import AttackPictures, title_of, write_attack_page
+from apdm.report.pictures import COURSE
+
+KEPT = "finished attacks are kept; the same command goes on"
+TWO_DENOISERS = (ExpertSwap, ReleaseUnconditional)
+COLUMNS = 4  # of a sheet of pictures
+
+
+def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackResult:
+    """Attack one model with the photos of each person in a folder, and measure likeness while each attack runs.
+
+    The command `apdm attack` and the Python function `apdm.attack` both run this function. An attack gives exactly what
+    the same attack gives in an audit of this model as base, with the same options, photos and seed.
+
+    Args:
+        config: the options.
+        command: the command line that was given, for attack.json.
+
+    Returns:
+        The output folder, and in the main process the content of attack.json.
+
+    Raises:
+        UserError: the input cannot be used. This is found before any long work starts.
+        Interrupted: the process was asked to stop. Finished attacks are kept, and the same call goes on from there.
+    """
+    output = Path(config.output_dir)
+    processes, device = join_processes()
+    with stop_on_signals(KEPT, kept=lambda: bool(finished_cells(output / CELLS))), ExitStack() as held:
+        prepare_process(config.num_threads)
+        warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
+        plan = processes.main_first(lambda: load_attack(config, command))
+        judges = plan.judges
+        processes.on_main(lambda: check_faces(list(plan.subjects.sets), judges.encoders, judges.face_score))
+        processes.broadcast(lambda: claim(config, held))
+        processes.on_main(lambda: show_plan(attack_plan(config, plan, processes, device)))
+        plan.models[MODEL].pipeline.to(device)
+        results = _run(config, plan, output, processes)
+    models = output / ATTACKED_MODELS if config.save_model else None
+    return AttackResult(output_dir=output, results=results, models_dir=models)
+
+
+# -- the parts of `apdm attack` -------------------------------------------------------------------------------
+
+
+def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
+    """Read and check all input, before anything is written. The attacks and the photos come before the weights.
+
+    Returns:
+        The plan of an audit whose only model is the attacked one, under the name MODEL.
+
+    Raises:
+        UserError: something is missing or wrong. All that was found is told.
+    """
+    options = config.audit
+    folders = replace(PhotoFolders.below(config.photos, options), other=None)
+
+    def read_inputs() -> AuditInputs:
+        inputs = load_inputs(
+            options,
+            folders,
+            entries=entries,
+            models=[MODEL],
+            instance_prompt=config.instance_prompt,
+            class_prompt=config.class_prompt,
+            resolution=config.resolution,
+            with_photos=False,
+            subject_kind=config.subject_kind,
+            faces=face_networks(config),
+            miniature=is_miniature(config.base, config.single_file_config),
+            allow_pickle=config.allow_pickle,
+        )
+        check_separate(inputs.subjects.sets)
+        return inputs
+
+    with Faults() as faults:
+        given = {"photos": config.photos, **options.photo_folders}
+        faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
+        entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
+        inputs = faults.of(read_inputs)
+    models = load_models(
+        {MODEL: config.base},
+        family=config.family,
+        variant=config.variant,
+        allow_pickle=config.allow_pickle,
+        single_file_config=config.single_file_config,
+    )
+    check_resolution(models[MODEL], config.resolution)
+    check_prompts_of(config, models[MODEL], entries, [MODEL])
+    return AuditPlan.of(
+        options,
+        models=models,
+        subjects=inputs.subjects,
+        judges=inputs.judges,
+        entries=entries,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        seed=config.seed,
+        batch_size=config.sample_batch_size,
+        files={MODEL: model_file(config.base, models[MODEL])},
+        command=command,
+    )
+
+
+def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
+    """Return the attacks as entries of an audit. They are checked as far as that can be done without the model.
+
+    Raises:
+        UserError: an attack needs a second model, or its model cannot be saved.
+    """
+    entries = choose_entries("quick", config.attack, config.instance_prompt)
+    factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
+    for spec in config.attack:
+        attack = factory.make(spec, seed=config.seed)
+        if missing := [need for need in attack.needs if need != MODEL]:
+            raise UserError(
+                f"{spec} needs a {' and a '.join(missing)} model beside the attacked one; apdm audit takes "
+                f"{' and '.join(f'--{name}' for name in missing)}"
+            )
+        if config.save_model and any(isinstance(part, TWO_DENOISERS) for part in _parts(attack)):
+            raise UserError(f"{spec} draws with two denoisers, which no pipeline folder holds; leave out save_model")
+    return entries
+
+
+def _parts(attack: Attack) -> Iterator[Attack]:
+    """An attack, and the attacks inside it if it is staged."""
+    yield attack
+    if isinstance(attack, Staged):
+        yield from _parts(attack.attack)
+
+
+def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, device: torch.device) -> Rows:
+    """Return what the attack is about to do, for the user."""
+    counts = plan.subjects.counts
+    attacks = [plan.attacks.make(entry.spec, seed=config.seed) for entry in plan.entries]
+    return {
+        "model": model_text(config.base, plan.models[MODEL]),
+        "people": people_text(list(counts.attacked)),
+        "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
+        f"{held_out_text(counts)}",
+        **audited_face_rows(plan.subjects.sets, plan.judges),
+        "asked": quoted(config.prompts),
+        "attacks": ", ".join(
+            f"{attack_spec} ({count(one.max_train_steps, 'step')})"
+            for attack_spec, one in zip(config.attack, attacks, strict=True)
+        ),
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / REPORT),
+    }
+
+
+def _run(config: AttackConfig, plan: AuditPlan, output: Path, processes: ProcessGroup) -> AttackResults | None:
+    """Run the attacks, and write attack.json, the pictures and the page."""
+    class_images = attacker_class_images(plan, config)
+    plan = replace(plan, class_images=asdict(class_images))
+    prior = draw_class_images(plan, class_images, output, processes)
+    plan = replace(plan, judges=with_thresholds(plan.judges, plan.subjects, prior))
+    with torch.no_grad():
+        latents = encode_images(plan.models[MODEL], prior, batch_size=plan.drawing.batch_size)
+
+    def place(cell: Cell) -> Path:
+        return output / ATTACKED_MODELS / file_name(cell.entry.spec) / cell.person.id
+
+    def keep(cell: Cell, attacked: Family) -> None:
+        export_attacked(attacked, place(cell), attack=cell.entry.spec, base=plan.files[MODEL].sha256)
+
+    done = attack_one_model(
+        plan,
+        latents,
+        plan.judges.features(to_unit(prior)),
+        store=cell_store(output, CELLS, processes, config.reuse_audits),
+        processes=processes,
+        keep=keep if config.save_model else None,
+        again=lambda cell: config.save_model and not place(cell).is_dir(),
+    )
+    if done is None:
+        return None
+    results, shown = done
+    pictures = {title_of(row): _pictures_of(row, results.attacks[0].spec, shown) for row in results.attacks}
+    for row in results.attacks:
+        _save_pictures(row, pictures[title_of(row)], output)
+    write_attack_results(results, output / ATTACK)
+    write_attack_page(results, output / REPORT, {title: as_pil(tensors) for title, tensors in pictures.items()})
+    return results
+
+
+@dataclass(frozen=True)
+class RowPictures:
+    """The pictures of one row in [0, 1]: `after` the attack [N, 3, H, W]; `course` [noises, steps, 3, h, w]."""
+
+    after: Tensor | None
+    course: Tensor | None
+
+
+def _pictures_of(row: AttackRow, nominal: str, shown: Mapping[str, Tensor]) -> RowPictures:
+    name = picture_place(row, nominal)
+    return RowPictures(shown.get(name), shown.get(f"{COURSE}/{name}"))
+
+
+def _save_pictures(row: AttackRow, pictures: RowPictures, output: Path) -> None:
+    """Save the pictures after the attack as one sheet, and those of the course as another: a line for each noise."""
+    folder = output / PICTURES / file_name(row.spec) / row.subject
+    if pictures.after is not None:
+        save_png(grid(pictures.after, COLUMNS), folder / "after.png")
+    if pictures.course is not None:
+        save_png(grid(pictures.course.flatten(0, 1), pictures.course.shape[1]), folder / "course.png")
+
+
+def as_pil(pictures: RowPictures) -> AttackPictures:
+    """The pictures of one row for the page."""
+    course: Sequence[Tensor] = [] if pictures.course is None else list(pictures.course)
+    return AttackPictures(
+        after=[] if pictures.after is None else [to_pil(image) for image in pictures.after],
+        course=[[to_pil(image) for image in line] for line in course],
+    )

@@ -1,0 +1,211 @@
+"""`apdm attack`: what an audit's cell gives, for one model alone, and bad input that is refused before the work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from html_page import Page
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import apdm
+from apdm.attacks import Material
+from apdm.attacks.registry import make
+from apdm.cli import main
+from apdm.export.attacked import export_attacked
+from apdm.families.encoding import encode_images
+from apdm.portraits.subjects import write_photos
+
+SHORT: dict[str, Any] = {
+    "resolution": 24,  # from which the bundled detector sees the drawn faces
+    "learning_rate": 1e-3,
+    "max_train_steps": 4,
+    "train_batch_size": 2,
+    "num_class_images": 3,
+    "num_images": 2,
+    "num_inference_steps": 2,
+    "instance_prompt": "a photo of t@t person",
+    "seed": 5,
+    "num_threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(3, range(6), folder / "people/s01", 48)
+    write_photos(9, range(2), folder / "strangers", 48)
+    return folder / "people"
+
+
+def options(model: Path, people: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    named = {"pretrained_model_name_or_path": str(model), "photos": str(people), "output_dir": str(output)}
+    named["strangers_data_dir"] = str(people.parent / "strangers")
+    return {**named, "attack": ["lora:rank=2,max_train_steps=4,learning_rate=1e-2"], **SHORT, **changes}
+
+
+def words(values: dict[str, Any]) -> list[str]:
+    pairs = [(key, value if isinstance(value, list) else [value]) for key, value in values.items()]
+    return [word for key, items in pairs for word in (f"--{key}", *map(str, items))]
+
+
+@pytest.fixture(scope="module")
+def attacked(tiny_pipeline: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> apdm.AttackResult:
+    output = tmp_path_factory.mktemp("attacked") / "out"
+    return apdm.attack(**options(tiny_pipeline, photos, output, save_model=True))
+
+
+def lasting(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what no two runs share, and without what an audit adds when it has compared its models."""
+    left_out = ("seconds", "train_seconds", "steps_to_match", "unreliable")
+    return {key: value for key, value in row.items() if key not in left_out}
+
+
+def cells(output: Path) -> dict[str, bytes]:
+    """The pictures of the finished cells in an output folder."""
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in sorted(output.glob("cells/*/*.png"))}
+
+
+def test_it_gives_bit_for_bit_what_the_cell_of_an_audit_gives(
+    attacked: apdm.AttackResult, tiny_pipeline: Path, photos: Path, tmp_path: Path
+) -> None:
+    hardened = Path(shutil.copytree(tiny_pipeline, tmp_path / "hardened"))
+    file = hardened / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] += 0.1
+    save_file(weights, file, metadata={"format": "pt"})
+    given = options(tiny_pipeline, photos, tmp_path / "audit", eval_steps=[1, 2, 3], seeds=1)
+    models = {"base": given.pop("pretrained_model_name_or_path"), "hardened": str(hardened)}
+    apdm.audit(**models, subjects=given.pop("photos"), attacks=given.pop("attack"), **given)
+    theirs = json.loads((tmp_path / "audit/results.json").read_text())
+    (row,) = json.loads((attacked.output_dir / "attack.json").read_text())["attacks"]
+    assert row["status"] == "ok" and [point["step"] for point in row["curve"]] == [0, 1, 2, 3, 4]
+    assert lasting(row) == lasting(next(one for one in theirs["attacks"] if one["model"] == "base"))
+    # Even the keys of the cells are equal. So an audit takes over what an attack has done, and the other way round.
+    ours, audited = cells(attacked.output_dir), cells(tmp_path / "audit")
+    assert ours and all(audited[name] == picture for name, picture in ours.items())
+
+
+def test_it_leaves_a_page_a_drawing_and_the_pictures(attacked: apdm.AttackResult) -> None:
+    output = attacked.output_dir
+    page = Page(output / "report.html")
+    assert "lora:rank=2,max_train_steps=4,learning_rate=1e-2 on s01" in page.text()
+    assert "2 held-out photos" in page.text() and "says nothing about protection" in page.text()
+    drawing = Page(output / "likeness.svg")
+    assert drawing.tags[0][0] == "svg" and sum(tag == "polyline" for tag, _ in drawing.tags) == 2  # an encoder each
+    (folder,) = output.glob("pictures/lora_*/s01")
+    with Image.open(folder / "after.png") as after, Image.open(folder / "course.png") as course:
+        assert after.size == (96, 24) and course.size == (5 * 24, 2 * 24)  # a column for each step, a line for each noise
+    assert sum(value.startswith("data:image/png") for value in page.values("src")) == 4 + 5 * 2
+
+
+def test_the_attacked_model_is_kept_on_request_and_says_what_it_is(attacked: apdm.AttackResult) -> None:
+    (folder,) = attacked.output_dir.glob("attacked_models/lora_*/s01")
+    assert "output of an attack" in (folder / "README.md").read_text()
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    assert not any("lora" in name for name, _ in pipeline.unet.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "spec", ["lora:rank=2,train_text_encoder=true", "lora:rank=2,use_dora=true", "textual_inversion", "dreambooth"]
+)
+def test_a_kept_model_is_the_attacked_model(spec: str, families: Any, tmp_path: Path) -> None:
+    family = families("sd15")
+    photos = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = encode_images(family, photos, batch_size=2)
+    prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+    attack = make(spec, **prompts, prior_loss_weight=0.0, max_train_steps=2, learning_rate=0.1)
+    attacked = attack.run(family, Material(latents, photos=photos)).model
+    export_attacked(attacked, tmp_path / "model", attack=spec, base="0" * 64)
+    loaded = type(family)(DiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True))
+    prompt = attack.prompt("a photo of sks person")
+    told = [model.encode_prompts([prompt]) for model in (attacked, loaded, family)]
+    assert torch.allclose(told[0], told[1], atol=1e-5)
+    noisy = torch.randn(1, *latents.mean.shape[1:], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs, before = (
+            model.predict(model.denoiser, noisy, torch.tensor([9]), one)
+            for model, one in zip((attacked, loaded, family), (told[0], told[1], told[0]), strict=True)
+        )
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert spec == "textual_inversion" or not torch.allclose(ours, before, atol=1e-3)
+
+
+def test_the_same_call_does_nothing_again_unless_a_model_is_missing(
+    attacked: apdm.AttackResult, tiny_pipeline: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = attacked.output_dir
+    before, told = cells(output), (output / "attack.json").read_text()
+    argv = ["attack", *words(options(tiny_pipeline, photos, output, save_model="true"))]
+    assert main(argv) == 0
+    again = json.loads((output / "attack.json").read_text())
+    assert again["attacks"] == json.loads(told)["attacks"]  # with the times that it took then
+    said = capsys.readouterr().out
+    for text in ("step  portrait-a  matches", "strangers", "by chance (portrait-a / portrait-b)", str(output / "report.html")):
+        assert text in said
+    shutil.rmtree(output / "attacked_models")
+    assert main(argv) == 0
+    assert len(list(output.glob("attacked_models/*/s01/README.md"))) == 1 and cells(output) == before
+    rows = [json.loads(text)["attacks"] for text in ((output / "attack.json").read_text(), told)]
+    assert rows[0] != rows[1] and [lasting(row) for row in rows[0]] == [lasting(row) for row in rows[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": ["lorra:rank=32"]}, "lorra"),
+        ({"attack": ["lora:ranc=32"]}, "ranc"),
+        ({"attack": ["lora:rank=0"]}, "rank"),
+        ({"attack": ["lora", "lora"]}, "given twice"),
+        ({"attack": ["transplant:source=sibling,part=vae"]}, "needs a sibling model beside the attacked one"),
+        ({"attack": ["expert_swap"], "save_model": True}, "leave out save_model"),
+        ({"attack": ["lora:num_inference_steps=5000"]}, "timesteps"),
+        ({"photos": "nowhere"}, "nowhere does not exist"),
+        ({"pretrained_model_name_or_path": "./nowhere"}, "./nowhere: no such folder or file"),
+        ({"resolution": 20}, "multiple of"),
+        ({"instance_prompt": "a photo of person"}, "a photo of"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    changes: dict[str, Any],
+    message: str,
+    tiny_pipeline: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = options(tiny_pipeline, photos, tmp_path / "out", **changes)
+    assert main(["attack", *words(values)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and message in errors[0], errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_photos_are_refused(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(3, range(3), tmp_path / "few/s01", 48)
+    write_photos(9, range(2), tmp_path / "strangers", 48)
+    values = options(tiny_pipeline, tmp_path / "few", tmp_path / "out")
+    assert main(["attack", *words(values)]) == 2
+    assert "s01" in capsys.readouterr().err
+
+
+def test_an_attack_that_fails_is_told_and_the_others_run(
+    tiny_pipeline: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attacks = [
+        "dreambooth:learning_rate=1e30,max_train_steps=2,prior_loss_weight=0",
+        "lora:max_train_steps=1",
+    ]
+    values = options(tiny_pipeline, photos, tmp_path / "out", attack=attacks)
+    model = values.pop("pretrained_model_name_or_path")
+    assert main(["attack", model, *words(values)]) == 1
+    rows = json.loads((tmp_path / "out/attack.json").read_text())["attacks"]
+    assert [row["status"] for row in rows] == ["failed", "ok"]
+    assert f"{attacks[0]} on s01: failed: " in capsys.readouterr().out
+    assert "The attack failed" in Page(tmp_path / "out/report.html").text()
