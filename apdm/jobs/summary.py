@@ -16,8 +16,8 @@ from apdm.core.terminal import columns, count
 
 if TYPE_CHECKING:
     from apdm.audit.common_results import Verdict
-    from apdm.audit.photo_results import ImageLayer
     from apdm.audit.one_model import AttackResults
+    from apdm.audit.photo_results import ImageLayer
     from apdm.audit.results import CurvePoint, Results
     from apdm.image_layer.results import Perturbation
     from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult

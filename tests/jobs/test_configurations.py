@@ -14,7 +14,7 @@ from tiny_pipelines import BUILDERS
 from tiny_run import weights, write_people
 
 from apdm.cli import main
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, load_config
+from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig, load_config
 from apdm.portraits import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +54,9 @@ def words(config: str, **options: object) -> list[str]:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_configuration_is_understood(file: Path) -> None:
-    cls: Any = {"audit": AuditJobConfig, "dladiff": PerturbConfig}.get(file.stem.split("-")[0], HardenConfig)
-    required = ["--instance_data_dir", "subjects"] if cls is not AuditJobConfig else []
+    jobs = {"audit": AuditJobConfig, "attack": AttackConfig, "dladiff": PerturbConfig}
+    cls: Any = jobs.get(file.stem.split("-")[0], HardenConfig)
+    required = ["--instance_data_dir", "subjects"] if cls in (HardenConfig, PerturbConfig) else []
     config: Any = load_config(cls, ["--config", str(file), *required])
     assert config.output_dir.startswith("outputs/" if "portrait" in file.stem else "checkpoints/")
 
