@@ -341,9 +341,9 @@ def _environment(argv: Sequence[str]) -> int:
         lines, complete = look_at_models(config.models, allow_pickle=config.allow_pickle)
         say(*lines)
         return DONE if complete else BAD_INPUT
-    from apdm.jobs.machine import versions_and_devices
+    from apdm.jobs.machine import machine_lines
 
-    say(*versions_and_devices())
+    say(*machine_lines())
     return DONE
 
 
@@ -381,7 +381,7 @@ COMMANDS = {
     "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),
     "compare": Command("show several audits of models side by side", _compare, CompareConfig),
     "env": Command(
-        "print versions and devices, or what models can be used for",
+        "print versions, devices and what is missing for which job, or what models can be used for",
         _environment,
         EnvConfig,
         "0 done; with --models: all of them were loaded",

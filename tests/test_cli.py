@@ -163,7 +163,9 @@ def test_env_names_the_versions_and_devices(capsys):
     import torch
 
     assert cli.main(["env"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    versions, jobs = capsys.readouterr().out.split("\n\n")
+    assert "harden SD 1.5  " in jobs
+    lines = dict(line.split(maxsplit=1) for line in versions.splitlines())
     assert lines["torch"] == torch.__version__
     assert lines["apdm"] == apdm.__version__
     assert str(torch.get_num_threads()) in lines["cpu"]

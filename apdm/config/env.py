@@ -9,7 +9,7 @@ from apdm.config.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
-    """Print versions and devices, and look at the models that a file names."""
+    """Print versions, devices and what is missing for which job, or look at the models that a file names."""
 
     models: str | None = option(
         None,
