@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
+from apdm.config import AttackConfig, AuditConfig, AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
 from apdm.config.filling import command_line, make_config
 from apdm.config.help import COMMANDS, brief, common_options, help_text, short_help
 from apdm.config.options import option, options_by_path
@@ -426,7 +426,6 @@ def test_a_command_is_told_without_the_machines_paths():
     ("kind", "argv", "message"),
     [
         (
-            AttackConfig,
             AuditJobConfig,
             ["--max_fid_ratio", "3"],
             'there is no option "max_fid_ratio" any more (on the command line); write max_class_distance',
