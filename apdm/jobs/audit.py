@@ -43,6 +43,7 @@ from apdm.jobs.audit_steps import (
     model_file,
 )
 from apdm.jobs.face_networks import face_networks
+from apdm.jobs.growing_report import PREPARING, audit_stages
 from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
@@ -85,6 +86,9 @@ def _audit(
     config: AuditJobConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
 ) -> AuditResult:
     """Audit a hardened model. `held` keeps other runs out of the output folder until it is closed."""
+    with_photos = config.protected_photos is not None
+    stages = held.enter_context(audit_stages(models=True, photos=with_photos, shown=processes.is_main))
+    stages.begin(PREPARING)
     plan, inputs, photos = processes.main_first(lambda: load_audit(config, command))
     judges = inputs.judges
     processes.on_main(lambda: check_faces(photo_sets(inputs, photos), judges.encoders, judges.face_score))
@@ -100,6 +104,7 @@ def _audit(
         photos=photos,
         output=output,
         processes=processes,
+        stages=stages,
         earlier=config.reuse_audits,
     )
     verdict = processes.broadcast(lambda: cast(Results, results).verdict)  # the main process has the results

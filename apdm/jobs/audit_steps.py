@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AttackConfig, AuditJobConfig, to_yaml
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.core.stages import Stages
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
@@ -44,11 +45,16 @@ from apdm.export.layout import (
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_distinct, check_prompts
+from apdm.jobs.growing_report import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.picture_sheets import save_pictures, save_strips
 from apdm.jobs.prepare import configuration_hash
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report
 
+UNFINISHED = (
+    "Not finished: the attacks with the protected photos are not done yet. If the run was stopped, the same command "
+    "goes on, for apdm harden with --resume_from_checkpoint latest. results.json is written at the end."
+)
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
@@ -104,6 +110,7 @@ def audit_and_report(
     photos: ProtectedPhotos | None,
     output: Path,
     processes: ProcessGroup,
+    stages: Stages,
     earlier: Sequence[str] = (),
 ) -> Results | None:
     """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
@@ -117,12 +124,14 @@ def audit_and_report(
         photos: the protected photos and their originals; None to attack no photos.
         output: the output folder.
         processes: the processes that share the attacks. All must see the same files.
+        stages: tells which stage has begun.
         earlier: output folders of earlier audits, whose finished attacks are reused.
 
     Returns:
         The results in the main process, None in the others.
     """
     quiet = not processes.is_main
+    stages.begin(ATTACKS)
     plan = replace(plan, class_images=asdict(class_images))
     prior = draw_class_images(plan, class_images, output, processes)
     plan = replace(plan, judges=with_thresholds(plan.judges, plan.subjects, prior))
@@ -133,6 +142,9 @@ def audit_and_report(
     done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes, show_progress=not quiet)
     layer = None
     if photo_attacks is not None and photos is not None:
+        stages.begin(PHOTO_ATTACKS)
+        if done is not None:
+            _write_unfinished(*done, output)
         store = cell_store(output, PHOTO_CELLS, processes, earlier)
         layer = attack_photos(plan, latents, photo_attacks, photos, store, processes)
     if done is None:
@@ -148,6 +160,12 @@ def audit_and_report(
     save_strips(results, shown, output)
     write_report(results, output / REPORT, shown)
     return results
+
+
+def _write_unfinished(results: Results, pictures: Mapping[str, Tensor], output: Path) -> None:
+    """Write the report on the models, while the attacks with the protected photos are still to come."""
+    verdict = replace(results.verdict, notes=[UNFINISHED, *results.verdict.notes])
+    write_report(replace(results, verdict=verdict), output / REPORT, save_pictures(pictures, output))
 
 
 def draw_class_images(plan: AuditPlan, class_images: ClassImages, output: Path, processes: ProcessGroup) -> Tensor:

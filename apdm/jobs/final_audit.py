@@ -14,6 +14,7 @@ from apdm.audit.results import Results
 from apdm.config import HardenConfig
 from apdm.core.errors import Faults
 from apdm.core.files import model_hash
+from apdm.core.stages import Stages
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
@@ -115,6 +116,7 @@ def audit_hardened(
     base: Family,
     hardened: Family,
     processes: ProcessGroup,
+    stages: Stages,
     *,
     command: str | None,
 ) -> Results | None:
@@ -126,6 +128,7 @@ def audit_hardened(
         base: the model before hardening.
         hardened: the model after hardening.
         processes: the processes that share the attacks.
+        stages: tells which stage has begun.
         command: the command line, for results.json.
 
     Returns:
@@ -162,5 +165,6 @@ def audit_hardened(
         photos=photos,
         output=output,
         processes=processes,
+        stages=stages,
         earlier=config.audit.reuse_audits,
     )

@@ -23,6 +23,7 @@ from apdm.core.errors import UserError
 from apdm.core.files import delete
 from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import stop_on_signals
+from apdm.core.stages import Stages
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker, start_tracker
@@ -37,6 +38,7 @@ from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
+from apdm.jobs.growing_report import HARDENING, PHOTOS, PREPARING, harden_stages
 from apdm.jobs.harden_inputs import AboutPhotos, HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.photo_job import PhotoJob
@@ -87,6 +89,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
     claimed = False
     with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
+        stages = held.enter_context(harden_stages(config, shown=processes.is_main))
+        stages.begin(PREPARING)
         processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
         base, start = processes.all_or_raise(lambda: load_models(config))
         inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
@@ -107,6 +111,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         training = Training(config, accelerator, processes, reference, hardened, protected, consenting, earlier)
         warn_of_people_without_attacker(config, training)
         validator = make_validator(config, hardened, protected, inputs)
+        stages.begin(HARDENING)
         with stop.postponed():
             trained = run_training(
                 config,
@@ -128,7 +133,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
-            protect_and_audit(config, base, hardened, inputs, processes, device, command=command)
+            protect_and_audit(config, base, hardened, inputs, processes, device, stages, command=command)
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         accelerator.end_training()
@@ -345,6 +350,7 @@ def protect_and_audit(
     inputs: HardenInputs,
     processes: ProcessGroup,
     device: torch.device,
+    stages: Stages,
     *,
     command: str | None,
 ) -> None:
@@ -360,6 +366,7 @@ def protect_and_audit(
         inputs: what the main process has read. The other processes read the same files themselves.
         processes: all processes of the run.
         device: this process's device.
+        stages: tells which stage has begun.
         command: the command line, to be recorded in the results.
 
     Raises:
@@ -385,8 +392,9 @@ def protect_and_audit(
         return
     base.pipeline.to(device)
     if photo_job is not None:
+        stages.begin(PHOTOS)
         hardened.denoiser.to("cpu")  # it is not needed there, and surrogates take much memory
         photo_job.run(base, output, sharing, command=command)
     hardened.pipeline.to(device)
     if config.audit.enabled and audit_inputs is not None:
-        audit_hardened(config, audit_inputs, base, hardened, sharing, command=command)
+        audit_hardened(config, audit_inputs, base, hardened, sharing, stages, command=command)

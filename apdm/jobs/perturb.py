@@ -16,6 +16,7 @@ from apdm.config import PerturbConfig, config_hash, to_yaml
 from apdm.core.errors import Faults
 from apdm.core.files import MARKER, claim_output_dir, delete, write_text
 from apdm.core.signals import stop_on_signals
+from apdm.core.stages import Stages
 from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
@@ -27,6 +28,7 @@ from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
 from apdm.families.prompts import check_prompts
 from apdm.jobs.face_networks import face_networks
+from apdm.jobs.growing_report import PHOTOS, PREPARING
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import (
@@ -68,12 +70,15 @@ def _perturb(
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
+    stages = held.enter_context(Stages([PREPARING, PHOTOS], shown=processes.is_main))
+    stages.begin(PREPARING)
     processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
     job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
     # The other processes have not looked for faces yet, and would do so for the plan.
     processes.on_main(lambda: show_plan(perturb_plan(config, job, family, processes=processes, device=device)))
     family.pipeline.to(device)
+    stages.begin(PHOTOS)
     figures = job.run(family, output, processes, command=command)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
     return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)

@@ -50,6 +50,7 @@ from apdm.jobs.audit_steps import (
     model_file,
 )
 from apdm.jobs.face_networks import face_networks
+from apdm.jobs.growing_report import PHOTO_ATTACKS, PREPARING, audit_stages
 from apdm.jobs.picture_sheets import save_pictures
 from apdm.jobs.plan import photo_audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart
@@ -91,6 +92,8 @@ def audit_photos(
         UserError: the input cannot be used. This is found before any long work starts.
         Interrupted: the process was asked to stop. Finished attacks are kept.
     """
+    stages = held.enter_context(audit_stages(models=False, photos=True, shown=processes.is_main))
+    stages.begin(PREPARING)
     inputs = processes.main_first(lambda: load_photo_audit(config, command))
     judges = inputs.plan.judges
     processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
@@ -99,6 +102,7 @@ def audit_photos(
     processes.on_main(lambda: show_plan(rows()))
     inputs.plan.models["base"].pipeline.to(device)
     class_images = attacker_class_images(inputs.plan, config)
+    stages.begin(PHOTO_ATTACKS)
     results = _attack_and_report(inputs, class_images, output, processes, config.reuse_audits)
     verdict = processes.broadcast(lambda: cast(PhotoResults, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)

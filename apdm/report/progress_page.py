@@ -1,0 +1,50 @@
+"""The page of a run that is still at work, or was stopped: what is done, what is not, and the pictures so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from apdm.report.page import write_page
+from apdm.report.pictures import encode_pictures
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """A stage of the run; its state is "done", "now" or "todo"."""
+
+    name: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures under a title, as data URIs."""
+
+    title: str
+    images: list[str]
+
+
+def write_progress_page(
+    output: Path, stages: Sequence[str], number: int, pictures: Mapping[str, Sequence[Image.Image]]
+) -> None:
+    """Write the page.
+
+    Args:
+        output: the file.
+        stages: the names of all stages.
+        number: the stage that has begun, from 1.
+        pictures: {title: pictures}.
+    """
+    states = ["done" if place < number else "now" if place == number else "todo" for place in range(1, len(stages) + 1)]
+    write_page(
+        "progress.html.j2",
+        output,
+        {
+            "stages": [StageLine(name, state) for name, state in zip(stages, states, strict=True)],
+            "sheets": [Sheet(title, images) for title, images in encode_pictures(pictures).items() if images],
+        },
+    )
