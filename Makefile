@@ -6,10 +6,10 @@ READY := .venv/.installed
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test coverage lint bench gpu docs clean
+.PHONY: help .venv demo demo-long test coverage lint bench gpu docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[-.a-z]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv: $(READY) ## install everything; PYTHON=... picks the interpreter
 
@@ -22,10 +22,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-demo: $(READY) ## harden the bundled model against drawn people and audit it: outputs/demo/
-	$(BIN)/python -m apdm.portraits.subjects --output_dir outputs/demo-subjects
-	$(BIN)/accelerate launch --num_cpu_threads_per_process 1 --config_file launch/cpu_2proc_ddp.yaml train_apdm.py \
-		--config configs/portrait.yaml --output_dir outputs/demo --overwrite_output_dir true
+demo: $(READY) ## harden the bundled model against a drawn person and attack it: outputs/demo/
+	$(BIN)/apdm demo
+
+demo-long: $(READY) ## the same with twice the hardening and every attack, which takes some twelve minutes
+	$(BIN)/apdm demo --size long
 
 # A process per core, each with one thread: the models are tiny. Offline: no test may download.
 test: $(READY) ## run the tests; ARGS=... goes to pytest

@@ -19,6 +19,7 @@ from apdm.config import (
     AttackConfig,
     AuditJobConfig,
     CompareConfig,
+    DemoConfig,
     EnvConfig,
     HardenConfig,
     PerturbConfig,
@@ -234,6 +235,21 @@ def _harden(argv: Sequence[str]) -> int:
     return FAILED if config.fail_if_unprotected and result.protected is False else DONE
 
 
+def _demo(argv: Sequence[str]) -> int:
+    config = load_config(DemoConfig, argv)
+    from apdm.jobs.demo import harden_config, helpers, next_step, prepare
+
+    prepare(config)
+    with helpers(config, argv):
+        from apdm.jobs.harden import harden
+        from apdm.jobs.summary import of_hardening
+
+        result = harden(harden_config(config), command=command_line("demo", argv))
+    if is_main_process():
+        tell(of_hardening(result, next_step=next_step()))
+    return DONE
+
+
 def _dry_run(job: Callable[[Config], object], config: Config) -> int:
     from apdm.jobs.summary import Summary
 
@@ -348,6 +364,7 @@ def _environment(argv: Sequence[str]) -> int:
 
 
 COMMANDS = {
+    "demo": Command("show everything on the bundled miniature model, in minutes", _demo, DemoConfig, summarizes=True),
     "harden": Command(
         "harden a pipeline against personalisation",
         _harden,

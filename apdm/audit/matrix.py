@@ -1,4 +1,4 @@
-"""The list of all cells of an audit. Several processes can share the cells."""
+"""The list of all cells of an audit. Several processes can share them: each takes the next when it is free."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Matrix:
     def run(
         self, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, show_progress: bool
     ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
-        """Run this process's share of the cells. Finished cells are kept in the store.
+        """Run the cells. A process that is free takes the next one. Finished cells are kept in the store.
 
         Args:
             runner: runs a single cell.
@@ -79,7 +79,7 @@ class Matrix:
         )
         try:
             with bar, stop_on_signals() as stop:
-                self._work(ordered[processes.index :: processes.size], runner, store, bar, stop)
+                self._work(ordered, runner, store, bar, stop)
                 if not processes.is_main:
                     return None
                 while any(cell.key not in store for cell in self.cells):  # the other processes are still at work
@@ -96,15 +96,15 @@ class Matrix:
             raise ending from None
         return self._collect(store)
 
-    def _work(self, share: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
+    def _work(self, cells: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
         def after_step(step: int, loss: Any) -> None:
             bar.update()
             if stop.asked:  # code in between may have caught the exception of the signal
                 raise KeyboardInterrupt
 
-        for cell in share:
+        for cell in cells:
             self._show(bar, store)
-            if cell.key not in store:
+            if store.claim(cell.key):
                 bar.set_description(cell.title)
                 row, pictures = runner.run(cell, after_step)
                 store.save(cell.key, to_json(row), pictures)

@@ -53,9 +53,10 @@ DIFFERENCE_GAIN = 10  # the report shows the change of a photo times this factor
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoAttackSpecs:
-    """The attacks that run with the photos, besides the nominal attack.
+    """The attacks that run with the photos.
 
     Attributes:
+        training: whether the nominal attack runs.
         adapter: the zero-shot adapter, which uses one photo for each seed; None leaves this attack out.
         attacks: specs of further attacks, see `apdm.attacks.registry`.
         purifiers: specs of purifiers. Every attack also runs on protected photos after each of them.
@@ -66,6 +67,7 @@ class PhotoAttackSpecs:
     attacks: Sequence[str] = ()
     purifiers: Sequence[str] = ()
     edit_prompt: str | None = None
+    training: bool = True
 
     @staticmethod
     def load(
@@ -91,6 +93,7 @@ class PhotoAttackSpecs:
             attacks=options.photo_attacks,
             purifiers=options.purifiers,
             edit_prompt=options.edit_prompt,
+            training=options.photo_training,
         )
 
     def check(self, base: Family) -> None:
@@ -194,6 +197,7 @@ class PhotoAudit:
         holdout: Mapping[str, Tensor],
         *,
         store: CellStore | None = None,
+        tidied: bool = False,
         processes: ProcessGroup = SINGLE_PROCESS,
         show_progress: bool = True,
     ) -> tuple[list[PhotoAttackRow], dict[str, Tensor]] | None:
@@ -203,7 +207,8 @@ class PhotoAudit:
             pairs: {person: photos}.
             holdout: {person: hold-out photos [M, 3, R, R] in [-1, 1]}, which define likeness.
             store: where finished attacks are kept and found; None keeps nothing.
-            processes: the processes that share the attacks.
+            tidied: whether `tidy` was called in the main process, and the others have waited for it since.
+            processes: the processes that share the attacks. Each takes the next attack when it is free.
             show_progress: whether the main process shows a progress bar.
 
         Returns:
@@ -211,29 +216,38 @@ class PhotoAudit:
             "layer/<attack>/<photos>/<person>/<seed>", or "layer/<attack>/<photos>+<purifier>/<person>/<seed>" after a
             purifier. The other processes return None.
         """
-        attacks = self._attacks()
-        kinds: list[tuple[Literal["clean", "protected"], str | None]] = [("clean", None), ("protected", None)]
-        kinds += [("protected", purifier) for purifier in self.specs.purifiers]
-        cells = [
-            PhotoCell(person, pairs[person], name, photos, purifier, seed)
-            for person, name, (photos, purifier), seed in product(pairs, attacks, kinds, self.seeds)
-        ]
+        attacks, keyed = self._attacks(), self._cells(pairs, holdout)
+        keys, cells = list(keyed), list(keyed.values())
         read = {person: self._read(holdout[person]) for person in pairs}
-        keys = [self._key(cell, holdout[cell.person]) for cell in cells]
         shown = show_progress and processes.is_main
         with store_or_temporary(store) as finished:
-            if processes.is_main:
-                finished.tidy(keys)
-            processes.wait()
+            if not tidied:
+                if processes.is_main:
+                    finished.tidy(keys)
+                processes.wait()
             with progress_bar(total=len(cells), desc="attack photos", unit="attack", shown=shown) as bar:
-                for key, cell in list(zip(keys, cells, strict=True))[processes.index :: processes.size]:
-                    if key not in finished:
+                for key, cell in zip(keys, cells, strict=True):
+                    if finished.claim(key):
                         row, images = self._row(cell, attacks[cell.name], read[cell.person])
                         finished.save(key, to_json(row), {} if images is None else {DRAWN: images})
                     bar.update(sum(key in finished for key in keys) - bar.n)
                 processes.wait()
                 bar.update(len(cells) - bar.n)
             return _collect(cells, keys, finished) if processes.is_main else None
+
+    def tidy(self, pairs: Mapping[str, PhotoPair], holdout: Mapping[str, Tensor], store: CellStore) -> None:
+        """Make the store ready for `run` with these photos."""
+        store.tidy(self._cells(pairs, holdout))
+
+    def _cells(self, pairs: Mapping[str, PhotoPair], holdout: Mapping[str, Tensor]) -> dict[str, PhotoCell]:
+        """{key in the store: attack}, in the order of the rows."""
+        kinds: list[tuple[Literal["clean", "protected"], str | None]] = [("clean", None), ("protected", None)]
+        kinds += [("protected", purifier) for purifier in self.specs.purifiers]
+        cells = [
+            PhotoCell(person, pairs[person], name, photos, purifier, seed)
+            for person, name, (photos, purifier), seed in product(pairs, self._attacks(), kinds, self.seeds)
+        ]
+        return {self._key(cell, holdout[cell.person]): cell for cell in cells}
 
     def _read(self, photos: Tensor) -> HoldOut:
         images = to_unit(photos)
@@ -242,7 +256,9 @@ class PhotoAudit:
     # -- the attacks ---------------------------------------------------------------------------------------------
 
     def _attacks(self) -> dict[str, DrawFromPhotos]:
-        attacks: dict[str, DrawFromPhotos] = {NOMINAL_ATTACK: partial(self._train, NOMINAL_ATTACK)}
+        attacks: dict[str, DrawFromPhotos] = {}
+        if self.specs.training:
+            attacks[NOMINAL_ATTACK] = partial(self._train, NOMINAL_ATTACK)
         if self.specs.adapter is not None:
             attacks[ADAPTER_ATTACK] = partial(self._adapt, self.specs.adapter)
         for spec in self.specs.attacks:

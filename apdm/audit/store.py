@@ -31,6 +31,7 @@ from apdm.core.pictures import grid
 logger = get_logger(__name__)
 
 RECORD = "cell.json"
+CLAIM = ".claim"  # ends the name of an empty file beside a cell: a process is at work on it
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -64,6 +65,19 @@ class CellStore:
 
     def __contains__(self, key: str) -> bool:
         return (self.folder / key / RECORD).is_file()
+
+    def claim(self, key: str) -> bool:
+        """Whether this process is to run the cell `key`: it is not finished, and no other process has claimed it.
+
+        A claim holds until `tidy` is called.
+        """
+        if key in self:
+            return False
+        try:
+            (self.folder / f"{key}{CLAIM}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return key not in self
 
     def save(self, key: str, row: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> None:
         """Keep a row, which must be strict JSON, and its pictures, {name: [N, 3, H, W] in [0, 1]}."""
@@ -104,8 +118,8 @@ class CellStore:
     def tidy(self, keys: Collection[str]) -> None:
         """Make the store ready for cells with these keys.
 
-        Other cells are deleted. Failed cells are deleted too, so that they are run again. Cells that are missing here
-        and finished in an earlier store are copied from there.
+        Other cells and all claims are deleted. Failed cells are deleted too, so that they are run again. Cells that are
+        missing here and finished in an earlier store are copied from there.
         """
         recover(self.folder)
         for path in sorted(self.folder.iterdir()):

@@ -5,6 +5,7 @@ from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig, AuditOptions
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.compare import CompareConfig
+from apdm.config.demo import DemoConfig
 from apdm.config.env import EnvConfig
 from apdm.config.filling import load_config, make_config
 from apdm.config.harden import HardenConfig, PreservationConfig, ValidationConfig
@@ -22,6 +23,7 @@ __all__ = [
     "AuditJobConfig",
     "AuditOptions",
     "CompareConfig",
+    "DemoConfig",
     "EnvConfig",
     "HardenConfig",
     "ImageLayerConfig",

@@ -166,6 +166,11 @@ class AuditOptions:
         holds="spec",
         common={"audit": "attacks"},
     )
+    photo_training: bool = option(
+        True,
+        "Attack clean and protected photos by training, with the nominal attack. false leaves this out, which is "
+        "quicker, and needs a faceid_adapter or photo_attacks.",
+    )
     photo_attacks: list[str] = option(
         [],
         "Attacks on clean and on protected photos, besides the nominal attack and the adapter: "
@@ -239,6 +244,11 @@ class AuditOptions:
         if self.faceid_controlnet is not None and self.faceid_adapter is None:
             raise UserError(
                 f"{self.prefix}faceid_controlnet goes with an InstantID adapter; name it as {self.prefix}faceid_adapter"
+            )
+        if not (self.photo_training or self.faceid_adapter or self.photo_attacks):
+            raise UserError(
+                f"{self.prefix}photo_training is false, and there is no other attack on photos; name a "
+                f"{self.prefix}faceid_adapter or {self.prefix}photo_attacks"
             )
         if self.nominal_step is not None and self.nominal_step > self.max_train_steps:
             raise UserError(

@@ -21,8 +21,8 @@ class DemoConfig:
     size: Literal["tiny", "short", "full", "long"] = option(
         "short",
         "How much of it. short: the nominal attack on the person who is protected. full: also on another person, who "
-        "should stay learnable, for twice the steps, and with clean and protected photos. long: as full, with twice the "
-        "hardening. tiny: a few steps of everything, to see whether it runs; its figures say nothing.",
+        "should stay learnable, for twice the steps, and with clean and protected photos. long: as full, and twice as "
+        "much hardening. tiny: a few steps of everything, to see whether it runs; its figures say nothing.",
     )
     num_processes: int | None = option(
         None,

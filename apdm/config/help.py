@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin
 from apdm.config.attack import AttackConfig
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.compare import CompareConfig
+from apdm.config.demo import DemoConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
@@ -28,6 +29,7 @@ OTHER_CODES = (
     "128 + n interrupted by signal n without."
 )
 COMMANDS = {
+    "demo": DemoConfig,
     "harden": HardenConfig,
     "perturb": PerturbConfig,
     "audit": AuditJobConfig,
@@ -54,7 +56,7 @@ def usage(summaries: Mapping[str, str]) -> str:
             "",
             "apdm COMMAND --help lists its common options, --help-all lists all; apdm --version prints the version.",
             "apdm COMMAND --verbose also shows the messages of the libraries; --quiet shows errors, and one line about",
-            "how it ended; --json prints the summary as one JSON object (harden, perturb, audit).",
+            "how it ended; --json prints the summary as one JSON object (demo, harden, perturb, audit).",
             f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
         ]
     )
@@ -136,7 +138,7 @@ def help_text(cls: type) -> str:
         "--quiet",
         "    show errors, and one line about how it ended",
         "--json",
-        "    print the summary as one JSON object on standard output (harden, perturb, audit)",
+        "    print the summary as one JSON object on standard output (demo, harden, perturb, audit)",
     ]
     group = ""
     for option in options_by_path(cls).values():

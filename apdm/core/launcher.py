@@ -16,7 +16,8 @@ from apdm.core.errors import UserError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MEND = f"unset {' '.join(VARIABLES)} if they are left over, or start with a file of launch/"
-LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed", b"deepspeed")
+# Names in the command line of a process that starts the processes of a run; `apdm demo` does so itself.
+LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed", b"deepspeed", b"apdm\0demo")
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 

@@ -139,14 +139,17 @@ def audit_and_report(
         latents = encode_images(plan.models["base"], prior, batch_size=plan.drawing.batch_size)
     store = cell_store(output, CELLS, processes, earlier)
     trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
+    photo_store = cell_store(output, PHOTO_CELLS, processes, earlier)
+    if photo_attacks is not None and photos is not None and processes.is_main:
+        # Before the models are attacked, so that a process that has finished there can go on with the photos.
+        PhotoAudit.of(plan, latents, photo_attacks).tidy(photos.pairs, held_out(plan), photo_store)
     done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes, show_progress=not quiet)
     layer = None
     if photo_attacks is not None and photos is not None:
         stages.begin(PHOTO_ATTACKS)
         if done is not None:
             _write_unfinished(*done, output)
-        store = cell_store(output, PHOTO_CELLS, processes, earlier)
-        layer = attack_photos(plan, latents, photo_attacks, photos, store, processes)
+        layer = attack_photos(plan, latents, photo_attacks, photos, photo_store, processes, tidied=True)
     if done is None:
         return None
     results, pictures = done
@@ -199,14 +202,16 @@ def attack_photos(
     photos: ProtectedPhotos,
     store: CellStore,
     processes: ProcessGroup,
+    *,
+    tidied: bool = False,
 ) -> tuple[ImageLayer, dict[str, Tensor]] | None:
-    """Attack the protected photos.
+    """Attack the protected photos. `tidied` says that the store is ready, see `PhotoAudit.run`.
 
     Returns:
         The part of the results that is about photos, and its pictures; None in all processes but the main one.
     """
-    holdout = {person.id: person.references for person in plan.subjects.protected}
-    done = PhotoAudit.of(plan, class_images, specs).run(photos.pairs, holdout, store=store, processes=processes)
+    audit = PhotoAudit.of(plan, class_images, specs)
+    done = audit.run(photos.pairs, held_out(plan), store=store, tidied=tidied, processes=processes)
     if done is None:
         return None
     rows, pictures = done
@@ -214,6 +219,11 @@ def attack_photos(
         pictures |= photos_and_changes(photos.pairs)
     misled = [one.name for one in plan.judges.describe().encoders if photos.perturbation.has_misled(one)]
     return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
+
+
+def held_out(plan: AuditPlan) -> dict[str, Tensor]:
+    """Return {protected person: hold-out photos}."""
+    return {person.id: person.references for person in plan.subjects.protected}
 
 
 def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer) -> list[str]:

@@ -49,7 +49,7 @@ class Summary:
         return columns(self.rows)[:LINES] or [self.verdict]
 
 
-def of_hardening(result: HardenResult, *, next_step: str | None = None) -> Summary:
+def of_hardening(result: HardenResult, *, next_step: str | list[str] | None = None) -> Summary:
     """The summary of a hardening run. `next_step` is what to try next; by default `apdm verify`."""
     told = Summary(verdict=f"hardened model in {result.model_dir}")
     told.rows["hardened model"] = f"{result.model_dir} ({count(result.steps, 'outer step')})"

@@ -5,6 +5,7 @@ The scripts that trained the models are in tools/portraits/ of the repository. T
 
 from pathlib import Path
 
+DEMO = Path(__file__).parent / "demo.yaml"  # options of `apdm demo`, which are those of configs/portrait.yaml
 WEIGHTS = Path(__file__).parent / "weights"
 PIPELINE = WEIGHTS / "pipeline"  # a Stable Diffusion pipeline
 ENCODERS = ("portrait-a", "portrait-b")  # names of the face encoders

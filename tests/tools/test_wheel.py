@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from foreign import foreign_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +59,25 @@ def test_the_wheel_draws_the_demo_s_people_and_knows_its_version(installed: Path
     assert len(list((tmp_path / "people/strangers").glob("*.png"))) == 2
     assert run("-m", "apdm", "--version").startswith("apdm ")
     assert str(installed) in run("-c", "import apdm; print(apdm.__file__)")
+
+
+def test_the_wheel_runs_the_demo_in_two_processes_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "apdm", "demo", "--size", "tiny", "--num_processes", "2", "--output_dir", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert foreign_lines(done.stderr) == []
+    assert [line for line in done.stderr.splitlines() if re.fullmatch(r"apdm: \d/5 [a-z ]+", line)] == [
+        "apdm: 1/5 preparing",
+        "apdm: 2/5 hardening the weights",
+        "apdm: 3/5 protecting the photos",
+        "apdm: 4/5 attacking both models",
+        "apdm: 5/5 attacking with the protected photos",
+    ]
+    assert "2 processes (ddp)" in done.stderr
+    summary = done.stdout.splitlines()
+    assert len(summary) <= 15 and any(line.split() == ["open", "out/report.html"] for line in summary)
+    assert {"model", "images", "results.json", "report.html", "manifest.json"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    assert "Not finished" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")

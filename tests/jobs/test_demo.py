@@ -1,0 +1,82 @@
+"""The demo's options. tests/tools/test_wheel.py runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from apdm.config import DemoConfig, HardenConfig, load_config
+from apdm.export.layout import REPORT
+from apdm.jobs.demo import SIZES, harden_config, next_step
+from apdm.jobs.growing_report import ATTACKS, HARDENING, PHOTO_ATTACKS, PHOTOS, PREPARING, harden_stages
+from apdm.portraits.subjects import write_subjects
+from apdm.report.page import is_report
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_subjects(tmp_path / "demo-subjects", consenting=1, strangers=2)
+    return tmp_path / "demo"
+
+
+def test_full_is_the_published_configuration_with_other_paths(place: Path) -> None:
+    made = harden_config(DemoConfig(output_dir=str(place), size="full"))
+    people = place.parent / "demo-subjects"
+    flags = {
+        "pretrained_model_name_or_path": made.pretrained_model_name_or_path,
+        "instance_data_dir": people / "protected",
+        "pool.benign_data_dir": people / "consenting",
+        "audit.attack_data_dir": people / "attacker",
+        "audit.other_data_dir": people / "other",
+        "audit.holdout_data_dir": people / "holdout",
+        "audit.strangers_data_dir": people / "strangers",
+        "audit.faceid_adapter": made.audit.faceid_adapter,
+        "output_dir": place,
+        "overwrite_output_dir": "true",
+    }
+    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    assert made == load_config(HardenConfig, ["--config", str(ROOT / "configs/portrait.yaml"), *words])
+
+
+@pytest.mark.parametrize("size", ["short", "long"])
+def test_no_size_for_people_attacks_less_than_the_nominal_attack(place: Path, size: str) -> None:
+    full = harden_config(DemoConfig(output_dir=str(place), size="full"))
+    made = harden_config(DemoConfig(output_dir=str(place), size=size))
+    for name in ("nominal_step", "learning_rate", "train_batch_size", "prior_loss_weight", "num_images", "seeds"):
+        assert getattr(made.audit, name) == getattr(full.audit, name)
+    assert made.audit.max_train_steps > full.audit.nominal_step
+    assert made.max_train_steps == (2 * full.max_train_steps if size == "long" else full.max_train_steps)
+    assert set(SIZES) == {"tiny", "short", "full", "long"}
+
+
+def test_the_report_says_after_each_stage_what_is_missing(place: Path) -> None:
+    config = harden_config(DemoConfig(output_dir=str(place), size="short"))
+    stages = harden_stages(config, shown=True)
+    assert stages.names == [PREPARING, HARDENING, PHOTOS, ATTACKS, PHOTO_ATTACKS]
+    stages.begin(PREPARING)
+    assert not place.exists()  # the folder is not claimed yet
+    (place / "class_images").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(place / "class_images/0.png")
+    stages.begin(HARDENING)
+    page = (place / REPORT).read_text(encoding="utf-8")
+    assert is_report(place / REPORT)
+    assert "Not finished: 1 of 5 stages are done" in page and page.count("<img") == 1
+    assert "preparing: done" in page and "hardening the weights: begun" in page and f"{ATTACKS}: not done yet" in page
+    (place / "images/s01").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "blue").save(place / "images/s01/0.png")
+    stages.begin(ATTACKS)
+    assert (place / REPORT).read_text(encoding="utf-8").count("<img") == 2
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "docs"])
+def test_what_to_do_next_is_a_command_that_exists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    text = " ".join(line.rstrip("\\") for line in next_step())
+    words = text.partition("apdm harden ")[2].split()
+    config = load_config(HardenConfig, words)
+    assert "stable-diffusion-v1-5" in config.pretrained_model_name_or_path and config.preset == "24gb"
+    assert len(next_step()) == 2 and max(map(len, next_step())) <= 120
