@@ -1,6 +1,6 @@
 """Writes the figures of a finished demo into the documents.
 
-    make demo
+    apdm demo --size full
     python -m tools.portraits.showcase outputs/demo
 
 It copies results.json to benchmarks/results/demo.json, draws docs/images/demo.svg from the pictures of the attack, and
@@ -59,8 +59,8 @@ def figures(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             _paragraph(
-                f"`make demo`, {_counted(results)}. *Likeness* is the cosine between the faces that an attacked model "
-                f"draws and photos of the person, by two face recognisers, {judges}. 1 is the same face; strangers "
+                f"`apdm demo --size full`, {_counted(results)}. *Likeness* is the cosine between faces that an attacked "
+                f"model draws and photos of the person, by two recognisers, {judges}. 1 is the same face; strangers "
                 f"have {strangers}."
             ),
             "",
@@ -202,7 +202,7 @@ def first_screen(report: Path, browser: str, width: int = 1000, height: int = 90
 def main() -> None:
     """Write the figures of the demo that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", type=Path, help="the folder that `make demo` left")
+    parser.add_argument("demo", type=Path, help="the folder that `apdm demo --size full` left")
     demo: Path = parser.parse_args().demo
     results = to_json(read_results(demo / "results.json"))
     shutil.copyfile(demo / "results.json", "benchmarks/results/demo.json")
