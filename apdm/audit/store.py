@@ -87,6 +87,7 @@ class CellStore:
             counts = {name: len(images) for name, images in pictures.items()}
             record = {"row": row, "pictures": counts, "process": self.process}
             (partial / RECORD).write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
+        (self.folder / f"{key}{CLAIM}").unlink(missing_ok=True)
 
     def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What was saved under `key`: the row, and the pictures rounded to 8 bits."""

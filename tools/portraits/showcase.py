@@ -59,8 +59,8 @@ def figures(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             _paragraph(
-                f"`apdm demo --size full`, {_counted(results)}. *Likeness* is the cosine between faces that an attacked "
-                f"model draws and photos of the person, by two recognisers, {judges}. 1 is the same face; strangers "
+                f"`apdm demo --size full`, {_counted(results)}. *Likeness* is the cosine between faces that an "
+                f"attacked model draws and photos of the person, by two recognisers, {judges}. 1 is the same face; strangers "
                 f"have {strangers}."
             ),
             "",
