@@ -60,8 +60,8 @@ def figures(results: dict[str, Any]) -> str:
         [
             _paragraph(
                 f"`apdm demo --size full`, {_counted(results)}. *Likeness* is the cosine between faces that an "
-                f"attacked model draws and photos of the person, by two recognisers, {judges}. 1 is the same face; strangers "
-                f"have {strangers}."
+                f"attacked model draws and photos of the person, by two recognisers, {judges}. 1 is the same face; "
+                f"strangers have {strangers}."
             ),
             "",
             "| | without apdm | with apdm |",
