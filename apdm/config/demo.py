@@ -14,7 +14,7 @@ class DemoConfig:
 
     output_dir: str = option(
         "outputs/demo",
-        "Folder for everything that the demo makes. A demo that is there is replaced. The drawn people are beside it, "
+        "Folder for everything that the demo makes. The drawn people are beside it, "
         "in a folder of the same name with -subjects.",
         holds="path",
     )
@@ -23,6 +23,10 @@ class DemoConfig:
         "How much of it. short: the nominal attack on the person who is protected. full: also on another person, who "
         "should stay learnable, for twice the steps, and with clean and protected photos. long: as full, and twice as "
         "much hardening. tiny: a few steps of everything, to see whether it runs; its figures say nothing.",
+    )
+    resume_from_checkpoint: Literal["latest"] | None = option(
+        None,
+        "latest goes on with a demo of the same size that was stopped. By default a demo that is there is replaced.",
     )
     num_processes: int | None = option(
         None,

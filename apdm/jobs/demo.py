@@ -105,7 +105,8 @@ def harden_config(config: DemoConfig) -> HardenConfig:
         "audit.strangers_data_dir": people / "strangers",
         "audit.faceid_adapter": ADAPTER,
         "output_dir": config.output_dir,
-        "overwrite_output_dir": True,
+        "overwrite_output_dir": config.resume_from_checkpoint is None,
+        "resume_from_checkpoint": config.resume_from_checkpoint,
     }
     return make_config(HardenConfig, {**options, **SIZES[config.size]}, file=DEMO)
 
