@@ -115,7 +115,7 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     assert result.returncode == 1, result.stderr  # such pictures show nobody: nothing was shown to be protected
     assert result.stdout.startswith("not protected")
     assert foreign_lines(result.stderr) == []
-    *plan, said = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
+    plan = [line for line in result.stderr.splitlines() if line.startswith("apdm:")]
     shown = dict(line.removeprefix("apdm: ").split(maxsplit=1) for line in plan)
     assert {
         "base",
@@ -133,7 +133,7 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         "at most 3 steps of the nominal one, 2 seeds"
     )
     assert shown["output"] == str(output / "report.html") and str(output / "report.html") in result.stdout
-    assert "max_train_steps = 3 is 1.5 times" in said and "nominal_step" in said
+    assert any("max_train_steps = 3 is 1.5 times" in line and "nominal_step" in line for line in plan)
     return output
 
 
