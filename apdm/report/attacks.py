@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from apdm.audit.common_results import WorstPerson
 from apdm.audit.results import AttackOutcome, AttackRow, LowestCost, Results
 from apdm.audit.rows import by_spec, file_name
-from apdm.report.curves import Encoder, Plot, plots
+from apdm.report.curves import Encoder, Plot, mean_plots, plots
 from apdm.report.pictures import FIRST_ATTACK, Encoded, PanelPair, panel_pair, worst_person
+from apdm.report.scales import Scale, scale
+from apdm.report.strips import Strip, StripView, strip_view
 
 STATES = {  # {state: (style, words)}
     "protected": ("pass", "protected"),
@@ -28,6 +30,7 @@ class LikenessCells:
         interval: 95 % interval of the likeness on the hardened model.
         before: likeness on the hardened model before the attack.
         worst: the person with the highest likeness on the hardened model.
+        scale: base and hardened model on one line.
     """
 
     base: float | None
@@ -36,6 +39,7 @@ class LikenessCells:
     interval: list[float] | None
     before: float | None
     worst: WorstPerson | None
+    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,21 @@ class AttackSection:
 
     Attributes:
         params: {parameter: its values in the rows}.
+        plots: the mean over people and seeds, one plot for each encoder.
+        by_person: one plot for each person and encoder, if `plots` do not show the same.
+        strip: the same pictures while the attack runs; None if there are none.
     """
 
     spec: str
     assumes: str
     params: dict[str, list[Any]]
     plots: list[Plot]
+    by_person: list[Plot]
+    strip: StripView | None
     pairs: list[PanelPair]
 
 
-def attack_lines(results: Results) -> list[AttackLine]:
+def attack_lines(results: Results, encoders: Sequence[Encoder]) -> list[AttackLine]:
     """The lines of the table of attacks."""
     return [
         AttackLine(
@@ -72,51 +81,66 @@ def attack_lines(results: Results) -> list[AttackLine]:
             style=STATES[outcome.state][0],
             words=STATES[outcome.state][1],
             cost=outcome.cost_factor.worst,
-            by_encoder=[_cells(outcome, encoder) for encoder in results.encoders],
+            by_encoder=[_cells(outcome, encoder) for encoder in encoders],
         )
         for outcome in results.by_attack
     ]
 
 
-def _cells(outcome: AttackOutcome, encoder: str) -> LikenessCells:
-    compared, placebo = outcome.comparison.get(encoder), outcome.placebo.get(encoder)
-    before = outcome.no_attack["hardened"][encoder] if "hardened" in outcome.no_attack else None
+def _cells(outcome: AttackOutcome, encoder: Encoder) -> LikenessCells:
+    compared, placebo = outcome.comparison.get(encoder.name), outcome.placebo.get(encoder.name)
+    before = outcome.no_attack["hardened"][encoder.name] if "hardened" in outcome.no_attack else None
+    base = None if compared is None else compared.base
+    hardened = None if compared is None else compared.hardened
+    interval = None if compared is None else compared.hardened_interval
     return LikenessCells(
-        base=None if compared is None else compared.base,
+        base=base,
         placebo=None if placebo is None else placebo.placebo,
-        hardened=None if compared is None else compared.hardened,
-        interval=None if compared is None else compared.hardened_interval,
+        hardened=hardened,
+        interval=interval,
         before=before,
         worst=None if compared is None else compared.worst,
+        scale=scale(encoder, base, hardened, interval),
     )
 
 
-def attack_sections(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> list[AttackSection]:
-    """One section for each attack, in the order of the rows. `shown` holds the encoded pictures by slot."""
+def attack_sections(
+    results: Results, encoders: Sequence[Encoder], shown: Encoded, strips: Mapping[str, Strip]
+) -> list[AttackSection]:
+    """One section for each attack, in the order of the rows.
+
+    Args:
+        results: what the audit found.
+        encoders: the face encoders.
+        shown: data URIs by slot.
+        strips: {spec: strip}.
+    """
     outcomes = {outcome.spec: outcome for outcome in results.by_attack}
     sections = []
     for number, (spec, rows) in enumerate(by_spec(results.attacks).items()):
         person = worst_person(outcomes[spec], results.subjects)
+        means = list(mean_plots(encoders, rows, rows[0].nominal_step))
+        several = len({row.subject for row in rows if row.role == "protected"}) > 1
+        by_person = list(plots(results.subjects, encoders, rows, rows[0].nominal_step)) if several or not means else []
         sections.append(
             AttackSection(
                 spec=spec,
                 assumes=rows[0].assumes,
                 params=_params(rows),
-                plots=list(plots(results.subjects, encoders, rows, rows[0].nominal_step)),
-                pairs=list(_pairs(spec, person, number == 0, shown)),
+                plots=means,
+                by_person=by_person,
+                strip=strip_view(strips[spec], shown) if spec in strips else None,
+                pairs=list(_pairs(spec, person, number == 0 or spec in strips, number == 0, shown)),
             )
         )
     return sections
 
 
-def _pairs(spec: str, person: str, is_first: bool, shown: Encoded) -> Iterator[PanelPair]:
-    """Pictures of the worst person after the attack, and attention maps.
-
-    The pictures of the first attack are left out, because they are shown further up.
-    """
+def _pairs(spec: str, person: str, is_shown: bool, is_first: bool, shown: Encoded) -> Iterator[PanelPair]:
+    """Pictures of the worst person after the attack, unless they are shown elsewhere, and attention maps."""
     name = FIRST_ATTACK if is_first else file_name(spec)
-    pairs = [] if is_first else [panel_pair(f"{person}, attacked", f"by/{name}/{person}", shown)]
-    note = "attention of the identifier's token"
+    pairs = [] if is_shown else [panel_pair(f"{person}, attacked", f"by/{name}/{person}", shown)]
+    note = "bright: the word for this person acts here"
     pairs.append(
         panel_pair(
             f"{person}: where the model looks for the subject",

@@ -6,15 +6,14 @@ the cell says so, and the run has no point in the plot.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.results import AttackOutcome, LowestCost, Results
+from apdm.audit.results import AttackOutcome, Results
 from apdm.faces.described import NamedThreshold
-from apdm.report.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from apdm.report.costs import CostPlot, MeasuredCost, cost_plot, cost_text
 from apdm.report.numbers import NOT_MEASURED, mean, number, percent
 from apdm.report.page import headline_of, mean_likeness, write_page
 
@@ -50,33 +49,6 @@ class RunLine:
     style: str
     verdict: str
     version: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """A run in the plot, at the coordinates x and y of the drawing. `label` is its number among the runs."""
-
-    x: float
-    y: float
-    label: str
-    at_least: bool
-    title: str
-
-
-@dataclass(frozen=True)
-class CostPlot:
-    """Cost against utility.
-
-    Attributes:
-        x_ticks: (x, class distance).
-        y_ticks: (y, cost factor).
-        left_out: numbers of the runs that have no point.
-    """
-
-    points: list[Point]
-    x_ticks: list[tuple[float, float]]
-    y_ticks: list[tuple[float, float]]
-    left_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -126,9 +98,7 @@ def side_by_side(runs: Sequence[tuple[str, Results]]) -> RunsSideBySide:
 
 def write_comparison(table: RunsSideBySide, output: str | Path) -> None:
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete."""
-    edges = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
-    axes = {"width": WIDTH, "height": HEIGHT, **edges}
-    write_page("comparison.html.j2", output, {"table": table, "axes": axes})
+    write_page("comparison.html.j2", output, {"table": table})
 
 
 def text_lines(table: RunsSideBySide) -> list[str]:
@@ -232,11 +202,6 @@ def _line(name: str, run: Results, first: Results, attack: str, faults: set[str]
     )
 
 
-def cost_text(cost: LowestCost | None) -> str:
-    """A cost factor as text."""
-    return NOT_MEASURED if cost is None else f"{'≥ ' if cost.at_least else ''}{number(cost.factor, 1)} ×"
-
-
 def _others(run: Results) -> float | None:
     return mean([one.ratio for one in run.utility.other_subjects if one.ratio is not None])
 
@@ -245,7 +210,6 @@ def _others(run: Results) -> float | None:
 
 
 def _plot(runs: Sequence[tuple[str, Results]], attack: str, faults: Sequence[set[str]]) -> CostPlot:
-    """Cost factor (up) against class distance (to the right, where the class is damaged)."""
     measured, left_out = [], []
     for place, ((name, run), found) in enumerate(zip(runs, faults, strict=True)):
         outcome = _outcome(run, attack)
@@ -254,28 +218,6 @@ def _plot(runs: Sequence[tuple[str, Results]], attack: str, faults: Sequence[set
         if cost is None or ratio is None or found & {*ATTACKED, "features"}:
             left_out.append(str(place + 1))
         else:
-            measured.append((ratio, cost, str(place + 1), name))
-    across = _ticks(max((ratio for ratio, *_ in measured), default=1.0))
-    up = _ticks(max((cost.factor for _, cost, *_ in measured), default=1.0))
-
-    def x(value: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * value / across[-1], 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / up[-1], 1)
-
-    return CostPlot(
-        points=[
-            Point(x(ratio), y(cost.factor), label, cost.at_least, f"{name}: {cost_text(cost)}, {number(ratio)}")
-            for ratio, cost, label, name in measured
-        ],
-        x_ticks=[(x(value), value) for value in across],
-        y_ticks=[(y(value), value) for value in up],
-        left_out=left_out,
-    )
-
-
-def _ticks(last: float) -> list[float]:
-    """At most seven round values from 0 to at least `last`."""
-    distance = next(size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5) if last <= 6 * size * 10**power)
-    return [round(distance * place, 6) for place in range(max(1, math.ceil(last / distance)) + 1)]
+            title = f"{name}: {cost_text(cost)}, {number(ratio)}"
+            measured.append(MeasuredCost(ratio, cost, str(place + 1), title))
+    return cost_plot(measured, left_out)

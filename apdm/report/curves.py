@@ -12,8 +12,12 @@ from apdm.metrics.utility import StrangersLikeness
 
 DRAWING_ORDER = ("base", "placebo", "hardened")
 
-WIDTH, HEIGHT = 340, 210
-LEFT, RIGHT, TOP, BOTTOM = 34, 10, 10, 28  # margins of the plot, for its axes
+WIDTH, HEIGHT = 340, 220
+LEFT, RIGHT, TOP, BOTTOM = 34, 10, 22, 34  # margins of the plot, for its axes and their names
+AXES = {
+    **{"width": WIDTH, "height": HEIGHT},
+    **{"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """Likeness to one person by one encoder, over the attack steps, in a drawing of WIDTH x HEIGHT.
+    """Likeness by one encoder, over the attack steps, in a drawing of WIDTH x HEIGHT.
 
     Attributes:
+        subject: the person; None for the mean over all protected people.
+        spreads: the region between the lowest and the highest curve of a model's people and seeds, as a polygon.
         band: y of three likenesses of strangers: mean plus standard deviation, mean, mean minus standard deviation.
         threshold: y of the encoder's match threshold.
         nominal: x of the end of the nominal attack.
@@ -52,9 +58,10 @@ class Plot:
         y_ticks: (y, likeness).
     """
 
-    subject: str
+    subject: str | None
     encoder: str
     curves: list[Curve]
+    spreads: list[Curve]
     band: tuple[float, float, float]
     threshold: float
     nominal: float
@@ -74,6 +81,29 @@ def plots(
                 yield _plot(subject, encoder, curves, nominal_step)
 
 
+def mean_plots(encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_step: int) -> Iterator[Plot]:
+    """One plot for each encoder: the mean over all protected people and seeds whose attack did not fail."""
+    sound = [row for row in rows if row.role == "protected" and row.status == "ok" and row.curve]
+    for encoder in encoders:
+        curves, spreads = [], []
+        for model in DRAWING_ORDER:
+            found = [_points(row, encoder.name) for row in sound if row.model == model]
+            if found:
+                common = sorted(set.intersection(*map(set, found)))
+                curves.append(Curve(model, True, [(step, fmean(one[step] for one in found)) for step in common]))
+            if len(found) > 1:
+                highest = [(step, max(one[step] for one in found)) for step in common]
+                lowest = [(step, min(one[step] for one in found)) for step in common]
+                spreads.append(Curve(model, False, highest + lowest[::-1]))
+        if curves:
+            yield _plot(None, encoder, curves, nominal_step, spreads)
+
+
+def _points(row: AttackRow, encoder: str) -> dict[float, float]:
+    """{step: mean likeness}."""
+    return {float(point.step): point.identity[encoder].mean for point in row.curve}
+
+
 def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Curve]:
     """The curves of all seeds, then the mean over seeds that did not fail, at the steps that all of these measured.
 
@@ -82,25 +112,27 @@ def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Cur
     whole, seeds = [], []
     for row in rows:
         if row.model == model:
-            points = {point.step: point.identity[encoder].mean for point in row.curve}
+            points = _points(row, encoder)
             seeds.append(points)
             if row.status == "ok":
                 whole.append(points)
     if len(seeds) > 1 or not whole:
-        yield from (Curve(model, False, _sorted_points(points)) for points in seeds)
+        yield from (Curve(model, False, sorted(points.items())) for points in seeds)
     if whole:
         common = sorted(set.intersection(*map(set, whole)))
-        yield Curve(model, True, [(float(step), fmean(points[step] for points in whole)) for step in common])
+        yield Curve(model, True, [(step, fmean(points[step] for points in whole)) for step in common])
 
 
-def _sorted_points(points: dict[int, float]) -> list[tuple[float, float]]:
-    return [(float(step), value) for step, value in sorted(points.items())]
-
-
-def _plot(subject: str, encoder: Encoder, curves: Sequence[Curve], nominal_step: int) -> Plot:
+def _plot(
+    subject: str | None,
+    encoder: Encoder,
+    curves: Sequence[Curve],
+    nominal_step: int,
+    spreads: Sequence[Curve] = (),
+) -> Plot:
     mean, std = encoder.strangers.mean, encoder.strangers.std
     last = max([step for curve in curves for step, _ in curve.points] + [nominal_step or 1])
-    lowest = min([0.0, mean - std, *(value for curve in curves for _, value in curve.points)])
+    lowest = min([0.0, mean - std, *(value for curve in [*curves, *spreads] for _, value in curve.points)])
     low = 0.25 * math.floor(lowest / 0.25)
 
     def x(step: float) -> float:
@@ -109,10 +141,14 @@ def _plot(subject: str, encoder: Encoder, curves: Sequence[Curve], nominal_step:
     def y(value: float) -> float:
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - value) / (1 - low), 1)
 
+    def placed(curve: Curve) -> Curve:
+        return Curve(curve.model, curve.is_mean, [(x(step), y(value)) for step, value in curve.points])
+
     return Plot(
         subject=subject,
         encoder=encoder.name,
-        curves=[Curve(curve.model, curve.is_mean, [(x(s), y(v)) for s, v in curve.points]) for curve in curves],
+        curves=list(map(placed, curves)),
+        spreads=list(map(placed, spreads)),
         band=(y(mean + std), y(mean), y(mean - std)),
         threshold=y(encoder.threshold),
         nominal=x(nominal_step),

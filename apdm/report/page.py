@@ -22,11 +22,13 @@ from apdm.metrics.identity import face_rate
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.report.attacks import attack_lines, attack_sections
-from apdm.report.curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Encoder
+from apdm.report.costs import attack_costs
+from apdm.report.curves import AXES, Encoder
 from apdm.report.numbers import mean, number, percent, plain
 from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, panel_pair, shown_slots, slots
 from apdm.report.searches import known_lines, price, search_lines
+from apdm.report.strips import Strip, strip_slots, strips
 
 CHECKS = {  # {check: (label, kind of threshold)}
     "match_rate": ("Pictures that match the subject", "at most"),
@@ -53,7 +55,10 @@ def write_report(results: Results, output: str | Path, pictures: Pictures, *, da
             and of the hardened model start from the same noise.
         data: where the page's link to results.json leads.
     """
-    content = _content(results, slots(results.others, pictures))
+    found = strips(results, pictures)
+    headline = results.cost_factor.spec if results.cost_factor.spec in found else next(iter(found), None)
+    found = {spec: strip if spec == headline else strip.with_one_noise() for spec, strip in found.items()}
+    content = _content(results, slots(results.others, pictures) | strip_slots(found), found)
     write_page("report.html.j2", output, content | {"data": data})
 
 
@@ -66,7 +71,7 @@ def write_page(template: str, output: str | Path, content: Mapping[str, Any]) ->
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals["kind"] = KIND
+    environment.globals |= {"kind": KIND, "axes": AXES}
     environment.filters |= {"num": number, "percent": percent, "plain": plain}
     write_text(output, environment.get_template(template).render(**content))
 
@@ -81,15 +86,17 @@ def is_report(path: Path) -> bool:
     return head.startswith(b"<!doctype html>") and f"{KIND}</title>".encode() in head
 
 
-def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
+def _content(results: Results, pictures: Pictures, found: Mapping[str, Strip]) -> dict[str, Any]:
     """Everything that the template needs, by the names that it uses."""
     encoders = [Encoder(one.name, one.threshold, results.strangers[one.name]) for one in results.judges.encoders]
-    shown = encode_pictures({name: pictures[name] for name in shown_slots(results, list(pictures))})
+    shown = encode_pictures({name: pictures[name] for name in shown_slots(results, list(pictures), found)})
     headline = [row for row in results.attacks if row.spec == results.cost_factor.spec]
     pairs = _pairs(results, encoders, shown)
-    # The first screen shows the worst person and the class.
-    first = [*pairs[:1], *(pair for pair in pairs[1:] if pair.title == CLASS_TITLE)]
-    sections = attack_sections(results, encoders, shown)
+    sections = attack_sections(results, encoders, shown, found)
+    views = {section.spec: section.strip for section in sections if section.strip is not None}
+    strip = views.get(results.cost_factor.spec) or next(iter(views.values()), None)
+    # The first screen shows the worst person, and the class.
+    first = [pair for place, pair in enumerate(pairs) if pair.title == CLASS_TITLE or (place == 0 and strip is None)]
     layer = results.image_layer
     return {
         "results": results,
@@ -99,16 +106,18 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
         "headline": headline_of(results.verdict),
         "figures": _figures(results, headline, encoders),
         "first": first,
+        "strip": strip,
+        "costs_plot": attack_costs(results),
         "pairs": [pair for pair in pairs if pair not in first],
-        "attack_lines": attack_lines(results),
+        "attack_lines": attack_lines(results, encoders),
         "sections": sections,
         "budgets": results.budgets,
         "searches": search_lines(results.search),
         "known": known_lines(results),
         "layer": None if layer is None else photo_section(layer, shown, results.encoders),
-        "has_plots": any(section.plots for section in sections),
+        "has_plots": any(section.plots or section.by_person for section in sections),
+        "has_spread": any(plot.spreads for section in sections for plot in section.plots),
         "has_placebo": any(row.model == "placebo" for row in results.attacks),
-        "axes": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
         "checks": [check_line(check) for check in results.verdict.checks],
         "people": _people(results, headline, encoders),
         "rows": [_row_line(row, encoders) for row in results.attacks],

@@ -85,4 +85,4 @@ def _parameters(rows: Sequence[PhotoAttackRow]) -> list[AttackSection]:
             values = found.setdefault(row.attack, {}).setdefault(key, [])
             if value not in values:
                 values.append(value)
-    return [AttackSection(spec, "", params, [], []) for spec, params in found.items()]
+    return [AttackSection(spec, "", params, [], [], None, []) for spec, params in found.items()]

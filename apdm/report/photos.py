@@ -16,6 +16,7 @@ from apdm.report.numbers import number
 from apdm.report.pictures import Encoded, Panel, panel
 
 TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
+SLIDERS = 4  # of a person
 VOID = "void: too weak with clean photos"
 PHOTOS = {  # {slot: (title, note)}
     "original": ("original", "before protection"),
@@ -55,9 +56,15 @@ class MisledEncoder:
 
 @dataclass(frozen=True)
 class PhotoPerson:
-    """One person's photos and what attacks drew from them."""
+    """One person's photos and what attacks drew from them.
+
+    Attributes:
+        sliders: data URIs of some photos, original and protected. The page lays one over the other. Empty unless the
+            audit was told to show photos.
+    """
 
     subject: str
+    sliders: list[tuple[str, str]]
     panels: list[Panel]
 
 
@@ -192,10 +199,12 @@ def described(row: PhotoAttackRow) -> str:
 def _person(
     subject: str, rows: Iterable[PhotoAttackRow], shown: Encoded, encoders: Sequence[str], misled: Sequence[str]
 ) -> PhotoPerson:
+    pairs = zip(*(shown.get(f"layer/{slot}/{subject}", []) for slot in ("original", "shipped")), strict=False)
+    sliders = list(pairs)[:SLIDERS]
     panels = [
         panel("photos", title.capitalize(), note, shown[f"layer/{slot}/{subject}"])
         for slot, (title, note) in PHOTOS.items()
-        if f"layer/{slot}/{subject}" in shown
+        if f"layer/{slot}/{subject}" in shown and (slot == "difference" or not sliders)
     ]
     first: dict[tuple[str, str], PhotoAttackRow] = {}  # of several seeds
     for row in rows:
@@ -208,7 +217,7 @@ def _person(
             colour = "base" if row.photos == "clean" else "hardened"
             title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"
             panels.append(panel(colour, title, _note(row, encoders, misled), images))
-    return PhotoPerson(subject, panels)
+    return PhotoPerson(subject, sliders, panels)
 
 
 def _note(row: PhotoAttackRow, encoders: Sequence[str], misled: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ A slot is a place on the page for a row of pictures. Slots are named:
     <model>/by/<attack>/<person>    after a later attack
     <model>/attention/<attack>/<person>   attention maps after an attack; the first attack is called "attacked"
     photos/<person>                 the person's own photos
+    strip/<attack>/<line>           a line of the strip of an attack, see `apdm.report.strips`
     layer/<attack>/<photos>/<person>   after an attack with clean or with protected photos
     layer/...                       protected photos, named as the audit names them
 
@@ -30,6 +31,7 @@ Pictures = Mapping[str, Sequence[Image.Image]]
 Encoded = dict[str, list[str]]  # data URIs by slot
 
 FIRST_ATTACK = "attacked"
+STRIP = "strip"
 COURSE = "course"  # in the names of the pictures that strips are made of, see `apdm.report.strips`
 MODELS = ("base", "hardened", "placebo")
 PICTURE_BYTES = 4_500_000  # limit for all data URIs together, so that the page stays below 5 MB
@@ -130,8 +132,15 @@ def slots(others: Collection[str], pictures: Pictures) -> dict[str, Sequence[Ima
     return sorted_in
 
 
-def shown_slots(results: Results, names: Sequence[str]) -> list[str]:
-    """The slots that the page shows. For later attacks and for attention maps only the worst person is shown."""
+def shown_slots(results: Results, names: Sequence[str], strips: Collection[str] = ()) -> list[str]:
+    """The slots that the page shows. For later attacks and for attention maps only the worst person is shown.
+
+    Args:
+        results: what the audit found.
+        names: the slots that there are.
+        strips: specs of the attacks that have a strip, which takes the place of a later attack's pictures.
+    """
+    replaced = set(map(file_name, strips))
     worst = {}
     for number, outcome in enumerate(results.by_attack):
         worst[FIRST_ATTACK if number == 0 else file_name(outcome.spec)] = worst_person(outcome, results.subjects)
@@ -139,6 +148,8 @@ def shown_slots(results: Results, names: Sequence[str]) -> list[str]:
     for name in names:
         match name.split("/"):
             case [_, "by" | "attention", attack, person] if worst.get(attack, person) != person:
+                continue
+            case [_, "by", attack, _] if attack in replaced:
                 continue
         shown.append(name)
     return shown
@@ -158,11 +169,17 @@ def encode_pictures(pictures: Pictures) -> Encoded:
     encoded: Encoded = {}
     for side, count in PICTURE_SIZES:
         encoded = {
-            slot: [_data_uri(image, side) for image in _spread(images, count)] for slot, images in pictures.items()
+            slot: [_data_uri(image, side) for image in (images if _is_strip(slot) else _spread(images, count))]
+            for slot, images in pictures.items()
         }
         if sum(len(uri) for uris in encoded.values() for uri in uris) <= PICTURE_BYTES:
             break
     return encoded
+
+
+def _is_strip(slot: str) -> bool:
+    """Whether all pictures of a slot are shown."""
+    return slot.startswith(f"{STRIP}/")
 
 
 def _spread(images: Sequence[Image.Image], count: int) -> list[Image.Image]:

@@ -6,15 +6,15 @@ All pictures in a line start from the same noise, at the steps at which the audi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
 from apdm.audit.results import AttackRow, Results
-from apdm.audit.rows import by_spec, paired_rows, picture_place
+from apdm.audit.rows import by_spec, file_name, paired_rows, picture_place
 from apdm.report.numbers import number
-from apdm.report.pictures import COURSE, Pictures, worst_person
+from apdm.report.pictures import COURSE, STRIP, Encoded, Pictures, worst_person
 
 MOST_STEPS = 6  # columns of a strip
 PAPER, INK, QUIET = "#ffffff", "#1b1f24", "#59626d"
@@ -58,6 +58,10 @@ class Strip:
     steps: list[int]
     nominal: int
     lines: list[StripLine]
+
+    def with_one_noise(self) -> Strip:
+        """The strip with the first line of each model alone."""
+        return replace(self, lines=[self.lines[0], self.lines[len(self.lines) // 2]])
 
 
 def strips(results: Results, pictures: Pictures) -> dict[str, Strip]:
@@ -122,6 +126,48 @@ def strip_image(strip: Strip, *, side: int = 128) -> Image.Image:
 def likeness_text(likeness: Sequence[float]) -> str:
     """Likeness by each encoder as text."""
     return " / ".join(number(value) for value in likeness)
+
+
+# -- on the page ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StripView:
+    """A strip as the page shows it.
+
+    Attributes:
+        strip: the strip.
+        lines: (model, number of the noise from 1, (data URI or None, likeness) for each step).
+        photos: data URIs of the person's own photos, if the page may show them.
+    """
+
+    strip: Strip
+    lines: list[tuple[str, int, list[tuple[str | None, str]]]]
+    photos: list[str]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the pictures are so small that they are enlarged without smoothing."""
+        return any(uri is not None and uri.startswith("data:image/png") for *_, cells in self.lines for uri, _ in cells)
+
+
+def strip_slots(strips: Mapping[str, Strip]) -> dict[str, list[Image.Image]]:
+    """The pictures of strips by slot, "strip/<attack>/<number of the line>"."""
+    return {
+        f"{STRIP}/{file_name(spec)}/{place}": [one.image for one in line.pictures if one.image is not None]
+        for spec, strip in strips.items()
+        for place, line in enumerate(strip.lines)
+    }
+
+
+def strip_view(strip: Strip, shown: Encoded) -> StripView:
+    """The strip with encoded pictures. `shown` are data URIs by slot."""
+    lines, noises = [], len(strip.lines) // 2
+    for place, line in enumerate(strip.lines):
+        uris = iter(shown[f"{STRIP}/{file_name(strip.spec)}/{place}"])
+        cells = [(None if one.image is None else next(uris), likeness_text(one.likeness)) for one in line.pictures]
+        lines.append((line.model, place % noises + 1, cells))
+    return StripView(strip, lines, shown.get(f"photos/{strip.subject}", [])[: len(strip.steps)])
 
 
 # -- parts ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = {"meta", "img", "br", "rect", "line", "circle", "polyline"}
+VOID = {"meta", "img", "input", "br", "wbr", "rect", "line", "circle", "polyline"}
 
 
 class Page(HTMLParser):

@@ -158,6 +158,20 @@ def make_results() -> dict[str, Any]:
     }
 
 
+def photo_layer() -> dict[str, Any]:
+    """The results on one person's protected photos, with one attack."""
+    visible = {"linf": 0.06, "psnr": 33.0, "ssim": 0.9, "lpips": None, "ciede2000_mean": 1.0, "ciede2000_p95": 3.0}
+    seen = {"mean": 0.5, "detected_mean": 0.5, "face_rate": 1.0, "match_rate": 0.5}
+    common = {"params": {}, "purifier": None, "subject": "s01", "seed": 3, "identity": {"enc-a": seen}}
+    ended = {"seconds": 1.0, "status": "ok", "error": None}
+    return {
+        **{"schema": 1, "package": {}, "method": "dladiff", "zero_shot": False, "format": "png"},
+        **{"epsilon": {"fine_tuning": 0.06}, "command": None, "seconds_per_photo": 1.0, "peak_memory_bytes": None},
+        "photos": [{"subject": "s01", "photo": 0, "visible": visible, "faces": []}],
+        "attacks": [{"attack": "dreambooth", "photos": photos, **common, **ended} for photos in ("clean", "protected")],
+    }
+
+
 def picture(seed: int = 0, side: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 

@@ -66,10 +66,10 @@ def test_the_page_is_made_again_as_it_was(output: Path, capsys: pytest.CaptureFi
 def test_a_page_elsewhere_links_to_the_results(output: Path, tmp_path: Path) -> None:
     assert main(["report", str(output), "--output", str(tmp_path / "pages/a page.html")]) == 0
     page = Page(tmp_path / "pages/a page.html")
-    assert page.values("href") == ["../out/results.json"] and page.values("src")
+    assert page.values("href")[-1] == "../out/results.json" and page.values("src")
     shutil.copy(output / "results.json", output / "run 1.json")
     assert main(["report", str(output / "run 1.json")]) == 0
-    assert Page(output / "report.html").values("href") == ["run%201.json"]
+    assert Page(output / "report.html").values("href")[-1] == "run%201.json"
 
 
 def test_the_manifest_knows_the_new_page_and_nothing_else_changes_in_it(output: Path) -> None:

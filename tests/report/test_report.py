@@ -36,7 +36,8 @@ def test_the_page_loads_nothing_from_anywhere(
 ) -> None:
     page = write(tmp_path, results, pictures)
     assert len(page.values("src")) == 16 and all(source.startswith("data:image/") for source in page.values("src"))
-    assert page.values("href") == ["results.json"]
+    assert [link for link in page.values("href") if not link.startswith("#")] == ["results.json"]
+    assert {link[1:] for link in page.values("href") if link.startswith("#")} <= set(page.values("id"))
     assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     source = (tmp_path / "report.html").read_text()
     assert not [word for word in ("http:", "https:", "url(", "@import", "srcset") if word in source]
@@ -66,7 +67,7 @@ def test_every_section_is_there_and_says_its_figures(
             "s01 enc-a 0.75 0.25 0.11 0.50",
         ],
         "utility": ["14.25 9.50", "o01 0.80 0.70 0.88", "CLIP score – –"],
-        "attacks": ["dreambooth hardened s01 protected 3 0.25 0.25 0.40 > 300 0.90 0.770 12 ok"],
+        "attacks": ["dreambooth hardened s01 protected 3 0.25 0.25 0.40 > 300 0.90 0.770 12"],
         "method": [
             "apdm audit --x",
             "3, 4",
@@ -203,8 +204,10 @@ def test_each_attack_has_a_line_with_its_outcome_and_an_interval_only_where_ther
     ]
     results["left_out"] = [{"spec": "task_vector", "reason": "it needs a sibling model", "required": True}]
     text = write(tmp_path, results, pictures).text("summary")
-    assert "dreambooth protected yes 4 0.80 0.20 0.15 to 0.25 – 0.30 (s02) ≥ 2.0 ×" in text
-    assert "lora void: too weak on the base no 4, 1 failed, 1 void 0.80 0.20 – – 0.30 (s02) ≥ 2.0 ×" in text
+    assert "dreambooth protected required, 4 runs 0.80 → 0.20 (0.15 to 0.25) 0.30 (s02) ≥ 2.0 ×" in text
+    assert (
+        "lora void: too weak on the base not required, 4 runs, 1 failed, 1 void 0.80 → 0.20 0.30 (s02) ≥ 2.0 ×" in text
+    )
     assert "task_vector was left out: it needs a sibling model." in text
     assert "lora the attacker has a small GPU" in Page(tmp_path / "report.html").text("curves")
 
@@ -214,7 +217,7 @@ def test_a_single_pair_has_no_interval(tmp_path: Path, results: dict[str, Any]) 
     results["by_attack"] = [outcome("dreambooth", pairs=1)]
     page = write(tmp_path, results, {})
     assert "enc-a: 0.50 less than on the base over 1 pair of attacks." in page.text("people")
-    assert "0.80 0.20 – –" in page.text("summary")
+    assert "0.80 → 0.20 0.30 (s02)" in page.text("summary")
 
 
 def test_pictures_of_later_attacks_and_attention_are_shown_of_the_worst_person_alone(results: dict[str, Any]) -> None:

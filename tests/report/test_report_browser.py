@@ -1,64 +1,101 @@
-"""The report in a real browser: no errors, no requests, no overflow on a phone, and tables that sort."""
+"""The pages in a real browser: no errors, no requests, no overflow at any width, and everything works by keyboard."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_results import outcome, row
+from tiny_results import course_pictures, make_pictures, make_results, outcome, photo_layer, picture, row
 
 from apdm.audit.results import Results
 from apdm.audit.schema import from_json
+from apdm.report.comparison import side_by_side, write_comparison
 from apdm.report.page import write_report
 from tools.portraits.showcase import find_browser, first_screen
 
 BROWSER = find_browser()
-PHONE = 390  # CSS pixels across
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; test_report.py parses the page instead")
+sync_api: Any = None
+with suppress(ImportError):
+    from playwright import sync_api
+PHONE, WINDOW, SCREEN = 390, 1200, 1920  # CSS pixels across
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="no chromium here; test_report.py parses the page instead"),
+    pytest.mark.skipif(sync_api is None, reason="no playwright here; test_report.py parses the page instead"),
+]
+TOO_WIDE = """() => [...document.querySelectorAll("body *")].filter(one => !one.closest(".scroll, svg, .slider")
+  && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))"""
 
-# Runs inside the frame that shows the page. What it finds ends up in the title of the page around it.
-PROBE = """
-<script>
-window.errors = [];
-addEventListener("error", event => errors.push(event.message || "resource: " + event.target.outerHTML), true);
-document.addEventListener("securitypolicyviolation", event => errors.push("refused: " + event.blockedURI));
-</script>
-"""
-FRAME = """<!doctype html><html><body style="margin: 0"><iframe id="page"
-style="border: 0; width: {width}px; height: 3000px" srcdoc="{page}"></iframe><pre id="found"></pre><script>
-document.getElementById("page").onload = event => {{
-  const view = event.target.contentWindow, doc = view.document, root = doc.documentElement;
-  const wide = [...doc.querySelectorAll("body *")].filter(one => !one.closest(".scroll, svg")
-    && one.getBoundingClientRect().right > view.innerWidth + 1).map(one => one.outerHTML.slice(0, 80));
-  const table = doc.querySelector("#summary table");
-  const column = () => [...table.tBodies[0].rows].map(r => r.cells[0].textContent);
-  const before = column(); table.tHead.rows[1].cells[0].querySelector("button").click();
-  const once = column(); table.tHead.rows[1].cells[0].querySelector("button").click();
-  document.getElementById("found").textContent = JSON.stringify({{
-    errors: view.errors, wide, width: view.innerWidth, content: root.scrollWidth, height: root.scrollHeight,
-    requests: view.performance.getEntriesByType("resource").map(one => one.name)
-      .filter(name => !name.startsWith("data:")),
-    background: view.getComputedStyle(doc.body).backgroundColor, before, once, twice: column(),
-  }});
-}};
-</script></body></html>"""
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(BROWSER), args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what went wrong there."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
-def page(tmp_path: Path, results: dict[str, Any], pictures: dict[str, Any]) -> Path:
-    """A report with three attacks, one of a long name, a placebo arm and everything else."""
+def show(browser: Any) -> Iterator[Callable[..., Opened]]:
+    """show(file, width=..., dark=..., touch=...) -> the page, without network."""
+    contexts = []
+
+    def opened(file: Path, *, width: int, dark: bool = False, touch: bool = False) -> Opened:
+        scheme = "dark" if dark else "light"
+        size = {"width": width, "height": 900}
+        context = browser.new_context(viewport=size, offline=True, color_scheme=scheme, has_touch=touch)
+        contexts.append(context)
+        found = Opened(context.new_page())
+        found.page.on("console", lambda message: found.errors.append(message.text))
+        found.page.on("pageerror", lambda error: found.errors.append(str(error)))
+        found.page.on("request", lambda request: found.requests.append(request.url))
+        found.page.goto(file.as_uri())
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def seen_twice(value: Any) -> Any:
+    """The same, with a second encoder that sees what the first one sees."""
+    if isinstance(value, list):
+        return [seen_twice(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    seen = {key: seen_twice(entry) for key, entry in value.items()}
+    return seen | {"enc-b": seen["enc-a"]} if "enc-a" in seen else seen
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with three attacks, one of a long name, a placebo arm, protected photos and everything else."""
+    results = make_results()
     check = {"name": "match_rate", "value": 0.5, "limit": 0.05, "passed": False, "detail": "Many match."}
     rows = results["attacks"]
     for spec in ("two_stage", "lora:rank=32,train_text_encoder=true,learning_rate_factor=3"):
         for model in ("base", "placebo", "hardened"):
             rows.append(row(model, "s01", 3, [0.1, 0.6]) | {"spec": spec, "assumes": "the weights"})
+    for one in rows:
+        one["quality"] = dict.fromkeys(("face_score", "kernel_distance_to_class", "similarity", "brisque"), 12.345)
     states = ("not protected", "void", "protected")
     specs = dict.fromkeys(one["spec"] for one in rows)
     results["by_attack"] = [
@@ -66,50 +103,115 @@ def page(tmp_path: Path, results: dict[str, Any], pictures: dict[str, Any]) -> P
         for spec, state in zip(specs, states, strict=True)
     ]
     results["left_out"] = [{"spec": "task_vector", "reason": "it needs a sibling model", "required": True}]
-    write_report(from_json(Results, results), tmp_path / "report.html", pictures)
-    return tmp_path / "report.html"
+    results["image_layer"] = photo_layer()
+    results = seen_twice(results)
+    results["judges"]["encoders"].append(results["judges"]["encoders"][0] | {"name": "enc-b"})
+    pictures = make_pictures() | course_pictures(results) | {"photos/s02": [picture(8)]}
+    pictures |= {
+        f"layer/{slot}/s01": [picture(seed), picture(seed)] for seed, slot in enumerate(("original", "shipped"))
+    }
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(from_json(Results, results), file, pictures)
+    return file
 
 
-def opened(page: Path, *, width: int, dark: bool = False) -> dict[str, Any]:
-    text = page.read_text(encoding="utf-8").replace("<head>", f"<head>{PROBE}", 1)
-    frame = page.with_name("frame.html")
-    quoted = text.replace("&", "&amp;").replace('"', "&quot;")
-    frame.write_text(FRAME.format(width=width, page=quoted), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--window-size=1400,900"]
-    flags += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
-    done = subprocess.run(
-        [str(BROWSER), *flags, f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", frame.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
-    return result
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs side by side, one of which cannot be compared."""
+    results = from_json(Results, make_results())
+    other = from_json(Results, make_results() | {"subjects": ["s01"]})
+    long = "outputs/a-recipe-with-a-name-that-is-as-long-as-names-of-folders-become/seed-3"
+    file = tmp_path_factory.mktemp("compared") / "compared.html"
+    write_comparison(side_by_side([("one", results), (long, results), ("third", other)]), file)
+    return file
 
 
-@pytest.mark.parametrize("width", [PHONE, 820, 1280])
-def test_the_page_has_no_errors_asks_for_nothing_and_fits(page: Path, width: int):
-    found = opened(page, width=width)
-    assert found["errors"] == [] and found["requests"] == []
-    assert found["width"] == width
-    assert found["content"] <= width, found["wide"]
-    assert found["wide"] == []
+@pytest.mark.parametrize("width", [PHONE, 820, WINDOW, SCREEN])
+@pytest.mark.parametrize("kind", ["report", "compared"])
+def test_a_page_has_no_errors_asks_for_nothing_and_fits(
+    kind: str, width: int, show: Callable[..., Opened], request: pytest.FixtureRequest
+) -> None:
+    file = request.getfixturevalue(kind)
+    found = show(file, width=width)
+    assert found.page.evaluate("document.documentElement.scrollWidth") <= width, found.page.evaluate(TOO_WIDE)
+    assert found.page.evaluate(TOO_WIDE) == []
+    if width >= WINDOW:  # no table needs a scroll bar
+        wide = "() => [...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth + 1)"
+        assert found.page.evaluate(f"({wide})().map(one => one.outerHTML.slice(0, 200))") == []
+    assert found.errors == [] and found.requests[1:] == []
+    assert not re.search(r'(src|href)="(?!data:|#|results\.json)', file.read_text(encoding="utf-8"))
 
 
-def test_a_heading_sorts_its_table_up_and_then_down(page: Path):
-    found = opened(page, width=1280)
-    assert found["before"] != found["once"] == sorted(found["before"]) == found["twice"][::-1]
+def test_pictures_load_when_they_are_reached(report: Path, show: Callable[..., Opened]) -> None:
+    page = show(report, width=WINDOW).page
+    assert page.evaluate("[...document.images].every(one => one.loading === 'lazy')")
+    for image in page.locator("img").all():
+        if image.is_visible():
+            image.scroll_into_view_if_needed()
+            assert image.evaluate("async one => { await one.decode(); return one.naturalWidth; }") > 0
+    assert page.locator("img").count() > 30
 
 
-def test_the_page_is_dark_where_the_reader_wants_that(page: Path):
-    assert opened(page, width=1280)["background"] == "rgb(255, 255, 255)"
-    assert opened(page, width=1280, dark=True)["background"] == "rgb(20, 23, 26)"
+def test_the_slider_moves_by_keyboard_mouse_and_touch(report: Path, show: Callable[..., Opened]) -> None:
+    page = show(report, width=PHONE, touch=True).page
+    slider = page.locator(".slider").first
+    knob = slider.locator("input")
+    over = slider.locator(".over")
+    knob.focus()
+    page.keyboard.press("End")
+    assert "100%" in over.evaluate("one => getComputedStyle(one).clipPath")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert " 1%" in over.evaluate("one => getComputedStyle(one).clipPath")
+    assert slider.locator("i").evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
+    box = slider.bounding_box()
+    for share, tap in ((0.25, page.touchscreen.tap), (0.75, page.mouse.click)):
+        slider.scroll_into_view_if_needed()
+        box = slider.bounding_box()
+        tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        assert abs(int(knob.input_value()) - 100 * share) < 8
 
 
-def test_the_picture_of_its_first_screen_that_the_docs_show_is_whole_and_needs_no_other_file(page: Path):
-    svg = first_screen(page, str(BROWSER), width=400, height=300)
+def test_what_can_be_reached_by_keyboard_shows_that_it_has_the_focus(report: Path, show: Callable[..., Opened]) -> None:
+    page = show(report, width=WINDOW).page
+    seen = set()
+    look = """() => { const one = document.activeElement, style = getComputedStyle(one);
+      const marked = style.outlineStyle !== "none" || style.textDecorationLine.includes("underline")
+        || one.matches(".slider input") && getComputedStyle(one.nextElementSibling).outlineStyle !== "none";
+      return [one.tagName, marked]; }"""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        tag, marked = page.evaluate(look)
+        if tag == "BODY":
+            break
+        assert marked, tag
+        seen.add(tag)
+    assert {"A", "SUMMARY", "BUTTON", "DIV", "INPUT"} <= seen
+
+
+def test_a_heading_sorts_its_table_up_and_then_down(report: Path, show: Callable[..., Opened]) -> None:
+    page = show(report, width=WINDOW).page
+    column = "() => [...document.querySelectorAll('#summary tbody tr')].map(row => row.cells[0].textContent)"
+    before, head = page.evaluate(column), page.locator("#summary thead tr").nth(1).locator("button").first
+    head.click()
+    once = page.evaluate(column)
+    head.click()
+    assert before != once == sorted(before) == page.evaluate(column)[::-1]
+
+
+def test_the_page_is_dark_where_the_reader_wants_that_and_light_on_paper(
+    report: Path, show: Callable[..., Opened]
+) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert show(report, width=WINDOW).page.evaluate(background) == "rgb(255, 255, 255)"
+    page = show(report, width=WINDOW, dark=True).page
+    assert page.evaluate(background) == "rgb(20, 23, 26)"
+    page.emulate_media(media="print")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+
+
+def test_the_picture_of_its_first_screen_that_the_docs_show_is_whole_and_needs_no_other_file(report: Path) -> None:
+    svg = first_screen(report, str(BROWSER), width=400, height=300)
     (found,) = re.findall(r'href="data:image/jpeg;base64,([^"]*)"', svg)
     assert svg.count("href=") == 1
     with Image.open(io.BytesIO(base64.b64decode(found))) as shot:
