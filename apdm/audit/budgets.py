@@ -69,7 +69,7 @@ def budget_table(
 
 def _row(spec: str, rows: Sequence[AttackRow], encoders: Sequence[str], budgets: Sequence[int]) -> BudgetRow | None:
     pairs = [pair for pairs in paired_rows(rows, "protected").values() for pair in pairs]
-    pace, before = rows[0].samples_per_step, rows[0].preparing_samples
+    pace, before = rows[0].samples_per_step, rows[0].preparing_samples or 0
     if not pairs or not pace:
         return None
     steps = [(budget - before) / pace for budget in budgets]  # negative: the attack itself has not begun

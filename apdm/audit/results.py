@@ -83,7 +83,7 @@ class AttackRow:
         steps_to_match: {encoder: attack steps until the likeness that the base has after the nominal step}. None if
             this row failed, if the same attack on the other model failed, and for the placebo.
         samples_per_step: pictures of one step, class pictures included; None if the attack does not train in batches.
-        preparing_samples: pictures that a staged attack trains on before its first step.
+        preparing_samples: pictures that a staged attack trains on before its first step; None in older files.
         train_seconds: time of all training, for all of `horizon`. It and samples_per_step are None in files of older
             versions too.
     """
@@ -111,7 +111,7 @@ class AttackRow:
     unreliable: list[str]
     steps_to_match: dict[str, Steps] | None
     samples_per_step: int | None = None
-    preparing_samples: int = 0
+    preparing_samples: int | None = None
     train_seconds: float | None = None
 
 

@@ -214,8 +214,10 @@ def test_the_processes_of_a_run_share_its_audit_and_do_not_repeat_it(subjects: P
     options = [*audited(subjects, tmp_path / "run"), "--resume_from_checkpoint", "latest"]
     code, said = finish(start("cpu_2proc_ddp", options))
     assert code == 0, said
-    assert makers(tmp_path / "run") == {"cells": {0, 1}, "photo_cells": {0, 1}}
-    assert said.count("attack photos:   0%") == 1  # one bar, not one per process
+    # Whoever is free takes the next attack, so one process may make all of those on photos, which are short.
+    made = makers(tmp_path / "run")
+    assert made["cells"] == {0, 1} and made["photo_cells"] <= {0, 1}
+    assert said.count("attacking with the protected photos") == 1  # one process tells the stages
     assert verify_manifest(tmp_path / "run") == []
 
     def finished() -> dict[str, int]:
