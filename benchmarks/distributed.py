@@ -112,7 +112,7 @@ def measure(name: str, inner_steps: int, outer_steps: int) -> dict[str, Any]:
     attackers: Any = "independent" if "independent" in name else "synchronous"
     config = replace(CONFIG, l2p=L2PConfig(inner_steps=inner_steps, attackers=attackers))
     torch.set_num_threads(1)
-    accelerator = make_accelerator("no", log_with=None, project_dir="-")
+    accelerator = make_accelerator("no")
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     family = load_family(PIPELINE)
     people = {"s01": [data(family)]}

@@ -25,6 +25,7 @@ from apdm.config.prompts import (
     filled,
 )
 from apdm.config.subject_kind import SubjectKind, subject_kind_option
+from apdm.config.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.core.errors import UserError
 
 
@@ -173,11 +174,15 @@ class AuditJobConfig(AuditOptions):
     )
     overwrite_output_dir: bool = option(False, "Replace an audit with other options in output_dir.", common="output")
     dry_run: bool = option(False, DRY_RUN, common="output")
+    report_to: Literal["tensorboard", "wandb"] | None = report_to_option()
+    logging_dir: str = logging_dir_option()
+    report_people: bool = report_people_option()
     seed: int = option(0, "Seed of all random choices.", at_least=0, below=2**32, common="output")
     num_threads: int | None = num_threads_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_trackers(self)
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
         prompts = self.prompts or default_audit_prompts(self.instance_prompt)

@@ -218,12 +218,6 @@ class HardenConfig(JobConfig):
         "End with exit code 1 if the audit at the end of the run says that the people are not protected, for scripts. "
         "By default a finished run ends with 0, whatever its audit says. Needs audit.enabled.",
     )
-    report_to: Literal["tensorboard", "wandb"] | None = option(
-        None,
-        "The tracker that losses are logged to. By default none. Subjects, prompts and photos are never logged.",
-        common="output",
-    )
-    logging_dir: str = option("logs", "Folder of the logs, inside output_dir.", holds="path")
     save_variant: Literal["fp16"] | None = option(
         None,
         "Also write the weights in half precision, as the variant of this name. The files take half as much again.",

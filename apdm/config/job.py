@@ -18,6 +18,7 @@ from apdm.config.model_options import (
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
 from apdm.config.subject_kind import SubjectKind, check_object, subject_kind_option
+from apdm.config.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.core.errors import UserError
 from apdm.core.opaque_ids import opaque_id
 
@@ -120,6 +121,9 @@ class JobConfig(DatasetConfig):
         common="output",
     )
     dry_run: bool = option(False, DRY_RUN, common="output")
+    report_to: Literal["tensorboard", "wandb"] | None = report_to_option()
+    logging_dir: str = logging_dir_option()
+    report_people: bool = report_people_option()
     seed: int = option(
         0,
         "Seed of all random choices. On a CPU the same seed gives the same weights bit for bit.",
@@ -133,6 +137,7 @@ class JobConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         self.check_datasets()
+        check_trackers(self)
         # Names of people must not stand in config.yaml, nor anywhere else that a run writes.
         object.__setattr__(self, "dataset_subjects", [opaque_id(name) for name in self.dataset_subjects])
         if not self.instance_data_dir and self.dataset_name is None:

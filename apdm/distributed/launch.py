@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -38,13 +37,11 @@ RECOMPILE_LIMIT = 64
 SHARDED = ("fsdp2", "zero3")  # engines that shard the model. To draw pictures, a job keeps a whole copy beside it.
 
 
-def make_accelerator(mixed_precision: Precision, *, log_with: str | None, project_dir: str | Path) -> Accelerator:
+def make_accelerator(mixed_precision: Precision) -> Accelerator:
     """Make the accelerator for the processes that the launcher started.
 
     Args:
         mixed_precision: precision of the forward passes.
-        log_with: accelerate's name of the tracker; None for no tracker.
-        project_dir: the folder that the tracker writes to.
 
     Raises:
         UserError: accelerate and the launcher disagree on the number of processes, the launcher asks for another
@@ -75,8 +72,6 @@ def make_accelerator(mixed_precision: Precision, *, log_with: str | None, projec
         size,
         # For float16, accelerate would add its own loss scale, and under DeepSpeed it would cast weights to float16.
         mixed_precision="no" if mixed_precision == "fp16" else mixed_precision,
-        log_with=log_with,
-        project_dir=str(project_dir),
         **options,
     )
     # Under ZeRO-3, transformers would load every model in shards. Only the model that is trained shall be sharded.

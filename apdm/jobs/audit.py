@@ -31,6 +31,7 @@ from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.families import Family
 from apdm.families.miniature import is_miniature
@@ -48,6 +49,7 @@ from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
+from apdm.jobs.tracked import start_tracker
 
 KEPT = "finished attacks are kept; the same command goes on"
 
@@ -77,6 +79,8 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=kept), ExitStack() as held:
         prepare_process(config.num_threads)
+        if config.report_to:
+            require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         job = audit_photos if config.hardened is None else _audit
         return job(config, command, processes, device, held)
@@ -93,6 +97,7 @@ def _audit(
     judges = inputs.judges
     processes.on_main(lambda: check_faces(photo_sets(inputs, photos), judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
+    tracker = processes.on_main(lambda: start_tracker(config, held))
     processes.on_main(lambda: show_plan(audit_plan(config, plan, photos, processes=processes, device=device)))
     warn_if_too_short(config, plan.entries)
     for model in plan.models.values():
@@ -106,6 +111,7 @@ def _audit(
         processes=processes,
         stages=stages,
         earlier=config.reuse_audits,
+        tracker=tracker,
     )
     verdict = processes.broadcast(lambda: cast(Results, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)

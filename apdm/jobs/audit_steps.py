@@ -26,11 +26,13 @@ from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AttackConfig, AuditJobConfig, to_yaml
+from apdm.config.trackers import without_trackers
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages
 from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import Tracker
 from apdm.export.layout import (
     ATTACK,
     ATTACKER_CLASS_IMAGES,
@@ -48,6 +50,7 @@ from apdm.families.prompts import check_distinct, check_prompts
 from apdm.jobs.growing_report import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.picture_sheets import save_pictures, save_strips
 from apdm.jobs.prepare import configuration_hash
+from apdm.jobs.tracked import track_audit
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report
 
@@ -112,6 +115,7 @@ def audit_and_report(
     processes: ProcessGroup,
     stages: Stages,
     earlier: Sequence[str] = (),
+    tracker: Tracker | None = None,
 ) -> Results | None:
     """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
 
@@ -126,6 +130,7 @@ def audit_and_report(
         processes: the processes that share the attacks. All must see the same files.
         stages: tells which stage has begun.
         earlier: output folders of earlier audits, whose finished attacks are reused.
+        tracker: the tracker that gets the results, in the main process; None for no tracker.
 
     Returns:
         The results in the main process, None in the others.
@@ -162,6 +167,8 @@ def audit_and_report(
     shown = save_pictures(pictures, output)
     save_strips(results, shown, output)
     write_report(results, output / REPORT, shown)
+    if tracker is not None:
+        track_audit(tracker, results, shown, output / REPORT)
     return results
 
 
@@ -288,8 +295,9 @@ def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
 def goes_on(config: AuditJobConfig | AttackConfig) -> bool:
     """Whether the output folder is that of an audit with the same options."""
     note = Path(config.output_dir) / CONFIG
-    marked = (note.parent / MARKER).exists() and note.exists()
-    return marked and note.read_text(encoding="utf-8") == _resolved(config)
+    if not ((note.parent / MARKER).exists() and note.exists()):
+        return False
+    return without_trackers(note.read_text(encoding="utf-8")) == without_trackers(_resolved(config))
 
 
 def _resolved(config: AuditJobConfig | AttackConfig) -> str:

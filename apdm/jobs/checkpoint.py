@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError
 from apdm.core.files import delete, list_files, sha256_file, write_beside
 from apdm.core.logging import get_logger
@@ -34,7 +35,8 @@ LATEST = "latest"
 # Options that may differ when a run is resumed, because they change nothing that is trained.
 IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
-    *("dry_run", "report_to", "logging_dir", "gradient_checkpointing", "fail_if_unprotected"),
+    *("dry_run", "gradient_checkpointing", "fail_if_unprotected"),
+    *TRACKER_OPTIONS,
 )
 # Options that may differ too, but the user is told. They change how the run continues, how numbers are rounded, or what
 # is done with the result. Folders of models and photos are listed here because `check` compares their content.

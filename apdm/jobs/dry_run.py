@@ -59,7 +59,7 @@ def harden(config: HardenConfig) -> HardenResult:
     """
     prepare_process(config.num_threads)
     output = Path(config.output_dir)
-    accelerator = make_accelerator(config.mixed_precision, log_with=None, project_dir=output)
+    accelerator = make_accelerator(config.mixed_precision)
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     kind, device = engine_kind(accelerator), accelerator.device
 

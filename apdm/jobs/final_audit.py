@@ -18,6 +18,7 @@ from apdm.core.stages import Stages
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import Tracker
 from apdm.export.layout import MODEL
 from apdm.faces import FaceNetworks
 from apdm.families import Family
@@ -118,6 +119,7 @@ def audit_hardened(
     processes: ProcessGroup,
     stages: Stages,
     *,
+    tracker: Tracker | None,
     command: str | None,
 ) -> Results | None:
     """Attack the base, the hardened model and the protected photos, and write results.json and report.html.
@@ -129,6 +131,7 @@ def audit_hardened(
         hardened: the model after hardening.
         processes: the processes that share the attacks.
         stages: tells which stage has begun.
+        tracker: the tracker that gets the results; None for no tracker.
         command: the command line, for results.json.
 
     Returns:
@@ -167,4 +170,5 @@ def audit_hardened(
         processes=processes,
         stages=stages,
         earlier=config.audit.reuse_audits,
+        tracker=tracker,
     )

@@ -26,7 +26,7 @@ from apdm.core.signals import stop_on_signals
 from apdm.core.stages import Stages
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
-from apdm.distributed.trackers import require_tracker, start_tracker
+from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.layout import IMAGES, MODEL, PARTNERS, PERTURBATION, PICTURES, REPORT, RESULTS, SAMPLES, SINGLE_FILE
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
@@ -45,6 +45,7 @@ from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
 from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.results import HardenResult
+from apdm.jobs.tracked import start_tracker
 from apdm.jobs.training import Training
 from apdm.jobs.validation import Validator
 from apdm.protection.objectives import make_objective
@@ -76,9 +77,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
     """
     prepare_process(config.num_threads)
     output = Path(config.output_dir)
-    accelerator = make_accelerator(
-        config.mixed_precision, log_with=config.report_to, project_dir=output / config.logging_dir
-    )
+    accelerator = make_accelerator(config.mixed_precision)
     device = accelerator.device
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
 
@@ -97,8 +96,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         inputs = inputs or HardenInputs(config, base, start)
         checkpoint, facts, continues = processes.broadcast(lambda: inputs.claim_output(held))
         claimed = True
-        if tracker := config.report_to:
-            processes.all_or_raise(lambda: start_tracker(accelerator, tracker))
+        tracker = processes.on_main(lambda: start_tracker(config, held))
         if processes.is_main:
             done = checkpoint.step if checkpoint else 0
             show_plan(harden_plan(config, inputs, kind=kind, processes=processes, device=device, done=done))
@@ -110,7 +108,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         protected, consenting, earlier = (to_device(group, device) for group in groups)
         training = Training(config, accelerator, processes, reference, hardened, protected, consenting, earlier)
         warn_of_people_without_attacker(config, training)
-        validator = make_validator(config, hardened, protected, inputs)
+        validator = make_validator(config, hardened, protected, inputs, tracker)
         stages.begin(HARDENING)
         with stop.postponed():
             trained = run_training(
@@ -119,6 +117,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
                 processes,
                 training,
                 validator,
+                tracker=tracker,
                 output=output,
                 facts=facts,
                 checkpoint=checkpoint,
@@ -133,7 +132,9 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
-            protect_and_audit(config, base, hardened, inputs, processes, device, stages, command=command)
+            protect_and_audit(
+                config, base, hardened, inputs, processes, device, stages, tracker=tracker, command=command
+            )
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         accelerator.end_training()
@@ -316,7 +317,11 @@ def delete_last_checkpoint(config: HardenConfig, checkpoint: Path | None, begun_
 
 
 def make_validator(
-    config: HardenConfig, hardened: Family, protected: SubjectVariants, inputs: HardenInputs
+    config: HardenConfig,
+    hardened: Family,
+    protected: SubjectVariants,
+    inputs: HardenInputs,
+    tracker: Tracker | None,
 ) -> Validator:
     """Return the validator, which draws pictures during the training. In the main process it may also run the probe.
 
@@ -327,6 +332,7 @@ def make_validator(
         hardened: the family whose denoiser is trained.
         protected: {subject id: variants of the subject's data} of the protected people.
         inputs: the input, with the judges of the probe.
+        tracker: the tracker that gets the pictures; None for no tracker.
     """
     probe = None
     if config.validation.probe_steps and inputs.audit_inputs is not None:
@@ -340,6 +346,7 @@ def make_validator(
         seed=config.seed,
         resolution=config.resolution,
         batch_size=config.sample_batch_size,
+        tracker=tracker,
     )
 
 
@@ -352,6 +359,7 @@ def protect_and_audit(
     device: torch.device,
     stages: Stages,
     *,
+    tracker: Tracker | None,
     command: str | None,
 ) -> None:
     """Protect the photos and audit the hardened model, or do one of the two, as the options say.
@@ -367,6 +375,7 @@ def protect_and_audit(
         processes: all processes of the run.
         device: this process's device.
         stages: tells which stage has begun.
+        tracker: the tracker that gets the results, in the main process; None for no tracker.
         command: the command line, to be recorded in the results.
 
     Raises:
@@ -394,7 +403,7 @@ def protect_and_audit(
     if photo_job is not None:
         stages.begin(PHOTOS)
         hardened.denoiser.to("cpu")  # it is not needed there, and surrogates take much memory
-        photo_job.run(base, output, sharing, command=command)
+        photo_job.run(base, output, sharing, tracker=tracker, command=command)
     hardened.pipeline.to(device)
     if config.audit.enabled and audit_inputs is not None:
-        audit_hardened(config, audit_inputs, base, hardened, sharing, stages, command=command)
+        audit_hardened(config, audit_inputs, base, hardened, sharing, stages, tracker=tracker, command=command)

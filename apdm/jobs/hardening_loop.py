@@ -11,12 +11,13 @@ import torch
 from accelerate import Accelerator
 
 from apdm.config import HardenConfig
-from apdm.core.disk import CannotWrite, told_of_faults
+from apdm.core.disk import CannotWrite
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
 from apdm.core.signals import RESUME_ADVICE, Stop
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import Tracker
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.keeper import Keeper
 from apdm.jobs.training import Counters, Training
@@ -44,6 +45,7 @@ def run_training(
     training: Training,
     validator: Validator,
     *,
+    tracker: Tracker | None,
     output: Path,
     facts: Mapping[str, Any],
     checkpoint: Checkpoint | None,
@@ -53,10 +55,11 @@ def run_training(
 
     Args:
         config: the options.
-        accelerator: the accelerator, for the tracker.
+        accelerator: the accelerator.
         processes: the processes that train together.
         training: the parts of the method.
         validator: draws pictures and runs the probe; only the main process calls it.
+        tracker: the tracker that gets the figures, in the main process; None for no tracker.
         output: the output folder.
         facts: facts about models and photos, to be stored in checkpoints.
         checkpoint: the checkpoint to resume from; None to start from the beginning.
@@ -106,7 +109,7 @@ def run_training(
                     )
                     figures |= measured
                 if config.report_to:
-                    processes.on_main(partial(_log, accelerator, figures, step))
+                    processes.on_main(partial(_log, tracker, figures, step))
             except CannotWrite as fault:
                 raise keeper.rescue(counters, fault) from None
             protected = _is_protected(validator, counters)
@@ -139,9 +142,9 @@ def _save_last(keeper: Keeper, counters: Counters) -> None:
         logger.warning("%s; the model is exported all the same", fault)
 
 
-def _log(accelerator: Accelerator, figures: Mapping[str, float], step: int) -> None:
-    with told_of_faults("the tracker's folder"):
-        accelerator.log(dict(figures), step=step)
+def _log(tracker: Tracker | None, figures: Mapping[str, float], step: int) -> None:
+    if tracker is not None:
+        tracker.numbers(figures, step)
 
 
 def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], int]:

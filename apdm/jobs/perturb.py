@@ -13,6 +13,7 @@ import torch
 
 from apdm.audit.same_faces import check_faces
 from apdm.config import PerturbConfig, config_hash, to_yaml
+from apdm.config.trackers import without_trackers
 from apdm.core.errors import Faults
 from apdm.core.files import MARKER, claim_output_dir, delete, write_text
 from apdm.core.signals import stop_on_signals
@@ -22,6 +23,7 @@ from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
 from apdm.faces.detector_score import DetectorScore
@@ -39,6 +41,7 @@ from apdm.jobs.prepare import (
     warn_about_prompts,
 )
 from apdm.jobs.results import PerturbResult
+from apdm.jobs.tracked import start_tracker
 
 KEPT = "photos that are finished are kept; the same command goes on"
 
@@ -69,17 +72,20 @@ def _perturb(
 ) -> PerturbResult:
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
+    if config.report_to:
+        require_tracker(config.report_to)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
     stages = held.enter_context(Stages([PREPARING, PHOTOS], shown=processes.is_main))
     stages.begin(PREPARING)
     processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
     job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
+    tracker = processes.on_main(lambda: start_tracker(config, held))
     # The other processes have not looked for faces yet, and would do so for the plan.
     processes.on_main(lambda: show_plan(perturb_plan(config, job, family, processes=processes, device=device)))
     family.pipeline.to(device)
     stages.begin(PHOTOS)
-    figures = job.run(family, output, processes, command=command)
+    figures = job.run(family, output, processes, tracker=tracker, command=command)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
     return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
 
@@ -119,7 +125,7 @@ def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
     if not same:
         delete(output / IMAGES)
         delete(output / PERTURBATION)
-        write_text(output / CONFIG, _resolved(config))
+    write_text(output / CONFIG, _resolved(config))
     return output
 
 
@@ -127,7 +133,9 @@ def goes_on(config: PerturbConfig) -> bool:
     """Whether the output folder is that of an interrupted run with the same options."""
     output = Path(config.output_dir)
     note = output / CONFIG
-    return (output / MARKER).exists() and note.exists() and note.read_text(encoding="utf-8") == _resolved(config)
+    if not ((output / MARKER).exists() and note.exists()):
+        return False
+    return without_trackers(note.read_text(encoding="utf-8")) == without_trackers(_resolved(config))
 
 
 def _resolved(config: PerturbConfig) -> str:

@@ -33,6 +33,7 @@ from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import list_all_images, load_images
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import Tracker
 from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
 from apdm.faces import FaceNetworks
 from apdm.families import Family
@@ -55,6 +56,7 @@ from apdm.jobs.picture_sheets import save_pictures
 from apdm.jobs.plan import photo_audit_plan, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart
 from apdm.jobs.results import AuditResult
+from apdm.jobs.tracked import start_tracker, track_audit
 from apdm.metrics.judges import Judges
 from apdm.report.photo_page import write_photo_report
 
@@ -98,12 +100,13 @@ def audit_photos(
     judges = inputs.plan.judges
     processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
+    tracker = processes.on_main(lambda: start_tracker(config, held))
     rows = partial(photo_audit_plan, config, inputs.plan, processes=processes, device=device)
     processes.on_main(lambda: show_plan(rows()))
     inputs.plan.models["base"].pipeline.to(device)
     class_images = attacker_class_images(inputs.plan, config)
     stages.begin(PHOTO_ATTACKS)
-    results = _attack_and_report(inputs, class_images, output, processes, config.reuse_audits)
+    results = _attack_and_report(inputs, class_images, output, processes, config.reuse_audits, tracker)
     verdict = processes.broadcast(lambda: cast(PhotoResults, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
 
@@ -214,7 +217,12 @@ def _strangers(folder: str | None, resolution: int) -> tuple[Tensor | None, list
 
 
 def _attack_and_report(
-    inputs: PhotoAuditInputs, class_images: ClassImages, output: Path, processes: ProcessGroup, earlier: list[str]
+    inputs: PhotoAuditInputs,
+    class_images: ClassImages,
+    output: Path,
+    processes: ProcessGroup,
+    earlier: list[str],
+    tracker: Tracker | None,
 ) -> PhotoResults | None:
     """Attack, judge, and write results.json, report.html and the pictures. Only the main process returns results."""
     plan = replace(inputs.plan, class_images=asdict(class_images))
@@ -262,5 +270,8 @@ def _attack_and_report(
         ),
     )
     write_results(results, output / RESULTS)
-    write_photo_report(results, output / REPORT, save_pictures(pictures, output))
+    shown = save_pictures(pictures, output)
+    write_photo_report(results, output / REPORT, shown)
+    if tracker is not None:
+        track_audit(tracker, results, shown, output / REPORT)
     return results

@@ -26,6 +26,7 @@ from apdm.data.photo_sets import Chosen
 from apdm.data.subjects import Subject, find_subjects
 from apdm.data.transforms import RandomTransform
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
+from apdm.distributed.trackers import Tracker
 from apdm.export.layout import IMAGES, PERTURBATION
 from apdm.faces import FaceNetworks
 from apdm.faces.choice import require_faces
@@ -41,10 +42,8 @@ from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
 from apdm.image_layer.zero_shot import FaceModels, Seen
-from apdm.jobs.prepare import (
-    class_posterior,
-    keep_apart,
-)
+from apdm.jobs.prepare import class_posterior, keep_apart
+from apdm.jobs.tracked import track_photos
 
 logger = get_logger(__name__)
 
@@ -143,7 +142,13 @@ class PhotoJob:
         )
 
     def run(
-        self, family: Family, output: Path, processes: ProcessGroup = SINGLE_PROCESS, *, command: str | None = None
+        self,
+        family: Family,
+        output: Path,
+        processes: ProcessGroup = SINGLE_PROCESS,
+        *,
+        tracker: Tracker | None = None,
+        command: str | None = None,
     ) -> Perturbation | None:
         """Protect the photos that are missing in the output folder, measure all of them, and write perturbation.json.
 
@@ -151,6 +156,7 @@ class PhotoJob:
             family: the model that the photos are protected against.
             output: the output folder.
             processes: the processes that share the work. All of them must call this method.
+            tracker: the tracker that gets the figures, in the main process; None for no tracker.
             command: the command line, for perturbation.json.
 
         Returns:
@@ -170,6 +176,8 @@ class PhotoJob:
                     "image_layer.zero_shot.max_steps or image_layer.zero_shot.epsilon",
                     *(name, count, len(figures.photos)),
                 )
+            if tracker is not None:
+                track_photos(tracker, figures, output, self.resolution)
             return figures
 
         return processes.on_main(measure_and_write)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from apdm.config import ValidationConfig
-from apdm.core.pictures import grid, save_png
+from apdm.core.pictures import grid, save_png, to_pil
+from apdm.distributed.trackers import Tracker
 from apdm.families import Family
 from apdm.jobs.probe import Probe
 
@@ -38,6 +39,7 @@ class Validator:
         seed: int,
         resolution: int,
         batch_size: int,
+        tracker: Tracker | None = None,
     ) -> None:
         """Prepare the validation.
 
@@ -50,10 +52,11 @@ class Validator:
             seed: seed of the pictures' noise.
             resolution: side of the pictures in pixels.
             batch_size: how many pictures are drawn at once.
+            tracker: the tracker that gets the pictures; None for no tracker.
         """
         self.options, self.family, self.probe, self.directory = options, family, probe, directory
         self.instance_prompt, self.seed = instance_prompt, seed
-        self.resolution, self.batch_size = resolution, batch_size
+        self.resolution, self.batch_size, self.tracker = resolution, batch_size, tracker
         self.quiet_probes = 0
 
     @property
@@ -68,11 +71,17 @@ class Validator:
             `ProbeResult.figures` of the probe attack; empty if there is no probe.
         """
         self.family.denoiser.eval()
-        self._sheet(self.family, f"step-{step:05d}.png", self.options.prompts)
+        images = self._sheet(self.family, f"step-{step:05d}.png", self.options.prompts)
+        if self.tracker is not None:  # which gets the prompts' numbers in place of the prompts
+            rows = enumerate(images.split(self.options.num_images), start=1)
+            shown = {f"validation/prompt {i}": list(map(to_pil, row)) for i, row in rows}
+            self.tracker.pictures(shown, step=step, of_people=False)
         if self.probe is None:
             return {}
         attacked = self.probe.run(self.family)
         images = self._sheet(attacked, f"step-{step:05d}-probe.png", [self.instance_prompt] * PROBE_ROWS)
+        if self.tracker is not None:
+            self.tracker.pictures({"validation/probe": list(map(to_pil, images))}, step=step, of_people=True)
         result = self.probe.measure(images)
         self.quiet_probes = self.quiet_probes + 1 if result.like_strangers else 0
         return result.figures

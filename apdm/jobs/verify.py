@@ -22,6 +22,7 @@ from PIL import Image
 from apdm.audit import read_results
 from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
 from apdm.config import VerifyConfig
+from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
 from apdm.data.photo_files import is_picture, name_of, printable, walk
@@ -103,7 +104,8 @@ def _unknown(root: Path) -> list[str]:
     """Report files and folders that are neither shipped files nor working files of this program."""
     ours = {MANIFEST, MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS}
     ours |= {PARTNERS, PICTURES, SAMPLES}
-    ours |= {"logs", *SHIPPED}
+    logs = _config(root).get("logging_dir") or TRACKER_OPTIONS["logging_dir"]
+    ours |= {*Path(str(logs)).parts[:1], *SHIPPED}
     names = sorted(entry.name for entry in root.iterdir())
     unknown = [name for name in names if name not in ours and not is_checkpoint(name)]
     return [f"{name} is not in the manifest, nor a working file of this program" for name in unknown]
@@ -266,14 +268,18 @@ class Sought:
         return Sought(root, tuple(sorted(ids)), tuple(photos))
 
 
-def _prompts(root: Path) -> list[str]:
-    """Return the instance prompts from the run's config.yaml; none if the file cannot be read."""
+def _config(root: Path) -> dict[str, Any]:
+    """Return the run's config.yaml; empty if the file cannot be read."""
     try:
         config = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
-        return []
-    if not isinstance(config, dict):
-        return []
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _prompts(root: Path) -> list[str]:
+    """Return the instance prompts from the run's config.yaml; none if the file cannot be read."""
+    config = _config(root)
     variety = config.get("variety")
     varied = variety.get("instance_prompts") if isinstance(variety, dict) else None
     prompts = [config.get("instance_prompt"), *(varied if isinstance(varied, list) else [])]

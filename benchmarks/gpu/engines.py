@@ -138,7 +138,7 @@ def join() -> None:
 
 def launched() -> Accelerator:
     device.AcceleratorState._reset_state(reset_partial_state=True)
-    return make_accelerator("no", log_with=None, project_dir="-")
+    return make_accelerator("no")
 
 
 def advance(training: Training, steps: int) -> None:

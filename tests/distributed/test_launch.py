@@ -291,7 +291,7 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pyte
     with pytest.raises(
         UserError, match="launcher's mixed_precision is bf16 and apdm's no; give apdm --mixed_precision"
     ):
-        make_accelerator("no", log_with=None, project_dir="-")
+        make_accelerator("no")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for name, value in (("FSDP_VERSION", "1"), ("FSDP_OFFLOAD_PARAMS", "true")):
         with monkeypatch.context() as given, pytest.raises(UserError, match="version 2 without offload"):

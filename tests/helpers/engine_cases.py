@@ -185,7 +185,7 @@ def overflow(accelerator: Accelerator, processes: ProcessGroup, base: Family, fo
 
 def main(pipeline: str, folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
-    accelerator = make_accelerator("no", log_with=None, project_dir="-")
+    accelerator = make_accelerator("no")
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     base = load_family(pipeline)
     for case in cases:

@@ -306,10 +306,13 @@ def test_a_tracker_that_cannot_log_is_refused_before_any_work(
 
 
 TRACKERS = """
-from accelerate import Accelerator
+from pathlib import Path
+from accelerate import PartialState
 from apdm.core.errors import UserError
-from apdm.distributed.trackers import require_tracker, start_tracker
-for start in (lambda: start_tracker(Accelerator(log_with="wandb"), "wandb"), lambda: require_tracker("comet_ml")):
+from apdm.distributed.trackers import Tracker, require_tracker
+PartialState()
+start = lambda: Tracker("wandb", Path(FOLDER), shows_people=False)
+for start in (start, lambda: require_tracker("comet_ml")):
     try:
         start()
     except UserError as error:
@@ -320,7 +323,7 @@ for start in (lambda: start_tracker(Accelerator(log_with="wandb"), "wandb"), lam
 def test_what_a_trackers_package_raises_is_one_line(tmp_path: Path) -> None:
     """The two packages are real files that fail as the real ones do without a login or with a broken installation."""
     packages = {
-        "wandb": "def init(*, project, settings):\n"
+        "wandb": "def init(*, project, settings, dir):\n"
         "    assert settings['console'] == 'off' and settings['x_disable_meta'], 'words of the run would be uploaded'\n"
         "    raise RuntimeError('api_key not configured\\nmore')\n"
     }
@@ -331,7 +334,8 @@ def test_what_a_trackers_package_raises_is_one_line(tmp_path: Path) -> None:
         (tmp_path / f"{name}-9.dist-info").mkdir()
         (tmp_path / f"{name}-9.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    result = subprocess.run([sys.executable, "-c", TRACKERS], capture_output=True, text=True, env=environment)
+    code = TRACKERS.replace("FOLDER", repr(str(tmp_path / "logs")))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     wandb, comet = result.stdout.splitlines()
     assert (
         wandb.startswith("report_to wandb cannot start (RuntimeError: api_key not configured); ") and "offline" in wandb

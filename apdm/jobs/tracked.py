@@ -1,0 +1,169 @@
+"""What the results of an audit and of protected photos look like in a tracker.
+
+Curves and figures are means over people and seeds, so that no id of a person stands in their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+from apdm.audit.common_results import Verdict
+from apdm.audit.plan import to_unit
+from apdm.audit.results import AnyResults, Results
+from apdm.audit.rows import by_spec, mean_curve
+from apdm.core.logging import get_logger
+from apdm.core.pictures import to_pil
+from apdm.data.subjects import find_subjects, load_images
+from apdm.distributed.trackers import Tracker
+from apdm.export.layout import IMAGES
+from apdm.image_layer.results import Perturbation
+from apdm.report.pictures import COURSE, Pictures
+from apdm.report.strips import strip_image, strips
+
+logger = get_logger(__name__)
+
+AXIS = "attack step"
+SHOWN = 4  # protected photos of each person that a tracker gets
+
+
+class TrackerOptions(Protocol):
+    """The options of a job about its tracker."""
+
+    @property
+    def report_to(self) -> str | None:
+        """accelerate's name of the tracker; None for no tracker."""
+        ...
+
+    @property
+    def report_people(self) -> bool:
+        """Whether pictures of protected people may go there."""
+        ...
+
+    @property
+    def logging_dir(self) -> str:
+        """The folder of its files, inside the output folder."""
+        ...
+
+    @property
+    def output_dir(self) -> str:
+        """The output folder."""
+        ...
+
+
+def start_tracker(options: TrackerOptions, held: ExitStack) -> Tracker | None:
+    """Start the tracker that a job reports to, if any. `held` closes it.
+
+    Raises:
+        UserError: the tracker cannot start.
+    """
+    if options.report_to is None:
+        return None
+    folder = Path(options.output_dir) / options.logging_dir
+    return held.enter_context(Tracker(options.report_to, folder, shows_people=options.report_people))
+
+
+@contextmanager
+def kept_without(tracker: Tracker, files: str) -> Iterator[None]:
+    """Log what goes wrong with the tracker as a warning: the results are on the disk already."""
+    try:
+        yield
+    except Exception as error:  # whatever a service's client raises
+        said = (str(error).splitlines() or [""])[0]
+        logger.warning("%s did not take everything (%s: %s); %s", tracker.name, type(error).__name__, said, files)
+
+
+def track_audit(tracker: Tracker, results: AnyResults, pictures: Pictures, report: Path) -> None:
+    """Send the figures, pictures and report of a finished audit to a tracker.
+
+    Args:
+        tracker: the tracker.
+        results: what the audit found.
+        pictures: the audit's pictures by name; those of the class show no protected person. Of the course of the
+            attacks only the strips are sent.
+        report: the page.
+    """
+    with kept_without(tracker, f"all results are in {report.parent}"):
+        if isinstance(results, Results):
+            tracker.curves(likeness_curves(results), axis=AXIS)
+        tracker.numbers(audit_figures(results))
+        tracker.text("audit/verdict", verdict_table(results.verdict))
+        shown = {name: images for name, images in pictures.items() if name.split("/")[0] != COURSE}
+        if isinstance(results, Results):
+            shown |= {f"strips/{spec}": [strip_image(one)] for spec, one in strips(results, pictures).items()}
+        for name, images in shown.items():
+            tracker.pictures({f"audit/{name}": images}, of_people=not name.startswith("class/"))
+        tracker.page("audit/report", report)
+
+
+def likeness_curves(results: Results) -> dict[str, list[tuple[int, float]]]:
+    """Return the mean likeness to protected people while each attack runs.
+
+    Returns:
+        {"likeness/<attack>/<model>/<encoder>": [(attack step, likeness)]}.
+    """
+    curves = {}
+    for spec, rows in by_spec(results.attacks).items():
+        for model in dict.fromkeys(row.model for row in rows):
+            sound = [row for row in rows if (row.model, row.role, row.status) == (model, "protected", "ok")]
+            for encoder in results.encoders if sound else []:
+                points = mean_curve(sound, encoder)
+                curves[f"likeness/{spec}/{model}/{encoder}"] = [(int(step), value) for step, value in points]
+    return curves
+
+
+def audit_figures(results: AnyResults) -> dict[str, float]:
+    """Return the verdict, the measured checks, and the mean likeness that attacks on photos reach."""
+    figures = {"audit/protected": float(results.verdict.protected)}
+    figures |= {f"audit/{one.name}": one.value for one in results.verdict.checks if one.value is not None}
+    if results.image_layer is not None:
+        seen: dict[str, list[float]] = {}
+        for row in results.image_layer.attacks:
+            photos = row.photos if row.purifier is None else f"{row.photos} after {row.purifier}"
+            for encoder, entry in row.identity.items():
+                seen.setdefault(f"likeness/photos/{row.attack}/{photos}/{encoder}", []).append(entry.mean)
+        figures |= {name: fmean(values) for name, values in seen.items()}
+    return figures
+
+
+def verdict_table(verdict: Verdict) -> str:
+    """Return the verdict and its checks as Markdown, without the sentences that name people."""
+    lines = [f"**{'protected' if verdict.protected else 'not protected'}**", "", "| check | value | limit | |"]
+    lines.append("| --- | --- | --- | --- |")
+    words = {True: "passed", False: "failed", None: "not measured"}
+    for one in verdict.checks:
+        value = "" if one.value is None else f"{one.value:.3g}"
+        lines.append(f"| {one.name} | {value} | {one.limit:.3g} | {words[one.passed]} |")
+    return "\n".join([*lines, "", "report.html in the output folder shows the pictures and explains the checks."])
+
+
+def track_photos(tracker: Tracker, figures: Perturbation, output: Path, resolution: int) -> None:
+    """Send the mean figures of protected photos to a tracker, and some of the photos if it may show people.
+
+    Args:
+        tracker: the tracker.
+        figures: the figures of each photo.
+        output: the output folder.
+        resolution: side of the shown photos.
+    """
+    with kept_without(tracker, f"all figures are in {output}"):
+        tracker.numbers(photo_figures(figures))
+        for subject in find_subjects(output / IMAGES) if tracker.shows_people else []:
+            photos = to_unit(load_images(subject.images[:SHOWN], resolution))
+            tracker.pictures({f"photos/{subject.id}": list(map(to_pil, photos))}, of_people=True)
+
+
+def photo_figures(figures: Perturbation) -> dict[str, float]:
+    """Return means over all photos: how visible the changes are, and what the misled encoders make of the faces."""
+    seen: dict[str, list[float]] = {}
+    for photo in figures.photos:
+        for name, value in vars(photo.visible).items():
+            if value is not None:
+                seen.setdefault(f"photos/{name}", []).append(value)
+        for face in photo.faces:
+            for encoder, cosine in face.cosine.items():
+                seen.setdefault(f"photos/cosine to original/{encoder}", []).append(cosine.to_original)
+    return {"photos/number": float(len(figures.photos)), **{name: fmean(values) for name, values in seen.items()}}
