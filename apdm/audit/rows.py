@@ -110,6 +110,12 @@ def mean_curve(rows: Sequence[AttackRow], encoder: str) -> list[tuple[float, flo
     return [(float(step), fmean(curve[step] for curve in curves)) for step in steps]
 
 
+def protected_curve(rows: Sequence[AttackRow], model: str, encoder: str) -> list[tuple[float, float]]:
+    """`mean_curve` over the rows of one model and all protected people that did not fail; empty if all failed."""
+    sound = [row for row in rows if (row.model, row.role, row.status) == (model, "protected", "ok")]
+    return mean_curve(sound, encoder) if sound else []
+
+
 def cost_factors(rows: Sequence[AttackRow], encoders: Sequence[str], nominal_step: int) -> CostFactors:
     """Compute the cost factors of one attack; see `CostFactors`.
 

@@ -19,8 +19,7 @@ class Stages:
     Args:
         names: the stages, in their order.
         shown: whether this process tells them. Only the main process of a run does.
-        seconds: how long a stage takes, by its name, where that is known.
-        entered: called with the number of a stage, from 1, when it begins; and after the last one with one more.
+        entered: called with the number of a stage, from 1, when it begins.
     """
 
     def __init__(
@@ -28,11 +27,10 @@ class Stages:
         names: Sequence[str],
         *,
         shown: bool = True,
-        seconds: dict[str, float] | None = None,
         entered: Callable[[int], None] | None = None,
     ) -> None:
         self.names, self.shown = list(names), shown
-        self.seconds, self.entered = seconds or {}, entered
+        self.entered = entered
         self.number = 0
         self._began = time.monotonic()
 
@@ -54,8 +52,7 @@ class Stages:
         label = f"{self.number}/{len(self.names)}"
         set_stage(f"{label} ")
         if self.shown:
-            about = f" (about {duration(self.seconds[name])})" if name in self.seconds else ""
-            logger.info("%s %s%s", label, name, about)
+            logger.info("%s %s", label, name)
         if self.entered is not None:
             self.entered(self.number)
 

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from apdm.core.terminal import columns, count
+from apdm.export.layout import ATTACK, PERTURBATION, PICTURES, REPORT, RESULTS
 
 if TYPE_CHECKING:
     from apdm.audit.common_results import Verdict
@@ -26,8 +27,7 @@ LINES = 15  # a summary has at most
 POINTS = 3  # steps of the attack at which likeness is told
 WIDTH = 100  # of a sentence
 PHOTO_ATTACKS = 2  # attacks on photos that are told
-REPORT, RESULTS, FIGURES = "report.html", "results.json", "perturbation.json"
-ATTACK, PICTURES = "attack.json", "pictures"
+LAST = 4  # lines at the end that are always told: where things are, and what to do next
 
 
 @dataclass
@@ -45,8 +45,13 @@ class Summary:
     verdict: str = ""
 
     def lines(self) -> list[str]:
-        """The lines for a person; the verdict alone if there is nothing else."""
-        return columns(self.rows)[:LINES] or [self.verdict]
+        """The lines for a person; the verdict alone if there is nothing else. Of too many, some before the last go."""
+        lines = columns(self.rows) or [self.verdict]
+        if len(lines) <= LINES:
+            return lines
+        first = LINES - LAST - 1
+        left_out = count(len(lines) - first - LAST, "more line")
+        return [*lines[:first], f"... ({left_out}: see the report)", *lines[-LAST:]]
 
 
 def of_hardening(result: HardenResult, *, next_step: str | list[str] | None = None) -> Summary:
@@ -65,6 +70,7 @@ def of_hardening(result: HardenResult, *, next_step: str | list[str] | None = No
         _add_model_audit(told, result.results)
         _add_verdict(told, result.results.verdict, model_sentence(result.results))
         _add_report(told, result.output_dir)
+        told.facts["results"] = str(result.output_dir / RESULTS)
     told.rows["try next"] = next_step or f"apdm verify {result.output_dir}"
     return told
 
@@ -81,10 +87,9 @@ def of_perturbation(result: PerturbResult) -> Summary:
             told.rows["without a face"] = ", ".join(f"{number} of {subject}" for subject, number in without.items())
         unclear = [one.subject for one in figures.people if one.unclear]
         if unclear:
-            told.rows["unclear faces"] = f"photos of {', '.join(unclear)}; {FIGURES} names them"
+            told.rows["unclear faces"] = f"photos of {', '.join(unclear)}; {PERTURBATION} names them"
         told.facts |= {"without_a_face": without, "unclear_faces": unclear}
-        told.rows["figures"] = str(result.output_dir / FIGURES)
-        told.facts["figures"] = str(result.output_dir / FIGURES)
+        told.rows["figures"] = told.facts["figures"] = str(result.output_dir / PERTURBATION)
         if misled := figures.misled:
             names = [encoder.name for encoder in misled]
             told.rows["misled"] = f"{', '.join(names)}; judge the photos by another, unrelated encoder too"
@@ -107,7 +112,7 @@ def of_audit(result: AuditResult) -> Summary:
         sentence = model_sentence(result.results)
     _add_verdict(told, result.verdict, sentence)
     _add_report(told, result.output_dir)
-    told.rows["figures"] = told.facts["figures"] = str(result.output_dir / RESULTS)
+    told.rows["figures"] = told.facts["results"] = str(result.output_dir / RESULTS)
     return told
 
 
@@ -200,7 +205,6 @@ def _add_verdict(told: Summary, verdict: Verdict, sentence: str) -> None:
 
 def _add_report(told: Summary, output: Path) -> None:
     told.rows["open"] = told.facts["report"] = str(output / REPORT)
-    told.facts["results"] = str(output / RESULTS)
 
 
 def _add_photos(told: Summary, folder: Path, figures: Perturbation | None) -> None:
@@ -240,21 +244,14 @@ def _add_model_audit(told: Summary, results: Results) -> None:
 
 def _likeness(results: Results) -> dict[str, Any]:
     """The mean likeness to the protected people over the steps of the attack that the verdict shows, by encoder."""
-    from apdm.audit.rows import mean_curve
+    from apdm.audit.rows import by_spec, protected_curve
 
     spec = results.cost_factor.spec
-    rows = {
-        model: [
-            row
-            for row in results.attacks
-            if (row.spec, row.model, row.role, row.status) == (spec, model, "protected", "ok")
-        ]
-        for model in ("base", "hardened")
-    }
+    rows = by_spec(results.attacks)[spec]
     by_encoder = {
         encoder: {
-            model: [[int(step), value] for step, value in mean_curve(own, encoder)] if own else []
-            for model, own in rows.items()
+            model: [[int(step), value] for step, value in protected_curve(rows, model, encoder)]
+            for model in ("base", "hardened")
         }
         for encoder in results.encoders
     }

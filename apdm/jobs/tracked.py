@@ -14,7 +14,7 @@ from typing import Protocol
 from apdm.audit.common_results import Verdict
 from apdm.audit.plan import to_unit
 from apdm.audit.results import AnyResults, Results
-from apdm.audit.rows import by_spec, mean_curve
+from apdm.audit.rows import by_spec, protected_curve
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_pil
 from apdm.data.subjects import find_subjects, load_images
@@ -108,10 +108,9 @@ def likeness_curves(results: Results) -> dict[str, list[tuple[int, float]]]:
     curves = {}
     for spec, rows in by_spec(results.attacks).items():
         for model in dict.fromkeys(row.model for row in rows):
-            sound = [row for row in rows if (row.model, row.role, row.status) == (model, "protected", "ok")]
-            for encoder in results.encoders if sound else []:
-                points = mean_curve(sound, encoder)
-                curves[f"likeness/{spec}/{model}/{encoder}"] = [(int(step), value) for step, value in points]
+            for encoder in results.encoders:
+                if points := protected_curve(rows, model, encoder):
+                    curves[f"likeness/{spec}/{model}/{encoder}"] = [(int(step), value) for step, value in points]
     return curves
 
 

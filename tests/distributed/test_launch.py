@@ -215,8 +215,7 @@ def test_the_processes_of_a_run_share_its_audit_and_do_not_repeat_it(subjects: P
     code, said = finish(start("cpu_2proc_ddp", options))
     assert code == 0, said
     # Whoever is free takes the next attack, so one process may make all of those on photos, which are short.
-    made = makers(tmp_path / "run")
-    assert made["cells"] == {0, 1} and made["photo_cells"] <= {0, 1}
+    assert makers(tmp_path / "run")["cells"] == {0, 1}
     assert said.count("attacking with the protected photos") == 1  # one process tells the stages
     assert verify_manifest(tmp_path / "run") == []
 

@@ -29,5 +29,5 @@ def test_the_card_decides_about_the_preset(memory: int | None, said: str) -> Non
 def test_missing_packages_and_disk_are_named() -> None:
     found = rows(25 * GB, 10 * GB)
     assert 'apdm[memory]"' in found["harden SD 1.5"] and "are free here)" in found["harden SD 1.5"]
-    assert 'needs pip install "apdm[faces]"' in found["all"] and 'needs pip install "apdm[app]"' in found["all"]
+    assert 'needs pip install "apdm[faces]"' in found["all"] and 'needs pip install "apdm[search]"' in found["all"]
     assert "ready" in rows(None, GB, "insightface")["faces in real photos"]

@@ -13,7 +13,7 @@ from apdm.audit import read_results
 from apdm.audit.results import Results
 from apdm.cli import main
 from apdm.jobs.results import AuditResult, HardenResult
-from apdm.jobs.summary import LINES, of_audit, of_hardening
+from apdm.jobs.summary import LINES, Summary, of_audit, of_hardening
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -51,6 +51,7 @@ def test_a_person_reads_on_few_lines_what_was_made_what_it_does_and_what_to_do_n
         "try next          a command",
     ):
         assert part in text
+    assert told.facts["results"] == "outputs/demo/results.json"
     assert told.facts["protected"] is False and told.facts["cost_factor"] == pytest.approx(1.24, abs=0.01)
     assert told.facts["likeness"]["by_encoder"]["portrait-b"]["base"][0][0] == 0
     json.dumps(told.facts, allow_nan=False)
@@ -62,6 +63,14 @@ def test_the_summary_of_an_audit_has_the_same_figures(name: str) -> None:
     told = of_audit(AuditResult(output_dir=OUTPUT, verdict=results.verdict, results=results))
     assert len(told.lines()) <= LINES and told.verdict.startswith("not protected: ")
     assert {"likeness", "attacker's cost", "utility", "verdict", "open", "figures"} <= told.rows.keys()
+
+
+def test_a_long_summary_keeps_its_last_lines() -> None:
+    told = Summary(rows={f"attack {number}": "failed" for number in range(20)} | {"open": "p", "pictures": "q"})
+    lines = told.lines()
+    assert len(lines) == LINES
+    assert "... (8 more lines: see the report)" in lines
+    assert lines[-2:] == ["open       p", "pictures   q"]
 
 
 def perturbed(pipeline: Path, folder: Path) -> list[str]:
