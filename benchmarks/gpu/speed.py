@@ -12,6 +12,10 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+from torch.autograd import DeviceType
+from torch.profiler import profile
+
+from apdm.core.files import write_text
 from benchmarks import architectures, l2p_speed
 from benchmarks.cost import FORWARDS
 from benchmarks.gpu import device
@@ -19,13 +23,13 @@ from benchmarks.gpu.record import Figure, Work, at_least, at_most, plain
 
 BLOCKS = {"dynamo_backend": "inductor", "regional": True}
 CHANGES: dict[str, dict[str, object]] = {
+    "blocks compiled": BLOCKS,
     "weights in channels_last": {"channels_last": True},
     "AdamW without its fused kernel": {"foreach": True},
     "attention by FLASH_ATTENTION": {"attention": "FLASH_ATTENTION"},
     "attention by CUDNN_ATTENTION": {"attention": "CUDNN_ATTENTION"},
     "attention by EFFICIENT_ATTENTION": {"attention": "EFFICIENT_ATTENTION"},
     "attention by MATH": {"attention": "MATH"},
-    "blocks compiled": BLOCKS,
     "blocks compiled, channels_last": {**BLOCKS, "channels_last": True},
     "blocks compiled, CUDA graphs": {**BLOCKS, "dynamo_mode": "reduce-overhead"},
 }
@@ -54,10 +58,11 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
         "batch 1": partial(against_released, base),
         "batch 4": partial(alone, replace(base, train_batch_size=4)),
         "batch 1 alone": partial(alone, base),
-        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
+        "where the time of batch 1 goes": partial(profiled, base, folder),
         "peak of ours": partial(peak, "apdm", base),
         "peak of the released way": partial(peak, "reference", base),
         "peaks compared": partial(peaks_compared, folder),
+        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
     }
 
 
@@ -83,6 +88,28 @@ def alone(base: l2p_speed.Options) -> Mapping[str, Figure]:
         "seconds of the first outer step": plain(first, "s"),
         **shares(base, median),
     }
+
+
+def profiled(base: l2p_speed.Options, folder: Path) -> Mapping[str, Figure]:
+    """How busy the accelerator is, and with what: profile.txt has all operations, the longest first."""
+    step = l2p_speed.prepare("apdm", base)
+    step()
+    wall = min(device.seconds(step) for _ in range(base.outer_steps))
+    with profile() as recorded:
+        device.seconds(step)
+    rows = recorded.key_averages()
+    write_text(
+        folder / "profile.txt", rows.table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=90)
+    )
+    kernels = [row for row in rows if row.device_type != DeviceType.CPU]
+    busy = sum(row.self_device_time_total for row in kernels) / 1e6
+    found = {
+        "share of the time that the accelerator is busy": plain(busy / wall if kernels else None),
+        "kernels of an inner step": plain(sum(row.count for row in kernels) / base.inner_steps if kernels else None),
+    }
+    for row in sorted(kernels, key=lambda row: -row.self_device_time_total)[:8]:
+        found[f"share of {row.key[:70]}"] = plain(row.self_device_time_total / 1e6 / busy)
+    return found
 
 
 def shares(base: l2p_speed.Options, seconds: float) -> Mapping[str, Figure]:
