@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from apdm.config import (
     DemoConfig,
     EnvConfig,
     HardenConfig,
+    InitConfig,
     PerturbConfig,
     ReportConfig,
     VerifyConfig,
@@ -250,6 +252,24 @@ def _demo(argv: Sequence[str]) -> int:
     return DONE
 
 
+def _init(argv: Sequence[str]) -> int:
+    config = load_config(InitConfig, argv)
+    logger.info("loading torch and diffusers, which look at the model and the photos")
+    from apdm.jobs.init import init
+
+    def ask(question: str) -> str:
+        try:
+            return input(question)
+        except EOFError:
+            raise UserError("the answers ended before the last question; nothing was written") from None
+
+    result = init(config, ask if sys.stdin.isatty() and sys.stdout.isatty() else None)
+    command = f"apdm {result.command} --config {shlex.quote(str(result.file))}"
+    next_steps = [f"{command} --dry_run   (checks everything and prints the plan)", command]
+    say(*columns({"written": str(result.file), "try next": next_steps}))
+    return DONE
+
+
 def _dry_run(job: Callable[[Config], object], config: Config) -> int:
     from apdm.jobs.summary import Summary
 
@@ -365,6 +385,7 @@ def _environment(argv: Sequence[str]) -> int:
 
 COMMANDS = {
     "demo": Command("show everything on the bundled miniature model, in minutes", _demo, DemoConfig, summarizes=True),
+    "init": Command("ask five questions and write a configuration with comments", _init, InitConfig),
     "harden": Command(
         "harden a pipeline against personalisation",
         _harden,

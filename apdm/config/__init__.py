@@ -10,6 +10,7 @@ from apdm.config.env import EnvConfig
 from apdm.config.filling import load_config, make_config
 from apdm.config.harden import HardenConfig, PreservationConfig, ValidationConfig
 from apdm.config.image_layer import ImageLayerConfig
+from apdm.config.init import InitConfig
 from apdm.config.job import JobConfig
 from apdm.config.perturb import PerturbConfig
 from apdm.config.presets import MemoryConfig
@@ -27,6 +28,7 @@ __all__ = [
     "EnvConfig",
     "HardenConfig",
     "ImageLayerConfig",
+    "InitConfig",
     "JobConfig",
     "L2PConfig",
     "MemoryConfig",

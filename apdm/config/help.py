@@ -14,6 +14,7 @@ from apdm.config.compare import CompareConfig
 from apdm.config.demo import DemoConfig
 from apdm.config.env import EnvConfig
 from apdm.config.harden import HardenConfig
+from apdm.config.init import InitConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
 from apdm.config.perturb import PerturbConfig
 from apdm.config.report import ReportConfig
@@ -30,6 +31,7 @@ OTHER_CODES = (
 )
 COMMANDS = {
     "demo": DemoConfig,
+    "init": InitConfig,
     "harden": HardenConfig,
     "perturb": PerturbConfig,
     "audit": AuditJobConfig,

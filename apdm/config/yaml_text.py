@@ -65,7 +65,7 @@ def read_yaml(file: str, *, line: str = "option: value") -> dict[Any, Any]:
         UserError: the file cannot be read, is not YAML in UTF-8, or does not hold a mapping.
     """
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+        content = parse_yaml(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; name a YAML file") from None
     except yaml.MarkedYAMLError as error:
@@ -79,6 +79,11 @@ def read_yaml(file: str, *, line: str = "option: value") -> dict[Any, Any]:
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{file} needs lines of the form `{line}`")
     return content or {}
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a text in YAML says, by the rules of configuration files. Raises yaml.YAMLError if it is not YAML."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_scalar(text: str) -> Any:
@@ -97,6 +102,12 @@ def to_yaml(config: Any) -> str:
     tree = _without_empty_groups(dataclasses.asdict(config))
     tree.pop("dry_run", None)
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def yaml_value(value: Any) -> str:
+    """Return one value as YAML on one line, which `read_yaml` reads back to an equal value."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def config_hash(config: Any) -> str:

@@ -80,6 +80,41 @@ def load_family(
             dtype=None if as_stored else dtype,
         )
     folder = locate(path, revision=revision, variant=variant, allow_pickle=allow_pickle)
+    index, cls = check_pipeline(folder, family=family, variant=variant, allow_pickle=allow_pickle)
+    stored = {part: _stored_dtype(folder / part, variant) for part in index if has_part(index, part)}
+    dtypes = {part: found for part, found in stored.items() if found is not None}
+    loaded = {"default": dtype, **(dtypes if as_stored else {cls.denoiser_name: torch.float32})}
+    pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle)
+    for part, module in _modules(pipeline).items():
+        _check_loaded(folder / part, dict(module.named_parameters()))
+    dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
+    return cls(pipeline, source=folder, dtypes=dtypes, variant=variant)
+
+
+def check_pipeline(
+    folder: Path,
+    *,
+    family: str | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    weights: bool = True,
+) -> tuple[dict[str, Any], type[Family]]:
+    """Check all that can be said of a pipeline folder before its weights are read.
+
+    Args:
+        folder: the pipeline folder.
+        family: as for `load_family`.
+        variant: which files will be loaded.
+        allow_pickle: whether a part may have its weights in pickles alone.
+        weights: whether weights are needed. A folder of configurations for a single file has none.
+
+    Returns:
+        Its model_index.json, and its family.
+
+    Raises:
+        UserError: it is no pipeline of a known family, a part is missing or damaged, or there are only pickles.
+    """
+    families = families_by_pipeline(family)
     index = read_index(folder)
     kind = index.get("_class_name")
     if not isinstance(kind, str):
@@ -96,15 +131,9 @@ def load_family(
         required=cls.required_parts,
         variant=variant,
         allow_pickle=allow_pickle,
+        weights=weights,
     )
-    stored = {part: _stored_dtype(folder / part, variant) for part in index if has_part(index, part)}
-    dtypes = {part: found for part, found in stored.items() if found is not None}
-    loaded = {"default": dtype, **(dtypes if as_stored else {cls.denoiser_name: torch.float32})}
-    pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle)
-    for part, module in _modules(pipeline).items():
-        _check_loaded(folder / part, dict(module.named_parameters()))
-    dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
-    return cls(pipeline, source=folder, dtypes=dtypes, variant=variant)
+    return index, cls
 
 
 def variant_of_each(paths: Iterable[str], variant: str | None) -> dict[str, str | None]:

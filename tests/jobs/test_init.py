@@ -1,0 +1,252 @@
+"""`apdm init` asks only what it must, checks what it is told, and writes a file that the commands take."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pty
+import shutil
+import sys
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tiny_pipelines import BUILDERS
+from tiny_run import write_people
+
+from apdm.cli import main
+from apdm.config import InitConfig, make_config
+from apdm.config.init import QUESTIONS
+from apdm.config.options import options_by_path
+from apdm.config.presets import MEMORY_PRESETS
+from apdm.config.starting_file import (
+    KINDS,
+    ON_THE_HUB,
+    Answers,
+    check_card,
+    check_faces,
+    miniature_kind,
+    starting_file,
+    starting_values,
+)
+from apdm.config.yaml_text import parse_yaml
+from apdm.core.errors import UserError
+from apdm.jobs.init import KIND_OF_CLASS, init, look_at_model
+from apdm.portraits import PIPELINE
+
+CARDS = ("24gb", "48gb", "80gb", "other")
+FACES = (["none"], ["bundled"], ["packs/buffalo_l"], ["packs/a pack: 1", "two.onnx=0.3"])
+HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def write_photos(folder: Path, number: int = 4) -> Path:
+    (folder / "s01").mkdir(parents=True)
+    for shade in range(number):
+        Image.new("RGB", (32, 32), (shade, shade, shade)).save(folder / f"s01/{shade}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "subjects")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    BUILDERS["sd15"](folder / "make", miniature=False).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def words(**given: Any) -> list[str]:
+    answers = {"make": "model", "model": HUB, "photos": "subjects", "card": "24gb", "faces": "none"} | given
+    return ["init", *(word for name, text in answers.items() if text is not None for word in (f"--{name}", str(text)))]
+
+
+# -- every file that it can write --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*KINDS, "miniature"])
+def test_the_command_takes_the_file_of_every_combination_of_answers(name: str) -> None:
+    kind = miniature_kind() if name == "miniature" else KINDS[name]
+    written = 0
+    for make, card, faces in itertools.product(("model", "photos", "both"), CARDS, FACES):
+        try:
+            check_card(kind, make, card)
+            check_faces(kind, make, card, faces)
+        except UserError:
+            continue
+        written += 1
+        answers = Answers(
+            make=make,
+            model="models/a model",
+            kind=kind,
+            found={"variant": "fp16", "resolution": 768},
+            photos="photos: of people",
+            card=card,
+            faces=faces,
+            output_dir="out",
+        )
+        text = starting_file(answers, file="apdm.yaml")
+        config: Any = make_config(answers.config_class, parse_yaml(text))
+        places = (config.pretrained_model_name_or_path, config.instance_data_dir)
+        assert places == ("models/a model", "photos: of people")
+        assert (config.variant, config.resolution) == ("fp16", 768)
+        assert config.faces == ([] if faces[0] in ("none", "bundled") else faces)
+        assert all(len(line) <= 120 for line in text.splitlines()), text
+        assert text.count("# ") >= len(starting_values(answers)) + 2, "every option has a comment"
+        assert config.protects_photos == (make != "model")
+        if answers.command == "harden" and card in MEMORY_PRESETS and not kind.miniature:
+            assert {path: attrgetter(path)(config) for path in MEMORY_PRESETS[card]} == MEMORY_PRESETS[card]
+        if faces == ["none"]:
+            assert answers.command == "perturb" or not config.audit.enabled
+            assert not (config.protects_photos and config.image_layer.zero_shot.enabled)
+    assert written >= 6
+
+
+def test_the_kinds_are_those_of_the_families() -> None:
+    from apdm.families.load import families_by_pipeline
+
+    assert KIND_OF_CLASS.keys() == families_by_pipeline().keys()
+    assert {kind for kind, _ in ON_THE_HUB.values()} == set(KINDS)
+
+
+# -- what it finds out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])
+def test_a_folder_says_what_kind_of_model_it_is(name: str, tmp_path: Path) -> None:
+    pipeline = BUILDERS[name](tmp_path / "make", miniature=False)
+    pipeline.save_pretrained(tmp_path / "model", variant="fp16")
+    kind, found = look_at_model(str(tmp_path / "model"), None)
+    assert kind is KINDS[name] and found["variant"] == "fp16"
+    assert name == "flux" or found["resolution"] == 16
+
+
+def test_the_file_passes_the_dry_run_of_the_command(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(model=model, card="other")) == 0
+    said = capsys.readouterr().out
+    assert "apdm harden --config apdm.yaml --dry_run" in said
+    assert main(["harden", "--config", "apdm.yaml", "--dry_run", "--num_threads", "1"]) == 0
+    assert not Path("outputs").exists()
+
+
+def test_the_bundled_model_gets_the_values_of_the_demo(tmp_path: Path) -> None:
+    people = write_people(tmp_path / "people")
+    assert main(words(model=PIPELINE, photos=people / "protected", faces="bundled", make="both")) == 0
+    text = Path("apdm.yaml").read_text(encoding="utf-8")
+    assert "a photo of t@t person" in text and "preset" not in text and "resolution: 64" in text
+    assert main(["harden", "--config", "apdm.yaml", "--dry_run", "--num_threads", "1"]) == 0
+
+
+# -- wrong answers -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_every_missing_answer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(card=None, photos=None)) == 2
+    message = "apdm: error: --photos, --card must be given: there is no terminal to ask on\n"
+    assert capsys.readouterr().err.endswith(message) and not Path("apdm.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"photos": "nowhere"}, "nowhere does not exist"),
+        ({"photos": "empty"}, "empty holds no photos"),
+        ({"photos": "three", "faces": "pack"}, "too few to hold some out"),
+        ({"model": "empty"}, "is not a diffusers pipeline folder"),
+        ({"model": "nowhere"}, "no such folder or file"),
+        ({"model": "me/unknown-model"}, "me/unknown-model: model_index.json cannot be read"),
+        ({"model": "one.safetensors"}, "--single_file_config"),
+        ({"faces": "nowhere"}, "nowhere names no bundled network and no file"),
+        ({"faces": "bundled"}, "nothing says which networks look at faces"),
+        ({"card": "24gb", "model": "stabilityai/stable-diffusion-xl-base-1.0"}, "choose 48gb or 80gb or other"),
+        ({"make": "photos"}, "photos can be protected only against face recognisers"),
+        ({"card": "32gb"}, "one of 24gb, 48gb, 80gb, other"),
+        ({"output": "no/file.yaml"}, "lies in a folder that does not exist"),
+        ({"output": "empty"}, "is a folder"),
+    ],
+)
+def test_a_wrong_answer_is_one_line_and_nothing_is_written(
+    given: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    Path("pack").mkdir()
+    Path("one.safetensors").write_bytes(b"")
+    write_photos(Path("three"), number=3)
+    before = sorted(Path().rglob("*"))
+    assert main(words(**given)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert message in line
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_all_wrong_answers_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(photos="nowhere", model="no/such/model")) == 2
+    said = capsys.readouterr().err
+    assert "nowhere does not exist" in said and "no/such/model: no such folder" in said
+
+
+def test_a_file_that_is_there_is_kept_unless_the_user_says_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("apdm.yaml").write_text("mine")
+    assert main(words()) == 2
+    assert "apdm.yaml is there already; name another file with --output" in capsys.readouterr().err
+    assert Path("apdm.yaml").read_text() == "mine"
+    assert main([*words(), "--overwrite"]) == 0
+    assert HUB in Path("apdm.yaml").read_text()
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_the_options_leave_open_is_asked_and_a_wrong_answer_is_asked_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[str] = []
+    answers = iter(["nowhere", "subjects", "96gb", "24gb", "a 'b", "pack two.onnx=0.3"])
+    Path("pack").mkdir()
+    Path("two.onnx").touch()
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return next(answers)
+
+    result = init(InitConfig(make="both", model=HUB, output="mine.yaml"), ask)
+    assert [question[0] for question in asked] == ["3", "3", "4", "4", "5", "5"]
+    assert asked[0].startswith("3/5 Where are the photos") and asked[0].endswith("[subjects]: ")
+    assert "nowhere does not exist" in caplog.text and "one of 24gb" in caplog.text and "quotation" in caplog.text
+    assert "faces: [pack, two.onnx=0.3]" in result.file.read_text()
+
+
+def test_an_empty_answer_takes_what_is_offered() -> None:
+    asked: list[str] = []
+    result = init(InitConfig(), lambda question: asked.append(question) or "")  # type: ignore[func-returns-value]
+    assert len(asked) == len(QUESTIONS) and result.command == "harden"
+    assert set(QUESTIONS) <= options_by_path(InitConfig).keys()
+
+
+def test_the_questions_are_put_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with open(theirs, "r+b", buffering=0, closefd=False) as raw, open(ours, "wb", buffering=0) as keyboard:
+        terminal = os.fdopen(os.dup(raw.fileno()), "r", encoding="utf-8")
+        screen = os.fdopen(os.dup(raw.fileno()), "w", encoding="utf-8")
+        with terminal, screen:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            monkeypatch.setattr(sys, "stdout", screen)
+            keyboard.write(b"model\n")
+            assert main(words(make=None)) == 0
+            Path("apdm.yaml").unlink()
+            keyboard.write(b"\x04")  # Ctrl-D
+            assert main(words(make=None)) == 2
+    assert not Path("apdm.yaml").exists()
+    os.close(theirs)
+
+
+def test_a_single_file_needs_its_configurations(model: Path) -> None:
+    shutil.copy(model / "unet/diffusion_pytorch_model.safetensors", "one.safetensors")
+    assert main([*words(model="one.safetensors"), "--single_file_config", str(model)]) == 0
+    assert f"single_file_config: {model}" in Path("apdm.yaml").read_text()
