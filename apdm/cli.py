@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from apdm.config import (
+    AppConfig,
     AttackConfig,
     AuditJobConfig,
     CompareConfig,
@@ -363,6 +364,14 @@ def _compare(argv: Sequence[str]) -> int:
     return DONE
 
 
+def _app(argv: Sequence[str]) -> int:
+    config = load_config(AppConfig, argv)
+    from apdm.app.server import serve
+
+    serve(config)
+    return DONE
+
+
 def _named(option: str, argv: Sequence[str]) -> list[str]:
     """Put the name of an option before its values, which may come first without it."""
     return [f"--{option}", *argv] if argv and not argv[0].startswith("-") else list(argv)
@@ -418,6 +427,12 @@ COMMANDS = {
     ),
     "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),
     "compare": Command("show several audits of models side by side", _compare, CompareConfig),
+    "app": Command(
+        "show a page in the browser that protects photos, and reports",
+        _app,
+        AppConfig,
+        "0 done, also when Ctrl-C or SIGTERM ends the page",
+    ),
     "env": Command(
         "print versions, devices and what is missing for which job, or what models can be used for",
         _environment,

@@ -1,5 +1,6 @@
 """The options of every command: nested frozen dataclasses, filled from YAML files, the command line or Python."""
 
+from apdm.config.app import AppConfig
 from apdm.config.attack import AttackConfig
 from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig, AuditOptions
@@ -19,6 +20,7 @@ from apdm.config.verify import VerifyConfig
 from apdm.config.yaml_text import config_hash, to_yaml
 
 __all__ = [
+    "AppConfig",
     "AttackConfig",
     "AuditConfig",
     "AuditJobConfig",

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Literal, get_args, get_origin
 
+from apdm.config.app import AppConfig
 from apdm.config.attack import AttackConfig
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.compare import CompareConfig
@@ -39,6 +40,7 @@ COMMANDS = {
     "verify": VerifyConfig,
     "report": ReportConfig,
     "compare": CompareConfig,
+    "app": AppConfig,
     "env": EnvConfig,
 }
 

@@ -34,7 +34,7 @@ DRY_RUN = (
 # The headings of the short help, in their order. An option is common if it is declared to stand under one of them.
 HEADINGS = (
     *("model", "photos", "what is made", "how long, and how strongly", "simulated attackers", "attacks", "how long"),
-    *("faces and judges", "memory", "output"),
+    *("faces and judges", "memory", "output", "page"),
 )
 COMMAND_LINE = "on the command line"  # in messages, the place where a value was given
 

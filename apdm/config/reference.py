@@ -36,8 +36,13 @@ def options_page() -> str:
     ]
     for command, cls in COMMANDS.items():
         lines += ["", f"## apdm {command}", "", *_wrapped(_escaped(summary(cls)))]
+        parent = next((name for name, one in COMMANDS.items() if one is not cls and issubclass(cls, one)), None)
+        if parent is not None:
+            lines += ["", *_wrapped(f"It takes the options of [apdm {parent}](#apdm-{parent}) too.")]
         group = ""
         for option in options_by_path(cls).values():
+            if parent is not None and option.path not in vars(cls)["__annotations__"]:
+                continue
             if option.group != group:
                 group = option.group
                 lines += ["", f"### {command}: {group}", "", *_wrapped(_escaped(summary(option.owner)))]

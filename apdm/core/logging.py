@@ -11,6 +11,7 @@ accelerate's `get_logger` would also print each message once per run. But it imp
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,10 +36,44 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+_kept_apart: set[int] = set()  # the threads whose messages are kept and not shown
+
+
+class _KeepingHandler(logging.Handler):
+    """Keeps the messages of one thread."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.thread, self.messages = threading.get_ident(), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.thread:
+            self.messages.append(self.format(record))
+
+
+@contextmanager
+def messages_kept(level: int = logging.WARNING) -> Iterator[list[str]]:
+    """Keep the package's messages from this thread in a list while the block runs. They are not shown on stderr.
+
+    Args:
+        level: the least important level that is kept. Less important messages are dropped.
+    """
+    package, handler = logging.getLogger(PACKAGE), _KeepingHandler(level)
+    package.addHandler(handler)
+    _kept_apart.add(handler.thread)
+    try:
+        yield handler.messages
+    finally:
+        _kept_apart.discard(handler.thread)
+        package.removeHandler(handler)
+
+
 class _StderrHandler(logging.Handler):
     """Writes each message as one line `apdm: <message>` to whatever `sys.stderr` is at that moment."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread in _kept_apart:
+            return False
         return is_main_process() or getattr(record, "every_process", False)
 
     def emit(self, record: logging.LogRecord) -> None:

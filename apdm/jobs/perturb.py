@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,12 +26,14 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
+from apdm.faces import FaceNetworks
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
 from apdm.families.prompts import check_prompts
+from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.growing_report import PHOTOS, PREPARING
-from apdm.jobs.photo_job import PhotoJob
+from apdm.jobs.photo_job import PhotoJob, Watch, unwatched
 from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import (
     load_base,
@@ -46,14 +48,50 @@ from apdm.jobs.tracked import start_tracker
 KEPT = "photos that are finished are kept; the same command goes on"
 
 
-def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResult:
+@dataclass(frozen=True, kw_only=True)
+class PhotoModels:
+    """What a run that protects photos loads. It is only read, so several runs, one after the other, may share it.
+
+    Attributes:
+        networks: the networks that look at faces.
+        family: the model that photos are protected against.
+    """
+
+    networks: FaceNetworks
+    family: Family
+
+    @staticmethod
+    def load(config: PerturbConfig) -> PhotoModels:
+        """Load and check the networks and the model, before there are photos.
+
+        Raises:
+            UserError: one of them cannot be used. All such mistakes are told.
+        """
+        prepare_process(config.num_threads)
+        networks = face_networks(config)
+        with Faults() as faults:
+            if config.image_layer.zero_shot.enabled:
+                faults.of(lambda: FaceModels(networks.detector, networks.targets))
+            family = faults.of(lambda: _load_family(config))
+        return PhotoModels(networks=networks, family=family)
+
+
+def perturb(
+    config: PerturbConfig,
+    *,
+    command: str | None = None,
+    models: PhotoModels | None = None,
+    watch: Watch = unwatched,
+) -> PerturbResult:
     """Protect the photos of all subjects, in one process or under `accelerate launch`.
 
-    `apdm perturb` and `apdm.perturb` both run this function.
+    `apdm perturb`, `apdm app` and `apdm.perturb` all run this function.
 
     Args:
         config: the options.
         command: the command line, for perturbation.json.
+        models: what an earlier run with the same options has loaded; None loads it.
+        watch: called before the first step and after every step. What it raises ends the run.
 
     Returns:
         Where the protected photos are, and how visible the changes are.
@@ -64,11 +102,17 @@ def perturb(config: PerturbConfig, *, command: str | None = None) -> PerturbResu
     """
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=(Path(config.output_dir) / IMAGES).exists), ExitStack() as held:
-        return _perturb(config, command, processes, device, held)
+        return _perturb(config, command, processes, device, held, models, watch)
 
 
 def _perturb(
-    config: PerturbConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
+    config: PerturbConfig,
+    command: str | None,
+    processes: ProcessGroup,
+    device: torch.device,
+    held: ExitStack,
+    models: PhotoModels | None,
+    watch: Watch,
 ) -> PerturbResult:
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
@@ -78,26 +122,24 @@ def _perturb(
     stages = held.enter_context(Stages([PREPARING, PHOTOS], shown=processes.is_main))
     stages.begin(PREPARING)
     processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
-    job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main))
+    job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main, models=models))
     output = processes.broadcast(lambda: claim_photo_dir(config, held))
     tracker = processes.on_main(lambda: start_tracker(config, held))
     # The other processes have not looked for faces yet, and would do so for the plan.
     processes.on_main(lambda: show_plan(perturb_plan(config, job, family, processes=processes, device=device)))
     family.pipeline.to(device)
     stages.begin(PHOTOS)
-    figures = job.run(family, output, processes, tracker=tracker, command=command)
+    figures = job.run(family, output, processes, tracker=tracker, command=command, watch=watch)
     processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
     return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
 
 
-def load_perturb(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Family]:
-    """Read and check all input, before anything is written."""
-    learned = {"instance_prompt": [config.instance_prompt]}
+def load_perturb(config: PerturbConfig, *, quiet: bool, models: PhotoModels | None = None) -> tuple[PhotoJob, Family]:
+    """Read and check all input, before anything is written. `models` are those that are loaded already."""
+    networks = face_networks(config) if models is None else models.networks
     with Faults() as faults:
-        job = faults.of(lambda: PhotoJob.load(config, face_networks(config), quiet=quiet))
-        family = faults.of(lambda: load_base(config))
-        if family is not None:
-            check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
+        job = faults.of(lambda: PhotoJob.load(config, networks, quiet=quiet))
+        family = faults.of(lambda: _load_family(config) if models is None else models.family)
     if job.protection.needs_class_pictures:
         subjects = find_subjects(config.instance_data_dir, chosen=Chosen(config.protected_set))
         photos = {subject.id: load_images(subject.images, config.resolution) for subject in subjects}
@@ -107,6 +149,14 @@ def load_perturb(config: PerturbConfig, *, quiet: bool) -> tuple[PhotoJob, Famil
         if job.faces is not None and not quiet:
             check_faces(sets, job.faces.encoders, DetectorScore(job.faces.detector), judged=False)
     return job, family
+
+
+def _load_family(config: PerturbConfig) -> Family:
+    """Load the model, and check that it can be taught the prompts."""
+    family = load_base(config)
+    learned = {"instance_prompt": [config.instance_prompt]}
+    check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
+    return family
 
 
 def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:

@@ -45,7 +45,13 @@ from apdm.image_layer.zero_shot import FaceModels, Seen
 from apdm.jobs.prepare import class_posterior, keep_apart
 from apdm.jobs.tracked import track_photos
 
+Watch = Callable[[int, int], None]  # (steps that are done, all steps)
+
 logger = get_logger(__name__)
+
+
+def unwatched(done: int, steps: int) -> None:
+    """The `Watch` of a run whose steps nobody but its progress bar counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +155,7 @@ class PhotoJob:
         *,
         tracker: Tracker | None = None,
         command: str | None = None,
+        watch: Watch = unwatched,
     ) -> Perturbation | None:
         """Protect the photos that are missing in the output folder, measure all of them, and write perturbation.json.
 
@@ -158,6 +165,7 @@ class PhotoJob:
             processes: the processes that share the work. All of them must call this method.
             tracker: the tracker that gets the figures, in the main process; None for no tracker.
             command: the command line, for perturbation.json.
+            watch: called in this process before the first step and after every step. What it raises ends the run.
 
         Returns:
             The content of perturbation.json; None in all processes but the main one.
@@ -165,7 +173,7 @@ class PhotoJob:
         Raises:
             UserError: a saved photo is not within the budget of its original.
         """
-        seconds_per_photo = self.protect(family, output, processes)
+        seconds_per_photo = self.protect(family, output, processes, watch=watch)
 
         def measure_and_write() -> Perturbation:
             figures = self.measure(output, seconds_per_photo=seconds_per_photo, command=command)
@@ -182,13 +190,16 @@ class PhotoJob:
 
         return processes.on_main(measure_and_write)
 
-    def protect(self, family: Family, output: Path, processes: ProcessGroup) -> float | None:
+    def protect(
+        self, family: Family, output: Path, processes: ProcessGroup, *, watch: Watch = unwatched
+    ) -> float | None:
         """Protect the photos that are missing in the output folder. Each process protects some of the subjects.
 
         Args:
             family: the model that the photos are protected against.
             output: the output folder.
             processes: the processes that share the work. All of them must call this method.
+            watch: as for `run`.
 
         Returns:
             The seconds that this process took per photo; None if it had no photo to protect.
@@ -201,7 +212,11 @@ class PhotoJob:
         if missing and self.protection.needs_class_pictures:
             with torch.no_grad():
                 prior = processes.main_first(lambda: self.class_pictures(family, output, processes.is_main))
-        self._protect_subjects(mine, family, prior, images, show_progress=processes.is_main)
+        try:
+            self._protect_subjects(mine, family, prior, images, show_progress=processes.is_main, watch=watch)
+        finally:
+            if self.faces is not None:
+                self.faces.to("cpu")  # because the saved photos are measured on the CPU
         done, seconds = sum(len(self.photos[subject]) for subject in mine), time.perf_counter() - started
         processes.wait()
         if missing and self.format == "jpeg":
@@ -262,7 +277,14 @@ class PhotoJob:
         ]
 
     def _protect_subjects(
-        self, subjects: Sequence[str], family: Family, prior: Posterior | None, images: Path, *, show_progress: bool
+        self,
+        subjects: Sequence[str],
+        family: Family,
+        prior: Posterior | None,
+        images: Path,
+        *,
+        show_progress: bool,
+        watch: Watch,
     ) -> None:
         """Write the protected photos of some subjects."""
         with torch.no_grad():
@@ -270,13 +292,17 @@ class PhotoJob:
         chosen = {subject: [each.chosen for each in self.look_for_faces(subject)] for subject in subjects}
         if self.faces is not None:
             self.faces.to(prompts.device)
-        steps, shown = self.protection.total_steps, show_progress and bool(subjects)
+        steps, shown, done = self.protection.total_steps, show_progress and bool(subjects), 0
         with progress_bar(total=steps * len(subjects), desc="protect", unit="step", shown=shown) as bar:
 
             def progress(values: Mapping[str, Tensor]) -> None:
+                nonlocal done
+                done += 1
                 bar.update()
+                watch(done, steps * len(subjects))
 
             for count, subject in enumerate(subjects, 1):
+                watch(done, steps * len(subjects))
                 bar.set_description(f"protect {subject}")
                 photos = [photo.read() for photo in self.photos[subject]]
                 task = ProtectionTask(
@@ -294,8 +320,7 @@ class PhotoJob:
                 for photo, pixels in zip(self.photos[subject], self.protection.protect(photos, task), strict=True):
                     save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
                 bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
-        if self.faces is not None:
-            self.faces.to("cpu")  # because the saved photos are measured on the CPU
+                done = steps * count
 
     def _measure_photos(self, images: Path) -> list[ProtectedPhoto]:
         found = []
