@@ -75,20 +75,18 @@ class Page:
         if is_miniature(config.pretrained_model_name_or_path, config.single_file_config):
             gr.Markdown(texts.MINIATURE)
         gr.Markdown("## 1. Photos of one person")
-        drop = gr.File(
-            label="Drop photos of one person here, or click to choose them", file_count="multiple", height=130
-        )
+        drop = gr.File(show_label=False, file_count="multiple", height=130, elem_id="drop")
         seen = gr.HTML(elem_id="seen")
         with gr.Row():
-            out = gr.Dropdown([], multiselect=True, label="Take photos out", visible=False, elem_id="out")
-            clear = gr.Button("Take all out", visible=False, size="sm", elem_id="clear")
+            out = gr.Dropdown([], multiselect=True, label="Remove photos", visible=False, elem_id="out", scale=3)
+            clear = gr.Button("Remove all", visible=False, size="sm", elem_id="clear", scale=1, min_width=120)
         gr.Markdown("## 2. How")
         strength = gr.Radio(strengths(), value=begin.strength, label="Strength", elem_id="strength")
         with gr.Row(visible=begin.strength == OWN) as own:
             first = gr.Slider(1, MOST, step=1, value=begin.fine_tuning, label="Steps of 256 for the method")
             second = gr.Slider(1, MOST, step=1, value=begin.zero_shot, label="Steps of 256 for faces")
         offered = [(text, name) for name, text in methods(config).items()]
-        method = gr.Dropdown(offered, value=begin.method, label="Method, against training", elem_id="method")
+        method = gr.Dropdown(offered, value=begin.method, label="Method against training", elem_id="method")
         faces = gr.Checkbox(
             begin.faces,
             label="Change the faces too, against face recognisers",
@@ -103,7 +101,7 @@ class Page:
             go = gr.Button("Protect", variant="primary", interactive=False, elem_id="go")
             stop = gr.Button("Cancel", interactive=False, elem_id="stop")
         told = gr.HTML(elem_id="told")
-        with gr.Group(visible=False) as made:
+        with gr.Column(visible=False) as made:
             shown = gr.Dropdown([], label="Before and after", elem_id="shown")
             before_after = gr.HTML(elem_id="compare")
             files = gr.HTML(elem_id="files")
@@ -263,7 +261,8 @@ class Page:
         if len(named) > 1:
             choice = gr.Dropdown(named, value=named[0], label="Audit")
             choice.input(lambda name: self._frame(self.reports.named[name]), choice, shown, api_visibility="private")
-        brought = gr.File(label="Or drop a report.html or a results.json here", file_count="single", height=110)
+        gr.Markdown("Another one, a report.html or a results.json:")
+        brought = gr.File(show_label=False, file_count="single", height=130)
         brought.upload(self.bring, brought, [brought, shown], show_progress="hidden", api_visibility="private")
 
     def bring(self, file: str, request: gr.Request) -> tuple[None, str]:

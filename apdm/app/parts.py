@@ -12,8 +12,8 @@ from apdm.core.terminal import count
 from apdm.image_layer.results import Perturbation
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
-.apdm-photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; }
+.gradio-container { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
+.apdm-photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 14px; }
 .apdm-photos figure, .apdm-compare figure { margin: 0; }
 .apdm-frame { position: relative; display: block; line-height: 0; background: #fff; border-radius: 6px;
   overflow: hidden; }
@@ -43,9 +43,11 @@ CSS = """
 .apdm-compare label span:last-child { text-align: right; }
 .apdm-files { list-style: none; padding: 0; margin: 8px 0; display: grid; gap: 6px; }
 .apdm-files a, .apdm-zip { text-decoration: underline; overflow-wrap: anywhere; }
+.dark .apdm-files a, .dark a.apdm-files { color: #93c5fd; }
 .apdm-zip { display: inline-block; padding: 9px 16px; border-radius: 6px; background: #1d4ed8; color: #fff !important;
   text-decoration: none; font-weight: 600; }
-.apdm-report { width: 100%; height: 80vh; border: 1px solid #9ca3af; border-radius: 6px; background: #fff; }
+#clear { align-self: end; }
+.apdm-report { width: 100%; height: 80vh; border: 1px solid #9ca3af; border-radius: 6px; }
 """
 
 

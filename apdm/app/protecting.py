@@ -159,6 +159,7 @@ def in_words_of_the_page(session: Session) -> Iterator[None]:
         found = [str(one) for one in (error.errors if isinstance(error, UserErrors) else [error])]
         for folder in (session.photos, session.output, session.folder):
             found = [text.replace(str(folder), PAGE) for text in found]
+        found = [text.removeprefix(f"{session.photos.name}/") for text in found]
         raise UserError("\n".join(found)) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from apdm.config.dataset import CLASS, PHOTOS
 from apdm.config.options import option
@@ -61,14 +61,19 @@ class AppConfig(PerturbConfig):
         holds="path",
         common="model",
     )
-    instance_data_dir: str = option("photos", NOT_USED)
-    output_dir: str = option("protected", NOT_USED)
+    instance_data_dir: str = option("photos", NOT_USED, holds="path")
+    output_dir: str = option("protected", NOT_USED, holds="path")
     overwrite_output_dir: bool = option(True, NOT_USED)
-    dataset_name: str | None = option(None, NOT_USED)
+    dataset_name: str | None = option(None, NOT_USED, holds="path")
+    report_to: Literal["tensorboard", "wandb"] | None = option(None, "Not used: the page sends nothing to a tracker.")
 
     def __post_init__(self) -> None:
-        if self.dataset_name is not None:
-            raise UserError("dataset_name is given, but the photos come from the page; leave it out")
+        for name, why in (
+            ("dataset_name", "the photos come from the page"),
+            ("report_to", "the page sends nothing to a tracker"),
+        ):
+            if getattr(self, name) is not None:
+                raise UserError(f"{name} is given, but {why}; leave it out")
         super().__post_init__()
 
     @staticmethod

@@ -171,7 +171,7 @@ class ZeroShotConfig:
         True,
         "Whether the layer against zero-shot adapters is used. false is the ablation without it. By default it is not "
         "used for objects, which have no faces.",
-        common={"perturb": "what is made"},
+        common={"perturb": "what is made", "app": "what is made"},
     )
     epsilon: float | None = option(
         None,
@@ -185,14 +185,14 @@ class ZeroShotConfig:
         "Largest number of PGD steps against zero-shot adapters. A photo that no encoder recognises any more is not "
         "changed further.",
         at_least=1,
-        common={"perturb": "how long, and how strongly"},
+        common={"perturb": "how long, and how strongly", "app": "how long, and how strongly"},
     )
     encoders: list[str] = option(
         [],
         "Identity encoders that the photo must mislead: InsightFace packs or files, PATH=THRESHOLD. Several of "
         "different kinds protect better. By default the first of faces; without faces the bundled portrait-a.",
         holds="spec",
-        common={"perturb": "faces and judges"},
+        common={"perturb": "faces and judges", "app": "faces and judges"},
     )
     weights: list[float] = option([], "One weight for each encoder. Default: 1 each.", above=0)
     detector: str | None = option(
@@ -249,7 +249,7 @@ class ImageLayerConfig:
         "default",
         "Budgets of the two layers, in grey levels: low is 4 and 7, default is 7 and 11 (DLADiff's), high is 12 and "
         "16. A larger budget protects more and is easier to see.",
-        common={"perturb": "how long, and how strongly"},
+        common={"perturb": "how long, and how strongly", "app": "how long, and how strongly"},
     )
     epsilon: float | None = option(
         None,
@@ -278,18 +278,18 @@ class ImageLayerConfig:
         "at most this many, and the change is enlarged to the photo's own size. A larger value needs more time and "
         "memory. Default: twice the resolution.",
         at_least=16,
-        common={"perturb": "memory"},
+        common={"perturb": "memory", "app": "memory"},
     )
     batch_size: int = option(
         4,
         "Photos per PGD step. More photos need more memory; the result stays nearly the same.",
         at_least=1,
-        common={"perturb": "memory"},
+        common={"perturb": "memory", "app": "memory"},
     )
     format: Literal["png", "jpeg"] = option(
         "png",
         "File format of the protected photos. JPEG compression takes away part of the protection.",
-        common={"perturb": "what is made"},
+        common={"perturb": "what is made", "app": "what is made"},
     )
     jpeg_quality: int = option(
         95, "Quality of JPEG files, which are written without chroma subsampling.", at_least=1, at_most=100

@@ -33,6 +33,7 @@ EXTRAS = {
     "faces in real photos": ("insightface", "faces"),
     "an attacker's search": ("optuna", "search"),
     "trackers": ("tensorboard", "track"),
+    "the app": ("gradio", "app"),
 }
 
 

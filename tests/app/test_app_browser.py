@@ -123,6 +123,7 @@ def check_layout(page: Any) -> None:
     page.get_by_role("tab", name="Report").click()
     frame = page.frame_locator("iframe.apdm-report")
     frame.locator("h1").first.wait_for(timeout=PATIENCE)
+    assert page.locator("iframe.apdm-report").bounding_box()["width"] > 900  # the frame has the page's width
     page.set_viewport_size({"width": 390, "height": 800})
     for tab in ("Report", "What it means", "Photos"):
         page.get_by_role("tab", name=tab).click()
@@ -147,7 +148,7 @@ def test_photos_are_dropped_seen_protected_compared_and_deleted(place, server, b
     assert page.locator(".apdm-photos figure").count() == 2
     assert page.locator(".apdm-box.chosen").count() == 2
     assert page.locator(".apdm-bad").inner_text() == (
-        "Not taken: photos/notes.txt is not a picture that can be read; replace or remove it"
+        "Not taken: notes.txt is not a picture that can be read; replace or remove it"
     )
     # Another page has its own photos.
     drop(other, place / "other" / "000.png")

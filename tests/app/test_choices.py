@@ -40,9 +40,11 @@ def test_with_a_model_the_page_has_the_defaults_of_perturb(tmp_path):
     assert config(**given) == replace(bare, class_data_dir="class", overwrite_output_dir=True)
 
 
-def test_photos_come_from_the_page_and_from_nowhere_else():
+def test_photos_come_from_the_page_and_go_nowhere_else():
     with pytest.raises(UserError, match="dataset_name is given, but the photos come from the page"):
         config(dataset_name="people")
+    with pytest.raises(UserError, match="report_to is given, but the page sends nothing to a tracker"):
+        config(report_to="tensorboard")
     assert config(instance_data_dir="/somewhere", output_dir="/else").instance_data_dir == "photos"
 
 
