@@ -299,7 +299,7 @@ def test_the_file_of_config_may_lie_in_the_home_folder(tmp_path, monkeypatch):
 
 
 TEXTS = {"prompt", "prompts", "revision", "variant", "split", "column"}
-TEXTS |= {"dataset_config_name", "class_dataset_config_name", "dataset_subjects"}
+TEXTS |= {"host", "dataset_config_name", "class_dataset_config_name", "dataset_subjects"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
