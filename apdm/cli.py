@@ -27,6 +27,7 @@ from apdm.config import (
     InitConfig,
     PerturbConfig,
     ReportConfig,
+    ReproduceConfig,
     VerifyConfig,
     load_config,
 )
@@ -372,6 +373,25 @@ def _app(argv: Sequence[str]) -> int:
     return DONE
 
 
+def _reproduce(argv: Sequence[str]) -> int:
+    config = load_config(ReproduceConfig, _named("recipe", argv))
+    if config.list:
+        from apdm.jobs.reproduce import list_tables
+
+        say(*columns(list_tables(config)))
+        return DONE
+    if config.plan:
+        from apdm.jobs.reproduce_plan import plan_rows
+
+        say(*columns(plan_rows(config)))
+        return DONE
+    from apdm.jobs.reproduce import reproduce, summary_rows
+
+    result = reproduce(config, command=command_line("reproduce", argv))
+    say(*columns(summary_rows(result)))
+    return DONE
+
+
 def _named(option: str, argv: Sequence[str]) -> list[str]:
     """Put the name of an option before its values, which may come first without it."""
     return [f"--{option}", *argv] if argv and not argv[0].startswith("-") else list(argv)
@@ -432,6 +452,11 @@ COMMANDS = {
         _app,
         AppConfig,
         "0 done, also when Ctrl-C or SIGTERM ends the page",
+    ),
+    "reproduce": Command(
+        "make a published table again, with its baselines, ours beside the published figures",
+        _reproduce,
+        ReproduceConfig,
     ),
     "env": Command(
         "print versions, devices and what is missing for which job, or what models can be used for",

@@ -16,6 +16,7 @@ from apdm.config.job import JobConfig
 from apdm.config.perturb import PerturbConfig
 from apdm.config.presets import MemoryConfig
 from apdm.config.report import ReportConfig
+from apdm.config.reproduce import ReproduceConfig
 from apdm.config.verify import VerifyConfig
 from apdm.config.yaml_text import config_hash, to_yaml
 
@@ -38,6 +39,7 @@ __all__ = [
     "PoolConfig",
     "PreservationConfig",
     "ReportConfig",
+    "ReproduceConfig",
     "ValidationConfig",
     "VarietyConfig",
     "VerifyConfig",

@@ -118,6 +118,7 @@ class AttackConfig:
     num_threads: int | None = as_audit("num_threads")
 
     def __post_init__(self) -> None:
+        is_meant = bool(self.class_prompt)  # who spells out the class prompt has not forgotten that there are prompts
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
         prompts = self.prompts or default_audit_prompts(self.instance_prompt)
@@ -131,7 +132,7 @@ class AttackConfig:
         audit = self.audit
         audit.check_sets(self.attacker_set, with_model=True)
         if self.subject_kind == "object":
-            audit.check_object(self.instance_prompt, self.class_prompt, {"faces": self.faces})
+            audit.check_object(self.instance_prompt, self.class_prompt, {"faces": self.faces}, is_meant=is_meant)
 
     @property
     def base(self) -> str:

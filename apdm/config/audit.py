@@ -301,15 +301,20 @@ class AuditOptions:
                     f"{self.prefix}{name} is for protected photos, and none are attacked: {mend}, or leave it out"
                 )
 
-    def check_object(self, instance_prompt: str, class_prompt: str, about_faces: Mapping[str, Any]) -> None:
+    def check_object(
+        self, instance_prompt: str, class_prompt: str, about_faces: Mapping[str, Any], *, is_meant: bool = False
+    ) -> None:
         """Check that the audit can judge objects. `about_faces` are further options that make sense for people only.
+
+        Args:
+            instance_prompt, class_prompt, about_faces, is_meant: as for `apdm.config.subject_kind.check_object`.
 
         Raises:
             UserError: an option is about faces, or nothing judges likeness, or the prompt names a person.
         """
         names = ("encoders", "face_score", "faceid_adapter")
         given = {f"{self.prefix}{name}": getattr(self, name) for name in names}
-        check_object(instance_prompt, class_prompt, given | dict(about_faces))
+        check_object(instance_prompt, class_prompt, given | dict(about_faces), is_meant=is_meant)
         check_object_judges(self.judge, f"{self.prefix}judge")
 
     @property

@@ -19,6 +19,7 @@ from apdm.config.init import InitConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
 from apdm.config.perturb import PerturbConfig
 from apdm.config.report import ReportConfig
+from apdm.config.reproduce import ReproduceConfig
 from apdm.config.types import without_none
 from apdm.config.verify import VerifyConfig
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "report": ReportConfig,
     "compare": CompareConfig,
     "app": AppConfig,
+    "reproduce": ReproduceConfig,
     "env": EnvConfig,
 }
 

@@ -25,23 +25,27 @@ def subject_kind_option() -> Any:
     )
 
 
-def check_object(instance_prompt: str, class_prompt: str, about_faces: Mapping[str, Any]) -> None:
+def check_object(
+    instance_prompt: str, class_prompt: str, about_faces: Mapping[str, Any], *, is_meant: bool = False
+) -> None:
     """Check the options of a run on objects.
 
     Args:
         instance_prompt: the prompt that a subject is learnt with.
         class_prompt: the prompt of the class that it belongs to.
         about_faces: {option: its value} of options that make sense for people only.
+        is_meant: whether the prompts were given on purpose. Then they may name a person, whose whole pictures are
+            judged, and not the face.
 
     Raises:
         UserError: a prompt is the default, which names a person; or an option about faces is given.
     """
-    if instance_prompt == INSTANCE_PROMPT:
+    if instance_prompt == INSTANCE_PROMPT and not is_meant:
         raise UserError(
             f'subject_kind is object, but instance_prompt is "{instance_prompt}"; write the class of the object: '
             '"a photo of sks dog"'
         )
-    if class_prompt == CLASS_PROMPT:
+    if class_prompt == CLASS_PROMPT and not is_meant:
         raise UserError(
             f'subject_kind is object, but class_prompt is "{class_prompt}", because instance_prompt '
             f'"{instance_prompt}" has no rare word before the class; write "a photo of sks dog", or give class_prompt'

@@ -12,6 +12,7 @@ RESULTS = "results.json"  # what the audit found
 REPORT = "report.html"
 ATTACK = "attack.json"  # what `apdm attack` found
 ATTACKED_MODELS = "attacked_models"
+TABLE = "table.json"  # what `apdm reproduce` found
 IMAGES = photo_run.IMAGES  # protected photos
 SHIPPED = (MODEL, SINGLE_FILE, IMAGES, PERTURBATION, RESULTS, REPORT)
 

@@ -298,7 +298,7 @@ def test_the_file_of_config_may_lie_in_the_home_folder(tmp_path, monkeypatch):
     assert make_config(Paths, {}, file="$HOME/c.yaml").prompt == "q"
 
 
-TEXTS = {"prompt", "prompts", "revision", "variant", "split", "column"}
+TEXTS = {"prompt", "prompts", "revision", "variant", "split", "column", "rows"}
 TEXTS |= {"host", "dataset_config_name", "class_dataset_config_name", "dataset_subjects"}
 
 

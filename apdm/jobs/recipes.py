@@ -1,0 +1,292 @@
+"""Recipes of tables: YAML files that hold nothing but data, read into dataclasses.
+
+A recipe names what is protected and how, the attack, what is measured, and the published figures. Its options are those
+of `apdm harden`, `apdm perturb` and `apdm attack`. In their texts `{sd15}` and the like stand for the models that
+models.yaml names, and `{people}` for the folder of the drawn people of the miniature world.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from apdm.audit.schema import WrongShape, from_json
+from apdm.audit.tables import Column
+from apdm.config.yaml_text import read_yaml
+from apdm.core.errors import UserError
+from apdm.core.model_path import HUB_ID
+from apdm.portraits import ADAPTER, PIPELINE
+from apdm.recipes import RECIPES, TABLES
+
+# {name in models.yaml: what it is}
+MODELS: Mapping[str, str] = {
+    "sd15": "Stable Diffusion 1.5",
+    "sd21": "Stable Diffusion 2.1-base",
+    "sdxl": "Stable Diffusion XL",
+    "dino": "facebook/dino-vits16",
+    "clip": "CLIP ViT-L/14",
+    "inception": "Inception of pytorch-fid, a file",
+    "buffalo_l": "InsightFace pack buffalo_l",
+    "antelopev2": "InsightFace pack antelopev2",
+    "faceid": "IP-Adapter FaceID for SD 1.5, a file",
+    "instantid": "InstantID's adapter, a file",
+    "instantid_controlnet": "InstantID's ControlNet, a folder",
+    "coco": "captions of COCO val2014",
+}
+BUNDLED: Mapping[str, str] = {"miniature": str(PIPELINE), "miniature_adapter": str(ADAPTER)}
+PLACE = re.compile(r"\{(" + "|".join([*MODELS, *BUNDLED, "people"]) + r")\}")
+TWIN = "twin_of"
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """How a row protects: hardened weights or changed photos, never both.
+
+    Attributes:
+        harden: options of `apdm harden`; None if the weights are not hardened.
+        perturb: options of `apdm perturb`; None if the photos are not changed.
+        needs: why this program cannot do it; None if it can.
+        differs: how it differs from the paper's, one sentence each.
+    """
+
+    harden: Options | None = None
+    perturb: Options | None = None
+    needs: str | None = None
+    differs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeRow:
+    """One row of a table.
+
+    Attributes:
+        title: what the paper calls it.
+        protect: one of the recipe's protections; None for no protection.
+        clean: how many of the attacker's photos are not protected.
+        attack: options of `apdm attack` that differ from the recipe's.
+        published: {column: the paper's figure}.
+        differs: how the row differs from the paper's, one sentence each.
+    """
+
+    title: str
+    protect: str | None = None
+    clean: Literal[0, 1, "N-1"] = 0
+    attack: Options = field(default_factory=dict)
+    published: dict[str, float] = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A table of a paper.
+
+    Attributes:
+        title: which table it is.
+        source: where the published figures stand.
+        subjects: whose photos are attacked. Portraits are the drawn people of the miniature world.
+        model: the attacked model, by its name in models.yaml.
+        instance_prompt: the prompt that a subject is learnt with.
+        class_prompt: the prompt of its class.
+        resolution: side in pixels of the squares that are cut out of photos.
+        people: how many subjects by default; None for all.
+        harden, perturb, attack: options of these commands, in all rows.
+        columns, protections, rows: {id: column, protection, row}, in their order.
+        differs: how the table differs from the paper's, one sentence each.
+    """
+
+    title: str
+    source: str
+    subjects: Literal["person", "object", "portraits"]
+    model: str
+    instance_prompt: str
+    class_prompt: str
+    resolution: int
+    columns: dict[str, Column]
+    rows: dict[str, RecipeRow]
+    protections: dict[str, Protection] = field(default_factory=dict)
+    people: int | None = None
+    harden: Options = field(default_factory=dict)
+    perturb: Options = field(default_factory=dict)
+    attack: Options = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether the table is of the miniature world."""
+        return self.subjects == "portraits"
+
+    def protection(self, row: RecipeRow) -> Protection:
+        """How a row protects."""
+        return Protection() if row.protect is None else self.protections[row.protect]
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe. Raises UserError if there is none of this name."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    file = RECIPES / f"{name}.yaml"
+    if not re.fullmatch(r"[\w-]+/[\w-]+", name) or not file.is_file():
+        raise UserError(
+            f'there is no recipe "{name}"; apdm reproduce --list names all, or give a YAML file of your own'
+        )
+    return file
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        UserError: there is no such recipe, or something in its file is wrong. The message names file and key.
+    """
+    file = recipe_file(name)
+    try:
+        recipe = from_json(Recipe, _tree(file))
+    except WrongShape as error:
+        raise UserError(f"{file}: {error}; the recipes of the package show the form, {RECIPES}") from None
+    _check(recipe, file)
+    return recipe
+
+
+def _tree(file: Path) -> Options:
+    """The content of a recipe's file. A twin has that of the recipe whose twin it is, except for what it states itself.
+
+    What a twin states as null is left out.
+    """
+    own = read_yaml(str(file), line="key: value")
+    other = own.pop(TWIN, None)
+    if other is None:
+        return own
+    if not isinstance(other, str):
+        raise UserError(f"{file}: {TWIN} needs the name of a recipe, such as apdm/table1-person")
+    return merged(_tree(recipe_file(other)), own)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
+    """Two nested mappings as one. The values of `over` win, and those that are None leave a key out."""
+    both: Options = dict(under)
+    for key, value in over.items():
+        if value is None:
+            both.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(both.get(key), Mapping):
+            both[key] = merged(both[key], value)
+        else:
+            both[key] = value
+    return both
+
+
+def _check(recipe: Recipe, file: Path) -> None:
+    """Check that a recipe's parts fit together."""
+    if recipe.model not in {**MODELS, **BUNDLED}:
+        raise UserError(f"{file}: model is {recipe.model}; it needs one of {', '.join([*MODELS, *BUNDLED])}")
+    for name, protection in recipe.protections.items():
+        if sum(part is not None for part in (protection.harden, protection.perturb, protection.needs)) != 1:
+            raise UserError(f"{file}: protections.{name} needs one of harden, perturb and needs")
+    for name, row in recipe.rows.items():
+        if row.protect not in (None, *recipe.protections):
+            known = ", ".join(recipe.protections)
+            raise UserError(f"{file}: rows.{name}.protect is {row.protect}, which is none of protections: {known}")
+        if unknown := row.published.keys() - recipe.columns.keys():
+            raise UserError(f"{file}: rows.{name}.published has {sorted(unknown)[0]}, which is none of columns")
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def read_models(file: str | None) -> dict[str, str]:
+    """Return {name: folder, file or name on the Hub} of a models.yaml; empty without one.
+
+    Raises:
+        UserError: a name is not known, or a model lies nowhere and cannot be on the Hub either.
+    """
+    models = {} if file is None else read_yaml(file, line="sd15: folder")
+    for name, place in models.items():
+        if name not in MODELS:
+            raise UserError(f'{file}: "{name}" is no model that a table needs; there are {", ".join(MODELS)}')
+        if not isinstance(place, str) or not (Path(place).expanduser().exists() or HUB_ID.fullmatch(place)):
+            raise UserError(f"{file}: {name} is {place}: no such folder or file, and no name on the Hub; mend the path")
+    return {
+        name: str(Path(place).expanduser()) if Path(place).expanduser().exists() else place
+        for name, place in models.items()
+    }
+
+
+def needed_models(options: Any) -> set[str]:
+    """Return the names of the models that stand in some options."""
+    if isinstance(options, Mapping):
+        return set().union(*map(needed_models, options.values())) if options else set()
+    if isinstance(options, list):
+        return set().union(*map(needed_models, options)) if options else set()
+    return {name for name in PLACE.findall(options) if name in MODELS} if isinstance(options, str) else set()
+
+
+def filled_in(options: Any, places: Mapping[str, str]) -> Any:
+    """Return options with places in the stead of names in braces."""
+    if isinstance(options, Mapping):
+        return {key: filled_in(value, places) for key, value in options.items()}
+    if isinstance(options, list):
+        return [filled_in(value, places) for value in options]
+    return PLACE.sub(lambda found: places[found[1]], options) if isinstance(options, str) else options
+
+
+def missing_for(recipe: Recipe, row: RecipeRow, models: Mapping[str, str]) -> str | None:
+    """Say what a row needs and does not have; None if it can be run."""
+    protection = recipe.protection(row)
+    if protection.needs is not None:
+        return protection.needs
+    options = [recipe.attack, row.attack, protection.harden, protection.perturb]
+    options += [recipe.harden] * (protection.harden is not None) + [recipe.perturb] * (protection.perturb is not None)
+    named = needed_models(options) | ({recipe.model} & MODELS.keys())
+    return ", ".join(f"{name} ({MODELS[name]})" for name in MODELS if name in named - models.keys()) or None
+
+
+# -- all tables ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedTable:
+    """A table of a paper, whether it has a recipe or not.
+
+    Attributes:
+        title: what it shows.
+        state: why it has no recipe; None if it has one.
+    """
+
+    title: str
+    state: str | None = None
+
+
+def all_tables() -> dict[str, ListedTable]:
+    """Return {id: table} of the papers' tables and of their twins on the miniature world."""
+    try:
+        listed = {name: from_json(ListedTable, table, name) for name, table in read_yaml(str(TABLES)).items()}
+    except WrongShape as error:
+        raise UserError(f"{TABLES}: {error}") from None
+    for file in sorted(RECIPES.glob("*/*.yaml")):
+        name = file.relative_to(RECIPES).with_suffix("").as_posix()
+        listed[name] = ListedTable(title=load_recipe(name).title)
+    return dict(sorted(listed.items(), key=lambda item: list_order(item[0])))
+
+
+def list_order(name: str) -> tuple[bool, str, int, str]:
+    """The place of a table in the list: by paper, by the number of the table; the miniature world last."""
+    paper, _, table = name.partition("/")
+    number = re.search(r"\d+", table)
+    return paper == "miniature", paper, int(number[0]) if number and paper != "miniature" else 99, table
+
+
+def state_of(name: str, table: ListedTable, models: Mapping[str, str]) -> str:
+    """Say whether a table runs here, and what it needs if not."""
+    if table.state is not None:
+        return table.state
+    recipe = load_recipe(name)
+    missing = {title: missing_for(recipe, row, models) for title, row in recipe.rows.items()}
+    parts = dict.fromkeys(part for text in missing.values() if text for part in [text])
+    if all(missing.values()):
+        return f"needs {next(iter(parts))}" + ("" if recipe.is_miniature else ", and photos")
+    photos = "" if recipe.is_miniature else ", with photos"
+    left = f"; {sum(map(bool, missing.values()))} of {len(missing)} rows not: {'; '.join(parts)}" if parts else ""
+    return f"runs here{photos}{left}"

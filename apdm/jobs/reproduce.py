@@ -1,0 +1,289 @@
+"""`apdm reproduce`: make a table of a paper again, and show ours beside the published figures.
+
+A row of a table is what other commands do: `apdm harden` or `apdm perturb` protects, `apdm attack` attacks and judges.
+Recipes (`apdm.jobs.recipes`) say with which options, and `apdm.jobs.reproduce_steps` runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from apdm.audit.results import AttackRow
+from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about, measured_cell, write_table_json
+from apdm.config import AttackConfig, HardenConfig, PerturbConfig, ReproduceConfig
+from apdm.core.errors import Faults, UserError
+from apdm.core.files import claim_output_dir, write_text
+from apdm.core.logging import get_logger
+from apdm.core.signals import stop_on_signals
+from apdm.core.terminal import count
+from apdm.core.versions import package_versions
+from apdm.distributed.launch import join_processes
+from apdm.export.layout import TABLE
+from apdm.jobs.prepare import keep_apart, prepare_process
+from apdm.jobs.recipes import (
+    BUNDLED,
+    MODELS,
+    Recipe,
+    RecipeRow,
+    all_tables,
+    filled_in,
+    load_recipe,
+    merged,
+    missing_for,
+    read_models,
+    state_of,
+)
+from apdm.jobs.reproduce_steps import (
+    DRAWN_PEOPLE,
+    Steps,
+    Subject,
+    attack_config,
+    draw_people,
+    job_config,
+    read_subjects,
+)
+from apdm.report.table_page import markdown, write_table_page
+
+logger = get_logger(__name__)
+
+KEPT = "what is finished is kept; the same command goes on"
+MINIATURE = (
+    "This table is of the miniature world: drawn people and a small bundled model. Its figures are not the paper's "
+    "figures, and say nothing about Stable Diffusion."
+)
+PAGE, TEXT = "table.html", "table.md"
+
+
+@dataclass(frozen=True)
+class ReproduceResult:
+    """A finished table.
+
+    Attributes:
+        output_dir: the folder with table.json, table.md and table.html.
+        table: its content; None in all processes of a distributed run but the main one.
+    """
+
+    output_dir: Path
+    table: Table | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a table needs, read and checked before any work.
+
+    Attributes:
+        recipe: the table.
+        models: {name: place} of what models.yaml names.
+        rows: {id: row} of the rows that are wanted.
+        missing: {id: what the row needs} of the rows that cannot be run.
+    """
+
+    recipe: Recipe
+    models: Mapping[str, str]
+    rows: Mapping[str, RecipeRow]
+    missing: Mapping[str, str]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """{name of a model: where it is}, with the bundled ones."""
+        return {**self.models, **BUNDLED}
+
+    @property
+    def runnable(self) -> dict[str, RecipeRow]:
+        """The rows that can be run."""
+        return {name: row for name, row in self.rows.items() if name not in self.missing}
+
+
+def list_tables(config: ReproduceConfig) -> dict[str, str]:
+    """Return {table: whether it runs here, what it needs, and what it shows}."""
+    models = read_models(config.models)
+    return {name: f"{state_of(name, table, models)}. {table.title}" for name, table in all_tables().items()}
+
+
+def load_job(config: ReproduceConfig) -> Job:
+    """Read the recipe and the models, and check the options of all rows.
+
+    Raises:
+        UserError: something is wrong. All that was found is told.
+    """
+    with Faults() as faults:
+        recipe = faults.of(lambda: load_recipe(str(config.recipe)))
+        models = faults.of(lambda: read_models(config.models))
+    if unknown := [name for name in config.rows if name not in recipe.rows]:
+        raise UserError(f"{config.recipe} has no row {unknown[0]}; there are {', '.join(recipe.rows)}")
+    if not recipe.is_miniature and config.data is None and not config.plan:
+        raise UserError(f"data must be given for {config.recipe}: the folder of the photos, <id>/set_A or <id>/*.jpg")
+    if recipe.is_miniature and (config.data or config.models):
+        given = "data" if config.data else "models"
+        raise UserError(f"{config.recipe} draws its people and uses the bundled model; leave out {given}")
+    rows = {name: row for name, row in recipe.rows.items() if not config.rows or name in config.rows}
+    missing = {name: text for name, row in rows.items() if (text := missing_for(recipe, row, models)) is not None}
+    check_options(recipe, str(config.recipe))
+    return Job(recipe=recipe, models=models, rows=rows, missing=missing)
+
+
+def check_options(recipe: Recipe, name: str) -> None:
+    """Check that all options of a recipe are options of the commands that they are for.
+
+    Raises:
+        UserError: an option is not known or has a wrong value. The message names recipe and row.
+    """
+    places = {name: name for name in [*MODELS, *BUNDLED]} | {"people": "people"}
+    here = Path("table")
+    for row_name, row in recipe.rows.items():
+        protection = recipe.protection(row)
+        try:
+            if protection.harden is not None:
+                options = filled_in(merged(recipe.harden, protection.harden), places)
+                job_config(HardenConfig, recipe, options, here, here, {"pretrained_model_name_or_path": "model"})
+            if protection.perturb is not None:
+                options = filled_in(merged(recipe.perturb, protection.perturb), places)
+                job_config(PerturbConfig, recipe, options, here, here, {"pretrained_model_name_or_path": "model"})
+            attack_of(recipe, row, places)
+        except UserError as error:
+            raise UserError(f"recipe {name}, row {row_name}: {error}") from None
+
+
+def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:
+    """Return the configuration of a row's attack, with names in the places of folders."""
+    fill = lambda options: filled_in(options, {"people": "people", **places})  # noqa: E731
+    here = Path("table")
+    return attack_config(recipe, row, fill, model="model", photos=here, output=here, seed=0, threads=None)
+
+
+def reproduce(config: ReproduceConfig, *, command: str | None = None) -> ReproduceResult:
+    """Make a table: protect, attack and judge as its rows say, and write table.json, table.md and table.html.
+
+    The command `apdm reproduce` runs this function, in one process or in the processes that `accelerate launch`
+    started.
+
+    Args:
+        config: the options.
+        command: the command line that was given, for table.json.
+
+    Returns:
+        The output folder, and in the main process the table.
+
+    Raises:
+        UserError: the input cannot be used. This is found before any long work starts.
+        Interrupted: the process was asked to stop. What is finished is kept, and the same call goes on from there.
+    """
+    job, output = load_job(config), Path(str(config.output_dir))
+    if config.data is not None:
+        keep_apart({"data": config.data}, output_dir=str(output))
+    processes, _ = join_processes()
+    with stop_on_signals(KEPT, kept=lambda: True), ExitStack() as held:
+        prepare_process(config.num_threads)
+        subjects = processes.broadcast(lambda: prepare(config, job, output, held))
+        steps = Steps(
+            recipe=job.recipe, output=output, places=job.places, num_threads=config.num_threads, processes=processes
+        )
+        attacks: dict[str, dict[str, list[AttackRow]]] = {}
+        for name, row in job.runnable.items():
+            logger.info("row %s: %s", name, row.title)
+            attacks[name] = {one.id: [steps.attack(row, one, seed) for seed in range(config.seeds)] for one in subjects}
+        table = table_of(config, job, subjects, attacks, command)
+        processes.on_main(lambda: write_table(table, output))
+    return ReproduceResult(output, table if processes.is_main else None)
+
+
+def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) -> list[Subject]:
+    """Claim the output folder, and return the subjects. People of the miniature world are drawn first.
+
+    Raises:
+        UserError: the folder holds another table or files of other programs, or there are no photos.
+    """
+    recipe = job.recipe
+    count_wanted = config.people or recipe.people
+    if not recipe.is_miniature:
+        subjects = read_subjects(str(config.data), drawn=False, count=count_wanted)
+    claim_output_dir(output, overwrite=True, until=held)
+    if (output / TABLE).is_file():
+        earlier = json.loads((output / TABLE).read_text(encoding="utf-8")).get("title")
+        if earlier != recipe.title:
+            raise UserError(f"{output} holds another table: {earlier}; choose another output_dir")
+    if recipe.is_miniature:
+        draw_people(output / DRAWN_PEOPLE, count_wanted or 1)
+        subjects = read_subjects(str(output / DRAWN_PEOPLE), drawn=True, count=count_wanted or 1)
+    return subjects
+
+
+def table_of(
+    config: ReproduceConfig,
+    job: Job,
+    subjects: list[Subject],
+    attacks: Mapping[str, Mapping[str, list[AttackRow]]],
+    command: str | None,
+) -> Table:
+    """Return the table of what the attacks found, {row: {subject: attacks, one for each seed}}."""
+    recipe = job.recipe
+    unprotected = [name for name, row in job.rows.items() if row.protect is None and name in attacks]
+    doubts = [MINIATURE] if recipe.is_miniature else []
+    doubts += doubts_about(
+        [one for name in unprotected for of in attacks[name].values() for one in of] if unprotected else None
+    )
+    return Table(
+        schema=SCHEMA,
+        recipe=str(config.recipe),
+        title=recipe.title,
+        source=recipe.source,
+        command=command,
+        package=package_versions(),
+        miniature=recipe.is_miniature,
+        doubts=doubts,
+        differs=recipe.differs,
+        model=recipe.model,
+        subjects=[one.id for one in subjects],
+        seeds=list(range(config.seeds)),
+        columns=recipe.columns,
+        rows={name: _row(job, name, attacks.get(name)) for name in job.rows},
+    )
+
+
+def _row(job: Job, name: str, attacks: Mapping[str, list[AttackRow]] | None) -> TableRow:
+    recipe, row = job.recipe, job.rows[name]
+    protection = recipe.protection(row)
+    if attacks is None:
+        cells = {column: TableCell(published=row.published.get(column)) for column in recipe.columns}
+        return TableRow(title=row.title, not_run=f"needs {job.missing[name]}", cells=cells)
+    prompts = len(attack_of(recipe, row, job.places).prompts)
+    every = [one for of in attacks.values() for one in of]
+    return TableRow(
+        title=row.title,
+        not_run=None,
+        cells={
+            column: measured_cell(one, attacks, prompts, row.published.get(column))
+            for column, one in recipe.columns.items()
+        },
+        failed=sum(one.status == "failed" for one in every),
+        differs=[*protection.differs, *row.differs],
+        seconds=sum(one.seconds for one in every),
+    )
+
+
+def write_table(table: Table, output: Path) -> None:
+    """Write table.json, table.md and table.html."""
+    write_table_json(table, output / TABLE)
+    write_text(output / TEXT, "\n".join(markdown(table)) + "\n")
+    write_table_page(table, output / PAGE)
+
+
+def summary_rows(result: ReproduceResult) -> dict[str, str | list[str]]:
+    """Return what to tell at the end."""
+    table = result.table
+    if table is None:
+        return {}
+    left = [name for name, row in table.rows.items() if row.not_run is not None]
+    rows: dict[str, str | list[str]] = {"table": str(result.output_dir / PAGE), "text": str(result.output_dir / TEXT)}
+    rows["rows"] = (
+        f"{len(table.rows) - len(left)} of {count(len(table.rows), 'row')}, {count(len(table.subjects), 'subject')}"
+    )
+    if left:
+        rows["not run"] = [f"{name}: {table.rows[name].not_run}" for name in left]
+    if table.doubts:
+        rows["note"] = table.doubts
+    return rows

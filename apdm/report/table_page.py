@@ -1,0 +1,121 @@
+"""A table of a paper, ours beside the published figures: as Markdown and as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from apdm.audit.tables import Column, Table, TableRow
+from apdm.core.terminal import count
+from apdm.export.layout import TABLE
+from apdm.report.numbers import NOT_MEASURED, number
+from apdm.report.page import write_page
+
+ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
+DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure as texts. `reason` says why there is none."""
+
+    text: str
+    interval: str = ""
+    reason: str = ""
+
+
+def write_table_page(table: Table, output: str | Path) -> None:
+    """Write one self-contained HTML page. An existing file is replaced only when the new file is complete."""
+    write_page(
+        "table.html.j2",
+        output,
+        {
+            "table": table,
+            "parts": shown_parts(table),
+            "rows": {name: figures(table, row) for name, row in table.rows.items()},
+            "notes": list(notes(table)),
+            "data": TABLE,
+        },
+    )
+
+
+def shown_parts(table: Table) -> list[tuple[str, list[str]]]:
+    """The columns: the head, with the direction that protects, and which of "ours" and "published" it has."""
+    found = []
+    for name, column in table.columns.items():
+        parts = ["ours"] if column.figure != "other" else []
+        parts += ["published"] * any(row.cells[name].published is not None for row in table.rows.values())
+        if parts:
+            found.append((f"{column.title} {ARROWS[column.better]}", parts))
+    return found
+
+
+def figures(table: Table, row: TableRow) -> list[Figure]:
+    """The cells of a row as texts, for the parts that `shown_parts` names."""
+    found = []
+    for name, column in table.columns.items():
+        cell = row.cells[name]
+        if column.figure != "other":
+            low, high = cell.interval or (None, None)
+            interval = "" if low is None or high is None else f"{_plain(low)} to {_plain(high)}"
+            found.append(Figure("not run" if row.not_run else _plain(cell.ours), interval, cell.reason or ""))
+        if any(other.cells[name].published is not None for other in table.rows.values()):
+            found.append(Figure(_plain(cell.published)))
+    return found
+
+
+def markdown(table: Table) -> list[str]:
+    """The table as lines of Markdown, with its notes below."""
+    titles = ["row", *(f"{head}, {part}" for head, parts in shown_parts(table) for part in parts)]
+    lines = [f"# {table.title}", "", *(line for doubt in table.doubts for line in (doubt, ""))]
+    lines += [_line(titles), _line(["---"] * len(titles))]
+    for row in table.rows.values():
+        cells = [one.text + f" ({one.interval})" * bool(one.interval) for one in figures(table, row)]
+        lines.append(_line([row.title, *cells]))
+    return [*lines, "", *(f"* {note}" for note in notes(table))]
+
+
+def notes(table: Table) -> Iterator[str]:
+    """What a reader of the table has to know, one sentence or two each."""
+    n, seeds = len(table.subjects), len(table.seeds)
+    counted = f"{count(n, 'subject')}, {count(seeds, 'seed')} of the attack each"
+    yield f"Ours: {counted}; a mean over seeds, then over subjects."
+    if any(cell.interval for row in table.rows.values() for cell in row.cells.values()):
+        over = "subjects" if n > 1 else "seeds of the only subject"
+        yield f"In brackets: 95 % bootstrap interval over {over}."
+    yield f"Published: {table.source}. Arrows point to what is better for the person."
+    yield from table.differs
+    for column in table.columns.values():
+        if column.needs:
+            yield f"{column.title} is not computed: {column.needs}."
+    said: dict[str, list[str]] = {}  # {what is said: of which rows}
+    for row in table.rows.values():
+        for sentence in _about(table, row):
+            said.setdefault(sentence, []).append(row.title)
+    for sentence, rows in said.items():
+        yield f"{'; '.join(rows)}: {sentence}"
+
+
+def _about(table: Table, row: TableRow) -> Iterator[str]:
+    """What has to be said about one row."""
+    if row.not_run:
+        yield f"not run, {row.not_run}."
+    yield from row.differs
+    if row.failed:
+        yield f"{row.failed} attacks failed and are not counted."
+    yield from dict.fromkeys(f"{reason}." for reason in _reasons(table.columns, row))
+
+
+def _reasons(columns: dict[str, Column], row: TableRow) -> Iterator[str]:
+    for name, cell in row.cells.items():
+        if cell.reason and not columns[name].needs:
+            yield f"{columns[name].title} was not measured, {cell.reason}"
+
+
+def _plain(value: float | None) -> str:
+    return NOT_MEASURED if value is None else number(float(value), DIGITS if abs(value) < 10 else 1)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"

@@ -1,0 +1,275 @@
+"""`apdm reproduce`: recipes are read and compile to the other commands' options, and tables are made and go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from html_page import Page
+from small_stable_diffusion import write_sets, write_small_sd15
+from tiny_judges import write_dino
+
+from apdm.audit.results import AttackRow, CurvePoint
+from apdm.audit.tables import Column, figure_of, measured_cell
+from apdm.cli import main
+from apdm.config import ReproduceConfig
+from apdm.core.errors import UserError
+from apdm.jobs.recipes import TABLES, all_tables, filled_in, load_recipe, missing_for, read_models
+from apdm.jobs.reproduce import check_options, reproduce
+from apdm.jobs.reproduce_steps import mixed
+from apdm.metrics.identity import IdentityStatistics
+from apdm.recipes import RECIPES
+
+NAMES = [file.relative_to(RECIPES).with_suffix("").as_posix() for file in sorted(RECIPES.glob("*/*.yaml"))]
+SHORT: dict[str, Any] = {
+    "attack": {
+        "max_train_steps": 2,
+        "eval_steps": [2],
+        "num_images": 2,
+        "num_inference_steps": 2,
+        "num_class_images": 2,
+    },
+    "perturb": {"num_class_images": 2, "num_inference_steps": 2},
+    "harden": {"num_class_images": 2, "num_inference_steps": 2},
+    "protections": {
+        "advdm": {"perturb": {"image_layer": {"fsmg": {"ascent_steps": 1}}}},
+        "apdm": {"harden": {"max_train_steps": 1, "l2p": {"inner_steps": 1}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """short(name) -> the file of a twin of that recipe with a few steps of everything."""
+
+    def write(name: str) -> str:
+        file = tmp_path_factory.mktemp("recipes") / "short.yaml"
+        file.write_text(yaml.safe_dump({"twin_of": name, "resolution": 64, **SHORT}))
+        return str(file)
+
+    return write
+
+
+def table(output: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((output / "table.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_compiles_to_options_of_the_commands(name: str) -> None:
+    recipe = load_recipe(name)
+    check_options(recipe, name)
+    assert all(row.published.keys() <= recipe.columns.keys() for row in recipe.rows.values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("miniature/")])
+def test_every_recipe_has_a_twin_on_the_miniature_world_with_all_its_rows(name: str) -> None:
+    twin = load_recipe(f"miniature/{name.replace('/', '-')}")
+    assert twin.is_miniature and twin.rows.keys() >= load_recipe(name).rows.keys()
+    assert not any(missing_for(twin, row, {}) for row in twin.rows.values() if not twin.protection(row).needs)
+
+
+def test_the_list_names_each_table_once_and_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(all_tables())
+    by_name = {line.split()[0]: line for line in lines}
+    assert "needs sd15 (Stable Diffusion 1.5), dino (facebook/dino-vits16), and photos" in by_name["apdm/table1-person"]
+    assert "runs here" in by_name["miniature/apdm-table1-person"] and "cannot be automated" in by_name["apdm/table16"]
+    assert not set(yaml.safe_load(TABLES.read_text())) & set(NAMES)
+
+
+def test_a_table_goes_from_photos_in_sets_to_figures_that_say_that_they_are_meaningless(
+    short: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stable Diffusion 1.5's architecture at reduced width with random weights, and a DINO of the same kind."""
+    models = {"sd15": write_small_sd15(tmp_path / "sd15"), "dino": write_dino(tmp_path / "dino")}
+    (tmp_path / "models.yaml").write_text("".join(f"{name}: {place}\n" for name, place in models.items()))
+    output, data = tmp_path / "out", write_sets(tmp_path / "data", people=2)
+    words = ["reproduce", short("apdm/table1-person"), "--data", str(data), "--models", str(tmp_path / "models.yaml")]
+    words += ["--output_dir", str(output), "--people", "1", "--num_threads", "1"]
+    words += ["--rows", "dreambooth", "advdm-1", "pap-0", "apdm"]
+    assert main(words) == 0
+    made = table(output)
+    assert made["subjects"] == ["n000000"] and "This table is meaningless" in made["doubts"][0]
+    for name in ("dreambooth", "advdm-1", "apdm"):
+        assert -1 <= made["rows"][name]["cells"]["dino"]["ours"] <= 1
+    assert made["rows"]["apdm"]["cells"]["dino"]["published"] == 0.1375
+    assert made["rows"]["pap-0"]["not_run"].startswith("needs PAP")
+    assert "ours" not in made["rows"]["pap-0"]["cells"]["dino"]
+    page, text = Page(output / "table.html").text(), (output / "table.md").read_text()
+    assert "meaningless" in page and "meaningless" in text and "| 0.138 |" in text
+    # The same command again attacks nobody again.
+    files = {path: path.stat().st_mtime_ns for path in output.glob("work/*/attack.json")}
+    assert main(words) == 0
+    assert files and files == {path: path.stat().st_mtime_ns for path in output.glob("work/*/attack.json")}
+    # One more row takes over what is there.
+    assert main([*words, "advdm-0"]) == 0
+    assert files.items() <= {path: path.stat().st_mtime_ns for path in output.glob("work/*/attack.json")}.items()
+
+
+def test_the_miniature_world_needs_nothing_and_says_what_it_is(short: Callable[[str], str], tmp_path: Path) -> None:
+    file = short("miniature/apdm-table1-person")
+    config = ReproduceConfig(recipe=file, output_dir=str(tmp_path / "out"), rows=["dreambooth", "advdm-0"], seeds=2)
+    made = reproduce(config).table
+    assert made is not None and "miniature world" in made.doubts[0]
+    cell = made.rows["advdm-0"].cells["likeness_b"]
+    assert cell.n == 1 and cell.interval is not None and cell.published is None
+    assert made.rows["dreambooth"].cells["dino"].ours is None
+    assert made.rows["dreambooth"].cells["dino"].published == 0.6994
+
+
+def test_the_plan_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["reproduce", "apdm/table1-person", "--plan", "--people", "4", "--output_dir", str(tmp_path / "x")]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "1,088,000 for hardening" in told  # 4 people, 800 outer steps, 20 inner steps, 17 forward passes
+    assert "sd15 (Stable Diffusion 1.5)" in told and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resolutoin": 64}, "resolutoin is not a known field"),
+        ({"model": "sd16"}, "model is sd16; it needs one of sd15"),
+        (
+            {"rows": {"x": {"title": "X", "protect": "nobody"}}},
+            "rows.x.protect is nobody, which is none of protections",
+        ),
+        ({"rows": {"x": {"title": "X", "clean": 2}}}, "rows.x.clean is 2, not one of 0, 1, 'N-1'"),
+        (
+            {"rows": {"x": {"title": "X", "published": {"fid": 1.0}}}},
+            "rows.x.published has fid, which is none of columns",
+        ),
+        ({"protections": {"pap": {"harden": {}}}}, "protections.pap needs one of harden, perturb and needs"),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_file_and_key(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"twin_of": "apdm/table1-person", **change}))
+    with pytest.raises(UserError) as error:
+        load_recipe(str(file))
+    assert str(error.value).startswith(f"{file}: ") and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_wrong_option_of_a_command_names_recipe_and_row(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"twin_of": "apdm/table1-person", "attack": {"learning_rat": 1.0}}))
+    with pytest.raises(UserError, match=r"mine.yaml, row dreambooth: unknown option .learning_rat"):
+        check_options(load_recipe(str(file)), str(file))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "recipe must be given"),
+        (["apdm/table99", "--output_dir", "x"], 'there is no recipe "apdm/table99"; apdm reproduce --list names all'),
+        (["apdm/table1-person"], "output_dir must be given"),
+        (["apdm/table1-person", "--output_dir", "x"], "data must be given for apdm/table1-person"),
+        (
+            ["miniature/apdm-table1-person", "--output_dir", "x", "--rows", "apmd"],
+            "has no row apmd; there are dreambooth",
+        ),
+        (["miniature/apdm-table1-person", "--output_dir", "x", "--data", "."], "draws its people"),
+    ],
+)
+def test_bad_words_are_told_in_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("sd16: x", '"sd16" is no model that a table needs'), ("sd15: nowhere", "no such folder or file")],
+)
+def test_models_that_are_unknown_or_missing_are_told(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(f"{line}\n")
+    with pytest.raises(UserError, match="models.yaml") as error:
+        read_models(str(tmp_path / "models.yaml"))
+    assert said in str(error.value)
+
+
+def test_an_output_folder_keeps_its_table(short: Callable[[str], str], tmp_path: Path) -> None:
+    (tmp_path / ".apdm").write_text("made by apdm\n")
+    (tmp_path / "table.json").write_text('{"title": "another table"}')
+    config = ReproduceConfig(
+        recipe=short("miniature/apdm-table1-person"), output_dir=str(tmp_path), rows=["dreambooth"]
+    )
+    with pytest.raises(UserError, match="holds another table: another table; choose another output_dir"):
+        reproduce(config)
+
+
+def test_names_of_models_are_filled_in_and_other_braces_stay() -> None:
+    options = {"judge": ["dino:{dino}"], "prompts": ["{instance_prompt}"], "l2p": {"inner_steps": 3}}
+    assert filled_in(options, {"dino": "/d"}) == {**options, "judge": ["dino:/d"]}
+
+
+@pytest.mark.parametrize(("clean", "expected"), [(0, "abc"), (1, "Abc"), ("N-1", "ABc")])
+def test_mixed_sets_have_the_clean_photos_first(clean: Any, expected: str) -> None:
+    originals, protected = ([Path(name) for name in names] for names in ("ABC", "abc"))
+    assert "".join(map(str, mixed(originals, protected, clean))) == expected
+
+
+def row(scores: list[float | None], seed: int = 0, status: Any = "ok") -> AttackRow:
+    seen = [score for score in scores if score is not None]
+    statistics = IdentityStatistics(
+        mean=sum(seen) / len(scores),
+        detected_mean=sum(seen) / len(seen),
+        face_rate=len(seen) / len(scores),
+        match_rate=0.0,
+    )
+    point = CurvePoint(step=1, identity={"a": statistics}, quality={}, loss=1.0)
+    return AttackRow(
+        attack="dreambooth",
+        spec="dreambooth",
+        params={},
+        assumes="photos",
+        white_box=None,
+        required=True,
+        long=False,
+        model="base",
+        role="protected",
+        subject="s",
+        seed=seed,
+        nominal_step=1,
+        horizon=1,
+        identity={"a": statistics},
+        quality={"similarity": 0.5, "brisque": None},
+        scores={"a": scores},
+        curve=[point],
+        seconds=1.0,
+        status=status,
+        error=None,
+        unreliable=[],
+        steps_to_match=None,
+    )
+
+
+def test_figures_of_one_prompt_are_read_from_its_pictures_alone() -> None:
+    attack = row([0.4, None, 0.9, 0.7])
+
+    def figure(name: Any, prompt: int | None) -> float | None:
+        return figure_of(Column(title="x", figure=name, better="lower", prompt=prompt), attack, 2)
+
+    assert [figure("mean", 0), figure("detected_mean", 0), figure("face_rate", 0)] == [0.2, 0.4, 0.5]
+    assert [figure("mean", 1), figure("face_rate", 1)] == [0.8, 1.0]
+    assert figure("mean", None) == pytest.approx(0.5) and figure("similarity", None) == 0.5
+
+
+def test_a_cell_is_a_mean_over_people_of_means_over_seeds_and_failed_attacks_do_not_count() -> None:
+    column = Column(title="x", figure="mean", better="lower")
+    attacks = {"one": [row([0.2]), row([0.4], 1)], "two": [row([0.9]), row([0.1], 1, "failed")]}
+    cell = measured_cell(column, attacks, 1, 0.7)
+    assert (cell.ours, cell.n, cell.published) == (pytest.approx(0.6), 2, 0.7)
+    assert cell.interval == pytest.approx([0.3, 0.9])
+    empty = measured_cell(column, {"two": [row([0.1], 1, "failed")]}, 1, 0.7)
+    assert empty.ours is None and empty.reason == "every attack failed"
