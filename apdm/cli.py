@@ -26,6 +26,7 @@ from apdm.config import (
     HardenConfig,
     InitConfig,
     PerturbConfig,
+    PushConfig,
     ReportConfig,
     ReproduceConfig,
     VerifyConfig,
@@ -342,6 +343,15 @@ def _verify(argv: Sequence[str]) -> int:
     return DONE if result.ok else FAILED
 
 
+def _push(argv: Sequence[str]) -> int:
+    config = load_config(PushConfig, _named("output_dir", argv))
+    from apdm.jobs.push import push
+    from apdm.jobs.summary import of_push
+
+    tell(of_push(push(config)))
+    return DONE
+
+
 def _report_again(argv: Sequence[str]) -> int:
     config = load_config(ReportConfig, _named("results", argv))
     from apdm.jobs.report import report
@@ -445,6 +455,7 @@ COMMANDS = {
         VerifyConfig,
         "0 all is well, 1 a problem found",
     ),
+    "push": Command("push a hardened model to the Hugging Face Hub", _push, PushConfig, summarizes=True),
     "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),
     "compare": Command("show several audits of models side by side", _compare, CompareConfig),
     "app": Command(

@@ -15,6 +15,7 @@ from apdm.config.init import InitConfig
 from apdm.config.job import JobConfig
 from apdm.config.perturb import PerturbConfig
 from apdm.config.presets import MemoryConfig
+from apdm.config.push import PushConfig
 from apdm.config.report import ReportConfig
 from apdm.config.reproduce import ReproduceConfig
 from apdm.config.verify import VerifyConfig
@@ -38,6 +39,7 @@ __all__ = [
     "PerturbConfig",
     "PoolConfig",
     "PreservationConfig",
+    "PushConfig",
     "ReportConfig",
     "ReproduceConfig",
     "ValidationConfig",

@@ -25,7 +25,7 @@ class Instead:
 
 CONSTANT = Instead("hardening keeps its learning rate constant")
 OF_THE_MODEL = Instead("prompts are encoded as the model's own pipeline encodes them")
-NO_UPLOAD = Instead("nothing is uploaded; run `hf upload REPOSITORY OUTPUT_DIR/model` afterwards")
+TOKEN = Instead("set the environment variable HF_TOKEN, or run `hf auth login`; others may see a command line")
 ONLY_TEXT = Instead("only models that draw pictures from text are hardened")
 SAME = None  # the option has the same name
 
@@ -72,9 +72,9 @@ OPTIONS: dict[str, Instead | None] = {
     "adam_weight_decay": SAME,
     "adam_epsilon": SAME,
     "max_grad_norm": SAME,
-    "push_to_hub": NO_UPLOAD,
-    "hub_token": NO_UPLOAD,
-    "hub_model_id": NO_UPLOAD,
+    "push_to_hub": SAME,
+    "hub_token": TOKEN,
+    "hub_model_id": SAME,
     "logging_dir": SAME,
     "allow_tf32": Instead("TF32 stays as PyTorch has it; bfloat16 is faster still", ("mixed_precision bf16",)),
     "report_to": SAME,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig
+from apdm.config.hub import hub_model_id_option, hub_overwrite_option, hub_public_option
 from apdm.config.job import JobConfig
 from apdm.config.options import option
 from apdm.config.presets import MEMORY_PRESETS, MemoryConfig
@@ -233,6 +234,15 @@ class HardenConfig(JobConfig):
         "Also write the model as one .safetensors file, in the layout that the common user interfaces load.",
         common="what is made",
     )
+    push_to_hub: bool = option(
+        False,
+        "Push the hardened model to the Hugging Face Hub when the run is finished, as apdm push does. Token and "
+        "repository are checked before the run starts.",
+        common="output",
+    )
+    hub_model_id: str | None = hub_model_id_option()
+    hub_public: bool = hub_public_option()
+    hub_overwrite: bool = hub_overwrite_option()
     l2p: L2PConfig = field(default_factory=L2PConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     variety: VarietyConfig = field(default_factory=VarietyConfig)
@@ -273,6 +283,9 @@ class HardenConfig(JobConfig):
                 "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "
                 "with reference_model_name_or_path"
             )
+        given = [name for name in ("hub_model_id", "hub_public", "hub_overwrite") if getattr(self, name)]
+        if given and not self.push_to_hub:
+            raise UserError(f"{given[0]} is given, and nothing is pushed; add --push_to_hub true")
         if self.fail_if_unprotected and not self.audit.enabled:
             raise UserError("fail_if_unprotected needs an audit; add --audit.enabled true")
 

@@ -18,6 +18,7 @@ from apdm.config.harden import HardenConfig
 from apdm.config.init import InitConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
 from apdm.config.perturb import PerturbConfig
+from apdm.config.push import PushConfig
 from apdm.config.report import ReportConfig
 from apdm.config.reproduce import ReproduceConfig
 from apdm.config.types import without_none
@@ -39,6 +40,7 @@ COMMANDS = {
     "audit": AuditJobConfig,
     "attack": AttackConfig,
     "verify": VerifyConfig,
+    "push": PushConfig,
     "report": ReportConfig,
     "compare": CompareConfig,
     "app": AppConfig,

@@ -18,13 +18,16 @@ THREAT_MODEL = (
 )
 
 
-def model_card(facts: Mapping[str, str], ways: Sequence[Loading], *, moved: float | None = None) -> str:
+def model_card(
+    facts: Mapping[str, str], ways: Sequence[Loading], *, moved: float | None = None, base_model: str | None = None
+) -> str:
     """The text of the model card: what was hardened, how, against which attacker, and how to load it.
 
     Args:
         facts: the entries that `export_model` writes into the weights' headers.
         ways: the ways in which the model is loaded.
         moved: share of the denoiser's weights that differ from the base's; None if it is not known.
+        base_model: the base's name on the Hub; None if it is not from there.
 
     Returns:
         Markdown with the metadata block of the Hugging Face Hub. Equal arguments and equal versions of the installed
@@ -53,7 +56,10 @@ def model_card(facts: Mapping[str, str], ways: Sequence[Loading], *, moved: floa
     for way in ways:
         lines += [f"To load {way.what}:", "", "```python", way.code(), "```", ""]
     data = ModelCardData(
-        library_name="diffusers", pipeline_tag="text-to-image", tags=["apdm", "personalization-protection"]
+        base_model=base_model,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["apdm", "personalization-protection"],
     )
     text = "\n".join(lines)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

@@ -33,6 +33,7 @@ def export_model(
     directory: str | Path,
     *,
     base_path: str | Path,
+    base_model: str | None = None,
     config_hash: str,
     method: str,
     steps: int,
@@ -49,6 +50,7 @@ def export_model(
         directory: the folder to write. An existing folder is replaced.
         base_path: the folder or single file that hardening started from. The hash of its weights is recorded. For a
             model from the Hub, give the local folder that was loaded.
+        base_model: the base's name on the Hub, for the model card; None if it was read from this machine.
         config_hash: hash of the resolved configuration.
         method: what hardened the model, such as "apdm".
         steps: outer steps of the hardening.
@@ -88,7 +90,7 @@ def export_model(
         half = HALF.get(save_variant or "")
         dtypes = ({half} if half else single_file_dtypes(family)) if single_file else None
         ways = ways_to_load(family, partial, name=target.name, single_file=dtypes)
-        write_text(partial / "README.md", model_card(facts, ways, moved=moved))
+        write_text(partial / "README.md", model_card(facts, ways, moved=moved, base_model=base_model))
     if single_file:
         path = target.with_name(f"{target.name}.safetensors")
         _write_single_file(with_variant(family, save_variant), path, facts, half)

@@ -43,6 +43,7 @@ from apdm.jobs.prepare import (
     prepare_process,
     warn_about_prompts,
 )
+from apdm.jobs.push import check_hub
 from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
@@ -66,6 +67,7 @@ def harden(config: HardenConfig) -> HardenResult:
     def check() -> None:
         with faults_of(config) as faults:
             faults.of(lambda: check_options(config, accelerator, processes))
+            faults.of(lambda: check_hub(config))
             inputs = read_harden(config, faults)
             if inputs is not None:
                 found = faults.of(inputs.check_output)

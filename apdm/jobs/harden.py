@@ -22,6 +22,7 @@ from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError
 from apdm.core.files import delete
 from apdm.core.logging import EVERY_PROCESS, get_logger
+from apdm.core.model_path import local_model
 from apdm.core.signals import stop_on_signals
 from apdm.core.stages import Stages
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
@@ -44,6 +45,7 @@ from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
 from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.push import push_hardened, reserve_repository
 from apdm.jobs.results import HardenResult
 from apdm.jobs.tracked import start_tracker
 from apdm.jobs.training import Training
@@ -88,6 +90,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
     claimed = False
     with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
+        processes.on_main(lambda: reserve_repository(config))
         stages = held.enter_context(harden_stages(config, shown=processes.is_main))
         stages.begin(PREPARING)
         processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
@@ -138,6 +141,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         accelerator.end_training()
+        pushed = processes.on_main(lambda: push_hardened(config))
     audited = config.audit.enabled and processes.is_main
     return HardenResult(
         output_dir=output,
@@ -146,6 +150,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         moved=moved,
         image_dir=output / IMAGES if config.image_layer.enabled else None,
         results=read_model_results(output / RESULTS) if audited else None,
+        pushed=pushed,
     )
 
 
@@ -249,6 +254,7 @@ def export(
         hardened,
         output / MODEL,
         base_path=base.source or config.base,
+        base_model=config.base if local_model(config.base) is None else None,
         config_hash=config_hash(config),
         method="apdm",
         steps=steps,

@@ -44,7 +44,10 @@ from apdm.protection.subject_data import SubjectData
 logger = get_logger(__name__)
 
 # If only these options differ, a command continues the run that an earlier command began.
-CONTINUATION_OPTIONS = ("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected")
+CONTINUATION_OPTIONS = (
+    *("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected"),
+    *("push_to_hub", "hub_model_id", "hub_public", "hub_overwrite"),
+)
 
 
 @dataclass(frozen=True)

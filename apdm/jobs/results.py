@@ -30,6 +30,8 @@ class HardenResult:
         image_dir: the protected photos, one folder per subject; None unless `image_layer.enabled` is true.
         results: the content of results.json; None unless `audit.enabled` is true, and in all processes of a distributed
             run but the main one.
+        pushed: the model's address on the Hugging Face Hub; None unless `push_to_hub` is true, and in all processes of
+            a distributed run but the main one.
     """
 
     output_dir: Path
@@ -38,6 +40,7 @@ class HardenResult:
     moved: float | None = None
     image_dir: Path | None = None
     results: Results | None = None
+    pushed: str | None = None
 
     @property
     def protected(self) -> bool | None:
@@ -105,6 +108,23 @@ class AttackResult:
         """One sentence for each attack that failed."""
         rows = [] if self.results is None else self.results.attacks
         return [f"{row.spec} on {row.subject} failed: {row.error}" for row in rows if row.error is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushResult:
+    """What `apdm push` sent.
+
+    Attributes:
+        output_dir: the folder of the run.
+        repository: the repository on the Hub, OWNER/NAME.
+        address: where the model is now; None after a dry run.
+        files: the names of the files in the repository.
+    """
+
+    output_dir: Path
+    repository: str
+    address: str | None
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

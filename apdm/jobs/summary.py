@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from apdm.audit.photo_results import ImageLayer
     from apdm.audit.results import CurvePoint, Results
     from apdm.image_layer.results import Perturbation
-    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
+    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult
 
 LINES = 15  # a summary has at most
 POINTS = 3  # steps of the attack at which likeness is told
 WIDTH = 100  # of a sentence
 PHOTO_ATTACKS = 2  # attacks on photos that are told
+FILES = 8  # of a dry push that are listed
 LAST = 4  # lines at the end that are always told: where things are, and what to do next
 
 
@@ -71,7 +72,25 @@ def of_hardening(result: HardenResult, *, next_step: str | list[str] | None = No
         _add_verdict(told, result.results.verdict, model_sentence(result.results))
         _add_report(told, result.output_dir)
         told.facts["results"] = str(result.output_dir / RESULTS)
+    if result.pushed is not None:
+        told.rows["pushed to"] = told.facts["pushed"] = result.pushed
     told.rows["try next"] = next_step or f"apdm verify {result.output_dir}"
+    return told
+
+
+def of_push(result: PushResult) -> Summary:
+    """The summary of a push to the Hub."""
+    told = Summary()
+    told.facts |= {"output_dir": str(result.output_dir), "repository": result.repository, "files": [*result.files]}
+    told.facts["pushed"] = result.address
+    if result.address is None:
+        told.verdict = f"dry run: {count(len(result.files), 'file')} would be pushed to {result.repository}"
+        more = [f"... and {count(len(result.files) - FILES, 'more file')}"] * (len(result.files) > FILES)
+        told.rows["would be pushed"] = [*result.files[:FILES], *more]
+    else:
+        told.verdict = f"pushed to {result.address}"
+        told.rows["pushed"] = f"{count(len(result.files), 'file')} of {result.output_dir}"
+    told.rows["to" if result.address else "repository"] = result.address or result.repository
     return told
 
 

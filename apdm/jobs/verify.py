@@ -55,7 +55,7 @@ from apdm.jobs.plan import show_plan, verify_plan
 from apdm.jobs.prepare import prepare_process
 from apdm.jobs.results import VerifyResult
 
-HEADER_KEYS = re.compile(r"format|apdm\.(version|method|pairs|steps|config_sha256|base_sha256)")
+HEADER_KEYS = re.compile(r"format|apdm\.(version|method|pairs|held_out|steps|config_sha256|base_sha256)")
 PROMPT = "a photo of a person"  # of the pictures that are drawn
 SIDE = 2  # of the pictures that are drawn, in multiples of the smallest that the model draws
 NEEDLE_BYTES = 64  # a sequence of this many bytes of a photo does not appear in another file by chance

@@ -300,6 +300,7 @@ def test_the_file_of_config_may_lie_in_the_home_folder(tmp_path, monkeypatch):
 
 TEXTS = {"prompt", "prompts", "revision", "variant", "split", "column", "rows"}
 TEXTS |= {"host", "dataset_config_name", "class_dataset_config_name", "dataset_subjects"}
+TEXTS |= {"hub_model_id", "base_model"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -142,6 +142,7 @@ def test_commands_that_documents_show_are_understood(
     assert config is not None
     unnamed = {"verify": "--output_dir", "report": "--results", "compare": "--results"}  # may come without their names
     unnamed |= {"attack": "--pretrained_model_name_or_path", "reproduce": "--recipe"}
+    unnamed["push"] = "--output_dir"
     if command in unnamed and not words[0].startswith("-"):
         words = [unnamed[command], *words]
     load_config(config, words)
