@@ -23,7 +23,6 @@ class Instead:
     use: tuple[str, ...] = ()
 
 
-CONSTANT = Instead("hardening keeps its learning rate constant")
 OF_THE_MODEL = Instead("prompts are encoded as the model's own pipeline encodes them")
 TOKEN = Instead("set the environment variable HF_TOKEN, or run `hf auth login`; others may see a command line")
 ONLY_TEXT = Instead("only models that draw pictures from text are hardened")
@@ -61,10 +60,10 @@ OPTIONS: dict[str, Instead | None] = {
     "gradient_checkpointing": SAME,
     "learning_rate": SAME,
     "scale_lr": Instead("the rate is used as it is given, however large the batch is", ("learning_rate",)),
-    "lr_scheduler": CONSTANT,
-    "lr_warmup_steps": CONSTANT,
-    "lr_num_cycles": CONSTANT,
-    "lr_power": CONSTANT,
+    "lr_scheduler": SAME,
+    "lr_warmup_steps": SAME,
+    "lr_num_cycles": SAME,
+    "lr_power": SAME,
     "use_8bit_adam": Instead("the preset for 24 GB sets it too", ("l2p.optimizer adamw8bit",)),
     "dataloader_num_workers": Instead("every process reads the photos itself"),
     "adam_beta1": SAME,
@@ -87,7 +86,10 @@ OPTIONS: dict[str, Instead | None] = {
     "enable_xformers_memory_efficient_attention": Instead("PyTorch's own memory-efficient attention is used"),
     "set_grads_to_none": Instead("this is always done"),
     "offset_noise": Instead("hardening adds no offset to the noise"),
-    "snr_gamma": Instead("hardening weighs all noise levels alike"),
+    "snr_gamma": Instead(
+        "the loss that protects compares errors at one noise level, where a weight would only change its beta; attacks "
+        "have it: `apdm attack MODEL --attack dreambooth:snr_gamma=5`"
+    ),
     "pre_compute_text_embeddings": Instead(
         "it keeps text encoders in main memory; prompts are encoded before training in any case", ("memory.offload",)
     ),

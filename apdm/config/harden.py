@@ -20,6 +20,8 @@ from apdm.config.presets import MEMORY_PRESETS, MemoryConfig
 from apdm.config.prompts import CLASS, INSTANCE, check_audit_prompts, default_audit_prompts, filled
 from apdm.core.errors import UserError
 
+LOWEST_RATE = 1e-7  # at the end of diffusers' polynomial schedule
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreservationConfig:
@@ -147,6 +149,19 @@ class HardenConfig(JobConfig):
         above=0,
         common="how long, and how strongly",
     )
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = option(
+        "constant",
+        "How theta's learning rate changes over max_train_steps, by diffusers' names. The simulated attacker's rate "
+        "stays as it is. constant is the paper's. A resumed run goes on with the same rates; with a larger "
+        "max_train_steps, a schedule that ends there becomes longer.",
+    )
+    lr_warmup_steps: int = option(
+        0, "Outer steps in which theta's learning rate grows from 0. lr_scheduler constant has none.", at_least=0
+    )
+    lr_num_cycles: int = option(1, "How often lr_scheduler cosine_with_restarts starts from learning_rate.", at_least=1)
+    lr_power: float = option(1.0, "The power of lr_scheduler polynomial.", above=0)
     adam_beta1: float = option(
         0.9, "AdamW's beta_1, for theta and for the simulated attacker. 0.9 is PyTorch's default.", at_least=0, below=1
     )
@@ -283,11 +298,26 @@ class HardenConfig(JobConfig):
                 "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "
                 "with reference_model_name_or_path"
             )
+        self._check_schedule()
         given = [name for name in ("hub_model_id", "hub_public", "hub_overwrite") if getattr(self, name)]
         if given and not self.push_to_hub:
             raise UserError(f"{given[0]} is given, and nothing is pushed; add --push_to_hub true")
         if self.fail_if_unprotected and not self.audit.enabled:
             raise UserError("fail_if_unprotected needs an audit; add --audit.enabled true")
+
+    def _check_schedule(self) -> None:
+        """Raise UserError if an option of the learning rate's schedule has no effect, or leaves no step to train."""
+        name, only = self.lr_scheduler, "which only lr_scheduler {} has; choose it, or leave {} out"
+        if self.lr_warmup_steps and name == "constant":
+            raise UserError("lr_warmup_steps is given, and lr_scheduler constant has no warm-up; choose another one")
+        if self.lr_warmup_steps >= self.max_train_steps:
+            raise UserError("lr_warmup_steps leaves none of max_train_steps at the full learning rate; lower it")
+        if self.lr_num_cycles != 1 and name != "cosine_with_restarts":
+            raise UserError(f"lr_num_cycles is given, {only.format('cosine_with_restarts', 'it')}")
+        if self.lr_power != 1 and name != "polynomial":
+            raise UserError(f"lr_power is given, {only.format('polynomial', 'it')}")
+        if name == "polynomial" and self.learning_rate <= LOWEST_RATE:
+            raise UserError(f"lr_scheduler polynomial ends at a rate of {LOWEST_RATE}; give a higher learning_rate")
 
     @property
     def protects_photos(self) -> bool:

@@ -97,6 +97,11 @@ class MasterWeights:
         scale.update()
         adder.zero_grad()
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the outer AdamW for its next steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
     @torch.no_grad()
     def step(self, *, divisor: float = 1.0) -> Tensor:
         """Move theta: theta <- AdamW(theta, G / divisor), with G clipped to `max_grad_norm`.

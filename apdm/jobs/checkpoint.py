@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apdm.config.options import options_by_path
 from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError
 from apdm.core.files import delete, list_files, sha256_file, write_beside
@@ -36,6 +37,7 @@ LATEST = "latest"
 IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
     *("dry_run", "gradient_checkpointing", "fail_if_unprotected"),
+    *("push_to_hub", "hub_model_id", "hub_public", "hub_overwrite"),
     *TRACKER_OPTIONS,
 )
 # Options that may differ too, but the user is told. They change how the run continues, how numbers are rounded, or what
@@ -248,6 +250,12 @@ def fingerprint(config: Any) -> dict[str, Any]:
     return dict(_leaves(dataclasses.asdict(config)))
 
 
+def default_fingerprint(cls: type) -> dict[str, Any]:
+    """Return the `fingerprint` of all defaults: what a checkpoint of a version without these options was made with."""
+    options = options_by_path(cls).items()
+    return {path: _hidden(json.loads(option.default)) for path, option in options if not option.required}
+
+
 def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None:
     """Check that a run may go on from a checkpoint.
 
@@ -276,7 +284,9 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
         raise UserError(
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
-    compare(checkpoint.facts["config"], fingerprint(config), tell=logger.warning)
+    compare(
+        {**default_fingerprint(type(config)), **checkpoint.facts["config"]}, fingerprint(config), tell=logger.warning
+    )
 
 
 def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable[[str], None]) -> None:
@@ -323,5 +333,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            hidden = isinstance(value, str | list)
-            yield prefix + key, hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] if hidden else value
+            yield prefix + key, _hidden(value)
+
+
+def _hidden(value: Any) -> Any:
+    """A value of an option; of a text or a list, only its hash."""
+    if isinstance(value, str | list):
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return value

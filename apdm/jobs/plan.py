@@ -74,6 +74,7 @@ def harden_plan(
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)
     attacker = f"a simulated attacker of {count(config.l2p.inner_steps, 'step')} in each"
+    schedule = f", learning rate {config.lr_scheduler}" * (config.lr_scheduler != "constant")
     if config.pool.size:
         attacker = f"a pool of {count(config.pool.size + config.pool.benign_size, 'simulated attacker')}"
     afterwards = ["protects the photos"] * config.image_layer.enabled
@@ -97,7 +98,8 @@ def harden_plan(
         "memory": inputs.photo_job.memory.text(inputs.photo_job.working_side) if inputs.photo_job else None,
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
-        "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}" + f"; {done} are done" * bool(done),
+        "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}{schedule}"
+        + f"; {done} are done" * bool(done),
         "class": f"{count(inputs.own_class_pictures, 'picture')} of your own"
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",

@@ -22,6 +22,7 @@ from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.optimizers import OPTIMIZERS
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.reference import Bfloat16Reference
+from apdm.distributed.schedule import CONSTANT, learning_rates
 from apdm.families import Family
 from apdm.jobs.checkpoint import Checkpoint, Section, fingerprint
 from apdm.protection.attacker_pool import AttackerPool
@@ -80,6 +81,15 @@ class Training:
             learning_rate=config.learning_rate,
             **adamw_options(config),
         )
+        self.done = 0  # outer steps
+        self.learning_rate = learning_rates(
+            config.lr_scheduler,
+            config.learning_rate,
+            steps=config.max_train_steps,
+            warmup_steps=config.lr_warmup_steps,
+            num_cycles=config.lr_num_cycles,
+            power=config.lr_power,
+        )
         self.average = [theta.detach().clone() for theta in self.master.theta] if config.ema_decay else []
         reference = self._place_reference(reference, accelerator)
         if compiled := make_compiler(accelerator):
@@ -95,15 +105,20 @@ class Training:
         """Run one outer step against the next attacker.
 
         Returns:
-            {name: figure}, averaged over the inner steps and over the processes; and the present loss scales, if any.
+            {name: figure}, averaged over the inner steps and over the processes; and the present loss scales and the
+            learning rate, if they change.
         """
         self.inner_figures.clear()
+        rate = self.learning_rate(self.done)
+        self.master.set_learning_rate(rate)
         report = self.method.outer_step(self._next_attacker())
+        self.done += 1
         if self.average:
             theta = [theta.detach() for theta in self.master.theta]
             torch._foreach_lerp_(self.average, theta, 1 - self.config.ema_decay)
         values = summarize(self.inner_figures, report)
         means = dict(zip(values, self.processes.mean(list(values.values())), strict=True))
+        means |= {"learning_rate": rate} if self.config.lr_scheduler != CONSTANT else {}
         return means | {f"{name}_loss_scale": scale.get_scale() for name, scale in self.engine.loss_scales.items()}
 
     def count_people_without_attacker(self) -> int:
@@ -191,6 +206,7 @@ class Training:
                 f"the objective {self.method.objective.name} keeps a state that checkpoints do not hold; start anew"
             )
         self.master.load(checkpoint.read, facts["outer_steps"])
+        self.done = facts["step"]
         if self.average:
             self.master.scatter(checkpoint.read("average"), self.average)
         for source, turn in zip(self._sources(), facts["turns"], strict=True):

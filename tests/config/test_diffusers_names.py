@@ -37,7 +37,7 @@ def test_the_message_says_what_to_use() -> None:
     for argv, message in (
         (["--validation_prompt", "a"], "use validation.prompts (a list of prompts)"),
         (["--use_8bit_adam"], "use l2p.optimizer adamw8bit (the preset for 24 GB sets it too)"),
-        (["--lr_warmup_steps", "5"], "leave it out: hardening keeps its learning rate constant"),
+        (["--center_crop"], "leave it out: photos are always cropped at the centre"),
     ):
         with pytest.raises(UserError) as error:
             load_config(HardenConfig, argv)
@@ -46,7 +46,7 @@ def test_the_message_says_what_to_use() -> None:
 
 def test_a_file_gets_the_same_message(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("snr_gamma: 5\n")
-    with pytest.raises(UserError, match="leave it out: hardening weighs all noise levels alike"):
+    with pytest.raises(UserError, match="leave it out: the loss that protects compares errors at one noise level"):
         load_config(HardenConfig, ["--config", str(tmp_path / "c.yaml")])
 
 

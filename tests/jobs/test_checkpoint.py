@@ -77,6 +77,31 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
     assert not equal(shorter, weights(tmp_path / "resumed"))
 
 
+def test_a_resumed_run_keeps_to_the_schedule_of_its_learning_rate(run: Run, tmp_path: Path) -> None:
+    cosine: dict[str, object] = {"lr_scheduler": "cosine", "lr_warmup_steps": 1, "checkpoints_total_limit": "null"}
+    assert run(tmp_path / "straight", **cosine) == 0
+    whole = weights(tmp_path / "straight")
+    assert run(tmp_path / "straight", resume_from_checkpoint="checkpoint-000002", **cosine) == 0
+    assert equal(whole, weights(tmp_path / "straight"))
+    assert run(tmp_path / "constant") == 0 and run(tmp_path / "named", lr_scheduler="constant") == 0
+    assert equal(weights(tmp_path / "constant"), weights(tmp_path / "named"))
+    assert not equal(whole, weights(tmp_path / "constant"))
+
+
+def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copied / "checkpoint-000002/checkpoint.json"
+    facts = json.loads(file.read_text())
+    for name in ("lr_scheduler", "lr_power", "push_to_hub"):
+        del facts["config"][name]
+    file.write_text(json.dumps(facts))
+    assert run(copied, max_train_steps=3, resume_from_checkpoint="latest") == 0
+    assert "resuming with another max_train_steps" in capsys.readouterr().err
+    assert run(copied, max_train_steps=4, resume_from_checkpoint="latest", lr_scheduler="linear") == 2
+    assert "made with other options: lr_scheduler" in last_line(capsys)
+
+
 def test_with_a_running_average_it_is_what_is_exported(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "run", ema_decay=0.7, checkpoints_total_limit="null") == 0
     average = load_file(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors")
