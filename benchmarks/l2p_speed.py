@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apdm.core.adamw import make_adamw
 from apdm.core.files import write_text
 from apdm.distributed.engines import Engine
+from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.launch import compiler
 from apdm.distributed.master_weights import make_master_weights
 from apdm.families import Family, load_family
@@ -70,6 +71,7 @@ class Options:
     channels_last: bool = False
     foreach: bool = False
     attention: str = "default"
+    cuda_graphs: bool = True
     images: int = 4
     class_images: int = 8
 
@@ -115,6 +117,10 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
         )
         engine.compile(compiled)
         reference = compiled(reference)
+    if options.cuda_graphs and can_record(embeds.device, model):
+        graphs = Graphs(embeds.device)
+        engine.compile(graphs)
+        reference = graphs(reference)
     protector = LearningToProtect(
         family,
         engine,

@@ -78,7 +78,7 @@ class Adaptive(DreamBooth):
         instance_prompts, _ = prompt_embeds.chunk(2)
         (_, pictures), (_, timesteps), (_, target) = (part.chunk(2) for part in batch)
         prediction = attacked.model.predict(
-            attacked.model.denoiser,
+            attacked.denoiser,
             torch.cat([batch.noisy, pictures]),
             torch.cat([batch.timesteps, timesteps]),
             torch.cat([prompt_embeds, instance_prompts]),

@@ -9,7 +9,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, ti
 from apdm.config.options import option
 from apdm.core.devices import send
 from apdm.core.errors import UserError
+from apdm.distributed.graphs import Graphs, can_record
 from apdm.families import Family, Posterior
 from apdm.families.base import DrawTimesteps
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
@@ -58,6 +59,7 @@ class AttackedModel:
         finish: called once when training is over.
         adapter: what is learned, if it can be published by itself and loaded into another model.
         rate_factors: for each parameter, what the learning rate is multiplied with; empty if nothing is.
+        replayed: the denoiser with its passes as graphs, if there is one; see `apdm.distributed.graphs`.
     """
 
     model: Family
@@ -67,6 +69,12 @@ class AttackedModel:
     finish: Callable[[], None] = lambda: None
     adapter: Sequence[Tensor] = ()
     rate_factors: Sequence[float] = ()
+    replayed: Module | None = None
+
+    @property
+    def denoiser(self) -> Module:
+        """What the steps of the attack call: the denoiser in training."""
+        return self.replayed or self.model.denoiser
 
     def __post_init__(self) -> None:
         if any(p.dtype != torch.float32 for p in self.parameters):
@@ -221,6 +229,9 @@ class FineTuning(ABC):
         """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
         if self.gradient_checkpointing:
             attacked.model.denoiser.enable_gradient_checkpointing()
+        if can_record(attacked.parameters[0].device, attacked.model.denoiser):
+            replayed = Graphs(attacked.parameters[0].device)(attacked.model.denoiser)
+            attacked = replace(attacked, replayed=replayed)
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = self._prompts(attacked, prior)
@@ -272,7 +283,7 @@ class FineTuning(ABC):
             batch: the subject's photos, followed by as many class pictures if there is prior preservation.
             prompt_embeds: the prompt of each picture, `[B, L, D]`.
         """
-        prediction = attacked.model.predict(attacked.model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
+        prediction = attacked.model.predict(attacked.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
         return self._loss(attacked.model, squared_error(prediction, batch.target), batch.timesteps)
 
     def _loss(self, model: Family, error: Tensor, timesteps: Tensor) -> Tensor:

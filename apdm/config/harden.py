@@ -202,6 +202,12 @@ class HardenConfig(JobConfig):
         "about one more forward pass per step.",
         common="memory",
     )
+    cuda_graphs: bool = option(
+        True,
+        "Record the passes of the networks as CUDA graphs, which starts their kernels with one call. The numbers are "
+        "the same. It takes one more gradient of memory. Without effect on other devices, with gradient_checkpointing, "
+        "and where a launcher shards the weights.",
+    )
     gradient_accumulation_steps: int = option(
         1,
         "Number of parts in which each process works through its share of a batch. More parts take less memory and "

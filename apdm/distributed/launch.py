@@ -34,6 +34,7 @@ PATIENCE = 20.0  # seconds to wait for the other processes before telling the us
 Precision = Literal["no", "fp16", "bf16"]
 EngineKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 RECOMPILE_LIMIT = 64
+PLAIN = ("single", "ddp")  # engines that call the model itself, whose weights stay where they are
 SHARDED = ("fsdp2", "zero3")  # engines that shard the model. To draw pictures, a job keeps a whole copy beside it.
 
 
@@ -161,7 +162,7 @@ def engine_kind(accelerator: Accelerator) -> EngineKind:
         UserError: no engine supports these options.
     """
     kind = _engine_kind(accelerator)
-    if make_compiler(accelerator) and kind not in ("single", "ddp"):
+    if make_compiler(accelerator) and kind not in PLAIN:
         raise UserError(f"--dynamo_backend is for one process or ddp, not for {kind}; leave it out")
     return kind
 

@@ -36,7 +36,7 @@ LATEST = "latest"
 # Options that may differ when a run is resumed, because they change nothing that is trained.
 IGNORED_OPTIONS = (
     *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
-    *("dry_run", "gradient_checkpointing", "fail_if_unprotected"),
+    *("dry_run", "gradient_checkpointing", "cuda_graphs", "fail_if_unprotected"),
     *("push_to_hub", "hub_model_id", "hub_public", "hub_overwrite"),
     *TRACKER_OPTIONS,
 )

@@ -17,7 +17,16 @@ from torch.nn import Module
 from apdm.config import HardenConfig
 from apdm.core.errors import UserError
 from apdm.distributed.engines import Engine, shard
-from apdm.distributed.launch import SHARDED, AdapterOptions, engine_kind, make_autocast, make_compiler, make_engine
+from apdm.distributed.graphs import Graphs, can_record
+from apdm.distributed.launch import (
+    PLAIN,
+    SHARDED,
+    AdapterOptions,
+    engine_kind,
+    make_autocast,
+    make_compiler,
+    make_engine,
+)
 from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.optimizers import OPTIMIZERS
 from apdm.distributed.processes import ProcessGroup
@@ -72,7 +81,8 @@ class Training:
     ) -> None:
         self.config, self.processes, self.hardened = config, processes, hardened
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sharded = engine_kind(accelerator) in SHARDED
+        kind = engine_kind(accelerator)
+        self.sharded = kind in SHARDED
         self.engine = self._make_engine(accelerator)
         self.master = make_master_weights(
             self.engine.working,
@@ -95,6 +105,10 @@ class Training:
         if compiled := make_compiler(accelerator):
             self.engine.compile(compiled)
             reference = compiled(reference)
+        if config.cuda_graphs and kind in PLAIN and can_record(accelerator.device, self.hardened.denoiser):
+            graphs = Graphs(accelerator.device)
+            self.engine.compile(graphs)
+            reference = graphs(reference)
         self.inner_figures: list[Mapping[str, Tensor]] = []
         self.method = self._make_method(reference, accelerator)
         self.attackers = self._make_attackers(people, earlier)

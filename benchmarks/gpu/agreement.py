@@ -62,6 +62,7 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
     return {
         "Learning to Protect, float32": partial(protect_agrees, "no", few, FLOAT32),
         "Learning to Protect, bf16": partial(protect_agrees, "bf16", few, BFLOAT16),
+        "Learning to Protect, float32, without CUDA graphs": partial(protect_agrees, "no", few, FLOAT32, graphs=False),
         **{f"{name}, float32": partial(attack_agrees, attack) for name, attack in attacks.items()},
         **{f"{name}, float32": partial(photos_agree, layer) for name, layer in layers.items()},
         "sampling, float32": partial(pictures_agree, steps),
@@ -69,7 +70,7 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
         **{f"waits in {name}": partial(attack_waits, attack) for name, attack in attacks.items()},
         **{f"waits in the {name}": partial(photos_wait, layer) for name, layer in layers.items()},
         "memory after the job": memory_returns,
-        "resumed after SIGKILL": partial(resumed_after_kill, 2 if tiny else 40, tiny=tiny),
+        "resumed after SIGKILL": partial(resumed_after_kill, 2 if tiny else 12, tiny=tiny),
     }
 
 
@@ -109,19 +110,21 @@ def training(config: HardenConfig, where: torch.device) -> Training:
 
 
 @cache
-def protected(precision: str, steps: int, where: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+def protected(
+    precision: str, steps: int, where: torch.device, graphs: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
     """theta at the start and after some outer steps, on the CPU."""
-    ran = training(configuration(precision), where)
+    ran = training(replace(configuration(precision), cuda_graphs=graphs), where)
     start = [theta.detach().cpu().clone() for theta in ran.master.theta]
     for _ in range(steps):
         ran.outer_step()
     return start, [theta.detach().cpu().clone() for theta in ran.master.theta]
 
 
-def protect_agrees(precision: str, steps: int, bound: float) -> Mapping[str, Figure]:
+def protect_agrees(precision: str, steps: int, bound: float, *, graphs: bool = True) -> Mapping[str, Figure]:
     start, theirs = protected("no", steps, device.CPU)
     with device.exact_float32() if precision == "no" else nullcontext():
-        _, ours = protected(precision, steps, device.device())
+        _, ours = protected(precision, steps, device.device(), graphs)
     return {f"difference after {steps} outer steps": at_most(path_share(ours, theirs, start), bound, "of the path")}
 
 
@@ -193,12 +196,12 @@ def attack_agrees(attack: FineTuning) -> Mapping[str, Figure]:
 
 
 def attack_waits(attack: FineTuning) -> Mapping[str, Figure]:
-    """From the end of the first step, which makes the optimizer's state, to the end of the last."""
+    """The last two steps: the first ones make the optimizer's state, and record the passes."""
     waits, family = device.Waits(), miniature(device.device())
     watch = waits.watched()
 
     def step(count: int, _: Any) -> None:
-        if count == 1:
+        if count == max(1, attack.max_train_steps - 2):
             watch.__enter__()
         elif count == attack.max_train_steps:
             watch.__exit__(None, None, None)

@@ -81,6 +81,11 @@ def peak() -> int:
     return torch.accelerator.max_memory_allocated() if device() != CPU else 0
 
 
+def reserved() -> int:
+    """The largest number of bytes that the allocator took since `start_peak`; 0 on the CPU."""
+    return torch.accelerator.max_memory_reserved() if device() != CPU else 0
+
+
 def memory() -> float:
     """Bytes of memory of the accelerator; infinite on the CPU."""
     return float(torch.accelerator.get_memory_info()[1]) if device() != CPU else float("inf")

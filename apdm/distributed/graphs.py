@@ -1,0 +1,171 @@
+"""CUDA graphs of a network's passes, so that the CPU starts a pass with one call.
+
+A pass of a U-Net is some thousand small kernels. With few pictures in a batch, the CPU takes several times as long to
+start these kernels as the GPU takes to run them. A CUDA graph records the kernels of a pass once. After that one call
+starts all of them. The numbers are the same, because the same kernels run.
+
+A graph reads its inputs from fixed memory, and writes its outputs and gradients to fixed memory. So a graph can replay
+only passes that do not overlap: see `Graphs`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+
+# (module, example tensors, memory pool) -> a function of such tensors that replays the module's passes
+Capture = Callable[[nn.Module, tuple[Tensor, ...], Any], Callable[..., Any]]
+MOST_GRAPHS = 8  # of one network; each keeps its activations and the gradients of all weights
+
+
+class Graphs:
+    """Turns networks into networks that replay graphs of their passes. All of them share one memory pool.
+
+    Two passes overlap if the second forward pass begins before the backward pass of the first one has ended. All passes
+    that begin in between run without graphs, so the result is right in any case.
+
+    Args:
+        device: the device of the networks.
+        capture: records the passes of a module. The default does it with PyTorch's own function for this device.
+    """
+
+    def __init__(self, device: torch.device, capture: Capture | None = None) -> None:
+        self.capture = capture or _capture
+        self.pool = getattr(torch, device.type).graph_pool_handle() if capture is None else None
+        self._open: weakref.ref[_Open] | None = None
+
+    def __call__(self, network: Any) -> Any:
+        """Return a network that computes what `network` computes, with its weights.
+
+        DDP's wrapper is returned unchanged, because it communicates in its backward pass.
+        """
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            return network
+        return GraphedNetwork(network, self)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a forward pass was replayed whose backward pass can still come."""
+        waiting = self._open() if self._open is not None else None
+        return waiting is not None and not waiting.over
+
+    def wait_for_backward(self, output: Tensor) -> None:
+        """Consider the graphs in use until the gradient of `output` is computed, or can no longer be asked for."""
+        waiting = _Open()
+        # The hook lives as long as the autograd graph of the pass, and `waiting` as long as the hook.
+        output.register_hook(waiting.end)
+        self._open = weakref.ref(waiting)
+
+
+class GraphedNetwork(nn.Module):
+    """A network whose passes are replayed. Calls of a new kind are recorded when the second one is made.
+
+    Two calls are of the same kind if their tensors have the same shapes and types, their other arguments are equal, and
+    the same weights need gradients.
+    """
+
+    def __init__(self, network: nn.Module, graphs: Graphs) -> None:
+        super().__init__()
+        self.network, self.graphs = network, graphs
+        self.weights = list(network.parameters())
+        self.seen: set[Hashable] = set()
+        self.recorded: dict[Hashable, Callable[..., Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = tree_flatten((args, kwargs))
+        replay = self._find(leaves, spec)
+        if replay is None:
+            return self.network(*args, **kwargs)
+        # Copies, because the next replay writes to the same memory.
+        output = tree_map_only(Tensor, Tensor.clone, replay(*(leaf for leaf in leaves if isinstance(leaf, Tensor))))
+        for tensor in tree_flatten(output)[0]:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                self.graphs.wait_for_backward(tensor)
+        return output
+
+    def _find(self, leaves: list[Any], spec: TreeSpec) -> Callable[..., Any] | None:
+        """Return the graph for this call, recorded now if need be. None: the call must run without one."""
+        # Gradients that a replay has left in the weights lie in its fixed memory, and would be overwritten.
+        if self.graphs.in_use or (torch.is_grad_enabled() and any(p.grad is not None for p in self.weights)):
+            return None
+        kind = self._kind(leaves, spec)
+        if kind in self.seen and kind not in self.recorded and len(self.recorded) < MOST_GRAPHS:
+            call = _Call(self.network, leaves, spec)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            examples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
+            self.recorded[kind] = self.graphs.capture(call, examples, self.graphs.pool)
+        self.seen.add(kind)
+        return self.recorded.get(kind)
+
+    def _kind(self, leaves: list[Any], spec: TreeSpec) -> Hashable:
+        device = self.weights[0].device.type
+        return (
+            spec,
+            tuple((x.shape, x.dtype, x.requires_grad) if isinstance(x, Tensor) else x for x in leaves),
+            tuple(p.requires_grad for p in self.weights),
+            self.network.training,
+            torch.is_grad_enabled(),
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+        )
+
+
+def can_record(device: torch.device, network: nn.Module) -> bool:
+    """Whether this device has graphs, and the network's passes can be recorded.
+
+    Gradient checkpointing cannot: it saves the state of the random numbers in the middle of a pass.
+    """
+    return hasattr(getattr(torch, device.type, None), "make_graphed_callables") and not any(
+        getattr(module, "gradient_checkpointing", False) for module in network.modules()
+    )
+
+
+class _Open:
+    """A replayed forward pass whose backward pass has not come yet."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def end(self, gradient: Tensor) -> None:
+        self.over = True
+
+
+class _Call(nn.Module):
+    """Calls of a network that differ in nothing but the values of their tensors, which are the only arguments here."""
+
+    def __init__(self, network: nn.Module, leaves: list[Any], spec: TreeSpec) -> None:
+        super().__init__()
+        self.network, self.spec = network, spec
+        self.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        leaves = list(self.others)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        return self.network(*args, **kwargs)
+
+
+def _capture(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
+    """Record a forward pass and, if it needs gradients, its backward pass."""
+    device = examples[0].device.type
+    # Autocast would keep the rounded weights of the recording, and every replay must round the weights anew.
+    with torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    ):
+        recorded: Any = getattr(torch, device).make_graphed_callables(module, examples, pool=pool)
+    return recorded

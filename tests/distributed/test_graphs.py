@@ -1,0 +1,170 @@
+"""Networks that replay recorded passes give the numbers of the networks themselves, however they are called.
+
+The recorder here is a stand-in that works on the CPU. Like CUDA's, it reads inputs from fixed memory, and it writes
+outputs and gradients to fixed memory, which the next replay overwrites. `make gpu` runs the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from engine_cases import CASES, build, steps, theta
+from torch import Tensor, nn
+
+from apdm.distributed.graphs import Graphs, can_record
+from apdm.distributed.processes import SINGLE_PROCESS
+from apdm.families import load_family
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """Counts what is recorded and replayed."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
+        self.recorded += 1
+        with torch.enable_grad():
+            output = module(*examples)
+        alone = isinstance(output, Tensor)
+        fixed = (output if alone else output[0]).detach().clone()
+        weights = [p for p in module.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) for p in weights]
+
+        class Replay(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *given: Tensor) -> Tensor:
+                self.replayed += 1
+                with torch.no_grad():
+                    for example, tensor in zip(examples, given[: len(examples)], strict=True):
+                        example.copy_(tensor)
+                    result = module(*examples)
+                    fixed.copy_(result if alone else result[0])
+                return fixed.detach()
+
+            @staticmethod
+            def backward(ctx: Any, gradient: Tensor) -> Any:
+                with torch.enable_grad():
+                    result = module(*examples)
+                found = torch.autograd.grad(result if alone else result[0], weights, gradient)
+                torch._foreach_copy_(gradients, list(found))
+                return (*(None for _ in examples), *(g.detach() for g in gradients))
+
+        def replay(*tensors: Tensor) -> Any:
+            output = Replay.apply(*tensors, *weights)
+            return output if alone else (output,)
+
+        return replay
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def pictures(seed: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def gradient(network: Any, loss_of: Callable[[Any], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
+    return [g.clone() for g in torch.autograd.grad(loss_of(network), weights)]
+
+
+def one(seed: int) -> Callable[[Any], Tensor]:
+    return lambda network: network(pictures(seed)).square().mean()
+
+
+def two_passes(network: Any) -> Tensor:
+    return (network(pictures(1)) * network(pictures(2))).mean()
+
+
+def kept_output(network: Any) -> Tensor:
+    with torch.no_grad():
+        first, second = network(pictures(1)), network(pictures(2))
+    return (first * second * network(pictures(3))).mean()
+
+
+@pytest.mark.parametrize("loss_of", [one(5), two_passes, kept_output], ids=["one", "two passes", "kept output"])
+def test_gradients_are_the_networks_own(network: nn.Module, recorder: Recorder, loss_of: Any) -> None:
+    graphed, weights = Graphs(CPU, recorder)(network), list(network.parameters())
+    for _ in range(3):
+        expected = gradient(network, loss_of, weights)
+        found = gradient(graphed, loss_of, weights)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        with torch.no_grad():
+            torch._foreach_mul_(weights, 0.9)  # graphs read the weights where they are
+    assert recorder.recorded > 0 and recorder.replayed > recorder.recorded
+
+
+def test_gradients_that_are_summed_in_the_weights_are_not_overwritten(network: nn.Module, recorder: Recorder) -> None:
+    graphed, weights = Graphs(CPU, recorder)(network), list(network.parameters())
+    for _ in range(3):
+        for net in (network, graphed):
+            for seed in (1, 2):
+                one(seed)(net).backward()
+            summed = [p.grad.clone() for p in weights if p.grad is not None]
+            network.zero_grad()
+            if net is network:
+                expected = summed
+        torch.testing.assert_close(summed, expected, rtol=0, atol=0)
+    assert recorder.replayed > 0
+
+
+def test_calls_of_another_kind_are_recorded_anew_and_a_lost_loss_blocks_nothing(
+    network: nn.Module, recorder: Recorder
+) -> None:
+    graphed = Graphs(CPU, recorder)(network)
+    for _ in range(2):
+        one(1)(graphed)
+    assert (recorder.recorded, recorder.replayed) == (1, 1)
+    loss = one(2)(graphed)  # the last one was given up, so this one is replayed
+    assert recorder.replayed == 2
+    one(3)(graphed)  # and this one is not, because the gradient of `loss` can still be asked for
+    assert recorder.replayed == 2
+    loss.backward()
+    network.zero_grad()
+    for _ in range(2):
+        graphed(pictures(1, count=5))
+        graphed.requires_grad_(False)
+        with torch.no_grad():
+            graphed(pictures(1))
+        graphed.requires_grad_(True)
+    assert recorder.recorded == 3
+
+
+def test_learning_to_protect_ends_at_the_same_weights(tiny_pipeline: Path) -> None:
+    for case in ("paper", "adapters_pool"):
+        config, count = CASES[case]
+        plain, graphed = (
+            build(config, Accelerator(cpu=True), SINGLE_PROCESS, load_family(tiny_pipeline)) for _ in "ab"
+        )
+        recorder = Recorder()
+        graphs = Graphs(CPU, recorder)
+        graphed.engine.compile(graphs)
+        graphed.method.reference = graphs(graphed.method.reference)
+        ends = [theta(steps(training, 1, count)) for training in (plain, graphed)]
+        assert recorder.replayed > 2 * recorder.recorded > 0
+        for name in ends[0]:
+            torch.testing.assert_close(ends[1][name], ends[0][name], rtol=0, atol=1e-7)
+
+
+def test_what_cannot_be_recorded(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = load_family(tiny_pipeline).denoiser
+    assert not can_record(CPU, denoiser)
+    monkeypatch.setattr(torch.cpu, "make_graphed_callables", None, raising=False)
+    assert can_record(CPU, denoiser)
+    denoiser.enable_gradient_checkpointing()
+    assert not can_record(CPU, denoiser)
