@@ -10,6 +10,7 @@ only passes that do not overlap: see `Graphs`.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -17,6 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+
+from apdm.core.logging import get_logger
+
+logger = get_logger(__name__)
 
 # (module, example tensors, memory pool) -> a function of such tensors that replays the module's passes
 Capture = Callable[[nn.Module, tuple[Tensor, ...], Any], Callable[..., Any]]
@@ -27,7 +32,8 @@ class Graphs:
     """Turns networks into networks that replay graphs of their passes. All of them share one memory pool.
 
     Two passes overlap if the second forward pass begins before the backward pass of the first one has ended. All passes
-    that begin in between run without graphs, so the result is right in any case.
+    that begin in between run without graphs, so the result is right in any case. If a pass cannot be recorded, a
+    warning says so, and everything runs without graphs from then on.
 
     Args:
         device: the device of the networks.
@@ -37,7 +43,8 @@ class Graphs:
     def __init__(self, device: torch.device, capture: Capture | None = None) -> None:
         self.capture = capture or _capture
         self.pool = getattr(torch, device.type).graph_pool_handle() if capture is None else None
-        self._open: weakref.ref[_Open] | None = None
+        self.failed = False
+        self._passes: list[weakref.ref[_Pass]] = []
 
     def __call__(self, network: Any) -> Any:
         """Return a network that computes what `network` computes, with its weights.
@@ -48,18 +55,34 @@ class Graphs:
             return network
         return GraphedNetwork(network, self)
 
-    @property
-    def in_use(self) -> bool:
-        """Whether a forward pass was replayed whose backward pass can still come."""
-        waiting = self._open() if self._open is not None else None
-        return waiting is not None and not waiting.over
+    def record(self, module: nn.Module, examples: tuple[Tensor, ...]) -> Callable[..., Any] | None:
+        """Record the passes of `module`. Return None if that is impossible."""
+        try:
+            return self.capture(module, examples, self.pool)
+        except RuntimeError as error:  # out of memory, or something in the network waits for the device
+            self.failed = True
+            said = (str(error).splitlines() or [""])[0]
+            logger.warning("the passes run without CUDA graphs, because they cannot be recorded: %s", said)
+            return None
 
-    def wait_for_backward(self, output: Tensor) -> None:
-        """Consider the graphs in use until the gradient of `output` is computed, or can no longer be asked for."""
-        waiting = _Open()
-        # The hook lives as long as the autograd graph of the pass, and `waiting` as long as the hook.
-        output.register_hook(waiting.end)
-        self._open = weakref.ref(waiting)
+    def watch(self, output: Tensor, *, replayed: bool) -> None:
+        """Remember a forward pass with this output as long as its gradient can be asked for."""
+        one = _Pass(replayed=replayed)
+        # The hook lives as long as the autograd graph of the pass, and `one` lives as long as the hook.
+        output.register_hook(one.end)
+        self._passes = [*(known for known in self._passes if known() is not None), weakref.ref(one)]
+
+    def may_replay(self) -> bool:
+        """Whether no backward pass is outstanding that needs what a replayed forward pass has left in the pool."""
+        return not any(one is not None and one.replayed and not one.over for one in (known() for known in self._passes))
+
+    def may_record(self) -> bool:
+        """Whether no autograd graph of an earlier pass is alive.
+
+        It would keep the nodes that sum the weights' gradients, which belong to the stream of that pass. A recording
+        must not touch that stream.
+        """
+        return not self.failed and all(known() is None for known in self._passes)
 
 
 class GraphedNetwork(nn.Module):
@@ -86,25 +109,28 @@ class GraphedNetwork(nn.Module):
         leaves, spec = tree_flatten((args, kwargs))
         replay = self._find(leaves, spec)
         if replay is None:
-            return self.network(*args, **kwargs)
-        # Copies, because the next replay writes to the same memory.
-        output = tree_map_only(Tensor, Tensor.clone, replay(*(leaf for leaf in leaves if isinstance(leaf, Tensor))))
+            output = self.network(*args, **kwargs)
+        else:  # copies, because the next replay writes to the same memory
+            output = tree_map_only(Tensor, Tensor.clone, replay(*(leaf for leaf in leaves if isinstance(leaf, Tensor))))
         for tensor in tree_flatten(output)[0]:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                self.graphs.wait_for_backward(tensor)
+                self.graphs.watch(tensor, replayed=replay is not None)
         return output
 
     def _find(self, leaves: list[Any], spec: TreeSpec) -> Callable[..., Any] | None:
         """Return the graph for this call, recorded now if need be. None: the call must run without one."""
         # Gradients that a replay has left in the weights lie in its fixed memory, and would be overwritten.
-        if self.graphs.in_use or (torch.is_grad_enabled() and any(p.grad is not None for p in self.weights)):
+        if not self.graphs.may_replay() or (torch.is_grad_enabled() and any(p.grad is not None for p in self.weights)):
             return None
         kind = self._kind(leaves, spec)
-        if kind in self.seen and kind not in self.recorded and len(self.recorded) < MOST_GRAPHS:
+        new = kind in self.seen and kind not in self.recorded and len(self.recorded) < MOST_GRAPHS
+        if new and self.graphs.may_record():
             call = _Call(self.network, leaves, spec)
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             examples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
-            self.recorded[kind] = self.graphs.capture(call, examples, self.graphs.pool)
+            recorded = self.graphs.record(call, examples)
+            if recorded is not None:
+                self.recorded[kind] = recorded
         self.seen.add(kind)
         return self.recorded.get(kind)
 
@@ -130,11 +156,11 @@ def can_record(device: torch.device, network: nn.Module) -> bool:
     )
 
 
-class _Open:
-    """A replayed forward pass whose backward pass has not come yet."""
+class _Pass:
+    """A forward pass whose gradient can still be asked for. `over`: its backward pass has come."""
 
-    def __init__(self) -> None:
-        self.over = False
+    def __init__(self, *, replayed: bool) -> None:
+        self.replayed, self.over = replayed, False
 
     def end(self, gradient: Tensor) -> None:
         self.over = True
@@ -160,12 +186,20 @@ class _Call(nn.Module):
 def _capture(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
     """Record a forward pass and, if it needs gradients, its backward pass."""
     device = examples[0].device.type
-    # Autocast would keep the rounded weights of the recording, and every replay must round the weights anew.
-    with torch.autocast(
-        device,
-        dtype=torch.get_autocast_dtype(device),
-        enabled=torch.is_autocast_enabled(device),
-        cache_enabled=False,
+    backend = getattr(torch, device)
+    with (
+        # A recording that fails would leave its own stream behind as the current one.
+        backend.stream(backend.current_stream()),
+        # Autocast would keep the rounded weights of the recording, and every replay must round the weights anew.
+        torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,
+        ),
+        warnings.catch_warnings(),
     ):
-        recorded: Any = getattr(torch, device).make_graphed_callables(module, examples, pool=pool)
+        # The passes that warm up run on a stream of their own. PyTorch warns of that.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+        recorded: Any = backend.make_graphed_callables(module, examples, pool=pool)
     return recorded

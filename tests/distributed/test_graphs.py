@@ -136,6 +136,7 @@ def test_calls_of_another_kind_are_recorded_anew_and_a_lost_loss_blocks_nothing(
     assert recorder.replayed == 2
     loss.backward()
     network.zero_grad()
+    del loss
     for _ in range(2):
         graphed(pictures(1, count=5))
         graphed.requires_grad_(False)
@@ -143,6 +144,34 @@ def test_calls_of_another_kind_are_recorded_anew_and_a_lost_loss_blocks_nothing(
             graphed(pictures(1))
         graphed.requires_grad_(True)
     assert recorder.recorded == 3
+
+
+def test_nothing_is_recorded_while_an_earlier_autograd_graph_is_alive(network: nn.Module, recorder: Recorder) -> None:
+    graphed = Graphs(CPU, recorder)(network)
+    loss = one(1)(graphed)
+    one(2)(graphed)
+    loss.backward()
+    network.zero_grad()
+    one(2)(graphed)
+    assert recorder.recorded == 0
+    del loss
+    one(2)(graphed)
+    assert recorder.recorded == 1
+
+
+def test_a_pass_that_cannot_be_recorded_runs_as_it_is(network: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def broken(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Any:
+        tried.append(module)
+        raise RuntimeError("CUDA error: operation not permitted\nSearch for it")
+
+    graphed, weights = Graphs(CPU, broken)(network), list(network.parameters())
+    for seed in range(4):
+        expected = gradient(network, one(seed), weights)
+        torch.testing.assert_close(gradient(graphed, one(seed), weights), expected, rtol=0, atol=0)
+    assert len(tried) == 1
+    assert caplog.text.count("without CUDA graphs") == 1 and "Search" not in caplog.text
 
 
 def test_learning_to_protect_ends_at_the_same_weights(tiny_pipeline: Path) -> None:
