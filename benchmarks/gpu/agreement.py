@@ -268,8 +268,8 @@ def photos_agree(layer: Layer) -> Mapping[str, Figure]:
 def photos_wait(layer: Layer) -> Mapping[str, Figure]:
     waits = device.Waits()
     protect_photos(layer, device.device(), waits)
-    # DLADiff ascends twice in a round, and looks at all gradients at the end of an ascent.
-    return found(waits, allowed=1 if isinstance(layer, FineTuningLayer) else 0)
+    # DLADiff ascends twice in a round, and looks at all gradients at the end of each ascent.
+    return found(waits, allowed=2 if isinstance(layer, FineTuningLayer) else 0)
 
 
 def pictures_agree(steps: int) -> Mapping[str, Figure]:

@@ -57,10 +57,10 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
         "batch 4": partial(alone, replace(base, train_batch_size=4)),
         "batch 1 alone": partial(alone, base),
         "where the time of batch 1 goes": partial(profiled, base, folder),
+        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
         "peak of ours": partial(peak, "apdm", base),
         "peak of the released way": partial(peak, "reference", base),
         "peaks compared": partial(peaks_compared, folder),
-        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
     }
 
 
