@@ -87,6 +87,7 @@ def versions_and_devices() -> list[str]:
             rows[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             rows[library] = "not installed"
+    rows["torch"] = torch.__version__  # with its build, which the package's data may leave out
     rows["cpu"] = f"{torch.get_num_threads()} threads"
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
