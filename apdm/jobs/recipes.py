@@ -38,7 +38,7 @@ MODELS: Mapping[str, str] = {
 }
 BUNDLED: Mapping[str, str] = {"miniature": str(PIPELINE), "miniature_adapter": str(ADAPTER)}
 PLACE = re.compile(r"\{(" + "|".join([*MODELS, *BUNDLED, "people"]) + r")\}")
-TWIN = "twin_of"
+TWIN, KEPT_ROWS = "twin_of", "keep_rows"
 Options = dict[str, Any]
 
 
@@ -124,6 +124,12 @@ class Recipe:
         return Protection() if row.protect is None else self.protections[row.protect]
 
 
+def recipe_names() -> list[str]:
+    """Return the names of the package's recipes. Files whose names begin with _ are parts of recipes."""
+    files = sorted(RECIPES.glob("*/[!_]*.yaml"))
+    return [file.relative_to(RECIPES).with_suffix("").as_posix() for file in files]
+
+
 def recipe_file(name: str) -> Path:
     """Return the file of a recipe. Raises UserError if there is none of this name."""
     if name.endswith((".yaml", ".yml")):
@@ -152,17 +158,22 @@ def load_recipe(name: str) -> Recipe:
 
 
 def _tree(file: Path) -> Options:
-    """The content of a recipe's file. A twin has that of the recipe whose twin it is, except for what it states itself.
+    """The content of a recipe's file.
 
-    What a twin states as null is left out.
+    With `twin_of` it takes over what other recipes state, of several what the last one states, except for what it
+    states itself. What it states as null is left out. With `keep_rows` only these rows are taken over.
     """
     own = read_yaml(str(file), line="key: value")
-    other = own.pop(TWIN, None)
-    if other is None:
-        return own
-    if not isinstance(other, str):
-        raise UserError(f"{file}: {TWIN} needs the name of a recipe, such as apdm/table1-person")
-    return merged(_tree(recipe_file(other)), own)
+    others, kept = own.pop(TWIN, []), own.pop(KEPT_ROWS, None)
+    under: Options = {}
+    for other in [others] if isinstance(others, str) else others:
+        under = merged(under, _tree(recipe_file(str(other))))
+    if kept is not None:
+        rows = under.get("rows", {})
+        if unknown := [name for name in kept if name not in rows]:
+            raise UserError(f"{file}: {KEPT_ROWS} has {unknown[0]}; the rows are {', '.join(rows)}")
+        under["rows"] = {name: rows[name] for name in kept}
+    return merged(under, own)
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
@@ -265,17 +276,15 @@ def all_tables() -> dict[str, ListedTable]:
         listed = {name: from_json(ListedTable, table, name) for name, table in read_yaml(str(TABLES)).items()}
     except WrongShape as error:
         raise UserError(f"{TABLES}: {error}") from None
-    for file in sorted(RECIPES.glob("*/*.yaml")):
-        name = file.relative_to(RECIPES).with_suffix("").as_posix()
-        listed[name] = ListedTable(title=load_recipe(name).title)
+    listed |= {name: ListedTable(title=load_recipe(name).title) for name in recipe_names()}
     return dict(sorted(listed.items(), key=lambda item: list_order(item[0])))
 
 
-def list_order(name: str) -> tuple[bool, str, int, str]:
-    """The place of a table in the list: by paper, by the number of the table; the miniature world last."""
+def list_order(name: str) -> tuple[bool, str, bool, int, str]:
+    """The place of a table in the list: by paper and number, figures after tables, the miniature world last."""
     paper, _, table = name.partition("/")
-    number = re.search(r"\d+", table)
-    return paper == "miniature", paper, int(number[0]) if number and paper != "miniature" else 99, table
+    number = re.search(r"(?:table|figure)(\d+)", table)
+    return paper == "miniature", paper, "figure" in table, int(number[1]) if number else 0, table
 
 
 def state_of(name: str, table: ListedTable, models: Mapping[str, str]) -> str:
