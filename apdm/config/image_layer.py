@@ -241,7 +241,7 @@ class ImageLayerConfig:
     method: str = option(
         "dladiff",
         "The protection against fine-tuning; none leaves this layer out. There are dladiff, anti_diffusion, aspl, "
-        "fsmg, encoder and noise; file.py:Name is a class of your own. Options may follow: dladiff:rounds=10.",
+        "fsmg, mist, encoder and noise; file.py:Name is a class of your own. Options may follow: dladiff:rounds=10.",
         holds="spec",
         common="what is made",
     )

@@ -44,7 +44,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Protection:
-    """How a row protects: hardened weights or changed photos, never both.
+    """How a row protects: hardened weights, changed photos, or both.
 
     Attributes:
         harden: options of `apdm harden`; None if the weights are not hardened.
@@ -89,6 +89,7 @@ class Recipe:
         source: where the published figures stand.
         subjects: whose photos are attacked. Portraits are the drawn people of the miniature world.
         model: the attacked model, by its name in models.yaml.
+        protect_model: the model that photos are protected against; None for the attacked model.
         instance_prompt: the prompt that a subject is learnt with.
         class_prompt: the prompt of its class.
         resolution: side in pixels of the squares that are cut out of photos.
@@ -108,6 +109,7 @@ class Recipe:
     columns: dict[str, Column]
     rows: dict[str, RecipeRow]
     protections: dict[str, Protection] = field(default_factory=dict)
+    protect_model: str | None = None
     people: int | None = None
     harden: Options = field(default_factory=dict)
     perturb: Options = field(default_factory=dict)
@@ -118,6 +120,11 @@ class Recipe:
     def is_miniature(self) -> bool:
         """Whether the table is of the miniature world."""
         return self.subjects == "portraits"
+
+    @property
+    def protects_with(self) -> str:
+        """The model that is hardened, or that photos are protected against."""
+        return self.protect_model or self.model
 
     def protection(self, row: RecipeRow) -> Protection:
         """How a row protects."""
@@ -191,11 +198,13 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
 
 def _check(recipe: Recipe, file: Path) -> None:
     """Check that a recipe's parts fit together."""
-    if recipe.model not in {**MODELS, **BUNDLED}:
-        raise UserError(f"{file}: model is {recipe.model}; it needs one of {', '.join([*MODELS, *BUNDLED])}")
+    for key in ("model", "protects_with"):
+        if (model := getattr(recipe, key)) not in {**MODELS, **BUNDLED}:
+            key = key if key == "model" else "protect_model"
+            raise UserError(f"{file}: {key} is {model}; it needs one of {', '.join([*MODELS, *BUNDLED])}")
     for name, protection in recipe.protections.items():
-        if sum(part is not None for part in (protection.harden, protection.perturb, protection.needs)) != 1:
-            raise UserError(f"{file}: protections.{name} needs one of harden, perturb and needs")
+        if (protection.needs is None) == (protection.harden is None and protection.perturb is None):
+            raise UserError(f"{file}: protections.{name} needs harden or perturb or both, or else needs")
     for name, row in recipe.rows.items():
         if row.protect not in (None, *recipe.protections):
             known = ", ".join(recipe.protections)
@@ -250,7 +259,8 @@ def missing_for(recipe: Recipe, row: RecipeRow, models: Mapping[str, str]) -> st
         return protection.needs
     options = [recipe.attack, row.attack, protection.harden, protection.perturb]
     options += [recipe.harden] * (protection.harden is not None) + [recipe.perturb] * (protection.perturb is not None)
-    named = needed_models(options) | ({recipe.model} & MODELS.keys())
+    used = {recipe.model} if row.protect is None else {recipe.model, recipe.protects_with}
+    named = needed_models(options) | (used & MODELS.keys())
     return ", ".join(f"{name} ({MODELS[name]})" for name in MODELS if name in named - models.keys()) or None
 
 

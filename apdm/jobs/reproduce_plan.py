@@ -102,21 +102,22 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, people: int) -> None:
     here, places = Path("table"), {**NAMES, **job.places}
     model = {"pretrained_model_name_or_path": "model"}
     if protection.harden is not None:
-        harden = job_config(
-            HardenConfig, recipe, filled_in(merged(recipe.harden, protection.harden), places), here, here, model
-        )
+        options = filled_in(merged(recipe.harden, protection.harden), places)
+        harden = job_config(HardenConfig, recipe, options, here, here, model)
         sums.passes[HARDENED] += people * resources.training_passes(harden)
         sums.models += people
-        drawn: int = harden.num_class_images
-        options: JobConfig = harden
-    elif protection.perturb is not None:
-        options = job_config(
-            PerturbConfig, recipe, filled_in(merged(recipe.perturb, protection.perturb), places), here, here, model
-        )
-        made = make_protection(options.image_layer)
+        _add_class_pictures(sums, harden, people)
+    if protection.perturb is not None:
+        options = filled_in(merged(recipe.perturb, protection.perturb), places)
+        perturb = job_config(PerturbConfig, recipe, options, here, here, model)
+        made = make_protection(perturb.image_layer)
         sums.steps += people * made.total_steps
-        drawn = options.num_class_images if made.needs_class_pictures else 0
-    sums.draw("class pictures", people * drawn, options.num_inference_steps, options.guidance_scale)
+        if made.needs_class_pictures:
+            _add_class_pictures(sums, perturb, people)
+
+
+def _add_class_pictures(sums: Sums, config: JobConfig, people: int) -> None:
+    sums.draw("class pictures", people * config.num_class_images, config.num_inference_steps, config.guidance_scale)
 
 
 def _add_attack(sums: Sums, job: Job, row: RecipeRow, people: int, seeds: int) -> None:

@@ -25,7 +25,7 @@ from apdm.data.photo_sets import Chosen, Letter, Part, has_sets
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACK, ATTACKER_CLASS_IMAGES, IMAGES, MANIFEST, MODEL
-from apdm.jobs.recipes import Options, Recipe, RecipeRow, filled_in, merged, needed_models
+from apdm.jobs.recipes import BUNDLED, Options, Recipe, RecipeRow, filled_in, merged, needed_models
 from apdm.portraits.subjects import write_subjects
 
 Config = TypeVar("Config")
@@ -102,11 +102,6 @@ class Steps:
     num_threads: int | None
     processes: ProcessGroup
 
-    @property
-    def model(self) -> str:
-        """Where the attacked model is."""
-        return self.places[self.recipe.model]
-
     def attack(self, row: RecipeRow, subject: Subject, seed: int) -> AttackRow:
         """Protect a subject as a row says, attack it, and return what the attack found.
 
@@ -145,6 +140,7 @@ class Steps:
     def _protect(self, row: RecipeRow, subject: Subject) -> tuple[str, list[Path], str]:
         """Return the model and the photos that the attacker gets, and a name for the model's state."""
         protection = self.recipe.protection(row)
+        model, state, photos = self.places[self.recipe.model], self.recipe.model, subject.photos
         if protection.harden is not None:
             options = merged(self.recipe.harden, protection.harden)
             folder = self._folder("harden", options, subject.photos)
@@ -153,7 +149,7 @@ class Steps:
 
                 goes_on = {"resume_from_checkpoint": "latest", "overwrite_output_dir": True}
                 harden(self._configuration(HardenConfig, options, folder, subject, goes_on))
-            return str(folder / MODEL), subject.photos, folder.name
+            model, state = str(folder / MODEL), folder.name
         if protection.perturb is not None:
             options = merged(self.recipe.perturb, protection.perturb)
             folder = self._folder("perturb", options, subject.photos)
@@ -162,8 +158,8 @@ class Steps:
 
                 perturb(self._configuration(PerturbConfig, options, folder, subject, {"overwrite_output_dir": True}))
             (protected,) = find_subjects(folder / IMAGES)
-            return self.model, mixed(subject.photos, protected.images, row.clean), self.model
-        return self.model, subject.photos, self.model
+            photos = mixed(subject.photos, protected.images, row.clean)
+        return model, photos, state
 
     def _is_done(self, folder: Path) -> bool:
         """Whether hardening or photo protection in a folder is finished: its manifest is written last."""
@@ -173,7 +169,8 @@ class Steps:
         self, cls: type[Config], options: Options, folder: Path, subject: Subject, more: Options
     ) -> Config:
         photos = self._copies(subject.photos, subject.holdout) / PHOTOS
-        more = {**more, "pretrained_model_name_or_path": self.model, "num_threads": self.num_threads}
+        model = self.places[self.recipe.protects_with]
+        more = {**more, "pretrained_model_name_or_path": model, "num_threads": self.num_threads}
         return job_config(cls, self.recipe, self._filled(options), photos, folder, more)
 
     def _filled(self, options: Options) -> Options:
@@ -183,7 +180,9 @@ class Steps:
         """The folder of a step, by a hash of all that determines the step."""
         recipe = self.recipe
         prompts = [recipe.instance_prompt, recipe.class_prompt, recipe.resolution]
-        where = {name: self.places[name] for name in [recipe.model, *sorted(needed_models(options))]}
+        used = recipe.protects_with if kind in ("harden", "perturb") else recipe.model
+        named = [used, *sorted(needed_models(options))]
+        where = {name: None if name in BUNDLED else self.places[name] for name in named}
         files = [sha256_file(photo) for photo in photos]
         return self.output / WORK / f"{kind}-{key_of({'of': [VERSION, kind, options, prompts, where, files, *more]})}"
 

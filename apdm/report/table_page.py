@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from apdm.report.page import write_page
 
 ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
 DIGITS = 3
+WIDTH = 116  # of the notes in Markdown, in characters
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,19 @@ def figures(table: Table, row: TableRow) -> list[Figure]:
 def markdown(table: Table) -> list[str]:
     """The table as lines of Markdown, with its notes below."""
     titles = ["row", *(f"{head}, {part}" for head, parts in shown_parts(table) for part in parts)]
-    lines = [f"# {table.title}", "", *(line for doubt in table.doubts for line in (doubt, ""))]
+    lines = [f"# {table.title}", ""]
+    for doubt in table.doubts:
+        lines += [*textwrap.wrap(doubt, WIDTH), ""]
     lines += [_line(titles), _line(["---"] * len(titles))]
     for row in table.rows.values():
         cells = [one.text + f" ({one.interval})" * bool(one.interval) for one in figures(table, row)]
         lines.append(_line([row.title, *cells]))
-    return [*lines, "", *(f"* {note}" for note in notes(table))]
+    lines.append("")
+    for note in notes(table):
+        lines += textwrap.wrap(
+            f"* {note}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    return lines
 
 
 def notes(table: Table) -> Iterator[str]:

@@ -19,6 +19,7 @@ from apdm.image_layer.protections import PROTECTIONS, make_protection
 from apdm.image_layer.protections.anti_diffusion import AntiDiffusion, PromptTuning, concentration
 from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.protections.encoder import EncoderAttack
+from apdm.image_layer.protections.mist import Mist, chequered
 from apdm.image_layer.task import ProtectionTask
 
 
@@ -30,7 +31,7 @@ def make(method: str, **options: Any) -> Any:
 
 
 def test_every_file_of_the_package_holds_one_photo_protection():
-    names = ["anti_diffusion", "aspl", "dladiff", "encoder", "fsmg", "noise"]
+    names = ["anti_diffusion", "aspl", "dladiff", "encoder", "fsmg", "mist", "noise"]
     assert list(PROTECTIONS.classes()) == names
     files = sorted(path.stem for path in Path(apdm.image_layer.protections.__file__).parent.glob("*.py"))
     assert files == ["__init__", *names]
@@ -167,3 +168,40 @@ def test_the_encoder_attack_pulls_latents_to_those_of_grey(task: ProtectionTask)
     before = distance(pgd.photos)
     EncoderAttack(ascent_steps=20).protect(task, pgd)
     assert distance(pgd.photos) < 0.95 * before
+
+
+# -- Mist ------------------------------------------------------------------------------------------------------
+
+
+def test_mist_ascends_on_the_denoising_error_minus_the_weighted_distance_to_a_pattern(task: ProtectionTask):
+    """The first value of the objective, computed again from its definition with the same random numbers."""
+    told: list[float] = []
+
+    def run(weight: float) -> float:
+        told.clear()
+        fresh = replace(task, generator=torch.Generator().manual_seed(3))
+        pgd = PGD(
+            fresh.originals,
+            epsilon=7 / 255,
+            step_size=1 / 255,
+            batch_size=len(fresh.originals),
+            callback=lambda values: told.append(next(iter(values.values())).item()),
+        )
+        Mist(ascent_steps=1, textural_weight=weight).protect(fresh, pgd)
+        return told[0]
+
+    fresh = replace(task, generator=torch.Generator().manual_seed(3))
+    draw = fresh.draw(len(fresh.originals), list(range(len(fresh.originals))))
+    latents = fresh.latents(fresh.originals, draw)
+    semantic = fresh.denoising_error(fresh.family.denoiser, latents, draw).mean().item()
+    images = fresh.training_images(fresh.originals, draw.positions)
+    pattern = fresh.family.posterior(chequered(fresh.resolution).to(images)).mean
+    distance = (fresh.family.posterior(images).mean - pattern).square().mean().item()
+    assert run(0.0) == pytest.approx(semantic, rel=1e-5)
+    assert run(3.0) == pytest.approx(semantic - 3 * distance, rel=1e-5)
+
+
+def test_the_pattern_of_mist_is_chequered():
+    pattern = chequered(16)
+    assert pattern.shape == (1, 3, 16, 16) and pattern.mean() == 0
+    assert pattern[0, 0, 0].tolist() == [-1, -1, 1, 1] * 4 and (pattern[0, 0, 2] == -pattern[0, 0, 0]).all()
