@@ -140,8 +140,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
             )
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
-        accelerator.end_training()
         pushed = processes.on_main(lambda: push_hardened(config))
+        accelerator.end_training()
     audited = config.audit.enabled and processes.is_main
     return HardenResult(
         output_dir=output,
