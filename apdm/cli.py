@@ -35,7 +35,7 @@ from apdm.config import (
 from apdm.config.filling import command_line
 from apdm.config.help import command_help, usage
 from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserError, UserErrors
-from apdm.core.launcher import is_launched, is_main_process
+from apdm.core.launcher import is_launched, is_main_process, worked_with_others
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
 from apdm.core.terminal import Style, columns, count, say, show_progress, summaries_in, tell, use_utf8
@@ -135,7 +135,7 @@ def leave(code: int | None) -> NoReturn:
     gloo's threads outlive the process groups that DeepSpeed's objects still hold. If such a thread releases memory of
     its last exchange while Python is being taken down, the process aborts (exit code -6) although all its work is done.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # whatever it is, this must not fail
+    if worked_with_others():
         atexit._run_exitfuncs()  # trackers send what they still hold
         sys.stdout.flush()
         sys.stderr.flush()
@@ -328,18 +328,11 @@ def _attack(argv: Sequence[str]) -> int:
 
 def _verify(argv: Sequence[str]) -> int:
     config = _options(VerifyConfig, _named("output_dir", argv))
+    from apdm.jobs.summary import of_verification
     from apdm.jobs.verify import verify
 
     result = verify(config)
-    outcome = "all files as shipped, the model loads, nothing of a subject in it"
-    if not result.ok:
-        count = len(result.problems)
-        outcome = f"{count} problem{'s' * (count > 1)}"
-    sought = f"looked for {result.ids} ids, {result.photos} photos and the prompts in {result.files} files"
-    say(*result.problems, sought, f"{result.output_dir}: {outcome}")
-    if config.subjects is None:
-        advice = f"apdm verify {result.output_dir} --subjects FOLDER, to look for people's photos and ids too"
-        say(*columns({"try next": advice}))
+    tell(of_verification(result, with_subjects=config.subjects is not None))
     return DONE if result.ok else FAILED
 
 
@@ -454,6 +447,7 @@ COMMANDS = {
         _verify,
         VerifyConfig,
         "0 all is well, 1 a problem found",
+        summarizes=True,
     ),
     "push": Command("push a hardened model to the Hugging Face Hub", _push, PushConfig, summarizes=True),
     "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),

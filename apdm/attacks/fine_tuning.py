@@ -19,7 +19,7 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
-from apdm.attacks.optimizers import OptimizerName, Optimizers, check_optimizer, make_optimizer
+from apdm.attacks.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
 from apdm.core.devices import send
@@ -130,7 +130,7 @@ class FineTuning(ABC):
     adam_epsilon: float = 1e-8
     adam_weight_decay: float = 1e-2
     optimizer: OptimizerName = "adamw"
-    momentum: float = option(0.9, at_least=0, below=1)
+    momentum: float = option(MOMENTUM, at_least=0, below=1)
     gradient_accumulation_steps: int = option(1, at_least=1)
     max_grad_norm: float = 1.0
     snr_gamma: float | None = option(None, above=0)
@@ -151,9 +151,13 @@ class FineTuning(ABC):
     preparing_samples: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        check_optimizer(self.optimizer, self.learning_rate)
+        check_optimizer(self.optimizer, self.learning_rate, momentum=self.momentum)
         if self.snr_gamma is not None and self.loss_space != "prediction":
             raise UserError("snr_gamma and loss_space=x0 are two weights of the same loss; give one of them")
+        if self.timestep_sampling != "logit_normal" and (self.logit_mean, self.logit_std) != (0, 1):
+            raise UserError(
+                "logit_mean and logit_std are of timestep_sampling=logit_normal; give it too, or leave them out"
+            )
         if self.min_timestep >= self.max_timestep:
             raise UserError(
                 f"min_timestep is {self.min_timestep:g} and max_timestep is {self.max_timestep:g}; "

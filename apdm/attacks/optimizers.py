@@ -14,6 +14,7 @@ from apdm.core.devices import is_accelerator
 from apdm.core.errors import UserError
 
 OptimizerName = Literal["adamw", "sgd", "muon", "prodigy"]
+MOMENTUM, WITH_MOMENTUM = 0.9, ("sgd", "muon")  # the default, and the optimizers that have one
 LEAST_PRODIGY_RATE = 0.1  # below this Prodigy, whose rate is a factor, stands still
 
 
@@ -39,8 +40,11 @@ class Optimizers:
             part.zero_grad()
 
 
-def check_optimizer(name: OptimizerName, learning_rate: float) -> None:
-    """Raise UserError if the optimizer is not installed, or cannot work with this learning rate."""
+def check_optimizer(name: OptimizerName, learning_rate: float, *, momentum: float = MOMENTUM) -> None:
+    """Raise UserError if the optimizer is not installed, or cannot work with this learning rate or momentum."""
+    if momentum != MOMENTUM and name not in WITH_MOMENTUM:
+        able = " and ".join(f"optimizer={one}" for one in WITH_MOMENTUM)
+        raise UserError(f"momentum is {momentum:g}, and optimizer={name} has none; it is of {able}")
     if name != "prodigy":
         return
     if importlib.util.find_spec("prodigyopt") is None:

@@ -23,6 +23,7 @@ class Staged(ABC):
     attack: FineTuning | Staged
 
     name: ClassVar[str]
+    reads_consenting: ClassVar[bool] = False  # whether `prepare` reads `Material.consenting`
 
     @abstractmethod
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
@@ -52,6 +53,11 @@ class Staged(ABC):
     def needs(self) -> tuple[str, ...]:
         """The keys of `Material.models` that `prepare` or `attack` reads."""
         return tuple(dict.fromkeys((*self.own_needs, *self.attack.needs)))
+
+    @property
+    def needs_consenting(self) -> bool:
+        """Whether `prepare`, or that of an attack inside, reads photos of consenting people."""
+        return self.reads_consenting or needs_consenting(self.attack)
 
     @property
     def innermost(self) -> FineTuning:
@@ -104,6 +110,11 @@ class Staged(ABC):
         check_needs(self, material)
         model, material = self.prepare(model, material)
         return self.attack.run(model, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
+
+
+def needs_consenting(attack: Attack) -> bool:
+    """Whether an attack needs photos of people who consent."""
+    return isinstance(attack, Staged) and attack.needs_consenting
 
 
 def check_needs(attack: Attack, material: Material) -> None:

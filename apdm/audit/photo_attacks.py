@@ -23,6 +23,7 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
+from apdm.attacks.staged import needs_consenting
 from apdm.audit.cells import check_finite, person_quality
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import AuditPlan, Drawing, to_unit
@@ -88,6 +89,8 @@ class PhotoAttackSpecs:
             attack = AttackFactory.of(options, instance_prompt, class_prompt).make(spec, seed=0)
             if set(attack.needs) - {"base"}:
                 raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
+            if needs_consenting(attack):
+                raise UserError(f'"{spec}" trains on other people first; leave it out of photo_attacks')
         return PhotoAttackSpecs(
             adapter=load_adapter(options, faces, allow_pickle=allow_pickle),
             attacks=options.photo_attacks,

@@ -80,7 +80,8 @@ class SearchSpace:
         self.weightings = [name for name, options in WEIGHTINGS.items() if _all_take(factory, options)]
         # The rates of other optimizers lie elsewhere, so an attack that has one keeps it.
         optimizers = {attack.optimizer for attack in self.own.values()}
-        self.optimizers = OPTIMIZERS if optimizers <= set(OPTIMIZERS) else ()
+        free = optimizers <= set(OPTIMIZERS)
+        self.optimizers = tuple(name for name in OPTIMIZERS if free and _all_take(factory, {"optimizer": name}))
         self.nominal = {
             "operator": "dreambooth",
             "dreambooth learning_rate": 1.0,

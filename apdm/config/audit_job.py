@@ -196,6 +196,11 @@ class AuditJobConfig(AuditOptions):
                 raise UserError("photos and instance_data_dir are two names of one option: leave one of them out")
             object.__setattr__(self, "photos", self.instance_data_dir)
         check_together(self)
+        if not self.search:
+            alone = ("search_samples", "search_min_face_rate", "search_people")
+            given = [name for name in alone if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+            if given:
+                raise UserError(f"{given[0]} is given, and nothing is searched; give search too, or leave it out")
         for name in ("search", "known_before"):
             if getattr(self, name) and self.hardened is None:
                 raise UserError(f"{name} compares a hardened model with its base: give hardened, or leave {name} out")

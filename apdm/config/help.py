@@ -64,7 +64,7 @@ def usage(summaries: Mapping[str, str]) -> str:
             "",
             "apdm COMMAND --help lists its common options, --help-all lists all; apdm --version prints the version.",
             "apdm COMMAND --verbose also shows the messages of the libraries; --quiet shows errors, and one line about",
-            "how it ended; --json prints the summary as one JSON object (demo, harden, perturb, audit).",
+            "how it ended; --json prints the summary as one JSON object (commands that end with one).",
             f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
         ]
     )
@@ -146,7 +146,7 @@ def help_text(cls: type) -> str:
         "--quiet",
         "    show errors, and one line about how it ended",
         "--json",
-        "    print the summary as one JSON object on standard output (demo, harden, perturb, audit)",
+        "    print the summary as one JSON object on standard output, if the command ends with a summary",
     ]
     group = ""
     for option in options_by_path(cls).values():

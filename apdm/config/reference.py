@@ -29,8 +29,8 @@ def options_page() -> str:
             "The command line takes `--name value` and, for an option in a group, `--group.name value`. A YAML file "
             "(`--config FILE`) and the Python API take the same names, with groups nested. The command line wins over "
             "the file. Every command also takes `--verbose`, which shows the messages of the libraries too, and "
-            "`--quiet`, which shows errors and one line about how it ended. harden, perturb and audit take `--json`, "
-            "which prints one JSON object on standard output. "
+            "`--quiet`, which shows errors and one line about how it ended. demo, harden, perturb, audit, attack, "
+            "verify and push take `--json`, which prints one JSON object on standard output. "
             "`apdm COMMAND --help` shows the options that are marked common, `--help-all` shows all."
         ),
     ]

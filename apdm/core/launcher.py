@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from apdm.core.errors import UserError
@@ -18,6 +20,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MEND = f"unset {' '.join(VARIABLES)} if they are left over, or start with a file of launch/"
 # Names in the command line of a process that starts the processes of a run; `apdm demo` does so itself.
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed", b"deepspeed", b"apdm\0demo")
+_RUNS: list[dict[str, str]] = []  # the variables of `launched_as`
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
@@ -29,6 +32,31 @@ def is_launched() -> bool:
 def is_main_process() -> bool:
     """Whether this is the main process of its run. A process that was not launched is always the main one."""
     return not is_launched() or os.environ["RANK"].strip() == "0"
+
+
+@contextmanager
+def launched_as(variables: Mapping[str, str]) -> Iterator[None]:
+    """Be one of the processes of a run while the block runs, as if a launcher had set these variables.
+
+    Afterwards the environment is as before. What this process does later, and the processes that it starts then, are
+    no part of the run.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    _RUNS.append(dict(variables))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def worked_with_others() -> bool:
+    """Whether this process is, or was, one of several processes of a run; whatever the variables say, this works."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") or bool(_RUNS)
 
 
 def launched_number(name: str, default: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from apdm.config import DemoConfig, HardenConfig, make_config
 from apdm.core.cpus import available_cpus
-from apdm.core.launcher import is_launched
+from apdm.core.launcher import is_launched, launched_as
 from apdm.core.logging import get_logger
 from apdm.portraits import ADAPTER, DEMO, PIPELINE
 from apdm.portraits.subjects import write_subjects
@@ -134,11 +134,11 @@ def helpers(config: DemoConfig, argv: Sequence[str]) -> Iterator[None]:
     }
     words = [sys.executable, "-m", "apdm", "demo", *argv]
     other = subprocess.Popen(words, env={**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"})
-    os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
     over = threading.Event()
     threading.Thread(target=_watch, args=(other, over), daemon=True).start()
     try:
-        yield
+        with launched_as({**shared, "RANK": "0", "LOCAL_RANK": "0"}):
+            yield
         over.set()
         other.wait(timeout=GRACE)
     except subprocess.TimeoutExpired:

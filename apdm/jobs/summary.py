@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from apdm.audit.photo_results import ImageLayer
     from apdm.audit.results import CurvePoint, Results
     from apdm.image_layer.results import Perturbation
-    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult
+    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult, VerifyResult
 
 LINES = 15  # a summary has at most
 POINTS = 3  # steps of the attack at which likeness is told
@@ -92,6 +92,42 @@ def of_push(result: PushResult) -> Summary:
         told.rows["pushed"] = f"{count(len(result.files), 'file')} of {result.output_dir}"
     told.rows["to" if result.address else "repository"] = result.address or result.repository
     return told
+
+
+@dataclass
+class Verification:
+    """What `apdm verify` found. Unlike a summary, it tells every problem, however many there are, also if it is short.
+
+    Attributes:
+        problems: one sentence for each problem.
+        outcome: how it ended, and what to try next.
+        facts: the same for programs.
+        verdict: the problems, and one line about how it ended.
+    """
+
+    problems: Sequence[str]
+    outcome: Sequence[str]
+    facts: dict[str, Any]
+    verdict: str
+
+    def lines(self) -> list[str]:
+        """All lines for a person."""
+        return [*self.problems, *self.outcome]
+
+
+def of_verification(result: VerifyResult, *, with_subjects: bool) -> Verification:
+    """What to tell of a folder that was checked. `with_subjects` says whether photos of subjects were looked for."""
+    outcome = "all files as shipped, the model loads, nothing of a subject in it"
+    if not result.ok:
+        outcome = count(len(result.problems), "problem")
+    sought = f"looked for {result.ids} ids, {result.photos} photos and the prompts in {result.files} files"
+    lines = [sought, f"{result.output_dir}: {outcome}"]
+    if not with_subjects:
+        advice = f"apdm verify {result.output_dir} --subjects FOLDER, to look for people's photos and ids too"
+        lines += columns({"try next": advice})
+    facts = {"output_dir": str(result.output_dir), "ok": result.ok, "problems": [*result.problems]}
+    facts |= {"files": result.files, "ids": result.ids, "photos": result.photos}
+    return Verification(result.problems, lines, facts, "\n".join([*result.problems, lines[1]]))
 
 
 def of_perturbation(result: PerturbResult) -> Summary:

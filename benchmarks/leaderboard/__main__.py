@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from apdm.core.errors import UserError
-from benchmarks.leaderboard.entry import BASE, REACHED, Entry, Figures, figures
+from benchmarks.leaderboard.entry import BASE, REACHED, Entry, Figures, figures, without_partner
 from benchmarks.protection import DREAMBOOTH
 
 FOLDER = Path(__file__).parent
@@ -41,6 +41,17 @@ def table(entries: Sequence[Entry], attack: str) -> Iterator[str]:
         ((name, row) for name, row in found if row is not None), key=lambda found: -fmean(found[1].less)
     ):
         yield _line([name, *_cells(name, row)])
+
+
+def left_out(entries: Sequence[Entry], attack: str) -> Iterator[str]:
+    """Yield a line for each entry whose attacks have no partner on the base: the table does not count them."""
+    base = next(entry for entry in entries if entry.name == BASE)
+    for entry in entries:
+        if missing := without_partner(entry, base, attack):
+            yield (
+                f"{entry.name}: {missing} attacks are not counted, because {BASE} has none with the same seed, person "
+                "and attack seed; run the base with them too"
+            )
 
 
 def _cells(name: str, row: Figures) -> list[str]:
@@ -82,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--attack", default=DREAMBOOTH, help="as the entries name it")
     options = parser.parse_args(arguments)
     try:
-        print("\n".join(table(read_all(options.folder), options.attack)))
+        entries = read_all(options.folder)
+        print("\n".join(table(entries, options.attack)))
+        for line in left_out(entries, options.attack):
+            print(line, file=sys.stderr)
     except UserError as error:
         sys.exit(f"error: {error}")
 

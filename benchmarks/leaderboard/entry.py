@@ -79,6 +79,8 @@ class Attack:
             infinity if the likeness is not reached.
         """
         before, low = 0, self.likeness.get("0", 0.0)
+        if "0" in self.likeness and low >= likeness:
+            return 0.0
         for step, value in ((int(step), value) for step, value in self.likeness.items() if step != "0"):
             if value >= likeness:
                 return before + (step - before) * max(0.0, (likeness - low) / (value - low) if value > low else 0.0)
@@ -161,8 +163,9 @@ class Figures:
         mean: likeness, averaged over the course and the people.
         less: how much less that is than on the base, one value for each person.
         cost: for each person, the steps until the likeness that the base has after `REACHED` steps, as a multiple of
-            these steps. Infinite where it was not reached.
-        others: likeness of people whom nobody protects, as a share of the base's. None if none was attacked.
+            these steps. Infinite where it was not reached, or where the base has it without an attack.
+        others: likeness of people whom nobody protects, as a share of the base's. None if none was attacked whom the
+            attack draws on the base.
         class_distance, drift: means over the hardenings.
     """
 
@@ -202,7 +205,7 @@ def figures(entry: Entry, base: Entry, attack: str) -> Figures | None:
     protected = list(_by_person((one, other) for one, other in pairs if one.protected))
     if not protected:
         return None
-    others = [one.mean / other.mean for one, other in pairs if not one.protected]
+    others = [one.mean / other.mean for one, other in pairs if not one.protected and other.mean > 0]
     return Figures(
         people=len(protected),
         attack_seeds=min(map(len, protected)),
@@ -215,6 +218,12 @@ def figures(entry: Entry, base: Entry, attack: str) -> Figures | None:
     )
 
 
+def without_partner(entry: Entry, base: Entry, attack: str) -> int:
+    """How many attacks of one kind on an entry have no partner on the base, so that no figure counts them."""
+    partners = {one.partner for one in base.attacks}
+    return sum(one.attack == attack and one.partner not in partners for one in entry.attacks)
+
+
 def _by_person(pairs: Iterable[tuple[Attack, Attack]]) -> Iterator[list[tuple[Attack, Attack]]]:
     groups: dict[tuple[int, int], list[tuple[Attack, Attack]]] = {}
     for one, other in pairs:
@@ -225,8 +234,15 @@ def _by_person(pairs: Iterable[tuple[Attack, Attack]]) -> Iterator[list[tuple[At
 def _cost(person: Sequence[tuple[Attack, Attack]]) -> float:
     """Steps to the base's likeness after `REACHED` steps, as a multiple of them, for the mean course of a person."""
     one, other = (_mean_course([pair[i] for pair in person]) for i in (0, 1))
-    wanted = max(value for step, value in other.likeness.items() if int(step) <= int(REACHED))
-    return one.steps_to(wanted) / other.steps_to(wanted)
+    wanted = max((value for step, value in other.likeness.items() if int(step) <= int(REACHED)), default=None)
+    if wanted is None:
+        raise UserError(
+            f"{BASE}: the attack {other.partner} is not measured at a step up to {REACHED}; measure it there"
+        )
+    steps, on_base = one.steps_to(wanted), other.steps_to(wanted)
+    if on_base == 0:
+        return 1.0 if steps == 0 else math.inf
+    return steps / on_base
 
 
 def _mean_course(attacks: Sequence[Attack]) -> Attack:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apdm.distributed.engines import Figures
 from apdm.protection.objectives import Objective, SimulatedAttack
+from benchmarks.objectives import share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,6 @@ class Displaced(Objective):
     @torch.no_grad()
     def oppose(self, attack: SimulatedAttack) -> Figures:
         way = [now - before for now, before in zip(attack.working_weights, self.begin, strict=True)]
-        torch._foreach_mul_(way, self.length / torch.nn.utils.get_total_norm(way))
+        torch._foreach_mul_(way, share(self.length, torch.nn.utils.get_total_norm(way)))
         attack.accumulate(way)
         return {}

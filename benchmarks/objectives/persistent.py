@@ -13,6 +13,7 @@ from apdm.distributed.engines import Figures
 from apdm.protection.batches import PersonalizationBatch
 from apdm.protection.objectives import SimulatedAttack
 from apdm.protection.objectives.dpo import DirectProtectiveOptimization
+from benchmarks.objectives import share
 from benchmarks.objectives.progress import adamw_metric
 
 
@@ -50,13 +51,14 @@ class Persistent(DirectProtectiveOptimization):
             change = self.second_derivative(attack, [p * k for p, k in zip(metric, kept, strict=True)])
             torch._foreach_sub_(kept, torch._foreach_mul(change, attack.attacker.plan.learning_rate))
         before, after = (torch.nn.utils.get_total_norm(v) for v in (gradient, kept))
-        cosine = torch.stack([(a * b).sum() for a, b in zip(gradient, kept, strict=True)]).sum() / (before * after)
-        attack.accumulate([part * (before / after) for part in kept])
-        return figures | {"persistent_share": after / before, "persistent_cosine": cosine}
+        cosine = torch.stack([(a * b).sum() for a, b in zip(gradient, kept, strict=True)]).sum()
+        attack.accumulate([part * share(before, after) for part in kept])
+        return figures | {"persistent_share": share(after, before), "persistent_cosine": share(cosine, before * after)}
 
     def second_derivative(self, attack: SimulatedAttack, direction: Sequence[Tensor]) -> list[Tensor]:
         """H `direction` on a new batch of the attacker's loss, by a central difference of two gradients."""
-        batch, scale = attack.batches.personalization(), self.distance / torch.nn.utils.get_total_norm(list(direction))
+        batch = attack.batches.personalization()
+        scale = share(self.distance, torch.nn.utils.get_total_norm(list(direction)))
 
         def loss_of(network: object, batch: PersonalizationBatch) -> tuple[Tensor, Figures]:
             return attack.method.personalization_loss(
@@ -67,4 +69,4 @@ class Persistent(DirectProtectiveOptimization):
         for sign in (1, -1):
             with attack.displaced([part * (sign * scale) for part in direction]):
                 sides.append(attack.gradient(loss_of, batch)[0])
-        return [(here - there) / (2 * scale) for here, there in zip(*sides, strict=True)]
+        return [share(here - there, 2 * scale) for here, there in zip(*sides, strict=True)]

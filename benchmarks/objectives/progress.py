@@ -13,6 +13,7 @@ from apdm.distributed.engines import Figures
 from apdm.protection.batches import PersonalizationBatch
 from apdm.protection.objectives import SimulatedAttack
 from apdm.protection.objectives.dpo import DirectProtectiveOptimization
+from benchmarks.objectives import share
 
 Tensors = Sequence[Tensor]
 
@@ -53,12 +54,12 @@ class Progress(DirectProtectiveOptimization):
         )
         change = [torch.zeros_like(part) for part in gradient]
         for batch, start, direction in zip(batches, (first, second), directions, strict=True):
-            scale = self.distance / torch.nn.utils.get_total_norm(list(direction))
+            scale = share(self.distance, torch.nn.utils.get_total_norm(list(direction)))
             with attack.displaced([part * scale for part in direction]):
                 end = person_gradient(attack, batch)
             for total, here, there in zip(change, start, end, strict=True):
-                total.add_((there - here) / scale)
-        length = self.weight * torch.nn.utils.get_total_norm(gradient) / torch.nn.utils.get_total_norm(change)
+                total.add_(share(there - here, scale))
+        length = share(self.weight * torch.nn.utils.get_total_norm(gradient), torch.nn.utils.get_total_norm(change))
         attack.accumulate([part * length for part in change])
         return figures | {"relative_progress": progress}
 
@@ -90,9 +91,9 @@ def relative_progress(first: Tensors, second: Tensors, metric: Tensors) -> tuple
     """
     ab, aa, bb = (_product(a, b, metric) for a, b in ((first, second), (first, first), (second, second)))
     norms = (aa * bb).sqrt()
-    ratio = ab / norms
-    by_first = [p * (b / norms - ratio * a / aa) for a, b, p in zip(first, second, metric, strict=True)]
-    by_second = [p * (a / norms - ratio * b / bb) for a, b, p in zip(first, second, metric, strict=True)]
+    ratio = share(ab, norms)
+    by_first = [p * (share(b, norms) - share(ratio * a, aa)) for a, b, p in zip(first, second, metric, strict=True)]
+    by_second = [p * (share(a, norms) - share(ratio * b, bb)) for a, b, p in zip(first, second, metric, strict=True)]
     return ratio, by_first, by_second
 
 

@@ -204,6 +204,14 @@ def test_a_search_without_a_hardened_model_is_refused(option: dict[str, Any]):
         AuditJobConfig(**photos_alone, **option)
 
 
+@pytest.mark.parametrize("option", [{"search_samples": 9}, {"search_people": 2}, {"search_min_face_rate": 0.5}])
+def test_an_option_of_a_search_without_a_search_is_refused(option: dict[str, Any]):
+    models = {"base": "b", "hardened": "h", "subjects": "people", "output_dir": "out"}
+    with pytest.raises(UserError, match=f"{[*option][0]} is given, and nothing is searched; give search too"):
+        AuditJobConfig(**models, **option)
+    AuditJobConfig(**models, **option, search=1)
+
+
 @needs_optuna
 def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipeline: Path, tmp_path: Path):
     family = load_family(tiny_pipeline)

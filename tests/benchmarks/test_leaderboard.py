@@ -9,7 +9,7 @@ import pytest
 
 from apdm.core.errors import UserError
 from benchmarks.leaderboard import add
-from benchmarks.leaderboard.__main__ import FOLDER, main, read_all, table
+from benchmarks.leaderboard.__main__ import FOLDER, left_out, main, read_all, table
 from benchmarks.leaderboard.entry import BASE, Attack, Entry, Hardening, figures
 from benchmarks.protection import DREAMBOOTH, OTHER
 
@@ -68,6 +68,33 @@ def test_cost_is_the_ratio_of_steps_to_the_likeness_that_the_base_has_after_300(
     mine = replace(ENTRY, attacks=[course("0:0 100:.1 300:.2 900:.8 1000:.9")])
     seen = figures(mine, base, "a")
     assert seen is not None and list(seen.cost) == pytest.approx([700 / 300])
+
+
+@pytest.mark.parametrize(("mine", "cost"), [("0:.7 100:.7 300:.7", 1.0), ("0:.1 100:.2 300:.8", math.inf)])
+def test_the_cost_of_what_the_base_draws_without_an_attack_divides_by_nothing(mine: str, cost: float) -> None:
+    base = replace(ENTRY, name=BASE, attacks=[course("0:.7 100:.5 300:.6")])
+    seen = figures(replace(ENTRY, attacks=[course(mine)]), base, "a")
+    assert seen is not None and list(seen.cost) == [cost]
+
+
+def test_others_whom_the_attack_does_not_draw_on_the_base_count_for_nothing() -> None:
+    nothing = course("0:0 100:0 300:0", person=9, protected=False)
+    attacks = [course("0:0 100:.5 300:.5"), nothing]
+    seen = figures(replace(ENTRY, attacks=attacks), replace(ENTRY, name=BASE, attacks=attacks), "a")
+    assert seen is not None and seen.others is None
+
+
+def test_a_base_that_was_not_measured_early_enough_is_told() -> None:
+    attacks = [course("500:.5")]
+    with pytest.raises(UserError, match="not measured at a step up to 300"):
+        figures(replace(ENTRY, attacks=attacks), replace(ENTRY, name=BASE, attacks=attacks), "a")
+
+
+def test_attacks_without_a_partner_on_the_base_are_told() -> None:
+    base = replace(ENTRY, name=BASE, attacks=[course("0:0 300:.5")])
+    mine = replace(ENTRY, attacks=[course("0:0 300:.5", person=5), course("0:0 300:.5", attack_seed=2)])
+    (line,) = left_out([base, mine], "a")
+    assert line.startswith("mine: 2 attacks are not counted") and list(left_out([base, mine], "b")) == []
 
 
 def test_an_entry_is_complete_with_three_people_three_seeds_and_others_and_useful_within_the_bounds() -> None:

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
-from plain_l2p import fresh, toy_data, toy_protector
+from plain_l2p import ToyDiffusion, fresh, toy_data, toy_protector
 
+from apdm.protection.objectives import Objective
 from apdm.protection.subject_data import BatchSampler
+from benchmarks.objectives.displaced import Displaced
 from benchmarks.objectives.persistent import Persistent
 from benchmarks.objectives.progress import Progress, adamw_metric, relative_progress
 
@@ -48,6 +50,25 @@ def test_the_penaltys_gradient_is_that_of_relative_progress_by_double_backward(f
     length = 0.7 * torch.nn.utils.get_total_norm(protect) / torch.nn.utils.get_total_norm(change)
     expected = [a + length * b for a, b in zip(protect, change, strict=True)]
     torch.testing.assert_close(ours.master.gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+class Unmoved(ToyDiffusion):
+    """A model whose prediction depends on no weight."""
+
+    def predict(self, denoiser, noisy, timesteps, prompt_embeds):
+        return 0 * super().predict(denoiser, noisy, timesteps, prompt_embeds)
+
+
+@pytest.mark.parametrize("objective", [Progress(beta=3.0), Persistent(beta=3.0), Displaced()])
+def test_an_attacker_who_learns_nothing_gives_no_direction_and_no_nan(objective: Objective) -> None:
+    method = toy_protector(objective="dpo:beta=3")
+    method.objective, method.family = objective, Unmoved()
+    attack = method.begin(fresh(BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2)))
+    if not isinstance(objective, Displaced):  # the others need AdamW's moments
+        method.personalize(attack, attack.batches.personalization())
+    objective.start(attack)
+    figures = objective.oppose(attack)
+    assert all(part.isfinite().all() for part in [*method.master.gradient, *figures.values()])
 
 
 def test_a_persistent_push_is_the_gradient_through_the_attackers_next_steps(float64: None) -> None:

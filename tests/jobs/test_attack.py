@@ -165,6 +165,8 @@ def test_the_same_call_does_nothing_again_unless_a_model_is_missing(
         ({"attack": ["lora:rank=0"]}, "rank"),
         ({"attack": ["lora", "lora"]}, "given twice"),
         ({"attack": ["transplant:source=sibling,part=vae"]}, "needs a sibling model beside the attacked one"),
+        ({"attack": ["stranger_first"]}, "put photos of people who consent into consenting/<id>/"),
+        ({"attack": ["two_stage:attack=stranger_first"]}, "put photos of people who consent into consenting/<id>/"),
         ({"attack": ["expert_swap"], "save_model": True}, "leave out save_model"),
         ({"attack": ["lora:num_inference_steps=5000"]}, "timesteps"),
         ({"photos": "nowhere"}, "nowhere does not exist"),

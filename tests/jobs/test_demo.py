@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from apdm.config import DemoConfig, HardenConfig, load_config
+from apdm.core.launcher import _RUNS, is_launched, is_main_process, launched_as, worked_with_others
 from apdm.export.layout import REPORT
 from apdm.jobs.demo import SIZES, harden_config, next_step
 from apdm.jobs.growing_report import ATTACKS, HARDENING, PHOTO_ATTACKS, PHOTOS, PREPARING, harden_stages
@@ -21,6 +23,16 @@ ROOT = Path(__file__).parents[2]
 def place(tmp_path: Path) -> Path:
     write_subjects(tmp_path / "demo-subjects", consenting=1, strangers=2)
     return tmp_path / "demo"
+
+
+def test_the_variables_of_a_launcher_are_gone_when_the_demo_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "7")
+    before = dict(os.environ)
+    with launched_as({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "8"}):
+        assert is_launched() and not is_main_process() and worked_with_others()
+    assert dict(os.environ) == before and not is_launched()
+    assert worked_with_others(), "gloo's threads are still there"
+    _RUNS.clear()
 
 
 def test_full_is_the_published_configuration_with_other_paths(place: Path) -> None:

@@ -109,5 +109,5 @@ def test_quiet_prints_one_line_and_json_one_object(
 def test_a_command_without_a_summary_says_that_it_has_no_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 2
     said = capsys.readouterr()
-    assert "apdm env prints no --json; demo, harden, perturb, audit, attack do" in said.err
+    assert "apdm env prints no --json; demo, harden, perturb, audit, attack, verify, push do" in said.err
     assert main(["env", "--json=false"]) == 0

@@ -57,6 +57,18 @@ def test_a_folder_as_it_was_shipped_is_sound(sound: Path, people: Path, capsys: 
     assert re.search(r"looked for 3 ids, \d\d photos and the prompts in \d\d files\n", said)
 
 
+def test_what_was_found_is_also_told_as_json_and_quietly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] and told["problems"] == [] and told["files"] > 5
+    (folder / "model/notes.txt").write_text("n")
+    assert main(["verify", str(folder), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["ok"] and told["problems"] == ["model/notes.txt is not in the manifest"]
+    assert main(["verify", str(folder), "--quiet"]) == 1
+    assert capsys.readouterr().out.splitlines() == [*told["problems"], f"{folder}: 1 problem"]
+
+
 def header(key: str, value: str) -> Callable[[Path, Path], None]:
     def change(folder: Path, people: Path) -> None:
         save_file(load_file(folder / UNET), folder / UNET, metadata={"format": "pt", key: value})
