@@ -103,6 +103,7 @@ RECIPES: Mapping[str, Recipe] = {
     "paired": Recipe(paired=True),
     "progress": Recipe(["--objective", "benchmarks/objectives/progress.py:Progress:beta=10,weight=3"]),
     "persistent": Recipe(["--objective", "benchmarks/objectives/persistent.py:Persistent:beta=10,steps=8"]),
+    "guided": Recipe(["--objective", "benchmarks/objectives/guided.py:Guided:beta=1,scale=3"]),
     "distribution": Recipe([*DISTRIBUTION, *ADAPTERS, "--l2p.lora_share", "0.34"], widely=True),
     "with-prior": Recipe(["--variety.prior_loss_weights", "1"], widely=True),
     "short-paths": Recipe(["--pool.depth", "200"]),

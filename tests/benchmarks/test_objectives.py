@@ -9,6 +9,7 @@ from plain_l2p import ToyDiffusion, fresh, toy_data, toy_protector
 from apdm.protection.objectives import Objective
 from apdm.protection.subject_data import BatchSampler
 from benchmarks.objectives.displaced import Displaced
+from benchmarks.objectives.guided import Guided
 from benchmarks.objectives.persistent import Persistent
 from benchmarks.objectives.progress import Progress, adamw_metric, relative_progress
 
@@ -102,6 +103,38 @@ def test_a_persistent_push_is_the_gradient_through_the_attackers_next_steps(floa
     assert share > 0 and abs(share - 1) > 1e-3  # the factor did something
     torch.testing.assert_close(figures["persistent_share"], share, rtol=1e-4, atol=0)
     torch.testing.assert_close(ours.master.gradient, [part / share for part in kept], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_guided_errors_multiply_the_way_from_the_received_models_empty_prompt(float64: None, scale: float) -> None:
+    plain, ours = toy_protector(objective="dpo:beta=3"), toy_protector(objective="dpo:beta=3")
+    ours.objective = Guided(beta=3.0, scale=scale)
+    nothing = torch.full((1, 4, 3), 0.3)
+    ours.family.encode_prompts = lambda prompts: nothing
+    samplers = [BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2) for _ in range(3)]
+    attacks = [m.begin(fresh(source)) for m, source in zip((plain, ours), samplers[:2], strict=True)]
+    for method, attack in zip((plain, ours), attacks, strict=True):
+        method.personalize(attack, attack.batches.personalization())
+    samplers[2].personalization()
+    ours.objective.oppose(attacks[1])
+
+    batch, family, network = samplers[2].protection(), plain.family, plain.engine.model
+    terms = []
+    for part in (batch.positive, batch.negative):
+        noisy, target = (f(part.latents, part.noise, part.timesteps) for f in (family.add_noise, family.target))
+        empty = plain.reference(noisy, part.timesteps, nothing.expand(2, -1, -1)).detach()
+        sides = []
+        for denoiser in (network, plain.reference):
+            given = denoiser(noisy, part.timesteps, part.prompt_embeds)
+            sides.append(((1 - scale) * empty + scale * given - target) ** 2)
+        terms.append(sides[0] - sides[1].detach())
+    objective = -torch.nn.functional.logsigmoid(-3.0 * (terms[0] - terms[1])).mean()
+    loss = objective + plain.preservation_weight * plain.error(network, batch.prior).mean()
+    expected = list(torch.autograd.grad(loss, list(network.parameters())))
+    torch.testing.assert_close(ours.master.gradient, expected)
+    if scale == 1:  # then it is the objective of the paper
+        plain.objective.oppose(attacks[0])
+        torch.testing.assert_close(ours.master.gradient, plain.master.gradient)
 
 
 def test_a_displaced_network_stands_elsewhere_and_returns_also_after_an_error() -> None:
