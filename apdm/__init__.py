@@ -11,6 +11,7 @@ The commands as functions:
     apdm.attack(pretrained_model_name_or_path="sd15", photos="people/s01", output_dir="attacked").results.attacks
     apdm.report(results="audit").report
     apdm.compare(results=["audit", "another audit"]).lines
+    apdm.reproduce(recipe="miniature/apdm-table12", output_dir="table").table.rows
 
 Each takes the options of the command of the same name, as keyword arguments or as one configuration object, and returns
 a frozen dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C, SIGHUP and others) raises
@@ -39,11 +40,19 @@ if TYPE_CHECKING:
         HardenConfig,
         PerturbConfig,
         ReportConfig,
+        ReproduceConfig,
         VerifyConfig,
     )
     from apdm.core.errors import Interrupted, UserError
     from apdm.jobs.report import ReportResult
-    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, VerifyResult
+    from apdm.jobs.results import (
+        AttackResult,
+        AuditResult,
+        HardenResult,
+        PerturbResult,
+        ReproduceResult,
+        VerifyResult,
+    )
     from apdm.report.comparison import RunsSideBySide
 
 __all__ = [
@@ -59,6 +68,8 @@ __all__ = [
     "PerturbResult",
     "ReportConfig",
     "ReportResult",
+    "ReproduceConfig",
+    "ReproduceResult",
     "RunsSideBySide",
     "UserError",
     "VerifyConfig",
@@ -70,6 +81,7 @@ __all__ = [
     "harden",
     "perturb",
     "report",
+    "reproduce",
     "verify",
 ]
 
@@ -78,11 +90,13 @@ Result = TypeVar("Result")
 _HOMES = {
     "apdm.config": (
         *("AttackConfig", "AuditJobConfig", "CompareConfig", "HardenConfig", "PerturbConfig", "ReportConfig"),
-        "VerifyConfig",
+        *("ReproduceConfig", "VerifyConfig"),
     ),
     "apdm.core.errors": ("Interrupted", "UserError"),
     "apdm.jobs.report": ("ReportResult",),
-    "apdm.jobs.results": ("AttackResult", "AuditResult", "HardenResult", "PerturbResult", "VerifyResult"),
+    "apdm.jobs.results": (
+        *("AttackResult", "AuditResult", "HardenResult", "PerturbResult", "ReproduceResult", "VerifyResult"),
+    ),
     "apdm.report.comparison": ("RunsSideBySide",),
 }
 
@@ -278,6 +292,31 @@ def compare(config: CompareConfig | str | PathLike[str] | None = None, **options
     return _run(compare_audits, resolved, False)
 
 
+def reproduce(
+    config: ReproduceConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
+) -> ReproduceResult:
+    """Make a table of a paper again: protect, attack and judge as its rows say.
+
+    Args:
+        config: a complete `ReproduceConfig`; or a YAML file, whose options the keyword arguments override.
+        progress: show progress bars on stderr.
+        options: options of `apdm reproduce` by name, such as `recipe="apdm/table1-person"`.
+
+    Returns:
+        The table, with our figures beside the published ones. A row that could not be run says what it needs.
+
+    Raises:
+        UserError: bad options or input, found before any long work starts.
+        Interrupted: the process was asked to stop. What is finished is kept; the same call goes on from there.
+    """
+    from apdm.config import ReproduceConfig
+
+    resolved = _resolve(ReproduceConfig, config, options)
+    from apdm.jobs.reproduce import reproduce as make_table
+
+    return _run(make_table, resolved, progress)
+
+
 _functions = {"audit": audit, "report": report}  # importing the packages of these names takes the names
 
 
@@ -295,7 +334,7 @@ def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, opt
         resolved = make_config(cls, options, file=config)
     else:
         raise UserError(f"config is a {type(config).__name__}; give a {cls.__name__} or the name of a YAML file")
-    if hasattr(resolved, "output_dir"):  # others load no model
+    if hasattr(resolved, "output_dir") and not hasattr(resolved, "recipe"):  # others load no model, or not themselves
         check_first(resolved)
     return resolved
 

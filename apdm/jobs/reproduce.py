@@ -46,6 +46,7 @@ from apdm.jobs.reproduce_steps import (
     job_config,
     read_subjects,
 )
+from apdm.jobs.results import ReproduceResult
 from apdm.report.table_page import markdown, write_table_page
 
 logger = get_logger(__name__)
@@ -56,19 +57,6 @@ MINIATURE = (
     "figures, and say nothing about Stable Diffusion."
 )
 PAGE, TEXT = "table.html", "table.md"
-
-
-@dataclass(frozen=True)
-class ReproduceResult:
-    """A finished table.
-
-    Attributes:
-        output_dir: the folder with table.json, table.md and table.html.
-        table: its content; None in all processes of a distributed run but the main one.
-    """
-
-    output_dir: Path
-    table: Table | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +160,9 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
         UserError: the input cannot be used. This is found before any long work starts.
         Interrupted: the process was asked to stop. What is finished is kept, and the same call goes on from there.
     """
-    job, output = load_job(config), Path(str(config.output_dir))
+    if config.output_dir is None:
+        raise UserError("output_dir must be given, the folder for the table; list and plan are for the command line")
+    job, output = load_job(config), Path(config.output_dir)
     if config.data is not None:
         keep_apart({"data": config.data}, output_dir=str(output))
     processes, _ = join_processes()
@@ -188,7 +178,7 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
             attacks[name] = {one.id: [steps.attack(row, one, seed) for seed in range(config.seeds)] for one in subjects}
         table = table_of(config, job, subjects, attacks, command)
         processes.on_main(lambda: write_table(table, output))
-    return ReproduceResult(output, table if processes.is_main else None)
+    return ReproduceResult(output_dir=output, table=table if processes.is_main else None)
 
 
 def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) -> list[Subject]:

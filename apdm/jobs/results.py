@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from apdm.audit.one_model import AttackResults
     from apdm.audit.photo_results import PhotoResults
     from apdm.audit.results import Results
+    from apdm.audit.tables import Table
     from apdm.image_layer.results import Perturbation
 
 
@@ -125,6 +126,20 @@ class PushResult:
     repository: str
     address: str | None
     files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceResult:
+    """A table of a paper, made again.
+
+    Attributes:
+        output_dir: the folder, with table.json, table.md and table.html.
+        table: the content of table.json: ours beside the published figures, and what differs; None in all processes of
+            a distributed run but the main one.
+    """
+
+    output_dir: Path
+    table: Table | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from html_page import Page
 from small_stable_diffusion import write_sets, write_small_sd15
 from tiny_judges import write_dino
 
+import apdm
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.tables import Column, figure_of, measured_cell
 from apdm.cli import main
@@ -117,7 +118,7 @@ def test_a_table_goes_from_photos_in_sets_to_figures_that_say_that_they_are_mean
 def test_the_miniature_world_needs_nothing_and_says_what_it_is(short: Callable[[str], str], tmp_path: Path) -> None:
     file = short("miniature/apdm-table1-person")
     config = ReproduceConfig(recipe=file, output_dir=str(tmp_path / "out"), rows=["dreambooth", "advdm-0"], seeds=2)
-    made = reproduce(config).table
+    made = apdm.reproduce(config).table
     assert made is not None and "miniature world" in made.doubts[0]
     cell = made.rows["advdm-0"].cells["likeness_b"]
     assert cell.n == 1 and cell.interval is not None and cell.published is None

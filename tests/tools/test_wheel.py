@@ -43,7 +43,8 @@ def test_the_wheel_has_the_bundled_models_and_no_training_script(installed: Path
     weights = {
         p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "apdm/portraits/weights").rglob("*")) if p.is_file()
     }
-    assert weights <= names
+    recipes = {path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "apdm/recipes").rglob("*.yaml"))}
+    assert recipes and weights | recipes <= names
 
 
 def test_the_wheel_draws_the_demo_s_people_and_knows_its_version(installed: Path, tmp_path: Path) -> None:
