@@ -58,7 +58,7 @@ logger = get_logger(__name__)
 KEPT = 0.9  # the user is warned if rounding keeps less than this share of the weights' changes
 
 
-def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
+def harden(config: HardenConfig, *, command: str | None = None, part: bool = True) -> HardenResult:
     """Harden a model. If the options ask for it, also protect the photos and audit the hardened model.
 
     The command `apdm harden` and the Python function `apdm.harden` both run this function. If several processes were
@@ -69,6 +69,7 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
     Args:
         config: the options.
         command: the command line, to be recorded in the results.
+        part: whether the processes of a distributed run part at the end. False if they have more to do together.
 
     Returns:
         The folders that were written, the number of outer steps, and the audit's results if there was an audit.
@@ -141,7 +142,8 @@ def harden(config: HardenConfig, *, command: str | None = None) -> HardenResult:
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         pushed = processes.on_main(lambda: push_hardened(config))
-        accelerator.end_training()
+        if part:
+            accelerator.end_training()
     audited = config.audit.enabled and processes.is_main
     return HardenResult(
         output_dir=output,

@@ -148,7 +148,7 @@ class Steps:
                 from apdm.jobs.harden import harden
 
                 goes_on = {"resume_from_checkpoint": "latest", "overwrite_output_dir": True}
-                harden(self._configuration(HardenConfig, options, folder, subject, goes_on))
+                harden(self._configuration(HardenConfig, options, folder, subject, goes_on), part=False)
             model, state = str(folder / MODEL), folder.name
         if protection.perturb is not None:
             options = merged(self.recipe.perturb, protection.perturb)

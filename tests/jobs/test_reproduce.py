@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from apdm.jobs.reproduce_steps import mixed
 from apdm.metrics.identity import IdentityStatistics
 from apdm.recipes import TABLES
 
+ROOT = Path(__file__).parents[2]
 NAMES = recipe_names()
 VARIANTS = ("-vggface2", "-dog", "-glasses")  # other photos than the table whose twin there is
 REAL = [name for name in NAMES if not name.startswith("miniature/") and not name.endswith(VARIANTS)]
@@ -124,6 +127,18 @@ def test_the_miniature_world_needs_nothing_and_says_what_it_is(short: Callable[[
     assert cell.n == 1 and cell.interval is not None and cell.published is None
     assert made.rows["dreambooth"].cells["dino"].ours is None
     assert made.rows["dreambooth"].cells["dino"].published == 0.6994
+
+
+def test_two_processes_make_a_table_together_also_after_they_have_hardened(
+    short: Callable[[str], str], tmp_path: Path
+) -> None:
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/cpu_2proc_ddp.yaml"), "-m", "apdm"]
+    words += ["reproduce", short("miniature/apdm-table1-person"), "--rows", "apdm", "dreambooth"]
+    words += ["--output_dir", str(tmp_path / "out"), "--num_threads", "1"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("table.html") == 1
+    assert table(tmp_path / "out")["rows"]["apdm"]["cells"]["likeness_a"]["n"] == 1
 
 
 def test_the_plan_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
