@@ -26,6 +26,7 @@ sync_api: Any = None
 with suppress(ImportError):
     from playwright import sync_api
 PHONE, WINDOW, SCREEN = 390, 1200, 1920  # CSS pixels across
+PAPER = 688  # A4 without margins of 14 mm
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 pytestmark = [
@@ -33,6 +34,9 @@ pytestmark = [
     pytest.mark.skipif(sync_api is None, reason="no playwright here; test_report.py parses the page instead"),
 ]
 TOO_WIDE = """() => [...document.querySelectorAll("body *")].filter(one => !one.closest(".scroll, svg, .slider")
+  && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))"""
+
+TOO_WIDE_ON_PAPER = """() => [...document.querySelectorAll("body *")].filter(one => !one.closest("svg, .slider")
   && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))"""
 
 
@@ -142,14 +146,24 @@ def test_a_page_has_no_errors_asks_for_nothing_and_fits(
     assert not re.search(r'(src|href)="(?!data:|#|results\.json)', file.read_text(encoding="utf-8"))
 
 
-def test_pictures_load_when_they_are_reached(report: Path, show: Callable[..., Opened]) -> None:
+def test_every_picture_is_there_without_scrolling_so_that_it_is_on_paper_too(
+    report: Path, show: Callable[..., Opened]
+) -> None:
     page = show(report, width=WINDOW).page
-    assert page.evaluate("[...document.images].every(one => one.loading === 'lazy')")
-    for image in page.locator("img").all():
-        if image.is_visible():
-            image.scroll_into_view_if_needed()
-            assert image.evaluate("async one => { await one.decode(); return one.naturalWidth; }") > 0
+    assert page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
     assert page.locator("img").count() > 30
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": PAPER, "height": 1000})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("[...document.images].every(one => one.getBoundingClientRect().height > 0)")
+
+
+@pytest.mark.parametrize("kind", ["report", "compared"])
+def test_a_page_fits_on_paper(kind: str, show: Callable[..., Opened], request: pytest.FixtureRequest) -> None:
+    page = show(request.getfixturevalue(kind), width=PAPER).page
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(TOO_WIDE_ON_PAPER) == []
 
 
 def test_the_slider_moves_by_keyboard_mouse_and_touch(report: Path, show: Callable[..., Opened]) -> None:
@@ -212,7 +226,7 @@ def test_the_page_is_dark_where_the_reader_wants_that_and_light_on_paper(
 
 def test_the_picture_of_its_first_screen_that_the_docs_show_is_whole_and_needs_no_other_file(report: Path) -> None:
     svg = first_screen(report, str(BROWSER), width=400, height=300)
-    (found,) = re.findall(r'href="data:image/jpeg;base64,([^"]*)"', svg)
+    (found,) = re.findall(r'href="data:image/webp;base64,([^"]*)"', svg)
     assert svg.count("href=") == 1
     with Image.open(io.BytesIO(base64.b64decode(found))) as shot:
         assert shot.size == (400, 300) and len(shot.getcolors(2**20) or []) > 16  # letters, not an empty page

@@ -184,7 +184,7 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def first_screen(report: Path, browser: str, width: int = 1000, height: int = 900) -> str:
+def first_screen(report: Path, browser: str, width: int = 1000, height: int = 820) -> str:
     """The top of a page as `browser` shows it, so many CSS pixels of it, as one self-contained SVG."""
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder, "shot.png")
@@ -192,10 +192,10 @@ def first_screen(report: Path, browser: str, width: int = 1000, height: int = 90
         flags += [f"--user-data-dir={folder}/profile", f"--screenshot={shot}"]
         subprocess.run([browser, *flags, report.resolve().as_uri()], check=True, capture_output=True, timeout=120)
         small = io.BytesIO()
-        Image.open(shot).convert("RGB").save(small, "JPEG", quality=80)
+        Image.open(shot).convert("RGB").save(small, "WEBP", quality=75, method=6)
     data = base64.b64encode(small.getvalue()).decode()
     size = f'width="{width}" height="{height}"'
-    image = f'<image {size} href="data:image/jpeg;base64,{data}"/>'
+    image = f'<image {size} href="data:image/webp;base64,{data}"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {size}>\n{image}\n</svg>\n'
 
 
