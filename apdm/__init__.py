@@ -244,6 +244,10 @@ def attack(
     from apdm.config import AttackConfig
 
     resolved = _resolve(AttackConfig, config, options)
+    if resolved.dry_run:
+        from apdm.jobs import dry_run
+
+        return _run(dry_run.attack_model, resolved, progress)
     from apdm.jobs.attack import attack_model
 
     return _run(attack_model, resolved, progress)

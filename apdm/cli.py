@@ -317,6 +317,10 @@ def _audit(argv: Sequence[str]) -> int:
 
 def _attack(argv: Sequence[str]) -> int:
     config = _options(AttackConfig, _named("pretrained_model_name_or_path", argv))
+    if config.dry_run:
+        from apdm.jobs import dry_run
+
+        return _dry_run(dry_run.attack_model, config)
     from apdm.jobs.attack import attack_model
     from apdm.jobs.summary import of_attack
 

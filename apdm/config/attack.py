@@ -114,6 +114,7 @@ class AttackConfig:
     overwrite_output_dir: bool = as_audit(
         "overwrite_output_dir", help="Replace an attack with other options in output_dir."
     )
+    dry_run: bool = as_audit("dry_run")
     seed: int = as_audit("seed")
     num_threads: int | None = as_audit("num_threads")
 

@@ -96,7 +96,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
 
 
 def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
-    """Read and check all input, before anything is written. The attacks and the photos come before the weights.
+    """Read and check all input, before anything is written.
 
     Returns:
         The plan of an audit whose only model is the attacked one, under the name MODEL.
@@ -125,20 +125,24 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         check_separate(inputs.subjects.sets)
         return inputs
 
+    def read_models() -> dict[str, Family]:
+        models = load_models(
+            {MODEL: config.base},
+            family=config.family,
+            variant=config.variant,
+            allow_pickle=config.allow_pickle,
+            single_file_config=config.single_file_config,
+            as_stored=config.dry_run,
+        )
+        check_resolution(models[MODEL], config.resolution)
+        check_prompts_of(config, models[MODEL], entries, [MODEL])
+        return models
+
     with Faults() as faults:
         given = {"photos": config.photos, **options.photo_folders}
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
-        inputs = faults.of(read_inputs)
-    models = load_models(
-        {MODEL: config.base},
-        family=config.family,
-        variant=config.variant,
-        allow_pickle=config.allow_pickle,
-        single_file_config=config.single_file_config,
-    )
-    check_resolution(models[MODEL], config.resolution)
-    check_prompts_of(config, models[MODEL], entries, [MODEL])
+        inputs, models = faults.of(read_inputs), faults.of(read_models)
     return AuditPlan.of(
         options,
         models=models,

@@ -14,7 +14,7 @@ import torch
 
 from apdm.audit.common_results import Verdict
 from apdm.audit.plan import AuditPlan
-from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig
+from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
 from apdm.core.signals import stop_on_signals
@@ -26,7 +26,7 @@ from apdm.export.layout import IMAGES, MODEL
 from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
-from apdm.jobs import audit, perturb, resources
+from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import warn_if_too_short
 from apdm.jobs.audit_steps import goes_on
 from apdm.jobs.faces_shown import faces_in_squares
@@ -44,7 +44,7 @@ from apdm.jobs.prepare import (
     warn_about_prompts,
 )
 from apdm.jobs.push import check_hub
-from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
+from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
 
@@ -81,7 +81,7 @@ def harden(config: HardenConfig) -> HardenResult:
 
 
 @contextmanager
-def faults_of(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Iterator[Faults]:
+def faults_of(config: HardenConfig | PerturbConfig | AuditJobConfig | AttackConfig) -> Iterator[Faults]:
     """Check what the options of a job name, and collect what else is found to be wrong in the block.
 
     The photos of datasets lie in their folders while the block runs.
@@ -91,7 +91,7 @@ def faults_of(config: HardenConfig | PerturbConfig | AuditJobConfig) -> Iterator
     """
     with stop_on_signals(kept=lambda: False), ExitStack() as held, Faults() as faults:
         faults.of(lambda: check_given(config))
-        if not isinstance(config, AuditJobConfig):
+        if isinstance(config, HardenConfig | PerturbConfig):
             held.enter_context(photos_of_datasets(config, faults))
         yield faults
 
@@ -228,6 +228,39 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
     processes.on_main(check)
     nothing = Verdict(protected=False, reasons=["a dry run attacks nothing"], unreliable=[], notes=[], checks=[])
     return AuditResult(output_dir=output, verdict=nothing)
+
+
+def attack_model(config: AttackConfig) -> AttackResult:
+    """Check all input of `apdm attack` and show its plan. Returns the output folder, without results.
+
+    Raises:
+        UserError: something is missing or wrong. All that was found is told.
+    """
+    prepare_process(config.num_threads)
+    processes, device = join_processes()
+
+    def check() -> None:
+        warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
+        with faults_of(config) as faults:
+            may_replace = config.overwrite_output_dir or goes_on(config)
+            faults.of(lambda: check_output_dir(Path(config.output_dir), overwrite=may_replace))
+            plan = faults.of(lambda: attack.load_attack(config, None))
+            if plan is not None:
+                sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models[attack.MODEL]
+                cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
+                faults.of(lambda: attack.check_faces(sets, judges.encoders, judges.face_score))
+                more: dict[str, Row] = {
+                    "faces seen": lambda: faces_in_squares(sets, judges.face_score),
+                    "device memory": lambda: (
+                        "as dreambooth, which trains the whole denoiser: "
+                        + resources.audit_memory(config.audit, model, cost, device, models=1, shared=False)
+                    ),
+                    "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
+                }
+                _show(attack.attack_plan(config, plan, processes, device), more, faults)
+
+    processes.on_main(check)
+    return AttackResult(output_dir=Path(config.output_dir))
 
 
 def _audit_input(

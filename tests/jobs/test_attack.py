@@ -190,6 +190,40 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    attacked: apdm.AttackResult, tiny_pipeline: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = options(tiny_pipeline, photos, tmp_path / "out")
+    assert main(["attack", *words(values), "--dry_run"]) == 0
+    said = capsys.readouterr()
+    for name in ("attacks", "faces seen", "device memory", "drawn"):
+        assert f"apdm: {name}  " in said.err
+    assert "5 copies of the denoiser" in said.err and "3 class pictures of the model" in said.err
+    assert said.out == "dry run: everything that the run needs is there; nothing was written\n"
+    result = apdm.attack(**values, dry_run=True)
+    assert result.output_dir == tmp_path / "out" and result.results is None and not result.failed
+    assert not (tmp_path / "out").exists()
+    before = {path: path.stat().st_mtime_ns for path in attacked.output_dir.rglob("*")}
+    finished = options(tiny_pipeline, photos, attacked.output_dir, save_model="true")
+    assert main(["attack", *words(finished), "--dry_run"]) == 0  # the same options: the same command goes on
+    assert main(["attack", *words(finished | {"seed": 6}), "--dry_run"]) == 2
+    assert "overwrite_output_dir" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in attacked.output_dir.rglob("*")} == before
+
+
+def test_a_dry_run_lists_all_that_is_wrong(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/note.txt").write_text("mine")
+    absent = {"strangers_data_dir": str(tmp_path / "nobody"), "encoders": "absent.onnx", "judge": "dino:./nodino"}
+    values = options(tmp_path / "no-model", photos, tmp_path / "out", attack=["lora", "lora"], **absent)
+    assert main(["attack", *words(values), "--dry_run"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    wrong = ["no-model", "nobody", "absent.onnx", "nodino", '"lora" is given twice', "out holds files"]
+    for part in wrong:
+        assert sum(part in line for line in errors) == 1, (part, errors)
+    assert len(errors) == len(wrong) and [path.name for path in (tmp_path / "out").iterdir()] == ["note.txt"]
+
+
 def test_too_few_photos_are_refused(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photos(3, range(3), tmp_path / "few/s01", 48)
     write_photos(9, range(2), tmp_path / "strangers", 48)
