@@ -254,11 +254,12 @@ def attack(
 
 
 def report(config: ReportConfig | str | PathLike[str] | None = None, **options: Any) -> ReportResult:
-    """Make the page of an audit again, from its results.json and the pictures beside it.
+    """Make the page of an audit or of attacks on one model again, from its figures and the pictures beside them.
 
     Args:
         config: a complete `ReportConfig`; or a YAML file, whose options the keyword arguments override.
-        options: options of `apdm report` by name: `results`, the results.json or its folder, and `output`, the page.
+        options: options of `apdm report` by name: `results`, the results.json or attack.json or its folder, and
+            `output`, the page.
 
     Returns:
         Where the page is, and which sheets of pictures could not be read.

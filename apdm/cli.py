@@ -454,7 +454,7 @@ COMMANDS = {
         summarizes=True,
     ),
     "push": Command("push a hardened model to the Hugging Face Hub", _push, PushConfig, summarizes=True),
-    "report": Command("make the page of an audit again from its results.json", _report_again, ReportConfig),
+    "report": Command("make the page of an audit or an attack again from its figures", _report_again, ReportConfig),
     "compare": Command("show several audits of models side by side", _compare, CompareConfig),
     "app": Command(
         "show a page in the browser that protects photos, and reports",

@@ -16,7 +16,7 @@ from apdm.audit.common_results import SCHEMA, ModelFile, PhotoCounts, Prompts, S
 from apdm.audit.matrix import Matrix
 from apdm.audit.model_audit import cell_runner
 from apdm.audit.plan import AuditPlan, to_unit
-from apdm.audit.results import AttackRow
+from apdm.audit.results import AnyResults, AttackRow, in_shape, read_content, read_results
 from apdm.audit.schema import to_json
 from apdm.audit.store import CellStore
 from apdm.core.errors import UserError
@@ -72,6 +72,16 @@ class AttackResults:
 def write_attack_results(results: AttackResults, path: Path) -> None:
     """Write attack.json as strict JSON. An existing file is replaced only when the new file is complete."""
     write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
+
+
+def read_any_results(path: str | Path) -> AnyResults | AttackResults:
+    """Read the results of an audit, or of attacks on one model.
+
+    Raises:
+        UserError: the file cannot be read, or it was written by another version with another schema.
+    """
+    content = read_content(path)
+    return in_shape(content, AttackResults, path) if content.get("kind") == "attack" else read_results(path)
 
 
 def cells_of(plan: AuditPlan) -> Matrix:

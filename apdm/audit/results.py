@@ -7,9 +7,10 @@ The fields have the order and the names that they have in results.json. `results
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from apdm.audit.common_results import (
     SCHEMA,
@@ -349,6 +350,7 @@ class Results(Measurements):
 
 
 AnyResults = Results | PhotoResults
+Shape = TypeVar("Shape")
 
 
 def write_results(results: AnyResults, path: str | Path) -> None:
@@ -364,7 +366,22 @@ def read_results(path: str | Path) -> AnyResults:
     """Read what `write_results` wrote: the results of an audit of models or of photos alone.
 
     Raises:
-        UserError: the file cannot be read, or it was written by another version with another schema.
+        UserError: the file cannot be read, it was written by another version with another schema, or it is of attacks
+            on one model.
+    """
+    content = read_content(path)
+    if content.get("kind") == "attack":
+        raise UserError(f"{path} is of attacks on one model, which were compared with nothing; give that of an audit")
+    if content.get("kind") == "photos":
+        return in_shape(content, PhotoResults, path)
+    return in_shape(content, Results, path)
+
+
+def read_content(path: str | Path) -> dict[str, Any]:
+    """Read a file of results as JSON of this program's schema. Its shape is not checked yet.
+
+    Raises:
+        UserError: the file cannot be read, or it has another schema.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -375,8 +392,13 @@ def read_results(path: str | Path) -> AnyResults:
         raise UserError(f"{path} holds no results of an audit; give the results.json of one")
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema}, this program reads {SCHEMA}: audit again with this version")
+    return cast(dict[str, Any], content)
+
+
+def in_shape(content: Mapping[str, Any], kind: type[Shape], path: str | Path) -> Shape:
+    """Return what `read_content` read as results of a kind. Raises UserError if they have another shape."""
     try:
-        return from_json(PhotoResults, content) if content.get("kind") == "photos" else from_json(Results, content)
+        return from_json(kind, content)
     except WrongShape as problem:
         raise UserError(f"{path} was not written by this version: {problem}; audit again with this version") from None
 

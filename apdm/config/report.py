@@ -9,11 +9,12 @@ from apdm.config.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Make the page of an audit again, from its results.json and the pictures beside it."""
+    """Make the page of an audit or of attacks on one model again, from its figures and the pictures beside them."""
 
     results: str = option(
-        help="The results.json of an audit, or the folder that it lies in: the output folder of an audit, or of a "
-        "hardening run with an audit. On the command line its name alone is enough: apdm report FOLDER.",
+        help="The results.json of an audit, the attack.json of attacks on one model, or the folder that it lies in: "
+        "the output folder of an audit, of an attack, or of a hardening run with an audit. On the command line its "
+        "name alone is enough: apdm report FOLDER.",
         holds="path",
     )
     output: str | None = option(

@@ -11,6 +11,7 @@ PERTURBATION = "perturbation.json"  # how visible the changes to the photos are
 RESULTS = "results.json"  # what the audit found
 REPORT = "report.html"
 ATTACK = "attack.json"  # what `apdm attack` found
+LIKENESS = "likeness.svg"  # the curve of that
 ATTACKED_MODELS = "attacked_models"
 TABLE = "table.json"  # what `apdm reproduce` found
 IMAGES = photo_run.IMAGES  # protected photos

@@ -34,7 +34,7 @@ from apdm.data.separate_photos import check_separate
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.attacked import export_attacked
-from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, PICTURES, REPORT
+from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, PICTURES, REPORT
 from apdm.families import Family
 from apdm.families.encoding import encode_images
 from apdm.families.miniature import is_miniature
@@ -48,15 +48,15 @@ from apdm.jobs.audit_steps import (
     model_file,
 )
 from apdm.jobs.face_networks import face_networks
+from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
 from apdm.jobs.plan import Rows, audited_face_rows, device_text, held_out_text, model_text, people_text, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AttackResult
-from apdm.report.attack_page import AttackPictures, title_of, write_attack_page
+from apdm.report.attack_page import AttackPictures, title_of, write_attack_page, write_drawing
 from apdm.report.pictures import COURSE
 
 KEPT = "finished attacks are kept; the same command goes on"
 TWO_DENOISERS = (ExpertSwap, ReleaseUnconditional)
-COLUMNS = 4  # of a sheet of pictures
 
 
 def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackResult:
@@ -237,6 +237,7 @@ def _run(config: AttackConfig, plan: AuditPlan, output: Path, processes: Process
         _save_pictures(row, pictures[title_of(row)], output)
     write_attack_results(results, output / ATTACK)
     write_attack_page(results, output / REPORT, {title: as_pil(tensors) for title, tensors in pictures.items()})
+    write_drawing(results, output / LIKENESS)
     return results
 
 
@@ -255,11 +256,11 @@ def _pictures_of(row: AttackRow, nominal: str, shown: Mapping[str, Tensor]) -> R
 
 def _save_pictures(row: AttackRow, pictures: RowPictures, output: Path) -> None:
     """Save the pictures after the attack as one sheet, and those of the course as another: a line for each noise."""
-    folder = output / PICTURES / file_name(row.spec) / row.subject
+    folder = output / PICTURES / attack_folder(row)
     if pictures.after is not None:
-        save_png(grid(pictures.after, COLUMNS), folder / "after.png")
+        save_png(grid(pictures.after, COLUMNS), folder / f"{AFTER}.png")
     if pictures.course is not None:
-        save_png(grid(pictures.course.flatten(0, 1), pictures.course.shape[1]), folder / "course.png")
+        save_png(grid(pictures.course.flatten(0, 1), pictures.course.shape[1]), folder / f"{COURSE}.png")
 
 
 def as_pil(pictures: RowPictures) -> AttackPictures:

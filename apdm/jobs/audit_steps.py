@@ -38,6 +38,7 @@ from apdm.export.layout import (
     ATTACKER_CLASS_IMAGES,
     CELLS,
     CONFIG,
+    LIKENESS,
     PHOTO_CELLS,
     PICTURES,
     REPORT,
@@ -286,7 +287,7 @@ def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
     """
     output = Path(config.output_dir)
     claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
-    for stale in (RESULTS, ATTACK, REPORT, PICTURES):
+    for stale in (RESULTS, ATTACK, REPORT, LIKENESS, PICTURES):
         delete(output / stale)
     write_text(output / CONFIG, _resolved(config))
     return output

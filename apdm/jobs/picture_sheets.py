@@ -13,15 +13,18 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from apdm.audit.one_model import AttackResults
 from apdm.audit.photo_results import ImageLayer, PhotoResults
-from apdm.audit.results import AnyResults, Results
+from apdm.audit.results import AnyResults, AttackRow, Results
 from apdm.audit.rows import file_name, picture_place
 from apdm.core.files import list_files
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.export.layout import PICTURES
+from apdm.report.attack_page import AttackPictures, title_of
 from apdm.report.pictures import COURSE, Pictures
 from apdm.report.strips import course_sheets, strip_image, strips
 
+AFTER = "after"  # the sheet of the pictures after an attack on one model
 STRIPS = "strips"  # the folder of strips among the pictures
 COLUMNS = 4  # of a sheet; its pictures are squares
 WHITE = ((255, 255),) * 3  # lowest and highest value of each channel
@@ -67,6 +70,36 @@ def read_pictures(results: AnyResults, output: Path) -> Pictures:
         chosen |= {name: sheets.get(name) for name in ("class/base", "class/hardened")}
     found = {name: [] if sheet is None else _cut(sheet) for name, sheet in chosen.items()}
     return found | {name: _cut(sheets[name], columns) for name, columns in courses.items() if name in sheets}
+
+
+def read_attack_pictures(results: AttackResults, output: Path) -> tuple[dict[str, AttackPictures], dict[str, bool]]:
+    """Read the pictures that `apdm attack` saved.
+
+    Args:
+        results: the content of attack.json.
+        output: its folder.
+
+    Returns:
+        {title of a row: its pictures}, and for each sheet that the attacks gave whether it is at hand.
+    """
+    folder = output / PICTURES
+    sheets = {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_files(folder)}
+    pictures, found = {}, {}
+    for row in results.attacks:
+        after, course = (f"{attack_folder(row)}/{name}" for name in (AFTER, COURSE))
+        if row.identity:
+            found[after] = _cut(sheets[after]) if after in sheets else []
+        if row.curve:
+            found[course] = _cut(sheets[course], len(row.curve)) if course in sheets else []
+        flat, steps = found.get(course, []), len(row.curve)
+        lines = [flat[first : first + steps] for first in range(0, len(flat), steps)] if flat else []
+        pictures[title_of(row)] = AttackPictures(found.get(after, []), lines)
+    return pictures, {name: bool(images) for name, images in found.items()}
+
+
+def attack_folder(row: AttackRow) -> str:
+    """The folder of the sheets of a row of `apdm attack`, among its pictures: AFTER and COURSE."""
+    return f"{file_name(row.spec)}/{row.subject}"
 
 
 def save_strips(results: Results, pictures: Pictures, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""`apdm report RESULTS`: make the page of an audit again from its results.json and the pictures beside it."""
+"""`apdm report RESULTS`: make the page of an audit or an attack again from its figures and the pictures beside them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from apdm.audit import PhotoResults, read_results
+from apdm.audit import PhotoResults
+from apdm.audit.one_model import AttackResults, read_any_results
+from apdm.audit.results import AnyResults
 from apdm.config import ReportConfig
 from apdm.core.errors import UserError, absent
-from apdm.export.layout import CELLS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS
+from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS
 from apdm.export.manifest import renew_entry
-from apdm.jobs.picture_sheets import read_pictures
+from apdm.jobs.picture_sheets import read_attack_pictures, read_pictures
+from apdm.report.attack_page import write_attack_page, write_drawing
 from apdm.report.page import is_report, write_report
 from apdm.report.photo_page import write_photo_report
 
@@ -41,40 +44,58 @@ def report(config: ReportConfig) -> ReportResult:
     source = results_file(config.results)
     output = Path(config.output) if config.output is not None else source.parent / REPORT
     check_page_place(output)
-    results = read_results(source)
+    results = read_any_results(source)
     data = quote(Path(os.path.relpath(source, output.parent)).as_posix())
     try:
-        pictures = read_pictures(results, source.parent)
-        if isinstance(results, PhotoResults):
-            write_photo_report(results, output, pictures, data=data)
-        else:
-            write_report(results, output, pictures, data=data)
+        sheets = _write_page(results, source.parent, output, data)
+        if isinstance(results, AttackResults) and config.output is None:
+            write_drawing(results, source.parent / LIKENESS)
     except (KeyError, IndexError) as error:
         said = f"its parts do not fit together ({type(error).__name__}: {error})"
-        raise UserError(f"{source}: {said}; give the results.json as an audit wrote it") from error
+        raise UserError(f"{source}: {said}; give the {source.name} as its command wrote it") from error
     if (output.parent / MANIFEST).is_file():
         renew_entry(output.parent, output.name)
-    missing = tuple(name for name, images in pictures.items() if not images)
-    return ReportResult(report=output, missing=missing, sheets=len(pictures))
+    missing = tuple(name for name, is_there in sheets.items() if not is_there)
+    return ReportResult(report=output, missing=missing, sheets=len(sheets))
+
+
+def _write_page(results: AnyResults | AttackResults, folder: Path, output: Path, data: str) -> dict[str, bool]:
+    """Write the page of results with the pictures that lie in `folder`.
+
+    Returns:
+        {name of a sheet that the page should show: whether it could be read}.
+    """
+    if isinstance(results, AttackResults):
+        drawn, found = read_attack_pictures(results, folder)
+        write_attack_page(results, output, drawn, data=data)
+        return found
+    pictures = read_pictures(results, folder)
+    if isinstance(results, PhotoResults):
+        write_photo_report(results, output, pictures, data=data)
+    else:
+        write_report(results, output, pictures, data=data)
+    return {name: bool(images) for name, images in pictures.items()}
 
 
 def results_file(given: str) -> Path:
-    """The results.json that the user named by its path or its folder.
+    """The results.json or attack.json that the user named by its path or its folder.
 
     Raises:
-        UserError: there is none. The message says whether an audit has begun there.
+        UserError: there is none. The message says whether an audit or an attack has begun there.
     """
     path = Path(given)
     if path.is_file():
         return path
     if not path.is_dir():
         fault = "is no file" if path.exists() else "does not exist"
-        raise absent(given, f"{given} {fault}; give the {RESULTS} of an audit, or its folder")
-    if (path / RESULTS).is_file():
-        return path / RESULTS
+        known = f"the {RESULTS} of an audit, the {ATTACK} of an attack, or its folder"
+        raise absent(given, f"{given} {fault}; give {known}")
+    for name in (RESULTS, ATTACK):
+        if (path / name).is_file():
+            return path / name
     if any((path / cells).is_dir() for cells in (CELLS, PHOTO_CELLS)):
-        raise UserError(f"the audit in {given} has not finished; give its command again, which goes on from there")
-    raise absent(given, f"{given} has no {RESULTS}; give the output folder of an audit")
+        raise UserError(f"the run in {given} has not finished; give its command again, which goes on from there")
+    raise absent(given, f"{given} has no {RESULTS}; give the output folder of an audit or an attack")
 
 
 def check_page_place(output: Path) -> None:

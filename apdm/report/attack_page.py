@@ -141,13 +141,17 @@ def likeness_plot(results: AttackResults) -> LikenessPlot:
     return LikenessPlot(PANEL * len(panels), HEIGHT, MARGIN, inner, panels)
 
 
-def write_attack_page(results: AttackResults, output: Path, pictures: Mapping[str, AttackPictures]) -> None:
-    """Write the page of the attacks, and the drawing of their likeness curves beside it, as the same name with .svg.
+def write_attack_page(
+    results: AttackResults, output: Path, pictures: Mapping[str, AttackPictures], *, data: str = ATTACK
+) -> None:
+    """Write the page of the attacks.
 
     Args:
         results: what the attacks made.
         output: the file of the page.
-        pictures: {title of a row: its pictures}, see `title_of`.
+        pictures: {title of a row: its pictures}, see `title_of`. Of a row that gave pictures which are not here, the
+            page says that they are missing.
+        data: where the page's link to attack.json leads.
     """
     named = {f"{title}/after": list(one.after) for title, one in pictures.items()}
     for title, one in pictures.items():
@@ -174,7 +178,12 @@ def write_attack_page(results: AttackResults, output: Path, pictures: Mapping[st
         "counts": counts,
         "chart": plot,
         "sections": sections,
-        "data": ATTACK,
+        "data": data,
+        "seed": results.attacks[0].seed,
     }
     write_page("attack.html.j2", output, content)
-    write_page("likeness.svg.j2", output.with_name("likeness.svg"), {"chart": plot})
+
+
+def write_drawing(results: AttackResults, output: Path) -> None:
+    """Write the drawing of the likeness curves as a picture of its own."""
+    write_page("likeness.svg.j2", output, {"chart": likeness_plot(results)})

@@ -246,3 +246,55 @@ def test_an_attack_that_fails_is_told_and_the_others_run(
     assert [row["status"] for row in rows] == ["failed", "ok"]
     assert f"{attacks[0]} on s01  failed: " in capsys.readouterr().out
     assert "The attack failed" in Page(tmp_path / "out/report.html").text()
+
+
+def test_the_page_is_made_again_as_it_was_and_says_what_is_missing(
+    attacked: apdm.AttackResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(attacked.output_dir, tmp_path / "out"))
+    made = ("report.html", "likeness.svg")
+    before = {name: (output / name).read_bytes() for name in made}
+    for given in (output, output / "attack.json"):
+        for name in made:
+            (output / name).unlink()
+        assert main(["report", str(given)]) == 0
+        assert {name: (output / name).read_bytes() for name in made} == before
+    assert apdm.report(results=str(output)).missing == ()
+    (output / "likeness.svg").unlink()
+    (sheet,) = output.glob("pictures/*/s01/course.png")
+    sheet.write_bytes(b"no picture")
+    capsys.readouterr()
+    assert main(["report", str(output), "--output", str(tmp_path / "pages/page.html")]) == 0
+    assert "missing pictures  1 of 2 sheets" in capsys.readouterr().out
+    page = Page(tmp_path / "pages/page.html")
+    assert page.values("href")[-1] == "../out/attack.json" and len(page.values("src")) == 4
+    assert "The pictures of the course are missing" in page.text()
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["page.html"]
+    assert not (output / "likeness.svg").exists()  # beside the attack's own page alone
+
+
+def test_pictures_of_a_page_are_not_taken_from_elsewhere(attacked: apdm.AttackResult, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(attacked.output_dir, tmp_path / "out"))
+    (folder,) = output.glob("pictures/*/s01")
+    shutil.move(folder, tmp_path / "private")
+    content = json.loads((output / "attack.json").read_text())
+    content["attacks"][0]["subject"] = "../../../private"
+    (output / "attack.json").write_text(json.dumps(content))
+    assert len(apdm.report(results=str(output)).missing) == 2
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"attacks": []}, "do not fit together"), ({"photos": 3}, "photos")])
+def test_what_is_no_attack_gives_no_page(
+    changes: dict[str, Any], said: str, attacked: apdm.AttackResult, tmp_path: Path
+) -> None:
+    content = json.loads((attacked.output_dir / "attack.json").read_text())
+    (tmp_path / "attack.json").write_text(json.dumps(content | changes))
+    with pytest.raises(apdm.UserError, match=said):
+        apdm.report(results=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["attack.json"]
+
+
+def test_an_attack_is_no_audit_to_compare(attacked: apdm.AttackResult, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(attacked.output_dir), str(attacked.output_dir / "attack.json")]) == 2
+    error = capsys.readouterr().err
+    assert "attack.json is of attacks on one model, which were compared with nothing" in error

@@ -128,7 +128,7 @@ def changed(**facts: Any) -> bytes:
         (changed(schema=7), "has schema 7, this program reads 2"),
         (changed(attacks=None), "was not written by this version"),
         (changed(strangers={}), "its parts do not fit together (KeyError: 'enc-a')"),
-        (changed(attacks=[]), "give the results.json as an audit wrote it"),
+        (changed(attacks=[]), "give the results.json as its command wrote it"),
     ],
 )
 def test_what_is_no_result_is_refused_and_the_page_stays(
@@ -148,7 +148,7 @@ def test_what_is_no_result_is_refused_and_the_page_stays(
         ("cells", "has not finished; give its command again"),
         ("photo_cells", "has not finished; give its command again"),
         ("empty", "has no results.json; give the output folder of an audit"),
-        (None, "does not exist; give the results.json of an audit, or its folder"),
+        (None, "does not exist; give the results.json of an audit, the attack.json of an attack"),
     ],
 )
 def test_a_folder_without_results_is_refused(
