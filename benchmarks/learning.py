@@ -85,19 +85,19 @@ def compare(
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of a table in Markdown: means over people and timesteps."""
-    yield "| model | photos | error before | covered after 100 / 300 steps | error left | least cosine of prompts |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: |"
-    for model in dict.fromkeys(row["model"] for row in rows):
+    """Yield the lines of a table in Markdown: means over timesteps."""
+    yield "| person | model | photos | error before | covered after 100 / 300 steps | error left | cosine of prompts |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: |"
+    for person, model in dict.fromkeys((row["person"], row["model"]) for row in rows):
         for kind in ("trained", "other"):
-            some = [row for row in rows if (row["model"], row["photos"]) == (model, kind)]
+            some = [row for row in rows if (row["person"], row["model"], row["photos"]) == (person, model, kind)]
             shares, lengths = (
                 " / ".join(f"{fmean(row[name][str(depth)] for row in some):.2f}" for depth in DEPTHS)
                 for name in ("covered", "left")
             )
             least = min(value for row in some for value in row["prompts"].values())
             start = fmean(row["start"] for row in some)
-            yield f"| {model} | {kind} | {start:.2f} | {shares} | {lengths} | {least:.2f} |"
+            yield f"| {person} | {model} | {kind} | {start:.2f} | {shares} | {lengths} | {least:.2f} |"
 
 
 def main() -> None:

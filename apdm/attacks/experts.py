@@ -70,7 +70,7 @@ class ReleaseUnconditional(DrawnOtherwise):
         empty = attacked.unconditional_embeds()
         if empty is None:
             raise UserError(
-                f"release_unconditional: {attacked.name} draws without an empty prompt; choose another attack"
+                f"release_unconditional: {attacked.name} draws without an empty prompt; leave this attack out"
             )
         known = empty.detach()
         slack = ROUNDING * known.abs().max().item()

@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from apdm.attacks import Attack
+from apdm.attacks.drawing import DrawnOtherwise
+from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.registry import make, settings
 from apdm.attacks.staged import Staged
 from apdm.audit.results import LeftOut
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
+from apdm.families import Family
 
 # An attack with another identifier uses the first of these, or the second if the nominal attack uses the first.
 IDENTIFIERS = ("t@t", "h@h")
@@ -42,6 +45,7 @@ class Entry:
         long: whether the hardened model is attacked for all of max_train_steps, to measure the cost factor.
         white_box: for an attack that trains on another model, the spec of the same attack on the attacked model itself.
             That attack should reach at least as much likeness.
+        where_it_fits: leave the attack out of a model that it does not fit. The verdict does not need it there.
     """
 
     spec: str
@@ -52,6 +56,7 @@ class Entry:
     placebo: bool = False
     long: bool = False
     white_box: str | None = None
+    where_it_fits: bool = False
 
 
 def on_one_person(spec: str, **changes: Any) -> Entry:
@@ -77,6 +82,7 @@ STANDARD = (
     on_one_person("custom_diffusion", required=False),
     on_one_person("two_stage"),
     on_one_person("adaptive"),
+    on_one_person("release_unconditional", where_it_fits=True),
     on_one_person("transfer:attack=lora", required=False, white_box="lora"),
     on_one_person("interpolation:source=base,alpha=0.5", required=False),
     on_one_person("interpolation:source=sibling,alpha=0.5"),
@@ -97,7 +103,6 @@ FIELD = (
     "dreambooth:num_inference_steps=100",
     "expert_swap:tuned=low",
     "expert_swap:tuned=high",
-    "release_unconditional",
     "kick_and_settle",
     "rebalance",
     "lora:init_lora_weights=zero_a",
@@ -164,7 +169,7 @@ def with_textual_inversion(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def available_entries(
-    entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory
+    entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory, base: Family | None = None
 ) -> tuple[list[Entry], list[LeftOut]]:
     """Sort out which attacks can be run with the given models.
 
@@ -172,6 +177,7 @@ def available_entries(
         entries: the attacks of the audit.
         models: names of the given models, such as "base" and "sibling".
         attack_factory: makes the attacks.
+        base: the base model; None if it is not loaded yet. Then all attacks are taken to fit it.
 
     Returns:
         The entries that can be run, and the attacks that are left out, with the reasons.
@@ -181,14 +187,42 @@ def available_entries(
     """
     kept, left_out = [], []
     for entry in entries:
-        missing = [need for need in attack_factory.make(entry.spec, seed=0).needs if need not in models]
-        if missing:
+        attack = attack_factory.make(entry.spec, seed=0)
+        missing = [need for need in attack.needs if need not in models]
+        unfit = misfit(attack, base) if entry.where_it_fits and base is not None else None
+        if unfit is not None:
+            left_out.append(LeftOut(spec=entry.spec, reason=unfit, required=False))
+        elif missing:
             named, given = " and a ".join(missing), " and ".join(f"--{name}" for name in missing)
             reason = f"it needs a {named} model, to be given with {given}"
             left_out.append(LeftOut(spec=entry.spec, reason=reason, required=entry.required))
         else:
             kept.append(entry)
     return kept, left_out
+
+
+def check_fits(attack: Attack, base: Family) -> None:
+    """Check that a model has what an attack trains, and can draw as it draws.
+
+    Raises:
+        UserError: it has not, or cannot.
+    """
+    stage: Any = attack
+    while hasattr(stage, "attack"):  # a staged attack holds another one
+        if isinstance(stage, DrawnOtherwise):
+            stage.drawn(base, base)
+        stage = stage.attack
+    if isinstance(stage, FineTuning):
+        stage.check_fits(base)
+
+
+def misfit(attack: Attack, base: Family) -> str | None:
+    """Why an attack does not fit a model; None if it fits."""
+    try:
+        check_fits(attack, base)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def cost_factor_warning(options: AuditOptions, entries: Sequence[Entry]) -> str | None:

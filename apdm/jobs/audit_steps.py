@@ -11,8 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from apdm.attacks.drawing import DrawnOtherwise
-from apdm.attacks.fine_tuning import FineTuning
 from apdm.audit.common_results import ModelFile
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
@@ -22,7 +20,7 @@ from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.results import Results, write_results
 from apdm.audit.store import CellStore
-from apdm.audit.suites import AttackFactory, Entry, available_entries
+from apdm.audit.suites import AttackFactory, Entry, available_entries, check_fits
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AttackConfig, AuditJobConfig, to_yaml
@@ -262,14 +260,11 @@ def check_prompts_of(
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
     factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
-    for entry in available_entries(entries, models, factory)[0]:
+    for entry in available_entries(entries, models, factory, base)[0]:
         attack: Any = factory.make(entry.spec, seed=0)
+        check_fits(attack, base)
         while hasattr(attack, "attack"):  # a staged attack holds another one
-            if isinstance(attack, DrawnOtherwise):
-                attack.drawn(base, base)
             attack = attack.attack
-        if isinstance(attack, FineTuning):
-            attack.check_fits(base)
         class_prompt = getattr(attack, "class_prompt", config.class_prompt)
         check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from apdm.audit.suites import (
     AttackFactory,
     Entry,
     available_entries,
+    check_fits,
     choose_entries,
     cost_factor_warning,
     lengthened,
@@ -139,6 +141,22 @@ def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reas
         [Entry(spec="task_vector", required=False)], ("base", "hardened"), attack_factory()
     )
     assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
+
+
+def test_an_attack_of_a_suite_is_left_out_of_a_model_that_it_does_not_fit(families: Callable[[str], Family]) -> None:
+    spec = "release_unconditional"
+    for name, fits in (("sd15", True), ("flux", False)):
+        for suite in ("standard", "full"):
+            kept, left_out = available_entries(
+                choose_entries(suite, [], SKS), ("base", "hardened"), attack_factory(), families(name)
+            )
+            found = [entry for entry in kept if entry.spec == spec]
+            assert [entry.required for entry in found] == [True] * fits
+            reasons = [entry for entry in left_out if entry.spec == spec]
+            assert [entry.required for entry in reasons] == [False] * (not fits)
+            assert all("flux draws without an empty prompt" in entry.reason for entry in reasons)
+    with pytest.raises(UserError, match="flux draws without an empty prompt"):  # where the user asks for it
+        check_fits(attack_factory().make(spec, seed=0), families("flux"))
 
 
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():

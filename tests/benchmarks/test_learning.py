@@ -20,4 +20,4 @@ def test_what_an_attack_covers_is_its_share_of_the_way_to_the_noise() -> None:
     assert found["left"] == pytest.approx({"100": 5.625, "300": 7.5})
     assert found["prompts"] == pytest.approx({"100": 1.0, "300": -1.0})
     rows = [{"model": "base", "person": 0, "photos": kind, "timestep": 200, **found} for kind in ("trained", "other")]
-    assert list(summary(rows))[2] == "| base | trained | 7.50 | 0.25 / 1.00 | 5.62 / 7.50 | -1.00 |"
+    assert list(summary(rows))[2] == "| 0 | base | trained | 7.50 | 0.25 / 1.00 | 5.62 / 7.50 | -1.00 |"
