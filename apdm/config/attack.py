@@ -11,6 +11,7 @@ from apdm.config.audit_job import AuditJobConfig
 from apdm.config.options import option
 from apdm.config.prompts import check_audit_prompts, default_audit_prompts, default_class_prompt, filled
 from apdm.config.subject_kind import SubjectKind
+from apdm.config.trackers import check_trackers
 from apdm.core.errors import UserError
 
 COURSE = (1, 2, 3)  # quarters of an attack after which likeness is measured, where no steps are given
@@ -115,10 +116,23 @@ class AttackConfig:
         "overwrite_output_dir", help="Replace an attack with other options in output_dir."
     )
     dry_run: bool = as_audit("dry_run")
+    report_to: Literal["tensorboard", "wandb"] | None = as_audit(
+        "report_to",
+        help="The tracker that likeness curves go to. By default none. Prompts, photos, and ids and pictures of people "
+        "never go there unless report_people is true.",
+    )
+    logging_dir: str = as_audit("logging_dir")
+    report_people: bool = as_audit(
+        "report_people",
+        help="Also send the tracker the pictures of the attacks, under the ids of the people, and the page. A tracker "
+        "that is a web service shows them to everybody who may open the project, and keeps them; so this is off by "
+        "default. Needs report_to.",
+    )
     seed: int = as_audit("seed")
     num_threads: int | None = as_audit("num_threads")
 
     def __post_init__(self) -> None:
+        check_trackers(self)
         is_meant = bool(self.class_prompt)  # who spells out the class prompt has not forgotten that there are prompts
         if not self.class_prompt:
             object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))

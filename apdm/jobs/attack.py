@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from apdm.attacks import Attack
@@ -33,6 +34,7 @@ from apdm.core.terminal import count
 from apdm.data.separate_photos import check_separate
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.attacked import export_attacked
 from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, PICTURES, REPORT
 from apdm.families import Family
@@ -52,6 +54,7 @@ from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
 from apdm.jobs.plan import Rows, audited_face_rows, device_text, held_out_text, model_text, people_text, show_plan
 from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AttackResult
+from apdm.jobs.tracked import start_tracker, track_attack
 from apdm.report.attack_page import AttackPictures, title_of, write_attack_page, write_drawing
 from apdm.report.pictures import COURSE
 
@@ -80,14 +83,17 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=lambda: bool(finished_cells(output / CELLS))), ExitStack() as held:
         prepare_process(config.num_threads)
+        if config.report_to:
+            require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         plan = processes.main_first(lambda: load_attack(config, command))
         judges = plan.judges
         processes.on_main(lambda: check_faces(list(plan.subjects.sets), judges.encoders, judges.face_score))
         processes.broadcast(lambda: claim(config, held))
+        tracker = processes.on_main(lambda: start_tracker(config, held))
         processes.on_main(lambda: show_plan(attack_plan(config, plan, processes, device)))
         plan.models[MODEL].pipeline.to(device)
-        results = _run(config, plan, output, processes)
+        results = _run(config, plan, output, processes, tracker)
     models = output / ATTACKED_MODELS if config.save_model else None
     return AttackResult(output_dir=output, results=results, models_dir=models)
 
@@ -205,8 +211,10 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
     }
 
 
-def _run(config: AttackConfig, plan: AuditPlan, output: Path, processes: ProcessGroup) -> AttackResults | None:
-    """Run the attacks, and write attack.json, the pictures and the page."""
+def _run(
+    config: AttackConfig, plan: AuditPlan, output: Path, processes: ProcessGroup, tracker: Tracker | None
+) -> AttackResults | None:
+    """Run the attacks, and write attack.json, the pictures and the page. The tracker gets them too."""
     class_images = attacker_class_images(plan, config)
     plan = replace(plan, class_images=asdict(class_images))
     prior = draw_class_images(plan, class_images, output, processes)
@@ -233,11 +241,14 @@ def _run(config: AttackConfig, plan: AuditPlan, output: Path, processes: Process
         return None
     results, shown = done
     pictures = {title_of(row): _pictures_of(row, results.attacks[0].spec, shown) for row in results.attacks}
-    for row in results.attacks:
-        _save_pictures(row, pictures[title_of(row)], output)
+    sheets = {name: sheet for row in results.attacks for name, sheet in _sheets(row, pictures[title_of(row)]).items()}
+    for name, sheet in sheets.items():
+        save_png(sheet, output / PICTURES / f"{name}.png")
     write_attack_results(results, output / ATTACK)
     write_attack_page(results, output / REPORT, {title: as_pil(tensors) for title, tensors in pictures.items()})
     write_drawing(results, output / LIKENESS)
+    if tracker is not None:
+        track_attack(tracker, results, {name: [sheet] for name, sheet in sheets.items()}, output / REPORT)
     return results
 
 
@@ -254,13 +265,14 @@ def _pictures_of(row: AttackRow, nominal: str, shown: Mapping[str, Tensor]) -> R
     return RowPictures(shown.get(name), shown.get(f"{COURSE}/{name}"))
 
 
-def _save_pictures(row: AttackRow, pictures: RowPictures, output: Path) -> None:
-    """Save the pictures after the attack as one sheet, and those of the course as another: a line for each noise."""
-    folder = output / PICTURES / attack_folder(row)
+def _sheets(row: AttackRow, pictures: RowPictures) -> dict[str, Image.Image]:
+    """The pictures after the attack as one sheet, and those of the course as another: a line for each noise."""
+    sheets = {}
     if pictures.after is not None:
-        save_png(grid(pictures.after, COLUMNS), folder / f"{AFTER}.png")
+        sheets[f"{attack_folder(row)}/{AFTER}"] = grid(pictures.after, COLUMNS)
     if pictures.course is not None:
-        save_png(grid(pictures.course.flatten(0, 1), pictures.course.shape[1]), folder / f"{COURSE}.png")
+        sheets[f"{attack_folder(row)}/{COURSE}"] = grid(pictures.course.flatten(0, 1), pictures.course.shape[1])
+    return sheets
 
 
 def as_pil(pictures: RowPictures) -> AttackPictures:

@@ -1,17 +1,20 @@
-"""What the results of an audit and of protected photos look like in a tracker.
+"""What the results of an audit, of attacks on one model and of protected photos look like in a tracker.
 
 Curves and figures are means over people and seeds, so that no id of a person stands in their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
+from PIL import Image
+
 from apdm.audit.common_results import Verdict
+from apdm.audit.one_model import AttackResults
 from apdm.audit.plan import to_unit
 from apdm.audit.results import AnyResults, Results
 from apdm.audit.rows import by_spec, protected_curve
@@ -99,7 +102,24 @@ def track_audit(tracker: Tracker, results: AnyResults, pictures: Pictures, repor
         tracker.page("audit/report", report)
 
 
-def likeness_curves(results: Results) -> dict[str, list[tuple[int, float]]]:
+def track_attack(
+    tracker: Tracker, results: AttackResults, pictures: Mapping[str, Sequence[Image.Image]], report: Path
+) -> None:
+    """Send the likeness curves of attacks on one model to a tracker; the pictures and the page if it may show people.
+
+    Args:
+        tracker: the tracker.
+        results: what the attacks made.
+        pictures: the sheets of pictures by name. All come from attacks on people.
+        report: the page.
+    """
+    with kept_without(tracker, f"all results are in {report.parent}"):
+        tracker.curves(likeness_curves(results), axis=AXIS)
+        tracker.pictures({f"attack/{name}": images for name, images in pictures.items()}, of_people=True)
+        tracker.page("attack/report", report)
+
+
+def likeness_curves(results: Results | AttackResults) -> dict[str, list[tuple[int, float]]]:
     """Return the mean likeness to protected people while each attack runs.
 
     Returns:

@@ -13,12 +13,14 @@ from diffusers import DiffusionPipeline
 from html_page import Page
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import apdm
 from apdm.attacks import Material
 from apdm.attacks.registry import make
 from apdm.cli import main
 from apdm.export.attacked import export_attacked
+from apdm.export.leaks import scan_for_leaks
 from apdm.families.encoding import encode_images
 from apdm.portraits.subjects import write_photos
 
@@ -292,6 +294,26 @@ def test_what_is_no_attack_gives_no_page(
     with pytest.raises(apdm.UserError, match=said):
         apdm.report(results=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["attack.json"]
+
+
+def test_a_tracker_gets_the_curve_and_the_pictures_only_if_asked_for(
+    attacked: apdm.AttackResult, tiny_pipeline: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(attacked.output_dir / "cells", tmp_path / "done/cells")
+    (row,) = json.loads((attacked.output_dir / "attack.json").read_text())["attacks"]
+    tag = f"likeness/{row['spec']}/base/portrait-a"
+    given = options(tiny_pipeline, photos, output, reuse_audits=[str(tmp_path / "done")], report_to="tensorboard")
+    for people in (False, True):  # the tracker's options are not of the attack: the same attack goes on
+        apdm.attack(**given, report_people=people, logging_dir=f"logs{people}")
+        read = EventAccumulator(str(output / f"logs{people}/apdm"), size_guidance={"images": 0, "scalars": 0}).Reload()
+        points = [(one.step, pytest.approx(one.value)) for one in read.Scalars(tag)]
+        assert points == [(point["step"], point["identity"]["portrait-a"]["mean"]) for point in row["curve"]]
+        shown = {name.rpartition("/s01/")[2] for name in read.Tags()["images"]}
+        assert shown == ({"after", "course"} if people else set())
+        files = [path for path in (output / f"logs{people}").rglob("*") if path.is_file()]
+        assert files and people == any(scan_for_leaks(path, ["s01"]) for path in files)
+        assert not any(scan_for_leaks(path, [str(tmp_path), "t@t"]) for path in files)
 
 
 def test_an_attack_is_no_audit_to_compare(attacked: apdm.AttackResult, capsys: pytest.CaptureFixture[str]) -> None:

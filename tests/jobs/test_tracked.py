@@ -172,6 +172,8 @@ def test_people_are_not_shown_to_no_tracker(tmp_path: Path, capsys: pytest.Captu
         assert "name it with report_to" in capsys.readouterr().err
     assert main(["audit", "--report_people", "--output_dir", str(tmp_path)]) == 2
     assert "name it with report_to" in capsys.readouterr().err
+    assert main(["attack", "x", "--report_people", "--photos", "x", "--output_dir", str(tmp_path)]) == 2
+    assert "name it with report_to" in capsys.readouterr().err
 
 
 def test_a_tracker_can_fail_to_start() -> None:
