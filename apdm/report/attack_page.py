@@ -10,16 +10,15 @@ from PIL import Image
 
 from apdm.audit.one_model import AttackResults
 from apdm.audit.results import AttackRow
+from apdm.core.terminal import count
 from apdm.export.layout import ATTACK
 from apdm.metrics.identity import face_rate
-from apdm.report.curves import tick_distance
+from apdm.report.curves import LINE_COLOURS, Curve, Plot, plot
 from apdm.report.numbers import number, percent
 from apdm.report.page import write_page
 from apdm.report.pictures import encode_pictures
 
-COLOURS = ("#b0501c", "#0a6a76", "#7b5800", "#5b3f8c", "#1c6b45", "#a3301f")  # of the lines, in turn
-PANEL, HEIGHT, MARGIN, TOP, BOTTOM, RIGHT = 340, 230, 36, 24, 26, 10  # of one encoder's drawing, in pixels
-LOWEST = -0.25  # the lowest likeness that is drawn is at most 0, in steps of a quarter
+NAMED = 2  # attacks, and people, that the heading names; of more it gives the number
 
 Course = Sequence[Sequence[Image.Image]]  # for each noise, one picture at each step of the row's curve
 
@@ -35,39 +34,6 @@ class AttackPictures:
 
     after: Sequence[Image.Image] = ()
     course: Course = ()
-
-
-@dataclass(frozen=True)
-class Line:
-    """The likeness curve of one attack on one person, as points (x, y) of the drawing."""
-
-    name: str
-    colour: str
-    points: list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The curves that one encoder saw. `band` is y and height of the strangers' likeness; None if it is not known."""
-
-    encoder: str
-    left: int
-    threshold: float
-    band: tuple[float, float] | None
-    lines: list[Line]
-    x_ticks: list[tuple[float, int]]
-    y_ticks: list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class LikenessPlot:
-    """One drawing with a panel for each encoder."""
-
-    width: int
-    height: int
-    margin: int
-    inner: int
-    panels: list[Panel]
 
 
 @dataclass(frozen=True)
@@ -97,48 +63,26 @@ def curve_table(row: AttackRow, encoders: Sequence[str]) -> list[str]:
     return ["  ".join(map(str.rjust, line, widths)) for line in lines]
 
 
-def likeness_plot(results: AttackResults) -> LikenessPlot:
-    """Return the drawing of the likeness curves."""
-    last = max((point.step for row in results.attacks for point in row.curve), default=1) or 1
-    inner = PANEL - MARGIN - RIGHT
-    values = [one.mean for row in results.attacks for point in row.curve for one in point.identity.values()]
-    low = LOWEST * -(-max(0.0, -min(values, default=0.0)) // -LOWEST)
-
-    def x(step: float) -> float:
-        return round(MARGIN + inner * step / last, 1)
-
-    def y(value: float) -> float:
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - value) / (1 - low), 1)
-
-    panels = []
-    for place, encoder in enumerate(results.judges.encoders):
-        band = None
-        if results.strangers is not None:
-            chance = results.strangers[encoder.name]
-            top = y(min(1.0, chance.mean + chance.std))
-            band = (top, round(y(max(low, chance.mean - chance.std)) - top, 1))
-        lines = [
-            Line(
-                title_of(row),
-                COLOURS[number_ % len(COLOURS)],
-                [(x(point.step), y(point.identity[encoder.name].mean)) for point in row.curve],
-            )
-            for number_, row in enumerate(results.attacks)
-        ]
-        steps = range(0, int(last) + 1, tick_distance(last))
-        levels = [low + 0.25 * index for index in range(round((1 - low) / 0.25) + 1)]
-        panels.append(
-            Panel(
-                encoder=encoder.name,
-                left=PANEL * place,
-                threshold=y(encoder.threshold),
-                band=band,
-                lines=lines,
-                x_ticks=[(x(step), step) for step in steps],
-                y_ticks=[(y(level), level) for level in levels],
-            )
+def likeness_plots(results: AttackResults) -> list[Plot]:
+    """Return one drawing of the likeness curves for each encoder, with a line for each attack on each person."""
+    return [
+        plot(
+            "Likeness to the held-out photos",
+            encoder.name,
+            [
+                Curve(
+                    f"line-{place % len(LINE_COLOURS) + 1}",
+                    True,
+                    [(float(point.step), point.identity[encoder.name].mean) for point in row.curve],
+                    name=title_of(row),
+                )
+                for place, row in enumerate(results.attacks)
+            ],
+            encoder.threshold,
+            None if results.strangers is None else results.strangers[encoder.name],
         )
-    return LikenessPlot(PANEL * len(panels), HEIGHT, MARGIN, inner, panels)
+        for encoder in results.judges.encoders
+    ]
 
 
 def write_attack_page(
@@ -156,7 +100,6 @@ def write_attack_page(
     named = {f"{title}/after": list(one.after) for title, one in pictures.items()}
     for title, one in pictures.items():
         named |= {f"{title}/{place}": list(line) for place, line in enumerate(one.course)}
-    plot = likeness_plot(results)
     encoded = encode_pictures(named)
     sections = []
     for row in results.attacks:
@@ -170,13 +113,15 @@ def write_attack_page(
         rates = [face_rate(point.identity) for point in row.curve]
         sections.append(Section(title, row, rates, course, encoded.get(f"{title}/after", [])))
     names = list(dict.fromkeys(row.spec for row in results.attacks))
-    title = f"{', '.join(names)} on {', '.join(results.subjects)}"
+    attacks = ", ".join(names) if len(names) <= NAMED else count(len(names), "attack")
+    people = ", ".join(results.subjects) if len(results.subjects) <= NAMED else f"{len(results.subjects)} people"
+    title = f"{attacks} on {people}"
     counts = {name: sum(getattr(results.photos, name).values()) for name in ("attacked", "held_out")}
     content = {
         "results": results,
         "title": title,
         "counts": counts,
-        "chart": plot,
+        "plots": likeness_plots(results),
         "sections": sections,
         "data": data,
         "seed": results.attacks[0].seed,
@@ -186,4 +131,4 @@ def write_attack_page(
 
 def write_drawing(results: AttackResults, output: Path) -> None:
     """Write the drawing of the likeness curves as a picture of its own."""
-    write_page("likeness.svg.j2", output, {"chart": likeness_plot(results)})
+    write_page("likeness.svg.j2", output, {"plots": likeness_plots(results)})

@@ -1,16 +1,18 @@
-"""Likeness curves, as coordinates for a small drawing."""
+"""Likeness curves, as coordinates for a small drawing: of an audit by model, of attacks on one model by attack."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from apdm.audit.results import AttackRow
 from apdm.metrics.utility import StrangersLikeness
 
 DRAWING_ORDER = ("base", "placebo", "hardened")
+# The colours of line-1, line-2 and so on, as the style names them.
+LINE_COLOURS = ("base", "hardened", "doubt", "violet", "good", "bad")
 
 WIDTH, HEIGHT = 340, 220
 LEFT, RIGHT, TOP, BOTTOM = 34, 10, 22, 34  # margins of the plot, for its axes and their names
@@ -34,14 +36,16 @@ class Curve:
     """A polyline through points (x, y).
 
     Attributes:
-        model: the attacked model.
+        line: the class of the line, which gives it colour and marks: the attacked model, or "line-1" and so on.
         is_mean: True for the mean over the seeds, False for the curve of a single seed.
         points: (step, likeness), or in a `Plot` the coordinates in the drawing.
+        name: what the line is, where its class does not say it.
     """
 
-    model: str
+    line: str
     is_mean: bool
     points: list[tuple[float, float]]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,23 @@ class Plot:
     """Likeness by one encoder, over the attack steps, in a drawing of WIDTH x HEIGHT.
 
     Attributes:
-        subject: the person; None for the mean over all protected people.
+        title: the person, or what else the curves are of.
         spreads: the region between the lowest and the highest curve of a model's people and seeds, as a polygon.
-        band: y of three likenesses of strangers: mean plus standard deviation, mean, mean minus standard deviation.
+        band: y of three likenesses of strangers: mean plus standard deviation, mean, mean minus standard deviation;
+            None if they are not known.
         threshold: y of the encoder's match threshold.
-        nominal: x of the end of the nominal attack.
+        nominal: x of the end of the nominal attack; None if there is none.
         x_ticks: (x, attack step).
         y_ticks: (y, likeness).
     """
 
-    subject: str | None
+    title: str
     encoder: str
     curves: list[Curve]
     spreads: list[Curve]
-    band: tuple[float, float, float]
+    band: tuple[float, float, float] | None
     threshold: float
-    nominal: float
+    nominal: float | None
     x_ticks: list[tuple[float, int]]
     y_ticks: list[tuple[float, float]]
 
@@ -78,7 +83,7 @@ def plots(
         for encoder in encoders:
             curves = [curve for model in DRAWING_ORDER for curve in _curves(measured, model, encoder.name)]
             if curves:
-                yield _plot(subject, encoder, curves, nominal_step)
+                yield plot(subject, encoder.name, curves, encoder.threshold, encoder.strangers, nominal_step)
 
 
 def mean_plots(encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_step: int) -> Iterator[Plot]:
@@ -96,7 +101,15 @@ def mean_plots(encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_s
                 lowest = [(step, min(one[step] for one in found)) for step in common]
                 spreads.append(Curve(model, False, highest + lowest[::-1]))
         if curves:
-            yield _plot(None, encoder, curves, nominal_step, spreads)
+            yield plot(
+                "All people and seeds",
+                encoder.name,
+                curves,
+                encoder.threshold,
+                encoder.strangers,
+                nominal_step,
+                spreads,
+            )
 
 
 def _points(row: AttackRow, encoder: str) -> dict[float, float]:
@@ -123,16 +136,19 @@ def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Cur
         yield Curve(model, True, [(step, fmean(points[step] for points in whole)) for step in common])
 
 
-def _plot(
-    subject: str | None,
-    encoder: Encoder,
+def plot(
+    title: str,
+    encoder: str,
     curves: Sequence[Curve],
-    nominal_step: int,
+    threshold: float,
+    strangers: StrangersLikeness | None,
+    nominal_step: int | None = None,
     spreads: Sequence[Curve] = (),
 ) -> Plot:
-    mean, std = encoder.strangers.mean, encoder.strangers.std
+    """Place curves of (step, likeness) in a drawing; see `Plot`."""
+    chance = [] if strangers is None else [strangers.mean + sign * strangers.std for sign in (1, 0, -1)]
     last = max([step for curve in curves for step, _ in curve.points] + [nominal_step or 1])
-    lowest = min([0.0, mean - std, *(value for curve in [*curves, *spreads] for _, value in curve.points)])
+    lowest = min([0.0, *chance, *(value for curve in [*curves, *spreads] for _, value in curve.points)])
     low = 0.25 * math.floor(lowest / 0.25)
 
     def x(step: float) -> float:
@@ -142,16 +158,16 @@ def _plot(
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - value) / (1 - low), 1)
 
     def placed(curve: Curve) -> Curve:
-        return Curve(curve.model, curve.is_mean, [(x(step), y(value)) for step, value in curve.points])
+        return replace(curve, points=[(x(step), y(value)) for step, value in curve.points])
 
     return Plot(
-        subject=subject,
-        encoder=encoder.name,
+        title=title,
+        encoder=encoder,
         curves=list(map(placed, curves)),
         spreads=list(map(placed, spreads)),
-        band=(y(mean + std), y(mean), y(mean - std)),
-        threshold=y(encoder.threshold),
-        nominal=x(nominal_step),
+        band=(y(chance[0]), y(chance[1]), y(chance[2])) if chance else None,
+        threshold=y(threshold),
+        nominal=None if nominal_step is None else x(nominal_step),
         x_ticks=[(x(step), step) for step in range(0, int(last) + 1, tick_distance(last))],
         y_ticks=[(y(low + 0.25 * index), low + 0.25 * index) for index in range(round((1 - low) / 0.25) + 1)],
     )

@@ -6,6 +6,7 @@ judged here. A value that was not measured is None in the results and printed as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.report.attacks import attack_lines, attack_sections
 from apdm.report.costs import attack_costs
-from apdm.report.curves import AXES, Encoder
+from apdm.report.curves import AXES, LINE_COLOURS, Encoder
 from apdm.report.numbers import mean, number, percent, plain
 from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, panel_pair, shown_slots, slots
@@ -71,9 +72,17 @@ def write_page(template: str, output: str | Path, content: Mapping[str, Any]) ->
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {"kind": KIND, "axes": AXES}
+    environment.globals |= {"kind": KIND, "axes": AXES, "line_colours": LINE_COLOURS}
     environment.filters |= {"num": number, "percent": percent, "plain": plain}
+    environment.filters["light"] = in_light
     write_text(output, environment.get_template(template).render(**content))
+
+
+def in_light(style: str) -> str:
+    """A style with the light colours themselves in place of their names, for programs that know no names."""
+    whole = Path(__file__).with_name("style.css.j2").read_text(encoding="utf-8")
+    light = dict(re.findall(r"--([a-z]+): (#\w+);", whole[: whole.index("}")]))
+    return re.sub(r"var\(--([a-z]+)\)", lambda found: light[found[1]], style)
 
 
 def is_report(path: Path) -> bool:

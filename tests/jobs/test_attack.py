@@ -101,6 +101,8 @@ def test_it_leaves_a_page_a_drawing_and_the_pictures(attacked: apdm.AttackResult
     assert "2 held-out photos" in page.text() and "says nothing about protection" in page.text()
     drawing = Page(output / "likeness.svg")
     assert drawing.tags[0][0] == "svg" and sum(tag == "polyline" for tag, _ in drawing.tags) == 2  # an encoder each
+    assert [values["class"] for tag, values in page.tags if tag == "polyline"] == ["line-1"] * 2
+    assert "var(" not in (output / "likeness.svg").read_text()  # other programs than browsers know no such names
     (folder,) = output.glob("pictures/lora_*/s01")
     with Image.open(folder / "after.png") as after, Image.open(folder / "course.png") as course:
         # Four pictures side by side; and a column for each step, with a line for each noise.
