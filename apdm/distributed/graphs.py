@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 # (module, example tensors, memory pool) -> a function of such tensors that replays the module's passes
 Capture = Callable[[nn.Module, tuple[Tensor, ...], Any], Callable[..., Any]]
-MOST_GRAPHS = 8  # of one network; each keeps its activations and the gradients of all weights
+MOST_GRAPHS = 8  # of one network; each keeps the gradients of all weights
 
 
 class Graphs:
