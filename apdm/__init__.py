@@ -9,6 +9,7 @@ The commands as functions:
     apdm.audit(base="sd15", hardened="hardened/model", subjects="people", output_dir="audit").protected
     apdm.verify(output_dir="hardened").problems
     apdm.attack(pretrained_model_name_or_path="sd15", photos="people/s01", output_dir="attacked").results.attacks
+    apdm.push(output_dir="hardened", hub_model_id="name").address
     apdm.report(results="audit").report
     apdm.compare(results=["audit", "another audit"]).lines
     apdm.reproduce(recipe="miniature/apdm-table12", output_dir="table").table.rows
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         CompareConfig,
         HardenConfig,
         PerturbConfig,
+        PushConfig,
         ReportConfig,
         ReproduceConfig,
         VerifyConfig,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         AuditResult,
         HardenResult,
         PerturbResult,
+        PushResult,
         ReproduceResult,
         VerifyResult,
     )
@@ -66,6 +69,8 @@ __all__ = [
     "Interrupted",
     "PerturbConfig",
     "PerturbResult",
+    "PushConfig",
+    "PushResult",
     "ReportConfig",
     "ReportResult",
     "ReproduceConfig",
@@ -80,6 +85,7 @@ __all__ = [
     "compare",
     "harden",
     "perturb",
+    "push",
     "report",
     "reproduce",
     "verify",
@@ -90,12 +96,13 @@ Result = TypeVar("Result")
 _HOMES = {
     "apdm.config": (
         *("AttackConfig", "AuditJobConfig", "CompareConfig", "HardenConfig", "PerturbConfig", "ReportConfig"),
-        *("ReproduceConfig", "VerifyConfig"),
+        *("PushConfig", "ReproduceConfig", "VerifyConfig"),
     ),
     "apdm.core.errors": ("Interrupted", "UserError"),
     "apdm.jobs.report": ("ReportResult",),
     "apdm.jobs.results": (
-        *("AttackResult", "AuditResult", "HardenResult", "PerturbResult", "ReproduceResult", "VerifyResult"),
+        *("AttackResult", "AuditResult", "HardenResult", "PerturbResult", "PushResult", "ReproduceResult"),
+        "VerifyResult",
     ),
     "apdm.report.comparison": ("RunsSideBySide",),
 }
@@ -220,6 +227,27 @@ def verify(
     return _run(verify_folder, resolved, progress)
 
 
+def push(config: PushConfig | str | PathLike[str] | None = None, **options: Any) -> PushResult:
+    """Check a run, and push its hardened model to the Hugging Face Hub.
+
+    Args:
+        config: a complete `PushConfig`; or a YAML file, whose options the keyword arguments override.
+        options: options of `apdm push` by name, such as `output_dir="hardened"`.
+
+    Returns:
+        Where the model is on the Hub, and the files that were pushed.
+
+    Raises:
+        UserError: bad options, the run is not sound, the Hub cannot be used, or the repository holds something else.
+    """
+    from apdm.config import PushConfig
+
+    resolved = _resolve(PushConfig, config, options, first=False)
+    from apdm.jobs.push import push as push_model
+
+    return _run(push_model, resolved, False)
+
+
 def attack(
     config: AttackConfig | str | PathLike[str] | None = None, *, progress: bool = False, **options: Any
 ) -> AttackResult:
@@ -269,7 +297,7 @@ def report(config: ReportConfig | str | PathLike[str] | None = None, **options: 
     """
     from apdm.config import ReportConfig
 
-    resolved = _resolve(ReportConfig, config, options)
+    resolved = _resolve(ReportConfig, config, options, first=False)
     from apdm.jobs.report import report as make_page
 
     return _run(make_page, resolved, False)
@@ -291,7 +319,7 @@ def compare(config: CompareConfig | str | PathLike[str] | None = None, **options
     """
     from apdm.config import CompareConfig
 
-    resolved = _resolve(CompareConfig, config, options)
+    resolved = _resolve(CompareConfig, config, options, first=False)
     from apdm.jobs.compare import compare as compare_audits
 
     return _run(compare_audits, resolved, False)
@@ -316,7 +344,7 @@ def reproduce(
     """
     from apdm.config import ReproduceConfig
 
-    resolved = _resolve(ReproduceConfig, config, options)
+    resolved = _resolve(ReproduceConfig, config, options, first=False)
     from apdm.jobs.reproduce import reproduce as make_table
 
     return _run(make_table, resolved, progress)
@@ -325,8 +353,10 @@ def reproduce(
 _functions = {"audit": audit, "report": report}  # importing the packages of these names takes the names
 
 
-def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, options: Mapping[str, Any]) -> Config:
-    """Build the configuration, and check what can be checked before torch is imported."""
+def _resolve(
+    cls: type[Config], config: Config | str | PathLike[str] | None, options: Mapping[str, Any], *, first: bool = True
+) -> Config:
+    """Build the configuration, and check what can be checked before torch is imported; not if `first` is false."""
     from apdm.config.filling import make_config
     from apdm.core.errors import UserError
     from apdm.jobs.first_checks import check_first
@@ -339,7 +369,7 @@ def _resolve(cls: type[Config], config: Config | str | PathLike[str] | None, opt
         resolved = make_config(cls, options, file=config)
     else:
         raise UserError(f"config is a {type(config).__name__}; give a {cls.__name__} or the name of a YAML file")
-    if hasattr(resolved, "output_dir") and not hasattr(resolved, "recipe"):  # others load no model, or not themselves
+    if first:
         check_first(resolved)
     return resolved
 

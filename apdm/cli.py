@@ -264,6 +264,7 @@ def _init(argv: Sequence[str]) -> int:
         try:
             return input(question)
         except EOFError:
+            say("")  # the error stands on a line of its own
             raise UserError("the answers ended before the last question; nothing was written") from None
 
     result = init(config, ask if sys.stdin.isatty() and sys.stdout.isatty() else None)

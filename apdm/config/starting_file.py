@@ -6,6 +6,7 @@ are the beginnings of the options' own help texts.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -318,7 +319,7 @@ def starting_file(answers: Answers, *, file: str) -> str:
 
 def _heading(answers: Answers, file: str) -> list[str]:
     made = {"model": "a hardened model", "photos": "protected photos", "both": "a hardened model and protected photos"}
-    launch = f"apdm {answers.command}"
+    launch, file = f"apdm {answers.command}", shlex.quote(file)
     lines = [
         f"# {made[answers.make]}, with {answers.kind.name}".replace("# a", "# A").replace("# p", "# P"),
         f"#   {launch} --config {file} --dry_run    checks everything and prints the plan",

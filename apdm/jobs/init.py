@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub import hf_hub_download
 
 from apdm.config import HardenConfig, InitConfig, make_config
 from apdm.config.init import QUESTIONS
-from apdm.config.options import options_by_path
+from apdm.config.options import options_by_path, without_none
 from apdm.config.starting_file import (
     BUNDLED,
     KINDS,
@@ -30,7 +30,7 @@ from apdm.config.starting_file import (
 )
 from apdm.config.yaml_text import parse_yaml
 from apdm.core.errors import Faults, UserError, UserErrors
-from apdm.core.files import write_text
+from apdm.core.files import check_output_dir, write_text
 from apdm.core.logging import get_logger
 from apdm.core.model_path import INDEX, local_model
 from apdm.data.subjects import find_subjects
@@ -40,7 +40,7 @@ from apdm.families.miniature import is_miniature
 from apdm.families.pipeline_folder import stored_variants
 from apdm.families.stored_file import first_line, read_header
 from apdm.jobs.final_audit import learnt_photos
-from apdm.jobs.first_checks import check_given
+from apdm.jobs.first_checks import check_given, has_only_begun
 from apdm.jobs.machine import SLACK, accelerator_memory
 
 logger = get_logger(__name__)
@@ -100,13 +100,36 @@ def init(config: InitConfig, ask: Ask | None = None) -> InitResult:
         given = _given(config)
     else:
         given = _Answering(config)
-        for number, name in enumerate(QUESTIONS, start=1):
-            given.find(name, partial(_put, ask, number, name, given))
+        _ask_all(given, ask)
     answers = given.answers()
     text = starting_file(answers, file=config.output)
-    _check_all(answers, text)
-    write_text(output, text)
+    try:
+        _check_all(answers, text)
+        _write(output, text)
+    except UserError:
+        given.tell_answers()
+        raise
     return InitResult(output, answers.command)
+
+
+def _ask_all(given: _Answering, ask: Ask) -> None:
+    """Put all questions that the options leave open. If that ends early, the answers so far are told."""
+    try:
+        for number, name in enumerate(QUESTIONS, start=1):
+            given.find(name, partial(_put, ask, number, name, given))
+            if name == "make":
+                given.check_output_dir()
+    except (UserError, KeyboardInterrupt):
+        given.tell_answers()
+        raise
+
+
+def _write(output: Path, text: str) -> None:
+    """Write the file. Raises UserError if that is not possible."""
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}); name another file with --output") from None
 
 
 def _check_place(output: Path, *, overwrite: bool) -> None:
@@ -137,12 +160,10 @@ class _Answering:
         if given not in (None, []):
             self.take(name, given)
             return
-        option = options_by_path(InitConfig)[name]
         while name not in self.known:
             words = put()
             try:
-                texts = shlex.split(words) if option.kind == list[str] else [words]
-                self.take(name, option.fit(option.parse(texts), "in the answer"))
+                self.take(name, _read(name, words))
             except ValueError as error:
                 logger.error("error: %s: %s", words, error)
             except UserError as error:
@@ -174,9 +195,44 @@ class _Answering:
 
     def answers(self) -> Answers:
         """All answers together."""
+        return Answers(**self.known, kind=self.kind, found=self.found, output_dir=self.output_dir)
+
+    @property
+    def output_dir(self) -> str:
+        """The output folder of the job. What is made must be known."""
         made = "protected" if self.known["make"] == "photos" else "hardened"
-        output_dir = self.config.output_dir or f"outputs/{made}"
-        return Answers(**self.known, kind=self.kind, found=self.found, output_dir=output_dir)
+        return self.config.output_dir or f"outputs/{made}"
+
+    def check_output_dir(self) -> None:
+        """Raise UserError if the output folder is taken, so that nobody answers further questions for nothing."""
+        try:
+            may_replace = self.known["make"] == "photos" or has_only_begun(Path(self.output_dir))
+            check_output_dir(self.output_dir, overwrite=may_replace)
+        except UserError as error:
+            raise UserError(f"{error}; apdm init takes its name from --output_dir") from None
+
+    def tell_answers(self) -> None:
+        """Say with which command the answers so far need not be given again."""
+        standard = {field.name: field.default for field in fields(self.config)}
+        options = {name: value for name, value in vars(self.config).items() if value not in (standard[name], [])}
+        words = ["apdm", "init"]
+        for name, value in (options | self.known).items():
+            words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+        if self.known:
+            logger.warning("with the answers so far: %s", shlex.join(words))
+
+
+def _read(name: str, words: str) -> Any:
+    """Return the value of an answer. Raises UserError or ValueError if it has none."""
+    option = options_by_path(InitConfig)[name]
+    choices = [choice for choice in get_args(without_none(option.kind)) if option.kind != list[str]]
+    if choices and words not in choices:
+        raise UserError(f"this is no answer; it needs one of {', '.join(choices)}")
+    texts = shlex.split(words) if option.kind == list[str] else [words]
+    value = option.fit(option.parse(texts), "in the answer")
+    if value is None:
+        raise UserError("this names nothing; give a name, or press Enter for what stands in brackets")
+    return value
 
 
 def _given(config: InitConfig) -> _Answering:
@@ -194,6 +250,8 @@ def _given(config: InitConfig) -> _Answering:
         for name in QUESTIONS:
             if name not in missing and (name not in ("card", "faces") or not (missing or faults.found)):
                 faults.of(partial(given.take, name, getattr(config, name)))
+        if "make" in given.known and "photos" in given.known:
+            faults.of(given.check_output_dir)
     return given
 
 

@@ -19,6 +19,7 @@ from apdm.core.terminal import count
 from apdm.export.hub import Destination, check_destination, licence_of, make_repository, push_files
 from apdm.export.hub_card import hub_card
 from apdm.export.layout import MANIFEST, MODEL, RESULTS
+from apdm.jobs.first_checks import check_given
 from apdm.jobs.results import PushResult
 from apdm.jobs.verify import verify
 
@@ -39,8 +40,10 @@ def push(config: PushConfig) -> PushResult:
     root = Path(config.output_dir)
     names = _model_files(root)
     name = config.hub_model_id or root.resolve().name
+    checked = VerifyConfig(output_dir=config.output_dir, subjects=config.subjects, family=config.family)
+    check_given(checked)
     destination = check_destination(name, public=config.hub_public, overwrite=config.hub_overwrite)
-    found = verify(VerifyConfig(output_dir=config.output_dir, subjects=config.subjects, family=config.family))
+    found = verify(checked)
     if found.problems:
         raise UserErrors([UserError(f"nothing was pushed: {problem}") for problem in found.problems])
     files: dict[str, Path | bytes] = {inside: root / MODEL / inside for inside in names}

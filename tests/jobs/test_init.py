@@ -250,3 +250,45 @@ def test_a_single_file_needs_its_configurations(model: Path) -> None:
     shutil.copy(model / "unet/diffusion_pytorch_model.safetensors", "one.safetensors")
     assert main([*words(model="one.safetensors"), "--single_file_config", str(model)]) == 0
     assert f"single_file_config: {model}" in Path("apdm.yaml").read_text()
+
+
+# -- answers are not lost ----------------------------------------------------------------------------------------------
+
+
+def test_a_taken_output_folder_is_told_after_the_first_question_and_the_answers_are_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path("outputs/hardened").mkdir(parents=True)
+    Path("outputs/hardened/mine.txt").touch()
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return "model"
+
+    with pytest.raises(UserError, match="--output_dir"):
+        init(InitConfig(output="my file.yaml"), ask)
+    assert len(asked) == 1 and "apdm init --output 'my file.yaml' --make model" in caplog.text
+
+
+def test_an_answer_that_stands_for_nothing_is_asked_again() -> None:
+    answers = iter(["null", "model", "null", HUB, "subjects", "24gb", "none"])
+    assert init(InitConfig(), lambda _: next(answers)).command == "harden"
+
+
+def test_ctrl_c_and_a_file_that_cannot_be_written_keep_the_answers(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter(["both", HUB])
+
+    def ask(_: str) -> str:
+        for answer in answers:
+            return answer
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        init(InitConfig(), ask)
+    assert f"apdm init --make both --model {HUB}" in caplog.text
+    name = "x" * 250  # a longer one than the staging folder may have
+    assert main([*words(), "--output", name]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -282,3 +282,12 @@ def test_a_push_that_fails_after_the_run_says_how_to_repeat_it(
     options |= {"instance_data_dir": people / "protected", "push_to_hub": True, "hub_model_id": "m"}
     with pytest.raises(UserError, match=f"notes.txt is not .*the run is finished: apdm push {folder} --hub_model_id m"):
         push_hardened(make_config(HardenConfig, options))
+
+
+def test_the_python_api_pushes_and_a_wrong_folder_is_told_before_the_hub_is_asked(folder: Path, hub: StandIn) -> None:
+    import apdm
+
+    pushed = apdm.push(output_dir=folder, hub_model_id="from-python")
+    assert pushed.repository == f"{OWNER}/from-python" and pushed.address is not None
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        apdm.push(output_dir=folder, hub_model_id="a name of nobody", subjects="nowhere")
