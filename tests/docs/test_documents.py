@@ -68,6 +68,12 @@ def test_lines_are_short(document: Path) -> None:
         assert excused or len(line) <= LONGEST_LINE, f"{name(document)}, line {number}"
 
 
+def test_the_first_page_leads_to_all_others() -> None:
+    first = DOCS / "index.md"
+    linked = {(DOCS / link).resolve() for link in LINK.findall(first.read_text(encoding="utf-8"))}
+    assert {*PAGES} - linked == {first}
+
+
 @pytest.mark.parametrize("document", [README, *PAGES], ids=name)
 def test_tables_are_short(document: Path) -> None:
     if GENERATED in document.parents:
