@@ -32,7 +32,11 @@ def compare(config: CompareConfig) -> RunsSideBySide:
         said = f"the parts of a file do not fit together ({type(error).__name__}: {error})"
         raise UserError(f"{said}; give each results.json as an audit wrote it") from error
     if config.output is not None:
-        write_comparison(table, config.output)
+        try:
+            write_comparison(table, config.output)
+        except OSError as error:
+            said = f"{config.output} cannot be written ({error.strerror})"
+            raise UserError(f"{said}; name another file as output") from error
     return table
 
 

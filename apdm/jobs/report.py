@@ -53,6 +53,8 @@ def report(config: ReportConfig) -> ReportResult:
     except (KeyError, IndexError) as error:
         said = f"its parts do not fit together ({type(error).__name__}: {error})"
         raise UserError(f"{source}: {said}; give the {source.name} as its command wrote it") from error
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}); name another file as output") from error
     if (output.parent / MANIFEST).is_file():
         renew_entry(output.parent, output.name)
     missing = tuple(name for name, is_there in sheets.items() if not is_there)

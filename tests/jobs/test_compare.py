@@ -132,3 +132,13 @@ def test_bad_input_is_told_at_once_and_nothing_is_replaced(
     for fault in ("has schema 1, this program reads 2", "nowhere does not exist", "is no page of this program"):
         assert fault in said
     assert said.count("\n") == 3 and (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = str(tmp_path / ("x" * 245 + ".html"))  # a longer name than the staging folder may have
+    assert main(["compare", *folders, "--output", page]) == 2
+    assert main(["report", folders[0], "--output", page]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("cannot be written" in line and "name another file" in line for line in said)
