@@ -118,7 +118,10 @@ def push_files(destination: Destination, files: Mapping[str, Path | bytes], *, m
     operations += [CommitOperationDelete(name) for name in outdated(destination.files, files)]
     api = _api()
     with _errors(f"push to {destination.name}"):
-        api.create_commit(destination.name, operations, commit_message=message, parent_commit=destination.head)
+        try:
+            api.create_commit(destination.name, operations, commit_message=message, parent_commit=destination.head)
+        except RepositoryNotFoundError:
+            raise UserError(f"{destination.name} is no longer on the Hub; repeat the command") from None
     return f"{api.endpoint}/{destination.name}"
 
 

@@ -24,6 +24,7 @@ from apdm.cli import main
 from apdm.config import HardenConfig, make_config
 from apdm.core.errors import UserError
 from apdm.core.files import claim_output_dir, list_files
+from apdm.export.hub import Destination, push_files
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
 from apdm.families import load_family
@@ -291,3 +292,9 @@ def test_the_python_api_pushes_and_a_wrong_folder_is_told_before_the_hub_is_aske
     assert pushed.repository == f"{OWNER}/from-python" and pushed.address is not None
     with pytest.raises(UserError, match="nowhere does not exist"):
         apdm.push(output_dir=folder, hub_model_id="a name of nobody", subjects="nowhere")
+
+
+def test_a_repository_that_is_deleted_meanwhile_is_one_line(hub: StandIn) -> None:
+    gone = Destination(name=f"{OWNER}/gone", public=False, exists=True, head="0" * 40)
+    with pytest.raises(UserError, match="no longer on the Hub"):
+        push_files(gone, {"README.md": b"x"}, message="m")
