@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ from apdm.audit.thresholds import with_thresholds
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
 from apdm.core.errors import Faults, UserError
+from apdm.core.logging import get_logger
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
@@ -57,6 +59,8 @@ from apdm.jobs.results import AttackResult
 from apdm.jobs.tracked import start_tracker, track_attack
 from apdm.report.attack_page import AttackPictures, title_of, write_attack_page, write_drawing
 from apdm.report.pictures import COURSE
+
+logger = get_logger(__name__)
 
 KEPT = "finished attacks are kept; the same command goes on"
 TWO_DENOISERS = (ExpertSwap, ReleaseUnconditional)
@@ -181,7 +185,29 @@ def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
             )
         if config.save_model and any(isinstance(part, TWO_DENOISERS) for part in _parts(attack)):
             raise UserError(f"{spec} draws with two denoisers, which no pipeline folder holds; leave out save_model")
+    warn_of_options_without_effect(config)
     return entries
+
+
+def warn_of_options_without_effect(config: AttackConfig) -> None:
+    """Log a warning for each option of the nominal attack that was given, but that none of the attacks takes."""
+    usual = {field.name: field.default for field in fields(AttackConfig)}
+
+    def made(**changes: Any) -> list[dict[str, object]]:
+        options = replace(config.audit, **changes)
+        factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
+        return [factory.make(spec, seed=config.seed).params() for spec in config.attack]
+
+    for name in ("max_train_steps", "learning_rate", "train_batch_size", "prior_loss_weight"):
+        value = getattr(config, name)
+        if value != usual[name] and made() == made(**{name: usual[name]}):
+            spec = config.attack[0]
+            logger.warning(
+                "--%s %s has no effect, because no attack takes it; write it into the attack: %s",
+                name,
+                value,
+                f"{spec}{',' if ':' in spec else ':'}{name}={value}",
+            )
 
 
 def _parts(attack: Attack) -> Iterator[Attack]:

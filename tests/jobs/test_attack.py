@@ -19,9 +19,11 @@ import apdm
 from apdm.attacks import Material
 from apdm.attacks.registry import make
 from apdm.cli import main
+from apdm.config import AttackConfig, make_config
 from apdm.export.attacked import export_attacked
 from apdm.export.leaks import scan_for_leaks
 from apdm.families.encoding import encode_images
+from apdm.jobs.attack import warn_of_options_without_effect
 from apdm.portraits.subjects import write_photos
 
 SHORT: dict[str, Any] = {
@@ -55,6 +57,17 @@ def options(model: Path, people: Path, output: Path, **changes: Any) -> dict[str
 def words(values: dict[str, Any]) -> list[str]:
     pairs = [(key, value if isinstance(value, list) else [value]) for key, value in values.items()]
     return [word for key, items in pairs for word in (f"--{key}", *map(str, items))]
+
+
+def test_an_option_that_no_attack_takes_is_told_with_what_to_write(caplog: pytest.LogCaptureFixture) -> None:
+    given = options(Path("model"), Path("people"), Path("out"), attack=["lora"])
+    warn_of_options_without_effect(make_config(AttackConfig, given))
+    assert "--max_train_steps 4 has no effect" in caplog.text and "lora:max_train_steps=4" in caplog.text
+    assert "lora:learning_rate=0.001" in caplog.text and "lora:train_batch_size=2" in caplog.text
+    caplog.clear()
+    for attacks in (["lora:rank=2", "dreambooth:learning_rate_factor=3"], ["release_unconditional"]):
+        warn_of_options_without_effect(make_config(AttackConfig, {**given, "attack": attacks}))
+    assert not caplog.text
 
 
 @pytest.fixture(scope="module")
