@@ -32,6 +32,8 @@ from apdm.families.load import variant_of_each
 
 logger = get_logger(__name__)
 
+TOO_LARGE = 4  # times the side that the model was made for; a smaller difference may be meant
+
 
 def prepare_process(num_threads: int | None) -> None:
     """Set the number of CPU threads, and switch off the progress bars of libraries.
@@ -176,11 +178,20 @@ def keep_apart(folders: Mapping[str, str], *, output_dir: str, class_data_dir: s
 
 
 def check_resolution(base: Family, resolution: int) -> None:
-    """Raise UserError if the model cannot draw squares with a side of `resolution` pixels."""
+    """Raise UserError if the model cannot draw squares with a side of `resolution` pixels.
+
+    A warning says so if the squares are much larger than those that the model was made for.
+    """
     factor = base.size_multiple
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
         raise UserError(f"resolution {resolution} is no multiple of the model's {factor}; try {near}")
+    own = base.denoiser.config.get("sample_size")
+    if isinstance(own, int) and resolution >= TOO_LARGE * own * base.vae_scale:
+        side = own * base.vae_scale
+        logger.warning(
+            "the model draws squares of %d pixels, and resolution is %d; give --resolution %d", side, resolution, side
+        )
 
 
 def own_class_pictures(config: JobConfig, base: Family) -> list[PhotoSet]:

@@ -22,8 +22,10 @@ from apdm.cli import main
 from apdm.config import AttackConfig, make_config
 from apdm.export.attacked import export_attacked
 from apdm.export.leaks import scan_for_leaks
+from apdm.families import load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.attack import warn_of_options_without_effect
+from apdm.jobs.prepare import check_resolution
 from apdm.portraits.subjects import write_photos
 
 SHORT: dict[str, Any] = {
@@ -57,6 +59,17 @@ def options(model: Path, people: Path, output: Path, **changes: Any) -> dict[str
 def words(values: dict[str, Any]) -> list[str]:
     pairs = [(key, value if isinstance(value, list) else [value]) for key, value in values.items()]
     return [word for key, items in pairs for word in (f"--{key}", *map(str, items))]
+
+
+def test_squares_much_larger_than_the_models_own_are_told(
+    tiny_pipeline: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = load_family(tiny_pipeline)
+    own = family.denoiser.config.sample_size * family.vae_scale
+    check_resolution(family, 2 * own)
+    assert not caplog.text
+    check_resolution(family, 8 * own)
+    assert f"give --resolution {own}" in caplog.text
 
 
 def test_an_option_that_no_attack_takes_is_told_with_what_to_write(caplog: pytest.LogCaptureFixture) -> None:
