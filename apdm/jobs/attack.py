@@ -202,12 +202,9 @@ def warn_of_options_without_effect(config: AttackConfig) -> None:
         value = getattr(config, name)
         if value != usual[name] and made() == made(**{name: usual[name]}):
             spec = config.attack[0]
-            logger.warning(
-                "--%s %s has no effect, because no attack takes it; write it into the attack: %s",
-                name,
-                value,
-                f"{spec}{',' if ':' in spec else ':'}{name}={value}",
-            )
+            own = f"{spec}{',' if ':' in spec else ':'}{name}={value}"
+            mend = f"{spec} says its own" if f"{name}=" in spec else f"write it into the attack: {own}"
+            logger.warning("--%s %s has no effect, because no attack takes it; %s", name, value, mend)
 
 
 def _parts(attack: Attack) -> Iterator[Attack]:

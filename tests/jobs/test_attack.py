@@ -78,6 +78,9 @@ def test_an_option_that_no_attack_takes_is_told_with_what_to_write(caplog: pytes
     assert "--max_train_steps 4 has no effect" in caplog.text and "lora:max_train_steps=4" in caplog.text
     assert "lora:learning_rate=0.001" in caplog.text and "lora:train_batch_size=2" in caplog.text
     caplog.clear()
+    warn_of_options_without_effect(make_config(AttackConfig, {**given, "attack": ["lora:max_train_steps=7"]}))
+    assert "lora:max_train_steps=7 says its own" in caplog.text
+    caplog.clear()
     for attacks in (["lora:rank=2", "dreambooth:learning_rate_factor=3"], ["release_unconditional"]):
         warn_of_options_without_effect(make_config(AttackConfig, {**given, "attack": attacks}))
     assert not caplog.text
