@@ -11,7 +11,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
 
-WORKDIR /work
+WORKDIR /data
 COPY pyproject.toml constraints.txt README.md LICENSE train_apdm.py ./
 # torch alone and first, as in the Makefile. What it needs comes from PyPI with the rest.
 RUN pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"

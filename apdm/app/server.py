@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 import sys
 import threading
@@ -20,6 +19,7 @@ from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import say
+from apdm.core.variables import environment
 from apdm.jobs.first_checks import check_first
 
 if TYPE_CHECKING:
@@ -83,16 +83,8 @@ def _private_files() -> Iterator[Path]:
 
     with private_folder() as root:
         settings = {**SETTINGS, "GRADIO_TEMP_DIR": str(root / "uploads")}
-        before = {name: os.environ.get(name) for name in settings}
-        os.environ.update(settings)
-        try:
+        with environment(settings):
             yield root
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apdm.core.errors import UserError
+from apdm.core.variables import environment
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MEND = f"unset {' '.join(VARIABLES)} if they are left over, or start with a file of launch/"
@@ -41,17 +42,9 @@ def launched_as(variables: Mapping[str, str]) -> Iterator[None]:
     Afterwards the environment is as before. What this process does later, and the processes that it starts then, are
     no part of the run.
     """
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    _RUNS.append(dict(variables))
-    try:
+    with environment(variables):
+        _RUNS.append(dict(variables))
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def worked_with_others() -> bool:

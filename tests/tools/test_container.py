@@ -64,4 +64,4 @@ def test_the_commands_of_its_page_can_be_parsed(words: list[str], monkeypatch: p
     config = COMMANDS[command].config
     assert config is not None and load_config(config, options)
     for mounted in (word.split(":")[1] for word in words if word.startswith("/") and ":" in word):
-        assert mounted == "/huggingface" or mounted.startswith("/work/")
+        assert mounted == "/huggingface" or mounted.startswith("/data/")
