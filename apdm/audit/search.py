@@ -110,7 +110,7 @@ def run_search(
     options = plan.search
     if options is None:
         return None
-    space = SearchSpace(plan.attacks, options.samples)
+    space = SearchSpace(plan.attacks, options.samples, plan.models["base"])
     people = plan.subjects.protected[: options.people]
     searchers = [Searcher(plan, options, space, model, person) for person in people for model in MODELS]
     if processes.is_main:

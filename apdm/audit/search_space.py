@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apdm.audit.budgets import samples_per_step
-from apdm.audit.suites import AttackFactory
+from apdm.audit.suites import AttackFactory, misfit
 from apdm.core.errors import UserError
+from apdm.families import Family
 
 OPERATORS = ("dreambooth", "lora")
 RATE_FACTORS = (0.1, 10.0)  # of the operator's own rate
@@ -29,6 +30,8 @@ WEIGHTINGS: Mapping[str, Mapping[str, str]] = {
     "clear": {"max_timestep": "0.6"},
 }
 OPTIMIZERS = ("adamw", "muon")  # whose rates are alike
+# Which model answers the empty prompt of guidance, by the attack around the operator that draws so.
+EMPTY_PROMPTS: Mapping[str, str | None] = {"attacked": None, "received": "release_unconditional"}
 
 
 class Chooser(Protocol):
@@ -66,9 +69,10 @@ class SearchSpace:
     Args:
         factory: makes the audit's attacks, whose options the space lies around.
         samples: pictures that a trial may train on. None: those of the nominal attack.
+        base: the base model. Ways of drawing that it does not have are left out; None: all are kept.
     """
 
-    def __init__(self, factory: AttackFactory, samples: int | None) -> None:
+    def __init__(self, factory: AttackFactory, samples: int | None, base: Family | None = None) -> None:
         self.own: dict[str, Any] = {name: factory.make(name, seed=0) for name in OPERATORS}
         nominal = self.own["dreambooth"]
         own_samples = nominal.max_train_steps * (samples_per_step(nominal.params()) or 1)
@@ -82,6 +86,7 @@ class SearchSpace:
         optimizers = {attack.optimizer for attack in self.own.values()}
         free = optimizers <= set(OPTIMIZERS)
         self.optimizers = tuple(name for name in OPTIMIZERS if free and _all_take(factory, {"optimizer": name}))
+        self.empty_prompts = tuple(name for name, spec in EMPTY_PROMPTS.items() if _fits(factory, spec, base))
         self.nominal = {
             "operator": "dreambooth",
             "dreambooth learning_rate": 1.0,
@@ -89,6 +94,7 @@ class SearchSpace:
             "prior_loss_weight": nominal.prior_loss_weight,
             "weighting": "own",
             "optimizer": nominal.optimizer,
+            "empty_prompt": "attacked",
         }
 
     def spec(self, trial: Chooser) -> str:
@@ -109,7 +115,15 @@ class SearchSpace:
             chosen["optimizer"] = trial.suggest_categorical("optimizer", self.optimizers)
         steps = self.samples // (samples_per_step({**attack.params(), **chosen}) or 1)
         chosen["max_train_steps"] = max(1, steps)
+        around = EMPTY_PROMPTS[trial.suggest_categorical("empty_prompt", self.empty_prompts)]
+        if around is not None:
+            operator, chosen = around, {"attack": operator, **chosen}
         return f"{operator}:{','.join(f'{name}={value}' for name, value in chosen.items())}"
+
+
+def _fits(factory: AttackFactory, spec: str | None, base: Family | None) -> bool:
+    """Whether the base model can draw as an attack draws."""
+    return spec is None or base is None or misfit(factory.make(spec, seed=0), base) is None
 
 
 def _all_take(factory: AttackFactory, options: Mapping[str, str]) -> bool:

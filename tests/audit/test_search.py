@@ -12,6 +12,7 @@ import pytest
 from stored_cells import processes
 from tiny_audit import ConvJudge, person, photos
 
+from apdm.attacks.experts import ReleaseUnconditional
 from apdm.audit import AuditPlan, attack_and_judge
 from apdm.audit.budgets import best_within, budget_table, samples_per_step
 from apdm.audit.people import AuditSubjects
@@ -101,9 +102,23 @@ def test_every_trial_has_the_same_budget_and_the_first_is_the_nominal_attack():
     made = factory().make(space.spec(Fixed(**space.nominal)), seed=0)
     nominal = factory().make("dreambooth", seed=0)
     assert made.params() == nominal.params()
-    for values in ({"operator": "lora", "prior_loss_weight": 0.0}, {"train_batch_size": 8, "prior_loss_weight": 1.0}):
+    for values in (
+        {"operator": "lora", "prior_loss_weight": 0.0},
+        {"train_batch_size": 8, "prior_loss_weight": 1.0},
+        {"operator": "lora", "rank": 4, "empty_prompt": "received"},
+    ):
         params = factory().make(space.spec(Fixed(**values)), seed=0).params()
         assert params["max_train_steps"] * samples_per_step(params) == space.samples
+
+
+def test_a_trial_may_leave_the_empty_prompt_to_the_received_model():
+    made = factory().make(SearchSpace(factory(), None).spec(Fixed(operator="lora", empty_prompt="received")), seed=0)
+    assert isinstance(made, ReleaseUnconditional) and made.params()["attack"] == "lora"
+
+
+@pytest.mark.parametrize(("name", "choices"), [("sd15", ("attacked", "received")), ("flux", ("attacked",))])
+def test_a_model_without_an_empty_prompt_has_no_choice_of_who_answers_it(name: str, choices: tuple[str, ...], families):
+    assert SearchSpace(factory(), None, families(name)).empty_prompts == choices
 
 
 @pytest.mark.parametrize(
