@@ -1,4 +1,7 @@
-"""Attacks that edit one photo by a prompt. They need no training (as in Defense-Edit)."""
+"""Attacks that edit one photo by a prompt. They need no training (as in Defense-Edit).
+
+`Editing` is the base class. `diffedit.py` and `masactrl.py` hold two more of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,21 @@ from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageToImage(OptionsAsParams):
+class Editing(OptionsAsParams):
+    """A base class of attacks that draw picture i from photo i modulo N, so that the two can be compared."""
+
+    assumes: ClassVar[str] = "one photo and a public model"
+
+    def check(self, model: Family) -> None:
+        """Check that the attack fits a model.
+
+        Raises:
+            UserError: it does not fit.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageToImage(Editing):
     """SDEdit (Meng et al. 2022) through diffusers' image-to-image pipeline: add noise, then denoise with the prompt.
 
     Attributes:
@@ -25,17 +42,16 @@ class ImageToImage(OptionsAsParams):
     strength: float = 0.5
 
     name: ClassVar[str] = "img2img"
-    assumes: ClassVar[str] = "one photo and a public model"
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""
         return image_to_image(
-            model, _repeated(photos, prompts), list(prompts), strength=self.strength, **_without_size(options)
+            model, repeated(photos, prompts), list(prompts), strength=self.strength, **_without_size(options)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpainting(OptionsAsParams):
+class Inpainting(Editing):
     """Keep a rectangle around the face and draw everything else again.
 
     Attributes:
@@ -50,7 +66,6 @@ class Inpainting(OptionsAsParams):
     bottom: float = 0.8
 
     name: ClassVar[str] = "inpainting"
-    assumes: ClassVar[str] = "one photo and a public model"
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""
@@ -60,7 +75,7 @@ class Inpainting(OptionsAsParams):
         mask[:, :, rows, round(self.left * width) : round(self.right * width)] = 0
         return image_to_image(
             model,
-            _repeated(photos, prompts),
+            repeated(photos, prompts),
             list(prompts),
             strength=self.strength,
             pipeline_class=AutoPipelineForInpainting,
@@ -69,7 +84,7 @@ class Inpainting(OptionsAsParams):
         )
 
 
-def _repeated(photos: Tensor, prompts: Sequence[str]) -> Tensor:
+def repeated(photos: Tensor, prompts: Sequence[str]) -> Tensor:
     """One photo for each prompt: photo i modulo N for prompt i."""
     return photos[torch.arange(len(prompts)) % len(photos)]
 

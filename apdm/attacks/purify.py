@@ -8,6 +8,7 @@ results.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -198,7 +199,7 @@ def image_to_image(
     photos: Tensor,
     prompts: list[str],
     *,
-    seed: int,
+    seed: int | Sequence[int],
     strength: float,
     num_inference_steps: int,
     guidance_scale: float,
@@ -212,7 +213,7 @@ def image_to_image(
         model: the model that draws. It is only read.
         photos: `[N, 3, H, W]` in [0, 1].
         prompts: N prompts.
-        seed: photo i is drawn with a generator that is seeded with `seed + i`.
+        seed: photo i is drawn with a generator that is seeded with `seed[i]`, or with `seed + i` if it is one number.
         strength: how far towards pure noise the photo is taken, 0 to 1.
         num_inference_steps, guidance_scale: options of the sampler, as in `Family.sample`.
         batch_size: photos that are drawn at once.
@@ -224,6 +225,7 @@ def image_to_image(
     """
     if int(num_inference_steps * strength) < 1:  # diffusers would do no step at all
         return photos.clone()
+    seeds = range(seed, seed + len(photos)) if isinstance(seed, int) else seed
     pipeline = pipeline_class.from_pipe(model.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     takes_size = "height" in inspect.signature(pipeline.__call__).parameters
@@ -239,7 +241,7 @@ def image_to_image(
         latents = pipeline(
             image=chunk,
             **model.prompt_inputs(prompts[chosen]),
-            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))],
+            generator=[torch.Generator().manual_seed(one) for one in seeds[chosen]],
             strength=strength,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

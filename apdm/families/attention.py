@@ -1,4 +1,4 @@
-"""Attention maps of a denoiser, recorded during a forward pass.
+"""What happens in the attention of a denoiser during a forward pass: its maps are recorded, its keys exchanged.
 
 No attention processor is replaced and the forward pass is not changed. While a pass is watched, each call of
 `scaled_dot_product_attention` inside an attention layer is intercepted with its queries and keys. The map is computed
@@ -84,6 +84,89 @@ def watch_attention(layers: Iterable[AttentionLayer], *, max_positions: int | No
     finally:
         for handle in handles:
             handle.remove()
+
+
+KeysAndValues = dict[str, tuple[Tensor, Tensor]]  # {name of a layer: its keys and values [B, heads, positions, d]}
+
+
+@contextmanager
+def record_self_attention(layers: Iterable[AttentionLayer]) -> Iterator[KeysAndValues]:
+    """Record the keys and values of all self-attention in the forward passes inside the `with` block.
+
+    Args:
+        layers: the layers of the denoiser; those of cross-attention are passed over.
+
+    Yields:
+        The keys and values, in the order in which the layers are called. Each pass replaces those of the one before.
+    """
+    kept: KeysAndValues = {}
+
+    def keep(name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        kept[name] = key, value
+        return key, value
+
+    with _inside(layers, keep):
+        yield kept
+
+
+@contextmanager
+def lend_self_attention(layers: Iterable[AttentionLayer], lent: KeysAndValues) -> Iterator[None]:
+    """Give self-attention layers the keys and values of another forward pass inside the `with` block.
+
+    Args:
+        layers: the layers of the denoiser.
+        lent: what `record_self_attention` recorded, of the layers that get something. A pass with k times the batch
+            gets everything k times.
+    """
+
+    def exchange(name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if name not in lent:
+            return key, value
+        times = len(key) // len(lent[name][0])
+        other_key, other_value = (part.repeat(times, *[1] * (part.ndim - 1)) for part in lent[name])
+        return other_key, other_value
+
+    with _inside(layers, exchange):
+        yield
+
+
+@contextmanager
+def _inside(
+    layers: Iterable[AttentionLayer], change: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    """Pass the keys and values of each self-attention layer through a function, while the layer is called."""
+    mode = _Exchange(change)
+    handles: list[RemovableHandle] = []
+    for layer in layers:
+        if not getattr(layer.module, "is_cross_attention", False):
+            handles.append(layer.module.register_forward_pre_hook(mode.enter(layer.name)))
+            handles.append(layer.module.register_forward_hook(mode.leave, always_call=True))
+    try:
+        with mode:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Exchange(TorchFunctionMode):
+    """Intercepts the attention of the layer whose forward pass is running, and changes its keys and values."""
+
+    def __init__(self, change: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.change = change
+        self.running: list[str] = []
+
+    def enter(self, name: str) -> Callable[[Module, Any], None]:
+        return lambda *_: self.running.append(name)
+
+    def leave(self, *_: Any) -> None:
+        self.running.pop()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is scaled_dot_product_attention and self.running:
+            query, key, value, *others = args
+            args = (query, *self.change(self.running[-1], key, value), *others)
+        return function(*args, **(kwargs or {}))
 
 
 class _Watcher(TorchFunctionMode):

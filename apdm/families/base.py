@@ -64,6 +64,8 @@ class Family(Sampler, Saver):
         single_file_layout: the names of the weights in a single-file checkpoint, or None if there is no such format.
         takes_face_adapter: whether diffusers can load a FaceID or InstantID adapter into the pipeline.
         takes_controlnet: whether `with_controlnet` can add InstantID's ControlNet.
+        takes_diffedit: whether diffusers' DiffEdit pipeline can be made of the pipeline's parts.
+        takes_ddim: whether `ddim_step` is known, which inverts pictures to noise.
 
     Args:
         pipeline: a diffusers pipeline in memory. Its denoiser is trained in place.
@@ -93,6 +95,8 @@ class Family(Sampler, Saver):
     single_file_layout: ClassVar[SingleFileLayout | None] = None
     takes_face_adapter: ClassVar[bool] = False
     takes_controlnet: ClassVar[bool] = False
+    takes_diffedit: ClassVar[bool] = False
+    takes_ddim: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -355,6 +359,22 @@ class Family(Sampler, Saver):
             UserError: the family does not say how much noise there is at a timestep.
         """
         raise UserError(f"{self.name} does not tell its noise levels; leave out weights that depend on the timestep")
+
+    def ddim_step(self, latents: Tensor, prediction: Tensor, start: int, end: int) -> Tensor:
+        """Go from one timestep to another without randomness (DDIM, Song et al. 2021), in either direction.
+
+        Args:
+            latents: x_start, `[B, C, h, w]`.
+            prediction: the denoiser's prediction, `[B, C, h, w]`.
+            start, end: timesteps from 0 to num_train_timesteps - 1.
+
+        Returns:
+            x_end, `[B, C, h, w]`.
+
+        Raises:
+            NotImplementedError: the family has no such step; then `takes_ddim` is False.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no DDIM step")
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ timestep t. The target is the noise, or the velocity sqrt(abar_t) noise - sqrt(1
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -21,6 +21,8 @@ NO_SIGNAL = 1e-6  # an abar_t at most this large; schedulers that divide by it k
 
 class BetaSchedule(Family):
     """A pipeline whose scheduler has a schedule of betas. The scheduler's configuration says what is predicted."""
+
+    takes_ddim: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "")
@@ -81,6 +83,16 @@ class BetaSchedule(Family):
         if self.prediction_type == "epsilon":
             return noise
         return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+
+    def ddim_step(self, latents: Tensor, prediction: Tensor, start: int, end: int) -> Tensor:
+        """sqrt(abar_end) x + sqrt(1 - abar_end) noise, with x and noise as predicted; see `Family.ddim_step`."""
+        before, after = (float(self.noise_scheduler.alphas_cumprod[step]) for step in (start, end))
+        signal, spread = before**0.5, (1 - before) ** 0.5
+        if self.prediction_type == "epsilon":
+            clean, noise = (latents - spread * prediction) / signal, prediction
+        else:
+            clean, noise = signal * latents - spread * prediction, signal * prediction + spread * latents
+        return after**0.5 * clean + (1 - after) ** 0.5 * noise
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
         """abar_t / (1 - abar_t), `[B]`; see `Family.signal_to_noise`."""

@@ -37,6 +37,7 @@ class StableDiffusion(BetaSchedule):
         narrow=narrow_unet,
     )
     takes_face_adapter = True
+    takes_diffedit: ClassVar[bool] = True
     # Further inputs that a U-Net of diffusers can have, by the entries of its configuration that ask for them.
     foreign_conditions: ClassVar[tuple[str, ...]] = ("class_embed_type", "num_class_embeds", "addition_embed_type")
 

@@ -32,6 +32,7 @@ class StableDiffusionXL(StableDiffusion):
     pipeline_classes = ("StableDiffusionXLPipeline",)
     required_parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
     trainable_text_encoders = ("text_encoder", "text_encoder_2")
+    takes_diffedit = False
     single_file_layout = SingleFileLayout(
         marker="conditioner.embedders.1.",
         input_layer=f"{UNET}input_blocks.0.0.weight",

@@ -168,4 +168,4 @@ def test_an_attack_in_a_file_of_ones_own_is_named_by_path(tmp_path: Path):
 
 def test_editing_is_made_by_name():
     assert make_zero_shot("img2img:strength=0.7").params() == {"strength": 0.7}
-    assert set(ZERO_SHOTS.classes()) == {"faceid", "img2img", "inpainting"}
+    assert set(ZERO_SHOTS.classes()) == {"diffedit", "faceid", "img2img", "inpainting", "masactrl"}

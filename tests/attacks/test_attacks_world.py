@@ -82,7 +82,9 @@ def test_an_adapter_trained_on_the_base_works_on_a_fine_tune_of_it(study: Study,
     assert all(other > one + 0.2 and other > LEARNT for one, other in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("spec", ["img2img:strength=0.4", "inpainting"])
+@pytest.mark.parametrize(
+    "spec", ["img2img:strength=0.4", "inpainting", "diffedit:num_maps=4", "masactrl:start_layer=1,start_step=3"]
+)
 def test_an_edited_photo_still_shows_the_person(study: Study, spec: str):
     photos, prompts = portraits(PERSON, ATTACK), ["a photo of a person wearing a red shirt"] * 8
     options = {"seed": 5, "num_inference_steps": 15, "guidance_scale": 3.0, "batch_size": 8}
