@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from apdm.data.edit_prompts import Edit
 from apdm.families import Family, Posterior
 
 Evaluate = Callable[[int, Family], None]  # (number of steps done, the attacked model in its present state)
@@ -37,6 +38,8 @@ class Material:
         models: other published models. The keys are "base" (the weights before hardening), "hardened", "sibling"
             (another fine-tune of the base) and "hardened_sibling" (the sibling, hardened for other people).
         consenting: latents of photos of people who have nothing to do with the subject.
+        adapter: an attack without training that somebody else trained, such as `FaceIDAdapter`.
+        edits: what is asked of each photo, for attacks that edit photos; None asks for the audit's prompts.
     """
 
     instance: Posterior
@@ -44,6 +47,8 @@ class Material:
     photos: Tensor | None = None
     models: Mapping[str, Family] = field(default_factory=dict)
     consenting: Posterior | None = None
+    adapter: ZeroShot | None = None
+    edits: Sequence[Edit] | None = None
 
 
 class AttackResult(NamedTuple):

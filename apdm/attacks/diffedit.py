@@ -20,7 +20,7 @@ NEEDED = ("vae", "text_encoder", "tokenizer", "unet")
 
 @dataclass(frozen=True, kw_only=True)
 class DiffEdit(Editing):
-    """diffusers' DiffEdit pipeline. Defaults are the pipeline's, but for the inversion, which is unguided as in the paper.
+    """diffusers' DiffEdit pipeline, with its defaults. Only the inversion is without guidance, as in the paper.
 
     Attributes:
         source_prompt: what the photo shows. The mask is where the model's predictions for the two prompts differ. The

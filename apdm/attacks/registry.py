@@ -19,6 +19,7 @@ from typing import Any
 
 from apdm.attacks import Attack, Purifier, ZeroShot
 from apdm.attacks.drawing import Drawing
+from apdm.attacks.editing import Editing
 from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
@@ -88,6 +89,12 @@ def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
 def is_zero_shot(spec: str) -> bool:
     """Whether a text names an attack without training."""
     return spec.partition(":")[0] in ZERO_SHOTS.classes()
+
+
+def is_editing(spec: str) -> bool:
+    """Whether a text names an attack without training that draws picture i from photo i modulo N."""
+    cls = ZERO_SHOTS.classes().get(spec.partition(":")[0])
+    return cls is not None and issubclass(cls, Editing)
 
 
 class _Maker:

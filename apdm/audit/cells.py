@@ -19,16 +19,20 @@ from torch import Tensor
 from torch.nn import Module
 
 from apdm.attacks import Attack, Material
+from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person
-from apdm.audit.plan import Drawing
+from apdm.audit.plan import Drawing, to_unit
 from apdm.audit.results import AttackRow, CurvePoint, Role
 from apdm.audit.suites import Entry
+from apdm.audit.untrained import Untrained
 from apdm.core.pictures import at_most
+from apdm.data.edit_prompts import Edit
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.metrics.edits import edit_quality
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Features, Judges
 
@@ -154,6 +158,7 @@ class CellRunner:
         untouched: {(model, seed, prompts): pictures that the model draws before an attack, and what the judges read
             from them}. An entry is made when it is first needed.
         keep: called with every attack that succeeded and its model; None keeps no model.
+        adapter, edits: as in `AuditPlan`.
     """
 
     drawing: Drawing
@@ -168,6 +173,8 @@ class CellRunner:
     latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
     untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
     keep: Callable[[Cell, Family], None] | None = None
+    adapter: FaceIDAdapter | None = None
+    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
     def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
@@ -199,7 +206,15 @@ class CellRunner:
             with self._others_put_aside(cell):
                 attacked = cell.attack.run(
                     family,
-                    Material(latents, self.class_images, cell.person.photos, others, consenting=consenting),
+                    Material(
+                        latents,
+                        self.class_images,
+                        cell.person.photos,
+                        others,
+                        consenting=consenting,
+                        adapter=self.adapter,
+                        edits=self.edits.get(cell.person.id),
+                    ),
                     eval_steps=cell.eval_steps,
                     evaluate=evaluate,
                     callback=progress,
@@ -241,7 +256,7 @@ class CellRunner:
         if step == cell.nominal_step:
             measured.nominal = point
             measured.scores = self._scores(features, cell.person.id)
-            measured.quality = quality | {"brisque": self.judges.brisque(images)}
+            measured.quality = quality | {"brisque": self.judges.brisque(images)} | self._edit_quality(cell, images)
             measured.pictures["attacked"] = images
             prompt = cell.attack.prompt(self.drawing.prompts[0])
             maps = identifier_maps(
@@ -274,7 +289,8 @@ class CellRunner:
         drawing = self.drawing
         prompts = [cell.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
         known = (cell.model, cell.seed, tuple(prompts))
-        untouched = step == 0 and _is_untouched(attacked, self.models[cell.model])
+        trained = not isinstance(cell.attack, Untrained)  # others draw from the person's photos from the first
+        untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])
         if untouched and known in self.untouched:
             return self.untouched[known]
         height, width = cell.person.photos.shape[-2:]
@@ -293,6 +309,21 @@ class CellRunner:
             **person_quality(self.judges, features, self.reference_features[subject]),
             "kernel_distance_to_class": distance,
         }
+
+    def _edit_quality(self, cell: Cell, images: Tensor) -> dict[str, float | None]:
+        """How edited pictures relate to their photos; empty for attacks that edit nothing."""
+        if not (isinstance(cell.attack, Untrained) and cell.attack.edits_photos):
+            return {}
+        turns = torch.arange(len(images)) % len(cell.person.photos)
+        edits = self.edits.get(cell.person.id)
+        if edits is None:
+            each = len(images) // len(self.drawing.prompts)
+            asked = [cell.attack.prompt(prompt) for prompt in self.drawing.prompts for _ in range(each)]
+            shown = [self.class_prompt] * len(images)
+        else:
+            asked = [edits[turn].prompt for turn in turns]
+            shown = [edits[turn].source or self.class_prompt for turn in turns]
+        return edit_quality(self.judges, images, to_unit(cell.person.photos)[turns], asked, shown)
 
     def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
         """{encoder: likeness of each picture, None if the picture shows no face}."""

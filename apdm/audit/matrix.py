@@ -17,6 +17,7 @@ from apdm.audit.rows import picture_place
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
+from apdm.audit.untrained import Untrained
 from apdm.core.errors import Interrupted
 from apdm.core.signals import Stop, stop_on_signals
 from apdm.core.terminal import progress_bar
@@ -156,6 +157,8 @@ def make_cell(
         "person": person.id,
         "steps": [nominal_step, sorted(eval_steps)],
     }
+    if isinstance(attack, Untrained) and (edits := plan.edits.get(person.id)):
+        facts["edits"] = [[edit.prompt, edit.source] for edit in edits]
     return Cell(
         entry=entry,
         attack=attack,

@@ -131,6 +131,8 @@ def cell_runner(plan: AuditPlan, class_images: Posterior, class_features: Tensor
         consenting=plan.subjects.consenting,
         class_features=class_features,
         class_prompt=plan.class_prompt,
+        adapter=plan.adapter,
+        edits=plan.edits,
     )
 
 

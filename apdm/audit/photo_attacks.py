@@ -18,11 +18,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.registry import is_zero_shot, make_purifier, make_zero_shot
+from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.cells import check_finite, person_quality
 from apdm.audit.photo_results import PhotoAttackRow
@@ -40,6 +41,7 @@ from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.faces import FaceNetworks
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.metrics.edits import edit_quality
 from apdm.metrics.judges import Judges
 
 # (photos [N, 3, R, R] in [-1, 1], prompts of the M pictures, seed) -> pictures [M, 3, R, R] in [0, 1]
@@ -100,9 +102,11 @@ class PhotoAttackSpecs:
         )
 
     def check(self, base: Family) -> None:
-        """Raise UserError if the adapter's file is no adapter, or does not fit the base model."""
+        """Raise UserError if the adapter, or an attack that edits photos, does not fit the base model."""
         if self.adapter is not None:
             self.adapter.check(base)
+        for spec in filter(is_editing, self.attacks):
+            make_zero_shot(spec).check(base)  # type: ignore[attr-defined]  # Editing has it
 
 
 def load_adapter(options: AuditOptions, faces: FaceNetworks, *, allow_pickle: bool) -> FaceIDAdapter | None:
@@ -333,6 +337,11 @@ class PhotoAudit:
             images = attack(photos, [one for one in prompts for _ in range(self.drawing.num_images)], cell.seed)
             check_finite(images)
             judged = self._judge(images, prompts, holdout)
+            if is_editing(cell.name):
+                turns = torch.arange(len(images)) % len(photos)
+                asked = [one for one in prompts for _ in range(self.drawing.num_images)]
+                shown = [self.factory.class_prompt] * len(images)
+                judged["quality"] |= edit_quality(self.judges, images, to_unit(photos)[turns], asked, shown)
         except Exception as problem:  # a failed attack must not stop the other attacks
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             images = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from apdm.attacks.faceid import FaceIDAdapter
 from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
 from apdm.audit.people import AuditSubjects
 from apdm.audit.results import Thresholds
@@ -18,6 +19,7 @@ from apdm.config import AuditOptions
 from apdm.config.prompts import default_audit_prompts
 from apdm.core.errors import UserError
 from apdm.core.versions import package_versions
+from apdm.data.edit_prompts import Edit
 from apdm.families import Family
 from apdm.metrics.judges import Judges
 
@@ -76,6 +78,8 @@ class AuditPlan:
         search: an attacker's own search; None for no search.
         guidance: whether to try what the models draw before any attack, at several guidance scales.
         class_images: how the attacker's class pictures for prior preservation were drawn; empty if it is not known.
+        adapter: the adapter that attacks without training draw with; None if there is none.
+        edits: {person: what is asked of each photo}, for attacks that edit photos; empty for the prompts of `drawing`.
     """
 
     models: Mapping[str, Family]
@@ -96,6 +100,8 @@ class AuditPlan:
     search: SearchOptions | None = None
     guidance: bool = False
     class_images: Mapping[str, Any] = field(default_factory=dict)
+    adapter: FaceIDAdapter | None = None
+    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
     @staticmethod
     def of(

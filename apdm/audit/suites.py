@@ -12,16 +12,19 @@ attacks that can be run instead of a suite.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from apdm.attacks import Attack
 from apdm.attacks.drawing import DrawnOtherwise
+from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.registry import make, settings
+from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, settings
 from apdm.attacks.staged import Staged
 from apdm.audit.results import LeftOut
+from apdm.audit.untrained import Untrained
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
@@ -207,6 +210,9 @@ def check_fits(attack: Attack, base: Family) -> None:
     Raises:
         UserError: it has not, or cannot.
     """
+    if isinstance(attack, Untrained):
+        attack.check_fits(base)
+        return
     stage: Any = attack
     while hasattr(stage, "attack"):  # a staged attack holds another one
         if isinstance(stage, DrawnOtherwise):
@@ -261,6 +267,7 @@ class AttackFactory:
     Attributes:
         nominal_step: steps of the nominal attack.
         attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
+        adapter: what the results say of the adapter of `faceid`; None if there is none.
     """
 
     instance_prompt: str
@@ -271,6 +278,7 @@ class AttackFactory:
     prior_loss_weight: float
     gradient_checkpointing: bool
     attack_options: Sequence[str]
+    adapter: Mapping[str, object] | None = None
 
     @staticmethod
     def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> AttackFactory:
@@ -284,6 +292,7 @@ class AttackFactory:
             prior_loss_weight=options.prior_loss_weight,
             gradient_checkpointing=options.gradient_checkpointing,
             attack_options=options.attack_options,
+            adapter=_adapter_named(options),
         )
 
     def make(self, spec: str, *, seed: int) -> Attack:
@@ -292,6 +301,8 @@ class AttackFactory:
         Raises:
             UserError: there is no such attack, it has no such option, or it does not fit the prompts.
         """
+        if is_zero_shot(spec):
+            return self._untrained(spec, seed)
         nominal = {
             "learning_rate": self.learning_rate,
             "max_train_steps": self.nominal_step,
@@ -304,6 +315,27 @@ class AttackFactory:
             by_attack[name] = by_attack.get(name, {}) | values
         prompts = {"instance_prompt": self.instance_prompt, "class_prompt": self.class_prompt}
         return make(spec, by_attack=by_attack, seed=seed, **prompts)
+
+    def _untrained(self, spec: str, seed: int) -> Attack:
+        is_adapter = spec == FaceIDAdapter.name
+        if is_adapter and self.adapter is None:
+            raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
+        return Untrained(
+            zero_shot=None if is_adapter else make_zero_shot(spec),
+            instance_prompt=self.instance_prompt,
+            class_prompt=self.class_prompt,
+            seed=seed,
+            adapter=(self.adapter or {}) if is_adapter else {},
+        )
+
+
+def _adapter_named(options: AuditOptions) -> dict[str, object] | None:
+    """What the results say of the adapter that options name; None if they name none."""
+    if options.faceid_adapter is None:
+        return None
+    files = {"adapter": options.faceid_adapter, "controlnet": options.faceid_controlnet}
+    named: dict[str, object] = {name: Path(file).name for name, file in files.items() if file is not None}
+    return named | ({"encoder": options.faceid_encoder} if options.faceid_encoder else {})
 
 
 def lengthened(attack: Any, factor: float) -> Any:

@@ -46,10 +46,25 @@ class AttackConfig:
     )
     attack: list[str] = option(
         ["dreambooth"],
-        'The attacks, each with its options: "lora:rank=32". The page "Attacks" of the documents lists them.',
+        'The attacks, each with its options: "lora:rank=32". Those without training, such as "img2img" and "faceid", '
+        'are among them. The page "Attacks" of the documents lists them.',
         holds="spec",
         common="attacks",
     )
+    edit_prompts: str | None = option(
+        None,
+        "Folder with a prompt for each photo, for attacks that edit photos: <id>/prompt.txt, as in Defense-Edit, or a "
+        "metadata.jsonl or .csv with file_name, prompt and perhaps source_prompt. Photo after photo is edited in turn, "
+        "num_images times in all for each of prompts. By default every photo is edited with prompts, without the rare "
+        "word.",
+        holds="folder",
+    )
+    faceid_adapter: str | None = as_audit(
+        "faceid_adapter",
+        help="The FaceID or InstantID adapter (.safetensors) that the attack faceid draws with.",
+    )
+    faceid_encoder: str | None = as_audit("faceid_encoder")
+    faceid_controlnet: str | None = as_audit("faceid_controlnet")
     learning_rate: float = as_audit("learning_rate", common="attacks")
     max_train_steps: int = as_audit(
         "max_train_steps",

@@ -174,14 +174,13 @@ class AuditOptions:
     photo_attacks: list[str] = option(
         [],
         "Attacks on clean and on protected photos, besides the nominal attack and the adapter: "
-        '"lora:rank=32", "img2img:strength=0.5", "inpainting".',
+        '"lora:rank=32", "img2img:strength=0.5", "inpainting", "diffedit", "masactrl".',
         holds="spec",
         common={"audit": "attacks"},
     )
     edit_prompt: str | None = option(
         None,
-        "The prompt with which img2img and inpainting edit a photo. By default the audit's prompts without the rare "
-        "word.",
+        "The prompt with which photos are edited. By default the audit's prompts without the rare word.",
     )
     reuse_audits: list[str] = option(
         [],

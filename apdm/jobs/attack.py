@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from apdm.attacks import Attack
 from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.registry import is_zero_shot
 from apdm.attacks.staged import Staged
 from apdm.audit.cells import Cell
 from apdm.audit.models import load_models
 from apdm.audit.one_model import MODEL, AttackResults, attack_one_model, write_attack_results
-from apdm.audit.people import PhotoFolders
+from apdm.audit.people import AuditSubjects, PhotoFolders
+from apdm.audit.photo_attacks import load_adapter
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, to_unit
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import file_name, picture_place
@@ -33,7 +37,8 @@ from apdm.core.logging import get_logger
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
-from apdm.data.separate_photos import check_separate
+from apdm.data.edit_prompts import Edit, read_edits
+from apdm.data.separate_photos import Role, check_separate
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
@@ -63,6 +68,7 @@ from apdm.report.pictures import COURSE
 logger = get_logger(__name__)
 
 KEPT = "finished attacks are kept; the same command goes on"
+FACEID = FaceIDAdapter.name
 TWO_DENOISERS = (ExpertSwap, ReleaseUnconditional)
 
 
@@ -116,6 +122,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
     """
     options = config.audit
     folders = replace(PhotoFolders.below(config.photos, options), other=None)
+    faces = face_networks(config)
 
     def read_inputs() -> AuditInputs:
         inputs = load_inputs(
@@ -128,11 +135,12 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
             resolution=config.resolution,
             with_photos=False,
             subject_kind=config.subject_kind,
-            faces=face_networks(config),
+            faces=faces,
             miniature=is_miniature(config.base, config.single_file_config),
             allow_pickle=config.allow_pickle,
         )
-        check_separate(inputs.subjects.sets)
+        if trains(config):
+            check_separate(inputs.subjects.sets)
         return inputs
 
     def read_models() -> dict[str, Family]:
@@ -148,12 +156,18 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         check_prompts_of(config, models[MODEL], entries, [MODEL])
         return models
 
+    def read_adapter() -> FaceIDAdapter | None:
+        return load_adapter(options, faces, allow_pickle=config.allow_pickle) if FACEID in config.attack else None
+
     with Faults() as faults:
         given = {"photos": config.photos, **options.photo_folders}
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
+        adapter = faults.of(read_adapter)
         entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
         inputs, models = faults.of(read_inputs), faults.of(read_models)
-    return AuditPlan.of(
+    if adapter is not None:
+        adapter.check(models[MODEL])
+    plan = AuditPlan.of(
         options,
         models=models,
         subjects=inputs.subjects,
@@ -166,6 +180,26 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         files={MODEL: model_file(config.base, models[MODEL])},
         command=command,
     )
+    return replace(plan, adapter=adapter, edits=_edits(config, inputs.subjects))
+
+
+def trains(config: AttackConfig) -> bool:
+    """Whether one of the attacks trains. The others may be judged on the photos that they are given."""
+    return not all(map(is_zero_shot, config.attack))
+
+
+def _edits(config: AttackConfig, subjects: AuditSubjects) -> dict[str, list[Edit]]:
+    """{person: what is asked of each photo}; empty without the option. Raises UserError if a photo has no prompt."""
+    if config.edit_prompts is None:
+        return {}
+    if not any(spec != FACEID and is_zero_shot(spec) for spec in config.attack):
+        raise UserError("edit_prompts goes with attacks that edit photos, such as diffedit or masactrl; name one")
+    photos: dict[str, list[Path]] = {}
+    for group in subjects.sets:
+        if group.role is Role.PROTECTED:
+            files = iter(group.files)
+            photos |= {one: list(islice(files, len(of))) for one, of in zip(group.ids, group.images, strict=True)}
+    return read_edits(config.edit_prompts, photos)
 
 
 def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
@@ -178,6 +212,8 @@ def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
     factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
     for spec in config.attack:
         attack = factory.make(spec, seed=config.seed)
+        if config.save_model and is_zero_shot(spec):
+            raise UserError(f"{spec} trains no model that could be saved; leave out save_model")
         if missing := [need for need in attack.needs if need != MODEL]:
             raise UserError(
                 f"{spec} needs a {' and a '.join(missing)} model beside the attacked one; apdm audit takes "
@@ -201,9 +237,10 @@ def warn_of_options_without_effect(config: AttackConfig) -> None:
     for name in ("max_train_steps", "learning_rate", "train_batch_size", "prior_loss_weight"):
         value = getattr(config, name)
         if value != usual[name] and made() == made(**{name: usual[name]}):
-            spec = config.attack[0]
+            spec = next((one for one in config.attack if not is_zero_shot(one)), "")
             own = f"{spec}{',' if ':' in spec else ':'}{name}={value}"
             mend = f"{spec} says its own" if f"{name}=" in spec else f"write it into the attack: {own}"
+            mend = mend if spec else "leave it out"
             logger.warning("--%s %s has no effect, because no attack takes it; %s", name, value, mend)
 
 
@@ -226,7 +263,7 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
         **audited_face_rows(plan.subjects.sets, plan.judges),
         "asked": quoted(config.prompts),
         "attacks": ", ".join(
-            f"{attack_spec} ({count(one.max_train_steps, 'step')})"
+            f"{attack_spec} ({count(one.max_train_steps, 'step') if one.max_train_steps else 'no training'})"
             for attack_spec, one in zip(config.attack, attacks, strict=True)
         ),
         "device": device_text(device, processes.size),

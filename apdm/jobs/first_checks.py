@@ -44,7 +44,7 @@ PLUGINS: dict[str, tuple[Registry, ...]] = {
     "image_layer.method": (PROTECTIONS,),
     "variety.photos": (PURIFIERS,),
     "purifiers": (PURIFIERS,),
-    "attack": (ATTACKS,),
+    "attack": (ZERO_SHOTS, ATTACKS),
     "attacks": (ATTACKS,),
     "attack_options": (ATTACKS,),
     "photo_attacks": (ZERO_SHOTS, ATTACKS),

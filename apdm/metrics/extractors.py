@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, interpolate
+from torch.nn.functional import cosine_similarity, interpolate, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from apdm.core.errors import UserError
@@ -82,6 +82,15 @@ class ClipModel:
         """Cosine [B], in [-1, 1], of each picture of `images` [B, 3, H, W] in [0, 1] with its prompt."""
         text = _tensor(self.model.get_text_features(**self._tokens(prompts)))
         return cosine_similarity(self(images), text.float())
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Unit vectors [B, D] of `images` [B, 3, H, W] in [0, 1]."""
+        return normalize(self(images), dim=1)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit vectors [B, D] of texts, in the space of the pictures."""
+        return normalize(_tensor(self.model.get_text_features(**self._tokens(prompts))).float(), dim=1)
 
     def _tokens(self, prompts: Sequence[str]) -> Any:
         length = self.model.config.text_config.max_position_embeddings

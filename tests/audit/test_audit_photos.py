@@ -210,7 +210,8 @@ def test_every_attack_draws_all_prompts_with_every_seed_and_measures_more_than_i
         assert list(row.by_prompt or {}) == asked
         seen = [by_encoder["portrait-a"].mean for by_encoder in (row.by_prompt or {}).values()]
         assert row.identity["portrait-a"].mean == pytest.approx(sum(seen) / 2)
-        assert set(row.quality or {}) == {"face_score", "similarity", "brisque", "clip"}
+        edited = {"edit_similarity", "edit_lpips", "edit_direction"} if row.attack == "img2img" else set()
+        assert set(row.quality or {}) == {"face_score", "similarity", "brisque", "clip"} | edited
         assert (row.quality or {})["clip"] == sum(map(len, plain)) / 2
         assert len(pictures[f"layer/{row.attack}/{row.photos}/s01/{row.seed}"]) == 2
         assert row.params.get("photo") == (row.seed if row.attack == "faceid" else None)

@@ -26,6 +26,7 @@ from apdm.families import load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.attack import warn_of_options_without_effect
 from apdm.jobs.prepare import check_resolution
+from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.subjects import write_photos
 
 SHORT: dict[str, Any] = {
@@ -351,3 +352,58 @@ def test_an_attack_is_no_audit_to_compare(attacked: apdm.AttackResult, capsys: p
     assert main(["compare", str(attacked.output_dir), str(attacked.output_dir / "attack.json")]) == 2
     error = capsys.readouterr().err
     assert "attack.json is of attacks on one model, which were compared with nothing" in error
+
+
+def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_their_own(
+    photos: Path, tmp_path: Path
+) -> None:
+    """They may be judged on the photos that they edit, each of which has a prompt of its own."""
+    people = Path(shutil.copytree(photos, tmp_path / "people"))
+    (people / "s01/prompt.txt").write_text("a photo of a person wearing a red shirt")
+    specs = ["img2img:strength=0.5", "masactrl:start_layer=1", "faceid"]
+    changes = {"attack": specs, "resolution": 64, "num_images": 3, "holdout_data_dir": str(people)}
+    values = options(
+        PIPELINE, people, tmp_path / "out", **changes, faceid_adapter=str(ADAPTER), edit_prompts=str(people)
+    )
+    values["strangers_data_dir"] = str(photos.parent / "strangers")
+    results = apdm.attack(**values).results
+    assert results is not None
+    assert [(row.attack, row.status, row.horizon) for row in results.attacks] == [
+        (name, "ok", 0) for name in ("img2img", "masactrl", "faceid")
+    ]
+    edited, controlled, drawn = results.attacks
+    assert edited.quality["edit_similarity"] is not None and "edit_similarity" not in drawn.quality
+    assert controlled.quality["edit_similarity"] != edited.quality["edit_similarity"]
+    assert drawn.params["adapter"] == ADAPTER.name and len(edited.scores["portrait-a"]) == 6
+    (people / "s01/prompt.txt").write_text("a photo of a person wearing a blue shirt")
+    again = apdm.attack(**{**values, "attack": specs[:1], "output_dir": str(tmp_path / "other")}).results
+    assert again is not None and again.attacks[0].quality != edited.quality
+    with Image.open(next((tmp_path / "out/pictures").rglob("img2img*/**/after.png"))) as sheet:
+        assert sheet.width > 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"attack": ["faceid"]},
+            "faceid draws with an adapter that somebody trained; name its file with",
+        ),
+        ({"attack": ["img2img"], "save_model": True}, "img2img trains no model that could be saved"),
+        ({"attack": ["lora"], "edit_prompts": "{people}"}, "edit_prompts goes with attacks that edit photos"),
+        ({"attack": ["diffedit"], "edit_prompts": "{people}"}, "has no prompt for s01/"),
+        ({"attack": ["masactrl"]}, "start_layer is 10, and this model has"),
+        ({"attack": ["img2imgg"]}, 'there is no attack "img2imgg"'),
+    ],
+)
+def test_what_an_attack_without_training_lacks_is_told_before_the_work(
+    tiny_pipeline: Path,
+    photos: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = {key: str(photos) if value == "{people}" else value for key, value in changes.items()}
+    assert main(["attack", *words(options(tiny_pipeline, photos, tmp_path / "out", **changes))]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,0 +1,111 @@
+"""Prompts for the editing of photos: what is asked of each photo, and perhaps what it shows.
+
+They lie beside the photos. Two layouts are understood, below a folder or in the folder of each subject:
+
+    <id>/prompt.txt      one prompt for all photos of a subject, as in Defense-Edit
+    metadata.jsonl       a line for each photo, as in the imagefolder of `datasets`: {"file_name": "<id>/01.jpg",
+                         "prompt": "...", "source_prompt": "..."}; or metadata.csv with these columns
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apdm.core.errors import UserError
+
+PROMPT, TABLES = "prompt.txt", ("metadata.jsonl", "metadata.csv")
+EDIT_FILES = (PROMPT, *TABLES)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is asked of one photo.
+
+    Attributes:
+        prompt: what the edited picture should show.
+        source: what the photo shows; empty if nobody said.
+    """
+
+    prompt: str
+    source: str = ""
+
+
+def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict[str, list[Edit]]:
+    """Find the prompt of each photo.
+
+    Args:
+        folder: the folder with the prompts.
+        photos: {subject: files of the subject's photos}. They may lie elsewhere and have another suffix.
+
+    Returns:
+        {subject: one edit for each photo}.
+
+    Raises:
+        UserError: there are no prompts in the folder, a file of them cannot be read, or a photo has none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"edit_prompts: {root} is no folder; name the folder with <id>/{PROMPT} or {TABLES[0]}")
+    listed = _tables(root, "")
+    found: dict[str, list[Edit]] = {}
+    for subject, files in photos.items():
+        own = {**listed, **_tables(root / subject, f"{subject}/")}
+        one = next((_whole(place) for place in (root / subject / PROMPT, root / PROMPT) if place.is_file()), None)
+        edits = [own.get(f"{subject}/{file.stem}", own.get(file.stem, one)) for file in files]
+        if (missing := next((file for file, edit in zip(files, edits, strict=True) if edit is None), None)) is not None:
+            raise UserError(
+                f"edit_prompts: {root} has no prompt for {subject}/{missing.name}; add {subject}/{PROMPT}, or a line "
+                f"with this file_name to {TABLES[0]}"
+            )
+        found[subject] = [edit for edit in edits if edit is not None]
+    return found
+
+
+def _whole(file: Path) -> Edit:
+    text = " ".join(_text(file).split())
+    if not text:
+        raise UserError(f"{file} is empty; write the prompt of the photos beside it")
+    return Edit(text)
+
+
+def _tables(folder: Path, prefix: str) -> dict[str, Edit]:
+    """{file name without suffix: edit} of the tables in a folder. `prefix` comes before the names."""
+    edits = {}
+    for name in TABLES:
+        if (file := folder / name).is_file():
+            for number, row in enumerate(_rows(file), 1):
+                photo, prompt = row.get("file_name"), row.get("prompt")
+                if not (isinstance(photo, str) and photo and isinstance(prompt, str) and prompt.strip()):
+                    raise UserError(f"{file}, row {number}: it needs file_name and prompt, and may have source_prompt")
+                place = Path(photo).with_suffix("").as_posix()
+                edits[f"{prefix}{place}"] = Edit(prompt.strip(), str(row.get("source_prompt") or "").strip())
+    return edits
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    text = _text(file)
+    if file.suffix == ".csv":
+        return [dict(row) for row in csv.DictReader(text.splitlines())]
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise UserError(f"{file}, line {number}: it is no JSON object; write one object in each line")
+            rows.append(row)
+    return rows
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as text: {error}; save it as UTF-8") from None

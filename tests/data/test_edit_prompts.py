@@ -1,0 +1,64 @@
+"""A prompt for each photo: Defense-Edit's layout, tables as in imagefolder, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apdm.core.errors import UserError
+from apdm.data.edit_prompts import Edit, read_edits
+
+PHOTOS = {"104": [Path("elsewhere/104/a.png")], "dog": [Path("dog/1.jpg"), Path("dog/2.jpg")]}
+
+
+def written(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_one_prompt_in_each_folder_is_that_of_all_its_photos(tmp_path: Path):
+    root = written(tmp_path, {"104/prompt.txt": "a photo of a sad person\n", "dog/prompt.txt": "a jumping dog"})
+    assert read_edits(root, PHOTOS) == {"104": [Edit("a photo of a sad person")], "dog": [Edit("a jumping dog")] * 2}
+
+
+TABLES = {
+    "jsonl": '{"file_name": "104/a.jpg", "prompt": "sad", "source_prompt": "a face"}\n'
+    '{"file_name": "dog/1.jpg", "prompt": "up"}\n',
+    "csv": "file_name,prompt,source_prompt\n104/a.jpg,sad,a face\ndog/1.jpg,up,\n",
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_names_photos_whatever_their_suffix(tmp_path: Path, kind: str):
+    own = {"dog/metadata.jsonl": '{"file_name": "2.jpg", "prompt": "down"}'}
+    root = written(tmp_path, {f"metadata.{kind}": TABLES[kind], **own})
+    assert read_edits(root, PHOTOS) == {"104": [Edit("sad", "a face")], "dog": [Edit("up"), Edit("down")]}
+
+
+def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
+    root = written(tmp_path, {"prompt.txt": "sad"})
+    assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("sad")]}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"104/prompt.txt": "sad"}, "has no prompt for dog/1.jpg; add dog/prompt.txt"),
+        ({"104/prompt.txt": " \n"}, "prompt.txt is empty"),
+        ({"metadata.jsonl": "104/a.png sad"}, "metadata.jsonl, line 1: it is no JSON object"),
+        ({"metadata.jsonl": '{"file_name": "104/a.png"}'}, "metadata.jsonl, row 1: it needs file_name and prompt"),
+        ({"metadata.csv": "name,text\na,b\n"}, "metadata.csv, row 1: it needs file_name and prompt"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, files: dict[str, str], said: str):
+    with pytest.raises(UserError) as error:
+        read_edits(written(tmp_path, files), PHOTOS)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match="edit_prompts: .*nowhere is no folder"):
+        read_edits(tmp_path / "nowhere", PHOTOS)
