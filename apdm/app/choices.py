@@ -19,6 +19,8 @@ METHODS = {
     "anti_diffusion": "Anti-Diffusion: works against a copy of the model and its description of the photo.",
     "aspl": "ASPL (Anti-DreamBooth): a copy of the model learns while the photo changes.",
     "fsmg": "FSMG (Anti-DreamBooth): one copy of the model learns the photos first.",
+    "disdiff": "DisDiff: as ASPL, and the word for the person loses its place in the picture.",
+    "pap": "PAP: works against the model under many prompts, without a copy.",
     "mist": "Mist: works against the model and against the part that reads pictures, without a copy.",
     "encoder": "Encoder: misleads only the part of the model that reads pictures.",
     "noise": "Noise: random noise, for comparison. It does not protect.",

@@ -104,6 +104,11 @@ class ASPLConfig:
     learning_rate: float = option(5e-7, "Learning rate of the AdamW of the surrogate and of its copy.", above=0)
     batch_size: int = option(2, "Photos per training step of a surrogate.", at_least=1)
     prior_loss_weight: float = option(1.0, "Weight of prior preservation in the surrogates' loss.", at_least=0)
+    train_text_encoder: bool = option(
+        False,
+        "Train every CLIP text encoder of a surrogate too, as Anti-DreamBooth does. It needs the memory of their "
+        "copies.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,27 @@ class FSMGConfig:
     learning_rate: float = option(5e-7, "Learning rate of the surrogate's AdamW.", above=0)
     batch_size: int = option(2, "Photos per training step of the surrogate.", at_least=1)
     prior_loss_weight: float = option(1.0, "Weight of prior preservation in the surrogate's loss.", at_least=0)
+    train_text_encoder: bool = option(
+        False,
+        "Train every CLIP text encoder of a surrogate too, as Anti-DreamBooth does. It needs the memory of their "
+        "copies.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAPConfig:
+    """PAP: prompts drawn around those that describe the photo. Counts and the rate are from the authors' code."""
+
+    ascent_steps: int = option(120, "PGD steps.", at_least=1)
+    prompt_steps: int = option(
+        20, "Gradient steps to the prompt that describes a photo, before every PGD step.", at_least=1
+    )
+    prompt_learning_rate: float = option(
+        250.0,
+        "Size of these steps. The drawn prompts spread with the root of prompt_steps times this, over the number of "
+        "elements of the encoded prompt, so a small text encoder needs a smaller one.",
+        above=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +267,8 @@ class ImageLayerConfig:
     method: str = option(
         "dladiff",
         "The protection against fine-tuning; none leaves this layer out. There are dladiff, anti_diffusion, aspl, "
-        "fsmg, mist, encoder and noise; file.py:Name is a class of your own. Options may follow: dladiff:rounds=10.",
+        "fsmg, disdiff, pap, mist, encoder and noise; file.py:Name is a class of your own. disdiff has the options of "
+        "aspl, too. Options may follow: dladiff:rounds=10.",
         holds="spec",
         common="what is made",
     )
@@ -299,6 +326,7 @@ class ImageLayerConfig:
     anti_diffusion: AntiDiffusionConfig = field(default_factory=AntiDiffusionConfig)
     aspl: ASPLConfig = field(default_factory=ASPLConfig)
     fsmg: FSMGConfig = field(default_factory=FSMGConfig)
+    pap: PAPConfig = field(default_factory=PAPConfig)
     encoder: EncoderAttackConfig = field(default_factory=EncoderAttackConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 

@@ -255,7 +255,10 @@ class Family(Sampler, Saver):
         parts = {name: getattr(self.pipeline, name) for name in sorted(self.trainable_text_encoders)}
         found = {name: part for name, part in parts.items() if part is not None}
         if not found:
-            raise UserError(f"{self.name} has no text encoder that attacks can train; choose another attack")
+            raise UserError(
+                f"{self.name} has no text encoder that can be trained; leave that to another model, or train the denoiser "
+                "alone"
+            )
         return found
 
     # -- prompts and latents ---------------------------------------------------------------------------------

@@ -60,6 +60,30 @@ def check_distinct(family: Family, option: str, prompt: str, class_prompt: str) 
         )
 
 
+def word_tokens(family: Family, prompt: str) -> list[int]:
+    """Return where the tokens of words stand among the rows of an encoded prompt; those that open or close it do not.
+
+    The tokens are those of the tokenizer whose tokens come first in the prompt embeddings.
+    """
+    special = set(getattr(family.pipeline, family.prompt_tokenizer).all_special_ids)
+    return [place for place, token in enumerate(_read(family, prompt)) if token not in special]
+
+
+def own_tokens(family: Family, prompt: str, class_prompt: str) -> list[int]:
+    """Return where the tokens that a prompt has and the class prompt lacks stand, as `word_tokens` does."""
+    left, tokens = Counter(_read(family, class_prompt)), _read(family, prompt)
+    own = []
+    for place in word_tokens(family, prompt):
+        left[tokens[place]] -= 1
+        if left[tokens[place]] < 0:
+            own.append(place)
+    return own
+
+
+def _read(family: Family, prompt: str) -> list[int]:
+    return family.tokens(prompt)[family.prompt_tokenizer]
+
+
 def _check_length(family: Family, option: str, prompt: str) -> None:
     """Raise UserError if every tokenizer cuts a prompt."""
     whole, read = family.tokens(prompt, cut=False), family.tokens(prompt)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
 from apdm.faces import Face
+from apdm.families import Family
 from apdm.image_layer.pgd import PGD, Update
 from apdm.image_layer.photos import Photo, quantise
 from apdm.image_layer.protections import PhotoProtection, make_protection
@@ -220,6 +221,12 @@ class LayeredProtection:
     def needs_class_pictures(self) -> bool:
         """Whether the photo protection trains its surrogates with class pictures."""
         return any(layer.protection.needs_class_pictures for layer in self.layers if isinstance(layer, FineTuningLayer))
+
+    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
+        """Raise UserError, before any long work, if the layer against fine-tuning cannot work on a model."""
+        for layer in self.layers:
+            if isinstance(layer, FineTuningLayer):
+                layer.protection.check_fits(family, prompt, class_prompt)
 
     @property
     def surrogate_copies(self) -> int:

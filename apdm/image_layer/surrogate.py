@@ -1,4 +1,4 @@
-"""A surrogate: a copy of the model's denoiser that learns the subject as an attacker's model would."""
+"""A surrogate: a copy of parts of the model that learns the subject as an attacker's model would."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from apdm.image_layer.task import ProtectionTask, is_square
 class Surrogate:
     """A copy of the denoiser with float32 weights and an AdamW of its own. Outside of `fit` it is frozen.
 
+    On request it is a copy of the CLIP text encoders too.
+
     Args:
         task: the photos and the model.
         learning_rate: AdamW's learning rate.
         batch_size: photos per training step.
         prior_loss_weight: weight of DreamBooth's prior preservation (DLADiff, Eq. 4). 0 trains on L_cond alone, as
             DLADiff's Algorithm 1 does.
-        start: the denoiser to copy. Default: the denoiser of the model.
+        train_text_encoder: whether the text encoders are copied and trained too.
+        start: the surrogate to copy. Default: the model.
     """
 
     def __init__(
@@ -33,11 +36,25 @@ class Surrogate:
         learning_rate: float,
         batch_size: int,
         prior_loss_weight: float = 0.0,
-        start: Module | None = None,
+        train_text_encoder: bool = False,
+        start: Surrogate | None = None,
     ) -> None:
         self.task, self.batch_size, self.prior_loss_weight = task, batch_size, prior_loss_weight
-        self.denoiser = copy.deepcopy(task.family.denoiser if start is None else start).eval().requires_grad_(False)
-        self.optimizer = make_adamw(self.denoiser.parameters(), learning_rate=learning_rate)
+        self.family, denoiser = (task.family, task.family.denoiser) if start is None else (start.family, start.denoiser)
+        self.denoiser: Module = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.encoders: dict[str, Module] = {}
+        if train_text_encoder:
+            found = self.family.text_encoders()
+            self.encoders = {name: _in_full_precision(copy.deepcopy(part)) for name, part in found.items()}
+            self.family = self.family.replace(**self.encoders)
+        trained = [self.denoiser, *self.encoders.values()]
+        self.optimizer = make_adamw([p for part in trained for p in part.parameters()], learning_rate=learning_rate)
+
+    @property
+    @torch.no_grad()
+    def prompt_embeds(self) -> Tensor:
+        """The task's prompt as this surrogate reads it, `[1, L, D]`."""
+        return self._read_prompts()[0]
 
     def fit(self, photos: list[Tensor], steps: int, prompt_embeds: Tensor | None = None) -> None:
         """Train on photos.
@@ -49,15 +66,16 @@ class Surrogate:
         """
         task = self.task
         encoded = self._encode(photos)
-        prompts = (task.prompt_embeds if prompt_embeds is None else prompt_embeds).expand(len(photos), -1, -1)
-        self.denoiser.requires_grad_(True)
+        self._require_grad(True)
         for _ in range(steps):
+            prompt, class_prompt = self._read_prompts()
+            prompts = (prompt if prompt_embeds is None else prompt_embeds).expand(len(photos), -1, -1)
             chosen = torch.randint(len(encoded), (self.batch_size,), generator=task.generator)
             loss = self._loss(encoded[chosen], prompts[send(chosen % len(photos), prompts.device)])
             if task.prior is not None and self.prior_loss_weight:
                 other = torch.randint(len(task.prior), (self.batch_size,), generator=task.generator)
                 loss = loss + self.prior_loss_weight * self._loss(
-                    task.prior[other], task.class_prompt_embeds.expand(self.batch_size, -1, -1)
+                    task.prior[other], class_prompt.expand(self.batch_size, -1, -1)
                 )
             loss.backward()
             self.optimizer.step()
@@ -65,7 +83,19 @@ class Surrogate:
             if task.callback is not None:
                 task.callback({"surrogate_loss": loss.detach()})
         # Frozen, so that a photo's gradient does not also compute the weights' gradients.
-        self.denoiser.requires_grad_(False)
+        self._require_grad(False)
+
+    def _require_grad(self, trains: bool) -> None:
+        for part in (self.denoiser, *self.encoders.values()):
+            part.requires_grad_(trains)
+
+    def _read_prompts(self) -> tuple[Tensor, Tensor]:
+        """Return the task's prompt and the prompt of the class, both `[1, L, D]`."""
+        task = self.task
+        if not self.encoders:
+            return task.prompt_embeds, task.class_prompt_embeds
+        both = self.family.encode_prompts([task.prompt, task.class_prompt]).to(task.prompt_embeds)
+        return both[:1], both[1:]
 
     def _loss(self, latents: Posterior, prompt_embeds: Tensor) -> Tensor:
         draw = self.task.draw(len(latents))
@@ -84,3 +114,8 @@ class Surrogate:
                 chunk = photos[start : start + self.batch_size]
                 parts.append(task.family.posterior(task.training_images(chunk, [position] * len(chunk))))
         return Posterior.cat(parts)
+
+
+def _in_full_precision(part: Module) -> Module:
+    """Return a part of the model with weights in float32 or better."""
+    return part.to(torch.promote_types(next(part.parameters()).dtype, torch.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -57,6 +57,10 @@ class ProtectionTask:
         timesteps: for each photo, the timesteps that its losses are computed at. None: 1 to T - 1.
         faces: the faces in each of `originals` that identity encoders are misled about. None: all faces.
         callback: called after every step of a surrogate or of prompt tuning.
+        prompt: the text of `prompt_embeds`.
+        class_prompt: the text of `class_prompt_embeds`.
+        clean: other photos of the subject, which stay as they are, each `[3, H, W]` in [0, 1]. Surrogates that learn
+            clean photos learn these. Empty: they learn `originals`.
     """
 
     family: Family
@@ -70,6 +74,14 @@ class ProtectionTask:
     timesteps: list[Tensor] | None = None
     faces: list[list[Face]] | None = None
     callback: Progress | None = None
+    prompt: str = ""
+    class_prompt: str = ""
+    clean: list[Tensor] = field(default_factory=list)
+
+    @property
+    def clean_photos(self) -> list[Tensor]:
+        """The photos that surrogates of clean photos learn, each `[3, H, W]` in [0, 1]."""
+        return self.clean or self.originals
 
     @property
     def device(self) -> torch.device:
@@ -145,12 +157,17 @@ class ProtectionTask:
         prediction = self.family.predict(denoiser, noisy, draw.timesteps, embeds.expand(len(noisy), -1, -1))
         return per_sample(squared_error(prediction, self.family.target(latents, draw.noise, draw.timesteps)))
 
-    def conditional_loss(self, denoiser: Module) -> PhotoObjective:
-        """Return L_cond of a denoiser as an objective for `PGD.ascend`."""
+    def conditional_loss(self, denoiser: Module, prompt_embeds: Tensor | None = None) -> PhotoObjective:
+        """Return L_cond of a denoiser as an objective for `PGD.ascend`.
+
+        Args:
+            denoiser: the model's denoiser, or a surrogate's.
+            prompt_embeds: the prompt, `[1, L, D]`. Default: the task's prompt.
+        """
 
         def loss(photos: list[Tensor], which: list[int]) -> Tensor:
             draw = self.draw(len(photos), which)
-            return self.denoising_error(denoiser, self.latents(photos, draw), draw)
+            return self.denoising_error(denoiser, self.latents(photos, draw), draw, prompt_embeds)
 
         return loss
 

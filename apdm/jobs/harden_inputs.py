@@ -204,6 +204,8 @@ class HardenInputs:
             faults.of(lambda: files.check_people(own))
             if files.audit_inputs is not None and files.audit_inputs.photo_attacks is not None:
                 files.audit_inputs.photo_attacks.check(base)
+            if (photo_job := files.photo_job) is not None:
+                faults.of(lambda: photo_job.check_fits(base))
         return HardenInputs(config, base, start, *files, sum(len(pictures.files) for pictures in own))
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:

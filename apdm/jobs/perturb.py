@@ -140,6 +140,7 @@ def load_perturb(config: PerturbConfig, *, quiet: bool, models: PhotoModels | No
     with Faults() as faults:
         job = faults.of(lambda: PhotoJob.load(config, networks, quiet=quiet))
         family = faults.of(lambda: _load_family(config) if models is None else models.family)
+    job.check_fits(family)
     if job.protection.needs_class_pictures:
         subjects = find_subjects(config.instance_data_dir, chosen=Chosen(config.protected_set))
         photos = {subject.id: load_images(subject.images, config.resolution) for subject in subjects}

@@ -147,6 +147,10 @@ class PhotoJob:
             epsilon={"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
         )
 
+    def check_fits(self, family: Family) -> None:
+        """Raise UserError, before any long work, if the photo protection cannot work on a model."""
+        self.protection.check_fits(family, self.instance_prompt, self.class_prompt)
+
     def run(
         self,
         family: Family,
@@ -316,6 +320,8 @@ class PhotoJob:
                     transform=self.transform,
                     faces=chosen[subject] if self.faces is not None else None,
                     callback=progress,
+                    prompt=self.instance_prompt,
+                    class_prompt=self.class_prompt,
                 )
                 for photo, pixels in zip(self.photos[subject], self.protection.protect(photos, task), strict=True):
                     save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)

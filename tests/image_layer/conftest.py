@@ -24,4 +24,14 @@ def task(tmp_path: Path, float64: None) -> ProtectionTask:
         prior = family.posterior(torch.rand(4, 3, 16, 16) * 2 - 1)
     generator = torch.Generator().manual_seed(1)
     originals = [0.2 + 0.6 * torch.rand(3, h, w, generator=generator) for h, w in ((16, 16), (16, 16), (24, 36))]
-    return ProtectionTask(family, originals, prompts[:1], prompts[1:], prior, 16, torch.Generator().manual_seed(2))
+    return ProtectionTask(
+        family,
+        originals,
+        prompts[:1],
+        prompts[1:],
+        prior,
+        16,
+        torch.Generator().manual_seed(2),
+        prompt="a photo of sks person",
+        class_prompt="a photo of person",
+    )

@@ -16,6 +16,7 @@ from apdm.config.image_layer import (
     EncoderAttackConfig,
     FSMGConfig,
     ImageLayerConfig,
+    PAPConfig,
     ZeroShotConfig,
 )
 from apdm.image_layer.layers import LayeredProtection
@@ -29,6 +30,7 @@ FAST: dict[str, Any] = {
     "anti_diffusion": AntiDiffusionConfig(rounds=2, surrogate_steps=2, ascent_steps=2, prompt_steps=3),
     "aspl": ASPLConfig(rounds=2, clean_steps=1, ascent_steps=2, surrogate_steps=1),
     "fsmg": FSMGConfig(static_steps=3, ascent_steps=3),
+    "pap": PAPConfig(ascent_steps=2, prompt_steps=2),
     "encoder": EncoderAttackConfig(ascent_steps=4),
 }
 

@@ -31,7 +31,7 @@ def make(method: str, **options: Any) -> Any:
 
 
 def test_every_file_of_the_package_holds_one_photo_protection():
-    names = ["anti_diffusion", "aspl", "dladiff", "encoder", "fsmg", "mist", "noise"]
+    names = ["anti_diffusion", "aspl", "disdiff", "dladiff", "encoder", "fsmg", "mist", "noise", "pap"]
     assert list(PROTECTIONS.classes()) == names
     files = sorted(path.stem for path in Path(apdm.image_layer.protections.__file__).parent.glob("*.py"))
     assert files == ["__init__", *names]

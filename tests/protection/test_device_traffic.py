@@ -137,6 +137,8 @@ def task_of(family: Family, embeds: Tensor, watch: Watch, *, size: tuple[int, in
         resolution=16,
         generator=torch.Generator().manual_seed(0),
         callback=watch,
+        prompt=PROMPTS[0],
+        class_prompt=PROMPTS[1],
     )
 
 
@@ -147,7 +149,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize("method", ["aspl", "encoder", "dladiff", "anti_diffusion"])
+@pytest.mark.parametrize("method", ["aspl", "encoder", "disdiff", "dladiff", "anti_diffusion", "pap"])
 def test_the_steps_of_photo_protections(on_device: Any, watch: Watch, method: str) -> None:
     family, embeds = on_device("sd15")
     config = ImageLayerConfig(method=method)
@@ -158,7 +160,7 @@ def test_the_steps_of_photo_protections(on_device: Any, watch: Watch, method: st
     short = {
         name: 2 if name == "ascent_steps" else 1 for name in vars(protection) if name.endswith(("steps", "rounds"))
     }
-    pgd = PGD(task.originals, epsilon=0.1, step_size=0.01, momentum=0.9, batch_size=2, callback=watch)
+    pgd = protection.loop(task.originals, epsilon=0.1, step_size=0.01, momentum=0.9, batch_size=2, callback=watch)
     replace(protection, **short).protect(task, pgd)
 
 

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from apdm.config.image_layer import ImageLayerConfig
 from apdm.config.plugins import PROTECTIONS
+from apdm.families import Family
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.task import ProtectionTask
 
@@ -39,6 +40,19 @@ class PhotoProtection(ABC):
     name: ClassVar[str]
     surrogate_copies: ClassVar[int] = 0
     loop: ClassVar[type[PGD]] = PGD
+
+    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
+        """Check, before any long work, that the protection can work on a model.
+
+        Args:
+            family: the model.
+            prompt: the prompt that an attacker trains the photos with.
+            class_prompt: the prompt of the class pictures.
+
+        Raises:
+            UserError: it cannot. By default nothing is checked.
+        """
+        return
 
     @abstractmethod
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:

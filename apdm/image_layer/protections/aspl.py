@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.nn import Module
-
 from apdm.config.image_layer import ASPLConfig
-from apdm.image_layer.pgd import PGD
+from apdm.families import Family
+from apdm.image_layer.pgd import PGD, PhotoObjective
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import ProtectionTask
@@ -18,8 +17,8 @@ from apdm.image_layer.task import ProtectionTask
 class ASPL(ASPLConfig, PhotoProtection):
     """In every round, raise the error of a copy of the surrogate, then let the surrogate learn the changed photos.
 
-    The copy is trained on the clean photos first. The text encoder of the surrogate stays frozen; the paper trains it
-    too.
+    The copy is trained on clean photos first. The paper's clean photos are others of the person (its set A), and its
+    surrogates train the text encoder too: `task.clean` and `train_text_encoder`.
     """
 
     name: ClassVar[str] = "aspl"
@@ -39,16 +38,26 @@ class ASPL(ASPLConfig, PhotoProtection):
         """Run all rounds on all photos of a subject at once."""
         surrogate = self._surrogate(task)
         for _ in range(self.rounds):
-            clean_copy = self._surrogate(task, start=surrogate.denoiser)
-            clean_copy.fit(task.originals, self.clean_steps)
-            pgd.ascend(task.conditional_loss(clean_copy.denoiser), self.ascent_steps)
+            clean_copy = self._surrogate(task, start=surrogate)
+            clean_copy.fit(task.clean_photos, self.clean_steps)
+            pgd.ascend(self.objective(task, clean_copy, pgd), self.ascent_steps)
             surrogate.fit(pgd.photos, self.surrogate_steps)
 
-    def _surrogate(self, task: ProtectionTask, start: Module | None = None) -> Surrogate:
+    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
+        """Raise UserError if the text encoder is to be trained, and there is none that can be."""
+        if self.train_text_encoder:
+            family.text_encoders()
+
+    def objective(self, task: ProtectionTask, surrogate: Surrogate, pgd: PGD) -> PhotoObjective:
+        """Return what the photos ascend on: L_cond of a surrogate."""
+        return task.conditional_loss(surrogate.denoiser, surrogate.prompt_embeds)
+
+    def _surrogate(self, task: ProtectionTask, start: Surrogate | None = None) -> Surrogate:
         return Surrogate(
             task,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             prior_loss_weight=self.prior_loss_weight,
+            train_text_encoder=self.train_text_encoder,
             start=start,
         )

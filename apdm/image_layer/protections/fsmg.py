@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.config.image_layer import FSMGConfig
+from apdm.families import Family
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.surrogate import Surrogate
@@ -14,9 +15,10 @@ from apdm.image_layer.task import ProtectionTask
 
 @dataclass(frozen=True, kw_only=True)
 class FSMG(FSMGConfig, PhotoProtection):
-    """Raise the denoising error of one surrogate that has learned the clean photos.
+    """Raise the denoising error of one surrogate that has learned clean photos.
 
-    The text encoder of the surrogate stays frozen; the paper trains it too.
+    The paper's clean photos are others of the person (its set A), and its surrogate trains the text encoder too:
+    `task.clean` and `train_text_encoder`.
     """
 
     name: ClassVar[str] = "fsmg"
@@ -32,6 +34,11 @@ class FSMG(FSMGConfig, PhotoProtection):
         """Whether surrogates are trained with prior preservation."""
         return self.prior_loss_weight > 0
 
+    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
+        """Raise UserError if the text encoder is to be trained, and there is none that can be."""
+        if self.train_text_encoder:
+            family.text_encoders()
+
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Train the surrogate, then ascend."""
         surrogate = Surrogate(
@@ -39,6 +46,7 @@ class FSMG(FSMGConfig, PhotoProtection):
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             prior_loss_weight=self.prior_loss_weight,
+            train_text_encoder=self.train_text_encoder,
         )
-        surrogate.fit(task.originals, self.static_steps)
-        pgd.ascend(task.conditional_loss(surrogate.denoiser), self.ascent_steps)
+        surrogate.fit(task.clean_photos, self.static_steps)
+        pgd.ascend(task.conditional_loss(surrogate.denoiser, surrogate.prompt_embeds), self.ascent_steps)
