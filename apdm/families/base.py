@@ -256,8 +256,7 @@ class Family(Sampler, Saver):
         found = {name: part for name, part in parts.items() if part is not None}
         if not found:
             raise UserError(
-                f"{self.name} has no text encoder that can be trained; leave that to another model, or train the denoiser "
-                "alone"
+                f"{self.name} has no text encoder that can be trained; choose a method that trains the denoiser alone"
             )
         return found
 
