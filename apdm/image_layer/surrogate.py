@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from apdm.core.adamw import make_adamw
 from apdm.core.devices import send
-from apdm.families import Posterior
+from apdm.families import Family, Posterior
 from apdm.image_layer.task import ProtectionTask, is_square
 
 
@@ -40,8 +40,9 @@ class Surrogate:
         start: Surrogate | None = None,
     ) -> None:
         self.task, self.batch_size, self.prior_loss_weight = task, batch_size, prior_loss_weight
-        self.family, denoiser = (task.family, task.family.denoiser) if start is None else (start.family, start.denoiser)
-        self.denoiser: Module = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.family: Family = task.family if start is None else start.family
+        denoiser: Module = task.family.denoiser if start is None else start.denoiser
+        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.encoders: dict[str, Module] = {}
         if train_text_encoder:
             found = self.family.text_encoders()

@@ -51,8 +51,8 @@ class PlainSurrogate:
 
     def __init__(self, task: ProtectionTask, rate: float, *, text: bool, start: PlainSurrogate | None = None) -> None:
         pipeline = task.family.pipeline
-        self.unet = copy.deepcopy(pipeline.unet if start is None else start.unet).requires_grad_(True)
-        self.text_encoder = copy.deepcopy(pipeline.text_encoder if start is None else start.text_encoder)
+        self.unet: Module = copy.deepcopy(pipeline.unet if start is None else start.unet).requires_grad_(True)
+        self.text_encoder: Module = copy.deepcopy(pipeline.text_encoder if start is None else start.text_encoder)
         self.task, self.rate, self.steps, self.trains_text = task, rate, 0, text
         parts = [self.unet, *[self.text_encoder.requires_grad_(True)] * text]
         self.weights = [weight for part in parts for weight in part.parameters()]
