@@ -42,7 +42,7 @@ class Surrogate:
         self.task, self.batch_size, self.prior_loss_weight = task, batch_size, prior_loss_weight
         self.family: Family = task.family if start is None else start.family
         denoiser: Module = task.family.denoiser if start is None else start.denoiser
-        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.denoiser: Module = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.encoders: dict[str, Module] = {}
         if train_text_encoder:
             found = self.family.text_encoders()
