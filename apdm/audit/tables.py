@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Literal, get_args
 
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import row_flags
@@ -18,7 +18,13 @@ from apdm.metrics.statistics import bootstrap_interval, independent_values
 
 SCHEMA = 1
 QUALITY = ("similarity", "brisque", "face_score")
-Figure = Literal["similarity", "brisque", "face_score", "mean", "detected_mean", "face_rate", "match_rate", "other"]
+OfAttack = Literal["similarity", "brisque", "face_score", "mean", "detected_mean", "face_rate", "match_rate"]
+OfPictures = Literal["trained_similarity", "frechet", "kernel", "clip", "fiqa", "unsafe_rate"]
+OfPhotos = Literal["psnr", "ssim", "lpips"]
+OfCaptions = Literal["caption_frechet", "caption_kernel", "caption_clip"]
+Figure = Literal[OfAttack, OfPictures, OfPhotos, OfCaptions, "other"]
+UNCHANGED = "the photos are not changed"
+PICTURES, PHOTOS, CAPTIONS = (frozenset(get_args(kind)) for kind in (OfPictures, OfPhotos, OfCaptions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +33,18 @@ class Column:
 
     Attributes:
         title: what the paper calls it, or what it is.
-        figure: similarity is the mean cosine of whole pictures (DINO score), brisque and face_score are means over the
-            pictures, and the others are those of `IdentityStatistics`. other is a figure that is not computed.
-        better: which figures are better for the person who is protected.
+        figure: what is measured. similarity is the mean cosine of whole pictures to the hold-out photos (DINO score),
+            brisque and face_score are means over the pictures, and mean to match_rate are those of
+            `IdentityStatistics`. Those of OfPictures are measured on the saved pictures of the attack: the similarity
+            to the photos that the attack is about, as they were before protection; the distance to these photos; the
+            CLIP score, the quality of faces, and the share that a safety checker flags. Those of OfPhotos compare
+            saved protected photos with their originals. Those of OfCaptions are of pictures that the row's model
+            draws for captions, without an attack. other is a figure that is not computed.
+        better: which figures are better for the person who is protected, or for those who use the model.
         encoder: the number of the likeness encoder, from 0.
         prompt: only the pictures of this prompt, from 0; None for all pictures.
+        pooled: frechet and kernel compare the pictures of all subjects with the photos of all, and not each subject's.
+        kind: only subjects of this kind; None for all.
         needs: why the figure is not computed.
     """
 
@@ -40,6 +53,8 @@ class Column:
     better: Literal["lower", "higher"]
     encoder: int = 0
     prompt: int | None = None
+    pooled: bool = False
+    kind: str | None = None
     needs: str | None = None
 
 
@@ -158,9 +173,14 @@ def measured_cell(
         person: [value for row in rows if row.status == "ok" and (value := figure_of(column, row, prompts)) is not None]
         for person, rows in attacks.items()
     }
+    return cell_of(found, published, reason=_why_not(column, attacks))
+
+
+def cell_of(found: Mapping[str, Sequence[float]], published: float | None, *, reason: str) -> TableCell:
+    """Return a cell of {person: figures, one for each seed}. `reason` says why there are none, if there are none."""
     values = [of for of in found.values() if of]
     if not values:
-        return TableCell(published=published, reason=_why_not(column, attacks))
+        return TableCell(published=published, reason=reason)
     units = independent_values(values)
     return TableCell(
         ours=fmean(map(fmean, values)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apdm.config.model_options import num_threads_option
+from apdm.config.model_options import allow_pickle_option, num_threads_option
 from apdm.config.options import option
 from apdm.core.errors import UserError
 
@@ -56,6 +56,7 @@ class ReproduceConfig:
         False,
         "Print the rows, how much has to be drawn and computed, and what is missing, and end. Nothing is written.",
     )
+    allow_pickle: bool = allow_pickle_option()
     num_threads: int | None = num_threads_option()
 
     def __post_init__(self) -> None:
@@ -63,5 +64,3 @@ class ReproduceConfig:
             return
         if self.recipe is None:
             raise UserError("recipe must be given, such as apdm/table1-person; apdm reproduce --list names all tables")
-        if self.output_dir is None and not self.plan:
-            raise UserError("output_dir must be given, the folder for the table; or --plan, which writes nothing")

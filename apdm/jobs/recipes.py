@@ -8,18 +8,18 @@ models.yaml names, and `{people}` for the folder of the drawn people of the mini
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from apdm.audit.schema import WrongShape, from_json
-from apdm.audit.tables import Column
+from apdm.audit.tables import CAPTIONS, PHOTOS, Column
 from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError
 from apdm.core.model_path import HUB_ID
 from apdm.portraits import ADAPTER, PIPELINE
-from apdm.recipes import RECIPES, TABLES
+from apdm.recipes import RECIPES
 
 # {name in models.yaml: what it is}
 MODELS: Mapping[str, str] = {
@@ -34,8 +34,20 @@ MODELS: Mapping[str, str] = {
     "faceid": "IP-Adapter FaceID for SD 1.5, a file",
     "instantid": "InstantID's adapter, a file",
     "instantid_controlnet": "InstantID's ControlNet, a folder",
-    "coco": "captions of COCO val2014",
+    "coco": "captions_val2014.json of COCO, or a text file with a caption a line",
+    "coco_photos": "folder of COCO's val2014 photos",
+    "fiqa": "Efficient-FIQA (EdgeNeXt-XXS, 352 pixels), exported as ONNX, a file",
+    "safety_checker": "Stable Diffusion's safety checker, the folder safety_checker of its pipeline",
 }
+# {figure of a column: the network that reads it}
+FIGURE_MODELS: Mapping[str, str] = {
+    **{name: "inception" for name in ("frechet", "kernel", "caption_frechet", "caption_kernel")},
+    **{name: "clip" for name in ("clip", "caption_clip")},
+    "trained_similarity": "dino",
+    "fiqa": "fiqa",
+    "unsafe_rate": "safety_checker",
+}
+IN_THE_MINIATURE = ("inception", "dino")  # networks that bundled features stand in for on the miniature world
 BUNDLED: Mapping[str, str] = {"miniature": str(PIPELINE), "miniature_adapter": str(ADAPTER)}
 PLACE = re.compile(r"\{(" + "|".join([*MODELS, *BUNDLED, "people"]) + r")\}")
 TWIN, KEPT_ROWS = "twin_of", "keep_rows"
@@ -60,6 +72,48 @@ class Protection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One of several kinds of subjects.
+
+    Attributes:
+        subject: the attacker's words for one, such as "sks cat".
+        class_prompt: the prompt of the class.
+        folders: names of the folders of such subjects; empty for all.
+        prompts: what the attacker draws, with {subject} for these words; empty for the recipe's own prompts.
+        prompt_list: the name of a list of prompts in the recipe, in their place.
+    """
+
+    subject: str
+    class_prompt: str
+    folders: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    prompt_list: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Pictures that a row's model draws for captions, without an attack, and the photos they are compared with.
+
+    Attributes:
+        photos: a folder of photos. If `file` names a photo for each caption, these are used.
+        number: how many pictures.
+        file: a file of captions, see `apdm.data.captions`.
+        prompts: captions in place of a file, which are drawn in turn.
+        num_inference_steps, guidance_scale, batch_size: how they are drawn.
+        side: pictures and photos are cut to squares of this side before they are compared.
+    """
+
+    photos: str
+    number: int
+    file: str | None = None
+    prompts: list[str] = field(default_factory=list)
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    batch_size: int = 8
+    side: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeRow:
     """One row of a table.
 
@@ -67,6 +121,7 @@ class RecipeRow:
         title: what the paper calls it.
         protect: one of the recipe's protections; None for no protection.
         clean: how many of the attacker's photos are not protected.
+        unseen: how many further photos the attacker has, which were not there when the subject was protected.
         attack: options of `apdm attack` that differ from the recipe's.
         published: {column: the paper's figure}.
         differs: how the row differs from the paper's, one sentence each.
@@ -75,6 +130,7 @@ class RecipeRow:
     title: str
     protect: str | None = None
     clean: Literal[0, 1, "N-1"] = 0
+    unseen: int = 0
     attack: Options = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
     differs: list[str] = field(default_factory=list)
@@ -94,6 +150,11 @@ class Recipe:
         class_prompt: the prompt of its class.
         resolution: side in pixels of the squares that are cut out of photos.
         people: how many subjects by default; None for all.
+        kinds: {name: kind of subjects}, where there are several, or where prompts come from a list.
+        protects: the kind whose first subject is protected, while those of the other kinds are attacked; None if every
+            subject is protected and attacked.
+        prompt_lists: {name: prompts with {subject}}.
+        captions: pictures for captions; None if no column is about them.
         harden, perturb, attack: options of these commands, in all rows.
         columns, protections, rows: {id: column, protection, row}, in their order.
         differs: how the table differs from the paper's, one sentence each.
@@ -111,6 +172,10 @@ class Recipe:
     protections: dict[str, Protection] = field(default_factory=dict)
     protect_model: str | None = None
     people: int | None = None
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    protects: str | None = None
+    prompt_lists: dict[str, list[str]] = field(default_factory=dict)
+    captions: Captions | None = None
     harden: Options = field(default_factory=dict)
     perturb: Options = field(default_factory=dict)
     attack: Options = field(default_factory=dict)
@@ -129,6 +194,33 @@ class Recipe:
     def protection(self, row: RecipeRow) -> Protection:
         """How a row protects."""
         return Protection() if row.protect is None else self.protections[row.protect]
+
+    @property
+    def uses_spare(self) -> bool:
+        """Whether attackers have photos that were not there when the subject was protected."""
+        return any(row.unseen for row in self.rows.values())
+
+    @property
+    def attacks(self) -> bool:
+        """Whether a column is about attacks."""
+        without = {*PHOTOS, *CAPTIONS, "other"}
+        return any(column.figure not in without for column in self.columns.values())
+
+    @property
+    def draws_captions(self) -> bool:
+        """Whether a column is about pictures for captions."""
+        return any(column.figure in CAPTIONS for column in self.columns.values())
+
+    def for_kind(self, name: str | None) -> Recipe:
+        """The recipe for subjects of one kind: with their prompts."""
+        if name is None:
+            return self
+        kind = self.kinds[name]
+        instance = f"a photo of {kind.subject}"
+        texts = kind.prompts if kind.prompt_list is None else self.prompt_lists[kind.prompt_list]
+        prompts = [text.replace("{subject}", kind.subject) for text in texts]
+        attack = merged(self.attack, {"prompts": prompts} if prompts else {})
+        return replace(self, instance_prompt=instance, class_prompt=kind.class_prompt, attack=attack)
 
 
 def recipe_names() -> list[str]:
@@ -211,6 +303,25 @@ def _check(recipe: Recipe, file: Path) -> None:
             raise UserError(f"{file}: rows.{name}.protect is {row.protect}, which is none of protections: {known}")
         if unknown := row.published.keys() - recipe.columns.keys():
             raise UserError(f"{file}: rows.{name}.published has {sorted(unknown)[0]}, which is none of columns")
+    _check_kinds(recipe, file)
+    for name, column in recipe.columns.items():
+        if column.figure in CAPTIONS and recipe.captions is None:
+            raise UserError(f"{file}: columns.{name} is about pictures for captions; it needs captions in the recipe")
+
+
+def _check_kinds(recipe: Recipe, file: Path) -> None:
+    """Check what names a kind of subjects."""
+    for name, kind in recipe.kinds.items():
+        if kind.prompt_list is not None and kind.prompt_list not in recipe.prompt_lists:
+            known = ", ".join(recipe.prompt_lists) or "none"
+            raise UserError(f"{file}: kinds.{name}.prompt_list is {kind.prompt_list}; prompt_lists has {known}")
+    if recipe.protects is not None and (recipe.protects not in recipe.kinds or len(recipe.kinds) < 2):
+        raise UserError(f"{file}: protects is {recipe.protects}; it needs one of kinds, and others that are attacked")
+    if recipe.protects is not None and any(one.perturb is not None for one in recipe.protections.values()):
+        raise UserError(f"{file}: protects goes with protections that harden, and one of protections changes photos")
+    for name, column in recipe.columns.items():
+        if column.kind is not None and column.kind not in recipe.kinds:
+            raise UserError(f"{file}: columns.{name}.kind is {column.kind}, which is none of kinds")
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -259,53 +370,24 @@ def missing_for(recipe: Recipe, row: RecipeRow, models: Mapping[str, str]) -> st
         return protection.needs
     options = [recipe.attack, row.attack, protection.harden, protection.perturb]
     options += [recipe.harden] * (protection.harden is not None) + [recipe.perturb] * (protection.perturb is not None)
+    options = options if recipe.attacks else options[2:]
+    if recipe.draws_captions and recipe.captions is not None:
+        options += [{"file": recipe.captions.file, "photos": recipe.captions.photos}]
     used = {recipe.model} if row.protect is None else {recipe.model, recipe.protects_with}
     named = needed_models(options) | (used & MODELS.keys())
-    return ", ".join(f"{name} ({MODELS[name]})" for name in MODELS if name in named - models.keys()) or None
+    return _listed(named - models.keys())
 
 
-# -- all tables ------------------------------------------------------------------------------------------------------
+def missing_for_column(recipe: Recipe, column: Column, models: Mapping[str, str]) -> str | None:
+    """Say why a column cannot be computed; None if it can, or if each row says so itself."""
+    if column.needs is not None:
+        return column.needs
+    model = FIGURE_MODELS.get(column.figure)
+    if model is None or model in models or (recipe.is_miniature and model in IN_THE_MINIATURE):
+        return None
+    return f"needs {_listed({model})}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListedTable:
-    """A table of a paper, whether it has a recipe or not.
-
-    Attributes:
-        title: what it shows.
-        state: why it has no recipe; None if it has one.
-    """
-
-    title: str
-    state: str | None = None
-
-
-def all_tables() -> dict[str, ListedTable]:
-    """Return {id: table} of the papers' tables and of their twins on the miniature world."""
-    try:
-        listed = {name: from_json(ListedTable, table, name) for name, table in read_yaml(str(TABLES)).items()}
-    except WrongShape as error:
-        raise UserError(f"{TABLES}: {error}") from None
-    listed |= {name: ListedTable(title=load_recipe(name).title) for name in recipe_names()}
-    return dict(sorted(listed.items(), key=lambda item: list_order(item[0])))
-
-
-def list_order(name: str) -> tuple[bool, str, bool, int, str]:
-    """The place of a table in the list: by paper and number, figures after tables, the miniature world last."""
-    paper, _, table = name.partition("/")
-    number = re.search(r"(?:table|figure)(\d+)", table)
-    return paper == "miniature", paper, "figure" in table, int(number[1]) if number else 0, table
-
-
-def state_of(name: str, table: ListedTable, models: Mapping[str, str]) -> str:
-    """Say whether a table runs here, and what it needs if not."""
-    if table.state is not None:
-        return table.state
-    recipe = load_recipe(name)
-    missing = {title: missing_for(recipe, row, models) for title, row in recipe.rows.items()}
-    parts = dict.fromkeys(part for text in missing.values() if text for part in [text])
-    if all(missing.values()):
-        return f"needs {next(iter(parts))}" + ("" if recipe.is_miniature else ", and photos")
-    photos = "" if recipe.is_miniature else ", with photos"
-    left = f"; {sum(map(bool, missing.values()))} of {len(missing)} rows not: {'; '.join(parts)}" if parts else ""
-    return f"runs here{photos}{left}"
+def _listed(names: Collection[str]) -> str | None:
+    """Names of models.yaml with what they are; None if there are none."""
+    return ", ".join(f"{name} ({what})" for name, what in MODELS.items() if name in names) or None

@@ -7,13 +7,12 @@ Recipes (`apdm.jobs.recipes`) say with which options, and `apdm.jobs.reproduce_s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apdm.audit.results import AttackRow
-from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about, measured_cell, write_table_json
+from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about, write_table_json
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig, ReproduceConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import claim_output_dir, write_text
@@ -24,28 +23,22 @@ from apdm.core.versions import package_versions
 from apdm.distributed.launch import join_processes
 from apdm.export.layout import TABLE
 from apdm.jobs.prepare import keep_apart, prepare_process
+from apdm.jobs.recipe_list import all_tables, state_of
 from apdm.jobs.recipes import (
     BUNDLED,
     MODELS,
     Recipe,
     RecipeRow,
-    all_tables,
     filled_in,
     load_recipe,
     merged,
     missing_for,
+    missing_for_column,
     read_models,
-    state_of,
 )
-from apdm.jobs.reproduce_steps import (
-    DRAWN_PEOPLE,
-    Steps,
-    Subject,
-    attack_config,
-    draw_people,
-    job_config,
-    read_subjects,
-)
+from apdm.jobs.reproduce_figures import Figures
+from apdm.jobs.reproduce_steps import DRAWN_PEOPLE, Done, Steps, attack_config, job_config
+from apdm.jobs.reproduce_subjects import Subject, draw_people, read_subjects, too_few_spare
 from apdm.jobs.results import ReproduceResult
 from apdm.report.table_page import markdown, write_table_page
 
@@ -85,6 +78,11 @@ class Job:
         """The rows that can be run."""
         return {name: row for name, row in self.rows.items() if name not in self.missing}
 
+    def of(self, subjects: Sequence[Subject]) -> Job:
+        """The same, without the rows for which the subjects have too few photos."""
+        short = {name: too_few_spare(subjects, row.unseen) for name, row in self.runnable.items()}
+        return replace(self, missing={**self.missing, **{name: text for name, text in short.items() if text}})
+
 
 def list_tables(config: ReproduceConfig) -> dict[str, str]:
     """Return {table: whether it runs here, what it needs, and what it shows}."""
@@ -101,6 +99,8 @@ def load_job(config: ReproduceConfig) -> Job:
     with Faults() as faults:
         recipe = faults.of(lambda: load_recipe(str(config.recipe)))
         models = faults.of(lambda: read_models(config.models))
+    if config.output_dir is None and not config.plan:
+        raise UserError("output_dir must be given, the folder for the table; or --plan, which writes nothing")
     if unknown := [name for name in config.rows if name not in recipe.rows]:
         raise UserError(f"{config.recipe} has no row {unknown[0]}; there are {', '.join(recipe.rows)}")
     if not recipe.is_miniature and config.data is None and not config.plan:
@@ -131,7 +131,8 @@ def check_options(recipe: Recipe, name: str) -> None:
             if protection.perturb is not None:
                 options = filled_in(merged(recipe.perturb, protection.perturb), places)
                 job_config(PerturbConfig, recipe, options, here, here, {"pretrained_model_name_or_path": "model"})
-            attack_of(recipe, row, places)
+            for kind in recipe.kinds or [None]:
+                attack_of(recipe.for_kind(kind), row, places)
         except UserError as error:
             raise UserError(f"recipe {name}, row {row_name}: {error}") from None
 
@@ -160,25 +161,34 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
         UserError: the input cannot be used. This is found before any long work starts.
         Interrupted: the process was asked to stop. What is finished is kept, and the same call goes on from there.
     """
-    if config.output_dir is None:
-        raise UserError("output_dir must be given, the folder for the table; list and plan are for the command line")
-    job, output = load_job(config), Path(config.output_dir)
+    if config.plan or config.list:
+        raise UserError("list and plan are for the command line; leave them out")
+    job, output = load_job(config), Path(str(config.output_dir))
     if config.data is not None:
         keep_apart({"data": config.data}, output_dir=str(output))
-    processes, _ = join_processes()
+    processes, device = join_processes()
     with stop_on_signals(KEPT, kept=lambda: True), ExitStack() as held:
         prepare_process(config.num_threads)
         subjects = processes.broadcast(lambda: prepare(config, job, output, held))
+        job = job.of(subjects)
+        attacked = [one for one in subjects if one.kind is None or one.kind != job.recipe.protects]
         steps = Steps(
-            recipe=job.recipe, output=output, places=job.places, num_threads=config.num_threads, processes=processes
+            recipe=job.recipe,
+            output=output,
+            places=job.places,
+            num_threads=config.num_threads,
+            processes=processes,
+            device=device,
+            protected=next((one for one in subjects if one not in attacked), None),
         )
-        attacks: dict[str, dict[str, list[AttackRow]]] = {}
+        runs: dict[str, dict[str, list[Done]]] = {}
         for name, row in job.runnable.items():
             logger.info("row %s: %s", name, row.title)
-            attacks[name] = {one.id: [steps.attack(row, one, seed) for seed in range(config.seeds)] for one in subjects}
-        table = table_of(config, job, subjects, attacks, command)
-        processes.on_main(lambda: write_table(table, output))
-    return ReproduceResult(output_dir=output, table=table if processes.is_main else None)
+            runs[name] = {one.id: [steps.run(row, one, seed) for seed in range(config.seeds)] for one in attacked}
+        figures = Figures(recipe=job.recipe, models=job.models, fill=steps.filled, allow_pickle=config.allow_pickle)
+        table = processes.on_main(lambda: table_of(config, job, [one.id for one in attacked], runs, figures, command))
+        processes.on_main(lambda: write_table(table, output) if table is not None else None)
+    return ReproduceResult(output_dir=output, table=table)
 
 
 def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) -> list[Subject]:
@@ -187,35 +197,35 @@ def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) ->
     Raises:
         UserError: the folder holds another table or files of other programs, or there are no photos.
     """
-    recipe = job.recipe
+    recipe, drawn = job.recipe, output / DRAWN_PEOPLE
     count_wanted = config.people or recipe.people
     if not recipe.is_miniature:
-        subjects = read_subjects(str(config.data), drawn=False, count=count_wanted)
+        subjects = read_subjects(str(config.data), recipe, count_wanted)
     claim_output_dir(output, overwrite=True, until=held)
     if (output / TABLE).is_file():
         earlier = json.loads((output / TABLE).read_text(encoding="utf-8")).get("title")
         if earlier != recipe.title:
             raise UserError(f"{output} holds another table: {earlier}; choose another output_dir")
     if recipe.is_miniature:
-        draw_people(output / DRAWN_PEOPLE, count_wanted or 1)
-        subjects = read_subjects(str(output / DRAWN_PEOPLE), drawn=True, count=count_wanted or 1)
+        draw_people(drawn, count_wanted or 1)
+        subjects = read_subjects(str(drawn), recipe, count_wanted or 1)
     return subjects
 
 
 def table_of(
     config: ReproduceConfig,
     job: Job,
-    subjects: list[Subject],
-    attacks: Mapping[str, Mapping[str, list[AttackRow]]],
+    subjects: list[str],
+    runs: Mapping[str, Mapping[str, list[Done]]],
+    figures: Figures,
     command: str | None,
 ) -> Table:
-    """Return the table of what the attacks found, {row: {subject: attacks, one for each seed}}."""
+    """Return the table of what was made, {row: {subject: what was made, one for each seed}}."""
     recipe = job.recipe
-    unprotected = [name for name, row in job.rows.items() if row.protect is None and name in attacks]
+    unprotected = [name for name, row in job.rows.items() if row.protect is None and name in runs]
+    found = [one.row for name in unprotected for of in runs[name].values() for one in of if one.row is not None]
     doubts = [MINIATURE] if recipe.is_miniature else []
-    doubts += doubts_about(
-        [one for name in unprotected for of in attacks[name].values() for one in of] if unprotected else None
-    )
+    doubts += doubts_about(found if unprotected else None) if recipe.attacks else []
     return Table(
         schema=SCHEMA,
         recipe=str(config.recipe),
@@ -227,28 +237,27 @@ def table_of(
         doubts=doubts,
         differs=recipe.differs,
         model=recipe.model,
-        subjects=[one.id for one in subjects],
+        subjects=subjects,
         seeds=list(range(config.seeds)),
-        columns=recipe.columns,
-        rows={name: _row(job, name, attacks.get(name)) for name in job.rows},
+        columns={
+            name: replace(column, needs=missing_for_column(recipe, column, job.models))
+            for name, column in recipe.columns.items()
+        },
+        rows={name: _row(job, name, runs.get(name), figures) for name in job.rows},
     )
 
 
-def _row(job: Job, name: str, attacks: Mapping[str, list[AttackRow]] | None) -> TableRow:
+def _row(job: Job, name: str, runs: Mapping[str, list[Done]] | None, figures: Figures) -> TableRow:
     recipe, row = job.recipe, job.rows[name]
     protection = recipe.protection(row)
-    if attacks is None:
+    if runs is None:
         cells = {column: TableCell(published=row.published.get(column)) for column in recipe.columns}
         return TableRow(title=row.title, not_run=f"needs {job.missing[name]}", cells=cells)
-    prompts = len(attack_of(recipe, row, job.places).prompts)
-    every = [one for of in attacks.values() for one in of]
+    every = [one.row for of in runs.values() for one in of if one.row is not None]
     return TableRow(
         title=row.title,
         not_run=None,
-        cells={
-            column: measured_cell(one, attacks, prompts, row.published.get(column))
-            for column, one in recipe.columns.items()
-        },
+        cells={column: figures.cell(one, runs, row.published.get(column)) for column, one in recipe.columns.items()},
         failed=sum(one.status == "failed" for one in every),
         differs=[*protection.differs, *row.differs],
         seconds=sum(one.seconds for one in every),

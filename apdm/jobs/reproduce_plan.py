@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
 from apdm.jobs.memory_count import ATTACK_FORWARDS
-from apdm.jobs.recipes import MODELS, RecipeRow, filled_in, merged
+from apdm.jobs.recipes import MODELS, Recipe, RecipeRow, filled_in, merged, missing_for_column
 from apdm.jobs.reproduce import Job, attack_of, load_job
-from apdm.jobs.reproduce_steps import job_config, read_subjects
+from apdm.jobs.reproduce_steps import job_config
+from apdm.jobs.reproduce_subjects import Subject, read_subjects
 
 NAMES = {name: name for name in [*MODELS, "people"]}  # stand for places that are not known yet
 KNOWN = {"sd15": 0.80e12}  # operations of a forward pass at 512 pixels (python -m benchmarks.cost)
-HARDENED, ATTACKS, DRAWN = "for hardening", "for attacks", "for pictures"
+HARDENED, CHANGED, ATTACKS, DRAWN = "for hardening", "for photos at most", "for attacks", "for pictures"
+STEP_PASSES = 3  # forward passes of a step on one picture: a backward pass counts as two
+USUAL_PHOTOS = 4  # of a subject that is not known yet
 
 
 @dataclass
@@ -29,19 +33,26 @@ class Sums:
     Attributes:
         passes: {part: forward passes of the denoiser, in which a backward pass counts as two}.
         pictures: {kind: number}.
-        steps: steps of photo protections, which are not counted in passes.
         models: how many hardened models are kept.
     """
 
     passes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     pictures: Counter[str] = field(default_factory=Counter)
-    steps: int = 0
     models: int = 0
 
     def draw(self, kind: str, number: int, steps: int, guidance: float) -> None:
         """Add pictures."""
         self.pictures[kind] += number
         self.passes[DRAWN] += number * steps * (2 if guidance > 1 else 1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Subjects of one kind: how many, and how many photos of each are protected."""
+
+    kind: str | None
+    number: int
+    photos: int = USUAL_PHOTOS
 
 
 def plan_rows(config: ReproduceConfig) -> dict[str, str | list[str]]:
@@ -51,22 +62,29 @@ def plan_rows(config: ReproduceConfig) -> dict[str, str | list[str]]:
         UserError: the recipe, the models or the photos cannot be used.
     """
     job = load_job(config)
-    recipe, people = job.recipe, _people(config, job)
-    sums = sums_of(job, people or 1, config.seeds)
-    missing = list(dict.fromkeys(job.missing.values()))
-    each = "" if people else "; figures below are for one subject, as no photos are given"
+    recipe, wanted = job.recipe, config.people or job.recipe.people
+    subjects: list[Subject] = []
+    if config.data is not None:
+        subjects = read_subjects(config.data, recipe, wanted)
+        job = job.of(subjects)
+    groups = groups_of(recipe, subjects, wanted)
+    sums = sums_of(job, groups, config.seeds)
+    known = bool(subjects or wanted or recipe.is_miniature)
+    each = "" if known else "; figures below are for one of each, as no photos are given"
     rows: dict[str, str | list[str]] = {
         "table": recipe.title,
         "rows": [f"{name} ({row.title}): {_state(job, name)}" for name, row in job.rows.items()],
-        "subjects": f"{people or 'all in --data'}, {count(config.seeds, 'seed')} of each attack{each}",
-        "pictures": ", ".join(f"{number} {kind}" for kind, number in sums.pictures.items()) or "none",
+        "subjects": f"{_named(groups) if known else 'all in --data'}, {count(config.seeds, 'seed')} of each "
+        f"attack{each}",
+        "pictures": ", ".join(f"{number} {kind}" for kind, number in sums.pictures.items() if number) or "none",
         "work": _work(job, sums),
         "disk": _disk(config, job, sums),
     }
-    if sums.steps:
-        rows["photos"] = f"{count(sums.steps, 'step')} of protecting photos, which are not counted in work"
+    lacking = {name: missing_for_column(recipe, column, job.models) for name, column in recipe.columns.items()}
+    missing = [text for text in job.missing.values()]
+    missing += [text.removeprefix("needs ") for text in lacking.values() if text and text.startswith("needs ")]
     if missing:
-        rows["missing"] = missing
+        rows["missing"] = list(dict.fromkeys(missing))
     if not recipe.is_miniature and config.data is None:
         rows["photos missing"] = "name the folder with --data"
     return rows
@@ -76,30 +94,42 @@ def _state(job: Job, name: str) -> str:
     return f"needs {job.missing[name]}" if name in job.missing else "runs"
 
 
-def _people(config: ReproduceConfig, job: Job) -> int | None:
-    if job.recipe.is_miniature:
-        return config.people or job.recipe.people or 1
-    if config.data is None:
-        return config.people or job.recipe.people
-    return len(read_subjects(config.data, drawn=False, count=config.people or job.recipe.people))
+def groups_of(recipe: Recipe, subjects: Sequence[Subject], wanted: int | None) -> list[Group]:
+    """The subjects by kind; of those that are not known yet, as many as are wanted, or one."""
+    kinds: list[str | None] = [*recipe.kinds] if recipe.kinds else [None]
+    if not subjects:
+        return [Group(kind, 1 if kind is not None and kind == recipe.protects else wanted or 1) for kind in kinds]
+    found = [[one for one in subjects if one.kind == kind] for kind in kinds]
+    return [Group(kind, len(of), len(of[0].photos)) for kind, of in zip(kinds, found, strict=True) if of]
 
 
-def sums_of(job: Job, people: int, seeds: int) -> Sums:
+def _named(groups: Sequence[Group]) -> str:
+    return ", ".join(f"{group.number} {group.kind}" if group.kind else str(group.number) for group in groups)
+
+
+def sums_of(job: Job, groups: Sequence[Group], seeds: int) -> Sums:
     """Count what the rows take, also those whose models are not named yet. What rows share is counted once."""
-    sums, seen = Sums(), set()
+    sums, seen, recipe = Sums(), set(), job.recipe
+    attacked = [group for group in groups if group.kind is None or group.kind != recipe.protects]
     for row in job.rows.values():
-        if job.recipe.protection(row).needs is not None:
+        if recipe.protection(row).needs is not None:
             continue
-        if row.protect is not None and row.protect not in seen:
-            _add_protection(sums, job, row, people)
-        _add_attack(sums, job, row, people, seeds)
-        seen.add(row.protect)
+        for group in groups if recipe.protects is None else [one for one in groups if one.kind == recipe.protects]:
+            if row.protect is not None and (row.protect, group.kind) not in seen:
+                _add_protection(sums, job, row, group)
+                seen.add((row.protect, group.kind))
+        for group in attacked if recipe.attacks else []:
+            _add_attack(sums, job, row, group, seeds)
+        if recipe.draws_captions and recipe.captions is not None:
+            hardened = recipe.protection(row).harden is not None and recipe.protects is None
+            number = recipe.captions.number * (sum(group.number for group in attacked) if hardened else 1)
+            sums.draw("for captions", number, recipe.captions.num_inference_steps, recipe.captions.guidance_scale)
     return sums
 
 
-def _add_protection(sums: Sums, job: Job, row: RecipeRow, people: int) -> None:
-    recipe, protection = job.recipe, job.recipe.protection(row)
-    here, places = Path("table"), {**NAMES, **job.places}
+def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
+    recipe, protection = job.recipe.for_kind(group.kind), job.recipe.protection(row)
+    here, places, people = Path("table"), {**NAMES, **job.places}, group.number
     model = {"pretrained_model_name_or_path": "model"}
     if protection.harden is not None:
         options = filled_in(merged(recipe.harden, protection.harden), places)
@@ -107,11 +137,15 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, people: int) -> None:
         sums.passes[HARDENED] += people * resources.training_passes(harden)
         sums.models += people
         _add_class_pictures(sums, harden, people)
+        if harden.pairs == "drawn":
+            number = people * group.photos
+            sums.draw("partners", number, harden.num_inference_steps, harden.guidance_scale)
     if protection.perturb is not None:
         options = filled_in(merged(recipe.perturb, protection.perturb), places)
         perturb = job_config(PerturbConfig, recipe, options, here, here, model)
         made = make_protection(perturb.image_layer)
-        sums.steps += people * made.total_steps
+        batch = getattr(made, "batch_size", 1) * (2 if made.needs_class_pictures else 1)
+        sums.passes[CHANGED] += people * made.total_steps * STEP_PASSES * max(group.photos, batch)
         if made.needs_class_pictures:
             _add_class_pictures(sums, perturb, people)
 
@@ -120,11 +154,13 @@ def _add_class_pictures(sums: Sums, config: JobConfig, people: int) -> None:
     sums.draw("class pictures", people * config.num_class_images, config.num_inference_steps, config.guidance_scale)
 
 
-def _add_attack(sums: Sums, job: Job, row: RecipeRow, people: int, seeds: int) -> None:
-    attack = attack_of(job.recipe, row, {**NAMES, **job.places})
-    options, times = attack.audit, people * seeds
-    own = times if job.recipe.protection(row).harden is not None else 0  # each hardened model draws its own class
-    if row.protect is None:
+def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) -> None:
+    recipe, protection = job.recipe, job.recipe.protection(row)
+    attack = attack_of(recipe.for_kind(group.kind), row, {**NAMES, **job.places})
+    options, times = attack.audit, group.number * seeds
+    # Each hardened model draws its own class pictures, and each other model draws them once.
+    own = times if protection.harden is not None and recipe.protects is None else 0
+    if row.protect is None or (protection.harden is not None and recipe.protects is not None):
         own = seeds
     sums.passes[ATTACKS] += times * options.max_train_steps * options.train_batch_size * ATTACK_FORWARDS
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
@@ -134,13 +170,13 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, people: int, seeds: int) -
 
 
 def _work(job: Job, sums: Sums) -> str:
-    """The operations and the hours, if the model is here to be counted; the forward passes otherwise."""
+    """The operations and the time, if the model is here to be counted; the forward passes otherwise."""
     passes = {name: number for name, number in sums.passes.items() if number}
     place = job.places.get(job.recipe.model)
     if place is None or not Path(place).exists():
         listed = ", ".join(f"{number:,.0f} {name}" for name, number in passes.items())
-        hours = KNOWN.get(job.recipe.model, 0.0) * sum(passes.values()) / resources.SPEED / 3600
-        counted = f": {hours:.1f} hours at {resources.SPEED / 1e12:.0f} TFLOP/s" if hours else ""
+        operations = KNOWN.get(job.recipe.model, 0.0) * sum(passes.values())
+        counted = f": {resources.time_for(operations)}" if operations else ""
         return f"forward passes of the denoiser: {listed or 'none'}{counted}"
     base = load_models({"base": place})["base"]
     cost = resources.cost_of_pass(base, job.recipe.instance_prompt, job.recipe.resolution, half=False)

@@ -6,80 +6,65 @@ and tables that are made in one output folder share what they have in common.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apdm.audit.one_model import AttackResults
+import torch
+
+from apdm.audit.models import load_models
+from apdm.audit.one_model import AttackResults, read_any_results
 from apdm.audit.results import AttackRow
-from apdm.audit.schema import from_json
 from apdm.audit.store import key_of
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.core.files import claim_output_dir, sha256_file, write_beside
+from apdm.core.pictures import save_png, to_pil
+from apdm.core.terminal import progress_bar
 from apdm.core.versions import VERSION
-from apdm.data.photo_sets import Chosen, Letter, Part, has_sets
+from apdm.data.captions import Caption, read_captions
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACK, ATTACKER_CLASS_IMAGES, IMAGES, MANIFEST, MODEL
-from apdm.jobs.recipes import BUNDLED, Options, Recipe, RecipeRow, filled_in, merged, needed_models
-from apdm.portraits.subjects import write_subjects
+from apdm.jobs.recipes import BUNDLED, Captions, Options, Recipe, RecipeRow, filled_in, merged, needed_models
+from apdm.jobs.reproduce_subjects import HOLDOUT, PHOTOS, Subject, mixed
 
 Config = TypeVar("Config")
 WORK, DRAWN_PEOPLE = "work", "drawn-people"
-PHOTOS, HOLDOUT = "photos", "holdout"
-HELD_OUT_SET: Letter = "C"
-PARTS: tuple[Part, Part] = ("kept", "held out")
-PROTECTED_SET: Letter = "A"
+CAPTION_SEED = 0  # of the first picture for a caption, the paper's
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A subject of a table.
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What was made of one subject with one seed, for one row.
 
     Attributes:
-        id: the name of the subject's folder.
-        photos: the photos that are protected and attacked.
-        holdout: the photos that likeness is measured against.
+        subject: the subject.
+        row: what the attack found; None if the table has no attacks.
+        attack: the output folder of the attack; None if the table has no attacks.
+        changed: the output folder of the photo protection; None if the photos are not changed.
+        captions: the folder of pictures for captions; None if the table has none.
+        prompts: what the attacker drew, each prompt equally often, one after the other.
     """
 
-    id: str
+    subject: Subject
+    row: AttackRow | None = None
+    attack: Path | None = None
+    changed: Path | None = None
+    captions: Path | None = None
+    prompts: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """What an attacker gets: a model, a name for its state, photos, and the folder of their protection if any."""
+
+    model: str
+    state: str
     photos: list[Path]
-    holdout: list[Path]
-
-
-def draw_people(folder: Path, count: int) -> None:
-    """Draw people of the miniature world, once."""
-    if not folder.is_dir():
-        with write_beside(folder, folder=True) as partial:
-            write_subjects(partial, protected=max(count, 1), others=0)
-
-
-def read_subjects(data: str, *, drawn: bool, count: int | None) -> list[Subject]:
-    """Find the subjects and their photos.
-
-    Args:
-        data: the folder; see `apdm reproduce --help`.
-        drawn: whether it holds drawn people of the miniature world.
-        count: only the first so many.
-
-    Raises:
-        UserError: there are no photos, or too few to hold some out.
-    """
-    if drawn:
-        photos, holdout = (find_subjects(Path(data) / name) for name in ("protected", HOLDOUT))
-    elif has_sets(data):
-        photos = find_subjects(data, chosen=Chosen(PROTECTED_SET))
-        holdout = find_subjects(data, chosen=Chosen(HELD_OUT_SET))
-    else:
-        photos, holdout = (find_subjects(data, chosen=Chosen(part=part)) for part in PARTS)
-    held = {one.id: one.images for one in holdout}
-    if count is not None and count > len(photos):
-        raise UserError(f"people is {count}, and {data} has {len(photos)}; lower it, or give more photos")
-    return [Subject(one.id, one.images, held[one.id]) for one in photos[:count]]
+    changed: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +79,8 @@ class Steps:
         places: {name of a model: where it is}, with the bundled ones.
         num_threads: as in the other commands.
         processes: the processes that share the work.
+        device: where pictures for captions are drawn.
+        protected: the subject that is protected in place of each attacked one; None if each is protected itself.
     """
 
     recipe: Recipe
@@ -101,84 +88,128 @@ class Steps:
     places: Mapping[str, str]
     num_threads: int | None
     processes: ProcessGroup
+    device: torch.device
+    protected: Subject | None = None
 
-    def attack(self, row: RecipeRow, subject: Subject, seed: int) -> AttackRow:
-        """Protect a subject as a row says, attack it, and return what the attack found.
+    def run(self, row: RecipeRow, subject: Subject, seed: int) -> Done:
+        """Protect a subject as a row says, attack it, draw for captions, and return what was made.
 
         Raises:
             UserError: the input cannot be used.
             Interrupted: the user stopped the run. What is finished is kept.
         """
-        model, photos, made = self._protect(row, subject)
-        options = attack_options(self.recipe, row)
-        folder = self._folder("attack", options, [*photos, *subject.holdout], made, seed)
+        given = self._protect(row, subject)
+        done = Done(subject=subject, changed=given.changed)
+        if self.recipe.draws_captions and self.recipe.captions is not None:
+            done = replace(done, captions=self._draw_captions(self.recipe.captions, given))
+        if self.recipe.attacks:
+            done = self._attack(row, done, given, seed)
+        return done
+
+    def _attack(self, row: RecipeRow, done: Done, given: Attacked, seed: int) -> Done:
+        subject, recipe = done.subject, self.recipe.for_kind(done.subject.kind)
+        photos = [*given.photos, *subject.spare[: row.unseen]]
+        options = attack_options(recipe, row)
+        folder = self._folder(recipe, "attack", options, [*photos, *subject.holdout], given.state, seed)
+        place = self._copies(photos, subject.holdout)
+        config = attack_config(
+            recipe,
+            row,
+            self.filled,
+            model=given.model,
+            photos=place,
+            output=folder,
+            seed=seed,
+            threads=self.num_threads,
+        )
         found = self.processes.broadcast(lambda: read_attack(folder))
         if found is None or found.status != "ok":
             from apdm.jobs.attack import attack_model
 
-            place = self._copies(photos, subject.holdout)
-            config = attack_config(
-                self.recipe,
-                row,
-                self._filled,
-                model=model,
-                photos=place,
-                output=folder,
-                seed=seed,
-                threads=self.num_threads,
-            )
             # Attacks with the same seed on the same model have the same class pictures.
-            drawn = self._folder("class", options, [], made, seed)
+            drawn = self._folder(recipe, "class", options, [], given.state, seed)
             self.processes.on_main(lambda: take_class_pictures(drawn, folder))
             attack_model(config)
             self.processes.on_main(lambda: keep_class_pictures(folder, drawn))
             found = self.processes.broadcast(lambda: read_attack(folder))
         if found is None:
             raise UserError(f"{folder} holds no {ATTACK}; delete the folder, and run the same command again")
-        return found
+        return replace(done, row=found, attack=folder, prompts=config.prompts)
 
-    def _protect(self, row: RecipeRow, subject: Subject) -> tuple[str, list[Path], str]:
-        """Return the model and the photos that the attacker gets, and a name for the model's state."""
-        protection = self.recipe.protection(row)
-        model, state, photos = self.places[self.recipe.model], self.recipe.model, subject.photos
+    def _protect(self, row: RecipeRow, subject: Subject) -> Attacked:
+        """Harden a model and change photos, as far as the row says so, and return what the attacker gets."""
+        protection, protected = self.recipe.protection(row), self.protected or subject
+        recipe = self.recipe.for_kind(protected.kind)
+        model, state, photos, changed = self.places[recipe.model], recipe.model, subject.photos, None
         if protection.harden is not None:
-            options = merged(self.recipe.harden, protection.harden)
-            folder = self._folder("harden", options, subject.photos)
+            options = merged(recipe.harden, protection.harden)
+            folder = self._folder(recipe, "harden", options, protected.photos)
             if not self._is_done(folder):
                 from apdm.jobs.harden import harden
 
                 goes_on = {"resume_from_checkpoint": "latest", "overwrite_output_dir": True}
-                harden(self._configuration(HardenConfig, options, folder, subject, goes_on), part=False)
+                harden(self._configuration(HardenConfig, recipe, options, folder, protected, goes_on), part=False)
             model, state = str(folder / MODEL), folder.name
         if protection.perturb is not None:
-            options = merged(self.recipe.perturb, protection.perturb)
-            folder = self._folder("perturb", options, subject.photos)
-            if not self._is_done(folder):
+            options = merged(recipe.perturb, protection.perturb)
+            changed = self._folder(recipe, "perturb", options, protected.photos)
+            if not self._is_done(changed):
                 from apdm.jobs.perturb import perturb
 
-                perturb(self._configuration(PerturbConfig, options, folder, subject, {"overwrite_output_dir": True}))
-            (protected,) = find_subjects(folder / IMAGES)
-            photos = mixed(subject.photos, protected.images, row.clean)
-        return model, photos, state
+                again = {"overwrite_output_dir": True}
+                perturb(self._configuration(PerturbConfig, recipe, options, changed, protected, again))
+            (saved,) = find_subjects(changed / IMAGES)
+            photos = mixed(subject.photos, saved.images, row.clean)
+        return Attacked(model=model, state=state, photos=photos, changed=changed)
+
+    def _draw_captions(self, captions: Captions, given: Attacked) -> Path:
+        """Draw a picture for each caption with the model that an attacker gets, and return their folder."""
+        texts = [caption.text for caption in caption_texts(captions, self.filled)]
+        how = [captions.num_inference_steps, captions.guidance_scale, self.recipe.resolution]
+        folder = self._folder(self.recipe, "captions", {}, [], given.state, how, texts)
+        missing = self.processes.broadcast(lambda: [i for i in range(len(texts)) if not picture(folder, i).is_file()])
+        if missing:
+            family = load_models({"drawing": given.model})["drawing"]
+            family.pipeline.to(self.device)
+            own = missing[self.processes.index :: self.processes.size]
+            with progress_bar(
+                total=len(own), desc="pictures for captions", unit="picture", shown=self.processes.is_main
+            ) as bar:
+                for start in range(0, len(own), captions.batch_size):
+                    part = own[start : start + captions.batch_size]
+                    images = family.sample(
+                        [texts[i] for i in part],
+                        seed=[CAPTION_SEED + i for i in part],
+                        num_inference_steps=captions.num_inference_steps,
+                        guidance_scale=captions.guidance_scale,
+                        height=self.recipe.resolution,
+                        width=self.recipe.resolution,
+                        batch_size=captions.batch_size,
+                    )
+                    for i, image in zip(part, images, strict=True):
+                        save_png(to_pil(image), picture(folder, i))
+                    bar.update(len(part))
+        self.processes.wait()
+        return folder
 
     def _is_done(self, folder: Path) -> bool:
         """Whether hardening or photo protection in a folder is finished: its manifest is written last."""
         return self.processes.broadcast((folder / MANIFEST).is_file)
 
     def _configuration(
-        self, cls: type[Config], options: Options, folder: Path, subject: Subject, more: Options
+        self, cls: type[Config], recipe: Recipe, options: Options, folder: Path, subject: Subject, more: Options
     ) -> Config:
         photos = self._copies(subject.photos, subject.holdout) / PHOTOS
-        model = self.places[self.recipe.protects_with]
+        model = self.places[recipe.protects_with]
         more = {**more, "pretrained_model_name_or_path": model, "num_threads": self.num_threads}
-        return job_config(cls, self.recipe, self._filled(options), photos, folder, more)
+        return job_config(cls, recipe, self.filled(options), photos, folder, more)
 
-    def _filled(self, options: Options) -> Options:
+    def filled(self, options: Options) -> Options:
+        """Options with places in the stead of names in braces."""
         return filled_in(options, {**self.places, "people": str(self.output / DRAWN_PEOPLE)})
 
-    def _folder(self, kind: str, options: Options, photos: Sequence[Path], *more: Any) -> Path:
+    def _folder(self, recipe: Recipe, kind: str, options: Options, photos: Sequence[Path], *more: Any) -> Path:
         """The folder of a step, by a hash of all that determines the step."""
-        recipe = self.recipe
         prompts = [recipe.instance_prompt, recipe.class_prompt, recipe.resolution]
         used = recipe.protects_with if kind in ("harden", "perturb") else recipe.model
         named = [used, *sorted(needed_models(options))]
@@ -188,15 +219,16 @@ class Steps:
 
     def _copies(self, photos: Sequence[Path], holdout: Sequence[Path]) -> Path:
         """Copy photos into a folder of their own, once: PHOTOS and HOLDOUT in the returned folder."""
-        folder = self._folder("photos", {}, [*photos, *holdout], len(photos))
+        folder = self._folder(self.recipe, "photos", {}, [*photos, *holdout], len(photos))
 
         def copy() -> None:
             if not folder.is_dir():
                 with write_beside(folder, folder=True) as partial:
                     for name, files in ((PHOTOS, photos), (HOLDOUT, holdout)):
                         (partial / name).mkdir()
-                        for file in files:
-                            shutil.copyfile(file, partial / name / file.name)
+                        for i, file in enumerate(files):
+                            place = partial / name / file.name
+                            shutil.copyfile(file, place.with_name(f"{i:03d}-{file.name}") if place.exists() else place)
 
         self.processes.on_main(copy)
         return folder
@@ -260,10 +292,16 @@ def job_config(
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def mixed(originals: Sequence[Path], protected: Sequence[Path], clean: int | str) -> list[Path]:
-    """Return the attacker's photos, of which the first `clean` by name are not protected; "N-1": all but one."""
-    number = len(originals) - 1 if clean == "N-1" else int(clean)
-    return [*originals[:number], *protected[number:]]
+def picture(folder: Path, index: int) -> Path:
+    """The file of the picture for a caption, by the caption's number."""
+    return folder / f"{index:05d}.png"
+
+
+def caption_texts(captions: Captions, fill: Callable[[Options], Options]) -> list[Caption]:
+    """The captions that pictures are drawn for. `fill` puts the places of models into options."""
+    if captions.file is not None:
+        return read_captions(fill({"file": captions.file})["file"], captions.number)
+    return [Caption(captions.prompts[i % len(captions.prompts)]) for i in range(captions.number)]
 
 
 def read_attack(folder: Path) -> AttackRow | None:
@@ -271,7 +309,10 @@ def read_attack(folder: Path) -> AttackRow | None:
     file = folder / ATTACK
     if not file.is_file():
         return None
-    (row,) = from_json(AttackResults, json.loads(file.read_text(encoding="utf-8")), ATTACK).attacks
+    results = read_any_results(file)
+    if not isinstance(results, AttackResults):
+        raise UserError(f"{file} holds no attack; delete the folder, and run the same command again")
+    (row,) = results.attacks
     return row
 
 

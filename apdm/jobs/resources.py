@@ -14,6 +14,7 @@ import torch
 from apdm.config import AuditOptions, HardenConfig, JobConfig
 from apdm.core.disk import amount, free_space, picture_size, require_disk
 from apdm.core.logging import get_logger
+from apdm.core.terminal import count as count_of
 from apdm.data.class_images import count_drawn
 from apdm.export import layout
 from apdm.families import Family
@@ -107,8 +108,14 @@ def work(cost: Pass, parts: Mapping[str, float]) -> str:
         parts: {part of the run: number of forward passes}.
     """
     listed = [f"{_number(passes * cost.operations)} {name}" for name, passes in parts.items() if passes]
-    whole = sum(parts.values()) * cost.operations
-    return f"{', '.join(listed)}: {_time(whole / SPEED)} at {SPEED / 1e12:.0f} TFLOP/s"
+    if not listed:
+        return "none that is counted"
+    return f"{', '.join(listed)}: {time_for(sum(parts.values()) * cost.operations)}"
+
+
+def time_for(operations: float) -> str:
+    """Say how long some operations take at `SPEED`."""
+    return f"{_time(operations / SPEED)} at {SPEED / 1e12:.0f} TFLOP/s"
 
 
 def training_passes(config: HardenConfig) -> float:
@@ -205,4 +212,8 @@ def _number(operations: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    if seconds >= 60:
+        return f"{seconds / 60:.1f} minutes"
+    return count_of(round(seconds), "second") if seconds >= 1 else "less than a second"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from apdm.audit.tables import Column, Table, TableRow
+from apdm.audit.tables import CAPTIONS, PHOTOS, UNCHANGED, Column, Table, TableRow
 from apdm.core.terminal import count
 from apdm.export.layout import TABLE
 from apdm.report.numbers import NOT_MEASURED, number
@@ -46,7 +46,7 @@ def shown_parts(table: Table) -> list[tuple[str, list[str]]]:
     """The columns: the head, with the direction that protects, and which of "ours" and "published" it has."""
     found = []
     for name, column in table.columns.items():
-        parts = ["ours"] if column.figure != "other" else []
+        parts = ["ours"] if _has_ours(table, name) else []
         parts += ["published"] * any(row.cells[name].published is not None for row in table.rows.values())
         if parts:
             found.append((f"{column.title} {ARROWS[column.better]}", parts))
@@ -56,15 +56,23 @@ def shown_parts(table: Table) -> list[tuple[str, list[str]]]:
 def figures(table: Table, row: TableRow) -> list[Figure]:
     """The cells of a row as texts, for the parts that `shown_parts` names."""
     found = []
-    for name, column in table.columns.items():
+    for name in table.columns:
         cell = row.cells[name]
-        if column.figure != "other":
+        if _has_ours(table, name):
             low, high = cell.interval or (None, None)
             interval = "" if low is None or high is None else f"{_plain(low)} to {_plain(high)}"
             found.append(Figure("not run" if row.not_run else _plain(cell.ours), interval, cell.reason or ""))
         if any(other.cells[name].published is not None for other in table.rows.values()):
             found.append(Figure(_plain(cell.published)))
     return found
+
+
+def _has_ours(table: Table, name: str) -> bool:
+    """Whether we measure a column: not where it needs something, nor where no row of the table changes any photo."""
+    column = table.columns[name]
+    if column.needs is not None or column.figure == "other":
+        return False
+    return column.figure not in PHOTOS or any(row.cells[name].ours is not None for row in table.rows.values())
 
 
 def markdown(table: Table) -> list[str]:
@@ -93,7 +101,8 @@ def notes(table: Table) -> Iterator[str]:
     if any(cell.interval for row in table.rows.values() for cell in row.cells.values()):
         over = "subjects" if n > 1 else "seeds of the only subject"
         yield f"In brackets: 95 % bootstrap interval over {over}."
-    yield f"Published: {table.source}. Arrows point to what is better for the person."
+    whose = "" if any(column.figure in CAPTIONS for column in table.columns.values()) else " for the person"
+    yield f"Published: {table.source}. Arrows point to what is better{whose}."
     yield from table.differs
     for column in table.columns.values():
         if column.needs:
@@ -118,7 +127,7 @@ def _about(table: Table, row: TableRow) -> Iterator[str]:
 
 def _reasons(columns: dict[str, Column], row: TableRow) -> Iterator[str]:
     for name, cell in row.cells.items():
-        if cell.reason and not columns[name].needs:
+        if cell.reason and not columns[name].needs and cell.reason != UNCHANGED:
             yield f"{columns[name].title} was not measured, {cell.reason}"
 
 

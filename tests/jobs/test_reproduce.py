@@ -21,9 +21,10 @@ from apdm.audit.tables import Column, figure_of, measured_cell
 from apdm.cli import main
 from apdm.config import ReproduceConfig
 from apdm.core.errors import UserError
-from apdm.jobs.recipes import all_tables, filled_in, load_recipe, missing_for, read_models, recipe_names
+from apdm.jobs.recipe_list import all_tables
+from apdm.jobs.recipes import filled_in, load_recipe, missing_for, read_models, recipe_names
 from apdm.jobs.reproduce import check_options, reproduce
-from apdm.jobs.reproduce_steps import mixed
+from apdm.jobs.reproduce_subjects import mixed
 from apdm.metrics.identity import IdentityStatistics
 from apdm.recipes import TABLES
 
