@@ -87,6 +87,7 @@ class TableRow:
         failed: how many attacks failed. Their figures are not counted.
         differs: how the row differs from the paper's, one sentence each.
         seconds: time of all attacks of the row, with drawing and judging.
+        line, place: on which curve of the table's drawing the row is a point, and where; see `apdm.jobs.recipes`.
     """
 
     title: str
@@ -95,6 +96,8 @@ class TableRow:
     failed: int = 0
     differs: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    line: str | None = None
+    place: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

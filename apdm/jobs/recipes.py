@@ -50,7 +50,7 @@ FIGURE_MODELS: Mapping[str, str] = {
 IN_THE_MINIATURE = ("inception", "dino")  # networks that bundled features stand in for on the miniature world
 BUNDLED: Mapping[str, str] = {"miniature": str(PIPELINE), "miniature_adapter": str(ADAPTER)}
 PLACE = re.compile(r"\{(" + "|".join([*MODELS, *BUNDLED, "people"]) + r")\}")
-TWIN, KEPT_ROWS = "twin_of", "keep_rows"
+TWIN, KEPT = "twin_of", {"rows": "keep_rows", "columns": "keep_columns"}
 Options = dict[str, Any]
 
 
@@ -125,6 +125,8 @@ class RecipeRow:
         attack: options of `apdm attack` that differ from the recipe's.
         published: {column: the paper's figure}.
         differs: how the row differs from the paper's, one sentence each.
+        line, place: on which curve of the table's drawing the row is a point, and where, such as a number of steps.
+            A row with a place and without a line is the beginning of all curves. None where there is no drawing.
     """
 
     title: str
@@ -134,6 +136,8 @@ class RecipeRow:
     attack: Options = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
     differs: list[str] = field(default_factory=list)
+    line: str | None = None
+    place: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +211,18 @@ class Recipe:
         return any(column.figure not in without for column in self.columns.values())
 
     @property
+    def protected_kinds(self) -> list[str | None]:
+        """The kinds whose subjects are protected; None stands for subjects without a kind."""
+        if self.protects is not None:
+            return [self.protects]
+        return [*self.kinds] if self.kinds else [None]
+
+    @property
+    def attacked_kinds(self) -> list[str | None]:
+        """The kinds whose subjects are attacked."""
+        return [name for name in self.kinds if name != self.protects] if self.kinds else [None]
+
+    @property
     def draws_captions(self) -> bool:
         """Whether a column is about pictures for captions."""
         return any(column.figure in CAPTIONS for column in self.columns.values())
@@ -249,7 +265,7 @@ def load_recipe(name: str) -> Recipe:
     """
     file = recipe_file(name)
     try:
-        recipe = from_json(Recipe, _tree(file))
+        recipe = from_json(Recipe, _stated(_tree(file)))
     except WrongShape as error:
         raise UserError(f"{file}: {error}; the recipes of the package show the form, {RECIPES}") from None
     _check(recipe, file)
@@ -260,19 +276,27 @@ def _tree(file: Path) -> Options:
     """The content of a recipe's file.
 
     With `twin_of` it takes over what other recipes state, of several what the last one states, except for what it
-    states itself. What it states as null is left out. With `keep_rows` only these rows are taken over.
+    states itself. What it states as null is left out. With `keep_rows` and
+    `keep_columns` only these rows and columns are taken over.
     """
     own = read_yaml(str(file), line="key: value")
-    others, kept = own.pop(TWIN, []), own.pop(KEPT_ROWS, None)
+    others, kept = own.pop(TWIN, []), {part: own.pop(key, None) for part, key in KEPT.items()}
     under: Options = {}
     for other in [others] if isinstance(others, str) else others:
         under = merged(under, _tree(recipe_file(str(other))))
-    if kept is not None:
-        rows = under.get("rows", {})
-        if unknown := [name for name in kept if name not in rows]:
-            raise UserError(f"{file}: {KEPT_ROWS} has {unknown[0]}; the rows are {', '.join(rows)}")
-        under["rows"] = {name: rows[name] for name in kept}
+    for part, names in kept.items():
+        if names is not None:
+            there = under.get(part, {})
+            if unknown := [name for name in names if name not in there]:
+                raise UserError(f"{file}: {KEPT[part]} has {unknown[0]}; the {part} are {', '.join(there)}")
+            under[part] = {name: there[name] for name in names}
     return merged(under, own)
+
+
+def _stated(options: Mapping[str, Any]) -> Options:
+    """Nested options without those that are null: parts of recipes leave them out of what they are merged with."""
+    found = {key: _stated(value) if isinstance(value, Mapping) else value for key, value in options.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
@@ -317,8 +341,9 @@ def _check_kinds(recipe: Recipe, file: Path) -> None:
             raise UserError(f"{file}: kinds.{name}.prompt_list is {kind.prompt_list}; prompt_lists has {known}")
     if recipe.protects is not None and (recipe.protects not in recipe.kinds or len(recipe.kinds) < 2):
         raise UserError(f"{file}: protects is {recipe.protects}; it needs one of kinds, and others that are attacked")
-    if recipe.protects is not None and any(one.perturb is not None for one in recipe.protections.values()):
-        raise UserError(f"{file}: protects goes with protections that harden, and one of protections changes photos")
+    used = [recipe.protection(row) for row in recipe.rows.values()]
+    if recipe.protects is not None and any(one.perturb is not None for one in used):
+        raise UserError(f"{file}: protects goes with protections that harden, and one of the rows changes photos")
     for name, column in recipe.columns.items():
         if column.kind is not None and column.kind not in recipe.kinds:
             raise UserError(f"{file}: columns.{name}.kind is {column.kind}, which is none of kinds")

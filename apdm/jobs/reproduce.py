@@ -125,14 +125,15 @@ def check_options(recipe: Recipe, name: str) -> None:
     for row_name, row in recipe.rows.items():
         protection = recipe.protection(row)
         try:
-            if protection.harden is not None:
-                options = filled_in(merged(recipe.harden, protection.harden), places)
-                job_config(HardenConfig, recipe, options, here, here, {"pretrained_model_name_or_path": "model"})
-            if protection.perturb is not None:
-                options = filled_in(merged(recipe.perturb, protection.perturb), places)
-                job_config(PerturbConfig, recipe, options, here, here, {"pretrained_model_name_or_path": "model"})
-            for kind in recipe.kinds or [None]:
-                attack_of(recipe.for_kind(kind), row, places)
+            for own in map(recipe.for_kind, recipe.protected_kinds):
+                if protection.harden is not None:
+                    options = filled_in(merged(own.harden, protection.harden), places)
+                    job_config(HardenConfig, own, options, here, here, {"pretrained_model_name_or_path": "model"})
+                if protection.perturb is not None:
+                    options = filled_in(merged(own.perturb, protection.perturb), places)
+                    job_config(PerturbConfig, own, options, here, here, {"pretrained_model_name_or_path": "model"})
+            for own in map(recipe.for_kind, recipe.attacked_kinds if recipe.attacks else []):
+                attack_of(own, row, places)
         except UserError as error:
             raise UserError(f"recipe {name}, row {row_name}: {error}") from None
 
@@ -171,7 +172,7 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
         prepare_process(config.num_threads)
         subjects = processes.broadcast(lambda: prepare(config, job, output, held))
         job = job.of(subjects)
-        attacked = [one for one in subjects if one.kind is None or one.kind != job.recipe.protects]
+        attacked = [one for one in subjects if one.kind in job.recipe.attacked_kinds]
         steps = Steps(
             recipe=job.recipe,
             output=output,
@@ -261,6 +262,8 @@ def _row(job: Job, name: str, runs: Mapping[str, list[Done]] | None, figures: Fi
         failed=sum(one.status == "failed" for one in every),
         differs=[*protection.differs, *row.differs],
         seconds=sum(one.seconds for one in every),
+        line=row.line,
+        place=row.place,
     )
 
 

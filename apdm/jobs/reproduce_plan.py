@@ -96,7 +96,7 @@ def _state(job: Job, name: str) -> str:
 
 def groups_of(recipe: Recipe, subjects: Sequence[Subject], wanted: int | None) -> list[Group]:
     """The subjects by kind; of those that are not known yet, as many as are wanted, or one."""
-    kinds: list[str | None] = [*recipe.kinds] if recipe.kinds else [None]
+    kinds = list(dict.fromkeys([*recipe.protected_kinds, *recipe.attacked_kinds]))
     if not subjects:
         return [Group(kind, 1 if kind is not None and kind == recipe.protects else wanted or 1) for kind in kinds]
     found = [[one for one in subjects if one.kind == kind] for kind in kinds]
@@ -110,11 +110,12 @@ def _named(groups: Sequence[Group]) -> str:
 def sums_of(job: Job, groups: Sequence[Group], seeds: int) -> Sums:
     """Count what the rows take, also those whose models are not named yet. What rows share is counted once."""
     sums, seen, recipe = Sums(), set(), job.recipe
-    attacked = [group for group in groups if group.kind is None or group.kind != recipe.protects]
+    attacked = [group for group in groups if group.kind in recipe.attacked_kinds]
+    protected = [group for group in groups if group.kind in recipe.protected_kinds]
     for row in job.rows.values():
         if recipe.protection(row).needs is not None:
             continue
-        for group in groups if recipe.protects is None else [one for one in groups if one.kind == recipe.protects]:
+        for group in protected:
             if row.protect is not None and (row.protect, group.kind) not in seen:
                 _add_protection(sums, job, row, group)
                 seen.add((row.protect, group.kind))
