@@ -181,6 +181,7 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
             processes=processes,
             device=device,
             protected=next((one for one in subjects if one not in attacked), None),
+            allow_pickle=config.allow_pickle,
         )
         runs: dict[str, dict[str, list[Done]]] = {}
         for name, row in job.runnable.items():

@@ -81,6 +81,7 @@ class Steps:
         processes: the processes that share the work.
         device: where pictures for captions are drawn.
         protected: the subject that is protected in place of each attacked one; None if each is protected itself.
+        allow_pickle: whether models may be loaded from pickles.
     """
 
     recipe: Recipe
@@ -90,6 +91,7 @@ class Steps:
     processes: ProcessGroup
     device: torch.device
     protected: Subject | None = None
+    allow_pickle: bool = False
 
     def run(self, row: RecipeRow, subject: Subject, seed: int) -> Done:
         """Protect a subject as a row says, attack it, draw for captions, and return what was made.
@@ -121,6 +123,7 @@ class Steps:
             output=folder,
             seed=seed,
             threads=self.num_threads,
+            allow_pickle=self.allow_pickle,
         )
         found = self.processes.broadcast(lambda: read_attack(folder))
         if found is None or found.status != "ok":
@@ -169,7 +172,7 @@ class Steps:
         folder = self._folder(self.recipe, "captions", {}, [], given.state, how, texts)
         missing = self.processes.broadcast(lambda: [i for i in range(len(texts)) if not picture(folder, i).is_file()])
         if missing:
-            family = load_models({"drawing": given.model})["drawing"]
+            family = load_models({"base": given.model}, allow_pickle=self.allow_pickle)["base"]
             family.pipeline.to(self.device)
             own = missing[self.processes.index :: self.processes.size]
             with progress_bar(
@@ -202,6 +205,7 @@ class Steps:
         photos = self._copies(subject.photos, subject.holdout) / PHOTOS
         model = self.places[recipe.protects_with]
         more = {**more, "pretrained_model_name_or_path": model, "num_threads": self.num_threads}
+        more["allow_pickle"] = self.allow_pickle
         return job_config(cls, recipe, self.filled(options), photos, folder, more)
 
     def filled(self, options: Options) -> Options:
@@ -252,6 +256,7 @@ def attack_config(
     output: Path,
     seed: int,
     threads: int | None,
+    allow_pickle: bool = False,
 ) -> AttackConfig:
     """Return the configuration of a row's attack.
 
@@ -264,8 +269,10 @@ def attack_config(
         output: the output folder.
         seed: the seed of all random numbers.
         threads: number of threads of torch.
+        allow_pickle: whether models may be loaded from pickles.
     """
     given = {
+        "allow_pickle": allow_pickle,
         "pretrained_model_name_or_path": model,
         "photos": photos / PHOTOS,
         "holdout_data_dir": photos / HOLDOUT,

@@ -96,8 +96,9 @@ def markdown(table: Table) -> list[str]:
 def notes(table: Table) -> Iterator[str]:
     """What a reader of the table has to know, one sentence or two each."""
     n, seeds = len(table.subjects), len(table.seeds)
-    counted = f"{count(n, 'subject')}, {count(seeds, 'seed')} of the attack each"
-    yield f"Ours: {counted}; a mean over seeds, then over subjects."
+    attacked = any(column.figure not in {*PHOTOS, *CAPTIONS, "other"} for column in table.columns.values())
+    repeated = f", {count(seeds, 'seed')} of the attack each; a mean over seeds, then over subjects"
+    yield f"Ours: {count(n, 'subject')}{repeated if attacked else ''}."
     if any(cell.interval for row in table.rows.values() for cell in row.cells.values()):
         over = "subjects" if n > 1 else "seeds of the only subject"
         yield f"In brackets: 95 % bootstrap interval over {over}."
