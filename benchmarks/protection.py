@@ -104,6 +104,12 @@ RECIPES: Mapping[str, Recipe] = {
     "progress": Recipe(["--objective", "benchmarks/objectives/progress.py:Progress:beta=10,weight=3"]),
     "persistent": Recipe(["--objective", "benchmarks/objectives/persistent.py:Persistent:beta=10,steps=8"]),
     "guided": Recipe(["--objective", "benchmarks/objectives/guided.py:Guided:beta=1,scale=3"]),
+    "conditional": Recipe(
+        [
+            "--objective",
+            "benchmarks/objectives/conditional.py:Conditional:trap=1,trap_noise=0.5,keep=10,keep_benign=5",
+        ]
+    ),
     "distribution": Recipe([*DISTRIBUTION, *ADAPTERS, "--l2p.lora_share", "0.34"], widely=True),
     "with-prior": Recipe(["--variety.prior_loss_weights", "1"], widely=True),
     "short-paths": Recipe(["--pool.depth", "200"]),
@@ -122,6 +128,12 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "projected": Recipe(["--objective", "benchmarks/objectives/projected.py:Projected:beta=10"]),
     "displaced": Recipe(["--objective", "benchmarks/objectives/displaced.py:Displaced"]),
+    # Other papers' defences, as baselines only. PersGuard's teaches the model the person's photos.
+    "persguard": Recipe([*AT_THETA, "--objective", "benchmarks/objectives/persguard.py:PersGuard"]),
+    "meta-unlearning": Recipe(
+        ["--objective", "benchmarks/objectives/meta_unlearning.py:MetaUnlearning:harmful=1,related=1,keep=1"]
+    ),
+    "resalign": Recipe(["--objective", "benchmarks/objectives/resalign.py:ResAlign:beta=10"]),
     "imma": Recipe(["--learning_rate", "1e-4", "--l2p.learning_rate", "3e-5"], every=10),
     "people-3": Recipe(people=3, attacked=(0, 2)),
     "people-10": Recipe(people=10, attacked=(0, 2), widely=True),

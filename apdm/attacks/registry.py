@@ -21,6 +21,7 @@ from apdm.attacks import Attack, Purifier, ZeroShot
 from apdm.attacks.drawing import Drawing
 from apdm.attacks.editing import Editing
 from apdm.attacks.fine_tuning import identifier_of
+from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
 from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
@@ -66,9 +67,19 @@ def settings(specs: Iterable[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def make_purifier(spec: str) -> Purifier:
-    """Make the purifier that a text such as `jpeg:quality=50` describes. Raises UserError as `make` does."""
+def make_purifier(spec: str, *, has_originals: bool = False) -> Purifier:
+    """Make the purifier that a text such as `jpeg:quality=50` describes.
+
+    Args:
+        spec: the text.
+        has_originals: whether the caller has the original photos, which `mix` puts among the protected ones.
+
+    Raises:
+        UserError: as `make` does, or the purifier needs the originals and the caller does not have them.
+    """
     made: Purifier = PURIFIERS.make(spec)
+    if isinstance(made, Mix) and not has_originals:
+        raise UserError(f'"{spec}" mixes original with protected photos; only an audit of protected photos has both')
     return made
 
 

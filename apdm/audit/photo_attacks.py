@@ -23,6 +23,7 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.cells import check_finite, person_quality
@@ -83,7 +84,7 @@ class PhotoAttackSpecs:
                 cannot be loaded.
         """
         for spec in options.purifiers:
-            make_purifier(spec)
+            make_purifier(spec, has_originals=True)
         for spec in options.photo_attacks:
             if is_zero_shot(spec):
                 make_zero_shot(spec)
@@ -143,8 +144,11 @@ class PhotoCell:
 
     @property
     def used(self) -> Tensor:
-        """The photos that the attacker has."""
-        return self.pair.clean if self.photos == "clean" else self.pair.protected
+        """The photos that the attacker has. Raises UserError if `mix` leaves none of them protected."""
+        if self.photos == "clean":
+            return self.pair.clean
+        purifier = None if self.purifier is None else make_purifier(self.purifier, has_originals=True)
+        return purifier.of(self.pair.clean, self.pair.protected) if isinstance(purifier, Mix) else self.pair.protected
 
 
 @dataclass(frozen=True)
@@ -333,7 +337,7 @@ class PhotoAudit:
         try:
             photos, prompts = cell.used, self._prompts(cell.name)
             if cell.purifier is not None:
-                photos = make_purifier(cell.purifier)(to_unit(photos), self.base, cell.seed) * 2 - 1
+                photos = make_purifier(cell.purifier, has_originals=True)(to_unit(photos), self.base, cell.seed) * 2 - 1
             images = attack(photos, [one for one in prompts for _ in range(self.drawing.num_images)], cell.seed)
             check_finite(images)
             judged = self._judge(images, prompts, holdout)

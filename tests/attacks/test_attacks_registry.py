@@ -51,7 +51,7 @@ def test_every_attack_is_made_from_its_name_and_says_what_it_assumes(name: str):
 
 @pytest.mark.parametrize("name", [*PURIFIERS.classes()])
 def test_every_purifier_is_made_from_its_name(name: str):
-    assert make_purifier(name).name == name
+    assert make_purifier(name, has_originals=True).name == name
 
 
 def test_options_win_over_the_attacks_nominal_which_wins_over_the_common_one():
@@ -137,6 +137,7 @@ def test_photos_are_an_option_of_every_attack():
         ("lora:renamed=a", 'no option "renamed"'),
         ("two_stage:attack=lorra", 'did you mean "lora"'),
         ("dreambooth:photos=jpg", 'no purifier "jpg"; did you mean "jpeg"'),
+        ("dreambooth:photos=mix", "only an audit of protected photos has both"),
         ("gone.py:Mine", "gone.py does not exist"),
     ],
 )

@@ -18,7 +18,7 @@ from stored_cells import processes
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit
+from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, PhotoCell
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import Drawing
 from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_photos
@@ -160,6 +160,27 @@ def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept
     assert [row.status for row in rows].count("failed") == 4  # the adapter's: tried again, and failing again
     again, _ = attack_photos(tmp_path / "gone.safetensors", settings, store)
     assert [row.seconds for row in again[:4]] == [row.seconds for row in rows[:4]]
+
+
+def test_an_attacker_may_also_have_clean_photos(tmp_path: Path):
+    """With all but the first photo left unprotected by the protection itself, the mix is the clean set."""
+    first = PHOTOS + torch.tensor([0.1, 0.0]).view(2, 1, 1, 1)
+    rows, _ = attack_photos(tmp_path / "gone.safetensors", {"purifiers": ["mix"]}, protected=first)
+    clean, protected, mixed = (row for row in rows if row.attack == "dreambooth")
+    assert (mixed.photos, mixed.purifier, mixed.status) == ("protected", "mix", "ok")
+    assert mixed.identity == clean.identity != protected.identity
+
+
+@pytest.mark.parametrize(
+    ("spec", "numbers"), [("mix", [0, 6, 7, 8]), ("mix:clean=2", [0, 1, 7, 8]), ("mix:clean=none", [0, 1, 2, 8])]
+)
+def test_the_first_photos_of_a_mix_are_the_originals(spec: str, numbers: list[int]):
+    originals, protected = (torch.arange(k, k + 4).view(4, 1, 1, 1).expand(4, 3, 2, 2).float() for k in (0, 5))
+    cell = PhotoCell("s01", PhotoPair(originals, protected), "dreambooth", "protected", spec, 0)
+    assert cell.used[:, 0, 0, 0].tolist() == numbers
+    assert replace(cell, photos="clean").used is originals
+    with pytest.raises(UserError, match="mix takes 4 clean photos of 4, so none is protected; lower clean"):
+        _ = replace(cell, purifier="mix:clean=4").used
 
 
 def test_new_protected_photos_leave_the_finished_attacks_on_the_clean_ones_as_they_are(tmp_path: Path):

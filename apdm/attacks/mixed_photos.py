@@ -1,0 +1,46 @@
+"""Clean photos among the protected ones: an attacker who also has photos of the person that nobody protected."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from apdm.config.options import option
+from apdm.core.errors import UserError
+from apdm.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Put originals in place of some protected photos. It is named like a purifier, and changes no photo.
+
+    Attributes:
+        clean: how many of the photos, from the first one on, are the originals. None: all but one.
+    """
+
+    clean: int | None = option(1, at_least=1)
+
+    name: ClassVar[str] = "mix"
+    assumes: ClassVar[str] = "some photos of the person that were never protected"
+
+    def params(self) -> dict[str, Any]:
+        """All options, ready for JSON."""
+        return asdict(self)
+
+    def of(self, originals: Tensor, protected: Tensor) -> Tensor:
+        """Return the attacker's photos `[N, 3, H, W]`, of originals and protected photos in the same order.
+
+        Raises:
+            UserError: no photo would be protected.
+        """
+        clean = len(originals) - 1 if self.clean is None else self.clean
+        if clean >= len(originals):
+            raise UserError(f"mix takes {clean} clean photos of {len(originals)}, so none is protected; lower clean")
+        return torch.cat([originals[:clean], protected[clean:]])
+
+    def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
+        """Return the photos as they are: `of` has mixed them."""
+        return photos
