@@ -162,7 +162,7 @@ class AuditOptions:
     purifiers: list[str] = option(
         [],
         "What the attacker does to protected photos before training, each tried alone: "
-        '"jpeg:quality=75", "diffusion:strength=0.2". "mix:clean=1" puts one original among them. Each adds one attack.',
+        '"jpeg:quality=75", "diffusion:strength=0.2". "mix:clean=1" puts one original in. Each adds one attack.',
         holds="spec",
         common={"audit": "attacks"},
     )

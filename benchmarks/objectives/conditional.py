@@ -43,7 +43,8 @@ class States:
         size = len(self.noisy) // count
         own = slice(index * size, (index + 1) * size)
         tensors = (self.noisy, self.timesteps, self.prompt_embeds, self.wrong, self.known, self.weight)
-        return States(*(tensor[own] for tensor in tensors), prior=self.prior.part(index, count))
+        noisy, timesteps, prompts, wrong, known, weight = (tensor[own] for tensor in tensors)
+        return States(noisy, timesteps, prompts, wrong, known, weight, self.prior.part(index, count))
 
 
 @dataclass(frozen=True)

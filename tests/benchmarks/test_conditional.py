@@ -35,7 +35,7 @@ def test_a_path_tells_the_target_that_leads_to_given_latents(float64: None) -> N
 def test_displaced_weights_learn_the_decoy_and_theta_keeps_the_originals_prediction(float64: None, draws: int) -> None:
     """G has four parts: T at the attacker's weights, T near them (here with no noise), K at theta, and L_ppl."""
     method = toy_protector(objective="dpo")
-    method.family.encode_prompts = lambda prompts: torch.full((1, 4, 3), 0.3)  # type: ignore[attr-defined]
+    method.family.encode_prompts = lambda prompts: torch.full((1, 4, 3), 0.3)
     ours = Conditional(trap=0.7, trap_noise=0.2, keep=3.0, **OPTIONS | {"draws": draws})
     attack = method.begin(fresh(sampler()))
     ours.start(attack)
