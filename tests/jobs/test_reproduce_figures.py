@@ -1,0 +1,150 @@
+"""Figures of a table that are measured on saved files, against the same figures computed from these files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_reproduce import row as attack_row
+from tiny_judges import write_clip
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from apdm.audit.store import CellStore
+from apdm.audit.tables import Column
+from apdm.core.pictures import save_png, to_pil
+from apdm.data.subjects import load_images
+from apdm.export.layout import CELLS, PERTURBATION
+from apdm.faces.portrait import PortraitFeatures
+from apdm.jobs.recipes import Captions, Recipe
+from apdm.jobs.reproduce_figures import Figures
+from apdm.jobs.reproduce_steps import Done, picture
+from apdm.jobs.reproduce_subjects import Subject
+from apdm.metrics.fidelity import frechet_distance, kernel_distance
+from apdm.portraits.subjects import write_photos
+
+PROMPTS = ("a photo of t@t person", "a portrait of t@t person")
+
+
+def recipe(**more: Any) -> Recipe:
+    common = {"title": "T", "source": "S", "columns": {}, "rows": {}, "class_prompt": "a photo of a person"}
+    return Recipe(**common, subjects="portraits", model="miniature", instance_prompt=PROMPTS[0], resolution=64, **more)
+
+
+def column(figure: Any, **more: Any) -> Column:
+    return Column(title="x", figure=figure, better="lower", **more)
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    return (images * 255).round() / 255
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Done]]:
+    """Attacks on two people with files as `apdm attack` keeps them: eight pictures each, four of each prompt."""
+    root, made = tmp_path_factory.mktemp("attacks"), {}
+    for n, name in enumerate(("one", "two")):
+        write_photos(n, range(4), root / name / "photos")
+        write_photos(n + 5, range(8), root / name / "drawn")
+        store = CellStore(root / name / CELLS)
+        drawn = load_images(sorted((root / name / "drawn").iterdir()), 64) / 2 + 0.5
+        store.save("other", {"status": "ok"}, {"class": drawn[:2]})
+        store.save("this", {"status": "ok"}, {"course": drawn[:2], "attacked": drawn})
+        subject = Subject(name, sorted((root / name / "photos").iterdir()), [])
+        made[name] = [Done(subject=subject, row=attack_row([0.5] * 8), attack=root / name, prompts=PROMPTS)]
+    return made
+
+
+def look(done: Done) -> tuple[Tensor, Tensor]:
+    """Features of an attack's pictures and of the subject's photos."""
+    assert done.attack is not None
+    network = PortraitFeatures()
+    drawn = load_images(sorted((done.attack / "drawn").iterdir()), 64) / 2 + 0.5
+    return network(drawn), network(load_images(done.subject.photos, 64) / 2 + 0.5)
+
+
+def measured(one: Column, runs: dict[str, list[Done]], **more: Any) -> Any:
+    return Figures(recipe=recipe(), models={}, fill=dict, **more).cell(one, runs, 1.5)
+
+
+def test_distances_of_each_person_and_pooled(runs: dict[str, list[Done]]) -> None:
+    looks = [look(of[0]) for of in runs.values()]
+    for figure, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+        each = measured(column(figure), runs)
+        assert each.ours == pytest.approx(sum(distance(*one) for one in looks) / 2, rel=1e-4)
+        assert each.n == 2 and each.interval is not None and each.published == 1.5
+        drawn, photos = (torch.cat(part) for part in zip(*looks, strict=True))
+        pooled = measured(column(figure, pooled=True), runs)
+        assert pooled.ours == pytest.approx(distance(drawn, photos), rel=1e-4)
+        assert pooled.n == 2 and pooled.interval is None
+
+
+def test_a_distance_of_one_prompt_is_that_of_its_pictures(runs: dict[str, list[Done]]) -> None:
+    drawn, photos = look(runs["one"][0])
+    cell = measured(column("frechet", prompt=1), {"one": runs["one"]})
+    assert cell.ours == pytest.approx(frechet_distance(drawn[4:], photos), rel=1e-4)
+
+
+def test_similarity_to_the_attacked_photos_is_the_mean_cosine_of_all_pairs(runs: dict[str, list[Done]]) -> None:
+    drawn, photos = (normalize(part.double()) for part in look(runs["two"][0]))
+    expected = np.mean([[float(a @ b) for b in photos] for a in drawn])
+    assert measured(column("trained_similarity"), {"two": runs["two"]}).ours == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_column_of_one_kind_and_one_without_its_network(runs: dict[str, list[Done]]) -> None:
+    assert measured(column("frechet", kind="cat"), runs).ours is None
+    assert measured(column("fiqa"), runs).reason.startswith("needs fiqa (Efficient-FIQA")
+    assert measured(column("unsafe_rate"), runs).reason.startswith("needs safety_checker (")
+
+
+def test_clip_scores_pair_each_picture_with_its_prompt(runs: dict[str, list[Done]], tmp_path: Path) -> None:
+    figures = Figures(recipe=recipe(), models={"clip": str(write_clip(tmp_path / "clip"))}, fill=dict)
+    done = runs["one"][0]
+    assert done.attack is not None
+    drawn = load_images(sorted((done.attack / "drawn").iterdir()), 64) / 2 + 0.5
+    scores = torch.stack([figures.clip.score(drawn, [prompt] * 8) for prompt in PROMPTS])
+    expected = torch.cat([scores[0, :4], scores[1, 4:]]).mean().item()
+    assert figures.cell(column("clip"), {"one": [done]}, None).ours == pytest.approx(expected, abs=1e-5)
+    only = figures.cell(column("clip", prompt=1), {"one": [done]}, None).ours
+    assert only == pytest.approx(scores[1, 4:].mean().item(), abs=1e-5)
+
+
+def test_figures_of_photos_are_means_of_what_was_measured_on_the_saved_files(
+    runs: dict[str, list[Done]], tmp_path: Path
+) -> None:
+    visible = [{"psnr": 30.0, "ssim": 0.9, "lpips": None}, {"psnr": 34.0, "ssim": 0.8, "lpips": None}]
+    (tmp_path / PERTURBATION).write_text(json.dumps({"photos": [{"visible": one} for one in visible]}))
+    changed = {"one": [Done(subject=runs["one"][0].subject, changed=tmp_path)]}
+    assert measured(column("psnr"), changed).ours == 32.0
+    assert measured(column("ssim"), changed).ours == pytest.approx(0.85)
+    assert measured(column("lpips"), changed).ours is None
+    assert measured(column("psnr"), runs).reason == "the photos are not changed"
+
+
+def test_pictures_for_captions_are_compared_with_photos_and_with_their_captions(tmp_path: Path) -> None:
+    write_photos(7, range(5), tmp_path / "photos")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(5):
+        save_png(to_pil(torch.rand(3, 64, 64, generator=generator)), picture(tmp_path / "drawn", i))
+    captions = Captions(photos="{people}", number=5, prompts=["a photo of dog", "a photo of cat"], side=32)
+    figures = Figures(
+        recipe=recipe(captions=captions),
+        models={"clip": str(write_clip(tmp_path / "clip"))},
+        fill=lambda options: {key: str(tmp_path / "photos") for key in options},
+    )
+    runs = {"s": [Done(subject=Subject("s", [], []), captions=tmp_path / "drawn")]}
+    network = PortraitFeatures()
+    first, second = (
+        network(load_images(sorted((tmp_path / name).iterdir()), 32) / 2 + 0.5) for name in ("drawn", "photos")
+    )
+    cell = figures.cell(column("caption_frechet"), runs, None)
+    assert cell.ours == pytest.approx(frechet_distance(first, second), rel=1e-4)
+    drawn = load_images(sorted((tmp_path / "drawn").iterdir()), 64) / 2 + 0.5
+    texts = ["a photo of dog", "a photo of cat"] * 2 + ["a photo of dog"]
+    score = figures.cell(column("caption_clip"), runs, None).ours
+    assert score is not None and math.isclose(score, figures.clip.score(drawn, texts).mean().item(), abs_tol=1e-5)
