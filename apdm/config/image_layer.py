@@ -92,7 +92,24 @@ class AntiDiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ASPLConfig:
+class CleanPhotosConfig:
+    """Which clean photos a surrogate learns. Anti-DreamBooth's learns others of the person than are protected."""
+
+    clean_data_dir: str | None = option(
+        None,
+        "Folder of other photos of the same subjects, <id>/*.jpg, which are not protected and which surrogates learn "
+        "as clean photos. By default they learn the originals of the protected photos.",
+        holds="folder",
+    )
+    clean_set: Literal["A", "B", "C", "D"] = option(
+        "B",
+        "Which set to take where the photos in clean_data_dir lie in <id>/set_A, set_B and set_C. Anti-DreamBooth "
+        "learns A and protects B; give it both letters to do so, here and in protected_set.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASPLConfig(CleanPhotosConfig):
     """ASPL of Anti-DreamBooth. Step counts and the learning rate are from the authors' code."""
 
     rounds: int = option(50, "Rounds of copying, ascent and surrogate training.", at_least=1)
@@ -112,7 +129,7 @@ class ASPLConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSMGConfig:
+class FSMGConfig(CleanPhotosConfig):
     """FSMG of Anti-DreamBooth. Step counts are from the authors' code."""
 
     static_steps: int = option(1000, "Training steps of the surrogate on the clean photos.", at_least=0)

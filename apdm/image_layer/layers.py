@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
+from apdm.config.image_layer import NO_METHOD, CleanPhotosConfig, ImageLayerConfig
 from apdm.faces import Face
 from apdm.families import Family
 from apdm.image_layer.pgd import PGD, Update
@@ -227,6 +227,12 @@ class LayeredProtection:
         for layer in self.layers:
             if isinstance(layer, FineTuningLayer):
                 layer.protection.check_fits(family, prompt, class_prompt)
+
+    @property
+    def clean_photos(self) -> CleanPhotosConfig | None:
+        """Where other photos of the subjects lie, which surrogates learn; None if they learn the protected ones."""
+        found = [x.protection for x in self.layers if isinstance(x, FineTuningLayer)]
+        return next((x for x in found if isinstance(x, CleanPhotosConfig) and x.clean_data_dir), None)
 
     @property
     def surrogate_copies(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from apdm.config import JobConfig
+from apdm.config.image_layer import CleanPhotosConfig
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import delete, list_files, write_text
@@ -63,6 +64,7 @@ class PhotoJob:
         known: {subject id: the faces in each photo, and which is the subject's}, of subjects whose photos were looked
             at already.
         memory: what the photos of one subject need at most while they are protected.
+        clean: {subject id: other photos of the subject, which surrogates learn}; empty if they learn `photos`.
         faces: the models of the zero-shot layer; None if it is not used.
         protection: the layers of the photo protection.
         transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
@@ -81,6 +83,7 @@ class PhotoJob:
     photos: Mapping[str, list[PhotoFile]]
     known: dict[str, list[PersonsFace]]
     memory: PhotoMemory
+    clean: Mapping[str, list[PhotoFile]]
     faces: FaceModels | None
     protection: LayeredProtection
     transform: RandomTransform | None
@@ -118,6 +121,8 @@ class PhotoJob:
             looking = None if quiet else faces
             checked = faults.of(lambda: each(subjects, partial(_check, kind=layer.format, faces=looking)))
         photos = {subject.id: found for subject, (found, _) in zip(subjects, checked, strict=True)}
+        protection = LayeredProtection.from_config(layer, faces)
+        clean = {} if protection.clean_photos is None else _clean_photos(protection.clean_photos, photos, apart)
         known = {s.id: faces.choose(seen) for s, (_, seen) in zip(subjects, checked, strict=True) if looking and faces}
         if layer.zero_shot.no_face == "refuse":
             _refuse_without_face(photos, known)
@@ -133,8 +138,9 @@ class PhotoJob:
             photos=photos,
             known=known,
             memory=memory,
+            clean=clean,
             faces=faces,
-            protection=LayeredProtection.from_config(layer, faces),
+            protection=protection,
             transform=RandomTransform.from_config(layer.transform),
             class_pictures=lambda family, output, show: class_posterior(config, family, output, show_progress=show),
             instance_prompt=config.instance_prompt,
@@ -322,6 +328,10 @@ class PhotoJob:
                     callback=progress,
                     prompt=self.instance_prompt,
                     class_prompt=self.class_prompt,
+                    clean=[
+                        working_copy(photo.read(), self.working_side).to(prompts.device)
+                        for photo in self.clean.get(subject, ())
+                    ],
                 )
                 for photo, pixels in zip(self.photos[subject], self.protection.protect(photos, task), strict=True):
                     save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
@@ -401,6 +411,22 @@ def _check(subject: Subject, *, kind: Format, faces: FaceModels | None) -> tuple
     if faces is not None:
         require_faces(subject.images[0].parent, [bool(found) for found, _ in seen], faces.detector.name)
     return photos, seen
+
+
+def _clean_photos(
+    config: CleanPhotosConfig, subjects: Collection[str], apart: Callable[[dict[str, str]], None]
+) -> dict[str, list[PhotoFile]]:
+    """Find and check other photos of the subjects, {subject id: photos}.
+
+    Raises:
+        UserError: a photo cannot be used, a subject has none, or the folder lies in the output folder.
+    """
+    folder, option = str(config.clean_data_dir), "clean_data_dir"
+    apart({option: folder})
+    found = {one.id: one for one in find_subjects(folder, chosen=Chosen(config.clean_set, option="clean_set"))}
+    if without := sorted(set(subjects) - found.keys()):
+        raise UserError(f"{option} {folder} has no photos of {', '.join(without)}; add some, or leave {option} out")
+    return {subject: check_photos(found[subject], "png") for subject in subjects}
 
 
 def _refuse_without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:

@@ -2,7 +2,8 @@
 
 A recipe names what is protected and how, the attack, what is measured, and the published figures. Its options are those
 of `apdm harden`, `apdm perturb` and `apdm attack`. In their texts `{sd15}` and the like stand for the models that
-models.yaml names, and `{people}` for the folder of the drawn people of the miniature world.
+models.yaml names, `{people}` for the folder of the drawn people of the miniature world, and `{clean}` for a folder with
+further clean photos of the subject. An option with `{clean}` is left out where the data have no such photos.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from apdm.jobs.reproduce_subjects import HOLDOUT, PHOTOS, Subject, mixed
 
 Config = TypeVar("Config")
 WORK, DRAWN_PEOPLE = "work", "drawn-people"
+CLEAN = "{clean}"  # stands in a recipe for a folder with a subject's further clean photos
 CAPTION_SEED = 0  # of the first picture for a caption, the paper's
 
 
@@ -155,7 +156,12 @@ class Steps:
             model, state = str(folder / MODEL), folder.name
         if protection.perturb is not None:
             options = merged(recipe.perturb, protection.perturb)
-            changed = self._folder(recipe, "perturb", options, protected.photos)
+            clean = protected.clean if CLEAN in str(options) else []
+            if not clean:
+                options = with_clean(options, None)
+            changed = self._folder(recipe, "perturb", options, [*protected.photos, *clean])
+            if clean:
+                options = with_clean(options, str(self._copies(clean, []) / PHOTOS))
             if not self._is_done(changed):
                 from apdm.jobs.perturb import perturb
 
@@ -236,6 +242,12 @@ class Steps:
 
         self.processes.on_main(copy)
         return folder
+
+
+def with_clean(options: Options, folder: str | None) -> Options:
+    """Return options with a folder in the place of `CLEAN`; without those options where there is no folder."""
+    filled = {key: with_clean(own, folder) if isinstance(own, dict) else own for key, own in options.items()}
+    return {key: folder if own == CLEAN else own for key, own in filled.items() if folder or own != CLEAN}
 
 
 # -- configurations ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ PHOTOS, HOLDOUT, SPARE = "photos", "holdout", "spare"
 DRAWN_GROUPS = ("protected", "other")
 HELD_OUT_SET: Letter = "C"
 PROTECTED_SET: Letter = "A"
+CLEAN_SETS: tuple[Letter] = ("B",)  # where no attacker has it
 SPARE_SETS: tuple[Letter, Letter] = ("B", "D")
 PARTS: tuple[Part, Part] = ("kept", "held out")
 SEEN = 4  # photos of each subject that are protected where others are kept for the attacker
@@ -33,6 +34,7 @@ class Subject:
         photos: the photos that are protected and attacked.
         holdout: the photos that likeness is measured against.
         spare: further photos, which only an attacker has.
+        clean: further photos, which surrogates of photo protections may learn, and no attacker has.
         kind: the recipe's name for what the subject is; None where it names no kinds.
     """
 
@@ -40,6 +42,7 @@ class Subject:
     photos: list[Path]
     holdout: list[Path]
     spare: list[Path] = field(default_factory=list)
+    clean: list[Path] = field(default_factory=list)
     kind: str | None = None
 
 
@@ -82,8 +85,9 @@ def _drawn(folder: Path, recipe: Recipe) -> list[Subject]:
     held = {one.id: one.images for one in find_subjects(folder / HOLDOUT)}
     groups = DRAWN_GROUPS if recipe.kinds else DRAWN_GROUPS[:1]
     spare = {one.id: one.images for one in find_subjects(folder / SPARE)} if recipe.uses_spare else {}
+    clean = {one.id: one.images for one in find_subjects(folder / "attacker")}
     return [
-        Subject(one.id, one.images, held[one.id], spare.get(one.id, []))
+        Subject(one.id, one.images, held[one.id], spare.get(one.id, []), clean.get(one.id, []))
         for group in groups
         for one in find_subjects(folder / group)
     ]
@@ -91,24 +95,29 @@ def _drawn(folder: Path, recipe: Recipe) -> list[Subject]:
 
 def _found(data: str, *, with_spare: bool) -> list[Subject]:
     spare: dict[str, list[Path]] = {}
+    clean: dict[str, list[Path]] = {}
     if has_sets(data):
         photos = find_subjects(data, chosen=Chosen(PROTECTED_SET))
         holdout = find_subjects(data, chosen=Chosen(HELD_OUT_SET))
         if with_spare:
-            spare = _spare_sets(data)
+            spare = _sets(data, SPARE_SETS)
+        else:
+            clean = _sets(data, CLEAN_SETS)
     else:
         photos, holdout = (find_subjects(data, chosen=Chosen(part=part)) for part in PARTS)
     held = {one.id: one.images for one in holdout}
-    subjects = [Subject(one.id, one.images, held[one.id], spare.get(one.id, [])) for one in photos]
+    subjects = [
+        Subject(one.id, one.images, held[one.id], spare.get(one.id, []), clean.get(one.id, [])) for one in photos
+    ]
     if not with_spare or has_sets(data):
         return subjects
     return [replace(one, photos=one.photos[:SEEN], spare=one.photos[SEEN:]) for one in subjects]
 
 
-def _spare_sets(data: str) -> dict[str, list[Path]]:
-    """{subject: photos} of the sets that are neither protected nor held out, as far as there are such sets."""
+def _sets(data: str, letters: Sequence[Letter]) -> dict[str, list[Path]]:
+    """{subject: photos} of some sets, as far as there are such sets."""
     spare: dict[str, list[Path]] = {}
-    for letter in SPARE_SETS:
+    for letter in letters:
         try:
             found = find_subjects(data, chosen=Chosen(letter))
         except UserError:  # a subject does not have this set

@@ -52,12 +52,12 @@ class DLADiff(DLADiffConfig, PhotoProtection):
         rate, size = self.learning_rate, self.batch_size
         static = Surrogate(task, learning_rate=rate, batch_size=size)
         if self.static_surrogate:
-            static.fit(task.clean_photos, self.static_steps)
+            static.fit(task.originals, self.static_steps)
         trained = static.denoiser
         del static  # with AdamW's moments, two copies of the denoiser
         dynamic = Surrogate(task, learning_rate=rate, batch_size=size, prior_loss_weight=self.prior_loss_weight)
         if not self.alternate:
-            dynamic.fit(task.clean_photos, self.static_steps)
+            dynamic.fit(task.originals, self.static_steps)
         attention = self.attention_loss(task, trained, dynamic.denoiser)
         for _ in range(self.rounds):
             if self.static_surrogate:
