@@ -25,6 +25,7 @@ from apdm.config.options import option
 from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.distributed.graphs import Graphs, can_record
+from apdm.distributed.recompute import enable_gradient_checkpointing
 from apdm.families import Family, Posterior
 from apdm.families.base import DrawTimesteps
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
@@ -232,7 +233,7 @@ class FineTuning(ABC):
     ) -> list[float]:
         """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
         if self.gradient_checkpointing:
-            attacked.model.denoiser.enable_gradient_checkpointing()
+            enable_gradient_checkpointing(attacked.model.denoiser)
         if can_record(attacked.parameters[0].device, attacked.model.denoiser):
             replayed = Graphs(attacked.parameters[0].device)(attacked.model.denoiser)
             attacked = replace(attacked, replayed=replayed)

@@ -205,8 +205,14 @@ class HardenConfig(JobConfig):
     cuda_graphs: bool = option(
         True,
         "Record the passes of the networks as CUDA graphs, which starts their kernels with one call. The numbers are "
-        "the same. It takes one more gradient of memory. Without effect on other devices, with gradient_checkpointing, "
-        "and where a launcher shards the weights.",
+        "the same. It takes one more gradient of memory, and is left out if so much is not free. Without effect on "
+        "other devices, and where a launcher shards the weights.",
+    )
+    channels_last: bool = option(
+        False,
+        "Keep the weights of convolutions in the memory format channels_last during the training, which spares GPUs a "
+        "change of layout. The weights differ only in rounding, and the exported files have the same layout. For one "
+        "process or DDP, with l2p.optimizer adamw.",
     )
     gradient_accumulation_steps: int = option(
         1,

@@ -10,16 +10,21 @@ only passes that do not overlap: see `Graphs`.
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
+from apdm.core.devices import is_accelerator
 from apdm.core.logging import get_logger
+from apdm.core.memory import available_on
+from apdm.distributed.recompute import keeps_random_state
 
 logger = get_logger(__name__)
 
@@ -38,10 +43,14 @@ class Graphs:
     Args:
         device: the device of the networks.
         capture: records the passes of a module. The default does it with PyTorch's own function for this device.
+        free: returns the bytes of memory that the device has left.
     """
 
-    def __init__(self, device: torch.device, capture: Capture | None = None) -> None:
+    def __init__(
+        self, device: torch.device, capture: Capture | None = None, free: Callable[[], float] | None = None
+    ) -> None:
         self.capture = capture or _capture
+        self.free = free or partial(_free, device)
         self.pool = getattr(torch, device.type).graph_pool_handle() if capture is None else None
         self.failed = False
         self._passes: list[weakref.ref[_Pass]] = []
@@ -56,8 +65,14 @@ class Graphs:
         return GraphedNetwork(network, self)
 
     def record(self, module: nn.Module, examples: tuple[Tensor, ...]) -> Callable[..., Any] | None:
-        """Record the passes of `module`. Return None if that is impossible."""
+        """Record the passes of `module`. Return None if that is impossible.
+
+        A graph keeps a gradient of all weights. As much must be left for the pass itself, and for what comes later.
+        """
+        needed, free = 2 * _gradient_bytes(module), self.free()
         try:
+            if needed > free:
+                raise RuntimeError(f"they need {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free")
             return self.capture(module, examples, self.pool)
         except RuntimeError as error:  # out of memory, or something in the network waits for the device
             self.failed = True
@@ -119,6 +134,9 @@ class GraphedNetwork(nn.Module):
 
     def _find(self, leaves: list[Any], spec: TreeSpec) -> Callable[..., Any] | None:
         """Return the graph for this call, recorded now if need be. None: the call must run without one."""
+        if self.graphs.failed:
+            self.recorded.clear()  # their memory is needed
+            return None
         # Gradients that a replay has left in the weights lie in its fixed memory, and would be overwritten.
         if not self.graphs.may_replay() or (torch.is_grad_enabled() and any(p.grad is not None for p in self.weights)):
             return None
@@ -147,13 +165,9 @@ class GraphedNetwork(nn.Module):
 
 
 def can_record(device: torch.device, network: nn.Module) -> bool:
-    """Whether this device has graphs, and the network's passes can be recorded.
-
-    Gradient checkpointing cannot: it saves the state of the random numbers in the middle of a pass.
-    """
-    return hasattr(getattr(torch, device.type, None), "make_graphed_callables") and not any(
-        getattr(module, "gradient_checkpointing", False) for module in network.modules()
-    )
+    """Whether this device has graphs, and the network's passes can be recorded: see `apdm.distributed.recompute`."""
+    has_graphs = hasattr(getattr(torch, device.type, None), "make_graphed_callables")
+    return has_graphs and not keeps_random_state(network)
 
 
 class _Pass:
@@ -181,6 +195,20 @@ class _Call(nn.Module):
             leaves[place] = tensor
         args, kwargs = tree_unflatten(leaves, self.spec)
         return self.network(*args, **kwargs)
+
+
+def _gradient_bytes(module: nn.Module) -> int:
+    """Return the bytes of a gradient of all weights that need one in the present pass."""
+    weights = module.parameters() if torch.is_grad_enabled() else ()
+    return sum(weight.nbytes for weight in weights if weight.requires_grad)
+
+
+def _free(device: torch.device) -> float:
+    """Return the bytes that the device and PyTorch's allocator have left; infinite if the device does not say."""
+    free = available_on(device) if is_accelerator(device) else None
+    if free is None:
+        return math.inf
+    return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
 
 
 def _capture(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:

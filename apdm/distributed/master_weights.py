@@ -91,7 +91,8 @@ class MasterWeights:
         # wait to learn whether the gradient is finite.
         adder = SGD(self.gradient, lr=1.0, maximize=True, fused=True)
         for total, part in zip(self.gradient, gradient, strict=True):
-            total.grad = part
+            # A fused step reads both in the order of their memory, in which convolutions may differ.
+            total.grad = part if part.stride() == total.stride() else torch.empty_like(total).copy_(part)
         scale.unscale_(adder)
         scale.step(adder)
         scale.update()
@@ -259,7 +260,7 @@ class FlatMasterWeights(MasterWeights):
             low, high = max(start, self.own.start), min(start + p.numel(), self.own.stop)
             if low < high:
                 part = offset[0][low - self.own.start : high - self.own.start]
-                part.copy_(p.view(-1)[low - start : high - start])
+                part.copy_(p.reshape(-1)[low - start : high - start])
             start += p.numel()
         offset[0].sub_(self.theta[0])
 

@@ -45,7 +45,7 @@ IGNORED_OPTIONS = (
 # If any other option differs, the run is not resumed.
 REPORTED_OPTIONS = (
     *("output_dir", "class_data_dir", "seed", "num_threads", "max_train_steps", "gradient_accumulation_steps"),
-    *("mixed_precision", "memory.offload", "save_variant", "save_dtype", "single_file", "faces"),
+    *("mixed_precision", "channels_last", "memory.offload", "save_variant", "save_dtype", "single_file", "faces"),
     *("pretrained_model_name_or_path", "reference_model_name_or_path"),
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir", "dataset_name", "class_dataset_name"),
     "dataset_subjects",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apdm.config import HardenConfig
 from apdm.core.errors import UserError
-from apdm.distributed.launch import SHARDED, EngineKind
+from apdm.distributed.launch import PLAIN, SHARDED, EngineKind
 from apdm.distributed.optimizers import require_optimizer
 from apdm.protection.attacker_pool import choose_lora_attackers
 
@@ -30,6 +30,8 @@ def check_engine(config: HardenConfig, kind: EngineKind, size: int) -> None:
         raise UserError("a pool's attackers are opposed after their steps; set l2p.evaluate after or pool.size 0")
     _check_optimizer(config, kind)
     _check_memory(config, kind)
+    if config.channels_last:
+        _check_channels_last(config, kind)
     if config.l2p.lora_share:
         _check_adapters(config, kind)
     if config.l2p.attackers == "independent" and size > 1:
@@ -69,6 +71,16 @@ def _check_memory(config: HardenConfig, kind: EngineKind) -> None:
             raise UserError(f"{chosen[0]} does not go with mixed_precision fp16 and its loss scale; use bf16 or no")
     if config.memory.reference_dtype != "float32" and kind in SHARDED:
         raise UserError(f"{kind} shares phi out over all processes; set memory.reference_dtype float32")
+
+
+def _check_channels_last(config: HardenConfig, kind: EngineKind) -> None:
+    if kind not in PLAIN:
+        raise UserError(f"channels_last is for one process or ddp, not for {kind}, which cuts weights up; leave it out")
+    if config.l2p.optimizer != "adamw":
+        raise UserError(
+            f"channels_last does not go with l2p.optimizer {config.l2p.optimizer}, which rearranges the weights; leave "
+            "it out, or set l2p.optimizer adamw"
+        )
 
 
 def _check_adapters(config: HardenConfig, kind: EngineKind) -> None:

@@ -247,6 +247,7 @@ def export(
     output = Path(config.output_dir)
     for family in (base, hardened):
         family.pipeline.to(device)
+        family.denoiser.to(memory_format=torch.contiguous_format)  # what follows works on it as on the exported folder
     hardened.denoiser.requires_grad_(False).eval()
     moved = tell_moved_weights(config, base, hardened)
     hardened.round_weights()

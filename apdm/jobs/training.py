@@ -30,6 +30,7 @@ from apdm.distributed.launch import (
 from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.optimizers import OPTIMIZERS
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.recompute import enable_gradient_checkpointing
 from apdm.distributed.reference import Bfloat16Reference
 from apdm.distributed.schedule import CONSTANT, learning_rates
 from apdm.families import Family
@@ -83,6 +84,10 @@ class Training:
         self.generator = torch.Generator().manual_seed(config.seed)
         kind = engine_kind(accelerator)
         self.sharded = kind in SHARDED
+        if config.channels_last:  # a convolution gives its output the memory format of its weights
+            networks: tuple[Any, ...] = (hardened.denoiser, reference)
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
         self.engine = self._make_engine(accelerator)
         self.master = make_master_weights(
             self.engine.working,
@@ -239,7 +244,7 @@ class Training:
         config, l2p, adamw = self.config, self.config.l2p, adamw_options(self.config)
         model = self.hardened.denoiser.requires_grad_(True)
         if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            enable_gradient_checkpointing(model)
         adapter = None
         if l2p.lora_share:
             adapter = AdapterOptions(

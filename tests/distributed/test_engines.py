@@ -100,6 +100,13 @@ def test_many_processes_have_the_weights_of_one(
     assert distance(load_file(launch(engine) / f"{case}.safetensors"), one_process(case)) < FLOOR
 
 
+@every("channels_last")
+def test_convolutions_in_another_memory_format_change_nothing(
+    launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str
+) -> None:
+    assert distance(load_file(launch(engine) / f"{case}.safetensors"), one_process("pool")) < FLOOR
+
+
 @every("half", "float16")
 def test_in_half_precision_too_up_to_its_own_rounding(
     launch: Callable[..., Path], one_process: Callable[[str], Weights], engine: str, case: str

@@ -6,7 +6,9 @@ outputs and gradients to fixed memory, which the next replay overwrites. `make g
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.processes import SINGLE_PROCESS
+from apdm.distributed.recompute import enable_gradient_checkpointing, recomputed
 from apdm.families import load_family
 
 CPU = torch.device("cpu")
@@ -85,6 +88,10 @@ def gradient(network: Any, loss_of: Callable[[Any], Tensor], weights: list[nn.Pa
 
 def one(seed: int) -> Callable[[Any], Tensor]:
     return lambda network: network(pictures(seed)).square().mean()
+
+
+def mean_square(photos: Tensor, network: Any) -> Tensor:
+    return network(photos).square().mean()
 
 
 def two_passes(network: Any) -> Tensor:
@@ -175,7 +182,7 @@ def test_a_pass_that_cannot_be_recorded_runs_as_it_is(network: nn.Module, caplog
 
 
 def test_learning_to_protect_ends_at_the_same_weights(tiny_pipeline: Path) -> None:
-    for case in ("paper", "adapters_pool"):
+    for case in ("paper", "adapters_pool", "accumulated"):
         config, count = CASES[case]
         plain, graphed = (
             build(config, Accelerator(cpu=True), SINGLE_PROCESS, load_family(tiny_pipeline)) for _ in "ab"
@@ -195,5 +202,62 @@ def test_what_cannot_be_recorded(tiny_pipeline: Path, monkeypatch: pytest.Monkey
     assert not can_record(CPU, denoiser)
     monkeypatch.setattr(torch.cpu, "make_graphed_callables", None, raising=False)
     assert can_record(CPU, denoiser)
-    denoiser.enable_gradient_checkpointing()
+    denoiser.enable_gradient_checkpointing()  # diffusers' way saves the state of the random numbers
     assert not can_record(CPU, denoiser)
+    enable_gradient_checkpointing(denoiser)
+    assert can_record(CPU, denoiser)
+    denoiser.mid_block.dropout = nn.Dropout(0.1)
+    assert not can_record(CPU, denoiser)
+
+
+def test_without_room_nothing_is_recorded_and_what_was_recorded_is_given_up(
+    network: nn.Module, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    gradient_bytes = sum(p.nbytes for p in network.parameters())
+    free = iter([2 * gradient_bytes, 2 * gradient_bytes - 1])
+    graphed, weights = Graphs(CPU, recorder, lambda: next(free))(network), list(network.parameters())
+    for count in (2, 2, 5, 5, 2):  # two kinds of calls
+        loss_of = partial(mean_square, pictures(1, count))
+        expected, found = gradient(network, loss_of, weights), gradient(graphed, loss_of, weights)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert (recorder.recorded, recorder.replayed) == (1, 1)
+    assert not graphed.recorded and caplog.text.count("without CUDA graphs") == 1
+
+
+# -- gradient checkpointing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux"])
+def test_recomputed_blocks_give_the_same_gradients_and_leave_the_random_numbers_alone(
+    kind: str, families: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = families(kind)
+    noisy = torch.randn(2, family.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = family.encode_prompts(["a photo", "a cat"]).detach()
+    ends = []
+    for enable in (None, lambda model: model.enable_gradient_checkpointing(), enable_gradient_checkpointing):
+        denoiser = copy.deepcopy(family.denoiser).requires_grad_(True)
+        if enable is not None:
+            enable(denoiser)
+        with monkeypatch.context() as patch:
+            if enable is enable_gradient_checkpointing:
+                patch.setattr(torch, "get_rng_state", lambda: pytest.fail("the state of the random numbers was saved"))
+            prediction = family.predict(denoiser, noisy, torch.tensor([3, 500]), prompts)
+            weights = [p for p in denoiser.parameters()]
+            ends.append(torch.autograd.grad(prediction.square().mean(), weights, allow_unused=True))
+    assert any(g is not None and g.any() for g in ends[0])
+    for plain, theirs, ours in zip(*ends, strict=True):
+        assert (plain is None) == (ours is None)
+        if plain is not None and theirs is not None and ours is not None:
+            assert torch.equal(plain, theirs) and torch.equal(plain, ours)
+
+
+def test_a_block_with_dropout_draws_the_same_numbers_again() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    ends = []
+    for call in (block, lambda x: recomputed(block, x)):
+        torch.manual_seed(1)
+        ends.append(torch.autograd.grad(call(pictures(0)).sum(), list(block.parameters())))
+    for plain, ours in zip(*ends, strict=True):
+        assert torch.equal(plain, ours)

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[HardenConfig, int]] = {
     "clipped": (CLIPPED, 3),
     "accumulated": (replace(PAPER, **PARTS), 1),
     "pool": (POOL, 5),
+    "channels_last": (replace(POOL, channels_last=True), 5),
     "half": (replace(PAPER, mixed_precision="bf16"), 1),
     "float16": (FLOAT16, 1),
     "independent": (replace(PAPER, l2p=replace(PAPER.l2p, attackers="independent")), 1),

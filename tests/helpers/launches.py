@@ -35,7 +35,7 @@ COMMON = ["clipped", "accumulated", "pool", "half", "float16", "overflow", "resu
 
 
 LAUNCHES = {
-    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "adapters", "adapters_pool"]),
+    "ddp": ("cpu_2proc_ddp", 2, ["paper", *COMMON, "independent", "adapters", "adapters_pool", "channels_last"]),
     "zero1": ("cpu_2proc_zero1", 2, COMMON),
     "zero2": ("cpu_2proc_zero2", 2, ["paper", *COMMON]),
     "zero2_offload": ("cpu_2proc_zero2_offload", 2, ["clipped", "pool", "resumed", "float16", "overflow"]),
