@@ -107,6 +107,12 @@ def denoiser(name: str) -> UNet2DConditionModel | SD3Transformer2DModel:
     return SD3Transformer2DModel(**SHARED, **TRANSFORMERS[name])
 
 
+def weight_bytes(name: str) -> int:
+    """Bytes of the denoiser's weights in float32."""
+    with torch.device("meta"):
+        return 4 * sum(p.numel() for p in denoiser(name).parameters())
+
+
 def vae(name: str) -> AutoencoderKL:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     widths = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": resolution(name)}

@@ -75,12 +75,10 @@ def frozen(name: str) -> int:
 
 def activations(name: str, config: HardenConfig) -> int:
     """Bytes that one graph on SAMPLES pictures keeps, and with checkpointing the largest block besides; an estimate."""
-    with torch.device("meta"):
-        copy = 4 * sum(p.numel() for p in architectures.denoiser(name).parameters())
     dtype = torch.float32 if config.mixed_precision == "no" else torch.bfloat16
     saved, largest = _saved(name, dtype, checkpointed=False)
     outside = _saved(name, dtype, checkpointed=True)[0] if config.gradient_checkpointing else saved
-    return memory_count.activations(Pass(0, saved, largest, outside), config, copy)
+    return memory_count.activations(Pass(0, saved, largest, outside), config, architectures.weight_bytes(name))
 
 
 @cache

@@ -61,16 +61,22 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
     layers = {"fine-tuning layer": fine_tuning_layer(steps), "zero-shot layer": zero_shot_layer(steps)}
     return {
         "Learning to Protect, float32": partial(protect_agrees, "no", few, FLOAT32),
+        "Learning to Protect, float32, recomputed": partial(
+            protect_agrees, "no", few, FLOAT32, gradient_checkpointing=True
+        ),
+        "Learning to Protect, float32, channels_last": partial(protect_agrees, "no", few, FLOAT32, channels_last=True),
+        "resumed after SIGKILL": partial(resumed_after_kill, 2 if tiny else 12, tiny=tiny),
+        "memory after the job": memory_returns,
         "Learning to Protect, bf16": partial(protect_agrees, "bf16", few, BFLOAT16),
-        "Learning to Protect, float32, without CUDA graphs": partial(protect_agrees, "no", few, FLOAT32, graphs=False),
+        "Learning to Protect, float32, without CUDA graphs": partial(
+            protect_agrees, "no", few, FLOAT32, cuda_graphs=False
+        ),
         **{f"{name}, float32": partial(attack_agrees, attack) for name, attack in attacks.items()},
         **{f"{name}, float32": partial(photos_agree, layer) for name, layer in layers.items()},
         "sampling, float32": partial(pictures_agree, steps),
         "waits in Learning to Protect": protect_waits,
         **{f"waits in {name}": partial(attack_waits, attack) for name, attack in attacks.items()},
         **{f"waits in the {name}": partial(photos_wait, layer) for name, layer in layers.items()},
-        "memory after the job": memory_returns,
-        "resumed after SIGKILL": partial(resumed_after_kill, 2 if tiny else 12, tiny=tiny),
     }
 
 
@@ -110,21 +116,19 @@ def training(config: HardenConfig, where: torch.device) -> Training:
 
 
 @cache
-def protected(
-    precision: str, steps: int, where: torch.device, graphs: bool = True
-) -> tuple[list[Tensor], list[Tensor]]:
-    """theta at the start and after some outer steps, on the CPU."""
-    ran = training(replace(configuration(precision), cuda_graphs=graphs), where)
+def protected(precision: str, steps: int, where: torch.device, **changes: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """theta at the start and after some outer steps, on the CPU; `changes` are options."""
+    ran = training(replace(configuration(precision), **changes), where)  # type: ignore[arg-type]
     start = [theta.detach().cpu().clone() for theta in ran.master.theta]
     for _ in range(steps):
         ran.outer_step()
     return start, [theta.detach().cpu().clone() for theta in ran.master.theta]
 
 
-def protect_agrees(precision: str, steps: int, bound: float, *, graphs: bool = True) -> Mapping[str, Figure]:
+def protect_agrees(precision: str, steps: int, bound: float, **changes: bool) -> Mapping[str, Figure]:
     start, theirs = protected("no", steps, device.CPU)
     with device.exact_float32() if precision == "no" else nullcontext():
-        _, ours = protected(precision, steps, device.device(), graphs)
+        _, ours = protected(precision, steps, device.device(), **changes)
     return {f"difference after {steps} outer steps": at_most(path_share(ours, theirs, start), bound, "of the path")}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,23 @@ class Record:
         file = folder / RESULTS
         self.content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"stages": {}}
 
+    def take_over(self, file: Path, *, anew: Collection[str]) -> None:
+        """Take over all figures of an earlier run, which are then not measured again. What failed there is left out.
+
+        Args:
+            file: the earlier run's results.json.
+            anew: stages to leave out.
+        """
+        earlier = json.loads(file.read_text())
+        self.content["tiny"] = earlier["tiny"]
+        for stage, kept in earlier["stages"].items():
+            if stage not in anew:
+                good = {name: entry for name, entry in kept["measurements"].items() if "error" not in entry}
+                taken = {name: {**entry, "earlier": True} for name, entry in good.items()}
+                done = kept["done"] and len(good) == len(kept["measurements"])
+                self.content["stages"][stage] = {"done": done, "measurements": taken}
+        self.write()
+
     def stage(self, name: str) -> dict[str, Any]:
         fresh: dict[str, Any] = {"done": False, "measurements": {}}
         return self.content["stages"].setdefault(name, fresh)
@@ -117,6 +134,7 @@ class Record:
                     figure = Figure(**raw)
                     shown = "not measured" if figure.value is None else f"{figure.value:.4g} {figure.unit}".strip()
                     met = {None: "", True: "yes", False: "**no**"}[figure.met]
+                    shown += " (earlier run)" if entry.get("earlier") else ""
                     lines.append(f"| {stage} | {name}: {_cell(label)} | {shown} | {figure.aim} | {met} |")
             if not kept["done"]:
                 lines.append(f"| {stage} | | not at its end | | |")

@@ -1,7 +1,8 @@
 """Inner steps per second of Learning to Protect at the size of Stable Diffusion 1.5, in bfloat16.
 
-First against the released way of working, an outer step of one and then of the other; then by itself with one thing
-changed at a time. Everything is `benchmarks.l2p_speed`'s.
+First with convolutions in both memory formats, one after the other; then against the released way of working, an outer
+step of one and then of the other; then by itself with one thing changed at a time. Everything is
+`benchmarks.l2p_speed`'s.
 """
 
 from __future__ import annotations
@@ -23,15 +24,14 @@ from benchmarks.gpu.record import Figure, Work, at_least, at_most, plain
 
 BLOCKS = {"dynamo_backend": "inductor", "regional": True}
 CHANGES: dict[str, dict[str, object]] = {
-    "without CUDA graphs": {"cuda_graphs": False},
-    "weights in channels_last": {"channels_last": True},
-    "blocks compiled": BLOCKS,
     "attention by CUDNN_ATTENTION": {"attention": "CUDNN_ATTENTION"},
     "attention by FLASH_ATTENTION": {"attention": "FLASH_ATTENTION"},
-    "AdamW without its fused kernel": {"foreach": True},
+    "blocks compiled": BLOCKS,
     "blocks compiled, channels_last": {**BLOCKS, "channels_last": True},
+    "AdamW without its fused kernel": {"foreach": True},
+    "without CUDA graphs": {"cuda_graphs": False},
 }
-TINY_CHANGES = ("without CUDA graphs", "weights in channels_last", "AdamW without its fused kernel")
+TINY_CHANGES = ("without CUDA graphs", "AdamW without its fused kernel")
 
 
 def options(*, tiny: bool) -> l2p_speed.Options:
@@ -53,15 +53,26 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
     base = options(tiny=tiny)
     changes = {name: CHANGES[name] for name in TINY_CHANGES} if tiny else CHANGES
     return {
+        "channels_last": partial(in_both_formats, base),
         "batch 1": partial(against_released, base),
         "batch 4": partial(alone, replace(base, train_batch_size=4)),
         "batch 1 alone": partial(alone, base),
         "where the time of batch 1 goes": partial(profiled, base, folder),
-        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
+        "where the time of channels_last goes": partial(profiled, replace(base, channels_last=True), folder),
         "peak of ours": partial(peak, "apdm", base),
         "peak of the released way": partial(peak, "reference", base),
         "peaks compared": partial(peaks_compared, folder),
+        **{name: partial(alone, replace(base, **change)) for name, change in changes.items()},  # type: ignore[arg-type]
     }
+
+
+def in_both_formats(base: l2p_speed.Options) -> Mapping[str, Figure]:
+    """One after the other, so that both never have to fit the memory together."""
+    name = "inner steps per second"
+    plain_way, last = alone(base), alone(replace(base, channels_last=True))
+    contiguous = plain_way[name].value
+    ratio = (last[name].value or 0) / contiguous if contiguous else None
+    return {"the same, contiguous": plain(contiguous, "1/s"), "ratio to contiguous": plain(ratio), **last}
 
 
 def against_released(base: l2p_speed.Options) -> Mapping[str, Figure]:
@@ -94,7 +105,7 @@ def alone(base: l2p_speed.Options) -> Mapping[str, Figure]:
 
 
 def profiled(base: l2p_speed.Options, folder: Path) -> Mapping[str, Figure]:
-    """How busy the accelerator is, and with what: profile.txt has all operations, the longest first."""
+    """How busy the accelerator is, and with what: in a file of the folder all operations, the longest first."""
     step = l2p_speed.prepare("apdm", base)
     step()
     wall = min(device.seconds(step) for _ in range(base.outer_steps))
@@ -103,9 +114,8 @@ def profiled(base: l2p_speed.Options, folder: Path) -> Mapping[str, Figure]:
     with profile(activities=accelerator) as recorded:
         device.seconds(step)
     rows = recorded.key_averages()
-    write_text(
-        folder / "profile.txt", rows.table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=90)
-    )
+    name = "profile-channels_last.txt" if base.channels_last else "profile.txt"
+    write_text(folder / name, rows.table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=90))
     kernels = [row for row in rows if row.device_type != DeviceType.CPU]
     busy = sum(row.self_device_time_total for row in kernels) / 1e6
     found = {

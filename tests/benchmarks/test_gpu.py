@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from launches import run_python
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.record import RESULTS, TABLE, Figure, Record, at_least, at_most, near, plain
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -76,6 +80,47 @@ def test_a_measurement_that_fails_ends_no_other_and_one_that_took_its_process_al
     record.measure("speed", "killed", lambda: {"rate": plain(3.0)})
     assert Record(tmp_path).figure("speed", "killed", "rate") == 3.0
     assert Record(tmp_path).figure("speed", "broken", "rate") is None
+
+
+def test_figures_of_an_earlier_run_are_taken_over_and_what_it_lacks_is_measured(tmp_path: Path) -> None:
+    earlier = Record(tmp_path / "earlier")
+    earlier.folder.mkdir()
+    earlier.content["tiny"] = False
+    for stage, done in (("speed", False), ("jobs", True), ("cost", True)):
+        earlier.measure(stage, "good", lambda: {"rate": plain(2.0, "1/s")})
+        earlier.stage(stage)["done"] = done
+    earlier.stage("speed")["measurements"]["broken"] = {"error": "out of memory"}
+    earlier.write()
+    record = Record(tmp_path)
+    record.take_over(tmp_path / "earlier" / RESULTS, anew=command.DERIVED)
+    record = Record(tmp_path)
+    assert {name: kept["done"] for name, kept in record.content["stages"].items()} == {"speed": False, "jobs": True}
+    record.measure("speed", "good", lambda: pytest.fail("measured a second time"))
+    record.measure("speed", "broken", lambda: {"rate": plain(3.0)})
+    assert [record.figure("speed", name, "rate") for name in ("good", "broken")] == [2.0, 3.0]
+    rows = (tmp_path / TABLE).read_text()
+    assert "| speed | good: rate | 2 1/s (earlier run) |" in rows and "| speed | broken: rate | 3 |" in rows
+
+
+def test_the_committed_results_leave_out_nothing_but_what_was_never_measured(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.take_over(ROOT / "benchmarks/results/gpu.json", anew=command.DERIVED)
+    stages = record.content["stages"]
+    missing = {name for name in command.STAGES if not stages.get(name, {}).get("done")}
+    assert missing <= {"agreement", "speed", "peaks", "cost", "whole_graphs"}
+    for stage in ("agreement", "speed", "peaks"):
+        assert stages[stage]["measurements"].keys() & command.measurements(stage, tmp_path, tiny=False).keys()
+
+
+def test_the_packages_for_a_machine_without_network_are_the_pinned_ones() -> None:
+    def lines(file: str) -> set[str]:
+        return {line for line in (ROOT / file).read_text().splitlines() if "==" in line}
+
+    wanted = lines("benchmarks/gpu/requirements.txt")
+    assert wanted <= lines("constraints.txt")
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {line.partition("==")[0] for line in wanted}
+    assert {re.split("[><=]", line)[0] for line in needed} - names == {"torch"}
 
 
 def test_aims_are_met_or_not_or_cannot_be_told() -> None:

@@ -117,7 +117,8 @@ def build(config: HardenConfig, accelerator: Accelerator, processes: ProcessGrou
 
 def theta(training: Training) -> dict[str, Tensor]:
     training.publish()
-    return {name: p.detach().clone() for name, p in training.hardened.denoiser.named_parameters()}
+    named = training.hardened.denoiser.named_parameters()
+    return {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in named}
 
 
 def steps(training: Training, first: int, last: int) -> Training:
