@@ -22,6 +22,7 @@ import yaml
 from accelerate import Accelerator
 from engine_cases import PAPER, POOL
 from foreign import foreign_lines
+from in_process import run_here
 from launches import BUILT, FLOOR, LAUNCHES, ROOT, distance, require_compiler, search_path
 from safetensors.torch import load_file
 from tiny_run import UNET, arguments, write_people
@@ -87,8 +88,8 @@ def bundled(people: Path, output: Path) -> list[str]:
 
 def test_two_processes_under_zero_2_export_the_folder_that_one_exports(people: Path, tmp_path: Path) -> None:
     require_compiler()
-    code, said = finish(start("single", bundled(people, tmp_path / "one")))
-    assert code == 0, said
+    alone = run_here("harden", *bundled(people, tmp_path / "one"))
+    assert alone.returncode == 0, alone.stderr
     code, said = finish(start(END_TO_END, bundled(people, tmp_path / "two")))
     assert code == 0, said
     one, two = (
@@ -224,8 +225,8 @@ def test_the_processes_of_a_run_share_its_audit_and_do_not_repeat_it(subjects: P
 
     before = finished()
     (tmp_path / "run/results.json").unlink()  # as after a kill near the end
-    code, said = finish(start("single", options))
-    assert code == 0, said
+    again = run_here("harden", *options)
+    assert again.returncode == 0, again.stderr
     assert finished() == before and len(before) == 3 + 4 + 4  # class pictures, attacks on weights and on photos
     assert (tmp_path / "run/results.json").exists()
 

@@ -186,7 +186,7 @@ def test_options_that_documents_name_exist() -> None:
         "dynamo_backend",
         "dynamo_mode",
     }
-    foreign |= {"scale_lr", "consenting", "summary", "dynamo_use_regional_compilation", "limit", "tiny"}
+    foreign |= {"scale_lr", "consenting", "summary", "dynamo_use_regional_compilation", "limit", "missing", "tiny"}
     foreign |= {"gpus", "ipc", "publish", "stop", "user", "volume"}  # Docker's
     groups = {option.partition(".")[0] for option in known if "." in option}
     for document in (README, *(page for page in PAGES if GENERATED not in page.parents)):

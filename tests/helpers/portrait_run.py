@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from in_process import run_here
+
 from apdm.portraits import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -53,4 +55,9 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def harden(people: Path, output: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+    return run_here("harden", *arguments(people, output, **changes))
+
+
+def harden_as_users_do(people: Path, output: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
     return run([sys.executable, "-m", "apdm", "harden", *arguments(people, output, **changes)])

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from foreign import foreign_lines
 from PIL import Image
-from portrait_run import UNET, arguments, harden, run
+from portrait_run import UNET, arguments, harden, harden_as_users_do, run
 from safetensors.torch import load_file
 
 from apdm.export.leaks import scan_for_leaks
@@ -32,7 +32,7 @@ def hardened(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "hardened"
     paper = {"pool.size": 0, "pool.benign_size": 0, "preservation.anchor_weight": 0}
     changes = {"save_variant": "fp16", "single_file": "true", **paper}
-    result = harden(people, output, **changes)
+    result = harden_as_users_do(people, output, **changes)
     assert result.returncode == 0, result.stderr
     assert foreign_lines(result.stderr) == []
     return output

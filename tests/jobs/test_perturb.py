@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign import foreign_lines
+from in_process import run_here
 from PIL import Image
 
 from apdm.config import PerturbConfig, load_config
@@ -72,10 +73,6 @@ def command(*argv: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-
-
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*argv), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def on_a_terminal(words: Sequence[str]) -> tuple[int, str]:
@@ -299,7 +296,7 @@ def test_bad_options_are_one_line_and_leave_nothing(people: Path, tmp_path: Path
 @pytest.mark.parametrize("where", ["", "out", "s01", ".."])
 def test_the_photos_own_folder_is_never_the_output(people: Path, where: str):
     before = files(people)
-    result = run(*arguments(people, people / where))
+    result = run_here("perturb", *arguments(people, people / where))
     assert result.returncode == 2 and "originals are never overwritten" in result.stderr
     assert result.stderr.count("apdm: error: ") == 1 and foreign_lines(result.stderr) == []
     assert files(people) == before
