@@ -250,6 +250,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--train_batch_size", type=int, default=1, help="of apdm; the reference takes 1")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of apdm")
     parser.add_argument("--dynamo_backend", default="no", help="of apdm: compile its passes, e.g. with inductor")
+    parser.add_argument("--channels_last", action="store_true", help="of apdm: memory format of its convolutions")
     parser.add_argument("--device", default=str(accelerator or "cpu"))
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", help="JSON file to write")
