@@ -13,16 +13,17 @@ from apdm.audit.results import AttackRow
 from apdm.audit.rows import row_flags
 from apdm.audit.schema import to_json
 from apdm.core.files import write_text
-from apdm.metrics.perception import brisque_missing
+from apdm.metrics.perception import brisque_missing, lpips_missing
 from apdm.metrics.statistics import bootstrap_interval, independent_values
 
 SCHEMA = 1
-QUALITY = ("similarity", "brisque", "face_score")
+QUALITY = ("similarity", "brisque", "face_score", "edit_similarity", "edit_lpips", "edit_direction")
 OfAttack = Literal["similarity", "brisque", "face_score", "mean", "detected_mean", "face_rate", "match_rate"]
+OfEdits = Literal["edit_similarity", "edit_lpips", "edit_direction"]
 OfPictures = Literal["trained_similarity", "frechet", "kernel", "clip", "fiqa", "unsafe_rate"]
-OfPhotos = Literal["psnr", "ssim", "lpips"]
+OfPhotos = Literal["psnr", "ssim", "lpips", "photo_likeness"]
 OfCaptions = Literal["caption_frechet", "caption_kernel", "caption_clip"]
-Figure = Literal[OfAttack, OfPictures, OfPhotos, OfCaptions, "other"]
+Figure = Literal[OfAttack, OfEdits, OfPictures, OfPhotos, OfCaptions, "other"]
 UNCHANGED = "the photos are not changed"
 PICTURES, PHOTOS, CAPTIONS = (frozenset(get_args(kind)) for kind in (OfPictures, OfPhotos, OfCaptions))
 
@@ -35,11 +36,12 @@ class Column:
         title: what the paper calls it, or what it is.
         figure: what is measured. similarity is the mean cosine of whole pictures to the hold-out photos (DINO score),
             brisque and face_score are means over the pictures, and mean to match_rate are those of
-            `IdentityStatistics`. Those of OfPictures are measured on the saved pictures of the attack: the similarity
-            to the photos that the attack is about, as they were before protection; the distance to these photos; the
-            CLIP score, the quality of faces, and the share that a safety checker flags. Those of OfPhotos compare
-            saved protected photos with their originals. Those of OfCaptions are of pictures that the row's model
-            draws for captions, without an attack. other is a figure that is not computed.
+            `IdentityStatistics`. Those of OfEdits compare edited pictures with their photos, see `edit_quality`. Those
+            of OfPictures are measured on the saved pictures of the attack: the similarity to the photos that the attack
+            is about, as they were before protection; the distance to these photos; the CLIP score, the quality of
+            faces, and the share that a safety checker flags. Those of OfPhotos compare saved protected photos with
+            their originals; photo_likeness is the cosine of their faces. Those of OfCaptions are of pictures that the
+            row's model draws for captions, without an attack. other is a figure that is not computed.
         better: which figures are better for the person who is protected, or for those who use the model.
         encoder: the number of the likeness encoder, from 0.
         prompt: only the pictures of this prompt, from 0; None for all pictures.
@@ -199,6 +201,8 @@ def _why_not(column: Column, attacks: Mapping[str, Sequence[AttackRow]]) -> str:
     if all(row.status == "failed" for rows in attacks.values() for row in rows):
         return "every attack failed"
     if column.figure == "brisque" and (reason := brisque_missing()):
+        return reason
+    if column.figure == "edit_lpips" and (reason := lpips_missing()):
         return reason
     return "no picture has a value" if column.figure != "similarity" else "no network for whole pictures"
 

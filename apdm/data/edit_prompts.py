@@ -19,7 +19,6 @@ from typing import Any
 from apdm.core.errors import UserError
 
 PROMPT, TABLES = "prompt.txt", ("metadata.jsonl", "metadata.csv")
-EDIT_FILES = (PROMPT, *TABLES)
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,16 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
             )
         found[subject] = [edit for edit in edits if edit is not None]
     return found
+
+
+def write_edits(folder: Path, names: Sequence[str], edits: Sequence[Edit]) -> None:
+    """Write what is asked of each photo of a folder as a table, which `read_edits` reads."""
+    rows = [
+        {"file_name": name, "prompt": edit.prompt, "source_prompt": edit.source}
+        for name, edit in zip(names, edits, strict=True)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / TABLES[0]).write_text(text, encoding="utf-8")
 
 
 def _whole(file: Path) -> Edit:

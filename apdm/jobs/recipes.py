@@ -45,6 +45,8 @@ FIGURE_MODELS: Mapping[str, str] = {
     **{name: "inception" for name in ("frechet", "kernel", "caption_frechet", "caption_kernel")},
     **{name: "clip" for name in ("clip", "caption_clip")},
     "trained_similarity": "dino",
+    "edit_similarity": "dino",
+    "edit_direction": "clip",
     "fiqa": "fiqa",
     "unsafe_rate": "safety_checker",
 }
@@ -160,6 +162,9 @@ class Recipe:
             subject is protected and attacked.
         prompt_lists: {name: prompts with {subject}}.
         captions: pictures for captions; None if no column is about them.
+        likeness_to: whether likeness is measured against photos that nobody attacked, or against the photos themselves
+            as they were before protection. The latter goes with attacks that train nothing.
+        edits: whether each photo has a prompt of its own beside it, see `apdm.data.edit_prompts`.
         harden, perturb, attack: options of these commands, in all rows.
         columns, protections, rows: {id: column, protection, row}, in their order.
         differs: how the table differs from the paper's, one sentence each.
@@ -181,6 +186,8 @@ class Recipe:
     protects: str | None = None
     prompt_lists: dict[str, list[str]] = field(default_factory=dict)
     captions: Captions | None = None
+    likeness_to: Literal["held_out", "originals"] = "held_out"
+    edits: bool = False
     harden: Options = field(default_factory=dict)
     perturb: Options = field(default_factory=dict)
     attack: Options = field(default_factory=dict)

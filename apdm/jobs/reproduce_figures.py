@@ -20,11 +20,14 @@ from torch.nn.functional import normalize
 from apdm.audit.plan import to_unit
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.tables import CAPTIONS, PHOTOS, PICTURES, UNCHANGED, Column, TableCell, cell_of, measured_cell
-from apdm.data.subjects import list_all_images, load_images
-from apdm.export.layout import CELLS, PERTURBATION
+from apdm.data.subjects import find_subjects, list_all_images, load_images
+from apdm.export.layout import CELLS, IMAGES, PERTURBATION
+from apdm.faces import FaceEncoder
+from apdm.faces.person import embed_person
 from apdm.faces.portrait import PortraitFeatures
+from apdm.jobs.face_networks import face_networks
 from apdm.jobs.recipes import Options, Recipe, missing_for_column
-from apdm.jobs.reproduce_steps import Done, caption_texts, picture
+from apdm.jobs.reproduce_steps import Done, attack_config, caption_texts, picture
 from apdm.metrics.fidelity import Extractor, frechet_distance, kernel_distance
 from apdm.metrics.perception import lpips_missing
 
@@ -59,6 +62,9 @@ class Figures:
         runs = {name: of for name, of in runs.items() if column.kind in (None, of[0].subject.kind)}
         if (missing := missing_for_column(self.recipe, column, self.models)) is not None:
             return TableCell(published=published, reason=missing)
+        if column.figure == "photo_likeness":
+            likeness = {name: [self._photo_likeness(column, of[0])] for name, of in runs.items()}
+            return cell_of(likeness, published, reason="no photos")
         if column.figure in PHOTOS:
             found = {name: self._of_photos(column.figure, of[0]) for name, of in runs.items()}
             return cell_of(found, published, reason=_why_no_photos(column.figure, runs))
@@ -80,6 +86,17 @@ class Figures:
         photos = json.loads((done.changed / PERTURBATION).read_text(encoding="utf-8"))["photos"]
         values = [value for photo in photos if (value := photo["visible"][figure]) is not None]
         return [fmean(values)] if values else []
+
+    @torch.no_grad()
+    def _photo_likeness(self, column: Column, done: Done) -> float:
+        """The mean cosine of protected photos to their originals; 1 for photos that are not changed."""
+        if done.changed is None:
+            return 1.0
+        (saved,) = find_subjects(done.changed / IMAGES)
+        encoder = self.encoders[column.encoder]
+        sides = (to_unit(load_images(files, self.recipe.resolution)) for files in (done.subject.photos, saved.images))
+        before, after = (normalize(embed_person(encoder, side).double(), dim=1) for side in sides)
+        return (before * after).sum(1).mean().item()
 
     # -- pictures of attacks -----------------------------------------------------------------------------------------
 
@@ -187,6 +204,25 @@ class Figures:
         from apdm.metrics.extractors import VisionModel
 
         return VisionModel(self.models["dino"], allow_pickle=self.allow_pickle)
+
+    @cached_property
+    def encoders(self) -> Sequence[FaceEncoder]:
+        """The encoders that judge the attacks."""
+        (row, *_), here = self.recipe.rows.values(), Path("table")
+        (model,) = self.fill({"model": f"{{{self.recipe.model}}}"}).values()
+        return face_networks(
+            attack_config(
+                self.recipe,
+                row,
+                self.fill,
+                model=model,
+                photos=here,
+                output=here,
+                seed=0,
+                threads=None,
+                allow_pickle=self.allow_pickle,
+            )
+        ).encoders
 
     @cached_property
     def _bundled(self) -> Extractor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apdm.attacks.registry import is_zero_shot
 from apdm.audit.models import load_models
 from apdm.config import HardenConfig, JobConfig, PerturbConfig, ReproduceConfig
 from apdm.core.disk import amount, free_space, picture_size
@@ -163,9 +164,10 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     own = times if protection.harden is not None and recipe.protects is None else 0
     if row.protect is None or (protection.harden is not None and recipe.protects is not None):
         own = seeds
-    sums.passes[ATTACKS] += times * options.max_train_steps * options.train_batch_size * ATTACK_FORWARDS
+    trained = not all(map(is_zero_shot, attack.attack))
+    sums.passes[ATTACKS] += trained * times * options.max_train_steps * options.train_batch_size * ATTACK_FORWARDS
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
-    measured = len({0, *options.measured_steps})
+    measured = len({0, *options.measured_steps}) if trained else 1
     number = times * measured * len(attack.prompts) * options.num_images
     sums.draw("pictures of attacked models", number, attack.num_inference_steps, attack.guidance_scale)
 

@@ -25,6 +25,7 @@ from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import VERSION
 from apdm.data.captions import Caption, read_captions
+from apdm.data.edit_prompts import Edit, write_edits
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACK, ATTACKER_CLASS_IMAGES, IMAGES, MANIFEST, MODEL
@@ -113,8 +114,8 @@ class Steps:
         subject, recipe = done.subject, self.recipe.for_kind(done.subject.kind)
         photos = [*given.photos, *subject.spare[: row.unseen]]
         options = attack_options(recipe, row)
-        folder = self._folder(recipe, "attack", options, [*photos, *subject.holdout], given.state, seed)
-        place = self._copies(photos, subject.holdout)
+        folder = self._folder(recipe, "attack", options, [*photos, *subject.holdout], given.state, seed, *subject.edits)
+        place = self._copies(photos, subject.holdout, subject.edits)
         config = attack_config(
             recipe,
             row,
@@ -227,9 +228,12 @@ class Steps:
         files = [sha256_file(photo) for photo in photos]
         return self.output / WORK / f"{kind}-{key_of({'of': [VERSION, kind, options, prompts, where, files, *more]})}"
 
-    def _copies(self, photos: Sequence[Path], holdout: Sequence[Path]) -> Path:
-        """Copy photos into a folder of their own, once: PHOTOS and HOLDOUT in the returned folder."""
-        folder = self._folder(self.recipe, "photos", {}, [*photos, *holdout], len(photos))
+    def _copies(self, photos: Sequence[Path], holdout: Sequence[Path], edits: Sequence[Edit] = ()) -> Path:
+        """Copy photos into a folder of their own, once: PHOTOS and HOLDOUT in the returned folder.
+
+        What is asked of each photo lies beside PHOTOS in the form that `read_edits` reads.
+        """
+        folder = self._folder(self.recipe, "photos", {}, [*photos, *holdout], len(photos), *edits)
 
         def copy() -> None:
             if not folder.is_dir():
@@ -239,6 +243,8 @@ class Steps:
                         for i, file in enumerate(files):
                             place = partial / name / file.name
                             shutil.copyfile(file, place.with_name(f"{i:03d}-{file.name}") if place.exists() else place)
+                    if edits:
+                        write_edits(partial / PHOTOS, [file.name for file in photos], edits)
 
         self.processes.on_main(copy)
         return folder
@@ -292,6 +298,8 @@ def attack_config(
         "seed": seed,
         "num_threads": threads,
     }
+    if recipe.edits:
+        given["edit_prompts"] = photos / PHOTOS
     if recipe.is_miniature:
         given["strangers_data_dir"] = fill({"strangers": "{people}/strangers"})["strangers"]
     common: Options = {"instance_prompt": recipe.instance_prompt, "class_prompt": recipe.class_prompt}

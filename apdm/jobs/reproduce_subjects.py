@@ -8,6 +8,7 @@ from pathlib import Path
 
 from apdm.core.errors import UserError
 from apdm.core.files import write_beside
+from apdm.data.edit_prompts import Edit, read_edits
 from apdm.data.photo_sets import Chosen, Letter, Part, has_sets
 from apdm.data.subjects import find_subjects
 from apdm.jobs.recipes import Kind, Recipe
@@ -36,6 +37,7 @@ class Subject:
         spare: further photos, which only an attacker has.
         clean: further photos, which surrogates of photo protections may learn, and no attacker has.
         kind: the recipe's name for what the subject is; None where it names no kinds.
+        edits: what is asked of each of `photos`; empty where the recipe says what is asked.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Subject:
     spare: list[Path] = field(default_factory=list)
     clean: list[Path] = field(default_factory=list)
     kind: str | None = None
+    edits: list[Edit] = field(default_factory=list)
 
 
 def draw_people(folder: Path, count: int) -> None:
@@ -66,7 +69,17 @@ def read_subjects(data: str, recipe: Recipe, count: int | None) -> list[Subject]
     Raises:
         UserError: there are no photos, or too few to hold some out, or no subjects of a kind.
     """
-    found = _drawn(Path(data), recipe) if recipe.is_miniature else _found(data, with_spare=recipe.uses_spare)
+    if recipe.is_miniature:
+        found = _drawn(Path(data), recipe)
+    elif recipe.likeness_to == "originals" and not has_sets(data):  # one photo of each is enough
+        found = [Subject(one.id, one.images, one.images) for one in find_subjects(data)]
+    else:
+        found = _found(data, with_spare=recipe.uses_spare)
+    if recipe.likeness_to == "originals":
+        found = [replace(one, holdout=one.photos) for one in found]
+    if recipe.edits:
+        edits = read_edits(data, {one.id: one.photos for one in found})
+        found = [replace(one, edits=edits[one.id]) for one in found]
     if not recipe.kinds:
         if count is not None and count > len(found):
             raise UserError(f"people is {count}, and {data} has {len(found)}; lower it, or give more photos")

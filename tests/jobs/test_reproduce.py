@@ -25,14 +25,14 @@ from apdm.jobs.recipe_list import all_tables
 from apdm.jobs.recipes import filled_in, load_recipe, missing_for, read_models, recipe_names
 from apdm.jobs.reproduce import check_options, load_job, reproduce
 from apdm.jobs.reproduce_plan import groups_of, sums_of
-from apdm.jobs.reproduce_subjects import mixed
+from apdm.jobs.reproduce_subjects import mixed, read_subjects
 from apdm.jobs.resources import time_for
 from apdm.metrics.identity import IdentityStatistics
 from apdm.recipes import TABLES
 
 ROOT = Path(__file__).parents[2]
 NAMES = recipe_names()
-VARIANTS = ("-vggface2", "-dog", "-lora")  # other photos or another attack than the table whose twin there is
+VARIANTS = ("-vggface2", "-dog", "-lora", "-instantid")  # other photos or another attack than the table of a twin
 OBJECTS = ["apdm/table11"]  # the miniature world has people alone
 REAL = [name for name in NAMES if not name.startswith("miniature/") and not name.endswith(VARIANTS)]
 REAL = [name for name in REAL if name not in OBJECTS]
@@ -326,3 +326,53 @@ def test_a_cell_is_a_mean_over_people_of_means_over_seeds_and_failed_attacks_do_
     assert cell.interval == pytest.approx([0.3, 0.9])
     empty = measured_cell(column, {"two": [row([0.1], 1, "failed")]}, 1, 0.7)
     assert empty.ours is None and empty.reason == "every attack failed"
+
+
+def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
+    """The adapter draws, and the photos themselves define likeness: those that are not changed are all alike."""
+    file = tmp_path / "short.yaml"
+    change = {"twin_of": "miniature/dladiff-table4-faceid", "resolution": 64}
+    change["attack"] = {"num_images": 2, "num_inference_steps": 2, "num_class_images": 2}
+    change["perturb"] = {"image_layer": {"mist": {"ascent_steps": 1}}}
+    file.write_text(yaml.safe_dump(change))
+    made = apdm.reproduce(
+        ReproduceConfig(recipe=str(file), output_dir=str(tmp_path / "out"), rows=["none", "mist"])
+    ).table
+    assert made is not None
+    cells, changed = made.rows["none"].cells, made.rows["mist"].cells
+    assert cells["ism_pro"].ours == 1 and cells["ism_pro"].published == 0.974
+    assert changed["pro_b"].ours is not None and 0.3 < changed["pro_b"].ours < 1
+    assert cells["ism_gen"].ours is not None and cells["gen_b"].ours != changed["gen_b"].ours
+
+
+def test_each_photo_of_a_table_of_edits_has_its_own_prompt(tmp_path: Path) -> None:
+    """Two people in Defense-Edit's layout; only the prompt of one of them changes, and only that one is edited again."""
+    data = write_sets(tmp_path / "sets", people=2)
+    people = tmp_path / "people"
+    for place in sorted(data.iterdir()):
+        (photo, *_) = sorted((place / "set_A").iterdir())
+        (people / place.name).mkdir(parents=True)
+        (people / place.name / photo.name).write_bytes(photo.read_bytes())
+    recipe = load_recipe("anti-diffusion/editing")
+    with pytest.raises(UserError, match="edit_prompts: .* has no prompt for n000000/"):
+        read_subjects(str(people), recipe, None)
+    for place in sorted(people.iterdir()):
+        (place / "prompt.txt").write_text(f"a sad face of {place.name}")
+    one, other = read_subjects(str(people), recipe, None)
+    assert one.photos == one.holdout and [edit.prompt for edit in one.edits + other.edits] == [
+        "a sad face of n000000",
+        "a sad face of n000001",
+    ]
+
+
+def test_a_table_of_edits_compares_with_the_photos(tmp_path: Path) -> None:
+    file = tmp_path / "short.yaml"
+    change = {"twin_of": "miniature/anti-diffusion-editing"}
+    change["attack"] = {"num_images": 2, "num_inference_steps": 3, "num_class_images": 2}
+    file.write_text(yaml.safe_dump(change))
+    rows = ["masactrl-none", "img2img-none"]
+    made = apdm.reproduce(ReproduceConfig(recipe=str(file), output_dir=str(tmp_path / "out"), rows=rows)).table
+    assert made is not None
+    found = [made.rows[name].cells["edit_similarity"].ours for name in rows]
+    assert all(value is not None and 0 < value < 1 for value in found) and found[0] != found[1]
+    assert made.rows["masactrl-none"].cells["edit_direction"].reason == "clip (CLIP ViT-L/14), which knows real photos"
