@@ -210,19 +210,8 @@ class Figures:
         """The encoders that judge the attacks."""
         (row, *_), here = self.recipe.rows.values(), Path("table")
         (model,) = self.fill({"model": f"{{{self.recipe.model}}}"}).values()
-        return face_networks(
-            attack_config(
-                self.recipe,
-                row,
-                self.fill,
-                model=model,
-                photos=here,
-                output=here,
-                seed=0,
-                threads=None,
-                allow_pickle=self.allow_pickle,
-            )
-        ).encoders
+        config = attack_config(self.recipe, row, self.fill, model=model, photos=here, output=here, seed=0, threads=None)
+        return face_networks(config).encoders
 
     @cached_property
     def _bundled(self) -> Extractor:

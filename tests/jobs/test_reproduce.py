@@ -331,7 +331,7 @@ def test_a_cell_is_a_mean_over_people_of_means_over_seeds_and_failed_attacks_do_
 def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
     """The adapter draws, and the photos themselves define likeness: those that are not changed are all alike."""
     file = tmp_path / "short.yaml"
-    change = {"twin_of": "miniature/dladiff-table4-faceid", "resolution": 64}
+    change: dict[str, Any] = {"twin_of": "miniature/dladiff-table4-faceid"}
     change["attack"] = {"num_images": 2, "num_inference_steps": 2, "num_class_images": 2}
     change["perturb"] = {"image_layer": {"mist": {"ascent_steps": 1}}}
     file.write_text(yaml.safe_dump(change))
@@ -346,7 +346,7 @@ def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
 
 
 def test_each_photo_of_a_table_of_edits_has_its_own_prompt(tmp_path: Path) -> None:
-    """Two people in Defense-Edit's layout; only the prompt of one of them changes, and only that one is edited again."""
+    """Two people in Defense-Edit's layout: a folder with a photo and prompt.txt."""
     data = write_sets(tmp_path / "sets", people=2)
     people = tmp_path / "people"
     for place in sorted(data.iterdir()):
@@ -367,7 +367,7 @@ def test_each_photo_of_a_table_of_edits_has_its_own_prompt(tmp_path: Path) -> No
 
 def test_a_table_of_edits_compares_with_the_photos(tmp_path: Path) -> None:
     file = tmp_path / "short.yaml"
-    change = {"twin_of": "miniature/anti-diffusion-editing"}
+    change: dict[str, Any] = {"twin_of": "miniature/anti-diffusion-editing"}
     change["attack"] = {"num_images": 2, "num_inference_steps": 3, "num_class_images": 2}
     file.write_text(yaml.safe_dump(change))
     rows = ["masactrl-none", "img2img-none"]
