@@ -165,7 +165,8 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     if row.protect is None or (protection.harden is not None and recipe.protects is not None):
         own = seeds
     trained = not all(map(is_zero_shot, attack.attack))
-    sums.passes[ATTACKS] += trained * times * options.max_train_steps * options.train_batch_size * ATTACK_FORWARDS
+    if trained:
+        sums.passes[ATTACKS] += times * options.max_train_steps * options.train_batch_size * ATTACK_FORWARDS
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
     measured = len({0, *options.measured_steps}) if trained else 1
     number = times * measured * len(attack.prompts) * options.num_images

@@ -333,7 +333,7 @@ def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
     file = tmp_path / "short.yaml"
     change: dict[str, Any] = {"twin_of": "miniature/dladiff-table4-faceid"}
     change["attack"] = {"num_images": 2, "num_inference_steps": 2, "num_class_images": 2}
-    change["perturb"] = {"image_layer": {"mist": {"ascent_steps": 1}}}
+    change["perturb"] = {"image_layer": {"encoder": {"ascent_steps": 1}}}
     file.write_text(yaml.safe_dump(change))
     made = apdm.reproduce(
         ReproduceConfig(recipe=str(file), output_dir=str(tmp_path / "out"), rows=["none", "mist"])
