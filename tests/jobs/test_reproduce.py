@@ -184,7 +184,7 @@ def test_small_work_is_not_told_as_no_minutes() -> None:
             {"rows": {"x": {"title": "X", "published": {"fid": 1.0}}}},
             "rows.x.published has fid, which is none of columns",
         ),
-        ({"protections": {"pap": {"harden": {}}}}, "protections.pap needs harden or perturb or both, or else needs"),
+        ({"protections": {"pap": {"needs": "PAP"}}}, "protections.pap needs harden or perturb or both, or else needs"),
         ({"keep_columns": ["dinosaur"]}, "keep_columns has dinosaur; the columns are dino, "),
         (
             {"kinds": {"cat": {"subject": "sks cat", "class_prompt": "a photo of cat", "prompt_list": "live"}}},
@@ -332,7 +332,12 @@ def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
     """The adapter draws, and the photos themselves define likeness: those that are not changed are all alike."""
     file = tmp_path / "short.yaml"
     change: dict[str, Any] = {"twin_of": "miniature/dladiff-table4-faceid"}
-    change["attack"] = {"num_images": 2, "num_inference_steps": 2, "num_class_images": 2}
+    change["attack"] = {
+        "num_images": 2,
+        "num_inference_steps": 2,
+        "num_class_images": 2,
+        "prompts": ["a photo of t@t person"],
+    }
     change["perturb"] = {"image_layer": {"encoder": {"ascent_steps": 1}}}
     file.write_text(yaml.safe_dump(change))
     made = apdm.reproduce(
