@@ -147,7 +147,8 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
         perturb = job_config(PerturbConfig, recipe, options, here, here, model)
         made = make_protection(perturb.image_layer)
         batch = getattr(made, "batch_size", 1) * (2 if made.needs_class_pictures else 1)
-        sums.passes[CHANGED] += people * made.total_steps * STEP_PASSES * max(group.photos, batch)
+        steps = made.total_steps * made.errors_per_step
+        sums.passes[CHANGED] += people * steps * STEP_PASSES * max(group.photos, batch)
         if made.needs_class_pictures:
             _add_class_pictures(sums, perturb, people)
 

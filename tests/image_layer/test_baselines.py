@@ -241,6 +241,7 @@ def test_pap_ascends_on_the_error_under_prompts_that_it_draws(square: Protection
     expected = errors(mean + variance.sqrt()[:, None, None] * noise)
     found = PAP(prompt_steps=steps, prompt_learning_rate=rate).expected_error(again(square))(square.originals, [0, 1])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    assert (PAP(prompt_steps=steps).errors_per_step, FSMG().errors_per_step) == (steps + 2, 1)
     assert not torch.allclose(found, errors(start))
 
 

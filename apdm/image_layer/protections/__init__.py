@@ -79,6 +79,11 @@ class PhotoProtection(ABC):
         """
 
     @property
+    def errors_per_step(self) -> int:
+        """How often a step computes the denoising error of a photo with its gradient, for plans."""
+        return 1
+
+    @property
     def needs_class_pictures(self) -> bool:
         """Whether `task.prior` is used. The job then draws class pictures first."""
         return False

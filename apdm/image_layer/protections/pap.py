@@ -46,6 +46,11 @@ class PAP(PAPConfig, PhotoProtection):
         """The number of steps for one subject, for the progress bar."""
         return self.ascent_steps
 
+    @property
+    def errors_per_step(self) -> int:
+        """How often a step computes the error of a photo: for the prompt's steps, at their end, and for the photo."""
+        return self.prompt_steps + 2
+
     def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
         """Raise UserError if the prompt's tensor is more than one sequence of token embeddings."""
         with torch.no_grad():
