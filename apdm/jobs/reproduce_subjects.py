@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -154,8 +154,3 @@ def mixed(originals: Sequence[Path], protected: Sequence[Path], clean: int | str
     """Return the attacker's photos, of which the first `clean` by name are not protected; "N-1": all but one."""
     number = len(originals) - 1 if clean == "N-1" else int(clean)
     return [*originals[:number], *protected[number:]]
-
-
-def by_id(subjects: Sequence[Subject]) -> Mapping[str, Subject]:
-    """{id: subject}."""
-    return {one.id: one for one in subjects}

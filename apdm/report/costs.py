@@ -57,7 +57,7 @@ def cost_plot(
     distances, costs = [one.distance for one in measured], [one.cost.factor for one in measured]
     if goal is not None:
         distances, costs = [*distances, 1.1 * goal[0]], [*costs, 1.1 * goal[1]]
-    across, up = _ticks(max(distances, default=1.0)), _ticks(max(costs, default=1.0))
+    across, up = ticks(max(distances, default=1.0)), ticks(max(costs, default=1.0))
 
     def x(value: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * value / across[-1], 1)
@@ -99,7 +99,7 @@ def cost_text(cost: LowestCost | None) -> str:
     return NOT_MEASURED if cost is None else f"{'≥ ' if cost.at_least else ''}{number(cost.factor, 1)} ×"
 
 
-def _ticks(last: float) -> list[float]:
+def ticks(last: float) -> list[float]:
     """At most seven round values from 0 to at least `last`."""
     distance = next(size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5) if last <= 6 * size * 10**power)
     return [round(distance * place, 6) for place in range(max(1, math.ceil(last / distance)) + 1)]

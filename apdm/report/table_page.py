@@ -12,6 +12,7 @@ from apdm.core.terminal import count
 from apdm.export.layout import TABLE
 from apdm.report.numbers import NOT_MEASURED, number
 from apdm.report.page import write_page
+from apdm.report.table_plot import table_plots
 
 ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
 DIGITS = 3
@@ -37,6 +38,7 @@ def write_table_page(table: Table, output: str | Path) -> None:
             "parts": shown_parts(table),
             "rows": {name: figures(table, row) for name, row in table.rows.items()},
             "notes": list(notes(table)),
+            "plots": list(table_plots(table)),
             "data": TABLE,
         },
     )

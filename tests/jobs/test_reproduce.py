@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from html_page import Page
+from PIL import Image
 from small_stable_diffusion import write_sets, write_small_sd15
 from tiny_judges import write_dino
 
@@ -28,6 +30,7 @@ from apdm.jobs.reproduce_plan import groups_of, sums_of
 from apdm.jobs.reproduce_subjects import mixed, read_subjects
 from apdm.jobs.resources import time_for
 from apdm.metrics.identity import IdentityStatistics
+from apdm.metrics.perception import psnr
 from apdm.recipes import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +113,14 @@ def test_a_table_goes_from_photos_in_sets_to_figures_that_say_that_they_are_mean
     assert made["subjects"] == ["n000000"] and "This table is meaningless" in made["doubts"][0]
     for name in ("dreambooth", "advdm-1", "pap-0", "apdm"):
         assert -1 <= made["rows"][name]["cells"]["dino"]["ours"] <= 1
+        assert -1 <= made["rows"][name]["cells"]["dino_held_out"]["ours"] <= 1
     assert made["rows"]["apdm"]["cells"]["dino"]["published"] == 0.1375
+    (changed,) = output.glob("work/perturb-*/images/*")
+    saved = sorted(changed.rglob("*.png")) if changed.is_dir() else [changed]
+    pairs = zip(saved, sorted((data / "n000000/set_A").iterdir()), strict=True)
+    noise = [psnr(*(np.asarray(Image.open(file).convert("RGB")) for file in pair)) for pair in pairs]
+    assert made["rows"]["advdm-1"]["cells"]["psnr"]["ours"] == pytest.approx(np.mean([each or 0 for each in noise]))
+    assert made["rows"]["apdm"]["cells"]["psnr"]["reason"] == "the photos are not changed"
     page, text = Page(output / "table.html").text(), (output / "table.md").read_text()
     assert "meaningless" in page and "meaningless" in text and "| 0.138 |" in text
     # The same command again attacks nobody again.

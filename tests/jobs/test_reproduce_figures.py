@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from apdm.audit.store import CellStore
-from apdm.audit.tables import Column
+from apdm.audit.tables import Column, Table, TableCell, TableRow
+from apdm.core.errors import UserError
 from apdm.core.pictures import save_png, to_pil
 from apdm.data.subjects import load_images
 from apdm.export.layout import CELLS, PERTURBATION
 from apdm.faces.portrait import PortraitFeatures
-from apdm.jobs.recipes import Captions, Recipe
+from apdm.jobs.recipes import Captions, Kind, Recipe, RecipeRow
 from apdm.jobs.reproduce_figures import Figures
 from apdm.jobs.reproduce_steps import Done, picture
-from apdm.jobs.reproduce_subjects import Subject
+from apdm.jobs.reproduce_subjects import Subject, read_subjects, too_few_spare
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.portraits.subjects import write_photos
+from apdm.report.table_plot import table_plots
 
 PROMPTS = ("a photo of t@t person", "a portrait of t@t person")
 
@@ -124,6 +127,45 @@ def test_figures_of_photos_are_means_of_what_was_measured_on_the_saved_files(
     assert measured(column("ssim"), changed).ours == pytest.approx(0.85)
     assert measured(column("lpips"), changed).ours is None
     assert measured(column("psnr"), runs).reason == "the photos are not changed"
+
+
+def test_subjects_of_kinds_and_photos_that_only_an_attacker_has(tmp_path: Path) -> None:
+    for name, number in (("cat", 24), ("dog", 6)):
+        write_photos(1, range(number), tmp_path / name)
+    cat = Kind(subject="sks cat", class_prompt="a photo of cat", folders=["cat"], prompts=["a {subject} sits"])
+    kinds = {"cat": cat, "dog": replace(cat, subject="sks dog", folders=["dog"], prompts=[])}
+    table = replace(recipe(kinds=kinds, protects="dog"), subjects="object", rows={"x": RecipeRow(title="X", unseen=3)})
+    cats, dogs = read_subjects(str(tmp_path), table, None)
+    assert (cats.kind, dogs.kind) == ("cat", "dog") and table.attacked_kinds == ["cat"]
+    assert [len(part) for part in (cats.photos, cats.spare, cats.holdout)] == [4, 12, 8]
+    assert too_few_spare([cats], 12) is None and str(too_few_spare([cats, dogs], 3)).endswith("dog has 0")
+    own = table.for_kind("cat")
+    assert own.instance_prompt == "a photo of sks cat" and own.attack["prompts"] == ["a sks cat sits"]
+    assert table.for_kind("dog").attack == {}
+    with pytest.raises(UserError, match="has no folder fox, which the table needs for fox; add it"):
+        read_subjects(str(tmp_path), replace(table, kinds={"fox": replace(cat, folders=["fox"])}), None)
+
+
+def test_rows_with_a_place_are_points_of_a_drawing_and_the_one_without_a_line_begins_all() -> None:
+    def one(place: float | None, line: str | None, ours: float | None) -> TableRow:
+        return TableRow(title="r", not_run=None, cells={"fid": TableCell(ours=ours)}, line=line, place=place)
+
+    rows = {"0": one(0, None, 2.0), "a": one(10, "a", 4.0), "b": one(10, "b", 6.0), "c": one(None, None, 9.0)}
+    common = {"schema": 1, "recipe": "r", "title": "T", "source": "S", "command": None, "package": {}, "model": "m"}
+    table = Table(
+        **common,
+        miniature=True,
+        doubts=[],
+        differs=[],
+        subjects=[],
+        seeds=[0],
+        columns={"fid": column("caption_frechet")},
+        rows=rows,
+    )
+    (plot,) = table_plots(table)
+    assert [curve.name for curve in plot.curves] == ["a", "b"]
+    assert plot.curves[0].points[0] == plot.curves[1].points[0] and plot.curves[0].points[1] != plot.curves[1].points[1]
+    assert plot.x_ticks[-1][1] == 10.0 and plot.y_ticks[-1][1] == 6.0
 
 
 def test_pictures_for_captions_are_compared_with_photos_and_with_their_captions(tmp_path: Path) -> None:
