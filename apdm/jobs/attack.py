@@ -258,7 +258,8 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
     return {
         "model": model_text(config.base, plan.models[MODEL]),
         "people": people_text(list(counts.attacked)),
-        "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
+        "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker "
+        f"{'trains on' if trains(config) else 'has'}; "
         f"{held_out_text(counts)}",
         **audited_face_rows(plan.subjects.sets, plan.judges),
         "asked": quoted(config.prompts),

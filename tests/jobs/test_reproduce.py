@@ -349,7 +349,9 @@ def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
         "num_class_images": 2,
         "prompts": ["a photo of t@t person"],
     }
-    change["perturb"] = {"image_layer": {"encoder": {"ascent_steps": 1}}}
+    layer = {"method": "fsmg", "fsmg": {"static_steps": 0, "ascent_steps": 1}}
+    change["protections"] = {"mist": {"perturb": {"image_layer": layer}}}
+    change["perturb"] = {"num_class_images": 2, "num_inference_steps": 2}
     file.write_text(yaml.safe_dump(change))
     made = apdm.reproduce(
         ReproduceConfig(recipe=str(file), output_dir=str(tmp_path / "out"), rows=["none", "mist"])
