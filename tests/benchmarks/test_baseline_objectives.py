@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from plain_l2p import fresh, toy_data, toy_protector
-from torch import Tensor
+from plain_l2p import ToyDenoiser, ToyDiffusion, fresh, toy_data, toy_protector
+from torch import Tensor, nn
 
+from apdm.config import HardenConfig, load_config
+from apdm.core.adamw import make_adamw
 from apdm.protection.objectives import SimulatedAttack
 from apdm.protection.objectives.base import Objective
 from apdm.protection.subject_data import BatchSampler
+from benchmarks.imma import Imma
 from benchmarks.objectives.meta_unlearning import MetaUnlearning
 from benchmarks.objectives.persguard import PersGuard
 from benchmarks.objectives.resalign import ResAlign
@@ -30,6 +33,48 @@ def attacked(objective: Objective, seed: int = 5) -> tuple[Any, SimulatedAttack,
 
 def flat(parts: Any) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
+
+
+class Attending(ToyDenoiser):
+    """The toy's denoiser with a further layer that is named as a layer of attention is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.ModuleDict({"to_out": nn.Linear(8, 8)})
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, prompt: Tensor) -> Tensor:
+        given = super().forward(noisy, timesteps, prompt)
+        return given + self.attn["to_out"](given.flatten(1)).view_as(given)
+
+
+def test_imma_takes_a_step_down_with_all_weights_and_one_up_with_attention_on_the_same_weights(float64: None) -> None:
+    torch.manual_seed(0)
+    family = ToyDiffusion()
+    family.denoiser = Attending()
+    weights = [p.detach().clone().requires_grad_() for p in family.denoiser.parameters()]
+    plain = copy.deepcopy(family.denoiser)
+    attention = list(plain.attn.parameters())
+    words = ["--config", "configs/portrait.yaml", "--learning_rate", "0.3", "--seed", "5", "--train_batch_size", "2"]
+    config = load_config(HardenConfig, [*words, "--l2p.learning_rate", "0.02"])
+    imma = Imma(config, family, {"s": [toy_data()]})
+    source = BatchSampler(toy_data(), torch.Generator().manual_seed(5), 2)
+    down, up = make_adamw(plain.parameters(), learning_rate=0.02), make_adamw(attention, learning_rate=0.3)
+    for _ in range(2):
+        imma.outer_step()
+        for optimizer, sign in ((down, 1), (up, -1)):
+            batch = source.personalization().instance
+            noisy, target = (f(batch.latents, batch.noise, batch.timesteps) for f in (family.add_noise, family.target))
+            loss = ((plain(noisy, batch.timesteps, batch.prompt_embeds) - target) ** 2).mean()
+            plain.zero_grad()
+            (sign * loss).backward()
+            if sign < 0:
+                norm = torch.stack([p.grad.square().sum() for p in attention]).sum().sqrt()
+                for parameter in attention:
+                    parameter.grad.mul_((1 / (norm + 1e-6)).clamp(max=1))
+            optimizer.step()
+    moved = list(imma.model.parameters())
+    torch.testing.assert_close(moved, list(plain.parameters()))
+    assert all(not torch.equal(a, b) for a, b in zip(moved, weights, strict=True))
 
 
 def test_persguard_lowers_the_error_on_the_person_and_on_the_decoys_alike(float64: None) -> None:
