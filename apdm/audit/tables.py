@@ -48,6 +48,7 @@ class Column:
         pooled: frechet and kernel compare the pictures of all subjects with the photos of all, and not each subject's.
         kind: only subjects of this kind; None for all.
         needs: why the figure is not computed.
+        network: what ours is measured with, where it is not what the title stands for.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Column:
     pooled: bool = False
     kind: str | None = None
     needs: str | None = None
+    network: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ def shown_parts(table: Table) -> list[tuple[str, list[str]]]:
     """The columns: the head, with the direction that protects, and which of "ours" and "published" it has."""
     found = []
     for name, column in table.columns.items():
-        parts = ["ours"] if _has_ours(table, name) else []
+        ours = "ours" if column.network is None else f"ours ({column.network})"
+        parts = [ours] if _has_ours(table, name) else []
         parts += ["published"] * any(row.cells[name].published is not None for row in table.rows.values())
         if parts:
             found.append((f"{column.title} {ARROWS[column.better]}", parts))

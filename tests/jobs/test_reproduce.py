@@ -86,6 +86,8 @@ def test_every_recipe_has_a_twin_on_the_miniature_world_with_all_its_rows(name: 
     twin = load_recipe(f"miniature/{name.replace('/', '-')}")
     assert twin.is_miniature and twin.rows.keys() >= load_recipe(name).rows.keys()
     assert not any(missing_for(twin, row, {}) for row in twin.rows.values() if not twin.protection(row).needs)
+    distances = {name for name, column in twin.columns.items() if "ID" in column.title.split()[0] and not column.needs}
+    assert all(twin.columns[name].network == "bundled features" for name in distances), "which is not Inception"
 
 
 def test_the_list_names_each_table_once_and_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
