@@ -38,9 +38,10 @@ def all_tables() -> dict[str, ListedTable]:
 
 def list_order(name: str) -> tuple[bool, str, bool, int, str]:
     """The place of a table in the list: by paper and number, figures after tables, the miniature world last."""
-    paper, _, table = name.partition("/")
+    miniature, named = name.startswith("miniature/"), name.removeprefix("miniature/")
+    paper, _, table = re.sub(r"-(?=table|figure)", "/", named, count=1).partition("/")
     number = re.search(r"(?:table|figure)(\d+)", table)
-    return paper == "miniature", paper, "figure" in table, int(number[1]) if number else 0, table
+    return miniature, paper, "figure" in table, int(number[1]) if number else 0, table
 
 
 def state_of(name: str, table: ListedTable, models: Mapping[str, str]) -> str:

@@ -94,6 +94,8 @@ def test_the_list_names_each_table_once_and_says_what_it_needs(capsys: pytest.Ca
     assert main(["reproduce", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(all_tables())
+    twins = [line.split()[0].removeprefix("miniature/") for line in lines if line.startswith("miniature/apdm-")]
+    assert twins[1:3] == ["apdm-table2", "apdm-table3"] and twins[-1] == "apdm-figure4"
     by_name = {line.split()[0]: line for line in lines}
     assert "needs sd15 (Stable Diffusion 1.5), dino (facebook/dino-vits16), and photos" in by_name["apdm/table1-person"]
     assert "runs here" in by_name["miniature/apdm-table1-person"] and "cannot be automated" in by_name["apdm/table16"]
