@@ -24,7 +24,7 @@ from apdm.cli import main
 from apdm.config import ReproduceConfig
 from apdm.core.errors import UserError
 from apdm.jobs.recipe_list import all_tables
-from apdm.jobs.recipes import filled_in, load_recipe, missing_for, read_models, recipe_names
+from apdm.jobs.recipes import Recipe, filled_in, load_recipe, missing_for, read_models, recipe_names
 from apdm.jobs.reproduce import check_options, load_job, reproduce
 from apdm.jobs.reproduce_plan import groups_of, sums_of
 from apdm.jobs.reproduce_subjects import mixed, read_subjects
@@ -81,11 +81,23 @@ def test_every_recipe_compiles_to_options_of_the_commands(name: str) -> None:
     assert all(row.published.keys() <= recipe.columns.keys() for row in recipe.rows.values())
 
 
+def attack_names(recipe: Recipe, row: str) -> list[str]:
+    """Without their options, the attacks of a row; none where nothing is attacked."""
+    if not recipe.attacks:
+        return []
+    attack = {**recipe.attack, **recipe.rows[row].attack}
+    return [spec.partition(":")[0] for spec in attack["attack"]]
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_every_recipe_has_a_twin_on_the_miniature_world_with_all_its_rows(name: str) -> None:
     twin = load_recipe(f"miniature/{name.replace('/', '-')}")
     assert twin.is_miniature and twin.rows.keys() >= load_recipe(name).rows.keys()
     assert not any(missing_for(twin, row, {}) for row in twin.rows.values() if not twin.protection(row).needs)
+    # Of each attack the name alone: the miniature world's rates and steps are others.
+    assert [attack_names(twin, row) for row in load_recipe(name).rows] == [
+        attack_names(load_recipe(name), row) for row in load_recipe(name).rows
+    ]
     distances = {name for name, column in twin.columns.items() if "ID" in column.title.split()[0] and not column.needs}
     assert all(twin.columns[name].network == "bundled features" for name in distances), "which is not Inception"
 
