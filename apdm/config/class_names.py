@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+# An import of a class of options, such as `from apdm.config.image_layer import ASPLConfig`.
+INHERITED = re.compile(r"^from (apdm\.config\.\w+) import .*Config\b", re.MULTILINE)
+
 
 @dataclass
 class _Class:
@@ -56,10 +59,12 @@ def unknown_option(package: str, name: str) -> str | None:
     """Check an option of a class, as far as the source of the package tells.
 
     Returns:
-        None if the name stands anywhere in the source, so that it may be an option. Otherwise half a sentence with the
-        field of a class that has the most similar name.
+        None if the name stands anywhere in the source, or in that of a configuration whose fields its classes inherit,
+        so that it may be an option. Otherwise half a sentence with the field of a class that has the most similar name.
     """
     source = _source(package)
+    for module in sorted(set(INHERITED.findall(source))):
+        source += _module_source(module)
     if re.search(rf"\b{re.escape(name)}\b", source):
         return None
     near = difflib.get_close_matches(name, re.findall(r"^    (\w+): ", source, re.MULTILINE), n=1)
@@ -75,6 +80,12 @@ def forget_source() -> None:
 @cache
 def _source(package: str) -> str:
     return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in _files(package))
+
+
+@cache
+def _module_source(module: str) -> str:
+    found = importlib.util.find_spec(module)
+    return Path(found.origin).read_text(encoding="utf-8") if found and found.origin else ""
 
 
 def _files(package: str) -> list[Path]:
