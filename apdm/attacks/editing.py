@@ -14,6 +14,8 @@ from diffusers import AutoPipelineForInpainting
 from torch import Tensor
 
 from apdm.attacks.purify import OptionsAsParams, image_to_image
+from apdm.config.options import option
+from apdm.core.errors import UserError
 from apdm.families import Family
 
 
@@ -39,7 +41,7 @@ class ImageToImage(Editing):
         strength: how far towards pure noise the photo is taken, 0 to 1.
     """
 
-    strength: float = 0.5
+    strength: float = option(0.5, at_least=0, at_most=1)
 
     name: ClassVar[str] = "img2img"
 
@@ -59,13 +61,17 @@ class Inpainting(Editing):
         left, top, right, bottom: edges of the rectangle, as shares of the photo's width and height.
     """
 
-    strength: float = 1.0
-    left: float = 0.25
-    top: float = 0.15
-    right: float = 0.75
-    bottom: float = 0.8
+    strength: float = option(1.0, at_least=0, at_most=1)
+    left: float = option(0.25, at_least=0, at_most=1)
+    top: float = option(0.15, at_least=0, at_most=1)
+    right: float = option(0.75, at_least=0, at_most=1)
+    bottom: float = option(0.8, at_least=0, at_most=1)
 
     name: ClassVar[str] = "inpainting"
+
+    def __post_init__(self) -> None:
+        if self.left >= self.right or self.top >= self.bottom:
+            raise UserError("inpainting keeps a rectangle: left needs to be below right, and top below bottom")
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from apdm.attacks.adapter_file import AdapterFile
 from apdm.attacks.identity_net import check_controlnet, draw_keypoints, find_landmarks, with_identity_net
 from apdm.core.errors import UserError
+from apdm.core.files import model_hash, sha256_file
 from apdm.faces import FaceEncoder
 from apdm.families import Family
 from apdm.families.sampling import adapter_input
@@ -57,6 +58,11 @@ class FaceIDAdapter:
         if self.controlnet is not None:
             params |= {"controlnet": self.controlnet.name, "controlnet_scale": self.controlnet_scale}
         return params
+
+    def file_hash(self) -> str:
+        """The sha256 of the adapter's file, and of the ControlNet if there is one."""
+        controlnet = "" if self.controlnet is None else model_hash(self.controlnet)
+        return sha256_file(self.path) + controlnet
 
     def with_adapter(self, family: Family) -> Family:
         """Return the model with the adapter in a copy of its denoiser. `family` is not changed.

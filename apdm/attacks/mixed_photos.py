@@ -36,10 +36,15 @@ class Mix:
         Raises:
             UserError: no photo would be protected.
         """
-        clean = len(originals) - 1 if self.clean is None else self.clean
-        if clean >= len(originals):
-            raise UserError(f"mix takes {clean} clean photos of {len(originals)}, so none is protected; lower clean")
+        clean = self.number(len(originals))
         return torch.cat([originals[:clean], protected[clean:]])
+
+    def number(self, photos: int) -> int:
+        """How many of so many photos are originals. Raises UserError if no photo would be protected."""
+        clean = photos - 1 if self.clean is None else self.clean
+        if clean >= photos:
+            raise UserError(f"mix takes {clean} clean photos of {photos}, so none is protected; lower clean")
+        return clean
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         """Return the photos as they are: `of` has mixed them."""

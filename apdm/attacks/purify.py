@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
+from apdm.config.options import option
 from apdm.data import transforms
 from apdm.families import Family
 
@@ -172,7 +173,7 @@ class DiffusionPurifier(OptionsAsParams):
         num_inference_steps, guidance_scale: options of the sampler, as in `Family.sample`.
     """
 
-    strength: float = 0.3
+    strength: float = option(0.3, at_least=0, at_most=1)
     prompt: str = ""
     num_inference_steps: int = 50
     guidance_scale: float = 1.0

@@ -157,6 +157,8 @@ def make_cell(
         "person": person.id,
         "steps": [nominal_step, sorted(eval_steps)],
     }
+    if isinstance(attack, Untrained) and attack.zero_shot is None:
+        facts["adapter"] = plan.adapter_hash
     if isinstance(attack, Untrained) and (edits := plan.edits.get(person.id)):
         facts["edits"] = [[edit.prompt, edit.source] for edit in edits]
     return Cell(

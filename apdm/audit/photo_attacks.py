@@ -11,9 +11,9 @@ without it. Each attack runs once for every seed of the audit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +86,8 @@ class PhotoAttackSpecs:
         for spec in options.purifiers:
             make_purifier(spec, has_originals=True)
         for spec in options.photo_attacks:
+            if spec.partition(":")[0] == ADAPTER_ATTACK:
+                raise UserError(f'"{spec}" runs by itself where faceid_adapter is given; leave it out of photo_attacks')
             if is_zero_shot(spec):
                 make_zero_shot(spec)
                 continue
@@ -101,6 +103,13 @@ class PhotoAttackSpecs:
             edit_prompt=options.edit_prompt,
             training=options.photo_training,
         )
+
+    def check_photos(self, counts: Iterable[int]) -> None:
+        """Raise UserError if `mix` leaves none of a person's photos protected. `counts` are those of all people."""
+        fewest = min(counts)
+        for purifier in (make_purifier(spec, has_originals=True) for spec in self.purifiers):
+            if isinstance(purifier, Mix):
+                purifier.number(fewest)
 
     def check(self, base: Family) -> None:
         """Raise UserError if the adapter, or an attack that edits photos, does not fit the base model."""
@@ -328,7 +337,12 @@ class PhotoAudit:
         """A hash of everything that determines a cell's row; the cell's key in the store."""
         photos = tensor_hash(cell.used, holdout)
         what = [CELL_FORMAT, cell.name, self._params(cell), cell.photos, cell.purifier, cell.person, photos, cell.seed]
-        return key_of({**self.facts, "photos": what, "code": code_hash(cell.name)})
+        adapter = {"adapter": self._adapter_hash} if cell.name == ADAPTER_ATTACK else {}
+        return key_of({**self.facts, **adapter, "photos": what, "code": code_hash(cell.name)})
+
+    @cached_property
+    def _adapter_hash(self) -> str | None:
+        return None if self.specs.adapter is None else self.specs.adapter.file_hash()
 
     def _row(self, cell: PhotoCell, attack: DrawFromPhotos, holdout: HoldOut) -> tuple[PhotoAttackRow, Tensor | None]:
         """Run a cell: its row, and its pictures unless it failed."""

@@ -79,6 +79,7 @@ class AuditPlan:
         guidance: whether to try what the models draw before any attack, at several guidance scales.
         class_images: how the attacker's class pictures for prior preservation were drawn; empty if it is not known.
         adapter: the adapter that attacks without training draw with; None if there is none.
+        adapter_hash: the sha256 of its files, in hex.
         edits: {person: what is asked of each photo}, for attacks that edit photos; empty for the prompts of `drawing`.
     """
 
@@ -101,6 +102,7 @@ class AuditPlan:
     guidance: bool = False
     class_images: Mapping[str, Any] = field(default_factory=dict)
     adapter: FaceIDAdapter | None = None
+    adapter_hash: str | None = None
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
     @staticmethod

@@ -317,7 +317,9 @@ class AttackFactory:
         return make(spec, by_attack=by_attack, seed=seed, **prompts)
 
     def _untrained(self, spec: str, seed: int) -> Attack:
-        is_adapter = spec == FaceIDAdapter.name
+        is_adapter = spec.partition(":")[0] == FaceIDAdapter.name
+        if is_adapter and ":" in spec:
+            raise UserError(f'"{spec}": {FaceIDAdapter.name} takes no options; write {FaceIDAdapter.name} alone')
         if is_adapter and self.adapter is None:
             raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
         return Untrained(

@@ -28,7 +28,7 @@ def read_captions(path: str | Path, number: int) -> list[Caption]:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({type(error).__name__}); give a file of captions") from None
     captions = _of_coco(file, text) if file.suffix == ".json" else [Caption(line) for line in _lines(text)]
@@ -50,5 +50,5 @@ def _of_coco(file: Path, text: str) -> list[Caption]:
             photo, entry = int(one["image_id"]), (int(one["id"]), " ".join(str(one["caption"]).split()))
             first[photo] = min(first.get(photo, entry), entry)
         return [Caption(first[photo][1], names[photo]) for photo in sorted(first)]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file} is not a file of captions in COCO's form, with images and annotations") from None

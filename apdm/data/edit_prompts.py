@@ -10,6 +10,7 @@ They lie beside the photos. Two layouts are understood, below a folder or in the
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,28 +85,38 @@ def _whole(file: Path) -> Edit:
 
 def _tables(folder: Path, prefix: str) -> dict[str, Edit]:
     """{file name without suffix: edit} of the tables in a folder. `prefix` comes before the names."""
-    edits = {}
+    edits: dict[str, Edit] = {}
     for name in TABLES:
         if (file := folder / name).is_file():
             for number, row in enumerate(_rows(file), 1):
-                photo, prompt = row.get("file_name"), row.get("prompt")
-                if not (isinstance(photo, str) and photo and isinstance(prompt, str) and prompt.strip()):
+                texts = [row.get("file_name"), row.get("prompt"), row.get("source_prompt") or ""]
+                photo, prompt, source = (str(text).strip() for text in texts)
+                if not all(isinstance(text, str) for text in texts) or not photo or not prompt:
                     raise UserError(f"{file}, row {number}: it needs file_name and prompt, and may have source_prompt")
-                place = Path(photo).with_suffix("").as_posix()
-                edits[f"{prefix}{place}"] = Edit(prompt.strip(), str(row.get("source_prompt") or "").strip())
+                if not Path(photo).name:
+                    raise UserError(f"{file}, row {number}: file_name is {photo!r}; name the file of a photo")
+                place, edit = f"{prefix}{Path(photo).with_suffix('').as_posix()}", Edit(prompt, source)
+                if edits.setdefault(place, edit) != edit:
+                    raise UserError(f"{file}, row {number}: {photo} has another prompt already; leave one of them out")
     return edits
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     text = _text(file)
     if file.suffix == ".csv":
-        return [dict(row) for row in csv.DictReader(text.splitlines())]
+        try:
+            table = list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise UserError(f"{file} is no CSV that can be read: {error}; mend it, or write {TABLES[0]}") from None
+        if long := next((number for number, row in enumerate(table, 1) if None in row), None):
+            raise UserError(f"{file}, row {long}: it has more cells than columns; put prompts with commas in quotes")
+        return table
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}: it is no JSON object; write one object in each line")
@@ -115,6 +126,6 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # Excel writes the mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text: {error}; save it as UTF-8") from None

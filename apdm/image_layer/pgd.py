@@ -148,4 +148,4 @@ def bounds(original: Tensor, start: Tensor, *, epsilon: float, reach: float) -> 
 def check_finite(flags: Sequence[Tensor]) -> None:
     """Raise FloatingPointError if a flag is false. A photo would not show a NaN gradient, because its sign is 0."""
     if flags and not torch.stack(list(flags)).all():
-        raise FloatingPointError("a photo's gradient is not finite: the surrogate has diverged, lower its rate")
+        raise FloatingPointError("a photo's gradient is not finite: something diverged, lower the learning rate")

@@ -180,7 +180,12 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         files={MODEL: model_file(config.base, models[MODEL])},
         command=command,
     )
-    return replace(plan, adapter=adapter, edits=_edits(config, inputs.subjects))
+    return replace(
+        plan,
+        adapter=adapter,
+        adapter_hash=None if adapter is None else adapter.file_hash(),
+        edits=_edits(config, inputs.subjects),
+    )
 
 
 def trains(config: AttackConfig) -> bool:

@@ -206,6 +206,10 @@ class HardenInputs:
                 files.audit_inputs.photo_attacks.check(base)
             if (photo_job := files.photo_job) is not None:
                 faults.of(lambda: photo_job.check_fits(base))
+                if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:
+                    left = audit.subjects.held_out_from == "originals"
+                    kept = [one.photos for one in audit.subjects.protected] if left else photo_job.photos.values()
+                    faults.of(lambda: attacks.check_photos(map(len, kept)))
         return HardenInputs(config, base, start, *files, sum(len(pictures.files) for pictures in own))
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:

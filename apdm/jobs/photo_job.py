@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from apdm.config import JobConfig
-from apdm.config.image_layer import CleanPhotosConfig
+from apdm.config.image_layer import ASPLConfig, CleanPhotosConfig
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, UserError, each
-from apdm.core.files import delete, list_files, write_text
+from apdm.core.files import delete, list_files, sha256_file, write_text
 from apdm.core.logging import get_logger
+from apdm.core.terminal import count as count_of
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.photo_files import name_of
@@ -333,7 +334,11 @@ class PhotoJob:
                         for photo in self.clean.get(subject, ())
                     ],
                 )
-                for photo, pixels in zip(self.photos[subject], self.protection.protect(photos, task), strict=True):
+                try:
+                    protected = self.protection.protect(photos, task)
+                except FloatingPointError as error:
+                    raise UserError(f"the photos of {subject} cannot be protected: {error}") from None
+                for photo, pixels in zip(self.photos[subject], protected, strict=True):
                     save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
                 bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
                 done = steps * count
@@ -414,18 +419,27 @@ def _check(subject: Subject, *, kind: Format, faces: FaceModels | None) -> tuple
 
 
 def _clean_photos(
-    config: CleanPhotosConfig, subjects: Collection[str], apart: Callable[[dict[str, str]], None]
+    config: CleanPhotosConfig, subjects: Mapping[str, Sequence[PhotoFile]], apart: Callable[[dict[str, str]], None]
 ) -> dict[str, list[PhotoFile]]:
     """Find and check other photos of the subjects, {subject id: photos}.
 
     Raises:
         UserError: a photo cannot be used, a subject has none, or the folder lies in the output folder.
     """
-    folder, option = str(config.clean_data_dir), "clean_data_dir"
+    group = "image_layer.aspl" if isinstance(config, ASPLConfig) else "image_layer.fsmg"
+    folder, option = str(config.clean_data_dir), f"{group}.clean_data_dir"
     apart({option: folder})
-    found = {one.id: one for one in find_subjects(folder, chosen=Chosen(config.clean_set, option="clean_set"))}
-    if without := sorted(set(subjects) - found.keys()):
+    chosen = Chosen(config.clean_set, option=f"{group}.clean_set")
+    found = {one.id: one for one in find_subjects(folder, chosen=chosen)}
+    if without := sorted(subjects.keys() - found.keys()):
         raise UserError(f"{option} {folder} has no photos of {', '.join(without)}; add some, or leave {option} out")
+    for subject, photos in subjects.items():
+        same = {sha256_file(photo.path) for photo in photos} & set(map(sha256_file, found[subject].images))
+        if same:
+            logger.warning(
+                "%s has %s of %s that are protected too; give others, or leave the option out to learn the originals",
+                *(option, count_of(len(same), "photo"), subject),
+            )
     return {subject: check_photos(found[subject], "png") for subject in subjects}
 
 

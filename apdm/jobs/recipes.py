@@ -280,18 +280,20 @@ def load_recipe(name: str) -> Recipe:
     return recipe
 
 
-def _tree(file: Path) -> Options:
-    """The content of a recipe's file.
+def _tree(file: Path, twins: tuple[Path, ...] = ()) -> Options:
+    """The content of a recipe's file, of which `twins` are twins.
 
     With `twin_of` it takes over what other recipes state, of several what the last one states, except for what it
     states itself. What it states as null is left out. With `keep_rows` and
     `keep_columns` only these rows and columns are taken over.
     """
+    if file in twins:
+        raise UserError(f"{file}: {TWIN} leads back to this file; name another recipe")
     own = read_yaml(str(file), line="key: value")
-    others, kept = own.pop(TWIN, []), {part: own.pop(key, None) for part, key in KEPT.items()}
+    others, kept = _names(own, TWIN, file) or [], {part: _names(own, key, file) for part, key in KEPT.items()}
     under: Options = {}
-    for other in [others] if isinstance(others, str) else others:
-        under = merged(under, _tree(recipe_file(str(other))))
+    for other in others:
+        under = merged(under, _tree(recipe_file(other), (*twins, file)))
     for part, names in kept.items():
         if names is not None:
             there = under.get(part, {})
@@ -299,6 +301,15 @@ def _tree(file: Path) -> Options:
                 raise UserError(f"{file}: {KEPT[part]} has {unknown[0]}; the {part} are {', '.join(there)}")
             under[part] = {name: there[name] for name in names}
     return merged(under, own)
+
+
+def _names(own: Options, key: str, file: Path) -> list[str] | None:
+    """Take the names out that a recipe states under a key; None if it states none."""
+    names = own.pop(key, None)
+    names = [names] if key == TWIN and isinstance(names, str) else names
+    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return names
+    raise UserError(f"{file}: {key} is {names}; it needs a list of names, such as [a, b]")
 
 
 def _stated(options: Mapping[str, Any]) -> Options:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about, write_table_json
-from apdm.config import AttackConfig, HardenConfig, PerturbConfig, ReproduceConfig
+from apdm.config import ReproduceConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import claim_output_dir, write_text
 from apdm.core.logging import get_logger
@@ -23,21 +23,19 @@ from apdm.core.versions import package_versions
 from apdm.distributed.launch import join_processes
 from apdm.export.layout import TABLE
 from apdm.jobs.prepare import keep_apart, prepare_process
+from apdm.jobs.recipe_checks import check_captions, check_options
 from apdm.jobs.recipe_list import all_tables, state_of
 from apdm.jobs.recipes import (
     BUNDLED,
-    MODELS,
     Recipe,
     RecipeRow,
-    filled_in,
     load_recipe,
-    merged,
     missing_for,
     missing_for_column,
     read_models,
 )
 from apdm.jobs.reproduce_figures import Figures
-from apdm.jobs.reproduce_steps import DRAWN_PEOPLE, Done, Steps, attack_config, job_config
+from apdm.jobs.reproduce_steps import DRAWN_PEOPLE, Done, Steps
 from apdm.jobs.reproduce_subjects import Subject, draw_people, read_subjects, too_few_spare
 from apdm.jobs.results import ReproduceResult
 from apdm.report.table_page import markdown, write_table_page
@@ -111,38 +109,9 @@ def load_job(config: ReproduceConfig) -> Job:
     rows = {name: row for name, row in recipe.rows.items() if not config.rows or name in config.rows}
     missing = {name: text for name, row in rows.items() if (text := missing_for(recipe, row, models)) is not None}
     check_options(recipe, str(config.recipe))
+    if len(missing) < len(rows):
+        check_captions(recipe, str(config.recipe), {**models, **BUNDLED})
     return Job(recipe=recipe, models=models, rows=rows, missing=missing)
-
-
-def check_options(recipe: Recipe, name: str) -> None:
-    """Check that all options of a recipe are options of the commands that they are for.
-
-    Raises:
-        UserError: an option is not known or has a wrong value. The message names recipe and row.
-    """
-    places = {name: name for name in [*MODELS, *BUNDLED]} | {"people": "people"}
-    here = Path("table")
-    for row_name, row in recipe.rows.items():
-        protection = recipe.protection(row)
-        try:
-            for own in map(recipe.for_kind, recipe.protected_kinds):
-                if protection.harden is not None:
-                    options = filled_in(merged(own.harden, protection.harden), places)
-                    job_config(HardenConfig, own, options, here, here, {"pretrained_model_name_or_path": "model"})
-                if protection.perturb is not None:
-                    options = filled_in(merged(own.perturb, protection.perturb), places)
-                    job_config(PerturbConfig, own, options, here, here, {"pretrained_model_name_or_path": "model"})
-            for own in map(recipe.for_kind, recipe.attacked_kinds if recipe.attacks else []):
-                attack_of(own, row, places)
-        except UserError as error:
-            raise UserError(f"recipe {name}, row {row_name}: {error}") from None
-
-
-def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:
-    """Return the configuration of a row's attack, with names in the places of folders."""
-    fill = lambda options: filled_in(options, {"people": "people", **places})  # noqa: E731
-    here = Path("table")
-    return attack_config(recipe, row, fill, model="model", photos=here, output=here, seed=0, threads=None)
 
 
 def reproduce(config: ReproduceConfig, *, command: str | None = None) -> ReproduceResult:
@@ -203,6 +172,9 @@ def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) ->
     count_wanted = config.people or recipe.people
     if not recipe.is_miniature:
         subjects = read_subjects(str(config.data), recipe, count_wanted)
+    if job.runnable:
+        fill = lambda options: options  # noqa: E731  # no network's place is an option
+        Figures(recipe=recipe, models=job.models, fill=fill, allow_pickle=config.allow_pickle).check_networks()
     claim_output_dir(output, overwrite=True, until=held)
     if (output / TABLE).is_file():
         earlier = json.loads((output / TABLE).read_text(encoding="utf-8")).get("title")

@@ -26,13 +26,21 @@ from apdm.faces import FaceEncoder
 from apdm.faces.person import embed_person
 from apdm.faces.portrait import PortraitFeatures
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.recipes import Options, Recipe, missing_for_column
+from apdm.jobs.recipes import FIGURE_MODELS, Options, Recipe, missing_for_column
 from apdm.jobs.reproduce_steps import Done, attack_config, caption_texts, picture
 from apdm.metrics.fidelity import Extractor, frechet_distance, kernel_distance
 from apdm.metrics.perception import lpips_missing
 
 BATCH = 32  # pictures that a network looks at together
 DISTANCES = {"frechet": frechet_distance, "kernel": kernel_distance}
+# {name in models.yaml: the property of `Figures` that loads it}
+NETWORKS = {
+    "inception": "inception",
+    "dino": "dino",
+    "clip": "clip",
+    "fiqa": "face_quality",
+    "safety_checker": "checker",
+}
 Runs = Mapping[str, Sequence[Done]]  # {subject: what was made, one for each seed}
 
 
@@ -53,6 +61,21 @@ class Figures:
     allow_pickle: bool = False
     _seen: dict[Any, Tensor] = field(default_factory=dict)
 
+    def check_networks(self) -> None:
+        """Load the networks that the columns need, so that a file that cannot be used is told before any work.
+
+        Raises:
+            UserError: a network cannot be read.
+        """
+        for column in self.recipe.columns.values():
+            name = NETWORKS.get(FIGURE_MODELS.get(column.figure, ""))
+            if (
+                name
+                and column.figure in (*PICTURES, *CAPTIONS)
+                and not missing_for_column(self.recipe, column, self.models)
+            ):
+                getattr(self, name)
+
     def cell(self, column: Column, runs: Runs, published: float | None) -> TableCell:
         """Return the figure of a row.
 
@@ -62,6 +85,8 @@ class Figures:
         runs = {name: of for name, of in runs.items() if column.kind in (None, of[0].subject.kind)}
         if (missing := missing_for_column(self.recipe, column, self.models)) is not None:
             return TableCell(published=published, reason=missing)
+        if column.figure == "photo_likeness" and column.encoder >= len(self.encoders):
+            return TableCell(published=published, reason=f"there is no encoder {column.encoder}, counted from 0")
         if column.figure == "photo_likeness":
             likeness = {name: [self._photo_likeness(column, of[0])] for name, of in runs.items()}
             return cell_of(likeness, published, reason="no photos")

@@ -15,8 +15,9 @@ from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
 from apdm.jobs.memory_count import ATTACK_FORWARDS
+from apdm.jobs.recipe_checks import attack_of
 from apdm.jobs.recipes import MODELS, Recipe, RecipeRow, filled_in, merged, missing_for_column
-from apdm.jobs.reproduce import Job, attack_of, load_job
+from apdm.jobs.reproduce import Job, load_job
 from apdm.jobs.reproduce_steps import job_config
 from apdm.jobs.reproduce_subjects import Subject, read_subjects
 

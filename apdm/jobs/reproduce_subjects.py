@@ -84,7 +84,14 @@ def read_subjects(data: str, recipe: Recipe, count: int | None) -> list[Subject]
         if count is not None and count > len(found):
             raise UserError(f"people is {count}, and {data} has {len(found)}; lower it, or give more photos")
         return found[:count]
-    return [one for name, kind in recipe.kinds.items() for one in _of_kind(found, name, kind, data)[:count]]
+    chosen = [one for name, kind in recipe.kinds.items() for one in _of_kind(found, name, kind, data)[:count]]
+    kinds: dict[str, str | None] = {}
+    for one in chosen:
+        if (other := kinds.setdefault(one.id, one.kind)) != one.kind:
+            raise UserError(
+                f"{one.id} in {data} is of two kinds, {other} and {one.kind}; name the folders of each kind"
+            )
+    return chosen
 
 
 def _of_kind(subjects: Sequence[Subject], name: str, kind: Kind, data: str) -> list[Subject]:

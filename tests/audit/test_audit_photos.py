@@ -181,6 +181,10 @@ def test_the_first_photos_of_a_mix_are_the_originals(spec: str, numbers: list[in
     assert replace(cell, photos="clean").used is originals
     with pytest.raises(UserError, match="mix takes 4 clean photos of 4, so none is protected; lower clean"):
         _ = replace(cell, purifier="mix:clean=4").used
+    specs = PhotoAttackSpecs(adapter=None, purifiers=[spec, "jpeg"])
+    specs.check_photos([4, 9])
+    with pytest.raises(UserError, match="of 1, so none is protected"):
+        replace(specs, purifiers=["mix"]).check_photos([4, 1])
 
 
 def test_new_protected_photos_leave_the_finished_attacks_on_the_clean_ones_as_they_are(tmp_path: Path):
@@ -286,6 +290,8 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
     ("settings", "identifier", "said"),
     [
         ({"purifiers": ["jpg"]}, "sks", 'no purifier "jpg"'),
+        ({"purifiers": ["diffusion:strength=2"]}, "sks", "strength is 2; it needs to be at most 1"),
+        ({"photo_attacks": ["faceid"]}, "sks", '"faceid" runs by itself where faceid_adapter is given'),
         ({"photo_attacks": ["lara"]}, "sks", 'no attack "lara"; did you mean "lora"'),
         ({"photo_attacks": ["transplant:source=sibling,part=vae"]}, "sks", "leave it out of photo_attacks"),
         ({"photo_attacks": ["textual_inversion"]}, "my sks", 'no identifier in "a photo of my sks person"'),

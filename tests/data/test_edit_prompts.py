@@ -38,6 +38,15 @@ def test_a_table_names_photos_whatever_their_suffix(tmp_path: Path, kind: str):
     assert read_edits(root, PHOTOS) == {"104": [Edit("sad", "a face")], "dog": [Edit("up"), Edit("down")]}
 
 
+def test_files_of_excel_and_prompts_of_several_lines_are_read(tmp_path: Path):
+    text = '\ufefffile_name,prompt\nonly/a.png,"a red hat,\non a dog"\n'
+    root = written(tmp_path, {"metadata.csv": text})
+    assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("a red hat,\non a dog")]}
+    line = '\ufeff{"file_name": "a.png", "prompt": "one\u2028two"}\n'
+    root = written(tmp_path / "other", {"only/metadata.jsonl": line})
+    assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("one\u2028two")]}
+
+
 def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
     root = written(tmp_path, {"prompt.txt": "sad"})
     assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("sad")]}
@@ -51,6 +60,12 @@ def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
         ({"metadata.jsonl": "104/a.png sad"}, "metadata.jsonl, line 1: it is no JSON object"),
         ({"metadata.jsonl": '{"file_name": "104/a.png"}'}, "metadata.jsonl, row 1: it needs file_name and prompt"),
         ({"metadata.csv": "name,text\na,b\n"}, "metadata.csv, row 1: it needs file_name and prompt"),
+        ({"metadata.csv": "file_name,prompt\n104/a.jpg,red, hat\n"}, "row 1: it has more cells than columns"),
+        ({"metadata.csv": 'file_name,prompt\na,"' + "a" * 140_000}, "metadata.csv is no CSV that can be read"),
+        ({"metadata.jsonl": '{"file_name": ".", "prompt": "a"}'}, "row 1: file_name is '.'; name the file of a photo"),
+        ({"metadata.jsonl": "[" * 100_000}, "metadata.jsonl, line 1: it is no JSON object"),
+        ({"metadata.jsonl": '{"file_name": "a", "prompt": "b", "source_prompt": ["c"]}'}, "row 1: it needs file_name"),
+        ({"metadata.csv": "file_name,prompt\na.jpg,b\na.jpg,c\n"}, "row 2: a.jpg has another prompt already"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, files: dict[str, str], said: str):

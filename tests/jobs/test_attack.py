@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import apdm
 from apdm.attacks import Material
 from apdm.attacks.registry import make
+from apdm.audit.store import finished_cells
 from apdm.cli import main
 from apdm.config import AttackConfig, make_config
 from apdm.export.attacked import export_attacked
@@ -380,6 +381,14 @@ def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_the
     assert again is not None and again.attacks[0].quality != edited.quality
     with Image.open(next((tmp_path / "out/pictures").rglob("img2img*/**/after.png"))) as sheet:
         assert sheet.width > 64
+    other = tmp_path / "changed" / ADAPTER.name  # another adapter under the same name draws anew
+    other.parent.mkdir()
+    save_file({name: 2 * tensor for name, tensor in load_file(ADAPTER).items()}, other)
+    (people / "s01/prompt.txt").write_text("a photo of a person wearing a red shirt")
+    values |= {"attack": [specs[0], "faceid"], "faceid_adapter": str(other), "output_dir": str(tmp_path / "third")}
+    apdm.attack(**values, reuse_audits=[str(tmp_path / "out")])
+    first, second = ({cell.name for cell in finished_cells(tmp_path / name / "cells")} for name in ("out", "third"))
+    assert len(second - first) == 1
 
 
 @pytest.mark.parametrize(
@@ -389,6 +398,9 @@ def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_the
             {"attack": ["faceid"]},
             "faceid draws with an adapter that somebody trained; name its file with",
         ),
+        ({"attack": ["faceid:scale=2"], "faceid_adapter": str(ADAPTER)}, '"faceid:scale=2": faceid takes no options'),
+        ({"attack": ["img2img:strength=1.5"]}, "strength is 1.5; it needs to be at most 1"),
+        ({"attack": ["inpainting:left=0.8"]}, "left needs to be below right"),
         ({"attack": ["img2img"], "save_model": True}, "img2img trains no model that could be saved"),
         ({"attack": ["lora"], "edit_prompts": "{people}"}, "edit_prompts goes with attacks that edit photos"),
         ({"attack": ["diffedit"], "edit_prompts": "{people}"}, "has no prompt for s01/"),

@@ -12,6 +12,7 @@ from small_stable_diffusion import write_sets
 from apdm.config import make_config
 from apdm.config.job import JobConfig
 from apdm.config.perturb import PerturbConfig
+from apdm.config.plugins import PROTECTIONS
 from apdm.core.errors import UserError
 from apdm.jobs.perturb import perturb
 from apdm.jobs.recipes import load_recipe, merged, recipe_names
@@ -39,7 +40,9 @@ def options(people: Path, output: Path, **fsmg: object) -> JobConfig:
     )
 
 
-def test_a_surrogate_learns_the_photos_of_clean_data_dir_and_each_subject_needs_some(tmp_path: Path) -> None:
+def test_a_surrogate_learns_the_photos_of_clean_data_dir_and_each_subject_needs_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_subjects(tmp_path / "p", protected=1, others=0, consenting=0, strangers=1)
     people, other = tmp_path / "p/protected", tmp_path / "p/attacker"
     given = {name: folder for name, folder in (("none", None), ("same", people), ("other", other))}
@@ -48,6 +51,7 @@ def test_a_surrogate_learns_the_photos_of_clean_data_dir_and_each_subject_needs_
         perturb(options(people, tmp_path / name, clean_data_dir=folder and str(folder)))
         made[name] = (tmp_path / name / "images/s01/000.png").read_bytes()
     assert made["none"] == made["same"] != made["other"]
+    assert "fsmg.clean_data_dir has 4 photos of s01 that are protected too; give others" in caplog.text
     shutil.move(other / "s01", other / "s02")
     with pytest.raises(UserError, match=r"clean_data_dir .* has no photos of s01; add some") as caught:
         perturb(options(people, tmp_path / "gone", clean_data_dir=str(other)))
@@ -77,3 +81,11 @@ def test_surrogates_of_anti_dreambooth_are_the_papers_in_tables_and_frozen_reade
     assert with_clean({"aspl": aspl(name)}, None) == {"aspl": {"train_text_encoder": True}}
     assert with_clean({"aspl": aspl(name)}, "/x")["aspl"]["clean_data_dir"] == "/x"
     assert aspl(f"miniature/{name.replace('/', '-')}").keys() == {"learning_rate", "batch_size"}
+
+
+@pytest.mark.parametrize("option", ["clean_data_dir=/tmp", "clean_set=A", "train_text_encoder=true"])
+def test_all_options_of_a_protection_may_follow_its_name(option: str) -> None:
+    for name in ("aspl", "fsmg", "disdiff"):
+        PROTECTIONS.check(f"{name}:{option}")
+    with pytest.raises(UserError, match="has no option"):
+        PROTECTIONS.check("aspl:clean_sett=A")

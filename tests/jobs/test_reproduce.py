@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from html_page import Page
 from PIL import Image
@@ -23,14 +24,16 @@ from apdm.audit.tables import Column, figure_of, measured_cell
 from apdm.cli import main
 from apdm.config import ReproduceConfig
 from apdm.core.errors import UserError
+from apdm.jobs.recipe_checks import check_options
 from apdm.jobs.recipe_list import all_tables
 from apdm.jobs.recipes import Recipe, filled_in, load_recipe, missing_for, read_models, recipe_names
-from apdm.jobs.reproduce import check_options, load_job, reproduce
+from apdm.jobs.reproduce import load_job, reproduce
 from apdm.jobs.reproduce_plan import groups_of, sums_of
 from apdm.jobs.reproduce_subjects import mixed, read_subjects
 from apdm.jobs.resources import time_for
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.perception import psnr
+from apdm.portraits import PIPELINE
 from apdm.recipes import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -241,6 +244,83 @@ def test_a_wrong_option_of_a_command_names_recipe_and_row(tmp_path: Path) -> Non
     file.write_text(yaml.safe_dump({"twin_of": "apdm/table1-person", "attack": {"learning_rat": 1.0}}))
     with pytest.raises(UserError, match=r"mine.yaml, row dreambooth: unknown option .learning_rat"):
         check_options(load_recipe(str(file)), str(file))
+
+
+COLUMN = {"title": "c", "better": "lower"}
+CAPTIONED = {"columns": {"c": {**COLUMN, "figure": "caption_frechet"}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attack": {"attack": ["nosuch"]}}, "row dreambooth: there is no attack"),
+        ({"attack": {"attack": ["faceid:scale=1"], "faceid_adapter": "x"}}, "faceid takes no options"),
+        ({"attack": {"attack": ["lora", "dreambooth"]}}, "row dreambooth: attack names 2 attacks; a row has one"),
+        ({"attack": {"output_dir": "x"}}, "row dreambooth: output_dir is set by the table"),
+        ({"likeness_to": "originals"}, "likeness_to originals goes with attacks that train nothing"),
+        ({"edits": True}, "edits is true, and drawn people have no prompts"),
+        ({"rows": {"dreambooth": {"unseen": -1}}}, "rows.dreambooth.unseen is -1"),
+        ({"rows": {"dreambooth": {"clean": 1}}}, "rows.dreambooth.clean is 1, and the row changes no photos"),
+        ({"rows": {"dreambooth": {"line": "a"}}}, "rows.dreambooth has a line and no place"),
+        ({"people": 0}, "people is 0"),
+        ({"kinds": {"a": {"subject": " ", "class_prompt": "x"}}}, "kinds.a has an empty subject"),
+        ({"columns": {"c": {**COLUMN, "figure": "clip", "prompt": 9}}}, "columns.c.prompt is 9, counted from 0"),
+        ({"columns": {"c": {**COLUMN, "figure": "clip", "encoder": -1}}}, "columns.c.encoder is -1"),
+        ({"columns": {"c": {**COLUMN, "figure": "clip", "pooled": True}}}, "columns.c.pooled goes with frechet"),
+        ({**CAPTIONED, "captions": {"photos": "x", "number": 2}}, "captions needs either file or prompts"),
+        ({**CAPTIONED, "captions": {"photos": "x", "number": 0, "prompts": ["a"]}}, "captions.number is 0"),
+        ({**CAPTIONED, "captions": {"photos": "/no", "number": 2, "prompts": ["a"]}}, "captions.photos is /no, which"),
+        ({**CAPTIONED, "captions": {"photos": "/", "number": 2, "file": "/no"}}, "/no cannot be read"),
+    ],
+)
+def test_a_mistake_that_would_show_after_hours_is_told_first(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"twin_of": "miniature/apdm-table1-person", **change}))
+    with pytest.raises(UserError) as error:
+        load_job(ReproduceConfig(recipe=str(file), plan=True))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("twin_of: 3", "twin_of is 3; it needs a list of names"),
+        ("twin_of: [[a]]", "twin_of is [['a']]; it needs a list"),
+        ("{twin_of: apdm/table1-person, keep_columns: dino}", "keep_columns is dino; it needs a list"),
+        ("{twin_of: apdm/table1-person, keep_rows: [[a]]}", "keep_rows is [['a']]; it needs a list"),
+        ("twin_of: FILE", "twin_of leads back to this file"),
+    ],
+)
+def test_wrong_names_of_other_recipes_are_told(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace("FILE", str(file)))
+    with pytest.raises(UserError) as error:
+        load_recipe(str(file))
+    assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
+
+
+def test_a_network_of_the_table_that_cannot_be_read_is_told_before_any_work(tmp_path: Path) -> None:
+    columns = {"columns": {"c": {**COLUMN, "figure": "frechet"}}, "keep_columns": []}
+    rows = {"keep_rows": [], "rows": {"none": {"title": "none"}}}
+    file, models, output = tmp_path / "mine.yaml", tmp_path / "models.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump({"twin_of": "apdm/table1-person", **columns, **rows}))
+    network = tmp_path / "inception.pth"
+    torch.save({"a": torch.zeros(1)}, network)
+    models.write_text(f"sd15: {PIPELINE}\ndino: {tmp_path}\ninception: {network}\n")
+    data = write_sets(tmp_path / "data", people=1)
+    given = {"recipe": str(file), "models": str(models), "data": str(data), "output_dir": str(output)}
+    with pytest.raises(UserError, match="pickle") as error:
+        reproduce(ReproduceConfig(**given))
+    assert "\n" not in str(error.value) and not output.exists()
+
+
+def test_a_subject_of_two_kinds_is_told(tmp_path: Path) -> None:
+    data = write_sets(tmp_path, people=1)
+    kind = {"subject": "sks dog", "class_prompt": "a photo of dog"}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"twin_of": "apdm/table1-person", "kinds": {"a": kind, "b": kind}}))
+    with pytest.raises(UserError, match="is of two kinds, a and b"):
+        read_subjects(str(data), load_recipe(str(file)), None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""What is checked of a recipe before a table is made: its values, the options of all commands, and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from apdm.attacks.registry import is_editing, is_zero_shot
+from apdm.audit.suites import AttackFactory
+from apdm.audit.tables import Column
+from apdm.config import AttackConfig, HardenConfig, PerturbConfig
+from apdm.core.errors import UserError
+from apdm.core.terminal import count
+from apdm.data.subjects import list_all_images
+from apdm.image_layer.protections import make_protection
+from apdm.jobs.recipes import (
+    BUNDLED,
+    MODELS,
+    Captions,
+    Options,
+    Protection,
+    Recipe,
+    RecipeRow,
+    filled_in,
+    merged,
+)
+from apdm.jobs.reproduce_steps import attack_config, caption_texts, job_config
+
+# Options that the table sets itself, or that keep a command from its work.
+OWN_OPTIONS = ("output_dir", "instance_data_dir", "photos", "holdout_data_dir", "edit_prompts", "seed", "dry_run")
+PEOPLE = "people"
+DISTANCES = ("frechet", "kernel")  # figures that compare many pictures with many photos
+
+
+def check_options(recipe: Recipe, name: str) -> None:
+    """Check the values of a recipe, and that all its options are options of the commands that they are for.
+
+    Raises:
+        UserError: an option is not known or has a wrong value. The message names recipe and row.
+    """
+    if (wrong := next(_wrong_values(recipe), None)) is not None:
+        raise UserError(f"recipe {name}: {wrong}")
+    places = {name: name for name in [*MODELS, *BUNDLED]} | {PEOPLE: PEOPLE}
+    for row_name, row in recipe.rows.items():
+        try:
+            _check_row(recipe, row, places)
+        except UserError as error:
+            raise UserError(f"recipe {name}, row {row_name}: {error}") from None
+
+
+def _wrong_values(recipe: Recipe) -> Iterator[str]:
+    """Say what is wrong about values that a recipe's form allows."""
+    if not recipe.rows or not recipe.columns:
+        yield "it has no rows or no columns; name some"
+    if recipe.people is not None and recipe.people < 1:
+        yield f"people is {recipe.people}; it needs to be at least 1"
+    if recipe.edits and recipe.is_miniature:
+        yield "edits is true, and drawn people have no prompts of their own; leave it out"
+    for name, kind in recipe.kinds.items():
+        if not kind.subject.strip() or not kind.class_prompt.strip():
+            yield f"kinds.{name} has an empty subject or class_prompt; write both"
+    for name, row in recipe.rows.items():
+        yield from (f"rows.{name}{wrong}" for wrong in _wrong_row(row, recipe.protection(row)))
+    for name, column in recipe.columns.items():
+        yield from (f"columns.{name}.{wrong}" for wrong in _wrong_column(column))
+    if recipe.captions is not None and recipe.draws_captions:
+        yield from _wrong_captions(recipe.captions)
+
+
+def _wrong_row(row: RecipeRow, protection: Protection) -> Iterator[str]:
+    if row.unseen < 0:
+        yield f".unseen is {row.unseen}; it needs to be at least 0"
+    if row.clean and protection.perturb is None and protection.needs is None:
+        yield f".clean is {row.clean}, and the row changes no photos; leave it out"
+    if row.line is not None and row.place is None:
+        yield " has a line and no place on it; give both"
+
+
+def _wrong_column(column: Column) -> Iterator[str]:
+    if column.pooled and column.figure not in DISTANCES:
+        yield f"pooled goes with {' and '.join(DISTANCES)}, not with {column.figure}; leave it out"
+    for option in ("encoder", "prompt"):
+        if (getattr(column, option) or 0) < 0:
+            yield f"{option} is {getattr(column, option)}; they are counted from 0"
+
+
+def _wrong_captions(captions: Captions) -> Iterator[str]:
+    least = {"number": 2, "num_inference_steps": 1, "batch_size": 1, "side": 16}  # distances need two pictures
+    for option, low in least.items():
+        if getattr(captions, option) < low:
+            yield f"captions.{option} is {getattr(captions, option)}; it needs to be at least {low}"
+    if (captions.file is None) == (not captions.prompts):
+        yield "captions needs either file or prompts"
+
+
+def _check_row(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> None:
+    protection, here = recipe.protection(row), Path("table")
+    model = {"pretrained_model_name_or_path": "model"}
+    for own in map(recipe.for_kind, recipe.protected_kinds):
+        if protection.harden is not None:
+            options = filled_in(_foreign(merged(own.harden, protection.harden)), places)
+            job_config(HardenConfig, own, options, here, here, model)
+        if protection.perturb is not None:
+            options = filled_in(_foreign(merged(own.perturb, protection.perturb)), places)
+            make_protection(job_config(PerturbConfig, own, options, here, here, model).image_layer)
+    for kind in recipe.attacked_kinds if recipe.attacks else []:
+        own = recipe.for_kind(kind)
+        _foreign(merged(own.attack, row.attack))
+        config = attack_of(own, row, places)
+        _check_attack(own, config)
+        for name, column in recipe.columns.items():
+            if column.kind in (None, kind) and (column.prompt or 0) >= len(config.prompts):
+                raise UserError(
+                    f"columns.{name}.prompt is {column.prompt}, counted from 0, and the attacker draws "
+                    f"{count(len(config.prompts), 'prompt')}; lower it"
+                )
+
+
+def _foreign(options: Options) -> Options:
+    """Return options. Raises UserError if one of them is the table's."""
+    if own := [name for name in OWN_OPTIONS if name in options]:
+        raise UserError(f"{own[0]} is set by the table; leave it out of the recipe")
+    return options
+
+
+def _check_attack(recipe: Recipe, config: AttackConfig) -> None:
+    if len(config.attack) != 1:
+        raise UserError(f"attack names {len(config.attack)} attacks; a row has one, so write a row for each")
+    factory, (spec,) = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt), config.attack
+    if needs := factory.make(spec, seed=0).needs:
+        raise UserError(f"{spec} needs a {' and a '.join(needs)} model besides; a table has none, so leave it out")
+    if recipe.edits and not is_editing(spec):
+        raise UserError(f"edits goes with attacks that edit photos, and {spec} does not; leave one of them out")
+    if recipe.likeness_to == "originals" and not is_zero_shot(spec):
+        raise UserError(f"likeness_to originals goes with attacks that train nothing, and {spec} trains; leave it out")
+
+
+def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:
+    """Return the configuration of a row's attack, with names in the places of folders."""
+    fill = lambda options: filled_in(options, {PEOPLE: PEOPLE, **places})  # noqa: E731
+    here = Path("table")
+    return attack_config(recipe, row, fill, model="model", photos=here, output=here, seed=0, threads=None)
+
+
+def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None:
+    """Check that the captions can be read, and that their photos are there. `places` say where models are.
+
+    Raises:
+        UserError: something is missing. The message names the recipe.
+    """
+    if recipe.captions is None or not recipe.draws_captions:
+        return
+    fill = lambda options: filled_in(options, {PEOPLE: PEOPLE, **places})  # noqa: E731
+    listed = caption_texts(recipe.captions, fill)
+    if f"{{{PEOPLE}}}" in recipe.captions.photos:  # they are drawn later
+        return
+    folder = Path(fill({"photos": recipe.captions.photos})["photos"])
+    if not folder.is_dir():
+        raise UserError(f"recipe {name}: captions.photos is {folder}, which is no folder; name that of the photos")
+    named = [folder / one.photo for one in listed if one.photo is not None]
+    if gone := next((file for file in named if not file.is_file()), None):
+        raise UserError(f"recipe {name}: {gone} is missing, the photo of a caption; add it, or name another folder")
+    if not named and len(list_all_images(folder)) < 2:
+        raise UserError(f"recipe {name}: {folder} holds one photo, and distances need two; add more")
