@@ -127,6 +127,8 @@ class Figures:
 
     def _of_pictures(self, column: Column, runs: Runs, published: float | None) -> TableCell:
         sound = {name: [one for one in of if one.row and one.row.status == "ok"] for name, of in runs.items()}
+        if column.figure in DISTANCES and self._too_few(column, list(sound.values())):
+            return TableCell(published=published, reason="a distance needs two pictures and two photos")
         if column.pooled:
             seeds = max(map(len, sound.values()), default=0)
             groups = [[of[seed] for of in sound.values() if seed < len(of)] for seed in range(seeds)]
@@ -134,6 +136,15 @@ class Figures:
             return TableCell(**{**vars(cell), "n": len(sound)}) if cell.n else cell
         found = {name: [self._measured(column, [one]) for one in of] for name, of in sound.items()}
         return cell_of(found, published, reason=FAILED)
+
+    def _too_few(self, column: Column, runs: Sequence[Sequence[Done]]) -> bool:
+        """Whether a distance would compare fewer than two pictures, or with fewer than two photos."""
+        groups = [[of[0] for of in runs if of]] if column.pooled else [[one] for of in runs for one in of]
+        for of in filter(None, groups):
+            pictures = sum(len(_of_prompt(column, _pictures(one), one)) for one in of)
+            if min(pictures, sum(len(one.subject.photos) for one in of)) < 2:
+                return True
+        return False
 
     def _measured(self, column: Column, runs: Sequence[Done]) -> float:
         """The figure of the pictures of some attacks together."""
