@@ -60,7 +60,9 @@ class FaceIDAdapter:
         return params
 
     def file_hash(self) -> str:
-        """The sha256 of the adapter's file, and of the ControlNet if there is one."""
+        """The sha256 of the adapter's file, and of the ControlNet if there is one; empty if a file is missing."""
+        if not self.path.is_file() or not (self.controlnet is None or self.controlnet.is_dir()):
+            return ""  # the attack will say so in its row
         controlnet = "" if self.controlnet is None else model_hash(self.controlnet)
         return sha256_file(self.path) + controlnet
 
