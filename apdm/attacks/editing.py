@@ -70,8 +70,8 @@ class Inpainting(Editing):
     name: ClassVar[str] = "inpainting"
 
     def __post_init__(self) -> None:
-        if self.left >= self.right or self.top >= self.bottom:
-            raise UserError("inpainting keeps a rectangle: left needs to be below right, and top below bottom")
+        if self.left > self.right or self.top > self.bottom:
+            raise UserError("inpainting keeps a rectangle: left must not be above right, nor top above bottom")
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""

@@ -400,7 +400,7 @@ def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_the
         ),
         ({"attack": ["faceid:scale=2"], "faceid_adapter": str(ADAPTER)}, '"faceid:scale=2": faceid takes no options'),
         ({"attack": ["img2img:strength=1.5"]}, "strength is 1.5; it needs to be at most 1"),
-        ({"attack": ["inpainting:left=0.8"]}, "left needs to be below right"),
+        ({"attack": ["inpainting:left=0.8"]}, "left must not be above right"),
         ({"attack": ["img2img"], "save_model": True}, "img2img trains no model that could be saved"),
         ({"attack": ["lora"], "edit_prompts": "{people}"}, "edit_prompts goes with attacks that edit photos"),
         ({"attack": ["diffedit"], "edit_prompts": "{people}"}, "has no prompt for s01/"),
