@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from apdm.attacks.registry import is_editing, is_zero_shot
@@ -116,6 +116,11 @@ def _check_row(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> Non
                 )
 
 
+def _filler(places: Mapping[str, str]) -> Callable[[Options], Options]:
+    """What puts places into options. Drawn people have no place yet."""
+    return lambda options: filled_in(options, {PEOPLE: PEOPLE, **places})
+
+
 def _foreign(options: Options) -> Options:
     """Return options. Raises UserError if one of them is the table's."""
     if own := [name for name in OWN_OPTIONS if name in options]:
@@ -137,9 +142,8 @@ def _check_attack(recipe: Recipe, config: AttackConfig) -> None:
 
 def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:
     """Return the configuration of a row's attack, with names in the places of folders."""
-    fill = lambda options: filled_in(options, {PEOPLE: PEOPLE, **places})  # noqa: E731
     here = Path("table")
-    return attack_config(recipe, row, fill, model="model", photos=here, output=here, seed=0, threads=None)
+    return attack_config(recipe, row, _filler(places), model="model", photos=here, output=here, seed=0, threads=None)
 
 
 def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None:
@@ -150,7 +154,7 @@ def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None
     """
     if recipe.captions is None or not recipe.draws_captions:
         return
-    fill = lambda options: filled_in(options, {PEOPLE: PEOPLE, **places})  # noqa: E731
+    fill = _filler(places)
     listed = caption_texts(recipe.captions, fill)
     if f"{{{PEOPLE}}}" in recipe.captions.photos:  # they are drawn later
         return
