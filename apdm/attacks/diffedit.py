@@ -11,6 +11,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEd
 from torch import Tensor
 
 from apdm.attacks.editing import Editing, repeated
+from apdm.attacks.purify import check_strength
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -43,6 +44,11 @@ class DiffEdit(Editing):
         """Check that diffusers' pipeline can be made of the model's parts; see `Editing.check`."""
         if not model.takes_diffedit:
             raise UserError(f"diffedit is for Stable Diffusion 1 and 2, this model is {model.name}; leave it out")
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Check that both strengths are at least one step; see `Editing.check_steps`."""
+        for name in ("strength", "mask_strength"):
+            check_strength(f"{self.name}: {name}", getattr(self, name), num_inference_steps)
 
     @torch.no_grad()
     def draw(

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoPipelineForInpainting
 from torch import Tensor
 
-from apdm.attacks.purify import OptionsAsParams, image_to_image
+from apdm.attacks.purify import OptionsAsParams, check_strength, image_to_image
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -23,6 +23,7 @@ from apdm.families import Family
 class Editing(OptionsAsParams):
     """A base class of attacks that draw picture i from photo i modulo N, so that the two can be compared."""
 
+    name: ClassVar[str]
     assumes: ClassVar[str] = "one photo and a public model"
 
     def check(self, model: Family) -> None:
@@ -31,6 +32,16 @@ class Editing(OptionsAsParams):
         Raises:
             UserError: it does not fit.
         """
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Check that the attack does something in so many sampling steps.
+
+        Raises:
+            UserError: an option lies beyond the steps, so that the attack would do nothing.
+        """
+        strength = getattr(self, "strength", None)
+        if strength is not None:
+            check_strength(f"{self.name}: strength", strength, num_inference_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

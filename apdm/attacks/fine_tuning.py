@@ -173,8 +173,8 @@ class FineTuning(ABC):
         """
 
     def check_fits(self, model: Family) -> None:
-        """Raise UserError, before any work, if `model` has not what this attack trains."""
-        return
+        """Raise UserError, before any work, if `model` has not what this attack trains, or no timestep in its range."""
+        self._timesteps_of(model)
 
     @property
     def identifier(self) -> str:
@@ -301,10 +301,9 @@ class FineTuning(ABC):
         instance, prior = error.chunk(2)
         return personalization_loss(instance, prior, prior_loss_weight=self.prior_loss_weight)
 
-    def _batches(self, model: Family, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
-        images = [instance] if prior is None else [instance, prior]
-        seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
-        draw = timestep_sampler(
+    def _timesteps_of(self, model: Family) -> DrawTimesteps:
+        """The function that draws timesteps. Raises UserError if there is none in the range."""
+        return timestep_sampler(
             model,
             self.timestep_sampling,
             min_timestep=self.min_timestep,
@@ -312,6 +311,11 @@ class FineTuning(ABC):
             logit_mean=self.logit_mean,
             logit_std=self.logit_std,
         )
+
+    def _batches(self, model: Family, instance: Posterior, prior: Posterior | None) -> Iterator[Batch]:
+        images = [instance] if prior is None else [instance, prior]
+        seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
+        draw = self._timesteps_of(model)
         streams = [_stream(model, i, self.train_batch_size, draw, s) for i, s in zip(images, seeds, strict=False)]
         while True:
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))

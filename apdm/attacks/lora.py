@@ -61,7 +61,8 @@ class LoRA(FineTuning):
         super().__post_init__()
 
     def check_fits(self, model: Family) -> None:
-        """Raise UserError if the denoiser has no layer of the kind that `target` names."""
+        """Raise UserError if the denoiser has no layer of the kind that `target` names; see `FineTuning.check_fits`."""
+        super().check_fits(model)
         if not model.lora_layers(model.denoiser, self.target):
             raise UserError(
                 f"target={self.target}: the denoiser of {model.name} has no such layer; choose another target"

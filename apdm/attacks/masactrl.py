@@ -55,6 +55,15 @@ class MasaCtrl(Editing):
                 f"counted from 0; write masactrl:start_layer={count // 2}"
             )
 
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Check that the photo's keys and values are lent in some step; see `Editing.check_steps`."""
+        if self.start_step >= num_inference_steps:
+            raise UserError(
+                f"masactrl: start_step is {self.start_step}, and a picture is drawn in {num_inference_steps} steps, "
+                "counted from 0, so the photo would change nothing; "
+                f"write masactrl:start_step={num_inference_steps // 2}"
+            )
+
     @torch.no_grad()
     def draw(
         self,

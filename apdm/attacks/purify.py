@@ -8,6 +8,7 @@ results.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
 from apdm.config.options import option
+from apdm.core.errors import UserError
 from apdm.data import transforms
 from apdm.families import Family
 
@@ -51,7 +53,7 @@ class Jpeg(OptionsAsParams):
         quality: JPEG quality, 1 (worst) to 100.
     """
 
-    quality: int = 75
+    quality: int = option(75, at_least=1, at_most=100)
 
     name: ClassVar[str] = "jpeg"
     assumes: ClassVar[str] = "an image editor"
@@ -69,7 +71,7 @@ class Resize(OptionsAsParams):
         factor: size in between, as a multiple of the photo's size.
     """
 
-    factor: float = 0.5
+    factor: float = option(0.5, above=0)
 
     name: ClassVar[str] = "resize"
     assumes: ClassVar[str] = "an image editor"
@@ -87,7 +89,7 @@ class Crop(OptionsAsParams):
         margin: share of the height or width that is cut off at each edge, below 1/2.
     """
 
-    margin: float = 0.05
+    margin: float = option(0.05, at_least=0, below=0.5)
 
     name: ClassVar[str] = "crop"
     assumes: ClassVar[str] = "an image editor"
@@ -108,7 +110,7 @@ class Blur(OptionsAsParams):
         sigma: standard deviation of the filter, in pixels.
     """
 
-    sigma: float = 1.0
+    sigma: float = option(1.0, at_least=0)
 
     name: ClassVar[str] = "blur"
     assumes: ClassVar[str] = "an image editor"
@@ -126,7 +128,7 @@ class Noise(OptionsAsParams):
         std: standard deviation of the noise, in [0, 1] pixel units.
     """
 
-    std: float = 0.05
+    std: float = option(0.05, at_least=0)
 
     name: ClassVar[str] = "noise"
     assumes: ClassVar[str] = "an image editor"
@@ -148,8 +150,8 @@ class Upscale(OptionsAsParams):
         factor: size in between, as a multiple of the photo's size.
     """
 
-    std: float = 0.05
-    factor: float = 0.5
+    std: float = option(0.05, at_least=0)
+    factor: float = option(0.5, above=0)
 
     name: ClassVar[str] = "upscale"
     assumes: ClassVar[str] = "an image editor"
@@ -175,11 +177,14 @@ class DiffusionPurifier(OptionsAsParams):
 
     strength: float = option(0.3, at_least=0, at_most=1)
     prompt: str = ""
-    num_inference_steps: int = 50
+    num_inference_steps: int = option(50, at_least=1)
     guidance_scale: float = 1.0
 
     name: ClassVar[str] = "diffusion"
     assumes: ClassVar[str] = "a diffusion model of the kind that is attacked"
+
+    def __post_init__(self) -> None:
+        check_strength(f"{self.name}: strength", self.strength, self.num_inference_steps)
 
     def __call__(self, photos: Tensor, model: Family, seed: int) -> Tensor:
         """Change photos `[N, 3, H, W]` in [0, 1]. `apdm.attacks.Purifier` explains the arguments."""
@@ -191,6 +196,19 @@ class DiffusionPurifier(OptionsAsParams):
             strength=self.strength,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+        )
+
+
+def check_strength(option: str, strength: float, num_inference_steps: int) -> None:
+    """Check that a strength is at least one of so many sampling steps, or 0, which asks for no step.
+
+    Raises:
+        UserError: it is less, so that the photo would stay as it is. The message begins with `option`.
+    """
+    if strength > 0 and int(num_inference_steps * strength) < 1:
+        raise UserError(
+            f"{option} is {strength:g}, which is less than one of {num_inference_steps} sampling steps, so the photo "
+            f"would stay as it is; give at least {math.ceil(100 / num_inference_steps) / 100:g}"
         )
 
 

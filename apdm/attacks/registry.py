@@ -12,7 +12,7 @@ path/to/my_attack.py:MyAttack:rank=32               a class in a file of your ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from fractions import Fraction
 from typing import Any
@@ -83,18 +83,43 @@ def make_purifier(spec: str, *, has_originals: bool = False) -> Purifier:
     return made
 
 
-def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
+def make_zero_shot(spec: str, *, num_inference_steps: int | None = None, **given: Any) -> ZeroShot:
     """Make the attack without training that a text such as `img2img:strength=0.7` describes.
 
     Args:
         spec: the text.
+        num_inference_steps: the sampling steps that it will have; None: nobody knows yet, and they are not checked.
         given: values of fields that no text can give, such as an adapter's encoder.
 
     Raises:
-        UserError: as `make` does.
+        UserError: as `make` does, or an option lies beyond the sampling steps.
     """
     made: ZeroShot = ZERO_SHOTS.make(spec, **given)
+    if num_inference_steps is not None and isinstance(made, Editing):
+        made.check_steps(num_inference_steps)
     return made
+
+
+def refuse_repeats(kind: str, specs: Sequence[str], made: Callable[[str], Any]) -> None:
+    """Check that no two texts of a list describe the same, whether in the same words or with defaults written out.
+
+    Args:
+        kind: the word for what they describe, such as "attack".
+        specs: the texts.
+        made: makes what a text describes.
+
+    Raises:
+        UserError: two of them do, or one cannot be made.
+    """
+    if twice := [spec for spec in specs if specs.count(spec) > 1]:
+        raise UserError(f'the {kind} "{twice[0]}" is given twice; leave one of them out')
+    known: list[tuple[type, str, Mapping[str, Any]]] = []
+    for one in map(made, specs):
+        what = type(one), one.name, one.params()
+        if what in known:
+            other, spec = specs[known.index(what)], specs[len(known)]
+            raise UserError(f'the {kind}s "{other}" and "{spec}" are the same; leave one of them out')
+        known.append(what)
 
 
 def is_zero_shot(spec: str) -> bool:

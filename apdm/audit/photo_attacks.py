@@ -21,10 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from apdm.attacks import Material
+from apdm.attacks import Attack, Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
-from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
+from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot, refuse_repeats
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.cells import check_finite, person_quality
 from apdm.audit.photo_results import PhotoAttackRow
@@ -36,7 +36,7 @@ from apdm.audit.store import CellStore, key_of, store_or_temporary, tensor_hash
 from apdm.audit.suites import AttackFactory, code_hash
 from apdm.config import AuditOptions
 from apdm.config.prompts import without_identifier
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.faces import FaceNetworks
@@ -83,19 +83,21 @@ class PhotoAttackSpecs:
             UserError: there is no such attack or purifier, an attack needs more than photos, or the adapter's encoder
                 cannot be loaded.
         """
-        for spec in options.purifiers:
-            make_purifier(spec, has_originals=True)
-        for spec in options.photo_attacks:
+        factory = AttackFactory.of(options, instance_prompt, class_prompt)
+
+        def make_attack(spec: str) -> Attack:
             if spec.partition(":")[0] == ADAPTER_ATTACK:
                 raise UserError(f'"{spec}" runs by itself where faceid_adapter is given; leave it out of photo_attacks')
-            if is_zero_shot(spec):
-                make_zero_shot(spec)
-                continue
-            attack = AttackFactory.of(options, instance_prompt, class_prompt).make(spec, seed=0)
+            attack = factory.make(spec, seed=0)
             if set(attack.needs) - {"base"}:
                 raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
             if needs_consenting(attack):
                 raise UserError(f'"{spec}" trains on other people first; leave it out of photo_attacks')
+            return attack
+
+        with Faults() as faults:
+            faults.of(lambda: refuse_repeats("purifier", options.purifiers, partial(make_purifier, has_originals=True)))
+            faults.of(lambda: refuse_repeats("attack", options.photo_attacks, make_attack))
         return PhotoAttackSpecs(
             adapter=load_adapter(options, faces, allow_pickle=allow_pickle),
             attacks=options.photo_attacks,

@@ -21,7 +21,7 @@ from apdm.attacks import Attack
 from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, settings
+from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, refuse_repeats, settings
 from apdm.attacks.staged import Staged
 from apdm.audit.results import LeftOut
 from apdm.audit.untrained import Untrained
@@ -142,26 +142,25 @@ SUITES: dict[str, tuple[Entry, ...]] = {
 }
 
 
-def choose_entries(suite: str, specs: Sequence[str], instance_prompt: str) -> tuple[Entry, ...]:
+def choose_entries(suite: str, specs: Sequence[str], attack_factory: AttackFactory) -> tuple[Entry, ...]:
     """The attacks of an audit.
 
     Args:
         suite: name of a suite.
         specs: attacks to run in place of the suite, on all protected people with all seeds. All of them are required.
             The first one also runs on people who must stay learnable.
-        instance_prompt: prompt of the nominal attack. Attacks of a suite that use another identifier take one that is
-            not in this prompt.
+        attack_factory: makes the attacks. Attacks of a suite that use another identifier take one that is not in the
+            prompt of its nominal attack.
 
     Raises:
-        UserError: an attack is given twice.
+        UserError: an attack is given twice, or cannot be made.
     """
     if not specs:
         usual, other = (f"identifier={name}" for name in IDENTIFIERS)
-        if IDENTIFIERS[0] not in instance_prompt.split():
+        if IDENTIFIERS[0] not in attack_factory.instance_prompt.split():
             return SUITES[suite]
         return tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in SUITES[suite])
-    if twice := [spec for spec in specs if specs.count(spec) > 1]:
-        raise UserError(f'the attack "{twice[0]}" is given twice; leave one of them out')
+    refuse_repeats("attack", specs, lambda spec: attack_factory.make(spec, seed=0))
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
@@ -267,6 +266,8 @@ class AttackFactory:
     Attributes:
         nominal_step: steps of the nominal attack.
         attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
+        num_inference_steps: the sampling steps of the pictures, with which the options of attacks that edit photos are
+            compared; None: they are not compared.
         adapter: what the results say of the adapter of `faceid`; None if there is none.
     """
 
@@ -278,6 +279,7 @@ class AttackFactory:
     prior_loss_weight: float
     gradient_checkpointing: bool
     attack_options: Sequence[str]
+    num_inference_steps: int | None = None
     adapter: Mapping[str, object] | None = None
 
     @staticmethod
@@ -292,6 +294,7 @@ class AttackFactory:
             prior_loss_weight=options.prior_loss_weight,
             gradient_checkpointing=options.gradient_checkpointing,
             attack_options=options.attack_options,
+            num_inference_steps=options.num_inference_steps,
             adapter=_adapter_named(options),
         )
 
@@ -323,7 +326,7 @@ class AttackFactory:
         if is_adapter and self.adapter is None:
             raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
         return Untrained(
-            zero_shot=None if is_adapter else make_zero_shot(spec),
+            zero_shot=None if is_adapter else make_zero_shot(spec, num_inference_steps=self.num_inference_steps),
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             seed=seed,

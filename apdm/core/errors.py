@@ -94,9 +94,17 @@ class Faults:
             return None  # type: ignore[return-value]
 
     def add(self, error: UserError) -> None:
-        """Keep an error, unless another one says the same, or speaks of a path that is already said to be missing."""
+        """Keep an error, unless it speaks of a path that is already said to be missing.
+
+        Of errors that say the same and mend it otherwise the last one is kept, because later checks know more.
+        """
         for one in error.errors if isinstance(error, UserErrors) else [error]:
-            if not any(str(known) == str(one) or (known.path and known.path in str(one)) for known in self.found):
+            if any(known.path and known.path in str(one) for known in self.found):
+                continue
+            same = [number for number, known in enumerate(self.found) if _fault(known) == _fault(one)]
+            if same:
+                self.found[same[0]] = one
+            else:
                 self.found.append(one)
 
     def __enter__(self) -> Self:
@@ -111,6 +119,12 @@ class Faults:
             raise self.found[0] from None
         if self.found:
             raise UserErrors(self.found) from None
+
+
+def _fault(error: UserError) -> str:
+    """What is wrong, without how to mend it, which stands behind the last semicolon."""
+    message = str(error)
+    return message.rpartition("; ")[0] or message
 
 
 def each(items: Iterable[Item], read: Callable[[Item], Result]) -> list[Result]:

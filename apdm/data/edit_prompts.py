@@ -35,6 +35,15 @@ class Edit:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table: the edit, the name of the photo's file, and the table and number for messages."""
+
+    edit: Edit
+    photo: str
+    where: str
+
+
 def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict[str, list[Edit]]:
     """Find the prompt of each photo.
 
@@ -46,23 +55,32 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
         {subject: one edit for each photo}.
 
     Raises:
-        UserError: there are no prompts in the folder, a file of them cannot be read, or a photo has none.
+        UserError: there are no prompts in the folder, a file of them cannot be read, a photo has none, or a row names a
+            photo that is nowhere. Rows of other photos that lie there are left alone.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"edit_prompts: {root} is no folder; name the folder with <id>/{PROMPT} or {TABLES[0]}")
     listed = _tables(root, "")
     found: dict[str, list[Edit]] = {}
+    rows, known = dict(listed), set[str]()
     for subject, files in photos.items():
         own = {**listed, **_tables(root / subject, f"{subject}/")}
+        rows |= own
+        known |= {name for file in files for name in (f"{subject}/{file.stem}", file.stem)}
         one = next((_whole(place) for place in (root / subject / PROMPT, root / PROMPT) if place.is_file()), None)
-        edits = [own.get(f"{subject}/{file.stem}", own.get(file.stem, one)) for file in files]
+        named = [own.get(f"{subject}/{file.stem}", own.get(file.stem)) for file in files]
+        edits = [one if row is None else row.edit for row in named]
         if (missing := next((file for file, edit in zip(files, edits, strict=True) if edit is None), None)) is not None:
             raise UserError(
                 f"edit_prompts: {root} has no prompt for {subject}/{missing.name}; add {subject}/{PROMPT}, or a line "
                 f"with this file_name to {TABLES[0]}"
             )
         found[subject] = [edit for edit in edits if edit is not None]
+    folders = {root, *(folder for files in photos.values() for file in files for folder in list(file.parents)[:3])}
+    for place, row in rows.items():
+        if place not in known and not any(_lies_in(folder, place) for folder in folders):
+            raise UserError(f"{row.where}: there is no photo {row.photo}; mend its name, or leave the row out")
     return found
 
 
@@ -83,22 +101,30 @@ def _whole(file: Path) -> Edit:
     return Edit(text)
 
 
-def _tables(folder: Path, prefix: str) -> dict[str, Edit]:
-    """{file name without suffix: edit} of the tables in a folder. `prefix` comes before the names."""
-    edits: dict[str, Edit] = {}
+def _lies_in(folder: Path, place: str) -> bool:
+    """Whether a file with this name, without suffix, lies in a folder: at its place, or in a set of the subject."""
+    subject, wanted = (folder / place).parent, Path(place).name
+    files = (file for pattern in ("*", "*/*") for file in subject.glob(pattern))
+    return any(file.stem == wanted and file.is_file() for file in files)
+
+
+def _tables(folder: Path, prefix: str) -> dict[str, _Row]:
+    """{file name without suffix: row} of the tables in a folder. `prefix` comes before the names."""
+    rows: dict[str, _Row] = {}
     for name in TABLES:
         if (file := folder / name).is_file():
-            for number, row in enumerate(_rows(file), 1):
-                texts = [row.get("file_name"), row.get("prompt"), row.get("source_prompt") or ""]
+            for number, cells in enumerate(_rows(file), 1):
+                texts = [cells.get("file_name"), cells.get("prompt"), cells.get("source_prompt") or ""]
                 photo, prompt, source = (str(text).strip() for text in texts)
                 if not all(isinstance(text, str) for text in texts) or not photo or not prompt:
                     raise UserError(f"{file}, row {number}: it needs file_name and prompt, and may have source_prompt")
                 if not Path(photo).name:
                     raise UserError(f"{file}, row {number}: file_name is {photo!r}; name the file of a photo")
-                place, edit = f"{prefix}{Path(photo).with_suffix('').as_posix()}", Edit(prompt, source)
-                if edits.setdefault(place, edit) != edit:
-                    raise UserError(f"{file}, row {number}: {photo} has another prompt already; leave one of them out")
-    return edits
+                place = f"{prefix}{Path(photo).with_suffix('').as_posix()}"
+                row = _Row(Edit(prompt, source), photo, f"{file}, row {number}")
+                if rows.setdefault(place, row).edit != row.edit:
+                    raise UserError(f"{row.where}: {photo} has another prompt already; leave one of them out")
+    return rows
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -213,8 +213,8 @@ def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
     Raises:
         UserError: an attack needs a second model, or its model cannot be saved.
     """
-    entries = choose_entries("quick", config.attack, config.instance_prompt)
     factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
+    entries = choose_entries("quick", config.attack, factory)
     for spec in config.attack:
         attack = factory.make(spec, seed=config.seed)
         if config.save_model and is_zero_shot(spec):

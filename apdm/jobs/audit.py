@@ -23,7 +23,7 @@ from apdm.audit.same_faces import check_faces
 from apdm.audit.search import check_search
 from apdm.audit.search_space import SearchOptions
 from apdm.audit.store import finished_cells
-from apdm.audit.suites import choose_entries, with_textual_inversion
+from apdm.audit.suites import AttackFactory, choose_entries, with_textual_inversion
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults
 from apdm.core.signals import stop_on_signals
@@ -160,7 +160,8 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         return models
 
     with Faults() as faults:
-        choose = partial(choose_entries, config.suite, instance_prompt=config.instance_prompt)
+        factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+        choose = partial(choose_entries, config.suite, attack_factory=factory)
         entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
         if config.known_before:
             entries = with_textual_inversion(entries)

@@ -87,8 +87,10 @@ def check_given(config: Any) -> None:
     """
     with Faults() as faults:
         for path, option in options_by_path(type(config)).items():
-            if _is_used(option, config):
-                faults.of(partial(_check, path.removeprefix("audit."), option, attrgetter(path)(config)))
+            value = attrgetter(path)(config) if _is_used(option, config) else None
+            for text in value if isinstance(value, list) else [value]:
+                if text is not None:
+                    faults.of(partial(_check, path.removeprefix("audit."), option, text))
         if not isinstance(config, VerifyConfig):
             if not _lies_among_photos(config):  # about that, the job says more
                 check_output_dir(config.output_dir, overwrite=_may_replace(config))
@@ -134,34 +136,31 @@ def has_only_begun(output: Path) -> bool:
     return readable and {entry.name for entry in output.iterdir()} <= BEFORE_TRAINING
 
 
-def _check(name: str, option: Option, value: Any) -> None:
+def _check(name: str, option: Option, text: Any) -> None:
     """Check one value.
 
     Args:
         name: the option's name without "audit.".
         option: the option.
-        value: its value; a list is checked item by item.
+        text: its value, or one item of it.
     """
-    for text in value if isinstance(value, list) else [value]:
-        if text is None:
-            continue
-        if name in MODELS:
-            _check_model(text)
-        if name in DATASETS and looks_like_path(text) and not os.path.exists(text):
-            raise absent(text, f"{text} does not exist; give a folder, a file or a name on the Hub as {option.path}")
-        for kind, is_one in (("folder", os.path.isdir), ("file", os.path.isfile)):
-            if option.field.metadata["holds"] == kind and not is_one(text):
-                fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
-                raise absent(text, f"{text} {fault}; give a {kind} as {option.path}")
-        if name in NEEDED_PACKAGES and find_spec(text) is None:
-            mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
-            raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")
-        if name == "judge":
-            check_judges([text], option.path)
-        if name in FACE_NETWORKS:
-            _check_face_network(*FACE_NETWORKS[name], text, option.path)
-        if name in PLUGINS and text != NO_METHOD:
-            _check_plugin(text, PLUGINS[name])
+    if name in MODELS:
+        _check_model(text)
+    if name in DATASETS and looks_like_path(text) and not os.path.exists(text):
+        raise absent(text, f"{text} does not exist; give a folder, a file or a name on the Hub as {option.path}")
+    for kind, is_one in (("folder", os.path.isdir), ("file", os.path.isfile)):
+        if option.field.metadata["holds"] == kind and not is_one(text):
+            fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
+            raise absent(text, f"{text} {fault}; give a {kind} as {option.path}")
+    if name in NEEDED_PACKAGES and find_spec(text) is None:
+        mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
+        raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")
+    if name == "judge":
+        check_judges([text], option.path)
+    if name in FACE_NETWORKS:
+        _check_face_network(*FACE_NETWORKS[name], text, option.path)
+    if name in PLUGINS and text != NO_METHOD:
+        _check_plugin(text, PLUGINS[name])
 
 
 def looks_like_path(text: str) -> bool:
@@ -179,8 +178,8 @@ def _check_model(path: str) -> None:
 def _check_plugin(spec: str, registries: Iterable[Registry]) -> None:
     """Raise UserError if no registry knows the name in a text such as "lora:rank=32"."""
     *others, last = registries
-    if not any(spec.partition(":")[0] in registry.names() for registry in others):
-        last.check(spec)
+    name = spec.partition(":")[0]
+    next((registry for registry in others if name in registry.names()), last).check(spec)
 
 
 def _check_face_network(kind: str, bundled: Iterable[str], spec: str, option: str) -> None:

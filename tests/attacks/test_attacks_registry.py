@@ -137,6 +137,10 @@ def test_photos_are_an_option_of_every_attack():
         ("lora:renamed=a", 'no option "renamed"'),
         ("two_stage:attack=lorra", 'did you mean "lora"'),
         ("dreambooth:photos=jpg", 'no purifier "jpg"; did you mean "jpeg"'),
+        ("dreambooth:photos=jpeg/quality=500", "quality is 500; it needs to be at most 100"),
+        ("dreambooth:photos=crop/margin=0.5", "margin is 0.5; it needs to be less than 0.5"),
+        ("dreambooth:photos=resize/factor=0", "factor is 0; it needs to be more than 0"),
+        ("dreambooth:photos=diffusion/strength=0.01", "is less than one of 50 sampling steps, so the photo would stay"),
         ("dreambooth:photos=mix", "only an audit of protected photos has both"),
         ("gone.py:Mine", "gone.py does not exist"),
     ],
@@ -165,6 +169,24 @@ def test_an_attack_in_a_file_of_ones_own_is_named_by_path(tmp_path: Path):
     path.write_text("import nothing_of_that_name\n")
     with pytest.raises(UserError, match="cannot be loaded: ModuleNotFoundError"):
         make(f"{path}:Mine", **NOMINAL)
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "problem"),
+    [
+        ("masactrl", 4, "start_step is 4, and a picture is drawn in 4 steps, counted from 0"),
+        ("masactrl:start_step=60", 50, "write masactrl:start_step=25"),
+        ("img2img:strength=0.01", 50, "img2img: strength is 0.01, which is less than one of 50 sampling steps"),
+        ("inpainting:strength=0.3", 3, "inpainting: strength is 0.3"),
+        ("diffedit:strength=0.1", 5, "diffedit: strength is 0.1"),
+        ("diffedit:mask_strength=0.1", 7, "mask_strength is 0.1, which is less than one of 7 .*; give at least 0.15"),
+    ],
+)
+def test_an_edit_that_would_change_nothing_in_so_many_steps_is_refused(spec: str, steps: int, problem: str):
+    with pytest.raises(UserError, match=problem):
+        make_zero_shot(spec, num_inference_steps=steps)
+    make_zero_shot(spec)
+    make_zero_shot(spec, num_inference_steps=100)
 
 
 def test_editing_is_made_by_name():

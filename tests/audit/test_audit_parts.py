@@ -114,7 +114,7 @@ def attack_factory(**options: Any) -> AttackFactory:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(suite: str):
-    entries, left_out = available_entries(choose_entries(suite, [], SKS), MODELS, attack_factory())
+    entries, left_out = available_entries(choose_entries(suite, [], attack_factory()), MODELS, attack_factory())
     assert left_out == [] and entries[0].spec == "dreambooth"
     assert len({entry.spec for entry in entries}) == len(entries)
     for entry in entries:
@@ -125,14 +125,16 @@ def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(sui
 
 @pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])
 def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
-    specs = [entry.spec for entry in choose_entries("full", [], f"a photo of {nominal} person")]
+    mine = AttackFactory.of(AuditConfig(), f"a photo of {nominal} person", "a photo of person")
+    specs = [entry.spec for entry in choose_entries("full", [], mine)]
     assert {spec for spec in specs if "identifier" in spec} == {
         f"{a}:identifier={changed}" for a in ("dreambooth", "lora")
     }
 
 
 def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reason():
-    entries, left_out = available_entries(choose_entries("standard", [], SKS), ("base", "hardened"), attack_factory())
+    factory = attack_factory()
+    entries, left_out = available_entries(choose_entries("standard", [], factory), ("base", "hardened"), factory)
     assert all(entry.required for entry in left_out)
     assert {entry.spec.partition(":")[0] for entry in left_out} == {"interpolation", "transplant"}
     assert all("--sibling" in entry.reason for entry in left_out)
@@ -148,7 +150,7 @@ def test_an_attack_of_a_suite_is_left_out_of_a_model_that_it_does_not_fit(famili
     for name, fits in (("sd15", True), ("flux", False)):
         for suite in ("standard", "full"):
             kept, left_out = available_entries(
-                choose_entries(suite, [], SKS), ("base", "hardened"), attack_factory(), families(name)
+                choose_entries(suite, [], attack_factory()), ("base", "hardened"), attack_factory(), families(name)
             )
             found = [entry for entry in kept if entry.spec == spec]
             assert [entry.required for entry in found] == [True] * fits
@@ -162,9 +164,9 @@ def test_an_attack_of_a_suite_is_left_out_of_a_model_that_it_does_not_fit(famili
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():
     mine = AttackFactory.of(AuditConfig(), "a photo of my sks person", "a photo of person")
     with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
-        available_entries(choose_entries("standard", [], mine.instance_prompt), MODELS, mine)
+        available_entries(choose_entries("standard", [], mine), MODELS, mine)
     # Neither attack of this suite needs an identifier.
-    available_entries(choose_entries("quick", [], mine.instance_prompt), MODELS, mine)
+    available_entries(choose_entries("quick", [], mine), MODELS, mine)
 
 
 def test_an_audit_too_short_for_the_cost_factor_says_so_and_how_to_mend_it():
@@ -197,13 +199,17 @@ def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
 
 
 def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
-    entries = choose_entries("quick", ["lora", "dreambooth:identifier=t@t"], SKS)
+    entries = choose_entries("quick", ["lora", "dreambooth:identifier=t@t"], attack_factory())
     assert [(e.spec, e.required, e.people, e.seeds) for e in entries] == [
         ("lora", True, None, None),
         ("dreambooth:identifier=t@t", True, None, None),
     ]
     with pytest.raises(UserError, match="twice"):
-        choose_entries("quick", ["lora", "lora"], SKS)
+        choose_entries("quick", ["lora", "lora"], attack_factory())
+    same = ["lora", "dreambooth", "dreambooth:max_train_steps=100"]
+    with pytest.raises(UserError, match='the attacks "dreambooth" and "dreambooth:max_train_steps=100" are the same'):
+        choose_entries("quick", same, attack_factory())
+    assert len(choose_entries("quick", same, attack_factory(attack_options=["dreambooth:max_train_steps=7"]))) == 3
 
 
 @pytest.mark.parametrize(

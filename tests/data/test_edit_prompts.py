@@ -47,6 +47,17 @@ def test_files_of_excel_and_prompts_of_several_lines_are_read(tmp_path: Path):
     assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("one\u2028two")]}
 
 
+def test_rows_may_name_photos_that_lie_there_and_are_not_used(tmp_path: Path):
+    """A table of a whole dataset serves a part of its people and photos, whose files may lie elsewhere."""
+    names = ["104/set_A/a.png", "104/set_B/b.png", "105/set_A/c.jpg", "104/loose.png"]
+    people = written(tmp_path / "people", dict.fromkeys(names, ""))
+    rows = [f'{{"file_name": "{name}", "prompt": "sad"}}' for name in ("104/a.png", "104/b", "105/c", "104/loose")]
+    photos = {"104": [people / "104/set_A/a.png"]}
+    for root in (people, tmp_path / "prompts"):
+        written(root, {"metadata.jsonl": "\n".join(rows)})
+        assert read_edits(root, photos) == {"104": [Edit("sad")]}
+
+
 def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
     root = written(tmp_path, {"prompt.txt": "sad"})
     assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("sad")]}
@@ -65,6 +76,14 @@ def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
         ({"metadata.jsonl": '{"file_name": ".", "prompt": "a"}'}, "row 1: file_name is '.'; name the file of a photo"),
         ({"metadata.jsonl": "[" * 100_000}, "metadata.jsonl, line 1: it is no JSON object"),
         ({"metadata.jsonl": '{"file_name": "a", "prompt": "b", "source_prompt": ["c"]}'}, "row 1: it needs file_name"),
+        (
+            {"metadata.csv": "file_name,prompt\n104/a.jpg,b\n104/b.jpg,c\n", "prompt.txt": "sad"},
+            "metadata.csv, row 2: there is no photo 104/b.jpg; mend its name, or leave the row out",
+        ),
+        (
+            {"dog/metadata.jsonl": '{"file_name": "3.jpg", "prompt": "up"}', "prompt.txt": "sad"},
+            "metadata.jsonl, row 1: there is no photo 3.jpg",
+        ),
         ({"metadata.csv": "file_name,prompt\na.jpg,b\na.jpg,c\n"}, "row 2: a.jpg has another prompt already"),
     ],
 )

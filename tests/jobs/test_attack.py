@@ -204,6 +204,7 @@ def test_the_same_call_does_nothing_again_unless_a_model_is_missing(
         ({"attack": ["two_stage:attack=stranger_first"]}, "put photos of people who consent into consenting/<id>/"),
         ({"attack": ["expert_swap"], "save_model": True}, "leave out save_model"),
         ({"attack": ["lora:num_inference_steps=5000"]}, "timesteps"),
+        ({"attack": ["lora:min_timestep=0.5,max_timestep=0.5001"]}, "no timestep lies between min_timestep=0.5"),
         ({"photos": "nowhere"}, "nowhere does not exist"),
         ({"pretrained_model_name_or_path": "./nowhere"}, "./nowhere: no such folder or file"),
         ({"resolution": 20}, "multiple of"),
@@ -361,7 +362,7 @@ def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_the
     """They may be judged on the photos that they edit, each of which has a prompt of its own."""
     people = Path(shutil.copytree(photos, tmp_path / "people"))
     (people / "s01/prompt.txt").write_text("a photo of a person wearing a red shirt")
-    specs = ["img2img:strength=0.5", "masactrl:start_layer=1", "faceid"]
+    specs = ["img2img:strength=0.5", "masactrl:start_layer=1,start_step=1", "faceid"]
     changes = {"attack": specs, "resolution": 64, "num_images": 3, "holdout_data_dir": str(people)}
     values = options(
         PIPELINE, people, tmp_path / "out", **changes, faceid_adapter=str(ADAPTER), edit_prompts=str(people)
@@ -404,7 +405,9 @@ def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_the
         ({"attack": ["img2img"], "save_model": True}, "img2img trains no model that could be saved"),
         ({"attack": ["lora"], "edit_prompts": "{people}"}, "edit_prompts goes with attacks that edit photos"),
         ({"attack": ["diffedit"], "edit_prompts": "{people}"}, "has no prompt for s01/"),
-        ({"attack": ["masactrl"]}, "start_layer is 10, and this model has"),
+        ({"attack": ["masactrl"]}, "start_step is 4, and a picture is drawn in 2 steps"),
+        ({"attack": ["img2img:strength=0.4"]}, "strength is 0.4, which is less than one of 2 sampling steps"),
+        ({"attack": ["masactrl:start_step=1"]}, "start_layer is 10, and this model has"),
         ({"attack": ["img2imgg"]}, 'there is no attack "img2imgg"'),
     ],
 )

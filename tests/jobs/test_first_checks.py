@@ -16,7 +16,7 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfi
 from apdm.config.class_names import names_in_source
 from apdm.config.options import options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, UserErrors
 from apdm.core.launcher import VARIABLES
 from apdm.jobs.first_checks import DATASETS, FACE_NETWORKS, MODELS, PLUGINS, check_first
 
@@ -181,6 +181,18 @@ def test_an_attack_without_training_may_stand_among_the_photo_attacks(tmp_path: 
     check_first(
         load_config(AuditJobConfig, [*flags, "--output_dir", "new", "--photo_attacks", "img2img:strength=0.5", "lora"])
     )
+
+
+def test_every_wrong_item_of_a_list_is_told(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    folder = str(tmp_path / "photos")
+    flags = [text for name in ("base", "photos", "protected_photos") for text in (f"--{name}", folder)]
+    lists = ["--purifiers", "mix:foo=1", "flip", "jpg", "--photo_attacks", "img2img:foo=1", "lora"]
+    config = load_config(AuditJobConfig, [*flags, "--output_dir", str(tmp_path / "new"), *lists])
+    with pytest.raises(UserErrors) as caught:
+        check_first(config)
+    for part in ('mix has no option "foo"', 'no purifier "jpg"', 'img2img has no option "foo"'):
+        assert str(caught.value).count(part) == 1
 
 
 @pytest.mark.parametrize("registry", [ATTACKS, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS])
