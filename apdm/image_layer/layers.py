@@ -240,6 +240,13 @@ class LayeredProtection:
         return max((x.protection.surrogate_copies for x in self.layers if isinstance(x, FineTuningLayer)), default=0)
 
     @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the surrogates hold copies of the text encoders, as many as of the denoiser."""
+        return any(
+            getattr(x.protection, "train_text_encoder", False) for x in self.layers if isinstance(x, FineTuningLayer)
+        )
+
+    @property
     def pictures_at_once(self) -> int:
         """How many pictures pass through the denoiser at once; 0 without a layer against fine-tuning."""
         layers = [layer for layer in self.layers if isinstance(layer, FineTuningLayer)]

@@ -12,8 +12,13 @@ from pathlib import Path
 
 import torch
 
+from apdm.attacks import Attack
 from apdm.audit.common_results import Verdict
+from apdm.audit.matrix import Matrix
+from apdm.audit.one_model import cells_of
+from apdm.audit.photo_attacks import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
+from apdm.audit.suites import AttackFactory, available_entries
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
@@ -130,10 +135,14 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         job = inputs.photo_job
         rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
     if config.audit.enabled and inputs.audit_inputs is not None:
-        subjects = inputs.audit_inputs.subjects
-        people = len(subjects.protected) + len(subjects.others)
-        passes["for the attacks of the audit"] = resources.attack_passes(config.audit, people)
-        rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device)
+        subjects, specs = inputs.audit_inputs.subjects, inputs.audit_inputs.photo_attacks
+        protected, others = len(subjects.protected), len(subjects.others)
+        factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
+        attacks = resources.final_attacks(factory, config.audit, protected=protected, others=others)
+        if specs is not None:
+            attacks += resources.attacks_with_photos(specs, factory, people=protected, seeds=config.audit.seeds)
+        passes["for the attacks of the audit"] = resources.attack_passes(attacks)
+        rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device, attacks=attacks)
     return rows | {
         "work": lambda: resources.work(cost, passes),
         "drawn": lambda: resources.pictures_drawn(drawn, inputs.drawn_partners),
@@ -212,14 +221,21 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
             faults.of(lambda: check_output_dir(output, overwrite=may_replace))
             found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
-                plan, sets, rows = found
+                plan, sets, rows, attacks = found
                 base, judges = plan.models["base"], plan.judges
                 cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: resources.audit_memory(
-                        config, base, cost, device, models=len(plan.models), shared=False
+                        config, base, cost, device, attacks=attacks, models=len(plan.models), shared=False
+                    ),
+                    "work": lambda: resources.work(
+                        cost,
+                        {
+                            "for the attacks": resources.attack_passes(attacks),
+                            "for the search": resources.search_passes(plan),
+                        },
                     ),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the base",
                 }
@@ -249,12 +265,16 @@ def attack_model(config: AttackConfig) -> AttackResult:
                 sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models[attack.MODEL]
                 cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: attack.check_faces(sets, judges.encoders, judges.face_score))
+                attacks = [cell.attack for cell in cells_of(plan).cells]
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: (
                         "as dreambooth, which trains the whole denoiser: "
-                        + resources.audit_memory(config.audit, model, cost, device, models=1, shared=False)
+                        + resources.audit_memory(
+                            config.audit, model, cost, device, attacks=attacks, models=1, shared=False
+                        )
                     ),
+                    "work": lambda: resources.work(cost, {"for the attacks": resources.attack_passes(attacks)}),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
                 }
                 _show(attack.attack_plan(config, plan, processes, device), more, faults)
@@ -265,18 +285,28 @@ def attack_model(config: AttackConfig) -> AttackResult:
 
 def _audit_input(
     config: AuditJobConfig, processes: ProcessGroup, device: torch.device
-) -> tuple[AuditPlan, Sequence[PhotoSet], Rows]:
-    """Read the input of an audit of models or of photos alone: its plan, all photos, and the rows of what it says."""
+) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, list[Attack]]:
+    """Read the input of an audit of models or of photos alone.
+
+    Returns:
+        Its plan, all photos, the rows of what it says, and all attacks, each as often as it runs.
+    """
     if config.hardened is None:
         given = load_photo_audit(config, None)
-        return (
-            given.plan,
-            given.sets,
-            photo_audit_plan(config, given.plan, processes=processes, device=device),
-        )
+        rows = photo_audit_plan(config, given.plan, processes=processes, device=device)
+        return given.plan, given.sets, rows, _with_photos(given.specs, given.plan, len(given.photos.pairs))
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
-    return plan, audit.photo_sets(inputs, photos), audit_plan(config, plan, photos, processes=processes, device=device)
+    rows = audit_plan(config, plan, photos, processes=processes, device=device)
+    entries, _ = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"])
+    attacks = [cell.attack for cell in Matrix.of(plan, entries).cells]
+    if inputs.photo_attacks is not None and photos is not None:
+        attacks += _with_photos(inputs.photo_attacks, plan, len(photos.pairs))
+    return plan, audit.photo_sets(inputs, photos), rows, attacks
+
+
+def _with_photos(specs: PhotoAttackSpecs, plan: AuditPlan, people: int) -> list[Attack]:
+    return resources.attacks_with_photos(specs, plan.attacks, people=people, seeds=plan.repeats)
 
 
 def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:

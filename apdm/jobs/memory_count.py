@@ -32,7 +32,6 @@ RECOMPUTED = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock",
 # Forward passes in one inner step for each photo: theta' goes forwards and backwards on 2 + 3 samples, where a backward
 # pass counts as two forward ones, and phi goes forwards on 2.
 FORWARDS = 5 * 3 + 2
-ATTACK_FORWARDS = 2 * 3  # in a step of DreamBooth with prior preservation
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from apdm.attacks.registry import is_zero_shot
 from apdm.audit.models import load_models
+from apdm.audit.suites import AttackFactory
 from apdm.config import HardenConfig, JobConfig, PerturbConfig, ReproduceConfig
 from apdm.core.disk import amount, free_space, picture_size
 from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
-from apdm.jobs.memory_count import ATTACK_FORWARDS
 from apdm.jobs.recipe_checks import attack_of
 from apdm.jobs.recipes import MODELS, Recipe, RecipeRow, filled_in, merged, missing_for_column
 from apdm.jobs.reproduce import Job, load_job
@@ -24,7 +24,6 @@ from apdm.jobs.reproduce_subjects import Subject, read_subjects
 NAMES = {name: name for name in [*MODELS, "people"]}  # stand for places that are not known yet
 KNOWN = {"sd15": 0.80e12}  # operations of a forward pass at 512 pixels (python -m benchmarks.cost)
 HARDENED, CHANGED, ATTACKS, DRAWN = "for hardening", "for photos at most", "for attacks", "for pictures"
-STEP_PASSES = 3  # forward passes of a step on one picture: a backward pass counts as two
 USUAL_PHOTOS = 4  # of a subject that is not known yet
 
 
@@ -149,7 +148,7 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
         made = make_protection(perturb.image_layer)
         batch = getattr(made, "batch_size", 1) * (2 if made.needs_class_pictures else 1)
         steps = made.total_steps * made.errors_per_step
-        sums.passes[CHANGED] += people * steps * STEP_PASSES * max(group.photos, batch)
+        sums.passes[CHANGED] += people * steps * resources.STEP_PASSES * max(group.photos, batch)
         if made.needs_class_pictures:
             _add_class_pictures(sums, perturb, people)
 
@@ -168,7 +167,8 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
         own = seeds
     trained = not all(map(is_zero_shot, attack.attack))
     if trained:
-        sums.passes[ATTACKS] += times * options.max_train_steps * options.train_batch_size * ATTACK_FORWARDS
+        factory = AttackFactory.of(options, attack.instance_prompt, attack.class_prompt)
+        sums.passes[ATTACKS] += times * resources.attack_passes(factory.make(spec, seed=0) for spec in attack.attack)
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
     measured = len({0, *options.measured_steps}) if trained else 1
     number = times * measured * len(attack.prompts) * options.num_images

@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
+from apdm.attacks import Attack
+from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.registry import is_zero_shot
+from apdm.audit.budgets import samples_per_step
+from apdm.audit.photo_attacks import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.plan import AuditPlan
+from apdm.audit.suites import AttackFactory, lengthened
 from apdm.config import AuditOptions, HardenConfig, JobConfig
 from apdm.core.disk import amount, free_space, picture_size, require_disk
 from apdm.core.logging import get_logger
@@ -20,7 +27,6 @@ from apdm.export import layout
 from apdm.families import Family
 from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.memory_count import (
-    ATTACK_FORWARDS,
     FORWARDS,
     OVERHEAD,
     SAMPLES,
@@ -38,6 +44,7 @@ logger = get_logger(__name__)
 SPEED = 100e12  # operations per second, for which the plan says the time
 MAPS = 4  # copies of the attention maps in a step of the photos: two maps, their difference and a gradient
 ATTACKED_COPIES = 4  # the attacked copy, its gradient and AdamW's two moments
+STEP_PASSES = 3  # forward passes of a step on one picture: a backward pass counts as two
 
 
 @torch.no_grad()
@@ -65,29 +72,59 @@ def harden_memory(config: HardenConfig, base: Family, cost: Pass, device: torch.
 
 
 def audit_memory(
-    options: AuditOptions, base: Family, cost: Pass, device: torch.device, *, models: int = 2, shared: bool = True
+    options: AuditOptions,
+    base: Family,
+    cost: Pass,
+    device: torch.device,
+    *,
+    attacks: Iterable[Attack] = (),
+    models: int = 2,
+    shared: bool = True,
 ) -> str:
-    """Say what the nominal attack of an audit holds on the device.
+    """Say what the nominal attack of an audit holds on the device, and what text encoders that are trained add to it.
+
+    An attack that trains adapters or a word copies the text encoders too. It is left out, because it holds less than
+    the nominal attack: no gradient and no moments of the denoiser.
 
     Args:
         options: the options of the audit.
         base: the base model.
         cost: a forward pass in float32.
         device: the device.
+        attacks: the attacks.
         models: how many models are audited.
         shared: whether they share all parts but the denoiser.
     """
     copies = 1 + ATTACKED_COPIES  # the other models wait in main memory
     kept = cost.outside + cost.largest if options.gradient_checkpointing else cost.saved
     graph = round(kept * 2 * options.train_batch_size / SAMPLES)
-    whole = copies * _copy(base) + frozen(base) * (1 if shared else models) + graph + OVERHEAD
-    text = f"{amount(whole)} on the device: {copies} copies of the denoiser and the other parts, {amount(graph)} of "
-    return f"{text}activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
+    text_copies = ATTACKED_COPIES if any(map(_trains_whole_text, attacks)) else 0
+    return _held(base, copies, text_copies, graph, device, others=1 if shared else models)
+
+
+def _trains_whole_text(attack: Attack) -> bool:
+    stage = getattr(attack, "innermost", attack)
+    return isinstance(stage, DreamBooth) and stage.train_text_encoder
+
+
+def _held(base: Family, copies: int, text_copies: int, graph: int, device: torch.device, *, others: int = 1) -> str:
+    """Say what is on the device: copies of what is trained, the other parts (`others` times) and the graph."""
+    text = text_copies * _text_copy(base) if text_copies else 0
+    whole = copies * _copy(base) + text + frozen(base) * others + graph + OVERHEAD
+    encoders = f", {text_copies} of the text encoders ({amount(text)})" * bool(text_copies)
+    return (
+        f"{amount(whole)} on the device: {copies} copies of the denoiser{encoders} and the other parts, "
+        f"{amount(graph)} of activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
+    )
 
 
 @torch.no_grad()
 def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) -> str:
-    """Say what the photo protection holds on the device. `cost` is a forward pass in float32."""
+    """Say what the photo protection holds on the device. `cost` is a forward pass in float32.
+
+    Left out, because they are small beside the rest: the photos (the row about them says more), and what surrogates
+    learn, clean photos among it, which are kept as latents of some 16 kB for a photo of 512 pixels.
+    """
     protection, one = job.protection, cost.saved / SAMPLES
     copies, graph = 1 + protection.surrogate_copies, one * protection.pictures_at_once
     if protection.photos_at_once:  # a step of the photos goes through the VAE too
@@ -95,9 +132,8 @@ def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) 
         seen = seeing(base, job.resolution, embeds, max_positions=protection.attention_positions)
         graph = max(graph, (one + seen.encoder + MAPS * seen.maps) * protection.photos_at_once)
     graph = round(graph)
-    whole = copies * _copy(base) + frozen(base) + graph + OVERHEAD
-    text = f"{amount(whole)} on the device: {copies} copies of the denoiser and the other parts, {amount(graph)} of "
-    return f"{text}activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
+    text_copies = protection.surrogate_copies if protection.trains_text_encoder else 0
+    return _held(base, copies, text_copies, graph, device)
 
 
 def work(cost: Pass, parts: Mapping[str, float]) -> str:
@@ -125,10 +161,36 @@ def training_passes(config: HardenConfig) -> float:
     return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
 
 
-def attack_passes(options: AuditOptions, people: int) -> float:
-    """Forward passes of the nominal attack on base and hardened model."""
-    steps = (options.nominal_step or options.max_train_steps) + options.max_train_steps
-    return people * options.seeds * steps * options.train_batch_size * ATTACK_FORWARDS
+def attack_passes(attacks: Iterable[Attack]) -> float:
+    """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two."""
+    return STEP_PASSES * sum(
+        attack.preparing_samples + attack.max_train_steps * (samples_per_step(attack.params()) or 1)
+        for attack in attacks
+    )
+
+
+def search_passes(plan: AuditPlan) -> float:
+    """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two."""
+    if plan.search is None:
+        return 0
+    from apdm.audit.search_space import SearchSpace
+
+    people = min(plan.search.people, len(plan.subjects.protected))
+    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.attacks, plan.search.samples).samples
+
+
+def final_attacks(factory: AttackFactory, options: AuditOptions, *, protected: int, others: int) -> list[Attack]:
+    """The attacks of the audit after hardening on base and hardened model, for so many people."""
+    nominal = factory.make(NOMINAL_ATTACK, seed=0)
+    longer = lengthened(nominal, options.max_train_steps / factory.nominal_step)
+    return options.seeds * (protected * [nominal, longer] + others * [nominal, nominal])
+
+
+def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:
+    """The attacks that train on photos: on clean and on protected ones, and on these after each purifier."""
+    named = [NOMINAL_ATTACK] * specs.training + [spec for spec in specs.attacks if not is_zero_shot(spec)]
+    kinds = 2 + len(specs.purifiers)
+    return people * seeds * kinds * [factory.make(spec, seed=0) for spec in dict.fromkeys(named)]
 
 
 def drawing_passes(config: JobConfig, pictures: int) -> float:
@@ -189,6 +251,10 @@ def written(config: HardenConfig, *, partners: bool) -> str:
 
 def _copy(base: Family) -> int:
     return 4 * sum(weight.numel() for weight in base.denoiser.parameters())
+
+
+def _text_copy(base: Family) -> int:
+    return 4 * sum(weight.numel() for encoder in base.text_encoders().values() for weight in encoder.parameters())
 
 
 def _beside(needed: float, device: torch.device) -> str:

@@ -232,7 +232,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     values = options(tiny_pipeline, photos, tmp_path / "out")
     assert main(["attack", *words(values), "--dry_run"]) == 0
     said = capsys.readouterr()
-    for name in ("attacks", "faces seen", "device memory", "drawn"):
+    for name in ("attacks", "faces seen", "device memory", "work", "drawn"):
         assert f"apdm: {name}  " in said.err
     assert "5 copies of the denoiser" in said.err and "3 class pictures of the model" in said.err
     assert said.out == "dry run: everything that the run needs is there; nothing was written\n"

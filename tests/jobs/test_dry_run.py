@@ -176,7 +176,9 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
         write_noise(tmp_path / f"own/{number}.png", 100 + number)
     assert main(["perturb", *photos, *place, *prompts, *layers, "--class_data_dir", str(tmp_path / "own")]) == 0
     plan = told(capsys.readouterr().err)
-    assert "drawn" not in plan and "class pictures" not in plan["disk"]
+    assert "drawn" not in plan and "class pictures" not in plan["disk"] and "text enc" not in plan["device memory"]
+    assert main(["perturb", *photos, *place, *prompts, *layers, "--image_layer.aspl.train_text_encoder"]) == 0
+    assert "8 copies of the denoiser, 7 of the text encoders (" in told(capsys.readouterr().err)["device memory"]
 
     hardened = tmp_path / "model"
     words = arguments(PIPELINE, people, hardened, max_train_steps=1, resolution=64)
@@ -186,6 +188,7 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
     assert main(["audit", *models, "--suite", "quick", *place, *prompts]) == 0
     plan = told(capsys.readouterr().err)
     assert "5 copies of the denoiser" in plan["device memory"] and plan["faces seen"].endswith("portrait-face")
+    assert "for the attacks" in plan["work"]
     models[3] = str(tmp_path / "absent")
     assert main(["audit", *models, "--attack_data_dir", str(tmp_path / "nobody"), *place, *prompts]) == 2
     assert len(errors(capsys.readouterr().err)) == 2

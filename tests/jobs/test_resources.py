@@ -1,0 +1,65 @@
+"""What a plan counts of attacks: their own steps and batches, and the text encoders that are trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from apdm.audit.photo_attacks import PhotoAttackSpecs
+from apdm.audit.suites import AttackFactory
+from apdm.config import AuditConfig, ReproduceConfig
+from apdm.core.disk import amount
+from apdm.families import Family, load_family
+from apdm.jobs import resources
+from apdm.jobs.memory_count import Pass
+from apdm.jobs.reproduce import load_job
+from apdm.jobs.reproduce_plan import ATTACKS, Group, sums_of
+
+OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
+FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
+
+
+@pytest.mark.parametrize(
+    ("spec", "pictures"),
+    [
+        ("dreambooth", 100 * 4 * 2),
+        ("dreambooth:prior_loss_weight=0", 100 * 4),
+        ("dreambooth:steps_factor=2,gradient_accumulation_steps=3", 200 * 4 * 2 * 3),
+        ("lora:max_train_steps=7,train_batch_size=2,prior_loss_weight=1", 7 * 2 * 2),
+        ("two_stage:attack=lora,benign_steps=5,max_train_steps=7,prior_loss_weight=0", 5 + 7),
+        ("img2img", 0),
+    ],
+)
+def test_an_attack_counts_with_its_own_steps_and_batches(spec: str, pictures: int) -> None:
+    """A step on one picture is three forward passes."""
+    assert resources.attack_passes([FACTORY.make(spec, seed=0)]) == 3 * pictures
+
+
+def test_the_attacks_of_an_audit_are_counted_for_each_person_and_arm() -> None:
+    attacks = resources.final_attacks(FACTORY, OPTIONS, protected=2, others=1)
+    assert sorted(attack.max_train_steps for attack in attacks) == [100] * 4 + [200] * 2
+    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora:max_train_steps=7"], purifiers=["flip"])
+    made = resources.attacks_with_photos(specs, FACTORY, people=2, seeds=1)
+    assert sorted(attack.max_train_steps for attack in made) == [7] * 6 + [100] * 6
+
+
+def test_a_table_counts_the_attacks_own_steps() -> None:
+    job = load_job(ReproduceConfig(recipe="anti-diffusion/lora", plan=True))
+    row, lora = next(iter(job.rows.values())), "lora:max_train_steps=7,prior_loss_weight=0"
+    changed = replace(job.recipe, attack={**job.recipe.attack, "attack": [lora]})
+    sums = sums_of(replace(job, recipe=changed, rows={"one": row}), [Group(None, 3)], seeds=2)
+    assert sums.passes[ATTACKS] == 3 * 2 * 7 * 3  # people, seeds, steps, and passes of a step
+
+
+def test_text_encoders_that_are_trained_are_counted(tiny_pipeline: Path) -> None:
+    base: Family = load_family(tiny_pipeline)
+    weights = sum(weight.numel() for weight in base.pipeline.text_encoder.parameters())
+    cost, device = Pass(1, 1, 1, 1), torch.device("cpu")
+    plain, text = (
+        resources.audit_memory(OPTIONS, base, cost, device, attacks=[FACTORY.make(spec, seed=0)])
+        for spec in ("lora:train_text_encoder=true", "adaptive:train_text_encoder=true")
+    )
+    assert "text encoders" not in plain and f"4 of the text encoders ({amount(16 * weights)})" in text
