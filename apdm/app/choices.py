@@ -19,7 +19,7 @@ METHODS = {
     "anti_diffusion": "Anti-Diffusion: works against a copy of the model and its description of the photo.",
     "aspl": "ASPL (Anti-DreamBooth): a copy of the model learns while the photo changes.",
     "fsmg": "FSMG (Anti-DreamBooth): one copy of the model learns the photos first.",
-    "disdiff": "DisDiff: as ASPL, and the word for the person loses its place in the picture.",
+    "disdiff": "DisDiff: as ASPL, and the word for the subject loses its place in the picture.",
     "pap": "PAP: works against the model under many prompts, without a copy.",
     "mist": "Mist: works against the model and against the part that reads pictures, without a copy.",
     "encoder": "Encoder: misleads only the part of the model that reads pictures.",
@@ -111,17 +111,25 @@ class Choice:
         return " ".join(parts)
 
 
-def strengths() -> list[tuple[str, str]]:
-    """The strengths that the page offers: (text, value)."""
-    steps = {name: f"{text} ({first} and {second} steps of 256)" for (name, text), (first, second) in _levels()}
-    return [*((text, name) for name, text in steps.items()), ("Set the steps yourself", OWN)]
+def strengths(*, faces: bool) -> list[tuple[str, str]]:
+    """The strengths that the page offers: (text, value). `faces` says whether there is a layer for faces."""
+    found = [
+        (f"{text} ({first} and {second} steps of 256)" if faces else f"{text} ({first} steps of 256)", name)
+        for (name, text), (first, second) in _levels()
+    ]
+    return [*found, ("Set the steps yourself", OWN)]
 
 
 def methods(config: PerturbConfig) -> dict[str, str]:
-    """The methods that the page offers: {value: text}. A method that the command named with options comes first."""
-    given = config.image_layer.method
+    """The methods that the page offers: {value: text}. A method that the command named with options comes first.
+
+    Without a layer for faces something has to be chosen.
+    """
+    layer = config.image_layer
+    given = layer.method
     name, _, options = given.partition(":")
-    found = {one: METHODS.get(one, one) for one in (*METHODS, *PROTECTIONS.names())}
+    known = (one for one in (*METHODS, *PROTECTIONS.names()) if one != NO_METHOD or layer.zero_shot.enabled)
+    found = {one: METHODS.get(one, one) for one in known}
     if given in found:
         return {given: found[given], **found}
     said = f"as the command says ({options})" if options else "as the command says"

@@ -62,7 +62,7 @@ class Page:
                 with gr.Tab("Report"):
                     self._build_report()
                 with gr.Tab("What it means"):
-                    gr.Markdown(texts.LONG)
+                    gr.Markdown(texts.long(self.desk.config.subject_kind, faces=self.desk.knows_faces))
             page.unload(self.leave)
         page.queue(default_concurrency_limit=None, api_open=False)
         return page
@@ -71,30 +71,31 @@ class Page:
 
     def _build_photos(self) -> None:
         config, begin = self.desk.config, self.desk.choice
-        gr.Markdown(texts.SHORT + texts.PRIVACY)
+        faces = self.desk.knows_faces
+        gr.Markdown(texts.short(config.subject_kind, faces=faces) + texts.PRIVACY)
         if is_miniature(config.pretrained_model_name_or_path, config.single_file_config):
-            gr.Markdown(texts.MINIATURE)
-        gr.Markdown("## 1. Photos of one person")
+            gr.Markdown(texts.MINIATURE if faces else texts.MINIATURE_MODEL)
+        gr.Markdown(f"## 1. Photos of one {texts.SUBJECTS[config.subject_kind]}")
         drop = gr.File(show_label=False, file_count="multiple", height=130, elem_id="drop")
         seen = gr.HTML(elem_id="seen")
         with gr.Row():
             out = gr.Dropdown([], multiselect=True, label="Remove photos", visible=False, elem_id="out", scale=3)
             clear = gr.Button("Remove all", visible=False, size="sm", elem_id="clear", scale=1, min_width=120)
         gr.Markdown("## 2. How")
-        strength = gr.Radio(strengths(), value=begin.strength, label="Strength", elem_id="strength")
+        strength = gr.Radio(strengths(faces=faces), value=begin.strength, label="Strength", elem_id="strength")
         with gr.Row(visible=begin.strength == OWN) as own:
             first = gr.Slider(1, MOST, step=1, value=begin.fine_tuning, label="Steps of 256 for the method")
-            second = gr.Slider(1, MOST, step=1, value=begin.zero_shot, label="Steps of 256 for faces")
+            second = gr.Slider(1, MOST, step=1, value=begin.zero_shot, label="Steps of 256 for faces", visible=faces)
         offered = [(text, name) for name, text in methods(config).items()]
         method = gr.Dropdown(offered, value=begin.method, label="Method against training", elem_id="method")
-        faces = gr.Checkbox(
+        too = gr.Checkbox(
             begin.faces,
             label="Change the faces too, against face recognisers",
-            visible=self.desk.knows_faces,
+            visible=faces,
             elem_id="faces",
         )
         kind = gr.Radio([(text, name) for name, text in FORMATS.items()], value=begin.format, label="Saved as")
-        chosen: list[Any] = [strength, first, second, method, faces, kind]
+        chosen: list[Any] = [strength, first, second, method, too, kind]
         meaning = gr.HTML(parts.notes("note", [begin.text()]))
         gr.Markdown("## 3. Protect")
         with gr.Row():
@@ -178,7 +179,8 @@ class Page:
         version = session.version
         job = self.worker.submit(lambda watch: self.desk.look(session))
         while not job.ended.is_set():
-            waits = "Looking for faces ..." if job.state is not State.WAITING else ""
+            looks = "Looking for faces ..." if self.desk.knows_faces else "Reading the photos ..."
+            waits = looks if job.state is not State.WAITING else ""
             yield {"seen": told + (parts.notes("note", [waits]) if waits else self._progress(job))}
             await asyncio.sleep(BEAT)
         if session.version != version:

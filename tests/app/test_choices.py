@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from apdm.app import texts
 from apdm.app.choices import LEVELS, METHODS, OWN, Choice, methods, strengths
 from apdm.config import AppConfig, PerturbConfig, load_config, make_config
 from apdm.config.image_layer import BUDGETS, NO_METHOD
 from apdm.config.plugins import PROTECTIONS
 from apdm.core.errors import UserError
+
+NO_FACES = {"image_layer.zero_shot.enabled": False}
 
 
 def config(**options: object) -> PerturbConfig:
@@ -97,7 +100,21 @@ def test_every_method_can_be_chosen_and_is_explained():
     assert set(methods(config())) == {*PROTECTIONS.names(), NO_METHOD} == set(METHODS)
     given = methods(config(**{"image_layer.method": "encoder:ascent_steps=7"}))
     assert next(iter(given.items())) == ("encoder:ascent_steps=7", "Encoder: as the command says (ascent_steps=7)")
-    assert {name for _, name in strengths()} == {*BUDGETS, OWN}
+    assert {name for _, name in strengths(faces=True)} == {*BUDGETS, OWN}
+
+
+def test_without_a_layer_for_faces_the_page_does_not_speak_of_them():
+    given = {"pretrained_model_name_or_path": "model", "subject_kind": "object"}
+    objects = config(**given, instance_prompt="a photo of sks dog", class_prompt="a photo of dog")
+    for made, kind, subject in ((objects, "object", "object or animal"), (config(**NO_FACES), "person", "person")):
+        choice = Choice.of(made)
+        words = [*methods(made).values(), *(text for text, _ in strengths(faces=choice.faces)), choice.text()]
+        words += [texts.short(kind, faces=choice.faces), texts.long(kind, faces=choice.faces), texts.MINIATURE_MODEL]
+        for word in ("face", "recogniser", "None:", " and 11 steps"):
+            assert not [text for text in words if word in text], word
+        assert any(f"clean photo of the {subject}" in text for text in words)
+    assert "person" not in texts.short("object", faces=False) + texts.long("object", faces=False)
+    assert "The layer for faces" in texts.long("person", faces=True)
 
 
 def test_noise_is_said_to_protect_nothing():
