@@ -93,8 +93,10 @@ class PhotoCounts:
         held_out: photos that define likeness.
         held_out_from: "originals" if the last third of each person's originals was held out, "folder" if a folder of
             hold-out photos was given.
+        left_out: whether the hardened model says that its hardening left out the last third of each person's photos.
     """
 
     attacked: dict[str, int]
     held_out: dict[str, int]
     held_out_from: HeldOutFrom
+    left_out: bool = False

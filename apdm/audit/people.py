@@ -62,6 +62,7 @@ class AuditSubjects:
         sets: all these photos, to be compared with those of other folders.
         held_out_from: "originals" if the last third of each person's photos is held out; "folder" if the hold-out
             photos are in a folder of their own.
+        left_out: whether the hardened model says that its hardening left out the last third of each person's photos.
     """
 
     protected: list[Person]
@@ -70,6 +71,7 @@ class AuditSubjects:
     consenting: Tensor | None = None
     sets: Sequence[PhotoSet] = ()
     held_out_from: HeldOutFrom = "folder"
+    left_out: bool = False
 
     @property
     def counts(self) -> PhotoCounts:
@@ -78,6 +80,7 @@ class AuditSubjects:
             attacked={person.id: len(person.photos) for person in self.protected},
             held_out={person.id: len(person.references) for person in self.protected},
             held_out_from=self.held_out_from,
+            left_out=self.left_out,
         )
 
 

@@ -33,6 +33,10 @@ from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3
 TRANSFER_MARGIN = 0.05  # a white-box attack is in doubt if a transferred attack gives this much more likeness
+PERHAPS_SEEN = (
+    "Likeness was measured on the last third of each person's photos, and nothing in the hardened model says that its "
+    "hardening left them out: hold out photos that it never had, in holdout/ or with holdout_data_dir."
+)
 
 
 # -- each attack ---------------------------------------------------------------------------------------------
@@ -262,6 +266,8 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
         notes.append("No photos of strangers were given: the base's class pictures stand for them.")
     if not any(row.role == "other" for row in measured.attacks):
         notes.append(f"{why_no_others(measured)}: whether they can still be learned is unknown.")
+    if (photos := measured.photos) is not None and photos.held_out_from == "originals" and not photos.left_out:
+        notes.append(PERHAPS_SEEN)
     courses = [other.course_ratio for other in measured.utility.other_subjects if other.course_ratio is not None]
     if courses and fmean(courses) < thresholds.min_other_ratio:
         notes.append(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from apdm.core.files import write_beside
+from apdm.core.files import list_files, write_beside
+
+OURS = "apdm."
 
 
 def write_metadata(path: Path, facts: dict[str, str]) -> None:
@@ -29,6 +31,20 @@ def write_metadata(path: Path, facts: dict[str, str]) -> None:
         text += b" " * (-len(text) % 8)  # the format wants the weights aligned to 8 bytes
         target.write(len(text).to_bytes(8, "little") + text)
         shutil.copyfileobj(source, target, 1 << 24)
+
+
+def facts_in(model: Path | None) -> dict[str, str]:
+    """Return what a hardening run wrote into the header of a model's weights, {key without "apdm.": text}.
+
+    Args:
+        model: a pipeline folder or a single file; None for a model that lies nowhere.
+    """
+    files = [] if model is None else list_files(model) if model.is_dir() else [model]
+    for path in files:
+        known = read_metadata(path) if path.suffix == ".safetensors" else {}
+        if facts := {key.removeprefix(OURS): text for key, text in known.items() if key.startswith(OURS)}:
+            return facts
+    return {}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -33,6 +34,7 @@ from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
+from apdm.export.metadata import facts_in
 from apdm.families import Family
 from apdm.families.miniature import is_miniature
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
@@ -168,6 +170,10 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         search = faults.of(lambda: search_of(config))
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         inputs, models = faults.of(read_inputs), faults.of(read_models)
+    if inputs.subjects.held_out_from == "originals":
+        place = models["hardened"].source or Path(paths["hardened"])
+        left_out = "held_out" in facts_in(place if place.exists() else None)
+        inputs = replace(inputs, subjects=replace(inputs.subjects, left_out=left_out))
     plan = AuditPlan.of(
         config,
         models=models,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from apdm.attacks.dreambooth import DreamBooth
@@ -65,14 +66,15 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
 def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[str] | None) -> AuditInputs:
     """Load the people and the judges. `protected` are the ids of the protected people; None if they are not known."""
     options, originals = config.audit, config.instance_data_dir
-    return load_inputs(
+    last_third = learnt_photos(config).part == "kept"
+    inputs = load_inputs(
         options,
         PhotoFolders(
             attack=options.attack_data_dir or originals,
             holdout=options.holdout_data_dir or originals,
             other=options.other_data_dir,
             strangers=options.strangers_data_dir,
-            last_third=learnt_photos(config).part == "kept",
+            last_third=last_third,
         ),
         entries=ONLY_NOMINAL,
         models=("base", "hardened"),
@@ -86,6 +88,7 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
         allow_pickle=config.allow_pickle,
         protected=protected,
     )
+    return replace(inputs, subjects=replace(inputs.subjects, left_out=last_third))
 
 
 def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariants) -> Probe:

@@ -11,7 +11,7 @@ import pytest
 from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
 from apdm.audit.rows import comparison, is_void, other_people, with_row_figures
 from apdm.audit.schema import from_json, to_json
-from apdm.audit.verdict import judge, judge_attacks, worst_attack
+from apdm.audit.verdict import PERHAPS_SEEN, judge, judge_attacks, worst_attack
 from apdm.config import AuditConfig
 from apdm.metrics.judges import NO_FEATURES
 from apdm.metrics.statistics import bootstrap_interval
@@ -303,6 +303,16 @@ def test_others_who_are_as_late_as_the_protected_are_noted_though_they_get_there
         "Up to the nominal steps other people reach 0.75 of their likeness on the base, on average: learning them is "
         "delayed too."
     ]
+
+
+@pytest.mark.parametrize(
+    ("held_out_from", "left_out", "noted"),
+    [("originals", False, True), ("originals", True, False), ("folder", False, False)],
+)
+def test_photos_that_hardening_may_have_seen_are_noted(held_out_from: str, left_out: bool, noted: bool):
+    photos = {"attacked": {"s": 2}, "held_out": {"s": 2}, "held_out_from": held_out_from, "left_out": left_out}
+    notes = verdict_on(made_up_results(fact("photos", value=photos)))["notes"]
+    assert notes == [PERHAPS_SEEN] * noted
 
 
 def test_a_single_seed_is_noted():

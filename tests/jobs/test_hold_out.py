@@ -15,10 +15,13 @@ from tiny_pipelines import build_pipeline
 from tiny_run import arguments
 
 from apdm.audit import read_model_results
+from apdm.audit.verdict import PERHAPS_SEEN
 from apdm.cli import main
-from apdm.config import HardenConfig, make_config
+from apdm.config import AuditJobConfig, HardenConfig, make_config
 from apdm.core.errors import UserError
 from apdm.data.subjects import load_images
+from apdm.families import load_family
+from apdm.jobs.audit import load_audit
 from apdm.jobs.harden_inputs import HardenFiles
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_photos
@@ -132,6 +135,12 @@ def test_plan_report_manifest_and_card_say_what_was_held_out(
     assert main(["audit", *words, f"--output_dir={tmp_path / 'audit'}", "--dry_run"]) == 0
     said_too = capsys.readouterr().err
     assert f"6 photos that the attacker trains on; 4 held out: {third}" in said_too and "attacked too" in said_too
+    assert results.photos.left_out and PERHAPS_SEEN not in results.verdict.notes
+    load_family(tmp_path / "out/model").save(tmp_path / "plain")  # without a header
+    for hardened, left_out in ((tmp_path / "out/model", True), (tmp_path / "plain", False)):
+        changed = {**photos, **models, **prompts, "attacks": ["dreambooth"], "hardened": hardened}
+        read_plan, _, _ = load_audit(make_config(AuditJobConfig, {**changed, "output_dir": tmp_path / "audit"}), None)
+        assert read_plan.subjects.counts.left_out is left_out
 
 
 @needs_assets
