@@ -15,6 +15,9 @@ from real_signals import LAUNCHED
 
 import apdm
 from apdm import cli
+from apdm.cli import program
+from apdm.cli.commands import Command
+from apdm.cli.program import CRASHED
 from apdm.config.help import MANY
 from apdm.config.options import options_by_path
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
@@ -65,7 +68,7 @@ def test_an_unknown_command_exits_with_2_and_names_the_nearest(capsys):
     ],
 )
 def test_a_stopped_command_prints_one_line_and_exits_with_its_code(monkeypatch, capsys, error, code, message):
-    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(error)))
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", raising(error)))
     assert cli.main(["harden"]) == code
     assert capsys.readouterr().err == message
 
@@ -74,8 +77,8 @@ def test_a_process_that_leaves_the_report_to_another_does_not_end_before_it(monk
     """The launcher ends all processes as soon as one has ended."""
     error = UserError("told by the main process")
     error.reported_by_other_process = True
-    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(error)))
-    monkeypatch.setattr(cli, "PATIENCE", 0.3)
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", raising(error)))
+    monkeypatch.setattr(program, "PATIENCE", 0.3)
     spent = []
     for environment in ({}, LAUNCHED):
         for name, value in environment.items():
@@ -88,15 +91,15 @@ def test_a_process_that_leaves_the_report_to_another_does_not_end_before_it(monk
 
 def test_a_commands_own_exit_code_is_passed_on_and_none_means_0(monkeypatch):
     seen = []
-    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", lambda argv: seen.append(list(argv)) or 1))
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", lambda argv: seen.append(list(argv)) or 1))
     assert cli.main(["harden", "--seed", "1"]) == 1
-    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", lambda argv: None))
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", lambda argv: None))
     assert cli.main(["harden"]) == 0
     assert seen == [["--seed", "1"]]
 
 
 def test_a_programming_error_is_not_hidden(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(KeyError("x"))))
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", raising(KeyError("x"))))
     with pytest.raises(KeyError):
         cli.main(["harden"])
 
@@ -110,20 +113,21 @@ def test_a_crash_has_an_exit_code_of_its_own(tmp_path, fault, said):
     script = f"""
 import sys
 from apdm import cli
+from apdm.cli.commands import Command
 def crash(argv):
     raise {fault}
-cli.COMMANDS["audit"] = cli.Command("", crash)
+cli.COMMANDS["audit"] = Command("", crash)
 cli.console(["audit"])
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == cli.CRASHED == 4
+    assert run.returncode == CRASHED == 4
     assert said in run.stderr and "Traceback" in run.stderr
     assert run.stderr.endswith("apdm: crashed with exit code 4; the lines above say where\n")
 
 
 def test_a_crash_of_another_process_is_no_bad_input(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "harden", cli.Command("", raising(OtherProcessCrashed("KeyError: 'x'"))))
-    assert cli.main(["harden"]) == cli.CRASHED
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", raising(OtherProcessCrashed("KeyError: 'x'"))))
+    assert cli.main(["harden"]) == CRASHED
     assert capsys.readouterr().err == "apdm: error: another process of this run has crashed: KeyError: 'x'\n"
 
 
@@ -245,6 +249,6 @@ def test_a_broken_pipe_within_a_command_is_no_success(monkeypatch):
     def broken(argv):
         raise BrokenPipeError(32, "a tracker's process has ended")
 
-    monkeypatch.setitem(cli.COMMANDS, "env", cli.Command("", broken))
+    monkeypatch.setitem(cli.COMMANDS, "env", Command("", broken))
     with pytest.raises(BrokenPipeError):
         cli.main(["env"])

@@ -15,23 +15,19 @@ import torch
 from torch import Tensor
 
 from apdm.config import JobConfig
-from apdm.config.image_layer import ASPLConfig, CleanPhotosConfig
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, UserError, each
-from apdm.core.files import delete, list_files, sha256_file, write_text
+from apdm.core.files import delete, list_files, write_text
 from apdm.core.logging import get_logger
-from apdm.core.terminal import count as count_of
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
-from apdm.data.photo_files import name_of
 from apdm.data.photo_sets import Chosen
-from apdm.data.subjects import Subject, find_subjects
+from apdm.data.subjects import find_subjects
 from apdm.data.transforms import RandomTransform
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import IMAGES, PERTURBATION
 from apdm.faces import FaceNetworks
-from apdm.faces.choice import require_faces
 from apdm.faces.described import describe
 from apdm.faces.person import PersonsFace
 from apdm.faces.photo_faces import PhotoFaces
@@ -39,11 +35,12 @@ from apdm.families import Family, Posterior
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.memory import PhotoMemory
-from apdm.image_layer.photos import Format, Photo, PhotoFile, check_photos, deviation, read_photo, save_photo
+from apdm.image_layer.photos import Format, Photo, PhotoFile, deviation, read_photo, save_photo
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
 from apdm.image_layer.zero_shot import FaceModels, Seen
+from apdm.jobs.photo_input import checked_photos, clean_photos, refuse_without_face
 from apdm.jobs.prepare import class_posterior, keep_apart
 from apdm.jobs.tracked import track_photos
 
@@ -120,13 +117,13 @@ class PhotoJob:
                 faces = faults.of(lambda: FaceModels(networks.detector, networks.targets))
             subjects = faults.of(lambda: find_subjects(config.instance_data_dir, chosen=chosen)) or []
             looking = None if quiet else faces
-            checked = faults.of(lambda: each(subjects, partial(_check, kind=layer.format, faces=looking)))
+            checked = faults.of(lambda: each(subjects, partial(checked_photos, kind=layer.format, faces=looking)))
         photos = {subject.id: found for subject, (found, _) in zip(subjects, checked, strict=True)}
         protection = LayeredProtection.from_config(layer, faces)
-        clean = {} if protection.clean_photos is None else _clean_photos(protection.clean_photos, photos, apart)
+        clean = {} if protection.clean_photos is None else clean_photos(protection.clean_photos, photos, apart)
         known = {s.id: faces.choose(seen) for s, (_, seen) in zip(subjects, checked, strict=True) if looking and faces}
         if layer.zero_shot.no_face == "refuse":
-            _refuse_without_face(photos, known)
+            refuse_without_face(photos, known)
         side = layer.working_side or 2 * config.resolution
         memory = PhotoMemory.largest(
             PhotoMemory.of(
@@ -395,64 +392,3 @@ def _generator(seed: int, subject: str) -> torch.Generator:
     """Return a generator for one subject. Its numbers do not depend on the other subjects of the run."""
     words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
-def _check(subject: Subject, *, kind: Format, faces: FaceModels | None) -> tuple[list[PhotoFile], list[Seen]]:
-    """Check all photos of a subject.
-
-    Returns:
-        Their sizes, and what the detector sees in them; nothing without `faces`.
-
-    Raises:
-        UserError: a photo cannot be used, an encoder cannot be used, or a face is seen in less than half of the photos.
-    """
-    seen: list[Seen] = []
-
-    def look(photo: Photo) -> None:
-        if faces is not None:
-            seen.append(faces.look(photo.unit, first=not any(found for found, _ in seen)))
-
-    photos = check_photos(subject, kind, look)
-    if faces is not None:
-        require_faces(subject.images[0].parent, [bool(found) for found, _ in seen], faces.detector.name)
-    return photos, seen
-
-
-def _clean_photos(
-    config: CleanPhotosConfig, subjects: Mapping[str, Sequence[PhotoFile]], apart: Callable[[dict[str, str]], None]
-) -> dict[str, list[PhotoFile]]:
-    """Find and check other photos of the subjects, {subject id: photos}.
-
-    Raises:
-        UserError: a photo cannot be used, a subject has none, or the folder lies in the output folder.
-    """
-    group = "image_layer.aspl" if isinstance(config, ASPLConfig) else "image_layer.fsmg"
-    folder, option = str(config.clean_data_dir), f"{group}.clean_data_dir"
-    apart({option: folder})
-    chosen = Chosen(config.clean_set, option=f"{group}.clean_set")
-    found = {one.id: one for one in find_subjects(folder, chosen=chosen)}
-    if without := sorted(subjects.keys() - found.keys()):
-        raise UserError(f"{option} {folder} has no photos of {', '.join(without)}; add some, or leave {option} out")
-    for subject, photos in subjects.items():
-        same = {sha256_file(photo.path) for photo in photos} & set(map(sha256_file, found[subject].images))
-        if same:
-            logger.warning(
-                "%s has %s of %s that are protected too; give others, or leave the option out to learn the originals",
-                *(option, count_of(len(same), "photo"), subject),
-            )
-    return {subject: check_photos(found[subject], "png") for subject in subjects}
-
-
-def _refuse_without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:
-    """Raise UserError if there are photos without a face."""
-    without = [
-        name_of(photo.path)
-        for subject, choices in known.items()
-        for photo, choice in zip(photos[subject], choices, strict=True)
-        if not choice.faces
-    ]
-    if without:
-        raise UserError(
-            f"no face was found in {', '.join(without)}; remove the photo, or give "
-            "--image_layer.zero_shot.no_face skip to leave it to the fine-tuning layer"
-        )

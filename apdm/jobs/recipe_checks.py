@@ -13,17 +13,8 @@ from apdm.core.errors import UserError
 from apdm.core.terminal import count
 from apdm.data.subjects import list_all_images
 from apdm.image_layer.protections import make_protection
-from apdm.jobs.recipes import (
-    BUNDLED,
-    MODELS,
-    Captions,
-    Options,
-    Protection,
-    Recipe,
-    RecipeRow,
-    filled_in,
-    merged,
-)
+from apdm.jobs.recipe_models import BUNDLED, MODELS, Options, filled_in
+from apdm.jobs.recipes import Captions, Protection, Recipe, RecipeRow, merged
 from apdm.jobs.reproduce_steps import attack_config, caption_texts, job_config
 
 # Options that the table sets itself, or that keep a command from its work.

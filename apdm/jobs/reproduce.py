@@ -25,15 +25,8 @@ from apdm.export.layout import TABLE
 from apdm.jobs.prepare import keep_apart, prepare_process
 from apdm.jobs.recipe_checks import check_captions, check_options
 from apdm.jobs.recipe_list import all_tables, state_of
-from apdm.jobs.recipes import (
-    BUNDLED,
-    Recipe,
-    RecipeRow,
-    load_recipe,
-    missing_for,
-    missing_for_column,
-    read_models,
-)
+from apdm.jobs.recipe_models import BUNDLED, read_models
+from apdm.jobs.recipes import Recipe, RecipeRow, load_recipe, missing_for, missing_for_column
 from apdm.jobs.reproduce_figures import Figures
 from apdm.jobs.reproduce_steps import DRAWN_PEOPLE, Done, Steps
 from apdm.jobs.reproduce_subjects import Subject, draw_people, read_subjects, too_few_spare

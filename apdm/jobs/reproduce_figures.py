@@ -26,7 +26,8 @@ from apdm.faces import FaceEncoder
 from apdm.faces.person import embed_person
 from apdm.faces.portrait import PortraitFeatures
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.recipes import FIGURE_MODELS, Options, Recipe, missing_for_column
+from apdm.jobs.recipe_models import FIGURE_MODELS, Options
+from apdm.jobs.recipes import Recipe, missing_for_column
 from apdm.jobs.reproduce_steps import Done, attack_config, caption_texts, picture
 from apdm.metrics.fidelity import Extractor, frechet_distance, kernel_distance
 from apdm.metrics.perception import lpips_missing

@@ -16,7 +16,8 @@ from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
 from apdm.jobs.recipe_checks import attack_of
-from apdm.jobs.recipes import MODELS, Recipe, RecipeRow, filled_in, merged, missing_for_column
+from apdm.jobs.recipe_models import MODELS, filled_in
+from apdm.jobs.recipes import Recipe, RecipeRow, merged, missing_for_column
 from apdm.jobs.reproduce import Job, load_job
 from apdm.jobs.reproduce_steps import job_config
 from apdm.jobs.reproduce_subjects import Subject, read_subjects

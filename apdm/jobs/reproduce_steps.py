@@ -29,7 +29,8 @@ from apdm.data.edit_prompts import Edit, write_edits
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACK, ATTACKER_CLASS_IMAGES, IMAGES, MANIFEST, MODEL
-from apdm.jobs.recipes import BUNDLED, Captions, Options, Recipe, RecipeRow, filled_in, merged, needed_models
+from apdm.jobs.recipe_models import BUNDLED, Options, filled_in, needed_models
+from apdm.jobs.recipes import Captions, Recipe, RecipeRow, merged
 from apdm.jobs.reproduce_subjects import HOLDOUT, PHOTOS, Subject, mixed
 
 Config = TypeVar("Config")

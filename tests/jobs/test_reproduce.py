@@ -26,7 +26,8 @@ from apdm.config import ReproduceConfig
 from apdm.core.errors import UserError
 from apdm.jobs.recipe_checks import check_options
 from apdm.jobs.recipe_list import all_tables
-from apdm.jobs.recipes import Recipe, filled_in, load_recipe, missing_for, read_models, recipe_names
+from apdm.jobs.recipe_models import filled_in, read_models
+from apdm.jobs.recipes import Recipe, load_recipe, missing_for, recipe_names
 from apdm.jobs.reproduce import load_job, reproduce
 from apdm.jobs.reproduce_plan import groups_of, sums_of
 from apdm.jobs.reproduce_subjects import mixed, read_subjects
