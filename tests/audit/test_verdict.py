@@ -1,140 +1,29 @@
 """The verdict on made-up results: each threshold, each reason for doubt."""
 
 import re
-from collections.abc import Callable
-from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
 import pytest
+from made_up_results import (
+    LEARNED,
+    LEARNS,
+    SAFE,
+    curve,
+    fact,
+    identity,
+    made_up_results,
+    made_up_row,
+    verdict_on,
+)
 
-from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
-from apdm.audit.rows import comparison, is_void, other_people, with_row_figures
-from apdm.audit.schema import from_json, to_json
-from apdm.audit.verdict import PERHAPS_SEEN, judge, judge_attacks, worst_attack
+from apdm.audit.results import AttackRow
+from apdm.audit.rows import comparison
+from apdm.audit.schema import from_json
+from apdm.audit.verdict import PERHAPS_SEEN
 from apdm.config import AuditConfig
 from apdm.metrics.judges import NO_FEATURES
 from apdm.metrics.statistics import bootstrap_interval
-
-JUDGES = ("enc", "second")  # they agree on everything
-
-
-def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
-    detected = mean / face_rate if face_rate else None
-    return {"mean": mean, "detected_mean": detected, "face_rate": face_rate, "match_rate": match_rate}
-
-
-def made_up_row(model: str, role: str, curve: dict[int, dict[str, Any]], **facts: Any) -> dict[str, Any]:
-    points = [
-        {"step": s, "identity": dict.fromkeys(JUDGES, entry), "quality": {}, "loss": 1.0 - s / 1e4}
-        for s, entry in curve.items()
-    ]
-    subject = "s01" if role == "protected" else "o01"
-    at_nominal = next(point for point in points if point["step"] == 10)
-    return {
-        "attack": "dreambooth",
-        "spec": "dreambooth",
-        "params": {},
-        "assumes": "the weights",
-        "white_box": None,
-        "required": True,
-        "long": True,
-        "nominal_step": 10,
-        "horizon": max(curve),
-        "model": model,
-        "role": role,
-        "subject": subject,
-        "seed": 0,
-        "status": "ok",
-        "error": None,
-        "curve": points,
-        "identity": at_nominal["identity"],
-        "quality": {},
-        "scores": {},
-        "seconds": 1.0,
-        "unreliable": [],
-        "steps_to_match": None,
-    } | facts
-
-
-def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: None) -> Measurements:
-    """Measurements that are as good as can be, but for what `change` does to the draft of them."""
-    learned, safe = identity(0.6, 1.0), identity(0.05, 0.0)
-    draft: dict[str, Any] = {
-        "base": made_up_row("base", "protected", {0: safe, 10: learned}),
-        "hardened": made_up_row("hardened", "protected", {0: safe, 10: safe, 100: safe}),
-        "other_base": made_up_row("base", "other", {0: safe, 10: learned}),
-        "other_hardened": made_up_row("hardened", "other", {0: safe, 10: learned}),
-        "utility": {
-            "num_images": 8,
-            "class_face_rate": {"base": 1.0, "hardened": 0.95},
-            "frechet": {"name": "Frechet distance", "network": "inception", "to_base": 1.5, "base_seed_to_seed": 1.0},
-            "kernel": {"name": "KID", "network": "inception", "to_base": None, "base_seed_to_seed": None},
-            "drift": {
-                "hair": {"values": [], "shares": {}, "distance": {"hardened": 0.1}, "base_seed_to_seed": 0.05},
-            },
-            "clip": None,
-            "clip_base": None,
-        },
-        "strangers": {
-            "enc": {
-                "mean": 0.0,
-                "std": 0.1,
-                "source": "photos",
-                "subjects": {"s01": 0.0},
-                "class_pictures": {"mean": None, "std": None},
-            },
-        },
-        "seeds": [0, 1, 2],
-        "subjects": ["s01"],
-        "others": ["o01"],
-        "judges": {
-            "encoders": [{"name": name, "threshold": 0.5} for name in JUDGES],
-            "face_score": {"name": "face", "threshold": 0.5},
-            "quality": {"similarity": "features"},
-            "clip": None,
-            "attributes": None,
-        },
-        "left_out": [],
-    }
-    draft["strangers"]["second"] = draft["strangers"]["enc"]
-    change(draft)
-    drafts = [draft.pop(key) for key in ("base", "hardened", "other_base", "other_hardened") if key in draft]
-    rows = with_row_figures([from_json(AttackRow, row) for row in drafts + draft.pop("more", [])])
-    others = other_people(rows, list(JUDGES))
-    draft |= {"schema": 2, "command": None, "package": {}, "models": {}, "attacks": []}
-    draft["utility"]["other_subjects"] = []
-    measured = from_json(Measurements, draft)
-    return replace(measured, attacks=rows, utility=replace(measured.utility, other_subjects=others))
-
-
-def thresholds_of(config: AuditConfig) -> Thresholds:
-    return Thresholds(**{field.name: getattr(config, field.name) for field in fields(Thresholds)})
-
-
-def outcomes_of(measured: Measurements) -> list[AttackOutcome]:
-    return judge_attacks(measured, thresholds_of(AuditConfig()))
-
-
-def verdict_on(measured: Measurements, config: AuditConfig | None = None) -> dict[str, Any]:
-    """The verdict as JSON, and with it the outcome of every attack under "by_attack"."""
-    thresholds = thresholds_of(config or AuditConfig())
-    outcomes = judge_attacks(measured, thresholds)
-    return to_json(judge(measured, outcomes, thresholds)) | {"by_attack": [to_json(outcome) for outcome in outcomes]}
-
-
-def curve(role: str, model: str, points: dict[int, dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
-    name = model if role == "protected" else f"other_{model}"
-    return lambda draft: draft.update({name: made_up_row(model, role, points)})
-
-
-def fact(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(draft: dict[str, Any]) -> None:
-        for key in path[:-1]:
-            draft = draft[key]
-        draft[path[-1]] = value
-
-    return change
 
 
 def test_results_as_good_as_can_be_are_protected():
@@ -145,7 +34,6 @@ def test_results_as_good_as_can_be_are_protected():
     assert any("at least 10.00 times" in reason for reason in verdict["reasons"])
 
 
-SAFE, LEARNED = identity(0.05, 0.0), identity(0.6, 1.0)
 MATCHED = identity(0.05, 0.06)
 ALIKE = identity(0.11, 0.0)
 FEW_FACES = identity(0.05, 0.0, face_rate=0.2)  # but those that are left are alike
@@ -318,140 +206,6 @@ def test_photos_that_hardening_may_have_seen_are_noted(held_out_from: str, left_
 def test_a_single_seed_is_noted():
     notes = verdict_on(made_up_results(fact("seeds", value=[0])))["notes"]
     assert notes == ["A claim needs at least 3 seeds; this audit has 1."]
-
-
-# -- several attacks -----------------------------------------------------------------------------------------
-
-
-def of(spec: str, base: dict[int, Any], hardened: dict[int, Any], **facts: Any) -> Callable[[dict[str, Any]], None]:
-    """Adds an attack of another spec, on the base and on the hardened model."""
-    facts = {"spec": spec, "long": False, **facts}
-    rows = [made_up_row("base", "protected", base, **facts), made_up_row("hardened", "protected", hardened, **facts)]
-    return lambda draft: draft.setdefault("more", []).extend(rows)
-
-
-LEARNS, STAYS, BREAKS = {0: SAFE, 10: LEARNED}, {0: SAFE, 10: SAFE}, {0: SAFE, 10: identity(0.6, 0.5)}
-
-
-def test_the_verdict_takes_the_worst_of_the_attacks_it_requires():
-    verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS)))
-    assert verdict["protected"] is False
-    assert {attack["spec"]: attack["state"] for attack in verdict["by_attack"]} == {
-        "dreambooth": "protected",
-        "lora": "not protected",
-    }
-    match = next(check for check in verdict["checks"] if check["name"] == "match_rate")
-    assert match["value"] == 0.5 and match["detail"].startswith("lora: ")
-
-
-def test_an_attack_that_is_not_required_breaks_no_verdict_and_is_noted():
-    verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS, required=False)))
-    assert verdict["protected"] is True
-    assert "lora, which the verdict does not require, breaks the protection." in verdict["notes"]
-
-
-@pytest.mark.parametrize("required", [True, False])
-def test_an_attack_that_fails_on_the_base_is_void_and_never_counts_as_protection(required: bool):
-    verdict = verdict_on(made_up_results(of("lora", STAYS, STAYS, required=required)))
-    assert verdict["by_attack"][1]["state"] == "void"
-    assert verdict["by_attack"][1]["comparison"] == {}  # its likeness enters no mean
-    assert verdict["protected"] is not required
-    if not required:
-        assert "lora does not work on this base, so it says nothing about the hardened model." in verdict["notes"]
-
-
-def test_an_attack_that_worked_on_the_base_and_went_on_until_it_did_not_is_no_void_one():
-    learned, safe = identity(0.6, 1.0), identity(0.05, 0.0)
-    row = from_json(AttackRow, made_up_row("base", "protected", {0: safe, 5: learned, 10: safe}))
-    assert not is_void(row) and is_void(replace(row, nominal_step=4))
-
-
-def test_a_void_pair_enters_no_mean_and_no_cost():
-    def weak_seed(draft: dict[str, Any]) -> None:
-        draft["more"] = [
-            made_up_row("base", "protected", STAYS, seed=1),
-            made_up_row("hardened", "protected", STAYS, seed=1),
-        ]
-
-    attack = verdict_on(made_up_results(weak_seed))["by_attack"][0]
-    assert attack["void"] == 1 and attack["comparison"]["enc"]["pairs"] == 1
-    assert attack["comparison"]["enc"]["base"] == 0.6
-    assert attack["cost_factor"]["worst"]["factor"] == 10
-
-
-def test_an_attack_no_longer_than_nominal_is_not_asked_for_a_cost_but_a_cheap_break_counts():
-    short = verdict_on(made_up_results(of("lora", LEARNS, STAYS)))
-    assert short["protected"] is True
-    cost = next(check for check in short["by_attack"][1]["checks"] if check["name"] == "cost_factor")
-    assert cost["passed"] is None and "for longer than the nominal steps" in cost["detail"]
-    broken = verdict_on(made_up_results(of("lora", LEARNS, LEARNS)))["by_attack"][1]
-    cost = next(check for check in broken["checks"] if check["name"] == "cost_factor")
-    assert cost["passed"] is False and cost["value"] == 1
-
-
-def test_a_transfer_attack_that_beats_the_white_box_one_makes_the_latter_unreliable():
-    base = {0: SAFE, 10: identity(0.6, 1.0)}
-    better = {0: SAFE, 10: identity(0.05 + 0.06, 0.0)}
-    transfer = of("transfer:attack=lora", base, better, required=False, white_box="lora")
-
-    def both(draft: dict[str, Any]) -> None:
-        of("lora", LEARNS, STAYS)(draft)
-        transfer(draft)
-
-    verdict = verdict_on(made_up_results(both), AuditConfig(max_likeness_over_strangers=0.2))
-    assert verdict["protected"] is False
-    assert [attack["state"] for attack in verdict["by_attack"]] == ["protected", "unreliable", "protected"]
-    assert "lora: transfer:attack=lora, which needs no training on this model, gave 0.06" in verdict["unreliable"][0]
-
-
-def test_a_placebo_that_does_as_well_is_noted():
-    def placebo(likeness: float) -> Callable[[dict[str, Any]], None]:
-        return lambda draft: draft.update(
-            more=[made_up_row("placebo", "protected", {0: SAFE, 10: identity(likeness, 0)})]
-        )
-
-    assert verdict_on(made_up_results(placebo(0.5)))["notes"] == []
-    notes = verdict_on(made_up_results(placebo(0.04)))["notes"]
-    assert len(notes) == len(JUDGES) and "hardened against other people gives as little likeness (enc)" in notes[0]
-
-
-def test_an_audit_without_any_required_attack_claims_nothing():
-    def optional(draft: dict[str, Any]) -> None:
-        for name in ("base", "hardened", "other_base", "other_hardened"):
-            draft[name]["required"] = False
-
-    verdict = verdict_on(made_up_results(optional))
-    assert verdict["protected"] is False and "no attack that the verdict requires was run" in verdict["unreliable"]
-
-
-def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
-    def more(draft: dict[str, Any]) -> None:
-        of("lora", LEARNS, LEARNS)(draft)
-        of("void", STAYS, LEARNS)(draft)
-        of("optional", LEARNS, LEARNS, required=False)(draft)
-
-    worst = worst_attack(outcomes_of(made_up_results(more)))
-    assert worst is not None and worst.spec == "lora"
-
-
-def test_the_headline_is_no_attack_that_ended_unmatched_with_the_nominal_steps_unless_all_did():
-    outcomes = outcomes_of(made_up_results(of("lora", LEARNS, STAYS)))
-    bounds = {outcome.spec: outcome.cost_factor.worst for outcome in outcomes}
-    assert {spec: bound and bound.factor for spec, bound in bounds.items()} == {"dreambooth": 10, "lora": 1}
-    worst = worst_attack(outcomes)
-    assert worst is not None and worst.spec == "dreambooth"
-    only = worst_attack(outcomes[1:])
-    assert only is not None and only.spec == "lora"
-
-
-@pytest.mark.parametrize("required", [True, False])
-def test_what_was_left_out_is_noted_and_forbids_a_claim_where_it_is_required(required: bool):
-    reason = "it needs a sibling model, to be given with --sibling"
-    left_out = [{"spec": "task_vector", "reason": reason, "required": required}]
-    verdict = verdict_on(made_up_results(fact("left_out", value=left_out)))
-    assert verdict["protected"] is not required
-    assert verdict["unreliable"] == ([f"task_vector, which is required, was left out: {reason}"] if required else [])
-    assert verdict["notes"] == ([] if required else [f"task_vector was left out: {reason}."])
 
 
 # -- intervals ------------------------------------------------------------------------------------------------

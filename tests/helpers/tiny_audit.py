@@ -1,11 +1,27 @@
-"""Judges and photos for audits of tiny pipelines."""
+"""Options, judges and photos for audits of tiny pipelines."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apdm.audit.people import Person
+from apdm.config import AuditConfig
+
+CONFIG = AuditConfig(
+    learning_rate=1e-3,
+    max_train_steps=4,
+    eval_steps=[1],
+    train_batch_size=2,
+    prior_loss_weight=0.5,
+    num_class_images=4,
+    num_images=2,
+    num_inference_steps=2,
+    guidance_scale=2.0,
+    seeds=2,
+)
 
 
 class ConvJudge(nn.Module):
@@ -34,3 +50,7 @@ def photos(count: int, seed: int) -> Tensor:
 
 def person(name: str, seed: int) -> Person:
     return Person(name, photos(3, seed), photos(2, seed + 100))
+
+
+def rows_of(results: dict[str, Any], model: str) -> list[dict[str, Any]]:
+    return [row for row in results["attacks"] if row["model"] == model]
