@@ -55,15 +55,16 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
         {subject: one edit for each photo}.
 
     Raises:
-        UserError: there are no prompts in the folder, a file of them cannot be read, a photo has none, or a row names a
-            photo that is nowhere. Rows of other photos that lie there are left alone.
+        UserError: there are no prompts in the folder, a file of them cannot be read, or a photo has none. Or a row
+            names a photo that is nowhere, and a photo without a row has the prompt of its folder, so that the row may
+            be meant for it.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"edit_prompts: {root} is no folder; name the folder with <id>/{PROMPT} or {TABLES[0]}")
     listed = _tables(root, "")
     found: dict[str, list[Edit]] = {}
-    rows, known = dict(listed), set[str]()
+    rows, known, stands_in = dict(listed), set[str](), False
     for subject, files in photos.items():
         own = {**listed, **_tables(root / subject, f"{subject}/")}
         rows |= own
@@ -71,15 +72,16 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
         one = next((_whole(place) for place in (root / subject / PROMPT, root / PROMPT) if place.is_file()), None)
         named = [own.get(f"{subject}/{file.stem}", own.get(file.stem)) for file in files]
         edits = [one if row is None else row.edit for row in named]
+        stands_in = stands_in or None in named
         if (missing := next((file for file, edit in zip(files, edits, strict=True) if edit is None), None)) is not None:
             raise UserError(
                 f"edit_prompts: {root} has no prompt for {subject}/{missing.name}; add {subject}/{PROMPT}, or a line "
                 f"with this file_name to {TABLES[0]}"
             )
         found[subject] = [edit for edit in edits if edit is not None]
-    folders = {root, *(folder for files in photos.values() for file in files for folder in list(file.parents)[:3])}
+    paths = [file for files in photos.values() for file in files]
     for place, row in rows.items():
-        if place not in known and not any(_lies_in(folder, place) for folder in folders):
+        if stands_in and place not in known and not _lies_somewhere(place, root, paths):
             raise UserError(f"{row.where}: there is no photo {row.photo}; mend its name, or leave the row out")
     return found
 
@@ -101,10 +103,18 @@ def _whole(file: Path) -> Edit:
     return Edit(text)
 
 
-def _lies_in(folder: Path, place: str) -> bool:
-    """Whether a file with this name, without suffix, lies in a folder: at its place, or in a set of the subject."""
-    subject, wanted = (folder / place).parent, Path(place).name
-    files = (file for pattern in ("*", "*/*") for file in subject.glob(pattern))
+def _lies_somewhere(place: str, root: Path, photos: Sequence[Path]) -> bool:
+    """Whether a file of this name lies beside the prompts or the photos, perhaps in a set of its subject.
+
+    Args:
+        place: the name without suffix, with the subject before it if it has one.
+        root: the folder of the prompts.
+        photos: the photos, each in its subject's folder or in a set there.
+    """
+    subject, wanted = Path(place).parent, Path(place).name
+    above, patterns = (slice(1, 3), ("*", "*/*")) if subject.name else (slice(1), ("*",))
+    folders = {root, *(folder for photo in photos for folder in list(photo.parents)[above])}
+    files = (file for folder in folders for pattern in patterns for file in (folder / subject).glob(pattern))
     return any(file.stem == wanted and file.is_file() for file in files)
 
 

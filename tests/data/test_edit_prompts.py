@@ -54,8 +54,12 @@ def test_rows_may_name_photos_that_lie_there_and_are_not_used(tmp_path: Path):
     rows = [f'{{"file_name": "{name}", "prompt": "sad"}}' for name in ("104/a.png", "104/b", "105/c", "104/loose")]
     photos = {"104": [people / "104/set_A/a.png"]}
     for root in (people, tmp_path / "prompts"):
-        written(root, {"metadata.jsonl": "\n".join(rows)})
+        written(root, {"metadata.jsonl": "\n".join(rows), "prompt.txt": "glad"})
         assert read_edits(root, photos) == {"104": [Edit("sad")]}
+        also = {"104": [*photos["104"], people / "104/set_A/new.png"]}
+        assert read_edits(root, also) == {"104": [Edit("sad"), Edit("glad")]}
+    elsewhere = {"104": [tmp_path / "x/104/a.png"]}  # a row that nothing stands in for may be of another dataset
+    assert read_edits(tmp_path / "prompts", elsewhere) == {"104": [Edit("sad")]}
 
 
 def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
