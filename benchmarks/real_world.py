@@ -150,6 +150,7 @@ def perturb_options(base: Path, people: Path, output: Path, pack: Path, size: Si
 
 def harden_options(base: Path, people: Path, output: Path, pack: Path, size: Size, resolution: int) -> dict[str, Any]:
     """Options of the main job: harden, protect the photos with both layers, attack both, and judge."""
+    strength = 0.2 if size.num_inference_steps >= 5 else 0  # keeps the face, so the judges have one to look at
     return {
         **perturb_options(base, people, output, pack, size, resolution),
         "max_train_steps": size.outer_steps,
@@ -171,7 +172,7 @@ def harden_options(base: Path, people: Path, output: Path, pack: Path, size: Siz
         "audit.num_inference_steps": size.num_inference_steps,
         "audit.guidance_scale": 3,
         "audit.prompts": "a photo of sks person",
-        "audit.photo_attacks": "img2img:strength=0.2",  # keeps the face, so the judges have one to look at
+        "audit.photo_attacks": f"img2img:strength={strength}",
     }
 
 
