@@ -119,16 +119,8 @@ def test_photos_that_are_missing_hide_nothing_else_that_is_wrong(
         assert sum(part in line for line in found) == 1, (part, found)
     assert len(found) == 3 and not (tmp_path / "out.photos").exists()
     models = ["--base", PIPELINE, "--hardened", tmp_path / "no-model", "--subjects", absent, "--judge", judge]
-    place = [
-        "--output_dir",
-        tmp_path / "out",
-        "--attacks",
-        "lora",
-        "lora",
-        "--attack_options",
-        "lora:foo=1",
-        "--dry_run",
-    ]
+    attacks = ["--attacks", "lora", "lora", "--attack_options", "lora:foo=1"]
+    place = ["--output_dir", tmp_path / "out", *attacks, "--dry_run"]
     assert main(["audit", *map(str, models + place)]) == 2
     found = errors(capsys.readouterr().err)
     for part in ("no-model", "nobody does not exist", "nodino", '"lora" is given twice', 'no option "foo"; it has'):
