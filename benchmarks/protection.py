@@ -85,7 +85,8 @@ DISTRIBUTION = [
 class Recipe:
     """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
     the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
-    other ways too. paired: each photo has one fixed partner, drawn by the base with the class prompt.
+    other ways too. paired: each photo has one fixed partner, drawn by the base with the class prompt. steps: outer steps
+    after which it ends, whatever time they take; 0 for those that fit into the minutes.
     """
 
     options: list[str] = field(default_factory=list)
@@ -94,11 +95,15 @@ class Recipe:
     attacked: tuple[int, ...] = (0,)
     widely: bool = False
     paired: bool = False
+    steps: int = 0
 
 
 RECIPES: Mapping[str, Recipe] = {
     "base": Recipe(widely=True),
     "default": Recipe(widely=True),
+    "default-400": Recipe(steps=400),
+    # As long, compared with the attack, as in the paper: 20 times its 700 steps, with 6 of an attacker in each.
+    "default-long": Recipe(steps=2334, every=150),
     "weakly-held": Recipe(["--preservation.anchor_weight", "10"]),
     "paired": Recipe(paired=True),
     "progress": Recipe(["--objective", "benchmarks/objectives/progress.py:Progress:beta=10,weight=3"]),
@@ -205,11 +210,12 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
     else:
         method = Training(config, Accelerator(cpu=True), SINGLE_PROCESS, reference, hardened, people, benign)
     walk, kept, spent, steps = [], copy.deepcopy(base.denoiser.state_dict()), 0.0, 0
-    while spent < 60 * minutes:
+    while steps < recipe.steps if recipe.steps else spent < 60 * minutes:
         started = time.process_time()
-        for _ in range(recipe.every):
+        turn = min(recipe.every, recipe.steps - steps) if recipe.steps else recipe.every
+        for _ in range(turn):
             method.outer_step()
-        spent, steps = spent + time.process_time() - started, steps + recipe.every
+        spent, steps = spent + time.process_time() - started, steps + turn
         method.publish()
         walk.append({"outer_steps": steps, "cpu_seconds": round(spent), **utility(hardened)})
         print(name, walk[-1], flush=True)

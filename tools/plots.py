@@ -267,12 +267,12 @@ def recipes() -> str:
         "people-3": "default, three people",
         "people-10": "default, ten people",
     }
-    means: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    means: dict[str, dict[tuple[int, int, int], float]] = defaultdict(dict)
     for row in read_rows("recipes.jsonl"):
         if row["attack"] == "dreambooth:max_train_steps=1000":
             points = [point for step, point in row["curve"].items() if step != "0"]
             mean = fmean(point[encoder]["mean"] for point in points for encoder in ENCODERS)
-            means[row["recipe"]][row["person"], row["seed"]] = mean
+            means[row["recipe"]][row["person"], row["seed"], row.get("attack_seed", row["seed"])] = mean
     rows = []
     for recipe, label in names.items():
         values = [

@@ -52,6 +52,12 @@ def test_what_is_kept_is_the_last_state_within_the_bounds(tmp_path: Path, monkey
     assert facts["moved"] > 0
 
 
+def test_a_recipe_with_a_number_of_steps_takes_these_and_ignores_the_minutes(tmp_path: Path) -> None:
+    options = [*SMALL, "--pool.size", "1", "--pool.benign_size", "0", "--pool.stride", "1"]
+    facts = harden("default", Recipe(options, every=2, steps=3), tmp_path, minutes=1e-6)
+    assert [look["outer_steps"] for look in facts["walk"]] == [2, 3]
+
+
 def test_the_table_has_a_line_per_attack_and_person_with_its_partners_on_the_base(tmp_path: Path) -> None:
     def row(recipe: str, person: int, seed: int, likeness: float) -> str:
         curve = {s: {j: {"mean": likeness} for j in protection.ENCODERS} for s in ("0", *protection.POINTS)}
