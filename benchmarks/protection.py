@@ -85,8 +85,8 @@ DISTRIBUTION = [
 class Recipe:
     """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
     the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
-    other ways too. paired: each photo has one fixed partner, drawn by the base with the class prompt. steps: outer steps
-    after which it ends, whatever time they take; 0 for those that fit into the minutes.
+    other ways too. paired: each photo has one fixed partner, drawn by the base with the class prompt. steps: the outer
+    steps after which it ends, whatever time they take; 0 for those that fit into the minutes.
     """
 
     options: list[str] = field(default_factory=list)
@@ -320,7 +320,7 @@ def _line(cells: list[str]) -> str:
 def study(name: str, recipe: Recipe, seed: int, folder: Path, *, dreambooth_only: bool, attack_seeds: int = 1) -> None:
     """Attack what a recipe left in `folder`/<name>-<seed>; rows are added to `folder`/rows.jsonl.
 
-    The first attack has the seed of the hardening, further ones the seeds after it.
+    The first attack has the seed of the hardening, further ones the smallest other seeds.
     """
     output = folder / "rows.jsonl"
     done = {
@@ -330,7 +330,7 @@ def study(name: str, recipe: Recipe, seed: int, folder: Path, *, dreambooth_only
     wanted = [
         (attack, person, attack_seed)
         for attack, person in attacks(name, recipe)
-        for attack_seed in range(seed, seed + attack_seeds)
+        for attack_seed in [seed, *(other for other in range(attack_seeds) if other != seed)][:attack_seeds]
         if (name, attack, person, seed, attack_seed) not in done and not (dreambooth_only and attack != DREAMBOOTH)
     ]
     if not wanted:

@@ -254,6 +254,20 @@ def ten_people() -> str:
     return line_plot("Ten protected people in one model: mean likeness", panels, last_step=1400)
 
 
+def three_people() -> str:
+    """Three people, one model hardened against each, and three seeds of the attack."""
+    entries = {entry.name: entry for entry in read_all()}
+    labels = {BASE: ("base model", "base"), "default-400": ("hardened model", "hardened")}
+    panels: dict[str, list[Curve]] = {}
+    for seed in range(3):
+        curves = panels.setdefault(f"person {seed + 1}", [])
+        for name, (label, kind) in labels.items():
+            key = (DREAMBOOTH, seed, 0)
+            runs = [one.likeness for one in entries[name].attacks if (one.attack, one.seed, one.person) == key]
+            curves.append(Curve(label, kind, [(int(step), fmean(run[step] for run in runs)) for step in runs[0]]))
+    return line_plot("Three people: mean likeness of three attacks on each", panels, last_step=1000)
+
+
 def recipes() -> str:
     """How much less likeness than on the base, averaged over the curve of 1000 steps, for each way of hardening."""
     names = {
@@ -331,7 +345,14 @@ def leaderboard() -> str:
     )
 
 
-PLOTS = {"leaderboard": leaderboard, "demo": demo, "ten-people": ten_people, "recipes": recipes, "photos": photos}
+PLOTS = {
+    "leaderboard": leaderboard,
+    "demo": demo,
+    "ten-people": ten_people,
+    "three-people": three_people,
+    "recipes": recipes,
+    "photos": photos,
+}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from apdm.report.table_plot import table_plots
 ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
 DIGITS = 3
 WIDTH = 116  # of the notes in Markdown, in characters
+SEVERAL = 3  # as many rows are always named in a note
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,15 @@ def notes(table: Table) -> Iterator[str]:
         for sentence in _about(table, row):
             said.setdefault(sentence, []).append(row.title)
     for sentence, rows in said.items():
-        yield f"{'; '.join(rows)}: {sentence}"
+        yield f"{_named(rows, [row.title for row in table.rows.values()])}: {sentence}"
+
+
+def _named(rows: list[str], all_rows: list[str]) -> str:
+    """Some rows by their titles; where these are most of many, the rows that are left out."""
+    left_out = [title for title in all_rows if title not in rows]
+    if len(rows) <= SEVERAL or len(rows) <= len(left_out):
+        return "; ".join(rows)
+    return f"All rows but {'; '.join(left_out)}" if left_out else "All rows"
 
 
 def _about(table: Table, row: TableRow) -> Iterator[str]:
