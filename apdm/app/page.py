@@ -74,7 +74,7 @@ class Page:
         faces = self.desk.knows_faces
         gr.Markdown(texts.short(config.subject_kind, faces=faces) + texts.PRIVACY)
         if is_miniature(config.pretrained_model_name_or_path, config.single_file_config):
-            gr.Markdown(texts.MINIATURE if faces else texts.MINIATURE_MODEL)
+            gr.Markdown(texts.miniature(config.subject_kind, faces=faces))
         gr.Markdown(f"## 1. Photos of one {texts.SUBJECTS[config.subject_kind]}")
         drop = gr.File(show_label=False, file_count="multiple", height=130, elem_id="drop")
         seen = gr.HTML(elem_id="seen")

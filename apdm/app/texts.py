@@ -48,8 +48,13 @@ bundled model, which knows only drawn people. Photos of real people need a model
 
 MINIATURE_MODEL = """
 **This is the demonstration.** Without `--pretrained_model_name_or_path`, the page works with the small bundled model,
-which knows only drawn people. Other photos need a model of your own: `apdm app --config configs/dladiff.yaml`.
+which knows only drawn people. Other photos need a model of your own:
+`apdm app --config configs/dladiff.yaml {options}`.
 """
+WITHOUT_FACES: dict[SubjectKind, str] = {
+    "person": "--image_layer.zero_shot.enabled false",
+    "object": '--subject_kind object --instance_prompt "a photo of sks dog" --class_prompt "a photo of dog"',
+}
 
 FACE_LAYER = """\
 * *The layer for faces* changes the face, so that the face recogniser that was named takes it for somebody else.
@@ -75,6 +80,11 @@ def long(kind: SubjectKind, *, faces: bool) -> str:
         even=", even if a face\n  recogniser sees somebody else" if faces else "",
         unnamed="* A recogniser that was not named may not be misled.\n" if faces else "",
     )
+
+
+def miniature(kind: SubjectKind, *, faces: bool) -> str:
+    """That the page works with the bundled model, and the command for another one."""
+    return MINIATURE if faces else MINIATURE_MODEL.format(options=WITHOUT_FACES[kind])
 
 
 def _effect(faces: bool) -> str:

@@ -25,7 +25,7 @@ from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
 from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, each
 
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
 # Options that every attack takes, although they are not fields of its class.
@@ -109,13 +109,13 @@ def refuse_repeats(kind: str, specs: Sequence[str], made: Callable[[str], Any]) 
         made: makes what a text describes.
 
     Raises:
-        UserError: two of them do, or one cannot be made.
+        UserError: two of them do, or some cannot be made.
     """
     if twice := [spec for spec in specs if specs.count(spec) > 1]:
         raise UserError(f'the {kind} "{twice[0]}" is given twice; leave one of them out')
-    known: list[tuple[type, str, Mapping[str, Any]]] = []
-    for one in map(made, specs):
-        what = type(one), one.name, one.params()
+    known: list[tuple[Any, ...]] = []
+    for one in each(specs, made):
+        what = type(one), one.name, one.params(), getattr(one, "seed", None)
         if what in known:
             other, spec = specs[known.index(what)], specs[len(known)]
             raise UserError(f'the {kind}s "{other}" and "{spec}" are the same; leave one of them out')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -36,12 +37,17 @@ def write_metadata(path: Path, facts: dict[str, str]) -> None:
 def facts_in(model: Path | None) -> dict[str, str]:
     """Return what a hardening run wrote into the header of a model's weights, {key without "apdm.": text}.
 
+    Files that cannot be read as weights, such as those that git left behind, are passed over.
+
     Args:
         model: a pipeline folder or a single file; None for a model that lies nowhere.
     """
     files = [] if model is None else list_files(model) if model.is_dir() else [model]
     for path in files:
-        known = read_metadata(path) if path.suffix == ".safetensors" else {}
+        known: dict[str, str] = {}
+        if path.suffix == ".safetensors":
+            with suppress(OSError, ValueError):
+                known = read_metadata(path)
         if facts := {key.removeprefix(OURS): text for key, text in known.items() if key.startswith(OURS)}:
             return facts
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from apdm.app.choices import LEVELS, METHODS, OWN, Choice, methods, strengths
 from apdm.config import AppConfig, PerturbConfig, load_config, make_config
 from apdm.config.image_layer import BUDGETS, NO_METHOD
 from apdm.config.plugins import PROTECTIONS
+from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import UserError
 
 NO_FACES = {"image_layer.zero_shot.enabled": False}
@@ -109,12 +111,22 @@ def test_without_a_layer_for_faces_the_page_does_not_speak_of_them():
     for made, kind, subject in ((objects, "object", "object or animal"), (config(**NO_FACES), "person", "person")):
         choice = Choice.of(made)
         words = [*methods(made).values(), *(text for text, _ in strengths(faces=choice.faces)), choice.text()]
-        words += [texts.short(kind, faces=choice.faces), texts.long(kind, faces=choice.faces), texts.MINIATURE_MODEL]
+        words += [texts.short(kind, faces=choice.faces), texts.long(kind, faces=choice.faces)]
+        words += [texts.miniature(kind, faces=choice.faces)]
         for word in ("face", "recogniser", "None:", " and 11 steps"):
             assert not [text for text in words if word in text], word
         assert any(f"clean photo of the {subject}" in text for text in words)
     assert "person" not in texts.short("object", faces=False) + texts.long("object", faces=False)
     assert "The layer for faces" in texts.long("person", faces=True)
+
+
+@pytest.mark.parametrize("kind", ["person", "object"])
+def test_the_command_that_the_demonstration_names_for_another_model_runs_without_networks_for_faces(kind: SubjectKind):
+    _, command, _ = texts.miniature(kind, faces=False).rsplit("`", 2)
+    words = shlex.split(command)
+    words[words.index("--config") + 1] = str(Path(__file__).parents[2] / "configs" / "dladiff.yaml")
+    given = load_config(AppConfig, words[2:])
+    assert (given.subject_kind, given.image_layer.zero_shot.enabled) == (kind, False)
 
 
 def test_noise_is_said_to_protect_nothing():

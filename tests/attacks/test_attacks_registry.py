@@ -20,10 +20,11 @@ from apdm.attacks.registry import (
     make,
     make_purifier,
     make_zero_shot,
+    refuse_repeats,
 )
 from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, UserErrors
 from tools.portraits.attacks import BY_ATTACK
 
 NOMINAL = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
@@ -187,6 +188,19 @@ def test_an_edit_that_would_change_nothing_in_so_many_steps_is_refused(spec: str
         make_zero_shot(spec, num_inference_steps=steps)
     make_zero_shot(spec)
     make_zero_shot(spec, num_inference_steps=100)
+
+
+def test_attacks_that_differ_in_nothing_but_their_seed_are_not_the_same():
+    specs = ["lora:seed=1", "lora:seed=2", "lora"]
+    refuse_repeats("attack", specs, lambda spec: make(spec, **NOMINAL))
+    with pytest.raises(UserError, match='the attacks "lora:seed=1" and "lora:seed=1,rank=4" are the same'):
+        refuse_repeats("attack", [*specs, "lora:seed=1,rank=4"], lambda spec: make(spec, **NOMINAL))
+
+
+def test_each_attack_of_a_list_that_cannot_be_made_is_told_of():
+    with pytest.raises(UserErrors) as caught:
+        refuse_repeats("attack", ["masactrl:foo=1", "img2img:strength=2", "diffedit"], make_zero_shot)
+    assert ['"foo"' in str(one) or "strength is 2" in str(one) for one in caught.value.errors] == [True, True]
 
 
 def test_editing_is_made_by_name():

@@ -137,6 +137,7 @@ def test_plan_report_manifest_and_card_say_what_was_held_out(
     assert f"6 photos that the attacker trains on; 4 held out: {third}" in said_too and "attacked too" in said_too
     assert results.photos.left_out and PERHAPS_SEEN not in results.verdict.notes
     load_family(tmp_path / "out/model").save(tmp_path / "plain")  # without a header
+    (tmp_path / "plain/other.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     for hardened, left_out in ((tmp_path / "out/model", True), (tmp_path / "plain", False)):
         changed = {**photos, **models, **prompts, "attacks": ["dreambooth"], "hardened": hardened}
         read_plan, _, _ = load_audit(make_config(AuditJobConfig, {**changed, "output_dir": tmp_path / "audit"}), None)
