@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 from apdm.core.disk import MENDS, CannotWrite, error_number
@@ -16,6 +17,8 @@ from apdm.core.launcher import is_main_process, stop_with_launcher
 RESUME_ADVICE = "the same command with --resume_from_checkpoint latest goes on"
 KEPT_AND_RESUMED = f"what is done so far is kept; {RESUME_ADVICE}"
 AGAIN = "then run the same command again"
+# What users are told by a command that runs whole jobs, such as `apdm reproduce`, in place of what each job would say.
+_OF_THE_COMMAND: ContextVar[str | None] = ContextVar("_OF_THE_COMMAND", default=None)
 NOTHING_KEPT = "before anything was finished that could be gone on with; the same command starts again"
 
 # Ctrl-C and kill; a closed terminal; what Slurm, SGE and LSF send before the time limit; the soft limit of CPU time.
@@ -23,6 +26,11 @@ STOP_SIGNALS = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
 )
+
+
+def resume_advice() -> str:
+    """Return how users continue a hardening that was stopped, as the command that they gave can be continued."""
+    return _OF_THE_COMMAND.get() or RESUME_ADVICE
 
 
 class Stop:
@@ -62,7 +70,9 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] | None = None) -> Iterator[Stop]:
+def stop_on_signals(
+    advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] | None = None, runs_jobs: bool = False
+) -> Iterator[Stop]:
     """Handle `STOP_SIGNALS` with a `Stop` in this block. Afterwards the earlier handlers are restored.
 
     A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell script ignores Ctrl-C for programs in the
@@ -74,6 +84,8 @@ def stop_on_signals(advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] 
         advice: what users are told if `kept` returns true: which work is kept, and how to continue.
         kept: whether there is work to go on from. It is called when the block ends early. None if the block is a part
             of a job, and the job itself tells.
+        runs_jobs: whether whole jobs run in this block, which have such blocks of their own. Then they give this
+            block's advice in place of theirs.
 
     Yields:
         The `Stop`.
@@ -82,6 +94,10 @@ def stop_on_signals(advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] 
         Interrupted: the block was interrupted. `resumable` and the message say whether it can be continued.
         CannotWrite: the disk takes no more. The message says whether the job can be continued.
     """
+    of_the_command = _OF_THE_COMMAND.get()
+    if of_the_command is not None and kept is not None:
+        advice, kept = of_the_command, lambda: True
+    inner = _OF_THE_COMMAND.set(advice) if runs_jobs else None
     stop = Stop()
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -94,7 +110,7 @@ def stop_on_signals(advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] 
         ending.number = ending.number or stop.number
         if kept is not None:
             ending.resumable = kept()
-        if kept is not None and not str(ending):
+        if kept is not None and (not str(ending) or (runs_jobs and advice not in str(ending))):
             ending.args = (advice if ending.resumable else NOTHING_KEPT,)
             ending.reported_by_other_process = not is_main_process()  # every process of a run gets the signal
         raise ending from None
@@ -105,8 +121,11 @@ def stop_on_signals(advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] 
         fault = error if isinstance(error, CannotWrite) else CannotWrite.about(where, number)
         if not fault.says_how_to_go_on:
             fault.args = (f"{fault}; {advice if kept() else AGAIN}",)
+            fault.says_how_to_go_on = True
         raise fault from None
     finally:
+        if inner is not None:
+            _OF_THE_COMMAND.reset(inner)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -21,7 +21,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
-from apdm.core.signals import RESUME_ADVICE, ctrl_c_kills
+from apdm.core.signals import ctrl_c_kills, resume_advice
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
@@ -340,5 +340,5 @@ def report_lost_processes(processes: ProcessGroup) -> Iterator[None]:
             raise
         said = (str(error).splitlines() or [""])[0]
         raise Interrupted(
-            f"process {processes.index}: another process of this run has ended; {RESUME_ADVICE} ({said})"
+            f"process {processes.index}: another process of this run has ended; {resume_advice()} ({said})"
         ) from None

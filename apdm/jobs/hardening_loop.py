@@ -14,7 +14,7 @@ from apdm.config import HardenConfig
 from apdm.core.disk import CannotWrite
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
-from apdm.core.signals import RESUME_ADVICE, Stop
+from apdm.core.signals import Stop, resume_advice
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
@@ -119,7 +119,7 @@ def run_training(
                 keeper.save(counters)
             if interrupted:
                 ending = Interrupted(
-                    f"after outer step {step}, with a checkpoint in {output}; {RESUME_ADVICE}", number=stop.number
+                    f"after outer step {step}, with a checkpoint in {output}; {resume_advice()}", number=stop.number
                 )
                 ending.reported_by_other_process = not processes.is_main
                 raise ending

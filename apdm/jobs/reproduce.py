@@ -130,7 +130,7 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
     if config.data is not None:
         keep_apart({"data": config.data}, output_dir=str(output))
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=lambda: True), ExitStack() as held:
+    with stop_on_signals(KEPT, kept=lambda: True, runs_jobs=True), ExitStack() as held:
         prepare_process(config.num_threads)
         subjects = processes.broadcast(lambda: prepare(config, job, output, held))
         job = job.of(subjects)

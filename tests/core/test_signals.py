@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apdm.core.errors import Interrupted
-from apdm.core.signals import NOTHING_KEPT, STOP_SIGNALS, stop_on_signals
+from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE, STOP_SIGNALS, resume_advice, stop_on_signals
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,22 @@ def test_a_signal_stops_the_job_and_says_whether_it_can_go_on(number: signal.Sig
         os.kill(os.getpid(), number)
     assert (str(ending.value), ending.value.resumable) == (NOTHING_KEPT, False)
     assert signal.getsignal(number) == before
+
+
+def test_jobs_that_a_command_runs_say_how_the_command_goes_on() -> None:
+    with (
+        pytest.raises(Interrupted, match="^do it again$") as ending,
+        stop_on_signals("do it again", kept=lambda: True, runs_jobs=True),
+    ):
+        assert resume_advice() == "do it again"
+        with stop_on_signals("as the job goes on", kept=lambda: False):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert ending.value.resumable and resume_advice() == RESUME_ADVICE
+    with (
+        pytest.raises(Interrupted, match="^do it again$"),
+        stop_on_signals("do it again", kept=lambda: True, runs_jobs=True),
+    ):
+        raise Interrupted("go on with another command")
 
 
 def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
