@@ -51,6 +51,7 @@ class Adaptive(DreamBooth):
     warmup_share: float = 0.25
 
     name: ClassVar[str] = "adaptive"
+    step_passes: ClassVar[float] = (3 * 3 + 2) / 2  # three samples of a photo and a picture, two with the reference
     assumes: ClassVar[str] = "what DreamBooth does, and this project's documentation"
 
     def begin(self, model: Family, material: Material) -> AttackedModel:

@@ -150,6 +150,7 @@ class FineTuning(ABC):
     assumes: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     preparing_samples: ClassVar[int] = 0
+    step_passes: ClassVar[float] = 3  # forward passes of a step on one picture: a backward pass counts as two
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer, self.learning_rate, momentum=self.momentum)

@@ -163,10 +163,15 @@ def training_passes(config: HardenConfig) -> float:
 
 def attack_passes(attacks: Iterable[Attack]) -> float:
     """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two."""
-    return STEP_PASSES * sum(
-        attack.preparing_samples + attack.max_train_steps * (samples_per_step(attack.params()) or 1)
+    return sum(
+        attack.preparing_samples * STEP_PASSES
+        + attack.max_train_steps * (samples_per_step(attack.params()) or 1) * _step_passes(attack)
         for attack in attacks
     )
+
+
+def _step_passes(attack: Attack) -> float:
+    return getattr(getattr(attack, "innermost", attack), "step_passes", STEP_PASSES)
 
 
 def search_passes(plan: AuditPlan) -> float:

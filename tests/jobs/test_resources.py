@@ -22,6 +22,13 @@ OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
 FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
 
 
+def test_the_adaptive_attack_counts_the_passes_of_its_preference_loss() -> None:
+    """A photo and a picture are three samples that are trained on, and two that the reference sees."""
+    (alone, last) = (FACTORY.make(spec, seed=0) for spec in ("adaptive", "two_stage:attack=adaptive,benign_steps=5"))
+    assert resources.attack_passes([alone]) == 100 * 4 * (3 * 3 + 2)
+    assert resources.attack_passes([last]) == 5 * 4 * 3 + 100 * 4 * (3 * 3 + 2)
+
+
 @pytest.mark.parametrize(
     ("spec", "pictures"),
     [
