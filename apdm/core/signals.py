@@ -110,7 +110,8 @@ def stop_on_signals(
         ending.number = ending.number or stop.number
         if kept is not None:
             ending.resumable = kept()
-        if kept is not None and (not str(ending) or (runs_jobs and advice not in str(ending))):
+        other_advice = runs_jobs and advice not in str(ending)  # of a job, and the command is continued in another way
+        if kept is not None and (not str(ending) or other_advice):
             ending.args = (advice if ending.resumable else NOTHING_KEPT,)
             ending.reported_by_other_process = not is_main_process()  # every process of a run gets the signal
         raise ending from None

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", required=True)
     parser.add_argument("--source", required=True)
     parser.add_argument("--notes", default="")
+    parser.add_argument("--chosen_on", type=int, nargs="*", default=[], help="seeds whose people were looked at before")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args(arguments)
     kept = {seed: hardening(seed, facts) for seed, facts in courses(options.courses, options.recipe).items()}
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if row["recipe"] == options.recipe and (options.recipe == BASE or kept.get(row["seed"]))
         ],
         notes=options.notes,
+        chosen_on=options.chosen_on,
     )
     print(entry.write(options.folder))
 

@@ -98,6 +98,8 @@ class Entry:
         source: paper, or file of this repository, that describes it.
         commands: the commands that made the entry.
         notes: what a reader must know beside the figures.
+        chosen_on: seeds of hardenings whose people were looked at while the defence was chosen. They do not count as
+            unseen people.
         hardenings: the hardened models. None for the base.
         attacks: the attacks.
         schema: version of the format.
@@ -110,6 +112,7 @@ class Entry:
     hardenings: Sequence[Hardening] = ()
     attacks: Sequence[Attack] = ()
     notes: str = ""
+    chosen_on: Sequence[int] = field(default_factory=list)
     schema: int = field(default=SCHEMA)
 
     @staticmethod
@@ -160,6 +163,7 @@ class Figures:
 
     Attributes:
         people, attack_seeds: how many people were attacked, and how often each of them (the least of them).
+        unseen: how many of these people nobody looked at while the defence was chosen.
         mean: likeness, averaged over the course and the people.
         less: how much less that is than on the base, one value for each person.
         cost: for each person, the steps until the likeness that the base has after `REACHED` steps, as a multiple of
@@ -170,6 +174,7 @@ class Figures:
     """
 
     people: int
+    unseen: int
     attack_seeds: int
     mean: float
     less: Sequence[float]
@@ -180,8 +185,8 @@ class Figures:
 
     @property
     def complete(self) -> bool:
-        """Whether enough people were attacked often enough."""
-        return self.people >= PEOPLE and self.attack_seeds >= ATTACK_SEEDS and self.others is not None
+        """Whether enough unseen people were attacked often enough."""
+        return self.unseen >= PEOPLE and self.attack_seeds >= ATTACK_SEEDS and self.others is not None
 
     @property
     def useful(self) -> bool:
@@ -208,6 +213,7 @@ def figures(entry: Entry, base: Entry, attack: str) -> Figures | None:
     others = [one.mean / other.mean for one, other in pairs if not one.protected and other.mean > 0]
     return Figures(
         people=len(protected),
+        unseen=sum(person[0][0].seed not in entry.chosen_on for person in protected),
         attack_seeds=min(map(len, protected)),
         mean=fmean(fmean(one.mean for one, _ in person) for person in protected),
         less=[fmean(other.mean - one.mean for one, other in person) for person in protected],

@@ -110,6 +110,9 @@ def test_an_entry_is_complete_with_three_people_three_seeds_and_others_and_usefu
         assert seen is not None and (seen.complete, seen.useful) == expected
     without = figures(replace(ENTRY, attacks=attacks), base, "a")
     assert without is not None and not without.complete
+    for seed, unseen in ((0, 0), (1, 3)):  # all these people are of seed 0
+        known = figures(replace(ENTRY, attacks=[*attacks, other], chosen_on=[seed]), base, "a")
+        assert known is not None and (known.unseen, known.complete) == (unseen, bool(unseen))
 
 
 @pytest.mark.parametrize(
