@@ -115,11 +115,16 @@ def refuse_repeats(kind: str, specs: Sequence[str], made: Callable[[str], Any]) 
         raise UserError(f'the {kind} "{twice[0]}" is given twice; leave one of them out')
     known: list[tuple[Any, ...]] = []
     for one in each(specs, made):
-        what = type(one), one.name, one.params(), getattr(one, "seed", None)
+        what = described(one)
         if what in known:
             other, spec = specs[known.index(what)], specs[len(known)]
             raise UserError(f'the {kind}s "{other}" and "{spec}" are the same; leave one of them out')
         known.append(what)
+
+
+def described(one: Any) -> tuple[Any, ...]:
+    """All that tells an attack or purifier from others. It is equal for two that do the same."""
+    return type(one), one.name, one.params(), getattr(one, "seed", None)
 
 
 def is_zero_shot(spec: str) -> bool:

@@ -97,7 +97,8 @@ class PhotoAttackSpecs:
 
         with Faults() as faults:
             faults.of(lambda: refuse_repeats("purifier", options.purifiers, partial(make_purifier, has_originals=True)))
-            faults.of(lambda: refuse_repeats("attack", options.photo_attacks, make_attack))
+            named = [] if NOMINAL_ATTACK in options.photo_attacks or not options.photo_training else [NOMINAL_ATTACK]
+            faults.of(lambda: refuse_repeats("attack", [*named, *options.photo_attacks], make_attack))
         return PhotoAttackSpecs(
             adapter=load_adapter(options, faces, allow_pickle=allow_pickle),
             attacks=options.photo_attacks,

@@ -12,7 +12,7 @@ attacks that can be run instead of a suite.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from apdm.attacks import Attack
 from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, refuse_repeats, settings
+from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
 from apdm.attacks.staged import Staged
 from apdm.audit.results import LeftOut
 from apdm.audit.untrained import Untrained
@@ -124,7 +124,6 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry(spec="dreambooth:class_noun=face", required=False),
         *(Entry(spec=f"dreambooth:photos={change}") for change in ("flip", "blur", "crop")),
         Entry(spec="dreambooth:num_photos=4", required=False),
-        Entry(spec="lora:rank=4", required=False),
         Entry(spec="lora:rank=32"),
         Entry(spec="lora:train_text_encoder=true"),
         *(Entry(spec=f"lora:learning_rate_factor={factor}", required=False) for factor in ("1/3", "3")),
@@ -146,7 +145,7 @@ def choose_entries(suite: str, specs: Sequence[str], attack_factory: AttackFacto
     """The attacks of an audit.
 
     Args:
-        suite: name of a suite.
+        suite: name of a suite. Of attacks that `attack_factory` makes equal, only the first one is run.
         specs: attacks to run in place of the suite, on all protected people with all seeds. All of them are required.
             The first one also runs on people who must stay learnable.
         attack_factory: makes the attacks. Attacks of a suite that use another identifier take one that is not in the
@@ -156,18 +155,32 @@ def choose_entries(suite: str, specs: Sequence[str], attack_factory: AttackFacto
         UserError: an attack is given twice, or cannot be made.
     """
     if not specs:
-        usual, other = (f"identifier={name}" for name in IDENTIFIERS)
-        if IDENTIFIERS[0] not in attack_factory.instance_prompt.split():
-            return SUITES[suite]
-        return tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in SUITES[suite])
+        entries, (usual, other) = SUITES[suite], (f"identifier={name}" for name in IDENTIFIERS)
+        if IDENTIFIERS[0] in attack_factory.instance_prompt.split():
+            entries = tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in entries)
+        return without_repeats(entries, attack_factory)
     refuse_repeats("attack", specs, lambda spec: attack_factory.make(spec, seed=0))
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
-def with_textual_inversion(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def without_repeats(entries: Iterable[Entry], attack_factory: AttackFactory) -> tuple[Entry, ...]:
+    """The same entries without those whose attack is that of an earlier one. One that cannot be made is kept."""
+    kept: list[Entry] = []
+    known: list[tuple[Any, ...]] = []
+    for entry in entries:
+        try:
+            what = described(attack_factory.make(entry.spec, seed=0))
+        except UserError:  # which `available_entries` raises
+            what = (entry.spec,)
+        if what not in known:
+            kept.append(entry)
+            known.append(what)
+    return tuple(kept)
+
+
+def with_textual_inversion(entries: Sequence[Entry], attack_factory: AttackFactory) -> tuple[Entry, ...]:
     """The same attacks with textual inversion, which finds what a model can draw without any change of its weights."""
-    own = on_one_person("textual_inversion", required=False)
-    return tuple(entries) if any(entry.spec == own.spec for entry in entries) else (*entries, own)
+    return without_repeats([*entries, on_one_person("textual_inversion", required=False)], attack_factory)
 
 
 def available_entries(

@@ -166,7 +166,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         choose = partial(choose_entries, config.suite, attack_factory=factory)
         entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
         if config.known_before:
-            entries = with_textual_inversion(entries)
+            entries = with_textual_inversion(entries, factory)
         search = faults.of(lambda: search_of(config))
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         inputs, models = faults.of(read_inputs), faults.of(read_models)

@@ -24,6 +24,7 @@ from apdm.audit.suites import (
     choose_entries,
     cost_factor_warning,
     lengthened,
+    with_textual_inversion,
 )
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.core.errors import UserError
@@ -121,6 +122,23 @@ def test_every_attack_of_a_suite_can_be_made_and_the_nominal_one_comes_first(sui
         assert attack_factory().make(entry.spec, seed=1).assumes
         if entry.white_box is not None:
             assert entry.white_box in [other.spec for other in entries]
+
+
+def test_a_suite_runs_an_attack_once_even_where_options_make_two_equal() -> None:
+    def specs(*attack_options: str) -> list[str]:
+        return [entry.spec for entry in choose_entries("full", [], attack_factory(attack_options=list(attack_options)))]
+
+    assert specs() == [entry.spec for entry in SUITES["full"]]  # by default no two of them are equal
+    assert set(specs()) - set(specs("lora:rank=32", "dreambooth:snr_gamma=5")) == {
+        "lora:rank=32",
+        "dreambooth:snr_gamma=5",
+    }
+
+
+def test_textual_inversion_is_not_added_to_itself_in_other_words() -> None:
+    factory, other = attack_factory(), "textual_inversion:num_vectors=2"
+    for spec, number in (("textual_inversion:num_vectors=1", 1), (other, 2)):
+        assert len(with_textual_inversion(choose_entries("quick", [spec], factory), factory)) == number
 
 
 @pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])

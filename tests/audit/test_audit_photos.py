@@ -294,6 +294,11 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
         ({"purifiers": ["mix", "flip", "mix:clean=1"]}, "sks", 'purifiers "mix" and "mix:clean=1" are the same'),
         ({"purifiers": ["flip", "flip"]}, "sks", 'the purifier "flip" is given twice; leave one of them out'),
         ({"photo_attacks": ["lora", "lora:rank=4"]}, "sks", 'the attacks "lora" and "lora:rank=4" are the same'),
+        (
+            {"photo_attacks": ["dreambooth:steps_factor=1"]},
+            "sks",
+            'attacks "dreambooth" and "dreambooth:steps_factor=1" a',
+        ),
         ({"photo_attacks": ["img2img", "img2img"]}, "sks", 'the attack "img2img" is given twice'),
         ({"photo_attacks": ["masactrl:start_step=20"]}, "sks", "start_step is 20, and a picture is drawn in 20 steps"),
         ({"photo_attacks": ["faceid"]}, "sks", '"faceid" runs by itself where faceid_adapter is given'),
