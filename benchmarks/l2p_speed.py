@@ -39,6 +39,7 @@ from apdm.distributed.engines import Engine
 from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.launch import compiler
 from apdm.distributed.master_weights import make_master_weights
+from apdm.distributed.reference import Bfloat16Reference
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.protection.attackers import AttackerPlan, FreshAttacker
@@ -48,6 +49,7 @@ from apdm.protection.subject_data import BatchSampler, SubjectData
 from benchmarks import architectures
 from benchmarks.cost import FORWARDS
 from benchmarks.reference_loop import ReferenceLoop
+from benchmarks.rounded import RoundedWeights
 
 PIPELINE = Path(__file__).resolve().parents[1] / "apdm/portraits/weights/pipeline"
 PROMPTS = ("a photo of sks person", "a photo of person")
@@ -69,6 +71,7 @@ class Options:
     dynamo_mode: str | None = None
     regional: bool = False
     channels_last: bool = False
+    rounded_weights: bool = False
     foreach: bool = False
     attention: str = "default"
     cuda_graphs: bool = True
@@ -111,6 +114,9 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
     half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)
     engine = Engine(model, partial(torch.optim.AdamW, foreach=True) if options.foreach else make_adamw)
     reference: Any = copy.deepcopy(model).requires_grad_(False)
+    if options.rounded_weights:
+        engine.compile(RoundedWeights)
+        reference = Bfloat16Reference(reference, torch.device(options.device))
     if options.dynamo_backend != "no":
         compiled = compiler(
             regional=options.regional, backend=options.dynamo_backend, mode=options.dynamo_mode, dynamic=False
@@ -127,7 +133,7 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
         reference,
         make_master_weights(engine.working),
         make_objective("dpo"),
-        autocast=half if options.mixed_precision == "bf16" else nullcontext,
+        autocast=half if options.mixed_precision == "bf16" and not options.rounded_weights else nullcontext,
     )
     plan = AttackerPlan(0, 0, learning_rate=5e-6, steps=options.inner_steps, prior_loss_weight=1.0)
     attacker = FreshAttacker(plan, BatchSampler(data, generator, options.train_batch_size))
@@ -251,6 +257,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="of apdm")
     parser.add_argument("--dynamo_backend", default="no", help="of apdm: compile its passes, e.g. with inductor")
     parser.add_argument("--channels_last", action="store_true", help="of apdm: memory format of its convolutions")
+    parser.add_argument("--rounded_weights", action="store_true", help="of apdm: all passes in bfloat16, no autocast")
     parser.add_argument("--device", default=str(accelerator or "cpu"))
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", help="JSON file to write")

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 class Bfloat16Reference(nn.Module):
     """A frozen bfloat16 copy of a denoiser on `device`.
 
-    It is called like the denoiser. All floating-point inputs except the timestep are rounded to bfloat16 first.
+    It is called like the denoiser. Its inputs are rounded first: see `rounded`.
     """
 
     def __init__(self, denoiser: nn.Module, device: torch.device) -> None:
@@ -29,10 +29,17 @@ class Bfloat16Reference(nn.Module):
         self.denoiser = copy.deepcopy(denoiser, half)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # bfloat16 cannot represent a timestep such as 999. Denoisers themselves compute sines of the timestep first and
-        # round only the sines.
-        rounded = {key: value if key == "timestep" else tree_map(_rounded, value) for key, value in kwargs.items()}
-        return self.denoiser(*tree_map(_rounded, args), **rounded)
+        args, kwargs = rounded(args, kwargs)
+        return self.denoiser(*args, **kwargs)
+
+
+def rounded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Round a denoiser's floating-point inputs to bfloat16, all except the timestep.
+
+    bfloat16 cannot represent a timestep such as 999. Denoisers themselves compute sines of the timestep first and round
+    only the sines.
+    """
+    return tree_map(_rounded, args), {k: v if k == "timestep" else tree_map(_rounded, v) for k, v in kwargs.items()}
 
 
 def _rounded(value: Any) -> Any:

@@ -24,6 +24,7 @@ from benchmarks.gpu.record import Figure, Work, at_least, at_most, plain
 
 BLOCKS = {"dynamo_backend": "inductor", "regional": True}
 CHANGES: dict[str, dict[str, object]] = {
+    "weights rounded once, channels_last": {"rounded_weights": True, "channels_last": True},
     "attention by CUDNN_ATTENTION": {"attention": "CUDNN_ATTENTION"},
     "attention by FLASH_ATTENTION": {"attention": "FLASH_ATTENTION"},
     "blocks compiled": BLOCKS,
@@ -54,6 +55,7 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
     changes = {name: CHANGES[name] for name in TINY_CHANGES} if tiny else CHANGES
     return {
         "channels_last": partial(in_both_formats, base),
+        "weights rounded once": partial(alone, replace(base, rounded_weights=True)),
         "batch 1": partial(against_released, base),
         "batch 4": partial(alone, replace(base, train_batch_size=4)),
         "batch 1 alone": partial(alone, base),
