@@ -54,6 +54,10 @@ class EncoderLoRA(Staged):
         """The photos and class pictures that the encoder is trained on."""
         return self.vae_steps * self.vae_batch_size * 2
 
+    def own_passes(self, photos: float) -> float:
+        """None: the VAE alone is trained, and the denoiser is not called; see `Staged.own_passes`."""
+        return 0
+
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         """Train the encoder and encode the material with it.
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from apdm.attacks import Material, Purifier
+from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.staged import Staged
 from apdm.config.options import option
 from apdm.core.errors import UserError
@@ -34,6 +35,10 @@ class PhotoTreatment(Staged):
         """What the attacker must have, as half a sentence for the report."""
         number = "as many photos as there are" if self.num_photos is None else f"{self.num_photos} photos"
         return f"{number}, {self.purifier.assumes}" if self.purifier else number
+
+    def own_passes(self, photos: float) -> float:
+        """Forward passes of a purifier that draws; see `Staged.own_passes`."""
+        return (photos if self.num_photos is None else self.num_photos) * passes_per_photo(self.purifier)
 
     def params(self) -> dict[str, object]:
         """The options of the inner attack, and the purifier's name and options."""

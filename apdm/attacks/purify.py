@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
+from apdm.attacks import Purifier
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.data import transforms
@@ -197,6 +198,14 @@ class DiffusionPurifier(OptionsAsParams):
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
         )
+
+
+def passes_per_photo(purifier: Purifier | None) -> float:
+    """Forward passes of the denoiser with which a purifier changes one photo; 0 for one that does not draw."""
+    if not isinstance(purifier, DiffusionPurifier):
+        return 0
+    steps = int(purifier.num_inference_steps * purifier.strength)
+    return steps * (2 if purifier.guidance_scale > 1 else 1)
 
 
 def check_strength(option: str, strength: float, num_inference_steps: int) -> None:

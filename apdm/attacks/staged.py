@@ -44,6 +44,14 @@ class Staged(ABC):
         """The pictures that `prepare` trains on, counted once per step; 0 if it does not train."""
         return 0
 
+    def own_passes(self, photos: float) -> float:
+        """Forward passes of the denoiser in `prepare`, in which a backward pass counts as two.
+
+        Args:
+            photos: how many photos the attacker has.
+        """
+        return FineTuning.step_passes * self.own_samples
+
     @property
     def preparing_samples(self) -> int:
         """The pictures that all stages before the innermost attack train on, counted once per step."""

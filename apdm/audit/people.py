@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -72,6 +73,11 @@ class AuditSubjects:
     sets: Sequence[PhotoSet] = ()
     held_out_from: HeldOutFrom = "folder"
     left_out: bool = False
+
+    @property
+    def mean_photos(self) -> float:
+        """How many photos the attacker has of a protected person, on average."""
+        return fmean(len(person.photos) for person in self.protected)
 
     @property
     def counts(self) -> PhotoCounts:

@@ -18,6 +18,7 @@ from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import cells_of
 from apdm.audit.photo_attacks import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
+from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.suites import AttackFactory, available_entries
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
@@ -37,7 +38,7 @@ from apdm.jobs.audit_steps import goes_on
 from apdm.jobs.faces_shown import faces_in_squares
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
-from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, check_base
+from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, attacked_photos, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
@@ -52,6 +53,7 @@ from apdm.jobs.push import check_hub
 from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
+PURIFYING = "for purifiers of protected photos"
 
 
 def harden(config: HardenConfig) -> HardenResult:
@@ -125,6 +127,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     passes = {
         "for hardening": resources.training_passes(config),
         "for class pictures": resources.drawing_passes(config, drawn + inputs.drawn_partners),
+        "for variety.photos": resources.variety_passes(config.variety.photos, inputs.encoded_photos),
     }
     rows: dict[str, Row] = {
         "faces seen": lambda: _faces(inputs),
@@ -139,9 +142,11 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         protected, others = len(subjects.protected), len(subjects.others)
         factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
         attacks = resources.final_attacks(factory, config.audit, protected=protected, others=others)
-        if specs is not None:
+        if specs is not None and inputs.photo_job is not None:
             attacks += resources.attacks_with_photos(specs, factory, people=protected, seeds=config.audit.seeds)
-        passes["for the attacks of the audit"] = resources.attack_passes(attacks)
+            photos = sum(attacked_photos(inputs.audit_inputs, inputs.photo_job))
+            passes[PURIFYING] = resources.purifier_passes(specs, photos=photos, seeds=config.audit.seeds)
+        passes["for the attacks of the audit"] = resources.attack_passes(attacks, subjects.mean_photos)
         rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device, attacks=attacks)
     return rows | {
         "work": lambda: resources.work(cost, passes),
@@ -221,7 +226,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
             faults.of(lambda: check_output_dir(output, overwrite=may_replace))
             found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
-                plan, sets, rows, attacks = found
+                plan, sets, rows, attacks, purifying = found
                 base, judges = plan.models["base"], plan.judges
                 cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
@@ -233,7 +238,8 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
                     "work": lambda: resources.work(
                         cost,
                         {
-                            "for the attacks": resources.attack_passes(attacks),
+                            "for the attacks": resources.attack_passes(attacks, plan.subjects.mean_photos),
+                            PURIFYING: purifying,
                             "for the search": resources.search_passes(plan),
                         },
                     ),
@@ -274,7 +280,9 @@ def attack_model(config: AttackConfig) -> AttackResult:
                             config.audit, model, cost, device, attacks=attacks, models=1, shared=False
                         )
                     ),
-                    "work": lambda: resources.work(cost, {"for the attacks": resources.attack_passes(attacks)}),
+                    "work": lambda: resources.work(
+                        cost, {"for the attacks": resources.attack_passes(attacks, plan.subjects.mean_photos)}
+                    ),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
                 }
                 _show(attack.attack_plan(config, plan, processes, device), more, faults)
@@ -285,28 +293,34 @@ def attack_model(config: AttackConfig) -> AttackResult:
 
 def _audit_input(
     config: AuditJobConfig, processes: ProcessGroup, device: torch.device
-) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, list[Attack]]:
+) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, list[Attack], float]:
     """Read the input of an audit of models or of photos alone.
 
     Returns:
-        Its plan, all photos, the rows of what it says, and all attacks, each as often as it runs.
+        Its plan, all photos, the rows of what it says, all attacks, each as often as it runs, and the forward passes
+        of purifiers.
     """
     if config.hardened is None:
         given = load_photo_audit(config, None)
         rows = photo_audit_plan(config, given.plan, processes=processes, device=device)
-        return given.plan, given.sets, rows, _with_photos(given.specs, given.plan, len(given.photos.pairs))
+        return given.plan, given.sets, rows, *_with_photos(given.specs, given.plan, given.photos)
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
     entries, _ = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"])
     attacks = [cell.attack for cell in Matrix.of(plan, entries).cells]
+    purifying = 0.0
     if inputs.photo_attacks is not None and photos is not None:
-        attacks += _with_photos(inputs.photo_attacks, plan, len(photos.pairs))
-    return plan, audit.photo_sets(inputs, photos), rows, attacks
+        more, purifying = _with_photos(inputs.photo_attacks, plan, photos)
+        attacks += more
+    return plan, audit.photo_sets(inputs, photos), rows, attacks, purifying
 
 
-def _with_photos(specs: PhotoAttackSpecs, plan: AuditPlan, people: int) -> list[Attack]:
-    return resources.attacks_with_photos(specs, plan.attacks, people=people, seeds=plan.repeats)
+def _with_photos(specs: PhotoAttackSpecs, plan: AuditPlan, photos: ProtectedPhotos) -> tuple[list[Attack], float]:
+    """The attacks that train on photos, and the forward passes of the purifiers."""
+    people, number = len(photos.pairs), sum(len(pair.protected) for pair in photos.pairs.values())
+    attacks = resources.attacks_with_photos(specs, plan.attacks, people=people, seeds=plan.repeats)
+    return attacks, resources.purifier_passes(specs, photos=number, seeds=plan.repeats)
 
 
 def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:

@@ -207,9 +207,7 @@ class HardenInputs:
             if (photo_job := files.photo_job) is not None:
                 faults.of(lambda: photo_job.check_fits(base))
                 if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:
-                    left = audit.subjects.held_out_from == "originals"
-                    kept = [one.photos for one in audit.subjects.protected] if left else photo_job.photos.values()
-                    faults.of(lambda: attacks.check_photos(map(len, kept)))
+                    faults.of(lambda: attacks.check_photos(attacked_photos(audit, photo_job)))
         return HardenInputs(config, base, start, *files, sum(len(pictures.files) for pictures in own))
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
@@ -303,6 +301,12 @@ class HardenInputs:
         return sum(len(images) for group in self.unpaired for images in group.values())
 
     @property
+    def encoded_photos(self) -> int:
+        """How many photos and partners of all people are encoded for the hardening."""
+        sets = [of for group in (self.photos, self.consenting, self.earlier) for of in (group.instance, group.safe)]
+        return self.drawn_partners + sum(len(images) for of in sets for images in of.values())
+
+    @property
     def pairs(self) -> str:
         """How protected photos are paired: "drawn", "folder", "folder and drawn", or "none"."""
         given = bool(self.photos.safe or self.earlier.safe)
@@ -333,6 +337,13 @@ class HardenInputs:
         earlier = replace(self.earlier, safe={**self.earlier.safe, **drawn_earlier})
         groups = photos, self.consenting, earlier
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
+
+
+def attacked_photos(audit: AuditInputs, photo_job: PhotoJob) -> list[int]:
+    """How many protected photos of each person the audit attacks with."""
+    if audit.subjects.held_out_from == "originals":
+        return [len(one.photos) for one in audit.subjects.protected]
+    return list(map(len, photo_job.photos.values()))
 
 
 def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:

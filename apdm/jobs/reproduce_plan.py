@@ -169,7 +169,8 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     trained = not all(map(is_zero_shot, attack.attack))
     if trained:
         factory = AttackFactory.of(options, attack.instance_prompt, attack.class_prompt)
-        sums.passes[ATTACKS] += times * resources.attack_passes(factory.make(spec, seed=0) for spec in attack.attack)
+        made = [factory.make(spec, seed=0) for spec in attack.attack]
+        sums.passes[ATTACKS] += times * resources.attack_passes(made, group.photos)
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
     measured = len({0, *options.measured_steps}) if trained else 1
     number = times * measured * len(attack.prompts) * options.num_images

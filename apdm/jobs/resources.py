@@ -13,9 +13,11 @@ import torch
 
 from apdm.attacks import Attack
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.registry import is_zero_shot
+from apdm.attacks.purify import passes_per_photo
+from apdm.attacks.registry import is_zero_shot, make_purifier
+from apdm.attacks.staged import Staged
 from apdm.audit.budgets import samples_per_step
-from apdm.audit.photo_attacks import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attacks import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
 from apdm.audit.suites import AttackFactory, lengthened
 from apdm.config import AuditOptions, HardenConfig, JobConfig
@@ -161,13 +163,25 @@ def training_passes(config: HardenConfig) -> float:
     return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
 
 
-def attack_passes(attacks: Iterable[Attack]) -> float:
-    """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two."""
+def attack_passes(attacks: Iterable[Attack], photos: float) -> float:
+    """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two.
+
+    Args:
+        attacks: the attacks, each as often as it runs.
+        photos: how many photos a person has; the mean of all people.
+    """
     return sum(
-        attack.preparing_samples * STEP_PASSES
+        _preparing_passes(attack, photos)
         + attack.max_train_steps * (samples_per_step(attack.params()) or 1) * _step_passes(attack)
         for attack in attacks
     )
+
+
+def _preparing_passes(attack: Attack, photos: float) -> float:
+    """Forward passes of all stages before the innermost attack."""
+    if not isinstance(attack, Staged):
+        return 0
+    return attack.own_passes(photos) + _preparing_passes(attack.attack, photos)
 
 
 def _step_passes(attack: Attack) -> float:
@@ -196,6 +210,24 @@ def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, peop
     named = [NOMINAL_ATTACK] * specs.training + [spec for spec in specs.attacks if not is_zero_shot(spec)]
     kinds = 2 + len(specs.purifiers)
     return people * seeds * kinds * [factory.make(spec, seed=0) for spec in dict.fromkeys(named)]
+
+
+def purifier_passes(specs: PhotoAttackSpecs, *, photos: int, seeds: int) -> float:
+    """Forward passes with which purifiers draw the protected photos again, for each attack and seed.
+
+    Args:
+        specs: the attacks and the purifiers.
+        photos: how many protected photos all people have together.
+        seeds: how many seeds there are.
+    """
+    attacks = {*[NOMINAL_ATTACK] * specs.training, *[ADAPTER_ATTACK] * (specs.adapter is not None), *specs.attacks}
+    purifiers = [make_purifier(spec, has_originals=True) for spec in specs.purifiers]
+    return seeds * photos * len(attacks) * sum(map(passes_per_photo, purifiers))
+
+
+def variety_passes(changes: Iterable[str], photos: int) -> float:
+    """Forward passes with which the changes of `variety.photos` draw so many photos again."""
+    return photos * sum(passes_per_photo(make_purifier(spec)) for spec in changes)
 
 
 def drawing_passes(config: JobConfig, pictures: int) -> float:

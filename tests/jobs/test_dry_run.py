@@ -59,6 +59,7 @@ def test_a_dry_run_shows_the_plan_by_count_and_writes_nothing(
 ) -> None:
     before = tree(people)
     words = arguments(PIPELINE, people, tmp_path / "deep/out", **audited(people))
+    words += ["--audit.purifiers", "diffusion", "--variety.photos", "diffusion"]
     assert main(["harden", *words, "--dry_run"]) == 0
     said = capsys.readouterr()
     plan = told(said.err)
@@ -67,6 +68,7 @@ def test_a_dry_run_shows_the_plan_by_count_and_writes_nothing(
     assert "counted" in plan["training memory"] and "6 copies of the denoiser" in plan["photo memory"]
     assert "5 copies of the denoiser" in plan["audit memory"]
     assert "for hardening" in plan["work"] and "for the attacks of the audit" in plan["work"]
+    assert "for purifiers of protected photos" in plan["work"] and "for variety.photos" in plan["work"]
     assert plan["drawn"] == "4 class pictures of the base model"
     assert "protected photos" in plan["disk"] and " free" in plan["disk"]
     assert "model/" in plan["written"] and "results.json" in plan["written"] and "images/" in plan["written"]
