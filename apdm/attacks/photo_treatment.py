@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -64,3 +65,24 @@ class PhotoTreatment(Staged):
             raise UserError(f"the purifier {self.purifier.name} needs photos, but only latents were given; give photos")
         photos = self.purifier(photos / 2 + 0.5, model, self.seed) * 2 - 1
         return model, replace(material, instance=encode_images(model, photos), photos=photos)
+
+
+def check_enough_photos(attack: Any, spec: str, counts: Mapping[str, int]) -> None:
+    """Check that people have as many photos as an attack takes.
+
+    Args:
+        attack: the attack, with all stages.
+        spec: names it, for the message.
+        counts: {person: how many photos the attacker has}.
+
+    Raises:
+        UserError: somebody has fewer.
+    """
+    while isinstance(attack, Staged):
+        taken = attack.num_photos if isinstance(attack, PhotoTreatment) else None
+        if taken is not None and (short := [one for one, count in counts.items() if count < taken]):
+            raise UserError(
+                f'"{spec}" takes {taken} photos, and {short[0]} has {counts[short[0]]} for the attacker; lower '
+                f"num_photos, or give more photos of {short[0]}"
+            )
+        attack = attack.attack

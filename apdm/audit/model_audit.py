@@ -75,7 +75,7 @@ def _attack_and_judge(
     show_progress: bool,
 ) -> tuple[Results, dict[str, Tensor]] | None:
     judges, subjects = plan.judges, plan.subjects
-    entries, left_out = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"])
+    entries, left_out = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
     matrix = Matrix.of(plan, entries)
     if processes.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values(), *sweep_keys(plan).values()})

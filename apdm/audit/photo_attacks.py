@@ -11,7 +11,7 @@ without it. Each attack runs once for every seed of the audit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
@@ -24,6 +24,7 @@ from torch import Tensor
 from apdm.attacks import Attack, Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
+from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot, refuse_repeats
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.cells import check_finite, person_quality
@@ -65,6 +66,7 @@ class PhotoAttackSpecs:
         attacks: specs of further attacks, see `apdm.attacks.registry`.
         purifiers: specs of purifiers. Every attack also runs on protected photos after each of them.
         edit_prompt: the prompt for attacks that edit photos; None takes the audit's prompts without the rare word.
+        trained: {spec: attack} of those of `attacks` that train, to be checked with the photos.
     """
 
     adapter: FaceIDAdapter | None
@@ -72,6 +74,7 @@ class PhotoAttackSpecs:
     purifiers: Sequence[str] = ()
     edit_prompt: str | None = None
     training: bool = True
+    trained: Mapping[str, Attack] = field(default_factory=dict)
 
     @staticmethod
     def load(
@@ -105,11 +108,18 @@ class PhotoAttackSpecs:
             purifiers=options.purifiers,
             edit_prompt=options.edit_prompt,
             training=options.photo_training,
+            trained={spec: make_attack(spec) for spec in options.photo_attacks if not is_zero_shot(spec)},
         )
 
-    def check_photos(self, counts: Iterable[int]) -> None:
-        """Raise UserError if `mix` leaves none of a person's photos protected. `counts` are those of all people."""
-        fewest = min(counts)
+    def check_photos(self, counts: Mapping[str, int]) -> None:
+        """Check that photos are enough. `counts` are {person: how many photos are attacked}.
+
+        Raises:
+            UserError: `mix` leaves none of a person's photos protected, or an attack takes more than a person has.
+        """
+        for spec, attack in self.trained.items():
+            check_enough_photos(attack, spec, counts)
+        fewest = min(counts.values())
         for purifier in (make_purifier(spec, has_originals=True) for spec in self.purifiers):
             if isinstance(purifier, Mix):
                 purifier.number(fewest)

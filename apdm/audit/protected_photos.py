@@ -63,6 +63,11 @@ class ProtectedPhotos:
     subjects: Sequence[Subject]
 
     @property
+    def counts(self) -> dict[str, int]:
+        """{person: how many photos there are}."""
+        return {person: len(pair.clean) for person, pair in self.pairs.items()}
+
+    @property
     def originals(self) -> PhotoSet:
         """The originals, to be compared with the photos of other folders."""
         clean = {person: pair.clean for person, pair in self.pairs.items()}

@@ -21,8 +21,10 @@ from apdm.attacks import Attack
 from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
 from apdm.attacks.staged import Staged
+from apdm.audit.people import AuditSubjects
 from apdm.audit.results import LeftOut
 from apdm.audit.untrained import Untrained
 from apdm.config import AuditOptions
@@ -48,7 +50,8 @@ class Entry:
         long: whether the hardened model is attacked for all of max_train_steps, to measure the cost factor.
         white_box: for an attack that trains on another model, the spec of the same attack on the attacked model itself.
             That attack should reach at least as much likeness.
-        where_it_fits: leave the attack out of a model that it does not fit. The verdict does not need it there.
+        where_it_fits: leave the attack out of a model that it does not fit, or where somebody has fewer photos than it
+            takes. The verdict does not need it there.
     """
 
     spec: str
@@ -123,7 +126,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry(spec="dreambooth:steps_factor=5"),
         Entry(spec="dreambooth:class_noun=face", required=False),
         *(Entry(spec=f"dreambooth:photos={change}") for change in ("flip", "blur", "crop")),
-        Entry(spec="dreambooth:num_photos=4", required=False),
+        Entry(spec="dreambooth:num_photos=4", required=False, where_it_fits=True),
         Entry(spec="lora:rank=32"),
         Entry(spec="lora:train_text_encoder=true"),
         *(Entry(spec=f"lora:learning_rate_factor={factor}", required=False) for factor in ("1/3", "3")),
@@ -184,7 +187,11 @@ def with_textual_inversion(entries: Sequence[Entry], attack_factory: AttackFacto
 
 
 def available_entries(
-    entries: Sequence[Entry], models: Collection[str], attack_factory: AttackFactory, base: Family | None = None
+    entries: Sequence[Entry],
+    models: Collection[str],
+    attack_factory: AttackFactory,
+    base: Family | None = None,
+    subjects: AuditSubjects | None = None,
 ) -> tuple[list[Entry], list[LeftOut]]:
     """Sort out which attacks can be run with the given models.
 
@@ -193,6 +200,7 @@ def available_entries(
         models: names of the given models, such as "base" and "sibling".
         attack_factory: makes the attacks.
         base: the base model; None if it is not loaded yet. Then all attacks are taken to fit it.
+        subjects: the people; None if they are not loaded yet. Then they are taken to have enough photos.
 
     Returns:
         The entries that can be run, and the attacks that are left out, with the reasons.
@@ -204,7 +212,7 @@ def available_entries(
     for entry in entries:
         attack = attack_factory.make(entry.spec, seed=0)
         missing = [need for need in attack.needs if need not in models]
-        unfit = misfit(attack, base) if entry.where_it_fits and base is not None else None
+        unfit = _unfit(entry, attack, base, subjects) if entry.where_it_fits else None
         if unfit is not None:
             left_out.append(LeftOut(spec=entry.spec, reason=unfit, required=False))
         elif missing:
@@ -234,10 +242,28 @@ def check_fits(attack: Attack, base: Family) -> None:
         stage.check_fits(base)
 
 
+def check_photos(entry: Entry, attack: Attack, subjects: AuditSubjects) -> None:
+    """Raise UserError if a person on whom an attack runs has fewer photos than it takes."""
+    people = [*subjects.protected[: entry.people], *(subjects.others if entry.others else [])]
+    check_enough_photos(attack, entry.spec, {person.id: len(person.photos) for person in people})
+
+
 def misfit(attack: Attack, base: Family) -> str | None:
     """Why an attack does not fit a model; None if it fits."""
     try:
         check_fits(attack, base)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _unfit(entry: Entry, attack: Attack, base: Family | None, subjects: AuditSubjects | None) -> str | None:
+    """Why an attack does not fit a model or the people's photos; None if it fits, or they are not known yet."""
+    if base is not None and (reason := misfit(attack, base)):
+        return reason
+    try:
+        if subjects is not None:
+            check_photos(entry, attack, subjects)
     except UserError as error:
         return str(error)
     return None

@@ -13,7 +13,7 @@ from apdm.attacks.staged import needs_consenting
 from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
 from apdm.audit.photo_attacks import PhotoAttackSpecs
 from apdm.audit.plan import to_unit
-from apdm.audit.suites import AttackFactory, Entry, available_entries, cost_factor_warning
+from apdm.audit.suites import AttackFactory, Entry, available_entries, check_photos, cost_factor_warning
 from apdm.audit.thresholds import warn_if_few_photos
 from apdm.config import AuditOptions
 from apdm.config.subject_kind import SubjectKind
@@ -109,10 +109,12 @@ def load_inputs(
     def judge() -> Judges:
         return load_judges(options, subject_kind, faces, miniature=miniature, allow_pickle=allow_pickle)
 
-    def check_consenting(subjects: AuditSubjects) -> None:
+    def check_people(subjects: AuditSubjects) -> None:
         factory = AttackFactory.of(options, instance_prompt, class_prompt)
-        for entry in available_entries(entries, models, factory)[0]:
-            if subjects.consenting is None and needs_consenting(factory.make(entry.spec, seed=0)):
+        for entry in available_entries(entries, models, factory, subjects=subjects)[0]:
+            attack = factory.make(entry.spec, seed=0)
+            check_photos(entry, attack, subjects)
+            if subjects.consenting is None and needs_consenting(attack):
                 raise UserError(
                     f"the attack {entry.spec} trains on other people first: put photos of people who consent into "
                     f"{CONSENTING}/<id>/ in the folder of subjects, or leave the attack out"
@@ -123,7 +125,7 @@ def load_inputs(
         specs = faults.of(load_photo_attacks) if with_photos else None
         subjects = faults.of(load_people)
         if subjects is not None and not faults.found:
-            faults.of(lambda: check_consenting(subjects))
+            faults.of(lambda: check_people(subjects))
         judges = faults.of(judge)
     try_networks(subjects, judges, specs, subject_kind)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)

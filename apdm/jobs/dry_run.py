@@ -144,7 +144,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         attacks = resources.final_attacks(factory, config.audit, protected=protected, others=others)
         if specs is not None and inputs.photo_job is not None:
             attacks += resources.attacks_with_photos(specs, factory, people=protected, seeds=config.audit.seeds)
-            photos = sum(attacked_photos(inputs.audit_inputs, inputs.photo_job))
+            photos = sum(attacked_photos(inputs.audit_inputs, inputs.photo_job).values())
             passes[PURIFYING] = resources.purifier_passes(specs, photos=photos, seeds=config.audit.seeds)
         passes["for the attacks of the audit"] = resources.attack_passes(attacks, subjects.mean_photos)
         rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device, attacks=attacks)
@@ -307,7 +307,7 @@ def _audit_input(
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
-    entries, _ = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"])
+    entries, _ = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
     attacks = [cell.attack for cell in Matrix.of(plan, entries).cells]
     purifying = 0.0
     if inputs.photo_attacks is not None and photos is not None:
@@ -318,7 +318,7 @@ def _audit_input(
 
 def _with_photos(specs: PhotoAttackSpecs, plan: AuditPlan, photos: ProtectedPhotos) -> tuple[list[Attack], float]:
     """The attacks that train on photos, and the forward passes of the purifiers."""
-    people, number = len(photos.pairs), sum(len(pair.protected) for pair in photos.pairs.values())
+    people, number = len(photos.pairs), sum(photos.counts.values())
     attacks = resources.attacks_with_photos(specs, plan.attacks, people=people, seeds=plan.repeats)
     return attacks, resources.purifier_passes(specs, photos=number, seeds=plan.repeats)
 

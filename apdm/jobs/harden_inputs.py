@@ -339,11 +339,11 @@ class HardenInputs:
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
 
 
-def attacked_photos(audit: AuditInputs, photo_job: PhotoJob) -> list[int]:
-    """How many protected photos of each person the audit attacks with."""
+def attacked_photos(audit: AuditInputs, photo_job: PhotoJob) -> dict[str, int]:
+    """{person: how many protected photos the audit attacks with}."""
     if audit.subjects.held_out_from == "originals":
-        return [len(one.photos) for one in audit.subjects.protected]
-    return list(map(len, photo_job.photos.values()))
+        return audit.subjects.counts.attacked
+    return {person: len(photos) for person, photos in photo_job.photos.items()}
 
 
 def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:

@@ -142,7 +142,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
     with Faults() as faults:
         faults.of(lambda: check_prompts_of(config, base, _trained(specs), ("base",)))
         faults.of(lambda: specs.check(base))
-        faults.of(lambda: specs.check_photos(len(pair.clean) for pair in held.attacked.pairs.values()))
+        faults.of(lambda: specs.check_photos(held.attacked.counts))
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
     plan = AuditPlan.of(
         config,

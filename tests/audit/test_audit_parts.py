@@ -13,7 +13,8 @@ import torch
 from apdm.audit import read_results
 from apdm.audit.attention import identifier_maps, identifier_positions
 from apdm.audit.models import check_comparable, is_same
-from apdm.audit.people import PhotoFolders
+from apdm.audit.people import AuditSubjects, Person, PhotoFolders
+from apdm.audit.results import LeftOut
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import (
     SUITES,
@@ -177,6 +178,18 @@ def test_an_attack_of_a_suite_is_left_out_of_a_model_that_it_does_not_fit(famili
             assert all("flux draws without an empty prompt" in entry.reason for entry in reasons)
     with pytest.raises(UserError, match="flux draws without an empty prompt"):  # where the user asks for it
         check_fits(attack_factory().make(spec, seed=0), families("flux"))
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_an_attack_of_a_suite_is_left_out_where_somebody_has_too_few_photos(number: int) -> None:
+    photos, spec = torch.zeros(4, 3, 8, 8), "dreambooth:num_photos=4"
+    people = [Person("s01", photos, photos), Person("s02", photos[:number], photos)]
+    kept, left_out = available_entries(
+        choose_entries("full", [], attack_factory()), MODELS, attack_factory(), subjects=AuditSubjects(people, [])
+    )
+    assert (spec in [entry.spec for entry in kept]) is (number == 4)
+    said = f'"{spec}" takes 4 photos, and s02 has 3 for the attacker; lower num_photos, or give more photos of s02'
+    assert left_out == [LeftOut(spec=spec, reason=said, required=False)] * (number == 3)
 
 
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():

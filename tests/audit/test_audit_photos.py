@@ -182,9 +182,18 @@ def test_the_first_photos_of_a_mix_are_the_originals(spec: str, numbers: list[in
     with pytest.raises(UserError, match="mix takes 4 clean photos of 4, so none is protected; lower clean"):
         _ = replace(cell, purifier="mix:clean=4").used
     specs = PhotoAttackSpecs(adapter=None, purifiers=[spec, "jpeg"])
-    specs.check_photos([4, 9])
+    specs.check_photos({"s01": 4, "s02": 9})
     with pytest.raises(UserError, match="of 1, so none is protected"):
-        replace(specs, purifiers=["mix"]).check_photos([4, 1])
+        replace(specs, purifiers=["mix"]).check_photos({"s01": 4, "s02": 1})
+
+
+def test_an_attack_that_takes_more_photos_than_somebody_has_is_refused() -> None:
+    settings = AuditConfig(photo_attacks=["img2img", "lora:num_photos=4"])
+    prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+    specs = PhotoAttackSpecs.load(settings, FACES, **prompts, allow_pickle=False)
+    specs.check_photos({"s01": 4, "s02": 4})
+    with pytest.raises(UserError, match='"lora:num_photos=4" takes 4 photos, and s02 has 3 for the attacker; lower'):
+        specs.check_photos({"s01": 4, "s02": 3})
 
 
 def test_new_protected_photos_leave_the_finished_attacks_on_the_clean_ones_as_they_are(tmp_path: Path):

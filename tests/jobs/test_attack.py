@@ -205,6 +205,11 @@ def test_the_same_call_does_nothing_again_unless_a_model_is_missing(
         ({"attack": ["expert_swap"], "save_model": True}, "leave out save_model"),
         ({"attack": ["lora:num_inference_steps=5000"]}, "timesteps"),
         ({"attack": ["lora:min_timestep=0.5,max_timestep=0.5001"]}, "no timestep lies between min_timestep=0.5"),
+        (
+            {"attack": ["lora:num_photos=9"]},
+            '"lora:num_photos=9" takes 9 photos, and s01 has 4 for the attacker; lower',
+        ),
+        ({"attack": ["two_stage:attack=lora,num_photos=5"]}, "takes 5 photos, and s01 has 4 for the attacker"),
         ({"photos": "nowhere"}, "nowhere does not exist"),
         ({"pretrained_model_name_or_path": "./nowhere"}, "./nowhere: no such folder or file"),
         ({"resolution": 20}, "multiple of"),
