@@ -83,20 +83,17 @@ def make_purifier(spec: str, *, has_originals: bool = False) -> Purifier:
     return made
 
 
-def make_zero_shot(spec: str, *, num_inference_steps: int | None = None, **given: Any) -> ZeroShot:
+def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     """Make the attack without training that a text such as `img2img:strength=0.7` describes.
 
     Args:
         spec: the text.
-        num_inference_steps: the sampling steps that it will have; None: nobody knows yet, and they are not checked.
         given: values of fields that no text can give, such as an adapter's encoder.
 
     Raises:
-        UserError: as `make` does, or an option lies beyond the sampling steps.
+        UserError: as `make` does.
     """
     made: ZeroShot = ZERO_SHOTS.make(spec, **given)
-    if num_inference_steps is not None and isinstance(made, Editing):
-        made.check_steps(num_inference_steps)
     return made
 
 

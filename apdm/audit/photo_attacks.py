@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from apdm.attacks import Attack, Material
+from apdm.attacks.editing import Editing
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.photo_treatment import check_enough_photos
@@ -124,12 +125,18 @@ class PhotoAttackSpecs:
             if isinstance(purifier, Mix):
                 purifier.number(fewest)
 
-    def check(self, base: Family) -> None:
-        """Raise UserError if the adapter, or an attack that edits photos, does not fit the base model."""
+    def check(self, base: Family, num_inference_steps: int) -> None:
+        """Check that the adapter and the attacks that edit photos fit the base model and so many sampling steps.
+
+        Raises:
+            UserError: one of them does not.
+        """
         if self.adapter is not None:
             self.adapter.check(base)
         for spec in filter(is_editing, self.attacks):
-            make_zero_shot(spec).check(base)  # type: ignore[attr-defined]  # Editing has it
+            editing = cast(Editing, make_zero_shot(spec))
+            editing.check(base)
+            editing.check_steps(num_inference_steps)
 
 
 def load_adapter(options: AuditOptions, faces: FaceNetworks, *, allow_pickle: bool) -> FaceIDAdapter | None:

@@ -305,8 +305,6 @@ class AttackFactory:
     Attributes:
         nominal_step: steps of the nominal attack.
         attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
-        num_inference_steps: the sampling steps of the pictures, with which the options of attacks that edit photos are
-            compared; None: they are not compared.
         adapter: what the results say of the adapter of `faceid`; None if there is none.
     """
 
@@ -318,7 +316,6 @@ class AttackFactory:
     prior_loss_weight: float
     gradient_checkpointing: bool
     attack_options: Sequence[str]
-    num_inference_steps: int | None = None
     adapter: Mapping[str, object] | None = None
 
     @staticmethod
@@ -333,7 +330,6 @@ class AttackFactory:
             prior_loss_weight=options.prior_loss_weight,
             gradient_checkpointing=options.gradient_checkpointing,
             attack_options=options.attack_options,
-            num_inference_steps=options.num_inference_steps,
             adapter=_adapter_named(options),
         )
 
@@ -365,7 +361,7 @@ class AttackFactory:
         if is_adapter and self.adapter is None:
             raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
         return Untrained(
-            zero_shot=None if is_adapter else make_zero_shot(spec, num_inference_steps=self.num_inference_steps),
+            zero_shot=None if is_adapter else make_zero_shot(spec),
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             seed=seed,

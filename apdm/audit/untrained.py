@@ -68,6 +68,11 @@ class Untrained:
         if check is not None:
             check(model)
 
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Check that an attack that edits photos does something in so many steps. Raises UserError if it does not."""
+        if isinstance(self.zero_shot, Editing):
+            self.zero_shot.check_steps(num_inference_steps)
+
     def run(
         self,
         model: Family,

@@ -201,7 +201,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         )
         if folders.last_third and os.path.samefile(originals, folders.holdout):
             photos = hold_out(photos).attacked
-        inputs.photo_attacks.check(models["base"])
+        inputs.photo_attacks.check(models["base"], config.num_inference_steps)
         inputs.photo_attacks.check_photos(photos.counts)
         check_separate(photo_sets(inputs, photos))
     return plan, inputs, photos

@@ -22,6 +22,7 @@ from apdm.audit.results import Results, write_results
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries, check_fits
 from apdm.audit.thresholds import with_thresholds
+from apdm.audit.untrained import Untrained
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AttackConfig, AuditJobConfig, to_yaml
 from apdm.config.trackers import without_trackers
@@ -253,7 +254,8 @@ def check_prompts_of(
 
     Raises:
         UserError: the model cannot read a prompt, cannot tell an attack's prompt from the class prompt, cannot draw in
-            the way that an attack asks for, or has no layers of the kind that it trains.
+            the way that an attack asks for, or has no layers of the kind that it trains. Or an attack that edits photos
+            does nothing in so many sampling steps.
     """
     options = config if isinstance(config, AuditJobConfig) else config.audit
     drawn = {"prompts": config.prompts, "edit_prompt": [options.edit_prompt] if options.edit_prompt else []}
@@ -262,7 +264,9 @@ def check_prompts_of(
     factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
     for entry in available_entries(entries, models, factory, base)[0]:
         attack: Any = factory.make(entry.spec, seed=0)
-        check_fits(attack, base)
+        check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
+        if isinstance(attack, Untrained):
+            attack.check_steps(options.num_inference_steps)
         while hasattr(attack, "attack"):  # a staged attack holds another one
             attack = attack.attack
         class_prompt = getattr(attack, "class_prompt", config.class_prompt)

@@ -203,7 +203,7 @@ class HardenInputs:
         with Faults() as faults:
             faults.of(lambda: files.check_people(own))
             if files.audit_inputs is not None and files.audit_inputs.photo_attacks is not None:
-                files.audit_inputs.photo_attacks.check(base)
+                files.audit_inputs.photo_attacks.check(base, config.audit.num_inference_steps)
             if (photo_job := files.photo_job) is not None:
                 faults.of(lambda: photo_job.check_fits(base))
                 if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:

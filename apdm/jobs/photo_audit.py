@@ -141,7 +141,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
     subjects = AuditSubjects(_people(held), [], strangers, sets=sets, held_out_from=source)
     with Faults() as faults:
         faults.of(lambda: check_prompts_of(config, base, _trained(specs), ("base",)))
-        faults.of(lambda: specs.check(base))
+        faults.of(lambda: specs.check(base, config.num_inference_steps))
         faults.of(lambda: specs.check_photos(held.attacked.counts))
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
     plan = AuditPlan.of(

@@ -8,6 +8,7 @@ from pathlib import Path
 from apdm.attacks.registry import is_editing, is_zero_shot
 from apdm.audit.suites import AttackFactory
 from apdm.audit.tables import Column
+from apdm.audit.untrained import Untrained
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import UserError
 from apdm.core.terminal import count
@@ -123,7 +124,10 @@ def _check_attack(recipe: Recipe, config: AttackConfig) -> None:
     if len(config.attack) != 1:
         raise UserError(f"attack names {len(config.attack)} attacks; a row has one, so write a row for each")
     factory, (spec,) = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt), config.attack
-    if needs := factory.make(spec, seed=0).needs:
+    attack = factory.make(spec, seed=0)
+    if isinstance(attack, Untrained):
+        attack.check_steps(config.num_inference_steps)
+    if needs := attack.needs:
         raise UserError(f"{spec} needs a {' and a '.join(needs)} model besides; a table has none, so leave it out")
     if recipe.edits and not is_editing(spec):
         raise UserError(f"edits goes with attacks that edit photos, and {spec} does not; leave one of them out")

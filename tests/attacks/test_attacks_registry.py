@@ -10,6 +10,7 @@ import apdm.attacks
 from apdm.attacks import Attack
 from apdm.attacks.adaptive import Adaptive
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.editing import Editing
 from apdm.attacks.lora import LoRA
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.purify import Jpeg
@@ -184,10 +185,11 @@ def test_an_attack_in_a_file_of_ones_own_is_named_by_path(tmp_path: Path):
     ],
 )
 def test_an_edit_that_would_change_nothing_in_so_many_steps_is_refused(spec: str, steps: int, problem: str):
+    made = make_zero_shot(spec)
+    assert isinstance(made, Editing)
     with pytest.raises(UserError, match=problem):
-        make_zero_shot(spec, num_inference_steps=steps)
-    make_zero_shot(spec)
-    make_zero_shot(spec, num_inference_steps=100)
+        made.check_steps(steps)
+    made.check_steps(100)
 
 
 def test_attacks_that_differ_in_nothing_but_their_seed_are_not_the_same():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
 from apdm.faces import FaceChoice, FaceNetworks, load_encoder, load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
-from apdm.families import load_family
+from apdm.families import Family, load_family
 from apdm.jobs.final_audit import load_audit_inputs
 from apdm.metrics.judges import Judges
 from apdm.portraits import ADAPTER, PIPELINE
@@ -187,6 +187,19 @@ def test_the_first_photos_of_a_mix_are_the_originals(spec: str, numbers: list[in
         replace(specs, purifiers=["mix"]).check_photos({"s01": 4, "s02": 1})
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"), [("sd15", "start_step is 20, and a picture is"), ("sd3", "with DDIM, which")]
+)
+def test_an_attack_that_edits_photos_is_compared_with_the_model_and_then_with_the_steps(
+    families: Callable[[str], Family], kind: str, said: str
+) -> None:
+    specs = PhotoAttackSpecs(adapter=None, attacks=["masactrl:start_layer=0,start_step=20"])
+    with pytest.raises(UserError, match=said):
+        specs.check(families(kind), 20)
+    if kind == "sd15":
+        specs.check(families(kind), 21)
+
+
 def test_an_attack_that_takes_more_photos_than_somebody_has_is_refused() -> None:
     settings = AuditConfig(photo_attacks=["img2img", "lora:num_photos=4"])
     prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
@@ -309,7 +322,6 @@ def test_photos_that_do_not_pair_off_are_bad_input(output: Path, people: Path, t
             'attacks "dreambooth" and "dreambooth:steps_factor=1" a',
         ),
         ({"photo_attacks": ["img2img", "img2img"]}, "sks", 'the attack "img2img" is given twice'),
-        ({"photo_attacks": ["masactrl:start_step=20"]}, "sks", "start_step is 20, and a picture is drawn in 20 steps"),
         ({"photo_attacks": ["faceid"]}, "sks", '"faceid" runs by itself where faceid_adapter is given'),
         ({"photo_attacks": ["lara"]}, "sks", 'no attack "lara"; did you mean "lora"'),
         ({"photo_attacks": ["transplant:source=sibling,part=vae"]}, "sks", "leave it out of photo_attacks"),

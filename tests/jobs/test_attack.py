@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +411,7 @@ def test_attacks_without_training_draw_from_the_photos_and_need_no_photos_of_the
         ({"attack": ["img2img"], "save_model": True}, "img2img trains no model that could be saved"),
         ({"attack": ["lora"], "edit_prompts": "{people}"}, "edit_prompts goes with attacks that edit photos"),
         ({"attack": ["diffedit"], "edit_prompts": "{people}"}, "has no prompt for s01/"),
-        ({"attack": ["masactrl"]}, "start_step is 4, and a picture is drawn in 2 steps"),
+        ({"attack": ["masactrl:start_layer=1"]}, "start_step is 4, and a picture is drawn in 2 steps"),
         ({"attack": ["img2img:strength=0.4"]}, "strength is 0.4, which is less than one of 2 sampling steps"),
         ({"attack": ["masactrl:start_step=1"]}, "start_layer is 10, and this model has"),
         ({"attack": ["img2imgg"]}, 'there is no attack "img2imgg"'),
@@ -427,3 +428,13 @@ def test_what_an_attack_without_training_lacks_is_told_before_the_work(
     changes = {key: str(photos) if value == "{people}" else value for key, value in changes.items()}
     assert main(["attack", *words(options(tiny_pipeline, photos, tmp_path / "out", **changes))]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spec", ["masactrl", "diffedit:strength=0.1"])
+def test_an_attack_that_does_not_fit_the_model_asks_for_no_other_option(
+    spec: str, folders: Callable[[str], Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step that it would start at, or its strength, lies beyond the two sampling steps too."""
+    assert main(["attack", *words(options(folders("sd3"), photos, tmp_path / "out", attack=[spec]))]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert error.endswith("leave it out")
