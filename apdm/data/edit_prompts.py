@@ -57,14 +57,15 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
     Raises:
         UserError: there are no prompts in the folder, a file of them cannot be read, or a photo has none. Or a row
             names a photo that is nowhere, and a photo without a row has the prompt of its folder, so that the row may
-            be meant for it.
+            be meant for it. Or a folder of prompts is for somebody who has no photos anywhere, and a photo has the
+            prompt of `folder` itself.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"edit_prompts: {root} is no folder; name the folder with <id>/{PROMPT} or {TABLES[0]}")
     listed = _tables(root, "")
     found: dict[str, list[Edit]] = {}
-    rows, known, stands_in = dict(listed), set[str](), False
+    rows, known, stands_in, root_stands_in = dict(listed), set[str](), False, False
     for subject, files in photos.items():
         own = {**listed, **_tables(root / subject, f"{subject}/")}
         rows |= own
@@ -73,6 +74,7 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
         named = [own.get(f"{subject}/{file.stem}", own.get(file.stem)) for file in files]
         edits = [one if row is None else row.edit for row in named]
         stands_in = stands_in or None in named
+        root_stands_in = root_stands_in or (None in named and not (root / subject / PROMPT).is_file())
         if (missing := next((file for file, edit in zip(files, edits, strict=True) if edit is None), None)) is not None:
             raise UserError(
                 f"edit_prompts: {root} has no prompt for {subject}/{missing.name}; add {subject}/{PROMPT}, or a line "
@@ -83,7 +85,26 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
     for place, row in rows.items():
         if stands_in and place not in known and not _lies_somewhere(place, root, paths):
             raise UserError(f"{row.where}: there is no photo {row.photo}; mend its name, or leave the row out")
+    if root_stands_in:
+        _check_folders(root, photos)
     return found
+
+
+def _check_folders(root: Path, photos: Mapping[str, Sequence[Path]]) -> None:
+    """Raise UserError if a folder below `root` has prompts, and nobody whose photos lie anywhere has its name."""
+    beside = {root, *(folder for files in photos.values() for photo in files for folder in list(photo.parents)[1:3])}
+    for folder in sorted(root.iterdir()):
+        given = [name for name in (PROMPT, *TABLES) if (folder / name).is_file()]
+        if given and folder.name not in photos and not any(_holds_files(place / folder.name) for place in beside):
+            raise UserError(
+                f"{folder / given[0]}: there are no photos of {folder.name}; mend the folder's name, or leave it out"
+            )
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether files besides prompts lie in a folder or in one in it, such as a set of its subject."""
+    files = (file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file())
+    return any(file.name not in (PROMPT, *TABLES) and not file.name.startswith(".") for file in files)
 
 
 def write_edits(folder: Path, names: Sequence[str], edits: Sequence[Edit]) -> None:

@@ -62,6 +62,17 @@ def test_rows_may_name_photos_that_lie_there_and_are_not_used(tmp_path: Path):
     assert read_edits(tmp_path / "prompts", elsewhere) == {"104": [Edit("sad")]}
 
 
+def test_folders_of_prompts_may_be_for_people_who_are_not_asked_for(tmp_path: Path):
+    """Their photos lie there, or no prompt stands in for theirs."""
+    root = written(tmp_path / "prompts", {"prompt.txt": "sad", "105/prompt.txt": "up", "106/prompt.txt": "down"})
+    written(root, {"106/set_A/a.png": ""})
+    photos = {"104": [tmp_path / "people/104/set_A/a.png"]}
+    written(tmp_path / "people", {"105/set_A/a.jpg": ""})
+    assert read_edits(root, photos) == {"104": [Edit("sad")]}
+    written(root, {"104/prompt.txt": "glad", "107/prompt.txt": "up"})
+    assert read_edits(root, photos) == {"104": [Edit("glad")]}
+
+
 def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
     root = written(tmp_path, {"prompt.txt": "sad"})
     assert read_edits(root, {"only": [Path("x/a.png")]}) == {"only": [Edit("sad")]}
@@ -87,6 +98,14 @@ def test_loose_photos_have_their_prompt_beside_them(tmp_path: Path):
         (
             {"dog/metadata.jsonl": '{"file_name": "3.jpg", "prompt": "up"}', "prompt.txt": "sad"},
             "metadata.jsonl, row 1: there is no photo 3.jpg",
+        ),
+        (
+            {"prompt.txt": "sad", "105/prompt.txt": "up"},
+            "105/prompt.txt: there are no photos of 105; mend the folder's",
+        ),
+        (
+            {"prompt.txt": "sad", "105/metadata.csv": "file_name,prompt\na.jpg,up\n", "105/.hidden": ""},
+            "105/metadata.csv: there are no photos of 105; mend the folder's name, or leave it out",
         ),
         ({"metadata.csv": "file_name,prompt\na.jpg,b\na.jpg,c\n"}, "row 2: a.jpg has another prompt already"),
     ],
