@@ -35,6 +35,13 @@ class ExpertSwap(DrawnOtherwise):
 
     name: ClassVar[str] = "expert_swap"
 
+    def __post_init__(self) -> None:
+        if self.tau == (0 if self.tuned == "low" else 1):
+            raise UserError(
+                f"expert_swap:tau={self.tau:g},tuned={self.tuned} leaves nothing to the trained denoiser, so the "
+                f"training would change no picture; give a tau {'above 0' if self.tuned == 'low' else 'below 1'}"
+            )
+
     @property
     def assumes(self) -> str:
         """What the attacker must have, as half a sentence for the report."""

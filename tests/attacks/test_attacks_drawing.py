@@ -141,11 +141,14 @@ def test_each_denoiser_answers_its_own_side_of_tau(folders: Callable[[str], Path
     assert all(not torch.equal(pictures[2], other) for other in pictures[:2])
 
 
-def test_at_the_ends_of_tau_one_of_the_two_draws_alone(family: Family):
+def test_at_the_ends_of_tau_the_tuned_denoiser_draws_alone_and_never_the_received_one(family: Family):
     attacked = moved(family)
-    for tau, tuned, alone in ((0.0, "low", family), (0.0, "high", attacked), (1.0, "low", attacked)):
+    for tau, tuned in ((0.0, "high"), (1.0, "low")):
         both = ExpertSwap(attack=PLAIN, tau=tau, tuned=tuned).drawn(attacked, family)
-        assert torch.equal(drawn(both), drawn(alone))
+        assert torch.equal(drawn(both), drawn(attacked))
+    for spec, tau in (("tau=0,tuned=low", "above 0"), ("tau=0", "above 0"), ("tau=1,tuned=high", "below 1")):
+        with pytest.raises(UserError, match=f"leaves nothing to the trained denoiser.*; give a tau {tau}$"):
+            make(f"expert_swap:{spec}", **SHORT)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
