@@ -33,6 +33,11 @@ def resume_advice() -> str:
     return _OF_THE_COMMAND.get() or RESUME_ADVICE
 
 
+def command_advice() -> str | None:
+    """Return how users continue the command that runs this job among others; None if the job is the command."""
+    return _OF_THE_COMMAND.get()
+
+
 class Stop:
     """A signal handler that remembers whether somebody asked this process to stop.
 

@@ -26,6 +26,7 @@ from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError
 from apdm.core.files import delete, list_files, sha256_file, write_beside
 from apdm.core.logging import get_logger
+from apdm.core.signals import command_advice
 
 logger = get_logger(__name__)
 
@@ -158,6 +159,15 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
         f"resume_from_checkpoint {wanted} is no folder, neither here nor in {output}, which holds {held}; "
         "give one of these, or latest"
     )
+
+
+def how_to_go_on(folder: Path, output: Path) -> str:
+    """Say how a run goes on from a checkpoint that a full disk has sent to another place than its output folder.
+
+    A command that runs jobs, such as `apdm reproduce`, looks for their checkpoints in their output folders alone.
+    """
+    advice = command_advice()
+    return f"--resume_from_checkpoint {folder} goes on" if advice is None else f"move {folder} into {output}; {advice}"
 
 
 def folder_of(output: Path, step: int) -> Path:

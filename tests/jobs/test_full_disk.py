@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -92,9 +92,16 @@ def test_an_export_that_fails_keeps_the_training_and_the_next_run_only_exports(
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("in_table", [False, True])
 def test_a_disk_that_became_full_while_the_run_trained_has_its_training_kept_elsewhere(
-    run: Run, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    in_table: bool,
+    run: Run,
+    small_disk: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A run that a command such as `apdm reproduce` makes is told how that command goes on."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)  # so that the variable is read again
     output = small_disk / "run"
@@ -107,15 +114,17 @@ def test_a_disk_that_became_full_while_the_run_trained_has_its_training_kept_els
     thread = threading.Thread(target=fill_later, daemon=True)
     thread.start()
     drawn = {"validation.steps": 1, "validation.num_images": 1, "validation.num_inference_steps": 1}
-    assert run(output, max_train_steps=400, **drawn) == 2
+    with stop_on_signals("do it again", kept=lambda: True, runs_jobs=True) if in_table else nullcontext():
+        assert run(output, max_train_steps=400, **drawn) == 2
     thread.join(timeout=10)
     said = last_line(capsys)
     (kept,) = tmp_path.glob("apdm-*/checkpoint-*")
-    assert "No space left on device; make room" in said and f"--resume_from_checkpoint {kept} goes on" in said
+    going_on = f"move {kept} into {output}; do it again" if in_table else f"--resume_from_checkpoint {kept} goes on"
+    assert "No space left on device; make room" in said and said.endswith(f" is kept elsewhere: {going_on}")
     (small_disk / "filler").unlink()
-    step = int(kept.name[-6:])
-    assert run(output, max_train_steps=step, resume_from_checkpoint=kept, **drawn) == 0
-    assert (output / "model/unet").is_dir() and kept.is_dir()
+    found = shutil.move(kept, output) and "latest" if in_table else kept
+    assert run(output, max_train_steps=int(kept.name[-6:]), resume_from_checkpoint=found, **drawn) == 0
+    assert (output / "model/unet").is_dir() and kept.is_dir() is not in_table
 
 
 def test_photos_that_do_not_fit_are_told_before_and_while_they_are_written(
