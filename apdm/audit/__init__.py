@@ -6,13 +6,22 @@ plan            everything that determines an audit: models, people, attacks, ju
 people          the people who are attacked, and their photos
 models          loads the models and checks that they can be compared
 suites          named lists of attacks: on whom each attack runs, and whether the verdict requires it
+faces_seen, same_faces   checks before any attack: photos show faces, and folders share no person
+thresholds      measures when an encoder says "the same subject", where that is not known
 model_audit     runs a whole audit of models: `attack_and_judge`
+one_model       runs attacks on one model alone, without a verdict: `apdm attack`
 matrix          the list of all cells, which several processes can share
 cells           runs one cell: attacks the model, and judges its pictures at every measured step
+untrained       lets attacks without training run as cells
+attention       maps of where an attacked model attends to the word for the subject
 class_pictures  pictures that the models draw for the class prompt, without an attack
+guidance        what the models draw of the people before any attack
 store           keeps finished cells on disk
+search, search_space              an attacker's search for the best options
+budgets         what each attack reaches with the same number of pictures to train on
+tables          a table of a paper, measured again: `apdm reproduce`
 protected_photos, photo_attacks, photo_verdict   the audit of protected photos
-results, schema                   the content of results.json as dataclasses, and its conversion to JSON
+results, common_results, photo_results, search_results, schema   the content of results.json, and its conversion to JSON
 rows, checks, verdict             pure functions: from rows to figures, from figures to checks, then the verdict
 """
 

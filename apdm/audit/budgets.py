@@ -1,4 +1,4 @@
-"""The cost of attacks in samples, and what each operator reaches at equal budgets. Every function here is pure.
+"""The cost of attacks in samples, and what each attack reaches at equal budgets. Every function here is pure.
 
 A sample is one picture in one training step. A step of batch 4 with prior preservation is 8 samples. Samples compare
 attacks of different batches and priors, which steps do not. What a staged attack trains on first counts too.
@@ -46,7 +46,7 @@ def best_within(curve: LikenessCurve, budget: float) -> float | None:
 def budget_table(
     rows: Sequence[AttackRow], encoders: Sequence[str], budgets: Sequence[int], search: SearchResults | None
 ) -> BudgetTable | None:
-    """Compare all operators at the same numbers of samples.
+    """Compare all attacks at the same numbers of samples.
 
     Args:
         rows: the rows of all attacks; the first is of the nominal one.

@@ -119,7 +119,7 @@ class SearchResults:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetRow:
-    """The likeness that one operator reaches on each model within each budget.
+    """The likeness that one attack reaches on each model within each budget.
 
     Attributes:
         operator: the attack's spec, or that it is the best of a search.

@@ -89,7 +89,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardenConfig(JobConfig):
-    """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields no likeness."""
+    """Harden a text-to-image pipeline so that fine-tuning it on the given subjects yields less likeness, later."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MEMORY_PRESETS
 

@@ -30,7 +30,7 @@ SHORT_WIDTH = 120  # of the lines of the short help
 UNSET = ("null", "[]", '""')  # defaults that stand for nothing given
 OTHER_CODES = (
     "2 bad input, 3 interrupted with work to go on from, 4 a fault of the program or of a library, "
-    "128 + n interrupted by signal n without."
+    "128 + n interrupted by signal n with nothing to go on from."
 )
 COMMANDS = {
     "demo": DemoConfig,

@@ -15,8 +15,8 @@ def report_to_option() -> Any:
     """Declare the option `report_to`."""
     return option(
         TRACKER_OPTIONS["report_to"],
-        "The tracker that losses, likeness curves and pictures go to. By default none. Prompts, photos, and ids and "
-        "pictures of subjects never go there unless report_people is true.",
+        "The tracker that figures and pictures go to: losses, likeness curves, samples. By default none. Prompts, "
+        "photos, and ids and pictures of subjects never go there unless report_people is true.",
         common="output",
     )
 

@@ -188,12 +188,16 @@ def families_by_pipeline(family: str | None = None) -> dict[str, type[Family]]:
     """The families by the pipeline classes that they handle.
 
     Args:
-        family: consider only this family, a name or `file.py:Name`. By default all families of the package.
+        family: consider only this family, a name or `file.py:Name`. By default all families of the package that state
+            pipeline classes of their own. A variant that inherits them from its base is used only where it is named.
 
     Raises:
         UserError: there is no such family.
     """
-    classes = FAMILIES.classes().values() if family is None else [FAMILIES.parse(family)[0]]
+    if family is None:
+        classes = [cls for cls in FAMILIES.classes().values() if "pipeline_classes" in vars(cls)]
+    else:
+        classes = [FAMILIES.parse(family)[0]]
     return {kind: cls for cls in classes for kind in cls.pipeline_classes}
 
 

@@ -243,7 +243,8 @@ def warn_of_options_without_effect(config: AttackConfig) -> None:
         value = getattr(config, name)
         if value != usual[name] and made() == made(**{name: usual[name]}):
             spec = next((one for one in config.attack if not is_zero_shot(one)), "")
-            own = f"{spec}{',' if ':' in spec else ':'}{name}={value}"
+            has_options = ":" in (spec.partition(".py:")[2] if ".py:" in spec else spec)  # file.py:Name:option=value
+            own = f"{spec}{',' if has_options else ':'}{name}={value}"
             mend = f"{spec} says its own" if f"{name}=" in spec else f"write it into the attack: {own}"
             mend = mend if spec else "leave it out"
             logger.warning("--%s %s has no effect, because no attack takes it; %s", name, value, mend)

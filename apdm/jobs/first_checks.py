@@ -186,8 +186,9 @@ def _check_face_network(kind: str, bundled: Iterable[str], spec: str, option: st
     """Raise UserError if a text is no bundled name, no path and no PATH=THRESHOLD."""
     path = spec.rpartition("=")[0] or spec
     if spec not in bundled and not os.path.lexists(spec) and not os.path.lexists(path):
-        known = ", ".join([*bundled, "the path of a model"])
-        raise absent(spec, f"{option}: no {kind} is called {spec!r}; known: {known}")
+        fault = f"{path} does not exist" if "/" in path else f"no {kind} is called {path!r}"
+        known = f"the name {' or '.join(bundled)}, or the path of a file or folder" if bundled else "the path of one"
+        raise absent(spec, f"{option}: {fault}; give {known}")
 
 
 def _model_names(config: Any) -> str:

@@ -114,8 +114,9 @@ def _held(base: Family, copies: int, text_copies: int, graph: int, device: torch
     text = text_copies * _text_copy(base) if text_copies else 0
     whole = copies * _copy(base) + text + frozen(base) * others + graph + OVERHEAD
     encoders = f", {text_copies} of the text encoders ({amount(text)})" * bool(text_copies)
+    denoisers = "1 copy" if copies == 1 else f"{copies} copies"
     return (
-        f"{amount(whole)} on the device: {copies} copies of the denoiser{encoders} and the other parts, "
+        f"{amount(whole)} on the device: {denoisers} of the denoiser{encoders} and the other parts, "
         f"{amount(graph)} of activations estimated, {amount(OVERHEAD)} assumed" + _beside(whole, device)
     )
 

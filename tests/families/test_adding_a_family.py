@@ -184,6 +184,21 @@ def test_in_the_package_it_is_found_by_its_pipeline_class_and_by_name(in_the_pac
     assert FAMILIES.find("pixart-sigma").pipeline_classes == ("PixArtSigmaPipeline",)
 
 
+def test_a_variant_in_the_package_that_inherits_its_pipeline_class_is_used_only_where_it_is_named(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    variant = 'from apdm.families.sd import StableDiffusion\nclass Variant(StableDiffusion):\n    name = "variant"\n'
+    (tmp_path / "zz_variant.py").write_text(variant)  # the last by name would win
+    monkeypatch.setattr(apdm.families, "__path__", [*apdm.families.__path__, str(tmp_path)])
+    forget_classes()
+    try:
+        assert type(load_family(tiny_pipeline)).__name__ == "StableDiffusion"
+        assert type(load_family(tiny_pipeline, family="variant")).__name__ == "Variant"
+    finally:
+        monkeypatch.undo()
+        forget_classes()
+
+
 def test_the_page_names_the_options_and_files_that_exist():
     text = PAGE.read_text()
     assert all(len(line) <= 120 for line in text.splitlines())

@@ -75,12 +75,21 @@ def test_squares_much_larger_than_the_models_own_are_told(
     assert f"give --resolution {own}" in caplog.text
 
 
-def test_an_option_that_no_attack_takes_is_told_with_what_to_write(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_option_that_no_attack_takes_is_told_with_what_to_write(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     given = options(Path("model"), Path("people"), Path("out"), attack=["lora"])
     warn_of_options_without_effect(make_config(AttackConfig, given))
     assert "--max_train_steps 4 has no effect" in caplog.text and "lora:max_train_steps=4" in caplog.text
     assert "lora:learning_rate=0.001" in caplog.text and "lora:train_batch_size=2" in caplog.text
     caplog.clear()
+    own = tmp_path / "mine.py"
+    own.write_text("from apdm.attacks.lora import LoRA\n\nclass Mine(LoRA):\n    pass\n")
+    for given_options, mended in (("", ":max_train_steps=4"), (":rank=2", ":rank=2,max_train_steps=4")):
+        spec = f"{own}:Mine{given_options}"
+        warn_of_options_without_effect(make_config(AttackConfig, {**given, "attack": [spec]}))
+        assert f"write it into the attack: {own}:Mine{mended}" in caplog.text
+        caplog.clear()
     warn_of_options_without_effect(make_config(AttackConfig, {**given, "attack": ["lora:max_train_steps=7"]}))
     assert "lora:max_train_steps=7 says its own" in caplog.text
     caplog.clear()
