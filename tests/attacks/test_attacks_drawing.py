@@ -146,8 +146,8 @@ def test_at_the_ends_of_tau_the_tuned_denoiser_draws_alone_and_never_the_receive
     for tau, tuned in ((0.0, "high"), (1.0, "low")):
         both = ExpertSwap(attack=PLAIN, tau=tau, tuned=tuned).drawn(attacked, family)
         assert torch.equal(drawn(both), drawn(attacked))
-    for spec, tau in (("tau=0,tuned=low", "above 0"), ("tau=0", "above 0"), ("tau=1,tuned=high", "below 1")):
-        with pytest.raises(UserError, match=f"leaves nothing to the trained denoiser.*; give a tau {tau}$"):
+    for spec, wanted in (("tau=0,tuned=low", "above 0"), ("tau=0", "above 0"), ("tau=1,tuned=high", "below 1")):
+        with pytest.raises(UserError, match=f"leaves nothing to the trained denoiser.*; give a tau {wanted}$"):
             make(f"expert_swap:{spec}", **SHORT)
 
 
