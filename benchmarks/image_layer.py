@@ -33,6 +33,7 @@ from apdm.config.image_layer import (
     DLADiffConfig,
     FSMGConfig,
     ImageLayerConfig,
+    PAPConfig,
     TransformConfig,
     ZeroShotConfig,
 )
@@ -72,6 +73,8 @@ METHOD: dict[str, Any] = {
     "anti_diffusion": AntiDiffusionConfig(learning_rate=RATE),
     "aspl": ASPLConfig(learning_rate=RATE, batch_size=4),
     "fsmg": FSMGConfig(static_steps=200, learning_rate=RATE, batch_size=4, ascent_steps=200),
+    # This world's encoded prompts have few elements, over which the default rate would spread prompts widely.
+    "pap": PAPConfig(ascent_steps=100, prompt_steps=10, prompt_learning_rate=10.0),
 }
 
 
@@ -84,8 +87,11 @@ ARMS: dict[str, ImageLayerConfig | None] = {
     "clean": None,
     "noise": layer("noise"),
     "encoder": layer("encoder"),
+    "mist": layer("mist"),
+    "pap": layer("pap"),
     "fsmg": layer("fsmg"),
     "aspl": layer("aspl"),
+    "disdiff": layer("disdiff", greedy_timesteps=True),  # as its release, with the options of ASPL
     "anti_diffusion": layer("anti_diffusion"),
     "dladiff": layer("dladiff"),
     "without_dsur": layer("dladiff", dladiff=DLADiffConfig(static_surrogate=False, learning_rate=RATE)),
@@ -140,6 +146,8 @@ class Study:
             resolution=64,
             generator=torch.Generator().manual_seed(person),
             transform=RandomTransform.from_config(config.transform),
+            prompt=self.attack.instance_prompt,
+            class_prompt=self.attack.class_prompt,
         )
         faces = FaceModels(load_detector("portrait"), load_encoders(config.zero_shot.encoders))
         saved = []

@@ -6,6 +6,7 @@ from statistics import median
 import pytest
 import torch
 
+from apdm.config.plugins import PROTECTIONS
 from apdm.families import load_family
 from benchmarks import attacks, distributed, image_layer, l2p_speed
 from benchmarks.reference_loop import ReferenceLoop
@@ -86,6 +87,11 @@ def test_the_attacks_benchmark_makes_no_row_twice_and_sums_up_over_people(tmp_pa
     attacks.main()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "| base | lora | 0.01 | 2 | 100: 0.30 / 0.30 (0.50 / 0.50) | not by 100 |"
+
+
+def test_every_photo_protection_is_an_arm_of_the_study() -> None:
+    methods = {made.method for arm, made in image_layer.ARMS.items() if made is not None and arm == made.method}
+    assert methods == set(PROTECTIONS.classes())
 
 
 def test_the_image_layers_table_counts_people_and_not_their_seeds_and_compares_in_pairs():
