@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 
 from apdm.audit.tables import CAPTIONS, PHOTOS, UNCHANGED, Column, Table, TableRow
@@ -16,6 +18,7 @@ from apdm.report.table_plot import table_plots
 
 ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
 DIGITS = 3
+BLOCK = 8  # columns beside the titles of the rows that a table in Markdown has at most, or one more
 WIDTH = 116  # of the notes in Markdown, in characters
 SEVERAL = 3  # as many rows are always named in a note
 
@@ -81,20 +84,44 @@ def _has_ours(table: Table, name: str) -> bool:
 
 def markdown(table: Table) -> list[str]:
     """The table as lines of Markdown, with its notes below."""
-    titles = ["row", *(f"{head}, {part}" for head, parts in shown_parts(table) for part in parts)]
+    heads = [[f"{head}, {part}" for part in parts] for head, parts in shown_parts(table)]
+    rows = [
+        (row.title, [one.text + f" ({one.interval})" * bool(one.interval) for one in figures(table, row)])
+        for row in table.rows.values()
+    ]
     lines = [f"# {table.title}", ""]
     for doubt in table.doubts:
         lines += [*textwrap.wrap(doubt, WIDTH), ""]
-    lines += [_line(titles), _line(["---"] * len(titles))]
-    for row in table.rows.values():
-        cells = [one.text + f" ({one.interval})" * bool(one.interval) for one in figures(table, row)]
-        lines.append(_line([row.title, *cells]))
-    lines.append("")
+    for block in blocks(list(map(len, heads))):
+        titles = ["row", *list(chain(*heads))[block]]
+        lines += [_line(titles), _line(["---"] * len(titles))]
+        lines += [_line([title, *cells[block]]) for title, cells in rows]
+        lines.append("")
     for note in notes(table):
         lines += textwrap.wrap(
             f"* {note}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
     return lines
+
+
+def blocks(sizes: Sequence[int]) -> list[slice]:
+    """Share the columns out to blocks below each other, because nobody can read a table that is too wide.
+
+    Args:
+        sizes: how many columns stand under each head. They stay together.
+
+    Returns:
+        The columns of each block, counted without the titles of the rows. There is at least one block, and about
+        BLOCK columns are in each.
+    """
+    number = sum(sizes)
+    wanted = math.ceil(number / math.ceil(number / BLOCK)) if number else 0
+    found, start = [], 0
+    for end in accumulate(sizes):
+        if end - start >= wanted or end == number:
+            found.append(slice(start, end))
+            start = end
+    return found or [slice(0)]
 
 
 def notes(table: Table) -> Iterator[str]:
