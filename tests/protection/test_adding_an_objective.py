@@ -39,9 +39,9 @@ def batches(seed: int = 5) -> BatchSampler:
 
 def test_the_commands_of_the_page_name_objectives_that_can_be_made(files: list[Path]):
     specs = re.findall(r"--objective (\S+)", PAGE.read_text())
-    assert len(specs) == 2
+    assert len(specs) == 3
     made: list[Any] = [make_objective(str(files[0].parent / spec)) for spec in specs]
-    assert [objective.margin for objective in made] == [0.5, 1.0]
+    assert [objective.margin for objective in made] == [0.5, 1.0, 0.5]
 
 
 def test_the_first_example_gives_the_gradient_of_its_loss_and_of_preservation(float64, files: list[Path]):
