@@ -1,9 +1,9 @@
 """The zero-shot attack: a FaceID or InstantID adapter draws a person from one photo, without any training.
 
-The adapter is an IP-Adapter (Ye et al. 2023) and is used through diffusers. An identity encoder's embedding of the face
+The adapter is an IP-Adapter (Ye et al. 2023) and is used through diffusers. A face encoder's embedding of the face
 becomes tokens, and the denoiser attends to these tokens beside the prompt. InstantID (Wang et al. 2024) makes the
 tokens with a resampler and can add a ControlNet. Hardening the weights does not protect against this attack. The
-adapter knows of the person only what the identity encoder sees in the photo.
+adapter knows of the person only what the face encoder sees in the photo.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FaceIDAdapter:
 
     Attributes:
         path: the adapter's file.
-        encoder: the identity encoder whose embeddings the adapter was trained with.
+        encoder: the face encoder whose embeddings the adapter was trained with.
         scale: weight of the adapter's attention. A LoRA in a FaceID file is always applied fully.
         controlnet: folder of InstantID's ControlNet, which draws the face where it is in the photo. None: no
             ControlNet.

@@ -92,7 +92,7 @@ def find_landmarks(encoder: FaceEncoder, photo: Tensor) -> Tensor:
     """Find the five landmarks of the largest face in a photo.
 
     Args:
-        encoder: the identity encoder. If it has no detector, or the detector finds no face, the landmarks are where
+        encoder: the face encoder. If it has no detector, or the detector finds no face, the landmarks are where
             the encoder expects them in the centred square of the photo.
         photo: `[3, H, W]` in [0, 1].
 

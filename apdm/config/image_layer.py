@@ -208,7 +208,7 @@ class TransformConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
-    """The layer against zero-shot adapters: identity encoders no longer recognise the person in the protected photo."""
+    """The layer against zero-shot adapters: face encoders no longer recognise the person in the protected photo."""
 
     enabled: bool = option(
         True,
@@ -232,7 +232,7 @@ class ZeroShotConfig:
     )
     encoders: list[str] = option(
         [],
-        "Identity encoders that the photo must mislead: InsightFace packs or files, PATH=THRESHOLD. Several of "
+        "Face encoders that the photo must mislead: InsightFace packs or files, PATH=THRESHOLD. Several of "
         "different kinds protect better. By default the first of faces; without faces the bundled portrait-a.",
         holds="spec",
         common={"perturb": "faces and judges", "app": "faces and judges"},

@@ -1,4 +1,4 @@
-"""Protected photos compared with their originals: how visible the changes are, and what identity encoders see."""
+"""Protected photos compared with their originals: how visible the changes are, and what face encoders see."""
 
 from __future__ import annotations
 

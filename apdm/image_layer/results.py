@@ -13,7 +13,7 @@ from apdm.metrics.perception import Visibility
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCosine:
-    """What one identity encoder makes of a protected face.
+    """What one face encoder makes of a protected face.
 
     Attributes:
         to_original: cosine between the embeddings of the protected face and of the original face.
@@ -69,7 +69,7 @@ class Perturbation:
         method: the photo protection against fine-tuning; "none" if there was none, "unknown" if another tool made the
             photos.
         zero_shot: whether the zero-shot layer was used; None if another tool made the photos.
-        misled: the identity encoders that it misled; None in files of older versions.
+        misled: the face encoders that it misled; None in files of older versions.
         detector: the network that found the faces; None if faces were not looked for, and in files of older versions.
         format: file format of the photos, "png" or "jpeg"; of another tool's photos their suffixes.
         epsilon: the budgets of both layers in [0, 1] pixel units; empty if another tool made the photos.

@@ -55,7 +55,7 @@ class ProtectionTask:
         transform: what may happen to a photo before it is learned; losses are computed on transformed photos
             (expectation over transformation). None: nothing.
         timesteps: for each photo, the timesteps that its losses are computed at. None: 1 to T - 1.
-        faces: the faces in each of `originals` that identity encoders are misled about. None: all faces.
+        faces: the faces in each of `originals` that face encoders are misled about. None: all faces.
         callback: called after every step of a surrogate or of prompt tuning.
         prompt: the text of `prompt_embeds`.
         class_prompt: the text of `class_prompt_embeds`.

@@ -1,6 +1,6 @@
-"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): it makes identity encoders not recognise the person.
+"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): it makes face encoders not recognise the person.
 
-A zero-shot adapter sees a photo through an identity encoder's embedding of the aligned face. Here the photo itself is
+A zero-shot adapter sees a photo through a face encoder's embedding of the aligned face. Here the photo itself is
 changed. The alignment is a differentiable warp, so gradients reach the photo at its full resolution. The paper changes
 the aligned crop and warps the result back.
 """
@@ -28,7 +28,7 @@ CHECK_EVERY = 20  # steps between two checks whether all photos have reached the
 
 @dataclass(frozen=True)
 class FaceModels:
-    """The face detector and the identity encoders that the zero-shot layer misleads.
+    """The face detector and the face encoders that the zero-shot layer misleads.
 
     Raises:
         UserError: an encoder gives no gradients.
@@ -102,7 +102,7 @@ class Target:
 
     Attributes:
         face: where the face is in the clean photo.
-        encoder: the identity encoder.
+        encoder: the face encoder.
         weight: the encoder's weight in the loss.
         clean: the embedding of the face in the clean photo, a unit vector `[D]`.
     """

@@ -1,4 +1,4 @@
-"""The networks that look at portraits: two identity encoders, and an attribute reader that is also the face score.
+"""The networks that look at portraits: two face encoders, and an attribute reader that is also the face score.
 
 `ResidualEncoder` is built like ArcFace's networks: a crop of 112 pixels, residual convolutions with PReLU and batch
 normalisation, and a fully connected embedding. `PatchEncoder` is built differently: it takes the whole picture of 64

@@ -24,7 +24,7 @@ def _introduction() -> list[str]:
         "# The bundled models of the miniature world",
         "",
         *_paragraph(
-            "This folder holds a Stable Diffusion pipeline, a FaceID adapter, two identity encoders and an attribute",
+            "This folder holds a Stable Diffusion pipeline, a FaceID adapter, two face encoders and an attribute",
             "reader. They were trained on people and objects that this package draws itself. All figures on this page",
             "were measured on drawn people whom no model was trained on. They say nothing about other models.",
         ),
@@ -102,7 +102,7 @@ def _encoders(encoders: dict[str, dict[str, float]]) -> list[str]:
     ]
     head = ["encoder", "TAR, photo to photo", "TAR, photo to mean", "threshold (to mean)", "same", "different"]
     return [
-        "## Identity encoders",
+        "## Face encoders",
         "",
         *_paragraph(
             "`portrait-a` is a residual network, trained with the ArcFace loss. `portrait-b` is a transformer over",

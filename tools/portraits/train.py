@@ -1,7 +1,7 @@
 """Train the bundled models from scratch: `python -m tools.portraits.train STAGE [--work_dir DIR]`.
 
 Run the stages in this order:
-  encoders  the two identity encoders and the attribute reader
+  encoders  the two face encoders and the attribute reader
   vae       the pipeline's autoencoder
   denoiser  the pipeline's denoiser and text encoder
   pack      copies the pipeline into the package

@@ -1,4 +1,4 @@
-"""Training of the identity encoders and the attribute reader, and their figures on unseen people."""
+"""Training of the face encoders and the attribute reader, and their figures on unseen people."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def embed(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def verification(model: nn.Module, work_dir: Path, people: int = 1000, photos: int = 4) -> dict[str, float]:
-    """Measure an identity encoder on unseen people.
+    """Measure a face encoder on unseen people.
 
     The threshold is set at a false match rate (`fmr`) of 1e-3 over all pairs of different people. Two comparisons are
     measured: one photo against one photo (`pair_threshold`, `tar`), and one photo against the mean of the person's
