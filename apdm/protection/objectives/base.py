@@ -117,7 +117,8 @@ class SimulatedAttack:
     def displaced(self, offset: Sequence[Tensor]) -> Iterator[None]:
         """Within this context the attacked denoiser stands at theta' + `offset`, laid out like `working_weights`.
 
-        Gradients at two places tell second derivatives. Afterwards the weights are exactly what they were.
+        From gradients at two places an objective can estimate second derivatives. Afterwards the weights are exactly
+        what they were.
         """
         working = self.method.master.working
         with torch.no_grad():
