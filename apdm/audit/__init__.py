@@ -31,7 +31,8 @@ from apdm.audit.common_results import SCHEMA
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_results import PhotoResults
 from apdm.audit.plan import AuditPlan
-from apdm.audit.results import Results, read_model_results, read_results, results_schema, write_results
+from apdm.audit.results import Results
+from apdm.audit.results_file import read_model_results, read_results, results_schema, write_results
 from apdm.core.callable_package import CallablePackage
 
 __all__ = [

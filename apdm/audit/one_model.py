@@ -16,7 +16,8 @@ from apdm.audit.common_results import SCHEMA, ModelFile, PhotoCounts, Prompts, S
 from apdm.audit.matrix import Matrix
 from apdm.audit.model_audit import cell_runner
 from apdm.audit.plan import AuditPlan, to_unit
-from apdm.audit.results import AnyResults, AttackRow, in_shape, read_content, read_results
+from apdm.audit.results import AttackRow
+from apdm.audit.results_file import AnyResults, in_shape, read_content, read_results
 from apdm.audit.schema import to_json
 from apdm.audit.store import CellStore
 from apdm.core.errors import UserError

@@ -1,19 +1,15 @@
-"""The content of results.json as dataclasses, and functions that write and read the file.
+"""The content of results.json as dataclasses.
 
-The fields have the order and the names that they have in results.json. `results_schema` returns the JSON schema, and
-`SCHEMA` is its version number. `photo_results` has what is about protected photos, `common_results` what both share.
+The fields have the order and the names that they have in results.json, which `results_file` writes and reads.
+`photo_results` has what is about protected photos, `common_results` what both share.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 from apdm.audit.common_results import (
-    SCHEMA,
     Check,
     IdentityByEncoder,
     ModelFile,
@@ -25,11 +21,8 @@ from apdm.audit.common_results import (
     Verdict,
     WorstPerson,
 )
-from apdm.audit.photo_results import ImageLayer, PhotoResults
-from apdm.audit.schema import WrongShape, from_json, json_schema, to_json
+from apdm.audit.photo_results import ImageLayer
 from apdm.audit.search_results import BudgetTable, GuidanceSweep, SearchResults
-from apdm.core.errors import UserError
-from apdm.core.files import write_text
 from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.metrics.utility import ClassUtility, StrangersLikeness
@@ -347,70 +340,3 @@ class Results(Measurements):
     image_layer: ImageLayer | None = None
     prompts: Prompts | None = None
     budgets: BudgetTable | None = None
-
-
-AnyResults = Results | PhotoResults
-Shape = TypeVar("Shape")
-
-
-def write_results(results: AnyResults, path: str | Path) -> None:
-    """Write results.json as strict JSON. An existing file is replaced only when the new file is complete.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
-
-
-def read_results(path: str | Path) -> AnyResults:
-    """Read what `write_results` wrote: the results of an audit of models or of photos alone.
-
-    Raises:
-        UserError: the file cannot be read, it was written by another version with another schema, or it is of attacks
-            on one model.
-    """
-    content = read_content(path)
-    if content.get("kind") == "attack":
-        raise UserError(f"{path} is of attacks on one model, which were compared with nothing; give that of an audit")
-    if content.get("kind") == "photos":
-        return in_shape(content, PhotoResults, path)
-    return in_shape(content, Results, path)
-
-
-def read_content(path: str | Path) -> dict[str, Any]:
-    """Read a file of results as JSON of this program's schema. Its shape is not checked yet.
-
-    Raises:
-        UserError: the file cannot be read, or it has another schema.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}; give the results.json of an audit") from None
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema is None:
-        raise UserError(f"{path} holds no results of an audit; give the results.json of one")
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema}, this program reads {SCHEMA}: audit again with this version")
-    return cast(dict[str, Any], content)
-
-
-def in_shape(content: Mapping[str, Any], kind: type[Shape], path: str | Path) -> Shape:
-    """Return what `read_content` read as results of a kind. Raises UserError if they have another shape."""
-    try:
-        return from_json(kind, content)
-    except WrongShape as problem:
-        raise UserError(f"{path} was not written by this version: {problem}; audit again with this version") from None
-
-
-def read_model_results(path: str | Path) -> Results:
-    """Read the results of an audit of models. Raises UserError as `read_results`, and if it was one of photos alone."""
-    results = read_results(path)
-    if isinstance(results, PhotoResults):
-        raise UserError(f"{path} is the audit of photos alone; give the results.json of an audit of models")
-    return results
-
-
-def results_schema(kind: type[AnyResults] = Results) -> dict[str, Any]:
-    """The JSON schema of results.json, of an audit of models or of photos alone."""
-    return json_schema(kind, title=f"apdm results.json, schema {SCHEMA}")

@@ -18,7 +18,8 @@ from apdm.audit.photo_results import ImageLayer
 from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.results import Results, write_results
+from apdm.audit.results import Results
+from apdm.audit.results_file import write_results
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries, check_fits
 from apdm.audit.thresholds import with_thresholds

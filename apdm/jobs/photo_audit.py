@@ -21,7 +21,7 @@ from apdm.audit.photo_results import PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
-from apdm.audit.results import write_results
+from apdm.audit.results_file import write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.suites import Entry
 from apdm.audit.thresholds import with_thresholds

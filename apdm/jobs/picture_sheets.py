@@ -15,7 +15,8 @@ from torch import Tensor
 
 from apdm.audit.one_model import AttackResults
 from apdm.audit.photo_results import ImageLayer, PhotoResults
-from apdm.audit.results import AnyResults, AttackRow, Results
+from apdm.audit.results import AttackRow, Results
+from apdm.audit.results_file import AnyResults
 from apdm.audit.rows import file_name, picture_place
 from apdm.core.files import list_files
 from apdm.core.pictures import grid, save_png, to_pil

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from apdm.audit import PhotoResults
 from apdm.audit.one_model import AttackResults, read_any_results
-from apdm.audit.results import AnyResults
+from apdm.audit.results_file import AnyResults
 from apdm.config import ReportConfig
 from apdm.core.errors import UserError, absent
 from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS

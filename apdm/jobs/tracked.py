@@ -16,7 +16,8 @@ from PIL import Image
 from apdm.audit.common_results import Verdict
 from apdm.audit.one_model import AttackResults
 from apdm.audit.plan import to_unit
-from apdm.audit.results import AnyResults, Results
+from apdm.audit.results import Results
+from apdm.audit.results_file import AnyResults
 from apdm.audit.rows import by_spec, protected_curve
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_pil

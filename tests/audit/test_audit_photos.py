@@ -22,7 +22,7 @@ from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, PhotoCell
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import Drawing
 from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_photos
-from apdm.audit.results import read_results
+from apdm.audit.results_file import read_results
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory
 from apdm.cli import main

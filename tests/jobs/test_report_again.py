@@ -12,7 +12,8 @@ import torch
 from html_page import Page
 from tiny_results import make_results
 
-from apdm.audit.results import Results, write_results
+from apdm.audit.results import Results
+from apdm.audit.results_file import write_results
 from apdm.audit.schema import from_json
 from apdm.cli import main
 from apdm.export.manifest import verify_manifest, write_manifest
