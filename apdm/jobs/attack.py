@@ -22,7 +22,7 @@ from apdm.audit.cells import Cell
 from apdm.audit.models import load_models
 from apdm.audit.one_model import MODEL, AttackResults, attack_one_model, write_attack_results
 from apdm.audit.people import AuditSubjects, PhotoFolders
-from apdm.audit.photo_attacks import load_adapter
+from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, to_unit
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import file_name, picture_place

@@ -11,7 +11,7 @@ import torch
 from apdm.attacks.registry import settings
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
-from apdm.audit.photo_attacks import PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, check_photos, cost_factor_warning
 from apdm.audit.thresholds import warn_if_few_photos

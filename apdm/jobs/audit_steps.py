@@ -13,7 +13,8 @@ from torch import Tensor
 
 from apdm.audit.common_results import ModelFile
 from apdm.audit.model_audit import attack_and_judge
-from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, photos_and_changes
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.photo_attacks import PhotoAudit, photos_and_changes
 from apdm.audit.photo_results import ImageLayer
 from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
 from apdm.audit.plan import AuditPlan

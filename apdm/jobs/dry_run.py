@@ -16,7 +16,7 @@ from apdm.attacks import Attack
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import cells_of
-from apdm.audit.photo_attacks import PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.suites import AttackFactory, available_entries

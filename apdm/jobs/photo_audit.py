@@ -16,7 +16,7 @@ from apdm.audit.class_pictures import measure_strangers
 from apdm.audit.common_results import SCHEMA, HeldOutFrom
 from apdm.audit.models import load_models
 from apdm.audit.people import AuditSubjects, Person
-from apdm.audit.photo_attacks import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
 from apdm.audit.plan import AuditPlan, to_unit

@@ -17,7 +17,7 @@ from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged
 from apdm.audit.budgets import samples_per_step
-from apdm.audit.photo_attacks import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
 from apdm.audit.suites import AttackFactory, lengthened
 from apdm.config import AuditOptions, HardenConfig, JobConfig

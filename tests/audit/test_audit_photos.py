@@ -18,7 +18,8 @@ from stored_cells import processes
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.photo_attacks import PhotoAttackSpecs, PhotoAudit, PhotoCell
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.photo_attacks import PhotoAudit, PhotoCell
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import Drawing
 from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_photos

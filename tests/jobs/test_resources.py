@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apdm.audit.photo_attacks import PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.suites import AttackFactory
 from apdm.config import AuditConfig, ReproduceConfig
 from apdm.core.disk import amount
