@@ -58,7 +58,8 @@ from apdm.jobs.audit_steps import (
 )
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
-from apdm.jobs.plan import Rows, audited_face_rows, device_text, held_out_text, model_text, people_text, show_plan
+from apdm.jobs.plan import Rows, audited_face_rows, show_plan
+from apdm.jobs.plan_texts import device_text, held_out_text, model_text, people_text
 from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AttackResult
 from apdm.jobs.tracked import start_tracker, track_attack

@@ -38,7 +38,8 @@ from apdm.jobs.audit_steps import goes_on
 from apdm.jobs.faces_shown import faces_in_squares
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
-from apdm.jobs.harden_inputs import HardenFiles, HardenInputs, attacked_photos, check_base
+from apdm.jobs.harden_files import HardenFiles
+from apdm.jobs.harden_inputs import HardenInputs, attacked_photos, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
-from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig, to_yaml
 from apdm.core.disk import picture_size, require_disk
-from apdm.core.errors import Faults, each
+from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
 from apdm.core.logging import get_logger
-from apdm.data.photo_sets import LAST_THIRD, PROTECTED, Chosen
-from apdm.data.separate_photos import PhotoSet, Role, check_separate
-from apdm.data.subjects import find_subjects, load_images
+from apdm.data.photo_sets import LAST_THIRD
+from apdm.data.separate_photos import PhotoSet, Role
 from apdm.export.layout import CONFIG, MODEL, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
-from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.prompts import check_prompts
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit_inputs import AuditInputs
 from apdm.jobs.checkpoint import Checkpoint
-from apdm.jobs.face_networks import face_networks
-from apdm.jobs.final_audit import learnt_photos, load_audit_inputs
 from apdm.jobs.first_checks import has_only_begun
-from apdm.jobs.partners import draw_partners, require_partners
+from apdm.jobs.harden_files import HardenFiles, Photos
+from apdm.jobs.partners import draw_partners
 from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.prepare import class_posterior, keep_apart, own_class_pictures
+from apdm.jobs.prepare import class_posterior, own_class_pictures
 from apdm.protection.subject_data import SubjectData
 
 logger = get_logger(__name__)
@@ -50,107 +45,11 @@ CONTINUATION_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Photos:
-    """Photos of a group of people.
-
-    Attributes:
-        instance: {subject id: photos, `[N, 3, R, R]` in [-1, 1]}.
-        safe: {subject id: safe partners of these photos, `[N, 3, R, R]` in [-1, 1]}. Only subjects with partners.
-        sets: the photos and the partners, to be compared with those of other folders.
-    """
-
-    instance: Mapping[str, Tensor] = field(default_factory=dict)
-    safe: Mapping[str, Tensor] = field(default_factory=dict)
-    sets: Sequence[PhotoSet] = ()
-
-    @staticmethod
-    def load(
-        folder: str | None, resolution: int, role: Role, *, pairs: str = "none", chosen: Chosen = PROTECTED
-    ) -> Photos:
-        """Load the photos of all subjects in `folder`, as squares with a side of `resolution` pixels.
-
-        Args:
-            folder: the folder of subjects; None gives no photos.
-            resolution: R, the side of the squares in pixels.
-            role: what the photos are used for.
-            pairs: the option `pairs`. With "none", partners are not loaded.
-            chosen: which set to use if the photos of each subject lie in sets.
-
-        Raises:
-            UserError: the folder has no subjects, a photo cannot be used, or `pairs` asks for partners that are not
-                there.
-        """
-        if folder is None:
-            return Photos()
-        subjects = find_subjects(folder, chosen=chosen)
-        if pairs == "folder":
-            require_partners(subjects, folder)
-        loaded = each(subjects, lambda subject: load_images(subject.images, resolution))
-        instance = {subject.id: images for subject, images in zip(subjects, loaded, strict=True)}
-        partners = {one.id: one.safe for one in subjects if one.safe is not None}
-        if pairs == "none" and partners and role is not Role.CONSENTING:
-            logger.warning("pairs is none: the safe partners in %s are not used", folder)
-        partners = partners if pairs != "none" else {}
-        safe = {person: load_images(files, resolution) for person, files in partners.items()}
-        sets = [PhotoSet.of_people(role, folder, subjects, instance)]
-        sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
-        return Photos(instance, safe, sets)
-
-    @property
-    def unpaired(self) -> dict[str, Tensor]:
-        """{subject id: photos} of the subjects without partners."""
-        return {subject: images for subject, images in self.instance.items() if subject not in self.safe}
-
-
 class AboutPhotos(TypedDict):
     """How protected photos were paired with safe pictures, and which were held out; None for none."""
 
     pairs: str
     held_out: str | None
-
-
-class HardenFiles(NamedTuple):
-    """The part of a run's input that can be read without the models; see `HardenInputs`."""
-
-    photos: Photos
-    consenting: Photos
-    earlier: Photos
-    audit_inputs: AuditInputs | None
-    photo_job: PhotoJob | None
-
-    @staticmethod
-    def read(config: HardenConfig) -> HardenFiles:
-        """Read and check photos, judges and face networks. Raises UserError with all that cannot be used."""
-        benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
-        audited = config.audit.enabled or config.validation.probe_steps
-        load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
-        learnt = learnt_photos(config)
-        apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
-        faces = face_networks(config)
-        with Faults() as faults:
-            faults.of(lambda: apart(config.photo_folders))
-            photos = faults.of(
-                lambda: load(config.instance_data_dir, role=Role.PROTECTED, pairs=config.pairs, chosen=learnt)
-            )
-            consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
-            earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
-            faults.of(lambda: each(config.variety.photos, make_purifier))
-            audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
-            photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
-        return HardenFiles(photos, consenting, earlier, audit_inputs, photo_job)
-
-    def check_people(self, class_pictures: Sequence[PhotoSet]) -> None:
-        """Check that no photo and no person is in two folders of different groups. Raises UserError otherwise."""
-        sets = [*self.photos.sets, *self.consenting.sets, *self.earlier.sets, *class_pictures]
-        if self.audit_inputs is not None:
-            sets += self.audit_inputs.subjects.sets
-        check_separate(sets)
-        if self.audit_inputs is not None:
-            check_faces(sets, self.audit_inputs.judges.encoders, self.audit_inputs.judges.face_score)
-        elif self.photo_job is not None and self.photo_job.faces is not None:
-            misled = self.photo_job.faces
-            check_faces(sets, misled.encoders, DetectorScore(misled.detector), judged=False)
 
 
 @dataclass(frozen=True)

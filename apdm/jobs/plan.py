@@ -14,7 +14,7 @@ import torch
 
 from apdm.audit.faces_seen import look_at_faces
 from apdm.audit.verdict import lacking_judges, one_encoder
-from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
+from apdm.config import AuditJobConfig, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
 from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
@@ -22,17 +22,24 @@ from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns, count
 from apdm.data.photo_files import moving, name_some, passed_over, printable
-from apdm.data.photo_sets import LAST_THIRD, has_sets
 from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family
+from apdm.jobs.plan_texts import (
+    device_text,
+    held_out_text,
+    model_text,
+    people_text,
+    prompts_text,
+    sets_text,
+    unreliable_text,
+)
 from apdm.metrics.judges import Judges
 
 if TYPE_CHECKING:
-    from apdm.audit.common_results import PhotoCounts
     from apdm.audit.plan import AuditPlan
     from apdm.audit.protected_photos import ProtectedPhotos
     from apdm.distributed.launch import EngineKind
@@ -42,7 +49,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 Rows = dict[str, str | None]
-SHOWN_IDS = 6  # ids of people that are listed before the others are only counted
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 in forward and backward passes, float32 weights"}
 PRECISIONS["fp16"] = PRECISIONS["bf16"].replace("bfloat16", "float16")
 
@@ -340,87 +346,3 @@ def photo_notes(*folders: str | None) -> Rows:
     """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first."""
     places = [Path(folder) for folder in folders if folder is not None]
     return {"passed over": passed_over(places), "first frame": name_some(moving(places)) or None}
-
-
-def sets_text(
-    folder: str, protecting: JobConfig | AuditJobConfig | None, attacking: AuditOptions | None = None
-) -> str | None:
-    """What the sets of each person's photos are used for; None if no set is used.
-
-    Args:
-        folder: the folder of the people.
-        protecting: the options that name the set which is protected; None if no photos of the folder are.
-        attacking: the options of the audit; None without an audit.
-    """
-    if not has_sets(folder):
-        return None
-    uses = [f"set_{protecting.protected_set} is protected"] if protecting is not None else []
-    if attacking is not None:
-        with_model = not isinstance(attacking, AuditJobConfig) or attacking.hardened is not None
-        uses += [f"the attacker has set_{attacking.attacker_set}"] * (with_model and attacking.attack_data_dir is None)
-        uses += [f"set_{attacking.holdout_set} is held out"] * (attacking.holdout_data_dir is None)
-    return ", ".join(uses) + "; other sets are not read" if uses else None
-
-
-# -- words for parts of a plan ----------------------------------------------------------------------------------------
-
-
-def held_out_text(counts: PhotoCounts, whom: str = "") -> str:
-    """Return how many photos are held out, and which if they were chosen by the program.
-
-    Args:
-        counts: how many photos of each person are used for what.
-        whom: from whom they are held out, with a space before it.
-    """
-    text = f"{sum(counts.held_out.values())} held out"
-    return text + f"{whom}: {LAST_THIRD}" * (counts.held_out_from == "originals")
-
-
-def unreliable_text(reasons: Sequence[str]) -> str | None:
-    """Return why an audit will claim no protection whatever it measures; None if there is no such reason."""
-    return f"the audit can claim no protection: {'; '.join(reasons)}" if reasons else None
-
-
-def model_text(name: str, family: Family) -> str:
-    """Return where a model comes from, its family, and how large its denoiser is.
-
-    Args:
-        name: the path or name that the user gave.
-        family: the loaded model.
-    """
-    size = sum(weight.numel() for weight in family.denoiser.parameters())
-    return f"{name} ({family.name}, {size:,} weights in the {family.denoiser_name})"
-
-
-def prompts_text(instance_prompt: str, class_prompt: str) -> str:
-    """Return what attackers learn, and what the class is called."""
-    return f'"{instance_prompt}" is learnt, "{class_prompt}" is the class'
-
-
-def people_text(ids: Sequence[str]) -> str | None:
-    """Return how many people there are, and the first of their ids; None if there is nobody."""
-    shown = ", ".join(ids[:SHOWN_IDS]) + ", ..." * (len(ids) > SHOWN_IDS)
-    return f"{len(ids)} ({shown})" if ids else None
-
-
-def device_text(device: torch.device, processes: int, kind: str | None = None) -> str:
-    """Return the device of the main process, and how many processes share the work.
-
-    Args:
-        device: the device.
-        processes: the number of processes.
-        kind: the kind of the engine, such as "ddp"; None if the job trains no model in parallel.
-    """
-    text = f"{device}, {device_name(device)}" if device_name(device) else str(device)
-    if processes > 1:
-        text += f", {processes} processes" + (f" ({kind})" if kind else "")
-    if device.type == "cpu":
-        text += f", {count(torch.get_num_threads(), 'thread')}" + " each" * (processes > 1)
-    return text
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of an accelerator as its maker calls it; an empty text if there is none."""
-    if device.type == "cpu":
-        return ""
-    return str(getattr(torch.get_device_module(device), "get_device_name", lambda _: "")(device))

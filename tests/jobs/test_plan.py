@@ -12,7 +12,7 @@ from tiny_run import OPTIONS, weights
 
 from apdm.cli import main
 from apdm.core.terminal import columns
-from apdm.jobs.plan import people_text
+from apdm.jobs.plan_texts import people_text
 
 
 def told(text: str) -> dict[str, str]:
