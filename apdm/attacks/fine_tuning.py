@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
+from apdm.attacks.batches import Batch, stream
 from apdm.attacks.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
@@ -32,20 +33,6 @@ from apdm.protection.losses import denoising_loss, personalization_loss, squared
 
 READ_EVERY = 20  # steps between two looks at the losses
 CAPTIONS = 1  # number of the stream of random numbers that drops captions
-
-
-class Batch(NamedTuple):
-    """What one training step needs of B pictures.
-
-    Attributes:
-        noisy: noisy latents `[B, C, h, w]`.
-        timesteps: `[B]`.
-        target: what the denoiser should predict, `[B, C, h, w]`.
-    """
-
-    noisy: Tensor
-    timesteps: Tensor
-    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -317,7 +304,7 @@ class FineTuning(ABC):
         images = [instance] if prior is None else [instance, prior]
         seeds = np.random.SeedSequence(self.seed).generate_state(2).tolist()
         draw = self._timesteps_of(model)
-        streams = [_stream(model, i, self.train_batch_size, draw, s) for i, s in zip(images, seeds, strict=False)]
+        streams = [stream(model, i, self.train_batch_size, draw, s) for i, s in zip(images, seeds, strict=False)]
         while True:
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))
 
@@ -397,43 +384,3 @@ def frozen_copy(module: Module) -> Module:
     # deepcopy takes an object from its memo, if it is there, instead of copying it.
     shared = {id(p): Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     return copy.deepcopy(module, shared)
-
-
-@torch.no_grad()
-def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64, seed: int = 0) -> float:
-    """Measure the mean denoising error of pictures under a prompt, with random numbers that depend only on `seed`.
-
-    Two values of this function can be compared. Two training losses cannot, because their random numbers differ.
-
-    Args:
-        model: the model that denoises.
-        images: latents of the pictures, which are used in turn.
-        prompt: the prompt of all pictures.
-        draws: number of latents, each with its own noise and timestep, that the mean is taken over.
-        seed: seed of the random numbers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    batch = _noisy_batch(model, images[torch.arange(draws) % len(images)], model.draw_timesteps, generator)
-    prompt_embeds = model.encode_prompts([prompt]).float().expand(draws, -1, -1)
-    prediction = model.predict(model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
-    return denoising_loss(squared_error(prediction, batch.target)).item()
-
-
-def _stream(model: Family, images: Posterior, batch_size: int, draw: DrawTimesteps, seed: int) -> Iterator[Batch]:
-    """Yield batches of `images` without end. The order is shuffled again after every pass."""
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    while True:
-        while len(order) < batch_size:
-            order += torch.randperm(len(images), generator=generator).tolist()
-        index, order = order[:batch_size], order[batch_size:]
-        yield _noisy_batch(model, images[torch.tensor(index)], draw, generator)
-
-
-def _noisy_batch(model: Family, images: Posterior, draw: DrawTimesteps, generator: torch.Generator) -> Batch:
-    """Draw a latent, noise and a timestep for each of `images`. The CPU generator makes them equal on every device."""
-    shape, device = images.mean.shape, images.mean.device
-    latents = images.sample(noise=torch.randn(shape, generator=generator))
-    noise = send(torch.randn(shape, generator=generator), device)
-    timesteps = send(draw(len(images), generator), device)
-    return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps))

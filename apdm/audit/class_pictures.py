@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apdm.audit.cells import CLASS_NOISE, SECOND_CLASS_NOISE, draw
+from apdm.audit.cell_runner import CLASS_NOISE, SECOND_CLASS_NOISE, draw
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.results import OtherPerson, Utility
 from apdm.audit.store import CellStore, key_of

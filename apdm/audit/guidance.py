@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apdm.audit.budgets import MODELS
-from apdm.audit.cells import ATTACK_NOISE, CellRunner, check_finite, draw
+from apdm.audit.cell_runner import ATTACK_NOISE, CellRunner, check_finite, draw
 from apdm.audit.plan import AuditPlan
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.search_results import GuidanceSweep

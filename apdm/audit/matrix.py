@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from apdm.audit.cells import Cell, CellRunner
+from apdm.audit.cell_runner import CellRunner
+from apdm.audit.cells import Cell
 from apdm.audit.people import Person
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow, Role

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from apdm.audit.budgets import budget_table
-from apdm.audit.cells import CellRunner
+from apdm.audit.cell_runner import CellRunner
 from apdm.audit.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
 from apdm.audit.common_results import SCHEMA
 from apdm.audit.guidance import sweep_guidance, sweep_keys

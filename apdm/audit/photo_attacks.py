@@ -24,7 +24,7 @@ from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
-from apdm.audit.cells import check_finite, person_quality
+from apdm.audit.cell_runner import check_finite, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import AuditPlan, Drawing, to_unit

@@ -18,7 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from apdm.audit.budgets import MODELS, samples_per_step
-from apdm.audit.cells import Cell, CellRunner
+from apdm.audit.cell_runner import CellRunner
+from apdm.audit.cells import Cell
 from apdm.audit.matrix import POLL_SECONDS, make_cell
 from apdm.audit.people import Person
 from apdm.audit.plan import AuditPlan

@@ -16,8 +16,9 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from apdm.attacks.adaptive import Adaptive
+from apdm.attacks.batches import Batch
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.fine_tuning import AttackedModel, Batch, FineTuning
+from apdm.attacks.fine_tuning import AttackedModel, FineTuning
 from apdm.attacks.optimizers import make_optimizer
 from apdm.attacks.registry import make
 from apdm.attacks.textual_inversion import TextualInversion

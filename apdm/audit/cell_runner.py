@@ -1,0 +1,317 @@
+"""Runs the cells of an audit.
+
+The attacked model draws pictures at every measured step, and the pictures are judged. All random numbers of a cell come
+from its seed. So cells of the same attack, person and seed use the same random numbers on every model, and can be
+compared as pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from apdm.attacks import Material
+from apdm.attacks.batches import probe_loss
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.audit.attention import identifier_maps
+from apdm.audit.cells import Cell, CellMeasurements
+from apdm.audit.people import Person
+from apdm.audit.plan import Drawing, to_unit
+from apdm.audit.results import AttackRow, CurvePoint
+from apdm.audit.untrained import Untrained
+from apdm.data.edit_prompts import Edit
+from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
+from apdm.metrics.edits import edit_quality
+from apdm.metrics.fidelity import kernel_distance
+from apdm.metrics.judges import Features, Judges
+
+ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of pictures has random numbers of its own
+SHOWN_MAPS = 4
+
+
+@dataclass(kw_only=True)
+class CellRunner:
+    """Runs cells. It holds what all cells have in common, so that nothing is drawn or encoded twice.
+
+    Attributes:
+        drawing: how the attacker's pictures are drawn.
+        judges: the networks that look at the pictures.
+        models: {name: model}: the attacked models, and further models that some attacks need.
+        references: {person: {encoder: embeddings of the hold-out photos}}.
+        reference_features: {person: features of the hold-out photos}, for the likeness of whole pictures.
+        class_images: the attacker's class pictures, for prior preservation.
+        class_features: features [N, F] of the base's class pictures; None without a network for them.
+        class_prompt: the prompt of the class pictures.
+        consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
+        latents: {(model, person): latents of the person's photos}. An entry is made when it is first needed.
+        untouched: {(model, seed, prompts): pictures that the model draws before an attack, and what the judges read
+            from them}. An entry is made when it is first needed.
+        keep: called with every attack that succeeded and its model; None keeps no model.
+        adapter, edits: as in `AuditPlan`.
+    """
+
+    drawing: Drawing
+    judges: Judges
+    models: Mapping[str, Family]
+    references: Mapping[str, Mapping[str, Tensor]]
+    reference_features: Mapping[str, Tensor | None]
+    class_images: Posterior
+    class_features: Tensor | None
+    class_prompt: str
+    consenting: Tensor | None = None
+    latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
+    untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
+    keep: Callable[[Cell, Family], None] | None = None
+    adapter: FaceIDAdapter | None = None
+    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
+
+    def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
+        """Run a cell.
+
+        An error of the attack is not raised, so that the other cells still run. A KeyboardInterrupt, which `progress`
+        may raise, ends the cell.
+
+        Args:
+            cell: the cell.
+            progress: called after every attack step with the number of steps done and the last step's loss.
+
+        Returns:
+            The row, and pictures {name: [N, 3, H, W] in [0, 1]}: "attacked", "course" (the first COURSE_PICTURES of
+            every step of the row's curve, small, in the order of the steps), and "attention" if there are attention
+            maps. If the attack failed, the row has the error and there are no pictures.
+        """
+        measured, family = CellMeasurements(), self.models[cell.model]
+        error, attacked, started = None, None, time.perf_counter()
+        try:
+            latents = self._latents(cell.model, cell.person)
+
+            def evaluate(step: int, attacked: Family) -> None:
+                began = time.perf_counter()
+                self._measure(cell, measured, step, attacked, latents)
+                measured.seconds += time.perf_counter() - began
+
+            others = {name: model for name, model in self.models.items() if name != "placebo"}
+            consenting = self._consenting(cell.model)
+            with self._others_put_aside(cell):
+                attacked = cell.attack.run(
+                    family,
+                    Material(
+                        latents,
+                        self.class_images,
+                        cell.person.photos,
+                        others,
+                        consenting=consenting,
+                        adapter=self.adapter,
+                        edits=self.edits.get(cell.person.id),
+                    ),
+                    eval_steps=cell.eval_steps,
+                    evaluate=evaluate,
+                    callback=progress,
+                )
+        except Exception as problem:  # a failed attack must not stop the other cells
+            error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            measured = CellMeasurements(curve=measured.curve)
+            _free_memory()
+        seconds = round(time.perf_counter() - started, 3)
+        if self.keep is not None and attacked is not None:
+            self.keep(cell, attacked.model)
+        return cell.row(measured, seconds=seconds, error=error), measured.pictures
+
+    @contextmanager
+    def _others_put_aside(self, cell: Cell) -> Iterator[None]:
+        """Keep the denoisers of the other models in main memory during an attack that does not need them."""
+        family = self.models[cell.model]
+        device, needed = family.denoiser.device, bool(getattr(cell.attack, "needs", ()))
+        idle = [] if needed else [m.denoiser for m in self.models.values() if m.denoiser is not family.denoiser]
+        for denoiser in idle:
+            denoiser.to("cpu")
+        try:
+            yield
+        finally:
+            for denoiser in idle:
+                denoiser.to(device)
+
+    def _measure(self, cell: Cell, measured: CellMeasurements, step: int, attacked: Family, latents: Posterior) -> None:
+        """Draw and judge pictures after `step` attack steps, and add the figures to `measured`."""
+        images, features = self._draw(cell, attacked, step)
+        identity = self.judges.identity(features, self.references[cell.person.id])
+        quality = self._quality(features, cell.person.id)
+        loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
+        point = CurvePoint(step=step, identity=identity, quality=quality, loss=loss)
+        measured.curve.append(point)
+        measured.add_to_course(images)
+        if step == cell.nominal_step:
+            measured.nominal = point
+            measured.scores = self._scores(features, cell.person.id)
+            measured.quality = quality | {"brisque": self.judges.brisque(images)} | self._edit_quality(cell, images)
+            measured.pictures["attacked"] = images
+            prompt = cell.attack.prompt(self.drawing.prompts[0])
+            maps = identifier_maps(
+                attacked, images[:SHOWN_MAPS], prompt, self.class_prompt, batch_size=self.drawing.batch_size
+            )
+            if maps is not None:
+                measured.pictures["attention"] = maps
+
+    def _latents(self, model: str, person: Person) -> Posterior:
+        """The latents of the person's photos from this model's VAE. They are computed once for all seeds."""
+        if (model, person.id) not in self.latents:
+            self.latents[model, person.id] = self._encode(model, person.photos)
+        return self.latents[model, person.id]
+
+    def _consenting(self, model: str) -> Posterior | None:
+        if self.consenting is None:
+            return None
+        if (model, "") not in self.latents:
+            self.latents[model, ""] = self._encode(model, self.consenting)
+        return self.latents[model, ""]
+
+    def _encode(self, model: str, photos: Tensor) -> Posterior:
+        return encode_images(self.models[model], photos, batch_size=self.drawing.batch_size)
+
+    def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
+        """Draw pictures for the attacker's prompts, and run the judges' networks on them.
+
+        Before the attack changes the model, the pictures do not depend on the person, so they are drawn only once.
+        """
+        drawing = self.drawing
+        prompts = [cell.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
+        known = (cell.model, cell.seed, tuple(prompts))
+        trained = not isinstance(cell.attack, Untrained)  # others draw from the person's photos from the first
+        untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])
+        if untouched and known in self.untouched:
+            return self.untouched[known]
+        height, width = cell.person.photos.shape[-2:]
+        images = draw(drawing, attacked, prompts, cell.seed, ATTACK_NOISE, height=height, width=width)
+        check_finite(images)
+        features = self.judges.features(images)
+        if untouched:
+            self.untouched[known] = images, features
+        return images, features
+
+    def _quality(self, features: Features, subject: str) -> dict[str, float | None]:
+        drawn, of_class, distance = features.extracted, self.class_features, None
+        if drawn is not None and of_class is not None and min(len(drawn), len(of_class)) >= 2:
+            distance = _finite(kernel_distance(drawn, of_class))
+        return {
+            **person_quality(self.judges, features, self.reference_features[subject]),
+            "kernel_distance_to_class": distance,
+        }
+
+    def _edit_quality(self, cell: Cell, images: Tensor) -> dict[str, float | None]:
+        """How edited pictures relate to their photos; empty for attacks that edit nothing."""
+        if not (isinstance(cell.attack, Untrained) and cell.attack.edits_photos):
+            return {}
+        turns = torch.arange(len(images)) % len(cell.person.photos)
+        edits = self.edits.get(cell.person.id)
+        if edits is None:
+            each = len(images) // len(self.drawing.prompts)
+            asked = [cell.attack.prompt(prompt) for prompt in self.drawing.prompts for _ in range(each)]
+            shown = [self.class_prompt] * len(images)
+        else:
+            asked = [edits[turn].prompt for turn in turns]
+            shown = [edits[turn].source or self.class_prompt for turn in turns]
+        return edit_quality(self.judges, images, to_unit(cell.person.photos)[turns], asked, shown)
+
+    def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
+        """{encoder: likeness of each picture, None if the picture shows no face}."""
+        scores = self.judges.scores(features, self.references[subject])
+        return {
+            name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
+            for name, values in scores.items()
+        }
+
+
+def draw(
+    drawing: Drawing,
+    family: Family,
+    prompts: Sequence[str],
+    seed: int,
+    stream: int,
+    *,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Draw one picture for each of N prompts.
+
+    The noise of picture i depends only on `seed`, `stream` and i. So two models start picture i from the same noise.
+
+    Args:
+        drawing: steps and guidance of the sampler, and how many pictures are drawn at once.
+        family: the model that draws.
+        prompts: N prompts.
+        seed: seed of the noise.
+        stream: number of the stream of noise, such as ATTACK_NOISE.
+        height, width: size of the pictures in pixels.
+
+    Returns:
+        Pictures [N, 3, H, W] in [0, 1].
+    """
+    return family.sample(
+        prompts,
+        seed=np.random.SeedSequence((seed, stream)).generate_state(len(prompts)).tolist(),
+        num_inference_steps=drawing.num_inference_steps,
+        guidance_scale=drawing.guidance_scale,
+        height=height,
+        width=width,
+        batch_size=drawing.batch_size,
+    )
+
+
+def person_quality(judges: Judges, features: Features, references: Tensor | None) -> dict[str, float | None]:
+    """Return the quality figures of pictures of a person that need no other pictures of the model.
+
+    Args:
+        judges: the networks that looked at the pictures.
+        features: what they read.
+        references: features [M, G] of the person's hold-out photos; None without a network for them.
+    """
+    faces = {} if features.face_scores is None else {"face_score": _finite(features.face_scores.mean().item())}
+    similarity = judges.similarity(features, references)
+    return faces | {"similarity": None if similarity is None else _finite(similarity)}
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise FloatingPointError if a picture is not finite. It would show no face, and so would look like protection."""
+    if not images.isfinite().all():
+        raise FloatingPointError("the pictures are not finite")
+
+
+def _is_untouched(attacked: Family, model: Family) -> bool:
+    """Whether no part of the attacked model differs from `model`. Some attacks change parts before their first step."""
+    if attacked.drawing != model.drawing:
+        return False
+    for name, theirs in model.pipeline.components.items():
+        mine = attacked.pipeline.components[name]
+        if mine is theirs:
+            continue
+        if not isinstance(theirs, Module):
+            return False  # for example a tokenizer to which the attack added words
+        first, second = mine.state_dict(), theirs.state_dict()
+        if first.keys() != second.keys() or not all(map(_equal, first.values(), map(second.get, first))):
+            return False
+    return True
+
+
+def _equal(first: Tensor, second: Tensor | None) -> bool:
+    return second is not None and torch.equal(first, second)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _free_memory() -> None:
+    """Free the accelerator memory of a failed cell, so that the next cell does not run out of memory too."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
