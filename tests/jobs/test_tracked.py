@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from apdm.distributed.trackers import Tracker
 from apdm.export.leaks import scan_for_leaks
 from apdm.jobs.tracked import likeness_curves, track_audit
 
+ROOT = Path(__file__).parents[2]
 RESULTS = from_json(Results, make_results(), "results")
 PICTURES = {
     name: [picture(1), picture(2)]
@@ -180,3 +183,63 @@ def test_a_tracker_can_fail_to_start() -> None:
     PartialState()
     with pytest.raises(UserError, match="report_to tensorboard cannot start"):
         Tracker("tensorboard", Path(__file__) / "logs", shows_people=False)
+
+
+def test_a_tracker_that_cannot_log_is_refused_before_any_work(
+    tiny_pipeline: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(output: Path, **changes: object) -> int:
+        return main(["harden", *arguments(tiny_pipeline, people, output, **changes)])
+
+    def last_line() -> str:
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    if importlib.util.find_spec("wandb") is None:
+        assert run(tmp_path / "run", report_to="wandb") == 2
+        assert (
+            'report_to wandb needs the package wandb, which is not installed; install it with pip install "apdm['
+            in (last_line())
+        )
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "run", report_to="tensorboard", logging_dir=tmp_path / "file") == 2
+    assert "report_to tensorboard cannot start (NotADirectoryError" in last_line()
+    assert not (tmp_path / "run/class_images").exists()
+
+
+TRACKERS = """
+from pathlib import Path
+from accelerate import PartialState
+from apdm.core.errors import UserError
+from apdm.distributed.trackers import Tracker, require_tracker
+PartialState()
+start = lambda: Tracker("wandb", Path(FOLDER), shows_people=False)
+for start in (start, lambda: require_tracker("comet_ml")):
+    try:
+        start()
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_what_a_trackers_package_raises_is_one_line(tmp_path: Path) -> None:
+    """The two packages are real files that fail as the real ones do without a login or with a broken installation."""
+    packages = {
+        "wandb": "def init(*, project, settings, dir):\n"
+        "    assert settings['console'] == 'off' and settings['x_disable_meta'], 'words of the run would be uploaded'\n"
+        "    raise RuntimeError('api_key not configured\\nmore')\n"
+    }
+    packages["comet_ml"] = "raise ImportError('no such library')\n"
+    for name, code in packages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+        (tmp_path / f"{name}-9.dist-info").mkdir()
+        (tmp_path / f"{name}-9.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    code = TRACKERS.replace("FOLDER", repr(str(tmp_path / "logs")))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    wandb, comet = result.stdout.splitlines()
+    assert (
+        wandb.startswith("report_to wandb cannot start (RuntimeError: api_key not configured); ") and "offline" in wandb
+    )
+    assert comet.startswith("report_to comet_ml: the package cannot be imported (ImportError: no such library); ")
