@@ -187,8 +187,8 @@ def _check_face_network(kind: str, bundled: Iterable[str], spec: str, option: st
     path = spec.rpartition("=")[0] or spec
     if spec not in bundled and not os.path.lexists(spec) and not os.path.lexists(path):
         fault = f"{path} does not exist" if "/" in path else f"no {kind} is called {path!r}"
-        known = f"the name {' or '.join(bundled)}, or the path of a file or folder" if bundled else "the path of one"
-        raise absent(spec, f"{option}: {fault}; give {known}")
+        known = f"{' or '.join(bundled)}, or " * bool(bundled)
+        raise absent(spec, f"{option}: {fault}; give {known}the path of {'an' if kind[0] == 'I' else 'a'} {kind}")
 
 
 def _model_names(config: Any) -> str:
