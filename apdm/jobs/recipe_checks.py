@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot
 from apdm.audit.suites import AttackFactory
 from apdm.audit.tables import Column
@@ -21,6 +22,7 @@ from apdm.jobs.reproduce_steps import attack_config, caption_texts, job_config
 # Options that the table sets itself, or that keep a command from its work.
 OWN_OPTIONS = ("output_dir", "instance_data_dir", "photos", "holdout_data_dir", "edit_prompts", "seed", "dry_run")
 PEOPLE = "people"
+STAND_INS = {name: name for name in [*MODELS, *BUNDLED]} | {PEOPLE: PEOPLE}  # for places, where none is needed
 DISTANCES = ("frechet", "kernel")  # figures that compare many pictures with many photos
 
 
@@ -32,10 +34,9 @@ def check_options(recipe: Recipe, name: str) -> None:
     """
     if (wrong := next(_wrong_values(recipe), None)) is not None:
         raise UserError(f"recipe {name}: {wrong}")
-    places = {name: name for name in [*MODELS, *BUNDLED]} | {PEOPLE: PEOPLE}
     for row_name, row in recipe.rows.items():
         try:
-            _check_row(recipe, row, places)
+            _check_row(recipe, row, STAND_INS)
         except UserError as error:
             raise UserError(f"recipe {name}, row {row_name}: {error}") from None
 
@@ -133,6 +134,23 @@ def _check_attack(recipe: Recipe, config: AttackConfig) -> None:
         raise UserError(f"edits goes with attacks that edit photos, and {spec} does not; leave one of them out")
     if recipe.likeness_to == "originals" and not is_zero_shot(spec):
         raise UserError(f"likeness_to originals goes with attacks that train nothing, and {spec} trains; leave it out")
+
+
+def check_photo_numbers(recipe: Recipe, row: RecipeRow, counts: Mapping[str, int]) -> None:
+    """Check that the attack of a row takes no more photos than each subject has.
+
+    Args:
+        recipe: the table, for subjects of one kind.
+        row: the row.
+        counts: {subject: how many photos the attacker has}.
+
+    Raises:
+        UserError: a subject has fewer.
+    """
+    config = attack_of(recipe, row, STAND_INS)
+    factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
+    for spec in config.attack:
+        check_enough_photos(factory.make(spec, seed=0), spec, counts)
 
 
 def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about, write_table_json
@@ -23,7 +24,7 @@ from apdm.core.versions import package_versions
 from apdm.distributed.launch import join_processes
 from apdm.export.layout import TABLE
 from apdm.jobs.prepare import keep_apart, prepare_process
-from apdm.jobs.recipe_checks import check_captions, check_options
+from apdm.jobs.recipe_checks import check_captions, check_options, check_photo_numbers
 from apdm.jobs.recipe_list import all_tables, state_of
 from apdm.jobs.recipe_models import BUNDLED, read_models
 from apdm.jobs.recipes import Recipe, RecipeRow, load_recipe, missing_for, missing_for_column
@@ -70,9 +71,17 @@ class Job:
         return {name: row for name, row in self.rows.items() if name not in self.missing}
 
     def of(self, subjects: Sequence[Subject]) -> Job:
-        """The same, without the rows for which the subjects have too few photos."""
-        short = {name: too_few_spare(subjects, row.unseen) for name, row in self.runnable.items()}
-        return replace(self, missing={**self.missing, **{name: text for name, text in short.items() if text}})
+        """The same, without the rows for which the subjects have too few photos.
+
+        Raises:
+            UserError: an attack of the other rows names more photos than a subject has.
+        """
+        short = {name: text for name, row in self.rows.items() if (text := too_few_spare(subjects, row.unseen))}
+        attacked = [row for name, row in self.rows.items() if self.recipe.attacks and name not in short]
+        for row, kind in product(attacked, self.recipe.attacked_kinds):
+            counts = {one.id: len(one.photos) + row.unseen for one in subjects if one.kind == kind}
+            check_photo_numbers(self.recipe.for_kind(kind), row, counts)
+        return replace(self, missing=short | dict(self.missing))
 
 
 def list_tables(config: ReproduceConfig) -> dict[str, str]:

@@ -276,6 +276,20 @@ def test_a_cell_is_a_mean_over_people_of_means_over_seeds_and_failed_attacks_do_
     assert empty.ours is None and empty.reason == "every attack failed"
 
 
+@pytest.mark.parametrize("number", [4, 5])
+def test_an_attack_that_takes_more_photos_than_a_subject_has_is_refused_before_the_first_row(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file = write_sets(tmp_path / "sets", people=1), tmp_path / "table.yaml"
+    change = {"twin_of": "apdm/table5", "attack": {"attack": [f"dreambooth:num_photos={number}"]}}
+    file.write_text(yaml.safe_dump(change))
+    assert main(["reproduce", str(file), "--data", str(data), "--plan"]) == (0 if number == 4 else 2)
+    said = (
+        f'"dreambooth:num_photos={number}" takes {number} photos, and n000000 has 4 for the attacker; lower num_photos'
+    )
+    assert (said in capsys.readouterr().err) is (number == 5)
+
+
 def test_a_row_can_be_an_attack_without_training(tmp_path: Path) -> None:
     """The adapter draws, and the photos themselves define likeness: those that are not changed are all alike."""
     file = tmp_path / "short.yaml"
