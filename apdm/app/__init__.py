@@ -10,6 +10,7 @@ photos, and the queue of what they ask for.
     reports      the pages of audits
     parts        pieces of HTML
     texts        what protection means, and what it does not mean
+    pictures     the secret addresses of pictures and reports
     page         the page, made with Gradio
     guard        which requests are answered at all
     server       the server, from its start to its end

@@ -11,7 +11,7 @@ thresholds      measures when an encoder says "the same subject", where that is 
 model_audit     runs a whole audit of models: `attack_and_judge`
 one_model       runs attacks on one model alone, without a verdict: `apdm attack`
 matrix          the list of all cells, which several processes can share
-cells           runs one cell: attacks the model, and judges its pictures at every measured step
+cells, cell_runner                one cell; how it is run: attacked, and judged at every measured step
 untrained       lets attacks without training run as cells
 attention       maps of where an attacked model attends to the word for the subject
 class_pictures  pictures that the models draw for the class prompt, without an attack
@@ -20,8 +20,9 @@ store           keeps finished cells on disk
 search, search_space              an attacker's search for the best options
 budgets         what each attack reaches with the same number of pictures to train on
 tables          a table of a paper, measured again: `apdm reproduce`
-protected_photos, photo_attacks, photo_verdict   the audit of protected photos
-results, common_results, photo_results, search_results, schema   the content of results.json, and its conversion to JSON
+protected_photos, photo_attack_specs, photo_attacks, photo_verdict   the audit of protected photos
+results, common_results, photo_results, search_results            the content of results.json
+results_file, schema              writes and reads it, and the JSON schema
 rows, checks, verdict             pure functions: from rows to figures, from figures to checks, then the verdict
 """
 

@@ -102,6 +102,14 @@ def test_files_and_modules_that_are_named_exist(document: Path) -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{name(document)}: {module}"
 
 
+@pytest.mark.parametrize("package", ["app", "audit", "protection"])
+def test_the_docstring_of_a_package_that_lists_its_modules_lists_all(package: str) -> None:
+    folder = ROOT / "apdm" / package
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert modules - {"__init__"} <= set(re.findall(r"\w+", text))
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
