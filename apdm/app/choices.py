@@ -101,7 +101,7 @@ class Choice:
         if not used:
             return "Nothing is chosen that would protect: choose a method, or the faces."
         most = max(used)
-        parts = [f"Red, green and blue of a pixel have 256 steps each. No pixel changes by more than {most} of them."]
+        parts = [f"Red, green and blue of a pixel go from 0 to 255. Each changes by at most {most}."]
         if len(used) == 2 and first != second:
             parts.append(
                 f"The method may use {first} in the whole photo, the layer for faces {second} around the face."
@@ -114,7 +114,7 @@ class Choice:
 def strengths(*, faces: bool) -> list[tuple[str, str]]:
     """The strengths that the page offers: (text, value). `faces` says whether there is a layer for faces."""
     found = [
-        (f"{text} ({first} and {second} steps of 256)" if faces else f"{text} ({first} steps of 256)", name)
+        (f"{text} ({first} and {second} steps of 255)" if faces else f"{text} ({first} steps of 255)", name)
         for (name, text), (first, second) in _levels()
     ]
     return [*found, ("Set the steps yourself", OWN)]

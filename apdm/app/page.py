@@ -84,8 +84,8 @@ class Page:
         gr.Markdown("## 2. How")
         strength = gr.Radio(strengths(faces=faces), value=begin.strength, label="Strength", elem_id="strength")
         with gr.Row(visible=begin.strength == OWN) as own:
-            first = gr.Slider(1, MOST, step=1, value=begin.fine_tuning, label="Steps of 256 for the method")
-            second = gr.Slider(1, MOST, step=1, value=begin.zero_shot, label="Steps of 256 for faces", visible=faces)
+            first = gr.Slider(1, MOST, step=1, value=begin.fine_tuning, label="Steps of 255 for the method")
+            second = gr.Slider(1, MOST, step=1, value=begin.zero_shot, label="Steps of 255 for faces", visible=faces)
         offered = [(text, name) for name, text in methods(config).items()]
         method = gr.Dropdown(offered, value=begin.method, label="Method against training", elem_id="method")
         too = gr.Checkbox(

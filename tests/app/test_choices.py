@@ -58,7 +58,7 @@ def test_a_level_is_the_preset_of_that_name(level):
     chosen = replace(Choice.of(config()), strength=level)
     layer = chosen.apply(config()).image_layer
     assert (round(255 * layer.fine_tuning_epsilon), round(255 * layer.zero_shot_epsilon)) == BUDGETS[level]
-    assert f"No pixel changes by more than {max(BUDGETS[level])} of them" in chosen.text()
+    assert f"Each changes by at most {max(BUDGETS[level])}." in chosen.text()
 
 
 def test_budgets_of_the_users_own_are_in_grey_levels():
