@@ -79,7 +79,7 @@ class Hungry(DreamBooth):
 def test_an_attack_that_runs_out_of_memory_is_a_failed_row_and_is_tried_again_when_started_again(run_audit, tmp_path):
     (tmp_path / "hungry.py").write_text(HUNGRY)
     store = CellStore(tmp_path / "cells")
-    entries = [Entry(spec=f"{tmp_path}/hungry.py:Hungry"), Entry(spec="dreambooth")]
+    entries = [Entry(spec=f"{tmp_path}/hungry.py:Hungry:max_train_steps=2"), Entry(spec="dreambooth")]
     results, _ = run_audit(SHORT, entries=entries, others=[], store=store)
     assert [row["status"] for row in results["attacks"]] == ["failed", "failed", "ok", "ok"]
     assert "OutOfMemoryError: CUDA out of memory" in results["attacks"][0]["error"]
@@ -98,7 +98,7 @@ def test_a_changed_file_of_the_users_own_attack_is_run_anew(run_audit, tmp_path)
     attack = tmp_path / "hungry.py"
     attack.write_text(HUNGRY)
     (tmp_path / "fed").touch()
-    entries = [Entry(spec=f"{attack}:Hungry"), Entry(spec="dreambooth")]
+    entries = [Entry(spec=f"{attack}:Hungry:max_train_steps=2"), Entry(spec="dreambooth")]
     ran = []
     for number in (1, 2, 3):
         if number == 3:
