@@ -107,8 +107,19 @@ def measure_strangers(
         UserError: there are no photos of strangers, and the base's class pictures show no face either.
     """
     photos = plan.subjects.strangers
-    if photos is None and not drawn.detected.any():
-        raise UserError("the base draws no face for the class prompt: give photos in strangers_data_dir")
+    if photos is None:
+        require_face(drawn.detected, option="strangers_data_dir")
     faces = None if photos is None else plan.judges.embed(to_unit(photos))
     thresholds = {encoder.name: encoder.threshold for encoder in plan.judges.encoders}
     return strangers_likeness(protected, faces, drawn), strangers_matched(protected, faces, drawn, thresholds)
+
+
+def require_face(detected: Tensor, *, option: str) -> None:
+    """Raise UserError if no class picture of the base shows a face; `option` names photos of strangers instead.
+
+    Args:
+        detected: `[N]` bool, whether each class picture shows a face.
+        option: the name of the option, for the message.
+    """
+    if not detected.any():
+        raise UserError(f"the base draws no face for the class prompt: give photos in {option}")

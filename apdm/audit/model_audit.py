@@ -83,14 +83,15 @@ def _attack_and_judge(
     class_pictures = draw_class_pictures(plan, class_keys(plan), store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
     runner = cell_runner(plan, class_images, class_features["base"].extracted)
+    protected = {person.id: runner.references[person.id] for person in subjects.protected}
+    # Before the attacks, because it may fail.
+    strangers, matched = measure_strangers(plan, protected, class_features["base"])
     guidance = sweep_guidance(plan, runner, store, processes)
     done = matrix.run(runner, store, processes, show_progress=show_progress)
     search = run_search(plan, runner, trials, processes, show_progress=show_progress)
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
-    protected = {person.id: runner.references[person.id] for person in subjects.protected}
-    strangers, matched = measure_strangers(plan, protected, class_features["base"])
     measured = Measurements(
         schema=SCHEMA,
         command=plan.command,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
+from apdm.audit.class_pictures import require_face
+from apdm.audit.plan import to_unit
 from apdm.config import HardenConfig, to_yaml
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults
@@ -21,7 +23,8 @@ from apdm.core.files import check_output_dir, claim_output_dir, delete, model_ha
 from apdm.core.logging import get_logger
 from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
-from apdm.export.layout import CONFIG, MODEL, SAMPLES
+from apdm.data.subjects import list_images, load_images
+from apdm.export.layout import CLASS_IMAGES, CONFIG, MODEL, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -228,14 +231,30 @@ class HardenInputs:
         Returns:
             {subject id: variants of the subject's data} of the protected people, of the consenting people, and of the
             people whom `start` already protects. The data is on the model's device.
+
+        Raises:
+            UserError: the audit could not measure likeness by chance.
         """
         class_images = class_posterior(self.config, self.base, Path(self.config.output_dir))
+        self._check_chance()
         sets = [each for each in (*self.photos.sets, *self.earlier.sets) if each.role is not Role.SAFE]
         drawn, drawn_earlier = draw_partners(self.config, self.base, self.unpaired, sets)
         photos = replace(self.photos, safe={**self.photos.safe, **drawn})
         earlier = replace(self.earlier, safe={**self.earlier.safe, **drawn_earlier})
         groups = photos, self.consenting, earlier
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
+
+    def _check_chance(self) -> None:
+        """Raise UserError if there are no photos of strangers, and the base's class pictures show no face either.
+
+        The audit draws other class pictures and would find this too, but only after the hardening.
+        """
+        config, inputs = self.config, self.audit_inputs
+        drawn = config.audit.enabled and config.class_data_dir is None  # photos of the user's say nothing of the model
+        if drawn and inputs is not None and inputs.subjects.strangers is None:
+            pictures = load_images(list_images(Path(config.output_dir) / CLASS_IMAGES), config.resolution)
+            _, detected = inputs.judges.detect(to_unit(pictures))
+            require_face(detected, option="audit.strangers_data_dir")
 
 
 def attacked_photos(audit: AuditInputs, photo_job: PhotoJob) -> dict[str, int]:

@@ -157,14 +157,18 @@ class Judges:
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
         """Run all networks on `images` [N, 3, H, W] in [0, 1]."""
-        chunks = images.split(self.batch_size)
-        scores, detected = None, torch.ones(len(images), dtype=torch.bool)
-        if self.face_score is not None:
-            scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in chunks])
-            detected = scores >= self.face_score.threshold
+        scores, detected = self.detect(images)
         extracted = self._extract(self.extractor, images)
         whole = extracted if self.dino in (None, self.extractor) else self.whole_features(images)
         return Features(self.embed(images), scores, detected, extracted, whole)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Face scores [N] of `images` [N, 3, H, W] in [0, 1], and whether they show a face; see `Features`."""
+        if self.face_score is None:
+            return None, torch.ones(len(images), dtype=torch.bool)
+        scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in images.split(self.batch_size)])
+        return scores, scores >= self.face_score.threshold
 
     @torch.no_grad()
     def whole_features(self, images: Tensor) -> Tensor | None:

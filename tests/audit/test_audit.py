@@ -203,8 +203,12 @@ def test_without_photos_of_strangers_the_class_pictures_stand_for_them(run_audit
     band = results["strangers"]["one"]
     assert band["source"] == "class pictures"
     assert band["mean"] == band["class_pictures"]["mean"]
+
+
+def test_a_base_that_draws_no_face_is_refused_before_the_first_attack_unless_there_are_strangers(run_audit, tmp_path):
     with pytest.raises(UserError, match="strangers_data_dir"):
-        run_audit(strangers=None, face_score=ConvJudge("face", 2.0, 3))
+        run_audit(strangers=None, face_score=ConvJudge("face", 2.0, 3), store=CellStore(tmp_path))
+    assert len(list(tmp_path.glob("*/cell.json"))) == 3  # the class pictures of both models, and no attack
 
 
 @pytest.mark.parametrize(

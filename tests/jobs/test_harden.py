@@ -13,7 +13,9 @@ from foreign import foreign_lines
 from PIL import Image
 from portrait_run import UNET, arguments, harden, harden_as_users_do, run
 from safetensors.torch import load_file
+from tiny_run import arguments as tiny_arguments
 
+from apdm.cli import main
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
 from apdm.portraits import PIPELINE
@@ -132,6 +134,17 @@ def test_a_short_audit_leaves_results_and_report(people: Path, tmp_path: Path) -
         "step-00001.png",
         "step-00001-probe.png",
     }
+
+
+def test_a_base_that_draws_no_face_is_refused_before_the_hardening_unless_the_audit_has_strangers(
+    people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audited = {"audit.enabled": "true", "audit.holdout_data_dir": people / "holdout"}
+    assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **audited)]) == 2
+    assert "the base draws no face for the class prompt: give photos in audit.strangers_data_dir" in (
+        capsys.readouterr().err
+    )
+    assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run/model").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(people: Path, tmp_path: Path) -> None:
