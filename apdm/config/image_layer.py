@@ -332,7 +332,8 @@ class ImageLayerConfig:
     )
     format: Literal["png", "jpeg"] = option(
         "png",
-        "File format of the protected photos. JPEG compression takes away part of the protection.",
+        "File format of the protected photos. JPEG compression takes away part of the protection, and moves single "
+        "pixels out of the budget, which then holds before it.",
         common={"perturb": "what is made", "app": "what is made"},
     )
     jpeg_quality: int = option(

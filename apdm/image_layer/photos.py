@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from apdm.data.subjects import Subject, read_image
 
 Format = Literal["png", "jpeg"]
 SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+ROUNDING = 1e-3  # of budgets, in grey levels
 
 
 @dataclass(frozen=True)
@@ -154,30 +156,49 @@ def save_photo(pixels: Tensor, path: Path, kind: Format = "png", jpeg_quality: i
 
     The file is written under another name and then renamed, so an interrupted run leaves no incomplete photo.
     """
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as partial:
-        if kind == "jpeg":
-            image.save(partial, format="JPEG", quality=jpeg_quality, subsampling=0)
-        else:
-            image.save(partial, format="PNG")
+        _encode(pixels, partial, kind, jpeg_quality)
 
 
-def deviation(saved: Tensor, original: Tensor, kind: Format = "png") -> float | None:
-    """Measure how far a saved photo is from its original.
+def within_budget(
+    saved: Tensor, original: Tensor, epsilon: float, *, kind: Format = "png", jpeg_quality: int = 95
+) -> bool:
+    """Whether a saved photo is its original, changed within the budget.
 
-    For a PNG this is the largest change of a pixel. For a JPEG it is the mean change, because the compression changes
-    single pixels by more than any budget.
+    In a PNG no pixel may be further from the original. JPEG compression changes single pixels by more than any budget.
+    So of a JPEG the mean change counts. It may be what compression alone does to the original, and twice the budget:
+    the change that was compressed, and what compression made of this change. Another picture is much further away.
 
     Args:
         saved: the pixels of the saved photo, `[3, H, W]`, uint8.
         original: `[3, H, W]`, uint8.
+        epsilon: the budget in [0, 1] pixel units.
         kind: the format of the saved photo.
-
-    Returns:
-        The change in [0, 1] pixel units, or None if the saved photo has another size.
+        jpeg_quality: the quality with which a JPEG was saved.
     """
     if saved.shape != original.shape:
-        return None
-    change = (saved.to(torch.int16) - original.to(torch.int16)).abs()
-    return (int(change.max()) if kind == "png" else int(change.sum(dtype=torch.int64)) / change.numel()) / 255
+        return False
+    change = _change(saved, original)
+    if kind == "png":
+        return int(change.max()) <= 255 * epsilon + ROUNDING
+    with BytesIO() as file:
+        _encode(original, file, kind, jpeg_quality)
+        compressed = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    return _mean(change) <= 2 * 255 * epsilon + _mean(_change(compressed, original)) + ROUNDING
+
+
+def _encode(pixels: Tensor, file: Path | BytesIO, kind: Format, jpeg_quality: int) -> None:
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    if kind == "jpeg":
+        image.save(file, format="JPEG", quality=jpeg_quality, subsampling=0)
+    else:
+        image.save(file, format="PNG")
+
+
+def _change(one: Tensor, other: Tensor) -> Tensor:
+    return (one.to(torch.int16) - other.to(torch.int16)).abs()
+
+
+def _mean(change: Tensor) -> float:
+    return int(change.sum(dtype=torch.int64)) / change.numel()

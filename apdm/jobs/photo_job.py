@@ -35,7 +35,7 @@ from apdm.families import Family, Posterior
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.memory import PhotoMemory
-from apdm.image_layer.photos import Format, Photo, PhotoFile, deviation, read_photo, save_photo
+from apdm.image_layer.photos import Format, Photo, PhotoFile, read_photo, save_photo, within_budget
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
@@ -372,8 +372,8 @@ class PhotoJob:
         return sum(picture_size(photo.height * photo.width) for subject in chosen for photo in self.photos[subject])
 
     def _is_within_budget(self, saved: Photo, original: Photo) -> bool:
-        changed = deviation(saved.pixels, original.pixels, self.format)
-        return changed is not None and changed <= self.protection.epsilon + 1e-6
+        epsilon, kind, quality = self.protection.epsilon, self.format, self.jpeg_quality
+        return within_budget(saved.pixels, original.pixels, epsilon, kind=kind, jpeg_quality=quality)
 
     def _remove_stale(self, images: Path) -> None:
         """Delete protected photos of an earlier run whose originals are gone."""

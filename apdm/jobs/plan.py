@@ -178,7 +178,7 @@ def perturb_plan(
         **photo_notes(config.instance_data_dir),
         "against": layers_text(config, job),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
-        "changes": f"each pixel by at most {budget:g} of 255",
+        "changes": f"each pixel by at most {budget:g} of 255" + ", before compression" * (job.format == "jpeg"),
         **face_rows(job),
         "memory": job.memory.text(job.working_side),
         "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,

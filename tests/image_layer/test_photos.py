@@ -11,7 +11,7 @@ from PIL import Image
 
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
-from apdm.image_layer.photos import check_photos, crop_square, deviation, quantise, read_photo, save_photo
+from apdm.image_layer.photos import check_photos, crop_square, quantise, read_photo, save_photo, within_budget
 
 
 def saved(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
@@ -57,7 +57,7 @@ def test_a_photo_of_any_kind_is_saved_as_it_was_read(tmp_path: Path, mode: str, 
     photo = read_photo(saved(tmp_path / f"in.{suffix}", mode))
     assert photo.pixels.shape == (3, 30, 40) and photo.pixels.dtype == torch.uint8
     save_photo(photo.pixels, tmp_path / "out.png")
-    assert deviation(read_photo(tmp_path / "out.png").pixels, photo.pixels) == 0
+    assert within_budget(read_photo(tmp_path / "out.png").pixels, photo.pixels, 0)
 
 
 def test_sixteen_bits_and_a_turned_camera_are_read_upright_in_eight(tmp_path: Path):
@@ -86,7 +86,29 @@ def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
         check_photos(Subject("s01", images), "png")
 
 
-def test_another_size_is_no_deviation(tmp_path: Path):
+def test_a_photo_of_another_size_is_not_within_the_budget(tmp_path: Path):
     photo = read_photo(saved(tmp_path / "a.png"))
     save_photo(photo.pixels[:, :20], tmp_path / "b.png")
-    assert deviation(read_photo(tmp_path / "b.png").pixels, photo.pixels) is None
+    assert not within_budget(read_photo(tmp_path / "b.png").pixels, photo.pixels, 1)
+
+
+def test_one_pixel_outside_the_budget_is_enough_in_a_png():
+    original = torch.full((3, 16, 16), 100, dtype=torch.uint8)
+    saved = original + 7
+    assert within_budget(saved, original, 7 / 255)
+    saved[0, 3, 4] += 1
+    assert not within_budget(saved, original, 7 / 255)
+
+
+@pytest.mark.parametrize("quality", [5, 50, 95])
+@pytest.mark.parametrize("texture", [0, 128])
+def test_a_jpeg_of_any_quality_is_within_the_budget_of_its_original_and_not_of_another(
+    tmp_path: Path, quality: int, texture: int
+):
+    generator = torch.Generator().manual_seed(0)
+    original, other = (128 + torch.rand(3, 96, 96, generator=generator) * texture - texture / 2 for _ in range(2))
+    change = 7.0 * (2 * torch.randint(0, 2, original.shape, generator=generator) - 1)
+    save_photo((original + change).round().byte(), tmp_path / "a.jpg", "jpeg", quality)
+    saved = read_photo(tmp_path / "a.jpg").pixels
+    assert within_budget(saved, original.byte(), 7 / 255, kind="jpeg", jpeg_quality=quality)
+    assert not within_budget(saved, (other + 100).clamp(max=255).byte(), 7 / 255, kind="jpeg", jpeg_quality=quality)
