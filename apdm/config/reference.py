@@ -6,7 +6,7 @@ python -m apdm.config.reference docs/reference/diffusers-options.md     writes t
 
 from __future__ import annotations
 
-import sys
+import argparse
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,11 +70,15 @@ def _wrapped(text: str) -> list[str]:
 PAGES = {"options.md": options_page, "diffusers-options.md": diffusers_names.page}
 
 
-def main(argv: Sequence[str]) -> None:
-    """Write the pages whose paths are in `argv`."""
-    for path in map(Path, argv):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the pages whose paths the command line names."""
+    parser = argparse.ArgumentParser(description="Write the reference pages of the documents.")
+    parser.add_argument("paths", nargs="+", type=Path, help=f"files to write, named {' or '.join(PAGES)}")
+    for path in parser.parse_args(argv).paths:
+        if path.name not in PAGES:
+            parser.error(f"no page is named {path.name}: choose {' or '.join(PAGES)}")
         write_text(path, PAGES[path.name]())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
