@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.tokens import add_word, rename_subject
+from apdm.attacks.tokens import add_word, check_word, rename_subject
 from apdm.families import Family
 
 
@@ -46,8 +46,14 @@ class CustomDiffusion(FineTuning):
         super().__post_init__()
         rename_subject(self, self.modifier_token, 1)
 
+    def check_fits(self, model: Family) -> None:
+        """Raise UserError if `model` cannot learn the word; see `check_word`."""
+        super().check_fits(model)
+        check_word(model, self.modifier_token, 1, self.initializer_token, self.instance_prompt)
+
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Copy the denoiser, and add the word to copies of the CLIP text encoders."""
+        self.check_fits(model)
         start = self.initializer_token or self._default_initializer(model)
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
         word = add_word(model.with_denoiser(denoiser), self.modifier_token, 1, start)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning, frozen_copy
-from apdm.attacks.tokens import add_word, rename_subject
+from apdm.attacks.tokens import add_word, check_word, rename_subject
 from apdm.config.options import option
 from apdm.families import Family
 
@@ -28,7 +28,8 @@ class TextualInversion(FineTuning):
     Attributes:
         placeholder_token: the new word. If the model already knows the word as one token, as it may know the
             identifier, the embedding of this token is trained.
-        initializer_token: one word whose embedding the new word starts with. None takes the class noun.
+        initializer_token: one word whose embedding the new word starts with. None takes the class noun,
+            or the mean of its embeddings if the noun is several tokens.
         num_vectors: number of tokens that the new word consists of.
         scale_lr: whether the learning rate is multiplied by the batch size.
     """
@@ -48,8 +49,14 @@ class TextualInversion(FineTuning):
         super().__post_init__()
         rename_subject(self, self.placeholder_token, self.num_vectors)
 
+    def check_fits(self, model: Family) -> None:
+        """Raise UserError if `model` cannot learn the word; see `check_word`."""
+        super().check_fits(model)
+        check_word(model, self.placeholder_token, self.num_vectors, self.initializer_token, self.instance_prompt)
+
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Add the word to copies of the CLIP text encoders."""
+        self.check_fits(model)
         noun = self.initializer_token or self.class_prompt.split()[-1]
         model = model.with_denoiser(frozen_copy(model.denoiser))
         word = add_word(model, self.placeholder_token, self.num_vectors, noun)

@@ -70,12 +70,39 @@ def token_names(word: str, count: int) -> list[str]:
     return [word, *(f"{word}_{i}" for i in range(2, count + 1))]
 
 
-def add_word(model: Family, word: str, count: int, initializer_token: str | None) -> NewWord:
+def check_word(model: Family, word: str, count: int, initializer_token: str | None, prompt: str) -> None:
+    """Check, before any work, that a model can learn a word; see `add_word`.
+
+    Args:
+        model: the model under attack.
+        word: the new word.
+        count: number of tokens that the new word consists of.
+        initializer_token: the word that the user names for the start; None for the attack's own choice.
+        prompt: the prompt that the word is learned with, which has it.
+
+    Raises:
+        UserError: `initializer_token` is several tokens, the tokenizer knows a part of the new word already, or the
+            prompt is so long that the model does not read the whole word.
+    """
+    for encoder in model.text_encoders():
+        name = model.tokenizer_name(encoder)
+        tokenizer, limit = copy.deepcopy(getattr(model.pipeline, name)), model.token_limits[name]
+        if initializer_token and (own := len(_ids(tokenizer, initializer_token))) != 1:
+            raise UserError(f'initializer_token "{initializer_token}" is {own} tokens to this model; name one word')
+        rows = _new_rows(tokenizer, word, count)
+        if not set(rows) <= set(tokenizer(prompt, truncation=True, max_length=limit).input_ids):
+            raise UserError(
+                f"the new word is {count} tokens, and the model reads {limit} of a prompt, so some would be cut off; "
+                "lower num_vectors, or shorten instance_prompt"
+            )
+
+
+def add_word(model: Family, word: str, count: int, initializer: str) -> NewWord:
     """Add a word of `count` tokens to every CLIP text encoder of a copy of the model.
 
-    Each token starts with the embedding of `initializer_token`. A word that a tokenizer already knows as one token
-    keeps that token; without an initializer it also keeps its embedding. T5 learns no words: its tokenizer splits the
-    new word into pieces that it knows.
+    Each token starts with the embedding of `initializer`, or the mean of its embeddings if it is several tokens. A word
+    that a tokenizer already knows as one token keeps that token. T5 learns no words: its tokenizer splits the new word
+    into pieces that it knows.
 
     Do not replace parts of the returned model: a new family freezes its text encoders.
 
@@ -83,41 +110,45 @@ def add_word(model: Family, word: str, count: int, initializer_token: str | None
         model: the model under attack. It is not changed.
         word: the new word.
         count: number of tokens that the word consists of.
-        initializer_token: a word that is one token for every tokenizer, or None.
+        initializer: a word.
 
     Raises:
-        UserError: `initializer_token` is several tokens, or the tokenizer knows a part of the new word already.
+        UserError: the tokenizer knows a part of the new word already.
     """
     encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders().items()}
     names = [model.tokenizer_name(name) for name in encoders]
     tokenizers = {name: copy.deepcopy(getattr(model.pipeline, name)) for name in names}
     pairs = list(zip(encoders.values(), tokenizers.values(), strict=True))
-    rows = [_add_rows(encoder, tokenizer, word, count, initializer_token) for encoder, tokenizer in pairs]
+    rows = [_add_rows(encoder, tokenizer, word, count, initializer) for encoder, tokenizer in pairs]
     attacked = model.replace(**encoders, **tokenizers)  # freezes the encoders, so the rows are made trainable after it
     embeddings = [_trainable(encoder, own) for encoder, own in zip(encoders.values(), rows, strict=True)]
     return NewWord(attacked, tuple(encoders.values()), tuple(embeddings))
 
 
-def _add_rows(encoder: Any, tokenizer: Any, word: str, count: int, initializer_token: str | None) -> list[int]:
+def _add_rows(encoder: Any, tokenizer: Any, word: str, count: int, initializer: str) -> list[int]:
     """Add the word to a tokenizer and to a text encoder, in place. Return its rows in the table of embeddings."""
-    known, start = _ids(tokenizer, word), _ids(tokenizer, initializer_token) if initializer_token else []
-    if initializer_token and len(start) != 1:
-        raise UserError(f'initializer_token "{initializer_token}" is {len(start)} tokens to this model; name one word')
-    if len(known) == 1 and count == 1:
-        rows = known
-    else:
-        words = token_names(word, count)
-        if tokenizer.add_tokens(words) != count:
-            raise UserError(f'the tokenizer knows one of "{", ".join(words)}" already; name another placeholder')
-        rows = list(range(len(tokenizer) - count, len(tokenizer)))
+    start, before = _ids(tokenizer, initializer), len(tokenizer)
+    rows = _new_rows(tokenizer, word, count)
+    if len(tokenizer) > before:
         # New rows are drawn from the global generator and overwritten below.
         with torch.random.fork_rng(devices=[]):
             encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         _set_end_token(encoder, tokenizer)
-    if start:
-        table: Parameter = encoder.get_input_embeddings().weight
-        table.data[rows] = table.data[start[0]].clone()
+    table: Parameter = encoder.get_input_embeddings().weight
+    table.data[rows] = table.data[start].mean(dim=0)
     return rows
+
+
+def _new_rows(tokenizer: Any, word: str, count: int) -> list[int]:
+    """Add the word to a tokenizer, in place, unless it knows it as one token. Return the ids of its tokens."""
+    known = _ids(tokenizer, word)
+    if len(known) == 1 and count == 1:
+        return known
+    words, before = token_names(word, count), len(tokenizer)
+    tokenizer.add_tokens(words)
+    if len(tokenizer) - before != count:
+        raise UserError(f'the tokenizer knows one of "{", ".join(words)}" already; name another placeholder')
+    return list(range(before, len(tokenizer)))
 
 
 def _set_end_token(encoder: Any, tokenizer: Any) -> None:

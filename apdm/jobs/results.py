@@ -152,6 +152,7 @@ class VerifyResult:
         files: how many files of the folder were looked at.
         ids: how many ids of subjects were looked for.
         photos: how many photos of subjects were looked for.
+        with_model: whether the folder holds a model, which was loaded.
     """
 
     output_dir: Path
@@ -159,6 +160,7 @@ class VerifyResult:
     files: int = 0
     ids: int = 0
     photos: int = 0
+    with_model: bool = True
 
     @property
     def ok(self) -> bool:

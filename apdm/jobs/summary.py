@@ -117,9 +117,9 @@ class Verification:
 
 def of_verification(result: VerifyResult, *, with_subjects: bool) -> Verification:
     """What to tell of a folder that was checked. `with_subjects` says whether photos of subjects were looked for."""
-    outcome = "all files as shipped, the model loads, nothing of a subject in it"
-    if not result.ok:
-        outcome = count(len(result.problems), "problem")
+    checked = ["all files as shipped", *["the model loads"] * result.with_model]
+    checked += ["nothing of a subject in it"] if with_subjects else ["no prompt of the run in it"] * result.with_model
+    outcome = ", ".join(checked) if result.ok else count(len(result.problems), "problem")
     sought = f"looked for {result.ids} ids, {result.photos} photos and the prompts in {result.files} files"
     lines = [sought, f"{result.output_dir}: {outcome}"]
     if not with_subjects:

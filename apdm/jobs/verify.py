@@ -94,7 +94,9 @@ def verify(config: VerifyConfig) -> VerifyResult:
     problems += _photo_metadata(root / "images", root)
     problems += _leaks(root, model, sought, [*_prompts(root), *config.prompts])
     ids, photos = len(sought.ids), len(sought.photos)
-    return VerifyResult(output_dir=root, problems=tuple(problems), files=files, ids=ids, photos=photos)
+    return VerifyResult(
+        output_dir=root, problems=tuple(problems), files=files, ids=ids, photos=photos, with_model=bool(model)
+    )
 
 
 # -- files and loading ---------------------------------------------------------------------------------------

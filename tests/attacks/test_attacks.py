@@ -243,9 +243,28 @@ def test_custom_diffusion_of_another_noun_still_starts_as_the_rare_token(family:
     assert torch.equal(table[-1], table[sks])
 
 
-def test_an_initializer_of_several_tokens_is_refused(family: Family):
-    with pytest.raises(UserError, match='"xyz" is 3 tokens'):
-        TextualInversion(**SHORT, initializer_token="xyz").begin(family, material(family))
+@pytest.mark.parametrize(
+    ("attack", "problem"),
+    [
+        (TextualInversion(**SHORT, initializer_token="xyz"), '"xyz" is 3 tokens'),
+        (CustomDiffusion(**SHORT, initializer_token="xyz"), '"xyz" is 3 tokens'),
+        (TextualInversion(**SHORT, placeholder_token="<|endoftext|>", num_vectors=2), "knows one of"),
+        (TextualInversion(**SHORT, num_vectors=14), "lower num_vectors"),
+    ],
+)
+def test_a_word_that_a_model_cannot_learn_is_refused_before_any_attack(family: Family, attack: Any, problem: str):
+    with pytest.raises(UserError, match=problem):
+        attack.check_fits(family)
+
+
+def test_a_class_noun_of_several_tokens_starts_the_word_as_their_mean(family: Family):
+    prompts = {"instance_prompt": "a photo of sks xyz", "class_prompt": "a photo of xyz"}
+    attack = TextualInversion(**{**SHORT, **prompts})
+    attack.check_fits(family)
+    table = attack.begin(family, material(family)).model.pipeline.text_encoder.get_input_embeddings().weight
+    tokens = family.pipeline.tokenizer("xyz", add_special_tokens=False).input_ids
+    assert len(tokens) == 3
+    torch.testing.assert_close(table[-1], table[tokens].mean(dim=0))
 
 
 def test_a_prompt_without_an_identifier_is_refused():

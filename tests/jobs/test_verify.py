@@ -53,7 +53,9 @@ def test_a_folder_as_it_was_shipped_is_sound(sound: Path, people: Path, capsys: 
     assert main(["verify", str(sound)]) == 0
     assert main(["verify", str(sound), "--subjects", str(people)]) == 0
     said = capsys.readouterr().out
-    assert "all files as shipped" in said and "looked for 0 ids, 0 photos and the prompts in " in said
+    assert "all files as shipped, the model loads, no prompt of the run in it\n" in said
+    assert "all files as shipped, the model loads, nothing of a subject in it\n" in said
+    assert "looked for 0 ids, 0 photos and the prompts in " in said
     assert re.search(r"looked for 3 ids, \d\d photos and the prompts in \d\d files\n", said)
 
 
@@ -67,6 +69,19 @@ def test_what_was_found_is_also_told_as_json_and_quietly(folder: Path, capsys: p
     assert not told["ok"] and told["problems"] == ["model/notes.txt is not in the manifest"]
     assert main(["verify", str(folder), "--quiet"]) == 1
     assert capsys.readouterr().out.splitlines() == [*told["problems"], f"{folder}: 1 problem"]
+
+
+def test_of_a_folder_without_a_model_it_is_not_said_that_one_loads(
+    tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = claim_output_dir(tmp_path / "photos")
+    (root / "images").mkdir()
+    Image.new("RGB", (32, 32)).save(root / "images/a.png")
+    write_manifest(root)
+    assert main(["verify", str(root)]) == 0
+    assert f"{root}: all files as shipped\n" in capsys.readouterr().out
+    assert main(["verify", str(root), "--subjects", str(people)]) == 0
+    assert f"{root}: all files as shipped, nothing of a subject in it\n" in capsys.readouterr().out
 
 
 def header(key: str, value: str) -> Callable[[Path, Path], None]:
