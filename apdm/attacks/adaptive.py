@@ -55,14 +55,13 @@ class Adaptive(DreamBooth):
     step_passes: ClassVar[float] = (3 * 3 + 2) / 2  # three samples of a photo and a picture, two with the reference
     assumes: ClassVar[str] = "what DreamBooth does, and this project's documentation"
 
-    def begin(self, model: Family, material: Material) -> AttackedModel:
-        """Copy the denoiser to train, and keep the received one as the reference.
-
-        Raises:
-            UserError: there is no prior preservation, so the loss would have no class pictures.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.prior_loss_weight:
             raise UserError("the adaptive attack compares photos with class pictures; give prior_loss_weight above 0")
+
+    def begin(self, model: Family, material: Material) -> AttackedModel:
+        """Copy the denoiser to train, and keep the received one as the reference."""
         attacked = super().begin(model, material)
         return AttackedModelWithReference(**vars(attacked), reference=frozen_copy(model.denoiser).eval())
 

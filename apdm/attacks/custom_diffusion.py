@@ -46,9 +46,8 @@ class CustomDiffusion(FineTuning):
         super().__post_init__()
         rename_subject(self, self.modifier_token, 1)
 
-    def check_fits(self, model: Family) -> None:
-        """Raise UserError if `model` cannot learn the word; see `check_word`."""
-        super().check_fits(model)
+    def check_prompt(self, model: Family) -> None:
+        """Raise UserError if `model` cannot learn the word from the instance prompt; see `check_word`."""
         check_word(model, self.modifier_token, 1, self.initializer_token, self.instance_prompt)
 
     def begin(self, model: Family, material: Material) -> AttackedModel:

@@ -14,6 +14,7 @@ from apdm.attacks.staged import Staged
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
+from apdm.families.fit import check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +93,7 @@ class Drawing(DrawnOtherwise):
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,
         }
-        steps = self.num_inference_steps or 1
-        if steps > attacked.num_train_timesteps:
-            raise UserError(
-                f"num_inference_steps is {steps}; {attacked.name} has {attacked.num_train_timesteps} timesteps, "
-                "give at most so many"
-            )
+        check_steps(attacked, {"num_inference_steps": self.num_inference_steps or 1})
         changed = attacked.with_drawing(**{name: value for name, value in given.items() if value is not None})
         if self.scheduler is None:
             return changed

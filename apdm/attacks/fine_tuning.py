@@ -29,6 +29,7 @@ from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.recompute import enable_gradient_checkpointing
 from apdm.families import Family, Posterior
 from apdm.families.base import DrawTimesteps
+from apdm.families.prompts import check_length
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 READ_EVERY = 20  # steps between two looks at the losses
@@ -161,8 +162,17 @@ class FineTuning(ABC):
         """
 
     def check_fits(self, model: Family) -> None:
-        """Raise UserError, before any work, if `model` has not what this attack trains, or no timestep in its range."""
+        """Check, before any work, that a model has what this attack trains.
+
+        Raises:
+            UserError: it has not, it has no timestep in the attack's range, or it does not read the attack's prompt.
+        """
         self._timesteps_of(model)
+        self.check_prompt(model)
+
+    def check_prompt(self, model: Family) -> None:
+        """Raise UserError if `model` does not read the instance prompt to its end."""
+        check_length(model, "instance_prompt", self.instance_prompt)
 
     @property
     def identifier(self) -> str:

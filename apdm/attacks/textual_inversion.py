@@ -49,9 +49,8 @@ class TextualInversion(FineTuning):
         super().__post_init__()
         rename_subject(self, self.placeholder_token, self.num_vectors)
 
-    def check_fits(self, model: Family) -> None:
-        """Raise UserError if `model` cannot learn the word; see `check_word`."""
-        super().check_fits(model)
+    def check_prompt(self, model: Family) -> None:
+        """Raise UserError if `model` cannot learn the word from the instance prompt; see `check_word`."""
         check_word(model, self.placeholder_token, self.num_vectors, self.initializer_token, self.instance_prompt)
 
     def begin(self, model: Family, material: Material) -> AttackedModel:

@@ -15,6 +15,7 @@ from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot, refuse_repeats
 from apdm.attacks.staged import needs_consenting
+from apdm.audit.fits import check_on_model
 from apdm.audit.suites import AttackFactory
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError
@@ -93,13 +94,15 @@ class PhotoAttackSpecs:
                 purifier.number(fewest)
 
     def check(self, base: Family, num_inference_steps: int) -> None:
-        """Check that the adapter and the attacks that edit photos fit the base model and so many sampling steps.
+        """Check that the adapter and all attacks fit the base model and so many sampling steps.
 
         Raises:
             UserError: one of them does not.
         """
         if self.adapter is not None:
             self.adapter.check(base)
+        for spec, attack in self.trained.items():
+            check_on_model(spec, attack, base, num_inference_steps)
         for spec in filter(is_editing, self.attacks):
             editing = cast(Editing, make_zero_shot(spec))
             editing.check(base)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apdm.audit.budgets import samples_per_step
-from apdm.audit.suites import AttackFactory, misfit
+from apdm.audit.fits import misfit
+from apdm.audit.suites import AttackFactory
 from apdm.core.errors import UserError
 from apdm.families import Family
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from apdm.attacks import Attack
-from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
 from apdm.attacks.staged import Staged
+from apdm.audit.fits import misfit
 from apdm.audit.people import AuditSubjects
 from apdm.audit.results import LeftOut
 from apdm.audit.untrained import Untrained
@@ -224,37 +223,10 @@ def available_entries(
     return kept, left_out
 
 
-def check_fits(attack: Attack, base: Family) -> None:
-    """Check that a model has what an attack trains, and can draw as it draws.
-
-    Raises:
-        UserError: it has not, or cannot.
-    """
-    if isinstance(attack, Untrained):
-        attack.check_fits(base)
-        return
-    stage: Any = attack
-    while hasattr(stage, "attack"):  # a staged attack holds another one
-        if isinstance(stage, DrawnOtherwise):
-            stage.drawn(base, base)
-        stage = stage.attack
-    if isinstance(stage, FineTuning):
-        stage.check_fits(base)
-
-
 def check_photos(entry: Entry, attack: Attack, subjects: AuditSubjects) -> None:
     """Raise UserError if a person on whom an attack runs has fewer photos than it takes."""
     people = [*subjects.protected[: entry.people], *(subjects.others if entry.others else [])]
     check_enough_photos(attack, entry.spec, {person.id: len(person.photos) for person in people})
-
-
-def misfit(attack: Attack, base: Family) -> str | None:
-    """Why an attack does not fit a model; None if it fits."""
-    try:
-        check_fits(attack, base)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def _unfit(entry: Entry, attack: Attack, base: Family | None, subjects: AuditSubjects | None) -> str | None:

@@ -1,7 +1,8 @@
-"""The check that the parts of a pipeline fit each other, made before any work."""
+"""Checks, made before any work, that the parts of a pipeline fit each other, and that it can draw in so many steps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from apdm.core.errors import UserError
@@ -73,3 +74,20 @@ def _prompt_length(family: Family, part: str) -> int | None:
             f'as the {part} takes; write "model_max_length": {most} into {name}/tokenizer_config.json'
         )
     return length
+
+
+def check_steps(family: Family, steps: Mapping[str, int]) -> None:
+    """Check that a model can draw in so many sampling steps: it has no more than the timesteps it was trained with.
+
+    Args:
+        family: the model.
+        steps: {option: sampling steps}.
+
+    Raises:
+        UserError: an option asks for more steps.
+    """
+    for option, number in steps.items():
+        if number > family.num_train_timesteps:
+            raise UserError(
+                f"{option} is {number}; {family.name} has {family.num_train_timesteps} timesteps, give at most so many"
+            )

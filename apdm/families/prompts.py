@@ -40,7 +40,7 @@ def check_prompts(
     """
     for option, prompts in {**learned, "class_prompt": [class_prompt], **drawn}.items():
         for prompt in prompts:
-            _check_length(family, option, prompt)
+            check_length(family, option, prompt)
     for option, prompts in learned.items():
         for prompt in prompts:
             check_distinct(family, option, prompt, class_prompt)
@@ -84,8 +84,8 @@ def _read(family: Family, prompt: str) -> list[int]:
     return family.tokens(prompt)[family.prompt_tokenizer]
 
 
-def _check_length(family: Family, option: str, prompt: str) -> None:
-    """Raise UserError if every tokenizer cuts a prompt."""
+def check_length(family: Family, option: str, prompt: str) -> None:
+    """Raise UserError if every tokenizer cuts a prompt. `option` is where the prompt stands."""
     whole, read = family.tokens(prompt, cut=False), family.tokens(prompt)
     if any(len(whole[name]) <= len(read[name]) for name in whole):
         return

@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from apdm.audit.common_results import ModelFile
+from apdm.audit.fits import check_on_model
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit, photos_and_changes
@@ -22,9 +23,8 @@ from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.results import Results
 from apdm.audit.results_file import write_results
 from apdm.audit.store import CellStore
-from apdm.audit.suites import AttackFactory, Entry, available_entries, check_fits
+from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
-from apdm.audit.untrained import Untrained
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
 from apdm.config import AttackConfig, AuditJobConfig, to_yaml
 from apdm.config.trackers import without_trackers
@@ -48,7 +48,8 @@ from apdm.export.layout import (
 )
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
-from apdm.families.prompts import check_distinct, check_prompts
+from apdm.families.fit import check_steps
+from apdm.families.prompts import check_prompts
 from apdm.jobs.growing_report import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.picture_sheets import save_pictures, save_strips
 from apdm.jobs.prepare import configuration_hash
@@ -263,16 +264,10 @@ def check_prompts_of(
     drawn = {"prompts": config.prompts, "edit_prompt": [options.edit_prompt] if options.edit_prompt else []}
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
+    check_steps(base, {f"{options.prefix}num_inference_steps": options.num_inference_steps})
     factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
     for entry in available_entries(entries, models, factory, base)[0]:
-        attack: Any = factory.make(entry.spec, seed=0)
-        check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
-        if isinstance(attack, Untrained):
-            attack.check_steps(options.num_inference_steps)
-        while hasattr(attack, "attack"):  # a staged attack holds another one
-            attack = attack.attack
-        class_prompt = getattr(attack, "class_prompt", config.class_prompt)
-        check_distinct(base, f"{entry.spec}: instance_prompt", attack.instance_prompt, class_prompt)
+        check_on_model(entry.spec, factory.make(entry.spec, seed=0), base, options.num_inference_steps)
 
 
 def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:

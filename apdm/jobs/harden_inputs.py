@@ -28,6 +28,7 @@ from apdm.export.layout import CLASS_IMAGES, CONFIG, MODEL, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
+from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit_inputs import AuditInputs
@@ -273,8 +274,14 @@ def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:
     Raises:
         UserError: a prompt, the class pictures or the form of the export do not fit the model.
     """
+    steps = {"num_inference_steps": config.num_inference_steps}
+    if config.validation.steps:
+        steps["validation.num_inference_steps"] = config.validation.num_inference_steps
+    if config.audit.enabled:
+        steps["audit.num_inference_steps"] = config.audit.num_inference_steps
     with Faults() as faults:
         faults.of(lambda: check_harden_prompts(config, base))
+        faults.of(lambda: check_steps(base, steps))
         own = faults.of(lambda: own_class_pictures(config, base))
         if config.single_file:
             check_single_file(base)

@@ -29,6 +29,7 @@ from apdm.export.manifest import write_manifest
 from apdm.faces import FaceNetworks
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
+from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.face_networks import face_networks
@@ -157,6 +158,7 @@ def _load_family(config: PerturbConfig) -> Family:
     family = load_base(config)
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(family, learned=learned, class_prompt=config.class_prompt, drawn={})
+    check_steps(family, {"num_inference_steps": config.num_inference_steps})
     return family
 
 

@@ -12,6 +12,7 @@ import torch
 
 from apdm.audit import read_results
 from apdm.audit.attention import identifier_maps, identifier_positions
+from apdm.audit.fits import check_fits
 from apdm.audit.models import check_comparable, is_same
 from apdm.audit.people import AuditSubjects, Person, PhotoFolders
 from apdm.audit.results import LeftOut
@@ -21,7 +22,6 @@ from apdm.audit.suites import (
     AttackFactory,
     Entry,
     available_entries,
-    check_fits,
     choose_entries,
     cost_factor_warning,
     lengthened,

@@ -201,6 +201,24 @@ def test_an_attack_that_edits_photos_is_compared_with_the_model_and_then_with_th
         specs.check(families(kind), 21)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("textual_inversion:num_vectors=14", "lower num_vectors"),
+        ("lora:min_timestep=0.9991,max_timestep=0.9995", "no timestep lies between"),
+        (f"dreambooth:class_noun={'very ' * 9}long person", "would be cut off; shorten the prompt"),
+        ("lora:num_inference_steps=1001", "num_inference_steps is 1001"),
+    ],
+)
+def test_an_attack_on_photos_that_does_not_fit_the_model_is_refused_before_any_work(
+    families: Callable[[str], Family], spec: str, said: str
+) -> None:
+    prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+    specs = PhotoAttackSpecs.load(AuditConfig(photo_attacks=[spec]), FACES, **prompts, allow_pickle=False)
+    with pytest.raises(UserError, match=said):
+        specs.check(families("sd15"), 20)
+
+
 def test_an_attack_that_takes_more_photos_than_somebody_has_is_refused() -> None:
     settings = AuditConfig(photo_attacks=["img2img", "lora:num_photos=4"])
     prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}

@@ -147,6 +147,16 @@ def test_a_base_that_draws_no_face_is_refused_before_the_hardening_unless_the_au
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run/model").exists()
 
 
+@pytest.mark.parametrize("option", ["num_inference_steps", "audit.num_inference_steps"])
+def test_more_sampling_steps_than_the_model_has_timesteps_are_refused_before_the_hardening(
+    people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    changes = {"audit.enabled": "true", "audit.holdout_data_dir": people / "holdout", option: 1001}
+    assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **changes)]) == 2
+    assert f"apdm: error: {option} is 1001; stable-diffusion has 1000 timesteps" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(people: Path, tmp_path: Path) -> None:
     result = harden(people, tmp_path / "run", **{"l2p.learning_rate": 1e30})
     assert result.returncode == 2
