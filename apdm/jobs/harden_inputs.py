@@ -251,9 +251,10 @@ class HardenInputs:
         The audit draws other class pictures and would find this too, but only after the hardening.
         """
         config, inputs = self.config, self.audit_inputs
-        drawn = config.audit.enabled and config.class_data_dir is None  # photos of the user's say nothing of the model
+        drawn = config.audit.enabled and not self.own_class_pictures  # which would say nothing of the model
         if drawn and inputs is not None and inputs.subjects.strangers is None:
-            pictures = load_images(list_images(Path(config.output_dir) / CLASS_IMAGES), config.resolution)
+            folder = config.class_data_dir or Path(config.output_dir) / CLASS_IMAGES
+            pictures = load_images(list_images(folder), config.resolution)
             _, detected = inputs.judges.detect(to_unit(pictures))
             require_face(detected, option="audit.strangers_data_dir")
 

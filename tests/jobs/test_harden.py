@@ -136,10 +136,13 @@ def test_a_short_audit_leaves_results_and_report(people: Path, tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize("class_data_dir", [None, "drawn"])
 def test_a_base_that_draws_no_face_is_refused_before_the_hardening_unless_the_audit_has_strangers(
-    people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], class_data_dir: str | None
 ) -> None:
-    audited = {"audit.enabled": "true", "audit.holdout_data_dir": people / "holdout"}
+    audited: dict[str, object] = {"audit.enabled": "true", "audit.holdout_data_dir": people / "holdout"}
+    if class_data_dir is not None:
+        audited["class_data_dir"] = tmp_path / class_data_dir
     assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **audited)]) == 2
     assert "the base draws no face for the class prompt: give photos in audit.strangers_data_dir" in (
         capsys.readouterr().err
