@@ -26,8 +26,12 @@ def identifier_words(instance_prompt: str, class_prompt: str) -> list[str]:
 
 
 def adds_a_word(prompt: str, class_prompt: str) -> bool:
-    """Whether a prompt has a word that the class prompt lacks, or has it more often. Punctuation is no word."""
-    return bool(Counter(_words(prompt)) - Counter(_words(class_prompt)))
+    """Whether a prompt has a word that the class prompt lacks, or has it more often.
+
+    Punctuation is no word, and articles do not count, because they name nobody.
+    """
+    more = Counter(_words(prompt)) - Counter(_words(class_prompt))
+    return not more.keys() <= ARTICLES
 
 
 def default_class_prompt(instance_prompt: str) -> str:

@@ -32,6 +32,7 @@ def test_a_prompt_with_a_rare_word_passes(kind: str, families: Callable[[str], A
         (f" {CLASS}  ", CLASS),
         ("photo of person", CLASS),
         (f"{CLASS}, ", CLASS),
+        ("a photo of a person", "a photo of person"),  # an article names nobody
         ("", CLASS),
         (CLASS, "a photo of sks person"),  # the two in the wrong order
     ],
