@@ -12,6 +12,7 @@ from apdm.audit.one_model import AttackResults, read_any_results
 from apdm.audit.results_file import AnyResults
 from apdm.config import ReportConfig
 from apdm.core.errors import UserError, absent
+from apdm.core.files import MARKER
 from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS
 from apdm.export.manifest import renew_entry
 from apdm.jobs.picture_sheets import read_attack_pictures, read_pictures
@@ -43,7 +44,7 @@ def report(config: ReportConfig) -> ReportResult:
     """
     source = results_file(config.results)
     output = Path(config.output) if config.output is not None else source.parent / REPORT
-    check_page_place(output)
+    check_page_place(output, source.parent)
     results = read_any_results(source)
     data = quote(Path(os.path.relpath(source, output.parent)).as_posix())
     try:
@@ -100,9 +101,20 @@ def results_file(given: str) -> Path:
     raise absent(given, f"{given} has no {RESULTS}; give the output folder of an audit or an attack")
 
 
-def check_page_place(output: Path) -> None:
-    """Raise UserError if something that is no page of this program is in the place of a page."""
+def check_page_place(output: Path, folder: Path | None = None) -> None:
+    """Check that a page may be written.
+
+    Args:
+        output: the page.
+        folder: the folder of the run that the page is about; None if it is about several.
+
+    Raises:
+        UserError: there is something that is no page of this program, or the page of another run.
+    """
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file, such as {output / REPORT}, as output")
     if os.path.lexists(output) and not is_report(output):
         raise UserError(f"{output} is no page of this program and is not replaced; name another file as output")
+    of_a_run = output.name == REPORT and any((output.parent / name).exists() for name in (MARKER, RESULTS, ATTACK))
+    if of_a_run and output.exists() and (folder is None or not output.parent.samefile(folder)):
+        raise UserError(f"{output} is the page of another run and is not replaced; name another file as output")

@@ -134,6 +134,20 @@ def test_bad_input_is_told_at_once_and_nothing_is_replaced(
     assert said.count("\n") == 3 and (tmp_path / "mine.html").read_text() == "mine"
 
 
+def test_the_page_of_a_run_is_not_replaced_by_a_comparison(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "compared.html"
+    assert main(["compare", *folders, "--output", str(page)]) == 0
+    page.replace(Path(folders[0]) / "report.html")  # stands for the run's own page
+    before = (Path(folders[0]) / "report.html").read_bytes()
+    for words in (["compare", *folders], ["report", folders[1]]):
+        assert main([*words, "--output", f"{folders[0]}/report.html"]) == 2
+        assert "is the page of another run and is not replaced" in capsys.readouterr().err
+    assert (Path(folders[0]) / "report.html").read_bytes() == before
+    (Path(folders[0]) / "report.html").unlink()
+
+
 def test_a_page_that_cannot_be_written_is_one_line(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
