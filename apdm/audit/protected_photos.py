@@ -24,6 +24,7 @@ from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
+from apdm.faces.described import NamedThreshold
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.photos import read_photo
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
@@ -66,6 +67,10 @@ class ProtectedPhotos:
     def counts(self) -> dict[str, int]:
         """{person: how many photos there are}."""
         return {person: len(pair.clean) for person, pair in self.pairs.items()}
+
+    def misled(self, judges: Sequence[NamedThreshold]) -> list[str]:
+        """The names of those of the judging encoders that the zero-shot layer misled."""
+        return [judge.name for judge in judges if self.perturbation.has_misled(judge)]
 
     @property
     def originals(self) -> PhotoSet:

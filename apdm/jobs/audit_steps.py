@@ -227,7 +227,7 @@ def attack_photos(
     rows, pictures = done
     if plan.show_photos:
         pictures |= photos_and_changes(photos.pairs)
-    misled = [one.name for one in plan.judges.describe().encoders if photos.perturbation.has_misled(one)]
+    misled = photos.misled(plan.judges.describe().encoders)
     return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
 
 

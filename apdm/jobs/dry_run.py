@@ -303,7 +303,7 @@ def _audit_input(
     """
     if config.hardened is None:
         given = load_photo_audit(config, None)
-        rows = photo_audit_plan(config, given.plan, processes=processes, device=device)
+        rows = photo_audit_plan(config, given.plan, given.photos, processes=processes, device=device)
         return given.plan, given.sets, rows, *_with_photos(given.specs, given.plan, given.photos)
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)

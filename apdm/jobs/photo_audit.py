@@ -101,7 +101,7 @@ def audit_photos(
     processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
     tracker = processes.on_main(lambda: start_tracker(config, held))
-    rows = partial(photo_audit_plan, config, inputs.plan, processes=processes, device=device)
+    rows = partial(photo_audit_plan, config, inputs.plan, inputs.photos, processes=processes, device=device)
     processes.on_main(lambda: show_plan(rows()))
     inputs.plan.models["base"].pipeline.to(device)
     class_images = attacker_class_images(inputs.plan, config)

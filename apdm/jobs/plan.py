@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from apdm.audit.faces_seen import look_at_faces
+from apdm.audit.photo_verdict import doubts_about_judges
+from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.verdict import lacking_judges, one_encoder
 from apdm.config import AuditJobConfig, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
@@ -286,6 +288,7 @@ def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
 def photo_audit_plan(
     config: AuditJobConfig,
     plan: AuditPlan,
+    photos: ProtectedPhotos,
     *,
     processes: ProcessGroup,
     device: torch.device,
@@ -295,9 +298,12 @@ def photo_audit_plan(
     Args:
         config: the options of the audit.
         plan: the attacked model, the people and the attacks.
+        photos: the protected photos.
         processes: the processes of the run.
         device: the device of this process.
     """
+    judges = plan.judges.describe()
+    doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
     attacks = ["dreambooth", *["faceid"] * (config.faceid_adapter is not None), *config.photo_attacks]
@@ -318,7 +324,7 @@ def photo_audit_plan(
         "attacks": f"{', '.join(attacks)}; at most {count(plan.attacks.nominal_step, 'step')} of the first, "
         f"{count(plan.repeats, 'seed')}",
         "purified by": ", ".join(config.purifiers),
-        "unreliable": unreliable_text(one_encoder(plan.judges.describe())),
+        "unreliable": unreliable_text(doubts),
         "not measured": None if plan.judges.extractor else f"likeness of whole pictures; --judge {EXAMPLE} measures it",
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),

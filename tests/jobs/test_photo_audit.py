@@ -103,6 +103,19 @@ def audited(
     return output, said.getvalue()
 
 
+def test_the_plan_says_so_if_the_photos_misled_every_judge(
+    audited: tuple[Path, str], run_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judges = json.loads((audited[0] / "results.json").read_text())["judges"]["encoders"]
+    made = Path(shutil.copytree(run_folder, tmp_path / "made"))
+    note = json.loads((made / "perturbation.json").read_text())
+    for misled, said in ((judges, True), (judges[:1], False)):
+        (made / "perturbation.json").write_text(json.dumps(note | {"misled": misled}))
+        words = ["--protected_photos", str(made), "--photos", str(photos), "--output_dir", str(tmp_path / "out")]
+        assert main(["audit", *words, "--dry_run"]) == 0
+        assert ("the zero-shot layer misled every encoder that judges" in capsys.readouterr().err) is said
+
+
 def test_photos_are_audited_without_a_hardened_model(audited: tuple[Path, str]):
     output, _ = audited
     results = read_results(output / "results.json")
