@@ -13,7 +13,7 @@ REPORT = "report.html"
 ATTACK = "attack.json"  # what `apdm attack` found
 LIKENESS = "likeness.svg"  # the curve of that
 ATTACKED_MODELS = "attacked_models"
-TABLE = "table.json"  # what `apdm reproduce` found
+TABLE, TABLE_PAGE = "table.json", "table.html"  # what `apdm reproduce` found
 IMAGES = photo_run.IMAGES  # protected photos
 SHIPPED = (MODEL, SINGLE_FILE, IMAGES, PERTURBATION, RESULTS, REPORT)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from apdm.core.errors import UserError
 from apdm.faces.detector_score import DetectorScore
 from apdm.faces.interfaces import FaceDetector, FaceEncoder, FaceScore
-from apdm.faces.load import Loader, split_spec
+from apdm.faces.load import Loader, check_no_pickle, split_spec
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 BUNDLED = (*ENCODERS, FACE_SCORE, DETECTOR)
@@ -78,7 +78,8 @@ class FaceChoice:
 
         Raises:
             UserError: a network does not exist; the model is of the miniature world and another network is named; or it
-                is not, and a bundled network is named, or none at all.
+                is not, and a bundled network is named, or none at all; or a network is a pickle, and these are not
+                allowed.
         """
         for option, specs in self.by_option.items():
             for spec in specs:
@@ -94,6 +95,7 @@ class FaceChoice:
                         f"{option} {spec} knows only the drawn people of the miniature world, and {model} is another "
                         f"model: {REAL_NETWORKS}"
                     )
+                check_no_pickle(split_spec(spec)[0], allow_pickle=self.allow_pickle)
         if not miniature and not self.named:
             raise UserError(
                 f"nothing says which networks look at faces, and the bundled ones know only the drawn people of the "

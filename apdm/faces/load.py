@@ -262,11 +262,16 @@ def _mobilefacenet(path: Path, allow_pickle: bool) -> MobileFaceNet:
     return model.eval().requires_grad_(False)
 
 
-def _state(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+def check_no_pickle(path: Path, *, allow_pickle: bool) -> None:
+    """Raise UserError if a file of weights is a pickle, and pickles are not allowed."""
     if path.suffix in PICKLES and not allow_pickle:
         raise UserError(
             f"{path.name} is a pickle, which can run code; pass --allow_pickle true, or save it as .safetensors"
         )
+
+
+def _state(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    check_no_pickle(path, allow_pickle=allow_pickle)
     try:
         if path.suffix in PICKLES:
             return dict(torch.load(path, map_location="cpu", weights_only=True))

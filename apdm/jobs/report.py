@@ -13,7 +13,7 @@ from apdm.audit.results_file import AnyResults
 from apdm.config import ReportConfig
 from apdm.core.errors import UserError, absent
 from apdm.core.files import MARKER
-from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS
+from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS, TABLE, TABLE_PAGE
 from apdm.export.manifest import renew_entry
 from apdm.jobs.picture_sheets import read_attack_pictures, read_pictures
 from apdm.report.attack_page import write_attack_page, write_drawing
@@ -115,6 +115,7 @@ def check_page_place(output: Path, folder: Path | None = None) -> None:
         raise UserError(f"{output} is a folder; name a file, such as {output / REPORT}, as output")
     if os.path.lexists(output) and not is_report(output):
         raise UserError(f"{output} is no page of this program and is not replaced; name another file as output")
-    of_a_run = output.name == REPORT and any((output.parent / name).exists() for name in (MARKER, RESULTS, ATTACK))
+    owners = {REPORT: (MARKER, RESULTS, ATTACK), TABLE_PAGE: (TABLE,)}.get(output.name, ())
+    of_a_run = any((output.parent / name).exists() for name in owners)
     if of_a_run and output.exists() and (folder is None or not output.parent.samefile(folder)):
         raise UserError(f"{output} is the page of another run and is not replaced; name another file as output")

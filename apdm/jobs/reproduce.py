@@ -22,7 +22,7 @@ from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.core.versions import package_versions
 from apdm.distributed.launch import join_processes
-from apdm.export.layout import TABLE
+from apdm.export.layout import TABLE, TABLE_PAGE
 from apdm.jobs.prepare import keep_apart, prepare_process
 from apdm.jobs.recipe_checks import check_captions, check_options, check_photo_numbers
 from apdm.jobs.recipe_list import all_tables, state_of
@@ -41,7 +41,7 @@ MINIATURE = (
     "This table is of the miniature world: drawn people and a small bundled model. Its figures are not the paper's "
     "figures, and say nothing about Stable Diffusion."
 )
-PAGE, TEXT = "table.html", "table.md"
+TEXT = "table.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +246,7 @@ def write_table(table: Table, output: Path) -> None:
     """Write table.json, table.md and table.html."""
     write_table_json(table, output / TABLE)
     write_text(output / TEXT, "\n".join(markdown(table)) + "\n")
-    write_table_page(table, output / PAGE)
+    write_table_page(table, output / TABLE_PAGE)
 
 
 def summary_rows(result: ReproduceResult) -> dict[str, str | list[str]]:
@@ -255,7 +255,10 @@ def summary_rows(result: ReproduceResult) -> dict[str, str | list[str]]:
     if table is None:
         return {}
     left = [name for name, row in table.rows.items() if row.not_run is not None]
-    rows: dict[str, str | list[str]] = {"table": str(result.output_dir / PAGE), "text": str(result.output_dir / TEXT)}
+    rows: dict[str, str | list[str]] = {
+        "table": str(result.output_dir / TABLE_PAGE),
+        "text": str(result.output_dir / TEXT),
+    }
     rows["rows"] = (
         f"{len(table.rows) - len(left)} of {count(len(table.rows), 'row')}, {count(len(table.subjects), 'subject')}"
     )

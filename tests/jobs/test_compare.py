@@ -146,6 +146,13 @@ def test_the_page_of_a_run_is_not_replaced_by_a_comparison(
         assert "is the page of another run and is not replaced" in capsys.readouterr().err
     assert (Path(folders[0]) / "report.html").read_bytes() == before
     (Path(folders[0]) / "report.html").unlink()
+    table = tmp_path / "table"
+    table.mkdir()
+    (table / "table.json").write_text("{}")
+    (table / "table.html").write_bytes(before)
+    assert main(["compare", *folders, "--output", str(table / "table.html")]) == 2
+    assert "is the page of another run and is not replaced" in capsys.readouterr().err
+    assert (table / "table.html").read_bytes() == before
 
 
 def test_a_page_that_cannot_be_written_is_one_line(

@@ -163,6 +163,7 @@ def test_without_a_terminal_every_missing_answer_is_named(capsys: pytest.Capture
         ({"model": "me/unknown-model"}, "me/unknown-model: model_index.json cannot be read"),
         ({"model": "one.safetensors"}, "--single_file_config"),
         ({"faces": "nowhere"}, "nowhere names no bundled network and no file"),
+        ({"faces": "face.pt=0.3"}, "face.pt is a pickle, which can run code"),
         ({"faces": "bundled"}, "nothing says which networks look at faces"),
         ({"card": "24gb", "model": "stabilityai/stable-diffusion-xl-base-1.0"}, "choose 48gb or 80gb or other"),
         ({"make": "photos"}, "photos can be protected only against face recognisers"),
@@ -176,7 +177,8 @@ def test_a_wrong_answer_is_one_line_and_nothing_is_written(
 ) -> None:
     Path("empty").mkdir()
     Path("pack").mkdir()
-    Path("one.safetensors").write_bytes(b"")
+    for name in ("one.safetensors", "face.pt"):
+        Path(name).write_bytes(b"")
     write_photos(Path("three"), number=3)
     before = sorted(Path().rglob("*"))
     assert main(words(**given)) == 2
