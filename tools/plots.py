@@ -86,9 +86,9 @@ def svg(width: int, height: int, title: str, body: Iterable[str]) -> str:
     )
 
 
-def line_plot(title: str, panels: Mapping[str, Sequence[Curve]], *, last_step: int) -> str:
-    """Likeness over attack steps, one panel beside the other, with one legend below."""
-    width, height, top, left, gap = 340, 200, 60, 46, 50
+def line_plot(title: str, panels: Mapping[str, Sequence[Curve]], *, last_step: int, width: int = 340) -> str:
+    """Likeness over attack steps, one panel beside the other, each so wide, with one legend below."""
+    height, top, left, gap = 200, 60, 46, 50
     body: list[str] = []
     for index, (name, curves) in enumerate(panels.items()):
         x0 = left + index * (width + gap)
@@ -254,18 +254,18 @@ def ten_people() -> str:
     return line_plot("Ten protected people in one model: mean likeness", panels, last_step=1400)
 
 
-def three_people() -> str:
-    """Three people, one model hardened against each, and three seeds of the attack."""
+def people() -> str:
+    """The default: one model hardened against each person, and several seeds of the attack."""
     entries = {entry.name: entry for entry in read_all()}
     labels = {BASE: ("base model", "base"), "default-400": ("hardened model", "hardened")}
     panels: dict[str, list[Curve]] = {}
-    for seed in range(3):
+    for seed in sorted(one.seed for one in entries["default-400"].hardenings):
         curves = panels.setdefault(f"person {seed + 1}", [])
         for name, (label, kind) in labels.items():
             key = (DREAMBOOTH, seed, 0)
             runs = [one.likeness for one in entries[name].attacks if (one.attack, one.seed, one.person) == key]
             curves.append(Curve(label, kind, [(int(step), fmean(run[step] for run in runs)) for step in runs[0]]))
-    return line_plot("Three people: mean likeness of three attacks on each", panels, last_step=1000)
+    return line_plot("The default: mean likeness of three attacks on each person", panels, last_step=1000, width=190)
 
 
 def recipes() -> str:
@@ -349,7 +349,7 @@ PLOTS = {
     "leaderboard": leaderboard,
     "demo": demo,
     "ten-people": ten_people,
-    "three-people": three_people,
+    "people": people,
     "recipes": recipes,
     "photos": photos,
 }
