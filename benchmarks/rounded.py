@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apdm.distributed.graphs import Wrapper
 from apdm.distributed.reference import rounded
 
 
-class RoundedWeights(nn.Module):
+class RoundedWeights(Wrapper):
     """Computes what `network` computes, in bfloat16, and passes the gradients on to the weights of `network`.
 
     It must be called outside of autocast. DDP's wrapper is not supported: it communicates in its backward pass.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.weights = list(network.parameters())
         # The same modules, with places for the rounded weights. In a list, so that they are nobody's parameters.
         memo: dict[int, Any] = {id(p): None for p in self.weights}
@@ -35,12 +35,6 @@ class RoundedWeights(nn.Module):
         ]
         for module, name in self.places:
             del module._parameters[name]
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("network"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # They stay in place until the next pass: gradient checkpointing needs them again in the backward pass.

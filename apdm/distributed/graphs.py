@@ -100,7 +100,21 @@ class Graphs:
         return not self.failed and all(known() is None for known in self._passes)
 
 
-class GraphedNetwork(nn.Module):
+class Wrapper(nn.Module):
+    """Stands in for `network`, which it holds: what it does not have itself is asked of the network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
+
+
+class GraphedNetwork(Wrapper):
     """A network whose passes are replayed. Calls of a new kind are recorded when the second one is made.
 
     Two calls are of the same kind if their tensors have the same shapes and types, their other arguments are equal, and
@@ -108,17 +122,11 @@ class GraphedNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module, graphs: Graphs) -> None:
-        super().__init__()
-        self.network, self.graphs = network, graphs
+        super().__init__(network)
+        self.graphs = graphs
         self.weights = list(network.parameters())
         self.seen: set[Hashable] = set()
         self.recorded: dict[Hashable, Callable[..., Any]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("network"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = tree_flatten((args, kwargs))
