@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -33,7 +33,7 @@ from apdm.families.encoding import encode_images
 from apdm.metrics.identity import identity_statistics, likeness
 from apdm.portraits import PIPELINE
 from apdm.portraits.drawing import render_person
-from apdm.portraits.people import CONSENTING_PEOPLE, PROTECTED_PEOPLE, circumstance, identity
+from apdm.portraits.people import CONSENTING_PEOPLE, PROTECTED_PEOPLE, Identity, circumstance, identity
 from apdm.portraits.subjects import ATTACK, DEFENCE, HOLDOUT
 from tools.portraits.attacks import PROMPTS, nominal
 from tools.portraits.figures import draw
@@ -41,6 +41,7 @@ from tools.portraits.figures import draw
 ENCODERS = ["portrait-a", "portrait-b"]
 EVERY = 100  # steps between two measurements
 PICTURES = 16  # drawn at each measurement
+DrawPhotos = Callable[[int, range], Tensor]  # (person, numbers) -> photos, see `portraits`
 ENOUGH = 0.8  # an attack has succeeded if this share of the pictures matches, for each encoder
 
 
@@ -60,7 +61,9 @@ class Study:
         consenting = torch.cat([portraits(seed, DEFENCE) for seed in CONSENTING_PEOPLE[:8]])
         self.consenting = encode_images(self.family, consenting * 2 - 1, batch_size=64)
 
-    def run(self, spec: str, person: int, seed: int, photos: int) -> dict[str, Any]:
+    def run(
+        self, spec: str, person: int, seed: int, photos: int, draw_photos: DrawPhotos | None = None
+    ) -> dict[str, Any]:
         """Run one attack and measure likeness before it, every `EVERY` steps, and after it.
 
         Args:
@@ -68,14 +71,15 @@ class Study:
             person: number of the protected person.
             seed: of the attack and of the pictures.
             photos: number of photos that the attacker has.
+            draw_photos: draws photos of a person, in place of `portraits`.
 
         Returns:
             The attack's options, its processor time, and {step: {encoder: likeness statistics}}.
         """
-        attack, curve = nominal(spec, seed=seed), {}
+        attack, curve, draw_photos = nominal(spec, seed=seed), {}, draw_photos or portraits
         numbers = range(ATTACK.start, ATTACK.start + photos)
-        pixels = portraits(PROTECTED_PEOPLE.start + person, numbers) * 2 - 1
-        known = portraits(PROTECTED_PEOPLE.start + person, HOLDOUT)
+        pixels = draw_photos(PROTECTED_PEOPLE.start + person, numbers) * 2 - 1
+        known = draw_photos(PROTECTED_PEOPLE.start + person, HOLDOUT)
         material = Material(
             encode_images(self.family, pixels), self.prior, pixels, self.models, consenting=self.consenting
         )
@@ -100,9 +104,9 @@ class Study:
         }
 
 
-def portraits(person: int, numbers: range) -> Tensor:
-    """Draw photos of a person, `[N, 3, 64, 64]` in [0, 1], one for each number."""
-    return as_images(np.stack([np.asarray(render_person(identity(person), circumstance(person, n))) for n in numbers]))
+def portraits(person: int, numbers: range, make: Callable[[int], Identity] = identity) -> Tensor:
+    """Draw photos of the person that `make` gives, `[N, 3, 64, 64]` in [0, 1], one for each number."""
+    return as_images(np.stack([np.asarray(render_person(make(person), circumstance(person, n))) for n in numbers]))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
