@@ -1,8 +1,8 @@
 """A denoiser whose weights are rounded to bfloat16 once in each pass, all together, in place of autocast.
 
-Autocast rounds weight by weight, and keeps normalisation in float32, so activations are cast before and after it. That
-is about a quarter of all kernels of a pass. Here the whole pass runs in bfloat16, and the weights that are trained stay
-in float32. It is an experiment: `make gpu` measures whether it is faster.
+Autocast rounds weight by weight, and keeps normalisation in float32, so activations are cast before and after it. On
+the miniature that is a third of the operations of a pass. Here the whole pass runs in bfloat16, and the weights that
+are trained stay in float32. It is an experiment: `make gpu` measures whether it is faster.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from benchmarks.attacks import ENCODERS, DrawPhotos, Study, portraits, read
 
 HAIR: dict[str, RGB] = {"purple": (0.45, 0.15, 0.60), "green": (0.15, 0.60, 0.25), "blue": (0.12, 0.25, 0.85)}
 STYLES = ("short", "spiky", "curly", "long", "bun", "parted")
-FIRST = 100  # number of the first protected person: nobody else's benchmark uses these
+FIRST = 100  # number of the first protected person
 CROWD = range(3000)  # of the training people
 STEPS = (100, 200, 300)
 
