@@ -55,7 +55,7 @@ class Matrix:
         return Matrix(cells)
 
     def run(
-        self, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, show_progress: bool
+        self, runner: CellRunner, store: CellStore, processes: ProcessGroup
     ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
         """Run the cells. A process that is free takes the next one. Finished cells are kept in the store.
 
@@ -63,7 +63,6 @@ class Matrix:
             runner: runs a single cell.
             store: where finished cells are kept and found.
             processes: the processes that share the cells.
-            show_progress: whether the main process shows a progress bar.
 
         Returns:
             The main process waits for the other processes and returns the rows and the pictures of all cells. The
@@ -73,12 +72,7 @@ class Matrix:
             Interrupted: the user stopped the audit. Finished cells stay in the store.
         """
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
-        bar = progress_bar(
-            total=sum(cell.steps for cell in self.cells),
-            desc="attack",
-            unit="step",
-            shown=show_progress and processes.is_main,
-        )
+        bar = progress_bar(total=sum(cell.steps for cell in self.cells), desc="attack", unit="step")
         try:
             with bar, stop_on_signals() as stop:
                 self._work(ordered, runner, store, bar, stop)

@@ -29,7 +29,6 @@ def attack_and_judge(
     store: CellStore | None = None,
     trials: CellStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
-    show_progress: bool = True,
 ) -> tuple[Results, dict[str, Tensor]] | None:
     """Attack all models with the photos of all people and with all seeds, and judge the result.
 
@@ -44,7 +43,6 @@ def attack_and_judge(
         store: where finished attacks are kept and found; None keeps nothing.
         trials: where finished trials of an attacker's search are kept and found; None keeps nothing.
         processes: the processes that share the attacks.
-        show_progress: whether the main process shows a progress bar.
 
     Returns:
         The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. The other processes
@@ -63,7 +61,7 @@ def attack_and_judge(
         Interrupted: the user stopped the audit. Finished attacks stay in the store.
     """
     with store_or_temporary(store) as cells, store_or_temporary(trials) as searched:
-        return _attack_and_judge(plan, class_images, cells, searched, processes, show_progress)
+        return _attack_and_judge(plan, class_images, cells, searched, processes)
 
 
 def _attack_and_judge(
@@ -72,7 +70,6 @@ def _attack_and_judge(
     store: CellStore,
     trials: CellStore,
     processes: ProcessGroup,
-    show_progress: bool,
 ) -> tuple[Results, dict[str, Tensor]] | None:
     judges, subjects = plan.judges, plan.subjects
     entries, left_out = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
@@ -87,8 +84,8 @@ def _attack_and_judge(
     # Before the attacks, because it may fail.
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
     guidance = sweep_guidance(plan, runner, store, processes)
-    done = matrix.run(runner, store, processes, show_progress=show_progress)
-    search = run_search(plan, runner, trials, processes, show_progress=show_progress)
+    done = matrix.run(runner, store, processes)
+    search = run_search(plan, runner, trials, processes)
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]

@@ -128,7 +128,7 @@ def attack_one_model(
     features = plan.judges.features(pictures[MODEL]).extracted if keys else None
     runner = cell_runner(plan, class_images, features)
     runner.keep = keep
-    done = matrix.run(runner, store, processes, show_progress=processes.is_main)
+    done = matrix.run(runner, store, processes)
     if done is None:
         return None
     rows, shown = done

@@ -138,7 +138,6 @@ class PhotoAudit:
         store: CellStore | None = None,
         tidied: bool = False,
         processes: ProcessGroup = SINGLE_PROCESS,
-        show_progress: bool = True,
     ) -> tuple[list[PhotoAttackRow], dict[str, Tensor]] | None:
         """Attack with the clean and the protected photos of all people. If an attack fails, its row says so.
 
@@ -148,7 +147,6 @@ class PhotoAudit:
             store: where finished attacks are kept and found; None keeps nothing.
             tidied: whether `tidy` was called in the main process, and the others have waited for it since.
             processes: the processes that share the attacks. Each takes the next attack when it is free.
-            show_progress: whether the main process shows a progress bar.
 
         Returns:
             The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}. A name is
@@ -158,13 +156,12 @@ class PhotoAudit:
         attacks, keyed = self._attacks(), self._cells(pairs, holdout)
         keys, cells = list(keyed), list(keyed.values())
         read = {person: self._read(holdout[person]) for person in pairs}
-        shown = show_progress and processes.is_main
         with store_or_temporary(store) as finished:
             if not tidied:
                 if processes.is_main:
                     finished.tidy(keys)
                 processes.wait()
-            with progress_bar(total=len(cells), desc="attack photos", unit="attack", shown=shown) as bar:
+            with progress_bar(total=len(cells), desc="attack photos", unit="attack") as bar:
                 for key, cell in zip(keys, cells, strict=True):
                     if finished.claim(key):
                         row, images = self._row(cell, attacks[cell.name], read[cell.person])

@@ -88,9 +88,7 @@ class Searcher:
         return make_cell(plan, entry, self.model, person, "protected", plan.seed, facts)
 
 
-def run_search(
-    plan: AuditPlan, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, show_progress: bool
-) -> SearchResults | None:
+def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes: ProcessGroup) -> SearchResults | None:
     """Search for the best attack on base and hardened model.
 
     The processes share the searches. The trials of one search depend on each other, so one process runs all of them.
@@ -100,7 +98,6 @@ def run_search(
         runner: runs a trial.
         store: where finished trials are kept and found.
         processes: the processes that share the searches.
-        show_progress: whether the main process shows a progress bar.
 
     Returns:
         The main process waits for the other processes and returns the results. The other processes return None.
@@ -119,7 +116,7 @@ def run_search(
     processes.wait()
     own = searchers[processes.index :: processes.size]
     try:
-        _run_share(own, runner, store, shown=show_progress and processes.is_main)
+        _run_share(own, runner, store)
         if not processes.is_main:
             return None
         searches = [_search(one, one.run(lambda cell: _kept(store, cell))) for one in searchers]
@@ -141,9 +138,9 @@ def run_search(
     )
 
 
-def _run_share(searchers: Sequence[Searcher], runner: CellRunner, store: CellStore, *, shown: bool) -> None:
+def _run_share(searchers: Sequence[Searcher], runner: CellRunner, store: CellStore) -> None:
     total = sum(one.options.trials for one in searchers)
-    with progress_bar(total=total, desc="search", unit="trial", shown=shown) as bar, stop_on_signals() as stop:
+    with progress_bar(total=total, desc="search", unit="trial") as bar, stop_on_signals() as stop:
 
         def after_step(step: int, loss: Any) -> None:
             if stop.asked:  # code in between may have caught the exception of the signal

@@ -18,20 +18,11 @@ class Stages:
 
     Args:
         names: the stages, in their order.
-        shown: whether this process tells them. Only the main process of a run does.
         entered: called with the number of a stage, from 1, when it begins.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        *,
-        shown: bool = True,
-        entered: Callable[[int], None] | None = None,
-    ) -> None:
-        self.names, self.shown = list(names), shown
-        self.entered = entered
-        self.number = 0
+    def __init__(self, names: Sequence[str], *, entered: Callable[[int], None] | None = None) -> None:
+        self.names, self.entered, self.number = list(names), entered, 0
         self._began = time.monotonic()
 
     def __enter__(self) -> Stages:
@@ -51,12 +42,10 @@ class Stages:
         self.number, self._began = self.names.index(name) + 1, time.monotonic()
         label = f"{self.number}/{len(self.names)}"
         set_stage(f"{label} ")
-        if self.shown:
-            logger.info("%s %s", label, name)
+        logger.info("%s %s", label, name)
         if self.entered is not None:
             self.entered(self.number)
 
     def _end(self) -> None:
-        if self.shown:
-            took = duration(time.monotonic() - self._began)
-            logger.info("%d/%d done in %s", self.number, len(self.names), took)
+        took = duration(time.monotonic() - self._began)
+        logger.info("%d/%d done in %s", self.number, len(self.names), took)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
+from apdm.core.launcher import is_main_process
 from apdm.core.plain_bar import PlainBar
 
 if TYPE_CHECKING:
@@ -165,11 +166,10 @@ def progress_bar(
     unit: str,
     total: int | None = None,
     initial: int = 0,
-    shown: bool = True,
     desc: str = "",
     **options: Any,
 ) -> tqdm[Any]:
-    """Return a tqdm bar, which is hidden unless `show_progress` asked for bars, and if there is nothing to do.
+    """Return a tqdm bar. It is hidden outside of `show_progress`, without work, and in all processes but the main one.
 
     Use it as a context manager. Then its line is ended before anything else is printed, also after an exception. Where
     standard error is no terminal, a line is written now and then in place of the bar.
@@ -179,7 +179,6 @@ def progress_bar(
         unit: what is counted, in the singular.
         total: number of all items; by default those of `iterable`.
         initial: number of items that were done before.
-        shown: false always hides this bar. Pass false in all processes but the main one.
         desc: what is done; the number of the job's stage is put before it.
         options: further arguments of tqdm.
     """
@@ -187,7 +186,7 @@ def progress_bar(
 
     total = len(iterable) if total is None and iterable is not None else total
     idle = total is not None and total <= initial
-    hidden = idle or not (shown and _bars_are_shown.get())
+    hidden = idle or not (_bars_are_shown.get() and is_main_process())
     if not hidden and not sys.stderr.isatty():
         plain: Any = PlainBar(iterable, desc=desc, total=total, initial=initial, tell=_tell)
         return plain

@@ -80,7 +80,6 @@ class ClassImages:
         *,
         batch_size: int,
         replace: bool = False,
-        show_progress: bool = True,
     ) -> list[Path]:
         """Return `count` class pictures of a folder, sorted by name; missing ones are drawn first.
 
@@ -92,7 +91,6 @@ class ClassImages:
             count: how many pictures to return.
             batch_size: how many pictures are drawn at once.
             replace: if the folder holds pictures that were drawn with another recipe, delete them and draw new ones.
-            show_progress: show a progress bar.
 
         Raises:
             UserError: as in `own_pictures`.
@@ -105,7 +103,7 @@ class ClassImages:
         if self._missing(folder, count):
             with locked(folder, waiting=f"waiting for another run that draws class pictures in {folder}"):
                 self.own_pictures(folder, replace=False)  # the other run may have drawn other pictures
-                self._draw(family, folder, count, batch_size=batch_size, what=WHAT, show_progress=show_progress)
+                self._draw(family, folder, count, batch_size=batch_size, what=WHAT)
         return [folder / _name(i) for i in range(count)]
 
     def draw(
@@ -135,7 +133,7 @@ class ClassImages:
         if there := [folder / _name(i) for i in range(count) if i not in missing]:
             check(there)
         if missing:
-            self._draw(family, folder, count, batch_size=batch_size, what=what, show_progress=True, check=check)
+            self._draw(family, folder, count, batch_size=batch_size, what=what, check=check)
         return [folder / _name(i) for i in range(count)]
 
     def _delete_others(self, folder: Path) -> None:
@@ -155,14 +153,13 @@ class ClassImages:
         *,
         batch_size: int,
         what: str,
-        show_progress: bool,
         check: Callable[[Sequence[Path]], None] | None = None,
     ) -> None:
         """Draw the missing ones of `count` pictures, after the recipe is written beside them."""
         write_text(folder / RECIPE_FILE, json.dumps(asdict(self), indent=1) + "\n")
         missing = self._missing(folder, count)  # another run may have drawn some meanwhile
         require_disk(folder, len(missing) * picture_size(self.resolution**2), f"{len(missing)} {what}")
-        with progress_bar(total=len(missing), desc=what, unit="picture", shown=show_progress) as bar:
+        with progress_bar(total=len(missing), desc=what, unit="picture") as bar:
             for start in range(0, len(missing), batch_size):
                 chunk = missing[start : start + batch_size]
                 images = family.sample(

@@ -93,7 +93,7 @@ def _audit(
 ) -> AuditResult:
     """Audit a hardened model. `held` keeps other runs out of the output folder until it is closed."""
     with_photos = config.protected_photos is not None
-    stages = held.enter_context(audit_stages(models=True, photos=with_photos, shown=processes.is_main))
+    stages = held.enter_context(audit_stages(models=True, photos=with_photos))
     stages.begin(PREPARING)
     plan, inputs, photos = processes.main_first(lambda: load_audit(config, command))
     judges = inputs.judges

@@ -138,7 +138,6 @@ def audit_and_report(
     Returns:
         The results in the main process, None in the others.
     """
-    quiet = not processes.is_main
     stages.begin(ATTACKS)
     plan = replace(plan, class_images=asdict(class_images))
     prior = draw_class_images(plan, class_images, output, processes)
@@ -151,7 +150,7 @@ def audit_and_report(
     if photo_attacks is not None and photos is not None and processes.is_main:
         # Before the models are attacked, so that a process that has finished there can go on with the photos.
         PhotoAudit.of(plan, latents, photo_attacks).tidy(photos.pairs, held_out(plan), photo_store)
-    done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes, show_progress=not quiet)
+    done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes)
     layer = None
     if photo_attacks is not None and photos is not None:
         stages.begin(PHOTO_ATTACKS)
@@ -183,11 +182,11 @@ def _write_unfinished(results: Results, pictures: Mapping[str, Tensor], output: 
 
 def draw_class_images(plan: AuditPlan, class_images: ClassImages, output: Path, processes: ProcessGroup) -> Tensor:
     """Return the attacker's class pictures, `[N, 3, R, R]` in [-1, 1]. Those that are missing are drawn first."""
-    base, batch_size, shown = plan.models["base"], plan.drawing.batch_size, processes.is_main
+    base, batch_size = plan.models["base"], plan.drawing.batch_size
 
     def draw() -> Tensor:
         folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
-        paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True, show_progress=shown)
+        paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True)
         return load_images(paths, class_images.resolution)
 
     return processes.main_first(draw)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from apdm.config import HardenConfig
 from apdm.core.files import list_files
+from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
 from apdm.core.stages import Stages
 from apdm.export.layout import CLASS_IMAGES, IMAGES, REPORT, SAMPLES
@@ -21,16 +22,11 @@ ATTACKS, PHOTO_ATTACKS = "attacking both models", "attacking with the protected 
 SHOWN = 6  # pictures of a kind on the page
 
 
-def harden_stages(config: HardenConfig, *, shown: bool) -> Stages:
-    """Return the stages of a hardening run. The report is written at the beginning of each, if there is an audit.
-
-    Args:
-        config: the options of the run.
-        shown: whether this process tells the stages and writes the report.
-    """
+def harden_stages(config: HardenConfig) -> Stages:
+    """Return the stages of a hardening run. The main process writes the report as each begins, if there is an audit."""
     photos, audit = config.image_layer.enabled, config.audit.enabled
     names = [PREPARING, HARDENING, *[PHOTOS] * photos, *[ATTACKS] * audit, *[PHOTO_ATTACKS] * (photos and audit)]
-    return Stages(names, shown=shown, entered=_writer(config, names) if shown and audit else None)
+    return Stages(names, entered=_writer(config, names) if audit and is_main_process() else None)
 
 
 def _writer(config: HardenConfig, names: list[str]) -> Callable[[int], None]:
@@ -66,12 +62,6 @@ def _read(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def audit_stages(*, models: bool, photos: bool, shown: bool) -> Stages:
-    """Return the stages of an audit.
-
-    Args:
-        models: whether models are attacked.
-        photos: whether protected photos are attacked.
-        shown: whether this process tells the stages.
-    """
-    return Stages([PREPARING, *[ATTACKS] * models, *[PHOTO_ATTACKS] * photos], shown=shown)
+def audit_stages(*, models: bool, photos: bool) -> Stages:
+    """Return the stages of an audit, in which models or protected photos or both are attacked."""
+    return Stages([PREPARING, *[ATTACKS] * models, *[PHOTO_ATTACKS] * photos])

@@ -85,7 +85,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
     with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
         processes.on_main(lambda: reserve_repository(config))
-        stages = held.enter_context(harden_stages(config, shown=processes.is_main))
+        stages = held.enter_context(harden_stages(config))
         stages.begin(PREPARING)
         processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
         base, start = processes.all_or_raise(lambda: load_models(config))

@@ -91,7 +91,6 @@ def run_training(
         unit="step",
         initial=counters.step,
         total=config.max_train_steps,
-        shown=accelerator.is_main_process,
     ) as bar:
         every = config.checkpointing_steps
         for step in bar:

@@ -120,7 +120,7 @@ def _perturb(
     if config.report_to:
         require_tracker(config.report_to)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
-    stages = held.enter_context(Stages([PREPARING, PHOTOS], shown=processes.is_main))
+    stages = held.enter_context(Stages([PREPARING, PHOTOS]))
     stages.begin(PREPARING)
     processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
     job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main, models=models))

@@ -94,7 +94,7 @@ def audit_photos(
         UserError: the input cannot be used. This is found before any long work starts.
         Interrupted: the process was asked to stop. Finished attacks are kept.
     """
-    stages = held.enter_context(audit_stages(models=False, photos=True, shown=processes.is_main))
+    stages = held.enter_context(audit_stages(models=False, photos=True))
     stages.begin(PREPARING)
     inputs = processes.main_first(lambda: load_photo_audit(config, command))
     judges = inputs.plan.judges

@@ -67,7 +67,7 @@ class PhotoJob:
         protection: the layers of the photo protection.
         transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
         class_pictures: draws the class pictures, if they are missing, and returns their latents. Its arguments are the
-            model, the output folder, and whether to show progress.
+            model and the output folder.
         instance_prompt: the prompt that an attacker trains the photos with.
         class_prompt: the prompt of the class pictures.
         resolution: side of the square that a trainer makes of a photo, in pixels.
@@ -85,7 +85,7 @@ class PhotoJob:
     faces: FaceModels | None
     protection: LayeredProtection
     transform: RandomTransform | None
-    class_pictures: Callable[[Family, Path, bool], Posterior]
+    class_pictures: Callable[[Family, Path], Posterior]
     instance_prompt: str
     class_prompt: str
     resolution: int
@@ -140,7 +140,7 @@ class PhotoJob:
             faces=faces,
             protection=protection,
             transform=RandomTransform.from_config(layer.transform),
-            class_pictures=lambda family, output, show: class_posterior(config, family, output, show_progress=show),
+            class_pictures=partial(class_posterior, config),
             instance_prompt=config.instance_prompt,
             class_prompt=config.class_prompt,
             resolution=config.resolution,
@@ -219,9 +219,9 @@ class PhotoJob:
         prior = None
         if missing and self.protection.needs_class_pictures:
             with torch.no_grad():
-                prior = processes.main_first(lambda: self.class_pictures(family, output, processes.is_main))
+                prior = processes.main_first(lambda: self.class_pictures(family, output))
         try:
-            self._protect_subjects(mine, family, prior, images, show_progress=processes.is_main, watch=watch)
+            self._protect_subjects(mine, family, prior, images, watch)
         finally:
             if self.faces is not None:
                 self.faces.to("cpu")  # because the saved photos are measured on the CPU
@@ -290,8 +290,6 @@ class PhotoJob:
         family: Family,
         prior: Posterior | None,
         images: Path,
-        *,
-        show_progress: bool,
         watch: Watch,
     ) -> None:
         """Write the protected photos of some subjects."""
@@ -300,8 +298,8 @@ class PhotoJob:
         chosen = {subject: [each.chosen for each in self.look_for_faces(subject)] for subject in subjects}
         if self.faces is not None:
             self.faces.to(prompts.device)
-        steps, shown, done = self.protection.total_steps, show_progress and bool(subjects), 0
-        with progress_bar(total=steps * len(subjects), desc="protect", unit="step", shown=shown) as bar:
+        steps, done = self.protection.total_steps, 0
+        with progress_bar(total=steps * len(subjects), desc="protect", unit="step") as bar:
 
             def progress(values: Mapping[str, Tensor]) -> None:
                 nonlocal done

@@ -260,14 +260,13 @@ def configuration_hash(family: Family) -> str:
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progress: bool = True) -> Posterior:
+def class_posterior(config: JobConfig, base: Family, output: Path) -> Posterior:
     """Return the latents of the class pictures. Missing pictures are drawn by the base model first.
 
     Args:
         config: options that say how many class pictures there are, and how they are drawn.
         base: the model that draws and encodes.
         output: the output folder. The pictures are kept there, unless `config.class_data_dir` names another folder.
-        show_progress: show a progress bar.
     """
     paths = class_images(config, base).ensure(
         base,
@@ -275,6 +274,5 @@ def class_posterior(config: JobConfig, base: Family, output: Path, *, show_progr
         config.num_class_images,
         batch_size=config.sample_batch_size,
         replace=config.class_data_dir is None,  # outdated pictures are deleted only in the output folder
-        show_progress=show_progress,
     )
     return encode_images(base, load_images(paths, config.resolution), batch_size=config.sample_batch_size)

@@ -183,9 +183,7 @@ class Steps:
             family = load_models({"base": given.model}, allow_pickle=self.allow_pickle)["base"]
             family.pipeline.to(self.device)
             own = missing[self.processes.index :: self.processes.size]
-            with progress_bar(
-                total=len(own), desc="pictures for captions", unit="picture", shown=self.processes.is_main
-            ) as bar:
+            with progress_bar(total=len(own), desc="pictures for captions", unit="picture") as bar:
                 for start in range(0, len(own), captions.batch_size):
                     part = own[start : start + captions.batch_size]
                     images = family.sample(

@@ -46,7 +46,7 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
             class_prompt="a photo of person",
             **options,
         )
-        done = attack_and_judge(plan, prior, store=store, show_progress=False)
+        done = attack_and_judge(plan, prior, store=store)
         assert done is not None
         return to_json(done[0]), done[1]
 

@@ -141,7 +141,7 @@ def attack_photos(
         seeds=range(options.seeds),
         facts={"x": 1},
     )
-    done = audit.run({"s01": PhotoPair(PHOTOS, protected)}, {"s01": PHOTOS}, store=store, show_progress=False)
+    done = audit.run({"s01": PhotoPair(PHOTOS, protected)}, {"s01": PHOTOS}, store=store)
     assert done is not None
     return done
 

@@ -245,7 +245,7 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
             search=options,
             guidance=True,
         )
-        done = attack_and_judge(plan, prior, trials=store, show_progress=False)
+        done = attack_and_judge(plan, prior, trials=store)
         assert done is not None
         return to_json(done[0]), store
 

@@ -67,7 +67,7 @@ def test_no_size_for_people_attacks_less_than_the_nominal_attack(place: Path, si
 
 def test_the_report_says_after_each_stage_what_is_missing(place: Path) -> None:
     config = harden_config(DemoConfig(output_dir=str(place), size="short"))
-    stages = harden_stages(config, shown=True)
+    stages = harden_stages(config)
     assert stages.names == [PREPARING, HARDENING, PHOTOS, ATTACKS, PHOTO_ATTACKS]
     stages.begin(PREPARING)
     assert not place.exists()  # the folder is not claimed yet
