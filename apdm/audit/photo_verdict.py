@@ -18,6 +18,7 @@ from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
 from apdm.audit.verdict import MIN_REPEATS, among_strangers, unmeasured, worst_checks
 from apdm.faces.described import NamedThreshold
 from apdm.metrics.identity import face_rate
+from apdm.metrics.statistics import independent_values
 from apdm.metrics.utility import StrangersLikeness
 
 Pair = tuple[PhotoAttackRow, PhotoAttackRow]  # the rows of one person and seed, with clean and with protected photos
@@ -170,10 +171,12 @@ def _state(pairs: Sequence[Pair], passed: Sequence[bool | None], doubts: Sequenc
 
 def _comparison(pairs: Sequence[Pair], encoder: str) -> PhotoComparison:
     values: dict[str, list[list[float]]] = {}
+    matched: dict[str, list[list[float]]] = {}
     for pair in pairs:
         for place, row in enumerate(pair):
             values.setdefault(row.subject, [[], []])[place].append(row.identity[encoder].mean)
-    rates = [fmean(pair[place].identity[encoder].match_rate for pair in pairs) for place in (0, 1)]
+            matched.setdefault(row.subject, [[], []])[place].append(row.identity[encoder].match_rate)
+    rates = [fmean(independent_values([of[place] for of in matched.values()])) for place in (0, 1)]
     return PhotoComparison(
         **compared(values, ("clean", "protected")), clean_match_rate=rates[0], protected_match_rate=rates[1]
     )

@@ -183,6 +183,8 @@ def _compared(rows: Sequence[AttackRow], encoders: Sequence[str], models: tuple[
 def compared(values: Mapping[str, Sequence[Sequence[float]]], names: tuple[str, str]) -> dict[str, Any]:
     """Compare the likeness that an attack reaches on two things, such as base and hardened model.
 
+    Every person counts alike in the means, as in their intervals, also where seeds of a person are missing.
+
     Args:
         values: {person: [likeness on the first, likeness on the second]}, with paired values in both.
         names: what the two are called in the results.
@@ -190,18 +192,17 @@ def compared(values: Mapping[str, Sequence[Sequence[float]]], names: tuple[str, 
     Returns:
         The fields of a `Comparison` or of a dataclass like it.
     """
-    first, second = ([value for of in values.values() for value in of[place]] for place in (0, 1))
-    units = [independent_values([of[place] for of in values.values()]) for place in (0, 1)]
+    first, second = (independent_values([of[place] for of in values.values()]) for place in (0, 1))
     likeness, worst = max((fmean(of[1]), subject) for subject, of in values.items())
     return {
         names[0]: fmean(first),
         names[1]: fmean(second),
-        f"{names[0]}_interval": _interval(units[0]),
-        f"{names[1]}_interval": _interval(units[1]),
+        f"{names[0]}_interval": _interval(first),
+        f"{names[1]}_interval": _interval(second),
         "difference": fmean(first) - fmean(second),
-        "difference_interval": _interval(*units),
+        "difference_interval": _interval(first, second),
         "worst": WorstPerson(subject=worst, likeness=likeness),
-        "pairs": len(first),
+        "pairs": sum(len(of[0]) for of in values.values()),
     }
 
 

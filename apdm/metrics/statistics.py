@@ -26,6 +26,9 @@ def bootstrap_interval(
     Single values are resampled, so they must be independent of each other; see `independent_values`. Equal seeds give
     equal intervals.
 
+    An interval never leaves the range of the values, so it is too narrow where there are few of them. At a level of
+    0.95, intervals of 2, 3, 5, 10 and 20 normal values hold the true mean in 50, 75, 84, 90 and 93 % of cases.
+
     Args:
         values: at least two values.
         paired_with: if it is given, the interval of the mean of `values[i] - paired_with[i]` is computed.

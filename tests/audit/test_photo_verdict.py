@@ -73,6 +73,15 @@ def test_an_attack_that_works_with_clean_photos_and_fails_with_protected_ones_sh
     assert outcome.quality["brisque"].clean == pytest.approx(20.9)
 
 
+def test_a_person_with_more_seeds_counts_no_more_than_another():
+    other = {"subject": "s02"}
+    rows = [clean(0), clean(1), protected(0, mean=0.3), protected(1, mean=0.3)]
+    (outcome,) = judged(*rows, clean(**other, match_rate=0.8), protected(**other, mean=0.1, match_rate=0.04))
+    compared = outcome.comparison["enc"]
+    assert (compared.protected, compared.pairs) == pytest.approx((0.2, 3))
+    assert (compared.clean_match_rate, compared.protected_match_rate) == pytest.approx((0.9, 0.02))
+
+
 def test_one_prompt_of_one_seed_that_gets_through_is_enough():
     through = {"a photo": identity(0.1, 0.0)["enc"], "a portrait": identity(0.8, 0.5)["enc"]}
     by_prompt = {prompt: {"enc": entry} for prompt, entry in through.items()}

@@ -239,6 +239,12 @@ def test_seeds_of_one_person_make_no_interval_of_people_narrower():
     assert alone.base_interval == once.base_interval  # over seeds, there being nobody else
 
 
+def test_a_person_with_more_seeds_counts_no_more_than_another():
+    entry = comparison(paired({"s01": [0.8, 0.8, 0.8], "s02": [0.4]}), ["enc"])["enc"]  # two seeds of s02 failed
+    assert (entry.base, entry.hardened, entry.difference) == pytest.approx((0.6, 0.3, 0.3))
+    assert entry.base_interval == pytest.approx(bootstrap_interval([0.8, 0.4])) and entry.pairs == 4
+
+
 @pytest.mark.parametrize(
     ("source", "share", "trusted"),
     [

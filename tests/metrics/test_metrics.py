@@ -150,6 +150,15 @@ def test_bootstrap_interval_matches_the_normal_approximation_and_its_seed():
     assert bootstrap_interval(values, seed=1) == (low, high) != bootstrap_interval(values, seed=2)
 
 
+@pytest.mark.parametrize(("number", "held"), [(2, 0.5), (3, 0.75), (5, 0.84), (10, 0.9)])
+def test_intervals_of_few_values_hold_the_true_mean_as_rarely_as_documented(number: int, held: float):
+    values = np.random.default_rng(0).normal(size=(400, number))
+    ends = [bootstrap_interval(each.tolist(), resamples=1000) for each in values]
+    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(held, abs=0.05)
+    if number <= 3:  # all of them are equal in more than 2.5 % of the samples
+        assert np.allclose(ends, [(each.min(), each.max()) for each in values])
+
+
 def test_a_paired_interval_sees_a_small_difference_through_a_large_shared_spread():
     hardened = np.random.default_rng(3).normal(0.0, 10.0, size=20)
     base = hardened + np.random.default_rng(4).normal(0.5, 0.1, size=20)
