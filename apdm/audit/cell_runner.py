@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,14 +19,11 @@ from torch.nn import Module
 
 from apdm.attacks import Material
 from apdm.attacks.batches import probe_loss
-from apdm.attacks.faceid import FaceIDAdapter
 from apdm.audit.attention import identifier_maps
 from apdm.audit.cells import Cell, CellMeasurements
-from apdm.audit.people import Person
-from apdm.audit.plan import Drawing, to_unit
+from apdm.audit.plan import AuditPlan, Drawing, to_unit
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.untrained import Untrained
-from apdm.data.edit_prompts import Edit
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.edits import edit_quality
@@ -38,41 +34,37 @@ ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of picture
 SHOWN_MAPS = 4
 
 
-@dataclass(kw_only=True)
 class CellRunner:
-    """Runs cells. It holds what all cells have in common, so that nothing is drawn or encoded twice.
+    """Runs the cells of a plan. It keeps what cells have in common, so that nothing is drawn or encoded twice.
+
+    Args:
+        plan: the models, the people, the judges and the drawing.
+        class_images: latents of the attacker's class pictures, for prior preservation.
+        class_features: features [N, F] of the base's class pictures; None without a network for them.
+        keep: called with every attack that succeeded and its model; None keeps no model.
 
     Attributes:
-        drawing: how the attacker's pictures are drawn.
-        judges: the networks that look at the pictures.
-        models: {name: model}: the attacked models, and further models that some attacks need.
         references: {person: {encoder: embeddings of the hold-out photos}}.
-        reference_features: {person: features of the hold-out photos}, for the likeness of whole pictures.
-        class_images: the attacker's class pictures, for prior preservation.
-        class_features: features [N, F] of the base's class pictures; None without a network for them.
-        class_prompt: the prompt of the class pictures.
-        consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
-        latents: {(model, person): latents of the person's photos}. An entry is made when it is first needed.
-        untouched: {(model, seed, prompts): pictures that the model draws before an attack, and what the judges read
-            from them}. An entry is made when it is first needed.
-        keep: called with every attack that succeeded and its model; None keeps no model.
-        adapter, edits: as in `AuditPlan`.
     """
 
-    drawing: Drawing
-    judges: Judges
-    models: Mapping[str, Family]
-    references: Mapping[str, Mapping[str, Tensor]]
-    reference_features: Mapping[str, Tensor | None]
-    class_images: Posterior
-    class_features: Tensor | None
-    class_prompt: str
-    consenting: Tensor | None = None
-    latents: dict[tuple[str, str], Posterior] = field(default_factory=dict)
-    untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = field(default_factory=dict)
-    keep: Callable[[Cell, Family], None] | None = None
-    adapter: FaceIDAdapter | None = None
-    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
+    def __init__(
+        self,
+        plan: AuditPlan,
+        class_images: Posterior,
+        class_features: Tensor | None,
+        *,
+        keep: Callable[[Cell, Family], None] | None = None,
+    ) -> None:
+        self.plan, self.class_images, self.class_features, self.keep = plan, class_images, class_features, keep
+        self.judges, self.models, self.drawing = plan.judges, plan.models, plan.drawing
+        photos = {one.id: to_unit(one.references) for one in [*plan.subjects.protected, *plan.subjects.others]}
+        self.references = {person: self.judges.embed_person(images) for person, images in photos.items()}
+        # For the likeness of whole pictures.
+        self._whole = {person: self.judges.whole_features(images) for person, images in photos.items()}
+        # {(model, person): latents of the person's photos}
+        self._encoded: dict[tuple[str, str], Posterior] = {}
+        # {(model, seed, prompts): what the model draws before an attack, and what the judges read from that}
+        self._untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = {}
 
     def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
@@ -92,7 +84,7 @@ class CellRunner:
         measured, family = CellMeasurements(), self.models[cell.model]
         error, attacked, started = None, None, time.perf_counter()
         try:
-            latents = self._latents(cell.model, cell.person)
+            latents = self._latents(cell.model, cell.person.id, cell.person.photos)
 
             def evaluate(step: int, attacked: Family) -> None:
                 began = time.perf_counter()
@@ -100,7 +92,8 @@ class CellRunner:
                 measured.seconds += time.perf_counter() - began
 
             others = {name: model for name, model in self.models.items() if name != "placebo"}
-            consenting = self._consenting(cell.model)
+            unrelated = self.plan.subjects.consenting
+            consenting = None if unrelated is None else self._latents(cell.model, "", unrelated)
             with self._others_put_aside(cell):
                 attacked = cell.attack.run(
                     family,
@@ -110,8 +103,8 @@ class CellRunner:
                         cell.person.photos,
                         others,
                         consenting=consenting,
-                        adapter=self.adapter,
-                        edits=self.edits.get(cell.person.id),
+                        adapter=self.plan.adapter,
+                        edits=self.plan.edits.get(cell.person.id),
                     ),
                     eval_steps=cell.eval_steps,
                     evaluate=evaluate,
@@ -158,26 +151,17 @@ class CellRunner:
             measured.pictures["attacked"] = images
             prompt = cell.attack.prompt(self.drawing.prompts[0])
             maps = identifier_maps(
-                attacked, images[:SHOWN_MAPS], prompt, self.class_prompt, batch_size=self.drawing.batch_size
+                attacked, images[:SHOWN_MAPS], prompt, self.plan.class_prompt, batch_size=self.drawing.batch_size
             )
             if maps is not None:
                 measured.pictures["attention"] = maps
 
-    def _latents(self, model: str, person: Person) -> Posterior:
-        """The latents of the person's photos from this model's VAE. They are computed once for all seeds."""
-        if (model, person.id) not in self.latents:
-            self.latents[model, person.id] = self._encode(model, person.photos)
-        return self.latents[model, person.id]
-
-    def _consenting(self, model: str) -> Posterior | None:
-        if self.consenting is None:
-            return None
-        if (model, "") not in self.latents:
-            self.latents[model, ""] = self._encode(model, self.consenting)
-        return self.latents[model, ""]
-
-    def _encode(self, model: str, photos: Tensor) -> Posterior:
-        return encode_images(self.models[model], photos, batch_size=self.drawing.batch_size)
+    def _latents(self, model: str, person: str, photos: Tensor) -> Posterior:
+        """The latents of photos from this model's VAE. Those of a person are computed once for all seeds."""
+        if (model, person) not in self._encoded:
+            batch_size = self.drawing.batch_size
+            self._encoded[model, person] = encode_images(self.models[model], photos, batch_size=batch_size)
+        return self._encoded[model, person]
 
     def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
         """Draw pictures for the attacker's prompts, and run the judges' networks on them.
@@ -189,14 +173,14 @@ class CellRunner:
         known = (cell.model, cell.seed, tuple(prompts))
         trained = not isinstance(cell.attack, Untrained)  # others draw from the person's photos from the first
         untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])
-        if untouched and known in self.untouched:
-            return self.untouched[known]
+        if untouched and known in self._untouched:
+            return self._untouched[known]
         height, width = cell.person.photos.shape[-2:]
         images = draw(drawing, attacked, prompts, cell.seed, ATTACK_NOISE, height=height, width=width)
         check_finite(images)
         features = self.judges.features(images)
         if untouched:
-            self.untouched[known] = images, features
+            self._untouched[known] = images, features
         return images, features
 
     def _quality(self, features: Features, subject: str) -> dict[str, float | None]:
@@ -204,7 +188,7 @@ class CellRunner:
         if drawn is not None and of_class is not None and min(len(drawn), len(of_class)) >= 2:
             distance = _finite(kernel_distance(drawn, of_class))
         return {
-            **person_quality(self.judges, features, self.reference_features[subject]),
+            **person_quality(self.judges, features, self._whole[subject]),
             "kernel_distance_to_class": distance,
         }
 
@@ -213,14 +197,14 @@ class CellRunner:
         if not (isinstance(cell.attack, Untrained) and cell.attack.edits_photos):
             return {}
         turns = torch.arange(len(images)) % len(cell.person.photos)
-        edits = self.edits.get(cell.person.id)
+        edits = self.plan.edits.get(cell.person.id)
         if edits is None:
             each = len(images) // len(self.drawing.prompts)
             asked = [cell.attack.prompt(prompt) for prompt in self.drawing.prompts for _ in range(each)]
-            shown = [self.class_prompt] * len(images)
+            shown = [self.plan.class_prompt] * len(images)
         else:
             asked = [edits[turn].prompt for turn in turns]
-            shown = [edits[turn].source or self.class_prompt for turn in turns]
+            shown = [edits[turn].source or self.plan.class_prompt for turn in turns]
         return edit_quality(self.judges, images, to_unit(cell.person.photos)[turns], asked, shown)
 
     def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:

@@ -14,7 +14,7 @@ from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.results import AttackOutcome, HeadlineCost, Measurements, Results
 from apdm.audit.rows import comparison, cost_factors, other_people, with_row_figures
 from apdm.audit.search import run_search
-from apdm.audit.store import CellStore, store_or_temporary
+from apdm.audit.store import CellStore
 from apdm.audit.suites import available_entries
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.core.versions import package_versions
@@ -26,7 +26,7 @@ def attack_and_judge(
     plan: AuditPlan,
     class_images: Posterior,
     *,
-    store: CellStore | None = None,
+    store: CellStore,
     trials: CellStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Results, dict[str, Tensor]] | None:
@@ -40,8 +40,8 @@ def attack_and_judge(
     Args:
         plan: what is attacked, by what, and who judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
-        store: where finished attacks are kept and found; None keeps nothing.
-        trials: where finished trials of an attacker's search are kept and found; None keeps nothing.
+        store: where finished attacks are kept and found.
+        trials: where finished trials of an attacker's search are kept and found; None without a search.
         processes: the processes that share the attacks.
 
     Returns:
@@ -60,17 +60,6 @@ def attack_and_judge(
         UserError: likeness by chance cannot be measured, see `measure_strangers`.
         Interrupted: the user stopped the audit. Finished attacks stay in the store.
     """
-    with store_or_temporary(store) as cells, store_or_temporary(trials) as searched:
-        return _attack_and_judge(plan, class_images, cells, searched, processes)
-
-
-def _attack_and_judge(
-    plan: AuditPlan,
-    class_images: Posterior,
-    store: CellStore,
-    trials: CellStore,
-    processes: ProcessGroup,
-) -> tuple[Results, dict[str, Tensor]] | None:
     judges, subjects = plan.judges, plan.subjects
     entries, left_out = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
     matrix = Matrix.of(plan, entries)
@@ -79,13 +68,13 @@ def _attack_and_judge(
     processes.wait()
     class_pictures = draw_class_pictures(plan, class_keys(plan), store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
-    runner = cell_runner(plan, class_images, class_features["base"].extracted)
+    runner = CellRunner(plan, class_images, class_features["base"].extracted)
     protected = {person.id: runner.references[person.id] for person in subjects.protected}
     # Before the attacks, because it may fail.
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
     guidance = sweep_guidance(plan, runner, store, processes)
     done = matrix.run(runner, store, processes)
-    search = run_search(plan, runner, trials, processes)
+    search = None if trials is None else run_search(plan, runner, trials, processes)
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
@@ -108,30 +97,6 @@ def _attack_and_judge(
         guidance=guidance,
     )
     return _judged(plan, measured), _class_and_photos(plan, class_pictures) | pictures
-
-
-def cell_runner(plan: AuditPlan, class_images: Posterior, class_features: Tensor | None) -> CellRunner:
-    """Return what runs the cells of a plan.
-
-    Args:
-        plan: the models, the people and the judges.
-        class_images: latents of the attacker's class pictures, for prior preservation.
-        class_features: features [N, F] of the base's class pictures; None without a network for them.
-    """
-    people = [*plan.subjects.protected, *plan.subjects.others]
-    return CellRunner(
-        drawing=plan.drawing,
-        judges=plan.judges,
-        models=plan.models,
-        references={person.id: plan.judges.embed_person(to_unit(person.references)) for person in people},
-        reference_features={person.id: plan.judges.whole_features(to_unit(person.references)) for person in people},
-        class_images=class_images,
-        consenting=plan.subjects.consenting,
-        class_features=class_features,
-        class_prompt=plan.class_prompt,
-        adapter=plan.adapter,
-        edits=plan.edits,
-    )
 
 
 def _judged(plan: AuditPlan, measured: Measurements) -> Results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,16 @@ from typing import Literal
 
 from torch import Tensor
 
+from apdm.audit.cell_runner import CellRunner
 from apdm.audit.cells import Cell
 from apdm.audit.class_pictures import class_keys, draw_class_pictures, measure_strangers
 from apdm.audit.common_results import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
 from apdm.audit.matrix import Matrix
-from apdm.audit.model_audit import cell_runner
 from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.results import AttackRow
 from apdm.audit.results_file import AnyResults, in_shape, read_content, read_results
-from apdm.audit.schema import to_json
 from apdm.audit.store import CellStore
 from apdm.core.errors import UserError
-from apdm.core.files import write_text
 from apdm.core.logging import get_logger
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import ProcessGroup
@@ -70,11 +67,6 @@ class AttackResults:
         return [encoder.name for encoder in self.judges.encoders]
 
 
-def write_attack_results(results: AttackResults, path: Path) -> None:
-    """Write attack.json as strict JSON. An existing file is replaced only when the new file is complete."""
-    write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
-
-
 def read_any_results(path: str | Path) -> AnyResults | AttackResults:
     """Read the results of an audit, or of attacks on one model.
 
@@ -83,11 +75,6 @@ def read_any_results(path: str | Path) -> AnyResults | AttackResults:
     """
     content = read_content(path)
     return in_shape(content, AttackResults, path) if content.get("kind") == "attack" else read_results(path)
-
-
-def cells_of(plan: AuditPlan) -> Matrix:
-    """Return the cells of a plan whose only model is the attacked one, under the name MODEL."""
-    return Matrix.of(plan, plan.entries)
 
 
 def attack_one_model(
@@ -118,7 +105,7 @@ def attack_one_model(
     Raises:
         Interrupted: the user stopped the attack. Finished attacks stay in the store.
     """
-    matrix = cells_of(plan)
+    matrix = Matrix.of(plan, plan.entries)
     # Class pictures are compared with the attacker's by the features of a network. Without one they are not needed.
     keys = {MODEL: class_keys(plan)[MODEL]} if plan.judges.extractor is not None else {}
     if processes.is_main:
@@ -126,8 +113,7 @@ def attack_one_model(
     processes.wait()
     pictures = draw_class_pictures(plan, keys, store, processes)
     features = plan.judges.features(pictures[MODEL]).extracted if keys else None
-    runner = cell_runner(plan, class_images, features)
-    runner.keep = keep
+    runner = CellRunner(plan, class_images, features, keep=keep)
     done = matrix.run(runner, store, processes)
     if done is None:
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from typing import Any, Literal
@@ -27,19 +27,18 @@ from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_
 from apdm.audit.cell_runner import check_finite, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
-from apdm.audit.plan import AuditPlan, Drawing, to_unit
+from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import PhotoPair
 from apdm.audit.rows import file_name
 from apdm.audit.schema import from_json, to_json
-from apdm.audit.store import CellStore, key_of, store_or_temporary, tensor_hash
-from apdm.audit.suites import AttackFactory, code_hash
+from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.suites import code_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.edits import edit_quality
-from apdm.metrics.judges import Judges
 
 # (photos [N, 3, R, R] in [-1, 1], prompts of the M pictures, seed) -> pictures [M, 3, R, R] in [0, 1]
 DrawFromPhotos = Callable[[Tensor, Sequence[str], int], Tensor]
@@ -79,73 +78,34 @@ class PhotoCell:
         return purifier.of(self.pair.clean, self.pair.protected) if isinstance(purifier, Mix) else self.pair.protected
 
 
+# What the judges read from the hold-out photos of a person: {encoder: embeddings [M, D]}, and features [M, G] of the
+# whole pictures, or None without a network for them.
+HoldOut = tuple[Mapping[str, Tensor], Tensor | None]
+
+
 @dataclass(frozen=True)
-class HoldOut:
-    """What the judges read from the hold-out photos of a person.
-
-    Attributes:
-        embeddings: {encoder: embeddings [M, D]}.
-        whole: features [M, G] of the whole pictures; None without a network for them.
-    """
-
-    embeddings: Mapping[str, Tensor]
-    whole: Tensor | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class PhotoAudit:
     """Attacks the base model with clean and protected photos.
 
     Attributes:
-        base: the attacked model, which is only read.
+        plan: the base, the hold-out photos of the people, the judges, the nominal attack and the seeds of an audit.
         class_images: latents of the attacker's class pictures, for prior preservation.
-        judges: the networks that look at the pictures.
         specs: the attacks besides the nominal attack, and the purifiers.
-        factory: makes the attacks that train.
-        drawing: how pictures are drawn.
-        seeds: every attack runs once for each of these seeds of all random numbers.
-        facts: everything else that determines the rows. If a fact changes, finished attacks are run again.
+        pairs: {person: photos}.
     """
 
-    base: Family
+    plan: AuditPlan
     class_images: Posterior
-    judges: Judges
     specs: PhotoAttackSpecs
-    factory: AttackFactory
-    drawing: Drawing
-    seeds: Sequence[int]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def of(plan: AuditPlan, class_images: Posterior, specs: PhotoAttackSpecs) -> PhotoAudit:
-        """Make a photo audit with the base, the judges and the nominal attack of an audit."""
-        return PhotoAudit(
-            base=plan.models["base"],
-            class_images=class_images,
-            judges=plan.judges,
-            specs=specs,
-            factory=plan.attacks,
-            drawing=plan.drawing,
-            seeds=plan.seeds,
-            facts=plan.common_facts(),
-        )
+    pairs: Mapping[str, PhotoPair]
 
     def run(
-        self,
-        pairs: Mapping[str, PhotoPair],
-        holdout: Mapping[str, Tensor],
-        *,
-        store: CellStore | None = None,
-        tidied: bool = False,
-        processes: ProcessGroup = SINGLE_PROCESS,
+        self, store: CellStore, processes: ProcessGroup = SINGLE_PROCESS
     ) -> tuple[list[PhotoAttackRow], dict[str, Tensor]] | None:
         """Attack with the clean and the protected photos of all people. If an attack fails, its row says so.
 
         Args:
-            pairs: {person: photos}.
-            holdout: {person: hold-out photos [M, 3, R, R] in [-1, 1]}, which define likeness.
-            store: where finished attacks are kept and found; None keeps nothing.
-            tidied: whether `tidy` was called in the main process, and the others have waited for it since.
+            store: where finished attacks are kept and found; `tidy` has made it ready.
             processes: the processes that share the attacks. Each takes the next attack when it is free.
 
         Returns:
@@ -153,43 +113,45 @@ class PhotoAudit:
             "layer/<attack>/<photos>/<person>/<seed>", or "layer/<attack>/<photos>+<purifier>/<person>/<seed>" after a
             purifier. The other processes return None.
         """
-        attacks, keyed = self._attacks(), self._cells(pairs, holdout)
-        keys, cells = list(keyed), list(keyed.values())
-        read = {person: self._read(holdout[person]) for person in pairs}
-        with store_or_temporary(store) as finished:
-            if not tidied:
-                if processes.is_main:
-                    finished.tidy(keys)
-                processes.wait()
-            with progress_bar(total=len(cells), desc="attack photos", unit="attack") as bar:
-                for key, cell in zip(keys, cells, strict=True):
-                    if finished.claim(key):
-                        row, images = self._row(cell, attacks[cell.name], read[cell.person])
-                        finished.save(key, to_json(row), {} if images is None else {DRAWN: images})
-                    bar.update(sum(key in finished for key in keys) - bar.n)
-                processes.wait()
-                bar.update(len(cells) - bar.n)
-            return _collect(cells, keys, finished) if processes.is_main else None
+        attacks, judges, cells = self._attacks(), self.plan.judges, self._cells
+        seen = {person: to_unit(photos) for person, photos in self._holdout.items()}
+        read = {person: (judges.embed_person(images), judges.whole_features(images)) for person, images in seen.items()}
+        with progress_bar(total=len(cells), desc="attack photos", unit="attack") as bar:
+            for key, cell in cells.items():
+                if store.claim(key):
+                    row, images = self._row(cell, attacks[cell.name], read[cell.person])
+                    store.save(key, to_json(row), {} if images is None else {DRAWN: images})
+                bar.update(sum(key in store for key in cells) - bar.n)
+            processes.wait()
+            bar.update(len(cells) - bar.n)
+        return _collect(cells, store) if processes.is_main else None
 
-    def tidy(self, pairs: Mapping[str, PhotoPair], holdout: Mapping[str, Tensor], store: CellStore) -> None:
-        """Make the store ready for `run` with these photos."""
-        store.tidy(self._cells(pairs, holdout))
+    def tidy(self, store: CellStore) -> None:
+        """Make the store ready for `run`. The main process does so, and the others wait for it."""
+        store.tidy(self._cells)
 
-    def _cells(self, pairs: Mapping[str, PhotoPair], holdout: Mapping[str, Tensor]) -> dict[str, PhotoCell]:
+    @property
+    def _holdout(self) -> dict[str, Tensor]:
+        """{person: hold-out photos [M, 3, R, R] in [-1, 1]}, which define likeness."""
+        return {one.id: one.references for one in self.plan.subjects.protected if one.id in self.pairs}
+
+    @cached_property
+    def _cells(self) -> dict[str, PhotoCell]:
         """{key in the store: attack}, in the order of the rows."""
         kinds: list[tuple[Literal["clean", "protected"], str | None]] = [("clean", None), ("protected", None)]
         kinds += [("protected", purifier) for purifier in self.specs.purifiers]
         cells = [
-            PhotoCell(person, pairs[person], name, photos, purifier, seed)
-            for person, name, (photos, purifier), seed in product(pairs, self._attacks(), kinds, self.seeds)
+            PhotoCell(person, self.pairs[person], name, photos, purifier, seed)
+            for person, name, (photos, purifier), seed in product(self.pairs, self._attacks(), kinds, self.plan.seeds)
         ]
-        return {self._key(cell, holdout[cell.person]): cell for cell in cells}
-
-    def _read(self, photos: Tensor) -> HoldOut:
-        images = to_unit(photos)
-        return HoldOut(self.judges.embed_person(images), self.judges.whole_features(images))
+        common, holdout = self.plan.common_facts(), self._holdout
+        return {self._key(cell, holdout[cell.person], common): cell for cell in cells}
 
     # -- the attacks ---------------------------------------------------------------------------------------------
+
+    @property
+    def _base(self) -> Family:
+        return self.plan.models["base"]
 
     def _attacks(self) -> dict[str, DrawFromPhotos]:
         attacks: dict[str, DrawFromPhotos] = {}
@@ -203,58 +165,59 @@ class PhotoAudit:
 
     def _train(self, spec: str, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
         """Train on the photos, then draw pictures."""
-        latents = encode_images(self.base, photos, batch_size=self.drawing.batch_size)
-        material = Material(latents, self.class_images, photos, {"base": self.base})
-        attacked = self.factory.make(spec, seed=seed).run(self.base, material).model
+        latents = encode_images(self._base, photos, batch_size=self.plan.drawing.batch_size)
+        material = Material(latents, self.class_images, photos, {"base": self._base})
+        attacked = self.plan.attacks.make(spec, seed=seed).run(self._base, material).model
         return attacked.sample(prompts, **self._drawing_options(photos, seed))
 
     def _edit(self, spec: str, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
         """Edit the photos, with an attack that needs no training."""
-        return make_zero_shot(spec).draw(self.base, to_unit(photos), prompts, **self._drawing_options(photos, seed))
+        return make_zero_shot(spec).draw(self._base, to_unit(photos), prompts, **self._drawing_options(photos, seed))
 
     def _adapt(self, adapter: FaceIDAdapter, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
         """Draw pictures with the adapter, which gets a single photo: another one for each seed."""
         number = self._photo_number(len(photos), seed)
-        attacked, photo = adapter.with_adapter(self.base), to_unit(photos[number : number + 1])
+        attacked, photo = adapter.with_adapter(self._base), to_unit(photos[number : number + 1])
         return adapter.run(attacked, photo, prompts, **self._drawing_options(photos, seed))
 
     def _photo_number(self, count: int, seed: int) -> int:
         """The number, from 0, of the photo that the adapter gets, out of `count` photos. Both arms get the same one."""
-        return self.seeds.index(seed) % count
+        return self.plan.seeds.index(seed) % count
 
     def _prompts(self, name: str) -> list[str]:
         """The prompts that an attack draws, without repeats."""
         if self._trains(name):
-            attack = self.factory.make(name, seed=0)
-            return list(dict.fromkeys(attack.prompt(prompt) for prompt in self.drawing.prompts))
+            attack = self.plan.attacks.make(name, seed=0)
+            return list(dict.fromkeys(attack.prompt(prompt) for prompt in self.plan.drawing.prompts))
         if name != ADAPTER_ATTACK and self.specs.edit_prompt is not None:
             return [self.specs.edit_prompt]
-        return list(dict.fromkeys(map(self._without_identifier, self.drawing.prompts)))
+        return list(dict.fromkeys(map(self._without_identifier, self.plan.drawing.prompts)))
 
     def _trains(self, name: str) -> bool:
         return name != ADAPTER_ATTACK and not is_zero_shot(name)
 
     def _without_identifier(self, prompt: str) -> str:
-        return without_identifier(prompt, self.factory.instance_prompt, self.factory.class_prompt)
+        return without_identifier(prompt, self.plan.attacks.instance_prompt, self.plan.class_prompt)
 
     def _drawing_options(self, photos: Tensor, seed: int) -> dict[str, Any]:
+        drawing = self.plan.drawing
         return {
             "seed": PICTURE_SEED + seed * SEED_STRIDE,
-            "num_inference_steps": self.drawing.num_inference_steps,
-            "guidance_scale": self.drawing.guidance_scale,
+            "num_inference_steps": drawing.num_inference_steps,
+            "guidance_scale": drawing.guidance_scale,
             "height": photos.shape[-2],
             "width": photos.shape[-1],
-            "batch_size": self.drawing.batch_size,
+            "batch_size": drawing.batch_size,
         }
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def _key(self, cell: PhotoCell, holdout: Tensor) -> str:
-        """A hash of everything that determines a cell's row; the cell's key in the store."""
+    def _key(self, cell: PhotoCell, holdout: Tensor, common: Mapping[str, Any]) -> str:
+        """A hash of everything that determines a cell's row, `common` facts among it; the cell's key in the store."""
         photos = tensor_hash(cell.used, holdout)
         what = [CELL_FORMAT, cell.name, self._params(cell), cell.photos, cell.purifier, cell.person, photos, cell.seed]
         adapter = {"adapter": self._adapter_hash} if cell.name == ADAPTER_ATTACK else {}
-        return key_of({**self.facts, **adapter, "photos": what, "code": code_hash(cell.name)})
+        return key_of({**common, **adapter, "photos": what, "code": code_hash(cell.name)})
 
     @cached_property
     def _adapter_hash(self) -> str | None:
@@ -266,16 +229,17 @@ class PhotoAudit:
         judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}}
         try:
             photos, prompts = cell.used, self._prompts(cell.name)
+            asked = [one for one in prompts for _ in range(self.plan.drawing.num_images)]
             if cell.purifier is not None:
-                photos = make_purifier(cell.purifier, has_originals=True)(to_unit(photos), self.base, cell.seed) * 2 - 1
-            images = attack(photos, [one for one in prompts for _ in range(self.drawing.num_images)], cell.seed)
+                purifier = make_purifier(cell.purifier, has_originals=True)
+                photos = purifier(to_unit(photos), self._base, cell.seed) * 2 - 1
+            images = attack(photos, asked, cell.seed)
             check_finite(images)
             judged = self._judge(images, prompts, holdout)
             if is_editing(cell.name):
                 turns = torch.arange(len(images)) % len(photos)
-                asked = [one for one in prompts for _ in range(self.drawing.num_images)]
-                shown = [self.factory.class_prompt] * len(images)
-                judged["quality"] |= edit_quality(self.judges, images, to_unit(photos)[turns], asked, shown)
+                shown = [self.plan.class_prompt] * len(images)
+                judged["quality"] |= edit_quality(self.plan.judges, images, to_unit(photos)[turns], asked, shown)
         except Exception as problem:  # a failed attack must not stop the other attacks
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             images = None
@@ -295,15 +259,16 @@ class PhotoAudit:
 
     def _judge(self, images: Tensor, prompts: Sequence[str], holdout: HoldOut) -> dict[str, Any]:
         """Judge the pictures, which are as many for each prompt: the fields of the row."""
-        features, each = self.judges.features(images), len(images) // len(prompts)
-        quality = person_quality(self.judges, features, holdout.whole) | {"brisque": self.judges.brisque(images)}
-        if self.judges.clip is not None:
+        judges, (embeddings, whole) = self.plan.judges, holdout
+        features, each = judges.features(images), len(images) // len(prompts)
+        quality = person_quality(judges, features, whole) | {"brisque": judges.brisque(images)}
+        if judges.clip is not None:
             shown = [self._without_identifier(prompt) for prompt in prompts for _ in range(each)]
-            quality["clip"] = self.judges.clip_score(images, shown)
+            quality["clip"] = judges.clip_score(images, shown)
         return {
-            "identity": self.judges.identity(features, holdout.embeddings),
+            "identity": judges.identity(features, embeddings),
             "by_prompt": {
-                prompt: self.judges.identity(features.part(i * each, (i + 1) * each), holdout.embeddings)
+                prompt: judges.identity(features.part(i * each, (i + 1) * each), embeddings)
                 for i, prompt in enumerate(prompts)
             },
             "quality": quality,
@@ -312,18 +277,16 @@ class PhotoAudit:
     def _params(self, cell: PhotoCell) -> dict[str, Any]:
         """The attack's options, with what an attack without training draws from."""
         if self._trains(cell.name):
-            return self.factory.make(cell.name, seed=cell.seed).params()
+            return self.plan.attacks.make(cell.name, seed=cell.seed).params()
         params: dict[str, Any] = {"prompts": self._prompts(cell.name)}
         if cell.name == ADAPTER_ATTACK and self.specs.adapter is not None:
             return {**self.specs.adapter.params(), **params, "photo": self._photo_number(len(cell.used), cell.seed)}
         return {**make_zero_shot(cell.name).params(), **params}
 
 
-def _collect(
-    cells: Sequence[PhotoCell], keys: Sequence[str], store: CellStore
-) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:
+def _collect(cells: Mapping[str, PhotoCell], store: CellStore) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:
     rows, pictures = [], {}
-    for key, cell in zip(keys, cells, strict=True):
+    for key, cell in cells.items():
         row, drawn = store.load(key)
         rows.append(from_json(PhotoAttackRow, row, f"{store.folder.name}/{key}"))
         photos = cell.photos if cell.purifier is None else f"{cell.photos}+{file_name(cell.purifier)}"

@@ -12,19 +12,15 @@ from apdm.audit.photo_results import PhotoResults
 from apdm.audit.results import Results
 from apdm.audit.schema import WrongShape, from_json, json_schema, to_json
 from apdm.core.errors import UserError
-from apdm.core.files import write_text
+from apdm.core.files import write_json
 
 AnyResults = Results | PhotoResults
 Shape = TypeVar("Shape")
 
 
 def write_results(results: AnyResults, path: str | Path) -> None:
-    """Write results.json as strict JSON. An existing file is replaced only when the new file is complete.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")
+    """Write results.json. An existing file is replaced only when the new file is complete."""
+    write_json(path, to_json(results))
 
 
 def read_results(path: str | Path) -> AnyResults:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +89,7 @@ class CellStore:
 
     def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What was saved under `key`: the row, and the pictures rounded to 8 bits."""
-        record = self._record(key)
+        record = _read_record(self.folder / key)
         pictures = {name: _cut(self.folder / key / f"{name}.png", count) for name, count in record["pictures"].items()}
         return record["row"], pictures
 
@@ -130,23 +128,10 @@ class CellStore:
         if self.earlier:
             logger.info("%s: %d of %d are taken from earlier audits", self.folder.name, copied, len(keys))
 
-    def _record(self, key: str) -> dict[str, Any]:
-        return _read_record(self.folder / key)
-
 
 def finished_cells(folder: Path) -> list[Path]:
     """Return the folders of the finished cells in a store's folder, which need not exist."""
     return sorted(record.parent for record in folder.glob(f"*/{RECORD}"))
-
-
-@contextmanager
-def store_or_temporary(store: CellStore | None) -> Iterator[CellStore]:
-    """Yield `store`. If it is None, yield a store in a temporary folder, which is deleted at the end."""
-    if store is not None:
-        yield store
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield CellStore(Path(folder))
 
 
 def _succeeded(cell: Path) -> bool:

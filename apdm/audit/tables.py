@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Literal, get_args
 
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import row_flags
-from apdm.audit.schema import to_json
-from apdm.core.files import write_text
 from apdm.metrics.perception import brisque_missing, lpips_missing
 from apdm.metrics.statistics import bootstrap_interval, independent_values
 
@@ -132,11 +128,6 @@ class Table:
     seeds: list[int]
     columns: dict[str, Column]
     rows: dict[str, TableRow]
-
-
-def write_table_json(table: Table, path: Path) -> None:
-    """Write table.json as strict JSON. An existing file is replaced only when the new file is complete."""
-    write_text(path, json.dumps(to_json(table), indent=1, allow_nan=False) + "\n")
 
 
 def figure_of(column: Column, row: AttackRow, prompts: int) -> float | None:

@@ -7,12 +7,14 @@ if the process is killed. Files of other programs are never deleted or replaced.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from apdm.core.disk import told_of_faults
 from apdm.core.errors import UserError
@@ -65,6 +67,11 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text in UTF-8 with `write_beside`."""
     with write_beside(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write strict JSON with `write_beside`. Raises ValueError if a number is not finite."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def recover(folder: Path, name: str | None = None) -> None:

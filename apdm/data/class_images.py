@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import UserError
-from apdm.core.files import MARKER, delete, write_text
+from apdm.core.files import MARKER, delete, write_json
 from apdm.core.lock import locked
 from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
@@ -156,7 +156,7 @@ class ClassImages:
         check: Callable[[Sequence[Path]], None] | None = None,
     ) -> None:
         """Draw the missing ones of `count` pictures, after the recipe is written beside them."""
-        write_text(folder / RECIPE_FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(folder / RECIPE_FILE, asdict(self))
         missing = self._missing(folder, count)  # another run may have drawn some meanwhile
         require_disk(folder, len(missing) * picture_size(self.resolution**2), f"{len(missing)} {what}")
         with progress_bar(total=len(missing), desc=what, unit="picture") as bar:

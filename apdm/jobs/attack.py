@@ -20,19 +20,21 @@ from apdm.attacks.registry import is_zero_shot
 from apdm.attacks.staged import Staged
 from apdm.audit.cells import Cell
 from apdm.audit.models import load_models
-from apdm.audit.one_model import MODEL, AttackResults, attack_one_model, write_attack_results
+from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, to_unit
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import file_name, picture_place
 from apdm.audit.same_faces import check_faces
+from apdm.audit.schema import to_json
 from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory, Entry, choose_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
 from apdm.core.errors import Faults, UserError
+from apdm.core.files import write_json
 from apdm.core.logging import get_logger
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.core.signals import stop_on_signals
@@ -312,7 +314,7 @@ def _run(
     sheets = {name: sheet for row in results.attacks for name, sheet in _sheets(row, pictures[title_of(row)]).items()}
     for name, sheet in sheets.items():
         save_png(sheet, output / PICTURES / f"{name}.png")
-    write_attack_results(results, output / ATTACK)
+    write_json(output / ATTACK, to_json(results))
     write_attack_page(results, output / REPORT, {title: as_pil(tensors) for title, tensors in pictures.items()})
     write_drawing(results, output / LIKENESS)
     if tracker is not None:

@@ -46,7 +46,7 @@ from apdm.export.layout import (
     RESULTS,
     SEARCH_CELLS,
 )
-from apdm.families import Family, Posterior
+from apdm.families import Family
 from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
@@ -147,16 +147,18 @@ def audit_and_report(
     store = cell_store(output, CELLS, processes, earlier)
     trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
     photo_store = cell_store(output, PHOTO_CELLS, processes, earlier)
-    if photo_attacks is not None and photos is not None and processes.is_main:
-        # Before the models are attacked, so that a process that has finished there can go on with the photos.
-        PhotoAudit.of(plan, latents, photo_attacks).tidy(photos.pairs, held_out(plan), photo_store)
+    photo_audit = None
+    if photo_attacks is not None and photos is not None:
+        photo_audit = PhotoAudit(plan, latents, photo_attacks, photos.pairs)
+        if processes.is_main:  # before the models are attacked, so that a process that is free goes on with the photos
+            photo_audit.tidy(photo_store)
     done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes)
     layer = None
-    if photo_attacks is not None and photos is not None:
+    if photo_audit is not None and photos is not None:
         stages.begin(PHOTO_ATTACKS)
         if done is not None:
             _write_unfinished(*done, output)
-        layer = attack_photos(plan, latents, photo_attacks, photos, photo_store, processes, tidied=True)
+        layer = attack_photos(photo_audit, photos, photo_store, processes)
     if done is None:
         return None
     results, pictures = done
@@ -205,34 +207,21 @@ def cell_store(output: Path, name: str, processes: ProcessGroup, earlier: Sequen
 
 
 def attack_photos(
-    plan: AuditPlan,
-    class_images: Posterior,
-    specs: PhotoAttackSpecs,
-    photos: ProtectedPhotos,
-    store: CellStore,
-    processes: ProcessGroup,
-    *,
-    tidied: bool = False,
+    audit: PhotoAudit, photos: ProtectedPhotos, store: CellStore, processes: ProcessGroup
 ) -> tuple[ImageLayer, dict[str, Tensor]] | None:
-    """Attack the protected photos. `tidied` says that the store is ready, see `PhotoAudit.run`.
+    """Attack the protected photos; see `PhotoAudit.run`.
 
     Returns:
         The part of the results that is about photos, and its pictures; None in all processes but the main one.
     """
-    audit = PhotoAudit.of(plan, class_images, specs)
-    done = audit.run(photos.pairs, held_out(plan), store=store, tidied=tidied, processes=processes)
+    done = audit.run(store, processes)
     if done is None:
         return None
     rows, pictures = done
-    if plan.show_photos:
+    if audit.plan.show_photos:
         pictures |= photos_and_changes(photos.pairs)
-    misled = photos.misled(plan.judges.describe().encoders)
+    misled = photos.misled(audit.plan.judges.describe().encoders)
     return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
-
-
-def held_out(plan: AuditPlan) -> dict[str, Tensor]:
-    """Return {protected person: hold-out photos}."""
-    return {person.id: person.references for person in plan.subjects.protected}
 
 
 def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer) -> list[str]:

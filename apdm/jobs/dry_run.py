@@ -15,7 +15,6 @@ import torch
 from apdm.attacks import Attack
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
-from apdm.audit.one_model import cells_of
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
@@ -272,7 +271,7 @@ def attack_model(config: AttackConfig) -> AttackResult:
                 sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models[attack.MODEL]
                 cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: attack.check_faces(sets, judges.encoders, judges.face_score))
-                attacks = [cell.attack for cell in cells_of(plan).cells]
+                attacks = [cell.attack for cell in Matrix.of(plan, plan.entries).cells]
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: (

@@ -17,6 +17,7 @@ from apdm.audit.common_results import SCHEMA, HeldOutFrom
 from apdm.audit.models import load_models
 from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.photo_attack_specs import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attacks import PhotoAudit
 from apdm.audit.photo_results import PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
 from apdm.audit.plan import AuditPlan, to_unit
@@ -236,7 +237,11 @@ def _attack_and_report(
     with torch.no_grad():
         prior = encode_images(base, drawn, batch_size=batch_size)
     store = cell_store(output, PHOTO_CELLS, processes, earlier)
-    done = attack_photos(plan, prior, inputs.specs, inputs.photos, store, processes)
+    audit = PhotoAudit(plan, prior, inputs.specs, inputs.photos.pairs)
+    if processes.is_main:
+        audit.tidy(store)
+    processes.wait()
+    done = attack_photos(audit, inputs.photos, store, processes)
     if done is None:
         return None
     layer, pictures = done

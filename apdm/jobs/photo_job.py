@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 from apdm.config import JobConfig
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, UserError, each
-from apdm.core.files import delete, list_files, write_text
+from apdm.core.files import delete, list_files, write_json
 from apdm.core.logging import get_logger
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
@@ -185,7 +184,7 @@ class PhotoJob:
 
         def measure_and_write() -> Perturbation:
             figures = self.measure(output, seconds_per_photo=seconds_per_photo, command=command)
-            write_text(output / PERTURBATION, json.dumps(asdict(figures), indent=1, allow_nan=False) + "\n")
+            write_json(output / PERTURBATION, asdict(figures))
             for name, count in figures.still_recognised.items():
                 logger.warning(
                     "%s still recognises the person in %d of %d photos, although it was to be misled: raise "

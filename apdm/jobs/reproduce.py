@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about, write_table_json
+from apdm.audit.schema import to_json
+from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about
 from apdm.config import ReproduceConfig
 from apdm.core.errors import Faults, UserError
-from apdm.core.files import claim_output_dir, write_text
+from apdm.core.files import claim_output_dir, write_json, write_text
 from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
@@ -244,7 +245,7 @@ def _row(job: Job, name: str, runs: Mapping[str, list[Done]] | None, figures: Fi
 
 def write_table(table: Table, output: Path) -> None:
     """Write table.json, table.md and table.html."""
-    write_table_json(table, output / TABLE)
+    write_json(output / TABLE, to_json(table))
     write_text(output / TEXT, "\n".join(markdown(table)) + "\n")
     write_table_page(table, output / TABLE_PAGE)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from apdm.audit import AuditPlan, attack_and_judge
 from apdm.audit.people import AuditSubjects
 from apdm.audit.schema import to_json
+from apdm.audit.store import CellStore
 from apdm.config import AuditConfig
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
@@ -46,7 +48,8 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
             class_prompt="a photo of person",
             **options,
         )
-        done = attack_and_judge(plan, prior, store=store)
+        with TemporaryDirectory() as folder:
+            done = attack_and_judge(plan, prior, store=store or CellStore(Path(folder)))
         assert done is not None
         return to_json(done[0]), done[1]
 

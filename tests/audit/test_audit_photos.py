@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,14 +19,14 @@ from stored_cells import processes
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit, PhotoCell
 from apdm.audit.photo_results import PhotoAttackRow
-from apdm.audit.plan import Drawing
+from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_photos
 from apdm.audit.results_file import read_results
 from apdm.audit.store import CellStore
-from apdm.audit.suites import AttackFactory
 from apdm.cli import main
 from apdm.config import AuditConfig, HardenConfig, load_config
 from apdm.core.errors import UserError
@@ -131,17 +132,14 @@ def attack_photos(
         prior = family.posterior(PHOTOS)
     options = AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {}))
     adapter = FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a"))
-    audit = PhotoAudit(
-        base=family,
-        class_images=prior,
-        judges=judges,
-        specs=replace(PhotoAttackSpecs.load(options, FACES, **PROMPTS, allow_pickle=False), adapter=adapter),
-        factory=AttackFactory.of(options, **PROMPTS),
-        drawing=Drawing.of(options, PROMPTS["instance_prompt"]),
-        seeds=range(options.seeds),
-        facts={"x": 1},
-    )
-    done = audit.run({"s01": PhotoPair(PHOTOS, protected)}, {"s01": PHOTOS}, store=store)
+    specs = replace(PhotoAttackSpecs.load(options, FACES, **PROMPTS, allow_pickle=False), adapter=adapter)
+    subjects = AuditSubjects([Person("s01", PHOTOS, PHOTOS)], [])
+    plan = AuditPlan.of(options, models={"base": family}, subjects=subjects, judges=judges, **PROMPTS)
+    audit = PhotoAudit(plan, prior, specs, {"s01": PhotoPair(PHOTOS, protected)})
+    with TemporaryDirectory() as folder:
+        store = store or CellStore(Path(folder))
+        audit.tidy(store)
+        done = audit.run(store)
     assert done is not None
     return done
 

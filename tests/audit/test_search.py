@@ -234,7 +234,7 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
     options = SearchOptions(trials=4, samples=8, min_face_rate=0.0, people=1)
 
     def search(process: int) -> tuple[dict[str, Any], CellStore]:
-        store = CellStore(tmp_path, process=process)
+        store = CellStore(tmp_path / "trials", process=process)
         plan = AuditPlan.of(
             OPTIONS,
             models={"base": family, "hardened": family},
@@ -245,7 +245,7 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
             search=options,
             guidance=True,
         )
-        done = attack_and_judge(plan, prior, trials=store)
+        done = attack_and_judge(plan, prior, store=CellStore(tmp_path / f"{process}"), trials=store)
         assert done is not None
         return to_json(done[0]), store
 
@@ -257,7 +257,7 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
     assert all(t["points"][-1]["samples"] <= 8 for t in base)
     ran = processes(store, "spec", "model")
     lost = {(t["spec"], one["model"]) for one in found["searches"] for t in one["trials"][2:]}
-    for cell in finished_cells(tmp_path):
+    for cell in finished_cells(tmp_path / "trials"):
         row = store.load(cell.name)[0]
         if (row["spec"], row["model"]) in lost:
             (cell / "cell.json").unlink()
