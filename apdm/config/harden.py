@@ -279,7 +279,8 @@ class HardenConfig(JobConfig):
         "The loss that the defender lowers at the simulated attacker's weights. "
         '"dpo:beta=1,reduction=element" is the paper\'s Direct Protective Optimization. beta is the sharpness of the '
         "preference. With reduction=sample, errors are averaged over a sample before the sigmoid, as in the formula; "
-        "beta is then of order 1000. "
+        "beta is then of order 1000. The gradient is up to beta times that of the errors, so with a larger beta "
+        "preservation.weight has to be larger too. "
         '"ascent:limit=0" is the paper\'s naive baseline, a high error on the protected photos, which ruins the class. '
         "With limit above 0, the error stops rising at limit times the original model's error. "
         '"file.py:Name" is an objective of your own: see docs/adding-an-objective.md.',

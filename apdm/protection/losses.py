@@ -64,7 +64,7 @@ def dpo_loss(
         beta: sharpness of the preference.
         reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
             takes the mean over a sample, as the norm in the formula says. The differences are then small, and beta has
-            to be of order 10 to 1000.
+            to be of order 1000.
 
     Raises:
         ValueError: `reduction` has another value.

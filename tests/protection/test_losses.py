@@ -57,6 +57,23 @@ def test_sample_dpo_is_the_written_formula(float64):
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-12)
 
 
+def test_the_gradient_of_dpo_grows_with_beta_and_ends_where_the_preference_is_met():
+    same = random_errors(1)[0].requires_grad_()
+    for beta, offset, share in [(1.0, 0.0, 0.5), (1000.0, 0.0, 0.5), (1000.0, 1.0, 1.0), (1000.0, -1.0, 0.0)]:
+        for reduction in ("element", "sample"):
+            reference = same.detach() - offset  # so that r+ - r- is the offset
+            loss = losses.dpo_loss(same, reference, reference, reference, beta=beta, reduction=reduction)
+            (gradient,) = torch.autograd.grad(loss, same)
+            assert torch.allclose(gradient * same.numel(), torch.tensor(share * beta), atol=1e-3)
+
+
+@pytest.mark.parametrize("reduction", ["element", "sample"])
+def test_dpo_is_finite_at_any_beta(reduction):
+    errors = [error.requires_grad_() for error in random_errors(4)]
+    loss = losses.dpo_loss(*errors, beta=1e30, reduction=reduction)
+    assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, errors))
+
+
 def test_a_loss_of_a_batch_is_the_mean_over_its_halves(float64):
     errors = [torch.cat([e, e.flip(0) * 2]) for e in random_errors(4)]
     for reduction in ("element", "sample"):

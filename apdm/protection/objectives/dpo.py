@@ -19,7 +19,9 @@ class DirectProtectiveOptimization(LossObjective):
     Attributes:
         beta: sharpness of the preference. The paper's Table 6 prefers 1 to 10 and 100.
         reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
-            averages over a sample, as the formula does. The differences are then small, and beta is of order 1000.
+            averages over a sample, as the formula does. The differences are then small, and beta is of order 1000. The
+            loss's gradient is half of beta times that of the errors where denoiser and reference agree, and beta times
+            it at most. So `preservation_weight` has to grow with beta.
     """
 
     beta: float = 1.0
