@@ -175,7 +175,7 @@ class PhotoFolders:
             other_holdout = holdout
             if self.last_third or has_sets(self.other):
                 other_holdout = faults.of(lambda: People.load(self.other, resolution, held))
-            strangers = faults.of(lambda: _strangers(self.strangers, resolution))
+            strangers = faults.of(lambda: load_strangers(self.strangers, resolution))
         protected = list(attack.photos) if protected is None else protected
         unseen = "photos of this person that nobody trains on"
         _require(protected, holdout.photos, self.holdout, unseen, owner=self.attack)
@@ -233,7 +233,7 @@ class People:
         return [PhotoSet.of_people(role, str(self.folder), subjects, self.photos)] if subjects else []
 
 
-def _strangers(folder: str | None, resolution: int) -> list[PhotoSet]:
+def load_strangers(folder: str | None, resolution: int) -> list[PhotoSet]:
     """The photos of strangers, in a list of one, which is empty if there is no such folder."""
     if not folder:
         return []

@@ -47,7 +47,7 @@ class PhotoAttackSpecs:
 
     @staticmethod
     def load(
-        options: AuditOptions, faces: FaceNetworks, *, instance_prompt: str, class_prompt: str, allow_pickle: bool
+        options: AuditOptions, faces: FaceNetworks, instance_prompt: str, class_prompt: str, *, allow_pickle: bool
     ) -> PhotoAttackSpecs:
         """Read and check the attacks and purifiers that `options` name.
 

@@ -21,12 +21,15 @@ from apdm.config.reproduce import ReproduceConfig
 from apdm.config.verify import VerifyConfig
 from apdm.config.yaml_text import config_hash, to_yaml
 
+AuditingConfig = HardenConfig | AuditJobConfig | AttackConfig  # jobs that attack models; `.audit` says how
+
 __all__ = [
     "AppConfig",
     "AttackConfig",
     "AuditConfig",
     "AuditJobConfig",
     "AuditOptions",
+    "AuditingConfig",
     "CompareConfig",
     "DemoConfig",
     "EnvConfig",

@@ -205,6 +205,11 @@ class AuditJobConfig(AuditOptions):
             if getattr(self, name) and self.hardened is None:
                 raise UserError(f"{name} compares a hardened model with its base: give hardened, or leave {name} out")
 
+    @property
+    def audit(self) -> AuditOptions:
+        """The options of the audit, under the name that they have in other jobs."""
+        return self
+
     @staticmethod
     def defaults_from(given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the defaults of an audit of photos that the run which protected them gives; see `photo_run`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot
 from apdm.attacks.staged import Staged
 from apdm.audit.cells import Cell
-from apdm.audit.models import load_models
 from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
@@ -30,7 +29,6 @@ from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
 from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory, Entry, choose_entries
-from apdm.audit.thresholds import with_thresholds
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
 from apdm.core.errors import Faults, UserError
@@ -47,22 +45,20 @@ from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.attacked import export_attacked
 from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, PICTURES, REPORT
 from apdm.families import Family
-from apdm.families.encoding import encode_images
-from apdm.families.miniature import is_miniature
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs
 from apdm.jobs.audit_steps import (
-    attacker_class_images,
     cell_store,
     check_prompts_of,
     claim,
-    draw_class_images,
     model_file,
+    read_models,
+    with_class_pictures,
 )
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
 from apdm.jobs.plan import Rows, audited_face_rows, show_plan
 from apdm.jobs.plan_texts import device_text, held_out_text, model_text, people_text
-from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AttackResult
 from apdm.jobs.tracked import start_tracker, track_attack
 from apdm.report.attack_page import AttackPictures, title_of, write_attack_page, write_drawing
@@ -128,34 +124,13 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
     faces = face_networks(config)
 
     def read_inputs() -> AuditInputs:
-        inputs = load_inputs(
-            options,
-            folders,
-            entries=entries,
-            models=[MODEL],
-            instance_prompt=config.instance_prompt,
-            class_prompt=config.class_prompt,
-            resolution=config.resolution,
-            with_photos=False,
-            subject_kind=config.subject_kind,
-            faces=faces,
-            miniature=is_miniature(config.base, config.single_file_config),
-            allow_pickle=config.allow_pickle,
-        )
+        inputs = load_inputs(config, folders, faces, entries=entries, models=[MODEL], with_photos=False)
         if trains(config):
             check_separate(inputs.subjects.sets)
         return inputs
 
-    def read_models() -> dict[str, Family]:
-        models = load_models(
-            {MODEL: config.base},
-            family=config.family,
-            variant=config.variant,
-            allow_pickle=config.allow_pickle,
-            single_file_config=config.single_file_config,
-            as_stored=config.dry_run,
-        )
-        check_resolution(models[MODEL], config.resolution)
+    def checked_models() -> dict[str, Family]:
+        models = read_models(config, {MODEL: config.base})
         check_prompts_of(config, models[MODEL], entries, [MODEL])
         return models
 
@@ -167,7 +142,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         adapter = faults.of(read_adapter)
         entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
-        inputs, models = faults.of(read_inputs), faults.of(read_models)
+        inputs, models = faults.of(read_inputs), faults.of(checked_models)
     if adapter is not None:
         adapter.check(models[MODEL])
     plan = AuditPlan.of(
@@ -285,12 +260,7 @@ def _run(
     config: AttackConfig, plan: AuditPlan, output: Path, processes: ProcessGroup, tracker: Tracker | None
 ) -> AttackResults | None:
     """Run the attacks, and write attack.json, the pictures and the page. The tracker gets them too."""
-    class_images = attacker_class_images(plan, config)
-    plan = replace(plan, class_images=asdict(class_images))
-    prior = draw_class_images(plan, class_images, output, processes)
-    plan = replace(plan, judges=with_thresholds(plan.judges, plan.subjects, prior))
-    with torch.no_grad():
-        latents = encode_images(plan.models[MODEL], prior, batch_size=plan.drawing.batch_size)
+    plan, drawn, latents = with_class_pictures(config, plan, processes)
 
     def place(cell: Cell) -> Path:
         return output / ATTACKED_MODELS / file_name(cell.entry.spec) / cell.person.id
@@ -301,7 +271,7 @@ def _run(
     done = attack_one_model(
         plan,
         latents,
-        plan.judges.features(to_unit(prior)),
+        plan.judges.features(to_unit(drawn)),
         store=cell_store(output, CELLS, processes, config.reuse_audits),
         processes=processes,
         keep=keep if config.save_model else None,

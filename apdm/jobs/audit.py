@@ -15,7 +15,6 @@ from typing import cast
 
 import torch
 
-from apdm.audit.models import load_models
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
@@ -36,20 +35,13 @@ from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.export.metadata import facts_in
 from apdm.families import Family
-from apdm.families.miniature import is_miniature
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.audit_steps import (
-    attacker_class_images,
-    audit_and_report,
-    check_prompts_of,
-    claim,
-    model_file,
-)
+from apdm.jobs.audit_steps import audit_and_report, check_prompts_of, claim, model_file, read_models
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.growing_report import PREPARING, audit_stages
 from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
-from apdm.jobs.prepare import check_resolution, keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
 from apdm.jobs.tracked import start_tracker
 
@@ -105,15 +97,7 @@ def _audit(
     for model in plan.models.values():
         model.pipeline.to(device)
     results = audit_and_report(
-        plan,
-        class_images=attacker_class_images(plan, config),
-        photo_attacks=inputs.photo_attacks,
-        photos=photos,
-        output=output,
-        processes=processes,
-        stages=stages,
-        earlier=config.reuse_audits,
-        tracker=tracker,
+        config, plan, inputs.photo_attacks, photos, processes=processes, stages=stages, tracker=tracker
     )
     verdict = processes.broadcast(lambda: cast(Results, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
@@ -134,30 +118,16 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         inputs = load_inputs(
             config,
             folders,
+            face_networks(config),
             entries=entries,
             models=paths,
-            instance_prompt=config.instance_prompt,
-            class_prompt=config.class_prompt,
-            resolution=config.resolution,
             with_photos=config.protected_photos is not None,
-            subject_kind=config.subject_kind,
-            faces=face_networks(config),
-            miniature=is_miniature(paths["base"], config.single_file_config),
-            allow_pickle=config.allow_pickle,
         )
         check_separate(inputs.subjects.sets)
         return inputs
 
-    def read_models() -> dict[str, Family]:
-        models = load_models(
-            paths,
-            family=config.family,
-            variant=config.variant,
-            allow_pickle=config.allow_pickle,
-            single_file_config=config.single_file_config,
-            as_stored=config.dry_run,
-        )
-        check_resolution(models["base"], config.resolution)
+    def checked_models() -> dict[str, Family]:
+        models = read_models(config, paths)
         check_prompts_of(config, models["base"], entries, paths)
         return models
 
@@ -169,7 +139,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
             entries = with_textual_inversion(entries, factory)
         search = faults.of(lambda: search_of(config))
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
-        inputs, models = faults.of(read_inputs), faults.of(read_models)
+        inputs, models = faults.of(read_inputs), faults.of(checked_models)
     if inputs.subjects.held_out_from == "originals":
         place = models["hardened"].source or Path(paths["hardened"])
         left_out = "held_out" in facts_in(place if place.exists() else None)

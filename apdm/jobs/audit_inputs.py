@@ -15,13 +15,14 @@ from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, check_photos, cost_factor_warning
 from apdm.audit.thresholds import warn_if_few_photos
-from apdm.config import AuditOptions
+from apdm.config import AuditingConfig, AuditOptions
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
 from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader
+from apdm.families.miniature import is_miniature
 from apdm.metrics.judges import Judges
 from apdm.metrics.objects import ObjectEncoder
 from apdm.metrics.trial import try_encoder, try_judges
@@ -47,70 +48,53 @@ class AuditInputs:
 
 
 def load_inputs(
-    options: AuditOptions,
+    config: AuditingConfig,
     folders: PhotoFolders,
+    faces: FaceNetworks,
     *,
     entries: Sequence[Entry],
     models: Collection[str],
-    instance_prompt: str,
-    class_prompt: str,
-    resolution: int,
     with_photos: bool,
-    subject_kind: SubjectKind,
-    faces: FaceNetworks,
-    miniature: bool,
-    allow_pickle: bool,
     protected: Sequence[str] | None = None,
 ) -> AuditInputs:
     """Load the people and the judges, and check that the attacks can run.
 
     Args:
-        options: the options of the audit.
+        config: the options.
         folders: the folders of the photos.
+        faces: the networks for faces, of which the audit of people takes the judges.
         entries: the attacks.
         models: names of the models that will be attacked, such as "base" and "hardened".
-        instance_prompt: the prompt that attackers train a subject's photos with.
-        class_prompt: the prompt of the class pictures.
-        resolution: side in pixels of the squares that a trainer makes of photos.
         with_photos: whether protected photos are attacked.
-        subject_kind: what the subjects are. For objects no network for faces is loaded.
-        faces: the networks for faces, of which the audit of people takes the judges.
-        miniature: whether the models are of the miniature world, which the bundled feature networks know.
-        allow_pickle: whether weights may be loaded from pickles.
         protected: ids of the protected people; None means everybody whose photos the attacker has.
 
     Raises:
         UserError: none of the attacks can run, an option of an attack is wrong, or photos or networks cannot be loaded.
     """
+    options, prompts = config.audit, (config.instance_prompt, config.class_prompt)
     check_reused(options)
+    factory = AttackFactory.of(options, *prompts)
 
     def check_attacks() -> None:
         settings(options.attack_options)
-        factory = AttackFactory.of(options, instance_prompt, class_prompt)
         if not available_entries(entries, models, factory)[0]:
             raise UserError(
                 "none of the attacks can run with these models; see apdm audit --help-all on placebo and sibling"
             )
 
     def load_photo_attacks() -> PhotoAttackSpecs:
-        return PhotoAttackSpecs.load(
-            options, faces, instance_prompt=instance_prompt, class_prompt=class_prompt, allow_pickle=allow_pickle
-        )
+        return PhotoAttackSpecs.load(options, faces, *prompts, allow_pickle=config.allow_pickle)
 
     def load_people() -> AuditSubjects:
         return folders.load(
-            resolution,
+            config.resolution,
             protected=protected,
             prefix=options.prefix,
             attacker_set=options.attacker_set,
             holdout_set=options.holdout_set,
         )
 
-    def judge() -> Judges:
-        return load_judges(options, subject_kind, faces, miniature=miniature, allow_pickle=allow_pickle)
-
     def check_people(subjects: AuditSubjects) -> None:
-        factory = AttackFactory.of(options, instance_prompt, class_prompt)
         for entry in available_entries(entries, models, factory, subjects=subjects)[0]:
             attack = factory.make(entry.spec, seed=0)
             check_photos(entry, attack, subjects)
@@ -126,8 +110,8 @@ def load_inputs(
         subjects = faults.of(load_people)
         if subjects is not None and not faults.found:
             faults.of(lambda: check_people(subjects))
-        judges = faults.of(judge)
-    try_networks(subjects, judges, specs, subject_kind)
+        judges = faults.of(lambda: load_judges(config, faces))
+    try_networks(subjects, judges, specs, config.subject_kind)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
 
 
@@ -164,10 +148,8 @@ def check_reused(options: AuditOptions) -> None:
             )
 
 
-def load_judges(
-    options: AuditOptions, subject_kind: SubjectKind, faces: FaceNetworks, *, miniature: bool, allow_pickle: bool
-) -> Judges:
-    """Load the networks that measure pictures.
+def load_judges(config: AuditingConfig, faces: FaceNetworks) -> Judges:
+    """Load the networks that measure pictures. For objects no network for faces is loaded.
 
     The features of whole pictures are read by the networks that `judge` names. In the miniature world the bundled ones
     stand in for them; elsewhere what needs such features is not measured.
@@ -177,11 +159,16 @@ def load_judges(
     """
     from apdm.metrics.networks import load_feature_networks  # which imports transformers
 
-    option = f"{options.prefix}judge"
+    options, is_person = config.audit, config.subject_kind == "person"
+    miniature = is_miniature(str(config.base), config.single_file_config)
     with Faults() as faults:
-        networks = faults.of(lambda: load_feature_networks(options.judge, allow_pickle=allow_pickle, option=option))
-        encoders = faults.of(lambda: faces.encoders) if subject_kind == "person" else []
-        face_score = faults.of(lambda: faces.face_score) if subject_kind == "person" else None
+        networks = faults.of(
+            lambda: load_feature_networks(
+                options.judge, allow_pickle=config.allow_pickle, option=f"{options.prefix}judge"
+            )
+        )
+        encoders = faults.of(lambda: faces.encoders) if is_person else []
+        face_score = faults.of(lambda: faces.face_score) if is_person else None
     if face_score is None:
         given = [network for network in (networks.dino, networks.clip) if network is not None]
         likeness = [ObjectEncoder(extractor=network) for network in given]

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from apdm.audit.common_results import ModelFile
 from apdm.audit.fits import check_on_model
 from apdm.audit.model_audit import attack_and_judge
+from apdm.audit.models import load_models
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit, photos_and_changes
 from apdm.audit.photo_results import ImageLayer
@@ -26,11 +26,10 @@ from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
-from apdm.config import AttackConfig, AuditJobConfig, to_yaml
+from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig, to_yaml
 from apdm.config.trackers import without_trackers
 from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages
-from apdm.data.class_images import ClassImages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
@@ -46,13 +45,13 @@ from apdm.export.layout import (
     RESULTS,
     SEARCH_CELLS,
 )
-from apdm.families import Family
+from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.jobs.growing_report import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.picture_sheets import save_pictures, save_strips
-from apdm.jobs.prepare import configuration_hash
+from apdm.jobs.prepare import check_resolution, class_images
 from apdm.jobs.tracked import track_audit
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report
@@ -64,86 +63,38 @@ UNFINISHED = (
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
-class PictureOptions(Protocol):
-    """The options of a job that say how its class pictures are drawn."""
-
-    @property
-    def variant(self) -> str | None:
-        """Which files of the model are loaded."""
-        ...
-
-    @property
-    def num_inference_steps(self) -> int:
-        """Sampling steps."""
-        ...
-
-    @property
-    def guidance_scale(self) -> float:
-        """Classifier-free guidance."""
-        ...
-
-    @property
-    def resolution(self) -> int:
-        """Side of the pictures in pixels."""
-        ...
-
-
-def attacker_class_images(plan: AuditPlan, options: PictureOptions) -> ClassImages:
-    """Return how the base draws the class pictures that the attacker uses for prior preservation.
-
-    They are drawn like the defence's, but with other seeds.
-    """
-    return ClassImages(
-        prompt=plan.class_prompt,
-        model=plan.files["base"].sha256,
-        variant=options.variant,
-        configuration=configuration_hash(plan.models["base"]),
-        seed=plan.seed + ATTACKER_SEED,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
-        resolution=options.resolution,
-    )
-
-
 # -- the audit itself ----------------------------------------------------------------------------------------
 
 
 def audit_and_report(
+    config: HardenConfig | AuditJobConfig,
     plan: AuditPlan,
-    *,
-    class_images: ClassImages,
     photo_attacks: PhotoAttackSpecs | None,
     photos: ProtectedPhotos | None,
-    output: Path,
+    *,
     processes: ProcessGroup,
     stages: Stages,
-    earlier: Sequence[str] = (),
-    tracker: Tracker | None = None,
+    tracker: Tracker | None,
 ) -> Results | None:
     """Attack the models and the protected photos, measure, and write results.json, report.html and the pictures.
 
-    Finished attacks are kept in `output`. If an audit was stopped, the same call continues it.
+    Finished attacks are kept in the output folder. If an audit was stopped, the same call continues it.
 
     Args:
+        config: the options.
         plan: the models, the people, the attacks and the measurements.
-        class_images: how the attacker's class pictures are drawn.
         photo_attacks: the attacks on protected photos; None to attack no photos.
         photos: the protected photos and their originals; None to attack no photos.
-        output: the output folder.
         processes: the processes that share the attacks. All must see the same files.
         stages: tells which stage has begun.
-        earlier: output folders of earlier audits, whose finished attacks are reused.
         tracker: the tracker that gets the results, in the main process; None for no tracker.
 
     Returns:
         The results in the main process, None in the others.
     """
     stages.begin(ATTACKS)
-    plan = replace(plan, class_images=asdict(class_images))
-    prior = draw_class_images(plan, class_images, output, processes)
-    plan = replace(plan, judges=with_thresholds(plan.judges, plan.subjects, prior))
-    with torch.no_grad():
-        latents = encode_images(plan.models["base"], prior, batch_size=plan.drawing.batch_size)
+    output, earlier = Path(config.output_dir), config.audit.reuse_audits
+    plan, _, latents = with_class_pictures(config, plan, processes)
     store = cell_store(output, CELLS, processes, earlier)
     trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
     photo_store = cell_store(output, PHOTO_CELLS, processes, earlier)
@@ -182,16 +133,30 @@ def _write_unfinished(results: Results, pictures: Mapping[str, Tensor], output: 
     write_report(replace(results, verdict=verdict), output / REPORT, save_pictures(pictures, output))
 
 
-def draw_class_images(plan: AuditPlan, class_images: ClassImages, output: Path, processes: ProcessGroup) -> Tensor:
-    """Return the attacker's class pictures, `[N, 3, R, R]` in [-1, 1]. Those that are missing are drawn first."""
+def with_class_pictures(
+    config: AuditingConfig, plan: AuditPlan, processes: ProcessGroup
+) -> tuple[AuditPlan, Tensor, Posterior]:
+    """Draw the class pictures that the attacker uses for prior preservation, as far as they are missing.
+
+    They are drawn like the defence's, but with other seeds.
+
+    Returns:
+        The plan, with how they are drawn and with the thresholds that are measured on them; the pictures
+        `[N, 3, R, R]` in [-1, 1]; and their latents.
+    """
     base, batch_size = plan.models["base"], plan.drawing.batch_size
+    recipe = replace(class_images(config, base), seed=plan.seed + ATTACKER_SEED)
 
     def draw() -> Tensor:
-        folder, count = output / ATTACKER_CLASS_IMAGES, plan.num_class_images
-        paths = class_images.ensure(base, folder, count, batch_size=batch_size, replace=True)
-        return load_images(paths, class_images.resolution)
+        folder, count = Path(config.output_dir) / ATTACKER_CLASS_IMAGES, plan.num_class_images
+        paths = recipe.ensure(base, folder, count, batch_size=batch_size, replace=True)
+        return load_images(paths, recipe.resolution)
 
-    return processes.main_first(draw)
+    drawn = processes.main_first(draw)
+    judges = with_thresholds(plan.judges, plan.subjects, drawn)
+    with torch.no_grad():
+        latents = encode_images(base, drawn, batch_size=batch_size)
+    return replace(plan, class_images=asdict(recipe), judges=judges), drawn, latents
 
 
 def cell_store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
@@ -238,6 +203,24 @@ def model_file(path: str, model: Family) -> ModelFile:
     return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
 
 
+def read_models(config: AuditJobConfig | AttackConfig, paths: dict[str, str]) -> dict[str, Family]:
+    """Load models, {name: path or name}, of which one is "base".
+
+    Raises:
+        UserError: a model cannot be loaded, cannot be compared with the base, or cannot draw at the resolution.
+    """
+    models = load_models(
+        paths,
+        family=config.family,
+        variant=config.variant,
+        allow_pickle=config.allow_pickle,
+        single_file_config=config.single_file_config,
+        as_stored=config.dry_run,
+    )
+    check_resolution(models["base"], config.resolution)
+    return models
+
+
 def check_prompts_of(
     config: AuditJobConfig | AttackConfig, base: Family, entries: Sequence[Entry], models: Collection[str]
 ) -> None:
@@ -248,7 +231,7 @@ def check_prompts_of(
             the way that an attack asks for, or has no layers of the kind that it trains. Or an attack that edits photos
             does nothing in so many sampling steps.
     """
-    options = config if isinstance(config, AuditJobConfig) else config.audit
+    options = config.audit
     drawn = {"prompts": config.prompts, "edit_prompt": [options.edit_prompt] if options.edit_prompt else []}
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)

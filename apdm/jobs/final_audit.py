@@ -23,9 +23,8 @@ from apdm.distributed.trackers import Tracker
 from apdm.export.layout import MODEL
 from apdm.faces import FaceNetworks
 from apdm.families import Family
-from apdm.families.miniature import is_miniature
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.audit_steps import attacker_class_images, audit_and_report, model_file
+from apdm.jobs.audit_steps import audit_and_report, model_file
 from apdm.jobs.probe import Probe
 from apdm.protection.subject_data import SubjectVariants
 
@@ -68,7 +67,7 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
     options, originals = config.audit, config.instance_data_dir
     last_third = learnt_photos(config).part == "kept"
     inputs = load_inputs(
-        options,
+        config,
         PhotoFolders(
             attack=options.attack_data_dir or originals,
             holdout=options.holdout_data_dir or originals,
@@ -76,16 +75,10 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
             strangers=options.strangers_data_dir,
             last_third=last_third,
         ),
+        faces,
         entries=ONLY_NOMINAL,
         models=("base", "hardened"),
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        resolution=config.resolution,
         with_photos=config.image_layer.enabled,
-        subject_kind=config.subject_kind,
-        faces=faces,
-        miniature=is_miniature(config.base, config.single_file_config),
-        allow_pickle=config.allow_pickle,
         protected=protected,
     )
     return replace(inputs, subjects=replace(inputs.subjects, left_out=last_third))
@@ -165,13 +158,5 @@ def audit_hardened(
         if inputs.subjects.held_out_from == "originals":  # the image layer protects the photos that are held out, too
             photos = hold_out(photos).attacked
     return audit_and_report(
-        plan,
-        class_images=attacker_class_images(plan, config),
-        photo_attacks=inputs.photo_attacks,
-        photos=photos,
-        output=output,
-        processes=processes,
-        stages=stages,
-        earlier=config.audit.reuse_audits,
-        tracker=tracker,
+        config, plan, inputs.photo_attacks, photos, processes=processes, stages=stages, tracker=tracker
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,8 +14,7 @@ from torch import Tensor
 from apdm.attacks.registry import is_zero_shot, settings
 from apdm.audit.class_pictures import measure_strangers
 from apdm.audit.common_results import SCHEMA, HeldOutFrom
-from apdm.audit.models import load_models
-from apdm.audit.people import AuditSubjects, Person
+from apdm.audit.people import AuditSubjects, Person, load_strangers
 from apdm.audit.photo_attack_specs import NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit
 from apdm.audit.photo_results import PhotoResults, PhotoThresholds
@@ -25,40 +24,32 @@ from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold
 from apdm.audit.results_file import write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.suites import Entry
-from apdm.audit.thresholds import with_thresholds
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.versions import package_versions
-from apdm.data.class_images import ClassImages
 from apdm.data.photo_sets import Chosen, has_sets
-from apdm.data.separate_photos import PhotoSet, Role, check_separate
-from apdm.data.subjects import list_all_images, load_images
+from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
-from apdm.faces import FaceNetworks
-from apdm.families import Family
-from apdm.families.encoding import encode_images
-from apdm.families.miniature import is_miniature
 from apdm.jobs.audit_inputs import check_reused, load_judges, try_networks
 from apdm.jobs.audit_steps import (
     attack_photos,
-    attacker_class_images,
     cell_store,
     check_prompts_of,
     claim,
     doubts_about_photos,
-    draw_class_images,
     model_file,
+    read_models,
+    with_class_pictures,
 )
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.growing_report import PHOTO_ATTACKS, PREPARING, audit_stages
 from apdm.jobs.picture_sheets import save_pictures
 from apdm.jobs.plan import photo_audit_plan, show_plan
-from apdm.jobs.prepare import check_resolution, keep_apart
+from apdm.jobs.prepare import keep_apart
 from apdm.jobs.results import AuditResult
 from apdm.jobs.tracked import start_tracker, track_audit
-from apdm.metrics.judges import Judges
 from apdm.report.photo_page import write_photo_report
 
 
@@ -105,9 +96,8 @@ def audit_photos(
     rows = partial(photo_audit_plan, config, inputs.plan, inputs.photos, processes=processes, device=device)
     processes.on_main(lambda: show_plan(rows()))
     inputs.plan.models["base"].pipeline.to(device)
-    class_images = attacker_class_images(inputs.plan, config)
     stages.begin(PHOTO_ATTACKS)
-    results = _attack_and_report(inputs, class_images, output, processes, config.reuse_audits, tracker)
+    results = _attack_and_report(config, inputs, processes, tracker)
     verdict = processes.broadcast(lambda: cast(PhotoResults, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
 
@@ -118,26 +108,25 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
     folders = {"photos": str(config.photos), "protected_photos": str(config.protected_photos), **config.photo_folders}
 
     def read_specs() -> PhotoAttackSpecs:
-        prompts = {"instance_prompt": config.instance_prompt, "class_prompt": config.class_prompt}
         settings(config.attack_options)
-        return PhotoAttackSpecs.load(config, faces, **prompts, allow_pickle=config.allow_pickle)
+        prompts = config.instance_prompt, config.class_prompt
+        return PhotoAttackSpecs.load(config, faces, *prompts, allow_pickle=config.allow_pickle)
 
     def read_photos() -> tuple[HeldOut, Tensor | None, list[PhotoSet]]:
         with Faults() as faults:
             held = faults.of(lambda: _read_photos(config))
-            others = faults.of(lambda: _strangers(config.strangers_data_dir, config.resolution))
-        strangers, sets = others
-        sets += [held.attacked.originals, *held.sets]
+            strangers = faults.of(lambda: load_strangers(config.strangers_data_dir, config.resolution))
+        sets = [*strangers, held.attacked.originals, *held.sets]
         check_separate(sets)
-        return held, strangers, sets
+        return held, strangers[0].images[0] if strangers else None, sets
 
     with Faults() as faults:
         faults.of(lambda: keep_apart(folders, output_dir=config.output_dir))
         faults.of(lambda: check_reused(config))
-        specs, base = faults.of(read_specs), faults.of(lambda: _read_base(config))
+        specs, models = faults.of(read_specs), faults.of(lambda: read_models(config, {"base": str(config.base)}))
         photos = faults.of(read_photos)
-        judges = faults.of(lambda: _read_judges(config, faces))
-    held, strangers, sets = photos
+        judges = faults.of(lambda: load_judges(config, faces))
+    (held, strangers, sets), base = photos, models["base"]
     source: HeldOutFrom = "originals" if _holdout_folder(config) is None else "folder"
     subjects = AuditSubjects(_people(held), [], strangers, sets=sets, held_out_from=source)
     with Faults() as faults:
@@ -147,7 +136,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
     plan = AuditPlan.of(
         config,
-        models={"base": base},
+        models=models,
         subjects=subjects,
         judges=judges,
         entries=(),
@@ -159,24 +148,6 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         command=command,
     )
     return PhotoAuditInputs(plan=plan, specs=specs, photos=held.attacked, sets=sets)
-
-
-def _read_judges(config: AuditJobConfig, faces: FaceNetworks) -> Judges:
-    miniature = is_miniature(str(config.base), config.single_file_config)
-    return load_judges(config, config.subject_kind, faces, miniature=miniature, allow_pickle=config.allow_pickle)
-
-
-def _read_base(config: AuditJobConfig) -> Family:
-    models = load_models(
-        {"base": str(config.base)},
-        family=config.family,
-        variant=config.variant,
-        allow_pickle=config.allow_pickle,
-        single_file_config=config.single_file_config,
-        as_stored=config.dry_run,
-    )
-    check_resolution(models["base"], config.resolution)
-    return models["base"]
 
 
 def _read_photos(config: AuditJobConfig) -> HeldOut:
@@ -210,33 +181,15 @@ def _people(held: HeldOut) -> list[Person]:
     ]
 
 
-def _strangers(folder: str | None, resolution: int) -> tuple[Tensor | None, list[PhotoSet]]:
-    if folder is None:
-        return None, []
-    files = list_all_images(folder)
-    images = load_images(files, resolution)
-    return images, [PhotoSet.of(Role.STRANGER, folder, files, images)]
-
-
 def _attack_and_report(
-    inputs: PhotoAuditInputs,
-    class_images: ClassImages,
-    output: Path,
-    processes: ProcessGroup,
-    earlier: list[str],
-    tracker: Tracker | None,
+    config: AuditJobConfig, inputs: PhotoAuditInputs, processes: ProcessGroup, tracker: Tracker | None
 ) -> PhotoResults | None:
     """Attack, judge, and write results.json, report.html and the pictures. Only the main process returns results."""
-    plan = replace(inputs.plan, class_images=asdict(class_images))
-    base, batch_size = plan.models["base"], plan.drawing.batch_size
-    drawn = draw_class_images(plan, class_images, output, processes)
-    judges = with_thresholds(plan.judges, plan.subjects, drawn)
-    plan = replace(plan, judges=judges)
+    plan, drawn, prior = with_class_pictures(config, inputs.plan, processes)
+    judges, output = plan.judges, Path(config.output_dir)
     known = {person.id: judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
     strangers, matched = measure_strangers(plan, known, judges.features(to_unit(drawn)))
-    with torch.no_grad():
-        prior = encode_images(base, drawn, batch_size=batch_size)
-    store = cell_store(output, PHOTO_CELLS, processes, earlier)
+    store = cell_store(output, PHOTO_CELLS, processes, config.reuse_audits)
     audit = PhotoAudit(plan, prior, inputs.specs, inputs.photos.pairs)
     if processes.is_main:
         audit.tidy(store)

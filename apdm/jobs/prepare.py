@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from apdm.config import HardenConfig, JobConfig
+from apdm.config import AuditingConfig, HardenConfig, JobConfig
 from apdm.config.dataset import CLASS, PEOPLE
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
 from apdm.core.cpus import default_threads
@@ -234,11 +234,11 @@ def _shorter_side(picture: Path) -> int:
         return min(image.size)
 
 
-def class_images(config: JobConfig, base: Family) -> ClassImages:
+def class_images(config: JobConfig | AuditingConfig, base: Family) -> ClassImages:
     """Return how the base model draws the class pictures of a job."""
     return ClassImages(
         prompt=config.class_prompt,
-        model=model_hash(base.source or Path(config.base)),
+        model=model_hash(base.source or Path(str(config.base))),
         variant=config.variant,
         configuration=configuration_hash(base),
         seed=config.seed,

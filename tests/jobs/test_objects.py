@@ -20,7 +20,7 @@ from tiny_run import OPTIONS
 
 from apdm.audit.people import PhotoFolders
 from apdm.audit.thresholds import with_thresholds
-from apdm.config import AuditConfig, AuditJobConfig, HardenConfig, PerturbConfig, make_config
+from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.faces import FaceChoice, FaceNetworks
 from apdm.jobs.audit import audit_models
@@ -33,6 +33,7 @@ from apdm.metrics.judges import Judges
 from apdm.metrics.objects import ObjectEncoder
 from apdm.metrics.trial import try_judges
 from apdm.metrics.utility import class_utility
+from apdm.portraits import PIPELINE
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 DOG = "a photo of sks dog"
@@ -227,8 +228,8 @@ def test_a_configuration_that_only_misleads_faces_hardens_against_objects_too():
 def test_a_model_from_outside_is_not_judged_by_the_bundled_features():
     faces, pictures = FaceNetworks(FaceChoice()), torch.rand(3, 3, 64, 64)
     bundled, none = (
-        load_judges(AuditConfig(), "person", faces, miniature=miniature, allow_pickle=False)
-        for miniature in (True, False)
+        load_judges(make_config(HardenConfig, {**NAMED, "pretrained_model_name_or_path": model}), faces)
+        for model in (PIPELINE, "x")
     )
     assert bundled.extractor is not None and none.extractor is None and none.dino is None
     try_judges(none, pictures)
