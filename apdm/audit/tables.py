@@ -22,6 +22,7 @@ OfCaptions = Literal["caption_frechet", "caption_kernel", "caption_clip"]
 Figure = Literal[OfAttack, OfEdits, OfPictures, OfPhotos, OfCaptions, "other"]
 UNCHANGED = "the photos are not changed"
 PICTURES, PHOTOS, CAPTIONS = (frozenset(get_args(kind)) for kind in (OfPictures, OfPhotos, OfCaptions))
+BY_PROMPT = PICTURES | {"mean", "detected_mean", "face_rate"}  # figures that are known of each prompt's pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Column:
             row's model draws for captions, without an attack. other is a figure that is not computed.
         better: which figures are better for the person who is protected, or for those who use the model.
         encoder: the number of the likeness encoder, from 0.
-        prompt: only the pictures of this prompt, from 0; None for all pictures.
+        prompt: only the pictures of this prompt, from 0, for figures of BY_PROMPT; None for all pictures.
         pooled: frechet and kernel compare the pictures of all subjects with the photos of all, and not each subject's.
         kind: only subjects of this kind; None for all.
         needs: why the figure is not computed.

@@ -8,7 +8,7 @@ from pathlib import Path
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot
 from apdm.audit.suites import AttackFactory
-from apdm.audit.tables import Column
+from apdm.audit.tables import BY_PROMPT, Column
 from apdm.audit.untrained import Untrained
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import UserError
@@ -72,6 +72,8 @@ def _wrong_row(row: RecipeRow, protection: Protection) -> Iterator[str]:
 def _wrong_column(column: Column) -> Iterator[str]:
     if column.pooled and column.figure not in DISTANCES:
         yield f"pooled goes with {' and '.join(DISTANCES)}, not with {column.figure}; leave it out"
+    if column.prompt is not None and column.figure not in {*BY_PROMPT, "other"}:
+        yield f"prompt goes with {', '.join(sorted(BY_PROMPT))}, not with {column.figure}; leave it out"
     for option in ("encoder", "prompt"):
         if (getattr(column, option) or 0) < 0:
             yield f"{option} is {getattr(column, option)}; they are counted from 0"

@@ -86,6 +86,8 @@ CAPTIONED = {"columns": {"c": {**COLUMN, "figure": "caption_frechet"}}}
         ({"people": 0}, "people is 0"),
         ({"kinds": {"a": {"subject": " ", "class_prompt": "x"}}}, "kinds.a has an empty subject"),
         ({"columns": {"c": {**COLUMN, "figure": "clip", "prompt": 9}}}, "columns.c.prompt is 9, counted from 0"),
+        ({"columns": {"c": {**COLUMN, "figure": "match_rate", "prompt": 0}}}, "not with match_rate; leave it out"),
+        ({"columns": {"c": {**COLUMN, "figure": "brisque", "prompt": 1}}}, "not with brisque; leave it out"),
         ({"columns": {"c": {**COLUMN, "figure": "clip", "encoder": -1}}}, "columns.c.encoder is -1"),
         ({"columns": {"c": {**COLUMN, "figure": "clip", "pooled": True}}}, "columns.c.pooled goes with frechet"),
         ({**CAPTIONED, "captions": {"photos": "x", "number": 2}}, "captions needs either file or prompts"),
