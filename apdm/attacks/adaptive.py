@@ -32,7 +32,8 @@ class Adaptive(DreamBooth):
 
     * The defence raised the error on the subject's photos above the error on class pictures, both under the instance
       prompt, with the preference loss L_DPO (APDM, eq. 14). So the attacker adds `dpo_weight` times the same loss with
-      the roles exchanged: photos are preferred, class pictures are rejected. The attacker does not know the original
+      the roles exchanged: photos are preferred, class pictures are rejected. Both keep the noise and the timesteps that
+      they have in DreamBooth's loss, and do not share them as in the defence. The attacker does not know the original
       model. The model as received takes its place as the reference.
     * The defence prepared for an attacker who begins with a fresh optimizer and keeps one learning rate. So the
       learning rate begins `warmup_factor` times higher and falls to the nominal rate over the first `warmup_share` of

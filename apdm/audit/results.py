@@ -172,7 +172,8 @@ class CostFactors:
     """The cost factors of one attack.
 
     A cost factor is the number of attack steps that reach a given likeness on the hardened model, divided by the number
-    of attack steps that reach it on the base. The given likeness is the base's likeness after the nominal step.
+    of attack steps that reach it on the base. The given likeness is the base's likeness after the nominal step. A
+    picture without a face counts 0 in it, so a model that draws no faces any more has a high cost factor.
 
     Attributes:
         nominal_step: the step at which the attack counts as done.

@@ -25,7 +25,7 @@ class IdentityStatistics:
         mean: mean likeness in [-1, 1]; a picture without a face counts as 0.
         detected_mean: mean likeness of the pictures that show a face; None where none does.
         face_rate: share of the pictures that show a face; None where faces were not looked for.
-        match_rate: share of the pictures (that show a face) whose likeness reaches the encoder's match threshold.
+        match_rate: share of all pictures that show a face and whose likeness reaches the encoder's match threshold.
     """
 
     mean: float
