@@ -9,6 +9,7 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.audit.checks import higher_likeness
 from apdm.audit.people import AuditSubjects
 from apdm.audit.plan import to_unit
 from apdm.families import Family
@@ -23,7 +24,8 @@ class ProbeResult:
     Attributes:
         figures: "probe_likeness/<encoder>", the mean cosine to the attacked person; and "probe_face_rate", the share of
             pictures that show a face, unless the subjects are no people.
-        like_strangers: whether, for every encoder, the likeness exceeds the strangers' by at most `Probe.margin`.
+        like_strangers: whether, for every encoder, the likeness exceeds the strangers' by at most `Probe.margin`, under
+            the worse of the two conventions for pictures without a face, as in the audit's verdict.
     """
 
     figures: dict[str, float]
@@ -83,5 +85,8 @@ class Probe:
         figures = {f"probe_likeness/{name}": entry.mean for name, entry in identity.items()}
         if features.face_scores is not None:
             figures["probe_face_rate"] = float(features.detected.float().mean())
-        like_strangers = all(entry.mean <= self.chance[name] + self.margin for name, entry in identity.items())
+        like_strangers = all(
+            higher_likeness(entry.mean, entry.face_rate) <= self.chance[name] + self.margin
+            for name, entry in identity.items()
+        )
         return ProbeResult(figures, like_strangers)
