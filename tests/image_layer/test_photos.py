@@ -31,6 +31,18 @@ def test_rounding_to_eight_bits_never_leaves_the_ball():
         assert change.max() == int(epsilon * 255 + 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "levels"), [(7 / 255, 7), (0.0274509804, 7), (0.025, 6), (7.99 / 255, 7), (1 / 255, 1)]
+)
+def test_the_whole_budget_is_used_at_every_grey_level_and_rounded_down_between_two(epsilon: float, levels: int):
+    original = torch.arange(256, dtype=torch.uint8).expand(3, 2, 256)
+    for sign in (-1, 1):
+        moved = (original.float() / 255 + sign * epsilon).clamp(0, 1)
+        saved = quantise(moved, original, epsilon)
+        assert saved.int().equal((original.int() + sign * levels).clamp(0, 255))
+        assert within_budget(saved, original, epsilon)
+
+
 def test_a_square_photo_of_the_right_size_is_seen_as_it_is():
     photo = torch.rand(3, 64, 64)
     assert torch.equal(crop_square(photo, 64, 0.3), photo)
