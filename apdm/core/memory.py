@@ -15,8 +15,12 @@ MEMINFO, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
 
 def available_memory() -> int | None:
     """Return the bytes of memory that the machine and this process's control groups have left; None if unknown."""
-    found = [*_of_machine(), *_of_groups()]
-    return min(found, default=None)
+    return min([*_of_machine("MemAvailable:"), *(left for _, left in _of_groups())], default=None)
+
+
+def total_memory() -> int | None:
+    """Return the bytes that the machine and this process's control groups have at all; None if unknown."""
+    return min([*_of_machine("MemTotal:"), *(limit for limit, _ in _of_groups())], default=None)
 
 
 def available_on(device: torch.device) -> int | None:
@@ -27,15 +31,15 @@ def available_on(device: torch.device) -> int | None:
     return None if ask is None else int(ask(device)[0])
 
 
-def _of_machine() -> list[int]:
+def _of_machine(row: str) -> list[int]:
     with suppress(OSError, ValueError, IndexError):
         lines = [line.split() for line in MEMINFO.read_text().splitlines()]
-        return [int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"]
+        return [int(words[1]) * 1024 for words in lines if words[0] == row]
     return []
 
 
-def _of_groups() -> list[int]:
-    """Return what the limits of the control groups (version 2) leave."""
+def _of_groups() -> list[tuple[int, int]]:
+    """Return the limits of the control groups (version 2), and what each leaves."""
     found = []
     with suppress(OSError):
         names = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
@@ -45,7 +49,8 @@ def _of_groups() -> list[int]:
                 if folder.is_relative_to(CGROUPS):
                     with suppress(OSError, ValueError):  # "max" is no number
                         limit = int((folder / "memory.max").read_text())
-                        found.append(limit - int((folder / "memory.current").read_text()) + _cache(folder))
+                        used = int((folder / "memory.current").read_text()) - _cache(folder)
+                        found.append((limit, limit - used))
     return found
 
 

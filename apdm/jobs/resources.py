@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,8 +20,10 @@ from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoA
 from apdm.audit.plan import AuditPlan
 from apdm.audit.suites import AttackFactory, lengthened
 from apdm.config import AuditOptions, HardenConfig, JobConfig
+from apdm.core.devices import is_accelerator
 from apdm.core.disk import amount, free_space, picture_size, require_disk
 from apdm.core.logging import get_logger
+from apdm.core.memory import total_memory
 from apdm.core.terminal import count as count_of
 from apdm.data.class_images import count_drawn
 from apdm.export import layout
@@ -69,7 +70,9 @@ def harden_memory(config: HardenConfig, base: Family, cost: Pass, device: torch.
     whole = on_device + graph + OVERHEAD
     text = f"{amount(whole)} on the device: {amount(on_device)} counted, {amount(graph)} of activations estimated, "
     return (
-        f"{text}{amount(OVERHEAD)} assumed" + f"; {amount(main)} in main memory" * bool(main) + _beside(whole, device)
+        f"{text}{amount(OVERHEAD)} assumed"
+        + f"; {amount(main)} in main memory" * bool(main)
+        + _beside(whole, device, main=main)
     )
 
 
@@ -295,17 +298,26 @@ def _text_copy(base: Family) -> int:
     return 4 * sum(weight.numel() for encoder in base.text_encoders().values() for weight in encoder.parameters())
 
 
-def _beside(needed: float, device: torch.device) -> str:
-    """A remark that the device has less memory; empty if it has enough."""
-    if device.type == "cpu":
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _beside(needed: float, device: torch.device, *, main: float = 0) -> str:
+    """A remark that the device, or the machine's main memory, has less than is needed; empty if there is enough.
+
+    Args:
+        needed: bytes on the device.
+        device: the device. A CPU has main memory alone.
+        main: bytes in main memory besides.
+    """
+    places = [(main, total_memory(), "main memory", "set memory.offload to false, or use a machine with more")]
+    if is_accelerator(device):
+        mend = "choose a --preset, more processes with FSDP2 or ZeRO-3, or another device"
+        places.append((needed, torch.accelerator.get_memory_info(device)[1], str(device), mend))
     else:
-        available = torch.accelerator.get_memory_info(device)[1]
-    if needed <= available:
-        return ""
-    mend = "choose a --preset, more processes with FSDP2 or ZeRO-3, or another device"
-    logger.warning("by count %s are needed, and %s has %s: %s", amount(needed), device, amount(available), mend)
-    return f"; {device} has {amount(available)}"
+        places = [(needed + main, total_memory(), "main memory", "use a machine with more")]
+    remark = ""
+    for taken, total, place, mend in places:
+        if total is not None and taken > total:
+            logger.warning("by count %s are needed, and %s has %s: %s", amount(taken), place, amount(total), mend)
+            remark += f"; {place} has {amount(total)}"
+    return remark
 
 
 def _number(operations: float) -> str:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from apdm.config.image_layer import EncoderAttackConfig, ImageLayerConfig, ZeroShotConfig
-from apdm.core import memory
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
 from apdm.faces import Face, align, load_encoder
@@ -100,18 +99,3 @@ def test_a_photo_that_is_replaced_during_the_run_is_an_error(tmp_path: Path):
     Image.new("RGB", (41, 30)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="changed during the run"):
         file.read()
-
-
-def test_memory_is_what_the_machine_and_its_control_group_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  7 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "cgroup")
-    assert memory.available_memory() == 7 * 1024
-    (tmp_path / "cgroup").write_text("0::/a/b\n")
-    (tmp_path / "a/b").mkdir(parents=True)
-    (tmp_path / "a/b/memory.max").write_text("max\n")
-    (tmp_path / "a/memory.max").write_text("5000\n")
-    (tmp_path / "a/memory.current").write_text("3000\n")
-    (tmp_path / "a/memory.stat").write_text("anon 5\ninactive_file 400\n")
-    assert memory.available_memory() == 2400

@@ -10,11 +10,11 @@ import torch
 
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.suites import AttackFactory
-from apdm.config import AuditConfig, ReproduceConfig
+from apdm.config import AuditConfig, HardenConfig, MemoryConfig, ReproduceConfig
 from apdm.core.disk import amount
 from apdm.families import Family, load_family
 from apdm.jobs import resources
-from apdm.jobs.memory_count import Pass
+from apdm.jobs.memory_count import OVERHEAD, Pass, activations, count
 from apdm.jobs.reproduce import load_job
 from apdm.jobs.reproduce_plan import ATTACKS, Group, sums_of
 
@@ -91,3 +91,21 @@ def test_text_encoders_that_are_trained_are_counted(tiny_pipeline: Path) -> None
         for spec in ("lora:train_text_encoder=true", "adaptive:train_text_encoder=true")
     )
     assert "text encoders" not in plain and f"4 of the text encoders ({amount(16 * weights)})" in text
+
+
+@pytest.mark.parametrize(("share", "short"), [(0.5, True), (1.0, False)])
+def test_on_a_cpu_what_is_offloaded_counts_as_well(
+    share: float, short: bool, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine has room for what is on the device, and for this share of what is offloaded."""
+    base = load_family(tiny_pipeline)
+    paths = {"pretrained_model_name_or_path": "model", "instance_data_dir": "photos", "output_dir": "out"}
+    config = HardenConfig(**paths, memory=MemoryConfig(offload=True))
+    cost, counted = Pass(1, 1, 1, 1), count(base.denoiser, config, type(base))
+    weights = 4 * sum(weight.numel() for weight in base.denoiser.parameters())
+    on_device = sum({**counted.device, **counted.passing}.values()) + activations(cost, config, weights, 1) + OVERHEAD
+    room = round(on_device + share * sum(counted.main.values()))
+    monkeypatch.setattr(resources, "total_memory", lambda: room)
+    said = resources.harden_memory(config, base, cost, torch.device("cpu"), 1)
+    assert f"; {amount(sum(counted.main.values()))} in main memory" in said
+    assert said.endswith(f"; main memory has {amount(room)}") == short
