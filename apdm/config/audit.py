@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,8 @@ from apdm.config.judges import judge_places
 from apdm.config.options import option
 from apdm.config.subject_kind import check_object, check_object_judges
 from apdm.core.errors import UserError
+
+MEASURED_AT = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)  # times the nominal step, where the user names no steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class AuditOptions:
     eval_steps: list[int] = option(
         [],
         "Steps of the attack after which likeness is measured, besides the last. Each costs the time of drawing "
-        "num_images pictures per prompt.",
+        "num_images pictures per prompt. By default several steps after nominal_step, which the cost factor needs.",
         at_least=0,
     )
     num_images: int = option(
@@ -324,8 +327,15 @@ class AuditOptions:
 
     @property
     def measured_steps(self) -> list[int]:
-        """The steps after which likeness is measured, in ascending order; the last step is always among them."""
-        return sorted({*self.eval_steps, self.max_train_steps})
+        """The steps after which likeness is measured, in ascending order.
+
+        Always among them are the last step, and the one that decides whether the cost factor is large enough. So no
+        claim rests on a value between two measurements.
+        """
+        nominal = self.nominal_step or self.max_train_steps
+        asked = self.eval_steps or [round(times * nominal) for times in MEASURED_AT]
+        wanted = (*asked, math.ceil(self.min_cost_factor * nominal))
+        return sorted({*(step for step in wanted if step < self.max_train_steps), self.max_train_steps})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,28 +12,27 @@ from pathlib import Path
 
 import torch
 
-from apdm.attacks import Attack
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.suites import AttackFactory, available_entries
+from apdm.audit.suites import available_entries
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
+from apdm.data.class_images import count_drawn
 from apdm.data.separate_photos import PhotoSet
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
 from apdm.distributed.processes import ProcessGroup
-from apdm.export.layout import IMAGES, MODEL
+from apdm.export.layout import IMAGES, MODEL, PARTNERS
 from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
-from apdm.jobs.audit_inputs import warn_if_too_short
+from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
 from apdm.jobs.audit_steps import goes_on
+from apdm.jobs.audit_work import AuditWork
 from apdm.jobs.faces_shown import faces_in_squares
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
@@ -53,7 +52,6 @@ from apdm.jobs.push import check_hub
 from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
-PURIFYING = "for purifiers of protected photos"
 
 
 def harden(config: HardenConfig) -> HardenResult:
@@ -124,9 +122,10 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     base, half = inputs.base, config.mixed_precision != "no"
     cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=half)
     drawn = resources.class_pictures_to_draw(config, inputs.own_class_pictures)
+    partners = inputs.drawn_partners - count_drawn(Path(config.output_dir) / PARTNERS, inputs.drawn_partners)
     passes = {
         "for hardening": resources.training_passes(config),
-        "for class pictures": resources.drawing_passes(config, drawn + inputs.drawn_partners),
+        "for class pictures": resources.drawing_passes(config, drawn + partners),
         "for variety.photos": resources.variety_passes(config.variety.photos, inputs.encoded_photos),
     }
     rows: dict[str, Row] = {
@@ -138,22 +137,32 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         job = inputs.photo_job
         rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
     if config.audit.enabled and inputs.audit_inputs is not None:
-        subjects, specs = inputs.audit_inputs.subjects, inputs.audit_inputs.photo_attacks
-        protected, others = len(subjects.protected), len(subjects.others)
-        factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
-        attacks = resources.final_attacks(factory, config.audit, protected=protected, others=others)
-        if specs is not None and inputs.photo_job is not None:
-            attacks += resources.attacks_with_photos(specs, factory, people=protected, seeds=config.audit.seeds)
-            photos = sum(attacked_photos(inputs.audit_inputs, inputs.photo_job).values())
-            passes[PURIFYING] = resources.purifier_passes(specs, photos=photos, seeds=config.audit.seeds)
-        passes["for the attacks of the audit"] = resources.attack_passes(attacks, subjects.mean_photos)
-        rows["audit memory"] = lambda: resources.audit_memory(config.audit, base, whole, device, attacks=attacks)
+        audited = final_audit_work(config, inputs.audit_inputs, base, inputs.photo_job)
+        passes |= audited.passes
+        rows["audit memory"] = lambda: resources.audit_memory(
+            config.audit, base, whole, device, attacks=audited.attacks
+        )
     return rows | {
         "work": lambda: resources.work(cost, passes),
-        "drawn": lambda: resources.pictures_drawn(drawn, inputs.drawn_partners),
+        "drawn": lambda: resources.pictures_drawn(drawn, partners),
         "disk": lambda: resources.harden_disk(config, inputs, drawn),
         "written": lambda: resources.written(config, partners=bool(inputs.drawn_partners)),
     }
+
+
+def final_audit_work(config: HardenConfig, inputs: AuditInputs, base: Family, job: PhotoJob | None) -> AuditWork:
+    """The work of the audit at the end. The base stands in for the hardened model, which does not exist yet."""
+    plan = AuditPlan.of(
+        config.audit,
+        models={"base": base, "hardened": base},
+        subjects=inputs.subjects,
+        judges=inputs.judges,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+    )
+    photos = attacked_photos(inputs, job) if job is not None else None
+    cells, class_sets = Matrix.of(plan, plan.entries).cells, len(plan.arms) + 2
+    return AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=photos)
 
 
 def _faces(inputs: HardenInputs) -> str | None:
@@ -226,23 +235,16 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
             faults.of(lambda: check_output_dir(output, overwrite=may_replace))
             found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
-                plan, sets, rows, attacks, purifying = found
+                plan, sets, rows, work = found
                 base, judges = plan.models["base"], plan.judges
                 cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: resources.audit_memory(
-                        config, base, cost, device, attacks=attacks, models=len(plan.models), shared=False
+                        config, base, cost, device, attacks=work.attacks, models=len(plan.models), shared=False
                     ),
-                    "work": lambda: resources.work(
-                        cost,
-                        {
-                            "for the attacks": resources.attack_passes(attacks, plan.subjects.mean_photos),
-                            PURIFYING: purifying,
-                            "for the search": resources.search_passes(plan),
-                        },
-                    ),
+                    "work": lambda: resources.work(cost, work.passes),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the base",
                 }
                 _show(rows, more, faults)
@@ -271,18 +273,16 @@ def attack_model(config: AttackConfig) -> AttackResult:
                 sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models[attack.MODEL]
                 cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: attack.check_faces(sets, judges.encoders, judges.face_score))
-                attacks = [cell.attack for cell in Matrix.of(plan, plan.entries).cells]
+                work = AuditWork.of(plan, Matrix.of(plan, plan.entries).cells, class_sets=2)
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: (
                         "as dreambooth, which trains the whole denoiser: "
                         + resources.audit_memory(
-                            config.audit, model, cost, device, attacks=attacks, models=1, shared=False
+                            config.audit, model, cost, device, attacks=work.attacks, models=1, shared=False
                         )
                     ),
-                    "work": lambda: resources.work(
-                        cost, {"for the attacks": resources.attack_passes(attacks, plan.subjects.mean_photos)}
-                    ),
+                    "work": lambda: resources.work(cost, work.passes),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
                 }
                 _show(attack.attack_plan(config, plan, processes, device), more, faults)
@@ -293,34 +293,25 @@ def attack_model(config: AttackConfig) -> AttackResult:
 
 def _audit_input(
     config: AuditJobConfig, processes: ProcessGroup, device: torch.device
-) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, list[Attack], float]:
+) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, AuditWork]:
     """Read the input of an audit of models or of photos alone.
 
     Returns:
-        Its plan, all photos, the rows of what it says, all attacks, each as often as it runs, and the forward passes
-        of purifiers.
+        Its plan, all photos, the rows of what it says, and its work.
     """
     if config.hardened is None:
         given = load_photo_audit(config, None)
         rows = photo_audit_plan(config, given.plan, given.photos, processes=processes, device=device)
-        return given.plan, given.sets, rows, *_with_photos(given.specs, given.plan, given.photos)
+        work = AuditWork.of(given.plan, [], class_sets=1, specs=given.specs, photos=given.photos.counts)
+        return given.plan, given.sets, rows, work
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
     entries, _ = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
-    attacks = [cell.attack for cell in Matrix.of(plan, entries).cells]
-    purifying = 0.0
-    if inputs.photo_attacks is not None and photos is not None:
-        more, purifying = _with_photos(inputs.photo_attacks, plan, photos)
-        attacks += more
-    return plan, audit.photo_sets(inputs, photos), rows, attacks, purifying
-
-
-def _with_photos(specs: PhotoAttackSpecs, plan: AuditPlan, photos: ProtectedPhotos) -> tuple[list[Attack], float]:
-    """The attacks that train on photos, and the forward passes of the purifiers."""
-    people, number = len(photos.pairs), sum(photos.counts.values())
-    attacks = resources.attacks_with_photos(specs, plan.attacks, people=people, seeds=plan.repeats)
-    return attacks, resources.purifier_passes(specs, photos=number, seeds=plan.repeats)
+    cells, class_sets = Matrix.of(plan, entries).cells, len(plan.arms) + 2
+    counts = photos.counts if photos is not None else None
+    work = AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=counts)
+    return plan, audit.photo_sets(inputs, photos), rows, work
 
 
 def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:

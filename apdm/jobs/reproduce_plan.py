@@ -15,6 +15,7 @@ from apdm.core.disk import amount, free_space, picture_size
 from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
+from apdm.jobs.audit_work import attack_passes
 from apdm.jobs.recipe_checks import attack_of
 from apdm.jobs.recipe_models import MODELS, filled_in
 from apdm.jobs.recipes import Recipe, RecipeRow, merged, missing_for_column
@@ -170,7 +171,7 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     if trained:
         factory = AttackFactory.of(options, attack.instance_prompt, attack.class_prompt)
         made = [factory.make(spec, seed=0) for spec in attack.attack]
-        sums.passes[ATTACKS] += times * resources.attack_passes(made, group.photos)
+        sums.passes[ATTACKS] += times * attack_passes(made, group.photos)
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
     measured = len({0, *options.measured_steps}) if trained else 1
     number = times * measured * len(attack.prompts) * options.num_images

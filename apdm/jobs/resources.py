@@ -13,12 +13,7 @@ import torch
 from apdm.attacks import Attack
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.purify import passes_per_photo
-from apdm.attacks.registry import is_zero_shot, make_purifier
-from apdm.attacks.staged import Staged
-from apdm.audit.budgets import samples_per_step
-from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
-from apdm.audit.plan import AuditPlan
-from apdm.audit.suites import AttackFactory, lengthened
+from apdm.attacks.registry import make_purifier
 from apdm.config import AuditOptions, HardenConfig, JobConfig
 from apdm.core.devices import is_accelerator
 from apdm.core.disk import amount, free_space, picture_size, require_disk
@@ -167,68 +162,6 @@ def training_passes(config: HardenConfig) -> float:
     return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
 
 
-def attack_passes(attacks: Iterable[Attack], photos: float) -> float:
-    """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two.
-
-    Args:
-        attacks: the attacks, each as often as it runs.
-        photos: how many photos a person has; the mean of all people.
-    """
-    return sum(
-        _preparing_passes(attack, photos)
-        + attack.max_train_steps * (samples_per_step(attack.params()) or 1) * _step_passes(attack)
-        for attack in attacks
-    )
-
-
-def _preparing_passes(attack: Attack, photos: float) -> float:
-    """Forward passes of all stages before the innermost attack."""
-    if not isinstance(attack, Staged):
-        return 0
-    return attack.own_passes(photos) + _preparing_passes(attack.attack, photos)
-
-
-def _step_passes(attack: Attack) -> float:
-    return getattr(getattr(attack, "innermost", attack), "step_passes", STEP_PASSES)
-
-
-def search_passes(plan: AuditPlan) -> float:
-    """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two."""
-    if plan.search is None:
-        return 0
-    from apdm.audit.search_space import SearchSpace
-
-    people = min(plan.search.people, len(plan.subjects.protected))
-    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.attacks, plan.search.samples).samples
-
-
-def final_attacks(factory: AttackFactory, options: AuditOptions, *, protected: int, others: int) -> list[Attack]:
-    """The attacks of the audit after hardening on base and hardened model, for so many people."""
-    nominal = factory.make(NOMINAL_ATTACK, seed=0)
-    longer = lengthened(nominal, options.max_train_steps / factory.nominal_step)
-    return options.seeds * (protected * [nominal, longer] + others * [nominal, nominal])
-
-
-def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:
-    """The attacks that train on photos: on clean and on protected ones, and on these after each purifier."""
-    named = [NOMINAL_ATTACK] * specs.training + [spec for spec in specs.attacks if not is_zero_shot(spec)]
-    kinds = 2 + len(specs.purifiers)
-    return people * seeds * kinds * [factory.make(spec, seed=0) for spec in dict.fromkeys(named)]
-
-
-def purifier_passes(specs: PhotoAttackSpecs, *, photos: int, seeds: int) -> float:
-    """Forward passes with which purifiers draw the protected photos again, for each attack and seed.
-
-    Args:
-        specs: the attacks and the purifiers.
-        photos: how many protected photos all people have together.
-        seeds: how many seeds there are.
-    """
-    attacks = {*[NOMINAL_ATTACK] * specs.training, *[ADAPTER_ATTACK] * (specs.adapter is not None), *specs.attacks}
-    purifiers = [make_purifier(spec, has_originals=True) for spec in specs.purifiers]
-    return seeds * photos * len(attacks) * sum(map(passes_per_photo, purifiers))
-
-
 def variety_passes(changes: Iterable[str], photos: int) -> float:
     """Forward passes with which the changes of `variety.photos` draw so many photos again."""
     return photos * sum(passes_per_photo(make_purifier(spec)) for spec in changes)
@@ -273,7 +206,7 @@ def pictures_drawn(class_pictures: int, partners: int) -> str:
     """Say how many pictures the base model draws before the training."""
     counts = {"class picture": class_pictures, "partner": partners}
     parts = [f"{number} {name}" + "s" * (number != 1) for name, number in counts.items() if number]
-    return f"{' and '.join(parts)} of the base model" if parts else "no class pictures"
+    return f"{' and '.join(parts)} of the base model" if parts else "nothing new"
 
 
 def written(config: HardenConfig, *, partners: bool) -> str:

@@ -67,7 +67,8 @@ def test_a_dry_run_shows_the_plan_by_count_and_writes_nothing(
     assert re.match(r"in \d+ of \d+ photos by portrait", plan["faces seen"])
     assert "counted" in plan["training memory"] and "6 copies of the denoiser" in plan["photo memory"]
     assert "5 copies of the denoiser" in plan["audit memory"]
-    assert "for hardening" in plan["work"] and "for the attacks of the audit" in plan["work"]
+    assert "for hardening" in plan["work"] and "for attacks" in plan["work"]
+    assert "for the pictures of the audit" in plan["work"]
     assert "for purifiers of protected photos" in plan["work"] and "for variety.photos" in plan["work"]
     assert plan["drawn"] == "4 class pictures of the base model"
     assert "protected photos" in plan["disk"] and " free" in plan["disk"]
@@ -182,7 +183,7 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
     assert main(["audit", *models, "--suite", "quick", *place, *prompts]) == 0
     plan = told(capsys.readouterr().err)
     assert "5 copies of the denoiser" in plan["device memory"] and plan["faces seen"].endswith("portrait-face")
-    assert "for the attacks" in plan["work"]
+    assert "for attacks" in plan["work"]
     models[3] = str(tmp_path / "absent")
     assert main(["audit", *models, "--attack_data_dir", str(tmp_path / "nobody"), *place, *prompts]) == 2
     assert len(errors(capsys.readouterr().err)) == 2

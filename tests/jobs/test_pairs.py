@@ -64,6 +64,10 @@ def test_partners_are_drawn_once_and_a_resumed_run_ends_with_the_same_weights(
     assert main(command(tiny_pipeline, people, tmp_path / "run", max_train_steps=2)) == 0
     drawn = sorted((tmp_path / "run/partners").glob("*.png"))
     before = [file.stat().st_mtime_ns for file in drawn]
+    again = [*command(tiny_pipeline, people, tmp_path / "run", resume_from_checkpoint="latest"), "--dry_run"]
+    assert main(again) == 0
+    plan = told(capsys.readouterr().err)
+    assert plan["pairs"] == "6 partners, drawn by the base model" and plan["drawn"] == "nothing new"
     assert len(before) == 6
     assert main(command(tiny_pipeline, people, tmp_path / "run", resume_from_checkpoint="latest")) == 0
     assert [file.stat().st_mtime_ns for file in drawn] == before

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.suites import AttackFactory
 from apdm.config import AuditConfig, HardenConfig, MemoryConfig, ReproduceConfig
 from apdm.core.disk import amount
@@ -20,58 +19,6 @@ from apdm.jobs.reproduce_plan import ATTACKS, Group, sums_of
 
 OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
 FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
-
-
-def test_the_adaptive_attack_counts_the_passes_of_its_preference_loss() -> None:
-    """A photo and a picture are three samples that are trained on, and two that the reference sees."""
-    (alone, last) = (FACTORY.make(spec, seed=0) for spec in ("adaptive", "two_stage:attack=adaptive,benign_steps=5"))
-    assert resources.attack_passes([alone], 4) == 100 * 4 * (3 * 3 + 2)
-    assert resources.attack_passes([last], 4) == 5 * 4 * 3 + 100 * 4 * (3 * 3 + 2)
-
-
-@pytest.mark.parametrize(
-    ("spec", "pictures"),
-    [
-        ("dreambooth", 100 * 4 * 2),
-        ("dreambooth:prior_loss_weight=0", 100 * 4),
-        ("dreambooth:steps_factor=2,gradient_accumulation_steps=3", 200 * 4 * 2 * 3),
-        ("lora:max_train_steps=7,train_batch_size=2,prior_loss_weight=1", 7 * 2 * 2),
-        ("two_stage:attack=lora,benign_steps=5,max_train_steps=7,prior_loss_weight=0", 5 + 7),
-        ("img2img", 0),
-        ("encoder_lora:vae_steps=500,prior_loss_weight=0", 100 * 4),  # the denoiser does not see the first stage
-    ],
-)
-def test_an_attack_counts_with_its_own_steps_and_batches(spec: str, pictures: int) -> None:
-    """A step on one picture is three forward passes."""
-    assert resources.attack_passes([FACTORY.make(spec, seed=0)], 6) == 3 * pictures
-
-
-@pytest.mark.parametrize(
-    ("purifier", "photos", "drawn"),
-    [
-        ("diffusion", 6, 6 * 15),
-        ("diffusion/strength=0.5/num_inference_steps=10/guidance_scale=2", 6, 6 * 5 * 2),
-        ("diffusion,num_photos=4", 4, 4 * 15),
-        ("jpeg", 6, 0),
-    ],
-)
-def test_a_purifier_that_draws_counts_for_each_photo(purifier: str, photos: int, drawn: int) -> None:
-    attack = FACTORY.make(f"dreambooth:photos={purifier}", seed=0)
-    assert resources.attack_passes([attack], 6) == 3 * 100 * 4 * 2 + drawn
-
-
-def test_purifiers_that_draw_count_for_each_attack_on_photos() -> None:
-    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora"], purifiers=["flip", "diffusion", "mix"])
-    assert resources.purifier_passes(specs, photos=8, seeds=2) == 2 * 8 * 3 * 15
-    assert resources.variety_passes(["jpeg", "diffusion"], 8) == 8 * 15
-
-
-def test_the_attacks_of_an_audit_are_counted_for_each_person_and_arm() -> None:
-    attacks = resources.final_attacks(FACTORY, OPTIONS, protected=2, others=1)
-    assert sorted(attack.max_train_steps for attack in attacks) == [100] * 4 + [200] * 2
-    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora:max_train_steps=7"], purifiers=["flip"])
-    made = resources.attacks_with_photos(specs, FACTORY, people=2, seeds=1)
-    assert sorted(attack.max_train_steps for attack in made) == [7] * 6 + [100] * 6
 
 
 def test_a_table_counts_the_attacks_own_steps() -> None:

@@ -1,0 +1,147 @@
+"""The work of an audit, for the plan of a dry run: forward passes of its attacks, its pictures and its purifiers.
+
+A backward pass counts as two forward passes. Passes of the VAE and of text encoders are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from apdm.attacks import Attack
+from apdm.attacks.purify import passes_per_photo
+from apdm.attacks.registry import is_zero_shot, make_purifier
+from apdm.attacks.staged import Staged
+from apdm.audit.budgets import samples_per_step
+from apdm.audit.cells import Cell
+from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.plan import AuditPlan, Drawing
+from apdm.audit.suites import AttackFactory
+from apdm.audit.untrained import Untrained
+from apdm.jobs.resources import STEP_PASSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditWork:
+    """What an audit does.
+
+    Attributes:
+        attacks: all attacks that train, each as often as it runs.
+        passes: {part of the audit: number of forward passes}.
+    """
+
+    attacks: Sequence[Attack]
+    passes: Mapping[str, float]
+
+    @staticmethod
+    def of(
+        plan: AuditPlan,
+        cells: Sequence[Cell],
+        *,
+        class_sets: int,
+        specs: PhotoAttackSpecs | None = None,
+        photos: Mapping[str, int] | None = None,
+    ) -> AuditWork:
+        """Count the work.
+
+        Args:
+            plan: the plan of the audit.
+            cells: the attacks on models.
+            class_sets: how many sets of class pictures are drawn; the attacker's is one of them.
+            specs: the attacks on protected photos; None for no such attacks.
+            photos: {person: number of protected photos}, for these attacks.
+        """
+        attacks, purifying = [cell.attack for cell in cells], 0.0
+        pictures = cell_pictures(cells, plan.drawing) + class_sets * plan.num_class_images
+        if specs is not None and photos:
+            people, seeds = len(photos), plan.repeats
+            attacks += attacks_with_photos(specs, plan.attacks, people=people, seeds=seeds)
+            pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
+            purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
+        each = plan.drawing.num_inference_steps * (2 if plan.drawing.guidance_scale > 1 else 1)
+        passes = {
+            "for attacks": attack_passes(attacks, plan.subjects.mean_photos),
+            "for the pictures of the audit": pictures * each,
+            "for purifiers of protected photos": purifying,
+            "for the search": search_passes(plan),
+        }
+        return AuditWork(attacks=attacks, passes=passes)
+
+
+def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:
+    """How many pictures the attacked models draw. Those before an attack are drawn once for each model and seed."""
+    points, shared = 0, set()
+    for cell in cells:
+        points += len(cell.eval_steps)
+        if 0 in cell.eval_steps and not isinstance(cell.attack, Staged | Untrained):
+            points -= 1
+            shared.add((cell.model, cell.seed, *map(cell.attack.prompt, drawing.prompts)))
+    return (points + len(shared)) * len(drawing.prompts) * drawing.num_images
+
+
+def photo_pictures(specs: PhotoAttackSpecs, drawing: Drawing, *, people: int, seeds: int) -> int:
+    """How many pictures attacks on clean, protected and purified photos end with."""
+    kinds, prompts = 2 + len(specs.purifiers), 0
+    for spec in _attacks_on_photos(specs):
+        edits = is_zero_shot(spec) and spec != ADAPTER_ATTACK
+        prompts += 1 if edits and specs.edit_prompt is not None else len(drawing.prompts)
+    return people * seeds * kinds * prompts * drawing.num_images
+
+
+def attack_passes(attacks: Iterable[Attack], photos: float) -> float:
+    """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two.
+
+    Args:
+        attacks: the attacks, each as often as it runs.
+        photos: how many photos a person has; the mean of all people.
+    """
+    return sum(
+        _preparing_passes(attack, photos)
+        + attack.max_train_steps * (samples_per_step(attack.params()) or 1) * _step_passes(attack)
+        for attack in attacks
+    )
+
+
+def _preparing_passes(attack: Attack, photos: float) -> float:
+    """Forward passes of all stages before the innermost attack."""
+    if not isinstance(attack, Staged):
+        return 0
+    return attack.own_passes(photos) + _preparing_passes(attack.attack, photos)
+
+
+def _step_passes(attack: Attack) -> float:
+    return getattr(getattr(attack, "innermost", attack), "step_passes", STEP_PASSES)
+
+
+def search_passes(plan: AuditPlan) -> float:
+    """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two."""
+    if plan.search is None:
+        return 0
+    from apdm.audit.search_space import SearchSpace
+
+    people = min(plan.search.people, len(plan.subjects.protected))
+    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.attacks, plan.search.samples).samples
+
+
+def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:
+    """The attacks that train on photos: on clean and on protected ones, and on these after each purifier."""
+    named = [NOMINAL_ATTACK] * specs.training + [spec for spec in specs.attacks if not is_zero_shot(spec)]
+    kinds = 2 + len(specs.purifiers)
+    return people * seeds * kinds * [factory.make(spec, seed=0) for spec in dict.fromkeys(named)]
+
+
+def purifier_passes(specs: PhotoAttackSpecs, *, photos: int, seeds: int) -> float:
+    """Forward passes with which purifiers draw the protected photos again, for each attack and seed.
+
+    Args:
+        specs: the attacks and the purifiers.
+        photos: how many protected photos all people have together.
+        seeds: how many seeds there are.
+    """
+    purifiers = [make_purifier(spec, has_originals=True) for spec in specs.purifiers]
+    return seeds * photos * len(_attacks_on_photos(specs)) * sum(map(passes_per_photo, purifiers))
+
+
+def _attacks_on_photos(specs: PhotoAttackSpecs) -> list[str]:
+    named = [NOMINAL_ATTACK] * specs.training + [ADAPTER_ATTACK] * (specs.adapter is not None)
+    return list(dict.fromkeys([*named, *specs.attacks]))
