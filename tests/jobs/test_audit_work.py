@@ -15,6 +15,7 @@ from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.people import AuditSubjects
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, Drawing
+from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, on_one_person
 from apdm.config import AuditConfig
 from apdm.families import Family, load_family
@@ -82,7 +83,7 @@ def test_attacks_on_photos_are_counted_for_each_person_and_kind_of_photos() -> N
 
 
 def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
-    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two people and two seeds, measured before, within and after attacks; pictures before attacks are shared."""
     family, drawn = load_family(tiny_pipeline), 0
@@ -105,7 +106,7 @@ def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
         entries=[*ONLY_NOMINAL, *map(on_one_person, ("dreambooth:identifier=t@t", "rebalance:max_train_steps=1"))],
     )
     prior = encode_images(family, photos(4, 50), batch_size=1)
-    assert attack_and_judge(plan, prior, show_progress=False) is not None
+    assert attack_and_judge(plan, prior, store=CellStore(tmp_path)) is not None
     cells, each = Matrix.of(plan, plan.entries).cells, plan.drawing.num_inference_steps * 2
     work = AuditWork.of(plan, cells, class_sets=3)  # without the attacker's, which were given
     assert work.passes["for the pictures of the audit"] == drawn * each > 0
