@@ -229,7 +229,8 @@ class AuditOptions:
     max_class_distance: float = option(
         2.0,
         "Sound only if the Frechet distance between class pictures of hardened model and base is at most this many "
-        "times the distance between two sets of the base's class pictures with different seeds.",
+        "times the distance between two sets of the base's class pictures with different seeds. With fewer class "
+        "pictures chance makes more of both distances, and a change of the model shows less.",
         formerly={"max_fid_ratio": "max_class_distance"},
         above=0,
     )

@@ -58,7 +58,11 @@ class ClassDistance:
 
     @property
     def ratio(self) -> float | None:
-        """The first distance divided by the second; None if it is not defined."""
+        """The first distance divided by the second; None if it is not defined.
+
+        By chance any two sets of N pictures have some Frechet distance, which is smaller for a larger N. So the ratio
+        for one change of the model grows with N.
+        """
         return None if self.to_base is None or not self.base_seed_to_seed else self.to_base / self.base_seed_to_seed
 
     def __str__(self) -> str:

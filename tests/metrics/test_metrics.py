@@ -13,7 +13,7 @@ from apdm.metrics.fidelity import distance_names, frechet_distance, kernel_dista
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.judges import Features
 from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
-from apdm.metrics.utility import strangers_matched
+from apdm.metrics.utility import ClassDistance, strangers_matched
 
 
 def gaussian_sets() -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,6 +148,19 @@ def test_bootstrap_interval_matches_the_normal_approximation_and_its_seed():
     half = 1.96 * np.std(values) / 20
     assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=0.03)
     assert bootstrap_interval(values, seed=1) == (low, high) != bootstrap_interval(values, seed=2)
+
+
+def test_the_ratio_of_class_distances_shows_a_change_better_with_more_pictures():
+    generator = torch.Generator().manual_seed(0)
+
+    def ratio(number: int) -> float:
+        base, again, changed = (torch.randn(number, 32, generator=generator) for _ in range(3))
+        to_base, by_chance = (frechet_distance(base, other) for other in (changed + 0.1, again))
+        entry = ClassDistance(name="Frechet distance", network="any", to_base=to_base, base_seed_to_seed=by_chance)
+        return entry.ratio or 0.0
+
+    few, many = ratio(50), ratio(5000)
+    assert few < 1.2 and many > 2
 
 
 @pytest.mark.parametrize(("number", "held"), [(2, 0.5), (3, 0.75), (5, 0.84), (10, 0.9)])
