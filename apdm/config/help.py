@@ -65,9 +65,14 @@ def usage(summaries: Mapping[str, str]) -> str:
             "apdm COMMAND --help lists its common options, --help-all lists all; apdm --version prints the version.",
             "apdm COMMAND --verbose also shows the messages of the libraries; --quiet shows errors, and one line about",
             "how it ended; --json prints the summary as one JSON object (commands that end with one).",
-            f"Exit codes: 0 done, 1 not protected or a problem found, {OTHER_CODES}",
+            exit_codes("0 done, 1 not protected or a problem found"),
         ]
     )
+
+
+def exit_codes(first: str) -> str:
+    """Return the lines on exit codes; `first` says what 0 and 1 mean."""
+    return textwrap.fill(f"Exit codes: {first}, {OTHER_CODES}", SHORT_WIDTH, subsequent_indent="  ")
 
 
 def command_help(command: str, codes: str, *, everything: bool) -> list[str]:
@@ -86,7 +91,7 @@ def command_help(command: str, codes: str, *, everything: bool) -> list[str]:
         "",
         help_text(cls) if everything else short_help(command),
         "",
-        f"Exit codes: {codes}, {OTHER_CODES}",
+        exit_codes(codes),
     ]
     if not everything:
         lines.append(f"`apdm {command} --help-all` shows all {len(options)} options, and explains them.")
