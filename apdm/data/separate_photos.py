@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
 from apdm.data.subjects import Subject
 
 # Measured on photos of faces and of things, and on drawn people, from 16 to 1024 pixels. Copies of a photo (JPEG and
@@ -31,6 +32,9 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG weighs them
 MAX_BRIGHTER = 0.2  # difference of the means, of pixels in [-1, 1]
 MIN_DEVIATION = 0.05  # of pixels in [-1, 1]; pictures with less are plain areas, in which only noise differs
 CELLS, FINE_CELLS, FINE_RESOLUTION = 8, 16, 128  # cells along one side of a thumbnail; finer from this resolution on
+
+
+logger = get_logger(__name__)
 
 
 class Role(Enum):
@@ -129,6 +133,8 @@ class PhotoSet:
 def check_separate(sets: Sequence[PhotoSet]) -> None:
     """Check that no two folders share a person or a photo that must not be in both.
 
+    A warning names a photo that two protected people have. It may be one of a group, or lie there by mistake.
+
     Args:
         sets: the photos of all folders, loaded at one resolution.
 
@@ -158,15 +164,27 @@ def check_separate(sets: Sequence[PhotoSet]) -> None:
                         else f"{copies[0]} and {copies[1]} are the same photo"
                     )
                     raise UserError(f"{same}, but {why}: leave it in one of the two folders")
+    for each in sets:
+        if each.role is Role.PROTECTED and (twice := _shared_photo(each)):
+            logger.warning("two people have the same photo, %s and %s: does it show both of them?", *twice)
 
 
 def find_copy(one: PhotoSet, other: PhotoSet) -> tuple[Path, Path] | None:
     """Return the files of the first photo of `one` that is also in `other`, perhaps mirrored; None if there is none."""
-    for candidates in (other.thumbnails, other.thumbnails.flip(3)):
-        found = _alike(one.thumbnails, candidates).nonzero().tolist()
-        if found:
-            return one.files[found[0][0]], other.files[found[0][1]]
-    return None
+    found = _alike_or_mirrored(one.thumbnails, other.thumbnails).nonzero().tolist()
+    return (one.files[found[0][0]], other.files[found[0][1]]) if found else None
+
+
+def _shared_photo(people: PhotoSet) -> tuple[Path, Path] | None:
+    """Return the files of the first photo that two people of a set have; None if there is none."""
+    owner = torch.repeat_interleave(torch.tensor([len(images) for images in people.images]))
+    same = _alike_or_mirrored(people.thumbnails, people.thumbnails) & (owner[:, None] < owner[None])
+    found = same.nonzero().tolist()
+    return (people.files[found[0][0]], people.files[found[0][1]]) if found else None
+
+
+def _alike_or_mirrored(one: Tensor, other: Tensor) -> Tensor:
+    return _alike(one, other) | _alike(one, other.flip(3))
 
 
 def _thumbnails(images: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ MATCHED = identity(0.05, 0.06)
 ALIKE = identity(0.11, 0.0)
 FEW_FACES = identity(0.05, 0.0, face_rate=0.2)  # but those that are left are alike
 LATE = {0: SAFE, 10: SAFE, 40: LEARNED, 100: LEARNED}
+FADED = identity(0.12, 0.2, face_rate=0.2)  # the faces that are left are as alike as LEARNED
+LATE_AND_FADED = {0: SAFE, 10: SAFE, 40: FADED, 100: FADED}
 SHORT = {0: SAFE, 10: SAFE}
 
 
@@ -62,6 +64,7 @@ SHORT = {0: SAFE, 10: SAFE}
         ),
         (fact("strangers", "enc", "subjects", "s01", value=-0.06), "likeness_over_strangers", r"\+0.110"),
         (curve("protected", "hardened", LATE), "cost_factor", "costs 4.00 times"),
+        (curve("protected", "hardened", LATE_AND_FADED), "cost_factor", "costs 4.00 times"),
         (curve("protected", "hardened", SHORT), "cost_factor", "at least 1.00 times .* too short"),
         (curve("other", "hardened", {0: SAFE, 10: identity(0.5, 1.0)}), "other_ratio", "reach 0.83"),
         (fact("utility", "class_face_rate", "hardened", value=0.85), "class_face_rate", "0.850"),

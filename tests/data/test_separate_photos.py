@@ -138,3 +138,21 @@ def test_one_folder_for_two_purposes_is_said_to_be_so(tmp_path: Path) -> None:
     for role in (Role.CONSENTING, Role.REFERENCE):
         with pytest.raises(UserError, match=f"one is given twice, for {Role.PROTECTED.value} and for {role.value}"):
             check_separate([people_in(tmp_path / "one", Role.PROTECTED), people_in(tmp_path / "one", role)])
+
+
+def test_a_photo_that_two_protected_people_have_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may show both of them, so it is no error. Two photos that one person has twice are nobody else's."""
+    pictures = portraits(range(2), range(2))
+    for role, shared, told in ((Role.PROTECTED, 1, True), (Role.OTHER, 1, False), (Role.PROTECTED, 3, False)):
+        folder = tmp_path / f"{role.name}-{shared}"
+        for person, photos in {"a": pictures[:2], "b": [pictures[2], pictures[shared]]}.items():
+            (folder / person).mkdir(parents=True)
+            for number, photo in enumerate(photos):
+                photo.save(folder / person / f"{number}.png")
+        subjects = find_subjects(folder)
+        images = {subject.id: load_images(subject.images, 64) for subject in subjects}
+        caplog.clear()
+        check_separate([PhotoSet.of_people(role, str(folder), subjects, images)])
+        named = [record.getMessage() for record in caplog.records]
+        expected = f"two people have the same photo, {folder / 'a/1.png'} and {folder / 'b/1.png'}: does it show both"
+        assert [message.startswith(expected) for message in named] == [True] * told
