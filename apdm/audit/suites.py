@@ -253,7 +253,7 @@ def cost_factor_warning(options: AuditOptions, entries: Sequence[Entry]) -> str 
     if reach >= options.min_cost_factor or not any(entry.required and entry.long for entry in entries):
         return None
     # If the base reaches the likeness before the nominal step, the factor can be larger than the ratio of the steps.
-    can = "can hardly" if any(0 < step < nominal for step in options.eval_steps) else "cannot"
+    can = "can hardly" if any(0 < step < nominal for step in options.measured_steps) else "cannot"
     return (
         f"{name}max_train_steps = {steps} is {reach:g} times the nominal attack's {nominal} steps, and "
         f'{name}min_cost_factor asks for {options.min_cost_factor:g}: so the verdict {can} be "protected"; '

@@ -14,8 +14,6 @@ from apdm.config.subject_kind import SubjectKind
 from apdm.config.trackers import check_trackers
 from apdm.core.errors import UserError
 
-COURSE = (1, 2, 3)  # quarters of an attack after which likeness is measured, where no steps are given
-
 
 def as_audit(name: str, **changes: Any) -> Any:
     """Declare the option that `apdm audit` has under this name. `changes` are as for `option`."""
@@ -154,9 +152,6 @@ class AttackConfig:
         prompts = self.prompts or default_audit_prompts(self.instance_prompt)
         object.__setattr__(self, "prompts", filled(prompts, self.instance_prompt, self.class_prompt))
         check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
-        if not self.eval_steps:
-            quarters = sorted({round(self.max_train_steps * part / 4) for part in COURSE} - {0, self.max_train_steps})
-            object.__setattr__(self, "eval_steps", quarters)
         if not self.attack:
             raise UserError("attack needs at least one attack, such as dreambooth or lora:rank=32")
         audit = self.audit

@@ -12,7 +12,8 @@ from apdm.config.options import option
 from apdm.config.subject_kind import check_object, check_object_judges
 from apdm.core.errors import UserError
 
-MEASURED_AT = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)  # times the nominal step, where the user names no steps
+# Times the nominal step, where the user names no steps. Before it, because the attacker may stop at any step.
+MEASURED_AT = (0.25, 0.5, 0.75, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ class AuditOptions:
     eval_steps: list[int] = option(
         [],
         "Steps of the attack after which likeness is measured, besides the last. Each costs the time of drawing "
-        "num_images pictures per prompt. By default several steps after nominal_step, which the cost factor needs.",
+        "num_images pictures per prompt. By default each quarter of nominal_step, because the attacker may stop at any "
+        "step, and several steps after it, which the cost factor needs.",
         at_least=0,
     )
     num_images: int = option(
@@ -336,7 +338,7 @@ class AuditOptions:
         nominal = self.nominal_step or self.max_train_steps
         asked = self.eval_steps or [round(times * nominal) for times in MEASURED_AT]
         wanted = (*asked, math.ceil(self.min_cost_factor * nominal))
-        return sorted({*(step for step in wanted if step < self.max_train_steps), self.max_train_steps})
+        return sorted({*(step for step in wanted if 0 < step < self.max_train_steps), self.max_train_steps})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,7 +203,9 @@ def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_d
 def test_an_audit_too_short_for_the_cost_factor_says_so_and_how_to_mend_it():
     said = cost_factor_warning(AuditConfig(), SUITES["standard"])
     assert said is not None and "audit.max_train_steps = 800 is 1 times" in said and "audit.nominal_step" in said
-    assert 'cannot be "protected"' in said
+    assert 'can hardly be "protected"' in said  # the base may get there before the nominal step
+    alone = cost_factor_warning(AuditConfig(eval_steps=[800]), SUITES["standard"])
+    assert alone is not None and 'cannot be "protected"' in alone
     assert cost_factor_warning(AuditConfig(nominal_step=160), SUITES["standard"]) is None
     assert cost_factor_warning(AuditConfig(min_cost_factor=1), SUITES["standard"]) is None
     assert cost_factor_warning(AuditConfig(), SUITES["quick"]) is None  # which asks for no cost

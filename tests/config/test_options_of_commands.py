@@ -67,13 +67,14 @@ def test_values_that_make_no_sense_are_refused(argv, message):
 
 def test_likeness_is_always_measured_at_the_attacks_last_step():
     assert AuditConfig(max_train_steps=9, eval_steps=[6, 3, 9]).measured_steps == [3, 6, 9]
-    assert AuditConfig(max_train_steps=9).measured_steps == [9]
+    assert AuditConfig(max_train_steps=1).measured_steps == [1]
 
 
 def test_likeness_is_measured_where_the_cost_factor_needs_it():
-    """By default at several multiples of the nominal step, and always at the one that the verdict asks for."""
+    """By default at quarters and multiples of the nominal step, and always at the one that the verdict asks for."""
     long = AuditConfig(max_train_steps=4000, nominal_step=800)
-    assert long.measured_steps == [1000, 1200, 1600, 2000, 2400, 3200, 4000]
+    assert long.measured_steps == [200, 400, 600, 1000, 1200, 1600, 2000, 2400, 3200, 4000]
+    assert AuditConfig(max_train_steps=800).measured_steps == [200, 400, 600, 800]
     asked = AuditConfig(max_train_steps=4000, nominal_step=800, eval_steps=[900], min_cost_factor=2.5)
     assert asked.measured_steps == [900, 2000, 4000]
 
