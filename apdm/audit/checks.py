@@ -172,16 +172,24 @@ def why_no_others(measured: Measurements) -> str:
 
 
 def face_check(utility: Utility, limit: float) -> Check:
-    """Check that at least the share `limit` of the hardened model's class pictures shows a face."""
+    """Check that the hardened model's class pictures show a face at least `limit` times as often as the base's.
+
+    Many a base draws no face in a part of its class pictures, which is no harm that hardening did.
+    """
     name = "class_face_rate"
     if utility.class_face_rate is None:
         return _check(name, None, limit, None, "The subjects are no people, so faces were not looked for.")
-    value = utility.class_face_rate["hardened"]
-    detail = f"{value:.3f} of the hardened model's class pictures show a face; {limit} is asked for."
-    before = utility.class_face_rate["base"]
-    if value < limit and before < limit:
-        detail += f" Of the base's, {before:.3f} do: give a class prompt that shows faces, or another detector."
-    return _check(name, value, limit, value >= limit, detail)
+    after, before = utility.class_face_rate["hardened"], utility.class_face_rate["base"]
+    if not before:
+        detail = "No class picture of the base shows a face: give a class prompt that shows faces, or another detector."
+        return _check(name, None, limit, False, detail)
+    detail = (
+        f"{after:.3f} of the hardened model's class pictures show a face, of the base's {before:.3f}; {limit} times "
+        "the base's share is asked for."
+    )
+    if before < 0.5:
+        detail += " Few of the base's do: give a class prompt that shows faces, or another detector."
+    return _check(name, after / before, limit, after >= limit * before, detail)
 
 
 def search_check(search: SearchResults, strangers: Mapping[str, StrangersLikeness], limit: float) -> Check:

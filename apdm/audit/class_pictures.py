@@ -109,7 +109,7 @@ def measure_strangers(
     photos = plan.subjects.strangers
     if photos is None:
         require_face(drawn.detected, option="strangers_data_dir")
-    faces = None if photos is None else plan.judges.embed(to_unit(photos))
+    faces = None if photos is None else plan.judges.embed_seen(to_unit(photos))
     thresholds = {encoder.name: encoder.threshold for encoder in plan.judges.encoders}
     return strangers_likeness(protected, faces, drawn), strangers_matched(protected, faces, drawn, thresholds)
 

@@ -15,7 +15,7 @@ from apdm.audit.common_results import State, Verdict
 from apdm.audit.photo_results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
 from apdm.audit.results import Thresholds
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
-from apdm.audit.verdict import MIN_REPEATS, among_strangers, unmeasured, worst_checks
+from apdm.audit.verdict import MIN_REPEATS, among_strangers, too_few_strangers, unmeasured, worst_checks
 from apdm.faces.described import NamedThreshold
 from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values
@@ -92,6 +92,7 @@ def judge_photos(
     prefixed = len(outcomes) > 1
     unreliable = [f"{one.spec}: {flag}" if prefixed else flag for one in outcomes for flag in one.unreliable]
     unreliable += unmeasured(checks) + among_strangers(strangers, strangers_matched, thresholds.max_match_rate)
+    unreliable += too_few_strangers(strangers)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks]
     if unreliable:

@@ -4,9 +4,9 @@
 face encoders are at hand. A photo counts as the person's only if every encoder says so, because a single encoder takes
 about one stranger in a thousand for the person.
 
-The detector must find a face in half of the photos of every person whose likeness is judged. Otherwise the networks
-were not made for such photos, as the bundled ones were not made for photos of real people, and what they say of them
-means nothing. Photos of anybody else count only if the detector finds a face in most of them.
+The detector must find a face in half of the photos of every person whose likeness is judged, and of the strangers.
+Otherwise the networks were not made for such photos, as the bundled ones were not made for photos of real people, and
+what they say of them means nothing. Photos of anybody else count only if the detector finds a face in most of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from apdm.metrics.judges import LikenessEncoder
 logger = get_logger(__name__)
 
 BATCH_SIZE = 32
-JUDGED = (Role.PROTECTED, Role.REFERENCE, Role.OTHER, Role.OTHER_REFERENCE)
+JUDGED = (Role.PROTECTED, Role.REFERENCE, Role.OTHER, Role.OTHER_REFERENCE, Role.STRANGER)
 
 
 @dataclass
@@ -68,7 +68,7 @@ def check_faces(
         face_score: decides whether a photo shows a face. Photos without one are left out. None for subjects that have
             no face: then nothing is checked.
         judged: whether likeness will be judged on these photos. Then a face must be seen in half of those of each
-            person of the roles JUDGED.
+            person of the roles JUDGED, and in half of those of strangers.
 
     Raises:
         UserError: too few faces are seen in the photos of a person; or a person is in two folders. The message names
@@ -121,7 +121,7 @@ def _read(
         scores = torch.cat([face_score.score(chunk) for chunk in units.split(BATCH_SIZE)])
         detected = (scores >= face_score.threshold).tolist()
         if required:
-            require_faces(own[0].parent, detected, face_score.name)
+            require_faces(own[0].parent if photos.ids else Path(photos.folder), detected, face_score.name)
         if 2 * sum(detected) > len(detected):
             seen = [file for file, face in zip(own, detected, strict=True) if face]
             yield _Faces(seen, units[torch.tensor(detected)], encoders)

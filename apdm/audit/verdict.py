@@ -32,6 +32,7 @@ from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3
+MIN_STRANGERS = 10  # their cosines deviate by 0.1, so the mean of ten is off by a third of the margin of 0.1
 TRANSFER_MARGIN = 0.05  # a white-box attack is in doubt if a transferred attack gives this much more likeness
 PERHAPS_SEEN = (
     "Likeness was measured on the last third of each person's photos, and nothing in the hardened model says that its "
@@ -137,6 +138,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]
     unreliable += _not_attacked(measured)
     unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
+    unreliable += too_few_strangers(measured.strangers)
     unreliable += lacking_judges(measured.judges) + doubtful_thresholds(measured.judges)
     failed = [check.detail for check in checks if check.passed is False]
     reasons = failed or [check.detail for check in checks if check.passed]
@@ -204,6 +206,19 @@ def among_strangers(
         for subject, share in matched.items()
         if share > allowed
     ]
+
+
+def too_few_strangers(strangers: Mapping[str, StrangersLikeness]) -> list[str]:
+    """The clause on a likeness by chance that rests on few strangers, in a list of one; empty if there are enough."""
+    found = [(band.count, band.source) for band in strangers.values() if band.count is not None]
+    return few_strangers(*min(found)) if found else []
+
+
+def few_strangers(number: int, source: str = "photos") -> list[str]:
+    """As `too_few_strangers`, for `number` faces in photos of strangers or in class pictures."""
+    if number >= MIN_STRANGERS:
+        return []
+    return [f"likeness by chance rests on {number} {source}, and {MIN_STRANGERS} are needed: give photos of strangers"]
 
 
 def lacking_judges(judges: JudgesDescription) -> list[str]:

@@ -224,7 +224,7 @@ class AuditOptions:
     )
     min_face_rate: float = option(
         0.9,
-        "Sound only if at least this share of the hardened model's class pictures show a face.",
+        "Sound only if class pictures show a face at least this many times as often as those of the base.",
         at_least=0,
         at_most=1,
     )

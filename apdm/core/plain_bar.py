@@ -12,6 +12,7 @@ from typing import Any
 
 FIRST, LEAST, MOST = 8.0, 30.0, 600.0  # seconds until the first line; between two lines at least, and at most
 STRIDE = 0.1  # share of the work between two lines, unless MOST has passed
+ENOUGH = 0.02  # share of the work from which the time left is said; the first steps are slow
 
 
 class PlainBar:
@@ -71,7 +72,7 @@ class PlainBar:
 
     def _left(self, now: float) -> str:
         done = self.n - self._initial
-        if not self.total or done <= 0:
+        if not self.total or done <= 0 or done < ENOUGH * (self.total - self._initial):
             return ""
         return f", about {duration((now - self._started) / done * (self.total - self.n))} left"
 

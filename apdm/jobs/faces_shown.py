@@ -12,7 +12,8 @@ from apdm.data.photo_files import name_some
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.faces import FaceScore
 
-LOOKED_AT = (Role.PROTECTED, Role.EARLIER, Role.REFERENCE, Role.OTHER, Role.OTHER_REFERENCE, Role.CONSENTING)
+PEOPLE = (Role.PROTECTED, Role.EARLIER, Role.REFERENCE, Role.OTHER, Role.OTHER_REFERENCE)
+LOOKED_AT = (*PEOPLE, Role.CONSENTING, Role.STRANGER)
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> 
     Whether too few photos of a person show one is checked elsewhere, as the run itself checks it.
 
     Args:
-        sets: the photos of all folders. Class pictures, safe partners and strangers are not looked at.
+        sets: the photos of all folders. Class pictures and safe partners are not looked at.
         face_score: decides whether a photo shows a face; None for subjects that have none.
 
     Returns:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from apdm.audit.faces_seen import look_at_faces
+from apdm.audit.people import AuditSubjects
 from apdm.audit.photo_verdict import doubts_about_judges
 from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.verdict import lacking_judges, one_encoder
+from apdm.audit.verdict import few_strangers, lacking_judges, one_encoder
 from apdm.config import AuditJobConfig, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
@@ -112,7 +113,7 @@ def harden_plan(
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
         "afterwards": ", ".join(afterwards),
-        "unreliable": unreliable_text(lacking_judges(inputs.audit_inputs.judges.describe()))
+        "unreliable": unreliable_text(foreseen(inputs.audit_inputs.judges, inputs.audit_inputs.subjects))
         if config.audit.enabled and inputs.audit_inputs
         else None,
         "device": device_text(device, processes.size, kind),
@@ -120,6 +121,16 @@ def harden_plan(
         "output": ", ".join(made),
         "files": None if config.save_dtype else files_text(inputs.base),
     }
+
+
+def foreseen(judges: Judges, subjects: AuditSubjects) -> list[str]:
+    """Why an audit of models will claim no protection whatever it measures, one clause each."""
+    return lacking_judges(judges.describe()) + few_given(subjects)
+
+
+def few_given(subjects: AuditSubjects) -> list[str]:
+    """The clause on photos of strangers that are too few, in a list of one; empty if there are enough, or none."""
+    return [] if subjects.strangers is None else few_strangers(len(subjects.strangers))
 
 
 def harden_photos_text(config: HardenConfig, inputs: HardenInputs) -> str:
@@ -265,7 +276,7 @@ def audit_plan(
         f"at most {count(plan.max_train_steps, 'step')} of the nominal one, {count(plan.repeats, 'seed')}",
         "search": search_text(config, plan),
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
-        "unreliable": unreliable_text(lacking_judges(plan.judges.describe())),
+        "unreliable": unreliable_text(foreseen(plan.judges, plan.subjects)),
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
@@ -304,6 +315,7 @@ def photo_audit_plan(
     """
     judges = plan.judges.describe()
     doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
+    doubts += few_given(plan.subjects)
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
     attacks = ["dreambooth", *["faceid"] * (config.faceid_adapter is not None), *config.photo_attacks]

@@ -13,6 +13,7 @@ from apdm.audit.checks import higher_likeness
 from apdm.audit.people import AuditSubjects
 from apdm.audit.plan import to_unit
 from apdm.families import Family
+from apdm.metrics.identity import likeness
 from apdm.metrics.judges import Judges
 from apdm.protection.subject_data import SubjectData
 
@@ -70,8 +71,8 @@ class Probe:
         references = judges.embed_person(to_unit(found.references))
         chance = {name: 0.0 for name in judges.names}
         if subjects.strangers is not None:
-            strangers = judges.features(to_unit(subjects.strangers))
-            chance = {name: float(scores.mean()) for name, scores in judges.scores(strangers, references).items()}
+            strangers = judges.embed_seen(to_unit(subjects.strangers))
+            chance = {name: likeness(strangers[name], references[name]).mean().item() for name in judges.names}
         return Probe(attack, data, judges, references, chance, margin)
 
     def run(self, family: Family) -> Family:

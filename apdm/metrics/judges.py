@@ -187,6 +187,11 @@ class Judges:
         return {e.name: torch.cat([e.embed(chunk).cpu() for chunk in chunks]) for e in self.encoders}
 
     @torch.no_grad()
+    def embed_seen(self, images: Tensor) -> dict[str, Tensor]:
+        """As `embed`, of those pictures in which likeness can be read, see `Features.detected`."""
+        return self.embed(images[self.detect(images)[1]])
+
+    @torch.no_grad()
     def embed_person(self, images: Tensor) -> dict[str, Tensor]:
         """As `embed`, of pictures [N, 3, H, W] that all show one subject: of several faces, the person's."""
         if not self.face_encoders:

@@ -31,6 +31,7 @@ class StrangersLikeness:
         source: "photos" (of strangers), or "class pictures" (of the base) if no photos were given.
         subjects: {protected person: mean likeness of the strangers to this person}.
         class_pictures: the same statistics for the faces in the base's class pictures.
+        count: number of strangers, those without a face left out; None in results of older versions.
     """
 
     mean: float
@@ -38,6 +39,7 @@ class StrangersLikeness:
     source: str
     subjects: dict[str, float]
     class_pictures: MeanAndStd
+    count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,8 @@ def strangers_likeness(
 
     Args:
         protected: {person: {encoder: reference embeddings [M, D]}}.
-        photos: {encoder: embeddings [N, D]} of photos of strangers; None takes the faces among `drawn` instead.
+        photos: {encoder: embeddings [N, D]} of photos of strangers that show a face; None takes the faces among `drawn`
+            instead.
         drawn: what the networks read from the base's class pictures.
 
     Returns:
@@ -117,6 +120,7 @@ def strangers_likeness(
             source="class pictures" if photos is None else "photos",
             subjects={subject: scores.mean().item() for subject, scores in by_subject.items()},
             class_pictures=_mean_and_std(torch.cat(by_class)),
+            count=len(strangers),
         )
     return result
 

@@ -37,7 +37,7 @@ CHECKS = {  # {check: (label, kind of threshold)}
     "search_over_strangers": ("Likeness above that of strangers, best of the search", "at most"),
     "cost_factor": ("Steps for base-level likeness, hardened / base", "at least"),
     "other_ratio": ("Likeness of others, hardened / base", "at least"),
-    "class_face_rate": ("Class pictures that show a face", "at least"),
+    "class_face_rate": ("Class pictures that show a face, hardened / base", "at least"),
     "class_drift": ("Class pictures changed in an attribute", "at most"),
     "class_distance": ("Class pictures' distance to the base, base against itself is 1", "at most"),
 }

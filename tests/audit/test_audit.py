@@ -198,6 +198,19 @@ def test_strangers_whom_every_encoder_takes_for_the_person_make_the_audit_unreli
     assert any("1.000 of the strangers are s01" in text for text in results["verdict"]["unreliable"])
 
 
+def test_strangers_without_a_face_are_not_counted(run_audit):
+    given = photos(12, 60)
+    scores = ConvJudge("face", 0.0, 3).score(given / 2 + 0.5)
+    score = ConvJudge("face", scores.median().item(), 3)
+    seen = scores >= score.threshold
+    half, whole = (
+        run_audit(replace(CONFIG, seeds=1, max_train_steps=1), strangers=of, others=[], face_score=score)[0]
+        for of in (given, given[seen])
+    )
+    assert half["strangers"]["one"]["count"] == seen.sum() < 12
+    assert half["strangers"]["one"]["mean"] == whole["strangers"]["one"]["mean"]
+
+
 def test_without_photos_of_strangers_the_class_pictures_stand_for_them(run_audit):
     results, _ = run_audit(replace(CONFIG, seeds=1), strangers=None, others=[])
     band = results["strangers"]["one"]

@@ -56,6 +56,15 @@ def test_photos_that_the_detector_was_not_made_for_are_not_judged_by_the_few_fac
     check_faces(sets, ENCODERS, FACE_SCORE)
 
 
+def test_strangers_whose_faces_are_not_seen_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for number in range(2):
+        Image.new("RGB", (64, 64), (40 * number, 90, 120)).save(tmp_path / f"many/grey{number}.png")
+    sets = [protected_in(tmp_path), loose(tmp_path / "many", Role.STRANGER, 30)]
+    with pytest.raises(UserError, match="portrait-face sees a face in 1 of the 3 photos in .*many: "):
+        check_faces(sets, ENCODERS, FACE_SCORE)
+
+
 def test_a_single_photo_of_a_protected_person_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_photos(2, range(10, 11), tmp_path / "good/a")
     (tmp_path / "good/a/000.png").rename(tmp_path / "good/a/beach.png")

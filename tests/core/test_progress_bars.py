@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from real_signals import LAUNCHED
 
+from apdm.core import plain_bar
 from apdm.core.logging import get_logger, messages_on_stderr
 from apdm.core.stages import Stages
 from apdm.core.terminal import progress_bar, say, show_progress
@@ -56,6 +57,18 @@ def test_a_bar_with_nothing_to_do_is_hidden(
         with progress_bar(total=0, unit="step") as bar:
             bar.set_description("work")
         assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_not_guessed_from_the_first_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST", "LEAST", "MOST"):
+        monkeypatch.setattr(plain_bar, name, 0.0)
+    with show_progress(), progress_bar(total=1000, initial=500, desc="work", unit="step") as bar:
+        for steps in (1, 9):
+            bar.update(steps)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("work: 50% done") and "work: 51% done, about " in second
 
 
 def test_a_number_is_apart_from_its_unit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
