@@ -263,6 +263,10 @@ class LayeredProtection:
         found = [layer.protection for layer in self.layers if isinstance(layer, FineTuningLayer)]
         return max((getattr(protection, "attention_max_positions", 0) for protection in found), default=0)
 
+    def passes(self, photos: int) -> float:
+        """Forward passes of the denoiser for a subject with so many photos, as `PhotoProtection.passes`."""
+        return sum(x.protection.passes(photos) for x in self.layers if isinstance(x, FineTuningLayer))
+
     def protect(self, photos: Sequence[Photo], task: ProtectionTask) -> list[Tensor]:
         """Protect all photos of a subject.
 

@@ -17,7 +17,7 @@ from apdm.audit.people import AuditSubjects
 from apdm.audit.photo_verdict import doubts_about_judges
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.verdict import few_strangers, lacking_judges, one_encoder
-from apdm.config import AuditJobConfig, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
+from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
 from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
@@ -87,7 +87,7 @@ def harden_plan(
     if config.pool.size:
         attacker = f"a pool of {count(config.pool.size + config.pool.benign_size, 'simulated attacker')}"
     afterwards = ["protects the photos"] * config.image_layer.enabled
-    afterwards += [f"attacks both models for {count(config.audit.max_train_steps, 'step')}"] * config.audit.enabled
+    afterwards += [attacks_text(config.audit)] * config.audit.enabled
     made = [str(output / MODEL)]
     made += [str(output / SINGLE_FILE)] * config.single_file
     made += [str(output / IMAGES)] * config.image_layer.enabled
@@ -121,6 +121,15 @@ def harden_plan(
         "output": ", ".join(made),
         "files": None if config.save_dtype else files_text(inputs.base),
     }
+
+
+def attacks_text(options: AuditOptions) -> str:
+    """How long the audit at the end attacks which model, and how often."""
+    longest, nominal = options.max_train_steps, options.nominal_step or options.max_train_steps
+    whom = f"both models for {count(longest, 'step')}"
+    if nominal < longest:
+        whom = f"the base for {count(nominal, 'step')} and the hardened model for {longest}"
+    return f"attacks {whom}, {count(options.seeds, 'seed')}"
 
 
 def foreseen(judges: Judges, subjects: AuditSubjects) -> list[str]:

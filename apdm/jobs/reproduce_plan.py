@@ -148,9 +148,7 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
         options = filled_in(merged(recipe.perturb, protection.perturb), places)
         perturb = job_config(PerturbConfig, recipe, options, here, here, model)
         made = make_protection(perturb.image_layer)
-        batch = getattr(made, "batch_size", 1) * (2 if made.needs_class_pictures else 1)
-        steps = made.total_steps * made.errors_per_step
-        sums.passes[CHANGED] += people * steps * resources.STEP_PASSES * max(group.photos, batch)
+        sums.passes[CHANGED] += people * made.passes(group.photos)
         if made.needs_class_pictures:
             _add_class_pictures(sums, perturb, people)
 

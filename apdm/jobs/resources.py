@@ -162,6 +162,11 @@ def training_passes(config: HardenConfig) -> float:
     return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
 
 
+def photo_passes(job: PhotoJob) -> float:
+    """Forward passes of the photo protection for all people, in which a backward pass counts as two."""
+    return sum(job.protection.passes(len(photos)) for photos in job.photos.values())
+
+
 def variety_passes(changes: Iterable[str], photos: int) -> float:
     """Forward passes with which the changes of `variety.photos` draw so many photos again."""
     return photos * sum(passes_per_photo(make_purifier(spec)) for spec in changes)

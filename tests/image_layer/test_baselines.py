@@ -18,9 +18,13 @@ from apdm.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from apdm.families.prompts import own_tokens, word_tokens
 from apdm.image_layer import timesteps
 from apdm.image_layer.pgd import PGD
+from apdm.image_layer.protections.anti_diffusion import AntiDiffusion
 from apdm.image_layer.protections.aspl import ASPL
 from apdm.image_layer.protections.disdiff import DisDiff, MeritPGD, erasure, merit
+from apdm.image_layer.protections.dladiff import DLADiff
+from apdm.image_layer.protections.encoder import EncoderAttack
 from apdm.image_layer.protections.fsmg import FSMG
+from apdm.image_layer.protections.noise import Noise
 from apdm.image_layer.protections.pap import PAP, prompt_distribution
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import ProtectionTask
@@ -98,6 +102,31 @@ def test_without_other_photos_surrogates_learn_the_originals_and_the_models_text
     assert not torch.equal(protected(plain, options)[0], protected(square, options)[0])
     after = square.family.pipeline.text_encoder.parameters()
     assert all(torch.equal(one, two) and not two.requires_grad for one, two in zip(known, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "protection",
+    [
+        FSMG(static_steps=2, ascent_steps=3, batch_size=3),
+        ASPL(rounds=2, clean_steps=1, ascent_steps=2, surrogate_steps=3),
+        DLADiff(static_steps=3, rounds=2, attention_steps=0, conditional_steps=2, surrogate_steps=1),
+        AntiDiffusion(rounds=1, surrogate_steps=2, ascent_steps=1, prompt_steps=3),
+        PAP(ascent_steps=1, prompt_steps=4),
+        EncoderAttack(ascent_steps=2),
+        Noise(),
+    ],
+    ids=lambda protection: protection.name,
+)
+def test_plans_count_the_pictures_that_pass_through_the_denoiser(square: ProtectionTask, protection: Any) -> None:
+    """Each is counted three times, because it goes forwards and backwards."""
+    seen: list[int] = []
+    handle = square.family.denoiser.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    try:  # surrogates are copies, also of the hook
+        protected(square, protection)
+    finally:
+        handle.remove()
+    looking = hasattr(protection, "attention_max_positions")  # one pass shows which layers have attention
+    assert protection.passes(2) == 3 * (sum(seen) - looking)
 
 
 # -- SimAC ---------------------------------------------------------------------------------------------------------

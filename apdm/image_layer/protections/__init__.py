@@ -79,9 +79,20 @@ class PhotoProtection(ABC):
         """
 
     @property
+    def fit_steps(self) -> int:
+        """How many of `total_steps` are steps of `Surrogate.fit`, for plans."""
+        return 0
+
+    @property
     def errors_per_step(self) -> int:
-        """How often a step computes the denoising error of a photo with its gradient, for plans."""
+        """How often another step computes the denoising error of a photo with its gradient, for plans."""
         return 1
+
+    def passes(self, photos: int) -> float:
+        """Forward passes of the denoiser for a subject with so many photos, in which a backward pass counts as two."""
+        batch = getattr(self, "batch_size", 1) * (2 if self.needs_class_pictures else 1)
+        others = (self.total_steps - self.fit_steps) * self.errors_per_step * photos
+        return 3 * (self.fit_steps * batch + others)
 
     @property
     def needs_class_pictures(self) -> bool:

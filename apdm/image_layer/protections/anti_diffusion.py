@@ -36,7 +36,12 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
     @property
     def total_steps(self) -> int:
         """The number of steps for one subject, for the progress bar."""
-        return (self.rounds + 1) * (self.ascent_steps + self.prompt_steps) + self.rounds * self.surrogate_steps
+        return self.fit_steps + (self.rounds + 1) * (self.ascent_steps + self.prompt_steps)
+
+    @property
+    def fit_steps(self) -> int:
+        """The training steps of the surrogate."""
+        return self.rounds * self.surrogate_steps
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Tune prompts and ascend once; then, in every round, train the surrogate, ascend and tune the prompts.

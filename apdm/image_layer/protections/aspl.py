@@ -27,7 +27,12 @@ class ASPL(ASPLConfig, PhotoProtection):
     @property
     def total_steps(self) -> int:
         """The number of steps for one subject, for the progress bar."""
-        return self.rounds * (self.clean_steps + self.ascent_steps + self.surrogate_steps)
+        return self.fit_steps + self.rounds * self.ascent_steps
+
+    @property
+    def fit_steps(self) -> int:
+        """The training steps of the surrogate and of its copies."""
+        return self.rounds * (self.clean_steps + self.surrogate_steps)
 
     @property
     def needs_class_pictures(self) -> bool:

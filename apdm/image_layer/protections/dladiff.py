@@ -33,9 +33,13 @@ class DLADiff(DLADiffConfig, PhotoProtection):
     @property
     def total_steps(self) -> int:
         """The number of steps for one subject, for the progress bar."""
-        ascent = self.attention_steps * self.static_surrogate + self.conditional_steps
+        return self.fit_steps + self.rounds * (self.attention_steps * self.static_surrogate + self.conditional_steps)
+
+    @property
+    def fit_steps(self) -> int:
+        """The training steps of both surrogates."""
         dynamic = self.surrogate_steps * self.rounds if self.alternate else self.static_steps
-        return self.static_steps * self.static_surrogate + self.rounds * ascent + dynamic
+        return self.static_steps * self.static_surrogate + dynamic
 
     @property
     def needs_class_pictures(self) -> bool:

@@ -26,6 +26,11 @@ class EncoderAttack(EncoderAttackConfig, PhotoProtection):
         """The number of steps for one subject, for the progress bar."""
         return self.ascent_steps
 
+    @property
+    def errors_per_step(self) -> int:
+        """None: the denoiser is not asked."""
+        return 0
+
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Ascend on the negative squared distance to the latents of grey."""
         with torch.no_grad():

@@ -27,7 +27,12 @@ class FSMG(FSMGConfig, PhotoProtection):
     @property
     def total_steps(self) -> int:
         """The number of steps for one subject, for the progress bar."""
-        return self.static_steps + self.ascent_steps
+        return self.fit_steps + self.ascent_steps
+
+    @property
+    def fit_steps(self) -> int:
+        """The training steps of the surrogate."""
+        return self.static_steps
 
     @property
     def needs_class_pictures(self) -> bool:
