@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from apdm.attacks import Attack, Purifier, ZeroShot
 from apdm.attacks.drawing import Drawing
@@ -27,6 +27,7 @@ from apdm.attacks.staged import Staged
 from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
 from apdm.core.errors import UserError, each
 
+Made = TypeVar("Made")
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
 # Options that every attack takes, although they are not fields of its class.
 DRAWING_OPTIONS = ("guidance_scale", "num_inference_steps", "scheduler")
@@ -97,13 +98,16 @@ def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     return made
 
 
-def refuse_repeats(kind: str, specs: Sequence[str], made: Callable[[str], Any]) -> None:
+def refuse_repeats(kind: str, specs: Sequence[str], make_one: Callable[[str], Made]) -> dict[str, Made]:
     """Check that no two texts of a list describe the same, whether in the same words or with defaults written out.
 
     Args:
         kind: the word for what they describe, such as "attack".
         specs: the texts.
-        made: makes what a text describes.
+        make_one: makes what a text describes.
+
+    Returns:
+        {text: what it describes}.
 
     Raises:
         UserError: two of them do, or some cannot be made.
@@ -111,12 +115,14 @@ def refuse_repeats(kind: str, specs: Sequence[str], made: Callable[[str], Any]) 
     if twice := [spec for spec in specs if specs.count(spec) > 1]:
         raise UserError(f'the {kind} "{twice[0]}" is given twice; leave one of them out')
     known: list[tuple[Any, ...]] = []
-    for one in each(specs, made):
+    made = dict(zip(specs, each(specs, make_one), strict=True))
+    for one in made.values():
         what = described(one)
         if what in known:
             other, spec = specs[known.index(what)], specs[len(known)]
             raise UserError(f'the {kind}s "{other}" and "{spec}" are the same; leave one of them out')
         known.append(what)
+    return made
 
 
 def described(one: Any) -> tuple[Any, ...]:

@@ -83,13 +83,12 @@ class Matrix:
                     self._show(bar, store)
         except Interrupted as interruption:
             done = sum(cell.key in store for cell in self.cells)
-            ending = Interrupted(
+            raise Interrupted(
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
                 "the same command goes on from there (apdm harden: with --resume_from_checkpoint latest)",
                 number=interruption.number,
-            )
-            ending.reported_by_other_process = not processes.is_main
-            raise ending from None
+                told_elsewhere=not processes.is_main,
+            ) from None
         return self._collect(store)
 
     def _work(self, cells: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:

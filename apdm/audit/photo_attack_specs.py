@@ -35,7 +35,7 @@ class PhotoAttackSpecs:
         attacks: specs of further attacks, see `apdm.attacks.registry`.
         purifiers: specs of purifiers. Every attack also runs on protected photos after each of them.
         edit_prompt: the prompt for attacks that edit photos; None takes the audit's prompts without the rare word.
-        trained: {spec: attack} of those of `attacks` that train, to be checked with the photos.
+        trained: {spec: attack} of those that train, the nominal one among them, to be checked with the photos.
     """
 
     adapter: FaceIDAdapter | None
@@ -70,14 +70,14 @@ class PhotoAttackSpecs:
         with Faults() as faults:
             faults.of(lambda: refuse_repeats("purifier", options.purifiers, partial(make_purifier, has_originals=True)))
             named = [] if NOMINAL_ATTACK in options.photo_attacks or not options.photo_training else [NOMINAL_ATTACK]
-            faults.of(lambda: refuse_repeats("attack", [*named, *options.photo_attacks], make_attack))
+            made = faults.of(lambda: refuse_repeats("attack", [*named, *options.photo_attacks], make_attack))
         return PhotoAttackSpecs(
             adapter=load_adapter(options, faces, allow_pickle=allow_pickle),
             attacks=options.photo_attacks,
             purifiers=options.purifiers,
             edit_prompt=options.edit_prompt,
             training=options.photo_training,
-            trained={spec: make_attack(spec) for spec in options.photo_attacks if not is_zero_shot(spec)},
+            trained={spec: attack for spec, attack in made.items() if not is_zero_shot(spec)},
         )
 
     def check_photos(self, counts: Mapping[str, int]) -> None:

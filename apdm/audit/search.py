@@ -121,12 +121,11 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
             return None
         searches = [_search(one, one.run(lambda cell: _kept(store, cell))) for one in searchers]
     except Interrupted as interruption:
-        ending = Interrupted(
+        raise Interrupted(
             f"finished trials are kept in {store.folder.name}/; the same command goes on from there",
             number=interruption.number,
-        )
-        ending.reported_by_other_process = not processes.is_main
-        raise ending from None
+            told_elsewhere=not processes.is_main,
+        ) from None
     return SearchResults(
         trials=options.trials,
         samples=space.samples,

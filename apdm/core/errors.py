@@ -45,9 +45,11 @@ class Interrupted(JobEnded):
         resumable: whether a checkpoint or finished work was kept, so that the job can be continued.
     """
 
-    def __init__(self, *message: str, number: int | None = None, resumable: bool = False) -> None:
+    def __init__(
+        self, *message: str, number: int | None = None, resumable: bool = False, told_elsewhere: bool = False
+    ) -> None:
         super().__init__(*message)
-        self.number, self.resumable = number, resumable
+        self.number, self.resumable, self.reported_by_other_process = number, resumable, told_elsewhere
 
 
 def absent(path: str, message: str) -> UserError:

@@ -132,12 +132,14 @@ class Tracker:
             self._tracker.log({name: html})
 
 
-def require_tracker(name: str) -> None:
+def require_tracker(name: str | None) -> None:
     """Raise UserError if the package of a tracker is not installed or cannot be imported.
 
     Args:
-        name: accelerate's name of the tracker.
+        name: accelerate's name of the tracker; None for no tracker.
     """
+    if name is None:
+        return
     mend = 'install it with pip install "apdm[track]", or leave out report_to'
     if name not in [str(tracker) for tracker in get_available_trackers()]:
         raise UserError(f"report_to {name} needs the package {name}, which is not installed; {mend}")

@@ -92,8 +92,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=lambda: bool(finished_cells(output / CELLS))), ExitStack() as held:
         prepare_process(config.num_threads)
-        if config.report_to:
-            require_tracker(config.report_to)
+        require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         plan = processes.main_first(lambda: load_attack(config, command))
         judges = plan.judges

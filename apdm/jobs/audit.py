@@ -73,8 +73,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=kept), ExitStack() as held:
         prepare_process(config.num_threads)
-        if config.report_to:
-            require_tracker(config.report_to)
+        require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         job = audit_photos if config.hardened is None else _audit
         return job(config, command, processes, device, held)

@@ -26,9 +26,8 @@ from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, one_encoder
-from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig, to_yaml
-from apdm.config.trackers import without_trackers
-from apdm.core.files import MARKER, claim_output_dir, delete, model_hash, write_text
+from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
+from apdm.core.files import claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
@@ -51,7 +50,7 @@ from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.jobs.growing_report import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.picture_sheets import save_pictures, save_strips
-from apdm.jobs.prepare import check_resolution, class_images
+from apdm.jobs.prepare import check_resolution, class_images, goes_on, resolved
 from apdm.jobs.tracked import track_audit
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report
@@ -160,14 +159,7 @@ def with_class_pictures(
 
 
 def cell_store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
-    """Return the store of finished attacks `name` in the output folder.
-
-    Args:
-        output: the output folder.
-        name: name of the store's folder.
-        processes: the processes that share the attacks.
-        earlier: output folders of earlier audits, whose finished attacks are reused.
-    """
+    """Return the store `name` in the output folder. Finished attacks of `earlier` output folders are reused."""
     return CellStore(output / name, process=processes.index, earlier=[Path(folder) / name for folder in earlier])
 
 
@@ -256,17 +248,5 @@ def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
     claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
     for stale in (RESULTS, ATTACK, REPORT, LIKENESS, PICTURES):
         delete(output / stale)
-    write_text(output / CONFIG, _resolved(config))
+    write_text(output / CONFIG, resolved(config))
     return output
-
-
-def goes_on(config: AuditJobConfig | AttackConfig) -> bool:
-    """Whether the output folder is that of an audit with the same options."""
-    note = Path(config.output_dir) / CONFIG
-    if not ((note.parent / MARKER).exists() and note.exists()):
-        return False
-    return without_trackers(note.read_text(encoding="utf-8")) == without_trackers(_resolved(config))
-
-
-def _resolved(config: AuditJobConfig | AttackConfig) -> str:
-    return to_yaml(replace(config, overwrite_output_dir=False, reuse_audits=[]))

@@ -7,13 +7,13 @@ holds no photos and no prompts. Texts of the configuration may name people, so o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,7 +257,7 @@ def discard(output: Path) -> None:
 
 def fingerprint(config: Any) -> dict[str, Any]:
     """Return {dotted name: value} of all options, with texts and lists replaced by hashes."""
-    return dict(_leaves(dataclasses.asdict(config)))
+    return {path: _hidden(attrgetter(path)(config)) for path in options_by_path(type(config))}
 
 
 def default_fingerprint(cls: type) -> dict[str, Any]:
@@ -336,14 +336,6 @@ def _shown(name: str, saved: Any, ours: Any) -> str:
     if any(isinstance(value, str) for value in (saved, ours)):
         return name
     return f"{name} ({json.dumps(saved)} then, {json.dumps(ours)} now)"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, _hidden(value)
 
 
 def _hidden(value: Any) -> Any:

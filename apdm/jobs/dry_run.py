@@ -31,7 +31,6 @@ from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
-from apdm.jobs.audit_steps import goes_on
 from apdm.jobs.audit_work import AuditWork
 from apdm.jobs.faces_shown import faces_in_squares
 from apdm.jobs.first_checks import check_given
@@ -42,6 +41,8 @@ from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.prepare import (
+    Resumable,
+    goes_on,
     load_models,
     own_class_files,
     photos_of_datasets,
@@ -194,8 +195,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
         warn_about_prompts(config.instance_prompt, config.class_prompt)
         with faults_of(config) as faults:
             found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
-            may_replace = config.overwrite_output_dir or perturb.goes_on(config)
-            faults.of(lambda: check_output_dir(output, overwrite=may_replace))
+            _check_output(config, faults)
             if found is not None:
                 job, family = found
                 cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
@@ -237,8 +237,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         with faults_of(config) as faults:
-            may_replace = config.overwrite_output_dir or goes_on(config)
-            faults.of(lambda: check_output_dir(output, overwrite=may_replace))
+            _check_output(config, faults)
             found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
                 plan, sets, rows, work = found
@@ -272,8 +271,7 @@ def attack_model(config: AttackConfig) -> AttackResult:
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
         with faults_of(config) as faults:
-            may_replace = config.overwrite_output_dir or goes_on(config)
-            faults.of(lambda: check_output_dir(Path(config.output_dir), overwrite=may_replace))
+            _check_output(config, faults)
             plan = faults.of(lambda: attack.load_attack(config, None))
             if plan is not None:
                 sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models[attack.MODEL]
@@ -318,6 +316,11 @@ def _audit_input(
     counts = photos.counts if photos is not None else None
     work = AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=counts)
     return plan, audit.photo_sets(inputs, photos), rows, work
+
+
+def _check_output(config: Resumable, faults: Faults) -> None:
+    may_replace = config.overwrite_output_dir or goes_on(config)
+    faults.of(lambda: check_output_dir(config.output_dir, overwrite=may_replace))
 
 
 def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,7 +257,7 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
         return Found(text, f"--faceid_adapter {path}, with its --faceid_encoder", (ADAPTER,))
     if any(name.startswith(("model.diffusion_model.", "double_blocks.")) for name in names):
         return Found(
-            f"single-file checkpoint, {sum(map(_numel, names.values())) / 1e6:,.0f} M numbers",
+            f"single-file checkpoint, {sum(map(math.prod, names.values())) / 1e6:,.0f} M numbers",
             f"--pretrained_model_name_or_path {path} --single_file_config FOLDER; only its header was read",
             (PIPELINE,),
         )
@@ -301,10 +302,6 @@ def _loaded(path: str, load: Callable[[], nn.Module]) -> nn.Module:
 
 def _size(model: nn.Module) -> str:
     return f"{sum(weight.numel() for weight in model.parameters()) / 1e6:,.0f} M weights"
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 def _jobs(served: Sequence[str]) -> list[str]:

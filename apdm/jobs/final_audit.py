@@ -84,14 +84,16 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
     return replace(inputs, subjects=replace(inputs.subjects, left_out=last_third))
 
 
-def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariants) -> Probe:
-    """Return the probe attack. It attacks the person whose id comes first among the protected people.
+def make_probe(config: HardenConfig, inputs: AuditInputs | None, people: SubjectVariants) -> Probe | None:
+    """Return the probe attack on the person whose id comes first among the protected people; None if there is none.
 
     Args:
         config: the options of the run.
-        inputs: the people and the judges.
+        inputs: the people and the judges, which only the main process has.
         people: {subject id: variants of the subject's data} of the protected people.
     """
+    if not config.validation.probe_steps or inputs is None:
+        return None
     person, variants = sorted(people.items())[0]
     attack = DreamBooth(
         instance_prompt=config.instance_prompt,
@@ -103,8 +105,7 @@ def make_probe(config: HardenConfig, inputs: AuditInputs, people: SubjectVariant
         gradient_checkpointing=config.audit.gradient_checkpointing,
         seed=config.seed,
     )
-    margin = config.audit.max_likeness_over_strangers
-    return Probe.on(person, variants[0], attack, inputs.subjects, inputs.judges, margin)
+    return Probe(attack, variants[0], person, inputs, config.audit.max_likeness_over_strangers)
 
 
 def audit_hardened(

@@ -26,7 +26,7 @@ from apdm.core.stages import Stages
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
-from apdm.export.layout import IMAGES, MODEL, RESULTS, SAMPLES
+from apdm.export.layout import IMAGES, MODEL, RESULTS
 from apdm.export.manifest import write_manifest
 from apdm.families import Family, load_family
 from apdm.jobs import checkpoint as checkpoints
@@ -46,7 +46,7 @@ from apdm.jobs.tracked import start_tracker
 from apdm.jobs.training import Training
 from apdm.jobs.validation import Validator
 from apdm.protection.objectives import make_objective
-from apdm.protection.subject_data import SubjectVariants, to_device
+from apdm.protection.subject_data import to_device
 
 logger = get_logger(__name__)
 
@@ -105,7 +105,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         protected, consenting, earlier = (to_device(group, device) for group in groups)
         training = Training(config, accelerator, processes, reference, hardened, protected, consenting, earlier)
         warn_of_people_without_attacker(config, training)
-        validator = make_validator(config, hardened, protected, inputs, tracker)
+        validator = Validator(config, hardened, make_probe(config, inputs.audit_inputs, protected), tracker)
         stages.begin(HARDENING)
         with stop.postponed():
             trained = run_training(
@@ -161,8 +161,7 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
     kind = engine_kind(accelerator)
     check_engine(config, kind, processes.size)
     make_objective(config.objective)
-    if config.report_to:
-        require_tracker(config.report_to)
+    require_tracker(config.report_to)
     if config.preset:
         logger.info(preset_report(config))
     warn_about_prompts(
@@ -211,40 +210,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.memory.empty_cache()
-
-
-def make_validator(
-    config: HardenConfig,
-    hardened: Family,
-    protected: SubjectVariants,
-    inputs: HardenInputs,
-    tracker: Tracker | None,
-) -> Validator:
-    """Return the validator, which draws pictures during the training. In the main process it may also run the probe.
-
-    The other processes get no probe, because they have no judges.
-
-    Args:
-        config: the options.
-        hardened: the family whose denoiser is trained.
-        protected: {subject id: variants of the subject's data} of the protected people.
-        inputs: the input, with the judges of the probe.
-        tracker: the tracker that gets the pictures; None for no tracker.
-    """
-    probe = None
-    if config.validation.probe_steps and inputs.audit_inputs is not None:
-        probe = make_probe(config, inputs.audit_inputs, protected)
-    return Validator(
-        config.validation,
-        hardened,
-        probe,
-        Path(config.output_dir) / SAMPLES,
-        instance_prompt=config.instance_prompt,
-        seed=config.seed,
-        resolution=config.resolution,
-        batch_size=config.sample_batch_size,
-        tracker=tracker,
-    )
 
 
 def protect_and_audit(

@@ -23,8 +23,7 @@ from apdm.core.files import check_output_dir, claim_output_dir, delete, model_ha
 from apdm.core.logging import get_logger
 from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
-from apdm.data.subjects import list_images, load_images
-from apdm.export.layout import CLASS_IMAGES, CONFIG, MODEL, SAMPLES
+from apdm.export.layout import CONFIG, MODEL, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -37,7 +36,7 @@ from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.harden_files import HardenFiles, Photos
 from apdm.jobs.partners import draw_partners
 from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.prepare import class_posterior, own_class_pictures
+from apdm.jobs.prepare import class_pictures, own_class_pictures
 from apdm.protection.subject_data import SubjectData
 
 logger = get_logger(__name__)
@@ -236,8 +235,9 @@ class HardenInputs:
         Raises:
             UserError: the audit could not measure likeness by chance.
         """
-        class_images = class_posterior(self.config, self.base, Path(self.config.output_dir))
-        self._check_chance()
+        pictures = class_pictures(self.config, self.base, Path(self.config.output_dir))
+        self._check_chance(pictures)
+        class_images = encode_images(self.base, pictures, batch_size=self.config.sample_batch_size)
         sets = [each for each in (*self.photos.sets, *self.earlier.sets) if each.role is not Role.SAFE]
         drawn, drawn_earlier = draw_partners(self.config, self.base, self.unpaired, sets)
         photos = replace(self.photos, safe={**self.photos.safe, **drawn})
@@ -245,16 +245,14 @@ class HardenInputs:
         groups = photos, self.consenting, earlier
         return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
 
-    def _check_chance(self) -> None:
+    def _check_chance(self, pictures: Tensor) -> None:
         """Raise UserError if there are no photos of strangers, and the base's class pictures show no face either.
 
         The audit draws other class pictures and would find this too, but only after the hardening.
         """
-        config, inputs = self.config, self.audit_inputs
-        drawn = config.audit.enabled and not self.own_class_pictures  # which would say nothing of the model
+        inputs = self.audit_inputs
+        drawn = self.config.audit.enabled and not self.own_class_pictures  # which would say nothing of the model
         if drawn and inputs is not None and inputs.subjects.strangers is None:
-            folder = config.class_data_dir or Path(config.output_dir) / CLASS_IMAGES
-            pictures = load_images(list_images(folder), config.resolution)
             _, detected = inputs.judges.detect(to_unit(pictures))
             require_face(detected, option="audit.strangers_data_dir")
 

@@ -117,11 +117,11 @@ def run_training(
             if interrupted or (every and step % every == 0 and not over):
                 keeper.save(counters)
             if interrupted:
-                ending = Interrupted(
-                    f"after outer step {step}, with a checkpoint in {output}; {resume_advice()}", number=stop.number
+                raise Interrupted(
+                    f"after outer step {step}, with a checkpoint in {output}; {resume_advice()}",
+                    number=stop.number,
+                    told_elsewhere=not processes.is_main,
                 )
-                ending.reported_by_other_process = not processes.is_main
-                raise ending
             if over:
                 _save_last(keeper, counters)
             if protected:

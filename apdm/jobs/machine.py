@@ -12,6 +12,7 @@ import torch
 from apdm.core.disk import amount, free_space
 from apdm.core.terminal import columns
 from apdm.core.versions import VERSION
+from apdm.jobs.plan_texts import device_name
 
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
@@ -91,9 +92,8 @@ def versions_and_devices() -> list[str]:
     rows["cpu"] = f"{torch.get_num_threads()} threads"
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
-        for index in range(torch.accelerator.device_count()):
-            name = getattr(torch.get_device_module(kind), "get_device_name", lambda i: "")(index)
-            rows[f"{kind}:{index}"] = name
+        for device in (torch.device(f"{kind}:{index}") for index in range(torch.accelerator.device_count())):
+            rows[str(device)] = device_name(device)
     else:
         rows["accelerator"] = "none"
     return [f"{name:<14} {value}" for name, value in rows.items()]

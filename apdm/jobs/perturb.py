@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from apdm.audit.same_faces import check_faces
-from apdm.config import PerturbConfig, config_hash, to_yaml
-from apdm.config.trackers import without_trackers
+from apdm.config import PerturbConfig, config_hash
 from apdm.core.errors import Faults
-from apdm.core.files import MARKER, claim_output_dir, delete, write_text
+from apdm.core.files import claim_output_dir, delete, write_text
 from apdm.core.signals import stop_on_signals
 from apdm.core.stages import Stages
 from apdm.data.photo_sets import Chosen
@@ -37,10 +36,12 @@ from apdm.jobs.growing_report import PHOTOS, PREPARING
 from apdm.jobs.photo_job import PhotoJob, Watch, unwatched
 from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import (
+    goes_on,
     load_base,
     own_class_pictures,
     photos_of_datasets,
     prepare_process,
+    resolved,
     warn_about_prompts,
 )
 from apdm.jobs.results import PerturbResult
@@ -117,8 +118,7 @@ def _perturb(
 ) -> PerturbResult:
     """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
     prepare_process(config.num_threads)
-    if config.report_to:
-        require_tracker(config.report_to)
+    require_tracker(config.report_to)
     warn_about_prompts(config.instance_prompt, config.class_prompt)
     stages = held.enter_context(Stages([PREPARING, PHOTOS]))
     stages.begin(PREPARING)
@@ -178,18 +178,5 @@ def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
     if not same:
         delete(output / IMAGES)
         delete(output / PERTURBATION)
-    write_text(output / CONFIG, _resolved(config))
+    write_text(output / CONFIG, resolved(config))
     return output
-
-
-def goes_on(config: PerturbConfig) -> bool:
-    """Whether the output folder is that of an interrupted run with the same options."""
-    output = Path(config.output_dir)
-    note = output / CONFIG
-    if not ((output / MARKER).exists() and note.exists()):
-        return False
-    return without_trackers(note.read_text(encoding="utf-8")) == without_trackers(_resolved(config))
-
-
-def _resolved(config: PerturbConfig) -> str:
-    return to_yaml(replace(config, overwrite_output_dir=False))

@@ -11,11 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from apdm.attacks.registry import is_zero_shot, settings
+from apdm.attacks.registry import settings
 from apdm.audit.class_pictures import measure_strangers
 from apdm.audit.common_results import SCHEMA, HeldOutFrom
 from apdm.audit.people import AuditSubjects, Person, load_strangers
-from apdm.audit.photo_attack_specs import NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit
 from apdm.audit.photo_results import PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
@@ -23,7 +23,6 @@ from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.results_file import write_results
 from apdm.audit.same_faces import check_faces
-from apdm.audit.suites import Entry
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.versions import package_versions
@@ -130,7 +129,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
     source: HeldOutFrom = "originals" if _holdout_folder(config) is None else "folder"
     subjects = AuditSubjects(_people(held), [], strangers, sets=sets, held_out_from=source)
     with Faults() as faults:
-        faults.of(lambda: check_prompts_of(config, base, _trained(specs), ("base",)))
+        faults.of(lambda: check_prompts_of(config, base, (), models))
         faults.of(lambda: specs.check(base, config.num_inference_steps))
         faults.of(lambda: specs.check_photos(held.attacked.counts))
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
@@ -169,10 +168,6 @@ def _read_photos(config: AuditJobConfig) -> HeldOut:
 def _holdout_folder(config: AuditJobConfig) -> str | None:
     """The folder of the hold-out photos, perhaps in a set of each person; None if some originals are held out."""
     return config.holdout_data_dir or (config.photos if has_sets(config.photos) else None)
-
-
-def _trained(specs: PhotoAttackSpecs) -> list[Entry]:
-    return [Entry(spec=spec) for spec in (NOMINAL_ATTACK, *specs.attacks) if not is_zero_shot(spec)]
 
 
 def _people(held: HeldOut) -> list[Person]:

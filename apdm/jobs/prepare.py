@@ -9,29 +9,33 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from apdm.config import AuditingConfig, HardenConfig, JobConfig
+from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig, JobConfig, PerturbConfig, to_yaml
 from apdm.config.dataset import CLASS, PEOPLE
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
+from apdm.config.trackers import without_trackers
 from apdm.core.cpus import default_threads
 from apdm.core.errors import Faults, UserError
-from apdm.core.files import model_hash
+from apdm.core.files import MARKER, model_hash
 from apdm.core.libraries import quiet_bars
 from apdm.core.logging import get_logger
 from apdm.data.class_images import ClassImages
 from apdm.data.dataset_photos import DatasetSource, photos_on_disk
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import load_images
-from apdm.export.layout import CLASS_IMAGES
+from apdm.export.layout import CLASS_IMAGES, CONFIG
 from apdm.families import Family, Posterior, load_family
 from apdm.families.encoding import encode_images
 from apdm.families.load import variant_of_each
 
 logger = get_logger(__name__)
 
+Resumable = PerturbConfig | AuditJobConfig | AttackConfig
 TOO_LARGE = 4  # times the side that the model was made for; a smaller difference may be meant
 
 
@@ -177,6 +181,21 @@ def keep_apart(folders: Mapping[str, str], *, output_dir: str, class_data_dir: s
                 )
 
 
+def goes_on(config: Resumable) -> bool:
+    """Whether the output folder is that of an earlier run with the same options, which this run continues."""
+    note = Path(config.output_dir) / CONFIG
+    if not ((note.parent / MARKER).exists() and note.exists()):
+        return False
+    return without_trackers(note.read_text(encoding="utf-8")) == without_trackers(resolved(config))
+
+
+def resolved(config: Resumable) -> str:
+    """The options as a run writes them into its output folder, without those that only say how it goes on."""
+    fresh: dict[str, Any] = {"overwrite_output_dir": False}
+    fresh |= {} if isinstance(config, PerturbConfig) else {"reuse_audits": []}
+    return to_yaml(replace(config, **fresh))
+
+
 def check_resolution(base: Family, resolution: int) -> None:
     """Raise UserError if the model cannot draw squares with a side of `resolution` pixels.
 
@@ -261,11 +280,16 @@ def configuration_hash(family: Family) -> str:
 
 
 def class_posterior(config: JobConfig, base: Family, output: Path) -> Posterior:
-    """Return the latents of the class pictures. Missing pictures are drawn by the base model first.
+    """Return the latents of the `class_pictures`."""
+    return encode_images(base, class_pictures(config, base, output), batch_size=config.sample_batch_size)
+
+
+def class_pictures(config: JobConfig, base: Family, output: Path) -> Tensor:
+    """Return the class pictures, `[N, 3, R, R]` in [-1, 1]. Missing pictures are drawn by the base model first.
 
     Args:
         config: options that say how many class pictures there are, and how they are drawn.
-        base: the model that draws and encodes.
+        base: the model that draws.
         output: the output folder. The pictures are kept there, unless `config.class_data_dir` names another folder.
     """
     paths = class_images(config, base).ensure(
@@ -275,4 +299,4 @@ def class_posterior(config: JobConfig, base: Family, output: Path) -> Posterior:
         batch_size=config.sample_batch_size,
         replace=config.class_data_dir is None,  # outdated pictures are deleted only in the output folder
     )
-    return encode_images(base, load_images(paths, config.resolution), batch_size=config.sample_batch_size)
+    return load_images(paths, config.resolution)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
 
 from PIL import Image
 
@@ -19,6 +18,7 @@ from apdm.audit.plan import to_unit
 from apdm.audit.results import Results
 from apdm.audit.results_file import AnyResults
 from apdm.audit.rows import by_spec, protected_curve
+from apdm.config import AuditingConfig, PerturbConfig
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_pil
 from apdm.data.subjects import find_subjects, load_images
@@ -34,31 +34,7 @@ AXIS = "attack step"
 SHOWN = 4  # protected photos of each person that a tracker gets
 
 
-class TrackerOptions(Protocol):
-    """The options of a job about its tracker."""
-
-    @property
-    def report_to(self) -> str | None:
-        """accelerate's name of the tracker; None for no tracker."""
-        ...
-
-    @property
-    def report_people(self) -> bool:
-        """Whether pictures of protected people may go there."""
-        ...
-
-    @property
-    def logging_dir(self) -> str:
-        """The folder of its files, inside the output folder."""
-        ...
-
-    @property
-    def output_dir(self) -> str:
-        """The output folder."""
-        ...
-
-
-def start_tracker(options: TrackerOptions, held: ExitStack) -> Tracker | None:
+def start_tracker(options: AuditingConfig | PerturbConfig, held: ExitStack) -> Tracker | None:
     """Start the tracker that a job reports to, if any. `held` closes it.
 
     Raises:

@@ -195,17 +195,14 @@ def _metadata(path: Path, root: Path) -> Iterator[str]:
                 keys = read_metadata(file)
             except (OSError, ValueError):
                 continue  # the manifest or the loading has already reported it
-            yield from (f"{name} has the unknown entry {key!r} in its header" for key in keys if not _known(key))
+            unknown = [key for key in keys if not HEADER_KEYS.fullmatch(key)]
+            yield from (f"{name} has the unknown entry {key!r} in its header" for key in unknown)
         elif file.suffix in WEIGHT_SUFFIXES:
             yield f"{name} is a pickle, which can run code"
         elif is_picture(file):
             yield f"{name} is a picture inside a model"
         elif file.suffix == ".json" and _has_path(file):
             yield f"{name} holds a path of the machine that made it"
-
-
-def _known(key: str) -> bool:
-    return HEADER_KEYS.fullmatch(key) is not None
 
 
 def _has_path(file: Path) -> bool:

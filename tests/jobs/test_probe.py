@@ -10,6 +10,7 @@ from apdm.audit.people import AuditSubjects, Person
 from apdm.faces.portrait import PortraitEncoder, PortraitFaceScore
 from apdm.families.base import uniform_timesteps
 from apdm.families.posterior import Posterior
+from apdm.jobs.audit_inputs import AuditInputs
 from apdm.jobs.probe import Probe
 from apdm.metrics.judges import Judges
 from apdm.portraits.drawing import render_person
@@ -34,9 +35,11 @@ def test_a_probe_that_mostly_draws_no_face_is_judged_by_the_faces_that_it_draws(
     strangers = torch.cat([portraits(seed, range(1)) for seed in range(30, 50)]) * 2 - 1
     judges = Judges([PortraitEncoder("portrait-a")], PortraitFaceScore(), None)
     attack = DreamBooth(instance_prompt="a photo of sks person", class_prompt="a photo of person")
-    probe = Probe.on("s01", data, attack, AuditSubjects([protected], [], strangers), judges, 0.1)
+    subjects = AuditSubjects([protected], [], strangers)
+    inputs = AuditInputs(subjects=subjects, judges=judges, photo_attacks=None)
+    probe = Probe(attack, data, "s01", inputs, 0.1)
     drawn = portraits(person, range(20, 28))
     drawn[faces:] = 0.5  # grey
-    result = probe.measure(drawn)
-    assert result.figures["probe_face_rate"] == faces / 8
-    assert result.like_strangers is like_strangers
+    figures, quiet = probe.measure(drawn)
+    assert figures["probe_face_rate"] == faces / 8
+    assert quiet is like_strangers
