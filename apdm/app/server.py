@@ -44,7 +44,6 @@ def serve(config: AppConfig, *, started: Callable[[str], None] | None = None) ->
     """Show the page until the process is asked to stop. All photos are deleted then.
 
     Args:
-        config: the options.
         started: called with the address of the page; by default it is printed.
 
     Raises:

@@ -39,7 +39,6 @@ def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64
         images: latents of the pictures, which are used in turn.
         prompt: the prompt of all pictures.
         draws: number of latents, each with its own noise and timestep, that the mean is taken over.
-        seed: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = noisy_batch(model, images[torch.arange(draws) % len(images)], model.draw_timesteps, generator)

@@ -127,7 +127,6 @@ def inverted(model: Family, latents: Tensor, prompt: Tensor, timesteps: Sequence
     the usual approximation.
 
     Args:
-        model: the model.
         latents: the pictures, `[B, C, h, w]`.
         prompt: the embeddings of what they show, `[B, L, D]`.
         timesteps: from 0 to the last one.

@@ -41,7 +41,6 @@ def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None,
     `by_attack[name]`, the value in the text.
 
     Args:
-        spec: the text.
         by_attack: {attack: {field: value}}.
         nominal: {field: value} for all attacks; a class that has no such field ignores it. `instance_prompt` and
             `class_prompt` must be among them.
@@ -72,7 +71,6 @@ def make_purifier(spec: str, *, has_originals: bool = False) -> Purifier:
     """Make the purifier that a text such as `jpeg:quality=50` describes.
 
     Args:
-        spec: the text.
         has_originals: whether the caller has the original photos, which `mix` puts among the protected ones.
 
     Raises:
@@ -88,7 +86,6 @@ def make_zero_shot(spec: str, **given: Any) -> ZeroShot:
     """Make the attack without training that a text such as `img2img:strength=0.7` describes.
 
     Args:
-        spec: the text.
         given: values of fields that no text can give, such as an adapter's encoder.
 
     Raises:
@@ -103,7 +100,6 @@ def refuse_repeats(kind: str, specs: Sequence[str], make_one: Callable[[str], Ma
 
     Args:
         kind: the word for what they describe, such as "attack".
-        specs: the texts.
         make_one: makes what a text describes.
 
     Returns:

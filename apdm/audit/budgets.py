@@ -50,7 +50,6 @@ def budget_table(
 
     Args:
         rows: the rows of all attacks; the first is of the nominal one.
-        encoders: names of the face encoders.
         budgets: steps of the nominal attack, ascending.
         search: an attacker's search, if there was one.
 

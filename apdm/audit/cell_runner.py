@@ -73,7 +73,6 @@ class CellRunner:
         may raise, ends the cell.
 
         Args:
-            cell: the cell.
             progress: called after every attack step with the number of steps done and the last step's loss.
 
         Returns:

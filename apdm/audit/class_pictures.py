@@ -37,10 +37,8 @@ def draw_class_pictures(
     if the hardened model equals the base, the ratio of distances is exactly 1.
 
     Args:
-        plan: the audit's plan.
         keys: {name of the set: its key in the store} of the sets to draw; see `class_keys`.
         store: where the pictures are kept.
-        processes: the processes that share the work.
 
     Returns:
         {name of the set: pictures [N, 3, H, W] in [0, 1]}. If a model drew values that are not finite, its pictures are
@@ -74,7 +72,6 @@ def measure_utility(
     """Compare the class pictures of the models with the base's.
 
     Args:
-        plan: the audit's plan.
         pictures: {name of the set: pictures [N, 3, H, W] in [0, 1]}, as `draw_class_pictures` returns them.
         features: {name of the set: what the judges read from its pictures}.
         others: the likeness of people who are not protected, which becomes part of the result.

@@ -49,7 +49,6 @@ def look_at_faces(
     """Look for faces in the photos of people.
 
     Args:
-        sets: the photos of all folders.
         encoders: the encoders that judge. Those that have no detector look at whole pictures, and nothing is said of
             them.
         roles: the folders that are looked at. They are folders of people.

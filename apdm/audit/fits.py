@@ -36,8 +36,6 @@ def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps:
 
     Args:
         spec: how the user named the attack, for messages.
-        attack: the attack.
-        base: the model.
         num_inference_steps: sampling steps of the pictures.
 
     Raises:

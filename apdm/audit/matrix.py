@@ -60,9 +60,7 @@ class Matrix:
         """Run the cells. A process that is free takes the next one. Finished cells are kept in the store.
 
         Args:
-            runner: runs a single cell.
             store: where finished cells are kept and found.
-            processes: the processes that share the cells.
 
         Returns:
             The main process waits for the other processes and returns the rows and the pictures of all cells. The

@@ -42,7 +42,6 @@ def attack_and_judge(
         class_images: latents of the attacker's class pictures, for prior preservation.
         store: where finished attacks are kept and found.
         trials: where finished trials of an attacker's search are kept and found; None without a search.
-        processes: the processes that share the attacks.
 
     Returns:
         The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. The other processes

@@ -94,7 +94,6 @@ def attack_one_model(
         class_images: latents of the attacker's class pictures, for prior preservation.
         drawn: what the judges read from these pictures. Their faces are the strangers if there are no photos of some.
         store: where finished attacks are kept and found.
-        processes: the processes that share the attacks.
         keep: called with every attack that succeeded and its model.
         again: whether a finished attack is run again, because its model is missing.
 

@@ -34,7 +34,6 @@ def judge_photo_attacks(
     """Judge each attack, alone and after each purifier, in the order of the rows.
 
     Args:
-        rows: the rows of all attacks.
         strangers: {encoder: likeness by chance}.
         thresholds: the thresholds of the checks.
         doubts: reasons why no attack shows protection, whatever was measured: see `doubts_about_judges`.

@@ -135,7 +135,6 @@ def cost_factors(rows: Sequence[AttackRow], encoders: Sequence[str], nominal_ste
 
     Args:
         rows: the rows of one attack.
-        encoders: names of the face encoders.
         nominal_step: the step at which the attack counts as done.
     """
     levels: dict[str, dict[str, float]] = {}
@@ -170,7 +169,6 @@ def comparison(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, 
 
     Args:
         rows: the rows of one attack.
-        encoders: names of the face encoders.
 
     Returns:
         {encoder: comparison}; empty if there is no pair of rows.

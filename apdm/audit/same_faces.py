@@ -63,7 +63,6 @@ def check_faces(
     do, a warning is logged. So it is for strangers: the audit itself says that it is unreliable.
 
     Args:
-        sets: the photos of all folders.
         encoders: the encoders, all of which must agree.
         face_score: decides whether a photo shows a face. Photos without one are left out. None for subjects that have
             no face: then nothing is checked.

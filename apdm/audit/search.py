@@ -95,9 +95,7 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
 
     Args:
         plan: the audit, with `search`.
-        runner: runs a trial.
         store: where finished trials are kept and found.
-        processes: the processes that share the searches.
 
     Returns:
         The main process waits for the other processes and returns the results. The other processes return None.

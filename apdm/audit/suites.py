@@ -195,7 +195,6 @@ def available_entries(
     """Sort out which attacks can be run with the given models.
 
     Args:
-        entries: the attacks of the audit.
         models: names of the given models, such as "base" and "sibling".
         attack_factory: makes the attacks.
         base: the base model; None if it is not loaded yet. Then all attacks are taken to fit it.

@@ -20,8 +20,6 @@ def with_thresholds(judges: Judges, subjects: AuditSubjects, class_pictures: Ten
     """Return the judges with a threshold for every encoder.
 
     Args:
-        judges: the networks that look at the pictures.
-        subjects: the subjects with their photos.
         class_pictures: class pictures [N, 3, H, W] in [-1, 1] of the base. They are used only if there are neither
             photos of strangers nor a second subject.
     """

@@ -87,7 +87,6 @@ class AppConfig(PerturbConfig):
 
         Args:
             photos: the folder of the photos.
-            output: the output folder.
             class_pictures: where class pictures are drawn if the options name no folder. All pages share them.
         """
         values = {field.name: getattr(self, field.name) for field in fields(PerturbConfig)}

@@ -128,7 +128,6 @@ class Registry:
         """Convert options from text to the types of the class's fields.
 
         Args:
-            cls: the class.
             options: {option: value as text}.
             spec: the whole text, for messages.
             also: names of further options that the caller understands, for messages.

@@ -297,7 +297,6 @@ def starting_file(answers: Answers, *, file: str) -> str:
     """Return the text of the file.
 
     Args:
-        answers: the answers.
         file: the file's name, for the commands that its first lines show.
     """
     known, values = options_by_path(answers.config_class), starting_values(answers)

@@ -68,7 +68,6 @@ def advice(kind: Any, value: Any, *, as_words: bool) -> str:
 
     Args:
         kind: the wanted type.
-        value: the value.
         as_words: whether the value was given as words of a command line.
     """
     kind = without_none(kind)

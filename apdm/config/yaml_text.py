@@ -58,7 +58,6 @@ def read_yaml(file: str, *, line: str = "option: value") -> dict[Any, Any]:
     """Return the mapping in a YAML file; an empty file gives an empty mapping.
 
     Args:
-        file: the file.
         line: the form of a line, for messages.
 
     Raises:

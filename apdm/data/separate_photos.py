@@ -103,7 +103,6 @@ class PhotoSet:
 
         Args:
             role: what they are used for.
-            folder: the folder.
             files: the files of N photos.
             images: the photos, `[N, 3, R, R]` in [-1, 1].
         """
@@ -115,7 +114,6 @@ class PhotoSet:
 
         Args:
             role: what they are used for.
-            folder: the folder.
             subjects: the people, at least one.
             photos: {person: photos, `[N, 3, R, R]` in [-1, 1]}.
         """

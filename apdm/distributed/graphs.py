@@ -41,7 +41,6 @@ class Graphs:
     warning says so, and everything runs without graphs from then on.
 
     Args:
-        device: the device of the networks.
         capture: records the passes of a module. The default does it with PyTorch's own function for this device.
         free: returns the bytes of memory that the device has left.
     """

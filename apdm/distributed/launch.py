@@ -132,7 +132,6 @@ def check_processes(accelerator: Accelerator, size: int) -> Accelerator:
     """Check that accelerate and torch see as many processes as the launcher started, and return `accelerator`.
 
     Args:
-        accelerator: the accelerator of this process.
         size: number of processes that the launcher started.
 
     Raises:
@@ -226,10 +225,8 @@ def make_engine(
     An engine that shards the model gets a copy of `model`, so that `model` itself stays whole.
 
     Args:
-        accelerator: the accelerator of this process.
         model: the denoiser to train.
         make_optimizer: makes the attacker's optimizer.
-        processes: the processes that train together.
         block_names: names of the model's attributes that hold its blocks; see `apdm.distributed.engines.shard`.
         max_grad_norm: largest norm of the attacker's gradient; 0 switches clipping off.
         accumulation: number of equal parts in which a process computes the gradient of its share of a batch.

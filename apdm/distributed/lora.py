@@ -106,7 +106,6 @@ class AdapterWeights(TrainedWeights):
         full: all weights with their optimizer. Its learning rate now is the nominal rate of `set_learning_rate`.
         rank: rank of the adapter.
         generator: the random generator that draws A, on the CPU.
-        processes: the processes that train together.
     """
 
     def __init__(

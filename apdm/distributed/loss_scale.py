@@ -26,7 +26,6 @@ class LossScale(GradScaler):
 
     Args:
         device: type of the device, as torch names it.
-        processes: the processes that train together.
         enabled: whether losses are scaled. If false, nothing is changed.
     """
 

@@ -321,7 +321,6 @@ def master_copy(value: Tensor, *, copy: bool = True) -> Tensor:
     """Return `value` as a float32 parameter; a float64 value stays float64.
 
     Args:
-        value: the tensor.
         copy: give the parameter its own memory even if `value` already has the right type.
     """
     return nn.Parameter(value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=copy))

@@ -85,7 +85,6 @@ class Tracker:
         """Log curves, {name: [(step, value)]}, whose steps are not those of the training.
 
         Args:
-            curves: the curves.
             axis: what the steps count, such as "attack step".
         """
         by_step: dict[int, dict[str, float]] = {}
@@ -107,7 +106,6 @@ class Tracker:
         """Log pictures, {name: RGB pictures of one size}.
 
         Args:
-            pictures: the pictures.
             of_people: whether they show protected people, or come from attacks on them. Such pictures are left out
                 unless `shows_people`.
             step: as for `numbers`.

@@ -81,8 +81,6 @@ def ways_to_load(
     """All ways to load an exported model.
 
     Args:
-        family: the model.
-        folder: the pipeline folder.
         name: the folder's published name. The single file has the same name.
         single_file: the float types of the weights in the single file; None if there is no single file.
 

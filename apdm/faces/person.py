@@ -98,7 +98,6 @@ def embed_person(encoder: FaceEncoder, images: Tensor, batch_size: int = 32) -> 
     It is `encoder.embed`, except for pictures with several faces, of which the person's is taken by the rule above.
 
     Args:
-        encoder: the encoder.
         images: whole pictures `[N, 3, H, W]` in [0, 1].
         batch_size: pictures that the encoder gets at once.
 

@@ -284,7 +284,6 @@ class Family(Sampler, Saver):
         """The tokens of a prompt, under the pipeline's name for the tokenizer that gives them.
 
         Args:
-            prompt: the prompt.
             cut: leave out the tokens of a long prompt that the text encoder does not get.
         """
         return {

@@ -80,7 +80,6 @@ def check_steps(family: Family, steps: Mapping[str, int]) -> None:
     """Check that a model can draw in so many sampling steps: it has no more than the timesteps it was trained with.
 
     Args:
-        family: the model.
         steps: {option: sampling steps}.
 
     Raises:

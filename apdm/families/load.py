@@ -102,7 +102,6 @@ def check_pipeline(
     """Check all that can be said of a pipeline folder before its weights are read.
 
     Args:
-        folder: the pipeline folder.
         family: as for `load_family`.
         variant: which files will be loaded.
         allow_pickle: whether a part may have its weights in pickles alone.
@@ -162,7 +161,6 @@ def with_variant(family: Family, variant: str | None) -> Family:
     They may have other weights than those in memory. A publisher can, for example, put another VAE into the variant.
 
     Args:
-        family: the model.
         variant: as for `Family.save`.
     """
     if variant in (None, family.variant) or family.source is None or family.single_file_layout is None:

@@ -77,7 +77,6 @@ def stored_variants(folder: Path, part: str = "*") -> set[str | None]:
     """The variants of all weight files in a pipeline folder, pickles too; None stands for a plain file.
 
     Args:
-        folder: the pipeline folder.
         part: the part to look at; by default all of them.
     """
     files = sorted(folder.glob(f"{part}/*"))
@@ -108,7 +107,6 @@ def check_parts(
     """Check that all parts of a pipeline folder are there, before any of them is loaded.
 
     Args:
-        folder: the pipeline folder.
         index: its model_index.json.
         denoiser: name of the denoiser's part, which is required.
         required: other parts that the index must name. All further parts that it names must be in the folder too.
@@ -285,7 +283,6 @@ def write_pipeline(
     read, and put the model's local path into them.
 
     Args:
-        pipeline: the pipeline in memory.
         directory: the folder to write.
         source: the folder that the pipeline was read from, if there is one.
         copied: the weight files of parts that are copied as they are. Other parts are written from memory.

@@ -30,7 +30,6 @@ def check_prompts(
     T5's.
 
     Args:
-        family: the model.
         learned: {option: prompts that subjects are learned with}.
         class_prompt: the prompt of the class.
         drawn: {option: further prompts}.

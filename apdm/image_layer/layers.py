@@ -162,7 +162,6 @@ class LayeredProtection:
         """Make the layers that the options ask for.
 
         Args:
-            config: the options.
             faces: the models of the zero-shot layer. They must be given if this layer is enabled.
 
         Raises:

@@ -53,7 +53,6 @@ class PhotoMemory:
         """Estimate an upper bound of the memory of one person's photos.
 
         Args:
-            photos: the photos.
             side: the longest shorter side of a copy that the fine-tuning layer works on.
             choices: the faces in each photo, if they are known.
             momentum: whether a layer keeps the directions of earlier steps.

@@ -89,7 +89,6 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
     """Read every photo of a subject once, and keep only their sizes.
 
     Args:
-        subject: the subject.
         kind: the format of the protected photos.
         look: called with each photo, in order, while its pixels are at hand.
 

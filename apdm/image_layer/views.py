@@ -191,7 +191,6 @@ def part_with(faces: Sequence[Face], encoders: Sequence[FaceEncoder], height: in
 
     Args:
         faces: the faces. If there are none, the part is a corner that no encoder looks at.
-        encoders: the encoders.
         height, width: the size of the photo in pixels.
     """
     if not faces:

@@ -78,7 +78,6 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
     the same attack gives in an audit of this model as base, with the same options, photos and seed.
 
     Args:
-        config: the options.
         command: the command line that was given, for attack.json.
 
     Returns:

@@ -54,10 +54,6 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     The command `apdm audit` and the Python function `apdm.audit` both run this function, in one process or in the
     processes that `accelerate launch` started.
 
-    Args:
-        config: the options.
-        command: the command line that was given, for results.json.
-
     Returns:
         The output folder, the verdict, and in the main process the content of results.json.
 

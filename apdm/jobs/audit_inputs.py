@@ -60,10 +60,7 @@ def load_inputs(
     """Load the people and the judges, and check that the attacks can run.
 
     Args:
-        config: the options.
-        folders: the folders of the photos.
         faces: the networks for faces, of which the audit of people takes the judges.
-        entries: the attacks.
         models: names of the models that will be attacked, such as "base" and "hardened".
         with_photos: whether protected photos are attacked.
         protected: ids of the protected people; None means everybody whose photos the attacker has.
@@ -121,8 +118,6 @@ def try_networks(
     """Try every network on photos of the first person, and warn of photos that are too few for a threshold.
 
     Args:
-        subjects: the people with their photos.
-        judges: the networks that measure pictures.
         specs: the attacks on protected photos; None if no photos are attacked.
         subject_kind: what the subjects are.
 

@@ -80,13 +80,10 @@ def audit_and_report(
     Finished attacks are kept in the output folder. If an audit was stopped, the same call continues it.
 
     Args:
-        config: the options.
         plan: the models, the people, the attacks and the measurements.
         photo_attacks: the attacks on protected photos; None to attack no photos.
         photos: the protected photos and their originals; None to attack no photos.
         processes: the processes that share the attacks. All must see the same files.
-        stages: tells which stage has begun.
-        tracker: the tracker that gets the results, in the main process; None for no tracker.
 
     Returns:
         The results in the main process, None in the others.
@@ -237,7 +234,6 @@ def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
     """Claim the output folder. Finished attacks of an audit with the same options are kept.
 
     Args:
-        config: the options.
         held: keeps other runs out of the folder until it is closed.
 
     Raises:

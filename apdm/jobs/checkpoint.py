@@ -131,7 +131,6 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
     """Return the checkpoint to resume from.
 
     Args:
-        output: the output folder of the run.
         wanted: the option `resume_from_checkpoint`: a checkpoint's folder, also as a name in `output`; "latest"; or
             None to start a new run.
 
@@ -204,7 +203,6 @@ def write(
     Every process of a run must call this, because producing `sections` gathers sharded tensors from all processes.
 
     Args:
-        output: the output folder of the run.
         facts: the content of the JSON file; it must have the key "step".
         parameters: names of the model's parameters.
         sections: the files to write. They are produced one after the other, so that only one is in memory.
@@ -270,10 +268,8 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
     """Check that a run may go on from a checkpoint.
 
     Args:
-        checkpoint: the checkpoint.
         facts: hashes of the models and numbers of photos of this run: "base", "start", "photos", "consenting" and
             "earlier"; and "safe", the people with safe partners.
-        config: the options of this run.
 
     Raises:
         UserError: the checkpoint was made with another model, other photos or other options, or its step is above

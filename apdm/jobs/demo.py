@@ -118,7 +118,6 @@ def helpers(config: DemoConfig, argv: Sequence[str]) -> Iterator[None]:
     Nothing happens if a launcher started this process, or if there is to be only one.
 
     Args:
-        config: the options of the demo.
         argv: the words of the command line.
     """
     size = config.num_processes or min(2, available_cpus())

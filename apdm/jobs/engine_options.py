@@ -13,8 +13,6 @@ def check_engine(config: HardenConfig, kind: EngineKind, size: int) -> None:
     """Check that an engine and its number of processes support the options of a run.
 
     Args:
-        config: the options.
-        kind: the kind of engine.
         size: number of processes.
 
     Raises:

@@ -44,7 +44,6 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
     """Read and check everything that the audit and the probe of a hardening job need besides the models.
 
     Args:
-        config: the options of the run.
         faces: the networks for faces.
 
     Raises:
@@ -88,7 +87,6 @@ def make_probe(config: HardenConfig, inputs: AuditInputs | None, people: Subject
     """Return the probe attack on the person whose id comes first among the protected people; None if there is none.
 
     Args:
-        config: the options of the run.
         inputs: the people and the judges, which only the main process has.
         people: {subject id: variants of the subject's data} of the protected people.
     """
@@ -122,14 +120,9 @@ def audit_hardened(
     """Attack the base, the hardened model and the protected photos, and write results.json and report.html.
 
     Args:
-        config: the options of the run.
         inputs: the people, the judges and the attacks on photos.
         base: the model before hardening.
         hardened: the model after hardening.
-        processes: the processes that share the attacks.
-        stages: tells which stage has begun.
-        tracker: the tracker that gets the results; None for no tracker.
-        command: the command line, for results.json.
 
     Returns:
         The results in the main process; None in the others.

@@ -65,9 +65,6 @@ def check_first(config: Any) -> None:
     Only the main process of a run checks, because the others may see other files. A dry run checks later, together with
     everything else.
 
-    Args:
-        config: the options of a job.
-
     Raises:
         UserError: as `check_given`.
     """
@@ -78,9 +75,6 @@ def check_first(config: Any) -> None:
 
 def check_given(config: Any) -> None:
     """Check files, folders and names that the options of a job give. Options that it will not use are not checked.
-
-    Args:
-        config: the options of a job.
 
     Raises:
         UserError: a file or folder does not exist, or nobody knows a name. All such mistakes are told.
@@ -141,7 +135,6 @@ def _check(name: str, option: Option, text: Any) -> None:
 
     Args:
         name: the option's name without "audit.".
-        option: the option.
         text: its value, or one item of it.
     """
     if name in MODELS:

@@ -60,8 +60,6 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
     main process's files.
 
     Args:
-        config: the options.
-        command: the command line, to be recorded in the results.
         part: whether the processes of a distributed run part at the end. False if they have more to do together.
 
     Returns:
@@ -177,11 +175,7 @@ def place_models(config: HardenConfig, base: Family, start: Family, kind: Engine
     """Move the models to the device that the engine needs.
 
     Args:
-        config: the options.
-        base: the original model.
         start: the model to harden; may be the same object as `base`.
-        kind: the kind of engine.
-        device: this process's device.
 
     Returns:
         The family to harden, whose denoiser is a copy of `start`'s denoiser.
@@ -230,15 +224,8 @@ def protect_and_audit(
     runs on another machine, logs a warning and takes no part.
 
     Args:
-        config: the options.
-        base: the original model.
         hardened: the hardened model. It is complete in the main process only; the others load the exported model.
         inputs: what the main process has read. The other processes read the same files themselves.
-        processes: all processes of the run.
-        device: this process's device.
-        stages: tells which stage has begun.
-        tracker: the tracker that gets the results, in the main process; None for no tracker.
-        command: the command line, to be recorded in the results.
 
     Raises:
         UserError: a saved photo is not within the budget of its original, or the main process cannot read its input.

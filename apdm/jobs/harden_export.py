@@ -38,8 +38,6 @@ def export(
     """Write the hardened model, and delete results that an earlier run left in the output folder.
 
     Args:
-        config: the options.
-        base: the original model.
         hardened: the family with the hardened denoiser.
         steps: number of outer steps done.
         device: the device for both models.
@@ -84,8 +82,6 @@ def tell_moved_weights(config: HardenConfig, base: Family, hardened: Family) -> 
     """Log how many of the denoiser's weights the export changes. Half precision rounds small changes away.
 
     Args:
-        config: the options.
-        base: the original model.
         hardened: the family with the hardened denoiser, in the precision of the training.
 
     Returns:
@@ -118,7 +114,6 @@ def delete_last_checkpoint(config: HardenConfig, checkpoint: Path | None, begun_
     """Delete the checkpoint of the last step, if it was saved only in case the export fails.
 
     Args:
-        config: the options.
         checkpoint: the checkpoint of the last step; None if it could not be written.
         begun_from: the checkpoint that the run went on from; None if it started from the beginning.
     """

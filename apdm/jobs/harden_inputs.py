@@ -96,10 +96,8 @@ class HardenInputs:
         """Put the parts together. Raises UserError if they do not fit each other.
 
         Args:
-            config: the options.
             files: what was read without the models.
             own: the user's own class pictures, from `check_base`.
-            base: the original model.
             start: the model to harden.
         """
         with Faults() as faults:

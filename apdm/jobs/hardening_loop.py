@@ -54,16 +54,10 @@ def run_training(
     """Run the outer steps, from `checkpoint` or from the start. Afterwards theta is in the model.
 
     Args:
-        config: the options.
-        accelerator: the accelerator.
-        processes: the processes that train together.
         training: the parts of the method.
         validator: draws pictures and runs the probe; only the main process calls it.
-        tracker: the tracker that gets the figures, in the main process; None for no tracker.
-        output: the output folder.
         facts: facts about models and photos, to be stored in checkpoints.
         checkpoint: the checkpoint to resume from; None to start from the beginning.
-        stop: knows whether the user has asked to stop.
 
     Returns:
         The number of outer steps done, including those before the checkpoint, and the newest checkpoint.

@@ -35,8 +35,6 @@ class Keeper:
 
         Args:
             training: what is kept.
-            processes: the processes that train together.
-            output: the output folder.
             facts: facts about models and photos, to be stored in checkpoints.
             limit: how many checkpoints are kept; None keeps all.
             newest: the checkpoint that the run goes on from; None if it starts from the beginning.

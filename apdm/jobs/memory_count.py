@@ -192,7 +192,6 @@ def activations(cost: Pass, config: HardenConfig, copy: int, photos: int = 1) ->
 
     Args:
         cost: the forward pass, in the float type of `config.mixed_precision`.
-        config: the options.
         copy: bytes of the denoiser in float32.
         photos: how many photos the graph is for.
     """

@@ -90,8 +90,6 @@ def perturb(
     `apdm perturb`, `apdm app` and `apdm.perturb` all run this function.
 
     Args:
-        config: the options.
-        command: the command line, for perturbation.json.
         models: what an earlier run with the same options has loaded; None loads it.
         watch: called before the first step and after every step. What it raises ends the run.
 
@@ -166,7 +164,6 @@ def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
     """Claim the output folder. Photos that an interrupted run with the same options has finished are kept.
 
     Args:
-        config: the options.
         held: keeps other runs out of the folder until it is closed.
 
     Raises:

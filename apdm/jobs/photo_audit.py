@@ -75,10 +75,6 @@ def audit_photos(
     """Attack the base with clean and with protected photos, and judge whether the photos protect.
 
     Args:
-        config: the options.
-        command: the command line, for results.json.
-        processes: the processes that share the attacks.
-        device: the device of this process.
         held: keeps other runs out of the output folder until it is closed.
 
     Raises:

@@ -99,7 +99,6 @@ class PhotoJob:
         """Read and check the photos, the face models and the options, before any long work starts.
 
         Args:
-            config: the options.
             networks: the networks for faces, of which the zero-shot layer takes the detector and its targets.
             quiet: do not look for faces yet.
 
@@ -168,10 +167,7 @@ class PhotoJob:
 
         Args:
             family: the model that the photos are protected against.
-            output: the output folder.
             processes: the processes that share the work. All of them must call this method.
-            tracker: the tracker that gets the figures, in the main process; None for no tracker.
-            command: the command line, for perturbation.json.
             watch: called in this process before the first step and after every step. What it raises ends the run.
 
         Returns:
@@ -204,7 +200,6 @@ class PhotoJob:
 
         Args:
             family: the model that the photos are protected against.
-            output: the output folder.
             processes: the processes that share the work. All of them must call this method.
             watch: as for `run`.
 
@@ -236,9 +231,7 @@ class PhotoJob:
         """Measure all protected photos, and delete those whose originals are gone.
 
         Args:
-            output: the output folder.
             seconds_per_photo: seconds that protecting one photo took; None if none was protected.
-            command: the command line.
 
         Returns:
             The content of perturbation.json.

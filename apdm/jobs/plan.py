@@ -74,11 +74,7 @@ def harden_plan(
     """Return the plan of a hardening run.
 
     Args:
-        config: the options of the run.
         inputs: the models and the photos.
-        kind: the kind of the engine.
-        processes: the processes of the run.
-        device: the device of this process.
         done: outer steps that an earlier run has done; 0 if this run starts from the beginning.
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)
@@ -185,11 +181,8 @@ def perturb_plan(
     """Return the plan of a run that protects photos.
 
     Args:
-        config: the options of the run.
         job: the photos and how they are protected.
         family: the model that the photos are protected against.
-        processes: the processes of the run.
-        device: the device of this process.
     """
     number, budget = sum(map(len, job.photos.values())), round(255 * job.protection.epsilon, 1)
     return {
@@ -260,11 +253,8 @@ def audit_plan(
     """Return the plan of an audit.
 
     Args:
-        config: the options of the audit.
         plan: the models, the people and the attacks.
         photos: the protected photos that are attacked too, if any.
-        processes: the processes of the run.
-        device: the device of this process.
     """
     rows: Rows = {name: model_text(getattr(config, name), model) for name, model in plan.models.items()}
     people, counts = plan.subjects.protected, plan.subjects.counts
@@ -316,11 +306,7 @@ def photo_audit_plan(
     """Return the plan of an audit of photos alone. It says which values were taken from the run that protected them.
 
     Args:
-        config: the options of the audit.
         plan: the attacked model, the people and the attacks.
-        photos: the protected photos.
-        processes: the processes of the run.
-        device: the device of this process.
     """
     judges = plan.judges.describe()
     doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
@@ -356,7 +342,6 @@ def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path]
     """Return the plan of a check.
 
     Args:
-        config: the options of the check.
         ids: the ids that are looked for.
         photos: the photos that are looked for.
         files: the number of files that are looked at.

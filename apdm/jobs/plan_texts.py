@@ -56,7 +56,6 @@ def model_text(name: str, family: Family) -> str:
 
     Args:
         name: the path or name that the user gave.
-        family: the loaded model.
     """
     size = sum(weight.numel() for weight in family.denoiser.parameters())
     return f"{name} ({family.name}, {size:,} weights in the {family.denoiser_name})"
@@ -77,7 +76,6 @@ def device_text(device: torch.device, processes: int, kind: str | None = None) -
     """Return the device of the main process, and how many processes share the work.
 
     Args:
-        device: the device.
         processes: the number of processes.
         kind: the kind of the engine, such as "ddp"; None if the job trains no model in parallel.
     """

@@ -76,7 +76,6 @@ def photos_of_datasets(config: JobConfig, faults: Faults | None = None) -> Abstr
     Only the main process may enter it. At its end the photos are deleted.
 
     Args:
-        config: the options.
         faults: keeps what is wrong with the datasets. By default it is raised.
 
     Raises:

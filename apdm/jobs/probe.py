@@ -18,7 +18,6 @@ class Probe:
     """A short attack on one protected person, and the judges that measure the pictures of the attacker's model.
 
     Args:
-        attack: the attack.
         data: the latents that the attack trains on.
         person: the id of the person, who is one of the protected people of `inputs`.
         inputs: the people and the judges. Without photos of strangers the likeness by chance is taken for 0.

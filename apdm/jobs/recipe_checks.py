@@ -143,7 +143,6 @@ def check_photo_numbers(recipe: Recipe, row: RecipeRow, counts: Mapping[str, int
 
     Args:
         recipe: the table, for subjects of one kind.
-        row: the row.
         counts: {subject: how many photos the attacker has}.
 
     Raises:

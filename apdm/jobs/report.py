@@ -105,7 +105,6 @@ def check_page_place(output: Path, folder: Path | None = None) -> None:
     """Check that a page may be written.
 
     Args:
-        output: the page.
         folder: the folder of the run that the page is about; None if it is about several.
 
     Raises:

@@ -124,7 +124,6 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
     started.
 
     Args:
-        config: the options.
         command: the command line that was given, for table.json.
 
     Returns:

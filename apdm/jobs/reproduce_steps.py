@@ -278,14 +278,9 @@ def attack_config(
     """Return the configuration of a row's attack.
 
     Args:
-        recipe: the table.
-        row: the row.
         fill: puts the places of models into options.
         model: the attacked model.
         photos: the folder with PHOTOS and HOLDOUT.
-        output: the output folder.
-        seed: the seed of all random numbers.
-        threads: number of threads of torch.
         allow_pickle: whether models may be loaded from pickles.
     """
     given = {

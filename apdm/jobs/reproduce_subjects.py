@@ -63,7 +63,6 @@ def read_subjects(data: str, recipe: Recipe, count: int | None) -> list[Subject]
 
     Args:
         data: the folder; see `apdm reproduce --help`.
-        recipe: the table.
         count: only the first so many, of each kind where the recipe names kinds.
 
     Raises:

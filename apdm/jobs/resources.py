@@ -87,11 +87,7 @@ def audit_memory(
     the nominal attack: no gradient and no moments of the denoiser.
 
     Args:
-        options: the options of the audit.
-        base: the base model.
         cost: a forward pass in float32.
-        device: the device.
-        attacks: the attacks.
         models: how many models are audited.
         shared: whether they share all parts but the denoiser.
     """

@@ -60,11 +60,8 @@ def track_audit(tracker: Tracker, results: AnyResults, pictures: Pictures, repor
     """Send the figures, pictures and report of a finished audit to a tracker.
 
     Args:
-        tracker: the tracker.
-        results: what the audit found.
         pictures: the audit's pictures by name; those of the class show no protected person. Of the course of the
             attacks only the strips are sent.
-        report: the page.
     """
     with kept_without(tracker, f"all results are in {report.parent}"):
         if isinstance(results, Results):
@@ -85,10 +82,7 @@ def track_attack(
     """Send the likeness curves of attacks on one model to a tracker; the pictures and the page if it may show people.
 
     Args:
-        tracker: the tracker.
-        results: what the attacks made.
         pictures: the sheets of pictures by name. All come from attacks on people.
-        report: the page.
     """
     with kept_without(tracker, f"all results are in {report.parent}"):
         tracker.curves(likeness_curves(results), axis=AXIS)
@@ -140,9 +134,7 @@ def track_photos(tracker: Tracker, figures: Perturbation, output: Path, resoluti
     """Send the mean figures of protected photos to a tracker, and some of the photos if it may show people.
 
     Args:
-        tracker: the tracker.
         figures: the figures of each photo.
-        output: the output folder.
         resolution: side of the shown photos.
     """
     with kept_without(tracker, f"all figures are in {output}"):

@@ -59,9 +59,7 @@ class Training:
     """The weights theta, theta' and phi, the engine, the simulated attackers, and the run's random generator.
 
     Args:
-        config: the options of the run.
         accelerator: the accelerator that was launched.
-        processes: the processes that train together.
         reference: phi, the frozen original denoiser.
         hardened: the family whose denoiser is trained.
         people: data of the protected people.

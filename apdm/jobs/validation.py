@@ -26,10 +26,8 @@ class Validator:
     different steps can be compared.
 
     Args:
-        config: the options.
         family: the model that is hardened. Its weights are not changed.
         probe: the probe attack; None to run no probe.
-        tracker: the tracker that gets the pictures; None for no tracker.
 
     Attributes:
         quiet_probes: how many probes in a row have shown no more likeness than strangers have.

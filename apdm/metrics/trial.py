@@ -22,7 +22,6 @@ def try_judges(judges: Judges, photos: Tensor) -> None:
     """Run every judge on photos, and check what comes out.
 
     Args:
-        judges: the networks.
         photos: `[N, 3, R, R]` in [0, 1].
 
     Raises:

@@ -101,7 +101,6 @@ def render_person(who: Identity, when: Circumstance, size: int = SIZE) -> Image.
     """Draw a portrait. Equal arguments give equal pixels.
 
     Args:
-        who: the person.
         when: the circumstances of the photo.
         size: side of the picture in pixels.
 

@@ -271,7 +271,6 @@ class AttackerPool:
             counters: what `counters()` returned.
             read: returns the whole tensors of a name that `state` yielded. Its second argument is the names of the
                 parameters.
-            engine: the engine of the run.
             master: theta, already restored.
         """
         self.turn = counters["turn"]

@@ -91,7 +91,6 @@ def write_attack_page(
     """Write the page of the attacks.
 
     Args:
-        results: what the attacks made.
         output: the file of the page.
         pictures: {title of a row: its pictures}, see `title_of`. Of a row that gave pictures which are not here, the
             page says that they are missing.

@@ -110,8 +110,6 @@ def attack_sections(
     """One section for each attack, in the order of the rows.
 
     Args:
-        results: what the audit found.
-        encoders: the face encoders.
         shown: data URIs by slot.
         strips: {spec: strip}.
     """

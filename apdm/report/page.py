@@ -50,8 +50,6 @@ def write_report(results: Results, output: str | Path, pictures: Pictures, *, da
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
-        results: what the audit found.
-        output: the file.
         pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`. The i-th pictures of the base
             and of the hardened model start from the same noise.
         data: where the page's link to results.json leads.

@@ -20,8 +20,6 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
-        results: what the audit found.
-        output: the file.
         pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`.
         data: where the page's link to results.json leads.
     """

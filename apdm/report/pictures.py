@@ -136,7 +136,6 @@ def shown_slots(results: Results, names: Sequence[str], strips: Collection[str] 
     """The slots that the page shows. For later attacks and for attention maps only the worst person is shown.
 
     Args:
-        results: what the audit found.
         names: the slots that there are.
         strips: specs of the attacks that have a strip, which takes the place of a later attack's pictures.
     """

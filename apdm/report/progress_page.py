@@ -34,7 +34,6 @@ def write_progress_page(
     """Write the page.
 
     Args:
-        output: the file.
         stages: the names of all stages.
         number: the stage that has begun, from 1.
         pictures: {title: pictures}.

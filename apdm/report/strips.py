@@ -68,7 +68,6 @@ def strips(results: Results, pictures: Pictures) -> dict[str, Strip]:
     """Make the strip of each attack, {spec: strip}.
 
     Args:
-        results: the results of an audit of models.
         pictures: the audit's pictures, by the names that `apdm.audit.model_audit.attack_and_judge` gives them.
 
     Returns:
@@ -96,7 +95,6 @@ def strip_image(strip: Strip, *, side: int = 128) -> Image.Image:
     To make it of a finished audit: `strips(results, read_pictures(results, output))[spec]` is the strip of one attack.
 
     Args:
-        strip: the strip.
         side: side in pixels of each picture; small pictures are enlarged without smoothing.
 
     Returns:

@@ -45,7 +45,6 @@ def check_markers(family: Family, header: Header, *, path: Path, config: str | P
     Args:
         family: the model as it was read with the configuration.
         header: the names and the metadata in the file.
-        path: the file.
         config: where the configuration came from, for the message; None if diffusers chose it.
 
     Raises:

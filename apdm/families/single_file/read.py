@@ -122,7 +122,6 @@ def _check_names(path: Path, header: Header, found: str, cls: type[Family]) -> N
     """Check that the file has the weights by which the single files of a family are known.
 
     Args:
-        path: the file.
         header: the names of its weights.
         found: the pipeline class that these names belong to, or "".
         cls: the family of the configuration.

@@ -45,7 +45,6 @@ class PhotoProtection(ABC):
         """Check, before any long work, that the protection can work on a model.
 
         Args:
-            family: the model.
             prompt: the prompt that an attacker trains the photos with.
             class_prompt: the prompt of the class pictures.
 
