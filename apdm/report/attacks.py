@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apdm.audit.common_results import WorstPerson
-from apdm.audit.results import AttackOutcome, AttackRow, LowestCost, Results
+from apdm.audit.results import AttackOutcome, AttackRow, Results
 from apdm.audit.rows import by_spec, file_name
 from apdm.report.curves import Encoder, Plot, mean_plots, plots
 from apdm.report.pictures import FIRST_ATTACK, Encoded, PanelPair, panel_pair, worst_person
-from apdm.report.scales import Scale, scale
+from apdm.report.scales import scale
 from apdm.report.strips import Strip, StripView, strip_view
 
 STATES = {  # {state: (style, words)}
@@ -20,37 +19,6 @@ STATES = {  # {state: (style, words)}
     "unreliable": ("doubt", "unreliable"),
     "void": ("idle", "void: too weak on the base"),
 }
-
-
-@dataclass(frozen=True)
-class LikenessCells:
-    """One attack's cells for one encoder: mean likeness on each model, None if it was not measured.
-
-    Attributes:
-        interval: 95 % interval of the likeness on the hardened model.
-        before: likeness on the hardened model before the attack.
-        worst: the person with the highest likeness on the hardened model.
-        scale: base and hardened model on one line.
-    """
-
-    base: float | None
-    placebo: float | None
-    hardened: float | None
-    interval: list[float] | None
-    before: float | None
-    worst: WorstPerson | None
-    scale: Scale
-
-
-@dataclass(frozen=True)
-class AttackLine:
-    """A line of the table of attacks. `style` and `words` show the attack's state."""
-
-    outcome: AttackOutcome
-    style: str
-    words: str
-    cost: LowestCost | None
-    by_encoder: list[LikenessCells]
 
 
 @dataclass(frozen=True)
@@ -73,35 +41,39 @@ class AttackSection:
     pairs: list[PanelPair]
 
 
-def attack_lines(results: Results, encoders: Sequence[Encoder]) -> list[AttackLine]:
-    """The lines of the table of attacks."""
+def attack_lines(results: Results, encoders: Sequence[Encoder]) -> list[dict[str, Any]]:
+    """The lines of the table of attacks. `style` and `words` show the attack's state."""
     return [
-        AttackLine(
-            outcome=outcome,
-            style=STATES[outcome.state][0],
-            words=STATES[outcome.state][1],
-            cost=outcome.cost_factor.worst,
-            by_encoder=[_cells(outcome, encoder) for encoder in encoders],
-        )
+        {
+            "outcome": outcome,
+            "style": STATES[outcome.state][0],
+            "words": STATES[outcome.state][1],
+            "cost": outcome.cost_factor.worst,
+            "by_encoder": [_cells(outcome, encoder) for encoder in encoders],
+        }
         for outcome in results.by_attack
     ]
 
 
-def _cells(outcome: AttackOutcome, encoder: Encoder) -> LikenessCells:
+def _cells(outcome: AttackOutcome, encoder: Encoder) -> dict[str, Any]:
+    """One attack's cells for one encoder: mean likeness on each model, None if it was not measured.
+
+    `interval` and `worst` are of the likeness on the hardened model, and `before` is this likeness before the attack.
+    """
     compared, placebo = outcome.comparison.get(encoder.name), outcome.placebo.get(encoder.name)
     before = outcome.no_attack["hardened"][encoder.name] if "hardened" in outcome.no_attack else None
     base = None if compared is None else compared.base
     hardened = None if compared is None else compared.hardened
     interval = None if compared is None else compared.hardened_interval
-    return LikenessCells(
-        base=base,
-        placebo=None if placebo is None else placebo.placebo,
-        hardened=hardened,
-        interval=interval,
-        before=before,
-        worst=None if compared is None else compared.worst,
-        scale=scale(encoder, base, hardened, interval),
-    )
+    return {
+        "base": base,
+        "placebo": None if placebo is None else placebo.placebo,
+        "hardened": hardened,
+        "interval": interval,
+        "before": before,
+        "worst": None if compared is None else compared.worst,
+        "scale": scale(encoder, base, hardened, interval),
+    }
 
 
 def attack_sections(

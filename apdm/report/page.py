@@ -14,14 +14,13 @@ from typing import Any
 
 import jinja2
 
-from apdm.audit.common_results import Check, PhotoCounts, Verdict
-from apdm.audit.results import AttackRow, LowestCost, Results, Role
+from apdm.audit.common_results import PhotoCounts, Verdict
+from apdm.audit.results import AttackRow, Results, Role
 from apdm.core.files import write_text
 from apdm.export.layout import RESULTS
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
-from apdm.metrics.statistics import Cost, Steps
 from apdm.report.attacks import attack_lines, attack_sections
 from apdm.report.costs import attack_costs
 from apdm.report.curves import AXES, LINE_COLOURS, Encoder
@@ -125,7 +124,7 @@ def _content(results: Results, pictures: Pictures, found: Mapping[str, Strip]) -
         "has_plots": any(section.plots or section.by_person for section in sections),
         "has_spread": any(plot.spreads for section in sections for plot in section.plots),
         "has_placebo": any(row.model == "placebo" for row in results.attacks),
-        "checks": [check_line(check) for check in results.verdict.checks],
+        "checks": [(check, *CHECKS[check.name]) for check in results.verdict.checks],
         "people": _people(results, headline, encoders),
         "rows": [_row_line(row, encoders) for row in results.attacks],
         "quality": sorted({key for row in results.attacks for key in row.quality}),
@@ -179,49 +178,19 @@ def headline_of(verdict: Verdict) -> Headline:
     return Headline("unknown", "Not shown to be protected", "the audit is not reliable.")
 
 
-@dataclass(frozen=True)
-class LikenessFigure:
-    """Mean likeness on both models by one encoder, and the likeness of strangers."""
-
-    encoder: Encoder
-    base: float | None
-    hardened: float | None
-
-
-@dataclass(frozen=True)
-class KeyFigures:
-    """The three main figures: the attacker's cost, likeness on both models, and the likeness that other people keep.
-
-    Attributes:
-        cost: the lowest cost factor.
-        nominal: steps of the nominal attack.
-        likeness: one figure for each encoder.
-        others, worst_other: mean and lowest ratio of other people's likeness, hardened over base.
-    """
-
-    cost: LowestCost | None
-    nominal: int
-    likeness: list[LikenessFigure]
-    others: float | None
-    worst_other: float | None
-
-
-def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Encoder]) -> KeyFigures:
+def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Encoder]) -> dict[str, Any]:
+    """The main figures: the attacker's cost, likeness on both models, and the likeness that other people keep."""
     ratios = [other.ratio for other in results.utility.other_subjects if other.ratio is not None]
-    return KeyFigures(
-        cost=results.cost_factor.worst,
-        nominal=results.cost_factor.nominal_step,
-        likeness=[
-            LikenessFigure(
-                encoder,
-                mean_likeness(rows, "base", encoder.name),
-                mean_likeness(rows, "hardened", encoder.name),
-            )
+    return {
+        "cost": results.cost_factor.worst,
+        "nominal": results.cost_factor.nominal_step,
+        "likeness": [
+            {"encoder": encoder} | {model: mean_likeness(rows, model, encoder.name) for model in ("base", "hardened")}
             for encoder in encoders
         ],
-        others=mean(ratios),
-        worst_other=min(ratios, default=None),
-    )
+        "others": mean(ratios),
+        "worst_other": min(ratios, default=None),
+    }
 
 
 def mean_likeness(
@@ -240,87 +209,33 @@ def mean_likeness(
 # -- lines of tables -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class CheckLine:
-    """A check with its label. `bound` is "at most" or "at least" and stands before the threshold."""
-
-    check: Check
-    label: str
-    bound: str
-
-
-def check_line(check: Check) -> CheckLine:
-    """The check with its label."""
-    label, bound = CHECKS[check.name]
-    return CheckLine(check, label, bound)
-
-
-@dataclass(frozen=True)
-class PersonLine:
-    """Figures of one protected person after the nominal attack, by one encoder."""
-
-    subject: str
-    encoder: Encoder
-    base: float | None
-    hardened: float | None
-    strangers: float
-    cost: Cost | None
-
-
-def _people(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Encoder]) -> list[PersonLine]:
+def _people(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Encoder]) -> list[dict[str, Any]]:
+    """Figures of each protected person after the nominal attack, by each encoder."""
     factors = results.cost_factor.factor
     return [
-        PersonLine(
-            subject=subject,
-            encoder=encoder,
-            base=mean_likeness(rows, "base", encoder.name, subject=subject),
-            hardened=mean_likeness(rows, "hardened", encoder.name, subject=subject),
-            strangers=encoder.strangers.subjects[subject],
-            cost=factors[subject][encoder.name] if subject in factors else None,
-        )
+        {
+            "subject": subject,
+            "encoder": encoder,
+            "base": mean_likeness(rows, "base", encoder.name, subject=subject),
+            "hardened": mean_likeness(rows, "hardened", encoder.name, subject=subject),
+            "strangers": encoder.strangers.subjects[subject],
+            "cost": factors[subject][encoder.name] if subject in factors else None,
+        }
         for subject in results.subjects
         for encoder in encoders
     ]
 
 
-@dataclass(frozen=True)
-class EncoderCells:
-    """A row's cells for one encoder; None if the attack failed.
-
-    Attributes:
-        price: `steps` in samples and in seconds of training, as far as they are known.
-    """
-
-    mean: float | None
-    detected_mean: float | None
-    match_rate: float | None
-    steps: Steps | None
-    price: str
-
-
-@dataclass(frozen=True)
-class RowLine:
-    """A row of the table of all attacks."""
-
-    row: AttackRow
-    by_encoder: list[EncoderCells]
-    face_rate: float | None
-
-
-def _row_line(row: AttackRow, encoders: Sequence[Encoder]) -> RowLine:
-    cells = []
-    for encoder in encoders:
-        entry = row.identity.get(encoder.name)  # a failed attack has none
-        cells.append(
-            EncoderCells(
-                mean=None if entry is None else entry.mean,
-                detected_mean=None if entry is None else entry.detected_mean,
-                match_rate=None if entry is None else entry.match_rate,
-                steps=None if row.steps_to_match is None else row.steps_to_match[encoder.name],
-                price="" if row.steps_to_match is None else price(row, row.steps_to_match[encoder.name]),
-            )
-        )
-    return RowLine(row, cells, face_rate(row.identity))
+def _row_line(row: AttackRow, encoders: Sequence[Encoder]) -> dict[str, Any]:
+    """A row of the table of all attacks, with its likeness and its steps to match by each encoder, None for none."""
+    steps = [None if row.steps_to_match is None else row.steps_to_match[encoder.name] for encoder in encoders]
+    return {
+        "row": row,
+        "seen": [row.identity.get(encoder.name) for encoder in encoders],
+        "steps": steps,
+        "prices": [price(row, one) for one in steps if one is not None],
+        "face_rate": face_rate(row.identity),
+    }
 
 
 # -- pictures ------------------------------------------------------------------------------------------------

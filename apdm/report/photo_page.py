@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from apdm.audit.photo_results import PhotoAttackRow, PhotoResults
 from apdm.export.layout import RESULTS
 from apdm.report.attacks import AttackSection
 from apdm.report.curves import Encoder
-from apdm.report.page import about_judges, check_line, headline_of, photos_counted, write_page
+from apdm.report.page import CHECKS, about_judges, headline_of, photos_counted, write_page
 from apdm.report.photos import TITLES, photo_section
 from apdm.report.pictures import Pictures, encode_pictures, slots
 
@@ -33,7 +33,7 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
         "counted": photos_counted(results.photos),
         "figures": _figures(results, encoders),
         "layer": photo_section(results.image_layer, shown, results.encoders),
-        "checks": [check_line(check) for check in results.verdict.checks],
+        "checks": [(check, *CHECKS[check.name]) for check in results.verdict.checks],
         "sections": _parameters(results.image_layer.attacks),
         "thresholds": asdict(results.thresholds),
         "data": data,
@@ -41,38 +41,19 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
     write_page("photo_report.html.j2", output, content)
 
 
-@dataclass(frozen=True)
-class PhotoLikeness:
-    """Figures of the first attack by one encoder; None if the attack gave no pair of rows."""
-
-    encoder: Encoder
-    clean: float | None
-    protected: float | None
-    clean_match_rate: float | None
-    protected_match_rate: float | None
-
-
-@dataclass(frozen=True)
-class PhotoFigures:
-    """The main figures: those of the first attack, which is the nominal one, and of its `nominal` steps."""
-
-    attack: str
-    nominal: Any
-    likeness: list[PhotoLikeness]
-
-
-def _figures(results: PhotoResults, encoders: Sequence[Encoder]) -> PhotoFigures:
+def _figures(results: PhotoResults, encoders: Sequence[Encoder]) -> dict[str, Any]:
+    """The main figures: those of the first attack, which is the nominal one, None if it gave no pair of rows."""
     rows, outcomes = results.image_layer.attacks, results.image_layer.by_attack or []
     compared = outcomes[0].comparison if outcomes else {}
     names = ("clean", "protected", "clean_match_rate", "protected_match_rate")
-    return PhotoFigures(
-        attack=TITLES.get(rows[0].attack, rows[0].attack),
-        nominal=rows[0].params.get("max_train_steps"),
-        likeness=[
-            PhotoLikeness(encoder, **{name: getattr(compared.get(encoder.name), name, None) for name in names})
+    return {
+        "attack": TITLES.get(rows[0].attack, rows[0].attack),
+        "nominal": rows[0].params.get("max_train_steps"),
+        "likeness": [
+            {"encoder": encoder} | {name: getattr(compared.get(encoder.name), name, None) for name in names}
             for encoder in encoders
         ],
-    )
+    }
 
 
 def _parameters(rows: Sequence[PhotoAttackRow]) -> list[AttackSection]:

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from apdm.report.page import write_page
 from apdm.report.pictures import encode_pictures
-
-
-@dataclass(frozen=True)
-class StageLine:
-    """A stage of the run; its state is "done", "now" or "todo"."""
-
-    name: str
-    state: str
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Pictures under a title, as data URIs."""
-
-    title: str
-    images: list[str]
 
 
 def write_progress_page(
@@ -43,7 +26,7 @@ def write_progress_page(
         "progress.html.j2",
         output,
         {
-            "stages": [StageLine(name, state) for name, state in zip(stages, states, strict=True)],
-            "sheets": [Sheet(title, images) for title, images in encode_pictures(pictures).items() if images],
+            "stages": list(zip(stages, states, strict=True)),
+            "sheets": {title: images for title, images in encode_pictures(pictures).items() if images},
         },
     )

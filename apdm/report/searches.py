@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from apdm.audit.results import AttackRow, Results
 from apdm.audit.rows import comparison, is_void
-from apdm.audit.search_results import GuidanceSweep, SearchCost, SearchResults, SearchTrial
+from apdm.audit.search_results import GuidanceSweep, SearchResults, SearchTrial
 from apdm.metrics.statistics import Steps
 from apdm.report.numbers import number
 
@@ -15,24 +15,12 @@ SHOWN_TRIALS = 10  # the best of each search; all are in results.json
 TEXTUAL_INVERSION = "textual_inversion"
 
 
-@dataclass(frozen=True)
-class SearchLine:
-    """The search with the photos of one person.
+def search_lines(search: SearchResults | None) -> list[dict[str, Any]]:
+    """The lines of an attacker's search, one for each person; empty if there was none.
 
-    Attributes:
-        best: {model: its best trial}; None if no trial has any likeness.
-        trials: (model, trial) of the best trials, by falling likeness.
-        cost: what it costs to reach the likeness of the nominal attack on the base; None if there is none.
+    `best` is {model: its best trial, None if no trial has any likeness}, `trials` are (model, trial) of the best trials
+    by falling likeness, and `cost` is what it costs to reach the likeness of the nominal attack on the base.
     """
-
-    subject: str
-    best: dict[str, SearchTrial | None]
-    trials: list[tuple[str, SearchTrial]]
-    cost: SearchCost | None
-
-
-def search_lines(search: SearchResults | None) -> list[SearchLine]:
-    """The lines of an attacker's search, one for each person; empty if there was none."""
     if search is None:
         return []
     costs = {cost.subject: cost for cost in search.costs}
@@ -45,7 +33,7 @@ def search_lines(search: SearchResults | None) -> list[SearchLine]:
             for one in own
             for trial in sorted(one.trials, key=lambda trial: -_likeness(trial))[:SHOWN_TRIALS]
         ]
-        lines.append(SearchLine(subject, best, ranked, costs.get(subject)))
+        lines.append({"subject": subject, "best": best, "trials": ranked, "cost": costs.get(subject)})
     return lines
 
 
