@@ -143,11 +143,6 @@ class Family(Sampler, Saver):
         return self.prediction_type
 
     @property
-    def single_file_markers(self) -> tuple[str, ...]:
-        """Names of the tensors without content by which UIs see in a single file what the model predicts."""
-        return ()
-
-    @property
     def latent_channels(self) -> int:
         """Channels of the latents that the denoiser takes."""
         return self.denoiser.config.in_channels
@@ -191,14 +186,6 @@ class Family(Sampler, Saver):
         """The timestep that the denoiser is told for pure noise: T, or 1 if it is told shares."""
         return self.num_train_timesteps
 
-    def with_denoiser_saved_in(self, dtype: torch.dtype) -> Self:
-        """The same family, whose denoiser `save` writes in another float type. All parts are shared.
-
-        A variant such as fp16 is left behind if its type is another: then all files get plain names.
-        """
-        dtypes = {**self.dtypes, self.denoiser_name: dtype}
-        return type(self)(self.pipeline, source=self.source, dtypes=dtypes, variant=self.variant)
-
     def with_controlnet(self, controlnet: nn.Module) -> Self:
         """The same family, whose pipeline samples with a ControlNet. All parts are shared.
 
@@ -234,11 +221,7 @@ class Family(Sampler, Saver):
 
     @classmethod
     def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
-        """The attention layers whose maps can be read, for `apdm.families.attention.watch_attention`.
-
-        Args:
-            denoiser: this family's denoiser, or a copy or a wrapper of it.
-        """
+        """The attention layers of the denoiser, a copy or a wrapper of it, for `families.attention.watch_attention`."""
         return [AttentionLayer(name, layer) for name, layer in denoiser.named_modules() if is_attention(layer)]
 
     @staticmethod
@@ -292,13 +275,9 @@ class Family(Sampler, Saver):
         }
 
     def posterior(self, images: Tensor) -> Posterior:
-        """Encode images with the VAE, differentiably.
+        """The distribution of the latents of images `[B, 3, H, W]` in [-1, 1], differentiably.
 
-        Args:
-            images: `[B, 3, H, W]` in [-1, 1]. H and W must be multiples of `vae_scale`.
-
-        Returns:
-            The distribution of the latents, in float32 and in the scale that the denoiser works in.
+        It is in float32, in the scale that the denoiser works in. H and W must be multiples of `vae_scale`.
         """
         vae = self.pipeline.vae
         encoded = vae.encode(images.to(vae.device, vae.dtype))
@@ -311,14 +290,7 @@ class Family(Sampler, Saver):
         return Posterior((mean.to(dtype) - shift) * scale, std.to(dtype) * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents with the VAE.
-
-        Args:
-            latents: `[B, C, h, w]`, in the scale that the denoiser works in.
-
-        Returns:
-            Images `[B, 3, H, W]` in [0, 1], float32.
-        """
+        """Decode latents `[B, C, h, w]`, in the denoiser's scale, to images `[B, 3, H, W]` in [0, 1], float32."""
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images = vae.decode(latents.to(vae.device, vae.dtype)).sample
@@ -348,13 +320,9 @@ class Family(Sampler, Saver):
         raise UserError(f"{self.name} does not tell its noise levels; leave out weights that depend on the timestep")
 
     def x0_error_share(self, timesteps: Tensor) -> Tensor:
-        """How large the squared error in the clean latents is, as a multiple of the prediction's squared error.
+        """The squared error in the clean latents, as a multiple of the prediction's, at timesteps `[B]`: `[B]`.
 
-        Args:
-            timesteps: `[B]`.
-
-        Returns:
-            `[B]`. The prediction determines the clean latents x_0 together with x_t.
+        The prediction determines the clean latents x_0 together with x_t.
 
         Raises:
             UserError: the family does not say how much noise there is at a timestep.
@@ -414,11 +382,7 @@ class Family(Sampler, Saver):
 
 
 def append_pooled(embeds: Tensor, pooled: Tensor) -> Tensor:
-    """Append a pooled vector to token embeddings, in as many further rows as it needs, padded with zeros.
-
-    Args:
-        embeds: token embeddings `[B, L, D]`.
-        pooled: `[B, P]`.
+    """Append pooled vectors `[B, P]` to token embeddings `[B, L, D]`, in further rows that are padded with zeros.
 
     Returns:
         `[B, L + ceil(P / D), D]`, which `split_pooled` takes apart again.
@@ -429,14 +393,6 @@ def append_pooled(embeds: Tensor, pooled: Tensor) -> Tensor:
 
 
 def split_pooled(embeds: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Undo `append_pooled`.
-
-    Args:
-        embeds: what `append_pooled` returned.
-        width: P, the length of the pooled vector.
-
-    Returns:
-        The token embeddings `[B, L, D]` and the pooled vectors `[B, P]`.
-    """
+    """Undo `append_pooled`: the token embeddings `[B, L, D]` and the pooled vectors `[B, P]`; P is `width`."""
     rows = -(-width // embeds.shape[2])
     return embeds[:, :-rows], embeds[:, -rows:].flatten(1)[:, :width]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,20 @@ class Saver(ABC):
     @abstractmethod
     def denoiser(self) -> Any:
         """The part that is trained."""
+
+    @property
+    def single_file_markers(self) -> tuple[str, ...]:
+        """Names of the tensors without content by which UIs see in a single file what the model predicts."""
+        return ()
+
+    def with_denoiser_saved_in(self, dtype: torch.dtype) -> Self:
+        """The same family, whose denoiser `save` writes in another float type. All parts are shared.
+
+        A variant such as fp16 is left behind if its type is another: then all files get plain names.
+        """
+        dtypes, make = {**self.dtypes, self.denoiser_name: dtype}, cast(Any, type(self))
+        changed: Self = make(self.pipeline, source=self.source, dtypes=dtypes, variant=self.variant)
+        return changed
 
     @torch.no_grad()
     def round_weights(self) -> None:

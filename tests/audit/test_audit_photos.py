@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from html_page import Page
-from PIL import Image
 from portrait_run import harden
 from stored_cells import processes
 from tiny_results import picture
@@ -24,13 +23,12 @@ from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit, PhotoCell
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import PhotoPair, load_pair, load_protected_photos
+from apdm.audit.protected_photos import PhotoPair, load_protected_photos
 from apdm.audit.results_file import read_results
 from apdm.audit.store import CellStore
 from apdm.cli import main
 from apdm.config import AuditConfig, HardenConfig, load_config
 from apdm.core.errors import UserError
-from apdm.data.subjects import Subject
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
 from apdm.faces import FaceChoice, FaceNetworks, load_encoder, load_encoders, load_face_score
@@ -349,26 +347,6 @@ def test_attacks_on_photos_that_cannot_be_run_are_bad_input(settings: dict[str, 
     prompts = {"instance_prompt": f"a photo of {identifier} person", "class_prompt": "a photo of person"}
     with pytest.raises(UserError, match=said):
         PhotoAttackSpecs.load(AuditConfig(**settings), FACES, **prompts, allow_pickle=False)
-
-
-def grey(folder: Path, **levels: int) -> list[Path]:
-    """One plain picture for each name, "." in it written as "__", of that grey level."""
-    folder.mkdir(parents=True)
-    paths = [folder / name.replace("__", ".") for name in levels]
-    for path, level in zip(paths, levels.values(), strict=True):
-        Image.new("RGB", (16, 16), (level, level, level)).save(path)
-    return sorted(paths)
-
-
-def test_photos_are_paired_by_the_name_before_the_last_dot_whatever_their_order(tmp_path: Path):
-    photos = grey(tmp_path / "mine/s01", me__jpg=60, me__new__jpg=200)
-    saved = grey(tmp_path / "images/s01", me__png=60, me__new__png=200)
-    assert [path.stem for path in photos] != [path.stem for path in saved]  # "me.j" < "me.n" < "me.p"
-    pair = load_pair(Subject("s01", photos), tmp_path / "images", saved, 16)
-    assert torch.allclose(pair.clean, pair.protected, atol=0.02)
-    for wrong in (saved[:1], [*saved, tmp_path / "images/s01/me.webp"]):
-        with pytest.raises(UserError, match="images/s01 and .*mine/s01 are not photos of equal names"):
-            load_pair(Subject("s01", photos), tmp_path / "images", wrong, 16)
 
 
 def hardening(people: Path, *words: str) -> HardenConfig:

@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from test_plan import flags, told
 from tiny_run import OPTIONS
 
+from apdm.audit.protected_photos import load_pair
 from apdm.cli import main
+from apdm.core.errors import UserError
+from apdm.data.subjects import Subject
 
 
 def options(pipeline: Path, photos: Path, output: Path, **changes: object) -> list[str]:
@@ -92,3 +96,23 @@ def test_no_job_writes_among_photos(where: str, tiny_pipeline: Path, photos: Pat
     foreign = "holds files that are not from this program: choose a new output_dir"
     assert (foreign if where in (".", "..") else "originals are never overwritten") in capsys.readouterr().err
     assert sorted(photos.rglob("*")) == before
+
+
+def grey(folder: Path, **levels: int) -> list[Path]:
+    """One plain picture for each name, "." in it written as "__", of that grey level."""
+    folder.mkdir(parents=True)
+    paths = [folder / name.replace("__", ".") for name in levels]
+    for path, level in zip(paths, levels.values(), strict=True):
+        Image.new("RGB", (16, 16), (level, level, level)).save(path)
+    return sorted(paths)
+
+
+def test_photos_are_paired_by_the_name_before_the_last_dot_whatever_their_order(tmp_path: Path):
+    photos = grey(tmp_path / "mine/s01", me__jpg=60, me__new__jpg=200)
+    saved = grey(tmp_path / "images/s01", me__png=60, me__new__png=200)
+    assert [path.stem for path in photos] != [path.stem for path in saved]  # "me.j" < "me.n" < "me.p"
+    pair = load_pair(Subject("s01", photos), tmp_path / "images", saved, 16)
+    assert torch.allclose(pair.clean, pair.protected, atol=0.02)
+    for wrong in (saved[:1], [*saved, tmp_path / "images/s01/me.webp"]):
+        with pytest.raises(UserError, match="images/s01 and .*mine/s01 are not photos of equal names"):
+            load_pair(Subject("s01", photos), tmp_path / "images", wrong, 16)
