@@ -14,7 +14,7 @@ import numpy as np
 
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import by_spec, mean_curve, paired_rows
-from apdm.audit.search_results import BudgetRow, BudgetTable, SearchResults
+from apdm.audit.search_results import BudgetRow, BudgetTable, SearchResults, TrialPoint
 from apdm.metrics.statistics import LikenessCurve
 
 SEARCHED = "search, best of"
@@ -96,7 +96,7 @@ def _searched(search: SearchResults, budgets: Sequence[int]) -> BudgetRow:
                         point.likeness
                         for trial in one.trials
                         for point in trial.points
-                        if point.step > 0 and point.samples <= budget and shows_faces(point.face_rate, search)
+                        if point.step > 0 and point.samples <= budget and shows_faces(point, search.min_face_rate)
                     ),
                     default=None,
                 )
@@ -117,6 +117,6 @@ def _searched(search: SearchResults, budgets: Sequence[int]) -> BudgetRow:
     )
 
 
-def shows_faces(face_rate: float | None, search: SearchResults) -> bool:
+def shows_faces(point: TrialPoint, min_face_rate: float) -> bool:
     """Whether enough pictures show a face for a point to count in the search."""
-    return face_rate is None or face_rate >= search.min_face_rate
+    return point.face_rate is None or point.face_rate >= min_face_rate

@@ -15,7 +15,7 @@ from apdm.audit.common_results import State, Verdict
 from apdm.audit.photo_results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
 from apdm.audit.results import Thresholds
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
-from apdm.audit.verdict import MIN_REPEATS, among_strangers, too_few_strangers, unmeasured, worst_checks
+from apdm.audit.verdict import among_strangers, common_notes, too_few_strangers, unmeasured, worst_checks
 from apdm.faces.described import NamedThreshold
 from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values
@@ -107,11 +107,7 @@ def judge_photos(
 
 
 def _notes(outcomes: Sequence[PhotoOutcome], repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:
-    notes = []
-    if repeats < MIN_REPEATS:
-        notes.append(f"A claim needs at least {MIN_REPEATS} seeds; this audit has {repeats}.")
-    if any(band.source != "photos" for band in strangers.values()):
-        notes.append("No photos of strangers were given: the base's class pictures stand for them.")
+    notes = common_notes(repeats, strangers)
     for outcome in outcomes:
         rate = outcome.quality.get("face_rate")
         if rate is not None and rate.clean and rate.protected is not None and rate.protected < rate.clean / 2:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apdm.audit.plan import to_unit
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
@@ -116,7 +117,7 @@ def _read(
     files = iter(photos.files)
     for images in photos.images:
         own = [next(files) for _ in range(len(images))]
-        units = (images / 2 + 0.5).clamp(0, 1)
+        units = to_unit(images)
         scores = torch.cat([face_score.score(chunk) for chunk in units.split(BATCH_SIZE)])
         detected = (scores >= face_score.threshold).tolist()
         if required:

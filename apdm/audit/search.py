@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from apdm.audit.budgets import MODELS, samples_per_step
+from apdm.audit.budgets import MODELS, samples_per_step, shows_faces
 from apdm.audit.cell_runner import CellRunner
 from apdm.audit.cells import Cell
 from apdm.audit.matrix import POLL_SECONDS, make_cell
@@ -190,12 +190,8 @@ def points_of(row: AttackRow) -> list[TrialPoint]:
 
 def best_point(row: AttackRow, min_face_rate: float) -> TrialPoint | None:
     """The point of a trial with the highest likeness, after at least one step and with enough faces."""
-    counted = [point for point in _with_faces(points_of(row), min_face_rate) if point.step > 0]
+    counted = [point for point in points_of(row) if point.step > 0 and shows_faces(point, min_face_rate)]
     return max(counted, key=lambda point: point.likeness, default=None)
-
-
-def _with_faces(points: Sequence[TrialPoint], min_face_rate: float) -> list[TrialPoint]:
-    return [point for point in points if point.face_rate is None or point.face_rate >= min_face_rate]
 
 
 def _search(searcher: Searcher, done: Sequence[tuple[Cell, AttackRow]]) -> Search:
@@ -254,7 +250,7 @@ def _cheapest(search: Search, level: float, min_face_rate: float) -> tuple[Steps
     horizon = max((trial.points[-1].samples for trial in search.trials if trial.points), default=0)
     found: tuple[Steps, float | None] = Steps(None, True, float(horizon)), None
     for trial in search.trials:
-        points = _with_faces(trial.points, min_face_rate)
+        points = [point for point in trial.points if shows_faces(point, min_face_rate)]
         if not points:
             continue
         needed = steps_to_reach([(float(point.samples), point.likeness) for point in points], level)

@@ -274,11 +274,7 @@ def _transfer_flags(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[
 
 def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: Thresholds) -> list[str]:
     """Remarks that the reader needs and that no check covers, one sentence each."""
-    notes = []
-    if (repeats := len(measured.seeds)) < MIN_REPEATS:
-        notes.append(f"A claim needs at least {MIN_REPEATS} seeds; this audit has {repeats}.")
-    if any(band.source != "photos" for band in measured.strangers.values()):
-        notes.append("No photos of strangers were given: the base's class pictures stand for them.")
+    notes = common_notes(len(measured.seeds), measured.strangers)
     if not any(row.role == "other" for row in measured.attacks):
         notes.append(f"{why_no_others(measured)}: whether they can still be learned is unknown.")
     if (photos := measured.photos) is not None and photos.held_out_from == "originals" and not photos.left_out:
@@ -291,6 +287,16 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
         )
     notes += [f"{entry.spec} was left out: {entry.reason}." for entry in measured.left_out if not entry.required]
     return notes + [note for attack in attacks for note in _attack_notes(attack)]
+
+
+def common_notes(repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:
+    """Remarks on the number of seeds and on likeness by chance, for an audit of models or of photos."""
+    notes = []
+    if repeats < MIN_REPEATS:
+        notes.append(f"A claim needs at least {MIN_REPEATS} seeds; this audit has {repeats}.")
+    if any(band.source != "photos" for band in strangers.values()):
+        notes.append("No photos of strangers were given: the base's class pictures stand for them.")
+    return notes
 
 
 def _attack_notes(attack: AttackOutcome) -> list[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from apdm.attacks import Attack
 from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
@@ -23,7 +21,6 @@ from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, to_unit
-from apdm.audit.results import AttackRow
 from apdm.audit.rows import file_name, picture_place
 from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
@@ -278,45 +275,23 @@ def _run(
     if done is None:
         return None
     results, shown = done
-    pictures = {title_of(row): _pictures_of(row, results.attacks[0].spec, shown) for row in results.attacks}
-    sheets = {name: sheet for row in results.attacks for name, sheet in _sheets(row, pictures[title_of(row)]).items()}
+    pictures, sheets = {}, {}
+    for row in results.attacks:
+        name = picture_place(row, results.attacks[0].spec)
+        after, course = shown.get(name), shown.get(f"{COURSE}/{name}")  # [N, 3, H, W] and [noises, steps, 3, h, w]
+        if after is not None:
+            sheets[f"{attack_folder(row)}/{AFTER}"] = grid(after, COLUMNS)
+        if course is not None:  # a line for each noise
+            sheets[f"{attack_folder(row)}/{COURSE}"] = grid(course.flatten(0, 1), course.shape[1])
+        pictures[title_of(row)] = AttackPictures(
+            after=[] if after is None else list(map(to_pil, after)),
+            course=[] if course is None else [list(map(to_pil, line)) for line in course],
+        )
     for name, sheet in sheets.items():
         save_png(sheet, output / PICTURES / f"{name}.png")
     write_json(output / ATTACK, to_json(results))
-    write_attack_page(results, output / REPORT, {title: as_pil(tensors) for title, tensors in pictures.items()})
+    write_attack_page(results, output / REPORT, pictures)
     write_drawing(results, output / LIKENESS)
     if tracker is not None:
         track_attack(tracker, results, {name: [sheet] for name, sheet in sheets.items()}, output / REPORT)
     return results
-
-
-@dataclass(frozen=True)
-class RowPictures:
-    """The pictures of one row in [0, 1]: `after` the attack [N, 3, H, W]; `course` [noises, steps, 3, h, w]."""
-
-    after: Tensor | None
-    course: Tensor | None
-
-
-def _pictures_of(row: AttackRow, nominal: str, shown: Mapping[str, Tensor]) -> RowPictures:
-    name = picture_place(row, nominal)
-    return RowPictures(shown.get(name), shown.get(f"{COURSE}/{name}"))
-
-
-def _sheets(row: AttackRow, pictures: RowPictures) -> dict[str, Image.Image]:
-    """The pictures after the attack as one sheet, and those of the course as another: a line for each noise."""
-    sheets = {}
-    if pictures.after is not None:
-        sheets[f"{attack_folder(row)}/{AFTER}"] = grid(pictures.after, COLUMNS)
-    if pictures.course is not None:
-        sheets[f"{attack_folder(row)}/{COURSE}"] = grid(pictures.course.flatten(0, 1), pictures.course.shape[1])
-    return sheets
-
-
-def as_pil(pictures: RowPictures) -> AttackPictures:
-    """The pictures of one row for the page."""
-    course: Sequence[Tensor] = [] if pictures.course is None else list(pictures.course)
-    return AttackPictures(
-        after=[] if pictures.after is None else [to_pil(image) for image in pictures.after],
-        course=[[to_pil(image) for image in line] for line in course],
-    )

@@ -14,7 +14,7 @@ import torch
 
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan
+from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.suites import available_entries
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
@@ -22,7 +22,8 @@ from apdm.core.files import check_output_dir
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.class_images import count_drawn
-from apdm.data.separate_photos import PhotoSet
+from apdm.data.photo_files import name_some
+from apdm.data.separate_photos import PhotoSet, Role
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import IMAGES, MODEL, PARTNERS
@@ -32,7 +33,6 @@ from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
 from apdm.jobs.audit_work import AuditWork
-from apdm.jobs.faces_shown import faces_in_squares
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_files import HardenFiles
@@ -179,6 +179,32 @@ def _faces(inputs: HardenInputs) -> str | None:
     else:
         return None
     return faces_in_squares(sets, score)
+
+
+@torch.no_grad()
+def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> str | None:
+    """Look for a face in every photo, as a trainer sees it: in the square that is cut out of it.
+
+    Whether too few photos of a person show one is checked elsewhere, as the run itself checks it.
+
+    Args:
+        sets: the photos of all folders. Class pictures and safe partners are not looked at.
+        face_score: decides whether a photo shows a face; None for subjects that have none.
+
+    Returns:
+        How many photos show one, and the names of the others; None if faces are not looked for.
+    """
+    if face_score is None:
+        return None
+    shown: dict[Path, bool] = {}  # some photos come twice, for hardening and for the audit
+    for photos in (found for found in sets if found.role not in (Role.CLASS, Role.SAFE)):
+        files = iter(photos.files)
+        for images in photos.images:
+            scores = face_score.score(to_unit(images))
+            shown.update({next(files): bool(score >= face_score.threshold) for score in scores})
+    without = [path for path, has_face in shown.items() if not has_face]
+    text = f"in {len(shown) - len(without)} of {len(shown)} photos by {face_score.name}"
+    return text + (f"; none in {name_some(without)}" if without else "")
 
 
 def protect_photos(config: PerturbConfig) -> PerturbResult:

@@ -343,7 +343,7 @@ def encode_subjects(
 
     def encode(images: Tensor, change: Purifier | None) -> Posterior:
         if change is not None:
-            images = change(images / 2 + 0.5, base, config.seed) * 2 - 1
+            images = change(to_unit(images), base, config.seed) * 2 - 1
         return encode_images(base, images, batch_size=config.sample_batch_size)
 
     subjects: dict[str, list[SubjectData]] = {}

@@ -17,7 +17,7 @@ from apdm.data.subjects import list_all_images
 from apdm.image_layer.protections import make_protection
 from apdm.jobs.recipe_models import BUNDLED, MODELS, Options, filled_in
 from apdm.jobs.recipes import Captions, Protection, Recipe, RecipeRow, merged
-from apdm.jobs.reproduce_steps import attack_config, caption_texts, job_config
+from apdm.jobs.reproduce_steps import HERE, attack_config, caption_texts, job_config
 
 # Options that the table sets itself, or that keep a command from its work.
 OWN_OPTIONS = ("output_dir", "instance_data_dir", "photos", "holdout_data_dir", "edit_prompts", "seed", "dry_run")
@@ -89,15 +89,15 @@ def _wrong_captions(captions: Captions) -> Iterator[str]:
 
 
 def _check_row(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> None:
-    protection, here = recipe.protection(row), Path("table")
+    protection = recipe.protection(row)
     model = {"pretrained_model_name_or_path": "model"}
     for own in map(recipe.for_kind, recipe.protected_kinds):
         if protection.harden is not None:
             options = filled_in(_foreign(merged(own.harden, protection.harden)), places)
-            job_config(HardenConfig, own, options, here, here, model)
+            job_config(HardenConfig, own, options, HERE, HERE, model)
         if protection.perturb is not None:
             options = filled_in(_foreign(merged(own.perturb, protection.perturb)), places)
-            make_protection(job_config(PerturbConfig, own, options, here, here, model).image_layer)
+            make_protection(job_config(PerturbConfig, own, options, HERE, HERE, model).image_layer)
     for kind in recipe.attacked_kinds if recipe.attacks else []:
         own = recipe.for_kind(kind)
         _foreign(merged(own.attack, row.attack))
@@ -156,8 +156,7 @@ def check_photo_numbers(recipe: Recipe, row: RecipeRow, counts: Mapping[str, int
 
 def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:
     """Return the configuration of a row's attack, with names in the places of folders."""
-    here = Path("table")
-    return attack_config(recipe, row, _filler(places), model="model", photos=here, output=here, seed=0, threads=None)
+    return attack_config(recipe, row, _filler(places))
 
 
 def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None:

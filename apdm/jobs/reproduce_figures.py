@@ -211,7 +211,7 @@ class Figures:
         named = [place / one.photo for one in listed if one.photo is not None]
         real = named or list_all_images(place)[: len(drawn)]
         first, second = (self._of_files(files, captions.side) for files in (drawn, real))
-        return (frechet_distance if figure == "caption_frechet" else kernel_distance)(first, second)
+        return DISTANCES[figure.removeprefix("caption_")](first, second)
 
     def _of_files(self, files: Sequence[Path], side: int) -> Tensor:
         """Features [N, D] of pictures in files, cut to squares."""
@@ -245,10 +245,9 @@ class Figures:
     @cached_property
     def encoders(self) -> Sequence[FaceEncoder]:
         """The encoders that judge the attacks."""
-        (row, *_), here = self.recipe.rows.values(), Path("table")
+        row = next(iter(self.recipe.rows.values()))
         (model,) = self.fill({"model": f"{{{self.recipe.model}}}"}).values()
-        config = attack_config(self.recipe, row, self.fill, model=model, photos=here, output=here, seed=0, threads=None)
-        return face_networks(config).encoders
+        return face_networks(attack_config(self.recipe, row, self.fill, model=model)).encoders
 
     @cached_property
     def _bundled(self) -> Extractor:

@@ -20,7 +20,7 @@ from apdm.jobs.recipe_checks import attack_of
 from apdm.jobs.recipe_models import MODELS, filled_in
 from apdm.jobs.recipes import Recipe, RecipeRow, merged, missing_for_column
 from apdm.jobs.reproduce import Job, load_job
-from apdm.jobs.reproduce_steps import job_config
+from apdm.jobs.reproduce_steps import HERE, job_config
 from apdm.jobs.reproduce_subjects import Subject, read_subjects
 
 NAMES = {name: name for name in [*MODELS, "people"]}  # stand for places that are not known yet
@@ -133,11 +133,11 @@ def sums_of(job: Job, groups: Sequence[Group], seeds: int) -> Sums:
 
 def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
     recipe, protection = job.recipe.for_kind(group.kind), job.recipe.protection(row)
-    here, places, people = Path("table"), {**NAMES, **job.places}, group.number
+    places, people = {**NAMES, **job.places}, group.number
     model = {"pretrained_model_name_or_path": "model"}
     if protection.harden is not None:
         options = filled_in(merged(recipe.harden, protection.harden), places)
-        harden = job_config(HardenConfig, recipe, options, here, here, model)
+        harden = job_config(HardenConfig, recipe, options, HERE, HERE, model)
         sums.passes[HARDENED] += people * resources.training_passes(harden)
         sums.models += people
         _add_class_pictures(sums, harden, people)
@@ -146,7 +146,7 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
             sums.draw("partners", number, harden.num_inference_steps, harden.guidance_scale)
     if protection.perturb is not None:
         options = filled_in(merged(recipe.perturb, protection.perturb), places)
-        perturb = job_config(PerturbConfig, recipe, options, here, here, model)
+        perturb = job_config(PerturbConfig, recipe, options, HERE, HERE, model)
         made = make_protection(perturb.image_layer)
         sums.passes[CHANGED] += people * made.passes(group.photos)
         if made.needs_class_pictures:

@@ -36,6 +36,7 @@ from apdm.jobs.reproduce_subjects import HOLDOUT, PHOTOS, Subject, mixed
 Config = TypeVar("Config")
 WORK, DRAWN_PEOPLE = "work", "drawn-people"
 CLEAN = "{clean}"  # stands in a recipe for a folder with a subject's further clean photos
+HERE = Path("table")  # in checks, in the place of folders
 CAPTION_SEED = 0  # of the first picture for a caption, the paper's
 
 
@@ -114,7 +115,7 @@ class Steps:
     def _attack(self, row: RecipeRow, done: Done, given: Attacked, seed: int) -> Done:
         subject, recipe = done.subject, self.recipe.for_kind(done.subject.kind)
         photos = [*given.photos, *subject.spare[: row.unseen]]
-        options = attack_options(recipe, row)
+        options = merged(recipe.attack, row.attack)
         folder = self._folder(recipe, "attack", options, [*photos, *subject.holdout], given.state, seed, *subject.edits)
         place = self._copies(photos, subject.holdout, subject.edits)
         config = attack_config(
@@ -258,24 +259,19 @@ def with_clean(options: Options, folder: str | None) -> Options:
 # -- configurations ---------------------------------------------------------------------------------------------------
 
 
-def attack_options(recipe: Recipe, row: RecipeRow) -> Options:
-    """The options of a row's attack, as the recipe has them."""
-    return merged(recipe.attack, row.attack)
-
-
 def attack_config(
     recipe: Recipe,
     row: RecipeRow,
     fill: Callable[[Options], Options],
     *,
-    model: str,
-    photos: Path,
-    output: Path,
-    seed: int,
-    threads: int | None,
+    model: str = "model",
+    photos: Path = HERE,
+    output: Path = HERE,
+    seed: int = 0,
+    threads: int | None = None,
     allow_pickle: bool = False,
 ) -> AttackConfig:
-    """Return the configuration of a row's attack.
+    """Return the configuration of a row's attack. For checks, names stand in for the model and the folders.
 
     Args:
         fill: puts the places of models into options.
@@ -298,7 +294,7 @@ def attack_config(
         given["strangers_data_dir"] = fill({"strangers": "{people}/strangers"})["strangers"]
     common: Options = {"instance_prompt": recipe.instance_prompt, "class_prompt": recipe.class_prompt}
     common |= {"resolution": recipe.resolution, "output_dir": output}
-    return make_config(AttackConfig, {**common, **fill(attack_options(recipe, row)), **given})
+    return make_config(AttackConfig, {**common, **fill(merged(recipe.attack, row.attack)), **given})
 
 
 def job_config(
