@@ -6,9 +6,9 @@ of these attacks do not allow is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.fits import misfit
@@ -33,18 +33,6 @@ WEIGHTINGS: Mapping[str, Mapping[str, str]] = {
 OPTIMIZERS = ("adamw", "muon")  # whose rates are alike
 # Which model answers the empty prompt of guidance, by the attack around the operator that draws so.
 EMPTY_PROMPTS: Mapping[str, str | None] = {"attacked": None, "received": "release_unconditional"}
-
-
-class Chooser(Protocol):
-    """What the space asks for values: an optuna trial."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
-        """A number between two bounds."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of several values."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +86,8 @@ class SearchSpace:
             "empty_prompt": "attacked",
         }
 
-    def spec(self, trial: Chooser) -> str:
-        """Choose the values of a trial, and return its attack as a text."""
+    def spec(self, trial: Any) -> str:
+        """Ask a trial of optuna for values, and return its attack as a text."""
         operator = trial.suggest_categorical("operator", OPERATORS)
         attack = self.own[operator]
         factor = trial.suggest_float(f"{operator} learning_rate", *RATE_FACTORS, log=True)

@@ -330,10 +330,10 @@ def _audit_input(
         Its plan, all photos, the rows of what it says, and its work.
     """
     if config.hardened is None:
-        given = load_photo_audit(config, None)
-        rows = photo_audit_plan(config, given.plan, given.photos, processes=processes, device=device)
-        work = AuditWork.of(given.plan, [], class_sets=1, specs=given.specs, photos=given.photos.counts)
-        return given.plan, given.sets, rows, work
+        plan, specs, protected = load_photo_audit(config, None)
+        rows = photo_audit_plan(config, plan, protected, processes=processes, device=device)
+        work = AuditWork.of(plan, [], class_sets=1, specs=specs, photos=protected.counts)
+        return plan, plan.subjects.sets, rows, work
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)

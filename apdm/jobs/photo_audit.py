@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -52,23 +52,6 @@ from apdm.jobs.tracked import start_tracker, track_audit
 from apdm.report.photo_page import write_photo_report
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhotoAuditInputs:
-    """Everything that an audit of photos needs. It is read and checked before any long work.
-
-    Attributes:
-        plan: the attacked model, the people with the photos that are attacked and held out, and the judges.
-        specs: the attacks besides the nominal one.
-        photos: the photos that are attacked, clean and protected.
-        sets: all photos, to be compared with each other.
-    """
-
-    plan: AuditPlan
-    specs: PhotoAttackSpecs
-    photos: ProtectedPhotos
-    sets: list[PhotoSet]
-
-
 def audit_photos(
     config: AuditJobConfig, command: str | None, processes: ProcessGroup, device: torch.device, held: ExitStack
 ) -> AuditResult:
@@ -83,22 +66,29 @@ def audit_photos(
     """
     stages = held.enter_context(audit_stages(models=False, photos=True))
     stages.begin(PREPARING)
-    inputs = processes.main_first(lambda: load_photo_audit(config, command))
-    judges = inputs.plan.judges
-    processes.on_main(lambda: check_faces(inputs.sets, judges.encoders, judges.face_score))
+    plan, specs, photos = processes.main_first(lambda: load_photo_audit(config, command))
+    judges = plan.judges
+    processes.on_main(lambda: check_faces(plan.subjects.sets, judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
     tracker = processes.on_main(lambda: start_tracker(config, held))
-    rows = partial(photo_audit_plan, config, inputs.plan, inputs.photos, processes=processes, device=device)
+    rows = partial(photo_audit_plan, config, plan, photos, processes=processes, device=device)
     processes.on_main(lambda: show_plan(rows()))
-    inputs.plan.models["base"].pipeline.to(device)
+    plan.models["base"].pipeline.to(device)
     stages.begin(PHOTO_ATTACKS)
-    results = _attack_and_report(config, inputs, processes, tracker)
+    results = _attack_and_report(config, plan, specs, photos, processes, tracker)
     verdict = processes.broadcast(lambda: cast(PhotoResults, results).verdict)  # the main process has the results
     return AuditResult(output_dir=output, verdict=verdict, results=results)
 
 
-def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditInputs:
-    """Read and check all input, before anything is written."""
+def load_photo_audit(
+    config: AuditJobConfig, command: str | None
+) -> tuple[AuditPlan, PhotoAttackSpecs, ProtectedPhotos]:
+    """Read and check all input, before anything is written.
+
+    Returns:
+        The plan, with the attacked model, the people with the photos that are attacked and held out, and the judges;
+        the attacks besides the nominal one; and the photos that are attacked, clean and protected.
+    """
     faces = face_networks(config)
     folders = {"photos": str(config.photos), "protected_photos": str(config.protected_photos), **config.photo_folders}
 
@@ -142,7 +132,7 @@ def load_photo_audit(config: AuditJobConfig, command: str | None) -> PhotoAuditI
         files={"base": model_file(str(config.base), base)},
         command=command,
     )
-    return PhotoAuditInputs(plan=plan, specs=specs, photos=held.attacked, sets=sets)
+    return plan, specs, held.attacked
 
 
 def _read_photos(config: AuditJobConfig) -> HeldOut:
@@ -173,19 +163,24 @@ def _people(held: HeldOut) -> list[Person]:
 
 
 def _attack_and_report(
-    config: AuditJobConfig, inputs: PhotoAuditInputs, processes: ProcessGroup, tracker: Tracker | None
+    config: AuditJobConfig,
+    plan: AuditPlan,
+    specs: PhotoAttackSpecs,
+    photos: ProtectedPhotos,
+    processes: ProcessGroup,
+    tracker: Tracker | None,
 ) -> PhotoResults | None:
     """Attack, judge, and write results.json, report.html and the pictures. Only the main process returns results."""
-    plan, drawn, prior = with_class_pictures(config, inputs.plan, processes)
+    plan, drawn, prior = with_class_pictures(config, plan, processes)
     judges, output = plan.judges, Path(config.output_dir)
     known = {person.id: judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
     strangers, matched = measure_strangers(plan, known, judges.features(to_unit(drawn)))
     store = cell_store(output, PHOTO_CELLS, processes, config.reuse_audits)
-    audit = PhotoAudit(plan, prior, inputs.specs, inputs.photos.pairs)
+    audit = PhotoAudit(plan, prior, specs, photos.pairs)
     if processes.is_main:
         audit.tidy(store)
     processes.wait()
-    done = attack_photos(audit, inputs.photos, store, processes)
+    done = attack_photos(audit, photos, store, processes)
     if done is None:
         return None
     layer, pictures = done

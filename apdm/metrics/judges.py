@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
 from apdm.metrics.objects import MeasuredThreshold, ObjectEncoder
 from apdm.metrics.perception import brisque, brisque_missing
+
+if TYPE_CHECKING:
+    from apdm.faces.portrait import PortraitReader
+    from apdm.metrics.extractors import ClipModel
 
 NO_FEATURES = f"no network: give one as judge, such as {EXAMPLE}"  # why figures of whole pictures are not measured
 
@@ -40,34 +44,6 @@ class LikenessEncoder(Protocol):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed whole pictures [B, 3, H, W] in [0, 1]. Returns [B, D]; only the direction counts."""
-        ...
-
-
-class PromptScorer(Protocol):
-    """Says how well pictures fit their prompts, as CLIP does."""
-
-    name: str
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score [B] each of `images` [B, 3, H, W] in [0, 1] with its prompt."""
-        ...
-
-
-class AttributeReader(Protocol):
-    """Reads from a picture what kind of person it shows."""
-
-    @property
-    def name(self) -> str:
-        """What the results call the reader."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, Sequence[str]]:
-        """{attribute: names of its values}."""
-        ...
-
-    def read(self, images: Tensor) -> dict[str, Tensor]:
-        """Read `images` [B, 3, H, W] in [0, 1]: {attribute: index [B] into its values}."""
         ...
 
 
@@ -140,8 +116,8 @@ class Judges:
     face_score: FaceScore | None
     extractor: Extractor | None
     dino: Extractor | None = None
-    clip: PromptScorer | None = None
-    reader: AttributeReader | None = None
+    clip: ClipModel | None = None
+    reader: PortraitReader | None = None
     batch_size: int = 32
 
     @property

@@ -32,7 +32,7 @@ from apdm.core.adamw import MOMENTS
 from apdm.distributed.engines import Engine
 from apdm.distributed.master_weights import MasterWeights
 from apdm.distributed.working_weights import TrainedWeights
-from apdm.protection.attackers import AttackerPlan, AttackerSource
+from apdm.protection.attackers import AttackerPlan, SimulatedAttackers
 from apdm.protection.batches import Batches
 
 
@@ -67,7 +67,7 @@ class PooledAttacker:
         steps: steps that the attacker's AdamW has taken since the attacker last started from theta.
     """
 
-    source: AttackerSource
+    source: SimulatedAttackers
     plan: AttackerPlan
     age: int
     stride: int
@@ -185,8 +185,8 @@ class AttackerPool:
 
     @staticmethod
     def start(
-        hostile: AttackerSource,
-        benign: AttackerSource | None = None,
+        hostile: SimulatedAttackers,
+        benign: SimulatedAttackers | None = None,
         *,
         size: int,
         benign_size: int = 0,

@@ -108,18 +108,6 @@ class FreshAttacker:
         """Do nothing: this attacker has no later turn."""
 
 
-class AttackerSource(Protocol):
-    """An endless source of attackers' plans."""
-
-    def next(self) -> AttackerPlan:
-        """Return the next attacker's plan."""
-        ...
-
-    def batches(self, plan: AttackerPlan) -> Batches:
-        """Return what draws the batches of an attacker with this plan, and of the defender against it."""
-        ...
-
-
 class SimulatedAttackers:
     """An endless source of attackers' plans. The protected people take turns as the person to train on.
 
