@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,11 +40,8 @@ def require_gradio() -> None:
         raise UserError(EXTRA)
 
 
-def serve(config: AppConfig, *, started: Callable[[str], None] | None = None) -> None:
+def serve(config: AppConfig) -> None:
     """Show the page until the process is asked to stop. All photos are deleted then.
-
-    Args:
-        started: called with the address of the page; by default it is printed.
 
     Raises:
         UserError: the input cannot be used. This is found before the server answers.
@@ -64,15 +61,11 @@ def serve(config: AppConfig, *, started: Callable[[str], None] | None = None) ->
                             "password, and nothing is encrypted",
                             config.host,
                         )
-                    (started or _announce)(address)
+                    say(f"open {address} in a browser on this machine; Ctrl-C ends the page and deletes its photos")
                     threading.Event().wait()
             finally:
                 page.worker.close(PATIENCE)
     logger.info("the page is closed, and all photos in it are deleted")
-
-
-def _announce(address: str) -> None:
-    say(f"open {address} in a browser on this machine; Ctrl-C ends the page and deletes its photos")
 
 
 @contextmanager

@@ -41,6 +41,6 @@ def encode_again(material: Material, before: Family, now: Family) -> Material:
 
 
 @torch.no_grad()
-def decode_latents(model: Family, latents: Posterior, *, batch_size: int = 4) -> Tensor:
-    """Decode the means of N latents with the model's VAE: pictures `[N, 3, H, W]` in [0, 1]."""
-    return torch.cat([model.decode(part) for part in latents.mean.split(batch_size)])
+def decode_latents(model: Family, latents: Posterior) -> Tensor:
+    """Decode the means of N latents with the model's VAE, a few at once: pictures `[N, 3, H, W]` in [0, 1]."""
+    return torch.cat([model.decode(part) for part in latents.mean.split(4)])

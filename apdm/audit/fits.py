@@ -7,6 +7,7 @@ from typing import Any
 from apdm.attacks import Attack
 from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.staged import Staged
 from apdm.audit.untrained import Untrained
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -42,12 +43,10 @@ def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps:
         UserError: the attack does not fit the model, its prompt says nothing that the class prompt does not say, or an
             attack that edits photos does nothing in so many sampling steps.
     """
-    stage: Any = attack
     check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
     if isinstance(attack, Untrained):
         attack.check_steps(num_inference_steps)
-    while hasattr(stage, "attack"):  # a staged attack holds another one
-        stage = stage.attack
+    stage = attack.innermost if isinstance(attack, Staged) else attack
     if isinstance(stage, FineTuning):
         check_distinct(base, f"{spec}: instance_prompt", stage.instance_prompt, stage.class_prompt)
 

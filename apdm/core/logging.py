@@ -42,8 +42,8 @@ _kept_apart: set[int] = set()  # the threads whose messages are kept and not sho
 class _KeepingHandler(logging.Handler):
     """Keeps the messages of one thread."""
 
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
         self.thread, self.messages = threading.get_ident(), list[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -52,13 +52,12 @@ class _KeepingHandler(logging.Handler):
 
 
 @contextmanager
-def messages_kept(level: int = logging.WARNING) -> Iterator[list[str]]:
-    """Keep the package's messages from this thread in a list while the block runs. They are not shown on stderr.
+def messages_kept() -> Iterator[list[str]]:
+    """Keep the package's warnings and errors from this thread in a list while the block runs.
 
-    Args:
-        level: the least important level that is kept. Less important messages are dropped.
+    Its messages are not shown on stderr, and less important ones are dropped.
     """
-    package, handler = logging.getLogger(PACKAGE), _KeepingHandler(level)
+    package, handler = logging.getLogger(PACKAGE), _KeepingHandler()
     package.addHandler(handler)
     _kept_apart.add(handler.thread)
     try:

@@ -10,18 +10,14 @@ from statistics import fmean
 import numpy as np
 from scipy.stats import bootstrap
 
+RESAMPLES = 10_000  # of a bootstrap
 LikenessCurve = Sequence[tuple[float, float]]  # (attack step, likeness), steps ascending
 
 
 def bootstrap_interval(
-    values: Sequence[float],
-    paired_with: Sequence[float] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    values: Sequence[float], paired_with: Sequence[float] | None = None, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, or of the mean difference between paired values.
+    """95 % percentile bootstrap interval of a mean, or of the mean difference between paired values.
 
     Single values are resampled, so they must be independent of each other; see `independent_values`. Equal seeds give
     equal intervals.
@@ -32,8 +28,6 @@ def bootstrap_interval(
     Args:
         values: at least two values.
         paired_with: if it is given, the interval of the mean of `values[i] - paired_with[i]` is computed.
-        level: confidence level.
-        resamples: number of bootstrap samples.
         seed: seed of the resampling.
 
     Returns:
@@ -52,8 +46,8 @@ def bootstrap_interval(
     interval = bootstrap(
         (data,),
         np.mean,
-        n_resamples=resamples,
-        confidence_level=level,
+        n_resamples=RESAMPLES,
+        confidence_level=0.95,
         method="percentile",  # the corrected ones have no value where all values are equal
         rng=np.random.default_rng(seed),
     ).confidence_interval
