@@ -35,7 +35,6 @@ def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64
     Two values of this function can be compared. Two training losses cannot, because their random numbers differ.
 
     Args:
-        model: the model that denoises.
         images: latents of the pictures, which are used in turn.
         prompt: the prompt of all pictures.
         draws: number of latents, each with its own noise and timestep, that the mean is taken over.

@@ -75,7 +75,6 @@ def check_word(model: Family, word: str, count: int, initializer_token: str | No
 
     Args:
         model: the model under attack.
-        word: the new word.
         count: number of tokens that the new word consists of.
         initializer_token: the word that the user names for the start; None for the attack's own choice.
         prompt: the prompt that the word is learned with, which has it.
@@ -108,7 +107,6 @@ def add_word(model: Family, word: str, count: int, initializer: str) -> NewWord:
 
     Args:
         model: the model under attack. It is not changed.
-        word: the new word.
         count: number of tokens that the word consists of.
         initializer: a word.
 

@@ -231,9 +231,7 @@ def draw(
 
     Args:
         drawing: steps and guidance of the sampler, and how many pictures are drawn at once.
-        family: the model that draws.
         prompts: N prompts.
-        seed: seed of the noise.
         stream: number of the stream of noise, such as ATTACK_NOISE.
         height, width: size of the pictures in pixels.
 

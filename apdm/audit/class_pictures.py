@@ -38,7 +38,6 @@ def draw_class_pictures(
 
     Args:
         keys: {name of the set: its key in the store} of the sets to draw; see `class_keys`.
-        store: where the pictures are kept.
 
     Returns:
         {name of the set: pictures [N, 3, H, W] in [0, 1]}. If a model drew values that are not finite, its pictures are

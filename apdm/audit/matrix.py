@@ -59,9 +59,6 @@ class Matrix:
     ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
         """Run the cells. A process that is free takes the next one. Finished cells are kept in the store.
 
-        Args:
-            store: where finished cells are kept and found.
-
         Returns:
             The main process waits for the other processes and returns the rows and the pictures of all cells. The
             pictures are {name: pictures in [0, 1]}, see `attack_and_judge`. The other processes return None.

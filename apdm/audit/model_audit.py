@@ -40,7 +40,6 @@ def attack_and_judge(
     Args:
         plan: what is attacked, by what, and who judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
-        store: where finished attacks are kept and found.
         trials: where finished trials of an attacker's search are kept and found; None without a search.
 
     Returns:

@@ -93,7 +93,6 @@ def attack_one_model(
         plan: the model, under the name MODEL; the people, the attacks and the judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         drawn: what the judges read from these pictures. Their faces are the strangers if there are no photos of some.
-        store: where finished attacks are kept and found.
         keep: called with every attack that succeeded and its model.
         again: whether a finished attack is run again, because its model is missing.
 

@@ -196,7 +196,6 @@ def available_entries(
 
     Args:
         models: names of the given models, such as "base" and "sibling".
-        attack_factory: makes the attacks.
         base: the base model; None if it is not loaded yet. Then all attacks are taken to fit it.
         subjects: the people; None if they are not loaded yet. Then they are taken to have enough photos.
 

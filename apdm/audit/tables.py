@@ -166,7 +166,6 @@ def measured_cell(
         column: which figure.
         attacks: {person: attacks, one for each seed}. Those that failed do not count.
         prompts: how many prompts the attacker drew with.
-        published: the paper's figure.
     """
     found = {
         person: [value for row in rows if row.status == "ok" and (value := figure_of(column, row, prompts)) is not None]

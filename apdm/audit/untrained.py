@@ -117,7 +117,6 @@ def draw_edits(
         attack: the attack. If it has an option `source_prompt` and an edit says what the photo shows, it is told so.
         model: the model that draws.
         photos: `[N, 3, H, W]` in [0, 1].
-        edits: what is asked of each photo.
         seeds: B seeds.
         options: as in `Family.sample`.
 

@@ -86,7 +86,6 @@ class AppConfig(PerturbConfig):
         """Return the options of the run that protects the photos of one page, as `apdm perturb` would get them.
 
         Args:
-            photos: the folder of the photos.
             class_pictures: where class pictures are drawn if the options name no folder. All pages share them.
         """
         values = {field.name: getattr(self, field.name) for field in fields(PerturbConfig)}

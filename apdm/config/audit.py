@@ -294,7 +294,6 @@ class AuditOptions:
         """Refuse options for protected photos in an audit that attacks no photos.
 
         Args:
-            names: the names of the options.
             mend: what the user can do, for the message.
 
         Raises:

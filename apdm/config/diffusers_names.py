@@ -106,7 +106,6 @@ def advice(name: str, known: Collection[str]) -> str | None:
     """Return what to do about an option that only diffusers' script has: the end of a message.
 
     Args:
-        name: the name that was given.
         known: the options of the command.
 
     Returns:

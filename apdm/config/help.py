@@ -79,7 +79,6 @@ def command_help(command: str, codes: str, *, everything: bool) -> list[str]:
     """Return the lines of the help of one command.
 
     Args:
-        command: its name.
         codes: what its exit codes 0 and 1 mean.
         everything: all options. Without it, a command of many options shows those that people often set.
     """

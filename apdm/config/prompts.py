@@ -96,7 +96,6 @@ def check_audit_prompts(prompts: Sequence[str], instance_prompt: str, class_prom
     Args:
         prompts: the prompts that the audit draws.
         instance_prompt: the prompt that the attack learns.
-        class_prompt: the prompt of the class.
         prefix: stands before the name of the option `prompts` in the message.
     """
     if len(prompts_without_identifier(prompts, instance_prompt, class_prompt)) < len(prompts):

@@ -183,8 +183,6 @@ def option_value(kind: Any, text: str, name: str, spec: str, lowest: float = 0) 
     """Convert one option from text.
 
     Args:
-        kind: the wanted type.
-        text: the value.
         name: the option, for messages.
         spec: the whole text of the plug-in, for messages.
         lowest: the lowest number that is allowed, if it is below 0.

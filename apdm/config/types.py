@@ -67,7 +67,6 @@ def advice(kind: Any, value: Any, *, as_words: bool) -> str:
     """Return how to write a value of a wrong type, if that can be guessed: the end of a message, or nothing.
 
     Args:
-        kind: the wanted type.
         as_words: whether the value was given as words of a command line.
     """
     kind = without_none(kind)

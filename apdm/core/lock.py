@@ -24,7 +24,6 @@ def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     Some network file systems have no locks. There, a warning is logged and the block runs without one.
 
     Args:
-        path: the folder or file.
         waiting: what to log before waiting for another run that holds the lock; None does not wait.
 
     Raises:

@@ -23,7 +23,6 @@ class PlainBar:
         desc: what is done.
         total: number of all items; None if it is not known.
         initial: number of items that were done before.
-        tell: writes a line.
     """
 
     disable = False

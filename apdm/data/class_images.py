@@ -86,9 +86,7 @@ class ClassImages:
         A folder with pictures of the user's own is used as it is, even if it has fewer than `count`.
 
         Args:
-            family: the model that draws.
             folder: where the pictures are, or will be.
-            count: how many pictures to return.
             batch_size: how many pictures are drawn at once.
             replace: if the folder holds pictures that were drawn with another recipe, delete them and draw new ones.
 
@@ -119,9 +117,7 @@ class ClassImages:
         """Return `count` pictures of a folder that only this program uses; missing ones are drawn first.
 
         Args:
-            family: the model that draws.
             folder: where the pictures are, or will be. Those that were drawn with another recipe are deleted.
-            count: how many pictures to return.
             batch_size: how many pictures are drawn at once.
             what: what the pictures are, in words.
             check: is called with the files that are there already, and with those of each batch as soon as it is drawn,

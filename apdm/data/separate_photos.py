@@ -114,7 +114,6 @@ class PhotoSet:
 
         Args:
             role: what they are used for.
-            subjects: the people, at least one.
             photos: {person: photos, `[N, 3, R, R]` in [-1, 1]}.
         """
         return PhotoSet(

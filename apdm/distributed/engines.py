@@ -206,7 +206,6 @@ class FullyShard(Engine):
     Args:
         model: the denoiser to train, on `device` or on the CPU.
         make_optimizer: makes the attacker's optimizer.
-        device: the device of the shards.
         block_names: names of the model's attributes that hold its blocks; see `shard`.
         options: further arguments of `Engine`.
     """

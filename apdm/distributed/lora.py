@@ -37,7 +37,6 @@ class AdapterEngine(Engine):
         model: the denoiser to train.
         make_optimizer: makes the optimizer of an attacker that trains all weights.
         make_adapter_optimizer: makes the optimizer of the adapter.
-        rank: rank of the adapter.
         layers: names of the layers that get an adapter, as peft expects them.
         generator: the run's random generator, on the CPU.
         single_copy: theta and theta' may share one copy of the weights in memory. This is right if no attacker trains
@@ -102,9 +101,7 @@ class AdapterWeights(TrainedWeights):
     Args:
         adapted: the model with the adapter.
         parameters: the parameters of the adapter.
-        optimizer: the adapter's optimizer.
         full: all weights with their optimizer. Its learning rate now is the nominal rate of `set_learning_rate`.
-        rank: rank of the adapter.
         generator: the random generator that draws A, on the CPU.
     """
 

@@ -22,7 +22,6 @@ def learning_rates(
     Args:
         name: the schedule, by diffusers' name.
         learning_rate: the highest rate.
-        steps: number of steps of the whole run.
         warmup_steps: steps in which the rate grows from 0 to the highest.
         num_cycles: how often "cosine_with_restarts" starts.
         power: of "polynomial".

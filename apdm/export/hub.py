@@ -102,7 +102,6 @@ def push_files(destination: Destination, files: Mapping[str, Path | bytes], *, m
     Args:
         destination: the repository, as `check_destination` found it.
         files: {name in the repository: the file, or its content}.
-        message: the commit's message.
 
     Returns:
         The address of the repository.

@@ -11,7 +11,6 @@ def moved_share(denoiser: nn.Module, original: nn.Module, dtype: torch.dtype) ->
     """The share of a denoiser's weights that differ from the original's when both are rounded to a float type.
 
     Args:
-        denoiser: the trained denoiser.
         original: the denoiser that it was trained from, on any device.
         dtype: the float type of the exported weights.
     """

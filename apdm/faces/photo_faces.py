@@ -42,7 +42,6 @@ class PhotoFaces:
         """Describe photos.
 
         Args:
-            subject: the person's id.
             choices: the faces in each photo.
             sizes: height and width of each photo.
         """

@@ -114,7 +114,6 @@ def lend_self_attention(layers: Iterable[AttentionLayer], lent: KeysAndValues) -
     """Give self-attention layers the keys and values of another forward pass inside the `with` block.
 
     Args:
-        layers: the layers of the denoiser.
         lent: what `record_self_attention` recorded, of the layers that get something. A pass with k times the batch
             gets everything k times.
     """

@@ -283,7 +283,6 @@ def write_pipeline(
     read, and put the model's local path into them.
 
     Args:
-        directory: the folder to write.
         source: the folder that the pipeline was read from, if there is one.
         copied: the weight files of parts that are copied as they are. Other parts are written from memory.
         variants: the variant in the file names of each part that is written from memory; None for plain names.

@@ -31,7 +31,6 @@ def check_prompts(
 
     Args:
         learned: {option: prompts that subjects are learned with}.
-        class_prompt: the prompt of the class.
         drawn: {option: further prompts}.
 
     Raises:

@@ -54,7 +54,6 @@ class Sampler(ABC):
         Args:
             prompts: one prompt per image.
             seed: image i is seeded with `seed[i]`, or with `seed + i` if a single number is given.
-            num_inference_steps: sampling steps.
             guidance_scale: weight of classifier-free guidance; 1 turns it off.
             height, width: size of the images in pixels; by default the model's own.
             batch_size: images per call of the pipeline.

@@ -31,7 +31,6 @@ def measure_photo(
         saved: the protected photo, as it was read from its file.
         faces: the detector and encoders, or None if no faces are looked at.
         protected: the faces in the original that were protected.
-        subject: the subject's id.
         number: the number of the photo among the subject's photos, from 0.
     """
     return ProtectedPhoto(

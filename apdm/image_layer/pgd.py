@@ -90,7 +90,6 @@ class PGD:
 
         Args:
             objective: takes B photos that require gradients, and their indices; returns B values, `[B]`.
-            steps: number of steps.
 
         Raises:
             FloatingPointError: a gradient is not finite.

@@ -21,7 +21,6 @@ class Surrogate:
 
     Args:
         task: the photos and the model.
-        learning_rate: AdamW's learning rate.
         batch_size: photos per training step.
         prior_loss_weight: weight of DreamBooth's prior preservation (DLADiff, Eq. 4). 0 trains on L_cond alone, as
             DLADiff's Algorithm 1 does.

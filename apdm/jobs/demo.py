@@ -116,9 +116,6 @@ def helpers(config: DemoConfig, argv: Sequence[str]) -> Iterator[None]:
     """Run the other process of the demo while the block runs. It runs the same command.
 
     Nothing happens if a launcher started this process, or if there is to be only one.
-
-    Args:
-        argv: the words of the command line.
     """
     size = config.num_processes or min(2, available_cpus())
     if is_launched() or size == 1:

@@ -43,9 +43,6 @@ def learnt_photos(config: HardenConfig) -> Chosen:
 def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
     """Read and check everything that the audit and the probe of a hardening job need besides the models.
 
-    Args:
-        faces: the networks for faces.
-
     Raises:
         UserError: an attack cannot run, or photos or networks cannot be loaded.
     """
@@ -121,8 +118,6 @@ def audit_hardened(
 
     Args:
         inputs: the people, the judges and the attacks on photos.
-        base: the model before hardening.
-        hardened: the model after hardening.
 
     Returns:
         The results in the main process; None in the others.

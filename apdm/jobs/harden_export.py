@@ -40,7 +40,6 @@ def export(
     Args:
         hardened: the family with the hardened denoiser.
         steps: number of outer steps done.
-        device: the device for both models.
         about: what model card and manifest say about the photos: how they were paired, and which were held out.
         keep_photos: keep the photos that an earlier run protected.
 

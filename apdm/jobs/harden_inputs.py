@@ -327,7 +327,6 @@ def encode_subjects(
 
     Args:
         config: the options. `config.variety` lists further prompts, and changes to the photos.
-        base: the model that encodes.
         photos: the photos of the people.
         class_images: latents of the class pictures.
 

@@ -42,7 +42,6 @@ def draw_partners(
     resumed.
 
     Args:
-        base: the model that draws.
         photos: {subject id: photos `[N, 3, R, R]`} of the people without partners, by group.
         sets: the protected photos, to which the partners are compared.
 

@@ -77,7 +77,6 @@ def read_attack_pictures(results: AttackResults, output: Path) -> tuple[dict[str
     """Read the pictures that `apdm attack` saved.
 
     Args:
-        results: the content of attack.json.
         output: its folder.
 
     Returns:

@@ -74,7 +74,6 @@ def harden_plan(
     """Return the plan of a hardening run.
 
     Args:
-        inputs: the models and the photos.
         done: outer steps that an earlier run has done; 0 if this run starts from the beginning.
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)

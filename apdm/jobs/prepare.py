@@ -55,8 +55,6 @@ def warn_about_prompts(
     """Log a warning if the prompts of a job do not fit together.
 
     Args:
-        instance_prompt: the prompt that attackers learn.
-        class_prompt: the prompt of the class.
         audit: the prompts that an audit draws; empty without an audit.
         validation: the prompts that validation draws; empty without validation.
     """
@@ -288,7 +286,6 @@ def class_pictures(config: JobConfig, base: Family, output: Path) -> Tensor:
 
     Args:
         config: options that say how many class pictures there are, and how they are drawn.
-        base: the model that draws.
         output: the output folder. The pictures are kept there, unless `config.class_data_dir` names another folder.
     """
     paths = class_images(config, base).ensure(

@@ -176,7 +176,6 @@ def of_attack(result: AttackResult, results: AttackResults) -> Summary:
 
     Args:
         result: where everything is.
-        results: the content of attack.json.
     """
     from apdm.report.attack_page import curve_table, title_of
 

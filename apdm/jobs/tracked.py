@@ -134,7 +134,6 @@ def track_photos(tracker: Tracker, figures: Perturbation, output: Path, resoluti
     """Send the mean figures of protected photos to a tracker, and some of the photos if it may show people.
 
     Args:
-        figures: the figures of each photo.
         resolution: side of the shown photos.
     """
     with kept_without(tracker, f"all figures are in {output}"):

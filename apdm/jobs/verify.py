@@ -117,7 +117,6 @@ def _loads(root: Path, name: str | None) -> list[str]:
     """Report what keeps the model from being loaded, or from drawing, in any way that its card names.
 
     Args:
-        root: the folder of the run.
         name: the model's family, if the user named it.
     """
     model, file = root / MODEL, root / SINGLE_FILE
@@ -150,8 +149,6 @@ def _draw(way: Loading, root: Path, **options: Any) -> None:
     """Load the model in one way and draw a picture.
 
     Args:
-        way: how the model is loaded.
-        root: the folder of the run.
         options: the picture's size, and further arguments of the pipeline that the family needs.
 
     Raises:
@@ -289,7 +286,6 @@ def _leaks(root: Path, model: Sequence[Path], sought: Sought, prompts: Sequence[
     """Report photos of subjects in the shipped files, and prompts and ids of subjects in the model.
 
     Args:
-        root: the folder of the run.
         model: the pipeline folder and the single file, if they exist.
         sought: the subjects' ids and photos.
         prompts: texts that must not be in the model.

@@ -127,7 +127,6 @@ def local_copy(place: str | Path, *, allow_pickle: bool, texts: Sequence[str] = 
     The Hub is asked unless HF_HUB_OFFLINE is set. Then the copy must be in the cache.
 
     Args:
-        place: the path or the name.
         allow_pickle: whether pickles may be fetched where there are no safetensors files.
         texts: patterns of the files that are fetched besides the weights.
 

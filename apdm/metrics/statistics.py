@@ -28,7 +28,6 @@ def bootstrap_interval(
     Args:
         values: at least two values.
         paired_with: if it is given, the interval of the mean of `values[i] - paired_with[i]` is computed.
-        seed: seed of the resampling.
 
     Returns:
         The lower and the upper bound.

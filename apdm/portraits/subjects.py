@@ -52,7 +52,6 @@ def write_subjects(
     """Write all folders that the module's docstring lists. Ids are a letter and a number.
 
     Args:
-        directory: the folder to fill.
         protected: how many protected people.
         others: how many people who must stay learnable.
         consenting: how many people who consent.

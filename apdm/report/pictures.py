@@ -90,7 +90,6 @@ def panel_pair(
     """The two models' pictures of one slot.
 
     Args:
-        title: the title of the pair.
         slot: the slot's name without the model.
         shown: data URIs by slot.
         notes: {model: text below the caption}.

@@ -57,7 +57,6 @@ def transformer_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, T
 
     Args:
         state: the weights by diffusers' names.
-        config: the transformer's configuration.
 
     Raises:
         UserError: a weight has no place in the file.

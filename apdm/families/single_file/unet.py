@@ -30,7 +30,6 @@ def unet_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 
     Args:
         state: the weights by diffusers' names.
-        config: the U-Net's configuration.
 
     Raises:
         UserError: a weight has no place in the file.

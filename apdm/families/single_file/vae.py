@@ -22,7 +22,6 @@ def vae_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 
     Args:
         state: the weights by diffusers' names.
-        config: the VAE's configuration.
 
     Raises:
         UserError: a weight has no place in the file.

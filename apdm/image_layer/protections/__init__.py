@@ -46,7 +46,6 @@ class PhotoProtection(ABC):
 
         Args:
             prompt: the prompt that an attacker trains the photos with.
-            class_prompt: the prompt of the class pictures.
 
         Raises:
             UserError: it cannot. By default nothing is checked.

@@ -77,7 +77,6 @@ class PromptTuning:
 
     Args:
         task: the N photos and the model.
-        learning_rate: AdamW's learning rate.
         batch_size: photos whose errors are computed at once.
 
     Attributes:
