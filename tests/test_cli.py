@@ -18,7 +18,7 @@ from apdm import cli
 from apdm.cli import program
 from apdm.cli.commands import Command
 from apdm.cli.program import CRASHED
-from apdm.config.help import MANY
+from apdm.config.help import COMMANDS, MANY
 from apdm.config.options import options_by_path
 from apdm.core.errors import Interrupted, OtherProcessCrashed, UserError
 
@@ -89,11 +89,11 @@ def test_a_process_that_leaves_the_report_to_another_does_not_end_before_it(monk
     assert spent[0] < 0.3 <= spent[1] and capsys.readouterr().err == ""
 
 
-def test_a_commands_own_exit_code_is_passed_on_and_none_means_0(monkeypatch):
+def test_a_commands_own_exit_code_is_passed_on(monkeypatch):
     seen = []
     monkeypatch.setitem(cli.COMMANDS, "harden", Command("", lambda argv: seen.append(list(argv)) or 1))
     assert cli.main(["harden", "--seed", "1"]) == 1
-    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", lambda argv: None))
+    monkeypatch.setitem(cli.COMMANDS, "harden", Command("", lambda argv: 0))
     assert cli.main(["harden"]) == 0
     assert seen == [["--seed", "1"]]
 
@@ -131,10 +131,7 @@ def test_a_crash_of_another_process_is_no_bad_input(monkeypatch, capsys):
     assert capsys.readouterr().err == "apdm: error: another process of this run has crashed: KeyError: 'x'\n"
 
 
-WITH_OPTIONS = [name for name, command in cli.COMMANDS.items() if command.config]
-
-
-@pytest.mark.parametrize("command", WITH_OPTIONS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_help_of_every_command_says_what_its_exit_codes_mean(command, capsys):
     for word in ("--help", "--help-all"):
         assert cli.main([command, word]) == 0
@@ -143,14 +140,14 @@ def test_the_help_of_every_command_says_what_its_exit_codes_mean(command, capsys
         assert "4 a fault of the program" in " ".join(map(str.strip, lines[first : first + 3]))
 
 
-@pytest.mark.parametrize("command", WITH_OPTIONS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_is_short_and_help_all_has_every_option(command, capsys):
     printed = {}
     for word in ("-h", "--help", "--help-all", "--help_all"):
         assert cli.main([command, "--seed", "1", word]) == 0
         printed[word] = capsys.readouterr().out
     assert printed["-h"] == printed["--help"] and printed["--help-all"] == printed["--help_all"]
-    everything = options_by_path(cli.COMMANDS[command].config)
+    everything = options_by_path(COMMANDS[command])
     assert all(f"\n--{path}  " in printed["--help-all"] for path in everything)
     if len(everything) <= MANY:
         assert printed["--help"] == printed["--help-all"]

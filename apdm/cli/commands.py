@@ -46,15 +46,13 @@ class Command:
 
     Attributes:
         summary: what it does, for `apdm --help`.
-        run: runs it with the words that follow its name, and returns the exit code; None means 0.
-        config: its options, for `--help`.
+        run: runs it with the words that follow its name, and returns the exit code.
         codes: what its exit codes 0 and 1 mean, for `--help`.
         summarizes: whether it ends with a summary, which `--json` prints as JSON.
     """
 
     summary: str
-    run: Callable[[Sequence[str]], int | None]
-    config: type | None = None
+    run: Callable[[Sequence[str]], int]
     codes: str = "0 done"
     summarizes: bool = False
 
@@ -269,57 +267,48 @@ def _environment(argv: Sequence[str]) -> int:
 
 
 COMMANDS = {
-    "demo": Command("show everything on the bundled miniature model, in minutes", _demo, DemoConfig, summarizes=True),
-    "init": Command("ask five questions and write a configuration with comments", _init, InitConfig),
+    "demo": Command("show everything on the bundled miniature model, in minutes", _demo, summarizes=True),
+    "init": Command("ask five questions and write a configuration with comments", _init),
     "harden": Command(
         "harden a pipeline against personalisation",
         _harden,
-        HardenConfig,
         "0 done, whatever the audit says; 1 not protected, only with --fail_if_unprotected true",
         summarizes=True,
     ),
-    "perturb": Command(
-        "protect photos against fine-tuning and zero-shot adapters", _perturb, PerturbConfig, summarizes=True
-    ),
+    "perturb": Command("protect photos against fine-tuning and zero-shot adapters", _perturb, summarizes=True),
     "audit": Command(
         "attack base and hardened model, or protected photos, and say whether they protect",
         _audit,
-        AuditJobConfig,
         "0 protected, 1 not protected or not shown to be",
         summarizes=True,
     ),
     "attack": Command(
         "attack one model with photos of a person, and show the likeness while the attack runs",
         _attack,
-        AttackConfig,
         "0 done, 1 an attack failed",
         summarizes=True,
     ),
     "verify": Command(
         "check a folder that a run wrote, and that nothing of a subject is in it",
         _verify,
-        VerifyConfig,
         "0 all is well, 1 a problem found",
         summarizes=True,
     ),
-    "push": Command("push a hardened model to the Hugging Face Hub", _push, PushConfig, summarizes=True),
-    "report": Command("make the page of an audit or an attack again from its figures", _report_again, ReportConfig),
-    "compare": Command("show several audits of models side by side", _compare, CompareConfig),
+    "push": Command("push a hardened model to the Hugging Face Hub", _push, summarizes=True),
+    "report": Command("make the page of an audit or an attack again from its figures", _report_again),
+    "compare": Command("show several audits of models side by side", _compare),
     "app": Command(
         "show a page in the browser that protects photos, and reports",
         _app,
-        AppConfig,
         "0 done, also when Ctrl-C or SIGTERM ends the page",
     ),
     "reproduce": Command(
         "make a published table again, with its baselines, ours beside the published figures",
         _reproduce,
-        ReproduceConfig,
     ),
     "env": Command(
         "print versions, devices and what is missing for which job, or what models can be used for",
         _environment,
-        EnvConfig,
         "0 done; with --models: all of them were loaded",
     ),
 }

@@ -91,7 +91,7 @@ def _report(error: JobEnded, message: str) -> None:
         time.sleep(PATIENCE)
 
 
-def leave(code: int | None) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End this process with an exit code; in a distributed run without Python's own clean-up.
 
     gloo's threads outlive the process groups that DeepSpeed's objects still hold. If such a thread releases memory of
@@ -101,7 +101,7 @@ def leave(code: int | None) -> NoReturn:
         atexit._run_exitfuncs()  # trackers send what they still hold
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code or DONE)
+        os._exit(code)
     sys.exit(code)
 
 
@@ -160,10 +160,10 @@ def _dispatch(argv: list[str]) -> int:
         hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f'unknown command "{name}"; {hint}')
     command = COMMANDS[name]
-    if command.config is not None and (HELP | HELP_ALL) & set(rest):
+    if (HELP | HELP_ALL) & set(rest):
         say(*command_help(name, command.codes, everything=bool(HELP_ALL & set(rest))))
         return DONE
-    return command.run(rest) or DONE
+    return command.run(rest)
 
 
 def _program_help() -> str:

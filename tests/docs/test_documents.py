@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from apdm.cli import COMMANDS
 from apdm.config import load_config
 from apdm.config.filling import make_config
-from apdm.config.help import common_options
+from apdm.config.help import COMMANDS, common_options
 from tools import plots
 
 ROOT = Path(__file__).parents[2]
@@ -139,11 +138,7 @@ def shown_commands() -> Iterator[tuple[str, str, list[str]]]:
                 continue
             rest = words[words.index(found[0]) + 1 :]
             command = "harden" if found[0] == "train_apdm.py" else rest.pop(0)
-            if (
-                command in COMMANDS
-                and COMMANDS[command].config is not None
-                and not {"-h", "--help", "--help-all"} & set(rest)
-            ):
+            if command in COMMANDS and not {"-h", "--help", "--help-all"} & set(rest):
                 yield name(document), command, rest
 
 
@@ -152,8 +147,7 @@ def test_commands_that_documents_show_are_understood(
     document: str, command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)  # configurations are named by paths from the root
-    config = COMMANDS[command].config
-    assert config is not None
+    config = COMMANDS[command]
     unnamed = {"verify": "--output_dir", "report": "--results", "compare": "--results"}  # may come without their names
     unnamed |= {"attack": "--pretrained_model_name_or_path", "reproduce": "--recipe"}
     unnamed["push"] = "--output_dir"
@@ -180,7 +174,7 @@ def option_names(config: type, prefix: str = "") -> Iterator[str]:
 
 
 def test_options_that_documents_name_exist() -> None:
-    known = {option for command in COMMANDS.values() if command.config for option in option_names(command.config)}
+    known = {option for command in COMMANDS.values() for option in option_names(command)}
     # Options of accelerate, of diffusers' scripts, of this command itself and of the benchmarks.
     foreign = {
         "help",
@@ -228,10 +222,9 @@ def test_calls_that_documents_show_name_options_that_exist(
     jobs = [call for call in calls if ast.unparse(call.func).startswith("apdm.")]
     assert jobs, document
     for call in jobs:
-        config = COMMANDS[ast.unparse(call.func).removeprefix("apdm.")].config
+        config = COMMANDS[ast.unparse(call.func).removeprefix("apdm.")]
         options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
         file = ast.literal_eval(call.args[0]) if call.args else None
-        assert config is not None
         make_config(config, options, file=file)
 
 

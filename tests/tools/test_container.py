@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from apdm.cli import COMMANDS
 from apdm.config import load_config
+from apdm.config.help import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
@@ -61,7 +61,6 @@ def test_the_commands_of_its_page_can_be_parsed(words: list[str], monkeypatch: p
     monkeypatch.chdir(ROOT)  # the configurations are in the image, at the same place
     after = words[next(i for i, word in enumerate(words) if word.split(":")[0] == "apdm") + 1 :]
     command, *options = after or ["demo"]
-    config = COMMANDS[command].config
-    assert config is not None and load_config(config, options)
+    assert load_config(COMMANDS[command], options)
     for mounted in (word.split(":")[1] for word in words if word.startswith("/") and ":" in word):
         assert mounted == "/huggingface" or mounted.startswith("/data/")
