@@ -40,7 +40,7 @@ class Optimizers:
             part.zero_grad()
 
 
-def check_optimizer(name: OptimizerName, learning_rate: float, *, momentum: float = MOMENTUM) -> None:
+def check_optimizer(name: OptimizerName, learning_rate: float, *, momentum: float) -> None:
     """Raise UserError if the optimizer is not installed, or cannot work with this learning rate or momentum."""
     if momentum != MOMENTUM and name not in WITH_MOMENTUM:
         able = " and ".join(f"optimizer={one}" for one in WITH_MOMENTUM)
@@ -66,7 +66,7 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
 ) -> Optimizers:
-    """Make an optimizer.
+    """Make an optimizer that `check_optimizer` accepts.
 
     Args:
         name: "adamw". "sgd": with momentum and without weight decay. "muon": torch's Muon for matrices, with the step
@@ -75,11 +75,7 @@ def make_optimizer(
         learning_rate: the rate of all groups at the beginning.
         betas, epsilon, weight_decay: of AdamW and Prodigy; the weight decay also of Muon.
         momentum: of SGD and Muon.
-
-    Raises:
-        UserError: the optimizer is not installed.
     """
-    check_optimizer(name, learning_rate)
     adam: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": epsilon, "weight_decay": weight_decay}
     if name == "sgd":
         return Optimizers([torch.optim.SGD(_copied(groups), lr=learning_rate, momentum=momentum)])

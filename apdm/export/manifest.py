@@ -10,16 +10,14 @@ from apdm.core.errors import UserError
 from apdm.core.files import list_files, sha256_file, write_text
 from apdm.core.versions import package_versions
 from apdm.export.layout import MANIFEST, SHIPPED
-from apdm.export.metadata import read_metadata
 
 
 def write_manifest(
     output_dir: str | Path,
     *,
-    config_hash: str | None = None,
+    config_hash: str,
     pairs: str | None = None,
     held_out: str | None = None,
-    include: Sequence[str] = SHIPPED,
 ) -> Path:
     """Write manifest.json with the sha256 and the size of each shipped file and the versions of all packages.
 
@@ -27,28 +25,22 @@ def write_manifest(
 
     Args:
         output_dir: the folder of the run.
-        config_hash: hash of the resolved configuration. By default it is read from the exported model's header.
+        config_hash: hash of the resolved configuration.
         pairs: how a hardening run paired protected photos with safe pictures; None after any other job.
         held_out: which of the people's photos a hardening run left out; None if it used all of them.
-        include: names of the files and folders at the top of `output_dir` that are shipped.
 
     Returns:
         The path of the manifest.
     """
     root = Path(output_dir)
-    files = _shipped_files(root, include)
-    if config_hash is None:
-        headers = [read_metadata(path) for path in files if path.suffix == ".safetensors"]
-        known = (header.get("apdm.config_sha256") for header in headers)
-        config_hash = next(filter(None, known), None)
     manifest = {
         "schema": 1,
         "config_sha256": config_hash,
         **({} if pairs is None else {"pairs": pairs}),
         **({} if held_out is None else {"held_out": held_out}),
         "package": package_versions(),
-        "include": list(include),
-        "files": [{"path": _name(path, root), **_fingerprint(path)} for path in files],
+        "include": list(SHIPPED),
+        "files": [{"path": _name(path, root), **_fingerprint(path)} for path in _shipped_files(root, SHIPPED)],
     }
     write_text(root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return root / MANIFEST

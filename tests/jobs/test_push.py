@@ -52,7 +52,7 @@ def sound(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     (root / "results.json").write_text(json.dumps(make_results()))
     (root / "config.yaml").write_text(f"instance_prompt: {PROMPT}\n")
-    write_manifest(root)
+    write_manifest(root, config_hash="")
     (root / "samples").mkdir()
     (root / "samples/secret.png").write_bytes(b"x")
     return root
@@ -128,7 +128,7 @@ def test_without_an_audit_and_a_known_base_the_card_says_so(folder: Path, hub: S
     (folder / "results.json").unlink()
     card = folder / "model/README.md"
     card.write_text(card.read_text().replace(f"base_model: {BASE}\n", ""))
-    write_manifest(folder)
+    write_manifest(folder, config_hash="")
     assert main(["push", str(folder), "--base_model", "nobody/knows"]) == 0
     text = hub.repositories[f"{OWNER}/hardened"].files["README.md"].decode()
     assert "Nobody attacked this model" in text
@@ -203,7 +203,7 @@ def test_what_stands_in_the_way_is_one_line(
         (folder / "manifest.json").unlink()
     if "photos" in change:
         shutil.rmtree(folder / "model")
-        write_manifest(folder)
+        write_manifest(folder, config_hash="")
     assert main(["push", str(folder), "--hub_model_id", name]) == 2
     (line,) = said(capsys)
     assert message in line

@@ -44,7 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = from_json(Results, content)
     write_results(results, output / "results.json")
     write_report(results, output / "report.html", save_pictures(drawn(content), output))
-    write_manifest(output)
+    write_manifest(output, config_hash="")
     return output
 
 

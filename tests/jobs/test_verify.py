@@ -40,7 +40,7 @@ def sound(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     family = load_family(tiny_pipeline)
     export_model(family, root / "model", base_path=tiny_pipeline, config_hash="ab" * 32, method="apdm", steps=1)
     (root / "config.yaml").write_text(f"instance_prompt: {PROMPT}\n")
-    write_manifest(root)
+    write_manifest(root, config_hash="")
     return root
 
 
@@ -77,7 +77,7 @@ def test_of_a_folder_without_a_model_it_is_not_said_that_one_loads(
     root = claim_output_dir(tmp_path / "photos")
     (root / "images").mkdir()
     Image.new("RGB", (32, 32)).save(root / "images/a.png")
-    write_manifest(root)
+    write_manifest(root, config_hash="")
     assert main(["verify", str(root)]) == 0
     assert f"{root}: all files as shipped\n" in capsys.readouterr().out
     assert main(["verify", str(root), "--subjects", str(people)]) == 0
@@ -190,7 +190,7 @@ def test_photos_directly_in_a_folder_are_s01_whatever_the_folder_is_called(
 ):
     flat = Path(shutil.copytree(people / "protected/s01", tmp_path / "photos"))
     card("of no photos")(folder, people)
-    write_manifest(folder)
+    write_manifest(folder, config_hash="")
     assert main(["verify", str(folder), "--subjects", str(flat)]) == 0
     card("made for s01")(folder, people)
     assert main(["verify", str(folder), "--subjects", str(flat)]) == 1
@@ -257,7 +257,7 @@ def test_an_id_of_digits_is_looked_for_among_texts_and_not_among_numbers(
     assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 0
     file = folder / "model/unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"made_for": "16"}))
-    write_manifest(folder)
+    write_manifest(folder, config_hash="")
     assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 1
     assert "id of a subject" in capsys.readouterr().out
 
@@ -267,7 +267,7 @@ def test_a_second_tokenizers_words_are_no_ids_and_the_simulated_attackers_prompt
 ):
     shutil.copytree(folder / "model/tokenizer", folder / "model/tokenizer_2")
     (folder / "model/tokenizer_2/vocab.json").write_text(json.dumps({"s01</w>": 1}))
-    write_manifest(folder)
+    write_manifest(folder, config_hash="")
     assert main(["verify", str(folder), "--subjects", str(people)]) == 0
     (folder / "config.yaml").write_text("variety:\n  instance_prompts: [a photo of vwx person]\n")
     card("say a photo of vwx person")(folder, people)
