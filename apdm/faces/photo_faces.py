@@ -86,7 +86,7 @@ class PhotoFaces:
                 several.format(names[i], self.faces[str(i)]) + f"and it is unclear which is this person's, so {every}"
             )
         for found, text in (
-            (self.without, "no face in {}"),
+            (self.without, "no face in {}" + ", left out" * (done == "compared")),
             (self.unlike, "the face in {} is unlike the one in the other photos"),
             (self.outside, "the face lies outside the centred square, which a trainer cuts out, in {}"),
             (self.small, "the face is very small in {}"),

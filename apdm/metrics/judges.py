@@ -169,9 +169,17 @@ class Judges:
 
     @torch.no_grad()
     def embed_person(self, images: Tensor) -> dict[str, Tensor]:
-        """As `embed`, of pictures [N, 3, H, W] that all show one subject: of several faces, the person's."""
+        """Embed pictures [N, 3, H, W] that all show one subject, as `embed` does, but of several faces the person's.
+
+        Pictures without a face are left out, unless all are.
+
+        Returns:
+            {encoder: embeddings [M, D]}, 0 < M <= N.
+        """
         if not self.face_encoders:
             return self.embed(images)
+        _, detected = self.detect(images)
+        images = images[detected] if detected.any() else images
         return {e.name: embed_person(e, images, self.batch_size).cpu() for e in self.face_encoders}
 
     def scores(self, features: Features, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
