@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from apdm.core.errors import Faults, UserError
 Config = TypeVar("Config")
 
 IN_CALL = "in the call"
+ROOTS = ("/", "~", "$")  # what paths begin with that say something about the machine
 PRIVATE = ("dataset_subjects",)  # options whose values may be names of people, which results must not hold
 
 
@@ -83,16 +85,15 @@ def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os
 def command_line(name: str, argv: Sequence[str]) -> str:
     """Return a command in the form in which it is written into results.
 
-    Of paths that start with "/", "~" or "$", only the last part is kept, so that results reveal nothing about the
-    machine. The values of PRIVATE are left out, because they may be names of people.
+    Of paths that start with "/", "~" or "$", also inside a value such as "dino:/home/me/dino", only the last part is
+    kept, so that results reveal nothing about the machine. The values of PRIVATE are left out, because they may be names of people.
     """
 
     def shortened(word: str) -> str:
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if not value.startswith(("/", "~", "$")):
-            return word
-        path, colon, options = value.partition(":")  # a plug-in's file, its class and options
-        return key + equals + Path(path).name + colon + options
+        path, colon, options = value.partition(":") if value.startswith(ROOTS) else ("", "", value)
+        parts = [Path(part).name if part.startswith(ROOTS) else part for part in re.split("([:=,])", options)]
+        return key + equals + Path(path).name + colon + "".join(parts)
 
     shown, is_private = [], False
     for word in argv:

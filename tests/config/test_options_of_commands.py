@@ -92,6 +92,10 @@ def test_a_command_is_told_without_the_machines_paths():
         "/home/somebody/encoder.pt=0.255",
         "/home/somebody/mine.py:Mine:steps=5,rate=1/2",
         "--image_layer.method=/home/somebody/mine.py:Mine:steps=5",
+        "--audit.judge",
+        "dino:/home/somebody/dino",
+        "clip:openai/clip",
+        "--image_layer.method=aspl:rounds=2,clean_data_dir=~/photos/clean",
         "--dataset_subjects",
         "Anna Maier",
         "Bert",
@@ -102,6 +106,7 @@ def test_a_command_is_told_without_the_machines_paths():
     shown = (
         "apdm harden --config configs/a.yaml --instance_data_dir faces --output_dir=run --class_data_dir class 1/2 "
         "encoder.pt=0.255 mine.py:Mine:steps=5,rate=1/2 --image_layer.method=mine.py:Mine:steps=5 "
+        "--audit.judge dino:dino clip:openai/clip --image_layer.method=aspl:rounds=2,clean_data_dir=clean "
         "--dataset_subjects ... --dataset_subjects=... --seed 1"
     )
     assert command_line("harden", words) == shown
