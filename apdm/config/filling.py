@@ -86,7 +86,8 @@ def command_line(name: str, argv: Sequence[str]) -> str:
     """Return a command in the form in which it is written into results.
 
     Of paths that start with "/", "~" or "$", also inside a value such as "dino:/home/me/dino", only the last part is
-    kept, so that results reveal nothing about the machine. The values of PRIVATE are left out, because they may be names of people.
+    kept, so that results reveal nothing about the machine. The values of PRIVATE are left out, because they may be
+    names of people.
     """
 
     def shortened(word: str) -> str:

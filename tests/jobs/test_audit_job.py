@@ -130,7 +130,7 @@ def whole(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         "prompts",
     } <= set(shown)
     assert shown["people"] == "2 (s01, s02)" and shown["attacks"].endswith(
-        "at most 3 steps of the nominal one, 2 seeds"
+        ": 2 steps of the nominal one, on the hardened model 3, 2 seeds"
     )
     assert shown["output"] == str(output / "report.html") and str(output / "report.html") in result.stdout
     assert any("max_train_steps = 3 is 1.5 times" in line and "nominal_step" in line for line in plan)

@@ -182,10 +182,12 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
     assert main(["harden", *words, *prompts]) == 0
     capsys.readouterr()
     models = ["--base", str(PIPELINE), "--hardened", str(hardened / "model"), "--subjects", str(people)]
-    assert main(["audit", *models, "--suite", "quick", *place, *prompts]) == 0
+    longer = ["--nominal_step", "4", "--max_train_steps", "8", "--seeds", "3"]
+    assert main(["audit", *models, "--suite", "quick", *longer, *place, *prompts]) == 0
     plan = told(capsys.readouterr().err)
     assert "5 copies of the denoiser" in plan["device memory"] and plan["faces seen"].endswith("portrait-face")
     assert "for attacks" in plan["work"]
+    assert plan["attacks"] == "2, suite quick: 4 steps of the nominal one, 1 seed"  # neither longer nor with more seeds
     models[3] = str(tmp_path / "absent")
     assert main(["audit", *models, "--attack_data_dir", str(tmp_path / "nobody"), *place, *prompts]) == 2
     assert len(errors(capsys.readouterr().err)) == 2
