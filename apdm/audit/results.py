@@ -6,6 +6,7 @@ The fields have the order and the names that they have in results.json, which `r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -165,6 +166,10 @@ class LowestCost:
     at_least: bool
     subject: str
     encoder: str
+
+    def __str__(self) -> str:
+        """The factor in words, rounded down: 4.96 must not read like the 5.0 that are asked for."""
+        return f"{'at least ' * self.at_least}{math.floor(10 * self.factor + 1e-9) / 10:.1f} times"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,7 @@ def results_notes(results: Results) -> list[str]:
     if worst is not None:
         notes.append(
             f"The attack is {attack}. For the same likeness the hardened model takes "
-            f"{'at least ' * worst.at_least}{worst.factor:.1f} times as many steps as the base; "
+            f"{worst} as many steps as the base; "
             f"{results.thresholds.min_cost_factor:.1f} times are asked for."
         )
     return [" ".join(notes)]

@@ -229,7 +229,7 @@ def model_sentence(results: Results) -> str:
     if verdict.protected or "cost_factor" not in failed or cost is None:
         return reasons_sentence(verdict)
     still = "fine-tuning still learns the person" if "match_rate" in failed else "the delay is too small"
-    price = f"{'at least ' * cost.at_least}{cost.factor:.1f} times as many steps as the base for the same likeness"
+    price = f"{cost} as many steps as the base for the same likeness"
     asked = f"{results.thresholds.min_cost_factor:.1f} times are asked for"
     doubt = f"; the audit is also unreliable on {count(len(verdict.unreliable), 'point')}" * bool(verdict.unreliable)
     return f"{still}; the hardened model takes {price}, and {asked}{doubt}"
@@ -287,10 +287,7 @@ def _add_model_audit(told: Summary, results: Results) -> None:
         told.rows["likeness"] = rows
     facts["cost_factor"] = None if worst is None else worst.factor
     if worst is not None:
-        told.rows["attacker's cost"] = (
-            f"{'at least ' * worst.at_least}{worst.factor:.1f} times the steps; "
-            f"{results.thresholds.min_cost_factor:.1f} are asked for"
-        )
+        told.rows["attacker's cost"] = f"{worst} the steps; {results.thresholds.min_cost_factor:.1f} are asked for"
     _add_utility(told, results)
     if results.image_layer is not None:
         _add_photo_attacks(told, results.image_layer, results.encoders)

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import write_people
 
 from apdm.audit import read_results
-from apdm.audit.results import Results
+from apdm.audit.results import LowestCost, Results
 from apdm.cli import main
 from apdm.jobs.results import AuditResult, HardenResult
 from apdm.jobs.summary import LINES, Summary, of_audit, of_hardening
@@ -55,6 +55,14 @@ def test_a_person_reads_on_few_lines_what_was_made_what_it_does_and_what_to_do_n
     assert told.facts["protected"] is False and told.facts["cost_factor"] == pytest.approx(1.24, abs=0.01)
     assert told.facts["likeness"]["by_encoder"]["portrait-b"]["base"][0][0] == 0
     json.dumps(told.facts, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("factor", "at_least", "text"),
+    [(4.96, False, "4.9 times"), (5.0, True, "at least 5.0 times"), (0.3, False, "0.3 times")],
+)
+def test_a_cost_below_the_threshold_never_reads_like_the_threshold(factor: float, at_least: bool, text: str) -> None:
+    assert str(LowestCost(factor=factor, at_least=at_least, subject="s01", encoder="enc")) == text
 
 
 @pytest.mark.parametrize("name", ["demo.json", "ten-people-audit.json"])
