@@ -51,10 +51,13 @@ class Study:
     Args:
         models: {"base": ..., "hardened": ...}; the second only if there is a hardened model.
         attacked: which of them is attacked.
+        instance_prompt: what the attacks teach the model, and what they then ask for.
     """
 
-    def __init__(self, models: dict[str, Family], attacked: str) -> None:
-        self.models, self.family = models, models[attacked]
+    def __init__(
+        self, models: dict[str, Family], attacked: str, instance_prompt: str = PROMPTS["instance_prompt"]
+    ) -> None:
+        self.models, self.family, self.instance_prompt = models, models[attacked], instance_prompt
         self.judges, self.reader = load_encoders(ENCODERS), PortraitFaceScore()
         pictures = draw(models["base"], [PROMPTS["class_prompt"]] * 64, seed=10_000)
         self.prior = encode_images(self.family, pictures * 2 - 1, batch_size=64)
@@ -76,7 +79,11 @@ class Study:
         Returns:
             The attack's options, its processor time, and {step: {encoder: likeness statistics}}.
         """
-        attack, curve, draw_photos = nominal(spec, seed=seed), {}, draw_photos or portraits
+        attack, curve, draw_photos = (
+            nominal(spec, seed=seed, instance_prompt=self.instance_prompt),
+            {},
+            draw_photos or portraits,
+        )
         numbers = range(ATTACK.start, ATTACK.start + photos)
         pixels = draw_photos(PROTECTED_PEOPLE.start + person, numbers) * 2 - 1
         known = draw_photos(PROTECTED_PEOPLE.start + person, HOLDOUT)
@@ -85,7 +92,7 @@ class Study:
         )
 
         def evaluate(step: int, attacked_model: Family) -> None:
-            prompts = [attack.prompt(PROMPTS["instance_prompt"])] * PICTURES
+            prompts = [attack.prompt(self.instance_prompt)] * PICTURES
             curve[str(step)] = self.judge(draw(attacked_model, prompts, seed=1000 * seed + 77), known)
 
         steps = {*range(0, attack.max_train_steps, EVERY), attack.max_train_steps}
@@ -116,14 +123,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells one row from another."""
-    return row["model"], row["attack"], row["person"], row["seed"], row["photos"]
+    prompt = row.get("instance_prompt", PROMPTS["instance_prompt"])
+    return row["model"], row["attack"], row["person"], row["seed"], row["photos"], prompt
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table in Markdown: means over people and seeds, in the order of the rows."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[row["model"], row["attack"]].append(row)
+        prompt = f' "{row["instance_prompt"]}"' if "instance_prompt" in row else ""
+        groups[row["model"], row["attack"] + prompt].append(row)
     yield "| model | attack | rate | runs | steps: likeness a / b (match a / b) | both match at |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for (model, attack), some in groups.items():
@@ -152,6 +161,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print a table of the rows in the file and stop")
     parser.add_argument("--attacks", nargs="+", default=["dreambooth"])
     parser.add_argument("--hardened", type=Path, help="a hardened pipeline folder, attacked instead of the bundled one")
+    parser.add_argument("--instance_prompt", help="of the attacks, in place of the nominal one's")
     parser.add_argument("--people", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first person")
     parser.add_argument("--seeds", type=int, default=1)
@@ -163,8 +173,9 @@ def main() -> None:
         return
     attacked = "base" if options.hardened is None else "hardened"
     people = range(options.first, options.first + options.people)
+    prompt = {} if options.instance_prompt is None else {"instance_prompt": options.instance_prompt}
     asked = [
-        {"model": attacked, "attack": spec, "person": person, "seed": seed, "photos": options.photos}
+        {"model": attacked, "attack": spec, "person": person, "seed": seed, "photos": options.photos, **prompt}
         for person in people
         for spec in options.attacks
         for seed in range(options.seeds)
@@ -176,7 +187,7 @@ def main() -> None:
     models = {"base": load_family(PIPELINE)}
     if options.hardened is not None:
         models["hardened"] = load_family(options.hardened)
-    study = Study(models, attacked)
+    study = Study(models, attacked, **prompt)
     for row in rows:
         row |= study.run(row["attack"], row["person"], row["seed"], row["photos"])
         with options.output.open("a") as file:

@@ -82,7 +82,8 @@ class FineTuning(ABC):
     The defaults are the values of the nominal attack in the APDM paper (section 5 and the released settings).
 
     Attributes:
-        instance_prompt: prompt of the subject's photos. It has one word more than `class_prompt`: the identifier.
+        instance_prompt: prompt of the subject's photos. It has one word more than `class_prompt`, the identifier, and
+            perhaps a description.
         class_prompt: prompt of the class pictures.
         learning_rate, adam_beta1, adam_beta2, adam_epsilon, adam_weight_decay: options of AdamW. Other optimizers use
             those that they have.
@@ -177,6 +178,8 @@ class FineTuning(ABC):
     @property
     def identifier(self) -> str:
         """The word for the subject in the instance prompt. Raises UserError if it is not exactly one word."""
+        if self.renamed is not None:  # it may have a description too
+            return self.renamed[1].split()[0]
         return identifier_of(self.instance_prompt, self.class_prompt)
 
     def params(self) -> dict[str, object]:

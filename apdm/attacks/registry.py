@@ -4,6 +4,7 @@ dreambooth                                          the class of that name, with
 lora:rank=32,train_text_encoder=true                options are the fields of the class
 dreambooth:learning_rate_factor=3,steps_factor=2    multiples of the nominal learning rate and number of steps
 dreambooth:identifier=t@t,class_noun=man            another word for the subject, another word for the class
+dreambooth:description=with short red hair          words after the class noun that say how the person looks
 dreambooth:photos=jpeg/quality=50,num_photos=4      photos that a purifier changed, and fewer of them
 lora:guidance_scale=1,num_inference_steps=100       the attacked model draws in another way than the audit asks for
 two_stage:attack=lora,benign_steps=500,rank=32      options that the first attack does not have go to the second
@@ -31,7 +32,8 @@ Made = TypeVar("Made")
 FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_steps"}
 # Options that every attack takes, although they are not fields of its class.
 DRAWING_OPTIONS = ("guidance_scale", "num_inference_steps", "scheduler")
-COMMON_OPTIONS = (*FACTORS, "identifier", "class_noun", "photos", "num_photos", *DRAWING_OPTIONS)
+NAMES = ("identifier", "class_noun", "description")
+COMMON_OPTIONS = (*FACTORS, *NAMES, "photos", "num_photos", *DRAWING_OPTIONS)
 
 
 def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None, **nominal: Any) -> Attack:
@@ -163,7 +165,7 @@ class _Maker:
 
     def _plain(self, cls: Any, options: dict[str, str]) -> Any:
         factors = {field: options.pop(name) for name, field in FACTORS.items() if name in options}
-        names = {name: options.pop(name) for name in ("identifier", "class_noun") if name in options}
+        names = {name: options.pop(name) for name in NAMES if name in options}
         values = self._defaults(cls) | ATTACKS.values(cls, options, self.spec, also=COMMON_OPTIONS)
         for field, factor in factors.items():
             value = values.get(field, getattr(cls, field, None))
@@ -180,17 +182,26 @@ class _Maker:
 
 
 def _renamed(
-    values: Mapping[str, Any], spec: str, *, identifier: str | None = None, class_noun: str | None = None
+    values: Mapping[str, Any],
+    spec: str,
+    *,
+    identifier: str | None = None,
+    class_noun: str | None = None,
+    description: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of an attack with another identifier or class noun: both prompts, and `renamed`."""
-    if identifier is None and class_noun is None:
+    """The fields of an attack with another name for the subject: both prompts, and `renamed`."""
+    given = {"class_noun": class_noun, "description": description}
+    after = [name for name, value in given.items() if value is not None]
+    if identifier is None and not after:
         return {}
     instance_prompt, class_prompt = str(values["instance_prompt"]), str(values["class_prompt"])
     known, noun = identifier_of(instance_prompt, class_prompt), class_prompt.rsplit(maxsplit=1)[-1]
-    asked = known if class_noun is None else f"{known} {noun}"
+    asked, called = known, identifier or known
+    if after:
+        asked = f"{known} {noun}"
+        called = " ".join([called, class_noun or noun, *([description] if description else [])])
     if asked not in instance_prompt:
-        raise UserError(f'in "{spec}": class_noun needs "{asked}" in the instance prompt "{instance_prompt}"')
-    called = identifier or known if class_noun is None else f"{identifier or known} {class_noun}"
+        raise UserError(f'in "{spec}": {after[0]} needs "{asked}" in the instance prompt "{instance_prompt}"')
     return {
         "instance_prompt": instance_prompt.replace(asked, called),
         "class_prompt": class_prompt.removesuffix(noun) + (class_noun or noun),

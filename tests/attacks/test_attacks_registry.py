@@ -90,16 +90,26 @@ def test_another_identifier_and_noun_are_in_the_training_and_in_what_is_asked():
     assert attack.prompt("sks person in the snow") == "sks man in the snow"
     attack = make("textual_inversion:identifier=t@t", **NOMINAL)
     assert attack.prompt("a portrait of sks person") == "a portrait of <subject> person"
+    attack = make("two_stage:attack=lora,identifier=t@t,description=with red hair", **NOMINAL).attack
+    assert (attack.instance_prompt, attack.class_prompt) == (
+        "a photo of t@t person with red hair",
+        "a photo of a person",
+    )
+    assert attack.prompt("a portrait of sks person") == "a portrait of t@t person with red hair"
 
 
 @pytest.mark.parametrize(
     "spec", ["dreambooth", "textual_inversion", "textual_inversion:num_vectors=2", "custom_diffusion"]
 )
-@pytest.mark.parametrize("other", ["identifier=t@t", "class_noun=man", "identifier=t@t,class_noun=man"])
+@pytest.mark.parametrize(
+    "other",
+    ["identifier=t@t", "class_noun=man", "identifier=t@t,class_noun=man", "class_noun=man,description=with red hair"],
+)
 def test_under_another_name_what_is_drawn_is_what_was_trained(spec: str, other: str):
     attack = make(f"{spec}{',' if ':' in spec else ':'}{other}", **NOMINAL)
     assert attack.prompt(NOMINAL["instance_prompt"]) == attack.instance_prompt
-    assert attack.instance_prompt.endswith(" man" if "man" in other else " person")
+    described = " with red hair" * ("red" in other)
+    assert attack.instance_prompt.endswith((" man" if "man" in other else " person") + described)
     assert (
         attack.prompt("sks person in the snow") == attack.instance_prompt.removeprefix("a photo of ") + " in the snow"
     )
