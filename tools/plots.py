@@ -298,6 +298,33 @@ def recipes() -> str:
     return dot_plot("Less likeness than on the base, mean of 1000 steps", rows, legend, ends=(-0.1, 0.4))
 
 
+def attacks() -> str:
+    """What each attack reaches on the base and on models that were hardened against the person, five people."""
+    labels = {
+        ("dreambooth:max_train_steps=300", "nominal"): "DreamBooth",
+        ("dreambooth:learning_rate_factor=3,max_train_steps=300", "nominal"): "three times the rate",
+        ("dreambooth:train_text_encoder=true,max_train_steps=300", "nominal"): "text encoder too",
+        ("lora:target=all,rank=32,learning_rate=1e-3,max_train_steps=300", "nominal"): "LoRA",
+        ("release_unconditional:max_train_steps=300", "nominal"): "received model answers the empty prompt",
+        ("dreambooth:max_train_steps=300", "described"): "prompt describes the person",
+        ("dreambooth:prior_loss_weight=0,max_train_steps=300", "nominal"): "no class pictures",
+        ("dreambooth:max_train_steps=300", "bare"): 'prompt "t@t" alone',
+    }
+    likeness: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in read_rows("attacks-five-people.jsonl"):
+        prompt = row.get("instance_prompt", "")
+        kind = "described" if " with " in prompt else "bare" if prompt == "t@t" else "nominal"
+        points = [point for step, point in row["curve"].items() if step != "0"]
+        mean = fmean(point[encoder]["mean"] for point in points for encoder in ENCODERS)
+        likeness[row["attack"], kind, row["model"]].append(mean)
+    rows = [
+        Dots(label, [(fmean(likeness[*key, "base"]), "base full"), (fmean(likeness[*key, "hardened"]), "hardened full")])
+        for key, label in labels.items()
+    ]
+    legend = [("base model", "base full"), ("hardened against the person", "hardened full")]
+    return dot_plot("Likeness, mean of 300 steps and five people", rows, legend, ends=(0.0, 1.0))
+
+
 def photos() -> str:
     """Likeness drawn from clean and from protected photos, by the encoder that no method attacked."""
     arms = {
@@ -350,6 +377,7 @@ PLOTS = {
     "demo": demo,
     "ten-people": ten_people,
     "people": people,
+    "attacks": attacks,
     "recipes": recipes,
     "photos": photos,
 }
