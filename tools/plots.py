@@ -318,7 +318,9 @@ def attacks() -> str:
         mean = fmean(point[encoder]["mean"] for point in points for encoder in ENCODERS)
         likeness[row["attack"], kind, row["model"]].append(mean)
     rows = [
-        Dots(label, [(fmean(likeness[*key, "base"]), "base full"), (fmean(likeness[*key, "hardened"]), "hardened full")])
+        Dots(
+            label, [(fmean(likeness[*key, "base"]), "base full"), (fmean(likeness[*key, "hardened"]), "hardened full")]
+        )
         for key, label in labels.items()
     ]
     legend = [("base model", "base full"), ("hardened against the person", "hardened full")]
