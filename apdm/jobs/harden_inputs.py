@@ -246,12 +246,21 @@ class HardenInputs:
     def _check_chance(self, pictures: Tensor) -> None:
         """Raise UserError if there are no photos of strangers, and the base's class pictures show no face either.
 
-        The audit draws other class pictures and would find this too, but only after the hardening.
+        If few of them show one, that is a warning. The audit draws other class pictures and would find both too, but
+        only after the hardening.
         """
         inputs = self.audit_inputs
         drawn = self.config.audit.enabled and not self.own_class_pictures  # which would say nothing of the model
-        if drawn and inputs is not None and inputs.subjects.strangers is None:
-            _, detected = inputs.judges.detect(to_unit(pictures))
+        if not drawn or inputs is None or inputs.judges.face_score is None:
+            return
+        _, detected = inputs.judges.detect(to_unit(pictures))
+        if 2 * int(detected.sum()) < len(detected):
+            logger.warning(
+                "%s sees a face in %d of the base's %d class pictures, so the audit will show little: give a "
+                "class_prompt that shows faces, or another detector",
+                *(inputs.judges.face_score.name, int(detected.sum()), len(detected)),
+            )
+        if inputs.subjects.strangers is None:
             require_face(detected, option="audit.strangers_data_dir")
 
 

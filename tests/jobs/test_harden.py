@@ -144,9 +144,9 @@ def test_a_base_that_draws_no_face_is_refused_before_the_hardening_unless_the_au
     if class_data_dir is not None:
         audited["class_data_dir"] = tmp_path / class_data_dir
     assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **audited)]) == 2
-    assert "the base draws no face for the class prompt: give photos in audit.strangers_data_dir" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "the base draws no face for the class prompt: give photos in audit.strangers_data_dir" in said
+    assert "sees a face in 0 of the base's " in said  # which strangers would not mend
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run/model").exists()
 
 
