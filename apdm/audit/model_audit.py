@@ -11,8 +11,8 @@ from apdm.audit.common_results import SCHEMA
 from apdm.audit.guidance import sweep_guidance, sweep_keys
 from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan, to_unit
-from apdm.audit.results import AttackOutcome, HeadlineCost, Measurements, Results
-from apdm.audit.rows import comparison, cost_factors, other_people, with_row_figures
+from apdm.audit.results import HeadlineCost, Measurements, Results
+from apdm.audit.rows import comparison, other_people, with_row_figures
 from apdm.audit.search import run_search
 from apdm.audit.store import CellStore
 from apdm.audit.suites import available_entries
@@ -107,23 +107,13 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
         **vars(measured),
         by_attack=outcomes,
         comparison=comparison(rows, measured.encoders),
-        cost_factor=_headline_cost(measured, worst),
+        cost_factor=HeadlineCost(**vars(worst.cost_factor), spec=worst.spec),  # of pairs whose attack works on the base
         thresholds=plan.thresholds,
         verdict=judge(measured, outcomes, plan.thresholds),
         prompts=plan.prompts,
         kind="models",
         budgets=budget_table(measured.attacks, measured.encoders, plan.budgets, measured.search),
     )
-
-
-def _headline_cost(measured: Measurements, attack: AttackOutcome) -> HeadlineCost:
-    """The cost factors of `attack` for all people.
-
-    The lowest factor is taken from pairs whose attack works on the base, or from all pairs if there are none.
-    """
-    rows = [row for row in measured.attacks if row.spec == attack.spec]
-    costs = cost_factors(rows, measured.encoders, attack.nominal_step)
-    return HeadlineCost(**vars(costs) | {"worst": attack.cost_factor.worst or costs.worst}, spec=attack.spec)
 
 
 def _class_and_photos(plan: AuditPlan, class_pictures: dict[str, Tensor]) -> dict[str, Tensor]:

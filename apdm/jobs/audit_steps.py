@@ -38,6 +38,7 @@ from apdm.export.layout import (
     CELLS,
     CONFIG,
     LIKENESS,
+    MODEL,
     PHOTO_CELLS,
     PICTURES,
     REPORT,
@@ -188,8 +189,14 @@ def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer) -> list[st
 
 
 def model_file(path: str, model: Family) -> ModelFile:
-    """Return path and hash of a model for the results. `path` is the path or name that the user gave."""
-    return ModelFile(path=path, sha256=model_hash(model.source or Path(path)))
+    """Return name and hash of a model for the results. `path` is the path or name that the user gave.
+
+    Of a path on this machine the last part is kept; of a run's model the folder of the run too.
+    """
+    place, told = Path(path), path
+    if place.is_absolute():
+        told = "/".join(place.parts[-2:]) if place.name == MODEL else place.name
+    return ModelFile(path=told, sha256=model_hash(model.source or place))
 
 
 def read_models(config: AuditJobConfig | AttackConfig, paths: dict[str, str]) -> dict[str, Family]:

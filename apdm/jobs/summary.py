@@ -228,7 +228,8 @@ def model_sentence(results: Results) -> str:
     failed = [check.name for check in verdict.checks if check.passed is False]
     if verdict.protected or "cost_factor" not in failed or cost is None:
         return reasons_sentence(verdict)
-    still = "fine-tuning still learns the person" if "match_rate" in failed else "the delay is too small"
+    who = "subject" if results.judges.face_score is None else "person"
+    still = f"fine-tuning still learns the {who}" if "match_rate" in failed else "the delay is too small"
     price = f"{cost} as many steps as the base for the same likeness"
     asked = f"{results.thresholds.min_cost_factor:.1f} times are asked for"
     doubt = f"; the audit is also unreliable on {count(len(verdict.unreliable), 'point')}" * bool(verdict.unreliable)

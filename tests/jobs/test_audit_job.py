@@ -146,6 +146,8 @@ def test_the_audit_leaves_results_report_and_pictures(whole: Path):
     assert [attack["spec"] for attack in results["by_attack"]] == ["dreambooth"]
     assert (whole / "pictures/attack/placebo/s02/1.png").exists()
     assert set(results["models"]) == {"base", "hardened", "placebo"}
+    assert not any(model["path"].startswith("/") for model in results["models"].values())
+    assert results["by_attack"][0]["state"] == "void" and results["cost_factor"]["worst"] is None  # nothing to be told
     assert results["verdict"]["protected"] is False
     assert set(results["thresholds"]) >= {"max_match_rate", "min_cost_factor"}
 
