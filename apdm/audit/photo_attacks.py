@@ -42,7 +42,7 @@ from apdm.metrics.edits import edit_quality
 
 # (photos [N, 3, R, R] in [-1, 1], prompts of the M pictures, seed) -> pictures [M, 3, R, R] in [0, 1]
 DrawFromPhotos = Callable[[Tensor, Sequence[str], int], Tensor]
-CELL_FORMAT = 2  # version of these cells in the store; cells of another version are run again
+CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
 DRAWN = "drawn"  # name of a cell's pictures in the store
 PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
 SEED_STRIDE = 100_000  # between the first pictures of two seeds, so that no picture of one is a picture of the other

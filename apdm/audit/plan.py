@@ -26,7 +26,7 @@ from apdm.metrics.judges import Judges
 ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
 SAMPLE_BATCH_SIZE = 16  # pictures at once, where nothing else is asked for
 MAX_BUDGETS = 4  # columns of the table of operators and budgets, besides the nominal attack
-CELL_FORMAT = 2  # version of the cells in the store; cells of another version are run again
+CELL_FORMAT = 3  # version of the cells in the store; cells of another version are run again
 
 
 @dataclass(frozen=True, kw_only=True)
