@@ -312,6 +312,8 @@ def attacks() -> str:
     }
     likeness: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for row in read_rows("attacks-five-people.jsonl"):
+        if row.get("part"):  # a part of the description, on two people only
+            continue
         prompt = row.get("instance_prompt", "")
         kind = "described" if " with " in prompt else "bare" if prompt == "t@t" else "nominal"
         points = [point for step, point in row["curve"].items() if step != "0"]
