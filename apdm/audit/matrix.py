@@ -82,7 +82,7 @@ class Matrix:
                 f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
                 "the same command goes on from there (apdm harden: with --resume_from_checkpoint latest)",
                 number=interruption.number,
-                told_elsewhere=not processes.is_main,
+                reported_by_other_process=not processes.is_main,
             ) from None
         return self._collect(store)
 

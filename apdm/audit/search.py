@@ -122,7 +122,7 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
         raise Interrupted(
             f"finished trials are kept in {store.folder.name}/; the same command goes on from there",
             number=interruption.number,
-            told_elsewhere=not processes.is_main,
+            reported_by_other_process=not processes.is_main,
         ) from None
     return SearchResults(
         trials=options.trials,

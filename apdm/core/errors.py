@@ -46,10 +46,10 @@ class Interrupted(JobEnded):
     """
 
     def __init__(
-        self, *message: str, number: int | None = None, resumable: bool = False, told_elsewhere: bool = False
+        self, *message: str, number: int | None = None, resumable: bool = False, reported_by_other_process: bool = False
     ) -> None:
         super().__init__(*message)
-        self.number, self.resumable, self.reported_by_other_process = number, resumable, told_elsewhere
+        self.number, self.resumable, self.reported_by_other_process = number, resumable, reported_by_other_process
 
 
 def absent(path: str, message: str) -> UserError:

@@ -19,6 +19,9 @@ from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed
 
 Result = TypeVar("Result")
 NO_TIMEOUT = datetime.timedelta(days=30)
+# torch 2.13 gave these functions new names, and warns about the old ones. `make gpu` also runs with torch 2.11.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class ProcessGroup:
@@ -131,14 +134,14 @@ class ProcessGroup:
     def all_gather(self, piece: Tensor, into: Tensor) -> None:
         """Fill `into` with the pieces of all processes, in their order, on its device."""
         if self.size > 1:
-            dist.all_gather_single(into, piece.contiguous())
+            _all_gather(into, piece.contiguous())
         else:
             into.copy_(piece)
 
     def mean_scattered(self, whole: Tensor, into: Tensor) -> None:
         """Average `whole` over the processes, and put this process's piece of the average into `into`."""
         if self.size > 1:
-            dist.reduce_scatter_single(into, whole)
+            _reduce_scatter(into, whole)
             into.div_(self.size)
         else:
             into.copy_(whole)

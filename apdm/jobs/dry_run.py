@@ -33,6 +33,7 @@ from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
 from apdm.jobs.audit_work import AuditWork
+from apdm.jobs.final_audit import final_plan
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_files import HardenFiles
@@ -154,14 +155,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
 
 def final_audit_work(config: HardenConfig, inputs: AuditInputs, base: Family, job: PhotoJob | None) -> AuditWork:
     """The work of the audit at the end. The base stands in for the hardened model, which does not exist yet."""
-    plan = AuditPlan.of(
-        config.audit,
-        models={"base": base, "hardened": base},
-        subjects=inputs.subjects,
-        judges=inputs.judges,
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-    )
+    plan = final_plan(config, inputs, base, base)
     photos = attacked_photos(inputs, job) if job is not None else None
     cells, class_sets = Matrix.of(plan, plan.entries).cells, len(plan.arms) + 2
     return AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=photos)

@@ -103,6 +103,21 @@ def make_probe(config: HardenConfig, inputs: AuditInputs | None, people: Subject
     return Probe(attack, variants[0], person, inputs, config.audit.max_likeness_over_strangers)
 
 
+def final_plan(config: HardenConfig, inputs: AuditInputs, base: Family, hardened: Family) -> AuditPlan:
+    """Return the plan of the audit at the end, as far as it is known before the hardening."""
+    return AuditPlan.of(
+        config.audit,
+        models={"base": base, "hardened": hardened},
+        subjects=inputs.subjects,
+        judges=inputs.judges,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        entries=ONLY_NOMINAL,
+        seed=config.seed,
+        batch_size=config.sample_batch_size,
+    )
+
+
 def audit_hardened(
     config: HardenConfig,
     inputs: AuditInputs,
@@ -123,22 +138,11 @@ def audit_hardened(
         The results in the main process; None in the others.
     """
     output = Path(config.output_dir)
-    plan = AuditPlan.of(
-        config.audit,
-        models={"base": base, "hardened": hardened},
-        subjects=inputs.subjects,
-        judges=inputs.judges,
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        entries=ONLY_NOMINAL,
-        seed=config.seed,
-        batch_size=config.sample_batch_size,
-        files={
-            "base": model_file(config.base, base),
-            "hardened": ModelFile(path=MODEL, sha256=model_hash(output / MODEL)),
-        },
-        command=command,
-    )
+    files = {
+        "base": model_file(config.base, base),
+        "hardened": ModelFile(path=MODEL, sha256=model_hash(output / MODEL)),
+    }
+    plan = replace(final_plan(config, inputs, base, hardened), files=files, command=command)
     photos = None
     if inputs.photo_attacks is not None:
         known = [person.id for person in inputs.subjects.protected]

@@ -114,7 +114,7 @@ def run_training(
                 raise Interrupted(
                     f"after outer step {step}, with a checkpoint in {output}; {resume_advice()}",
                     number=stop.number,
-                    told_elsewhere=not processes.is_main,
+                    reported_by_other_process=not processes.is_main,
                 )
             if over:
                 _save_last(keeper, counters)

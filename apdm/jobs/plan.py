@@ -271,7 +271,7 @@ def audit_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
-        f"{length_text(plan)}",
+        + length_text(plan),
         "search": search_text(config, plan),
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
         "unreliable": unreliable_text(foreseen(plan.judges, plan.subjects)),
@@ -282,10 +282,8 @@ def audit_plan(
 
 def length_text(plan: AuditPlan) -> str:
     """How long the nominal attack is on which model, and how many people and seeds the attacks have at most."""
-    nominal, seeds = (
-        plan.attacks.nominal_step,
-        max(min(entry.seeds or plan.repeats, plan.repeats) for entry in plan.entries),
-    )
+    nominal = plan.attacks.nominal_step
+    seeds = max(min(entry.seeds or plan.repeats, plan.repeats) for entry in plan.entries)
     text = f"{count(nominal, 'step')} of the nominal one"
     if plan.max_train_steps > nominal and any(entry.long for entry in plan.entries):
         text += f", on the hardened model {plan.max_train_steps}"
