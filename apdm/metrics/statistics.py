@@ -8,29 +8,32 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, norm, t
 
 RESAMPLES = 10_000  # of a bootstrap
+LEVEL = 0.95
 LikenessCurve = Sequence[tuple[float, float]]  # (attack step, likeness), steps ascending
 
 
 def bootstrap_interval(
     values: Sequence[float], paired_with: Sequence[float] | None = None, *, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean, or of the mean difference between paired values.
+    """95 % bootstrap interval of a mean, or of the mean difference between paired values.
 
     Single values are resampled, so they must be independent of each other; see `independent_values`. Equal seeds give
     equal intervals.
 
-    An interval never leaves the range of the values, so it is too narrow where there are few of them. At a level of
-    0.95, intervals of 2, 3, 5, 10 and 20 normal values hold the true mean in 50, 75, 84, 90 and 93 % of cases.
+    The percentile interval is stretched around the mean. Without that it never leaves the range of the values, and an
+    interval of 2, 3, 5 or 10 normal values holds the true mean in 50, 75, 84 or 90 % of cases. Stretched, each holds it
+    in 93 to 96 %. The factor is sqrt(n / (n - 1)), because resampled values spread too little, times the ratio of the
+    quantiles of Student's t and of the normal distribution, because the spread is estimated from n values.
 
     Args:
         values: at least two values.
         paired_with: if it is given, the interval of the mean of `values[i] - paired_with[i]` is computed.
 
     Returns:
-        The lower and the upper bound.
+        The lower and the upper bound. With few values they may lie beyond values that are possible, such as 1.
 
     Raises:
         ValueError: there are fewer than two values, or `paired_with` has another length.
@@ -46,11 +49,14 @@ def bootstrap_interval(
         (data,),
         np.mean,
         n_resamples=RESAMPLES,
-        confidence_level=0.95,
+        confidence_level=LEVEL,
         method="percentile",  # the corrected ones have no value where all values are equal
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    number, quantile = len(data), (1 + LEVEL) / 2
+    stretch = math.sqrt(number / (number - 1)) * t.ppf(quantile, number - 1) / norm.ppf(quantile)
+    mean = data.mean()
+    return float(mean + stretch * (interval.low - mean)), float(mean + stretch * (interval.high - mean))
 
 
 def independent_values(by_person: Sequence[Sequence[float]]) -> list[float]:

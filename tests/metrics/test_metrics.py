@@ -163,13 +163,15 @@ def test_the_ratio_of_class_distances_shows_a_change_better_with_more_pictures()
     assert few < 1.2 and many > 2
 
 
-@pytest.mark.parametrize(("number", "held"), [(2, 0.5), (3, 0.75), (5, 0.84), (10, 0.9)])
-def test_intervals_of_few_values_hold_the_true_mean_as_rarely_as_documented(number: int, held: float):
+@pytest.mark.parametrize("number", [2, 3, 5, 10])
+def test_intervals_of_few_values_hold_the_true_mean_as_often_as_they_say(number: int):
     values = np.random.default_rng(0).normal(size=(400, number))
     ends = [bootstrap_interval(each.tolist()) for each in values]
-    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(held, abs=0.05)
-    if number <= 3:  # all of them are equal in more than 2.5 % of the samples
-        assert np.allclose(ends, [(each.min(), each.max()) for each in values])
+    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.945, abs=0.025)
+
+
+def test_an_interval_of_equal_values_is_that_value():
+    assert bootstrap_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
 
 
 def test_a_paired_interval_sees_a_small_difference_through_a_large_shared_spread():
