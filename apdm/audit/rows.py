@@ -125,9 +125,17 @@ def _lower(costs: Sequence[Cost]) -> Cost:
 
 
 def protected_curve(rows: Sequence[AttackRow], model: str, encoder: str) -> list[tuple[float, float]]:
-    """`mean_curve` over the rows of one model and all protected people that did not fail; empty if all failed."""
-    sound = [row for row in rows if (row.model, row.role, row.status) == (model, "protected", "ok")]
-    return mean_curve(sound, encoder) if sound else []
+    """(step, mean likeness over the protected people) on one model, without rows that failed; empty if all failed.
+
+    Every person counts alike, also where seeds of a person are missing. The steps are those that all rows measured.
+    """
+    of_people: dict[str, list[AttackRow]] = {}
+    for row in rows:
+        if (row.model, row.role, row.status) == (model, "protected", "ok") and row.curve:
+            of_people.setdefault(row.subject, []).append(row)
+    curves = [dict(mean_curve(of_person, encoder)) for of_person in of_people.values()]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return [(step, fmean(curve[step] for curve in curves)) for step in steps]
 
 
 def cost_factors(rows: Sequence[AttackRow], encoders: Sequence[str], nominal_step: int) -> CostFactors:

@@ -146,7 +146,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
             config.audit, base, whole, device, attacks=audited.attacks
         )
     return rows | {
-        "work": lambda: resources.work(cost, passes),
+        "work": lambda: resources.work(cost, passes, device),
         "drawn": lambda: resources.pictures_drawn(drawn, partners),
         "disk": lambda: resources.harden_disk(config, inputs, drawn),
         "written": lambda: resources.written(config, partners=bool(inputs.drawn_partners)),
@@ -227,7 +227,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
                 rows = perturb_plan(config, job, family, processes=processes, device=device)
                 more: dict[str, Row] = {
                     "device memory": lambda: resources.photo_memory(job, family, cost, device),
-                    "work": lambda: resources.work(cost, passes),
+                    "work": lambda: resources.work(cost, passes, device),
                     "drawn": lambda: f"{count(drawn, 'class picture')} of the model" if drawn else None,
                     "disk": lambda: resources.photo_disk(config, job, drawn),
                 }
@@ -269,7 +269,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
                     "device memory": lambda: resources.audit_memory(
                         config, base, cost, device, attacks=work.attacks, models=len(plan.models), shared=False
                     ),
-                    "work": lambda: resources.work(cost, work.passes),
+                    "work": lambda: resources.work(cost, work.passes, device),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the base",
                 }
                 _show(rows, more, faults)
@@ -306,7 +306,7 @@ def attack_model(config: AttackConfig) -> AttackResult:
                             config.audit, model, cost, device, attacks=work.attacks, models=1, shared=False
                         )
                     ),
-                    "work": lambda: resources.work(cost, work.passes),
+                    "work": lambda: resources.work(cost, work.passes, device),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
                 }
                 _show(attack.attack_plan(config, plan, processes, device), more, faults)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -40,6 +42,7 @@ from apdm.jobs.photo_job import PhotoJob
 logger = get_logger(__name__)
 
 SPEED = 100e12  # operations per second, for which the plan says the time
+SIDE = 1024  # of the matrices that a CPU is timed with
 MAPS = 4  # copies of the attention maps in a step of the photos: two maps, their difference and a gradient
 ATTACKED_COPIES = 4  # the attacked copy, its gradient and AdamW's two moments
 STEP_PASSES = 3  # forward passes of a step on one picture: a backward pass counts as two
@@ -133,17 +136,34 @@ def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) 
     return _held(base, copies, text_copies, graph, device)
 
 
-def work(cost: Pass, parts: Mapping[str, float]) -> str:
-    """Say how many operations the parts of a run take, and how long at `SPEED`.
+def work(cost: Pass, parts: Mapping[str, float], device: torch.device | None = None) -> str:
+    """Say how many operations the parts of a run take, and how long at `SPEED`; on a CPU also how long there at least.
 
     Args:
         cost: one forward pass.
         parts: {part of the run: number of forward passes}.
+        device: where the run works; None if that is not known.
     """
     listed = [f"{_number(passes * cost.operations)} {name}" for name, passes in parts.items() if passes]
     if not listed:
         return "none that is counted"
-    return f"{', '.join(listed)}: {time_for(sum(parts.values()) * cost.operations)}"
+    operations = sum(parts.values()) * cost.operations
+    told = f"{', '.join(listed)}: {time_for(operations)}"
+    if device is None or is_accelerator(device):
+        return told
+    return f"{told}, {_time(operations / cpu_speed())} or more on this CPU"
+
+
+@cache
+def cpu_speed() -> float:
+    """Operations per second of a large float32 product on this CPU. Networks reach less."""
+    left, right = torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE)
+    seconds = []
+    for _ in range(3):  # the first one is slow
+        start = perf_counter()
+        left @ right
+        seconds.append(perf_counter() - start)
+    return 2 * SIDE**3 / min(seconds)
 
 
 def time_for(operations: float) -> str:
@@ -262,6 +282,8 @@ def _number(operations: float) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / (24 * 3600):.0f} days"
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} hours"
     if seconds >= 60:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from apdm.audit.results import AttackRow
+from apdm.audit.rows import protected_curve
 from apdm.metrics.utility import StrangersLikeness
 
 DRAWING_ORDER = ("base", "placebo", "hardened")
@@ -87,18 +88,18 @@ def plots(
 
 
 def mean_plots(encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_step: int) -> Iterator[Plot]:
-    """One plot for each encoder: the mean over all protected people and seeds whose attack did not fail."""
+    """One plot for each encoder: the mean over all protected people whose attack did not fail, and the range."""
     sound = [row for row in rows if row.role == "protected" and row.status == "ok" and row.curve]
     for encoder in encoders:
         curves, spreads = [], []
         for model in DRAWING_ORDER:
+            mean = protected_curve(sound, model, encoder.name)
+            if mean:
+                curves.append(Curve(model, True, mean))
             found = [_points(row, encoder.name) for row in sound if row.model == model]
-            if found:
-                common = sorted(set.intersection(*map(set, found)))
-                curves.append(Curve(model, True, [(step, fmean(one[step] for one in found)) for step in common]))
             if len(found) > 1:
-                highest = [(step, max(one[step] for one in found)) for step in common]
-                lowest = [(step, min(one[step] for one in found)) for step in common]
+                highest = [(step, max(one[step] for one in found)) for step, _ in mean]
+                lowest = [(step, min(one[step] for one in found)) for step, _ in mean]
                 spreads.append(Curve(model, False, highest + lowest[::-1]))
         if curves:
             yield plot(

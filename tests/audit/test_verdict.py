@@ -18,7 +18,7 @@ from made_up_results import (
 )
 
 from apdm.audit.results import AttackRow
-from apdm.audit.rows import comparison
+from apdm.audit.rows import comparison, protected_curve
 from apdm.audit.schema import from_json
 from apdm.audit.verdict import PERHAPS_SEEN
 from apdm.config import AuditConfig
@@ -258,6 +258,13 @@ def test_a_person_with_more_seeds_counts_no_more_than_another():
     entry = comparison(paired({"s01": [0.8, 0.8, 0.8], "s02": [0.4]}), ["enc"])["enc"]  # two seeds of s02 failed
     assert (entry.base, entry.hardened, entry.difference) == pytest.approx((0.6, 0.3, 0.3))
     assert entry.base_interval == pytest.approx(bootstrap_interval([0.8, 0.4])) and entry.pairs == 4
+
+
+def test_a_person_with_more_seeds_counts_no_more_than_another_in_the_curve_of_all():
+    rows = paired({"s01": [0.8, 0.8, 0.8], "s02": [0.4]})
+    assert dict(protected_curve(rows, "base", "enc"))[10] == pytest.approx(0.6)
+    assert dict(protected_curve(rows, "hardened", "enc"))[10] == pytest.approx(0.3)
+    assert protected_curve(rows, "placebo", "enc") == []
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,15 @@ def test_on_a_cpu_what_is_offloaded_counts_as_well(
     said = resources.harden_memory(config, base, cost, torch.device("cpu"), 1)
     assert f"; {amount(sum(counted.main.values()))} in main memory" in said
     assert said.endswith(f"; main memory has {amount(room)}") == short
+
+
+def test_the_time_on_a_cpu_is_told_by_how_fast_this_cpu_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "cpu_speed", lambda: 1e9)
+    cost = Pass(10**12, 1, 1, 1)
+    on_cpu = resources.work(cost, {"for hardening": 3600}, torch.device("cpu"))
+    assert on_cpu == "3.60 PFLOP for hardening: 36 seconds at 100 TFLOP/s, 42 days or more on this CPU"
+    assert resources.work(cost, {"for hardening": 3600}) == "3.60 PFLOP for hardening: 36 seconds at 100 TFLOP/s"
+
+
+def test_a_cpu_multiplies_at_a_plausible_speed() -> None:
+    assert 1e8 < resources.cpu_speed() < 1e14
