@@ -15,18 +15,16 @@ import argparse
 import copy
 import itertools
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from scipy import stats
 from torch import Tensor
 
 from apdm.config import HardenConfig, load_config
@@ -45,6 +43,7 @@ from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 from benchmarks.attacks import ENCODERS, Study, read
 from benchmarks.imma import Imma
+from benchmarks.leaderboard.entry import student_interval
 from tools.portraits.attacks import PROMPTS
 from tools.portraits.figures import draw
 
@@ -310,8 +309,8 @@ def _with_interval(values: list[float]) -> str:
     """The mean, and Student's 95 % interval of it where there are several values."""
     if len(values) < 2:
         return f"{values[0]:.2f}" if values else ""
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return f"{fmean(values):.2f} ({fmean(values) - half:.2f} to {fmean(values) + half:.2f})"
+    low, high = student_interval(values)
+    return f"{fmean(values):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _line(cells: list[str]) -> str:

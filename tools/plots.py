@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -298,6 +299,24 @@ def recipes() -> str:
     return dot_plot("Less likeness than on the base, mean of 1000 steps", rows, legend, ends=(-0.1, 0.4))
 
 
+def five_people() -> dict[tuple[str, str, str], dict[int, list[float]]]:
+    """{(attack, kind of prompt, model): {person: mean likeness by both encoders after 100, 200, ... steps}}.
+
+    The kind is "nominal", "described" (the whole description of the person), "bare" (the rare word alone), or the
+    prompt itself.
+    """
+    likeness: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(dict)
+    for row in read_rows("attacks-five-people.jsonl"):
+        kind: str = row.get("instance_prompt", "nominal")
+        kind = "bare" if kind == "t@t" else kind
+        if " with " in kind and not row.get("part"):
+            kind = "described"
+        points = [point for step, point in row["curve"].items() if step != "0"]
+        course = [fmean(point[encoder]["mean"] for encoder in ENCODERS) for point in points]
+        likeness[row["attack"], kind, row["model"]][row["person"]] = course
+    return likeness
+
+
 def attacks() -> str:
     """What each attack reaches on the base and on models that were hardened against the person, five people."""
     labels = {
@@ -310,18 +329,11 @@ def attacks() -> str:
         ("dreambooth:prior_loss_weight=0,max_train_steps=300", "nominal"): "no class pictures",
         ("dreambooth:max_train_steps=300", "bare"): 'prompt "t@t" alone',
     }
-    likeness: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for row in read_rows("attacks-five-people.jsonl"):
-        if row.get("part"):  # a part of the description, on two people only
-            continue
-        prompt = row.get("instance_prompt", "")
-        kind = "described" if " with " in prompt else "bare" if prompt == "t@t" else "nominal"
-        points = [point for step, point in row["curve"].items() if step != "0"]
-        mean = fmean(point[encoder]["mean"] for point in points for encoder in ENCODERS)
-        likeness[row["attack"], kind, row["model"]].append(mean)
+    likeness = five_people()
     rows = [
         Dots(
-            label, [(fmean(likeness[*key, "base"]), "base full"), (fmean(likeness[*key, "hardened"]), "hardened full")]
+            label,
+            [(fmean(chain(*likeness[*key, model].values())), f"{model} full") for model in ("base", "hardened")],
         )
         for key, label in labels.items()
     ]

@@ -197,10 +197,7 @@ class Figures:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Student's 95 % interval of `less` over people; None for fewer than two."""
-        if len(self.less) < 2:
-            return None
-        half = float(stats.t.ppf(0.975, len(self.less) - 1)) * stdev(self.less) / math.sqrt(len(self.less))
-        return fmean(self.less) - half, fmean(self.less) + half
+        return student_interval(self.less) if len(self.less) > 1 else None
 
 
 def figures(entry: Entry, base: Entry, attack: str) -> Figures | None:
@@ -255,6 +252,12 @@ def _mean_course(attacks: Sequence[Attack]) -> Attack:
     common = [step for step in attacks[0].likeness if all(step in one.likeness for one in attacks)]
     course = {step: fmean(one.likeness[step] for one in attacks) for step in common}
     return Attack(**{**asdict(attacks[0]), "likeness": course})
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of at least two values."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
 
 
 def _made(cls: Any, raw: Any, where: str) -> Any:
