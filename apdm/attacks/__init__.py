@@ -40,6 +40,8 @@ class Material:
         consenting: latents of photos of people who have nothing to do with the subject.
         adapter: an attack without training that somebody else trained, such as `FaceIDAdapter`.
         edits: what is asked of each photo, for attacks that edit photos; None asks for the audit's prompts.
+        captions: {column: a caption of each photo}, for attacks with `caption_column`. They describe people, so they
+            never enter logs and results.
     """
 
     instance: Posterior
@@ -49,6 +51,7 @@ class Material:
     consenting: Posterior | None = None
     adapter: ZeroShot | None = None
     edits: Sequence[Edit] | None = None
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class AttackResult(NamedTuple):

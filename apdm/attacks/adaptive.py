@@ -78,7 +78,7 @@ class Adaptive(DreamBooth):
         """
         reference: Any = getattr(attacked, "reference", None)
         instance_prompts, _ = prompt_embeds.chunk(2)
-        (_, pictures), (_, timesteps), (_, target) = (part.chunk(2) for part in batch)
+        (_, pictures), (_, timesteps), (_, target), _ = (part.chunk(2) for part in batch)
         prediction = attacked.model.predict(
             attacked.denoiser,
             torch.cat([batch.noisy, pictures]),

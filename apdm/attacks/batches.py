@@ -21,11 +21,13 @@ class Batch(NamedTuple):
         noisy: noisy latents `[B, C, h, w]`.
         timesteps: `[B]`.
         target: what the denoiser should predict, `[B, C, h, w]`.
+        numbers: the number of each picture among the photos, or among the class pictures, `[B]`, on the CPU.
     """
 
     noisy: Tensor
     timesteps: Tensor
     target: Tensor
+    numbers: Tensor
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ def probe_loss(model: Family, images: Posterior, prompt: str, *, draws: int = 64
         draws: number of latents, each with its own noise and timestep, that the mean is taken over.
     """
     generator = torch.Generator().manual_seed(0)
-    batch = noisy_batch(model, images[torch.arange(draws) % len(images)], model.draw_timesteps, generator)
+    batch = noisy_batch(model, images, torch.arange(draws) % len(images), model.draw_timesteps, generator)
     prompt_embeds = model.encode_prompts([prompt]).float().expand(draws, -1, -1)
     prediction = model.predict(model.denoiser, batch.noisy, batch.timesteps, prompt_embeds)
     return denoising_loss(squared_error(prediction, batch.target)).item()
@@ -54,13 +56,16 @@ def stream(model: Family, images: Posterior, batch_size: int, draw: DrawTimestep
         while len(order) < batch_size:
             order += torch.randperm(len(images), generator=generator).tolist()
         index, order = order[:batch_size], order[batch_size:]
-        yield noisy_batch(model, images[torch.tensor(index)], draw, generator)
+        yield noisy_batch(model, images, torch.tensor(index), draw, generator)
 
 
-def noisy_batch(model: Family, images: Posterior, draw: DrawTimesteps, generator: torch.Generator) -> Batch:
-    """Draw a latent, noise and a timestep for each of `images`. The CPU generator makes them equal on every device."""
-    shape, device = images.mean.shape, images.mean.device
-    latents = images.sample(noise=torch.randn(shape, generator=generator))
+def noisy_batch(
+    model: Family, images: Posterior, index: Tensor, draw: DrawTimesteps, generator: torch.Generator
+) -> Batch:
+    """Draw a latent, noise and a timestep for each image of `index`. The CPU generator makes them equal everywhere."""
+    chosen = images[index]
+    shape, device = chosen.mean.shape, chosen.mean.device
+    latents = chosen.sample(noise=torch.randn(shape, generator=generator))
     noise = send(torch.randn(shape, generator=generator), device)
-    timesteps = send(draw(len(images), generator), device)
-    return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps))
+    timesteps = send(draw(len(chosen), generator), device)
+    return Batch(model.add_noise(latents, noise, timesteps), timesteps, model.target(latents, noise, timesteps), index)

@@ -19,11 +19,11 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
+from apdm.attacks.batch_prompts import BatchPrompts
 from apdm.attacks.batches import Batch, stream
 from apdm.attacks.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
-from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.recompute import enable_gradient_checkpointing
@@ -33,7 +33,6 @@ from apdm.families.prompts import check_length
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 READ_EVERY = 20  # steps between two looks at the losses
-CAPTIONS = 1  # number of the stream of random numbers that drops captions
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,9 @@ class FineTuning(ABC):
         logit_mean, logit_std: of "logit_normal" timesteps. A higher mean gives more noise.
         min_timestep, max_timestep: only timesteps between these shares of all training timesteps are drawn.
         caption_dropout: share of the pictures that are trained under the empty prompt.
+        caption_column: each photo is trained under its caption of this column in place of the instance prompt; see
+            `Material.captions`. Captions are written with the audit's word for the subject. None: no captions.
+        draw_captions: whether an attack with captions also draws them, in turn, in place of the audit's prompts.
         renamed: (what the audit calls the subject, what this attacker calls it), for example ("sks", "t@t").
             None if both use the same words.
         gradient_checkpointing: recompute activations in the backward pass, which takes far less memory and one more
@@ -131,6 +133,8 @@ class FineTuning(ABC):
     min_timestep: float = option(0.0, at_least=0, below=1)
     max_timestep: float = option(1.0, above=0, at_most=1)
     caption_dropout: float = option(0.0, at_least=0, at_most=1)
+    caption_column: str | None = None
+    draw_captions: bool = True
     renamed: tuple[str, str] | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -149,6 +153,8 @@ class FineTuning(ABC):
             raise UserError(
                 "logit_mean and logit_std are of timestep_sampling=logit_normal; give it too, or leave them out"
             )
+        if self.caption_column is None and not self.draw_captions:
+            raise UserError("draw_captions=false is of attacks with captions; give caption_column too, or leave it out")
         if self.min_timestep >= self.max_timestep:
             raise UserError(
                 f"min_timestep is {self.min_timestep:g} and max_timestep is {self.max_timestep:g}; "
@@ -240,7 +246,7 @@ class FineTuning(ABC):
             attacked = replace(attacked, replayed=replayed)
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
-        prompts = self._prompts(attacked, prior)
+        prompts = BatchPrompts(self, attacked, material)
         optimizer = self._optimizer(attacked)
         losses: list[Tensor] = []
         known: list[float] = []
@@ -268,11 +274,12 @@ class FineTuning(ABC):
         attacked.finish()
         return known
 
-    def _differentiate(self, attacked: AttackedModel, batches: Iterator[Batch], prompts: Iterator[Tensor]) -> Tensor:
+    def _differentiate(self, attacked: AttackedModel, batches: Iterator[Batch], prompts: BatchPrompts) -> Tensor:
         """Add the gradients of one step to the parameters. Return the mean loss of its batches."""
         total = torch.zeros((), device=attacked.parameters[0].device)
         for _ in range(self.gradient_accumulation_steps):
-            loss = self.loss(attacked, next(batches), next(prompts)) / self.gradient_accumulation_steps
+            batch = next(batches)
+            loss = self.loss(attacked, batch, prompts(batch)) / self.gradient_accumulation_steps
             loss.backward()
             total += loss.detach()
         return total
@@ -320,23 +327,6 @@ class FineTuning(ABC):
         streams = [stream(model, i, self.train_batch_size, draw, s) for i, s in zip(images, seeds, strict=False)]
         while True:
             yield Batch(*(torch.cat(parts) for parts in zip(*map(next, streams), strict=True)))
-
-    def _prompts(self, attacked: AttackedModel, prior: Posterior | None) -> Iterator[Tensor]:
-        """Yield the prompts of a batch, `[B, L, D]`, once per batch. They are encoded once unless text is trained."""
-        prompts = [self.instance_prompt] if prior is None else [self.instance_prompt, self.class_prompt]
-        rows = torch.arange(len(prompts)).repeat_interleave(self.train_batch_size)
-        (seed,) = np.random.SeedSequence((self.seed, CAPTIONS)).generate_state(1).tolist()
-        generator = torch.Generator().manual_seed(seed)
-        embeds: Tensor | None = None
-        while True:
-            if embeds is None or attacked.trains_text:
-                with torch.set_grad_enabled(attacked.trains_text):
-                    embeds = attacked.model.encode_prompts([*prompts, *[""] * bool(self.caption_dropout)]).float()
-                    whole = embeds[: len(prompts)].repeat_interleave(self.train_batch_size, dim=0)
-            if self.caption_dropout:
-                dropped = torch.rand(len(rows), generator=generator) < self.caption_dropout
-                whole = embeds[send(rows.where(~dropped, len(prompts)), embeds.device)]
-            yield whole
 
     def _optimizer(self, attacked: AttackedModel) -> Optimizers:
         factors = attacked.rate_factors or [1.0] * len(attacked.parameters)

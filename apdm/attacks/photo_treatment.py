@@ -59,6 +59,7 @@ class PhotoTreatment(Staged):
                 f"num_photos is {count}, but there are {len(material.instance)} photos; give the attack more photos"
             )
         photos = None if material.photos is None else material.photos[:count]
+        material = replace(material, captions={name: each[:count] for name, each in material.captions.items()})
         if self.purifier is None:
             return model, replace(material, instance=material.instance[torch.arange(count)], photos=photos)
         if photos is None:

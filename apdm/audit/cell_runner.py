@@ -104,6 +104,7 @@ class CellRunner:
                         consenting=consenting,
                         adapter=self.plan.adapter,
                         edits=self.plan.edits.get(cell.person.id),
+                        captions=cell.person.captions,
                     ),
                     eval_steps=cell.eval_steps,
                     evaluate=evaluate,
@@ -168,7 +169,7 @@ class CellRunner:
         Before the attack changes the model, the pictures do not depend on the person, so they are drawn only once.
         """
         drawing = self.drawing
-        prompts = [cell.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
+        prompts = cell.prompts(drawing)
         known = (cell.model, cell.seed, tuple(prompts))
         trained = not isinstance(cell.attack, Untrained)  # others draw from the person's photos from the first
         untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])

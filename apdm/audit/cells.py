@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
 from apdm.attacks import Attack
+from apdm.attacks.captions import drawn_captions
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person
+from apdm.audit.plan import Drawing
 from apdm.audit.results import AttackRow, CurvePoint, Role
 from apdm.audit.suites import Entry
 from apdm.core.pictures import at_most
@@ -52,6 +55,12 @@ class Cell:
     def title(self) -> str:
         """The cell in words, for the progress bar."""
         return f"{self.entry.spec} {self.model}/{self.person.id}/seed {self.seed}"
+
+    def prompts(self, drawing: Drawing) -> list[str]:
+        """The prompt of each picture that the attacked model draws. Captions among them describe a person."""
+        if captions := drawn_captions(self.attack, self.person.captions):
+            return list(islice(cycle(captions), len(drawing.prompts) * drawing.num_images))
+        return [self.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
 
     def row(self, measured: CellMeasurements, *, seconds: float, error: str | None) -> AttackRow:
         """The cell's row of the results.

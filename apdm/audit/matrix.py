@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from apdm.attacks.captions import caption_column
 from apdm.audit.cell_runner import CellRunner
 from apdm.audit.cells import Cell
 from apdm.audit.people import Person
@@ -150,6 +151,8 @@ def make_cell(
         facts["adapter"] = plan.adapter_hash
     if isinstance(attack, Untrained) and (edits := plan.edits.get(person.id)):
         facts["edits"] = [[edit.prompt, edit.source] for edit in edits]
+    if (column := caption_column(attack)) is not None:
+        facts["captions"] = list(person.captions[column])
     return Cell(
         entry=entry,
         attack=attack,

@@ -16,7 +16,8 @@ hold-out photos either, the last third of each person's photos is held out from 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from apdm.audit.common_results import HeldOutFrom, PhotoCounts
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError, each
+from apdm.data.photo_captions import caption_files
 from apdm.data.photo_sets import Chosen, Letter, has_sets
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import ONLY_SUBJECT, Subject, find_subjects, list_all_images, list_images, load_images
@@ -43,11 +45,14 @@ class Person:
         photos: photos that the attacker trains on, [N, 3, R, R] in [-1, 1].
         references: hold-out photos that define likeness, [M, 3, R, R] in [-1, 1]. They should differ from `photos`,
             because a photo in both sets would make likeness look higher than it is.
+        captions: {column: the caption of each of `photos`} of the columns that attacks train on. They are as sensitive
+            as the photos.
     """
 
     id: str
     photos: Tensor
     references: Tensor
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,21 @@ class AuditSubjects:
     def mean_photos(self) -> float:
         """How many photos the attacker has of a protected person, on average."""
         return fmean(len(person.photos) for person in self.protected)
+
+    def files(self, *roles: Role) -> dict[str, list[Path]]:
+        """{person: files of the photos} of all people in these roles."""
+        found: dict[str, list[Path]] = {}
+        for group in self.sets:
+            if group.role in roles:
+                files = iter(group.files)
+                found |= {one: list(islice(files, len(of))) for one, of in zip(group.ids, group.images, strict=True)}
+        return found
+
+    @property
+    def caption_files(self) -> list[str]:
+        """What the names of the files end with from which captions were read."""
+        columns = {column for person in [*self.protected, *self.others] for column in person.captions}
+        return sorted({name for column in columns for name in caption_files(column)})
 
     @property
     def counts(self) -> PhotoCounts:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from apdm.attacks import Attack
+from apdm.attacks.captions import caption_column
 from apdm.attacks.editing import Editing
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
@@ -63,6 +64,8 @@ class PhotoAttackSpecs:
             attack = factory.make(spec, seed=0)
             if set(attack.needs) - {"base"}:
                 raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
+            if caption_column(attack) is not None:
+                raise UserError(f'"{spec}" trains on captions, which are read for attacks on models only; leave it out')
             if needs_consenting(attack):
                 raise UserError(f'"{spec}" trains on other people first; leave it out of photo_attacks')
             return attack

@@ -23,7 +23,7 @@ from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
 from apdm.attacks.staged import Staged
 from apdm.audit.fits import misfit
-from apdm.audit.people import AuditSubjects
+from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.results import LeftOut
 from apdm.audit.untrained import Untrained
 from apdm.config import AuditOptions
@@ -223,8 +223,13 @@ def available_entries(
 
 def check_photos(entry: Entry, attack: Attack, subjects: AuditSubjects) -> None:
     """Raise UserError if a person on whom an attack runs has fewer photos than it takes."""
-    people = [*subjects.protected[: entry.people], *(subjects.others if entry.others else [])]
-    check_enough_photos(attack, entry.spec, {person.id: len(person.photos) for person in people})
+    counts = {person.id: len(person.photos) for person in attacked_people(entry, subjects)}
+    check_enough_photos(attack, entry.spec, counts)
+
+
+def attacked_people(entry: Entry, subjects: AuditSubjects) -> list[Person]:
+    """The people on whom an attack runs."""
+    return [*subjects.protected[: entry.people], *(subjects.others if entry.others else [])]
 
 
 def _unfit(entry: Entry, attack: Attack, base: Family | None, subjects: AuditSubjects | None) -> str | None:

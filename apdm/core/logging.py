@@ -36,6 +36,17 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+@contextmanager
+def muted(name: str) -> Iterator[None]:
+    """Drop the messages of a library's logger while the block runs, because they may quote what must not be logged."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 _kept_apart: set[int] = set()  # the threads whose messages are kept and not shown
 
 

@@ -9,17 +9,15 @@ They lie beside the photos. Two layouts are understood, below a folder or in the
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from apdm.core.errors import UserError
+from apdm.data.tables import TABLES, read_rows, read_text
 
-PROMPT, TABLES = "prompt.txt", ("metadata.jsonl", "metadata.csv")
+PROMPT = "prompt.txt"
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def write_edits(folder: Path, names: Sequence[str], edits: Sequence[Edit]) -> No
 
 
 def _whole(file: Path) -> Edit:
-    text = " ".join(_text(file).split())
+    text = " ".join(read_text(file).split())
     if not text:
         raise UserError(f"{file} is empty; write the prompt of the photos beside it")
     return Edit(text)
@@ -144,7 +142,7 @@ def _tables(folder: Path, prefix: str) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
     for name in TABLES:
         if (file := folder / name).is_file():
-            for number, cells in enumerate(_rows(file), 1):
+            for number, cells in enumerate(read_rows(file), 1):
                 texts = [cells.get("file_name"), cells.get("prompt"), cells.get("source_prompt") or ""]
                 photo, prompt, source = (str(text).strip() for text in texts)
                 if not all(isinstance(text, str) for text in texts) or not photo or not prompt:
@@ -156,33 +154,3 @@ def _tables(folder: Path, prefix: str) -> dict[str, _Row]:
                 if rows.setdefault(place, row).edit != row.edit:
                     raise UserError(f"{row.where}: {photo} has another prompt already; leave one of them out")
     return rows
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    text = _text(file)
-    if file.suffix == ".csv":
-        try:
-            table = list(csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error as error:
-            raise UserError(f"{file} is no CSV that can be read: {error}; mend it, or write {TABLES[0]}") from None
-        if long := next((number for number, row in enumerate(table, 1) if None in row), None):
-            raise UserError(f"{file}, row {long}: it has more cells than columns; put prompts with commas in quotes")
-        return table
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: it is no JSON object; write one object in each line")
-            rows.append(row)
-    return rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")  # Excel writes the mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as text: {error}; save it as UTF-8") from None

@@ -15,7 +15,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -233,9 +233,12 @@ def subject_id(folder: Path) -> str:
     return found
 
 
-def passed_over(folders: Sequence[Path]) -> str | None:
-    """Say which files in and below folders are no photos, counted by their suffix; None if there are none."""
-    others = [path for listing in _listings(folders) for path in listing.others]
+def passed_over(folders: Sequence[Path], read: Collection[str] = ()) -> str | None:
+    """Say which files in and below folders are no photos, counted by their suffix; None if there are none.
+
+    Files whose names end with one of `read` are left out, because something else reads them.
+    """
+    others = [path for listing in _listings(folders) for path in listing.others if not path.name.endswith(tuple(read))]
     kinds = Counter(map(_kind, others))
     examples = {_kind(path): name_of(path) for path in reversed(others)}
     return ", ".join(f"{number} {kind} (such as {examples[kind]})" for kind, number in sorted(kinds.items())) or None

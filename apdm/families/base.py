@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from apdm.core.errors import UserError
+from apdm.core.logging import muted
 from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.fit import check_fit
 from apdm.families.lora_layers import LoraTarget, layer_names
@@ -252,6 +253,11 @@ class Family(Sampler, Saver):
         A prompt that is too long for a text encoder is cut, as the pipeline does.
         """
 
+    def _quietly_encoded(self, *args: Any, **options: Any) -> Any:
+        """What the pipeline's `encode_prompt` returns. It logs what it cuts off, and captions must not be logged."""
+        with muted(self.pipeline.encode_prompt.__module__):
+            return self.pipeline.encode_prompt(*args, **options)
+
     @property
     def token_limits(self) -> dict[str, int]:
         """How many tokens of a prompt each tokenizer passes on, under the pipeline's name for the tokenizer."""
@@ -270,7 +276,9 @@ class Family(Sampler, Saver):
             cut: leave out the tokens of a long prompt that the text encoder does not get.
         """
         return {
-            name: getattr(self.pipeline, name)(prompt, truncation=cut, max_length=limit if cut else None).input_ids
+            name: getattr(self.pipeline, name)(
+                prompt, truncation=cut, max_length=limit if cut else None, verbose=False
+            ).input_ids
             for name, limit in self.token_limits.items()
         }
 

@@ -73,7 +73,7 @@ class Flux(FlowMatching):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""
-        embeds, pooled, _ = self.pipeline.encode_prompt(list(prompts), None)
+        embeds, pooled, _ = self._quietly_encoded(list(prompts), None)
         return append_pooled(embeds, pooled)
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:

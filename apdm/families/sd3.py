@@ -73,7 +73,7 @@ class StableDiffusion3(FlowMatching):
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vectors in the last rows; prompts that are too long are cut."""
         texts = [list(prompts)] * 3
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(*texts, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self._quietly_encoded(*texts, do_classifier_free_guidance=False)
         return append_pooled(embeds, pooled)
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self._quietly_encoded(list(prompts), do_classifier_free_guidance=False)
         return append_pooled(embeds, pooled)
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:

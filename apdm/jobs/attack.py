@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot
 from apdm.attacks.staged import Staged
+from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
 from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
@@ -54,7 +54,7 @@ from apdm.jobs.audit_steps import (
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
 from apdm.jobs.plan import Rows, audited_face_rows, show_plan
-from apdm.jobs.plan_texts import device_text, held_out_text, model_text, people_text
+from apdm.jobs.plan_texts import captions_text, device_text, held_out_text, model_text, people_text
 from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AttackResult
 from apdm.jobs.tracked import start_tracker, track_attack
@@ -153,6 +153,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         files={MODEL: model_file(config.base, models[MODEL])},
         command=command,
     )
+    warn_about_long_captions(plan)
     return replace(
         plan,
         adapter=adapter,
@@ -172,12 +173,7 @@ def _edits(config: AttackConfig, subjects: AuditSubjects) -> dict[str, list[Edit
         return {}
     if not any(spec != FACEID and is_zero_shot(spec) for spec in config.attack):
         raise UserError("edit_prompts goes with attacks that edit photos, such as diffedit or masactrl; name one")
-    photos: dict[str, list[Path]] = {}
-    for group in subjects.sets:
-        if group.role is Role.PROTECTED:
-            files = iter(group.files)
-            photos |= {one: list(islice(files, len(of))) for one, of in zip(group.ids, group.images, strict=True)}
-    return read_edits(config.edit_prompts, photos)
+    return read_edits(config.edit_prompts, subjects.files(Role.PROTECTED))
 
 
 def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
@@ -240,6 +236,7 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker "
         f"{'trains on' if trains(config) else 'has'}; "
         f"{held_out_text(counts)}",
+        "captions": captions_text(plan.subjects),
         **audited_face_rows(plan.subjects.sets, plan.judges),
         "asked": quoted(config.prompts),
         "attacks": ", ".join(

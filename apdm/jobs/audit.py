@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 
+from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
@@ -154,6 +155,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         search=search,
         guidance=config.known_before,
     )
+    warn_about_long_captions(plan)
     photos = None
     if inputs.photo_attacks is not None and config.protected_photos is not None:
         originals = originals_of(config.photos, subjects)

@@ -10,6 +10,7 @@ import torch
 
 from apdm.attacks.registry import settings
 from apdm.attacks.staged import needs_consenting
+from apdm.audit.captions import with_captions
 from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import to_unit
@@ -91,8 +92,9 @@ def load_inputs(
             holdout_set=options.holdout_set,
         )
 
-    def check_people(subjects: AuditSubjects) -> None:
-        for entry in available_entries(entries, models, factory, subjects=subjects)[0]:
+    def checked_people(subjects: AuditSubjects) -> AuditSubjects:
+        available = available_entries(entries, models, factory, subjects=subjects)[0]
+        for entry in available:
             attack = factory.make(entry.spec, seed=0)
             check_photos(entry, attack, subjects)
             if subjects.consenting is None and needs_consenting(attack):
@@ -100,13 +102,14 @@ def load_inputs(
                     f"the attack {entry.spec} trains on other people first: put photos of people who consent into "
                     f"{CONSENTING}/<id>/ in the folder of subjects, or leave the attack out"
                 )
+        return with_captions(subjects, available, factory)
 
     with Faults() as faults:
         faults.of(check_attacks)
         specs = faults.of(load_photo_attacks) if with_photos else None
         subjects = faults.of(load_people)
         if subjects is not None and not faults.found:
-            faults.of(lambda: check_people(subjects))
+            subjects = faults.of(lambda: checked_people(subjects))
         judges = faults.of(lambda: load_judges(config, faces))
     try_networks(subjects, judges, specs, config.subject_kind)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)

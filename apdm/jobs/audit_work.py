@@ -75,7 +75,7 @@ def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:
         points += len(cell.eval_steps)
         if 0 in cell.eval_steps and not isinstance(cell.attack, Staged | Untrained):
             points -= 1
-            shared.add((cell.model, cell.seed, *map(cell.attack.prompt, drawing.prompts)))
+            shared.add((cell.model, cell.seed, *cell.prompts(drawing)))
     return (points + len(shared)) * len(drawing.prompts) * drawing.num_images
 
 

@@ -6,7 +6,7 @@ in a plan, add a row to the function of that job; a row without a value is left 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from apdm.export.layout import CONFIG, IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family
 from apdm.jobs.plan_texts import (
+    captions_text,
     device_text,
     held_out_text,
     model_text,
@@ -265,9 +266,10 @@ def audit_plan(
             str(config.subjects), config if photos is not None and config.photos is None else None, config
         ),
         "others": people_text([person.id for person in plan.subjects.others]),
+        "captions": captions_text(plan.subjects),
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         **audited_face_rows(plan.subjects.sets, plan.judges),
-        **photo_notes(config.subjects, config.photos, *config.photo_folders.values()),
+        **photo_notes(config.subjects, config.photos, *config.photo_folders.values(), read=plan.subjects.caption_files),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
@@ -366,7 +368,10 @@ def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path]
     }
 
 
-def photo_notes(*folders: str | None) -> Rows:
-    """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first."""
+def photo_notes(*folders: str | None, read: Collection[str] = ()) -> Rows:
+    """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first.
+
+    `read` are names and suffixes of files that are read, although they are no photos.
+    """
     places = [Path(folder) for folder in folders if folder is not None]
-    return {"passed over": passed_over(places), "first frame": name_some(moving(places)) or None}
+    return {"passed over": passed_over(places, read), "first frame": name_some(moving(places)) or None}

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from apdm.attacks.adaptive import Adaptive
+from apdm.attacks.batch_prompts import BatchPrompts
 from apdm.attacks.batches import Batch
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
@@ -112,7 +114,7 @@ def first_batch(attack: FineTuning, family: Family) -> tuple[AttackedModel, Batc
     given = material(family)
     attacked = attack.begin(family, given)
     batch = next(attack._batches(family, given.instance, given.class_images))
-    return attacked, batch, next(attack._prompts(attacked, given.class_images))
+    return attacked, batch, BatchPrompts(attack, attacked, given)(batch)
 
 
 def test_the_adaptive_attack_weighs_its_own_part_of_the_loss(family: Family):
@@ -226,8 +228,8 @@ def test_a_step_has_the_mean_gradient_of_its_batches(family: Family):
     given = material(family)
     attacked = attack.begin(family, given)
     batches = attack._batches(family, given.instance, given.class_images)
-    prompts = attack._prompts(attacked, given.class_images)
-    losses = [attack.loss(attacked, next(batches), next(prompts)) for _ in range(3)]
+    prompts = BatchPrompts(attack, attacked, given)
+    losses = [attack.loss(attacked, batch, prompts(batch)) for batch in islice(batches, 3)]
     torch.stack(losses).mean().backward()
     model, found = attack.run(family, given)
     assert found == [pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)]

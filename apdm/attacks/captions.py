@@ -1,0 +1,37 @@
+"""Which captions an attack trains on, and what it draws with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from apdm.attacks import Attack
+from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.photo_treatment import PhotoTreatment
+from apdm.attacks.staged import Staged
+
+
+def caption_column(attack: Attack) -> str | None:
+    """The column of the captions that an attack trains on, perhaps in its last stage; None if it has none."""
+    last = attack.innermost if isinstance(attack, Staged) else attack
+    return last.caption_column if isinstance(last, FineTuning) else None
+
+
+def drawn_captions(attack: Attack, captions: Mapping[str, Sequence[str]]) -> list[str]:
+    """The captions that an attack draws in turn, as the attacker writes them.
+
+    An attacker draws what was learnt. On the miniature world the captions give far more likeness than the instance
+    prompt, which then stands under no photo.
+
+    Args:
+        captions: {column: a caption of each photo that the person has}.
+
+    Returns:
+        The captions of the photos that the attack trains on; empty if it draws the prompts that it is asked for.
+    """
+    column, stage = caption_column(attack), attack
+    own = [] if column is None else captions[column]
+    while isinstance(stage, Staged):
+        if isinstance(stage, PhotoTreatment):
+            own = own[: stage.num_photos]
+        stage = stage.attack
+    return [attack.prompt(one) for one in own] if getattr(stage, "draw_captions", False) else []
