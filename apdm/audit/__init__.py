@@ -4,6 +4,7 @@ A cell is one attack on one model with the photos of one person and one seed. Ea
 
 plan            everything that determines an audit: models, people, attacks, judges (`AuditPlan`)
 people          the people who are attacked, and their photos
+captions        the captions that some attacks train on, read before any work
 models          loads the models and checks that they can be compared
 fits            whether an attack can run on a model, asked before any work
 suites          named lists of attacks: on whom each attack runs, and whether the verdict requires it
