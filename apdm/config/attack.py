@@ -45,8 +45,8 @@ class AttackConfig:
     attack: list[str] = option(
         ["dreambooth"],
         'The attacks, each with its options: "lora:rank=32". Those without training, such as "img2img" and "faceid", '
-        'are among them. "lora:caption_column=text" trains each photo under its own caption, from a metadata.jsonl beside '
-        'the photos. The page "Attacks" of the documents lists all.',
+        'are among them. "lora:caption_column=text" trains each photo under its own caption, from a metadata.jsonl '
+        'beside the photos. The page "Attacks" of the documents lists all.',
         holds="spec",
         common="attacks",
     )

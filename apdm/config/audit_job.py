@@ -102,7 +102,8 @@ class AuditJobConfig(AuditOptions):
     attacks: list[str] = option(
         [],
         'Attacks to run in place of the suite, such as "lora:rank=32". The verdict then requires all of them. With '
-        '"lora:caption_column=text" each photo is trained under its own caption, from a metadata.jsonl beside the photos.',
+        '"lora:caption_column=text" each photo is trained under its own caption, from a metadata.jsonl beside the '
+        "photos.",
         holds="spec",
         common="attacks",
     )
