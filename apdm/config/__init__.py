@@ -6,6 +6,7 @@ from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
 from apdm.config.audit import AuditConfig, AuditOptions
 from apdm.config.audit_job import AuditJobConfig
 from apdm.config.compare import CompareConfig
+from apdm.config.continuation import config_hash
 from apdm.config.demo import DemoConfig
 from apdm.config.env import EnvConfig
 from apdm.config.filling import load_config, make_config
@@ -19,7 +20,7 @@ from apdm.config.push import PushConfig
 from apdm.config.report import ReportConfig
 from apdm.config.reproduce import ReproduceConfig
 from apdm.config.verify import VerifyConfig
-from apdm.config.yaml_text import config_hash, to_yaml
+from apdm.config.yaml_text import to_yaml
 
 AuditingConfig = HardenConfig | AuditJobConfig | AttackConfig  # jobs that attack models; `.audit` says how
 

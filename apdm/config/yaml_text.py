@@ -1,9 +1,8 @@
-"""Reading and writing of YAML: the meaning of a scalar, and a configuration as text and as a hash."""
+"""Reading and writing of YAML: the meaning of a scalar, and a configuration as text."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import re
 from pathlib import Path
@@ -107,11 +106,6 @@ def yaml_value(value: Any) -> str:
     """Return one value as YAML on one line, which `read_yaml` reads back to an equal value."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def config_hash(config: Any) -> str:
-    """Return the SHA-256, in hex, of the configuration as YAML."""
-    return hashlib.sha256(to_yaml(config).encode()).hexdigest()
 
 
 def _without_empty_groups(tree: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from apdm.core.errors import UserError
 from apdm.core.lock import locked
 
 MARKER = ".apdm"  # the name of a file that marks an output folder of this program
+CHECKPOINT = r"checkpoint-\d+"  # names of a checkpoint's folder, such as "checkpoint-000100"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -194,7 +195,12 @@ def check_output_dir(path: str | Path, *, overwrite: bool) -> None:
     if content and MARKER not in content:
         raise UserError(f"{path} holds files that are not from this program: choose a new output_dir")
     if content - {MARKER} and not overwrite:
-        raise UserError(f"{path} already holds a result: choose another or add --overwrite_output_dir true")
+        begun = any(re.fullmatch(CHECKPOINT, name) for name in content)
+        go_on = "go on from its last checkpoint with --resume_from_checkpoint latest, " * begun
+        lost = ", which deletes its checkpoints" * begun
+        raise UserError(
+            f"{path} already holds a result: {go_on}choose another or add --overwrite_output_dir true{lost}"
+        )
 
 
 def _check_can_be_made(target: Path) -> None:

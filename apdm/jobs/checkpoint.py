@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apdm.config.continuation import CONTINUATION_OPTIONS
 from apdm.config.options import options_by_path
-from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError
-from apdm.core.files import delete, list_files, sha256_file, write_beside
+from apdm.core.files import CHECKPOINT, delete, list_files, sha256_file, write_beside
 from apdm.core.logging import get_logger
 from apdm.core.signals import command_advice
 
@@ -36,10 +36,8 @@ LATEST = "latest"
 
 # Options that may differ when a run is resumed, because they change nothing that is trained.
 IGNORED_OPTIONS = (
-    *("overwrite_output_dir", "resume_from_checkpoint", "preset", "checkpointing_steps", "checkpoints_total_limit"),
-    *("dry_run", "gradient_checkpointing", "cuda_graphs", "fail_if_unprotected"),
-    *("push_to_hub", "hub_model_id", "hub_public", "hub_overwrite"),
-    *TRACKER_OPTIONS,
+    *CONTINUATION_OPTIONS,
+    *("preset", "checkpointing_steps", "checkpoints_total_limit", "dry_run", "gradient_checkpointing", "cuda_graphs"),
 )
 # Options that may differ too, but the user is told. They change how the run continues, how numbers are rounded, or what
 # is done with the result. Folders of models and photos are listed here because `check` compares their content.
@@ -244,7 +242,7 @@ def smallest_size(parameters: int, *, average: bool) -> int:
 
 def is_checkpoint(name: str) -> bool:
     """Whether `name` is the name of a checkpoint's folder, such as "checkpoint-000100"."""
-    return re.fullmatch(r"checkpoint-\d+", name) is not None
+    return re.fullmatch(CHECKPOINT, name) is not None
 
 
 def discard(output: Path) -> None:

@@ -17,6 +17,7 @@ from apdm.attacks.registry import make_purifier
 from apdm.audit.class_pictures import require_face
 from apdm.audit.plan import to_unit
 from apdm.config import HardenConfig, to_yaml
+from apdm.config.continuation import CONTINUATION_OPTIONS
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
@@ -42,10 +43,7 @@ from apdm.protection.subject_data import SubjectData
 logger = get_logger(__name__)
 
 # If only these options differ, a command continues the run that an earlier command began.
-CONTINUATION_OPTIONS = (
-    *("resume_from_checkpoint", "overwrite_output_dir", "max_train_steps", "fail_if_unprotected"),
-    *("push_to_hub", "hub_model_id", "hub_public", "hub_overwrite"),
-)
+SAME_RUN_OPTIONS = (*CONTINUATION_OPTIONS, "max_train_steps")
 
 
 class AboutPhotos(TypedDict):
@@ -317,11 +315,11 @@ def check_harden_prompts(config: HardenConfig, base: Family) -> None:
 def has_same_options(note: Path, config: HardenConfig) -> bool:
     """Whether the run that wrote its configuration to the file `note` had these options.
 
-    CONTINUATION_OPTIONS are not compared. The answer is false if the file cannot be read.
+    SAME_RUN_OPTIONS are not compared. The answer is false if the file cannot be read.
     """
 
     def decisive(text: str) -> list[str]:
-        return [line for line in text.splitlines() if line.partition(":")[0] not in CONTINUATION_OPTIONS]
+        return [line for line in text.splitlines() if line.partition(":")[0] not in SAME_RUN_OPTIONS]
 
     try:
         return decisive(note.read_text(encoding="utf-8")) == decisive(to_yaml(config))

@@ -318,7 +318,7 @@ def test_resolved_yaml_reads_back_to_the_same_config(tmp_path, text):
     assert yaml.safe_load(to_yaml(config))["name"] == text  # other readers of YAML 1.1 agree
 
 
-def test_the_hash_changes_with_any_option_and_with_nothing_else():
+def test_the_hash_changes_with_an_option_and_with_nothing_else():
     one = Outer(name="n")
     assert config_hash(one) == config_hash(load_config(Outer, ["--name", "n"]))
     assert config_hash(one) != config_hash(Outer(name="n", inner=Inner(steps=4)))

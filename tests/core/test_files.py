@@ -231,6 +231,15 @@ def test_our_own_full_folder_is_taken_only_when_told_and_keeps_its_files(tmp_pat
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [files.MARKER, "results.json"]
 
 
+def test_where_a_run_was_stopped_the_way_on_is_told_before_the_way_that_deletes_it(tmp_path: Path) -> None:
+    files.claim_output_dir(tmp_path)
+    (tmp_path / "checkpoint-000004").mkdir()
+    with pytest.raises(UserError) as fault:
+        files.claim_output_dir(tmp_path)
+    go_on, anew = (str(fault.value).find(option) for option in ("--resume_from_checkpoint latest", "--overwrite_"))
+    assert 0 < go_on < anew and "deletes its checkpoints" in str(fault.value)
+
+
 def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):

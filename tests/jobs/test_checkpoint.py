@@ -19,6 +19,7 @@ from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, w
 
 from apdm.cli import main
 from apdm.core.errors import Interrupted
+from apdm.core.files import model_hash
 from apdm.core.signals import NOTHING_KEPT, Stop
 from apdm.data.subjects import read_image
 from apdm.export.leaks import scan_for_leaks
@@ -78,6 +79,15 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
     assert run(tmp_path / "resumed", max_train_steps=7, resume_from_checkpoint="latest", **attackers) == 0
     assert equal(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
     assert not equal(shorter, weights(tmp_path / "resumed"))
+
+
+def test_a_run_that_goes_on_writes_the_same_model_file_so_finished_attacks_on_it_are_found_again(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run(tmp_path, max_train_steps=1) == 0
+    before = model_hash(tmp_path / "model")  # of headers and weights
+    assert run(tmp_path, max_train_steps=1, resume_from_checkpoint="latest", report_to="tensorboard") == 0
+    assert model_hash(tmp_path / "model") == before
 
 
 def test_a_resumed_run_keeps_to_the_schedule_of_its_learning_rate(run: Run, tmp_path: Path) -> None:
