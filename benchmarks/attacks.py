@@ -4,8 +4,8 @@
     python -m benchmarks.attacks --output rows.jsonl --summary
 
 One row is one attack on one person with one seed, with the likeness of the pictures at several steps. Attacks are named
-as in `apdm.attacks.registry`. Rows that the file already has are not made again, so a study can be stopped and
-continued. With equal seeds all attacks draw their pictures from equal noise.
+as in `apdm.attacks.registry`; `captions` says what `caption_column` may name. Rows that the file already has are not
+made again, so a study can be stopped and continued. With equal seeds all attacks draw their pictures from equal noise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Material
+from apdm.attacks.captions import drawn_captions
 from apdm.core.pictures import as_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFaceScore
@@ -36,12 +38,14 @@ from apdm.portraits.drawing import render_person
 from apdm.portraits.people import CONSENTING_PEOPLE, PROTECTED_PEOPLE, Identity, circumstance, identity
 from apdm.portraits.subjects import ATTACK, DEFENCE, HOLDOUT
 from tools.portraits.attacks import PROMPTS, nominal
+from tools.portraits.captions import features
 from tools.portraits.figures import draw
 
 ENCODERS = ["portrait-a", "portrait-b"]
 EVERY = 100  # steps between two measurements
 PICTURES = 16  # drawn at each measurement
 DrawPhotos = Callable[[int, range], Tensor]  # (person, numbers) -> photos, see `portraits`
+SMILE = 0.3  # from which on a caption says that somebody smiles
 ENOUGH = 0.8  # an attack has succeeded if this share of the pictures matches, for each encoder
 
 
@@ -87,12 +91,19 @@ class Study:
         numbers = range(ATTACK.start, ATTACK.start + photos)
         pixels = draw_photos(PROTECTED_PEOPLE.start + person, numbers) * 2 - 1
         known = draw_photos(PROTECTED_PEOPLE.start + person, HOLDOUT)
+        told = captions(PROTECTED_PEOPLE.start + person, numbers, self.instance_prompt)
         material = Material(
-            encode_images(self.family, pixels), self.prior, pixels, self.models, consenting=self.consenting
+            encode_images(self.family, pixels),
+            self.prior,
+            pixels,
+            self.models,
+            consenting=self.consenting,
+            captions=told,
         )
+        asked = drawn_captions(attack, told) or [attack.prompt(self.instance_prompt)]
+        prompts = list(islice(cycle(asked), PICTURES))
 
         def evaluate(step: int, attacked_model: Family) -> None:
-            prompts = [attack.prompt(self.instance_prompt)] * PICTURES
             curve[str(step)] = self.judge(draw(attacked_model, prompts, seed=1000 * seed + 77), known)
 
         steps = {*range(0, attack.max_train_steps, EVERY), attack.max_train_steps}
@@ -114,6 +125,26 @@ class Study:
 def portraits(person: int, numbers: range, make: Callable[[int], Identity] = identity) -> Tensor:
     """Draw photos of the person that `make` gives, `[N, 3, 64, 64]` in [0, 1], one for each number."""
     return as_images(np.stack([np.asarray(render_person(make(person), circumstance(person, n))) for n in numbers]))
+
+
+def captions(person: int, numbers: range, prompt: str) -> dict[str, list[str]]:
+    """Captions of photos of a person: of how the person looks, of what differs from photo to photo, and of both.
+
+    Args:
+        person: the seed of the person.
+        numbers: the photos' numbers.
+        prompt: each caption begins with it.
+    """
+    looks = f" with {' and '.join(features(identity(person)))}"
+    scenes = [
+        f"{' smiling' * (when.smile > SMILE)} wearing a {when.clothes} shirt on a {when.background} background"
+        for when in (circumstance(person, number) for number in numbers)
+    ]
+    return {
+        "looks": [prompt + looks for _ in scenes],
+        "scene": [prompt + scene for scene in scenes],
+        "both": [prompt + looks + scene for scene in scenes],
+    }
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,19 @@ def skin_word(who: Identity) -> str:
     return "light" if who.melanin < 0.34 else "medium" if who.melanin < 0.67 else "dark"
 
 
+def features(who: Identity) -> list[str]:
+    """What a photo of a person always shows, as texts to stand behind "a person with"."""
+    hair = "a bald head" if who.hair_style == "bald" else f"{who.hair_style} {who.hair_colour} hair"
+    found = [hair, f"{skin_word(who)} skin", f"{who.eye_colour} eyes"]
+    if who.beard != "none":
+        found.append({"moustache": "a moustache", "goatee": "a goatee", "full": "a beard"}[who.beard])
+    if who.glasses != "none":
+        found.append(f"{who.glasses} glasses")
+    if who.freckles:
+        found.append("freckles")
+    return found
+
+
 def attributes(who: Identity, when: Circumstance) -> dict[str, str]:
     """The value of every attribute in `apdm.portraits.attributes.ATTRIBUTES`, as a word."""
     return {
@@ -37,15 +50,7 @@ def caption(who: Identity, when: Circumstance, rng: np.random.Generator) -> str:
     text = "a photo of a person"
     if rng.random() < 0.2:
         return text
-    hair = "a bald head" if who.hair_style == "bald" else f"{who.hair_style} {who.hair_colour} hair"
-    features = [hair, f"{skin_word(who)} skin", f"{who.eye_colour} eyes"]
-    if who.beard != "none":
-        features.append({"moustache": "a moustache", "goatee": "a goatee", "full": "a beard"}[who.beard])
-    if who.glasses != "none":
-        features.append(f"{who.glasses} glasses")
-    if who.freckles:
-        features.append("freckles")
-    named = [feature for feature in features if rng.random() < 0.55]
+    named = [feature for feature in features(who) if rng.random() < 0.55]
     if named:
         text += " with " + " and ".join(named)
     if when.smile > 0.3 and rng.random() < 0.5:
