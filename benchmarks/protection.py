@@ -196,8 +196,11 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
             base, draw(base, [config.class_prompt] * config.num_class_images, seed=50_000) * 2 - 1, batch_size=64
         )
         protected, consenting = (
-            Photos.load(source, config.resolution, Role.PROTECTED)
-            for source in (config.instance_data_dir, str(config.pool.benign_data_dir))
+            Photos.load(source, config.resolution, Role.PROTECTED, caption_column=column)
+            for source, column in (
+                (config.instance_data_dir, config.variety.caption_column),
+                (str(config.pool.benign_data_dir), None),
+            )
         )
         if recipe.paired:
             protected = replace(protected, safe=partners(base, protected, config.class_prompt, seed))

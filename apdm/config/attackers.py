@@ -99,6 +99,12 @@ class VarietyConfig:
         "Prompts that attackers may learn with besides instance_prompt, with other rare words or class nouns: "
         '"a photo of t@t person", "a photo of sks man".',
     )
+    caption_column: str | None = option(
+        None,
+        "Attackers may also learn with a caption for each photo, from this column of metadata.jsonl beside the photos. "
+        'With text, a line is {"file_name": "1.jpg", "text": "a photo of sks person, smiling"}; .txt reads a text file '
+        "beside each photo. Captions count as one more of instance_prompts. By default no captions are read.",
+    )
     learning_rates: list[float] = option([], "Learning rates to draw from instead of l2p.learning_rate.", above=0)
     inner_steps: list[int] = option(
         [],

@@ -12,8 +12,10 @@ from torch import Tensor
 from apdm.attacks.registry import make_purifier
 from apdm.audit.same_faces import check_faces
 from apdm.config import HardenConfig
+from apdm.config.prompts import prompts_without_identifier
 from apdm.core.errors import Faults, each
 from apdm.core.logging import get_logger
+from apdm.data.photo_captions import read_captions
 from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
@@ -36,15 +38,23 @@ class Photos:
         instance: {subject id: photos, `[N, 3, R, R]` in [-1, 1]}.
         safe: {subject id: safe partners of these photos, `[N, 3, R, R]` in [-1, 1]}. Only subjects with partners.
         sets: the photos and the partners, to be compared with those of other folders.
+        captions: {subject id: a caption of each photo}; empty without the option for captions.
     """
 
     instance: Mapping[str, Tensor] = field(default_factory=dict)
     safe: Mapping[str, Tensor] = field(default_factory=dict)
     sets: Sequence[PhotoSet] = ()
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def load(
-        folder: str | None, resolution: int, role: Role, *, pairs: str = "none", chosen: Chosen = PROTECTED
+        folder: str | None,
+        resolution: int,
+        role: Role,
+        *,
+        pairs: str = "none",
+        chosen: Chosen = PROTECTED,
+        caption_column: str | None = None,
     ) -> Photos:
         """Load the photos of all subjects in `folder`, as squares with a side of `resolution` pixels.
 
@@ -54,10 +64,11 @@ class Photos:
             role: what the photos are used for.
             pairs: the option `pairs`. With "none", partners are not loaded.
             chosen: which set to use if the photos of each subject lie in sets.
+            caption_column: where the captions of the photos are, see `apdm.data.photo_captions`; None reads none.
 
         Raises:
-            UserError: the folder has no subjects, a photo cannot be used, or `pairs` asks for partners that are not
-                there.
+            UserError: the folder has no subjects, a photo cannot be used, or there are not the partners or captions
+                that are asked for.
         """
         if folder is None:
             return Photos()
@@ -66,6 +77,7 @@ class Photos:
             require_partners(subjects, folder)
         loaded = each(subjects, lambda subject: load_images(subject.images, resolution))
         instance = {subject.id: images for subject, images in zip(subjects, loaded, strict=True)}
+        captions = each(subjects, lambda one: read_captions(one.images, caption_column)) if caption_column else []
         partners = {one.id: one.safe for one in subjects if one.safe is not None}
         if pairs == "none" and partners and role is not Role.CONSENTING:
             logger.warning("pairs is none: the safe partners in %s are not used", folder)
@@ -73,7 +85,7 @@ class Photos:
         safe = {person: load_images(files, resolution) for person, files in partners.items()}
         sets = [PhotoSet.of_people(role, folder, subjects, instance)]
         sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
-        return Photos(instance, safe, sets)
+        return Photos(instance, safe, sets, dict(zip(instance, captions, strict=False)))
 
     @property
     def unpaired(self) -> dict[str, Tensor]:
@@ -102,13 +114,23 @@ class HardenFiles(NamedTuple):
         with Faults() as faults:
             faults.of(lambda: apart(config.photo_folders))
             photos = faults.of(
-                lambda: load(config.instance_data_dir, role=Role.PROTECTED, pairs=config.pairs, chosen=learnt)
+                lambda: load(
+                    config.instance_data_dir,
+                    role=Role.PROTECTED,
+                    pairs=config.pairs,
+                    chosen=learnt,
+                    caption_column=config.variety.caption_column,
+                )
             )
             consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
             earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
             faults.of(lambda: each(config.variety.photos, make_purifier))
             audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
             photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
+        captions = [caption for own in photos.captions.values() for caption in own]
+        if lacking := prompts_without_identifier(captions, config.instance_prompt, config.class_prompt):
+            message = "%d of %d captions lack the rare word of instance_prompt; write it into each caption"
+            logger.warning(message, len(lacking), len(captions))
         return HardenFiles(photos, consenting, earlier, audit_inputs, photo_job)
 
     def check_people(self, class_pictures: Sequence[PhotoSet]) -> None:

@@ -334,12 +334,12 @@ def encode_subjects(
 
     Args:
         config: the options. `config.variety` lists further prompts, and changes to the photos.
-        photos: the photos of the people.
+        photos: the photos of the people, perhaps with captions.
         class_images: latents of the class pictures.
 
     Returns:
         {subject id: variants of the subject's latents and prompts}, one variant for each pair of a change and a prompt.
-        The first variant has unchanged photos and the instance prompt.
+        The first variant has unchanged photos and the instance prompt. Captions, one for each photo, count as a prompt.
     """
     prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
     *instance_prompts, class_prompt = base.encode_prompts(prompts).float().split(1)
@@ -354,7 +354,9 @@ def encode_subjects(
 
     subjects: dict[str, list[SubjectData]] = {}
     for subject, images in photos.instance.items():
-        subjects[subject] = []
+        subjects[subject], prompts_of_subject = [], list(instance_prompts)
+        if captions := photos.captions.get(subject):
+            prompts_of_subject.append(base.encode_prompts(captions).float())
         for change in changes:
             instance = encode(images, change)
             safe = encode(photos.safe[subject], change) if subject in photos.safe else None
@@ -368,6 +370,6 @@ def encode_subjects(
                     positive=safe,
                     anchor_prompts=anchor_prompts,
                 )
-                for prompt in instance_prompts
+                for prompt in prompts_of_subject
             ]
     return subjects

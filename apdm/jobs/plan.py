@@ -24,6 +24,7 @@ from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns, count
+from apdm.data.photo_captions import caption_files
 from apdm.data.photo_files import moving, name_some, passed_over, printable
 from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
@@ -97,7 +98,8 @@ def harden_plan(
         "pairs": pairs_text(inputs),
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
-        **photo_notes(*config.photo_folders.values()),
+        "captions": harden_captions_text(config, inputs),
+        **photo_notes(*config.photo_folders.values(), read=harden_caption_files(config, inputs)),
         **harden_face_rows(inputs),
         "against": layers_text(config, inputs.photo_job) if inputs.photo_job else None,
         "memory": inputs.photo_job.memory.text(inputs.photo_job.working_side) if inputs.photo_job else None,
@@ -366,6 +368,18 @@ def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path]
         "photos": f"{count(len(photos), 'photo')} in {config.subjects}" if photos else None,
         **photo_notes(config.subjects),
     }
+
+
+def harden_captions_text(config: HardenConfig, inputs: HardenInputs) -> str | None:
+    """How many captions simulated attackers learn with; None without captions. No caption is shown."""
+    number = sum(map(len, inputs.photos.captions.values()))
+    return f"{count(number, 'caption')} in {config.variety.caption_column}" if number else None
+
+
+def harden_caption_files(config: HardenConfig, inputs: HardenInputs) -> list[str]:
+    """What the names of the files end with from which captions were read."""
+    column, audit = config.variety.caption_column, inputs.audit_inputs
+    return [*(caption_files(column) if column else ()), *(audit.subjects.caption_files if audit else ())]
 
 
 def photo_notes(*folders: str | None, read: Collection[str] = ()) -> Rows:

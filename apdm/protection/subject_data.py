@@ -33,7 +33,8 @@ class SubjectData:
     Attributes:
         instance: latents of the subject's N photos.
         prior: latents of M class pictures.
-        instance_prompt: embeddings of the prompt that stands for the subject, `[1, L, D]`.
+        instance_prompt: embeddings of the prompt that stands for the subject, `[1, L, D]`, or of a caption of each
+            photo, `[N, L, D]`.
         class_prompt: embeddings of the prompt of the class pictures, `[1, L, D]`.
         draw_timesteps: draws timesteps the way the model family trains: (count, generator) -> `[count]`.
         positive: latents of N safe partners, one for each photo. If None, random class pictures are used instead.
@@ -57,21 +58,25 @@ class SubjectData:
                 f"{len(self.positive)} safe partners for {len(self.instance)} photos: give each photo one, "
                 "or remove the safe folder"
             )
+        if len(self.instance_prompt) not in (1, len(self.instance)):
+            raise ValueError(
+                f"{len(self.instance_prompt)} prompts for {len(self.instance)} photos: give each photo one"
+            )
         if not len(self.instance) or not len(self.prior):
             raise UserError("protection needs at least one photo of the subject and one class image")
 
     def personalization(self, generator: torch.Generator, batch_size: int) -> PersonalizationBatch:
         """Draw the attacker's batch: photos with the instance prompt, and class pictures with the class prompt."""
-        instance = self.instance[_indices(len(self.instance), batch_size, self.instance.mean.device, generator)]
+        index = _indices(len(self.instance), batch_size, self.instance.mean.device, generator)
         return PersonalizationBatch(
-            instance=self._noised(instance, self.instance_prompt, generator),
+            instance=self._noised(self.instance[index], self._prompts_of(index), generator),
             prior=self.class_pictures(generator, batch_size),
         )
 
     def protection(self, generator: torch.Generator, batch_size: int) -> ProtectionBatch:
         """Draw the defender's batch. The two pictures of a pair share noise, timestep and prompt."""
         index = _indices(len(self.instance), batch_size, self.instance.mean.device, generator)
-        negative = self._noised(self.instance[index], self.instance_prompt, generator)
+        negative = self._noised(self.instance[index], self._prompts_of(index), generator)
         if self.positive is not None:
             partners = self.positive[index]
         else:
@@ -90,15 +95,23 @@ class SubjectData:
         """Draw the anchor's batch of 2 B samples.
 
         The first B are class pictures under the class prompt. The other B are the same pictures, noise and timesteps
-        under the instance prompt. If there are `anchor_prompts`, each of these samples gets one prompt at random.
+        under the instance prompt. If there are `anchor_prompts` or captions, each of these samples gets one prompt at
+        random.
         """
         plain = self.class_pictures(generator, batch_size)
-        named = self.instance_prompt.expand(batch_size, -1, -1)
+        every = self.instance_prompt
         if self.anchor_prompts is not None:
-            every = torch.cat([self.instance_prompt, self.anchor_prompts])
+            every = torch.cat([every, self.anchor_prompts])
+        if len(every) == 1:
+            named = every.expand(batch_size, -1, -1)
+        else:
             chosen = torch.randint(len(every), (batch_size,), generator=generator, device=generator.device)
             named = every[send(chosen, every.device)]
         return DenoisingBatch.cat(plain, DenoisingBatch(plain.latents, plain.noise, plain.timesteps, named))
+
+    def _prompts_of(self, index: Tensor) -> Tensor:
+        """The prompts of some photos, `[1, L, D]` if all have the same."""
+        return self.instance_prompt if len(self.instance_prompt) == 1 else self.instance_prompt[index]
 
     def _noised(self, images: Posterior, prompt: Tensor, generator: torch.Generator) -> DenoisingBatch:
         latents = images.sample(generator)

@@ -71,3 +71,23 @@ def test_the_anchor_holds_further_prompts_too_and_each_as_often():
     every = [data.instance_prompt[0], *data.anchor_prompts]
     counts = [sum(torch.equal(prompt, one) for prompt in named) for one in every]
     assert sum(counts) == 600 and min(counts) > 150
+
+
+def test_captions_go_with_their_photos_and_draw_the_same_random_numbers():
+    plain = toy_data()
+    prompts = torch.stack([torch.full((4, 3), float(value)) for value in range(len(plain.instance))])
+    photos = Posterior(plain.instance.mean, plain.instance.std * 0)
+    one, other = (replace(plain, instance=photos, instance_prompt=p) for p in (plain.instance_prompt, prompts))
+    for draw in (SubjectData.personalization, SubjectData.protection):
+        batches = [draw(data, torch.Generator().manual_seed(3), 5) for data in (one, other)]
+        expected, found = ((b.instance if draw is SubjectData.personalization else b.negative) for b in batches)
+        for field in ("latents", "noise", "timesteps"):
+            assert torch.equal(getattr(expected, field), getattr(found, field))
+        numbers = [int((photos.mean - latents).flatten(1).abs().amax(1).argmin()) for latents in found.latents]
+        assert set(numbers) == {0, 1, 2} and torch.equal(found.prompt_embeds, prompts[numbers])
+        assert torch.equal(batches[1].prior.prompt_embeds, batches[0].prior.prompt_embeds)
+    held, named = other.anchor(torch.Generator().manual_seed(0), 600).prompt_embeds.chunk(2)
+    assert torch.equal(held, plain.class_prompt.expand_as(held))
+    assert named[:, 0, 0].long().bincount(minlength=3).min() > 150
+    with pytest.raises(ValueError, match="2 prompts for 3 photos"):
+        replace(plain, instance_prompt=prompts[:2])
