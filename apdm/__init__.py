@@ -14,8 +14,9 @@ The commands as functions:
     apdm.compare(results=["audit", "another audit"]).lines
     apdm.reproduce(recipe="miniature/apdm-table12", output_dir="table").table.rows
 
-Each takes the options of the command of the same name, as keyword arguments or as one configuration object, and returns
-a frozen dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C, SIGHUP and others) raises
+Each takes the options of the command of the same name, as keyword arguments or as one configuration object. A group of
+options, `--l2p.inner_steps` of the command, is a nested mapping: `l2p={"inner_steps": 10}`. Each returns a frozen
+dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C, SIGHUP and others) raises
 `Interrupted` once what can be kept is written; its `resumable` says whether the same call goes on from there. Nothing
 is printed: messages go to the logger "apdm", and progress bars are shown if `progress=True`. diffusers and transformers
 are asked to report errors only, unless they were imported before or their environment variables say otherwise.
@@ -350,7 +351,9 @@ def reproduce(
     return _run(make_table, resolved, progress)
 
 
-_functions = {"audit": audit, "report": report}  # importing the packages of these names takes the names
+# Python replaces these two functions by the packages apdm.audit and apdm.report when something imports those. The
+# packages can be called, and then call the functions that are kept here.
+_functions = {"audit": audit, "report": report}
 
 
 def _resolve(

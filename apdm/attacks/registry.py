@@ -1,4 +1,4 @@
-"""Makes attacks from texts such as these.
+"""Finds attacks by their names, and makes them from texts such as these.
 
 dreambooth                                          the class of that name, with its defaults
 lora:rank=32,train_text_encoder=true                options are the fields of the class

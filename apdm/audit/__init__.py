@@ -1,6 +1,8 @@
 """The audit: run the same attacks on the base and on the hardened model, and compare what likeness costs the attacker.
 
 A cell is one attack on one model with the photos of one person and one seed. Each cell gives one row of the results.
+To follow an audit from start to end, read `model_audit.attack_and_judge`, then `cell_runner`, `rows`, `checks` and
+`verdict`.
 
 plan            everything that determines an audit: models, people, attacks, judges (`AuditPlan`)
 people          the people who are attacked, and their photos

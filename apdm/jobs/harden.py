@@ -60,7 +60,8 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
     main process's files.
 
     Args:
-        part: whether the processes of a distributed run part at the end. False if they have more to do together.
+        command: the command line, for the summary and the report; None if there is none.
+        part: whether to end the process group of a distributed run. False if the processes have more to do together.
 
     Returns:
         The folders that were written, the number of outer steps, and the audit's results if there was an audit.

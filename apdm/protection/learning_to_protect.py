@@ -75,6 +75,15 @@ class LearningToProtect:
     def outer_step(self, attacker: SimulatedAttacker) -> Figures:
         """Run one pass of Algorithm 1's outer loop, against one attacker.
 
+            theta' <- theta, G <- 0                                   begin
+            for each step of the attacker:
+                theta' <- AdamW(theta', gradient of L_per)            personalize
+                G <- G + gradient of L_protect, at theta'             oppose
+            theta <- AdamW(theta, G)                                  master.step
+
+        The paper has neither the anchor (`hold_to_reference`) nor attackers that begin where they were at the end of an
+        earlier outer step (`load_state`, `save_state`; see `attacker_pool`). Without a pool these two do nothing.
+
         Afterwards the model still holds the attacked theta'. Call `master.restore()` to put theta into it.
 
         Returns:

@@ -17,11 +17,13 @@ class DirectProtectiveOptimization(LossObjective):
     """Make the attacked denoiser prefer safe pictures to photos of the protected subject.
 
     Attributes:
-        beta: sharpness of the preference. The paper's Table 6 prefers 1 to 10 and 100.
+        beta: sharpness of the preference. In the paper's Table 6, 1 protects better than 10 or 100.
         reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
-            averages over a sample, as the formula does. The differences are then small, and beta is of order 1000. The
-            loss's gradient is half of beta times that of the errors where denoiser and reference agree, and beta times
-            it at most. So `preservation_weight` has to grow with beta.
+            averages over a sample, as the formula does. The differences are then small, and beta has to be of order
+            1000.
+
+    The gradient of L_DPO grows with beta: it is beta / 2 times the gradient of the errors' difference where denoiser
+    and reference agree, and at most beta times it. So `preservation_weight` has to grow with beta.
     """
 
     beta: float = 1.0
