@@ -101,7 +101,7 @@ def match_check(points: Sequence[AnyPoint], limit: float) -> Check:
     if not points:
         return _check("match_rate", None, limit, False, "No attack could be measured.")
     worst = max(points, key=lambda point: point.match_rate)
-    detail = f"At worst {worst.match_rate:.3f} of the pictures match {worst}; {limit} are allowed."
+    detail = f"At worst {_shown(worst.match_rate, limit)} of the pictures match {worst}; {limit} are allowed."
     return _check("match_rate", worst.match_rate, limit, worst.match_rate <= limit, detail)
 
 
@@ -111,7 +111,7 @@ def likeness_check(points: Sequence[AnyPoint], strangers: Mapping[str, Strangers
     if not points:
         return _check(name, None, limit, False, "No likeness could be measured.")
     value, worst = max((p.likeness - strangers[p.encoder].subjects[p.subject], p) for p in points)
-    detail = f"Likeness minus that of strangers is at worst {value:+.3f} {worst}; {limit:+} is allowed."
+    detail = f"Likeness minus that of strangers is at worst {_shown(value, limit, '+')} {worst}; {limit:+} is allowed."
     return _check(name, value, limit, value <= limit, detail)
 
 
@@ -138,7 +138,7 @@ def cost_check(costs: CostFactors, limit: float, *, demanded: bool, measured: bo
         return _check(name, None, limit, False, detail)
     value, bound = worst.factor, "at least " if worst.at_least else ""
     detail = (
-        f"Base-level likeness costs {bound}{value:.2f} times the base's steps "
+        f"Base-level likeness costs {bound}{_shown(value, limit, digits=2)} times the base's steps "
         f"({worst.subject}, {worst.encoder}); {limit} times are asked for."
     )
     if worst.at_least and value < limit:
@@ -160,7 +160,7 @@ def others_check(measured: Measurements, limit: float) -> Check:
         return _check(name, None, limit, False, "The likeness of some other people could not be compared.")
     value, (worst, subject) = fmean(ratio for ratio, _ in ratios), min(ratios)
     detail = (
-        f"Other people reach {value:.2f} of their likeness on the base, at worst {worst:.2f} ({subject}); "
+        f"Other people reach {_shown(value, limit, digits=2)} of their likeness on the base, at worst {worst:.2f} ({subject}); "
         f"{limit} is asked for."
     )
     return _check(name, value, limit, value >= limit, detail)
@@ -207,9 +207,7 @@ def search_check(search: SearchResults, strangers: Mapping[str, StrangersLikenes
     if not found:
         return _check(name, None, limit, False, "No trial of the search could be measured.")
     value, subject, spec = max(found)
-    detail = (
-        f"The best of {search.trials} trials is {value:+.3f} above strangers ({subject}, {spec}); {limit:+} is allowed."
-    )
+    detail = f"The best of {search.trials} trials is {_shown(value, limit, '+')} above strangers ({subject}, {spec}); {limit:+} is allowed."
     return _check(name, value, limit, value <= limit, detail)
 
 
@@ -221,7 +219,7 @@ def class_distance_check(distance: ClassDistance, limit: float) -> Check:
         return _check(name, None, limit, None, detail)
     if value is None:
         return _check(name, None, limit, False, f"The {distance} to the base could not be measured.")
-    detail = f"The {distance} to the base is {value:.2f} times that of two seeds of the base; {limit} are allowed."
+    detail = f"The {distance} to the base is {_shown(value, limit, digits=2)} times that of two seeds of the base; {limit} are allowed."
     return _check(name, value, limit, value <= limit, detail)
 
 
@@ -239,10 +237,17 @@ def drift_check(drift: Mapping[str, AttributeDrift], limit: float) -> Check:
     worst = max(drift, key=lambda attribute: drift[attribute].distance["hardened"])
     value, chance = drift[worst].distance["hardened"], drift[worst].base_seed_to_seed
     detail = (
-        f"{value:.3f} of the class pictures changed in the most altered attribute ({worst}; two seeds of the base: "
+        f"{_shown(value, limit)} of the class pictures changed in the most altered attribute ({worst}; two seeds of the base: "
         f"{chance:.3f}); {limit} are allowed."
     )
     return _check(name, value, limit, value <= limit, detail)
+
+
+def _shown(value: float, limit: float, sign: str = "", *, digits: int = 3) -> str:
+    """Return a figure with so many digits, or with as many as show that it is not equal to its limit."""
+    while digits < 9 and round(value, digits) == limit != value:
+        digits += 1
+    return f"{value:{sign}z.{digits}f}"
 
 
 def _check(name: str, value: float | None, limit: float, passed: bool | None, detail: str) -> Check:

@@ -190,7 +190,7 @@ def of_attack(result: AttackResult, results: AttackResults) -> Summary:
         else:
             told.rows[title_of(row)] = curve_table(row, results.encoders)
     if results.strangers is not None:
-        chance = " / ".join(f"{one.mean:.2f}" for one in results.strangers.values())
+        chance = " / ".join(f"{one.mean:z.2f}" for one in results.strangers.values())
         told.rows["strangers"] = f"likeness {chance}, by chance ({' / '.join(results.strangers)})"
     told.facts |= {"output_dir": str(result.output_dir), "figures": str(result.output_dir / ATTACK)}
     told.facts["attacks"] = [
@@ -216,7 +216,7 @@ def of_attack(result: AttackResult, results: AttackResults) -> Summary:
 
 
 def _likeness_at(point: CurvePoint) -> str:
-    return " / ".join(f"{one.mean:.2f}" for one in point.identity.values())
+    return " / ".join(f"{one.mean:z.2f}" for one in point.identity.values())
 
 
 # -- sentences -------------------------------------------------------------------------------------------------------
@@ -241,11 +241,12 @@ def reasons_sentence(verdict: Verdict) -> str:
     if verdict.protected:
         return "every required attack works without the protection, and none of them works against it"
     failed = [check.detail for check in verdict.checks if check.passed is False]
-    if failed:
-        more = f" ({len(failed) - 1} more checks failed)" if len(failed) > 1 else ""
-        return failed[0].rstrip(".") + more
-    first = verdict.unreliable[0] if verdict.unreliable else verdict.reasons[0]
-    return f"nothing is claimed, because the audit is unreliable: {first.rstrip('.')}"
+    first = (verdict.unreliable or verdict.reasons)[0].rstrip(".")
+    if not failed:
+        return f"nothing is claimed, because the audit is unreliable: {first}"
+    more = f" ({count(len(failed) - 1, 'more check')} failed)" if len(failed) > 1 else ""
+    doubt = f"; the audit is also unreliable: {first}" if verdict.unreliable else ""
+    return failed[0].rstrip(".") + more + doubt
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -254,7 +255,9 @@ def reasons_sentence(verdict: Verdict) -> str:
 def _add_verdict(told: Summary, verdict: Verdict, sentence: str) -> None:
     word = "protected" if verdict.protected else "not protected"
     told.verdict = f"{word}: {sentence}"
-    told.rows["verdict"] = textwrap.wrap(told.verdict, WIDTH, break_long_words=False, break_on_hyphens=False)[:3]
+    told.rows["verdict"] = textwrap.wrap(
+        told.verdict, WIDTH, break_long_words=False, break_on_hyphens=False, max_lines=3, placeholder=" ..."
+    )
     told.facts |= {"protected": verdict.protected, "verdict": told.verdict, "reasons": list(verdict.reasons)}
 
 
@@ -281,10 +284,10 @@ def _add_model_audit(told: Summary, results: Results) -> None:
     if steps := _points(curves, results.cost_factor.nominal_step):
         at = " / ".join(f"{step}" for step in steps)
         chance = results.strangers[encoder].mean
-        rows = [f"after {at} steps of {results.cost_factor.spec} ({encoder}; strangers have {chance:.2f}):"]
+        rows = [f"after {at} steps of {results.cost_factor.spec} ({encoder}; strangers have {chance:z.2f}):"]
         for model in ("base", "hardened"):
             values = dict(curves[model])
-            rows.append(f"{' / '.join(f'{values[step]:.2f}' for step in steps)}  {model} model")
+            rows.append(f"{' / '.join(f'{values[step]:z.2f}' for step in steps)}  {model} model")
         told.rows["likeness"] = rows
     facts["cost_factor"] = None if worst is None else worst.factor
     if worst is not None:
@@ -341,10 +344,15 @@ def _add_photo_attacks(told: Summary, layer: ImageLayer, encoders: Sequence[str]
                 for name in encoders
             }
     told.facts["photo_attacks"] = found
-    last = encoders[-1]  # the first one is often the encoder that was misled
-    texts = [
-        f"{spec}: likeness {one[last]['clean']:.2f} from clean photos, {one[last]['protected']:.2f} from protected ones"
-        for spec, one in found.items()
-    ]
-    if texts:
-        told.rows["from photos"] = [f"{text} ({last})" for text in texts[:PHOTO_ATTACKS]]
+    misled = set(layer.misled_judges or ())
+    judge = [name for name in encoders if name not in misled] or list(encoders)
+    last = judge[-1]
+    about = f"{last}, which they mislead" if last in misled else last
+    void = {one.spec for one in layer.by_attack or [] if one.state == "void"}
+    lines = []
+    for spec, one in list(found.items())[:PHOTO_ATTACKS]:
+        clean, protected = (f"{one[last][photos]:z.2f}" for photos in ("clean", "protected"))
+        lines += [f"{spec}: likeness {clean} from clean photos, {protected} from protected ones ({about})"]
+        lines += ["which says nothing: the attack is too weak with clean photos"] * (spec in void)
+    if lines:
+        told.rows["from photos"] = lines

@@ -58,6 +58,11 @@ SHORT = {0: SAFE, 10: SAFE}
             r"\+0.110",
         ),
         (
+            curve("protected", "hardened", {0: SAFE, 10: identity(0.1004, 0.0), 100: SAFE}),
+            "likeness_over_strangers",
+            r"\+0.1004 \(.*\+0.1 is allowed",  # and not +0.100, which is allowed
+        ),
+        (
             curve("protected", "hardened", {0: SAFE, 10: FEW_FACES, 100: SAFE}),
             "likeness_over_strangers",
             r"\+0.250",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from tiny_run import write_people
 
 from apdm.audit import read_results
+from apdm.audit.common_results import WorstPerson
+from apdm.audit.photo_results import PhotoComparison, PhotoOutcome
 from apdm.audit.results import LowestCost, Results
 from apdm.cli import main
 from apdm.jobs.results import AuditResult, HardenResult
@@ -65,12 +68,62 @@ def test_a_cost_below_the_threshold_never_reads_like_the_threshold(factor: float
     assert str(LowestCost(factor=factor, at_least=at_least, subject="s01", encoder="enc")) == text
 
 
+def audited(results: Results) -> AuditResult:
+    return AuditResult(output_dir=OUTPUT, verdict=results.verdict, results=results)
+
+
 @pytest.mark.parametrize("name", ["demo.json", "ten-people-audit.json"])
 def test_the_summary_of_an_audit_has_the_same_figures(name: str) -> None:
     results = cast(Results, read_results(RESULTS / name))
-    told = of_audit(AuditResult(output_dir=OUTPUT, verdict=results.verdict, results=results))
+    told = of_audit(audited(results))
     assert len(told.lines()) <= LINES and told.verdict.startswith("not protected: ")
     assert {"likeness", "attacker's cost", "utility", "verdict", "open", "figures"} <= told.rows.keys()
+
+
+def on_photos(state: str) -> PhotoOutcome:
+    """An attack on photos, with figures that two judges measured."""
+    comparison = PhotoComparison(
+        clean=-0.001,
+        protected=0.2,
+        clean_interval=None,
+        protected_interval=None,
+        difference=0.2,
+        difference_interval=None,
+        worst=WorstPerson(subject="s01", likeness=0.2),
+        pairs=1,
+        clean_match_rate=0.0,
+        protected_match_rate=0.0,
+    )
+    return PhotoOutcome(
+        attack="dreambooth",
+        purifier=None,
+        state=cast(Any, state),
+        cells=1,
+        failed=0,
+        void=int(state == "void"),
+        checks=[],
+        comparison=dict.fromkeys(("portrait-a", "portrait-b"), comparison),
+        quality={},
+        unreliable=[],
+    )
+
+
+def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
+    results = demo()
+    assert results.image_layer is not None
+    works = replace(results.image_layer, by_attack=[on_photos("protected")], misled_judges=["portrait-b"])
+    (text,) = of_audit(audited(replace(results, image_layer=works))).rows["from photos"]
+    assert text == "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-a)"
+    void = replace(works, by_attack=[on_photos("void")], misled_judges=["portrait-a", "portrait-b"])
+    weak = "base/s01/seed 0: the attack on the base is too weak"
+    checks = [replace(check, passed=check.name != "likeness_over_strangers") for check in results.verdict.checks]
+    verdict = replace(results.verdict, unreliable=[weak, "one encoder only"], checks=checks)
+    told = of_audit(audited(replace(results, image_layer=void, verdict=verdict)))
+    assert f"the audit is also unreliable: {weak}" in told.verdict
+    assert told.rows["from photos"] == [
+        "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-b, which they mislead)",
+        "which says nothing: the attack is too weak with clean photos",
+    ]
 
 
 def test_a_long_summary_keeps_its_last_lines() -> None:
