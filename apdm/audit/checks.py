@@ -160,8 +160,8 @@ def others_check(measured: Measurements, limit: float) -> Check:
         return _check(name, None, limit, False, "The likeness of some other people could not be compared.")
     value, (worst, subject) = fmean(ratio for ratio, _ in ratios), min(ratios)
     detail = (
-        f"Other people reach {_shown(value, limit, digits=2)} of their likeness on the base, at worst {worst:.2f} ({subject}); "
-        f"{limit} is asked for."
+        f"Other people reach {_shown(value, limit, digits=2)} of their likeness on the base, at worst {worst:.2f} "
+        f"({subject}); {limit} is asked for."
     )
     return _check(name, value, limit, value >= limit, detail)
 
@@ -207,7 +207,8 @@ def search_check(search: SearchResults, strangers: Mapping[str, StrangersLikenes
     if not found:
         return _check(name, None, limit, False, "No trial of the search could be measured.")
     value, subject, spec = max(found)
-    detail = f"The best of {search.trials} trials is {_shown(value, limit, '+')} above strangers ({subject}, {spec}); {limit:+} is allowed."
+    above = f"{_shown(value, limit, '+')} above strangers ({subject}, {spec}); {limit:+} is allowed."
+    detail = f"The best of {search.trials} trials is {above}"
     return _check(name, value, limit, value <= limit, detail)
 
 
@@ -219,7 +220,8 @@ def class_distance_check(distance: ClassDistance, limit: float) -> Check:
         return _check(name, None, limit, None, detail)
     if value is None:
         return _check(name, None, limit, False, f"The {distance} to the base could not be measured.")
-    detail = f"The {distance} to the base is {_shown(value, limit, digits=2)} times that of two seeds of the base; {limit} are allowed."
+    times = _shown(value, limit, digits=2)
+    detail = f"The {distance} to the base is {times} times that of two seeds of the base; {limit} are allowed."
     return _check(name, value, limit, value <= limit, detail)
 
 
@@ -237,8 +239,8 @@ def drift_check(drift: Mapping[str, AttributeDrift], limit: float) -> Check:
     worst = max(drift, key=lambda attribute: drift[attribute].distance["hardened"])
     value, chance = drift[worst].distance["hardened"], drift[worst].base_seed_to_seed
     detail = (
-        f"{_shown(value, limit)} of the class pictures changed in the most altered attribute ({worst}; two seeds of the base: "
-        f"{chance:.3f}); {limit} are allowed."
+        f"{_shown(value, limit)} of the class pictures changed in the most altered attribute ({worst}; two seeds of "
+        f"the base: {chance:.3f}); {limit} are allowed."
     )
     return _check(name, value, limit, value <= limit, detail)
 
