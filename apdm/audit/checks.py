@@ -130,9 +130,7 @@ def cost_check(costs: CostFactors, limit: float, *, demanded: bool, measured: bo
     if costs.nominal_step == 0:
         return _check(name, None, limit, None, "This attack takes no training steps, so there is no cost factor.")
     if not costs.factor:
-        return _check(
-            name, None, limit, False, "The attack works on the base for no person and seed, so there is no cost factor."
-        )
+        return _check(name, None, limit, False, "The attack never works on the base, so there is no cost factor.")
     if worst is None or undefined:
         detail = f"The attack gave no likeness to {', '.join(undefined)} on the base, so there is no cost factor."
         return _check(name, None, limit, False, detail)

@@ -172,7 +172,11 @@ def worst_checks(attacks: Sequence[tuple[str, Sequence[Check]]]) -> list[Check]:
 
 def unmeasured(checks: Sequence[Check]) -> list[str]:
     """The checks that had to be measured and could not be, one clause each."""
-    return [f"{check.name} could not be measured" for check in checks if check.value is None and check.passed is False]
+    return [
+        f"the {check.name.replace('_', ' ')} could not be measured"
+        for check in checks
+        if check.value is None and check.passed is False
+    ]
 
 
 def _not_attacked(measured: Measurements) -> list[str]:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os
 
 
 def command_line(name: str, argv: Sequence[str]) -> str:
-    """Return a command in the form in which it is written into results.
+    """Return a command in the form in which it is written into results, quoted as a shell takes it.
 
     Of paths that start with "/", "~" or "$", also inside a value such as "dino:/home/me/dino", only the last part is
     kept, so that results reveal nothing about the machine. The values of PRIVATE are left out, because they may be
@@ -101,9 +102,9 @@ def command_line(name: str, argv: Sequence[str]) -> str:
         if word.startswith("--"):
             key, equals, _ = word[2:].partition("=")
             is_private = key in PRIVATE
-            shown += [f"--{key}{equals or ' '}..."] if is_private else [shortened(word)]
+            shown += [f"--{key}{equals or ' '}..."] if is_private else [shlex.quote(shortened(word))]
         elif not is_private:
-            shown.append(shortened(word))
+            shown.append(shlex.quote(shortened(word)))
     return " ".join(["apdm", name, *shown])
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -164,7 +165,8 @@ def how_to_go_on(folder: Path, output: Path) -> str:
     A command that runs jobs, such as `apdm reproduce`, looks for their checkpoints in their output folders alone.
     """
     advice = command_advice()
-    return f"--resume_from_checkpoint {folder} goes on" if advice is None else f"move {folder} into {output}; {advice}"
+    where = shlex.quote(str(folder))
+    return f"--resume_from_checkpoint {where} goes on" if advice is None else f"move {folder} into {output}; {advice}"
 
 
 def folder_of(output: Path, step: int) -> Path:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def of_hardening(result: HardenResult, *, next_step: str | list[str] | None = No
         told.facts["results"] = str(result.output_dir / RESULTS)
     if result.pushed is not None:
         told.rows["pushed to"] = told.facts["pushed"] = result.pushed
-    told.rows["try next"] = next_step or f"apdm verify {result.output_dir}"
+    told.rows["try next"] = next_step or _verify(result.output_dir)
     return told
 
 
@@ -123,7 +124,7 @@ def of_verification(result: VerifyResult, *, with_subjects: bool) -> Verificatio
     sought = f"looked for {result.ids} ids, {result.photos} photos and the prompts in {result.files} files"
     lines = [sought, f"{result.output_dir}: {outcome}"]
     if not with_subjects:
-        advice = f"apdm verify {result.output_dir} --subjects FOLDER, to look for people's photos and ids too"
+        advice = f"{_verify(result.output_dir)} --subjects FOLDER, to look for people's photos and ids too"
         lines += columns({"try next": advice})
     facts = {"output_dir": str(result.output_dir), "ok": result.ok, "problems": [*result.problems]}
     facts |= {"files": result.files, "ids": result.ids, "photos": result.photos}
@@ -149,7 +150,7 @@ def of_perturbation(result: PerturbResult) -> Summary:
             names = [encoder.name for encoder in misled]
             told.rows["misled"] = f"{', '.join(names)}; judge the photos by another, unrelated encoder too"
             told.facts["misled"] = names
-    told.rows["try next"] = f"apdm verify {result.output_dir}"
+    told.rows["try next"] = _verify(result.output_dir)
     return told
 
 
@@ -247,6 +248,11 @@ def reasons_sentence(verdict: Verdict) -> str:
     more = f" ({count(len(failed) - 1, 'more check')} failed)" if len(failed) > 1 else ""
     doubt = f"; the audit is also unreliable: {first}" if verdict.unreliable else ""
     return failed[0].rstrip(".") + more + doubt
+
+
+def _verify(output: Path) -> str:
+    """The command that checks an output folder, as a shell takes it."""
+    return f"apdm verify {shlex.quote(str(output))}"
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def test_a_command_is_told_without_the_machines_paths():
         "--dataset_subjects ... --dataset_subjects=... --seed 1"
     )
     assert command_line("harden", words) == shown
+    assert command_line("audit", ["--prompts", "a sks"]) == "apdm audit --prompts 'a sks'"  # as a shell takes it
 
 
 @pytest.mark.parametrize(

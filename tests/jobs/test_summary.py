@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +16,8 @@ from apdm.audit.common_results import WorstPerson
 from apdm.audit.photo_results import PhotoComparison, PhotoOutcome
 from apdm.audit.results import LowestCost, Results
 from apdm.cli import main
-from apdm.jobs.results import AuditResult, HardenResult
-from apdm.jobs.summary import LINES, Summary, of_audit, of_hardening
+from apdm.jobs.results import AuditResult, HardenResult, PerturbResult
+from apdm.jobs.summary import LINES, Summary, of_audit, of_hardening, of_perturbation
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -112,8 +113,9 @@ def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
     results = demo()
     assert results.image_layer is not None
     works = replace(results.image_layer, by_attack=[on_photos("protected")], misled_judges=["portrait-b"])
-    (text,) = of_audit(audited(replace(results, image_layer=works))).rows["from photos"]
-    assert text == "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-a)"
+    assert of_audit(audited(replace(results, image_layer=works))).rows["from photos"] == [
+        "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-a)"
+    ]
     void = replace(works, by_attack=[on_photos("void")], misled_judges=["portrait-a", "portrait-b"])
     weak = "base/s01/seed 0: the attack on the base is too weak"
     checks = [replace(check, passed=check.name != "likeness_over_strangers") for check in results.verdict.checks]
@@ -124,6 +126,12 @@ def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
         "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-b, which they mislead)",
         "which says nothing: the attack is too weak with clean photos",
     ]
+
+
+def test_a_command_to_try_next_can_be_pasted_into_a_shell() -> None:
+    output = Path("it's mine/out put")
+    told = of_perturbation(PerturbResult(output_dir=output, image_dir=output / "images"))
+    assert shlex.split(cast(str, told.rows["try next"])) == ["apdm", "verify", str(output)]
 
 
 def test_a_long_summary_keeps_its_last_lines() -> None:
