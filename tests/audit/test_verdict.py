@@ -154,7 +154,7 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
         (curve("other", "base", WEAK), "base/o01/seed 0: the attack on the base is too weak"),
         (unmatched_by_a_second_encoder, "base/s01/seed 0: the attack on the base is too weak: match rate 0.75 (enc-b)"),
         (failed, "hardened/s01/seed 0: the attack failed: OSError: disk"),
-        (failed, "match_rate could not be measured"),
+        (failed, "the match rate could not be measured"),
         (unlearned, "hardened/s01/seed 0: the attack's loss did not fall (1.0000 to 1.0000)"),
         (curve("protected", "base", {0: LEARNED, 10: LEARNED}), "the cost factor could not be measured"),
         (fact("utility", "frechet", "to_base", value=None), "class_distance could not be measured"),
