@@ -157,8 +157,8 @@ def unmatched_by_a_second_encoder(draft: dict[str, Any]) -> None:
         (failed, "the match rate could not be measured"),
         (unlearned, "hardened/s01/seed 0: the attack's loss did not fall (1.0000 to 1.0000)"),
         (curve("protected", "base", {0: LEARNED, 10: LEARNED}), "the cost factor could not be measured"),
-        (fact("utility", "frechet", "to_base", value=None), "class_distance could not be measured"),
-        (curve("other", "base", {0: SAFE, 10: identity(-0.1, 1.0)}), "other_ratio could not be measured"),
+        (fact("utility", "frechet", "to_base", value=None), "the class distance could not be measured"),
+        (curve("other", "base", {0: SAFE, 10: identity(-0.1, 1.0)}), "the other ratio could not be measured"),
     ],
 )
 def test_an_unreliable_audit_never_claims_protection(change, flag):
