@@ -51,7 +51,7 @@ class Material:
     consenting: Posterior | None = None
     adapter: ZeroShot | None = None
     edits: Sequence[Edit] | None = None
-    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
 
 
 class AttackResult(NamedTuple):

@@ -5,6 +5,7 @@ lora:rank=32,train_text_encoder=true                options are the fields of th
 dreambooth:learning_rate_factor=3,steps_factor=2    multiples of the nominal learning rate and number of steps
 dreambooth:identifier=t@t,class_noun=man            another word for the subject, another word for the class
 dreambooth:description=with short red hair          words after the class noun that say how the person looks
+lora:caption_column=text                            a caption of its own for each photo
 dreambooth:photos=jpeg/quality=50,num_photos=4      photos that a purifier changed, and fewer of them
 lora:guidance_scale=1,num_inference_steps=100       the attacked model draws in another way than the audit asks for
 two_stage:attack=lora,benign_steps=500,rank=32      options that the first attack does not have go to the second

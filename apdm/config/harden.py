@@ -306,6 +306,11 @@ class HardenConfig(JobConfig):
             self.audit.check_sets(self.protected_set, with_model=True)
         if self.pairs == "folder" and self.dataset_name is not None:
             raise UserError("pairs is folder, and a dataset has no partners; give --pairs drawn or --pairs none")
+        if self.variety.caption_column and self.dataset_name is not None:
+            raise UserError(
+                "variety.caption_column reads captions beside photos in folders, and the photos are a dataset's; write "
+                "them into instance_data_dir, or leave variety.caption_column out"
+            )
         if self.rehearsal_data_dir and not self.reference_model_name_or_path:
             raise UserError(
                 "rehearsal_data_dir is of people whom the model was hardened against before; name the original model "

@@ -239,6 +239,7 @@ def test_options_of_a_dataset_need_a_dataset():
         (["--dataset_name", "a/b", "--max_subjects", "3"], "max_subjects needs subject_column"),
         (["--dataset_name", "a/b", "--class_dataset_name", "c", "--class_data_dir", "d"], "are both given"),
         (["--dataset_name", "a/b", "--pairs", "folder"], "pairs is folder, and a dataset has no partners"),
+        (["--dataset_name", "a/b", "--variety.caption_column", "text"], "caption_column reads captions beside photos"),
     ):
         with pytest.raises(UserError, match=said):
             load_config(HardenConfig, [*required, *words])
