@@ -67,5 +67,5 @@ def test_the_table_of_attacks_shows_the_rows(name: str) -> None:
 @pytest.mark.parametrize(("prompt", "kind"), [("usual", "nominal"), ("with the description", "described")])
 def test_the_table_of_descriptions_shows_the_rows(prompt: str, kind: str) -> None:
     cells = table("results.md", "### A description of the person")[prompt]
-    for cell, model in zip(cells, ("base", "hardened", "expecting"), strict=True):
+    for cell, model in zip(cells, ("base", "hardened", "expecting", "expecting others"), strict=True):
         assert figures(cell) == pytest.approx(courses(DREAMBOOTH, kind, model, 4), abs=0.00501)
