@@ -97,13 +97,16 @@ class PhotoMemory:
                     f"--image_layer.working_side, which is {side}"
                 )
 
-    def text(self, side: int) -> str:
-        """Say how much memory the photos of one person need at most, and which are worked on as copies."""
-        copies = (
-            f"; {self.large} of {self.photos} are worked on as copies with a shorter side of {side} pixels"
-            if self.large
-            else ""
-        )
+    def text(self, side: int | None) -> str:
+        """Say how much memory the photos of one person need at most, and of which the fine-tuning layer makes copies.
+
+        Args:
+            side: the shorter side of these copies in pixels; None if there is no such layer.
+        """
+        copies = ""
+        if self.large and side is not None:
+            sees = f"the fine-tuning layer sees {self.large} of {self.photos} as copies"
+            copies = f"; {sees} with a shorter side of {side} pixels"
         return f"at most {amount(self.host + self.device)} for the photos in {self.folder}{copies}"
 
 

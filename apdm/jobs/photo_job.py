@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from apdm.config import JobConfig
+from apdm.config.image_layer import NO_METHOD
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import delete, list_files, write_json
@@ -148,6 +149,11 @@ class PhotoJob:
             jpeg_quality=layer.jpeg_quality,
             epsilon={"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
         )
+
+    @property
+    def memory_text(self) -> str:
+        """How much memory the photos need, and which are worked on as copies, in words."""
+        return self.memory.text(None if self.protection.method == NO_METHOD else self.working_side)
 
     def check_fits(self, family: Family) -> None:
         """Raise UserError, before any long work, if the photo protection cannot work on a model."""

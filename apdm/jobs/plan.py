@@ -102,7 +102,7 @@ def harden_plan(
         **photo_notes(*config.photo_folders.values(), read=harden_caption_files(config, inputs)),
         **harden_face_rows(inputs),
         "against": layers_text(config, inputs.photo_job) if inputs.photo_job else None,
-        "memory": inputs.photo_job.memory.text(inputs.photo_job.working_side) if inputs.photo_job else None,
+        "memory": inputs.photo_job.memory_text if inputs.photo_job else None,
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}{schedule}"
@@ -197,7 +197,7 @@ def perturb_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "changes": f"each pixel by at most {budget:g} of 255" + ", before compression" * (job.format == "jpeg"),
         **face_rows(job),
-        "memory": job.memory.text(job.working_side),
+        "memory": job.memory_text,
         "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / IMAGES),

@@ -149,7 +149,7 @@ def work(cost: Pass, parts: Mapping[str, float], device: torch.device | None = N
         return "none that is counted"
     operations = sum(parts.values()) * cost.operations
     told = f"{', '.join(listed)}: {time_for(operations)}"
-    if device is None or is_accelerator(device):
+    if device is None or is_accelerator(device) or operations < cpu_speed():  # less than a second says nothing
         return told
     return f"{told}, {_time(operations / cpu_speed())} or more on this CPU"
 

@@ -353,7 +353,7 @@ def _add_photo_attacks(told: Summary, layer: ImageLayer, encoders: Sequence[str]
     misled = set(layer.misled_judges or ())
     judge = [name for name in encoders if name not in misled] or list(encoders)
     last = judge[-1]
-    about = f"{last}, which they mislead" if last in misled else last
+    about = f"{last}, which they target" if last in misled else last
     void = {one.spec for one in layer.by_attack or [] if one.state == "void"}
     lines = []
     for spec, one in list(found.items())[:PHOTO_ATTACKS]:

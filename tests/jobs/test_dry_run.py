@@ -157,6 +157,18 @@ def test_a_finished_run_is_told_and_left_as_it_is(
     assert tree(tmp_path) == before
 
 
+def test_the_plan_tells_of_copies_only_where_the_fine_tuning_layer_makes_them(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["perturb", "--pretrained_model_name_or_path", str(PIPELINE), "--resolution", "16", "--dry_run"]
+    words += ["--instance_data_dir", str(people / "protected"), "--output_dir", str(tmp_path / "out")]
+    words += ["--instance_prompt", "a photo of t@t person", "--class_prompt", "a photo of a person"]
+    assert main(words) == 0
+    assert "as copies with a shorter side of 32 pixels" in told(capsys.readouterr().err)["memory"]
+    assert main([*words, "--image_layer.method", "none"]) == 0
+    assert "copies" not in told(capsys.readouterr().err)["memory"]
+
+
 def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = ["--pretrained_model_name_or_path", str(PIPELINE), "--instance_data_dir", str(people / "protected")]
     place = ["--resolution", "64", "--output_dir", str(tmp_path / "out"), "--dry_run"]

@@ -63,6 +63,8 @@ def test_the_time_on_a_cpu_is_told_by_how_fast_this_cpu_multiplies(monkeypatch: 
     cost = Pass(10**12, 1, 1, 1)
     on_cpu = resources.work(cost, {"for hardening": 3600}, torch.device("cpu"))
     assert on_cpu == "3.60 PFLOP for hardening: 36 seconds at 100 TFLOP/s, 42 days or more on this CPU"
+    monkeypatch.setattr(resources, "cpu_speed", lambda: 1e16)
+    assert "CPU" not in resources.work(cost, {"for hardening": 3600}, torch.device("cpu"))  # less than a second
     assert resources.work(cost, {"for hardening": 3600}) == "3.60 PFLOP for hardening: 36 seconds at 100 TFLOP/s"
 
 

@@ -123,7 +123,7 @@ def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
     told = of_audit(audited(replace(results, image_layer=void, verdict=verdict)))
     assert f"the audit is also unreliable: {weak}" in told.verdict
     assert told.rows["from photos"] == [
-        "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-b, which they mislead)",
+        "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-b, which they target)",
         "which says nothing: the attack is too weak with clean photos",
     ]
 
