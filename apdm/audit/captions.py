@@ -10,12 +10,14 @@ from apdm.attacks import Attack
 from apdm.attacks.captions import caption_column
 from apdm.attacks.registry import settings
 from apdm.audit.people import AuditSubjects, Person
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
+from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.suites import AttackFactory, Entry, attacked_people
 from apdm.config.prompts import identifier_words, prompts_without_identifier
 from apdm.core.errors import Faults
 from apdm.core.logging import get_logger
-from apdm.data.photo_captions import read_captions
+from apdm.data.photo_captions import Captions, read_captions
 from apdm.data.separate_photos import Role
 from apdm.families import Family
 
@@ -53,20 +55,36 @@ def with_captions(subjects: AuditSubjects, entries: Sequence[Entry], factory: At
     read = replace(subjects, protected=[*map(captioned, subjects.protected)], others=[*map(captioned, subjects.others)])
     for attack, entry in attacks:
         for person in attacked_people(entry, read):
-            _warn_without_word(attack, entry.spec, person, factory)
+            _warn_without_word(attack, entry.spec, person.id, person.captions, factory)
     return read
 
 
-def _warn_without_word(attack: Attack, spec: str, person: Person, factory: AttackFactory) -> None:
+def photos_with_captions(photos: ProtectedPhotos, specs: PhotoAttackSpecs, factory: AttackFactory) -> ProtectedPhotos:
+    """Return protected photos with the captions of their originals, which attacks on both train on.
+
+    It warns and raises as `with_captions` does.
+    """
+    with Faults() as faults:
+        found = {
+            one.id: {column: faults.of(partial(read_captions, one.images, column)) for column in specs.caption_columns}
+            for one in photos.subjects
+        }
+    for spec, attack in specs.trained.items():
+        for one, captions in found.items():
+            _warn_without_word(attack, spec, one, captions, factory)
+    return replace(photos, pairs={one: replace(pair, captions=found[one]) for one, pair in photos.pairs.items()})
+
+
+def _warn_without_word(attack: Attack, spec: str, person: str, captions_of: Captions, factory: AttackFactory) -> None:
     """Log a warning if captions lack the word for the person, in the form in which the attacker looks for it."""
-    captions = person.captions.get(caption_column(attack) or "", ())
+    captions = captions_of.get(caption_column(attack) or "", ())
     renamed = getattr(getattr(attack, "innermost", attack), "renamed", None)
     prompts = factory.instance_prompt, factory.class_prompt
     word = renamed[0] if renamed else " ".join(identifier_words(*prompts))
     nameless = prompts_without_identifier(captions, *prompts)
     if number := sum(one in nameless or (renamed is not None and word not in one) for one in captions):
         message = '%s: %d of %d captions of %s lack "%s", so they do not teach this word; write it into each caption'
-        logger.warning(message, spec, number, len(captions), person.id, word)
+        logger.warning(message, spec, number, len(captions), person, word)
 
 
 def warn_about_long_captions(plan: AuditPlan) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from apdm.audit.common_results import HeldOutFrom, PhotoCounts
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError, each
-from apdm.data.photo_captions import caption_files
+from apdm.data.photo_captions import Captions
 from apdm.data.photo_sets import Chosen, Letter, has_sets
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import ONLY_SUBJECT, Subject, find_subjects, list_all_images, list_images, load_images
@@ -52,7 +52,7 @@ class Person:
     id: str
     photos: Tensor
     references: Tensor
-    captions: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    captions: Captions = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,9 @@ class AuditSubjects:
         return found
 
     @property
-    def caption_files(self) -> list[str]:
-        """What the names of the files end with from which captions were read."""
-        columns = {column for person in [*self.protected, *self.others] for column in person.captions}
-        return sorted({name for column in columns for name in caption_files(column)})
+    def captions(self) -> list[Captions]:
+        """The captions of each person who has some."""
+        return [person.captions for person in [*self.protected, *self.others] if person.captions]
 
     @property
     def counts(self) -> PhotoCounts:

@@ -64,8 +64,6 @@ class PhotoAttackSpecs:
             attack = factory.make(spec, seed=0)
             if set(attack.needs) - {"base"}:
                 raise UserError(f'"{spec}" attacks weights by means of other models; leave it out of photo_attacks')
-            if caption_column(attack) is not None:
-                raise UserError(f'"{spec}" trains on captions, which are read for attacks on models only; leave it out')
             if needs_consenting(attack):
                 raise UserError(f'"{spec}" trains on other people first; leave it out of photo_attacks')
             return attack
@@ -82,6 +80,11 @@ class PhotoAttackSpecs:
             training=options.photo_training,
             trained={spec: attack for spec, attack in made.items() if not is_zero_shot(spec)},
         )
+
+    @property
+    def caption_columns(self) -> list[str]:
+        """The columns of the captions that attacks train on."""
+        return sorted(set(filter(None, map(caption_column, self.trained.values()))))
 
     def check_photos(self, counts: Mapping[str, int]) -> None:
         """Check that photos are enough. `counts` are {person: how many photos are attacked}.

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import product
+from itertools import cycle, islice, product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from apdm.attacks import Material
+from apdm.attacks.captions import drawn_captions
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
@@ -40,9 +41,8 @@ from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.edits import edit_quality
 
-# (photos [N, 3, R, R] in [-1, 1], prompts of the M pictures, seed) -> pictures [M, 3, R, R] in [0, 1]
-DrawFromPhotos = Callable[[Tensor, Sequence[str], int], Tensor]
 CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
+CAPTIONS = "captions"  # stands for the prompts of pictures that were drawn with captions, which rows never hold
 DRAWN = "drawn"  # name of a cell's pictures in the store
 PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
 SEED_STRIDE = 100_000  # between the first pictures of two seeds, so that no picture of one is a picture of the other
@@ -78,6 +78,8 @@ class PhotoCell:
         return purifier.of(self.pair.clean, self.pair.protected) if isinstance(purifier, Mix) else self.pair.protected
 
 
+# (cell, photos [N, 3, R, R] in [-1, 1], prompts of the M pictures) -> pictures [M, 3, R, R] in [0, 1]
+DrawFromPhotos = Callable[[PhotoCell, Tensor, Sequence[str]], Tensor]
 # What the judges read from the hold-out photos of a person: {encoder: embeddings [M, D]}, and features [M, G] of the
 # whole pictures, or None without a network for them.
 HoldOut = tuple[Mapping[str, Tensor], Tensor | None]
@@ -156,33 +158,41 @@ class PhotoAudit:
     def _attacks(self) -> dict[str, DrawFromPhotos]:
         attacks: dict[str, DrawFromPhotos] = {}
         if self.specs.training:
-            attacks[NOMINAL_ATTACK] = partial(self._train, NOMINAL_ATTACK)
+            attacks[NOMINAL_ATTACK] = self._train
         if self.specs.adapter is not None:
             attacks[ADAPTER_ATTACK] = partial(self._adapt, self.specs.adapter)
         for spec in self.specs.attacks:
-            attacks[spec] = partial(self._edit if is_zero_shot(spec) else self._train, spec)
+            attacks[spec] = self._edit if is_zero_shot(spec) else self._train
         return attacks
 
-    def _train(self, spec: str, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
+    def _train(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
         """Train on the photos, then draw pictures."""
         latents = encode_images(self._base, photos, batch_size=self.plan.drawing.batch_size)
-        material = Material(latents, self.class_images, photos, {"base": self._base})
-        attacked = self.plan.attacks.make(spec, seed=seed).run(self._base, material).model
-        return attacked.sample(prompts, **self._drawing_options(photos, seed))
+        models, captions = {"base": self._base}, cell.pair.captions
+        material = Material(latents, self.class_images, photos, models, captions=captions)
+        attacked = self.plan.attacks.make(cell.name, seed=cell.seed).run(self._base, material).model
+        return attacked.sample(prompts, **self._drawing_options(photos, cell.seed))
 
-    def _edit(self, spec: str, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
+    def _edit(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
         """Edit the photos, with an attack that needs no training."""
-        return make_zero_shot(spec).draw(self._base, to_unit(photos), prompts, **self._drawing_options(photos, seed))
+        options = self._drawing_options(photos, cell.seed)
+        return make_zero_shot(cell.name).draw(self._base, to_unit(photos), prompts, **options)
 
-    def _adapt(self, adapter: FaceIDAdapter, photos: Tensor, prompts: Sequence[str], seed: int) -> Tensor:
+    def _adapt(self, adapter: FaceIDAdapter, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
         """Draw pictures with the adapter, which gets a single photo: another one for each seed."""
-        number = self._photo_number(len(photos), seed)
+        number = self._photo_number(len(photos), cell.seed)
         attacked, photo = adapter.with_adapter(self._base), to_unit(photos[number : number + 1])
-        return adapter.run(attacked, photo, prompts, **self._drawing_options(photos, seed))
+        return adapter.run(attacked, photo, prompts, **self._drawing_options(photos, cell.seed))
 
     def _photo_number(self, count: int, seed: int) -> int:
         """The number, from 0, of the photo that the adapter gets, out of `count` photos. Both arms get the same one."""
         return self.plan.seeds.index(seed) % count
+
+    def _captions(self, cell: PhotoCell) -> list[str]:
+        """The captions that an attack draws; empty if it draws other prompts."""
+        if not self._trains(cell.name):
+            return []
+        return drawn_captions(self.plan.attacks.make(cell.name, seed=cell.seed), cell.pair.captions)
 
     def _prompts(self, name: str) -> list[str]:
         """The prompts that an attack draws, without repeats."""
@@ -216,8 +226,10 @@ class PhotoAudit:
         """A hash of everything that determines a cell's row, `common` facts among it; the cell's key in the store."""
         photos = tensor_hash(cell.used, holdout)
         what = [CELL_FORMAT, cell.name, self._params(cell), cell.photos, cell.purifier, cell.person, photos, cell.seed]
-        adapter = {"adapter": self._adapter_hash} if cell.name == ADAPTER_ATTACK else {}
-        return key_of({**common, **adapter, "photos": what, "code": code_hash(cell.name)})
+        more: dict[str, Any] = {"adapter": self._adapter_hash} if cell.name == ADAPTER_ATTACK else {}
+        if cell.pair.captions and self._trains(cell.name):
+            more["captions"] = {column: list(captions) for column, captions in sorted(cell.pair.captions.items())}
+        return key_of({**common, **more, "photos": what, "code": code_hash(cell.name)})
 
     @cached_property
     def _adapter_hash(self) -> str | None:
@@ -230,12 +242,14 @@ class PhotoAudit:
         try:
             photos, prompts = cell.used, self._prompts(cell.name)
             asked = [one for one in prompts for _ in range(self.plan.drawing.num_images)]
+            if captions := self._captions(cell):
+                prompts, asked = [CAPTIONS], list(islice(cycle(captions), len(asked)))
             if cell.purifier is not None:
                 purifier = make_purifier(cell.purifier, has_originals=True)
                 photos = purifier(to_unit(photos), self._base, cell.seed) * 2 - 1
-            images = attack(photos, asked, cell.seed)
+            images = attack(cell, photos, asked)
             check_finite(images)
-            judged = self._judge(images, prompts, holdout)
+            judged = self._judge(images, prompts, asked, holdout)
             if is_editing(cell.name):
                 turns = torch.arange(len(images)) % len(photos)
                 shown = [self.plan.class_prompt] * len(images)
@@ -257,13 +271,13 @@ class PhotoAudit:
         )
         return row, images
 
-    def _judge(self, images: Tensor, prompts: Sequence[str], holdout: HoldOut) -> dict[str, Any]:
-        """Judge the pictures, which are as many for each prompt: the fields of the row."""
+    def _judge(self, images: Tensor, prompts: Sequence[str], asked: Sequence[str], holdout: HoldOut) -> dict[str, Any]:
+        """Judge the pictures, which are as many for each prompt: the fields of the row. `asked` is that of each one."""
         judges, (embeddings, whole) = self.plan.judges, holdout
         features, each = judges.features(images), len(images) // len(prompts)
         quality = person_quality(judges, features, whole) | {"brisque": judges.brisque(images)}
         if judges.clip is not None:
-            shown = [self._without_identifier(prompt) for prompt in prompts for _ in range(each)]
+            shown = list(map(self._without_identifier, asked))
             quality["clip"] = judges.clip_score(images, shown)
         return {
             "identity": judges.identity(features, embeddings),

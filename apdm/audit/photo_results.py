@@ -38,7 +38,8 @@ class PhotoAttackRow:
         photos: whether the attacker has the clean or the protected photos.
         purifier: spec of the purifier that changed the photos first; None: no purifier.
         identity: likeness of all pictures to the person; empty if the attack failed.
-        by_prompt: {prompt: likeness of the pictures that were drawn with it}; None in results of older versions.
+        by_prompt: {prompt: likeness of the pictures that were drawn with it}; None in results of older versions. An
+            attack that draws captions has one entry, "captions", and no caption is told.
         quality: {name of a quality figure: value}, None if it could not be measured. The whole is None in results of
             older versions.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from apdm.audit.schema import WrongShape, from_json
 from apdm.config.photo_run import output_of_run
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.data.photo_captions import Captions
 from apdm.data.photo_files import name_some, printable, stem
 from apdm.data.photo_sets import PROTECTED, Chosen
 from apdm.data.separate_photos import PhotoSet, Role
@@ -40,11 +41,13 @@ KEPT, HELD_OUT = Chosen(part="kept"), Chosen(part="held out")
 class PhotoPair:
     """A person's original and protected photos, as a trainer sees them: [N, 3, R, R] in [-1, 1] each.
 
-    Photo i of `protected` is the protected version of photo i of `clean`.
+    Photo i of `protected` is the protected version of photo i of `clean`. `captions` has a caption of each of both,
+    {column: captions}, for the columns that attacks train on.
     """
 
     clean: Tensor
     protected: Tensor
+    captions: Captions = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class ProtectedPhotos:
     perturbation: Perturbation
     folder: str
     subjects: Sequence[Subject]
+
+    @property
+    def captions(self) -> list[Captions]:
+        """The captions of each person who has some."""
+        return [pair.captions for pair in self.pairs.values() if pair.captions]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -13,12 +13,14 @@ Captions say how somebody looks. No message shows one.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from apdm.core.errors import UserError
 from apdm.data.photo_files import name_of, name_some, printable
 from apdm.data.tables import TABLES, read_rows, read_text
+
+Captions = Mapping[str, Sequence[str]]  # {column: a caption of each photo of a person}
 
 
 def read_captions(photos: Sequence[Path], column: str) -> list[str]:
@@ -38,9 +40,10 @@ def read_captions(photos: Sequence[Path], column: str) -> list[str]:
     return found
 
 
-def caption_files(column: str) -> tuple[str, ...]:
-    """What the names of the files end with that captions of a column are read from."""
-    return (column,) if column.startswith(".") else TABLES
+def caption_files(columns: Collection[str]) -> list[str]:
+    """What the names of the files end with that captions of some columns are read from."""
+    names = {name for column in columns for name in ([column] if column.startswith(".") else TABLES)}
+    return sorted(names)
 
 
 def _in_files(photos: Sequence[Path], suffix: str) -> list[str]:

@@ -236,7 +236,7 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker "
         f"{'trains on' if trains(config) else 'has'}; "
         f"{held_out_text(counts)}",
-        "captions": captions_text(plan.subjects),
+        "captions": captions_text(plan.subjects.captions),
         **audited_face_rows(plan.subjects.sets, plan.judges),
         "asked": quoted(config.prompts),
         "attacks": ", ".join(

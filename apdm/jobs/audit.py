@@ -15,7 +15,7 @@ from typing import cast
 
 import torch
 
-from apdm.audit.captions import warn_about_long_captions
+from apdm.audit.captions import photos_with_captions, warn_about_long_captions
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
@@ -168,6 +168,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         )
         if folders.last_third and os.path.samefile(originals, folders.holdout):
             photos = hold_out(photos).attacked
+        photos = photos_with_captions(photos, inputs.photo_attacks, plan.attacks)
         inputs.photo_attacks.check(models["base"], config.num_inference_steps)
         inputs.photo_attacks.check_photos(photos.counts)
         check_separate(photo_sets(inputs, photos))

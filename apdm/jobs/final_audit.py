@@ -13,7 +13,7 @@ from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.protected_photos import hold_out, load_protected_photos
 from apdm.audit.results import Results
 from apdm.config import HardenConfig
-from apdm.core.errors import Faults
+from apdm.core.errors import Faults, UserError
 from apdm.core.files import model_hash
 from apdm.core.stages import Stages
 from apdm.data.photo_sets import Chosen, has_sets
@@ -53,6 +53,11 @@ def load_audit_inputs(config: HardenConfig, faces: FaceNetworks) -> AuditInputs:
             faults.of(lambda: options.refuse("purifiers", "photo_attacks", mend="set image_layer.enabled to true"))
         ids = [subject.id for subject in protected] if protected else None
         inputs = faults.of(lambda: _load_inputs(config, faces, ids))
+        if inputs is not None and inputs.photo_attacks is not None and inputs.photo_attacks.caption_columns:
+            raise UserError(
+                "caption_column is of an attack on protected photos, whose captions apdm audit reads, and apdm harden "
+                "does not; leave it out, and run apdm audit afterwards"
+            )
     if options.enabled:
         warn_if_too_short(options, ONLY_NOMINAL)
     return inputs

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.registry import settings
+from apdm.audit.captions import photos_with_captions
 from apdm.audit.class_pictures import measure_strangers
 from apdm.audit.common_results import SCHEMA, HeldOutFrom
 from apdm.audit.people import AuditSubjects, Person, load_strangers
@@ -23,6 +24,7 @@ from apdm.audit.plan import AuditPlan, to_unit
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.results_file import write_results
 from apdm.audit.same_faces import check_faces
+from apdm.audit.suites import AttackFactory
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.versions import package_versions
@@ -118,6 +120,8 @@ def load_photo_audit(
         faults.of(lambda: check_prompts_of(config, base, (), models))
         faults.of(lambda: specs.check(base, config.num_inference_steps))
         faults.of(lambda: specs.check_photos(held.attacked.counts))
+        factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+        attacked = faults.of(lambda: photos_with_captions(held.attacked, specs, factory))
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
     plan = AuditPlan.of(
         config,
@@ -132,7 +136,7 @@ def load_photo_audit(
         files={"base": model_file(str(config.base), base)},
         command=command,
     )
-    return plan, specs, held.attacked
+    return plan, specs, attacked
 
 
 def _read_photos(config: AuditJobConfig) -> HeldOut:

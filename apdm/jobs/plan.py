@@ -6,7 +6,7 @@ in a plan, add a row to the function of that job; a row without a value is left 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns, count
-from apdm.data.photo_captions import caption_files
+from apdm.data.photo_captions import Captions, caption_files
 from apdm.data.photo_files import moving, name_some, passed_over, printable
 from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
@@ -89,6 +89,9 @@ def harden_plan(
     made += [str(output / SINGLE_FILE)] * config.single_file
     made += [str(output / IMAGES)] * config.image_layer.enabled
     made += [str(output / REPORT)] * config.audit.enabled
+    column = str(config.variety.caption_column)
+    captions: list[Captions] = [{column: own} for own in inputs.photos.captions.values()]
+    captions += inputs.audit_inputs.subjects.captions if inputs.audit_inputs is not None else []
     return {
         "model": model_text(config.pretrained_model_name_or_path, inputs.start),
         "original": config.reference_model_name_or_path,
@@ -98,8 +101,8 @@ def harden_plan(
         "pairs": pairs_text(inputs),
         "consenting": people_text(list(inputs.consenting.instance)),
         "earlier": people_text(list(inputs.earlier.instance)),
-        "captions": harden_captions_text(config, inputs),
-        **photo_notes(*config.photo_folders.values(), read=harden_caption_files(config, inputs)),
+        "captions": captions_text(captions),
+        **photo_notes(*config.photo_folders.values(), captions=captions),
         **harden_face_rows(inputs),
         "against": layers_text(config, inputs.photo_job) if inputs.photo_job else None,
         "memory": inputs.photo_job.memory_text if inputs.photo_job else None,
@@ -260,6 +263,7 @@ def audit_plan(
     """
     rows: Rows = {name: model_text(getattr(config, name), model) for name, model in plan.models.items()}
     people, counts = plan.subjects.protected, plan.subjects.counts
+    captions = [*plan.subjects.captions, *(photos.captions if photos is not None else [])]
     return rows | {
         "people": people_text([person.id for person in people]),
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
@@ -268,10 +272,10 @@ def audit_plan(
             str(config.subjects), config if photos is not None and config.photos is None else None, config
         ),
         "others": people_text([person.id for person in plan.subjects.others]),
-        "captions": captions_text(plan.subjects),
+        "captions": captions_text(captions),
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         **audited_face_rows(plan.subjects.sets, plan.judges),
-        **photo_notes(config.subjects, config.photos, *config.photo_folders.values(), read=plan.subjects.caption_files),
+        **photo_notes(config.subjects, config.photos, *config.photo_folders.values(), captions=captions),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
@@ -341,7 +345,8 @@ def photo_audit_plan(
         "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
         "sets": sets_text(str(config.photos), config, config),
         **audited_face_rows(plan.subjects.sets, plan.judges),
-        **photo_notes(config.photos, *config.photo_folders.values()),
+        "captions": captions_text(photos.captions),
+        **photo_notes(config.photos, *config.photo_folders.values(), captions=photos.captions),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": f"{', '.join(attacks)}; at most {count(plan.attacks.nominal_step, 'step')} of the first, "
@@ -370,22 +375,11 @@ def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path]
     }
 
 
-def harden_captions_text(config: HardenConfig, inputs: HardenInputs) -> str | None:
-    """How many captions simulated attackers learn with; None without captions. No caption is shown."""
-    number = sum(map(len, inputs.photos.captions.values()))
-    return f"{count(number, 'caption')} in {config.variety.caption_column}" if number else None
-
-
-def harden_caption_files(config: HardenConfig, inputs: HardenInputs) -> list[str]:
-    """What the names of the files end with from which captions were read."""
-    column, audit = config.variety.caption_column, inputs.audit_inputs
-    return [*(caption_files(column) if column else ()), *(audit.subjects.caption_files if audit else ())]
-
-
-def photo_notes(*folders: str | None, read: Collection[str] = ()) -> Rows:
+def photo_notes(*folders: str | None, captions: Sequence[Captions] = ()) -> Rows:
     """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first.
 
-    `read` are names and suffixes of files that are read, although they are no photos.
+    `captions` are those of each person. The files that they were read from are no photos, but they are read.
     """
+    read = caption_files({column for own in captions for column in own})
     places = [Path(folder) for folder in folders if folder is not None]
     return {"passed over": passed_over(places, read), "first frame": name_some(moving(places)) or None}

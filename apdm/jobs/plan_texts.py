@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from apdm.audit.common_results import PhotoCounts
 from apdm.config import AuditJobConfig, AuditOptions, JobConfig
 from apdm.core.terminal import count
+from apdm.data.photo_captions import Captions
 from apdm.data.photo_sets import LAST_THIRD, has_sets
 from apdm.families import Family
-
-if TYPE_CHECKING:
-    from apdm.audit.people import AuditSubjects
 
 SHOWN_IDS = 6  # ids of people that are listed before the others are only counted
 
@@ -51,12 +48,14 @@ def held_out_text(counts: PhotoCounts, whom: str = "") -> str:
     return text + f"{whom}: {LAST_THIRD}" * (counts.held_out_from == "originals")
 
 
-def captions_text(subjects: AuditSubjects) -> str | None:
-    """Return how many captions attacks train on, and from where; None if there are none. No caption is shown."""
-    people = [person for person in [*subjects.protected, *subjects.others] if person.captions]
-    numbers = Counter(column for person in people for column, own in person.captions.items() for _ in own)
+def captions_text(captions: Sequence[Captions]) -> str | None:
+    """Return how many captions attacks train on, and from where; None if there are none. No caption is shown.
+
+    `captions` are those of each person who has some.
+    """
+    numbers = Counter(column for own in captions for column, texts in own.items() for _ in texts)
     each = ", ".join(f"{column}: {number}" for column, number in sorted(numbers.items()))
-    return f"{each}, of {len(people)} {'person' if len(people) == 1 else 'people'}" if each else None
+    return f"{each}, of {len(captions)} {'person' if len(captions) == 1 else 'people'}" if each else None
 
 
 def unreliable_text(reasons: Sequence[str]) -> str | None:

@@ -142,9 +142,39 @@ def test_an_audit_reads_the_captions_of_the_people_whom_it_attacks(
         assert secret not in told.out + told.err and not scan_for_leaks(tmp_path / "out", [secret])
 
 
-def test_attacks_on_protected_photos_refuse_captions(
+def test_attacks_on_protected_photos_take_the_captions_of_the_originals(
     tiny_pipeline: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"base": tiny_pipeline, "photos": people, "protected_photos": people, "output_dir": tmp_path / "out"}
-    assert main(["audit", *words({**given, "resolution": 24, "photo_attacks": [SPEC]})]) == 2
-    assert "captions, which are read for attacks on models only" in capsys.readouterr().err
+    for person in ("s01", "s02"):
+        write_photos(7, range(6), tmp_path / "protected" / person, 48)
+    given = options(tiny_pipeline, people, tmp_path / "out", seeds=1, photo_attacks=[SPEC], purifiers=["mix"])
+    for name in ("pretrained_model_name_or_path", "attack", "train_batch_size"):
+        del given[name]
+    given |= {"base": tiny_pipeline, "protected_photos": tmp_path / "protected", "photo_training": "false"}
+
+    def audit() -> tuple[list[dict[str, Any]], set[str]]:
+        assert main(["audit", *words(given)]) == 1
+        found = json.loads((tmp_path / "out/results.json").read_text())["image_layer"]["attacks"]
+        return found, {path.name for path in (tmp_path / "out/photo_cells").glob("*/")}
+
+    rows, cells = audit()
+    assert {row["status"] for row in rows} == {"ok"} and len(rows) == len(cells) == 6
+    assert {name for row in rows for name in row["by_prompt"]} == {"captions"}
+    write_captions(people / "s02", SECRETS[0])
+    assert len(audit()[1] & cells) == 3  # those of s01
+    told = capsys.readouterr()
+    assert "text: 8, of 2 people" in told.err and "passed over" not in told.err
+    for secret in SECRETS:
+        assert secret not in told.out + told.err and not scan_for_leaks(tmp_path / "out", [secret])
+    write_captions(people / "s02", SECRETS[0], photos=3)
+    assert main(["audit", *words({**given, "output_dir": tmp_path / "none"})]) == 2
+    assert "has no caption for s02/003.png" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_hardening_does_not_read_captions_for_attacks_on_the_photos(
+    tiny_pipeline: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"pretrained_model_name_or_path": tiny_pipeline, "instance_data_dir": people, "resolution": 24}
+    given |= {"image_layer.enabled": "true", "audit.enabled": "true", "output_dir": tmp_path / "out", "dry_run": "true"}
+    assert main(["harden", *words({**given, "audit.photo_attacks": SPEC})]) == 2
+    assert "leave it out, and run apdm audit afterwards" in capsys.readouterr().err

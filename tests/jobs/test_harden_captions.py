@@ -68,7 +68,7 @@ def test_a_run_with_captions_hardens_otherwise_and_tells_none(
     plain, own = hardened("plain"), hardened("own", **{"variety.caption_column": "text"})
     assert not torch.equal(plain, own)
     told = capsys.readouterr()
-    assert "4 captions in text" in told.err and told.err.count("passed over") == 1  # without the option
+    assert "text: 4, of 1 person" in told.err and told.err.count("passed over") == 1  # without the option
     for secret in ("goateed", "freckled"):
         assert secret not in told.out + told.err and not scan_for_leaks(tmp_path / "own", [secret])
 
