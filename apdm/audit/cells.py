@@ -15,6 +15,7 @@ from apdm.audit.people import Person
 from apdm.audit.plan import Drawing
 from apdm.audit.results import AttackRow, CurvePoint, Role
 from apdm.audit.suites import Entry
+from apdm.core.disk import picture_size
 from apdm.core.pictures import at_most
 
 COURSE_PICTURES, COURSE_SIDE = 2, 256  # kept at every measured step, and their longest side in pixels
@@ -61,6 +62,16 @@ class Cell:
         if captions := drawn_captions(self.attack, self.person.captions):
             return list(islice(cycle(captions), len(drawing.prompts) * drawing.num_images))
         return [self.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
+
+    def pictures_size(self, drawn: int) -> int:
+        """Return an upper bound of the bytes of the pictures that are kept of this cell.
+
+        Args:
+            drawn: how many pictures are drawn at each measured step.
+        """
+        side = self.person.photos.shape[-1]
+        course = min(drawn, COURSE_PICTURES) * len(self.eval_steps)
+        return drawn * picture_size(side**2) + course * picture_size(min(side, COURSE_SIDE) ** 2)
 
     def row(self, measured: CellMeasurements, *, seconds: float, error: str | None) -> AttackRow:
         """The cell's row of the results.

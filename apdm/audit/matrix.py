@@ -65,8 +65,12 @@ class Matrix:
             pictures are {name: pictures in [0, 1]}, see `attack_and_judge`. The other processes return None.
 
         Raises:
+            CannotWrite: the disk has no room for the pictures of the cells. This is found before the first attack.
             Interrupted: the user stopped the audit. Finished cells stay in the store.
         """
+        drawn = len(runner.drawing.prompts) * runner.drawing.num_images
+        missing = [cell for cell in self.cells if cell.key not in store]
+        processes.on_main(lambda: store.require_room(sum(cell.pictures_size(drawn) for cell in missing)))
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
         bar = progress_bar(total=sum(cell.steps for cell in self.cells), desc="attack", unit="step")
         try:

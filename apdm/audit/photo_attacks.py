@@ -35,6 +35,7 @@ from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import code_hash
 from apdm.config.prompts import without_identifier
+from apdm.core.disk import picture_size
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, Posterior
@@ -127,6 +128,12 @@ class PhotoAudit:
             processes.wait()
             bar.update(len(cells) - bar.n)
         return _collect(cells, store) if processes.is_main else None
+
+    def require_room(self, store: CellStore) -> None:
+        """Raise CannotWrite if the disk has no room for the pictures of the attacks that are not finished."""
+        drawn = len(self.plan.drawing.prompts) * self.plan.drawing.num_images
+        sides = [cell.pair.clean.shape[-1] for key, cell in self._cells.items() if key not in store]
+        store.require_room(sum(drawn * picture_size(side**2) for side in sides))
 
     def tidy(self, store: CellStore) -> None:
         """Make the store ready for `run`. The main process does so, and the others wait for it."""

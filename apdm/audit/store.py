@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from apdm.core.disk import require_disk
 from apdm.core.files import delete, recover, write_beside
 from apdm.core.logging import get_logger
 from apdm.core.pictures import grid
@@ -76,6 +77,10 @@ class CellStore:
         except FileExistsError:
             return False
         return key not in self
+
+    def require_room(self, size: int) -> None:
+        """Raise CannotWrite if the disk has less than `size` bytes free, for pictures of attacks that are to come."""
+        require_disk(self.folder, size, "the pictures of the attacks")
 
     def save(self, key: str, row: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> None:
         """Keep a row, which must be strict JSON, and its pictures, {name: [N, 3, H, W] in [0, 1]}."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,6 +99,7 @@ def audit_and_report(
     photo_audit = None
     if photo_attacks is not None and photos is not None:
         photo_audit = PhotoAudit(plan, latents, photo_attacks, photos.pairs)
+        processes.on_main(partial(photo_audit.require_room, photo_store))
         if processes.is_main:  # before the models are attacked, so that a process that is free goes on with the photos
             photo_audit.tidy(photo_store)
     done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes)

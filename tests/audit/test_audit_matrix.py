@@ -4,12 +4,15 @@ import copy
 import json
 from dataclasses import replace
 
+import pytest
 from stored_cells import processes
 from tiny_audit import CONFIG, person, rows_of
 
 from apdm.audit.common_results import ModelFile
 from apdm.audit.store import CellStore
 from apdm.audit.suites import SUITES, Entry
+from apdm.core import disk
+from apdm.core.disk import CannotWrite, picture_size
 
 SHORT = replace(
     CONFIG,
@@ -52,6 +55,18 @@ def test_people_and_seeds_are_those_that_an_entry_asks_for(run_audit):
     results, _ = run_audit(replace(SHORT, seeds=2), entries=entries, subjects=people, others=[])
     cells = [(row["spec"], row["subject"], row["seed"]) for row in rows_of(results, "base")]
     assert cells == [("dreambooth", s, seed) for s in ("s01", "s02") for seed in (0, 1)] + [("lora", "s01", 0)]
+
+
+def test_an_audit_whose_pictures_do_not_fit_on_the_disk_ends_before_the_first_attack(run_audit, tmp_path, monkeypatch):
+    store, config, entries = CellStore(tmp_path / "cells"), replace(SHORT, num_images=3), [Entry(spec="dreambooth")]
+    monkeypatch.setattr(disk, "free_space", lambda path: 2 * 3 * picture_size(16**2))  # two attacks keep more
+    with pytest.raises(CannotWrite, match="for the pictures of the attacks"):
+        run_audit(config, entries=entries, others=[], store=store)
+    assert not list(store.folder.glob("*.claim"))
+    monkeypatch.setattr(disk, "free_space", lambda path: 10**9)
+    results, _ = run_audit(config, entries=entries, others=[], store=store)
+    monkeypatch.setattr(disk, "free_space", lambda path: 0)  # what is finished needs no more room
+    assert run_audit(config, entries=entries, others=[], store=store)[0]["attacks"] == results["attacks"]
 
 
 HUNGRY = '''
