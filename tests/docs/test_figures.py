@@ -9,10 +9,11 @@ from statistics import fmean
 import pytest
 
 from benchmarks.leaderboard.entry import student_interval
-from tools.plots import five_people
+from tools.plots import ENCODERS, five_people, read_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 DREAMBOOTH = "dreambooth:max_train_steps=300"
+STEPS = ("100", "200", "300")
 ATTACKS = {  # rows of the table in attacks.md
     "`dreambooth`": (DREAMBOOTH, "nominal"),
     "`dreambooth:learning_rate_factor=3`": ("dreambooth:learning_rate_factor=3,max_train_steps=300", "nominal"),
@@ -69,3 +70,56 @@ def test_the_table_of_descriptions_shows_the_rows(prompt: str, kind: str) -> Non
     cells = table("results.md", "### A description of the person")[prompt]
     for cell, model in zip(cells, ("base", "hardened", "expecting", "expecting others"), strict=True):
         assert figures(cell) == pytest.approx(courses(DREAMBOOTH, kind, model, 4), abs=0.00501)
+
+
+CAPTIONS = {  # rows of the table of captions in results.md
+    "how the person looks": "looks",
+    "what differs from photo to photo": "scene",
+    "both": "both",
+    "both, and the usual prompt is drawn": "both,draw_captions=false",
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_the_table_of_captions_shows_the_rows(name: str) -> None:
+    cells = table("results.md", "### A caption for each photo")[name]
+    rows = [row for row in read_rows("attacks-captions.jsonl") if row["attack"].endswith(f"column={CAPTIONS[name]}")]
+    for cell, model in zip(cells, ("base", "hardened", "expecting"), strict=True):
+        found = [row["curve"] for row in rows if row["model"] == model]
+        shown = [fmean(one[step][e]["mean"] for one in found for e in ENCODERS) for step in STEPS] if cell else []
+        assert figures(cell) == pytest.approx(shown, abs=0.00501) and len(found) == (4 if cell else 0)
+
+
+def test_the_text_on_captions_has_the_means_of_the_rows() -> None:
+    """(model, attack, people) -> mean; the first two people are those of the hardening that expects captions."""
+    rows = [*read_rows("attacks-captions.jsonl"), *read_rows("attacks-five-people.jsonl")]
+
+    def mean(model: str, options: str, people: int) -> float:
+        found = [
+            row["curve"]
+            for row in rows
+            if (row["model"], row["attack"]) == (model, DREAMBOOTH + options)
+            and row["person"] < 10 * people
+            and "instance_prompt" not in row
+        ]
+        assert len(found) == people
+        return fmean(one[step][encoder]["mean"] for one in found for step in STEPS for encoder in ENCODERS)
+
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    said = [
+        float(number)
+        for number in re.findall(r" \(?(\.\d\d)\b", text[text.index("* **How the person looks**") :].split("\n\n")[0])
+    ]
+    looks, scene, both = (f",caption_column={column}" for column in ("looks", "scene", "both"))
+    four = [
+        ("hardened", looks),
+        ("base", looks),
+        ("hardened", both),
+        ("base", both),
+        ("hardened", scene),
+        ("base", scene),
+    ]
+    four += [("hardened", ""), ("base", ""), ("expecting", both), ("hardened", both), ("expecting", scene)]
+    two = [(model, options) for options in (both, scene, "") for model in ("expecting captions", "hardened")]
+    expected = [mean(*one, 4) for one in four] + [mean(*one, 2) for one in two]
+    assert said == pytest.approx(expected, abs=0.00501)
