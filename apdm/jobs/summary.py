@@ -238,10 +238,10 @@ def model_sentence(results: Results) -> str:
 
 
 def reasons_sentence(verdict: Verdict) -> str:
-    """A verdict in one sentence, from its own reasons."""
+    """A verdict in one sentence, from its own reasons. A check that could not be measured is no failed one."""
     if verdict.protected:
         return "every required attack works without the protection, and none of them works against it"
-    failed = [check.detail for check in verdict.checks if check.passed is False]
+    failed = [check.detail for check in verdict.checks if check.passed is False and check.value is not None]
     first = (verdict.unreliable or verdict.reasons)[0].rstrip(".")
     if not failed:
         return f"nothing is claimed, because the audit is unreliable: {first}"

@@ -168,13 +168,14 @@ class Headline:
 
 
 def headline_of(verdict: Verdict) -> Headline:
-    """The verdict as the page's headline."""
+    """The verdict as the page's headline. A check that could not be measured makes the audit unreliable."""
     checks = [check for check in verdict.checks if check.passed is not None]
-    failed = [check for check in checks if not check.passed]
+    failed = [check for check in checks if not check.passed and check.value is not None]
     if verdict.protected:
         return Headline("protected", "Protected", f"all {len(checks)} checks passed.")
     if failed:
-        return Headline("failed", "Not protected", f"{len(failed)} of {len(checks)} checks failed.")
+        doubt = ", and the audit is not reliable" if verdict.unreliable else ""
+        return Headline("failed", "Not protected", f"{len(failed)} of {len(checks)} checks failed{doubt}.")
     return Headline("unknown", "Not shown to be protected", "the audit is not reliable.")
 
 

@@ -120,6 +120,9 @@ def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
     weak = "base/s01/seed 0: the attack on the base is too weak"
     checks = [replace(check, passed=check.name != "likeness_over_strangers") for check in results.verdict.checks]
     verdict = replace(results.verdict, unreliable=[weak, "one encoder only"], checks=checks)
+    unmeasured = replace(verdict, checks=[replace(check, value=None) for check in checks])
+    told = of_audit(audited(replace(results, verdict=unmeasured)))
+    assert told.verdict == f"not protected: nothing is claimed, because the audit is unreliable: {weak}"
     told = of_audit(audited(replace(results, image_layer=void, verdict=verdict)))
     assert f"the audit is also unreliable: {weak}" in told.verdict
     assert told.rows["from photos"] == [

@@ -177,8 +177,16 @@ def test_photos_are_shown_only_where_they_are_given(
     ("verdict", "said"),
     [
         (
-            {"protected": False, "checks": [{"passed": False}], "unreliable": ["x"]},
+            {"protected": False, "checks": [{"passed": False, "value": 2.0}], "unreliable": []},
             "Not protected: 1 of 1 checks failed.",
+        ),
+        (
+            {"protected": False, "checks": [{"passed": False, "value": 2.0}], "unreliable": ["x"]},
+            "Not protected: 1 of 1 checks failed, and the audit is not reliable.",
+        ),
+        (
+            {"protected": False, "checks": [{"passed": False}], "unreliable": ["not measured"]},
+            "Not shown to be protected: the audit is not reliable.",
         ),
         (
             {"protected": False, "checks": [{"passed": True}], "unreliable": ["x"]},
