@@ -104,5 +104,5 @@ def test_the_image_layers_table_counts_people_and_not_their_seeds_and_compares_i
     rows += [row("faces", 1, 0, 0.1), row("faces", 0, 0, 0.2), row("faces", 0, 1, 0.0)]
     _, _, clean, faces = ([cell.strip() for cell in line.split("|")[1:-1]] for line in image_layer.summary(rows))
     assert clean[3:7] == ["3", "", "0.50 / 0.50", ""]  # .8, .4 and .3
-    # Pairs: .8 to .1 and .4 to .1. Resampled, the mean lies between .3 and .7; of two values, .2 is stretched 9.17 times.
+    # Pairs: .8 to .1 and .4 to .1. Resampled, the mean lies in .3 to .7; of two values, .2 is stretched 9.17 times.
     assert faces[3:7] == ["2", "", "0.10 / 0.10", "0.50 (-1.33 to 2.33) / 0.50 (-1.33 to 2.33)"]
