@@ -20,6 +20,7 @@ from apdm.core.errors import UserError
 from apdm.data.photo_files import name_of, name_some, printable
 from apdm.data.tables import TABLES, read_rows, read_text
 
+SUFFIXES = (".txt", ".caption")  # of files that trainers write captions into
 Captions = Mapping[str, Sequence[str]]  # {column: a caption of each photo of a person}
 
 
@@ -44,6 +45,20 @@ def caption_files(columns: Collection[str]) -> list[str]:
     """What the names of the files end with that captions of some columns are read from."""
     names = {name for column in columns for name in ([column] if column.startswith(".") else TABLES)}
     return sorted(names)
+
+
+def all_captions(photos: Sequence[Path]) -> list[str]:
+    """Return every text that is written for photos beside them, in any column of a table or in a text file.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    tables = {photo.parent / name for photo in photos for name in TABLES}
+    rows = [row for file in sorted(tables) if file.is_file() for row in read_rows(file)]
+    found = [cell for row in rows for name, cell in row.items() if name != "file_name" and isinstance(cell, str)]
+    files = {photo.with_suffix(suffix) for photo in photos for suffix in SUFFIXES}
+    found += [read_text(file) for file in sorted(files) if file.is_file()]
+    return sorted({_one_line(text) for text in found} - {""})
 
 
 def _in_files(photos: Sequence[Path], suffix: str) -> list[str]:

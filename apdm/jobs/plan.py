@@ -24,7 +24,7 @@ from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns, count
-from apdm.data.photo_captions import Captions, caption_files
+from apdm.data.photo_captions import SUFFIXES, Captions, caption_files
 from apdm.data.photo_files import moving, name_some, passed_over, printable
 from apdm.data.separate_photos import PhotoSet
 from apdm.data.subjects import SAFE
@@ -359,19 +359,21 @@ def photo_audit_plan(
     }
 
 
-def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path], *, files: int) -> Rows:
+def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path], *, captions: int, files: int) -> Rows:
     """Return the plan of a check.
 
     Args:
         ids: the ids that are looked for.
         photos: the photos that are looked for.
+        captions: the number of captions that are looked for.
         files: the number of files that are looked at.
     """
     return {
         "folder": f"{config.output_dir}, {count(files, 'file')}",
         "people": people_text(ids) or "none to look for; name the folder of their photos with --subjects",
         "photos": f"{count(len(photos), 'photo')} in {config.subjects}" if photos else None,
-        **photo_notes(config.subjects),
+        "captions": f"{count(captions, 'text')} beside the photos" if captions else None,
+        **photo_notes(config.subjects, captions=[dict.fromkeys(["text", *SUFFIXES], ())] if captions else []),
     }
 
 

@@ -25,6 +25,7 @@ from apdm.config import VerifyConfig
 from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
+from apdm.data.photo_captions import all_captions
 from apdm.data.photo_files import is_picture, name_of, printable, walk
 from apdm.data.photo_sets import letter_of
 from apdm.data.subjects import ONLY_SUBJECT, SAFE
@@ -59,6 +60,7 @@ HEADER_KEYS = re.compile(r"format|apdm\.(version|method|pairs|held_out|steps|con
 PROMPT = "a photo of a person"  # of the pictures that are drawn
 SIDE = 2  # of the pictures that are drawn, in multiples of the smallest that the model draws
 NEEDLE_BYTES = 64  # a sequence of this many bytes of a photo does not appear in another file by chance
+CAPTION_BYTES = 16  # a shorter caption may stand in any text
 LONG_ID_BYTES = 6  # an id of this many bytes or more does not appear in large weights by chance
 PHOTO_METADATA = ("exif", "xmp", "photoshop", "comment", "parameters", "Description", "Author", "icc_profile")
 # In an audit's folder of subjects, these folders hold the folders of people. Their names are not ids.
@@ -83,7 +85,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
     sought = Sought.below(config.subjects)
     problems = [*verify_manifest(root), *_unknown(root)]
     files = len(list_files(root))
-    show_plan(verify_plan(config, sought.ids, sought.photos, files=files))
+    show_plan(verify_plan(config, sought.ids, sought.photos, captions=len(sought.captions), files=files))
     if (root / RESULTS).exists():
         problems += _complaint(lambda: read_results(root / RESULTS))
     model = [path for path in (root / MODEL, root / SINGLE_FILE) if path.exists()]
@@ -232,11 +234,13 @@ class Sought:
         folder: the folder with the subjects' photos; None if it was not given.
         ids: the ids of the subjects.
         photos: their photos.
+        captions: what is written for these photos beside them.
     """
 
     folder: Path | None = None
     ids: tuple[str, ...] = ()
     photos: tuple[Path, ...] = ()
+    captions: tuple[str, ...] = ()
 
     @staticmethod
     def below(folder: str | None) -> Sought:
@@ -246,7 +250,7 @@ class Sought:
         directly in `folder` belong to one subject.
 
         Raises:
-            UserError: the folder does not exist or holds no photos.
+            UserError: the folder does not exist or holds no photos, or captions cannot be read.
         """
         if folder is None:
             return Sought()
@@ -261,7 +265,8 @@ class Sought:
                 ids |= {ONLY_SUBJECT} if names in ([], [SAFE]) else above.union(names[-1:]) - GROUPS
         if not photos:
             raise UserError(f"{folder} holds no photos: there is nothing to look for")
-        return Sought(root, tuple(sorted(ids)), tuple(photos))
+        captions = [text for text in all_captions(photos) if len(text.encode()) >= CAPTION_BYTES]
+        return Sought(root, tuple(sorted(ids)), tuple(photos), tuple(captions))
 
 
 def _config(root: Path) -> dict[str, Any]:
@@ -283,7 +288,9 @@ def _prompts(root: Path) -> list[str]:
 
 
 def _leaks(root: Path, model: Sequence[Path], sought: Sought, prompts: Sequence[str]) -> Iterator[str]:
-    """Report photos of subjects in the shipped files, and prompts and ids of subjects in the model.
+    """Report photos and captions of subjects in the shipped files, and prompts and ids of subjects in the model.
+
+    A caption that the run's configuration holds too is one of its prompts, and may stand in results.
 
     Args:
         model: the pipeline folder and the single file, if they exist.
@@ -292,9 +299,13 @@ def _leaks(root: Path, model: Sequence[Path], sought: Sought, prompts: Sequence[
     """
     shipped = [root / name for name in SHIPPED if (root / name).exists()]
     needles = dict(filter(None, map(_needle, sought.photos)))
+    own = json.dumps(_config(root), ensure_ascii=False, default=str)
+    captions = [caption for caption in sought.captions if json.dumps(caption, ensure_ascii=False)[1:-1] not in own]
     for path in shipped:
         for name, _ in scan_for_leaks(path, needles.values()):
             yield f"{_place(path, name)} holds bytes of a subject's photo"
+        for name in dict.fromkeys(name for name, _ in scan_for_leaks(path, captions)):
+            yield f"{_place(path, name)} holds a caption of a subject's photo"
     hashes = {sha256_file(photo) for photo in sought.photos}
     for path in _files(shipped):
         if sha256_file(path) in hashes:

@@ -169,6 +169,24 @@ def test_what_must_not_be_is_said(
     assert said in capsys.readouterr().out
 
 
+def test_captions_beside_photos_are_looked_for_and_prompts_of_the_run_among_them_are_not(
+    folder: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioned = Path(shutil.copytree(people, tmp_path / "people"))
+    photo = next(captioned.rglob("*.png"))
+    photo.with_suffix(".txt").write_text("a photo of qzx person with a green scarf", encoding="utf-8")
+    line = json.dumps({"file_name": photo.name, "text": PROMPT, "said": "wearing a “zürich” shirt"})
+    (photo.parent / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert main(["verify", str(folder), "--subjects", str(captioned)]) == 0
+    told = re.sub(" +", " ", capsys.readouterr().err)
+    assert "captions 3 texts beside the photos" in told and "passed over" not in told
+    for place, text in (("model/README.md", "A Photo: wearing a “zürich” shirt."), ("report.html", PROMPT)):
+        (folder / place).write_text(text, encoding="utf-8")
+    assert main(["verify", str(folder), "--subjects", str(captioned)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("holds a caption of a subject's photo") == 1 and "model/README.md holds a caption" in said
+
+
 def test_a_runs_checkpoints_are_working_files_and_folders_like_them_are_not(
     folder: Path, people: Path, capsys: pytest.CaptureFixture[str]
 ):
