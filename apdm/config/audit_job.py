@@ -137,7 +137,8 @@ class AuditJobConfig(AuditOptions):
     )
     seeds: int = option(
         3,
-        "How often the audit is repeated, with seeds that count up from seed. A claim of protection needs at least 3.",
+        "How often attacks are repeated, with seeds that count up from seed. The suite standard repeats the nominal "
+        "attack alone, quick none. A claim of protection needs at least 3.",
         at_least=1,
         common="how long",
     )

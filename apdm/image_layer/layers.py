@@ -262,6 +262,11 @@ class LayeredProtection:
         found = [layer.protection for layer in self.layers if isinstance(layer, FineTuningLayer)]
         return max((getattr(protection, "attention_max_positions", 0) for protection in found), default=0)
 
+    @property
+    def has_zero_shot_layer(self) -> bool:
+        """Whether there is a layer against zero-shot adapters."""
+        return any(isinstance(layer, ZeroShotLayer) for layer in self.layers)
+
     def passes(self, photos: int) -> float:
         """Forward passes of the denoiser for a subject with so many photos, as `PhotoProtection.passes`."""
         return sum(x.protection.passes(photos) for x in self.layers if isinstance(x, FineTuningLayer))

@@ -137,7 +137,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     whole = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False) if half else cost
     if inputs.photo_job is not None:
         job = inputs.photo_job
-        passes["for the photos"] = resources.photo_passes(job)
+        passes |= resources.photo_passes(job)
         rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
     if config.audit.enabled and inputs.audit_inputs is not None:
         audited = final_audit_work(config, inputs.audit_inputs, base, inputs.photo_job)
@@ -221,7 +221,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
                 cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
                 drawn = perturb_drawn(config, job, family)
                 passes = {
-                    "for the photos": resources.photo_passes(job),
+                    **resources.photo_passes(job),
                     "for class pictures": resources.drawing_passes(config, drawn),
                 }
                 rows = perturb_plan(config, job, family, processes=processes, device=device)

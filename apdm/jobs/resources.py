@@ -178,9 +178,13 @@ def training_passes(config: HardenConfig) -> float:
     return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
 
 
-def photo_passes(job: PhotoJob) -> float:
-    """Forward passes of the photo protection for all people, in which a backward pass counts as two."""
-    return sum(job.protection.passes(len(photos)) for photos in job.photos.values())
+def photo_passes(job: PhotoJob) -> dict[str, float]:
+    """Forward passes of the photo protection for all people, in which a backward pass counts as two.
+
+    The zero-shot layer passes through networks for faces alone, which are not counted.
+    """
+    name = "for the photos" + " (the zero-shot layer is not counted)" * job.protection.has_zero_shot_layer
+    return {name: sum(job.protection.passes(len(photos)) for photos in job.photos.values())}
 
 
 def variety_passes(changes: Iterable[str], photos: int) -> float:

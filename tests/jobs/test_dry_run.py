@@ -69,7 +69,7 @@ def test_a_dry_run_shows_the_plan_by_count_and_writes_nothing(
     assert "5 copies of the denoiser" in plan["audit memory"]
     assert "for hardening" in plan["work"] and "for attacks" in plan["work"]
     assert "for the pictures of the audit" in plan["work"]
-    assert "for the photos" in plan["work"]
+    assert "for the photos (the zero-shot layer is not counted)" in plan["work"]
     assert "for purifiers of protected photos" in plan["work"] and "for variety.photos" in plan["work"]
     assert plan["drawn"] == "4 class pictures of the base model"
     assert "protected photos" in plan["disk"] and " free" in plan["disk"]
@@ -180,6 +180,7 @@ def test_perturb_and_audit_have_dry_runs_too(people: Path, tmp_path: Path, capsy
     layers = ["--image_layer.method", "aspl", "--image_layer.zero_shot.enabled", "false", "--num_class_images", "2"]
     assert main(["perturb", *photos, *place, *prompts, *layers]) == 0
     plan = told(capsys.readouterr().err)
+    assert "for the photos" in plan["work"] and "zero-shot" not in plan["work"]
     assert plan["drawn"] == "2 class pictures of the model" and "class pictures" in plan["disk"]
     for number in range(2):
         write_noise(tmp_path / f"own/{number}.png", 100 + number)
