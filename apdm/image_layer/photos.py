@@ -6,6 +6,7 @@ A job may have thousands of photos of 12 megapixels. So before the work each is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from apdm.core.errors import UserError, each
 from apdm.core.files import write_beside
+from apdm.core.logging import get_logger
 from apdm.data.photo_files import NAME_BYTES, name_of, printable, stem
 from apdm.data.subjects import Subject, read_image
 
 Format = Literal["png", "jpeg"]
 SUFFIX = {"png": ".png", "jpeg": ".jpg"}
 ROUNDING = 1e-3  # of budgets, in grey levels
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class PhotoFile:
 
 
 def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object] | None = None) -> list[PhotoFile]:
-    """Read every photo of a subject once, and keep only their sizes.
+    """Read every photo of a subject once, and keep only their sizes. Warn of photos that are there twice.
 
     Args:
         kind: the format of the protected photos.
@@ -105,8 +108,14 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
         if len(os.fsencode(name)) > NAME_BYTES:
             raise UserError(f"the name of {name_of(path)} is too long; rename it")
 
+    pictures: dict[bytes, Path] = {}
+
     def read(path: Path) -> PhotoFile:
         photo = read_photo(path)
+        first = pictures.setdefault(hashlib.sha256(photo.pixels.numpy().tobytes()).digest(), path)
+        if first is not path:
+            message = "%s and %s are the same photo: both are protected, and their mean less so; leave one out"
+            logger.warning(message, name_of(first), name_of(path, 1))
         if look is not None:
             look(photo)
         return PhotoFile(path, *photo.pixels.shape[1:])

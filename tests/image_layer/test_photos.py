@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_nothing_but_pixels_is_saved(tmp_path: Path):
         with Image.open(tmp_path / name) as image:
             assert not image.getexif() and not {"exif", "icc_profile", "comment"} & image.info.keys()
         assert b"taken at home" not in (tmp_path / name).read_bytes()
+
+
+def test_a_photo_that_is_there_twice_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    images = [saved(tmp_path / "a.png"), Path(shutil.copy(tmp_path / "a.png", tmp_path / "b.png"))]
+    other = np.full((20, 30, 3), 7, np.uint8)
+    Image.fromarray(other).save(tmp_path / "c.png")
+    assert len(check_photos(Subject("s01", [*images, tmp_path / "c.png"]), "png")) == 3
+    (told,) = caplog.messages
+    assert "a.png and b.png are the same photo" in told
 
 
 def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
