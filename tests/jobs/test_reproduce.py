@@ -33,6 +33,7 @@ from apdm.jobs.reproduce_subjects import mixed, read_subjects
 from apdm.jobs.resources import time_for
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.perception import psnr
+from apdm.metrics.statistics import bootstrap_interval
 from apdm.recipes import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -271,7 +272,7 @@ def test_a_cell_is_a_mean_over_people_of_means_over_seeds_and_failed_attacks_do_
     attacks = {"one": [row([0.2]), row([0.4], 1)], "two": [row([0.9]), row([0.1], 1, "failed")]}
     cell = measured_cell(column, attacks, 1, 0.7)
     assert (cell.ours, cell.n, cell.published) == (pytest.approx(0.6), 2, 0.7)
-    assert cell.interval == pytest.approx([0.3, 0.9])
+    assert cell.interval == pytest.approx(bootstrap_interval([0.3, 0.9]))
     empty = measured_cell(column, {"two": [row([0.1], 1, "failed")]}, 1, 0.7)
     assert empty.ours is None and empty.reason == "every attack failed"
 
