@@ -152,6 +152,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def course(row: dict[str, Any]) -> list[float]:
+    """The mean likeness by both encoders at each measured step of an attack after its start."""
+    points = [point for step, point in row["curve"].items() if step != "0"]
+    return [fmean(point[encoder]["mean"] for encoder in ENCODERS) for point in points]
+
+
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells one row from another."""
     prompt = row.get("instance_prompt", PROMPTS["instance_prompt"])

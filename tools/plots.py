@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from apdm.core.files import write_text
+from benchmarks.attacks import course
 from benchmarks.leaderboard.__main__ import read_all
 from benchmarks.leaderboard.entry import BASE, MAX_CLASS_DISTANCE, figures
 from benchmarks.protection import DREAMBOOTH
@@ -285,9 +286,7 @@ def recipes() -> str:
     means: dict[str, dict[tuple[int, int, int], float]] = defaultdict(dict)
     for row in read_rows("recipes.jsonl"):
         if row["attack"] == "dreambooth:max_train_steps=1000":
-            points = [point for step, point in row["curve"].items() if step != "0"]
-            mean = fmean(point[encoder]["mean"] for point in points for encoder in ENCODERS)
-            means[row["recipe"]][row["person"], row["seed"], row.get("attack_seed", row["seed"])] = mean
+            means[row["recipe"]][row["person"], row["seed"], row.get("attack_seed", row["seed"])] = fmean(course(row))
     rows = []
     for recipe, label in names.items():
         values = [
@@ -311,9 +310,7 @@ def five_people() -> dict[tuple[str, str, str], dict[int, list[float]]]:
         kind = "bare" if kind == "t@t" else kind
         if " with " in kind and not row.get("part"):
             kind = "described"
-        points = [point for step, point in row["curve"].items() if step != "0"]
-        course = [fmean(point[encoder]["mean"] for encoder in ENCODERS) for point in points]
-        likeness[row["attack"], kind, row["model"]][row["person"]] = course
+        likeness[row["attack"], kind, row["model"]][row["person"]] = course(row)
     return likeness
 
 

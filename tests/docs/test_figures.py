@@ -8,8 +8,9 @@ from statistics import fmean
 
 import pytest
 
+from benchmarks.attacks import ENCODERS, course
 from benchmarks.leaderboard.entry import student_interval
-from tools.plots import ENCODERS, five_people, read_rows
+from tools.plots import five_people, read_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 DREAMBOOTH = "dreambooth:max_train_steps=300"
@@ -128,10 +129,9 @@ def test_the_text_on_captions_has_the_means_of_the_rows() -> None:
 def test_the_figures_of_ten_described_people_are_those_of_the_rows() -> None:
     means: dict[str, dict[int, float]] = {"hardened": {}, "expecting others": {}}
     for model, found in means.items():
-        found |= {person: fmean(course) for person, course in five_people()[DREAMBOOTH, "described", model].items()}
+        found |= {person: fmean(values) for person, values in five_people()[DREAMBOOTH, "described", model].items()}
     for row in read_rows("descriptions.jsonl"):
-        points = [point for step, point in row["curve"].items() if step != "0"]
-        means[row["model"]][row["person"]] = fmean(point[one]["mean"] for point in points for one in ENCODERS)
+        means[row["model"]][row["person"]] = fmean(course(row))
     less = [means["hardened"][person] - value for person, value in means["expecting others"].items()]
     assert len(less) == 10 and sum(each > 0.15 for each in less) == 4 and min(less) > -0.06
     shown = [fmean(means["expecting others"].values()), fmean(means["hardened"].values()), fmean(less)]
