@@ -37,11 +37,6 @@ def report_people_option() -> Any:
     )
 
 
-def without_trackers(text: str) -> str:
-    """Return a configuration, as YAML, without the options about trackers."""
-    return "\n".join(line for line in text.splitlines() if line.partition(":")[0] not in TRACKER_OPTIONS)
-
-
 def check_trackers(config: Any) -> None:
     """Raise UserError if pictures of people are to go to a tracker, and none is named."""
     if config.report_people and config.report_to is None:

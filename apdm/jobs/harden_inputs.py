@@ -17,7 +17,7 @@ from apdm.attacks.registry import make_purifier
 from apdm.audit.class_pictures import require_face
 from apdm.audit.plan import to_unit
 from apdm.config import HardenConfig, to_yaml
-from apdm.config.continuation import CONTINUATION_OPTIONS
+from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
@@ -124,7 +124,8 @@ class HardenInputs:
                 the disk is too full.
         """
         config, output, facts = self.config, Path(self.config.output_dir), self._facts()
-        continues = bool(config.resume_from_checkpoint) and has_same_options(output / CONFIG, config)
+        continues = config.resume_from_checkpoint is not None
+        continues = continues and has_same_options(output / CONFIG, to_yaml(config), SAME_RUN_OPTIONS)
         found = self._checkpoint(facts)
         claim_output_dir(output, self._may_replace(found), until=held)
         if not _lies_in(found, output):
@@ -310,21 +311,6 @@ def check_harden_prompts(config: HardenConfig, base: Family) -> None:
         "variety.instance_prompts": config.variety.instance_prompts,
     }
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
-
-
-def has_same_options(note: Path, config: HardenConfig) -> bool:
-    """Whether the run that wrote its configuration to the file `note` had these options.
-
-    SAME_RUN_OPTIONS are not compared. The answer is false if the file cannot be read.
-    """
-
-    def decisive(text: str) -> list[str]:
-        return [line for line in text.splitlines() if line.partition(":")[0] not in SAME_RUN_OPTIONS]
-
-    try:
-        return decisive(note.read_text(encoding="utf-8")) == decisive(to_yaml(config))
-    except OSError:
-        return False
 
 
 def encode_subjects(

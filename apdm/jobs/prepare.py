@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig, JobConfig, PerturbConfig, to_yaml
+from apdm.config.continuation import has_same_options
 from apdm.config.dataset import CLASS, PEOPLE
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
-from apdm.config.trackers import without_trackers
 from apdm.core.cpus import default_threads
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import MARKER, model_hash
@@ -181,9 +181,7 @@ def keep_apart(folders: Mapping[str, str], *, output_dir: str, class_data_dir: s
 def goes_on(config: Resumable) -> bool:
     """Whether the output folder is that of an earlier run with the same options, which this run continues."""
     note = Path(config.output_dir) / CONFIG
-    if not ((note.parent / MARKER).exists() and note.exists()):
-        return False
-    return without_trackers(note.read_text(encoding="utf-8")) == without_trackers(resolved(config))
+    return (note.parent / MARKER).exists() and has_same_options(note, resolved(config))
 
 
 def resolved(config: Resumable) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
 
-from apdm.config import config_hash, load_config, to_yaml
+from apdm.config import AuditJobConfig, HardenConfig, config_hash, load_config, to_yaml
+from apdm.config.continuation import has_same_options
 from apdm.config.filling import make_config
 from apdm.config.help import COMMANDS, help_text
 from apdm.config.options import option, options_by_path
@@ -322,6 +323,30 @@ def test_the_hash_changes_with_an_option_and_with_nothing_else():
     one = Outer(name="n")
     assert config_hash(one) == config_hash(load_config(Outer, ["--name", "n"]))
     assert config_hash(one) != config_hash(Outer(name="n", inner=Inner(steps=4)))
+
+
+@pytest.mark.parametrize("kind", [AuditJobConfig, HardenConfig])
+def test_a_run_is_the_same_in_a_folder_that_was_moved_and_another_with_another_option(tmp_path, kind):
+    given = {"base": "model", "hardened": "other", "subjects": "people"}
+    if kind is HardenConfig:
+        given = {"pretrained_model_name_or_path": "model", "dataset_name": "people", "class_dataset_name": "others"}
+    one = kind(**given, output_dir="outputs/a")
+    moved = replace(one, output_dir="outputs/b")
+    (tmp_path / "config.yaml").write_text(to_yaml(one), encoding="utf-8")
+    assert has_same_options(tmp_path / "config.yaml", to_yaml(moved))
+    assert config_hash(moved) == config_hash(one)
+    other = replace(one, seed=1)
+    assert not has_same_options(tmp_path / "config.yaml", to_yaml(other))
+    assert config_hash(other) != config_hash(one)
+    for damaged in ("", "a: [", "- output_dir"):
+        (tmp_path / "config.yaml").write_text(damaged, encoding="utf-8")
+        assert not has_same_options(tmp_path / "config.yaml", to_yaml(one))
+
+
+def test_audits_that_a_run_takes_attacks_from_do_not_make_it_another_one():
+    one = HardenConfig(pretrained_model_name_or_path="model", instance_data_dir="people", output_dir="out")
+    assert config_hash(replace(one, audit=replace(one.audit, reuse_audits=["other"]))) == config_hash(one)
+    assert config_hash(replace(one, audit=replace(one.audit, seeds=7))) != config_hash(one)
 
 
 def test_two_configs_do_not_share_a_default_list():

@@ -84,10 +84,11 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
 def test_a_run_that_goes_on_writes_the_same_model_file_so_finished_attacks_on_it_are_found_again(
     run: Run, tmp_path: Path
 ) -> None:
-    assert run(tmp_path, max_train_steps=1) == 0
-    before = model_hash(tmp_path / "model")  # of headers and weights
-    assert run(tmp_path, max_train_steps=1, resume_from_checkpoint="latest", report_to="tensorboard") == 0
-    assert model_hash(tmp_path / "model") == before
+    assert run(tmp_path / "run", max_train_steps=1) == 0
+    before = model_hash(tmp_path / "run/model")  # of headers and weights
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert run(moved, max_train_steps=1, resume_from_checkpoint="latest", report_to="tensorboard") == 0
+    assert model_hash(moved / "model") == before
 
 
 def test_a_resumed_run_keeps_to_the_schedule_of_its_learning_rate(run: Run, tmp_path: Path) -> None:
@@ -218,9 +219,11 @@ def test_photos_that_were_protected_stay_when_only_what_follows_them_is_done_aga
     first = tmp_path / "run/images/s01/000.png"
     made = first.stat().st_mtime_ns
     (tmp_path / "run/perturbation.json").unlink()  # as after a kill
-    assert run(tmp_path / "run", resume_from_checkpoint="latest", **photos) == 0
-    assert first.stat().st_mtime_ns == made and (tmp_path / "run/perturbation.json").exists()
-    assert run(tmp_path / "run", resume_from_checkpoint="latest", **photos, **{"image_layer.epsilon": 0.02}) == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    first = moved / "images/s01/000.png"
+    assert run(moved, resume_from_checkpoint="latest", **photos) == 0
+    assert first.stat().st_mtime_ns == made and (moved / "perturbation.json").exists()
+    assert run(moved, resume_from_checkpoint="latest", **photos, **{"image_layer.epsilon": 0.02}) == 0
     assert first.stat().st_mtime_ns != made
 
 
