@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.attacks.batch_prompts import BatchPrompts
 from apdm.attacks.batches import Batch, stream
+from apdm.attacks.first_norms import safe_norms
 from apdm.attacks.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
@@ -279,8 +280,9 @@ class FineTuning(ABC):
         total = torch.zeros((), device=attacked.parameters[0].device)
         for _ in range(self.gradient_accumulation_steps):
             batch = next(batches)
-            loss = self.loss(attacked, batch, prompts(batch)) / self.gradient_accumulation_steps
-            loss.backward()
+            with safe_norms(attacked.modules):
+                loss = self.loss(attacked, batch, prompts(batch)) / self.gradient_accumulation_steps
+                loss.backward()
             total += loss.detach()
         return total
 

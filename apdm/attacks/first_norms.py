@@ -1,0 +1,34 @@
+"""A way around a fault of PyTorch (2.13) in the backward pass of GroupNorm on a CPU.
+
+The process crashes, without a message, if a GroupNorm's weight or bias needs a gradient, its input does not, and the
+input is in the memory format channels_last. The latents of some VAEs are. So an attack that trains nothing before a
+GroupNorm would crash at its first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn import GroupNorm, Module
+
+
+@contextmanager
+def safe_norms(modules: Iterable[Module]) -> Iterator[None]:
+    """Let the inputs of all GroupNorms that are trained on a CPU need gradients, while the block runs.
+
+    These gradients end at the GroupNorm, and nobody reads them. What the modules return is the same.
+    """
+    with ExitStack() as hooks:
+        for norm in (each for module in modules for each in module.modules() if isinstance(each, GroupNorm)):
+            if any(weight.requires_grad and weight.device.type == "cpu" for weight in norm.parameters()):
+                hooks.callback(norm.register_forward_pre_hook(_with_gradient).remove)
+        yield
+
+
+def _with_gradient(_: Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not torch.is_grad_enabled() or inputs[0].requires_grad:
+        return None
+    return (inputs[0].detach().requires_grad_(),)
