@@ -17,7 +17,7 @@ from apdm.audit.suites import AttackFactory, Entry, attacked_people
 from apdm.config.prompts import identifier_words, prompts_without_identifier
 from apdm.core.errors import Faults
 from apdm.core.logging import get_logger
-from apdm.data.photo_captions import Captions, read_captions
+from apdm.data.photo_captions import Captions, has_captions, read_captions
 from apdm.data.separate_photos import Role
 from apdm.families import Family
 
@@ -28,7 +28,7 @@ def with_captions(subjects: AuditSubjects, entries: Sequence[Entry], factory: At
     """Return the people with the captions that attacks on them train on. Warn of captions without the rare word.
 
     Args:
-        entries: the attacks.
+        entries: the attacks. Those that are `where_it_fits` do without captions where nobody wrote some.
         factory: makes them. A column that is the default of an attack is read for everybody who is protected, because a
             search may try this attack.
 
@@ -36,15 +36,17 @@ def with_captions(subjects: AuditSubjects, entries: Sequence[Entry], factory: At
         UserError: somebody's captions are missing or cannot be read.
     """
     attacks = [(factory.make(entry.spec, seed=0), entry) for entry in entries]
+    files = subjects.files(Role.PROTECTED, Role.OTHER)
     wanted = {
         (person.id, column): None
         for attack, entry in attacks
         if (column := caption_column(attack)) is not None
         for person in attacked_people(entry, subjects)
+        if not entry.where_it_fits or has_captions(files[person.id], column)
     }
     defaults = [values.get("caption_column") for values in settings(factory.attack_options).values()]
     wanted |= {(person.id, column): None for person in subjects.protected for column in filter(None, defaults)}
-    files, found = subjects.files(Role.PROTECTED, Role.OTHER), {}
+    found = {}
     with Faults() as faults:
         for one, column in wanted:
             found[one, column] = faults.of(partial(read_captions, files[one], column))

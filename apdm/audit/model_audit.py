@@ -15,7 +15,6 @@ from apdm.audit.results import HeadlineCost, Measurements, Results
 from apdm.audit.rows import comparison, other_people, with_row_figures
 from apdm.audit.search import run_search
 from apdm.audit.store import CellStore
-from apdm.audit.suites import available_entries
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
@@ -59,7 +58,7 @@ def attack_and_judge(
         Interrupted: the user stopped the audit. Finished attacks stay in the store.
     """
     judges, subjects = plan.judges, plan.subjects
-    entries, left_out = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
+    entries, left_out = plan.available()
     matrix = Matrix.of(plan, entries)
     if processes.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values(), *sweep_keys(plan).values()})

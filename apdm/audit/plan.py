@@ -11,10 +11,10 @@ from torch import Tensor
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
 from apdm.audit.people import AuditSubjects
-from apdm.audit.results import Thresholds
+from apdm.audit.results import LeftOut, Thresholds
 from apdm.audit.search_space import SearchOptions
 from apdm.audit.store import tensor_hash
-from apdm.audit.suites import NOMINAL, AttackFactory, Entry
+from apdm.audit.suites import NOMINAL, AttackFactory, Entry, available_entries
 from apdm.config import AuditOptions
 from apdm.config.prompts import default_audit_prompts
 from apdm.core.errors import UserError
@@ -191,6 +191,10 @@ class AuditPlan:
     def sha256(self, model: str) -> str | None:
         """The sha256 of a model's weights; None if it is not known."""
         return self.files[model].sha256 if model in self.files else None
+
+    def available(self) -> tuple[list[Entry], list[LeftOut]]:
+        """The attacks that can be run with these models and people, and those that are left out."""
+        return available_entries(self.entries, self.models, self.attacks, self.models["base"], self.subjects)
 
     def common_facts(self) -> dict[str, Any]:
         """The facts that influence every cell. If one of them changes, all cells are run again."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from apdm.attacks import Attack
+from apdm.attacks.captions import caption_column
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
@@ -33,6 +34,8 @@ from apdm.families import Family
 
 # An attack with another identifier uses the first of these, or the second if the nominal attack uses the first.
 IDENTIFIERS = ("t@t", "h@h")
+USUAL_COLUMN = "text"  # of the captions, the usual name in diffusers' scripts
+CAPTIONED = f"dreambooth:caption_column={USUAL_COLUMN}"
 DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
 
 
@@ -50,7 +53,7 @@ class Entry:
         white_box: for an attack that trains on another model, the spec of the same attack on the attacked model itself.
             That attack should reach at least as much likeness.
         where_it_fits: leave the attack out of a model that it does not fit, or where somebody has fewer photos than it
-            takes. The verdict does not need it there.
+            takes, or no captions for it. The verdict does not need it there.
     """
 
     spec: str
@@ -81,6 +84,7 @@ STANDARD = (
     on_one_person("dreambooth:steps_factor=2"),
     on_one_person("dreambooth:identifier=t@t"),
     on_one_person("dreambooth:photos=jpeg"),
+    on_one_person(CAPTIONED, where_it_fits=True),
     on_one_person("lora", others=True),
     on_one_person("lora:rank=128"),
     on_one_person("textual_inversion", required=False),
@@ -143,7 +147,9 @@ SUITES: dict[str, tuple[Entry, ...]] = {
 }
 
 
-def choose_entries(suite: str, specs: Sequence[str], attack_factory: AttackFactory) -> tuple[Entry, ...]:
+def choose_entries(
+    suite: str, specs: Sequence[str], attack_factory: AttackFactory, captions: str | None = None
+) -> tuple[Entry, ...]:
     """The attacks of an audit.
 
     Args:
@@ -152,6 +158,8 @@ def choose_entries(suite: str, specs: Sequence[str], attack_factory: AttackFacto
             The first one also runs on people who must stay learnable.
         attack_factory: makes the attacks. Attacks of a suite that use another identifier take one that is not in the
             prompt of its nominal attack.
+        captions: the column of the captions that a suite's attack trains on. They must exist then. None means
+            `USUAL_COLUMN`, where it exists.
 
     Raises:
         UserError: an attack is given twice, or cannot be made.
@@ -160,6 +168,12 @@ def choose_entries(suite: str, specs: Sequence[str], attack_factory: AttackFacto
         entries, (usual, other) = SUITES[suite], (f"identifier={name}" for name in IDENTIFIERS)
         if IDENTIFIERS[0] in attack_factory.instance_prompt.split():
             entries = tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in entries)
+        if captions is not None:
+            spec = f"dreambooth:caption_column={captions}"
+            entries = tuple(
+                dataclasses.replace(entry, spec=spec, where_it_fits=False) if entry.spec == CAPTIONED else entry
+                for entry in entries
+            )
         return without_repeats(entries, attack_factory)
     refuse_repeats("attack", specs, lambda spec: attack_factory.make(spec, seed=0))
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
@@ -197,7 +211,8 @@ def available_entries(
     Args:
         models: names of the given models, such as "base" and "sibling".
         base: the base model; None if it is not loaded yet. Then all attacks are taken to fit it.
-        subjects: the people; None if they are not loaded yet. Then they are taken to have enough photos.
+        subjects: the people with their captions; None if they are not loaded yet. Then they are taken to have enough
+            photos, and captions.
 
     Returns:
         The entries that can be run, and the attacks that are left out, with the reasons.
@@ -214,7 +229,7 @@ def available_entries(
             left_out.append(LeftOut(spec=entry.spec, reason=unfit, required=False))
         elif missing:
             named, given = " and a ".join(missing), " and ".join(f"--{name}" for name in missing)
-            reason = f"it needs a {named} model, to be given with {given}"
+            reason = f"a {named} model is needed, to be given with {given}"
             left_out.append(LeftOut(spec=entry.spec, reason=reason, required=entry.required))
         else:
             kept.append(entry)
@@ -236,9 +251,16 @@ def _unfit(entry: Entry, attack: Attack, base: Family | None, subjects: AuditSub
     """Why an attack does not fit a model or the people's photos; None if it fits, or they are not known yet."""
     if base is not None and (reason := misfit(attack, base)):
         return reason
+    if subjects is None:
+        return None
+    column, people = caption_column(attack), attacked_people(entry, subjects)
+    if column is not None and (without := [person.id for person in people if column not in person.captions]):
+        return (
+            f"photos of {', '.join(without)} have no captions: write a metadata.jsonl with the column {column} beside "
+            "them, or read text files with --caption_column .txt"
+        )
     try:
-        if subjects is not None:
-            check_photos(entry, attack, subjects)
+        check_photos(entry, attack, subjects)
     except UserError as error:
         return str(error)
     return None

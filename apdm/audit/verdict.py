@@ -8,7 +8,7 @@ pictures without a face.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -25,7 +25,7 @@ from apdm.audit.checks import (
     why_no_others,
 )
 from apdm.audit.common_results import Check, State, Verdict
-from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
+from apdm.audit.results import AttackOutcome, AttackRow, LeftOut, Measurements, Thresholds
 from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is_void, placebo_comparison
 from apdm.faces.described import distinct
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
@@ -136,7 +136,8 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     prefixed = len(attacks) > 1
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
     unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]
-    unreliable += _not_attacked(measured)
+    attacked = [row.subject for row in measured.attacks if row.required and row.role == "protected"]
+    unreliable += not_attacked(measured.left_out, measured.subjects, attacked)
     unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
     unreliable += too_few_strangers(measured.strangers)
     unreliable += lacking_judges(measured.judges) + doubtful_thresholds(measured.judges)
@@ -179,19 +180,31 @@ def unmeasured(checks: Sequence[Check]) -> list[str]:
     ]
 
 
-def _not_attacked(measured: Measurements) -> list[str]:
-    """Required attacks that were not run, one clause each, with the reason or the remedy."""
-    attacked = {row.subject for row in measured.attacks if row.required and row.role == "protected"}
-    missing = [
-        f"{entry.spec}, which is required, was left out: {entry.reason}"
-        for entry in measured.left_out
-        if entry.required
-    ]
+def not_attacked(left_out: Sequence[LeftOut], subjects: Sequence[str], attacked: Collection[str]) -> list[str]:
+    """Required attacks that are not run, one clause for each reason, with the remedy.
+
+    Args:
+        left_out: the attacks that are not run.
+        subjects: ids of the protected people.
+        attacked: ids of those who are attacked by a required attack.
+    """
+    missing = reasons_left_out([entry for entry in left_out if entry.required], ", which the verdict requires,")
     if not attacked:
-        return [*missing, "no attack that the verdict requires was run"]
-    if spared := [subject for subject in measured.subjects if subject not in attacked]:
-        missing.append(f"no required attack was run on {', '.join(spared)}: choose a suite that attacks everybody")
+        return [*missing, "no attack that the verdict requires is run"]
+    if spared := [subject for subject in subjects if subject not in attacked]:
+        missing.append(f"no required attack is run on {', '.join(spared)}: choose a suite that attacks everybody")
     return missing
+
+
+def reasons_left_out(left_out: Sequence[LeftOut], what: str = "") -> list[str]:
+    """Why attacks are left out, one clause for each reason. `what` stands behind their names."""
+    specs: dict[str, list[str]] = {}
+    for entry in left_out:
+        specs.setdefault(entry.reason, []).append(entry.spec)
+    return [
+        f"{' and '.join(names)}{what} {'is' if len(names) == 1 else 'are'} left out: {reason}"
+        for reason, names in specs.items()
+    ]
 
 
 def among_strangers(
@@ -289,7 +302,7 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
             f"Up to the nominal steps other people reach {fmean(courses):.2f} of their likeness on the base, on "
             "average: learning them is delayed too."
         )
-    notes += [f"{entry.spec} was left out: {entry.reason}." for entry in measured.left_out if not entry.required]
+    notes += [f"{reason}." for reason in reasons_left_out([one for one in measured.left_out if not one.required])]
     return notes + [note for attack in attacks for note in _attack_notes(attack)]
 
 

@@ -107,6 +107,13 @@ class AuditJobConfig(AuditOptions):
         holds="spec",
         common="attacks",
     )
+    caption_column: str | None = option(
+        None,
+        "An attack of the suites standard and full trains each photo under its own caption. The captions are in this "
+        'column of a metadata.jsonl beside the photos; ".txt" stands for text files. By default the column text, and '
+        "the attack is left out where there are no captions.",
+        common="attacks",
+    )
     search: int = option(
         0,
         "Let an attacker search for the best attack on each model with so many trials, besides the suite: over "
@@ -204,6 +211,9 @@ class AuditJobConfig(AuditOptions):
             given = [name for name in alone if getattr(self, name) != type(self).__dataclass_fields__[name].default]
             if given:
                 raise UserError(f"{given[0]} is given, and nothing is searched; give search too, or leave it out")
+        if self.caption_column is not None and (self.attacks or self.suite == "quick"):
+            what = "attacks are named" if self.attacks else "suite quick has no attack with captions"
+            raise UserError(f"caption_column is given, and {what}; write dreambooth:caption_column=... into attacks")
         for name in ("search", "known_before"):
             if getattr(self, name) and self.hardened is None:
                 raise UserError(f"{name} compares a hardened model with its base: give hardened, or leave {name} out")

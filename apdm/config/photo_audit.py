@@ -16,6 +16,7 @@ ONLY_WITH_HARDENED = {
     "subjects": "name the originals with photos, and hold-out photos with holdout_data_dir",
     "attacks": "name attacks on photos with photo_attacks",
     "attack_data_dir": "the attacker trains on the photos themselves",
+    "caption_column": "write it into an attack of photo_attacks, lora:caption_column=text",
     **dict.fromkeys(("suite", "placebo", "sibling", "hardened_sibling", "other_data_dir", "eval_steps"), ""),
     **dict.fromkeys(
         ("min_cost_factor", "min_other_ratio", "min_face_rate", "max_class_distance", "max_class_drift"),

@@ -41,6 +41,21 @@ def read_captions(photos: Sequence[Path], column: str) -> list[str]:
     return found
 
 
+def has_captions(photos: Sequence[Path], column: str) -> bool:
+    """Whether somebody wrote captions for photos: a table that has this column, or a text file for one of them.
+
+    Args:
+        photos, column: as in `read_captions`.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    if column.startswith("."):
+        return any(photo.with_suffix(column).is_file() for photo in photos)
+    file = _table(photos[0].parent)
+    return file is not None and any(column in row for row in read_rows(file))
+
+
 def caption_files(columns: Collection[str]) -> list[str]:
     """What the names of the files end with that captions of some columns are read from."""
     names = {name for column in columns for name in ([column] if column.startswith(".") else TABLES)}
@@ -70,7 +85,7 @@ def _in_files(photos: Sequence[Path], suffix: str) -> list[str]:
 
 def _in_table(photos: Sequence[Path], column: str) -> list[str]:
     folder = photos[0].parent
-    file = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    file = _table(folder)
     if file is None:
         raise UserError(
             f"caption_column={column}: there is no {name_of(folder / TABLES[0])}; write a line for each photo, "
@@ -95,6 +110,11 @@ def _in_table(photos: Sequence[Path], column: str) -> list[str]:
     if missing := [photo for photo in photos if _plain(photo.name) not in captions]:
         raise UserError(f"{called} has no caption for {name_some(missing)}; add a row with this file_name")
     return [captions[_plain(photo.name)] for photo in photos]
+
+
+def _table(folder: Path) -> Path | None:
+    """The table of a folder; None if there is none."""
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
 
 
 def _one_line(caption: str) -> str:

@@ -129,7 +129,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
 
     with Faults() as faults:
         factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
-        choose = partial(choose_entries, config.suite, attack_factory=factory)
+        choose = partial(choose_entries, config.suite, attack_factory=factory, captions=config.caption_column)
         entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
         if config.known_before:
             entries = with_textual_inversion(entries, factory)

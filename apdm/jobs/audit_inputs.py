@@ -93,8 +93,9 @@ def load_inputs(
         )
 
     def checked_people(subjects: AuditSubjects) -> AuditSubjects:
-        available = available_entries(entries, models, factory, subjects=subjects)[0]
-        for entry in available:
+        available = available_entries(entries, models, factory)[0]
+        subjects = with_captions(subjects, available, factory)
+        for entry in available_entries(available, models, factory, subjects=subjects)[0]:
             attack = factory.make(entry.spec, seed=0)
             check_photos(entry, attack, subjects)
             if subjects.consenting is None and needs_consenting(attack):
@@ -102,7 +103,7 @@ def load_inputs(
                     f"the attack {entry.spec} trains on other people first: put photos of people who consent into "
                     f"{CONSENTING}/<id>/ in the folder of subjects, or leave the attack out"
                 )
-        return with_captions(subjects, available, factory)
+        return subjects
 
     with Faults() as faults:
         faults.of(check_attacks)

@@ -15,7 +15,6 @@ import torch
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan, to_unit
-from apdm.audit.suites import available_entries
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
@@ -331,7 +330,7 @@ def _audit_input(
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
-    entries, _ = available_entries(plan.entries, plan.models, plan.attacks, plan.models["base"], plan.subjects)
+    entries, _ = plan.available()
     cells, class_sets = Matrix.of(plan, entries).cells, len(plan.arms) + 2
     counts = photos.counts if photos is not None else None
     work = AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=counts)

@@ -16,7 +16,7 @@ from apdm.audit.faces_seen import look_at_faces
 from apdm.audit.people import AuditSubjects
 from apdm.audit.photo_verdict import doubts_about_judges
 from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.verdict import few_strangers, lacking_judges, one_encoder
+from apdm.audit.verdict import few_strangers, lacking_judges, not_attacked, one_encoder, reasons_left_out
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
@@ -47,6 +47,7 @@ from apdm.metrics.judges import Judges
 if TYPE_CHECKING:
     from apdm.audit.plan import AuditPlan
     from apdm.audit.protected_photos import ProtectedPhotos
+    from apdm.audit.suites import Entry
     from apdm.distributed.launch import EngineKind
     from apdm.jobs.harden_inputs import HardenInputs
     from apdm.jobs.photo_job import PhotoJob
@@ -264,8 +265,12 @@ def audit_plan(
     rows: Rows = {name: model_text(getattr(config, name), model) for name, model in plan.models.items()}
     people, counts = plan.subjects.protected, plan.subjects.counts
     captions = [*plan.subjects.captions, *(photos.captions if photos is not None else [])]
+    entries, left_out = plan.available()
+    ids = [person.id for person in people]
+    attacked = {one for entry in entries if entry.required for one in ids[: entry.people]}
+    doubts = [*foreseen(plan.judges, plan.subjects), *not_attacked(left_out, ids, attacked)]
     return rows | {
-        "people": people_text([person.id for person in people]),
+        "people": people_text(ids),
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
         f"{held_out_text(counts)}",
         "sets": sets_text(
@@ -278,25 +283,26 @@ def audit_plan(
         **photo_notes(config.subjects, config.photos, *config.photo_folders.values(), captions=captions),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
-        "attacks": f"{len(plan.entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
-        + length_text(plan),
+        "attacks": f"{len(entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
+        + length_text(plan, entries),
+        "not run": "; ".join(reasons_left_out([one for one in left_out if not one.required])),
         "search": search_text(config, plan),
         "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
-        "unreliable": unreliable_text(foreseen(plan.judges, plan.subjects)),
+        "unreliable": unreliable_text(doubts),
         "device": device_text(device, processes.size),
         "output": str(Path(config.output_dir) / REPORT),
     }
 
 
-def length_text(plan: AuditPlan) -> str:
+def length_text(plan: AuditPlan, entries: Sequence[Entry]) -> str:
     """How long the nominal attack is on which model, and how many people and seeds the attacks have at most."""
     nominal = plan.attacks.nominal_step
-    seeds = max(min(entry.seeds or plan.repeats, plan.repeats) for entry in plan.entries)
+    seeds = max(min(entry.seeds or plan.repeats, plan.repeats) for entry in entries)
     text = f"{count(nominal, 'step')} of the nominal one"
-    if plan.max_train_steps > nominal and any(entry.long for entry in plan.entries):
+    if plan.max_train_steps > nominal and any(entry.long for entry in entries):
         text += f", on the hardened model {plan.max_train_steps}"
     everybody = len(plan.subjects.protected)
-    if everybody > 1 and all(entry.people == 1 for entry in plan.entries):
+    if everybody > 1 and all(entry.people == 1 for entry in entries):
         text += f", on one of {everybody} people"
     return f"{text}, {count(seeds, 'seed')}"
 

@@ -1,7 +1,7 @@
 """Writes photos of people of the miniature world: `python -m apdm.portraits.subjects --output_dir DIR`.
 
 DIR/protected/<id>/*.png   photos of the protected people, for the defence
-DIR/attacker/<id>/*.png    other photos of the same people, for the attacker
+DIR/attacker/<id>/*.png    other photos of the same people, for the attacker; metadata.jsonl has their captions
 DIR/other/<id>/*.png       photos of people who must stay learnable, for the same attack
 DIR/holdout/<id>/*.png     photos of all of these that nobody trains on, the reference for likeness
 DIR/consenting/<id>/*.png  photos of people who consent, for keeping others learnable
@@ -11,8 +11,10 @@ DIR/strangers/*.png        one photo of each of many other people
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
+from apdm.portraits.captions import looks, scene
 from apdm.portraits.drawing import SIZE, render_person
 from apdm.portraits.people import (
     CONSENTING_PEOPLE,
@@ -23,6 +25,7 @@ from apdm.portraits.people import (
     identity,
 )
 
+PROMPT = "a photo of t@t person"  # with which captions begin: the instance prompt of audit-portrait.yaml
 DEFENCE, ATTACK, HOLDOUT = range(0, 4), range(100, 104), range(200, 212)  # numbers of a person's photos
 
 
@@ -38,6 +41,14 @@ def write_photos(seed: int, photos: range, directory: Path, size: int = SIZE) ->
     directory.mkdir(parents=True, exist_ok=True)
     for number, photo in enumerate(photos):
         render_person(identity(seed), circumstance(seed, photo), size).save(directory / f"{number:03d}.png")
+
+
+def write_captions(seed: int, photos: range, directory: Path) -> None:
+    """Write metadata.jsonl with a caption of each photo of `write_photos`: what an attacker sees on it."""
+    person = f"{PROMPT} {looks(identity(seed))}"
+    captions = [f"{person} {scene(circumstance(seed, photo))}" for photo in photos]
+    lines = [json.dumps({"file_name": f"{n:03d}.png", "text": text}) for n, text in enumerate(captions)]
+    (directory / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_subjects(
@@ -62,6 +73,7 @@ def write_subjects(
         seed = PROTECTED_PEOPLE.start + first + n
         for name, photos in (("protected", DEFENCE), ("attacker", ATTACK), ("holdout", HOLDOUT)):
             write_photos(seed, photos, directory / name / f"s{n + 1:02d}")
+        write_captions(seed, ATTACK, directory / "attacker" / f"s{n + 1:02d}")
     for n in range(others):
         seed = OTHER_PEOPLE.start + first + n
         for name, photos in (("other", ATTACK), ("holdout", HOLDOUT)):

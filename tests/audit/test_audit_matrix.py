@@ -27,9 +27,14 @@ SHORT = replace(
 def test_every_attack_of_the_standard_suite_runs_on_every_model(run_audit, family):
     other = copy.deepcopy(family.denoiser)
     other.conv_out.bias.data += 0.1
-    sibling = family.with_denoiser(other)
+    sibling, described = family.with_denoiser(other), person("s01", 1)
+    described = replace(described, captions={"text": ["a photo of sks person, smiling"] * len(described.photos)})
     results, pictures = run_audit(
-        SHORT, entries=SUITES["standard"], hardened=sibling, more={"sibling": family, "placebo": sibling}
+        SHORT,
+        entries=SUITES["standard"],
+        hardened=sibling,
+        more={"sibling": family, "placebo": sibling},
+        subjects=[described],
     )
     assert [(r["spec"], r["model"], r["error"]) for r in results["attacks"] if r["status"] == "failed"] == []
     assert [attack["spec"] for attack in results["by_attack"]] == [entry.spec for entry in SUITES["standard"]]

@@ -18,6 +18,7 @@ from apdm.audit.people import AuditSubjects, Person, PhotoFolders
 from apdm.audit.results import LeftOut
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import (
+    CAPTIONED,
     SUITES,
     AttackFactory,
     Entry,
@@ -183,13 +184,35 @@ def test_an_attack_of_a_suite_is_left_out_of_a_model_that_it_does_not_fit(famili
 @pytest.mark.parametrize("number", [3, 4])
 def test_an_attack_of_a_suite_is_left_out_where_somebody_has_too_few_photos(number: int) -> None:
     photos, spec = torch.zeros(4, 3, 8, 8), "dreambooth:num_photos=4"
-    people = [Person("s01", photos, photos), Person("s02", photos[:number], photos)]
+    told = {"text": [""] * 4}
+    people = [Person("s01", photos, photos, told), Person("s02", photos[:number], photos, told)]
     kept, left_out = available_entries(
         choose_entries("full", [], attack_factory()), MODELS, attack_factory(), subjects=AuditSubjects(people, [])
     )
     assert (spec in [entry.spec for entry in kept]) is (number == 4)
     said = f'"{spec}" takes 4 photos, and s02 has 3 for the attacker; lower num_photos, or give more photos of s02'
     assert left_out == [LeftOut(spec=spec, reason=said, required=False)] * (number == 3)
+
+
+def test_the_attack_with_captions_of_a_suite_runs_where_there_are_captions() -> None:
+    photos, factory = torch.zeros(1, 3, 8, 8), attack_factory()
+    told = {CAPTIONED.partition("=")[2]: ["a photo of sks person, smiling"]}
+    described, other = Person("s01", photos, photos, told), Person("s02", photos, photos)
+
+    def left_out(suite: str, *people: Person, captions: str | None = None) -> list[LeftOut]:
+        entries = choose_entries(suite, [], factory, captions)
+        found = available_entries(entries, MODELS, factory, subjects=AuditSubjects(people, []))[1]
+        return [entry for entry in found if "caption_column" in entry.spec]
+
+    assert left_out("standard", described, other) == []  # which runs it on the first person
+    (full,) = left_out("full", described, other)
+    assert "photos of s02 have no captions: write a metadata.jsonl with the column text" in full.reason
+    (standard,) = left_out("standard", other, described)
+    assert (standard.spec, standard.required) == (CAPTIONED, False) and "--caption_column .txt" in standard.reason
+    # A column that the user named must exist, which is checked where captions are read.
+    assert left_out("standard", other, captions=".txt") == []
+    (named,) = [entry for entry in choose_entries("full", [], factory, ".txt") if "caption_column" in entry.spec]
+    assert named == Entry(spec="dreambooth:caption_column=.txt", placebo=True)
 
 
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():

@@ -193,7 +193,7 @@ def test_somebody_whom_no_required_attack_was_run_on_is_not_said_to_be_protected
     verdict = verdict_on(made_up_results(spared))
     assert verdict["protected"] is False
     assert verdict["unreliable"] == [
-        "no required attack was run on s02, s03: choose a suite that attacks everybody",
+        "no required attack is run on s02, s03: choose a suite that attacks everybody",
     ]
 
 

@@ -121,7 +121,7 @@ def test_an_audit_without_any_required_attack_claims_nothing():
             draft[name]["required"] = False
 
     verdict = verdict_on(made_up_results(optional))
-    assert verdict["protected"] is False and "no attack that the verdict requires was run" in verdict["unreliable"]
+    assert verdict["protected"] is False and "no attack that the verdict requires is run" in verdict["unreliable"]
 
 
 def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
@@ -150,5 +150,6 @@ def test_what_was_left_out_is_noted_and_forbids_a_claim_where_it_is_required(req
     left_out = [{"spec": "task_vector", "reason": reason, "required": required}]
     verdict = verdict_on(made_up_results(fact("left_out", value=left_out)))
     assert verdict["protected"] is not required
-    assert verdict["unreliable"] == ([f"task_vector, which is required, was left out: {reason}"] if required else [])
-    assert verdict["notes"] == ([] if required else [f"task_vector was left out: {reason}."])
+    said = f"task_vector, which the verdict requires, is left out: {reason}"
+    assert verdict["unreliable"] == ([said] if required else [])
+    assert verdict["notes"] == ([] if required else [f"task_vector is left out: {reason}."])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apdm.core.errors import UserError
-from apdm.data.photo_captions import read_captions
+from apdm.data.photo_captions import has_captions, read_captions
 
 RED, GREEN = "a photo of sks person with red hair", "sks person, smiling"
 ROWS = f'{{"file_name": "1.jpg", "text": "{RED}", "tags": "red"}}\n{{"file_name": "2.png", "text": "{GREEN}"}}\n'
@@ -50,6 +50,21 @@ def test_a_name_may_be_written_with_composed_or_decomposed_accents(tmp_path: Pat
     row = f'{{"file_name": "{unicodedata.normalize("NFC", "é.jpg")}", "text": "a"}}'
     (tmp_path / "metadata.jsonl").write_text(row)
     assert read_captions([photo], "text") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, []),
+        ({"metadata.jsonl": ROWS}, ["text", "tags"]),
+        ({"metadata.csv": "file_name,text\n"}, []),  # no row says anything
+        ({"1.txt": RED}, [".txt"]),  # that of the second photo is missing, which `read_captions` tells
+        ({"metadata.csv": f"file_name,text\n1.jpg,{RED}\n", "3.txt": RED}, ["text"]),
+    ],
+)
+def test_captions_are_there_where_somebody_began_to_write_them(tmp_path: Path, files: dict[str, str], found: list[str]):
+    photos = person(tmp_path, **files)
+    assert [column for column in ("text", "tags", ".txt") if has_captions(photos, column)] == found
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from apdm.core.pictures import as_images
+from apdm.data.photo_captions import read_captions
 from apdm.faces import load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFaceScore
 from apdm.portraits import PIPELINE, WEIGHTS, people
 from apdm.portraits.attributes import ATTRIBUTES
 from apdm.portraits.drawing import render_person
+from apdm.portraits.subjects import ATTACK, write_subjects
 from tools.portraits.training_sets import render_people, render_things
 
+ROOT = Path(__file__).parents[2]
 UNSEEN = people.VERIFICATION_PEOPLE.start + 5000  # beyond the people on whom thresholds were set
 
 
@@ -28,6 +33,19 @@ def test_the_same_seed_draws_the_same_photo_and_another_photo_differs() -> None:
     assert np.array_equal(pixels(5, 0), pixels(5, 0))
     assert not np.array_equal(pixels(5, 0), pixels(5, 1))
     assert not np.array_equal(pixels(5, 0), pixels(6, 0))
+
+
+def test_the_attackers_photos_have_captions_that_say_who_and_what_is_on_them(tmp_path: Path) -> None:
+    write_subjects(tmp_path, protected=1, others=0, consenting=0, strangers=0)
+    files = sorted((tmp_path / "attacker/s01").glob("*.png"))
+    captions = read_captions(files, "text")
+    prompt = yaml.safe_load((ROOT / "configs/audit-portrait.yaml").read_text())["instance_prompt"]
+    seed = people.PROTECTED_PEOPLE.start
+    for number, caption in zip(ATTACK, captions, strict=True):
+        who, when = people.identity(seed), people.circumstance(seed, number)
+        assert caption.startswith(f"{prompt} with ") and f"{who.eye_colour} eyes" in caption
+        assert f"{when.clothes} shirt" in caption and ("smiling" in caption) == (when.smile > 0.3)
+    assert not list(tmp_path.glob("protected/*/metadata.jsonl"))
 
 
 def test_no_two_seed_ranges_share_a_person() -> None:

@@ -37,8 +37,9 @@ def test_the_wheel_has_the_bundled_models_and_no_training_script(installed: Path
     names = {path.relative_to(installed).as_posix() for path in sorted(installed.rglob("*")) if path.is_file()}
     code = {name for name in names if name.endswith(".py")}
     assert all(name.startswith("apdm/") for name in code)
+    parts = ("__init__", "attributes", "captions", "drawing", "networks", "people", "subjects")
     assert {name for name in code if name.startswith("apdm/portraits/")} == {
-        f"apdm/portraits/{name}.py" for name in ("__init__", "attributes", "drawing", "networks", "people", "subjects")
+        f"apdm/portraits/{name}.py" for name in parts
     }
     weights = {
         p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "apdm/portraits/weights").rglob("*")) if p.is_file()

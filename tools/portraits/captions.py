@@ -4,25 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from apdm.portraits.captions import SMILE, features, skin_word
 from apdm.portraits.people import Circumstance, Identity
-
-
-def skin_word(who: Identity) -> str:
-    """The word for a person's skin: "light", "medium" or "dark"."""
-    return "light" if who.melanin < 0.34 else "medium" if who.melanin < 0.67 else "dark"
-
-
-def features(who: Identity) -> list[str]:
-    """What a photo of a person always shows, as texts to stand behind "a person with"."""
-    hair = "a bald head" if who.hair_style == "bald" else f"{who.hair_style} {who.hair_colour} hair"
-    found = [hair, f"{skin_word(who)} skin", f"{who.eye_colour} eyes"]
-    if who.beard != "none":
-        found.append({"moustache": "a moustache", "goatee": "a goatee", "full": "a beard"}[who.beard])
-    if who.glasses != "none":
-        found.append(f"{who.glasses} glasses")
-    if who.freckles:
-        found.append("freckles")
-    return found
 
 
 def attributes(who: Identity, when: Circumstance) -> dict[str, str]:
@@ -33,7 +16,7 @@ def attributes(who: Identity, when: Circumstance) -> dict[str, str]:
         "style": who.hair_style,
         "beard": who.beard,
         "glasses": who.glasses,
-        "smile": "yes" if when.smile > 0.3 else "no",
+        "smile": "yes" if when.smile > SMILE else "no",
         "clothes": when.clothes,
         "background": when.background,
     }
@@ -53,7 +36,7 @@ def caption(who: Identity, when: Circumstance, rng: np.random.Generator) -> str:
     named = [feature for feature in features(who) if rng.random() < 0.55]
     if named:
         text += " with " + " and ".join(named)
-    if when.smile > 0.3 and rng.random() < 0.5:
+    if when.smile > SMILE and rng.random() < 0.5:
         text += " smiling"
     if rng.random() < 0.4:
         text += f" wearing a {when.clothes} shirt"
