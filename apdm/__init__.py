@@ -20,7 +20,7 @@ dataclass. Bad input raises `UserError`; a request to stop (SIGTERM, Ctrl-C, SIG
 `Interrupted` once what can be kept is written; its `resumable` says whether the same call goes on from there. Nothing
 is printed: messages go to the logger "apdm", and progress bars are shown if `progress=True`. diffusers and transformers
 are asked to report errors only, unless they were imported before or their environment variables say otherwise.
-Afterwards the calling program has its own signal handlers and number of threads again.
+Afterwards the calling program has its own signal handlers, number of threads, random state and progress bars again.
 
 Importing this package imports neither torch nor diffusers; the first call does.
 """

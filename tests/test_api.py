@@ -132,12 +132,17 @@ def test_progress_bars_are_shown_on_request(
     assert out == "" and "harden: 50% done, about" in err
 
 
-def test_signal_handlers_and_threads_are_left_as_they_were(options: dict[str, object], tmp_path: Path) -> None:
+def test_signal_handlers_threads_bars_and_random_numbers_are_left_as_they_were(
+    options: dict[str, object], tmp_path: Path
+) -> None:
     def mine(number: int, frame: object) -> None:
         pass
 
     before, interrupt = signal.signal(signal.SIGTERM, mine), signal.getsignal(signal.SIGINT)
     threads = torch.get_num_threads()
+    torch.manual_seed(3)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
     try:
         with pytest.raises(apdm.UserError):
             apdm.harden(**{**options, "instance_data_dir": tmp_path / "nowhere"}, output_dir=tmp_path / "bad")
@@ -145,6 +150,7 @@ def test_signal_handlers_and_threads_are_left_as_they_were(options: dict[str, ob
         assert signal.getsignal(signal.SIGTERM) is mine
         assert signal.getsignal(signal.SIGINT) is interrupt
         assert torch.get_num_threads() == threads
+        assert torch.equal(torch.rand(2), drawn)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -1,6 +1,9 @@
-"""Whether something is on an accelerator, and copies to one that nothing waits for."""
+"""Whether something is on an accelerator, copies to one that nothing waits for, and the state of torch's generators."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,3 +27,16 @@ def is_accelerator(device: torch.device) -> bool:
     """Whether a device is this machine's accelerator."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator is not None and accelerator.type == device.type
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's global generators as they were before the block: on the CPU, and on an accelerator in use."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    module = torch.get_device_module(accelerator) if accelerator is not None else None
+    if accelerator is not None and getattr(module, "is_initialized", lambda: False)():
+        kept = torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=accelerator.type)
+    else:
+        kept = torch.random.fork_rng([])
+    with kept:
+        yield

@@ -1,7 +1,8 @@
-"""What other libraries say on the terminal. Unless the user asks for it, only their errors are shown.
+"""What other libraries say: on the terminal, and to their makers.
 
-Hints about optional packages, names that will change in a later version, and progress bars of files would hide the
-messages of this package, and a user can do nothing about them.
+On the terminal only their errors are shown, unless the user asks for more. Hints about optional packages, names that
+will change in a later version, and progress bars of files would hide the messages of this package, and a user can do
+nothing about them. To their makers they say nothing: `apdm` sends no report to anybody, and neither do its libraries.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
+from apdm.core.variables import environment
+
 # The libraries read these variables when they are imported: {name: (value for errors only, value for all messages)}.
-VARIABLES = {
-    "TRANSFORMERS_VERBOSITY": ("error", "info"),
-    "DIFFUSERS_VERBOSITY": ("error", "info"),
-    "HF_HUB_DISABLE_PROGRESS_BARS": ("1", "0"),
-}
+VARIABLES = {"TRANSFORMERS_VERBOSITY": ("error", "info"), "DIFFUSERS_VERBOSITY": ("error", "info")}
+# The same, for commands only. In a program of the user it would hide the bars of the user's own downloads for good.
+BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": ("1", "0")}
+# Switches for what libraries report about the machine and the run. ONNX Runtime reports as soon as it is imported, and
+# diffusers imports it, if it is installed, for every model that is loaded.
+NO_REPORTS = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # Modules that print without any logger, when they compile or load something.
 PRINTING = ("deepspeed", "insightface", "torch.utils.cpp_extension")
 
@@ -35,8 +39,11 @@ def are_told() -> bool:
 def quiet_libraries() -> None:
     """Ask the libraries to report errors only, unless the environment or the user asks for more.
 
-    It must run before the libraries are imported; importing `apdm.core.quiet` runs it.
+    Reports to the makers of the libraries are switched off in any case, unless the environment has the switch already.
+    This must run before the libraries are imported; importing `apdm.core.quiet` runs it.
     """
+    for name, value in NO_REPORTS.items():
+        os.environ.setdefault(name, value)
     if are_told():
         return
     for name, (errors_only, _) in VARIABLES.items():
@@ -57,6 +64,28 @@ def quiet_bars() -> None:
 
 
 @contextmanager
+def bars_as_before() -> Iterator[None]:
+    """After the block, the progress bars of diffusers, transformers and the Hub are shown or hidden as before it."""
+    from huggingface_hub import utils as hub
+
+    def shown() -> dict[str, bool]:
+        loaded = {name: sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers")}
+        return {name: logs.is_progress_bar_enabled() for name, logs in loaded.items() if logs is not None}
+
+    before, of_hub = shown(), not hub.are_progress_bars_disabled()
+    try:
+        yield
+    finally:
+        for name, now in shown().items():
+            wanted = before.get(name, of_hub)  # one that was imported in the block begins as the Hub does
+            if now != wanted:
+                logs = sys.modules[f"{name}.utils.logging"]
+                (logs.enable_progress_bar if wanted else logs.disable_progress_bar)()
+        if hub.are_progress_bars_disabled() == of_hub:  # transformers switches the Hub's bars too, so they come last
+            (hub.enable_progress_bars if of_hub else hub.disable_progress_bars)()
+
+
+@contextmanager
 def library_messages(shown: bool) -> Iterator[None]:
     """Show or hide the messages of other libraries while the block runs. It is for a program, not for a library.
 
@@ -64,26 +93,22 @@ def library_messages(shown: bool) -> Iterator[None]:
         shown: show everything. Otherwise, announcements of later changes (FutureWarning and DeprecationWarning) are
             hidden, unless Python was started with `-W`, and so is what the modules in `PRINTING` print.
     """
+    variables = {name: values[shown] for name, values in (VARIABLES | BARS if shown else BARS).items()}
     before = _told.set(shown)
     try:
-        if shown:
-            added = {name: value for name, (_, value) in VARIABLES.items() if name not in os.environ}
-            os.environ.update(added)
-            try:
+        with environment({name: value for name, value in variables.items() if name not in os.environ}):
+            if shown:
                 yield
-            finally:
-                for name in added:
-                    os.environ.pop(name, None)
-            return
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(cast(TextIO, _WithoutPrints(sys.stdout))),
-            redirect_stderr(cast(TextIO, _WithoutPrints(sys.stderr))),
-        ):
-            if not sys.warnoptions:
-                for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
-                    warnings.simplefilter("ignore", category)
-            yield
+                return
+            with (
+                warnings.catch_warnings(),
+                redirect_stdout(cast(TextIO, _WithoutPrints(sys.stdout))),
+                redirect_stderr(cast(TextIO, _WithoutPrints(sys.stderr))),
+            ):
+                if not sys.warnoptions:
+                    for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+                        warnings.simplefilter("ignore", category)
+                yield
     finally:
         _told.reset(before)
 

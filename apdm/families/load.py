@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError
-from apdm.core.libraries import quiet_bars
+from apdm.core.libraries import bars_as_before, quiet_bars
 from apdm.core.logging import get_logger
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
@@ -36,6 +36,7 @@ from apdm.families.stored_file import first_line
 logger = get_logger(__name__)
 
 
+@bars_as_before()
 def load_family(
     path: str | Path,
     *,

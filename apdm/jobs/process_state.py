@@ -1,4 +1,4 @@
-"""Global settings that a job changes in its process. The Python API restores them after the job."""
+"""Global state that a job changes in its process. The Python API restores it after the job."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from contextlib import contextmanager
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
+from apdm.core.devices import random_state_kept
+from apdm.core.libraries import bars_as_before
+
 
 @contextmanager
 def restored_process_state() -> Iterator[None]:
-    """Restore torch's number of threads and accelerate's global state at the end of the block.
+    """Restore what a job changes in its process at the end of the block.
+
+    That is torch's number of threads and its global random state, the progress bars of other libraries, and
+    accelerate's global state.
 
     accelerate keeps the first `mixed_precision` of a process and refuses any other. If accelerate was not in use before
     the block, its state is removed, so that the next job may use another precision. The state of a distributed run is
@@ -20,7 +26,8 @@ def restored_process_state() -> Iterator[None]:
     threads = torch.get_num_threads()
     in_use = bool(AcceleratorState._shared_state)
     try:
-        yield
+        with random_state_kept(), bars_as_before():
+            yield
     finally:
         torch.set_num_threads(threads)
         if not in_use and PartialState._shared_state and PartialState().num_processes == 1:

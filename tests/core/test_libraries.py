@@ -14,7 +14,7 @@ import pytest
 
 from apdm.cli import main
 from apdm.core.errors import UserError
-from apdm.core.libraries import library_messages, quiet_libraries
+from apdm.core.libraries import bars_as_before, library_messages, quiet_bars, quiet_libraries
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,13 +116,43 @@ def test_every_command_takes_verbose_in_every_way_that_other_switches_are_given(
     assert "--verbose" in capsys.readouterr().out
 
 
-def test_a_program_that_loads_a_model_hears_nothing_from_the_libraries() -> None:
+def test_a_program_that_loads_a_model_hears_nothing_from_the_libraries_and_neither_do_their_makers(
+    tmp_path: Path,
+) -> None:
     """It imports no job, so it meets the libraries at another door than the commands."""
     script = (
         "import apdm.metrics.extractors, apdm.distributed.launch\n"
         "from apdm.families import load_family\n"
         "from apdm.portraits import PIPELINE\n"
-        "load_family(PIPELINE)"
+        "load_family(PIPELINE)\n"
+        "import onnxruntime\n"  # diffusers has imported it
+        "from huggingface_hub import constants\n"
+        "assert constants.HF_HUB_DISABLE_TELEMETRY"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.rglob("onnxruntime.db"))  # where ONNX Runtime keeps its reports until they are sent
+
+
+def test_progress_bars_of_a_program_are_shown_again() -> None:
+    import diffusers
+    import transformers
+    from huggingface_hub import utils as hub
+
+    def shown() -> list[bool]:
+        libraries = [library.utils.logging.is_progress_bar_enabled() for library in (diffusers, transformers)]
+        return [*libraries, not hub.are_progress_bars_disabled()]
+
+    with bars_as_before():
+        for library in (diffusers, transformers):
+            library.utils.logging.enable_progress_bar()
+        with bars_as_before():
+            quiet_bars()
+            assert shown() == [False, False, False]
+        assert shown() == [True, True, True]
+        diffusers.utils.logging.disable_progress_bar()
+        with bars_as_before():
+            quiet_bars()
+        assert shown() == [False, True, True]
