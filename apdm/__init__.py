@@ -30,6 +30,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from os import PathLike
+from os.path import isdir
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from apdm.core.versions import VERSION as __version__
@@ -361,6 +362,7 @@ def _resolve(
 ) -> Config:
     """Build the configuration, and check what can be checked before torch is imported; not if `first` is false."""
     from apdm.config.filling import make_config
+    from apdm.config.options import options_by_path
     from apdm.core.errors import UserError
     from apdm.jobs.first_checks import check_first
 
@@ -368,10 +370,15 @@ def _resolve(
         resolved = make_config(cls, vars(config))
         if options:
             raise UserError(f"{', '.join(options)} beside a {cls.__name__}: give either the object or its options")
-    elif config is None or isinstance(config, str | PathLike):
+    elif config is None or (isinstance(config, str | PathLike) and not isdir(config)):
         resolved = make_config(cls, options, file=config)
     else:
-        raise UserError(f"config is a {type(config).__name__}; give a {cls.__name__} or the name of a YAML file")
+        what = f"{config} is a folder" if isinstance(config, str | PathLike) else f"it is a {type(config).__name__}"
+        required = next(name for name, found in options_by_path(cls).items() if found.required)
+        raise UserError(
+            f"the first argument is the configuration, a YAML file or the object {cls.__name__}, and {what}; "
+            f"give options by name: {required}=..."
+        )
     if first:
         check_first(resolved)
     return resolved
@@ -380,9 +387,9 @@ def _resolve(
 def _run(job: Callable[[Config], Result], config: Config, progress: bool) -> Result:
     """Run the job, and restore what it changed in this process."""
     from apdm.core.terminal import show_progress
-    from apdm.jobs.process_state import restored_process_state
+    from apdm.jobs.process_state import frames_freed, restored_process_state
 
-    with show_progress(progress), restored_process_state():
+    with frames_freed(), show_progress(progress), restored_process_state():
         return job(config)
 
 

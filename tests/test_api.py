@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -10,14 +11,18 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
 from real_signals import signal_when
 from tiny_run import OPTIONS, equal, weights, write_people
 
 import apdm
+from apdm.attacks.lora import LoRA
 from apdm.cli import main
-from apdm.config import HardenConfig, L2PConfig, PoolConfig, load_config
+from apdm.config import AttackConfig, HardenConfig, L2PConfig, PoolConfig, load_config
 from apdm.config.filling import make_config
 from apdm.core import plain_bar
 
@@ -89,6 +94,7 @@ def test_type_checkers_see_the_functions_and_their_results(tmp_path: Path) -> No
 def test_harden_returns_where_the_model_is(hardened: apdm.HardenResult) -> None:
     assert hardened.steps == 2
     assert hardened.model_dir == hardened.output_dir / "model"
+    assert repr(hardened).endswith("image_dir=None, pushed=None, protected=None)")
     assert (hardened.model_dir / "unet/diffusion_pytorch_model.safetensors").is_file()
     assert (hardened.image_dir, hardened.results, hardened.protected) == (None, None, None)
 
@@ -186,6 +192,17 @@ def test_groups_are_given_as_mappings_as_objects_or_by_dotted_names() -> None:
         assert make_config(HardenConfig, {**required, **groups}) == wanted
 
 
+def test_values_may_be_those_of_numpy() -> None:
+    required = {"pretrained_model_name_or_path": np.str_("m"), "photos": "i", "output_dir": "o", "attack": ("lora",)}
+    arrays = {"learning_rate": np.float32(0.5), "max_train_steps": np.int64(7), "eval_steps": range(1, 4, 2)}
+    plain = {"learning_rate": 0.5, "max_train_steps": 7, "eval_steps": [1, 3]}
+    wanted = make_config(AttackConfig, {**required, **plain})
+    assert make_config(AttackConfig, {**required, **arrays}) == wanted
+    assert make_config(AttackConfig, {**required, **arrays, "eval_steps": np.array([1, 3])}) == wanted
+    with pytest.raises(apdm.UserError, match="it needs a whole number"):
+        make_config(AttackConfig, {**required, "max_train_steps": np.float64(7.5)})
+
+
 def test_a_file_gives_options_that_arguments_override(
     options: dict[str, object], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +212,16 @@ def test_a_file_gives_options_that_arguments_override(
     result = apdm.harden(file, **given, output_dir=tmp_path / "run")
     written = (result.output_dir / "config.yaml").read_text()
     assert "max_train_steps: 2" in written and "class_prompt: a photo\n" in written
+
+
+class Pipeline(torch.nn.Module):
+    """Something that can be saved, and whose `repr` has more than one line."""
+
+    def save_pretrained(self, folder: str) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return "two\nlines"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +234,28 @@ def test_a_file_gives_options_that_arguments_override(
             lambda: apdm.harden(l2p={"inner_steps": 0}),
             "l2p.inner_steps in the call is 0 (int); it needs to be",
         ),
-        (lambda: apdm.harden(apdm.VerifyConfig(output_dir="o")), "config is a VerifyConfig; give a HardenConfig"),
+        (
+            lambda: apdm.harden(apdm.VerifyConfig(output_dir="o")),
+            "the first argument is the configuration, a YAML file or the object HardenConfig, and it is a VerifyConfig"
+            "; give options by name: pretrained_model_name_or_path=...",
+        ),
+        (lambda: apdm.verify(ROOT), f"{ROOT} is a folder; give options by name: output_dir=..."),
+        (lambda: apdm.compare(["a", "b"]), "and it is a list; give options by name: results=..."),
+        (lambda: apdm.attack(attack="dreambooth"), 'each item text; write ["dreambooth"]'),
+        (lambda: apdm.attack(attack=[LoRA]), 'write the class into a file, and give "file.py:LoRA"'),
+        (
+            lambda: apdm.attack(attack=[LoRA(instance_prompt="a", class_prompt="b")]),
+            'give it as text, such as "name:option=value"',
+        ),
+        (lambda: apdm.attack(photos=[Image.new("RGB", (8, 8))]), "save it into a folder, and give the folder"),
+        (
+            lambda: apdm.attack(pretrained_model_name_or_path=Pipeline()),
+            "is two lines (Pipeline); it needs text; save it with save_pretrained, and give the folder",
+        ),
+        (
+            lambda: apdm.verify(output_dir=apdm.HardenResult(output_dir=ROOT, model_dir=ROOT / "model", steps=1)),
+            "it needs text; give its output_dir or its model_dir",
+        ),
         (lambda: apdm.verify(apdm.VerifyConfig(output_dir="o"), prompts=[]), "prompts beside a VerifyConfig"),
         (lambda: apdm.verify("nowhere.yaml"), "nowhere.yaml cannot be read"),
     ],
@@ -219,9 +267,16 @@ def test_a_mistake_in_the_arguments_is_an_exception_that_names_it(call, message:
 
 
 def test_an_interrupted_job_raises_and_keeps_its_checkpoint(options: dict[str, object], tmp_path: Path) -> None:
-    with signal_when(tmp_path / "run/checkpoint-000001", signal.SIGINT), pytest.raises(apdm.Interrupted):
+    def denoisers() -> int:
+        gc.collect()
+        return sum(type(one) is UNet2DConditionModel for one in gc.get_objects())
+
+    before = denoisers()
+    with signal_when(tmp_path / "run/checkpoint-000001", signal.SIGINT), pytest.raises(apdm.Interrupted) as kept:
         apdm.harden(**{**options, "max_train_steps": 500}, output_dir=tmp_path / "run")
     assert list((tmp_path / "run").glob("checkpoint-*"))
+    assert denoisers() == before  # although `kept` holds the error, as a notebook does
+    assert kept.tb is not None
 
 
 def test_perturb_returns_the_photos_and_their_figures(
@@ -256,6 +311,7 @@ def test_audit_returns_the_verdict_whether_or_not_its_package_was_imported(
         **short,
     )
     assert isinstance(result, apdm.AuditResult)
+    assert repr(result) == f"AuditResult(output_dir={result.output_dir!r}, protected=False)"
     assert result.protected is False and result.verdict.reasons
     assert result.results is not None
     written = json.loads((result.output_dir / "results.json").read_text())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from apdm.config import diffusers_names
-from apdm.config.options import COMMAND_LINE, Option, options_by_path
+from apdm.config.options import COMMAND_LINE, IN_CALL, Option, options_by_path
 from apdm.config.paths import expand_path
 from apdm.config.types import without_none
 from apdm.config.yaml_text import read_yaml
@@ -25,7 +25,6 @@ from apdm.core.errors import Faults, UserError
 
 Config = TypeVar("Config")
 
-IN_CALL = "in the call"
 ROOTS = ("/", "~", "$")  # what paths begin with that say something about the machine
 PRIVATE = ("dataset_subjects",)  # options whose values may be names of people, which results must not hold
 
@@ -70,7 +69,8 @@ def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os
     Args:
         cls: the dataclass that describes the options.
         options: {name: value}. A group of options is a nested mapping or an object of the group's dataclass; a dotted
-            name such as "l2p.inner_steps" works too. Paths may be `pathlib.Path` objects, lists may be tuples.
+            name such as "l2p.inner_steps" works too. Paths may be `pathlib.Path` objects. Lists may be tuples, ranges
+            or arrays, and numbers those of NumPy.
         file: a YAML file with further options. Values in `options` win over the file.
 
     Raises:
@@ -182,6 +182,8 @@ def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -
     seen: set[str] = set()
     while pending:
         path, value = pending.pop(0)
+        if path in groups and dataclasses.is_dataclass(value):
+            value = _as_yaml_values(vars(value))
         if path in groups and isinstance(value, dict):
             pending += [(f"{path}.{key}", inner) for key, inner in value.items()]
         elif path not in groups or value is not None:  # a group whose lines are all commented out is null
@@ -195,12 +197,16 @@ def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -
 
 
 def _as_yaml_values(value: Any) -> Any:
-    """Convert Python values to the values that YAML would give: groups to mappings, tuples to lists, paths to text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    """Convert Python values to those that YAML would give: tuples, ranges and arrays to lists, paths to text."""
     if isinstance(value, Mapping):
         return {key: _as_yaml_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if callable(to_list := getattr(value, "tolist", None)) and not isinstance(
+        value, type
+    ):  # NumPy's numbers and arrays
+        value = to_list()
+    if isinstance(value, str):
+        return str.__str__(value)  # not a class derived from it
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_as_yaml_values(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from apdm.config.paths import expand_path, expand_spec
-from apdm.config.types import NOTHING, advice, convert, scalar, wanted, without_none
+from apdm.config.types import NOTHING, Form, advice, convert, scalar, wanted, without_none
 from apdm.core.errors import UserError
 
 # The limits that an option may declare: a test of (value, bound), and the words for messages and help.
@@ -36,7 +36,10 @@ HEADINGS = (
     *("model", "photos", "what is made", "how long, and how strongly", "simulated attackers", "attacks", "how long"),
     *("faces and judges", "memory", "output", "page"),
 )
-COMMAND_LINE = "on the command line"  # in messages, the place where a value was given
+# In messages, the places where a value was given.
+COMMAND_LINE = "on the command line"
+IN_CALL = "in the call"
+FORMS: Mapping[str, Form] = {COMMAND_LINE: "words", IN_CALL: "python"}
 
 
 def option(
@@ -190,9 +193,8 @@ class Option:
         try:
             fitting = convert(self.kind, value)
         except (ValueError, OverflowError):
-            raise self._misfit(
-                value, where, wanted(self.kind) + advice(self.kind, value, as_words=where == COMMAND_LINE)
-            ) from None
+            form = FORMS.get(where, "yaml")
+            raise self._misfit(value, where, wanted(self.kind) + advice(self.kind, value, form=form)) from None
         value = self._expand(fitting, where)
         if (limit := broken_limit(self.field, value)) is not None:
             raise self._misfit(value, where, f"to be {limit}")
@@ -212,7 +214,7 @@ class Option:
     def _misfit(self, value: Any, where: str, wanted: str) -> UserError:
         # The Python type is not shown for the command line, where every value is text.
         kind = "" if where == COMMAND_LINE or value is None else f" ({type(value).__name__})"
-        shown = json.dumps(value) if isinstance(value, str | bool | NoneType) else reprlib.repr(value)
+        shown = json.dumps(value) if isinstance(value, str | bool | NoneType) else " ".join(reprlib.repr(value).split())
         return UserError(f"{self.path} {where} is {shown}{kind}; it needs {wanted}")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
+from pathlib import PurePath
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from apdm.config.yaml_text import read_scalar
 
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+Form = Literal["words", "yaml", "python"]  # how a value is given: on a command line, in a file, in a call
 # What stands for no value, besides YAML's null, if an option may have none.
 NOTHING = ("none", "null")
 # What people write for true and false. YAML 1.1 allows some of it.
@@ -63,17 +67,21 @@ def scalar(kind: Any, text: str) -> Any:
     return text if kind is str or get_origin(kind) is Literal else read_scalar(text)
 
 
-def advice(kind: Any, value: Any, *, as_words: bool) -> str:
+def advice(kind: Any, value: Any, *, form: Form) -> str:
     """Return how to write a value of a wrong type, if that can be guessed: the end of a message, or nothing.
 
     Args:
-        as_words: whether the value was given as words of a command line.
+        form: how the value was given.
     """
-    kind = without_none(kind)
+    kind, as_words = without_none(kind), form == "words"
+    if form == "python" and (instead := _in_place_of_object(value)):
+        return f"; {instead}"
     if get_origin(kind) is list:
         if as_words:
             return "; separate items by spaces, not by commas" if any("," in str(item) for item in value) else ""
         if isinstance(value, str) and value:
+            if form == "python" and get_args(kind)[0] is str:
+                return f"; write [{json.dumps(value, ensure_ascii=False)}]"
             items = value if get_args(kind)[0] is str else ", ".join(filter(None, re.split(r"[,\s]+", value)))
             return f"; write [{items}]"
     if kind is str and type(value) in (int, float, bool) and not as_words:
@@ -84,4 +92,20 @@ def advice(kind: Any, value: Any, *, as_words: bool) -> str:
         return f"; write {value:.0f}"
     if isinstance(value, str) and not as_words and fits(kind, read_scalar(value)):
         return "; leave out the quotes"
+    return ""
+
+
+def _in_place_of_object(value: Any) -> str:
+    """Return what to give in place of a Python object, or of a list of such objects, if that is known."""
+    one = value[0] if isinstance(value, list) and value else value
+    if isinstance(one, type):
+        return f'write the class into a file, and give "file.py:{one.__name__}"'
+    if dataclasses.is_dataclass(one):
+        held = vars(one)
+        paths = [name for name in (field.name for field in dataclasses.fields(one)) if isinstance(held[name], PurePath)]
+        return f"give its {' or its '.join(paths)}" if paths else 'give it as text, such as "name:option=value"'
+    if hasattr(one, "save_pretrained"):
+        return "save it with save_pretrained, and give the folder"
+    if hasattr(one, "save"):  # a picture
+        return "save it into a folder, and give the folder"
     return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from apdm.core.devices import random_state_kept
+from apdm.core.errors import Interrupted, UserError
 from apdm.core.libraries import bars_as_before
 
 
@@ -32,3 +35,22 @@ def restored_process_state() -> Iterator[None]:
         torch.set_num_threads(threads)
         if not in_use and PartialState._shared_state and PartialState().num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def frames_freed() -> Iterator[None]:
+    """Let go of what a job has in memory, if it ends with an error that its caller has to act on.
+
+    Python keeps the last error of a notebook or an interactive session, the error keeps the functions that it passed
+    through, and these keep models. The next call would not find the memory. After any other error, everything stays for
+    a debugger.
+    """
+    handled = sys.exception()  # of the caller, whose own frames are not touched
+    try:
+        yield
+    except (UserError, Interrupted, KeyboardInterrupt, torch.OutOfMemoryError) as error:
+        one: BaseException | None = error
+        while one is not None and one is not handled:
+            traceback.clear_frames(one.__traceback__)
+            one = one.__cause__ or one.__context__
+        raise

@@ -5,9 +5,9 @@ This file does not import torch, so a program can use `apdm.HardenResult` in ann
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from apdm.audit.common_results import Verdict
@@ -17,9 +17,23 @@ if TYPE_CHECKING:
     from apdm.audit.tables import Table
     from apdm.image_layer.results import Perturbation
 
+# Fields with so much in them that `repr` leaves them out.
+LONG = ("results", "verdict", "figures", "table")
 
-@dataclass(frozen=True, kw_only=True)
-class HardenResult:
+
+class JobResult:
+    """What results of jobs have in common: a `repr` that fits into a notebook."""
+
+    also_shown: ClassVar[tuple[str, ...]] = ()  # properties
+
+    def __repr__(self) -> str:
+        names = [field.name for field in fields(self) if field.name not in LONG]  # type: ignore[arg-type]
+        shown = [f"{name}={getattr(self, name)!r}" for name in (*names, *self.also_shown)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HardenResult(JobResult):
     """A finished hardening run.
 
     Attributes:
@@ -43,14 +57,16 @@ class HardenResult:
     results: Results | None = None
     pushed: str | None = None
 
+    also_shown: ClassVar[tuple[str, ...]] = ("protected",)
+
     @property
     def protected(self) -> bool | None:
         """Whether the audit shows protection; None if `results` is None."""
         return None if self.results is None else self.results.verdict.protected
 
 
-@dataclass(frozen=True, kw_only=True)
-class PerturbResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PerturbResult(JobResult):
     """Protected photos.
 
     Attributes:
@@ -66,8 +82,8 @@ class PerturbResult:
     figures: Perturbation | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AuditResult(JobResult):
     """A finished audit.
 
     Attributes:
@@ -82,14 +98,16 @@ class AuditResult:
     verdict: Verdict
     results: Results | PhotoResults | None = None
 
+    also_shown: ClassVar[tuple[str, ...]] = ("protected",)
+
     @property
     def protected(self) -> bool:
         """Whether the audit shows protection. It is also False if the audit is too weak to show protection."""
         return self.verdict.protected
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttackResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttackResult(JobResult):
     """What attacks made of one model.
 
     Attributes:
@@ -104,6 +122,8 @@ class AttackResult:
     results: AttackResults | None = None
     models_dir: Path | None = None
 
+    also_shown: ClassVar[tuple[str, ...]] = ("failed",)
+
     @property
     def failed(self) -> list[str]:
         """One sentence for each attack that failed."""
@@ -111,8 +131,8 @@ class AttackResult:
         return [f"{row.spec} on {row.subject} failed: {row.error}" for row in rows if row.error is not None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PushResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PushResult(JobResult):
     """What `apdm push` sent.
 
     Attributes:
@@ -128,8 +148,8 @@ class PushResult:
     files: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReproduceResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ReproduceResult(JobResult):
     """A table of a paper, made again.
 
     Attributes:
@@ -142,8 +162,8 @@ class ReproduceResult:
     table: Table | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class VerifyResult(JobResult):
     """The problems that `apdm verify` found in the folder of a run.
 
     Attributes:
@@ -161,6 +181,8 @@ class VerifyResult:
     ids: int = 0
     photos: int = 0
     with_model: bool = True
+
+    also_shown: ClassVar[tuple[str, ...]] = ("ok",)
 
     @property
     def ok(self) -> bool:
