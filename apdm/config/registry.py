@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from apdm.config.class_names import forget_source, is_in_source, names_in_source, unknown_option
@@ -161,22 +164,48 @@ class Registry:
 
     def _from_file(self, path: Path, name: str) -> Any:
         self._require_file(path)
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        if found is None or found.loader is None:
-            raise UserError(f"{path} cannot be read as Python")
-        module = importlib.util.module_from_spec(found)
-        # dataclasses look their module up by name.
-        sys.modules.setdefault(path.stem, module)
-        try:
-            found.loader.exec_module(module)
-        except Exception as error:
-            raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+        module = _module_of(path.absolute(), path.read_bytes(), str(path))
         cls = getattr(module, name, None)
-        may_have_options = is_dataclass(cls) or not self.has_options
-        if not (inspect.isclass(cls) and may_have_options and has_members(cls, ("name", *self.members))):
-            own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path.stem]
+        if not inspect.isclass(cls):
+            own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
             raise UserError(f'{path} has no {self.kind} "{name}"; it has {", ".join(own) or "nothing"}')
+        lacks = [member for member in ("name", *self.members) if not has_members(cls, [member])]
+        lacks = lacks or sorted(getattr(cls, "__abstractmethods__", ()))
+        if lacks:
+            raise UserError(f"{path}: {name} is no {self.kind}, because it has no {', '.join(lacks)}")
+        if self.has_options and not is_dataclass(cls):
+            raise UserError(f"{path}: {name} is no dataclass; write @dataclass(frozen=True, kw_only=True) above it")
         return cls
+
+
+@cache
+def _module_of(path: Path, source: bytes, shown: str) -> ModuleType:
+    """Run a Python file as a module, once for each content of the file.
+
+    The module has a name of its own. Two files may be called alike, or as a module of Python, and a file that was
+    changed in a notebook is another module.
+
+    Args:
+        shown: the path in messages.
+
+    Raises:
+        UserError: it cannot be run. The message names the line.
+    """
+    name = f"{path.stem}_{sha256(os.fsencode(path) + source).hexdigest()[:16]}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+    try:
+        exec(compile(source, path, "exec"), vars(module))
+    except Exception as error:
+        del sys.modules[name]
+        lines = [
+            line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        said = " ".join(str(error).split())
+        raise UserError(f"{shown}{where}: it cannot be loaded: {type(error).__name__}: {said}") from error
+    return module
 
 
 def option_value(kind: Any, text: str, name: str, spec: str, lowest: float = 0) -> Any:
