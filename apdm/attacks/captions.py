@@ -16,6 +16,19 @@ def caption_column(attack: Attack) -> str | None:
     return last.caption_column if isinstance(last, FineTuning) else None
 
 
+def assumed(attack: Attack) -> str:
+    """What the attacker must have, with the captions that the attack trains on, as half a sentence."""
+    if caption_column(attack) is None:
+        return attack.assumes
+    return f"{attack.assumes}; captions say what the photos show{', and are drawn' if _draws(attack) else ''}"
+
+
+def _draws(attack: Attack) -> bool:
+    """Whether an attack draws the captions that it trains on, if there are some."""
+    last = attack.innermost if isinstance(attack, Staged) else attack
+    return isinstance(last, FineTuning) and last.draw_captions
+
+
 def drawn_captions(attack: Attack, captions: Mapping[str, Sequence[str]]) -> list[str]:
     """The captions that an attack draws in turn, as the attacker writes them.
 
@@ -34,4 +47,4 @@ def drawn_captions(attack: Attack, captions: Mapping[str, Sequence[str]]) -> lis
         if isinstance(stage, PhotoTreatment):
             own = own[: stage.num_photos]
         stage = stage.attack
-    return [attack.prompt(one) for one in own] if getattr(stage, "draw_captions", False) else []
+    return [attack.prompt(one) for one in own] if _draws(attack) else []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Attack
-from apdm.attacks.captions import drawn_captions
+from apdm.attacks.captions import assumed, drawn_captions
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person
 from apdm.audit.plan import Drawing
@@ -85,7 +85,7 @@ class Cell:
             attack=self.attack.name,
             spec=self.entry.spec,
             params=self.attack.params(),
-            assumes=self.attack.assumes,
+            assumes=assumed(self.attack),
             white_box=self.entry.white_box,
             required=self.entry.required,
             long=self.entry.long,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.batch_prompts import BatchPrompts
-from apdm.attacks.captions import caption_column, drawn_captions
+from apdm.attacks.captions import assumed, caption_column, drawn_captions
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.registry import make
 from apdm.core.errors import UserError
@@ -148,3 +148,13 @@ def test_what_a_pipeline_cuts_off_a_caption_is_not_logged(folders: Callable[[str
         assert "red hair" not in caplog.text and not module.disabled
     finally:
         module.removeHandler(caplog.handler)
+
+
+def test_what_the_attacker_must_have_names_the_captions() -> None:
+    def said(spec: str) -> str:
+        return assumed(make(spec, **PROMPTS))
+
+    plain = said("lora")
+    assert said("lora:caption_column=text") == f"{plain}; captions say what the photos show, and are drawn"
+    assert said("lora:caption_column=text,draw_captions=false") == f"{plain}; captions say what the photos show"
+    assert said("two_stage:attack=lora,caption_column=text").endswith("and are drawn")
