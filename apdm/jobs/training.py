@@ -94,7 +94,6 @@ class Training:
             learning_rate=config.learning_rate,
             **adamw_options(config),
         )
-        self.done = 0  # outer steps
         self.learning_rate = learning_rates(
             config.lr_scheduler,
             config.learning_rate,
@@ -126,10 +125,9 @@ class Training:
             learning rate, if they change.
         """
         self.inner_figures.clear()
-        rate = self.learning_rate(self.done)
+        rate = self.learning_rate(self.method.done)
         self.master.set_learning_rate(rate)
         report = self.method.outer_step(self._next_attacker())
-        self.done += 1
         if self.average:
             theta = [theta.detach() for theta in self.master.theta]
             torch._foreach_lerp_(self.average, theta, 1 - self.config.ema_decay)
@@ -223,7 +221,7 @@ class Training:
                 f"the objective {self.method.objective.name} keeps a state that checkpoints do not hold; start anew"
             )
         self.master.load(checkpoint.read, facts["outer_steps"])
-        self.done = facts["step"]
+        self.method.done = facts["step"]
         if self.average:
             self.master.scatter(checkpoint.read("average"), self.average)
         for source, turn in zip(self._sources(), facts["turns"], strict=True):
@@ -286,6 +284,7 @@ class Training:
             preservation_weight=config.preservation.weight,
             anchor_weight=config.preservation.anchor_weight,
             benign_weight=config.pool.benign_weight,
+            outer_steps=config.max_train_steps,
             autocast=make_autocast(config.mixed_precision, accelerator),
             # This must not refer to `self`: the reference cycle would keep theta and all moments in memory after the
             # training.

@@ -53,6 +53,8 @@ class LearningToProtect:
         anchor_weight: weight of the distance to phi's predictions, taken at theta once per outer step. Not in the
             paper; 0 leaves it out.
         benign_weight: weight of the gradient that helps benign attackers. Not in the paper.
+        outer_steps: how many outer steps the run has, for objectives with a schedule; 0 if nobody knows.
+        done: how many outer steps are done.
         autocast: makes the context of each forward pass. Every pass gets its own context, because autocast caches
             weights that it has cast, and the weights change at every step.
         callback: is called with the number of each inner step and its figures.
@@ -69,6 +71,8 @@ class LearningToProtect:
     preservation_weight: float = 1.0
     anchor_weight: float = 0.0
     benign_weight: float = 1.0
+    outer_steps: int = 0
+    done: int = 0
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     callback: InnerStepCallback | None = None
 
@@ -107,6 +111,7 @@ class LearningToProtect:
                 self.callback(step - 1, figures)
         attacker.save_state(attack.trained, self.master)
         report["gradient_norm"] = self.master.step(divisor=gradients if self.accumulate == "mean" else 1)
+        self.done += 1
         return report
 
     def begin(self, attacker: SimulatedAttacker) -> SimulatedAttack:

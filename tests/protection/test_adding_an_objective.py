@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding-an-objective.md"
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """The page's two examples, as files with the names that they say."""
+    """The page's three examples, as files with the names that they say."""
     written = []
     for code in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         (name,) = re.findall(r'\A"""(\w+\.py):', code)
@@ -57,8 +58,30 @@ def test_the_first_example_gives_the_gradient_of_its_loss_and_of_preservation(fl
     assert figures["hinge_loss"].item() == pytest.approx(torch.relu(0.5 - gained).mean().item())
 
 
+def test_the_example_with_a_schedule_goes_from_one_loss_to_the_other(float64, files: list[Path]):
+    def opposed(objective: str, done: int) -> list[torch.Tensor]:
+        method = toy_protector(objective=objective, outer_steps=4, done=done)
+        figures = method.oppose(method.begin(fresh(batches())))
+        assert figures
+        return [part.clone() for part in method.master.gradient]
+
+    schedule = f"{files[1]}:FromDpoToHinge"
+    dpo, hinge = opposed("dpo:beta=10,reduction=element", 0), opposed(f"{files[0]}:Hinge", 0)
+    for done in (0, 1, 4):
+        expected = [(1 - done / 4) * d + done / 4 * h for d, h in zip(dpo, hinge, strict=True)]
+        torch.testing.assert_close(opposed(schedule, done), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_outer_step_is_counted(float64):
+    method = toy_protector(outer_steps=3)
+    for done in range(3):
+        attack = method.begin(fresh(batches()))
+        assert (attack.outer_step, attack.outer_steps) == (done, 3)
+        method.outer_step(fresh(batches()))
+
+
 def test_the_second_example_sees_a_second_draw_and_how_far_the_attacker_is(float64, files: list[Path]):
-    method = toy_protector(objective=f"{files[1]}:AgainstTheNextStep:full_after=8")
+    method = toy_protector(objective=f"{files[2]}:AgainstTheNextStep:full_after=8")
     attack = method.begin(fresh(batches()))
     for _ in range(2):
         method.personalize(attack, attack.batches.personalization())
@@ -131,3 +154,14 @@ def test_a_gradient_that_a_loss_scale_multiplies_is_not_handed_out():
     attack = method.begin(fresh(batches()))
     with pytest.raises(UserError, match="the objective dpo takes gradients out of the engine.*use bf16 or no"):
         attack.gradient(method.objective.protection_loss(attack), batches().protection())
+
+
+def test_a_schedule_goes_on_where_a_resumed_run_goes_on(files: list[Path], tiny_pipeline: Path, tmp_path: Path):
+    people = write_people(tmp_path / "people")
+    changes = {"objective": f"{files[1]}:FromDpoToHinge", "max_train_steps": 3, "checkpointing_steps": 1}
+    assert main(["harden", *arguments(tiny_pipeline, people, tmp_path / "whole", **changes)]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoint-000003")
+    changes["resume_from_checkpoint"] = "latest"
+    assert main(["harden", *arguments(tiny_pipeline, people, tmp_path / "resumed", **changes)]) == 0
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))

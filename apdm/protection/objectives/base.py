@@ -149,6 +149,18 @@ class SimulatedAttack:
         """Steps that the attacker's optimizer has taken."""
         return self.trained.steps
 
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    @property
+    def outer_step(self) -> int:
+        """How many outer steps are done, also in a run that was resumed."""
+        return self.method.done
+
+    @property
+    def outer_steps(self) -> int:
+        """How many outer steps the run will have, `max_train_steps`."""
+        return self.method.outer_steps
+
     @property
     def preservation_weight(self) -> float:
         """Weight of the preservation loss in L_protect (Eq. 15)."""
@@ -158,9 +170,9 @@ class SimulatedAttack:
 class Objective:
     """Base class of objectives. For an objective of your own, subclass this or `LossObjective` in a file.
 
-    A subclass is a dataclass with a `name`. Its fields are its options. A run uses one object from start to end. Set
-    `stateful` to true if the object keeps data from one outer step to the next. Such a run cannot be resumed, because
-    checkpoints do not hold the object's data.
+    A subclass is a dataclass with a `name`. Its fields are its options. A run uses one object from start to end. For a
+    weight that changes over the run, ask `SimulatedAttack.outer_step`. Set `stateful` to true if the object keeps data
+    from one outer step to the next. Such a run cannot be resumed, because checkpoints do not hold the object's data.
     """
 
     name: ClassVar[str]
