@@ -23,10 +23,11 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from apdm.config.class_names import forget_source, is_in_source, names_in_source, unknown_option
 from apdm.config.options import broken_limit, read_value
+from apdm.config.types import TYPE_WORDS, without_none
 from apdm.core.errors import UserError
 
 
@@ -175,7 +176,23 @@ class Registry:
             raise UserError(f"{path}: {name} is no {self.kind}, because it has no {', '.join(lacks)}")
         if self.has_options and not is_dataclass(cls):
             raise UserError(f"{path}: {name} is no dataclass; write @dataclass(frozen=True, kw_only=True) above it")
+        if self.has_options:
+            self._check_types(cls, path)
         return cls
+
+    def _check_types(self, cls: Any, path: Path) -> None:
+        """Raise UserError if a text cannot give an option of this class, or results could not hold its value."""
+        try:
+            kinds = self.kinds(cls)
+        except NameError as error:
+            problem = f"{error}; import outside of TYPE_CHECKING what the types of options need"
+            raise UserError(f"{path}: {cls.__name__}: {problem}") from None
+        for option, kind in kinds.items():
+            plain = without_none(kind)
+            if plain not in TYPE_WORDS and get_origin(plain) is not Literal:
+                problem = f"the option {option} is a {getattr(plain, '__name__', plain)}"
+                problem += "; write int, float, bool, str or Literal[...], with | None if it may be missing"
+                raise UserError(f"{path}: {cls.__name__}: {problem}")
 
 
 @cache

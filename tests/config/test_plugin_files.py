@@ -64,6 +64,11 @@ def test_a_file_that_was_changed_is_read_again_and_one_that_was_not_gives_the_sa
         (("name: ClassVar[str]", "called: ClassVar[str]"), "Hinge is no objective, because it has no name"),
         (("@dataclass(frozen=True, kw_only=True)", ""), "Hinge is no dataclass; write @dataclass(frozen=True, kw_only"),
         (("0.5", "1 / 0"), ", line 12: it cannot be loaded: ZeroDivisionError: division by zero"),
+        (
+            ("margin: float = 0.5", "margin: tuple[int, ...] = ()"),
+            "Hinge: the option margin is a tuple; write int, float",
+        ),
+        (("margin: float", "margin: Margin"), "Hinge: name 'Margin' is not defined; import outside of TYPE_CHECKING"),
         (("class Hinge", "klass Hinge"), ": it cannot be loaded: SyntaxError: invalid syntax"),
     ],
 )
