@@ -56,21 +56,26 @@ class Matrix:
         return Matrix(cells)
 
     def run(
-        self, runner: CellRunner, store: CellStore, processes: ProcessGroup
+        self, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, afterwards: int = 0
     ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
         """Run the cells. A process that is free takes the next one. Finished cells are kept in the store.
+
+        Args:
+            afterwards: bytes of the pictures of attacks that follow on these.
 
         Returns:
             The main process waits for the other processes and returns the rows and the pictures of all cells. The
             pictures are {name: pictures in [0, 1]}, see `attack_and_judge`. The other processes return None.
 
         Raises:
-            CannotWrite: the disk has no room for the pictures of the cells. This is found before the first attack.
+            CannotWrite: the disk has no room for the pictures of the cells and those afterwards. This is found before
+                the first attack.
             Interrupted: the user stopped the audit. Finished cells stay in the store.
         """
         drawn = len(runner.drawing.prompts) * runner.drawing.num_images
         missing = [cell for cell in self.cells if cell.key not in store]
-        processes.on_main(lambda: store.require_room(sum(cell.pictures_size(drawn) for cell in missing)))
+        size = sum(cell.pictures_size(drawn) for cell in missing) + afterwards
+        processes.on_main(lambda: store.require_room(size))
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
         bar = progress_bar(total=sum(cell.steps for cell in self.cells), desc="attack", unit="step")
         try:

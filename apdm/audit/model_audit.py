@@ -28,6 +28,7 @@ def attack_and_judge(
     store: CellStore,
     trials: CellStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
+    afterwards: int = 0,
 ) -> tuple[Results, dict[str, Tensor]] | None:
     """Attack all models with the photos of all people and with all seeds, and judge the result.
 
@@ -40,6 +41,7 @@ def attack_and_judge(
         plan: what is attacked, by what, and who judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         trials: where finished trials of an attacker's search are kept and found; None without a search.
+        afterwards: bytes of the pictures of attacks that follow on these, for which the disk must have room too.
 
     Returns:
         The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. The other processes
@@ -70,7 +72,7 @@ def attack_and_judge(
     # Before the attacks, because it may fail.
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
     guidance = sweep_guidance(plan, runner, store, processes)
-    done = matrix.run(runner, store, processes)
+    done = matrix.run(runner, store, processes, afterwards=afterwards)
     search = None if trials is None else run_search(plan, runner, trials, processes)
     if done is None:
         return None

@@ -129,11 +129,13 @@ class PhotoAudit:
             bar.update(len(cells) - bar.n)
         return _collect(cells, store) if processes.is_main else None
 
-    def require_room(self, store: CellStore) -> None:
-        """Raise CannotWrite if the disk has no room for the pictures of the attacks that are not finished."""
-        drawn = len(self.plan.drawing.prompts) * self.plan.drawing.num_images
-        sides = [cell.pair.clean.shape[-1] for key, cell in self._cells.items() if key not in store]
-        store.require_room(sum(drawn * picture_size(side**2) for side in sides))
+    def pictures_size(self, store: CellStore) -> int:
+        """Return an upper bound of the bytes of the pictures of the attacks that are not finished."""
+        return sum(
+            len(self._prompts(cell.name)) * self.plan.drawing.num_images * picture_size(cell.pair.clean.shape[-1] ** 2)
+            for key, cell in self._cells.items()
+            if key not in store
+        )
 
     def tidy(self, store: CellStore) -> None:
         """Make the store ready for `run`. The main process does so, and the others wait for it."""

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,10 +77,32 @@ def require_disk(path: str | Path, size: int, what: str = "") -> None:
     Raises:
         CannotWrite: the disk has less than `size` bytes free.
     """
+    _require(path, size, what and f" for {what}")
+
+
+def require_parts(path: str | Path, parts: Mapping[str, int]) -> str:
+    """Check that a disk has room for several things together.
+
+    Args:
+        path: where the files will be written; it need not exist yet.
+        parts: {what is written: bytes that it needs}.
+
+    Returns:
+        The parts that need some, with their bytes, in words.
+
+    Raises:
+        CannotWrite: the disk has less free than all of them need. The message has the parts.
+    """
+    listed = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size)
+    _require(path, sum(parts.values()), f" ({listed})")
+    return listed
+
+
+def _require(path: str | Path, size: int, what: str) -> None:
     free = free_space(path)
     if free < size:
         raise CannotWrite(
-            f"{path} needs {amount(size)}{what and f' for {what}'} and its disk has {amount(free)} free: "
+            f"{path} needs {amount(size)}{what} and its disk has {amount(free)} free: "
             "make room or choose another folder"
         )
 

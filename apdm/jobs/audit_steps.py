@@ -96,13 +96,14 @@ def audit_and_report(
     store = cell_store(output, CELLS, processes, earlier)
     trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
     photo_store = cell_store(output, PHOTO_CELLS, processes, earlier)
-    photo_audit = None
+    photo_audit, afterwards = None, 0
     if photo_attacks is not None and photos is not None:
         photo_audit = PhotoAudit(plan, latents, photo_attacks, photos.pairs)
-        processes.on_main(partial(photo_audit.require_room, photo_store))
+        afterwards = photo_audit.pictures_size(photo_store)
+        processes.on_main(partial(photo_store.require_room, afterwards))  # before class pictures are drawn
         if processes.is_main:  # before the models are attacked, so that a process that is free goes on with the photos
             photo_audit.tidy(photo_store)
-    done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes)
+    done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes, afterwards=afterwards)
     layer = None
     if photo_audit is not None and photos is not None:
         stages.begin(PHOTO_ATTACKS)

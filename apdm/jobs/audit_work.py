@@ -1,4 +1,4 @@
-"""The work of an audit, for the plan of a dry run: forward passes of its attacks, its pictures and its purifiers.
+"""The work of an audit, before it begins: forward passes of its attacks, its pictures and its purifiers; and its disk.
 
 A backward pass counts as two forward passes. Passes of the VAE and of text encoders are not counted.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from apdm.attacks import Attack
 from apdm.attacks.purify import passes_per_photo
@@ -16,8 +17,12 @@ from apdm.audit.budgets import samples_per_step
 from apdm.audit.cells import Cell
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan, Drawing
+from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory
 from apdm.audit.untrained import Untrained
+from apdm.core.disk import picture_size
+from apdm.data.class_images import count_drawn
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS
 from apdm.jobs.resources import STEP_PASSES
 
 
@@ -68,6 +73,36 @@ class AuditWork:
         return AuditWork(attacks=attacks, passes=passes)
 
 
+def pictures_size(
+    plan: AuditPlan, cells: Sequence[Cell], specs: PhotoAttackSpecs | None, photos: Mapping[str, int], output: Path
+) -> int:
+    """Return an upper bound of the bytes of the pictures that an audit of models keeps, besides those that it has.
+
+    They are kept twice: with each finished attack, and as sheets for the report.
+
+    Args:
+        plan: the plan of the audit.
+        cells: the attacks on models.
+        specs: the attacks on protected photos; None for no such attacks.
+        photos: {person: number of protected photos}, for these attacks.
+        output: the output folder. Attacks in it that are finished are not counted, but their sheets are drawn again.
+    """
+    drawing, one = plan.drawing, picture_size(plan.subjects.protected[0].photos.shape[-1] ** 2)
+    drawn = len(drawing.prompts) * drawing.num_images
+    on_models = [cell.pictures_size(drawn) for cell in cells] + (len(plan.arms) + 1) * [plan.num_class_images * one]
+    on_photos = []
+    if specs is not None:
+        on_photos = [
+            prompts * drawing.num_images * one
+            for prompts in _prompts_on_photos(specs, drawing)
+            for _ in range(len(photos) * plan.repeats * (2 + len(specs.purifiers)))
+        ]
+    stores = ((CELLS, on_models), (PHOTO_CELLS, on_photos))
+    missing = sum(sum(sorted(sizes)[len(finished_cells(output / name)) :]) for name, sizes in stores)
+    attackers = plan.num_class_images - count_drawn(output / ATTACKER_CLASS_IMAGES, plan.num_class_images)
+    return missing + sum(on_models) + sum(on_photos) + attackers * one
+
+
 def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:
     """How many pictures the attacked models draw. Those before an attack are drawn once for each model and seed."""
     points, shared = 0, set()
@@ -81,11 +116,14 @@ def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:
 
 def photo_pictures(specs: PhotoAttackSpecs, drawing: Drawing, *, people: int, seeds: int) -> int:
     """How many pictures attacks on clean, protected and purified photos end with."""
-    kinds, prompts = 2 + len(specs.purifiers), 0
-    for spec in _attacks_on_photos(specs):
-        edits = is_zero_shot(spec) and spec != ADAPTER_ATTACK
-        prompts += 1 if edits and specs.edit_prompt is not None else len(drawing.prompts)
-    return people * seeds * kinds * prompts * drawing.num_images
+    kinds = 2 + len(specs.purifiers)
+    return people * seeds * kinds * sum(_prompts_on_photos(specs, drawing)) * drawing.num_images
+
+
+def _prompts_on_photos(specs: PhotoAttackSpecs, drawing: Drawing) -> list[int]:
+    """How many prompts each attack on photos draws, at most."""
+    edits = [is_zero_shot(spec) and spec != ADAPTER_ATTACK for spec in _attacks_on_photos(specs)]
+    return [1 if each and specs.edit_prompt is not None else len(drawing.prompts) for each in edits]
 
 
 def attack_passes(attacks: Iterable[Attack], photos: float) -> float:

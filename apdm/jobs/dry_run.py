@@ -32,16 +32,16 @@ from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
 from apdm.jobs.audit_work import AuditWork
-from apdm.jobs.final_audit import final_plan
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_files import HardenFiles
-from apdm.jobs.harden_inputs import HardenInputs, attacked_photos, check_base
+from apdm.jobs.harden_inputs import HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.prepare import (
     Resumable,
+    class_pictures_to_draw,
     goes_on,
     load_models,
     own_class_files,
@@ -122,7 +122,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     """Rows of the plan that only a dry run has."""
     base, half = inputs.base, config.mixed_precision != "no"
     cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=half)
-    drawn = resources.class_pictures_to_draw(config, inputs.own_class_pictures)
+    drawn = class_pictures_to_draw(config, inputs.own_class_pictures)
     partners = inputs.drawn_partners - count_drawn(Path(config.output_dir) / PARTNERS, inputs.drawn_partners)
     passes = {
         "for hardening": resources.training_passes(config),
@@ -139,7 +139,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         passes |= resources.photo_passes(job)
         rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
     if config.audit.enabled and inputs.audit_inputs is not None:
-        audited = final_audit_work(config, inputs.audit_inputs, base, inputs.photo_job)
+        audited = final_audit_work(inputs, inputs.audit_inputs)
         passes |= audited.passes
         rows["audit memory"] = lambda: resources.audit_memory(
             config.audit, base, whole, device, attacks=audited.attacks
@@ -147,17 +147,16 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     return rows | {
         "work": lambda: resources.work(cost, passes, device),
         "drawn": lambda: resources.pictures_drawn(drawn, partners),
-        "disk": lambda: resources.harden_disk(config, inputs, drawn),
+        "disk": lambda: resources.disk(Path(config.output_dir), inputs.sizes()),
         "written": lambda: resources.written(config, partners=bool(inputs.drawn_partners)),
     }
 
 
-def final_audit_work(config: HardenConfig, inputs: AuditInputs, base: Family, job: PhotoJob | None) -> AuditWork:
-    """The work of the audit at the end. The base stands in for the hardened model, which does not exist yet."""
-    plan = final_plan(config, inputs, base, base)
-    photos = attacked_photos(inputs, job) if job is not None else None
-    cells, class_sets = Matrix.of(plan, plan.entries).cells, len(plan.arms) + 2
-    return AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=photos)
+def final_audit_work(inputs: HardenInputs, audit_inputs: AuditInputs) -> AuditWork:
+    """The work of the audit at the end."""
+    plan, cells, photos = inputs.final_audit(audit_inputs)
+    class_sets = len(plan.arms) + 2
+    return AuditWork.of(plan, cells, class_sets=class_sets, specs=audit_inputs.photo_attacks, photos=photos)
 
 
 def _faces(inputs: HardenInputs) -> str | None:
@@ -240,7 +239,7 @@ def perturb_drawn(config: PerturbConfig, job: PhotoJob, family: Family) -> int:
     """How many class pictures `apdm perturb` draws."""
     if not job.protection.needs_class_pictures:
         return 0
-    return resources.class_pictures_to_draw(config, len(own_class_files(config, family)))
+    return class_pictures_to_draw(config, len(own_class_files(config, family)))
 
 
 def audit_models(config: AuditJobConfig) -> AuditResult:

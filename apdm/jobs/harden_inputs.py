@@ -14,17 +14,19 @@ from torch import Tensor
 
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
+from apdm.audit.cells import Cell
 from apdm.audit.class_pictures import require_face
-from apdm.audit.plan import to_unit
+from apdm.audit.matrix import Matrix
+from apdm.audit.plan import AuditPlan, to_unit
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
-from apdm.core.disk import picture_size, require_disk
+from apdm.core.disk import picture_size, require_parts
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
 from apdm.core.logging import get_logger
 from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
-from apdm.export.layout import CONFIG, MODEL, SAMPLES
+from apdm.export.layout import CONFIG, IMAGES, MODEL, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -32,12 +34,15 @@ from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit_inputs import AuditInputs
+from apdm.jobs.audit_work import pictures_size
 from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.final_audit import final_plan
 from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.harden_files import HardenFiles, Photos
 from apdm.jobs.partners import draw_partners
 from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.prepare import class_pictures, own_class_pictures
+from apdm.jobs.prepare import class_pictures, class_pictures_to_draw, own_class_pictures
+from apdm.jobs.validation import pictures_of_validation
 from apdm.protection.subject_data import SubjectData
 
 logger = get_logger(__name__)
@@ -131,7 +136,7 @@ class HardenInputs:
         if not _lies_in(found, output):
             checkpoints.discard(output)
             delete(output / SAMPLES)  # of the run whose checkpoints these were
-        require_disk(output, self.size(output), "the model and the checkpoints")
+        require_parts(output, self.sizes())
         write_text(output / CONFIG, to_yaml(config))
         return found, facts, continues
 
@@ -177,7 +182,37 @@ class HardenInputs:
         # A run that was killed before its first checkpoint left no model either.
         return has_only_begun(output) or self.config.resume_from_checkpoint == checkpoints.LATEST
 
-    def size(self, output: Path) -> int:
+    def sizes(self) -> dict[str, int]:
+        """Return what this run writes until its end, besides what is there already.
+
+        Returns:
+            {part of the output: bytes}. Of the model and the checkpoints they are a lower bound, of pictures an upper
+            one.
+        """
+        config, output, one = self.config, Path(self.config.output_dir), picture_size(self.config.resolution**2)
+        parts = {"model and checkpoints": self._model_size(output)}
+        parts["class pictures"] = class_pictures_to_draw(config, self.own_class_pictures) * one
+        if config.validation.steps:
+            parts["samples"] = config.max_train_steps // config.validation.steps * pictures_of_validation(config) * one
+        if self.photo_job is not None:
+            parts["protected photos"] = self.photo_job.missing_size(output / IMAGES)
+        if config.audit.enabled and self.audit_inputs is not None:
+            plan, cells, photos = self.final_audit(self.audit_inputs)
+            attacks = self.audit_inputs.photo_attacks
+            parts["pictures of the audit"] = pictures_size(plan, cells, attacks, photos, output)
+        return parts
+
+    def final_audit(self, inputs: AuditInputs) -> tuple[AuditPlan, list[Cell], dict[str, int]]:
+        """Return the audit at the end as far as it is known: the base stands in for the hardened model.
+
+        Returns:
+            Its plan, the attacks on models, and {person: how many protected photos are attacked}.
+        """
+        plan = final_plan(self.config, inputs, self.base, self.base)
+        photos = attacked_photos(inputs, self.photo_job) if self.photo_job is not None else {}
+        return plan, Matrix.of(plan, plan.entries).cells, photos
+
+    def _model_size(self, output: Path) -> int:
         """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""
         config = self.config
         model = export_size(self.base, save_variant=config.save_variant, single_file=config.single_file)

@@ -181,7 +181,7 @@ def _attack_and_report(
     strangers, matched = measure_strangers(plan, known, judges.features(to_unit(drawn)))
     store = cell_store(output, PHOTO_CELLS, processes, config.reuse_audits)
     audit = PhotoAudit(plan, prior, specs, photos.pairs)
-    processes.on_main(lambda: audit.require_room(store))
+    processes.on_main(lambda: store.require_room(audit.pictures_size(store)))
     if processes.is_main:
         audit.tidy(store)
     processes.wait()

@@ -362,10 +362,18 @@ class PhotoJob:
             )
         ]
 
-    def size(self, subjects: Iterable[str] | None = None) -> int:
-        """Return an upper bound of the bytes of the protected photos of some subjects, by default of all."""
-        chosen = self.photos if subjects is None else subjects
-        return sum(picture_size(photo.height * photo.width) for subject in chosen for photo in self.photos[subject])
+    def size(self, subjects: Iterable[str]) -> int:
+        """Return an upper bound of the bytes of the protected photos of some subjects."""
+        return sum(picture_size(photo.height * photo.width) for subject in subjects for photo in self.photos[subject])
+
+    def missing_size(self, images: Path) -> int:
+        """Return an upper bound of the bytes of the protected photos that the folder `images` does not hold yet."""
+        return sum(
+            picture_size(photo.height * photo.width)
+            for subject, photos in self.photos.items()
+            for photo in photos
+            if not self._path(images, subject, photo).exists()
+        )
 
     def _is_within_budget(self, saved: Photo, original: Photo) -> bool:
         epsilon, kind, quality = self.protection.epsilon, self.format, self.jpeg_quality

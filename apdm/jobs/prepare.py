@@ -24,7 +24,7 @@ from apdm.core.errors import Faults, UserError
 from apdm.core.files import MARKER, model_hash
 from apdm.core.libraries import quiet_bars
 from apdm.core.logging import get_logger
-from apdm.data.class_images import ClassImages
+from apdm.data.class_images import ClassImages, count_drawn
 from apdm.data.dataset_photos import DatasetSource, photos_on_disk
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import load_images
@@ -272,6 +272,12 @@ def configuration_hash(family: Family) -> str:
         kept = {key: options[key] for key in options if not key.startswith("_") and not key.endswith("version")}
         parts[name] = type(part).__name__, kept
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def class_pictures_to_draw(config: JobConfig, own: int) -> int:
+    """How many class pictures the base has to draw."""
+    folder = Path(config.class_data_dir or Path(config.output_dir) / CLASS_IMAGES)
+    return 0 if own else config.num_class_images - count_drawn(folder, config.num_class_images)
 
 
 def class_posterior(config: JobConfig, base: Family, output: Path) -> Posterior:

@@ -18,14 +18,12 @@ from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import make_purifier
 from apdm.config import AuditOptions, HardenConfig, JobConfig
 from apdm.core.devices import is_accelerator
-from apdm.core.disk import amount, free_space, picture_size, require_disk
+from apdm.core.disk import amount, free_space, picture_size, require_parts
 from apdm.core.logging import get_logger
 from apdm.core.memory import total_memory
 from apdm.core.terminal import count as count_of
-from apdm.data.class_images import count_drawn
 from apdm.export import layout
 from apdm.families import Family
-from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.memory_count import (
     FORWARDS,
     OVERHEAD,
@@ -197,34 +195,17 @@ def drawing_passes(config: JobConfig, pictures: int) -> float:
     return pictures * config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
 
 
-def class_pictures_to_draw(config: JobConfig, own: int) -> int:
-    """How many class pictures the base has to draw."""
-    folder = Path(config.class_data_dir or Path(config.output_dir) / layout.CLASS_IMAGES)
-    return 0 if own else config.num_class_images - count_drawn(folder, config.num_class_images)
-
-
-def harden_disk(config: HardenConfig, inputs: HardenInputs, drawn: int) -> str:
-    """Say how much disk the run needs. Raises UserError if there is less."""
-    output, parts = Path(config.output_dir), {"model and checkpoints": inputs.size(Path(config.output_dir))}
-    attackers = config.audit.num_class_images if config.audit.enabled else 0
-    parts["class pictures"] = (drawn + attackers) * picture_size(config.resolution**2)
-    if inputs.photo_job is not None:
-        parts["protected photos"] = inputs.photo_job.size()
-    return disk(output, parts)
-
-
 def photo_disk(config: JobConfig, job: PhotoJob, drawn: int) -> str:
     """Say how much disk protecting photos alone needs. Raises UserError if there is less."""
-    parts = {"protected photos": job.size(), "class pictures": drawn * picture_size(config.resolution**2)}
-    return disk(Path(config.output_dir), parts)
+    output = Path(config.output_dir)
+    photos = job.missing_size(output / layout.IMAGES)
+    return disk(output, {"protected photos": photos, "class pictures": drawn * picture_size(config.resolution**2)})
 
 
 def disk(output: Path, parts: Mapping[str, int]) -> str:
     """Say how much disk some files need at most. Raises UserError if there is less."""
-    whole = sum(parts.values())
-    require_disk(output, whole, ", ".join(name for name, size in parts.items() if size))
-    listed = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size)
-    return f"{amount(whole)} needed ({listed}), {amount(free_space(output))} free"
+    listed = require_parts(output, parts)
+    return f"{amount(sum(parts.values()))} needed ({listed}), {amount(free_space(output))} free"
 
 
 def pictures_drawn(class_pictures: int, partners: int) -> str:

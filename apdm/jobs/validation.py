@@ -19,6 +19,12 @@ REQUIRED_PROBES = 2  # how many probes in a row must show no more likeness than 
 PROBE_ROWS = 4  # of the sheet of pictures after a probe
 
 
+def pictures_of_validation(config: HardenConfig) -> int:
+    """How many pictures the sheets of one validation hold."""
+    rows = len(config.validation.prompts) + PROBE_ROWS * bool(config.validation.probe_steps)
+    return rows * config.validation.num_images
+
+
 class Validator:
     """Draws pictures and runs the probe after some outer steps, and saves `step-<n>.png` and `step-<n>-probe.png`.
 

@@ -18,10 +18,19 @@ from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, Drawing
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, on_one_person
 from apdm.config import AuditConfig
+from apdm.core.disk import picture_size
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs import resources
-from apdm.jobs.audit_work import AuditWork, attack_passes, attacks_with_photos, photo_pictures, purifier_passes
+from apdm.jobs.audit_work import (
+    AuditWork,
+    attack_passes,
+    attacks_with_photos,
+    photo_pictures,
+    pictures_size,
+    purifier_passes,
+)
+from apdm.jobs.picture_sheets import save_pictures
 from apdm.metrics.judges import Judges
 
 OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
@@ -106,7 +115,14 @@ def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
         entries=[*ONLY_NOMINAL, *map(on_one_person, ("dreambooth:identifier=t@t", "rebalance:max_train_steps=1"))],
     )
     prior = encode_images(family, photos(4, 50), batch_size=1)
-    assert attack_and_judge(plan, prior, store=CellStore(tmp_path)) is not None
     cells, each = Matrix.of(plan, plan.entries).cells, plan.drawing.num_inference_steps * 2
+    before = pictures_size(plan, cells, None, {}, tmp_path)
+    done = attack_and_judge(plan, prior, store=CellStore(tmp_path / "cells"))
+    assert done is not None
+    save_pictures(done[1], tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.png"))
+    sheets = pictures_size(plan, cells, None, {}, tmp_path)
+    attackers = plan.num_class_images * picture_size(16**2)  # which were given, and are not in the folder
+    assert written + attackers <= before and 2 * sheets == before + attackers
     work = AuditWork.of(plan, cells, class_sets=3)  # without the attacker's, which were given
     assert work.passes["for the pictures of the audit"] == drawn * each > 0

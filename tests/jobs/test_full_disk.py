@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ import torch
 from PIL import Image
 from tiny_run import arguments, equal, weights, write_people
 
+import apdm
 from apdm.cli import main
+from apdm.core import disk
 from apdm.core.disk import CannotWrite, picture_size, require_disk
 from apdm.core.errors import UserError
 from apdm.core.files import write_beside
@@ -138,6 +141,22 @@ def test_photos_that_do_not_fit_are_told_before_and_while_they_are_written(
     said = last_line(capsys)
     assert said.startswith("apdm: error: ") and "000.png cannot be written: File too large" in said
     assert main(["perturb", *options]) == 0
+
+
+@pytest.mark.parametrize("dry_run", ["false", "true"])
+def test_a_disk_without_room_for_the_audit_is_told_before_the_hardening(
+    dry_run: str, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_space", lambda path: 10**9)  # enough for the model and the protected photos
+    pipeline = Path(apdm.__file__).parent / "portraits/weights/pipeline"
+    options: dict[str, object] = {"resolution": 64, "instance_prompt": "a photo of t@t person", "dry_run": dry_run}
+    options |= {"class_prompt": "a photo of a person", "audit.enabled": "true", "audit.num_images": 10**5}
+    options |= {"image_layer.enabled": "true", "image_layer.method": "noise"}
+    assert main(["harden", *arguments(pipeline, people, tmp_path / "run", **options)]) == 2
+    said = last_line(capsys)
+    parts = "model and checkpoints .*, class pictures .*, protected photos .*, pictures of the audit .*"
+    assert re.search(rf"run needs .* GB \({parts}\) and its disk has .* free: make room", said)
+    assert not {"config.yaml", "class_images"} & {path.name for path in tmp_path.rglob("*")}
 
 
 def test_room_is_counted_before_the_work(tmp_path: Path) -> None:
