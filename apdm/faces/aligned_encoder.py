@@ -36,10 +36,10 @@ class AlignedEncoder:
 
     name: str
     threshold: float
-    model: Callable[[Tensor], Tensor]
+    model: Callable[[Tensor], Tensor] = field(repr=False)
     detector: FaceDetector | None = None
     size: int = ARCFACE_SIZE
-    template: Tensor = field(default_factory=ARCFACE_TEMPLATE.clone)
+    template: Tensor = field(default_factory=ARCFACE_TEMPLATE.clone, repr=False)
     differentiable: bool = True
     file: Path | None = None
 

@@ -54,8 +54,9 @@ class Loader:
         self.allow_pickle = allow_pickle
         self._loaded: dict[Path | str, Any] = {}
 
-    def encoder(self, spec: str, *, detector: FaceDetector | None = None) -> FaceEncoder:
+    def encoder(self, spec: str | Path, *, detector: FaceDetector | None = None) -> FaceEncoder:
         """Load one face encoder. `load_encoder` explains the arguments and the errors."""
+        spec = str(spec)
         if spec in PORTRAIT_ENCODERS:
             encoder: FaceEncoder = self._once(spec, lambda: PortraitEncoder(spec))
             return encoder
@@ -75,7 +76,7 @@ class Loader:
         weights = self._once(path, lambda: _mobilefacenet(path, self.allow_pickle))
         return AlignedEncoder(path.stem, threshold, weights, detector, file=path)
 
-    def encoders(self, specs: Sequence[str], *, detector: FaceDetector | None = None) -> list[FaceEncoder]:
+    def encoders(self, specs: Sequence[str | Path], *, detector: FaceDetector | None = None) -> list[FaceEncoder]:
         """Load several face encoders.
 
         Raises:
@@ -90,7 +91,7 @@ class Loader:
                 )
         return encoders
 
-    def detector(self, spec: str) -> FaceDetector:
+    def detector(self, spec: str | Path) -> FaceDetector:
         """Load a face detector. `load_detector` explains the argument and the errors."""
         path = Path(spec)
         detector: FaceDetector
@@ -107,7 +108,7 @@ class Loader:
             )
         return detector
 
-    def face_score(self, spec: str) -> FaceScore:
+    def face_score(self, spec: str | Path) -> FaceScore:
         """Load a face score. `load_face_score` explains the argument and the errors."""
         if spec == PORTRAIT_FACE:
             score: FaceScore = self._once(spec, PortraitFaceScore)
@@ -149,7 +150,7 @@ class Loader:
         return self._loaded[key]
 
 
-def load_encoder(spec: str, *, detector: FaceDetector | None = None, allow_pickle: bool = False) -> FaceEncoder:
+def load_encoder(spec: str | Path, *, detector: FaceDetector | None = None, allow_pickle: bool = False) -> FaceEncoder:
     """Load one face encoder.
 
     Args:
@@ -171,7 +172,7 @@ def load_encoder(spec: str, *, detector: FaceDetector | None = None, allow_pickl
 
 
 def load_encoders(
-    specs: Sequence[str], *, detector: FaceDetector | None = None, allow_pickle: bool = False
+    specs: Sequence[str | Path], *, detector: FaceDetector | None = None, allow_pickle: bool = False
 ) -> list[FaceEncoder]:
     """Load several face encoders, as `load_encoder` does.
 
@@ -181,7 +182,7 @@ def load_encoders(
     return Loader(allow_pickle=allow_pickle).encoders(specs, detector=detector)
 
 
-def load_detector(spec: str) -> FaceDetector:
+def load_detector(spec: str | Path) -> FaceDetector:
     """Load a face detector.
 
     Args:
@@ -193,7 +194,7 @@ def load_detector(spec: str) -> FaceDetector:
     return Loader().detector(spec)
 
 
-def load_face_score(spec: str) -> FaceScore:
+def load_face_score(spec: str | Path) -> FaceScore:
     """Load a face score.
 
     Args:

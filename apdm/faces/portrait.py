@@ -50,6 +50,9 @@ class PortraitEncoder:
         self.model, figures = _load(PORTRAIT_ENCODERS[name](), name)
         self.threshold = figures["threshold"]
 
+    def __repr__(self) -> str:
+        return f"PortraitEncoder({self.name!r}, threshold={self.threshold})"
+
     def embed(self, images: Tensor) -> Tensor:
         """Embed portraits `[B, 3, H, W]` in [0, 1] of any size. Returns unit vectors `[B, D]`."""
         return torch.cat([self.model(part) for part in images.split(BATCH_SIZE)])

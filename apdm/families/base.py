@@ -121,6 +121,10 @@ class Family(Sampler, Saver):
                 part.eval().requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
 
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.denoiser.parameters())
+        return f"{type(self).__name__}({self.location!r}, {weights:,} weights in the {self.denoiser_name})"
+
     def check_pipeline(self) -> None:
         """Check that the pipeline can be trained as this family trains it, and that its parts fit each other.
 

@@ -68,10 +68,13 @@ def load_family(
 
     Raises:
         UserError: `path` is no pipeline of a known family, a part is missing or damaged, or there are only pickles and
-            `allow_pickle` is off. The message names the file.
+            `allow_pickle` is off. The message names the file. Or `path` is a pipeline in memory.
     """
     quiet_bars()
     families = families_by_pipeline(family)
+    if isinstance(path, diffusers.DiffusionPipeline):
+        kind = families.get(type(path).__name__, Family).__name__
+        raise UserError(f"a pipeline in memory needs no loading; make its family of it, apdm.families.{kind}(pipeline)")
     if Path(path).is_file():
         return _from_single_file(
             Path(path),

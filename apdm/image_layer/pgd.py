@@ -7,7 +7,7 @@ must not differ between protections is here: the step, the budget and the valid 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class PGD:
         momentum: share of the earlier directions that is kept (MI-FGSM, Dong et al. 2018). 0: none.
         batch_size: photos for which the objective is computed at once.
         callback: called after each step with the mean of the objective.
+
+    Raises:
+        ValueError: a photo does not have this shape or is not of floating point, a size is not in [0, 1], or there is
+            no such update.
     """
 
     def __init__(
@@ -77,6 +81,13 @@ class PGD:
         batch_size: int = 4,
         callback: Progress | None = None,
     ) -> None:
+        if wrong := [tuple(one.shape) for one in originals if one.ndim != 3 or not one.is_floating_point()]:
+            raise ValueError(f"photos must be [3, H, W] of floating point in [0, 1]; {wrong[0]} is not")
+        if not (0 <= epsilon <= 1 and 0 <= step_size <= 1):
+            problem = "are in [0, 1] pixel units, such as 8/255"
+            raise ValueError(f"epsilon and step_size {problem}, not {epsilon:g} and {step_size:g}")
+        if update not in get_args(Update):
+            raise ValueError(f"update must be one of {', '.join(get_args(Update))}, not {update!r}")
         self.originals = list(originals)
         self.starts = self.originals if start is None else list(start)
         self.reach = 1.0 if reach is None else reach

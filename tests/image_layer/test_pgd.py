@@ -146,3 +146,19 @@ def test_the_initial_hook_says_where_the_ascent_starts():
     assert torch.equal(pgd.photos[0], torch.ones_like(originals[0]))
     pgd.ascend(total, 1)
     torch.testing.assert_close(pgd.photos[0], originals[0] + EPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"epsilon": 8}, "are in [0, 1] pixel units, such as 8/255, not 8 and"),
+        ({"step_size": 2}, "and 2"),
+        ({"update": "l2"}, "update must be one of sign, normalised, not 'l2'"),
+        ({"originals": [torch.rand(1, 3, 4, 4)]}, "photos must be [3, H, W] of floating point in [0, 1]; (1, 3, 4, 4)"),
+        ({"originals": [torch.zeros(3, 4, 4, dtype=torch.uint8)]}, "photos must be [3, H, W] of floating point"),
+    ],
+)
+def test_what_would_silently_do_something_else_is_refused(change: dict[str, object], problem: str) -> None:
+    arguments = {"originals": photos((4, 4)), "epsilon": EPS, "step_size": STEP} | change
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        PGD(arguments.pop("originals"), **arguments)
