@@ -22,6 +22,7 @@ from apdm.core.lock import locked
 from apdm.core.pictures import save_png, to_pil
 from apdm.core.terminal import progress_bar
 from apdm.data.photo_files import list_folder, walk
+from apdm.data.subjects import require_read
 
 WHAT = "class pictures"
 RECIPE_FILE = "made_by_apdm.json"  # stored beside drawn pictures; it says how they were drawn
@@ -193,7 +194,8 @@ class ClassImages:
             raise UserError(f"class_data_dir {folder} is a file; give the folder of the class pictures, or a new one")
         if (folder / MARKER).exists():
             raise UserError(f"class_data_dir {folder} is the output folder of a run; give the class pictures another")
-        top, inside = list_folder(folder).require_read(), _pictures_inside(folder)
+        top, inside = list_folder(folder), _pictures_inside(folder)
+        require_read(top)
         directly = top.photos
         recipe_file = folder / RECIPE_FILE
         if recipe_file.exists():

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-from apdm.core.errors import UserError, each
+from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import MARKER
 from apdm.data import photo_sets
 from apdm.data.photo_files import (
@@ -84,7 +85,8 @@ def find_subjects(
             out.
     """
     root, other_roles = Path(instance_data_dir), {os.path.realpath(folder) for folder in besides}
-    top = list_folder(root).require_read()
+    top = list_folder(root)
+    require_read(top)
     if sets := photo_sets.sets_in(top):
         return [_subject_with_sets(root, ONLY_SUBJECT, top, sets, chosen, called=str(root), named=False)]
     folders = [folder for folder in top.folders if os.path.realpath(folder) not in other_roles]
@@ -121,7 +123,17 @@ def find_subjects(
             return _subject_with_sets(folder, name, list_folder(folder), layouts[name], chosen, called=called)
         return _part(_subject(folder, name, called=called), root, chosen)
 
-    return each(sorted(named), subject_of)
+    return _each_subject(sorted(named), subject_of)
+
+
+def _each_subject(names: Sequence[str], find: Callable[[str], Subject]) -> list[Subject]:
+    """Return each subject. If one cannot be used, what is wrong with the photos of the others is told too."""
+    with Faults() as faults:
+        subjects = [faults.of(partial(find, name)) for name in names]
+        if faults.found:
+            usable = [subject for subject in subjects if subject is not None]
+            faults.of(lambda: each([path for one in usable for path in [*one.images, *(one.safe or [])]], read_image))
+    return subjects
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -130,7 +142,9 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         UserError: there is no such folder, or it holds a picture of a kind that cannot be read.
     """
-    return list_folder(Path(folder)).require_read().photos
+    listing = list_folder(Path(folder))
+    require_read(listing)
+    return listing.photos
 
 
 def list_all_images(folder: str | Path) -> list[Path]:
@@ -139,10 +153,24 @@ def list_all_images(folder: str | Path) -> list[Path]:
     Raises:
         UserError: there is no such folder, it holds no photos, or a picture of a kind that cannot be read.
     """
-    photos = [photo for _, listing in walk(Path(folder)) for photo in listing.require_read().photos]
+    listings = [listing for _, listing in walk(Path(folder))]
+    require_read(*listings)
+    photos = [photo for listing in listings for photo in listing.photos]
     if not photos:
         raise UserError(f"{folder} holds no photos; put some in, or leave the option out")
     return photos
+
+
+def require_read(*listings: Listing) -> None:
+    """Raise UserError if there are pictures of a kind that is not read; then all others that cannot be read are told.
+
+    If all are of kinds that are read, none is read here.
+    """
+    with Faults() as faults:
+        for listing in listings:
+            faults.of(listing.require_read)
+        if faults.found:
+            faults.of(lambda: each([photo for listing in listings for photo in listing.photos], read_image))
 
 
 def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
@@ -271,7 +299,8 @@ def _subject_with_sets(
 
 def _subject(folder: Path, subject: str, *, called: str, named: bool = True) -> Subject:
     """Return the subject whose photos lie in a folder. `called` names it in messages."""
-    listing = list_folder(folder).require_read()
+    listing, partners = list_folder(folder), [list_folder(folder / SAFE)] if (folder / SAFE).is_dir() else []
+    require_read(listing, *partners)
     _refuse_inner(folder, called, [inner for inner in listing.folders if inner.name != SAFE])
     if not listing.photos:
         raise UserError(f"{called} has no photos{_only(listing.others)}; add some or remove the folder")
@@ -301,7 +330,7 @@ def _partners(called: str, images: list[Path], folder: Path) -> list[Path] | Non
     """Return the safe partners in `folder`, in the order of `images`; None if there is no such folder."""
     if not folder.is_dir():
         return None
-    listing = list_folder(folder).require_read()
+    listing = list_folder(folder)
     _refuse_inner(folder.parent, called, listing.folders)
     photos, partners = _by_stem(called, images), _by_stem(called, listing.photos)
     lonely = [f"{SAFE}/{name}" for name in photos if name not in partners]

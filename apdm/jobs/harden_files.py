@@ -75,14 +75,17 @@ class Photos:
         subjects = find_subjects(folder, chosen=chosen)
         if pairs == "folder":
             require_partners(subjects, folder)
-        loaded = each(subjects, lambda subject: load_images(subject.images, resolution))
+        partners = {one.id: one.safe for one in subjects if one.safe is not None and pairs != "none"}
+        with Faults() as faults:
+            loaded = faults.of(lambda: each(subjects, lambda one: load_images(one.images, resolution)))
+            of_partners = faults.of(lambda: each(partners.values(), lambda files: load_images(files, resolution)))
+            captions = []
+            if caption_column:
+                captions = faults.of(lambda: each(subjects, lambda one: read_captions(one.images, caption_column)))
         instance = {subject.id: images for subject, images in zip(subjects, loaded, strict=True)}
-        captions = each(subjects, lambda one: read_captions(one.images, caption_column)) if caption_column else []
-        partners = {one.id: one.safe for one in subjects if one.safe is not None}
-        if pairs == "none" and partners and role is not Role.CONSENTING:
+        safe = dict(zip(partners, of_partners, strict=True))
+        if pairs == "none" and any(one.safe for one in subjects) and role is not Role.CONSENTING:
             logger.warning("pairs is none: the safe partners in %s are not used", folder)
-        partners = partners if pairs != "none" else {}
-        safe = {person: load_images(files, resolution) for person, files in partners.items()}
         sets = [PhotoSet.of_people(role, folder, subjects, instance)]
         sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
         return Photos(instance, safe, sets, dict(zip(instance, captions, strict=False)))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageCms
 
 from apdm.core.errors import UserError
-from apdm.data.subjects import Subject, find_subjects, list_images, load_images
+from apdm.data.subjects import Subject, find_subjects, list_all_images, list_images, load_images
 
 
 def photo(path: Path, size: tuple[int, int] = (32, 32), color: str = "red", mode: str = "RGB", **save) -> Path:
@@ -98,6 +98,23 @@ def test_a_folder_that_is_unclear_is_refused(tmp_path, files, message):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
         find_subjects(tmp_path)
+
+
+def test_all_bad_photos_are_told_at_once_also_if_one_is_of_a_kind_that_is_not_read(tmp_path):
+    """Of the person with that photo, of the partners, and of another person; a sound one is not named."""
+    names = ("a/1.png", "a/2.heic", "a/3.png", "a/safe/1.png", "a/safe/2.png", "a/safe/3.png", "b/1.png", "b/2.png")
+    for name in names:
+        photo(tmp_path / name.replace("heic", "png")).rename(tmp_path / name)
+    spoiled = ("a/2.heic", "a/3.png", "a/safe/2.png", "b/2.png")
+    for name in spoiled:
+        (tmp_path / name).write_bytes(b"")
+    for find in (find_subjects, list_all_images):
+        with pytest.raises(UserError) as told:
+            find(tmp_path)
+        assert sorted(line.split()[0] for line in str(told.value).splitlines()) == sorted(spoiled)
+    with pytest.raises(UserError) as told:
+        list_images(tmp_path / "a")
+    assert sorted(line.split()[0] for line in str(told.value).splitlines()) == ["a/2.heic", "a/3.png"]
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):

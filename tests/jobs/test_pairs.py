@@ -14,11 +14,14 @@ from tiny_run import arguments, equal, weights
 
 from apdm.cli import main
 from apdm.config import HardenConfig, load_config
+from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
+from apdm.data.separate_photos import Role
 from apdm.data.subjects import load_images
 from apdm.export.metadata import read_metadata
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
+from apdm.jobs.harden_files import Photos
 from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.partners import FIRST_SEED
 
@@ -54,6 +57,20 @@ def partner(file: Path) -> Path:
     target.parent.mkdir(exist_ok=True)
     Image.new("RGB", (20, 20), "red").save(target)
     return target
+
+
+def test_a_bad_photo_and_a_bad_partner_are_told_together(people: Path) -> None:
+    protected = people / "protected"
+    bad = [protected / "s01/1.png", *(partner(protected / f"{person}/0.png") for person in ("s01", "s02"))]
+    for person in ("s01", "s02"):
+        for number in (1, 2):
+            partner(protected / f"{person}/{number}.png")
+    for file in bad:
+        file.write_bytes(b"")
+    with pytest.raises(UserError) as raised:
+        Photos.load(str(protected), 16, Role.PROTECTED, pairs="folder")
+    lines = str(raised.value).splitlines()
+    assert [line.split()[0] for line in lines] == ["s01/1.png", "s01/safe/0.png", "s02/safe/0.png"]
 
 
 def test_partners_are_drawn_once_and_a_resumed_run_ends_with_the_same_weights(
