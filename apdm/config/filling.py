@@ -20,8 +20,11 @@ from apdm.config import diffusers_names
 from apdm.config.options import COMMAND_LINE, IN_CALL, Option, options_by_path
 from apdm.config.paths import expand_path
 from apdm.config.types import without_none
-from apdm.config.yaml_text import read_yaml
+from apdm.config.yaml_text import read_yaml, yaml_value
 from apdm.core.errors import Faults, UserError
+from apdm.core.logging import get_logger
+
+logger = get_logger(__name__)
 
 Config = TypeVar("Config")
 
@@ -56,7 +59,11 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
         _require_known(path, known, COMMAND_LINE)
         if keys.count(path) > 1 and get_origin(without_none(known[path].kind)) is list:
             raise UserError(f"--{path} {COMMAND_LINE} is given twice; write all items after one")
-        return known[path].fit(known[path].parse(texts), COMMAND_LINE)
+        value = known[path].fit(known[path].parse(texts), COMMAND_LINE)
+        if keys.count(path) > 1:
+            message = "--%s is given %d times %s: the last one counts, %s"
+            logger.warning(message, path, keys.count(path), COMMAND_LINE, yaml_value(value))
+        return value
 
     with Faults() as faults:
         values |= {path: faults.of(partial(read, path, texts)) for path, texts in words.items()}

@@ -15,6 +15,7 @@ from apdm.config.filling import make_config
 from apdm.config.help import COMMANDS, help_text
 from apdm.config.options import option, options_by_path
 from apdm.core.errors import UserError
+from apdm.core.logging import messages_on_stderr
 
 ROOT = Path(__file__).parents[2]
 REQUIRED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=i", "--output_dir=o"]
@@ -317,6 +318,19 @@ def test_resolved_yaml_reads_back_to_the_same_config(tmp_path, text):
     file.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(Outer, ["--config", str(file)]) == config
     assert yaml.safe_load(to_yaml(config))["name"] == text  # other readers of YAML 1.1 agree
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_an_option_that_is_given_twice_is_told_once_with_the_value_that_counts(capsys, monkeypatch, rank, lines):
+    """In one line of one process, also if a launcher started several."""
+    launcher = {"WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {"RANK": rank, **launcher}.items():
+        monkeypatch.setenv(name, value)
+    words = ["--name", "n", "--inner.steps", "5", "--note=a", "--inner.steps=6", "--inner.steps", "7"]
+    with messages_on_stderr():
+        assert load_config(Outer, words).inner.steps == 7
+    said = ["apdm: --inner.steps is given 3 times on the command line: the last one counts, 7"]
+    assert capsys.readouterr().err.splitlines() == said * lines
 
 
 def test_the_hash_changes_with_an_option_and_with_nothing_else():
