@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from attack_run import options, words, write_people
+from changed_copy import changed_copy
 from diffusers import DiffusionPipeline
 from html_page import Page
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import apdm
@@ -89,11 +89,7 @@ def cells(output: Path) -> dict[str, bytes]:
 def test_it_gives_bit_for_bit_what_the_cell_of_an_audit_gives(
     attacked: apdm.AttackResult, tiny_pipeline: Path, photos: Path, tmp_path: Path
 ) -> None:
-    hardened = Path(shutil.copytree(tiny_pipeline, tmp_path / "hardened"))
-    file = hardened / "unet/diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["conv_out.bias"] += 0.1
-    save_file(weights, file, metadata={"format": "pt"})
+    hardened = changed_copy(tiny_pipeline, tmp_path / "hardened")
     given = options(tiny_pipeline, photos, tmp_path / "audit", eval_steps=[1, 2, 3], seeds=1)
     models = {"base": given.pop("pretrained_model_name_or_path"), "hardened": str(hardened)}
     apdm.audit(**models, subjects=given.pop("photos"), attacks=given.pop("attack"), **given)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from changed_copy import UNET, changed_copy
 from foreign import foreign_lines
 from safetensors.torch import load_file, save_file
 
@@ -24,7 +25,6 @@ from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 
 ROOT = Path(__file__).parents[2]
-UNET = "unet/diffusion_pytorch_model.safetensors"
 SHORT: dict[str, object] = {
     "suite": "standard",
     "attacks": "dreambooth",
@@ -46,10 +46,7 @@ def folders(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """The base, two other models made from it, and people."""
     root = tmp_path_factory.mktemp("audited")
     for n, name in enumerate(("hardened", "placebo"), 1):
-        shutil.copytree(tiny_pipeline, root / name)
-        weights = load_file(root / name / UNET)
-        weights["conv_out.bias"] += 0.1 * n
-        save_file(weights, root / name / UNET, metadata={"format": "pt"})
+        changed_copy(tiny_pipeline, root / name, 0.1 * n)
     write_subjects(root / "people", protected=2, others=1, consenting=1, strangers=4)
     return {
         "base": tiny_pipeline,

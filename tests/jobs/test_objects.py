@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from changed_copy import changed_copy
 from html_page import Page
 from PIL import Image, ImageDraw
 from real_assets import ASSETS, needs_assets
-from safetensors.torch import load_file, save_file
 from tiny_judges import write_clip, write_dino
 from tiny_pipelines import build_pipeline
 from tiny_run import OPTIONS
@@ -35,7 +35,6 @@ from apdm.metrics.trial import try_judges
 from apdm.metrics.utility import class_utility
 from apdm.portraits import PIPELINE
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
 DOG = "a photo of sks dog"
 OBJECT: dict[str, Any] = {"subject_kind": "object", "instance_prompt": DOG}
 SHORT: dict[str, Any] = {
@@ -64,10 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A base and a hardened model from outside the miniature world, networks, and photos of objects."""
     root = tmp_path_factory.mktemp("objects")
     build_pipeline(root, miniature=False).save_pretrained(root / "base")
-    shutil.copytree(root / "base", root / "hardened")
-    weights = load_file(root / "hardened" / UNET)
-    weights["conv_out.bias"] += 0.1
-    save_file(weights, root / "hardened" / UNET, metadata={"format": "pt"})
+    changed_copy(root / "base", root / "hardened")
     for number, (role, name) in enumerate((("attacker", "o1"), ("other", "o2"), ("strangers", "o3"))):
         for turn in range(6):
             folder = role if turn < 3 or role == "strangers" else "holdout"

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from changed_copy import changed_copy
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tiny_run import arguments
 
 from apdm.cli import main
 from apdm.portraits.subjects import write_subjects
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
 Change = Callable[[Path], dict[str, object]]
 
 
@@ -187,10 +186,7 @@ def trained_on_and_measured_with(people: Path) -> str:
 def test_the_audit_refuses_folders_that_share_people(
     change: Callable[[Path], str], people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(tiny_pipeline, tmp_path / "hardened")
-    weights = load_file(tmp_path / "hardened" / UNET)
-    weights["conv_out.bias"] += 0.1
-    save_file(weights, tmp_path / "hardened" / UNET, metadata={"format": "pt"})
+    changed_copy(tiny_pipeline, tmp_path / "hardened")
     options = {
         "base": tiny_pipeline,
         "hardened": tmp_path / "hardened",

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from changed_copy import changed_copy
 from PIL import Image, ImageFilter
 from real_assets import ASSETS, needs_assets
-from safetensors.torch import load_file, save_file
 from tiny_judges import write_dino
 from tiny_pipelines import BUILDERS, build_pipeline
 from tiny_run import OPTIONS
@@ -29,7 +29,6 @@ from apdm.jobs.perturb import perturb
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
 PACK = f"{ASSETS / 'encoders/insightface_pack'}=0.255"
 ASKED = r"give --faces and the folder of an InsightFace pack, such as an unpacked buffalo_l"
 BOTH = {"audit.enabled": True, "image_layer.enabled": True, "image_layer.method": "noise"}
@@ -42,10 +41,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A base and a hardened model with another vocabulary, and pictures as cameras take them: blurred colours."""
     root = tmp_path_factory.mktemp("outside")
     build_pipeline(root, miniature=False).save_pretrained(root / "base")
-    shutil.copytree(root / "base", root / "hardened")
-    weights = load_file(root / "hardened" / UNET)
-    weights["conv_out.bias"] += 0.1
-    save_file(weights, root / "hardened" / UNET, metadata={"format": "pt"})
+    changed_copy(root / "base", root / "hardened")
     rng = np.random.default_rng(0)
     for role in ("attacker", "holdout", "strangers"):
         (root / "people" / role / "p1").mkdir(parents=True)
