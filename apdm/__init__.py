@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike
 from os.path import isdir
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,7 +143,8 @@ def harden(
         return _run(dry_run.harden, resolved, progress)
     from apdm.jobs.harden import harden as harden_model
 
-    return _run(harden_model, resolved, progress)
+    # The processes of a distributed run stay together, because the program may go on with its next call.
+    return _run(partial(harden_model, part=False), resolved, progress)
 
 
 def perturb(

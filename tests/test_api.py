@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from launches import run_launcher
 from PIL import Image
 from real_signals import signal_when
 from tiny_run import OPTIONS, equal, weights, write_people
@@ -170,6 +171,23 @@ for precision in ("no", "bf16", "no"):
 """
     run_python(code, json.dumps(options, default=str), tmp_path)
     assert not equal(weights(tmp_path / "no"), weights(tmp_path / "bf16"))
+
+
+def test_processes_that_were_launched_together_go_on_with_the_next_call(
+    options: dict[str, object], tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import apdm, json, os, sys\n"
+        "options = json.loads(sys.argv[1])\n"
+        "for name in ('first', 'second'):\n"
+        "    result = apdm.harden(**options, output_dir=f'{sys.argv[2]}/{name}')\n"
+        "assert (result.moved is None) is (os.environ['RANK'] == '1')\n"
+    )
+    words = [program, json.dumps({**options, "train_batch_size": 2}, default=str), tmp_path]
+    done = run_launcher("cpu_2proc_ddp", 2, [*words])
+    assert done.returncode == 0, done.stderr
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
 
 
 def test_a_job_runs_in_a_thread_as_well(options: dict[str, object], tmp_path: Path) -> None:
