@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from apdm.families.attention import AttentionLayer
-from apdm.families.base import append_pooled, split_pooled
 from apdm.families.flow_matching import FlowMatching
+from apdm.families.pooled import append_pooled, split_pooled
 
 # The guidance that a guidance-distilled model is given while it is trained, as in diffusers' training scripts.
 TRAINING_GUIDANCE = 1.0

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from apdm.families.base import append_pooled, split_pooled
 from apdm.families.flow_matching import FlowMatching
+from apdm.families.pooled import append_pooled, split_pooled
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.mmdit import TRANSFORMER, narrow_transformer, transformer_weights
 from apdm.families.single_file.text import text_of_sd3

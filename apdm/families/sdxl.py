@@ -11,7 +11,7 @@ from diffusers import StableDiffusionXLControlNetPipeline
 from torch import Tensor, nn
 
 from apdm.core.errors import UserError
-from apdm.families.base import append_pooled, split_pooled
+from apdm.families.pooled import append_pooled, split_pooled
 from apdm.families.sd import StableDiffusion
 from apdm.families.single_file.layout import SingleFileLayout
 from apdm.families.single_file.text import text_of_xl

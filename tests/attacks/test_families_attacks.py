@@ -14,8 +14,8 @@ from tiny_pipelines import BUILDERS
 from apdm.attacks import Material
 from apdm.attacks.registry import make, make_zero_shot
 from apdm.families import Family, load_family
-from apdm.families.base import split_pooled
 from apdm.families.encoding import encode_images
+from apdm.families.pooled import split_pooled
 
 PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
 SHORT = {"max_train_steps": 2, "learning_rate": 1e-3}

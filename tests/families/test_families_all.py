@@ -16,7 +16,7 @@ from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
 from apdm.families import FAMILIES, Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.families.attention import watch_attention
-from apdm.families.base import append_pooled, split_pooled
+from apdm.families.pooled import append_pooled, split_pooled
 
 FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
 SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
