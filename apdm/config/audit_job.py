@@ -94,9 +94,9 @@ class AuditJobConfig(AuditOptions):
     instance_data_dir: str | None = option(None, "The earlier name of photos.", holds="folder")
     suite: Literal["quick", "standard", "full"] = option(
         "standard",
-        "Which attacks to run. Every suite has the nominal attack on every person; standard has more other attacks "
-        "than quick, and full more than standard. quick is meant for one person. standard and full require a sibling; "
-        "without one, name single attacks with the option attacks.",
+        "Which attacks to run. quick: DreamBooth and LoRA on one person. standard: the nominal attack on every person, "
+        "and more attacks on one person. full: still more, most of them on every person. standard and full require a "
+        "sibling; without one, name single attacks with the option attacks.",
         common="attacks",
     )
     attacks: list[str] = option(

@@ -5,7 +5,8 @@ Curves and figures are means over people and seeds, so that no id of a person st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +33,7 @@ logger = get_logger(__name__)
 
 AXIS = "attack step"
 SHOWN = 4  # protected photos of each person that a tracker gets
+WORDS = re.compile(r"\b(description|(?:\w+_)?prompt)=[^,]*")  # options of attacks that are prompts, or parts of them
 
 
 def start_tracker(options: AuditingConfig | PerturbConfig, held: ExitStack) -> Tracker | None:
@@ -96,13 +98,24 @@ def likeness_curves(results: Results | AttackResults) -> dict[str, list[tuple[in
     Returns:
         {"likeness/<attack>/<model>/<encoder>": [(attack step, likeness)]}.
     """
-    curves = {}
-    for spec, rows in by_spec(results.attacks).items():
+    curves, of_attacks = {}, by_spec(results.attacks)
+    names = names_without_words(of_attacks)
+    for spec, rows in of_attacks.items():
         for model in dict.fromkeys(row.model for row in rows):
             for encoder in results.encoders:
                 if points := protected_curve(rows, model, encoder):
-                    curves[f"likeness/{spec}/{model}/{encoder}"] = [(int(step), value) for step, value in points]
+                    curves[f"likeness/{names[spec]}/{model}/{encoder}"] = [(int(step), value) for step, value in points]
     return curves
+
+
+def names_without_words(specs: Iterable[str]) -> dict[str, str]:
+    """Return {attack: its name in a tracker}, which says neither how somebody looks nor another prompt."""
+    names: dict[str, str] = {}
+    for spec in specs:
+        plain = WORDS.sub(r"\1", spec)
+        same = sum(WORDS.sub(r"\1", other) == plain for other in names)
+        names[spec] = f"{plain} {same + 1}" if same else plain
+    return names
 
 
 def audit_figures(results: AnyResults) -> dict[str, float]:
@@ -110,11 +123,14 @@ def audit_figures(results: AnyResults) -> dict[str, float]:
     figures = {"audit/protected": float(results.verdict.protected)}
     figures |= {f"audit/{one.name}": one.value for one in results.verdict.checks if one.value is not None}
     if results.image_layer is not None:
+        rows = results.image_layer.attacks
+        attacks = names_without_words(dict.fromkeys(row.attack for row in rows))
+        purifiers = names_without_words(dict.fromkeys(row.purifier for row in rows if row.purifier is not None))
         seen: dict[str, list[float]] = {}
-        for row in results.image_layer.attacks:
-            photos = row.photos if row.purifier is None else f"{row.photos} after {row.purifier}"
+        for row in rows:
+            photos = row.photos if row.purifier is None else f"{row.photos} after {purifiers[row.purifier]}"
             for encoder, entry in row.identity.items():
-                seen.setdefault(f"likeness/photos/{row.attack}/{photos}/{encoder}", []).append(entry.mean)
+                seen.setdefault(f"likeness/photos/{attacks[row.attack]}/{photos}/{encoder}", []).append(entry.mean)
         figures |= {name: fmean(values) for name, values in seen.items()}
     return figures
 

@@ -22,7 +22,7 @@ from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.distributed.trackers import Tracker
 from apdm.export.leaks import scan_for_leaks
-from apdm.jobs.tracked import likeness_curves, track_audit
+from apdm.jobs.tracked import likeness_curves, names_without_words, track_audit
 
 ROOT = Path(__file__).parents[2]
 RESULTS = from_json(Results, make_results(), "results")
@@ -73,6 +73,23 @@ def test_a_curve_is_the_mean_over_protected_people_alone() -> None:
     curves = likeness_curves(RESULTS)
     assert set(curves) == {f"likeness/dreambooth/{model}/enc-a" for model in ("base", "hardened")}
     assert curves["likeness/dreambooth/base/enc-a"] == [(0, pytest.approx(0.1)), (100, pytest.approx(0.75))]
+
+
+def test_the_names_of_attacks_say_nothing_of_how_somebody_looks() -> None:
+    red, grey = ("lora:description=with " + hair + " hair,rank=4" for hair in ("red", "short grey"))
+    edit = "diffedit:source_prompt=a photo of a woman,strength=0.5"
+    assert names_without_words([red, grey, edit, "dreambooth:photos=diffusion/prompt=a red beard", "lora:rank=4"]) == {
+        red: "lora:description,rank=4",
+        grey: "lora:description,rank=4 2",
+        edit: "diffedit:source_prompt,strength=0.5",
+        "dreambooth:photos=diffusion/prompt=a red beard": "dreambooth:photos=diffusion/prompt",
+        "lora:rank=4": "lora:rank=4",
+    }
+    content = make_results()
+    for row in content["attacks"]:
+        row["spec"] = red
+    curves = likeness_curves(from_json(Results, content, "results"))
+    assert set(curves) == {f"likeness/lora:description,rank=4/{model}/enc-a" for model in ("base", "hardened")}
 
 
 WANDB = """
