@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -16,15 +16,13 @@ def layer_names(module: Module, kinds: tuple[type[Module], ...] = (nn.Linear, nn
     return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
 
 
-def add_lora(module: Any, config: LoraConfig) -> None:
+def add_lora(module: Module, config: LoraConfig) -> None:
     """Put a low-rank adapter on the layers of `module` that `config.target_modules` names, in place.
 
     The adapter draws its initial weights from torch's global generator. All other weights are frozen.
     """
-    if hasattr(module, "add_adapter"):
-        module.add_adapter(config)
-    else:  # diffusers gives this method to some of its models only
-        inject_adapter_in_model(config, module)
+    # Not `module.add_adapter`, which some models of diffusers lack, and which in transformers 5.24 refuses peft 0.21.
+    inject_adapter_in_model(config, module)
 
 
 def lora_parameters(module: Module) -> list[Parameter]:
