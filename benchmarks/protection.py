@@ -86,7 +86,8 @@ class Recipe:
     """options: on top of configs/portrait.yaml. people: how many are protected. every: outer steps between two looks at
     the class pictures. attacked: the people, by number, whom DreamBooth is on. widely: the first of them is attacked in
     other ways too. paired: each photo has one fixed partner, drawn by the base with the class prompt. steps: the outer
-    steps after which it ends, whatever time they take; 0 for those that fit into the minutes.
+    steps after which it ends, whatever time they take; 0 for those that fit into the minutes. bounded: whether the
+    class must stay sound; otherwise the last state is attacked, whatever the class has become.
     """
 
     options: list[str] = field(default_factory=list)
@@ -96,6 +97,12 @@ class Recipe:
     widely: bool = False
     paired: bool = False
     steps: int = 0
+    bounded: bool = True
+
+
+def weak_anchor(weight: str) -> Recipe:
+    """The default with a weaker anchor, and no bound on what the class pays."""
+    return Recipe(["--preservation.anchor_weight", weight], steps=400, every=100, widely=True, bounded=False)
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -104,6 +111,9 @@ RECIPES: Mapping[str, Recipe] = {
     "default-400": Recipe(steps=400),
     # As long, compared with the attack, as in the paper: 20 times its 700 steps, with 6 of an attacker in each.
     "default-long": Recipe(steps=2334, every=150),
+    "anchor-10": weak_anchor("10"),
+    "anchor-2.5": weak_anchor("2.5"),
+    "anchor-0.6": weak_anchor("0.6"),
     "weakly-held": Recipe(["--preservation.anchor_weight", "10"]),
     "paired": Recipe(paired=True),
     "progress": Recipe(["--objective", "benchmarks/objectives/progress.py:Progress:beta=10,weight=3"]),
@@ -222,7 +232,7 @@ def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 
         method.publish()
         walk.append({"outer_steps": steps, "cpu_seconds": round(spent), **utility(hardened)})
         print(name, walk[-1], flush=True)
-        if bearable(walk[-1]):
+        if bearable(walk[-1]) or not recipe.bounded:
             kept = copy.deepcopy(hardened.denoiser.state_dict())
         elif walk[-1]["class_distance"] > HOPELESS * MAX_CLASS_DISTANCE:  # it goes up and down from look to look
             break
@@ -282,7 +292,7 @@ def summary(folder: Path) -> list[str]:
     ]
     lines = [_line(head), _line(["---"] * len(head))]
     for (name, attack, person), runs in groups.items():
-        looks = [_utility(folder / f"{name}-{seed}") for seed, _ in runs if name != "base"]
+        looks = [_utility(folder / f"{name}-{seed}", RECIPES[name]) for seed, _ in runs if name != "base"]
         cost = [
             f"{fmean(look[figure] for look in looks):.2f}" if looks else "" for figure in ("class_distance", "drift")
         ]
@@ -296,10 +306,11 @@ def summary(folder: Path) -> list[str]:
     return lines
 
 
-def _utility(folder: Path) -> Mapping[str, float]:
+def _utility(folder: Path, recipe: Recipe) -> Mapping[str, float]:
     """Of the state that was attacked; that of the base where no look was bearable."""
     walk = json.loads((folder / "facts.json").read_text())["walk"]
-    return next(filter(bearable, reversed(walk)), {"class_distance": 0.0, "drift": 0.0})
+    allowed = filter(bearable, reversed(walk)) if recipe.bounded else reversed(walk)
+    return next(allowed, {"class_distance": 0.0, "drift": 0.0})
 
 
 def _point(rows: list[dict[str, Any]], step: str) -> str:

@@ -33,7 +33,10 @@ def test_imma_moves_attention_by_both_its_steps_and_the_rest_by_the_attackers_al
     assert moved == {True: True, False: False}
 
 
-def test_what_is_kept_is_the_last_state_within_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bounded", "expected"), [(True, 2), (False, 5)])
+def test_what_is_kept_is_the_last_state_within_the_bounds_or_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounded: bool, expected: int
+) -> None:
     looks = [(1.0, 0.1), (2.5, 0.1), (1.9, 0.2), (1.8, 0.4), (2.1, 0.1), (7.0, 0.1)]
     seen = []
 
@@ -42,13 +45,14 @@ def test_what_is_kept_is_the_last_state_within_the_bounds(tmp_path: Path, monkey
         return dict(zip(("class_distance", "drift"), looks[len(seen) - 1], strict=True))
 
     monkeypatch.setattr(protection.Utility, "__call__", look)
-    facts = harden("default", Recipe([*SMALL, "--pool.size", "1", "--pool.benign_size", "0"], every=1), tmp_path, 60)
+    options = [*SMALL, "--pool.size", "1", "--pool.benign_size", "0"]
+    facts = harden("default", Recipe(options, every=1, steps=0 if bounded else 6, bounded=bounded), tmp_path, 60)
     assert [
         (look["class_distance"], look["drift"]) for look in facts["walk"]
     ] == looks  # and no further: the last is hopeless
     kept = list(load_family(tmp_path / "model").denoiser.parameters())
     distances = [sum((a - b).abs().sum().item() for a, b in zip(kept, state, strict=True)) for state in seen]
-    assert min(range(6), key=distances.__getitem__) == 2  # up to half precision, in which the model is kept
+    assert min(range(6), key=distances.__getitem__) == expected  # up to half precision, in which the model is kept
     assert facts["moved"] > 0
 
 
