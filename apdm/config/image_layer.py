@@ -260,7 +260,7 @@ class ZeroShotConfig:
         0.0, "Share of the earlier steps' direction that a step keeps (MI-FGSM). 0 is DLADiff's.", at_least=0, below=1
     )
     no_face: Literal["skip", "refuse"] = option(
-        "skip", "What to do about a photo without a face: leave it to the other layer with a warning, or stop."
+        "skip", "What to do about a photo without a face: leave it to the other layer and say so in the plan, or stop."
     )
 
     def __post_init__(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from apdm.config.image_layer import ASPLConfig, CleanPhotosConfig
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
 from apdm.core.logging import get_logger
 from apdm.core.terminal import count
-from apdm.data.photo_files import name_of
+from apdm.data.photo_files import name_of, name_some
 from apdm.data.photo_sets import Chosen
 from apdm.data.subjects import Subject, find_subjects
 from apdm.faces.choice import require_faces
@@ -68,14 +69,28 @@ def clean_photos(
 
 def refuse_without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:
     """Raise UserError if there are photos without a face."""
-    without = [
-        name_of(photo.path)
+    if without := _without_face(photos, known):
+        raise UserError(
+            f"no face was found in {', '.join(map(name_of, without))}; remove the photo, or give "
+            "--image_layer.zero_shot.no_face skip to leave it to the fine-tuning layer"
+        )
+
+
+def warn_of_unprotected(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> None:
+    """Log a warning if there are photos without a face, in a run whose only layer changes faces."""
+    if without := _without_face(photos, known):
+        logger.warning(
+            "no face was found in %s, and image_layer.method is none: nothing is changed there, so it is not "
+            "protected; name a method, or leave the photo out",
+            name_some(without),
+        )
+
+
+def _without_face(photos: Mapping[str, Sequence[PhotoFile]], known: Mapping[str, Sequence[PersonsFace]]) -> list[Path]:
+    """The files of the photos without a face."""
+    return [
+        photo.path
         for subject, choices in known.items()
         for photo, choice in zip(photos[subject], choices, strict=True)
         if not choice.faces
     ]
-    if without:
-        raise UserError(
-            f"no face was found in {', '.join(without)}; remove the photo, or give "
-            "--image_layer.zero_shot.no_face skip to leave it to the fine-tuning layer"
-        )

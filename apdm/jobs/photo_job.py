@@ -40,7 +40,7 @@ from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
 from apdm.image_layer.zero_shot import FaceModels, Seen
-from apdm.jobs.photo_input import checked_photos, clean_photos, refuse_without_face
+from apdm.jobs.photo_input import checked_photos, clean_photos, refuse_without_face, warn_of_unprotected
 from apdm.jobs.prepare import class_posterior, keep_apart
 from apdm.jobs.tracked import track_photos
 
@@ -123,6 +123,8 @@ class PhotoJob:
         known = {s.id: faces.choose(seen) for s, (_, seen) in zip(subjects, checked, strict=True) if looking and faces}
         if layer.zero_shot.no_face == "refuse":
             refuse_without_face(photos, known)
+        elif layer.method == NO_METHOD:
+            warn_of_unprotected(photos, known)
         side = layer.working_side or 2 * config.resolution
         memory = PhotoMemory.largest(
             PhotoMemory.of(

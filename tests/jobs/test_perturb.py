@@ -264,6 +264,10 @@ def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(
     assert [encoder["name"] for encoder in facts["misled"]] == ["portrait-a"]
     row = facts["photos"][4]
     assert row["faces"] == [] and 0 < row["visible"]["linf"] <= 7 / 255 + 1e-9
+    assert "not protected" not in caplog.text
+    facts = here(people, tmp_path / "faces", **{"image_layer.method": "none"})
+    assert facts["photos"][4]["visible"]["linf"] == 0
+    assert "no face was found in s01/noise.png, and image_layer.method is none" in caplog.text
     with pytest.raises(UserError, match="no face was found in s01/noise.png"):
         here(people, tmp_path / "refused", **{"image_layer.zero_shot.no_face": "refuse"})
     assert not (tmp_path / "refused").exists()
