@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -138,3 +139,40 @@ def test_the_figures_of_ten_described_people_are_those_of_the_rows() -> None:
     assert [*shown, *student_interval(less)] == pytest.approx([0.56, 0.64, 0.08, -0.01, 0.16], abs=0.00501)
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     assert ".56, the default .64. That is .08\n  less (95 % over people: -.01 to .16)" in text
+
+
+DAMAGED = {
+    "base": "base",
+    "40, the default": "default-400",
+    "10": "anchor-10",
+    "2.5": "anchor-2.5",
+    "0.6": "anchor-0.6",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_the_table_of_damaged_classes_shows_the_rows(name: str) -> None:
+    rows = [row for row in read_rows("class-damage.jsonl") if (row["recipe"], row["person"]) == (DAMAGED[name], 0)]
+    (long, short) = ([row for row in rows if ("1000" in row["curve"]) is nominal] for nominal in (True, False))
+    assert {row["seed"] for row in long} == {row["seed"] for row in short} == {0, 1}
+
+    def means(some: list[dict[str, Any]], *steps: str) -> list[float]:
+        return [fmean(row["curve"][step][encoder]["mean"] for row in some for encoder in ENCODERS) for step in steps]
+
+    distance, faces, *cells = map(figures, table("results.md", "### More harm to the class does not help")[name])
+    mean = fmean(value for row in long for value in course(row))
+    expected = [*means(long, "100", "300", "500", "700"), mean, *means(short, "100", "200", "300")]
+    assert [value for cell in cells for value in cell] == pytest.approx(expected, abs=0.00501)
+    looks = [row["class"] for row in long if name != "base"]
+    assert distance == pytest.approx([fmean(one["class_distance"] for one in looks)] if looks else [], abs=0.00501)
+    assert faces == pytest.approx([fmean(one["face_rate"] for one in looks)] if looks else [], abs=0.00501)
+
+
+def test_the_figures_of_others_in_damaged_classes_are_those_of_the_rows() -> None:
+    rows = {row["recipe"]: row for row in read_rows("class-damage.jsonl") if row["person"] == 40}
+    text = " ".join((DOCS / "results.md").read_text(encoding="utf-8").split())
+    after = text[text.index("**Others pay as well**") :]
+    found = figures(after[: after.index("(one person")])
+    assert found == pytest.approx(
+        [fmean(course(rows[name])) for name in ("base", *list(DAMAGED.values())[2:])], abs=0.00501
+    )
