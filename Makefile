@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## harden the bundled model against a drawn person and attack it: outputs/demo/
 	$(BIN)/apdm demo
 
-demo-long: $(READY) ## the same with twice the hardening and every attack, which takes some twelve minutes
+demo-long: $(READY) ## apdm demo --size full with twice the hardening, which takes some twelve minutes
 	$(BIN)/apdm demo --size long
 
 # A process per core, each with one thread: the models are tiny. Offline: no test may download.

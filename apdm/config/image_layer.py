@@ -225,8 +225,8 @@ class ZeroShotConfig:
     step_size: float = option(8e-4, "sigma_zs: the change of a pixel in one PGD step.", above=0)
     max_steps: int = option(
         200,
-        "Largest number of PGD steps against zero-shot adapters. A photo that no encoder recognises any more is not "
-        "changed further.",
+        "Largest number of PGD steps against zero-shot adapters. A photo whose cosines are all below their thresholds "
+        "by the margin is not changed further.",
         at_least=1,
         common={"perturb": "how long, and how strongly", "app": "how long, and how strongly"},
     )
