@@ -17,6 +17,7 @@ from apdm.attacks.registry import is_zero_shot
 from apdm.attacks.staged import Staged
 from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
+from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
@@ -28,6 +29,7 @@ from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory, Entry, choose_entries
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
+from apdm.core.disk import require_parts
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import write_json
 from apdm.core.logging import get_logger
@@ -41,6 +43,7 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.attacked import export_attacked
 from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, PICTURES, REPORT
+from apdm.export.pipeline import export_size
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs
 from apdm.jobs.audit_steps import (
@@ -51,6 +54,7 @@ from apdm.jobs.audit_steps import (
     read_models,
     with_class_pictures,
 )
+from apdm.jobs.audit_work import pictures_size
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
 from apdm.jobs.plan import Rows, audited_face_rows, show_plan
@@ -93,6 +97,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
         plan = processes.main_first(lambda: load_attack(config, command))
         judges = plan.judges
         processes.on_main(lambda: check_faces(list(plan.subjects.sets), judges.encoders, judges.face_score))
+        processes.on_main(lambda: require_parts(output, sizes(config, plan)))
         processes.broadcast(lambda: claim(config, held))
         tracker = processes.on_main(lambda: start_tracker(config, held))
         processes.on_main(lambda: show_plan(attack_plan(config, plan, processes, device)))
@@ -248,17 +253,29 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
     }
 
 
+def sizes(config: AttackConfig, plan: AuditPlan) -> dict[str, int]:
+    """Return what the attacks write until their end, besides what is there already: {part: bytes}, upper bounds."""
+    output, cells = Path(config.output_dir), Matrix.of(plan, plan.entries).cells
+    parts = {"pictures": pictures_size(plan, cells, None, {}, output)}
+    if config.save_model:
+        missing = [cell for cell in cells if not model_folder(output, cell).is_dir()]
+        parts["attacked models"] = len(missing) * export_size(plan.models[MODEL])
+    return parts
+
+
+def model_folder(output: Path, cell: Cell) -> Path:
+    """Where the attacked model of a cell is kept."""
+    return output / ATTACKED_MODELS / file_name(cell.entry.spec) / cell.person.id
+
+
 def _run(
     config: AttackConfig, plan: AuditPlan, output: Path, processes: ProcessGroup, tracker: Tracker | None
 ) -> AttackResults | None:
     """Run the attacks, and write attack.json, the pictures and the page. The tracker gets them too."""
     plan, drawn, latents = with_class_pictures(config, plan, processes)
 
-    def place(cell: Cell) -> Path:
-        return output / ATTACKED_MODELS / file_name(cell.entry.spec) / cell.person.id
-
     def keep(cell: Cell, attacked: Family) -> None:
-        export_attacked(attacked, place(cell), attack=cell.entry.spec, base=plan.files[MODEL].sha256)
+        export_attacked(attacked, model_folder(output, cell), attack=cell.entry.spec, base=plan.files[MODEL].sha256)
 
     done = attack_one_model(
         plan,
@@ -267,7 +284,7 @@ def _run(
         store=cell_store(output, CELLS, processes, config.reuse_audits),
         processes=processes,
         keep=keep if config.save_model else None,
-        again=lambda cell: config.save_model and not place(cell).is_dir(),
+        again=lambda cell: config.save_model and not model_folder(output, cell).is_dir(),
     )
     if done is None:
         return None

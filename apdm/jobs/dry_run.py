@@ -31,7 +31,7 @@ from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
-from apdm.jobs.audit_work import AuditWork
+from apdm.jobs.audit_work import AuditWork, pictures_size
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_files import HardenFiles
@@ -258,7 +258,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
             _check_output(config, faults)
             found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
-                plan, sets, rows, work = found
+                plan, sets, rows, work, pictures = found
                 base, judges = plan.models["base"], plan.judges
                 cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
@@ -269,6 +269,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
                     ),
                     "work": lambda: resources.work(cost, work.passes, device),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the base",
+                    "disk": lambda: resources.disk(output, {"pictures": pictures}),
                 }
                 _show(rows, more, faults)
 
@@ -306,6 +307,7 @@ def attack_model(config: AttackConfig) -> AttackResult:
                     ),
                     "work": lambda: resources.work(cost, work.passes, device),
                     "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
+                    "disk": lambda: resources.disk(Path(config.output_dir), attack.sizes(config, plan)),
                 }
                 _show(attack.attack_plan(config, plan, processes, device), more, faults)
 
@@ -315,17 +317,18 @@ def attack_model(config: AttackConfig) -> AttackResult:
 
 def _audit_input(
     config: AuditJobConfig, processes: ProcessGroup, device: torch.device
-) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, AuditWork]:
+) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, AuditWork, int]:
     """Read the input of an audit of models or of photos alone.
 
     Returns:
-        Its plan, all photos, the rows of what it says, and its work.
+        Its plan, all photos, the rows of what it says, its work, and the bytes of its pictures.
     """
+    output = Path(config.output_dir)
     if config.hardened is None:
         plan, specs, protected = load_photo_audit(config, None)
         rows = photo_audit_plan(config, plan, protected, processes=processes, device=device)
         work = AuditWork.of(plan, [], class_sets=1, specs=specs, photos=protected.counts)
-        return plan, plan.subjects.sets, rows, work
+        return plan, plan.subjects.sets, rows, work, pictures_size(plan, [], specs, protected.counts, output)
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
@@ -333,7 +336,8 @@ def _audit_input(
     cells, class_sets = Matrix.of(plan, entries).cells, len(plan.arms) + 2
     counts = photos.counts if photos is not None else None
     work = AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=counts)
-    return plan, audit.photo_sets(inputs, photos), rows, work
+    pictures = pictures_size(plan, cells, inputs.photo_attacks, counts or {}, output)
+    return plan, audit.photo_sets(inputs, photos), rows, work, pictures
 
 
 def _check_output(config: Resumable, faults: Faults) -> None:

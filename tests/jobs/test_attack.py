@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from apdm.attacks import Material
 from apdm.attacks.registry import make
 from apdm.cli import main
 from apdm.config import AttackConfig, make_config
+from apdm.core import disk
 from apdm.export.attacked import export_attacked
 from apdm.export.leaks import scan_for_leaks
+from apdm.export.pipeline import export_size
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.attack import warn_of_options_without_effect
@@ -214,7 +217,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     values = options(tiny_pipeline, photos, tmp_path / "out")
     assert main(["attack", *words(values), "--dry_run"]) == 0
     said = capsys.readouterr()
-    for name in ("attacks", "faces seen", "device memory", "work", "drawn"):
+    for name in ("attacks", "faces seen", "device memory", "work", "drawn", "disk"):
         assert f"apdm: {name}  " in said.err
     assert "5 copies of the denoiser" in said.err and "3 class pictures of the model" in said.err
     assert said.out == "dry run: everything that the run needs is there; nothing was written\n"
@@ -227,6 +230,25 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert main(["attack", *words(finished | {"seed": 6}), "--dry_run"]) == 2
     assert "overwrite_output_dir" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in attacked.output_dir.rglob("*")} == before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_disk_without_room_for_the_attacked_models_is_told_before_the_work(
+    tiny_pipeline: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dry_run: bool,
+) -> None:
+    model = export_size(load_family(tiny_pipeline))
+    monkeypatch.setattr(disk, "free_space", lambda path: 3 * model // 2)  # of two attacked models
+    attacks = [f"lora:rank={rank},max_train_steps=4" for rank in (1, 2)]
+    values = options(tiny_pipeline, photos, tmp_path / "out", attack=attacks, save_model=True, dry_run=dry_run)
+    assert main(["attack", *words(values)]) == 2
+    assert re.search("out needs .* [(]pictures .*, attacked models .*[)] and its disk has", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+    assert main(["attack", *words({**values, "attack": attacks[:1]})]) == 0
 
 
 def test_a_dry_run_lists_all_that_is_wrong(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
