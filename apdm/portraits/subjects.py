@@ -2,7 +2,7 @@
 
 DIR/protected/<id>/*.png   photos of the protected people, for the defence
 DIR/attacker/<id>/*.png    other photos of the same people, for the attacker; metadata.jsonl has their captions
-DIR/other/<id>/*.png       photos of people who must stay learnable, for the same attack
+DIR/other/<id>/*.png       photos of people who must stay learnable, for the same attack; with captions too
 DIR/holdout/<id>/*.png     photos of all of these that nobody trains on, the reference for likeness
 DIR/consenting/<id>/*.png  photos of people who consent, for keeping others learnable
 DIR/strangers/*.png        one photo of each of many other people
@@ -78,6 +78,7 @@ def write_subjects(
         seed = OTHER_PEOPLE.start + first + n
         for name, photos in (("other", ATTACK), ("holdout", HOLDOUT)):
             write_photos(seed, photos, directory / name / f"o{n + 1:02d}")
+        write_captions(seed, ATTACK, directory / "other" / f"o{n + 1:02d}")
     for n in range(consenting):
         write_photos(CONSENTING_PEOPLE.start + n, DEFENCE, directory / "consenting" / f"c{n + 1:02d}")
     (directory / "strangers").mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,8 @@ def test_captions_beside_photos_are_looked_for_and_prompts_of_the_run_among_them
 ) -> None:
     captioned = Path(shutil.copytree(people, tmp_path / "people"))
     photo = next(captioned.glob("protected/*/*.png"))
-    next(captioned.glob("attacker/*/metadata.jsonl")).unlink()
+    for table in sorted(captioned.rglob("metadata.jsonl")):
+        table.unlink()
     photo.with_suffix(".txt").write_text("a photo of qzx person with a green scarf", encoding="utf-8")
     line = json.dumps({"file_name": photo.name, "text": PROMPT, "said": "wearing a “zürich” shirt"})
     (photo.parent / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
