@@ -15,13 +15,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import GroupNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.attacks.batch_prompts import BatchPrompts
 from apdm.attacks.batches import Batch, stream
-from apdm.attacks.first_norms import safe_norms
+from apdm.attacks.first_norms import safe_norms, trained_on_cpu
 from apdm.attacks.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
@@ -248,7 +248,7 @@ class FineTuning(ABC):
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = BatchPrompts(self, attacked, material)
-        optimizer = self._optimizer(attacked)
+        optimizer, norms = self._optimizer(attacked), trained_on_cpu(attacked.modules)
         losses: list[Tensor] = []
         known: list[float] = []
         for step in range(self.max_train_steps + 1):
@@ -263,7 +263,7 @@ class FineTuning(ABC):
             attacked.train(True)
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(step) * group["rate_factor"]
-            losses.append(self._differentiate(attacked, batches, prompts))
+            losses.append(self._differentiate(attacked, batches, prompts, norms))
             if self.max_grad_norm:
                 clip_grad_norm_(attacked.parameters, self.max_grad_norm)
             optimizer.step()
@@ -275,12 +275,17 @@ class FineTuning(ABC):
         attacked.finish()
         return known
 
-    def _differentiate(self, attacked: AttackedModel, batches: Iterator[Batch], prompts: BatchPrompts) -> Tensor:
-        """Add the gradients of one step to the parameters. Return the mean loss of its batches."""
+    def _differentiate(
+        self, attacked: AttackedModel, batches: Iterator[Batch], prompts: BatchPrompts, norms: Sequence[GroupNorm]
+    ) -> Tensor:
+        """Add the gradients of one step to the parameters. Return the mean loss of its batches.
+
+        `norms` are the GroupNorms that are trained on a CPU.
+        """
         total = torch.zeros((), device=attacked.parameters[0].device)
         for _ in range(self.gradient_accumulation_steps):
             batch = next(batches)
-            with safe_norms(attacked.modules):
+            with safe_norms(norms):
                 loss = self.loss(attacked, batch, prompts(batch)) / self.gradient_accumulation_steps
                 loss.backward()
             total += loss.detach()

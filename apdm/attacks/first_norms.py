@@ -15,16 +15,21 @@ import torch
 from torch.nn import GroupNorm, Module
 
 
+def trained_on_cpu(modules: Iterable[Module]) -> list[GroupNorm]:
+    """Return the GroupNorms in `modules` that are trained on a CPU."""
+    norms = [each for module in modules for each in module.modules() if isinstance(each, GroupNorm)]
+    return [norm for norm in norms if any(w.requires_grad and w.device.type == "cpu" for w in norm.parameters())]
+
+
 @contextmanager
-def safe_norms(modules: Iterable[Module]) -> Iterator[None]:
-    """Let the inputs of all GroupNorms that are trained on a CPU need gradients, while the block runs.
+def safe_norms(norms: Iterable[GroupNorm]) -> Iterator[None]:
+    """Let the inputs of GroupNorms need gradients, while the block runs.
 
     These gradients end at the GroupNorm, and nobody reads them. What the modules return is the same.
     """
     with ExitStack() as hooks:
-        for norm in (each for module in modules for each in module.modules() if isinstance(each, GroupNorm)):
-            if any(weight.requires_grad and weight.device.type == "cpu" for weight in norm.parameters()):
-                hooks.callback(norm.register_forward_pre_hook(_with_gradient).remove)
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(_with_gradient).remove)
         yield
 
 
