@@ -64,8 +64,8 @@ class PGD:
         callback: called after each step with the mean of the objective.
 
     Raises:
-        ValueError: a photo does not have this shape or is not of floating point, a size is not in [0, 1], or there is
-            no such update.
+        ValueError: a photo does not have three dimensions or is not of floating point, `epsilon` or `step_size` is
+            not in [0, 1], or there is no such update.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class PGD:
         batch_size: int = 4,
         callback: Progress | None = None,
     ) -> None:
-        if wrong := [tuple(one.shape) for one in originals if one.ndim != 3 or not one.is_floating_point()]:
-            raise ValueError(f"photos must be [3, H, W] of floating point in [0, 1]; {wrong[0]} is not")
+        if wrong := [one for one in originals if one.ndim != 3 or not one.is_floating_point()]:
+            problem = f"one is {list(wrong[0].shape)} of {wrong[0].dtype}"
+            raise ValueError(f"photos must be [3, H, W] of floating point in [0, 1]; {problem}")
         if not (0 <= epsilon <= 1 and 0 <= step_size <= 1):
             problem = "are in [0, 1] pixel units, such as 8/255"
             raise ValueError(f"epsilon and step_size {problem}, not {epsilon:g} and {step_size:g}")

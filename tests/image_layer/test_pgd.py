@@ -154,8 +154,11 @@ def test_the_initial_hook_says_where_the_ascent_starts():
         ({"epsilon": 8}, "are in [0, 1] pixel units, such as 8/255, not 8 and"),
         ({"step_size": 2}, "and 2"),
         ({"update": "l2"}, "update must be one of sign, normalised, not 'l2'"),
-        ({"originals": [torch.rand(1, 3, 4, 4)]}, "photos must be [3, H, W] of floating point in [0, 1]; (1, 3, 4, 4)"),
-        ({"originals": [torch.zeros(3, 4, 4, dtype=torch.uint8)]}, "photos must be [3, H, W] of floating point"),
+        (
+            {"originals": [torch.rand(1, 3, 4, 4)]},
+            "photos must be [3, H, W] of floating point in [0, 1]; one is [1, 3, 4, 4]",
+        ),
+        ({"originals": [torch.zeros(3, 4, 4, dtype=torch.uint8)]}, "one is [3, 4, 4] of torch.uint8"),
     ],
 )
 def test_what_would_silently_do_something_else_is_refused(change: dict[str, object], problem: str) -> None:
