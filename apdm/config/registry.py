@@ -165,7 +165,7 @@ class Registry:
 
     def _from_file(self, path: Path, name: str) -> Any:
         self._require_file(path)
-        module = _module_of(path.absolute(), path.read_bytes(), str(path))
+        module = _module_of(path)
         cls = getattr(module, name, None)
         if not inspect.isclass(cls):
             own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -195,33 +195,32 @@ class Registry:
                 raise UserError(f"{path}: {cls.__name__}: {problem}")
 
 
-@cache
-def _module_of(path: Path, source: bytes, shown: str) -> ModuleType:
+def _module_of(path: Path) -> ModuleType:
     """Run a Python file as a module, once for each content of the file.
 
-    The module has a name of its own. Two files may be called alike, or as a module of Python, and a file that was
-    changed in a notebook is another module.
-
-    Args:
-        shown: the path in messages.
+    The module has a name of its own, made from the file's place and content. So two files may have the same name, or
+    that of a module of Python, and a file that was changed in a notebook is another module.
 
     Raises:
         UserError: it cannot be run. The message names the line.
     """
-    name = f"{path.stem}_{sha256(os.fsencode(path) + source).hexdigest()[:16]}"
+    source, place = path.read_bytes(), str(path.absolute())
+    name = f"{path.stem}_{sha256(os.fsencode(place) + source).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
     module = ModuleType(name)
-    module.__file__ = str(path)
+    module.__file__ = place
     sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
     try:
-        exec(compile(source, path, "exec"), vars(module))
-    except Exception as error:
+        exec(compile(source, place, "exec", dont_inherit=True), vars(module))
+    except BaseException as error:
         del sys.modules[name]
-        lines = [
-            line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)
-        ]
+        if not isinstance(error, Exception | SystemExit):  # Ctrl-C
+            raise
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == place]
         where = f", line {lines[-1]}" if lines else ""
         said = " ".join(str(error).split())
-        raise UserError(f"{shown}{where}: it cannot be loaded: {type(error).__name__}: {said}") from error
+        raise UserError(f"{path}{where}: it cannot be loaded: {type(error).__name__}: {said}") from error
     return module
 
 

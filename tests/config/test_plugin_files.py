@@ -57,12 +57,26 @@ def test_a_file_that_was_changed_is_read_again_and_one_that_was_not_gives_the_sa
     assert OBJECTIVES.make(hinge(tmp_path / "mine.py", "int", "3") + ":margin=4").margin == 4
 
 
+def test_a_file_named_by_another_path_gives_the_same_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = hinge(tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    assert type(OBJECTIVES.make("mine.py:Hinge")) is type(OBJECTIVES.make(spec))
+
+
+def test_annotations_are_texts_only_if_the_file_says_so(tmp_path: Path) -> None:
+    texts = type(OBJECTIVES.make(hinge(tmp_path / "mine.py")))
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("from __future__", "# "))
+    types = type(OBJECTIVES.make(f"{tmp_path / 'mine.py'}:Hinge"))
+    assert [texts.__annotations__["margin"], types.__annotations__["margin"]] == ["float", float]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (("class Hinge", "class Other"), 'has no objective "Hinge"; it has Other'),
         (("name: ClassVar[str]", "called: ClassVar[str]"), "Hinge is no objective, because it has no name"),
         (("@dataclass(frozen=True, kw_only=True)", ""), "Hinge is no dataclass; write @dataclass(frozen=True, kw_only"),
+        (("0.5", "exit(3)"), ", line 12: it cannot be loaded: SystemExit: 3"),
         (("0.5", "1 / 0"), ", line 12: it cannot be loaded: ZeroDivisionError: division by zero"),
         (
             ("margin: float = 0.5", "margin: tuple[int, ...] = ()"),
