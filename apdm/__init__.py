@@ -31,7 +31,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
-from os.path import isdir
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from apdm.core.versions import VERSION as __version__
@@ -363,24 +362,10 @@ def _resolve(
     cls: type[Config], config: Config | str | PathLike[str] | None, options: Mapping[str, Any], *, first: bool = True
 ) -> Config:
     """Build the configuration, and check what can be checked before torch is imported; not if `first` is false."""
-    from apdm.config.filling import make_config
-    from apdm.config.options import options_by_path
-    from apdm.core.errors import UserError
+    from apdm.config.filling import config_of_call
     from apdm.jobs.first_checks import check_first
 
-    if isinstance(config, cls):
-        resolved = make_config(cls, vars(config))
-        if options:
-            raise UserError(f"{', '.join(options)} beside a {cls.__name__}: give either the object or its options")
-    elif config is None or (isinstance(config, str | PathLike) and not isdir(config)):
-        resolved = make_config(cls, options, file=config)
-    else:
-        what = f"{config} is a folder" if isinstance(config, str | PathLike) else f"it is a {type(config).__name__}"
-        required = next(name for name, found in options_by_path(cls).items() if found.required)
-        raise UserError(
-            f"the first argument is the configuration, a YAML file or the object {cls.__name__}, and {what}; "
-            f"give options by name: {required}=..."
-        )
+    resolved = config_of_call(cls, config, options)
     if first:
         check_first(resolved)
     return resolved

@@ -257,6 +257,8 @@ class Pipeline(torch.nn.Module):
             "the first argument is the configuration, a YAML file or the object HardenConfig, and it is a VerifyConfig"
             "; give options by name: pretrained_model_name_or_path=...",
         ),
+        (lambda: apdm.harden(l2p=L2PConfig), "l2p in the call is a group of options; set one of them"),
+        (lambda: apdm.reproduce(ROOT), f"{ROOT} is a folder; give options by name: recipe=..."),
         (lambda: apdm.verify(ROOT), f"{ROOT} is a folder; give options by name: output_dir=..."),
         (lambda: apdm.compare(["a", "b"]), "and it is a list; give options by name: results=..."),
         (lambda: apdm.attack(attack="dreambooth"), 'each item text; write ["dreambooth"]'),

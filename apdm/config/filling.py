@@ -90,6 +90,36 @@ def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os
     return _complete(cls, values, known, "as an argument or in the configuration file")
 
 
+def config_of_call(
+    cls: type[Config], config: Config | str | os.PathLike[str] | None, options: Mapping[str, Any]
+) -> Config:
+    """Build the configuration of a call of the Python API.
+
+    Args:
+        cls: the dataclass that describes the options.
+        config: the first argument of the call: a complete configuration, a YAML file, or None.
+        options: its keyword arguments, which win over the file. A complete configuration takes none.
+
+    Raises:
+        UserError: as `load_config`, or the first argument is something else.
+    """
+    if isinstance(config, cls):
+        if options:
+            raise UserError(f"{', '.join(options)} beside a {cls.__name__}: give either the object or its options")
+        return make_config(cls, vars(config))
+    found = f"it is a {type(config).__name__}"
+    if config is None or isinstance(config, str | os.PathLike):
+        if config is None or not os.path.isdir(config):
+            return make_config(cls, options, file=config)
+        found = f"{config} is a folder"
+    known = options_by_path(cls)
+    first = next((name for name, one in known.items() if one.required), next(iter(known)))
+    raise UserError(
+        f"the first argument is the configuration, a YAML file or the object {cls.__name__}, and {found}; "
+        f"give options by name: {first}=..."
+    )
+
+
 def command_line(name: str, argv: Sequence[str]) -> str:
     """Return a command in the form in which it is written into results, quoted as a shell takes it.
 
@@ -189,7 +219,7 @@ def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -
     seen: set[str] = set()
     while pending:
         path, value = pending.pop(0)
-        if path in groups and dataclasses.is_dataclass(value):
+        if path in groups and dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = _as_yaml_values(vars(value))
         if path in groups and isinstance(value, dict):
             pending += [(f"{path}.{key}", inner) for key, inner in value.items()]
@@ -207,9 +237,8 @@ def _as_yaml_values(value: Any) -> Any:
     """Convert Python values to those that YAML would give: tuples, ranges and arrays to lists, paths to text."""
     if isinstance(value, Mapping):
         return {key: _as_yaml_values(inner) for key, inner in value.items()}
-    if callable(to_list := getattr(value, "tolist", None)) and not isinstance(
-        value, type
-    ):  # NumPy's numbers and arrays
+    to_list = getattr(value, "tolist", None)  # of NumPy's numbers and arrays
+    if callable(to_list) and not isinstance(value, type):
         value = to_list()
     if isinstance(value, str):
         return str.__str__(value)  # not a class derived from it
