@@ -14,6 +14,7 @@ path/to/my_attack.py:MyAttack:rank=32               a class in a file of your ow
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from fractions import Fraction
@@ -35,6 +36,7 @@ FACTORS = {"learning_rate_factor": "learning_rate", "steps_factor": "max_train_s
 DRAWING_OPTIONS = ("guidance_scale", "num_inference_steps", "scheduler")
 NAMES = ("identifier", "class_noun", "description")
 COMMON_OPTIONS = (*FACTORS, *NAMES, "photos", "num_photos", *DRAWING_OPTIONS)
+PROMPTS = re.compile(r"\b(description|(?:\w+_)?prompt)=[^,]*")  # options that are prompts, or parts of them
 
 
 def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None, **nominal: Any) -> Attack:
@@ -127,6 +129,14 @@ def refuse_repeats(kind: str, specs: Sequence[str], make_one: Callable[[str], Ma
 def described(one: Any) -> tuple[Any, ...]:
     """All that tells an attack or purifier from others. It is equal for two that do the same."""
     return type(one), one.name, one.params(), getattr(one, "seed", None)
+
+
+def without_words(spec: str) -> str:
+    """The text of an attack or purifier without the values of options that are prompts, or parts of them.
+
+    So it says neither how somebody looks nor what else somebody asked for.
+    """
+    return PROMPTS.sub(r"\1", spec)
 
 
 def is_zero_shot(spec: str) -> bool:

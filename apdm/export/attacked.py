@@ -32,7 +32,7 @@ def export_attacked(model: Family, folder: Path, *, attack: str, base: str) -> N
 
     Args:
         model: the attacker's model. Its adapters are merged into a copy of the weights.
-        attack: the text that names the attack and its options.
+        attack: the text that names the attack and its options, without prompts.
         base: sha256 of the attacked model's weights.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from apdm.attacks import Attack
 from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.registry import is_zero_shot
+from apdm.attacks.registry import is_zero_shot, without_words
 from apdm.attacks.staged import Staged
 from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
@@ -275,7 +275,8 @@ def _run(
     plan, drawn, latents = with_class_pictures(config, plan, processes)
 
     def keep(cell: Cell, attacked: Family) -> None:
-        export_attacked(attacked, model_folder(output, cell), attack=cell.entry.spec, base=plan.files[MODEL].sha256)
+        spec, base = without_words(cell.entry.spec), plan.files[MODEL].sha256
+        export_attacked(attacked, model_folder(output, cell), attack=spec, base=base)
 
     done = attack_one_model(
         plan,

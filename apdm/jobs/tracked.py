@@ -5,7 +5,6 @@ Curves and figures are means over people and seeds, so that no id of a person st
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from statistics import fmean
 
 from PIL import Image
 
+from apdm.attacks.registry import without_words
 from apdm.audit.common_results import Verdict
 from apdm.audit.one_model import AttackResults
 from apdm.audit.plan import to_unit
@@ -33,7 +33,6 @@ logger = get_logger(__name__)
 
 AXIS = "attack step"
 SHOWN = 4  # protected photos of each person that a tracker gets
-WORDS = re.compile(r"\b(description|(?:\w+_)?prompt)=[^,]*")  # options of attacks that are prompts, or parts of them
 
 
 def start_tracker(options: AuditingConfig | PerturbConfig, held: ExitStack) -> Tracker | None:
@@ -109,11 +108,11 @@ def likeness_curves(results: Results | AttackResults) -> dict[str, list[tuple[in
 
 
 def names_without_words(specs: Iterable[str]) -> dict[str, str]:
-    """Return {attack: its name in a tracker}, which says neither how somebody looks nor another prompt."""
+    """Return {attack: its name in a tracker}; see `without_words`. Those with the same name are numbered."""
     names: dict[str, str] = {}
     for spec in specs:
-        plain = WORDS.sub(r"\1", spec)
-        same = sum(WORDS.sub(r"\1", other) == plain for other in names)
+        plain = without_words(spec)
+        same = sum(without_words(other) == plain for other in names)
         names[spec] = f"{plain} {same + 1}" if same else plain
     return names
 

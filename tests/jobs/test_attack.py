@@ -78,6 +78,18 @@ def attacked(tiny_pipeline: Path, photos: Path, tmp_path_factory: pytest.TempPat
     return apdm.attack(**options(tiny_pipeline, photos, output, save_model=True))
 
 
+def test_the_attacked_model_does_not_say_how_the_person_looks(
+    tiny_pipeline: Path, photos: Path, tmp_path: Path
+) -> None:
+    spec = "lora:rank=2,max_train_steps=1,description=with red hair"
+    done = apdm.attack(**options(tiny_pipeline, photos, tmp_path / "out", attack=[spec], save_model=True))
+    assert done.models_dir is not None
+    files = [path for path in done.models_dir.rglob("*") if path.is_file()]
+    texts = [path.read_bytes() for path in files]
+    assert any(b"lora:rank=2,max_train_steps=1,description" in text for text in texts)
+    assert not any(b"red hair" in text for text in texts)
+
+
 def lasting(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what no two runs share, and without what an audit adds when it has compared its models."""
     left_out = ("seconds", "train_seconds", "steps_to_match", "unreliable")
