@@ -34,6 +34,7 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
         face_score = options.pop("face_score", ConvJudge("face", -1.0, 3))
         encoders = [ConvJudge("one", -1.0, 1), ConvJudge("two", -1.0, 2)]
         store, reader, clip = (options.pop(name, None) for name in ("store", "reader", "clip"))
+        afterwards = options.pop("afterwards", 0)
         subjects = AuditSubjects(
             options.pop("subjects", [person("s01", 1)]),
             options.pop("others", [person("o01", 2)]),
@@ -49,7 +50,7 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
             **options,
         )
         with TemporaryDirectory() as folder:
-            done = attack_and_judge(plan, prior, store=store or CellStore(Path(folder)))
+            done = attack_and_judge(plan, prior, store=store or CellStore(Path(folder)), afterwards=afterwards)
         assert done is not None
         return to_json(done[0]), done[1]
 

@@ -69,6 +69,8 @@ def test_an_audit_whose_pictures_do_not_fit_on_the_disk_ends_before_the_first_at
         run_audit(config, entries=entries, others=[], store=store)
     assert not list(store.folder.glob("*.claim"))
     monkeypatch.setattr(disk, "free_space", lambda path: 10**9)
+    with pytest.raises(CannotWrite, match="for the pictures of the attacks"):
+        run_audit(config, entries=entries, others=[], store=store, afterwards=10**9)
     results, _ = run_audit(config, entries=entries, others=[], store=store)
     monkeypatch.setattr(disk, "free_space", lambda path: 0)  # what is finished needs no more room
     assert run_audit(config, entries=entries, others=[], store=store)[0]["attacks"] == results["attacks"]
