@@ -110,8 +110,8 @@ class AuditJobConfig(AuditOptions):
     caption_column: str | None = option(
         None,
         "An attack of the suites standard and full trains each photo under its own caption. The captions are in this "
-        'column of a metadata.jsonl beside the photos; ".txt" stands for text files. By default the column text, and '
-        "the attack is left out where there are no captions.",
+        'column of a metadata.jsonl beside the photos; ".txt" stands for text files. Without this option the column '
+        "is text, and the attack is left out where there are no captions.",
         common="attacks",
     )
     search: int = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apdm.portraits.people import Circumstance, Identity
 
-SMILE = 0.3  # from which `Circumstance.smile` on a caption says that somebody smiles
+SMILE = 0.3  # a caption says that somebody smiles if `Circumstance.smile` is above this
 
 
 def skin_word(who: Identity) -> str:
