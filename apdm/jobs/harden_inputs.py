@@ -193,7 +193,9 @@ class HardenInputs:
         parts = {"model and checkpoints": self._model_size(output)}
         parts["class pictures"] = class_pictures_to_draw(config, self.own_class_pictures) * one
         if config.validation.steps:
-            parts["samples"] = config.max_train_steps // config.validation.steps * pictures_of_validation(config) * one
+            drawn = len(list((output / SAMPLES).glob("step-*[0-9].png")))
+            validations = max(0, config.max_train_steps // config.validation.steps - drawn)
+            parts["samples"] = validations * pictures_of_validation(config) * one
         if self.photo_job is not None:
             parts["protected photos"] = self.photo_job.missing_size(output / IMAGES)
         if config.audit.enabled and self.audit_inputs is not None:

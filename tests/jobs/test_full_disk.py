@@ -19,12 +19,15 @@ from tiny_run import arguments, equal, weights, write_people
 
 import apdm
 from apdm.cli import main
+from apdm.config import HardenConfig, load_config
 from apdm.core import disk
 from apdm.core.disk import CannotWrite, picture_size, require_disk
 from apdm.core.errors import UserError
 from apdm.core.files import write_beside
 from apdm.core.pictures import save_png
 from apdm.core.signals import stop_on_signals
+from apdm.families import load_family
+from apdm.jobs.harden_inputs import HardenInputs
 
 Run = Callable[..., int]
 
@@ -157,6 +160,19 @@ def test_a_disk_without_room_for_the_audit_is_told_before_the_hardening(
     parts = "model and checkpoints .*, class pictures .*, protected photos .*, pictures of the audit .*"
     assert re.search(rf"run needs .* GB \({parts}\) and its disk has .* free: make room", said)
     assert not {"config.yaml", "class_images"} & {path.name for path in tmp_path.rglob("*")}
+
+
+def test_samples_that_are_there_need_no_room(people: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    options: dict[str, object] = {"max_train_steps": 7, "validation.steps": 2, "validation.prompts": ["a photo"]}
+    config = load_config(HardenConfig, arguments(tiny_pipeline, people, tmp_path, **options))
+    base = load_family(tiny_pipeline)
+    inputs = HardenInputs.read(config, base, base)
+    one = config.validation.num_images * picture_size(config.resolution**2)
+    assert inputs.sizes()["samples"] == 3 * one
+    (tmp_path / "samples").mkdir()
+    for name in ("step-00002.png", "step-00002-probe.png"):
+        (tmp_path / "samples" / name).touch()
+    assert inputs.sizes()["samples"] == 2 * one
 
 
 def test_room_is_counted_before_the_work(tmp_path: Path) -> None:
