@@ -228,8 +228,9 @@ def available_entries(
         if unfit is not None:
             left_out.append(LeftOut(spec=entry.spec, reason=unfit, required=False))
         elif missing:
-            named, given = " and a ".join(missing), " and ".join(f"--{name}" for name in missing)
-            reason = f"a {named} model is needed, to be given with {given}"
+            named = " and ".join(f"a {name} model" for name in missing)
+            given = " and ".join(f"--{name}" for name in missing)
+            reason = f"{named} {'is' if len(missing) == 1 else 'are'} needed, to be given with {given}"
             left_out.append(LeftOut(spec=entry.spec, reason=reason, required=entry.required))
         else:
             kept.append(entry)

@@ -162,6 +162,7 @@ def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reas
     (_, (vector,)) = available_entries(
         [Entry(spec="task_vector", required=False)], ("base", "hardened"), attack_factory()
     )
+    assert vector.reason.startswith("a sibling model and a hardened_sibling model are needed")
     assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
 
 
