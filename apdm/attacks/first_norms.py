@@ -1,7 +1,7 @@
 """A way around a fault of PyTorch (2.13) in the backward pass of GroupNorm on a CPU.
 
 The process crashes, without a message, if a GroupNorm's weight or bias needs a gradient, its input does not, and the
-input is in the memory format channels_last. The latents of some VAEs are. So an attack that trains nothing before a
+input is in the memory format channels_last, as the latents of some VAEs are. So an attack that trains nothing before a
 GroupNorm would crash at its first step.
 """
 
