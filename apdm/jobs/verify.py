@@ -34,6 +34,7 @@ from apdm.export.layout import (
     CELLS,
     CLASS_IMAGES,
     CONFIG,
+    IMAGES,
     MANIFEST,
     MODEL,
     PARTNERS,
@@ -93,7 +94,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         problems += _loads(root, config.family)
     for path in model:
         problems += _metadata(path, root)
-    problems += _photo_metadata(root / "images", root)
+    problems += _photo_metadata(root / IMAGES, root)
     problems += _leaks(root, model, sought, [*_prompts(root), *config.prompts])
     ids, photos = len(sought.ids), len(sought.photos)
     return VerifyResult(
@@ -231,13 +232,11 @@ class Sought:
     """What is looked for in the files of a run.
 
     Attributes:
-        folder: the folder with the subjects' photos; None if it was not given.
         ids: the ids of the subjects.
         photos: their photos.
         captions: what is written for these photos beside them.
     """
 
-    folder: Path | None = None
     ids: tuple[str, ...] = ()
     photos: tuple[Path, ...] = ()
     captions: tuple[str, ...] = ()
@@ -266,7 +265,7 @@ class Sought:
         if not photos:
             raise UserError(f"{folder} holds no photos: there is nothing to look for")
         captions = [text for text in all_captions(photos) if len(text.encode()) >= CAPTION_BYTES]
-        return Sought(root, tuple(sorted(ids)), tuple(photos), tuple(captions))
+        return Sought(tuple(sorted(ids)), tuple(photos), tuple(captions))
 
 
 def _config(root: Path) -> dict[str, Any]:
