@@ -25,6 +25,8 @@ from apdm.jobs.validation import Validator
 
 logger = get_logger(__name__)
 
+REQUIRED_PROBES = 2  # how many probes in a row must show no more likeness than strangers before training may stop
+
 
 class Trained(NamedTuple):
     """A finished training.
@@ -77,7 +79,7 @@ def run_training(
         newest=checkpoint.folder if checkpoint else None,
     )
     steps = range(counters.step + 1, config.max_train_steps + 1)
-    if _is_protected(validator, counters):
+    if _is_protected(config, counters):
         steps = range(0)
     with progress_bar(
         steps,
@@ -97,15 +99,14 @@ def run_training(
             try:
                 if config.validation.steps and step % config.validation.steps == 0:
                     training.publish()
-                    measured, counters.quiet_probes = processes.broadcast(
-                        partial(_validate, validator, step, accelerator.device)
-                    )
+                    measured, quiet = processes.broadcast(partial(_validate, validator, step, accelerator.device))
+                    counters.quiet_probes = counters.quiet_probes + 1 if quiet else 0
                     figures |= measured
                 if config.report_to:
                     processes.on_main(partial(_log, tracker, figures, step))
             except CannotWrite as fault:
                 raise keeper.rescue(counters, fault) from None
-            protected = _is_protected(validator, counters)
+            protected = _is_protected(config, counters)
             over = protected or step == config.max_train_steps
             interrupted = any(processes.mean([float(stop.asked)]))
             if interrupted or (every and step % every == 0 and not over):
@@ -140,19 +141,18 @@ def _log(tracker: Tracker | None, figures: Mapping[str, float], step: int) -> No
         tracker.numbers(figures, step)
 
 
-def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], int]:
+def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], bool]:
     denoiser: Any = validator.family.denoiser
     home = next(denoiser.parameters()).device  # the CPU, if the engine shards the model
     denoiser.to(device)
-    figures = validator(step)
+    measured = validator(step)
     denoiser.to(home)
-    return figures, validator.quiet_probes
+    return measured
 
 
-def _is_protected(validator: Validator, counters: Counters) -> bool:
-    """Whether enough probe attacks in a row have failed, so that the training may stop."""
-    validator.quiet_probes = counters.quiet_probes
-    return validator.enough
+def _is_protected(config: HardenConfig, counters: Counters) -> bool:
+    """Whether the training may stop: the user asked for that, and enough probe attacks in a row have failed."""
+    return config.validation.stop_when_protected and counters.quiet_probes >= REQUIRED_PROBES
 
 
 def _stop_with_last_good_weights(

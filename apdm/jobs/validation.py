@@ -15,7 +15,6 @@ from apdm.export.layout import SAMPLES
 from apdm.families import Family
 from apdm.jobs.probe import Probe
 
-REQUIRED_PROBES = 2  # how many probes in a row must show no more likeness than strangers before training may stop
 PROBE_ROWS = 4  # of the sheet of pictures after a probe
 
 
@@ -34,26 +33,18 @@ class Validator:
     Args:
         family: the model that is hardened. Its weights are not changed.
         probe: the probe attack; None to run no probe.
-
-    Attributes:
-        quiet_probes: how many probes in a row have shown no more likeness than strangers have.
     """
 
     def __init__(self, config: HardenConfig, family: Family, probe: Probe | None, tracker: Tracker | None) -> None:
         self.config, self.options = config, config.validation
         self.family, self.probe, self.tracker = family, probe, tracker
-        self.quiet_probes = 0
 
-    @property
-    def enough(self) -> bool:
-        """Whether training may stop: the user asked for that, and enough probes in a row were quiet."""
-        return self.options.stop_when_protected and self.quiet_probes >= REQUIRED_PROBES
-
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int) -> tuple[dict[str, float], bool]:
         """Validate after outer step `step`.
 
         Returns:
-            The figures of the probe attack; empty if there is no probe.
+            The figures of the probe attack, and whether it reached no more likeness than strangers have; no figures and
+            False if there is no probe.
         """
         self.family.denoiser.eval()
         images = self._sheet(self.family, f"step-{step:05d}.png", self.options.prompts)
@@ -62,14 +53,12 @@ class Validator:
             shown = {f"validation/prompt {i}": list(map(to_pil, row)) for i, row in rows}
             self.tracker.pictures(shown, step=step, of_people=False)
         if self.probe is None:
-            return {}
+            return {}, False
         attacked = self.probe.run(self.family)
         images = self._sheet(attacked, f"step-{step:05d}-probe.png", [self.config.instance_prompt] * PROBE_ROWS)
         if self.tracker is not None:
             self.tracker.pictures({"validation/probe": list(map(to_pil, images))}, step=step, of_people=True)
-        figures, like_strangers = self.probe.measure(images)
-        self.quiet_probes = self.quiet_probes + 1 if like_strangers else 0
-        return figures
+        return self.probe.measure(images)
 
     @torch.no_grad()
     def _sheet(self, family: Family, name: str, prompts: Sequence[str]) -> Tensor:

@@ -136,6 +136,26 @@ def test_a_short_audit_leaves_results_and_report(people: Path, tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize(("stops", "steps"), [("true", 2), ("false", 4)])
+def test_two_probes_in_a_row_without_likeness_end_the_hardening_if_that_is_asked_for(
+    people: Path, tiny_pipeline: Path, tmp_path: Path, stops: str, steps: int
+) -> None:
+    probed: dict[str, object] = {
+        "validation.steps": 1,
+        "validation.probe_steps": 1,
+        "validation.num_images": 1,
+        "validation.num_inference_steps": 1,
+        "validation.stop_when_protected": stops,
+        "audit.max_likeness_over_strangers": 2,
+        "audit.holdout_data_dir": people / "holdout",
+        "audit.enabled": "false",
+    }
+    assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **probed)]) == 0
+    newest = max((tmp_path / "run").glob("checkpoint-*"))
+    assert newest.name == f"checkpoint-{steps:06d}"
+    assert json.loads((newest / "checkpoint.json").read_text())["quiet_probes"] == steps
+
+
 @pytest.mark.parametrize("class_data_dir", [None, "drawn"])
 def test_a_base_that_draws_no_face_is_refused_before_the_hardening_unless_the_audit_has_strangers(
     people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], class_data_dir: str | None
