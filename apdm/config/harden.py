@@ -298,11 +298,11 @@ class HardenConfig(JobConfig):
         kept = replace(self.preservation, anchor_prompts=fill(self.preservation.anchor_prompts))
         for name, group in (("audit", audit), ("validation", shown), ("preservation", kept)):
             object.__setattr__(self, name, group)
-        if self.subject_kind == "object" and (self.audit.enabled or self.validation.probe_steps):
+        if self.subject_kind == "object" and self.measures_likeness:
             self.audit.check_object(self.instance_prompt, self.class_prompt, {})
         if self.audit.enabled:
             check_audit_prompts(self.audit.prompts, self.instance_prompt, self.class_prompt, prefix="audit.")
-        if self.audit.enabled or self.validation.probe_steps:
+        if self.measures_likeness:
             self.audit.check_sets(self.protected_set, with_model=True)
         if self.pairs == "folder" and self.dataset_name is not None:
             raise UserError("pairs is folder, and a dataset has no partners; give --pairs drawn or --pairs none")
@@ -346,12 +346,17 @@ class HardenConfig(JobConfig):
         return self.reference_model_name_or_path or self.pretrained_model_name_or_path
 
     @property
+    def measures_likeness(self) -> bool:
+        """Whether likeness to the protected people is measured: by the audit at the end, or by the probe before it."""
+        return self.audit.enabled or bool(self.validation.probe_steps)
+
+    @property
     def photo_folders(self) -> dict[str, str]:
         """{option: folder} of the folders with photos of people that this run reads."""
         folders: dict[str, str | None] = {"instance_data_dir": self.instance_data_dir}
         folders["rehearsal_data_dir"] = self.rehearsal_data_dir
         if self.pool.benign_size:
             folders["pool.benign_data_dir"] = self.pool.benign_data_dir
-        if self.audit.enabled or self.validation.probe_steps:
+        if self.measures_likeness:
             folders |= self.audit.photo_folders
         return {name: folder for name, folder in folders.items() if folder is not None}

@@ -18,13 +18,11 @@ def face_networks(config: HardenConfig | PerturbConfig | AuditJobConfig | Attack
     """
     audit: AuditOptions | None = None
     layer: ZeroShotConfig | None = None
-    if isinstance(config, AuditJobConfig):
-        audit = config
-    elif isinstance(config, AttackConfig):
+    if isinstance(config, AuditJobConfig | AttackConfig):
         audit = config.audit
     elif config.image_layer.zero_shot.enabled and config.protects_photos:
         layer = config.image_layer.zero_shot
-    if isinstance(config, HardenConfig) and (config.audit.enabled or config.validation.probe_steps):
+    if isinstance(config, HardenConfig) and config.measures_likeness:
         audit = config.audit
     choice = FaceChoice(
         faces=config.faces,

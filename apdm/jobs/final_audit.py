@@ -34,8 +34,8 @@ def learnt_photos(config: HardenConfig) -> Chosen:
 
     Where the audit or the probe measures likeness and no hold-out photos are given, the last third is held out.
     """
-    options, measured = config.audit, config.audit.enabled or config.validation.probe_steps
-    held_out = measured and options.holdout_data_dir is None and not has_sets(config.instance_data_dir)
+    options = config.audit
+    held_out = config.measures_likeness and options.holdout_data_dir is None and not has_sets(config.instance_data_dir)
     holdout = f"{options.prefix}holdout_data_dir"
     return Chosen(config.protected_set, part="kept" if held_out else "all", holdout=holdout)
 

@@ -94,7 +94,6 @@ def check_given(config: Any) -> None:
 
 def _is_used(option: Option, config: Any) -> bool:
     """Whether the job reads this option at all."""
-    with_photos = not isinstance(config, HardenConfig) or config.image_layer.enabled
     if option.path == "instance_data_dir" and getattr(config, "dataset_name", None) is not None:
         return False
     if option.path.startswith("image_layer.zero_shot.") and not config.image_layer.zero_shot.enabled:
@@ -102,11 +101,10 @@ def _is_used(option: Option, config: Any) -> bool:
     if not isinstance(config, HardenConfig):
         return True
     if option.group == "audit":
-        audited = config.audit.enabled or bool(config.validation.probe_steps)
         for_photos = ("purifiers", "photo_attacks", "faceid_adapter", "faceid_encoder", "faceid_controlnet")
-        return audited and (with_photos or option.field.name not in for_photos)
+        return config.measures_likeness and (config.image_layer.enabled or option.field.name not in for_photos)
     if option.group.startswith("image_layer"):
-        return with_photos
+        return config.image_layer.enabled
     return option.path != "pool.benign_data_dir" or bool(config.pool.benign_size)
 
 

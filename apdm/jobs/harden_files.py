@@ -109,7 +109,6 @@ class HardenFiles(NamedTuple):
     def read(config: HardenConfig) -> HardenFiles:
         """Read and check photos, judges and face networks. Raises UserError with all that cannot be used."""
         benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
-        audited = config.audit.enabled or config.validation.probe_steps
         load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
         learnt = learnt_photos(config)
         apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
@@ -128,7 +127,9 @@ class HardenFiles(NamedTuple):
             consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
             earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
             faults.of(lambda: each(config.variety.photos, make_purifier))
-            audit_inputs = faults.of(lambda: load_audit_inputs(config, faces)) if audited else None
+            audit_inputs = None
+            if config.measures_likeness:
+                audit_inputs = faults.of(lambda: load_audit_inputs(config, faces))
             photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
         captions = [caption for own in photos.captions.values() for caption in own]
         if lacking := prompts_without_identifier(captions, config.instance_prompt, config.class_prompt):
