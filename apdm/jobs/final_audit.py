@@ -1,4 +1,4 @@
-"""The audit at the end of a hardening job, and the probe while it runs. Both use the code of `apdm audit`."""
+"""The audit at the end of a hardening job, with the code of `apdm audit`. The probe has the same people and judges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apdm.attacks.dreambooth import DreamBooth
 from apdm.audit.common_results import ModelFile
 from apdm.audit.people import PhotoFolders
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
@@ -25,8 +24,6 @@ from apdm.faces import FaceNetworks
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
 from apdm.jobs.audit_steps import audit_and_report, model_file
-from apdm.jobs.probe import Probe
-from apdm.protection.subject_data import SubjectVariants
 
 
 def learnt_photos(config: HardenConfig) -> Chosen:
@@ -83,29 +80,6 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
         protected=protected,
     )
     return replace(inputs, subjects=replace(inputs.subjects, left_out=last_third))
-
-
-def make_probe(config: HardenConfig, inputs: AuditInputs | None, people: SubjectVariants) -> Probe | None:
-    """Return the probe attack on the person whose id comes first among the protected people; None if there is none.
-
-    Args:
-        inputs: the people and the judges, which only the main process has.
-        people: {subject id: variants of the subject's data} of the protected people.
-    """
-    if not config.validation.probe_steps or inputs is None:
-        return None
-    person, variants = sorted(people.items())[0]
-    attack = DreamBooth(
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        learning_rate=config.audit.learning_rate,
-        max_train_steps=config.validation.probe_steps,
-        train_batch_size=config.audit.train_batch_size,
-        prior_loss_weight=config.audit.prior_loss_weight,
-        gradient_checkpointing=config.audit.gradient_checkpointing,
-        seed=config.seed,
-    )
-    return Probe(attack, variants[0], person, inputs, config.audit.max_likeness_over_strangers)
 
 
 def final_plan(config: HardenConfig, inputs: AuditInputs, base: Family, hardened: Family) -> AuditPlan:

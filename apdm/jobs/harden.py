@@ -32,7 +32,7 @@ from apdm.families import Family, load_family
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.final_audit import audit_hardened, load_audit_inputs, make_probe
+from apdm.jobs.final_audit import audit_hardened, load_audit_inputs
 from apdm.jobs.growing_report import HARDENING, PHOTOS, PREPARING, harden_stages
 from apdm.jobs.harden_export import delete_last_checkpoint, export, name_checkpoint
 from apdm.jobs.harden_inputs import HardenInputs
@@ -40,6 +40,7 @@ from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
 from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.probe import make_probe
 from apdm.jobs.push import push_hardened, reserve_repository
 from apdm.jobs.results import HardenResult
 from apdm.jobs.tracked import start_tracker

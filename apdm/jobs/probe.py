@@ -8,10 +8,11 @@ from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.audit.checks import higher_likeness
 from apdm.audit.plan import to_unit
+from apdm.config import HardenConfig
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs
 from apdm.metrics.identity import likeness
-from apdm.protection.subject_data import SubjectData
+from apdm.protection.subject_data import SubjectData, SubjectVariants
 
 
 class Probe:
@@ -56,3 +57,26 @@ class Probe:
             for name, entry in identity.items()
         )
         return figures, like_strangers
+
+
+def make_probe(config: HardenConfig, inputs: AuditInputs | None, people: SubjectVariants) -> Probe | None:
+    """Return the probe attack on the person whose id comes first among the protected people; None if there is none.
+
+    Args:
+        inputs: the people and the judges, which only the main process has.
+        people: {subject id: variants of the subject's data} of the protected people.
+    """
+    if not config.validation.probe_steps or inputs is None:
+        return None
+    person, variants = sorted(people.items())[0]
+    attack = DreamBooth(
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
+        learning_rate=config.audit.learning_rate,
+        max_train_steps=config.validation.probe_steps,
+        train_batch_size=config.audit.train_batch_size,
+        prior_loss_weight=config.audit.prior_loss_weight,
+        gradient_checkpointing=config.audit.gradient_checkpointing,
+        seed=config.seed,
+    )
+    return Probe(attack, variants[0], person, inputs, config.audit.max_likeness_over_strangers)
