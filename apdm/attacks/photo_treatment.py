@@ -13,6 +13,7 @@ from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.staged import Staged
 from apdm.config.options import option
 from apdm.core.errors import UserError
+from apdm.core.pictures import to_unit
 from apdm.families import Family
 from apdm.families.encoding import encode_images
 
@@ -64,7 +65,7 @@ class PhotoTreatment(Staged):
             return model, replace(material, instance=material.instance[torch.arange(count)], photos=photos)
         if photos is None:
             raise UserError(f"the purifier {self.purifier.name} needs photos, but only latents were given; give photos")
-        photos = self.purifier(photos / 2 + 0.5, model, self.seed) * 2 - 1
+        photos = self.purifier(to_unit(photos), model, self.seed) * 2 - 1
         return model, replace(material, instance=encode_images(model, photos), photos=photos)
 
 

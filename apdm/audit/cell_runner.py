@@ -21,9 +21,10 @@ from apdm.attacks import Material
 from apdm.attacks.batches import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.cells import Cell, CellMeasurements
-from apdm.audit.plan import AuditPlan, Drawing, to_unit
+from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.untrained import Untrained
+from apdm.core.pictures import to_unit
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.edits import edit_quality

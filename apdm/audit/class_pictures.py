@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from apdm.audit.cell_runner import CLASS_NOISE, SECOND_CLASS_NOISE, draw
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.audit.results import OtherPerson, Utility
 from apdm.audit.store import CellStore, key_of
 from apdm.core.errors import UserError
+from apdm.core.pictures import to_unit
 from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.judges import Features
 from apdm.metrics.utility import StrangersLikeness, class_utility, strangers_likeness, strangers_matched

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from apdm.core.pictures import to_unit
 from apdm.data.photo_files import printable
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.faces import FaceEncoder
@@ -63,10 +64,9 @@ def look_at_faces(
         files = iter(photos.files)
         for subject, images in zip(photos.ids, photos.images, strict=True):
             own = [next(files) for _ in range(len(images))]
-            faces = [able[0].detector.detect(image) for image in images / 2 + 0.5]
-            embeddings = [
-                embed_faces(able[:1], image / 2 + 0.5, each) for image, each in zip(images, faces, strict=True)
-            ]
+            unit = to_unit(images)
+            faces = [able[0].detector.detect(image) for image in unit]
+            embeddings = [embed_faces(able[:1], image, each) for image, each in zip(unit, faces, strict=True)]
             choices = choose_faces(faces, embeddings, {able[0].name: able[0].threshold})
             sizes = [(images.shape[2], images.shape[3])] * len(images)
             names = [printable(file.name) for file in own]

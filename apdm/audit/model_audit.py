@@ -10,12 +10,13 @@ from apdm.audit.class_pictures import AGAIN, class_keys, draw_class_pictures, me
 from apdm.audit.common_results import SCHEMA
 from apdm.audit.guidance import sweep_guidance, sweep_keys
 from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.audit.results import HeadlineCost, Measurements, Results
 from apdm.audit.rows import comparison, other_people, with_row_figures
 from apdm.audit.search import run_search
 from apdm.audit.store import CellStore
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
+from apdm.core.pictures import to_unit
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Posterior

@@ -14,12 +14,13 @@ from apdm.audit.cells import Cell
 from apdm.audit.class_pictures import class_keys, draw_class_pictures, measure_strangers
 from apdm.audit.common_results import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
 from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow
 from apdm.audit.results_file import AnyResults, in_shape, read_content, read_results
 from apdm.audit.store import CellStore
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_unit
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior

@@ -28,7 +28,7 @@ from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_
 from apdm.audit.cell_runner import check_finite, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import PhotoPair
 from apdm.audit.rows import file_name
 from apdm.audit.schema import from_json, to_json
@@ -36,6 +36,7 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import code_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
+from apdm.core.pictures import to_unit
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, Posterior

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from torch import Tensor
-
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
 from apdm.audit.people import AuditSubjects
@@ -216,8 +214,3 @@ class AuditPlan:
 def _without_answers(judges: dict[str, Any]) -> dict[str, Any]:
     """A description of judges without the encoders' answers, which differ in the last digits between machines."""
     return judges | {"encoders": [{**encoder, "answer": None} for encoder in judges["encoders"]]}
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as pictures in [0, 1]."""
-    return (images / 2 + 0.5).clamp(0, 1)

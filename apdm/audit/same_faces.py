@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apdm.audit.plan import to_unit
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_unit
 from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
 from apdm.faces import FaceScore
 from apdm.faces.choice import require_faces

@@ -8,8 +8,8 @@ from typing import TypeGuard
 from torch import Tensor
 
 from apdm.audit.people import AuditSubjects
-from apdm.audit.plan import to_unit
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_unit
 from apdm.metrics.judges import Judges, LikenessEncoder
 from apdm.metrics.objects import MIN_OWN, ObjectEncoder, measure_threshold
 

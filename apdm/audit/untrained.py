@@ -14,6 +14,7 @@ from apdm.attacks.editing import Editing
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.config.prompts import without_identifier
 from apdm.core.errors import UserError
+from apdm.core.pictures import to_unit
 from apdm.data.edit_prompts import Edit
 from apdm.families import Family
 
@@ -90,7 +91,7 @@ class Untrained:
         attack = self.zero_shot or material.adapter
         if material.photos is None or attack is None:
             raise UserError(f"{self.name} needs photos" + (", and faceid_adapter" if self.zero_shot is None else ""))
-        photos = (material.photos / 2 + 0.5).clamp(0, 1)
+        photos = to_unit(material.photos)
         drawn: Any = model.replace()
 
         def sample(prompts: Sequence[str], *, seed: int | Sequence[int], **options: Any) -> Tensor:

@@ -26,6 +26,11 @@ def as_images(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
     return torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255
 
 
+def to_unit(images: Tensor) -> Tensor:
+    """Return images in [-1, 1], as models see them, as images in [0, 1], as judges and files have them."""
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """Return one image `[3, H, W]` in [0, 1] as an 8-bit RGB picture."""
     return Image.fromarray(to_array(image))

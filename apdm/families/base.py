@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from apdm.core.errors import UserError
 from apdm.core.logging import muted
+from apdm.core.pictures import to_unit
 from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.fit import check_fit
 from apdm.families.lora_layers import LoraTarget, layer_names
@@ -305,7 +306,7 @@ class Family(Sampler, Saver):
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images = vae.decode(latents.to(vae.device, vae.dtype)).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return to_unit(images.float())
 
     # -- diffusion -------------------------------------------------------------------------------------------
 

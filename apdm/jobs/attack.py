@@ -21,7 +21,7 @@ from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
-from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, to_unit
+from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.rows import file_name, picture_place
 from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
@@ -33,7 +33,7 @@ from apdm.core.disk import require_parts
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import write_json
 from apdm.core.logging import get_logger
-from apdm.core.pictures import grid, save_png, to_pil
+from apdm.core.pictures import grid, save_png, to_pil, to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.edit_prompts import Edit, read_edits

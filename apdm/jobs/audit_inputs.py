@@ -13,13 +13,13 @@ from apdm.attacks.staged import needs_consenting
 from apdm.audit.captions import with_captions
 from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.plan import to_unit
 from apdm.audit.suites import AttackFactory, Entry, available_entries, check_photos, cost_factor_warning
 from apdm.audit.thresholds import warn_if_few_photos
 from apdm.config import AuditingConfig, AuditOptions
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_unit
 from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.faces import FaceNetworks
 from apdm.faces.portrait import PortraitFeatures, PortraitReader

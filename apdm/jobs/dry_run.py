@@ -14,10 +14,11 @@ import torch
 
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
+from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.class_images import count_drawn

@@ -17,13 +17,14 @@ from apdm.attacks.registry import make_purifier
 from apdm.audit.cells import Cell
 from apdm.audit.class_pictures import require_face
 from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_unit
 from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.export.layout import CONFIG, IMAGES, MODEL, SAMPLES

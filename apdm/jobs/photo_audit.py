@@ -20,13 +20,14 @@ from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit
 from apdm.audit.photo_results import PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
-from apdm.audit.plan import AuditPlan, to_unit
+from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.results_file import write_results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.suites import AttackFactory
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
+from apdm.core.pictures import to_unit
 from apdm.core.versions import package_versions
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate

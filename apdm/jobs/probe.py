@@ -7,8 +7,8 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.audit.checks import higher_likeness
-from apdm.audit.plan import to_unit
 from apdm.config import HardenConfig
+from apdm.core.pictures import to_unit
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs
 from apdm.metrics.identity import likeness

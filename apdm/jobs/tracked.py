@@ -15,13 +15,12 @@ from PIL import Image
 from apdm.attacks.registry import without_words
 from apdm.audit.common_results import Verdict
 from apdm.audit.one_model import AttackResults
-from apdm.audit.plan import to_unit
 from apdm.audit.results import Results
 from apdm.audit.results_file import AnyResults
 from apdm.audit.rows import by_spec, protected_curve
 from apdm.config import AuditingConfig, PerturbConfig
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_pil
+from apdm.core.pictures import to_pil, to_unit
 from apdm.data.subjects import find_subjects, load_images
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import IMAGES
