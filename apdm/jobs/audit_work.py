@@ -17,6 +17,7 @@ from apdm.audit.budgets import samples_per_step
 from apdm.audit.cells import Cell
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan, Drawing
+from apdm.audit.search_space import SearchSpace
 from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory
 from apdm.audit.untrained import Untrained
@@ -155,8 +156,6 @@ def search_passes(plan: AuditPlan) -> float:
     """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two."""
     if plan.search is None:
         return 0
-    from apdm.audit.search_space import SearchSpace
-
     people = min(plan.search.people, len(plan.subjects.protected))
     return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.attacks, plan.search.samples).samples
 

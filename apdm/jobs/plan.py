@@ -15,7 +15,10 @@ import torch
 from apdm.audit.faces_seen import look_at_faces
 from apdm.audit.people import AuditSubjects
 from apdm.audit.photo_verdict import doubts_about_judges
+from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
+from apdm.audit.search_space import SearchSpace
+from apdm.audit.suites import Entry
 from apdm.audit.verdict import few_strangers, lacking_judges, not_attacked, one_encoder, reasons_left_out
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
@@ -45,9 +48,6 @@ from apdm.jobs.plan_texts import (
 from apdm.metrics.judges import Judges
 
 if TYPE_CHECKING:
-    from apdm.audit.plan import AuditPlan
-    from apdm.audit.protected_photos import ProtectedPhotos
-    from apdm.audit.suites import Entry
     from apdm.distributed.launch import EngineKind
     from apdm.jobs.harden_inputs import HardenInputs
     from apdm.jobs.photo_job import PhotoJob
@@ -311,8 +311,6 @@ def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
     """Return an attacker's search in words; None if there is none."""
     if plan.search is None:
         return None
-    from apdm.audit.search_space import SearchSpace  # which imports the attacks
-
     samples = SearchSpace(plan.attacks, plan.search.samples).samples
     people = min(plan.search.people, len(plan.subjects.protected))
     return (

@@ -1,6 +1,6 @@
 """What a finished job tells: at most fifteen lines for a person, or one JSON object for a script.
 
-`apdm harden`, `apdm perturb`, `apdm audit` and `apdm demo` all end with it. Each fills in what it has.
+Every command that takes `--json` ends with it. Each fills in what it has.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from apdm.audit.common_results import Verdict
+from apdm.audit.one_model import AttackResults
+from apdm.audit.photo_results import ImageLayer, PhotoResults
+from apdm.audit.results import CurvePoint, Results
+from apdm.audit.rows import by_spec, protected_curve
 from apdm.core.terminal import columns, count
 from apdm.export.layout import ATTACK, PERTURBATION, PICTURES, REPORT, RESULTS
-
-if TYPE_CHECKING:
-    from apdm.audit.common_results import Verdict
-    from apdm.audit.one_model import AttackResults
-    from apdm.audit.photo_results import ImageLayer
-    from apdm.audit.results import CurvePoint, Results
-    from apdm.image_layer.results import Perturbation
-    from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult, VerifyResult
+from apdm.image_layer.results import Perturbation
+from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult, VerifyResult
+from apdm.report.attack_page import curve_table, title_of
 
 LINES = 15  # a summary has at most
 POINTS = 3  # steps of the attack at which likeness is told
@@ -156,8 +156,6 @@ def of_perturbation(result: PerturbResult) -> Summary:
 
 def of_audit(result: AuditResult) -> Summary:
     """The summary of an audit of models or of photos."""
-    from apdm.audit.photo_results import PhotoResults
-
     told = Summary()
     told.facts["output_dir"] = str(result.output_dir)
     sentence = reasons_sentence(result.verdict)
@@ -178,8 +176,6 @@ def of_attack(result: AttackResult, results: AttackResults) -> Summary:
     Args:
         result: where everything is.
     """
-    from apdm.report.attack_page import curve_table, title_of
-
     told = Summary()
     several = len(results.attacks) > 1
     for row in results.attacks:
@@ -305,8 +301,6 @@ def _add_model_audit(told: Summary, results: Results) -> None:
 
 def _likeness(results: Results) -> dict[str, Any]:
     """The mean likeness to the protected people over the steps of the attack that the verdict shows, by encoder."""
-    from apdm.audit.rows import by_spec, protected_curve
-
     spec = results.cost_factor.spec
     rows = by_spec(results.attacks)[spec]
     by_encoder = {
