@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot
@@ -19,10 +21,11 @@ from apdm.jobs.recipe_models import BUNDLED, MODELS, Options, filled_in
 from apdm.jobs.recipes import Captions, Protection, Recipe, RecipeRow, merged
 from apdm.jobs.reproduce_steps import HERE, attack_config, caption_texts, job_config
 
+Config = TypeVar("Config")
 # Options that the table sets itself, or that keep a command from its work.
 OWN_OPTIONS = ("output_dir", "instance_data_dir", "photos", "holdout_data_dir", "edit_prompts", "seed", "dry_run")
 PEOPLE = "people"
-STAND_INS = {name: name for name in [*MODELS, *BUNDLED]} | {PEOPLE: PEOPLE}  # for places, where none is needed
+STAND_INS = {name: name for name in [*MODELS, *BUNDLED, PEOPLE]}  # for places, where none is needed
 DISTANCES = ("frechet", "kernel")  # figures that compare many pictures with many photos
 
 
@@ -36,7 +39,7 @@ def check_options(recipe: Recipe, name: str) -> None:
         raise UserError(f"recipe {name}: {wrong}")
     for row_name, row in recipe.rows.items():
         try:
-            _check_row(recipe, row, STAND_INS)
+            _check_row(recipe, row)
         except UserError as error:
             raise UserError(f"recipe {name}, row {row_name}: {error}") from None
 
@@ -88,20 +91,16 @@ def _wrong_captions(captions: Captions) -> Iterator[str]:
         yield "captions needs either file or prompts"
 
 
-def _check_row(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> None:
+def _check_row(recipe: Recipe, row: RecipeRow) -> None:
     protection = recipe.protection(row)
-    model = {"pretrained_model_name_or_path": "model"}
     for own in map(recipe.for_kind, recipe.protected_kinds):
         if protection.harden is not None:
-            options = filled_in(_foreign(merged(own.harden, protection.harden)), places)
-            job_config(HardenConfig, own, options, HERE, HERE, model)
+            job_of(HardenConfig, own, merged(own.harden, protection.harden))
         if protection.perturb is not None:
-            options = filled_in(_foreign(merged(own.perturb, protection.perturb)), places)
-            make_protection(job_config(PerturbConfig, own, options, HERE, HERE, model).image_layer)
+            make_protection(job_of(PerturbConfig, own, merged(own.perturb, protection.perturb)).image_layer)
     for kind in recipe.attacked_kinds if recipe.attacks else []:
         own = recipe.for_kind(kind)
-        _foreign(merged(own.attack, row.attack))
-        config = attack_of(own, row, places)
+        config = attack_of(own, row)
         _check_attack(own, config)
         for name, column in recipe.columns.items():
             if column.kind in (None, kind) and (column.prompt or 0) >= len(config.prompts):
@@ -109,11 +108,6 @@ def _check_row(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> Non
                     f"columns.{name}.prompt is {column.prompt}, counted from 0, and the attacker draws "
                     f"{count(len(config.prompts), 'prompt')}; lower it"
                 )
-
-
-def _filler(places: Mapping[str, str]) -> Callable[[Options], Options]:
-    """What puts places into options. Drawn people have no place yet."""
-    return lambda options: filled_in(options, {PEOPLE: PEOPLE, **places})
 
 
 def _foreign(options: Options) -> Options:
@@ -148,15 +142,22 @@ def check_photo_numbers(recipe: Recipe, row: RecipeRow, counts: Mapping[str, int
     Raises:
         UserError: a subject has fewer.
     """
-    config = attack_of(recipe, row, STAND_INS)
+    config = attack_of(recipe, row)
     factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
     for spec in config.attack:
         check_enough_photos(factory.make(spec, seed=0), spec, counts)
 
 
-def attack_of(recipe: Recipe, row: RecipeRow, places: Mapping[str, str]) -> AttackConfig:
-    """Return the configuration of a row's attack, with names in the places of folders."""
-    return attack_config(recipe, row, _filler(places))
+def job_of(cls: type[Config], recipe: Recipe, options: Options) -> Config:
+    """Return the configuration of a row's hardening or photo protection, with names in place of folders and models."""
+    model = {"pretrained_model_name_or_path": "model"}
+    return job_config(cls, recipe, filled_in(_foreign(options), STAND_INS), HERE, HERE, model)
+
+
+def attack_of(recipe: Recipe, row: RecipeRow) -> AttackConfig:
+    """Return the configuration of a row's attack, with names in place of folders and models."""
+    _foreign(merged(recipe.attack, row.attack))
+    return attack_config(recipe, row, partial(filled_in, places=STAND_INS))
 
 
 def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None:
@@ -167,7 +168,7 @@ def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None
     """
     if recipe.captions is None or not recipe.draws_captions:
         return
-    fill = _filler(places)
+    fill = partial(filled_in, places={PEOPLE: PEOPLE, **places})  # drawn people have no place yet
     listed = caption_texts(recipe.captions, fill)
     if f"{{{PEOPLE}}}" in recipe.captions.photos:  # they are drawn later
         return

@@ -71,7 +71,7 @@ class Job:
         """The rows that can be run."""
         return {name: row for name, row in self.rows.items() if name not in self.missing}
 
-    def of(self, subjects: Sequence[Subject]) -> Job:
+    def with_subjects(self, subjects: Sequence[Subject]) -> Job:
         """The same, without the rows for which the subjects have too few photos.
 
         Raises:
@@ -142,7 +142,7 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
     with stop_on_signals(KEPT, kept=lambda: True, runs_jobs=True), ExitStack() as held:
         prepare_process(config.num_threads)
         subjects = processes.broadcast(lambda: prepare(config, job, output, held))
-        job = job.of(subjects)
+        job = job.with_subjects(subjects)
         attacked = [one for one in subjects if one.kind in job.recipe.attacked_kinds]
         steps = Steps(
             recipe=job.recipe,
@@ -175,8 +175,9 @@ def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) ->
     if not recipe.is_miniature:
         subjects = read_subjects(str(config.data), recipe, count_wanted)
     if job.runnable:
-        fill = lambda options: options  # noqa: E731  # no network's place is an option
-        Figures(recipe=recipe, models=job.models, fill=fill, allow_pickle=config.allow_pickle).check_networks()
+        # The places of networks are in the models, and no option has to be filled in for them.
+        figures = Figures(recipe, job.models, fill=lambda options: options, allow_pickle=config.allow_pickle)
+        figures.check_networks()
     claim_output_dir(output, overwrite=True, until=held)
     if (output / TABLE).is_file():
         earlier = json.loads((output / TABLE).read_text(encoding="utf-8")).get("title")

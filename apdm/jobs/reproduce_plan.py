@@ -16,14 +16,11 @@ from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
 from apdm.jobs.audit_work import attack_passes
-from apdm.jobs.recipe_checks import attack_of
-from apdm.jobs.recipe_models import MODELS, filled_in
+from apdm.jobs.recipe_checks import attack_of, job_of
 from apdm.jobs.recipes import Recipe, RecipeRow, merged, missing_for_column
 from apdm.jobs.reproduce import Job, load_job
-from apdm.jobs.reproduce_steps import HERE, job_config
 from apdm.jobs.reproduce_subjects import Subject, read_subjects
 
-NAMES = {name: name for name in [*MODELS, "people"]}  # stand for places that are not known yet
 KNOWN = {"sd15": 0.80e12}  # operations of a forward pass at 512 pixels (python -m benchmarks.cost)
 HARDENED, CHANGED, ATTACKS, DRAWN = "for hardening", "for photos at most", "for attacks", "for pictures"
 USUAL_PHOTOS = 4  # of a subject that is not known yet
@@ -69,7 +66,7 @@ def plan_rows(config: ReproduceConfig) -> dict[str, str | list[str]]:
     subjects: list[Subject] = []
     if config.data is not None:
         subjects = read_subjects(config.data, recipe, wanted)
-        job = job.of(subjects)
+        job = job.with_subjects(subjects)
     groups = groups_of(recipe, subjects, wanted)
     sums = sums_of(job, groups, config.seeds)
     known = bool(subjects or wanted or recipe.is_miniature)
@@ -84,7 +81,7 @@ def plan_rows(config: ReproduceConfig) -> dict[str, str | list[str]]:
         "disk": _disk(config, job, sums),
     }
     lacking = {name: missing_for_column(recipe, column, job.models) for name, column in recipe.columns.items()}
-    missing = [text for text in job.missing.values()]
+    missing = list(job.missing.values())
     missing += [text.removeprefix("needs ") for text in lacking.values() if text and text.startswith("needs ")]
     if missing:
         rows["missing"] = list(dict.fromkeys(missing))
@@ -133,11 +130,9 @@ def sums_of(job: Job, groups: Sequence[Group], seeds: int) -> Sums:
 
 def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
     recipe, protection = job.recipe.for_kind(group.kind), job.recipe.protection(row)
-    places, people = {**NAMES, **job.places}, group.number
-    model = {"pretrained_model_name_or_path": "model"}
+    people = group.number
     if protection.harden is not None:
-        options = filled_in(merged(recipe.harden, protection.harden), places)
-        harden = job_config(HardenConfig, recipe, options, HERE, HERE, model)
+        harden = job_of(HardenConfig, recipe, merged(recipe.harden, protection.harden))
         sums.passes[HARDENED] += people * resources.training_passes(harden)
         sums.models += people
         _add_class_pictures(sums, harden, people)
@@ -145,8 +140,7 @@ def _add_protection(sums: Sums, job: Job, row: RecipeRow, group: Group) -> None:
             number = people * group.photos
             sums.draw("partners", number, harden.num_inference_steps, harden.guidance_scale)
     if protection.perturb is not None:
-        options = filled_in(merged(recipe.perturb, protection.perturb), places)
-        perturb = job_config(PerturbConfig, recipe, options, HERE, HERE, model)
+        perturb = job_of(PerturbConfig, recipe, merged(recipe.perturb, protection.perturb))
         made = make_protection(perturb.image_layer)
         sums.passes[CHANGED] += people * made.passes(group.photos)
         if made.needs_class_pictures:
@@ -159,7 +153,7 @@ def _add_class_pictures(sums: Sums, config: JobConfig, people: int) -> None:
 
 def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) -> None:
     recipe, protection = job.recipe, job.recipe.protection(row)
-    attack = attack_of(recipe.for_kind(group.kind), row, {**NAMES, **job.places})
+    attack = attack_of(recipe.for_kind(group.kind), row)
     options, times = attack.audit, group.number * seeds
     # Each hardened model draws its own class pictures, and each other model draws them once.
     own = times if protection.harden is not None and recipe.protects is None else 0
