@@ -59,8 +59,8 @@ def _wrong_values(recipe: Recipe) -> Iterator[str]:
         yield from (f"rows.{name}{wrong}" for wrong in _wrong_row(row, recipe.protection(row)))
     for name, column in recipe.columns.items():
         yield from (f"columns.{name}.{wrong}" for wrong in _wrong_column(column))
-    if recipe.captions is not None and recipe.draws_captions:
-        yield from _wrong_captions(recipe.captions)
+    if (captions := recipe.drawn_captions) is not None:
+        yield from _wrong_captions(captions)
 
 
 def _wrong_row(row: RecipeRow, protection: Protection) -> Iterator[str]:
@@ -166,13 +166,13 @@ def check_captions(recipe: Recipe, name: str, places: Mapping[str, str]) -> None
     Raises:
         UserError: something is missing. The message names the recipe.
     """
-    if recipe.captions is None or not recipe.draws_captions:
+    if (captions := recipe.drawn_captions) is None:
         return
     fill = partial(filled_in, places={PEOPLE: PEOPLE, **places})  # drawn people have no place yet
-    listed = caption_texts(recipe.captions, fill)
-    if f"{{{PEOPLE}}}" in recipe.captions.photos:  # they are drawn later
+    listed = caption_texts(captions, fill)
+    if f"{{{PEOPLE}}}" in captions.photos:  # they are drawn later
         return
-    folder = Path(fill({"photos": recipe.captions.photos})["photos"])
+    folder = Path(fill({"photos": captions.photos})["photos"])
     if not folder.is_dir():
         raise UserError(f"recipe {name}: captions.photos is {folder}, which is no folder; name that of the photos")
     named = [folder / one.photo for one in listed if one.photo is not None]

@@ -198,9 +198,9 @@ class Recipe:
         return [name for name in self.kinds if name != self.protects] if self.kinds else [None]
 
     @property
-    def draws_captions(self) -> bool:
-        """Whether a column is about pictures for captions."""
-        return any(column.figure in CAPTIONS for column in self.columns.values())
+    def drawn_captions(self) -> Captions | None:
+        """The pictures for captions; None if no column is about them."""
+        return self.captions if any(column.figure in CAPTIONS for column in self.columns.values()) else None
 
     def for_kind(self, name: str | None) -> Recipe:
         """The recipe for subjects of one kind: with their prompts."""
@@ -343,8 +343,8 @@ def missing_for(recipe: Recipe, row: RecipeRow, models: Mapping[str, str]) -> st
     options = [recipe.attack, row.attack, protection.harden, protection.perturb]
     options += [recipe.harden] * (protection.harden is not None) + [recipe.perturb] * (protection.perturb is not None)
     options = options if recipe.attacks else options[2:]
-    if recipe.draws_captions and recipe.captions is not None:
-        options += [{"file": recipe.captions.file, "photos": recipe.captions.photos}]
+    if (captions := recipe.drawn_captions) is not None:
+        options += [{"file": captions.file, "photos": captions.photos}]
     used = {recipe.model} if row.protect is None else {recipe.model, recipe.protects_with}
     named = needed_models(options) | (used & MODELS.keys())
     return listed(named - models.keys())

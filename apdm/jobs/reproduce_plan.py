@@ -121,10 +121,10 @@ def sums_of(job: Job, groups: Sequence[Group], seeds: int) -> Sums:
                 seen.add((row.protect, group.kind))
         for group in attacked if recipe.attacks else []:
             _add_attack(sums, job, row, group, seeds)
-        if recipe.draws_captions and recipe.captions is not None:
+        if (captions := recipe.drawn_captions) is not None:
             hardened = recipe.protection(row).harden is not None and recipe.protects is None
-            number = recipe.captions.number * (sum(group.number for group in attacked) if hardened else 1)
-            sums.draw("for captions", number, recipe.captions.num_inference_steps, recipe.captions.guidance_scale)
+            number = captions.number * (sum(group.number for group in attacked) if hardened else 1)
+            sums.draw("for captions", number, captions.num_inference_steps, captions.guidance_scale)
     return sums
 
 

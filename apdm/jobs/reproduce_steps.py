@@ -106,8 +106,8 @@ class Steps:
         """
         given = self._protect(row, subject)
         done = Done(subject=subject, changed=given.changed)
-        if self.recipe.draws_captions and self.recipe.captions is not None:
-            done = replace(done, captions=self._draw_captions(self.recipe.captions, given))
+        if (captions := self.recipe.drawn_captions) is not None:
+            done = replace(done, captions=self._draw_captions(captions, given))
         if self.recipe.attacks:
             done = self._attack(row, done, given, seed)
         return done
