@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -70,6 +70,11 @@ class Adaptive(DreamBooth):
         """The learning rate of the next step: it falls linearly, then stays at the nominal rate."""
         left = max(0.0, 1 - step / max(1.0, self.warmup_share * self.max_train_steps))
         return self.learning_rate * (1 + (self.warmup_factor - 1) * left)
+
+    def with_steps(self, max_train_steps: int) -> Self:
+        """The same attack with another number of steps and as many steps with a higher rate, if there are so many."""
+        share = self.warmup_share * self.max_train_steps / max_train_steps
+        return replace(self, max_train_steps=max_train_steps, warmup_share=share)
 
     def loss(self, attacked: AttackedModel, batch: Batch, prompt_embeds: Tensor) -> Tensor:
         """L_per + dpo_weight * L_DPO with the photos preferred.

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -294,6 +294,13 @@ class FineTuning(ABC):
     def rate(self, step: int) -> float:
         """The learning rate of the next step, when `step` steps are done."""
         return self.learning_rate
+
+    def with_steps(self, max_train_steps: int) -> Self:
+        """The same attack with another number of steps. The steps that both take are the same.
+
+        An attack whose rate or loss depends on `max_train_steps` overrides this.
+        """
+        return replace(self, max_train_steps=max_train_steps)
 
     def loss(self, attacked: AttackedModel, batch: Batch, prompt_embeds: Tensor) -> Tensor:
         """The scalar that is minimised.

@@ -20,6 +20,7 @@ from typing import Any
 from apdm.attacks import Attack
 from apdm.attacks.captions import caption_column
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
 from apdm.attacks.staged import Staged
@@ -377,9 +378,7 @@ def _adapter_named(options: AuditOptions) -> dict[str, object] | None:
 
 
 def lengthened(attack: Any, factor: float) -> Any:
-    """The same attack with `factor` times its steps; an attack without a field for its steps stays as it is."""
+    """The same attack, which goes on to `factor` times its steps; an attack that does not train stays as it is."""
     if isinstance(attack, Staged):
         return dataclasses.replace(attack, attack=lengthened(attack.attack, factor))
-    if any(field.name == "max_train_steps" for field in dataclasses.fields(attack)):
-        return dataclasses.replace(attack, max_train_steps=round(attack.max_train_steps * factor))
-    return attack
+    return attack.with_steps(round(attack.max_train_steps * factor)) if isinstance(attack, FineTuning) else attack

@@ -289,6 +289,18 @@ def test_the_adaptive_attack_starts_at_log_2_above_dreambooth_and_fast(family: F
     assert [longer.rate(step) for step in (0, 5, 10, 39)] == pytest.approx([3e-3, 2e-3, 1e-3, 1e-3])
 
 
+@pytest.mark.parametrize("cls", [DreamBooth, Adaptive])
+def test_an_attack_that_goes_on_for_longer_takes_the_same_steps_first(family: Family, cls: type[FineTuning]):
+    """The audit attacks the hardened model for longer than the base, and compares what both reach after as many."""
+    attack = cls(**{**SHORT, "max_train_steps": 8})
+    longer = attack.with_steps(24)
+    assert longer.max_train_steps == 24
+    assert [longer.rate(step) for step in range(8)] == pytest.approx([attack.rate(step) for step in range(8)])
+    assert longer.rate(23) == attack.learning_rate
+    losses = [each.run(family, material(family)).losses[:8] for each in (attack, longer)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_the_adaptive_attack_needs_class_pictures():
     with pytest.raises(UserError, match="prior_loss_weight above 0"):
         Adaptive(**SHORT, prior_loss_weight=0.0)

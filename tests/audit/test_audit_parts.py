@@ -253,6 +253,9 @@ def test_only_attacks_on_the_whole_denoiser_take_the_audits_rate():
 def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
     assert lengthened(attack_factory().make("dreambooth:steps_factor=2", seed=0), 1.5).max_train_steps == 300
     assert lengthened(attack_factory().make("two_stage:photos=jpeg", seed=0), 1.5).max_train_steps == 150
+    attack = attack_factory().make("two_stage:attack=adaptive", seed=0)
+    inner = [each.innermost for each in (attack, lengthened(attack, 5))]
+    assert [each.rate(20) for each in inner] == pytest.approx([inner[0].rate(20)] * 2)
 
 
 def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
