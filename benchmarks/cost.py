@@ -17,13 +17,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from apdm.core.files import write_text
+from apdm.jobs.memory_count import FORWARDS
 from benchmarks import architectures
 
 # theta and G with AdamW's two moments, theta' and its gradient with AdamW's two moments, and phi.
 COPIES = 9
-# Algorithm 1 at batch 1: theta' goes forwards and backwards on 2 + 3 samples (a backward pass counts as two forward
-# ones), phi forwards on 2.
-FORWARDS = 5 * 3 + 2
 # The released loop: 8 forward passes, 5 of them backwards too, and 6 encoded pictures.
 RELEASED_FORWARDS, RELEASED_ENCODES = 8 + 5 * 2, 6
 

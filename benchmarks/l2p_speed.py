@@ -42,12 +42,12 @@ from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.reference import Bfloat16Reference
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
+from apdm.jobs.memory_count import FORWARDS
 from apdm.protection.attackers import AttackerPlan, FreshAttacker
 from apdm.protection.learning_to_protect import LearningToProtect
 from apdm.protection.objectives import make_objective
 from apdm.protection.subject_data import BatchSampler, SubjectData
 from benchmarks import architectures
-from benchmarks.cost import FORWARDS
 from benchmarks.reference_loop import ReferenceLoop
 from benchmarks.rounded import RoundedWeights
 

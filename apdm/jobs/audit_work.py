@@ -24,7 +24,7 @@ from apdm.audit.untrained import Untrained
 from apdm.core.disk import picture_size
 from apdm.data.class_images import count_drawn
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS
-from apdm.jobs.resources import STEP_PASSES
+from apdm.jobs.resources import STEP_PASSES, drawing_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,10 @@ class AuditWork:
             attacks += attacks_with_photos(specs, plan.attacks, people=people, seeds=seeds)
             pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
             purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
-        each = plan.drawing.num_inference_steps * (2 if plan.drawing.guidance_scale > 1 else 1)
+        how = plan.drawing.num_inference_steps, plan.drawing.guidance_scale
         passes = {
             "for attacks": attack_passes(attacks, plan.subjects.mean_photos),
-            "for the pictures of the audit": pictures * each,
+            "for the pictures of the audit": drawing_passes(pictures, *how),
             "for purifiers of protected photos": purifying,
             "for the search": search_passes(plan),
         }

@@ -125,9 +125,10 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=half)
     drawn = class_pictures_to_draw(config, inputs.own_class_pictures)
     partners = inputs.drawn_partners - count_drawn(Path(config.output_dir) / PARTNERS, inputs.drawn_partners)
+    how = config.num_inference_steps, config.guidance_scale
     passes = {
         "for hardening": resources.training_passes(config),
-        "for class pictures": resources.drawing_passes(config, drawn + partners),
+        "for class pictures": resources.drawing_passes(drawn + partners, *how),
         "for variety.photos": resources.variety_passes(config.variety.photos, inputs.encoded_photos),
     }
     rows: dict[str, Row] = {
@@ -218,10 +219,10 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
             if found is not None:
                 job, family = found
                 cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
-                drawn = perturb_drawn(config, job, family)
+                drawn, how = perturb_drawn(config, job, family), (config.num_inference_steps, config.guidance_scale)
                 passes = {
                     **resources.photo_passes(job),
-                    "for class pictures": resources.drawing_passes(config, drawn),
+                    "for class pictures": resources.drawing_passes(drawn, *how),
                 }
                 rows = perturb_plan(config, job, family, processes=processes, device=device)
                 more: dict[str, Row] = {

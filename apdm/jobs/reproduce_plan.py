@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apdm.attacks.registry import is_zero_shot
 from apdm.audit.models import load_models
 from apdm.audit.suites import AttackFactory
 from apdm.config import HardenConfig, JobConfig, PerturbConfig, ReproduceConfig
@@ -15,6 +14,7 @@ from apdm.core.disk import amount, free_space, picture_size
 from apdm.core.terminal import count
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
+from apdm.jobs.attack import trains
 from apdm.jobs.audit_work import attack_passes
 from apdm.jobs.recipe_checks import attack_of, job_of
 from apdm.jobs.recipes import Recipe, RecipeRow, merged, missing_for_column
@@ -43,7 +43,7 @@ class Sums:
     def draw(self, kind: str, number: int, steps: int, guidance: float) -> None:
         """Add pictures."""
         self.pictures[kind] += number
-        self.passes[DRAWN] += number * steps * (2 if guidance > 1 else 1)
+        self.passes[DRAWN] += resources.drawing_passes(number, steps, guidance)
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,12 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     own = times if protection.harden is not None and recipe.protects is None else 0
     if row.protect is None or (protection.harden is not None and recipe.protects is not None):
         own = seeds
-    trained = not all(map(is_zero_shot, attack.attack))
-    if trained:
+    if trains(attack):
         factory = AttackFactory.of(options, attack.instance_prompt, attack.class_prompt)
         made = [factory.make(spec, seed=0) for spec in attack.attack]
         sums.passes[ATTACKS] += times * attack_passes(made, group.photos)
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)
-    measured = len({0, *options.measured_steps}) if trained else 1
+    measured = len({0, *options.measured_steps}) if trains(attack) else 1
     number = times * measured * len(attack.prompts) * options.num_images
     sums.draw("pictures of attacked models", number, attack.num_inference_steps, attack.guidance_scale)
 

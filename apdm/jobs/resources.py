@@ -190,9 +190,9 @@ def variety_passes(changes: Iterable[str], photos: int) -> float:
     return photos * sum(passes_per_photo(make_purifier(spec)) for spec in changes)
 
 
-def drawing_passes(config: JobConfig, pictures: int) -> float:
-    """Forward passes of drawing some pictures."""
-    return pictures * config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
+def drawing_passes(pictures: float, num_inference_steps: int, guidance_scale: float) -> float:
+    """Forward passes of drawing some pictures. With guidance each step has two."""
+    return pictures * num_inference_steps * (2 if guidance_scale > 1 else 1)
 
 
 def photo_disk(config: JobConfig, job: PhotoJob, drawn: int) -> str:
