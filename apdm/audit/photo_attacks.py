@@ -11,7 +11,7 @@ without it. Each attack runs once for every seed of the audit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import cycle, islice, product
@@ -30,7 +30,7 @@ from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoA
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import PhotoPair
-from apdm.audit.rows import file_name
+from apdm.audit.rows import photo_picture_place
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import code_hash
@@ -308,14 +308,14 @@ class PhotoAudit:
         return {**make_zero_shot(cell.name).params(), **params}
 
 
-def _collect(cells: Mapping[str, PhotoCell], store: CellStore) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:
+def _collect(keys: Iterable[str], store: CellStore) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:
     rows, pictures = [], {}
-    for key, cell in cells.items():
-        row, drawn = store.load(key)
-        rows.append(from_json(PhotoAttackRow, row, f"{store.folder.name}/{key}"))
-        photos = cell.photos if cell.purifier is None else f"{cell.photos}+{file_name(cell.purifier)}"
+    for key in keys:
+        content, drawn = store.load(key)
+        row = from_json(PhotoAttackRow, content, f"{store.folder.name}/{key}")
+        rows.append(row)
         if DRAWN in drawn:
-            pictures[f"layer/{file_name(cell.name)}/{photos}/{cell.person}/{cell.seed}"] = drawn[DRAWN]
+            pictures[photo_picture_place(row)] = drawn[DRAWN]
     return rows, pictures
 
 

@@ -17,7 +17,7 @@ from apdm.audit.one_model import AttackResults
 from apdm.audit.photo_results import ImageLayer, PhotoResults
 from apdm.audit.results import AttackRow, Results
 from apdm.audit.results_file import AnyResults
-from apdm.audit.rows import file_name, picture_place
+from apdm.audit.rows import file_name, photo_picture_place, picture_place
 from apdm.core.files import list_files
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.export.layout import PICTURES
@@ -121,8 +121,7 @@ def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:
             yield place, bool(row.identity)
             yield f"attention/{place}", False
     for one in layer.attacks if layer is not None else []:
-        photos = one.photos if one.purifier is None else f"{one.photos}+{file_name(one.purifier)}"
-        yield f"layer/{file_name(one.attack)}/{photos}/{one.subject}/{one.seed}", bool(one.identity)
+        yield photo_picture_place(one), bool(one.identity)
 
 
 def _cut(path: Path, columns: int | None = None) -> list[Image.Image]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from apdm.audit.photo_results import ImageLayer, PhotoAttackRow, PhotoOutcome
-from apdm.audit.rows import file_name
+from apdm.audit.rows import photo_picture_place
 from apdm.config.image_layer import NO_METHOD
 from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import face_rate
@@ -114,8 +114,7 @@ def _person(
         if row.subject == subject and row.status == "ok":
             first.setdefault((row.attack, described(row)), row)
     for row in first.values():
-        photos = row.photos if row.purifier is None else f"{row.photos}+{file_name(row.purifier)}"
-        images = shown.get(f"layer/{file_name(row.attack)}/{photos}/{subject}")
+        images = shown.get(photo_picture_place(row).rpartition("/")[0])  # the slots of pictures know no seed
         if images is not None:
             colour = "base" if row.photos == "clean" else "hardened"
             title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"
