@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from apdm.attacks import Attack
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.photo_treatment import PhotoTreatment
-from apdm.attacks.staged import Staged
+from apdm.attacks.staged import stages
 
 
 def caption_column(attack: Attack) -> str | None:
     """The column of the captions that an attack trains on, perhaps in its last stage; None if it has none."""
-    last = attack.innermost if isinstance(attack, Staged) else attack
+    last = stages(attack)[-1]
     return last.caption_column if isinstance(last, FineTuning) else None
 
 
@@ -25,7 +25,7 @@ def assumed(attack: Attack) -> str:
 
 def _draws(attack: Attack) -> bool:
     """Whether an attack draws the captions that it trains on, if there are some."""
-    last = attack.innermost if isinstance(attack, Staged) else attack
+    last = stages(attack)[-1]
     return isinstance(last, FineTuning) and last.draw_captions
 
 
@@ -41,10 +41,9 @@ def drawn_captions(attack: Attack, captions: Mapping[str, Sequence[str]]) -> lis
     Returns:
         The captions of the photos that the attack trains on; empty if it draws the prompts that it is asked for.
     """
-    column, stage = caption_column(attack), attack
+    column = caption_column(attack)
     own = [] if column is None else captions[column]
-    while isinstance(stage, Staged):
+    for stage in stages(attack):
         if isinstance(stage, PhotoTreatment):
             own = own[: stage.num_photos]
-        stage = stage.attack
     return [attack.prompt(one) for one in own] if _draws(attack) else []

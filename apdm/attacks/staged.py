@@ -120,6 +120,11 @@ class Staged(ABC):
         return self.attack.run(model, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
 
 
+def stages(attack: Attack) -> list[Attack]:
+    """Return an attack and, if it is staged, the attacks inside it. The last one is the attack that trains at last."""
+    return [attack, *stages(attack.attack)] if isinstance(attack, Staged) else [attack]
+
+
 def needs_consenting(attack: Attack) -> bool:
     """Whether an attack needs photos of people who consent."""
     return isinstance(attack, Staged) and attack.needs_consenting

@@ -9,6 +9,7 @@ from functools import partial
 from apdm.attacks import Attack
 from apdm.attacks.captions import caption_column
 from apdm.attacks.registry import settings
+from apdm.attacks.staged import stages
 from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan
@@ -80,7 +81,7 @@ def photos_with_captions(photos: ProtectedPhotos, specs: PhotoAttackSpecs, facto
 def _warn_without_word(attack: Attack, spec: str, person: str, captions_of: Captions, factory: AttackFactory) -> None:
     """Log a warning if captions lack the word for the person, in the form in which the attacker looks for it."""
     captions = captions_of.get(caption_column(attack) or "", ())
-    renamed = getattr(getattr(attack, "innermost", attack), "renamed", None)
+    renamed = getattr(stages(attack)[-1], "renamed", None)
     prompts = factory.instance_prompt, factory.class_prompt
     word = renamed[0] if renamed else " ".join(identifier_words(*prompts))
     nameless = prompts_without_identifier(captions, *prompts)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from apdm.attacks import Attack
 from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.staged import Staged
+from apdm.attacks.staged import stages
 from apdm.audit.untrained import Untrained
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -23,13 +21,11 @@ def check_fits(attack: Attack, base: Family) -> None:
     if isinstance(attack, Untrained):
         attack.check_fits(base)
         return
-    stage: Any = attack
-    while hasattr(stage, "attack"):  # a staged attack holds another one
+    for stage in stages(attack):
         if isinstance(stage, DrawnOtherwise):
             stage.drawn(base, base)
-        stage = stage.attack
-    if isinstance(stage, FineTuning):
-        stage.check_fits(base)
+        if isinstance(stage, FineTuning):
+            stage.check_fits(base)
 
 
 def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps: int) -> None:
@@ -46,9 +42,9 @@ def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps:
     check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
     if isinstance(attack, Untrained):
         attack.check_steps(num_inference_steps)
-    stage = attack.innermost if isinstance(attack, Staged) else attack
-    if isinstance(stage, FineTuning):
-        check_distinct(base, f"{spec}: instance_prompt", stage.instance_prompt, stage.class_prompt)
+    last = stages(attack)[-1]
+    if isinstance(last, FineTuning):
+        check_distinct(base, f"{spec}: instance_prompt", last.instance_prompt, last.class_prompt)
 
 
 def misfit(attack: Attack, base: Family) -> str | None:

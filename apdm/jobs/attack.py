@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import torch
 
-from apdm.attacks import Attack
 from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, without_words
-from apdm.attacks.staged import Staged
+from apdm.attacks.staged import stages
 from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
 from apdm.audit.matrix import Matrix
@@ -198,7 +196,7 @@ def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
                 f"{spec} needs a {' and a '.join(missing)} model beside the attacked one; apdm audit takes "
                 f"{' and '.join(f'--{name}' for name in missing)}"
             )
-        if config.save_model and any(isinstance(part, TWO_DENOISERS) for part in _parts(attack)):
+        if config.save_model and any(isinstance(part, TWO_DENOISERS) for part in stages(attack)):
             raise UserError(f"{spec} draws with two denoisers, which no pipeline folder holds; leave out save_model")
     warn_of_options_without_effect(config)
     return entries
@@ -222,13 +220,6 @@ def warn_of_options_without_effect(config: AttackConfig) -> None:
             mend = f"{spec} says its own" if f"{name}=" in spec else f"write it into the attack: {own}"
             mend = mend if spec else "leave it out"
             logger.warning("--%s %s has no effect, because no attack takes it; %s", name, value, mend)
-
-
-def _parts(attack: Attack) -> Iterator[Attack]:
-    """An attack, and the attacks inside it if it is staged."""
-    yield attack
-    if isinstance(attack, Staged):
-        yield from _parts(attack.attack)
 
 
 def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, device: torch.device) -> Rows:

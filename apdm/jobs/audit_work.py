@@ -12,7 +12,7 @@ from pathlib import Path
 from apdm.attacks import Attack
 from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import is_zero_shot, make_purifier
-from apdm.attacks.staged import Staged
+from apdm.attacks.staged import Staged, stages
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.cells import Cell
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
@@ -143,13 +143,11 @@ def attack_passes(attacks: Iterable[Attack], photos: float) -> float:
 
 def _preparing_passes(attack: Attack, photos: float) -> float:
     """Forward passes of all stages before the innermost attack."""
-    if not isinstance(attack, Staged):
-        return 0
-    return attack.own_passes(photos) + _preparing_passes(attack.attack, photos)
+    return sum(stage.own_passes(photos) for stage in stages(attack) if isinstance(stage, Staged))
 
 
 def _step_passes(attack: Attack) -> float:
-    return getattr(getattr(attack, "innermost", attack), "step_passes", STEP_PASSES)
+    return getattr(stages(attack)[-1], "step_passes", STEP_PASSES)
 
 
 def search_passes(plan: AuditPlan) -> float:

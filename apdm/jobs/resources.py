@@ -16,6 +16,7 @@ from apdm.attacks import Attack
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import make_purifier
+from apdm.attacks.staged import stages
 from apdm.config import AuditOptions, HardenConfig, JobConfig
 from apdm.core.devices import is_accelerator
 from apdm.core.disk import amount, free_space, picture_size, require_parts
@@ -100,8 +101,8 @@ def audit_memory(
 
 
 def _trains_whole_text(attack: Attack) -> bool:
-    stage = getattr(attack, "innermost", attack)
-    return isinstance(stage, DreamBooth) and stage.train_text_encoder
+    last = stages(attack)[-1]
+    return isinstance(last, DreamBooth) and last.train_text_encoder
 
 
 def _held(base: Family, copies: int, text_copies: int, graph: int, device: torch.device, *, others: int = 1) -> str:
