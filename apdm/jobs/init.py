@@ -172,21 +172,18 @@ class _Answering:
 
     def take(self, name: str, value: Any) -> None:
         """Keep an answer. Raises UserError if it is wrong."""
-        check = getattr(self, f"_take_{name}", None)
-        if check is not None:
-            check(value)
+        match name:
+            case "model":
+                self.kind, self.found = look_at_model(value, self.config.single_file_config)
+            case "photos":
+                find_subjects(value)
+            case "card":
+                check_card(self.kind, self.known["make"], value)
+            case "faces":
+                self._check_faces(value)
         self.known[name] = value
 
-    def _take_model(self, model: str) -> None:
-        self.kind, self.found = look_at_model(model, self.config.single_file_config)
-
-    def _take_photos(self, folder: str) -> None:
-        find_subjects(folder)
-
-    def _take_card(self, card: str) -> None:
-        check_card(self.kind, self.known["make"], card)
-
-    def _take_faces(self, faces: list[str]) -> None:
+    def _check_faces(self, faces: list[str]) -> None:
         known = self.known
         check_faces(self.kind, known["make"], known["card"], faces)
         if NO_FACES not in faces:
