@@ -29,8 +29,6 @@ from apdm.metrics.utility import StrangersLikeness
 
 logger = get_logger(__name__)
 
-MODEL = "base"  # what rows call the attacked model, because they are those of an audit's base
-
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResults:
@@ -91,7 +89,7 @@ def attack_one_model(
     """Run the attacks of a plan on its only model.
 
     Args:
-        plan: the model, under the name MODEL; the people, the attacks and the judges.
+        plan: the model, under the name "base"; the people, the attacks and the judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         drawn: what the judges read from these pictures. Their faces are the strangers if there are no photos of some.
         keep: called with every attack that succeeded and its model.
@@ -106,12 +104,12 @@ def attack_one_model(
     """
     matrix = Matrix.of(plan, plan.entries)
     # Class pictures are compared with the attacker's by the features of a network. Without one they are not needed.
-    keys = {MODEL: class_keys(plan)[MODEL]} if plan.judges.extractor is not None else {}
+    keys = {"base": class_keys(plan)["base"]} if plan.judges.extractor is not None else {}
     if processes.is_main:
         store.tidy({*keys.values(), *(cell.key for cell in matrix.cells if not again(cell))})
     processes.wait()
     pictures = draw_class_pictures(plan, keys, store, processes)
-    features = plan.judges.features(pictures[MODEL]).extracted if keys else None
+    features = plan.judges.features(pictures["base"]).extracted if keys else None
     runner = CellRunner(plan, class_images, features, keep=keep)
     done = matrix.run(runner, store, processes)
     if done is None:
@@ -122,7 +120,7 @@ def attack_one_model(
         kind="attack",
         command=plan.command,
         package=package_versions(),
-        model=plan.files[MODEL],
+        model=plan.files["base"],
         subjects=[person.id for person in plan.subjects.protected],
         photos=plan.subjects.counts,
         prompts=plan.prompts,

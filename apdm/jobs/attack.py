@@ -16,7 +16,7 @@ from apdm.attacks.staged import stages
 from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
 from apdm.audit.matrix import Matrix
-from apdm.audit.one_model import MODEL, AttackResults, attack_one_model
+from apdm.audit.one_model import AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
@@ -99,7 +99,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
         processes.broadcast(lambda: claim(config, held))
         tracker = processes.on_main(lambda: start_tracker(config, held))
         processes.on_main(lambda: show_plan(attack_plan(config, plan, processes, device)))
-        plan.models[MODEL].pipeline.to(device)
+        plan.models["base"].pipeline.to(device)
         results = _run(config, plan, output, processes, tracker)
     models = output / ATTACKED_MODELS if config.save_model else None
     return AttackResult(output_dir=output, results=results, models_dir=models)
@@ -112,7 +112,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
     """Read and check all input, before anything is written.
 
     Returns:
-        The plan of an audit whose only model is the attacked one, under the name MODEL.
+        The plan of an audit whose only model is the attacked one, under the name "base".
 
     Raises:
         UserError: something is missing or wrong. All that was found is told.
@@ -122,14 +122,14 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
     faces = face_networks(config)
 
     def read_inputs() -> AuditInputs:
-        inputs = load_inputs(config, folders, faces, entries=entries, models=[MODEL], with_photos=False)
+        inputs = load_inputs(config, folders, faces, entries=entries, models=["base"], with_photos=False)
         if trains(config):
             check_separate(inputs.subjects.sets)
         return inputs
 
     def checked_models() -> dict[str, Family]:
-        models = read_models(config, {MODEL: config.base})
-        check_prompts_of(config, models[MODEL], entries, [MODEL])
+        models = read_models(config, {"base": config.base})
+        check_prompts_of(config, models["base"], entries, models)
         return models
 
     def read_adapter() -> FaceIDAdapter | None:
@@ -142,7 +142,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
         inputs, models = faults.of(read_inputs), faults.of(checked_models)
     if adapter is not None:
-        adapter.check(models[MODEL])
+        adapter.check(models["base"])
     plan = AuditPlan.of(
         options,
         models=models,
@@ -153,7 +153,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         class_prompt=config.class_prompt,
         seed=config.seed,
         batch_size=config.sample_batch_size,
-        files={MODEL: model_file(config.base, models[MODEL])},
+        files={"base": model_file(config.base, models["base"])},
         command=command,
     )
     warn_about_long_captions(plan)
@@ -191,7 +191,7 @@ def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
         attack = factory.make(spec, seed=config.seed)
         if config.save_model and is_zero_shot(spec):
             raise UserError(f"{spec} trains no model that could be saved; leave out save_model")
-        if missing := [need for need in attack.needs if need != MODEL]:
+        if missing := [need for need in attack.needs if need != "base"]:
             raise UserError(
                 f"{spec} needs a {' and a '.join(missing)} model beside the attacked one; apdm audit takes "
                 f"{' and '.join(f'--{name}' for name in missing)}"
@@ -227,7 +227,7 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
     counts = plan.subjects.counts
     attacks = [plan.attacks.make(entry.spec, seed=config.seed) for entry in plan.entries]
     return {
-        "model": model_text(config.base, plan.models[MODEL]),
+        "model": model_text(config.base, plan.models["base"]),
         "people": people_text(list(counts.attacked)),
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker "
         f"{'trains on' if trains(config) else 'has'}; "
@@ -250,7 +250,7 @@ def sizes(config: AttackConfig, plan: AuditPlan) -> dict[str, int]:
     parts = {"pictures": pictures_size(plan, cells, None, {}, output)}
     if config.save_model:
         missing = [cell for cell in cells if not model_folder(output, cell).is_dir()]
-        parts["attacked models"] = len(missing) * export_size(plan.models[MODEL])
+        parts["attacked models"] = len(missing) * export_size(plan.models["base"])
     return parts
 
 
@@ -266,7 +266,7 @@ def _run(
     plan, drawn, latents = with_class_pictures(config, plan, processes)
 
     def keep(cell: Cell, attacked: Family) -> None:
-        spec, base = without_words(cell.entry.spec), plan.files[MODEL].sha256
+        spec, base = without_words(cell.entry.spec), plan.files["base"].sha256
         export_attacked(attacked, model_folder(output, cell), attack=spec, base=base)
 
     done = attack_one_model(

@@ -15,6 +15,7 @@ import torch
 from apdm.audit.common_results import Verdict
 from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan
+from apdm.audit.same_faces import check_faces
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
@@ -263,7 +264,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
                 plan, sets, rows, work, pictures = found
                 base, judges = plan.models["base"], plan.judges
                 cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
-                faults.of(lambda: audit.check_faces(sets, judges.encoders, judges.face_score))
+                faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: resources.audit_memory(
@@ -295,9 +296,9 @@ def attack_model(config: AttackConfig) -> AttackResult:
             _check_output(config, faults)
             plan = faults.of(lambda: attack.load_attack(config, None))
             if plan is not None:
-                sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models[attack.MODEL]
+                sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models["base"]
                 cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
-                faults.of(lambda: attack.check_faces(sets, judges.encoders, judges.face_score))
+                faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
                 work = AuditWork.of(plan, Matrix.of(plan, plan.entries).cells, class_sets=2)
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
