@@ -106,8 +106,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     """Read and check all input, before anything is written."""
     names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
     paths = {name: path for name, path in names.items() if path is not None}
-    subjects = str(config.subjects)  # given with a hardened model
-    folders = PhotoFolders.below(subjects, config)
+    folders = PhotoFolders.below(str(config.subjects), config)  # subjects are given with a hardened model
     given = {f"the {role} photos in": folder for role, folder in folders.by_group.items()}
 
     def read_inputs() -> AuditInputs:
@@ -156,23 +155,31 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         guidance=config.known_before,
     )
     warn_about_long_captions(plan)
-    photos = None
-    if inputs.photo_attacks is not None and config.protected_photos is not None:
-        originals = originals_of(config.photos, subjects)
-        photos = load_protected_photos(
-            originals,
-            config.protected_photos,
-            config.resolution,
-            known=[person.id for person in inputs.subjects.protected],
-            chosen=Chosen(config.protected_set),
-        )
-        if folders.last_third and os.path.samefile(originals, folders.holdout):
-            photos = hold_out(photos).attacked
-        photos = photos_with_captions(photos, inputs.photo_attacks, plan.attacks)
-        inputs.photo_attacks.check(models["base"], config.num_inference_steps)
-        inputs.photo_attacks.check_photos(photos.counts)
-        check_separate(photo_sets(inputs, photos))
-    return plan, inputs, photos
+    return plan, inputs, _load_photos(config, folders, inputs, plan)
+
+
+def _load_photos(
+    config: AuditJobConfig, folders: PhotoFolders, inputs: AuditInputs, plan: AuditPlan
+) -> ProtectedPhotos | None:
+    """Read and check the protected photos that are attacked too; None if there are none."""
+    if inputs.photo_attacks is None or config.protected_photos is None:
+        return None
+    subjects = str(config.subjects)
+    originals = config.photos or (subjects if has_sets(subjects) else str(Path(subjects) / PROTECTED))
+    photos = load_protected_photos(
+        originals,
+        config.protected_photos,
+        config.resolution,
+        known=[person.id for person in inputs.subjects.protected],
+        chosen=Chosen(config.protected_set),
+    )
+    if folders.last_third and os.path.samefile(originals, folders.holdout):
+        photos = hold_out(photos).attacked
+    photos = photos_with_captions(photos, inputs.photo_attacks, plan.attacks)
+    inputs.photo_attacks.check(plan.models["base"], config.num_inference_steps)
+    inputs.photo_attacks.check_photos(photos.counts)
+    check_separate(photo_sets(inputs, photos))
+    return photos
 
 
 def search_of(config: AuditJobConfig) -> SearchOptions | None:
@@ -186,11 +193,6 @@ def search_of(config: AuditJobConfig) -> SearchOptions | None:
         min_face_rate=config.search_min_face_rate,
         people=config.search_people,
     )
-
-
-def originals_of(instance_data_dir: str | None, subjects: str) -> str:
-    """Return the folder of the originals of protected photos: the one that was given, or one among the subjects."""
-    return instance_data_dir or (subjects if has_sets(subjects) else str(Path(subjects) / PROTECTED))
 
 
 def photo_sets(inputs: AuditInputs, photos: ProtectedPhotos | None) -> list[PhotoSet]:
