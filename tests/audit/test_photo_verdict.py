@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from apdm.audit.common_results import Verdict
 from apdm.audit.photo_results import PhotoAttackRow, PhotoOutcome, PhotoThresholds
-from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
+from apdm.audit.photo_verdict import doubts_about_judges, is_void, judge_photo_attacks, judge_photos
 from apdm.faces.described import NamedThreshold
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
@@ -116,6 +117,76 @@ def test_purified_photos_are_compared_with_the_same_clean_photos():
     assert (plain.spec, plain.state) == ("dreambooth", "protected")
     assert (after.spec, after.state) == ("dreambooth after jpeg", "not protected")
     assert after.comparison["enc"].difference == pytest.approx(0.1)
+
+
+def test_a_person_who_gets_through_counts_though_the_attack_on_another_failed():
+    crashed = {"subject": "s02", "status": "failed", "error": "E", "identity": {}, "by_prompt": {}}
+    rows = [clean(), clean(subject="s02"), protected(mean=0.9, match_rate=1.0), protected(**crashed)]
+    assert judged(*rows)[0].state == "not protected"
+
+
+@pytest.mark.parametrize(("match_rates", "void"), [((0.8, 0.9), False), ((0.9, 0.79), True), ((0.79, 0.9), True)])
+def test_every_encoder_must_see_the_person_after_the_attack_with_clean_photos(match_rates: list[float], void: bool):
+    seen = {name: identity(0.9, rate)["enc"] for name, rate in zip(("enc", "second"), match_rates, strict=True)}
+    assert is_void(clean(identity=seen)) is void
+
+
+def verdict_on(*outcomes: PhotoOutcome, repeats: int = 3, matched: float = 0.0, count: int | None = None) -> Verdict:
+    strangers = {"enc": replace(STRANGERS["enc"], count=count)}
+    facts: dict[str, Any] = {"strangers": strangers, "strangers_matched": {"s01": matched}, "thresholds": LIMITS}
+    return judge_photos(outcomes, repeats=repeats, **facts)
+
+
+def test_photos_that_every_attack_fails_with_are_protected_and_the_verdict_says_by_which_figures():
+    verdict = verdict_on(*judged(clean(), protected(), protected(purifier="jpeg")))
+    assert verdict.protected and not verdict.unreliable and not verdict.notes
+    assert verdict.reasons == [check.detail for check in verdict.checks] and len(verdict.reasons) == 2
+
+
+def test_one_purifier_that_gets_through_is_enough_and_is_named():
+    verdict = verdict_on(*judged(clean(), protected(), protected(purifier="jpeg", mean=0.8, match_rate=1.0)))
+    assert not verdict.protected and not verdict.unreliable
+    assert all(reason.startswith("dreambooth after jpeg: ") for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "facts", "doubts"),
+    [
+        (judged(clean(match_rate=0.7), protected()), {}, ["clean photos/s01/seed 0: the attack is too weak"]),
+        (judged(clean(), protected()), {"matched": 0.1}, ["0.100 of the strangers are s01"]),
+        (judged(clean(), protected()), {"count": 3}, ["likeness by chance rests on 3 photos"]),
+        (
+            judged(clean(), protected(status="failed", error="E", identity={}, by_prompt={})),
+            {},
+            ["protected photos/s01", "the match rate could not", "the likeness over strangers could not"],
+        ),
+        (
+            judged(clean(match_rate=0.7), protected(), protected(purifier="jpeg")),
+            {},
+            ["dreambooth: clean photos/s01", "dreambooth after jpeg: clean photos/s01"],
+        ),
+    ],
+)
+def test_a_doubt_forbids_the_claim_and_is_told(
+    outcomes: list[PhotoOutcome], facts: dict[str, Any], doubts: Sequence[str]
+):
+    verdict = verdict_on(*outcomes, **facts)
+    assert not verdict.protected and len(verdict.unreliable) == len(doubts)
+    assert all(flag.startswith(doubt) for flag, doubt in zip(verdict.unreliable, doubts, strict=True))
+    counts = "1 count," if len(doubts) == 1 else f"{len(doubts)} counts,"
+    assert f"unreliable on {counts}" in verdict.reasons[-1]
+
+
+@pytest.mark.parametrize(("face_rate", "noted"), [(0.5, False), (0.49, True), (0.0, True)])
+def test_pictures_that_lost_their_faces_are_noted_as_destroyed(face_rate: float, noted: bool):
+    verdict = verdict_on(*judged(clean(), protected(mean=0.0, face_rate=face_rate)))
+    assert verdict.protected and any("destroyed" in note for note in verdict.notes) is noted
+
+
+def test_few_seeds_are_noted():
+    assert verdict_on(*judged(clean(), protected()), repeats=2).notes == [
+        "A claim needs at least 3 seeds; this audit has 2."
+    ]
 
 
 def test_judges_that_were_all_misled_show_no_protection_whatever_they_measure():
