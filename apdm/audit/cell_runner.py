@@ -24,6 +24,7 @@ from apdm.audit.cells import Cell, CellMeasurements
 from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.untrained import Untrained
+from apdm.core.devices import free_memory
 from apdm.core.pictures import to_unit
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -114,7 +115,7 @@ class CellRunner:
         except Exception as problem:  # a failed attack must not stop the other cells
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             measured = CellMeasurements(curve=measured.curve)
-            _free_memory()
+            free_memory()  # so that the next cell does not run out of it too
         seconds = round(time.perf_counter() - started, 3)
         if self.keep is not None and attacked is not None:
             self.keep(cell, attacked.model)
@@ -292,9 +293,3 @@ def _equal(first: Tensor, second: Tensor | None) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _free_memory() -> None:
-    """Free the accelerator memory of a failed cell, so that the next cell does not run out of memory too."""
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()

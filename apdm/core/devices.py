@@ -1,7 +1,8 @@
-"""Whether something is on an accelerator, copies to one that nothing waits for, and the state of torch's generators."""
+"""Whether something is on an accelerator, copies to one that nothing waits for, its memory, and torch's generators."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,13 @@ def is_accelerator(device: torch.device) -> bool:
     """Whether a device is this machine's accelerator."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator is not None and accelerator.type == device.type
+
+
+def free_memory() -> None:
+    """Free the memory of objects that are no longer used, on the CPU and on the accelerator."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()
 
 
 @contextmanager

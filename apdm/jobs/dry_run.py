@@ -78,9 +78,8 @@ def harden(config: HardenConfig) -> HardenResult:
             faults.of(lambda: check_hub(config))
             inputs = read_harden(config, faults)
             if inputs is not None:
-                found = faults.of(inputs.check_output)
-                done = found.step if found is not None else 0
-                rows = harden_plan(config, inputs, kind=kind, processes=processes, device=device, done=done)
+                checkpoint = faults.of(inputs.check_output)
+                rows = harden_plan(config, inputs, checkpoint, kind=kind, processes=processes, device=device)
                 _show(rows, harden_rows(config, inputs, device, processes.size), faults)
 
     processes.on_main(check)

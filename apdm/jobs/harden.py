@@ -8,7 +8,6 @@ process: `harden_inputs` reads the input, `training` and `hardening_loop` train,
 from __future__ import annotations
 
 import copy
-import gc
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from accelerate import Accelerator
 from apdm.audit import read_model_results
 from apdm.config import HardenConfig, config_hash
 from apdm.config.presets import preset_report
+from apdm.core.devices import free_memory
 from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger
@@ -89,23 +89,14 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         stages.begin(PREPARING)
         processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
         base, start = processes.all_or_raise(lambda: load_models(config))
-        inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
-        inputs = inputs or HardenInputs(config, base, start)
+        inputs = processes.on_main(lambda: HardenInputs.read(config, base, start)) or HardenInputs(config, base, start)
         checkpoint, facts, continues = processes.broadcast(lambda: inputs.claim_output(held))
         claimed = True
         tracker = processes.on_main(lambda: start_tracker(config, held))
         if processes.is_main:
-            done = checkpoint.step if checkpoint else 0
-            show_plan(harden_plan(config, inputs, kind=kind, processes=processes, device=device, done=done))
-            base.pipeline.to(device)
-        # The data is moved to the CPU before it is sent. Otherwise every process would unpack it on GPU 0.
-        groups = processes.broadcast(lambda: [to_device(group, "cpu") for group in inputs.encode()])
-        hardened = place_models(config, base, start, kind, device)
-        reference = base.denoiser.eval().requires_grad_(False)
-        protected, consenting, earlier = (to_device(group, device) for group in groups)
-        training = Training(config, accelerator, processes, reference, hardened, protected, consenting, earlier)
-        warn_of_people_without_attacker(config, training)
-        validator = Validator(config, hardened, make_probe(config, inputs.audit_inputs, protected), tracker)
+            show_plan(harden_plan(config, inputs, checkpoint, kind=kind, processes=processes, device=device))
+        training, validator = make_training(config, accelerator, processes, kind, inputs, tracker)
+        hardened = training.hardened
         stages.begin(HARDENING)
         with stop.postponed():
             trained = run_training(
@@ -115,7 +106,6 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
                 training,
                 validator,
                 tracker=tracker,
-                output=output,
                 facts=facts,
                 checkpoint=checkpoint,
                 stop=stop,
@@ -173,6 +163,33 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
     return kind
 
 
+def make_training(
+    config: HardenConfig,
+    accelerator: Accelerator,
+    processes: ProcessGroup,
+    kind: EngineKind,
+    inputs: HardenInputs,
+    tracker: Tracker | None,
+) -> tuple[Training, Validator]:
+    """Encode the photos, and make the training and the validation. The main process encodes for all.
+
+    Args:
+        kind: the kind of the launched engine.
+        inputs: the models, and in the main process the photos.
+    """
+    base, device = inputs.base, accelerator.device
+    if processes.is_main:
+        base.pipeline.to(device)
+    # The data is moved to the CPU before it is sent. Otherwise every process would unpack it on GPU 0.
+    groups = processes.broadcast(lambda: [to_device(group, "cpu") for group in inputs.encode()])
+    hardened = place_models(config, base, inputs.start, kind, device)
+    reference = base.denoiser.eval().requires_grad_(False)
+    protected, consenting, earlier = (to_device(group, device) for group in groups)
+    training = Training(config, accelerator, processes, reference, hardened, protected, consenting, earlier)
+    warn_of_people_without_attacker(config, training)
+    return training, Validator(config, hardened, make_probe(config, inputs.audit_inputs, protected), tracker)
+
+
 def place_models(config: HardenConfig, base: Family, start: Family, kind: EngineKind, device: torch.device) -> Family:
     """Move the models to the device that the engine needs.
 
@@ -199,13 +216,6 @@ def warn_of_people_without_attacker(config: HardenConfig, training: Training) ->
         mend = "raise max_train_steps" + (" or pool.size, or lower pool.depth" if config.pool.size else "")
         people = len(training.attackers.people)
         logger.warning("%d of %d people will meet no simulated attacker; %s", missed, people, mend)
-
-
-def free_memory() -> None:
-    """Free the memory of objects that are no longer used, on the CPU and on the accelerator."""
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()
 
 
 def protect_and_audit(

@@ -48,7 +48,6 @@ def run_training(
     validator: Validator,
     *,
     tracker: Tracker | None,
-    output: Path,
     facts: Mapping[str, Any],
     checkpoint: Checkpoint | None,
     stop: Stop,
@@ -68,8 +67,8 @@ def run_training(
         UserError: a loss or gradient is not finite. The weights of the last good step are saved in the output folder.
         Interrupted: the user asked to stop, and a checkpoint was written.
     """
+    output = Path(config.output_dir)
     counters = training.load(checkpoint) if checkpoint else Counters()
-
     keeper = Keeper(
         training,
         processes,
@@ -81,14 +80,8 @@ def run_training(
     steps = range(counters.step + 1, config.max_train_steps + 1)
     if _is_protected(config, counters):
         steps = range(0)
-    with progress_bar(
-        steps,
-        desc="harden",
-        unit="step",
-        initial=counters.step,
-        total=config.max_train_steps,
-    ) as bar:
-        every = config.checkpointing_steps
+    every, total = config.checkpointing_steps, config.max_train_steps
+    with progress_bar(steps, desc="harden", unit="step", initial=counters.step, total=total) as bar:
         for step in bar:
             figures = training.outer_step()
             if fault := training.find_fault(figures):

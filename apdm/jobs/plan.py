@@ -35,6 +35,7 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import CONFIG, IMAGES, MODEL, REPORT, SINGLE_FILE
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family
+from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.plan_texts import (
     captions_text,
     device_text,
@@ -68,16 +69,16 @@ def show_plan(rows: Mapping[str, str | None]) -> None:
 def harden_plan(
     config: HardenConfig,
     inputs: HardenInputs,
+    checkpoint: Checkpoint | None,
     *,
     kind: EngineKind,
     processes: ProcessGroup,
     device: torch.device,
-    done: int,
 ) -> Rows:
     """Return the plan of a hardening run.
 
     Args:
-        done: outer steps that an earlier run has done; 0 if this run starts from the beginning.
+        checkpoint: the checkpoint that the run goes on from; None if it starts from the beginning.
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)
     attacker = f"a simulated attacker of {count(config.l2p.inner_steps, 'step')} in each"
@@ -110,7 +111,7 @@ def harden_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
         "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}{schedule}"
-        + f"; {done} are done" * bool(done),
+        + (f"; {checkpoint.step} are done" if checkpoint is not None else ""),
         "class": f"{count(inputs.own_class_pictures, 'picture')} of your own"
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
