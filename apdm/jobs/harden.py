@@ -99,17 +99,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         hardened = training.hardened
         stages.begin(HARDENING)
         with stop.postponed():
-            trained = run_training(
-                config,
-                accelerator,
-                processes,
-                training,
-                validator,
-                tracker=tracker,
-                facts=facts,
-                checkpoint=checkpoint,
-                stop=stop,
-            )
+            trained = run_training(training, validator, device, tracker, facts=facts, checkpoint=checkpoint, stop=stop)
         del training
         free_memory()
         try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 
 from apdm.config import HardenConfig
 from apdm.core.disk import CannotWrite
@@ -16,7 +15,6 @@ from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
 from apdm.core.signals import Stop, resume_advice
 from apdm.core.terminal import progress_bar
-from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.keeper import Keeper
@@ -41,13 +39,11 @@ class Trained(NamedTuple):
 
 
 def run_training(
-    config: HardenConfig,
-    accelerator: Accelerator,
-    processes: ProcessGroup,
     training: Training,
     validator: Validator,
-    *,
+    device: torch.device,
     tracker: Tracker | None,
+    *,
     facts: Mapping[str, Any],
     checkpoint: Checkpoint | None,
     stop: Stop,
@@ -57,6 +53,7 @@ def run_training(
     Args:
         training: the parts of the method.
         validator: draws pictures and runs the probe; only the main process calls it.
+        device: where the validator draws.
         facts: facts about models and photos, to be stored in checkpoints.
         checkpoint: the checkpoint to resume from; None to start from the beginning.
 
@@ -67,11 +64,11 @@ def run_training(
         UserError: a loss or gradient is not finite. The weights of the last good step are saved in the output folder.
         Interrupted: the user asked to stop, and a checkpoint was written.
     """
+    config, processes = training.config, training.processes
     output = Path(config.output_dir)
     counters = training.load(checkpoint) if checkpoint else Counters()
     keeper = Keeper(
         training,
-        processes,
         output,
         facts=facts,
         limit=config.checkpoints_total_limit,
@@ -85,14 +82,14 @@ def run_training(
         for step in bar:
             figures = training.outer_step()
             if fault := training.find_fault(figures):
-                _stop_with_last_good_weights(output, processes, training, counters.step, fault)
+                _stop_with_last_good_weights(output, training, counters.step, fault)
             counters.step = step
             shown = {name: f"{figures[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in figures}
             bar.set_postfix(shown, refresh=False)
             try:
                 if config.validation.steps and step % config.validation.steps == 0:
                     training.publish()
-                    measured, quiet = processes.broadcast(partial(_validate, validator, step, accelerator.device))
+                    measured, quiet = processes.broadcast(partial(_validate, validator, step, device))
                     counters.quiet_probes = counters.quiet_probes + 1 if quiet else 0
                     figures |= measured
                 if config.report_to:
@@ -148,9 +145,7 @@ def _is_protected(config: HardenConfig, counters: Counters) -> bool:
     return config.validation.stop_when_protected and counters.quiet_probes >= REQUIRED_PROBES
 
 
-def _stop_with_last_good_weights(
-    output: Path, processes: ProcessGroup, training: Training, done: int, fault: tuple[str, str]
-) -> None:
+def _stop_with_last_good_weights(output: Path, training: Training, done: int, fault: tuple[str, str]) -> None:
     training.publish()
     kept = output / f"model-after-{done}-steps"
 
@@ -160,4 +155,4 @@ def _stop_with_last_good_weights(
         what, mend = fault
         raise UserError(f"{what} in outer step {done + 1}; the weights of step {done} are in {kept}; {mend}")
 
-    processes.on_main(tell)
+    training.processes.on_main(tell)

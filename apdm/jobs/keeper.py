@@ -9,7 +9,6 @@ from typing import Any
 
 from apdm.core.disk import CannotWrite
 from apdm.core.files import delete
-from apdm.distributed.processes import ProcessGroup
 from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.training import Counters, Training
 
@@ -24,7 +23,6 @@ class Keeper:
     def __init__(
         self,
         training: Training,
-        processes: ProcessGroup,
         output: Path,
         *,
         facts: Mapping[str, Any],
@@ -39,7 +37,7 @@ class Keeper:
             limit: how many checkpoints are kept; None keeps all.
             newest: the checkpoint that the run goes on from; None if it starts from the beginning.
         """
-        self.training, self.processes, self.output = training, processes, output
+        self.training, self.processes, self.output = training, training.processes, output
         self.facts, self.limit, self.newest = facts, limit, newest
 
     def save(self, counters: Counters) -> None:
