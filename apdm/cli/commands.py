@@ -255,12 +255,12 @@ def _environment(argv: Sequence[str]) -> int:
     """Print the versions and devices that a bug report needs; with --models, what these models can be used for."""
     config = load_config(EnvConfig, argv)
     if config.models is not None:
-        from apdm.jobs.environment import look_at_models
+        from apdm.jobs.env_models import look_at_models
 
         lines, complete = look_at_models(config.models, allow_pickle=config.allow_pickle)
         say(*lines)
         return DONE if complete else BAD_INPUT
-    from apdm.jobs.machine import machine_lines
+    from apdm.jobs.env_machine import machine_lines
 
     say(*machine_lines())
     return DONE

@@ -39,11 +39,11 @@ from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
 from apdm.jobs.audit_steps import audit_and_report, check_prompts_of, claim, model_file, read_models
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.growing_report import PREPARING, audit_stages
 from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
 from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
+from apdm.jobs.stages import PREPARING, audit_stages
 from apdm.jobs.tracked import start_tracker
 
 KEPT = "finished attacks are kept; the same command goes on"

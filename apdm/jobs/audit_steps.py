@@ -50,9 +50,9 @@ from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
-from apdm.jobs.growing_report import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.picture_sheets import save_pictures, save_strips
 from apdm.jobs.prepare import check_resolution, class_images, goes_on, resolved
+from apdm.jobs.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.tracked import track_audit
 from apdm.metrics.judges import JudgesDescription
 from apdm.report.page import write_report

@@ -33,7 +33,6 @@ from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs
-from apdm.jobs.growing_report import HARDENING, PHOTOS, PREPARING, harden_stages
 from apdm.jobs.harden_export import delete_last_checkpoint, export, name_checkpoint
 from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
@@ -43,6 +42,7 @@ from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, 
 from apdm.jobs.probe import make_probe
 from apdm.jobs.push import push_hardened, reserve_repository
 from apdm.jobs.results import HardenResult
+from apdm.jobs.stages import HARDENING, PHOTOS, PREPARING, harden_stages
 from apdm.jobs.tracked import start_tracker
 from apdm.jobs.training import Training
 from apdm.jobs.validation import Validator

@@ -32,7 +32,6 @@ from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.growing_report import PHOTOS, PREPARING
 from apdm.jobs.photo_job import PhotoJob, Watch, unwatched
 from apdm.jobs.plan import perturb_plan, show_plan
 from apdm.jobs.prepare import (
@@ -45,6 +44,7 @@ from apdm.jobs.prepare import (
     warn_about_prompts,
 )
 from apdm.jobs.results import PerturbResult
+from apdm.jobs.stages import PHOTOS, PREPARING
 from apdm.jobs.tracked import start_tracker
 
 KEPT = "photos that are finished are kept; the same command goes on"

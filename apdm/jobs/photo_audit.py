@@ -45,11 +45,11 @@ from apdm.jobs.audit_steps import (
     with_class_pictures,
 )
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.growing_report import PHOTO_ATTACKS, PREPARING, audit_stages
 from apdm.jobs.picture_sheets import save_pictures
 from apdm.jobs.plan import photo_audit_plan, show_plan
 from apdm.jobs.prepare import keep_apart
 from apdm.jobs.results import AuditResult
+from apdm.jobs.stages import PHOTO_ATTACKS, PREPARING, audit_stages
 from apdm.jobs.tracked import start_tracker, track_audit
 from apdm.report.photo_page import write_photo_report
 

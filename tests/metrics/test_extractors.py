@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor, CLIPModel, ViTImageProcessor, ViTMo
 from apdm.config.judges import judge_places
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
-from apdm.jobs.environment import recognise
+from apdm.jobs.env_models import recognise
 from apdm.metrics.extractors import ClipModel, VisionModel
 from apdm.metrics.judges import Judges
 from apdm.metrics.networks import load_feature_networks

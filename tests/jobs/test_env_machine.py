@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apdm.jobs.machine import GB, jobs_ready
+from apdm.jobs.env_machine import GB, jobs_ready
 
 
 def rows(memory: int | None, disk: int, *packages: str) -> dict[str, str]:
