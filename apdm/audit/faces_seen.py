@@ -6,7 +6,7 @@ that is where a photo shows several.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,22 +44,19 @@ class FacesSeen:
 
 
 @torch.no_grad()
-def look_at_faces(
-    sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder], roles: Collection[Role] = frozenset(SHOWN)
-) -> list[FacesSeen]:
-    """Look for faces in the photos of people.
+def look_at_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder]) -> list[FacesSeen]:
+    """Look for faces in the photos of people whose likeness is measured.
 
     Args:
         encoders: the encoders that judge. Those that have no detector look at whole pictures, and nothing is said of
             them.
-        roles: the folders that are looked at. They are folders of people.
     """
     able = [encoder for encoder in encoders if encoder.detector is not None]
     if not able or able[0].detector is None:
         return []
     found = []
     for photos in sets:
-        if photos.role not in roles:
+        if photos.role not in SHOWN:
             continue
         files = iter(photos.files)
         for subject, images in zip(photos.ids, photos.images, strict=True):

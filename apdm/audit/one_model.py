@@ -83,8 +83,8 @@ def attack_one_model(
     *,
     store: CellStore,
     processes: ProcessGroup,
-    keep: Callable[[Cell, Family], None] | None = None,
-    again: Callable[[Cell], bool] = lambda cell: False,
+    keep: Callable[[Cell, Family], None] | None,
+    again: Callable[[Cell], bool],
 ) -> tuple[AttackResults, dict[str, Tensor]] | None:
     """Run the attacks of a plan on its only model.
 
@@ -92,7 +92,7 @@ def attack_one_model(
         plan: the model, under the name "base"; the people, the attacks and the judges.
         class_images: latents of the attacker's class pictures, for prior preservation.
         drawn: what the judges read from these pictures. Their faces are the strangers if there are no photos of some.
-        keep: called with every attack that succeeded and its model.
+        keep: called with every attack that succeeded and its model; None keeps no model.
         again: whether a finished attack is run again, because its model is missing.
 
     Returns:

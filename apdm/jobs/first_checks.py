@@ -37,7 +37,6 @@ MODELS = (
     *("base", "hardened", "placebo", "sibling", "hardened_sibling"),
 )
 DATASETS = ("dataset_name", "class_dataset_name")
-NEEDED_PACKAGES = {"report_to": 'install it with pip install "apdm[track]"'}
 PLUGINS: dict[str, tuple[Registry, ...]] = {
     "family": (FAMILIES,),
     "objective": (OBJECTIVES,),
@@ -143,9 +142,9 @@ def _check(name: str, option: Option, text: Any) -> None:
         if option.field.metadata["holds"] == kind and not is_one(text):
             fault = f"is no {kind}" if os.path.exists(text) else "does not exist"
             raise absent(text, f"{text} {fault}; give a {kind} as {option.path}")
-    if name in NEEDED_PACKAGES and find_spec(text) is None:
-        mend = f"{NEEDED_PACKAGES[name]}, or leave out {option.path}"
-        raise UserError(f"{option.path} {text} needs the package {text}, which is not installed; {mend}")
+    if name == "report_to" and find_spec(text) is None:
+        mend = 'install it with pip install "apdm[track]", or leave out report_to'
+        raise UserError(f"report_to {text} needs the package {text}, which is not installed; {mend}")
     if name == "judge":
         check_judges([text], option.path)
     if name in FACE_NETWORKS:

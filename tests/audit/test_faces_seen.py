@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,4 +70,4 @@ def test_one_line_says_which_face_is_compared_and_no_stranger_and_no_wall_poison
 def test_nothing_is_said_of_other_folders_or_by_encoders_without_a_detector(tmp_path: Path, encoder: FaceEncoder):
     photos = photos_of(tmp_path)
     assert look_at_faces([photos], [load_encoder("portrait-a")]) == []
-    assert look_at_faces([photos], [encoder], roles={Role.PROTECTED}) == []
+    assert look_at_faces([replace(photos, role=Role.STRANGER)], [encoder]) == []
