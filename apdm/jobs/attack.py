@@ -20,7 +20,7 @@ from apdm.audit.one_model import AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.rows import file_name, picture_place
+from apdm.audit.rows import file_name
 from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
 from apdm.audit.store import finished_cells
@@ -31,7 +31,7 @@ from apdm.core.disk import require_parts
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import write_json
 from apdm.core.logging import get_logger
-from apdm.core.pictures import grid, save_png, to_pil, to_unit
+from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.edit_prompts import Edit, read_edits
@@ -40,7 +40,7 @@ from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.attacked import export_attacked
-from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, PICTURES, REPORT
+from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, REPORT
 from apdm.export.pipeline import export_size
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs
@@ -54,14 +54,13 @@ from apdm.jobs.audit_steps import (
 )
 from apdm.jobs.audit_work import pictures_size
 from apdm.jobs.face_networks import face_networks
-from apdm.jobs.picture_sheets import AFTER, COLUMNS, attack_folder
+from apdm.jobs.picture_sheets import save_attack_pictures
 from apdm.jobs.plan import Rows, audited_face_rows, show_plan
 from apdm.jobs.plan_texts import captions_text, device_text, held_out_text, model_text, people_text
 from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AttackResult
 from apdm.jobs.tracked import start_tracker, track_attack
-from apdm.report.attack_page import AttackPictures, title_of, write_attack_page, write_drawing
-from apdm.report.pictures import COURSE
+from apdm.report.attack_page import write_attack_page, write_drawing
 
 logger = get_logger(__name__)
 
@@ -281,23 +280,10 @@ def _run(
     if done is None:
         return None
     results, shown = done
-    pictures, sheets = {}, {}
-    for row in results.attacks:
-        name = picture_place(row, results.attacks[0].spec)
-        after, course = shown.get(name), shown.get(f"{COURSE}/{name}")  # [N, 3, H, W] and [noises, steps, 3, h, w]
-        if after is not None:
-            sheets[f"{attack_folder(row)}/{AFTER}"] = grid(after, COLUMNS)
-        if course is not None:  # a line for each noise
-            sheets[f"{attack_folder(row)}/{COURSE}"] = grid(course.flatten(0, 1), course.shape[1])
-        pictures[title_of(row)] = AttackPictures(
-            after=[] if after is None else list(map(to_pil, after)),
-            course=[] if course is None else [list(map(to_pil, line)) for line in course],
-        )
-    for name, sheet in sheets.items():
-        save_png(sheet, output / PICTURES / f"{name}.png")
+    pictures, sheets = save_attack_pictures(results, shown, output)
     write_json(output / ATTACK, to_json(results))
     write_attack_page(results, output / REPORT, pictures)
     write_drawing(results, output / LIKENESS)
     if tracker is not None:
-        track_attack(tracker, results, {name: [sheet] for name, sheet in sheets.items()}, output / REPORT)
+        track_attack(tracker, results, sheets, output / REPORT)
     return results

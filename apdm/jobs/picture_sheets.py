@@ -73,8 +73,37 @@ def read_pictures(results: AnyResults, output: Path) -> Pictures:
     return found | {name: _cut(sheets[name], columns) for name, columns in courses.items() if name in sheets}
 
 
+def save_attack_pictures(
+    results: AttackResults, pictures: Mapping[str, Tensor], output: Path
+) -> tuple[dict[str, AttackPictures], dict[str, Image.Image]]:
+    """Save the pictures of `apdm attack`: after each attack, and of its course, a line for each noise.
+
+    Args:
+        pictures: {name: [N, 3, H, W] in [0, 1]}, or [noises, steps, 3, h, w] for the course of an attack.
+        output: the folder of attack.json.
+
+    Returns:
+        {title of a row: its pictures}, and {name of a sheet: the sheet}.
+    """
+    found, sheets = {}, {}
+    for row in results.attacks:
+        name, folder = picture_place(row, results.attacks[0].spec), attack_folder(row)
+        after, course = pictures.get(name), pictures.get(f"{COURSE}/{name}")
+        if after is not None:
+            sheets[f"{folder}/{AFTER}"] = grid(after, COLUMNS)
+        if course is not None:
+            sheets[f"{folder}/{COURSE}"] = grid(course.flatten(0, 1), course.shape[1])
+        found[title_of(row)] = AttackPictures(
+            after=[] if after is None else list(map(to_pil, after)),
+            course=[] if course is None else [list(map(to_pil, line)) for line in course],
+        )
+    for name, sheet in sheets.items():
+        save_png(sheet, output / PICTURES / f"{name}.png")
+    return found, sheets
+
+
 def read_attack_pictures(results: AttackResults, output: Path) -> tuple[dict[str, AttackPictures], dict[str, bool]]:
-    """Read the pictures that `apdm attack` saved.
+    """Read what `save_attack_pictures` saved.
 
     Args:
         output: its folder.

@@ -5,7 +5,7 @@ Curves and figures are means over people and seeds, so that no id of a person st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -76,17 +76,15 @@ def track_audit(tracker: Tracker, results: AnyResults, pictures: Pictures, repor
         tracker.page("audit/report", report)
 
 
-def track_attack(
-    tracker: Tracker, results: AttackResults, pictures: Mapping[str, Sequence[Image.Image]], report: Path
-) -> None:
+def track_attack(tracker: Tracker, results: AttackResults, sheets: Mapping[str, Image.Image], report: Path) -> None:
     """Send the likeness curves of attacks on one model to a tracker; the pictures and the page if it may show people.
 
     Args:
-        pictures: the sheets of pictures by name. All come from attacks on people.
+        sheets: the sheets of pictures by name. All come from attacks on people.
     """
     with kept_without(tracker, f"all results are in {report.parent}"):
         tracker.curves(likeness_curves(results), axis=AXIS)
-        tracker.pictures({f"attack/{name}": images for name, images in pictures.items()}, of_people=True)
+        tracker.pictures({f"attack/{name}": [sheet] for name, sheet in sheets.items()}, of_people=True)
         tracker.page("attack/report", report)
 
 
