@@ -88,10 +88,10 @@ def _harden(argv: Sequence[str]) -> int:
 
 def _demo(argv: Sequence[str]) -> int:
     config = load_config(DemoConfig, argv)
-    from apdm.jobs.demo import harden_config, helpers, next_step, prepare
+    from apdm.jobs.demo import harden_config, next_step, other_process, prepare
 
     prepare(config)
-    with helpers(config, argv):
+    with other_process(config, argv):
         from apdm.jobs.harden import harden
         from apdm.jobs.summary import of_hardening
 

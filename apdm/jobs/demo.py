@@ -112,7 +112,7 @@ def harden_config(config: DemoConfig) -> HardenConfig:
 
 
 @contextmanager
-def helpers(config: DemoConfig, argv: Sequence[str]) -> Iterator[None]:
+def other_process(config: DemoConfig, argv: Sequence[str]) -> Iterator[None]:
     """Run the other process of the demo while the block runs. It runs the same command.
 
     Nothing happens if a launcher started this process, or if there is to be only one.

@@ -45,7 +45,7 @@ from apdm.jobs.prepare import (
     Resumable,
     class_pictures_to_draw,
     goes_on,
-    load_models,
+    load_base_and_start,
     own_class_files,
     photos_of_datasets,
     prepare_process,
@@ -109,7 +109,7 @@ def read_harden(config: HardenConfig, faults: Faults) -> HardenInputs | None:
     Returns:
         The input; None if a part of it is missing.
     """
-    models = faults.of(lambda: load_models(config))
+    models = faults.of(lambda: load_base_and_start(config))
     files = faults.of(lambda: HardenFiles.read(config))
     own = faults.of(lambda: check_base(config, models[0])) if models is not None else None
     if models is not None and files is not None and own is not None:

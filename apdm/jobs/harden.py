@@ -38,7 +38,7 @@ from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
-from apdm.jobs.prepare import load_models, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import load_base_and_start, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.probe import make_probe
 from apdm.jobs.push import push_hardened, reserve_repository
 from apdm.jobs.results import HardenResult
@@ -88,7 +88,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         stages = held.enter_context(harden_stages(config))
         stages.begin(PREPARING)
         processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
-        base, start = processes.all_or_raise(lambda: load_models(config))
+        base, start = processes.all_or_raise(lambda: load_base_and_start(config))
         inputs = processes.on_main(lambda: HardenInputs.read(config, base, start)) or HardenInputs(config, base, start)
         checkpoint, facts, continues = processes.broadcast(lambda: inputs.claim_output(held))
         claimed = True

@@ -112,7 +112,8 @@ class HardenInputs:
                 faults.of(lambda: photo_job.check_fits(base))
                 if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:
                     faults.of(lambda: attacks.check_photos(attacked_photos(audit, photo_job)))
-        return HardenInputs(config, base, start, *files, sum(len(pictures.files) for pictures in own))
+        number = sum(len(pictures.files) for pictures in own)
+        return HardenInputs(config, base, start, **files._asdict(), own_class_pictures=number)
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
         """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.

@@ -118,7 +118,7 @@ def load_base(config: JobConfig) -> Family:
     return base
 
 
-def load_models(config: HardenConfig) -> tuple[Family, Family]:
+def load_base_and_start(config: HardenConfig) -> tuple[Family, Family]:
     """Load the original model and the model to harden.
 
     Both are the same object, unless `reference_model_name_or_path` is set. Then the model to harden was hardened

@@ -144,20 +144,19 @@ def results_table(results: Results) -> list[tuple[str, str, str]]:
 
     The ids of people are not in them, nor paths.
     """
-    headline, table = results.cost_factor, []
+    headline, table = results.cost_factor, list[tuple[str, str, str]]()
     rows = by_spec(results.attacks)[headline.spec]
     for place, encoder in enumerate(results.encoders, start=1):
-        values = [
-            dict(protected_curve(rows, model, encoder)).get(headline.nominal_step) for model in ("base", "hardened")
-        ]
+        curves = [dict(protected_curve(rows, model, encoder)) for model in ("base", "hardened")]
+        base, hardened = (_figure(curve.get(headline.nominal_step)) for curve in curves)
         chance = results.strangers[encoder].mean
         by = _public_name(encoder, place, [*results.subjects, *results.others])
         what = f"likeness after {headline.nominal_step} steps of an attack, by {by} (strangers: {chance:.2f})"
-        table.append((what, *(_figure(value) for value in values)))
+        table.append((what, base, hardened))
     faces = results.utility.class_face_rate or {}
     if "base" in faces and "hardened" in faces:
         table.append(("pictures of the class that show a face", _figure(faces["base"]), _figure(faces["hardened"])))
-    return [(what, base, hardened) for what, base, hardened in table]
+    return table
 
 
 def results_notes(results: Results) -> list[str]:

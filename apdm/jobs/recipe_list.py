@@ -50,7 +50,7 @@ def state_of(name: str, table: ListedTable, models: Mapping[str, str]) -> str:
         return table.state
     recipe = load_recipe(name)
     missing = {title: missing_for(recipe, row, models) for title, row in recipe.rows.items()}
-    parts = dict.fromkeys(part for text in missing.values() if text for part in [text])
+    parts = dict.fromkeys(filter(None, missing.values()))
     columns = {column.title: missing_for_column(recipe, column, models) for column in recipe.columns.values()}
     if all(missing.values()):
         return f"needs {next(iter(parts))}" + ("" if recipe.is_miniature else ", and photos")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apdm.audit.models import load_models
 from apdm.audit.suites import AttackFactory
 from apdm.config import HardenConfig, JobConfig, PerturbConfig, ReproduceConfig
 from apdm.core.disk import amount, free_space, picture_size
 from apdm.core.terminal import count
+from apdm.families import load_family
 from apdm.image_layer.protections import make_protection
 from apdm.jobs import resources
 from apdm.jobs.attack import trains
@@ -178,7 +178,7 @@ def _work(job: Job, sums: Sums) -> str:
         operations = KNOWN.get(job.recipe.model, 0.0) * sum(passes.values())
         counted = f": {resources.time_for(operations)}" if operations else ""
         return f"forward passes of the denoiser: {listed or 'none'}{counted}"
-    base = load_models({"base": place})["base"]
+    base = load_family(place)
     cost = resources.cost_of_pass(base, job.recipe.instance_prompt, job.recipe.resolution, half=False)
     return resources.work(cost, passes)
 

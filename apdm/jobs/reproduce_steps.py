@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from apdm.audit.models import load_models
 from apdm.audit.one_model import AttackResults, read_any_results
 from apdm.audit.results import AttackRow
 from apdm.audit.store import key_of
@@ -29,6 +28,7 @@ from apdm.data.edit_prompts import Edit, write_edits
 from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACK, ATTACKER_CLASS_IMAGES, IMAGES, MANIFEST, MODEL
+from apdm.families import load_family
 from apdm.jobs.recipe_models import BUNDLED, Options, filled_in, needed_models
 from apdm.jobs.recipes import Captions, Recipe, RecipeRow, merged
 from apdm.jobs.reproduce_subjects import HOLDOUT, PHOTOS, Subject, mixed
@@ -181,7 +181,7 @@ class Steps:
         folder = self._folder(self.recipe, "captions", {}, [], given.state, how, texts)
         missing = self.processes.broadcast(lambda: [i for i in range(len(texts)) if not picture(folder, i).is_file()])
         if missing:
-            family = load_models({"base": given.model}, allow_pickle=self.allow_pickle)["base"]
+            family = load_family(given.model, allow_pickle=self.allow_pickle)
             family.pipeline.to(self.device)
             own = missing[self.processes.index :: self.processes.size]
             with progress_bar(total=len(own), desc="pictures for captions", unit="picture") as bar:
