@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apdm.config import HardenConfig
 from apdm.config.continuation import CONTINUATION_OPTIONS
 from apdm.config.options import options_by_path
 from apdm.core.errors import UserError
@@ -253,18 +254,18 @@ def discard(output: Path) -> None:
         _remove(folder)
 
 
-def fingerprint(config: Any) -> dict[str, Any]:
+def fingerprint(config: HardenConfig) -> dict[str, Any]:
     """Return {dotted name: value} of all options, with texts and lists replaced by hashes."""
-    return {path: _hidden(attrgetter(path)(config)) for path in options_by_path(type(config))}
+    return {path: _hidden(attrgetter(path)(config)) for path in options_by_path(HardenConfig)}
 
 
-def default_fingerprint(cls: type) -> dict[str, Any]:
+def default_fingerprint() -> dict[str, Any]:
     """Return the `fingerprint` of all defaults: what a checkpoint of a version without these options was made with."""
-    options = options_by_path(cls).items()
+    options = options_by_path(HardenConfig).items()
     return {path: _hidden(json.loads(option.default)) for path, option in options if not option.required}
 
 
-def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None:
+def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig) -> None:
     """Check that a run may go on from a checkpoint.
 
     Args:
@@ -290,18 +291,19 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: Any) -> None
         raise UserError(
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
-    compare(
-        {**default_fingerprint(type(config)), **checkpoint.facts["config"]}, fingerprint(config), tell=logger.warning
-    )
+    for line in compare({**default_fingerprint(), **checkpoint.facts["config"]}, fingerprint(config)):
+        logger.warning("%s", line)
 
 
-def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable[[str], None]) -> None:
+def compare(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Compare the options of a checkpoint with those of this run.
 
     Args:
         saved: the checkpoint's options, as `fingerprint` returns them.
         ours: the options of this run, as `fingerprint` returns them.
-        tell: is called with one line for every option of `REPORTED_OPTIONS` or `REPORTED_GROUPS` that differs.
+
+    Returns:
+        One line for every option of `REPORTED_OPTIONS` or `REPORTED_GROUPS` that differs.
 
     Raises:
         UserError: an option differs that changes what is trained. The message names all such options.
@@ -313,8 +315,7 @@ def compare(saved: Mapping[str, Any], ours: Mapping[str, Any], *, tell: Callable
     if refused:
         listed = ", ".join(_shown(name, saved.get(name), ours.get(name)) for name in refused)
         raise UserError(f"the checkpoint was made with other options: {listed}; restore them or start anew")
-    for name in differing:
-        tell(f"resuming with another {_shown(name, saved.get(name), ours.get(name))}")
+    return [f"resuming with another {_shown(name, saved.get(name), ours.get(name))}" for name in differing]
 
 
 def _remove(folder: Path) -> None:
