@@ -82,6 +82,12 @@ class PhotoAttackSpecs:
         )
 
     @property
+    def names(self) -> list[str]:
+        """The specs of all attacks, in the order of the results' rows."""
+        own = [NOMINAL_ATTACK] * self.training + [ADAPTER_ATTACK] * (self.adapter is not None)
+        return list(dict.fromkeys([*own, *self.attacks]))
+
+    @property
     def caption_columns(self) -> list[str]:
         """The columns of the captions that attacks train on."""
         return sorted(set(filter(None, map(caption_column, self.trained.values()))))

@@ -26,7 +26,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.cell_runner import check_finite, person_quality
-from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import PhotoPair
@@ -117,13 +117,13 @@ class PhotoAudit:
             "layer/<attack>/<photos>/<person>/<seed>", or "layer/<attack>/<photos>+<purifier>/<person>/<seed>" after a
             purifier. The other processes return None.
         """
-        attacks, judges, cells = self._attacks(), self.plan.judges, self._cells
+        judges, cells = self.plan.judges, self._cells
         seen = {person: to_unit(photos) for person, photos in self._holdout.items()}
         read = {person: (judges.embed_person(images), judges.whole_features(images)) for person, images in seen.items()}
         with progress_bar(total=len(cells), desc="attack photos", unit="attack") as bar:
             for key, cell in cells.items():
                 if store.claim(key):
-                    row, images = self._row(cell, attacks[cell.name], read[cell.person])
+                    row, images = self._row(cell, read[cell.person])
                     store.save(key, to_json(row), {} if images is None else {DRAWN: images})
                 bar.update(sum(key in store for key in cells) - bar.n)
             processes.wait()
@@ -154,7 +154,7 @@ class PhotoAudit:
         kinds += [("protected", purifier) for purifier in self.specs.purifiers]
         cells = [
             PhotoCell(person, self.pairs[person], name, photos, purifier, seed)
-            for person, name, (photos, purifier), seed in product(self.pairs, self._attacks(), kinds, self.plan.seeds)
+            for person, name, (photos, purifier), seed in product(self.pairs, self.specs.names, kinds, self.plan.seeds)
         ]
         common, holdout = self.plan.common_facts(), self._holdout
         return {self._key(cell, holdout[cell.person], common): cell for cell in cells}
@@ -165,15 +165,10 @@ class PhotoAudit:
     def _base(self) -> Family:
         return self.plan.models["base"]
 
-    def _attacks(self) -> dict[str, DrawFromPhotos]:
-        attacks: dict[str, DrawFromPhotos] = {}
-        if self.specs.training:
-            attacks[NOMINAL_ATTACK] = self._train
-        if self.specs.adapter is not None:
-            attacks[ADAPTER_ATTACK] = partial(self._adapt, self.specs.adapter)
-        for spec in self.specs.attacks:
-            attacks[spec] = self._edit if is_zero_shot(spec) else self._train
-        return attacks
+    def _attack(self, name: str) -> DrawFromPhotos:
+        if name == ADAPTER_ATTACK and self.specs.adapter is not None:
+            return partial(self._adapt, self.specs.adapter)
+        return self._train if self._trains(name) else self._edit
 
     def _train(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
         """Train on the photos, then draw pictures."""
@@ -214,7 +209,7 @@ class PhotoAudit:
         return list(dict.fromkeys(map(self._without_identifier, self.plan.drawing.prompts)))
 
     def _trains(self, name: str) -> bool:
-        return name != ADAPTER_ATTACK and not is_zero_shot(name)
+        return not is_zero_shot(name)
 
     def _without_identifier(self, prompt: str) -> str:
         return without_identifier(prompt, self.plan.attacks.instance_prompt, self.plan.class_prompt)
@@ -245,7 +240,7 @@ class PhotoAudit:
     def _adapter_hash(self) -> str | None:
         return None if self.specs.adapter is None else self.specs.adapter.file_hash()
 
-    def _row(self, cell: PhotoCell, attack: DrawFromPhotos, holdout: HoldOut) -> tuple[PhotoAttackRow, Tensor | None]:
+    def _row(self, cell: PhotoCell, holdout: HoldOut) -> tuple[PhotoAttackRow, Tensor | None]:
         """Run a cell: its row, and its pictures unless it failed."""
         error, images, started = None, None, time.perf_counter()
         judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}}
@@ -257,7 +252,7 @@ class PhotoAudit:
             if cell.purifier is not None:
                 purifier = make_purifier(cell.purifier, has_originals=True)
                 photos = purifier(to_unit(photos), self._base, cell.seed) * 2 - 1
-            images = attack(cell, photos, asked)
+            images = self._attack(cell.name)(cell, photos, asked)
             check_finite(images)
             judged = self._judge(images, prompts, asked, holdout)
             if is_editing(cell.name):

@@ -15,7 +15,7 @@ from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged, stages
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.cells import Cell
-from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, NOMINAL_ATTACK, PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.search_space import SearchSpace
 from apdm.audit.store import finished_cells
@@ -123,7 +123,7 @@ def photo_pictures(specs: PhotoAttackSpecs, drawing: Drawing, *, people: int, se
 
 def _prompts_on_photos(specs: PhotoAttackSpecs, drawing: Drawing) -> list[int]:
     """How many prompts each attack on photos draws, at most."""
-    edits = [is_zero_shot(spec) and spec != ADAPTER_ATTACK for spec in _attacks_on_photos(specs)]
+    edits = [is_zero_shot(spec) and spec != ADAPTER_ATTACK for spec in specs.names]
     return [1 if each and specs.edit_prompt is not None else len(drawing.prompts) for each in edits]
 
 
@@ -160,9 +160,8 @@ def search_passes(plan: AuditPlan) -> float:
 
 def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:
     """The attacks that train on photos: on clean and on protected ones, and on these after each purifier."""
-    named = [NOMINAL_ATTACK] * specs.training + [spec for spec in specs.attacks if not is_zero_shot(spec)]
     kinds = 2 + len(specs.purifiers)
-    return people * seeds * kinds * [factory.make(spec, seed=0) for spec in dict.fromkeys(named)]
+    return people * seeds * kinds * [factory.make(spec, seed=0) for spec in specs.names if not is_zero_shot(spec)]
 
 
 def purifier_passes(specs: PhotoAttackSpecs, *, photos: int, seeds: int) -> float:
@@ -174,9 +173,4 @@ def purifier_passes(specs: PhotoAttackSpecs, *, photos: int, seeds: int) -> floa
         seeds: how many seeds there are.
     """
     purifiers = [make_purifier(spec, has_originals=True) for spec in specs.purifiers]
-    return seeds * photos * len(_attacks_on_photos(specs)) * sum(map(passes_per_photo, purifiers))
-
-
-def _attacks_on_photos(specs: PhotoAttackSpecs) -> list[str]:
-    named = [NOMINAL_ATTACK] * specs.training + [ADAPTER_ATTACK] * (specs.adapter is not None)
-    return list(dict.fromkeys([*named, *specs.attacks]))
+    return seeds * photos * len(specs.names) * sum(map(passes_per_photo, purifiers))

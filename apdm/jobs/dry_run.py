@@ -328,7 +328,7 @@ def _audit_input(
     output = Path(config.output_dir)
     if config.hardened is None:
         plan, specs, protected = load_photo_audit(config, None)
-        rows = photo_audit_plan(config, plan, protected, processes=processes, device=device)
+        rows = photo_audit_plan(config, plan, specs, protected, processes=processes, device=device)
         work = AuditWork.of(plan, [], class_sets=1, specs=specs, photos=protected.counts)
         return plan, plan.subjects.sets, rows, work, pictures_size(plan, [], specs, protected.counts, output)
     plan, inputs, photos = audit.load_audit(config, None)

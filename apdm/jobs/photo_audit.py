@@ -73,7 +73,9 @@ def audit_photos(
     processes.on_main(lambda: check_faces(plan.subjects.sets, judges.encoders, judges.face_score))
     output = processes.broadcast(lambda: claim(config, held))
     tracker = processes.on_main(lambda: start_tracker(config, held))
-    processes.on_main(lambda: show_plan(photo_audit_plan(config, plan, photos, processes=processes, device=device)))
+    processes.on_main(
+        lambda: show_plan(photo_audit_plan(config, plan, specs, photos, processes=processes, device=device))
+    )
     plan.models["base"].pipeline.to(device)
     stages.begin(PHOTO_ATTACKS)
     results = _attack_and_report(config, plan, specs, photos, processes, tracker)

@@ -14,6 +14,7 @@ import torch
 
 from apdm.audit.faces_seen import look_at_faces
 from apdm.audit.people import AuditSubjects
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_verdict import doubts_about_judges
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
@@ -323,6 +324,7 @@ def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
 def photo_audit_plan(
     config: AuditJobConfig,
     plan: AuditPlan,
+    specs: PhotoAttackSpecs,
     photos: ProtectedPhotos,
     *,
     processes: ProcessGroup,
@@ -331,14 +333,15 @@ def photo_audit_plan(
     """Return the plan of an audit of photos alone. It says which values were taken from the run that protected them.
 
     Args:
-        plan: the attacked model, the people and the attacks.
+        plan: the attacked model and the people.
+        specs: the attacks and the purifiers.
+        photos: the photos that are attacked.
     """
     judges = plan.judges.describe()
     doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
     doubts += few_given(plan.subjects)
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
-    attacks = ["dreambooth", *["faceid"] * (config.faceid_adapter is not None), *config.photo_attacks]
     counts = plan.subjects.counts
     held_out = held_out_text(counts, " from both arms")
     return {
@@ -354,9 +357,10 @@ def photo_audit_plan(
         **photo_notes(config.photos, *config.photo_folders.values(), captions=photos.captions),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
-        "attacks": f"{', '.join(attacks)}; at most {count(plan.attacks.nominal_step, 'step')} of the first, "
-        f"{count(plan.repeats, 'seed')}",
-        "purified by": ", ".join(config.purifiers),
+        "attacks": ", ".join(specs.names)
+        + f"; at most {count(plan.attacks.nominal_step, 'step')} of the first" * specs.training
+        + f", {count(plan.repeats, 'seed')}",
+        "purified by": ", ".join(specs.purifiers),
         "unreliable": unreliable_text(doubts),
         "not measured": None if plan.judges.extractor else f"likeness of whole pictures; --judge {EXAMPLE} measures it",
         "device": device_text(device, processes.size),
