@@ -17,7 +17,7 @@ from apdm.audit.common_results import SCHEMA, HeldOutFrom
 from apdm.audit.people import AuditSubjects, Person, load_strangers
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit
-from apdm.audit.photo_results import PhotoResults, PhotoThresholds
+from apdm.audit.photo_results import ImageLayer, PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
@@ -51,6 +51,7 @@ from apdm.jobs.prepare import keep_apart
 from apdm.jobs.results import AuditResult
 from apdm.jobs.stages import PHOTO_ATTACKS, PREPARING, audit_stages
 from apdm.jobs.tracked import start_tracker, track_audit
+from apdm.metrics.utility import StrangersLikeness
 from apdm.report.photo_page import write_photo_report
 
 
@@ -190,39 +191,41 @@ def _attack_and_report(
     if done is None:
         return None
     layer, pictures = done
-    limits = plan.thresholds
-    thresholds = PhotoThresholds(
-        max_match_rate=limits.max_match_rate, max_likeness_over_strangers=limits.max_likeness_over_strangers
-    )
-    described = judges.describe()
-    doubts = doubts_about_photos(described, layer)
-    outcomes = judge_photo_attacks(layer.attacks, strangers, thresholds, doubts=doubts)
-    results = PhotoResults(
-        schema=SCHEMA,
-        kind="photos",
-        command=plan.command,
-        package=package_versions(),
-        seeds=plan.seeds,
-        models=dict(plan.files),
-        subjects=list(known),
-        photos=plan.subjects.counts,
-        judges=described,
-        strangers=strangers,
-        strangers_matched=matched,
-        prompts=plan.prompts,
-        image_layer=replace(layer, by_attack=outcomes),
-        thresholds=thresholds,
-        verdict=judge_photos(
-            outcomes,
-            repeats=len(plan.seeds),
-            strangers=strangers,
-            strangers_matched=matched,
-            thresholds=thresholds,
-        ),
-    )
+    results = _judged(plan, layer, strangers, matched)
     write_results(results, output / RESULTS)
     shown = save_pictures(pictures, output)
     write_photo_report(results, output / REPORT, shown)
     if tracker is not None:
         track_audit(tracker, results, shown, output / REPORT)
     return results
+
+
+def _judged(
+    plan: AuditPlan, layer: ImageLayer, strangers: dict[str, StrangersLikeness], matched: dict[str, float]
+) -> PhotoResults:
+    """Add the figures of each attack and the verdict to what the attacks gave."""
+    limits, judges = plan.thresholds, plan.judges.describe()
+    thresholds = PhotoThresholds(
+        max_match_rate=limits.max_match_rate, max_likeness_over_strangers=limits.max_likeness_over_strangers
+    )
+    outcomes = judge_photo_attacks(layer.attacks, strangers, thresholds, doubts=doubts_about_photos(judges, layer))
+    verdict = judge_photos(
+        outcomes, repeats=plan.repeats, strangers=strangers, strangers_matched=matched, thresholds=thresholds
+    )
+    return PhotoResults(
+        schema=SCHEMA,
+        kind="photos",
+        command=plan.command,
+        package=package_versions(),
+        seeds=plan.seeds,
+        models=dict(plan.files),
+        subjects=[person.id for person in plan.subjects.protected],
+        photos=plan.subjects.counts,
+        judges=judges,
+        strangers=strangers,
+        strangers_matched=matched,
+        prompts=plan.prompts,
+        image_layer=replace(layer, by_attack=outcomes),
+        thresholds=thresholds,
+        verdict=verdict,
+    )
