@@ -36,7 +36,7 @@ from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
 from apdm.jobs.audit_work import AuditWork, pictures_size
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
-from apdm.jobs.harden_files import HardenFiles
+from apdm.jobs.harden_files import read_files
 from apdm.jobs.harden_inputs import HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
@@ -110,7 +110,7 @@ def read_harden(config: HardenConfig, faults: Faults) -> HardenInputs | None:
         The input; None if a part of it is missing.
     """
     models = faults.of(lambda: load_base_and_start(config))
-    files = faults.of(lambda: HardenFiles.read(config))
+    files = faults.of(lambda: read_files(config))
     own = faults.of(lambda: check_base(config, models[0])) if models is not None else None
     if models is not None and files is not None and own is not None:
         return faults.of(lambda: HardenInputs.of(config, files, own, *models))

@@ -89,7 +89,8 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         stages.begin(PREPARING)
         processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
         base, start = processes.all_or_raise(lambda: load_base_and_start(config))
-        inputs = processes.on_main(lambda: HardenInputs.read(config, base, start)) or HardenInputs(config, base, start)
+        inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
+        inputs = inputs or HardenInputs(config=config, base=base, start=start)
         checkpoint, facts, continues = processes.broadcast(lambda: inputs.claim_output(held))
         claimed = True
         tracker = processes.on_main(lambda: start_tracker(config, held))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -96,46 +95,23 @@ class Photos:
         return {subject: images for subject, images in self.instance.items() if subject not in self.safe}
 
 
-class HardenFiles(NamedTuple):
-    """The part of a run's input that can be read without the models; see `harden_inputs.HardenInputs`."""
+@dataclass(frozen=True, kw_only=True)
+class HardenFiles:
+    """The part of a run's input that can be read without the models.
 
-    photos: Photos
-    consenting: Photos
-    earlier: Photos
-    audit_inputs: AuditInputs | None
-    photo_job: PhotoJob | None
+    Attributes:
+        photos: photos of the protected people.
+        consenting: photos of people who consent, for benign attackers.
+        earlier: photos of people whom the model to harden already protects.
+        audit_inputs: the people and the judges for audit and probe; None if the run has neither.
+        photo_job: protects the photos themselves; None if the run does not.
+    """
 
-    @staticmethod
-    def read(config: HardenConfig) -> HardenFiles:
-        """Read and check photos, judges and face networks. Raises UserError with all that cannot be used."""
-        benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
-        load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
-        learnt = learnt_photos(config)
-        apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
-        faces = face_networks(config)
-        with Faults() as faults:
-            faults.of(lambda: apart(config.photo_folders))
-            photos = faults.of(
-                lambda: load(
-                    config.instance_data_dir,
-                    role=Role.PROTECTED,
-                    pairs=config.pairs,
-                    chosen=learnt,
-                    caption_column=config.variety.caption_column,
-                )
-            )
-            consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
-            earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
-            faults.of(lambda: each(config.variety.photos, make_purifier))
-            audit_inputs = None
-            if config.measures_likeness:
-                audit_inputs = faults.of(lambda: load_audit_inputs(config, faces))
-            photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
-        captions = [caption for own in photos.captions.values() for caption in own]
-        if lacking := prompts_without_identifier(captions, config.instance_prompt, config.class_prompt):
-            message = "%d of %d captions lack the rare word of instance_prompt; write it into each caption"
-            logger.warning(message, len(lacking), len(captions))
-        return HardenFiles(photos, consenting, earlier, audit_inputs, photo_job)
+    photos: Photos = Photos()
+    consenting: Photos = Photos()
+    earlier: Photos = Photos()
+    audit_inputs: AuditInputs | None = None
+    photo_job: PhotoJob | None = None
 
     def check_people(self, class_pictures: Sequence[PhotoSet]) -> None:
         """Check that no photo and no person is in two folders of different groups. Raises UserError otherwise."""
@@ -148,3 +124,37 @@ class HardenFiles(NamedTuple):
         elif self.photo_job is not None and self.photo_job.faces is not None:
             misled = self.photo_job.faces
             check_faces(sets, misled.encoders, DetectorScore(misled.detector), judged=False)
+
+
+def read_files(config: HardenConfig) -> HardenFiles:
+    """Read and check photos, judges and face networks. Raises UserError with all that cannot be used."""
+    benign_data_dir = config.pool.benign_data_dir if config.pool.benign_size else None
+    load = partial(Photos.load, resolution=config.resolution, chosen=Chosen(config.protected_set))
+    learnt = learnt_photos(config)
+    apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
+    faces = face_networks(config)
+    with Faults() as faults:
+        faults.of(lambda: apart(config.photo_folders))
+        photos = faults.of(
+            lambda: load(
+                config.instance_data_dir,
+                role=Role.PROTECTED,
+                pairs=config.pairs,
+                chosen=learnt,
+                caption_column=config.variety.caption_column,
+            )
+        )
+        consenting = faults.of(lambda: load(benign_data_dir, role=Role.CONSENTING))
+        earlier = faults.of(lambda: load(config.rehearsal_data_dir, role=Role.EARLIER, pairs=config.pairs))
+        faults.of(lambda: each(config.variety.photos, make_purifier))
+        audit_inputs = None
+        if config.measures_likeness:
+            audit_inputs = faults.of(lambda: load_audit_inputs(config, faces))
+        photo_job = faults.of(lambda: PhotoJob.load(config, faces)) if config.image_layer.enabled else None
+    captions = [caption for own in photos.captions.values() for caption in own]
+    if lacking := prompts_without_identifier(captions, config.instance_prompt, config.class_prompt):
+        message = "%d of %d captions lack the rare word of instance_prompt; write it into each caption"
+        logger.warning(message, len(lacking), len(captions))
+    return HardenFiles(
+        photos=photos, consenting=consenting, earlier=earlier, audit_inputs=audit_inputs, photo_job=photo_job
+    )

@@ -39,7 +39,7 @@ from apdm.jobs.audit_work import pictures_size
 from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.final_audit import final_plan
 from apdm.jobs.first_checks import has_only_begun
-from apdm.jobs.harden_files import HardenFiles, Photos
+from apdm.jobs.harden_files import HardenFiles, Photos, read_files
 from apdm.jobs.partners import draw_partners
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.prepare import class_pictures, class_pictures_to_draw, own_class_pictures
@@ -59,37 +59,27 @@ class AboutPhotos(TypedDict):
     held_out: str | None
 
 
-@dataclass(frozen=True)
-class HardenInputs:
+@dataclass(frozen=True, kw_only=True)
+class HardenInputs(HardenFiles):
     """Photos, judges and models of a run. The main process has all of them; the other processes have only the models.
 
     Attributes:
         config: the options.
         base: the original model. Its denoiser is the reference phi, and it draws the class pictures.
         start: the model whose denoiser is hardened. It is `base`, unless people are added to a hardened model.
-        photos: photos of the protected people.
-        consenting: photos of people who consent, for benign attackers.
-        earlier: photos of people whom `start` already protects.
-        audit_inputs: the people and the judges for audit and probe; None if the run has neither.
-        photo_job: protects the photos themselves; None if the run does not.
         own_class_pictures: how many class pictures of the user's own there are; 0 if the base draws them.
     """
 
     config: HardenConfig
     base: Family
     start: Family
-    photos: Photos = Photos()
-    consenting: Photos = Photos()
-    earlier: Photos = Photos()
-    audit_inputs: AuditInputs | None = None
-    photo_job: PhotoJob | None = None
     own_class_pictures: int = 0
 
     @staticmethod
     def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
         """Read and check all input. Nothing is written. Raises UserError if some input cannot be used."""
         with Faults() as faults:
-            files = faults.of(lambda: HardenFiles.read(config))
+            files = faults.of(lambda: read_files(config))
             own = faults.of(lambda: check_base(config, base))
         return HardenInputs.of(config, files, own, base, start)
 
@@ -113,7 +103,7 @@ class HardenInputs:
                 if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:
                     faults.of(lambda: attacks.check_photos(attacked_photos(audit, photo_job)))
         number = sum(len(pictures.files) for pictures in own)
-        return HardenInputs(config, base, start, **files._asdict(), own_class_pictures=number)
+        return HardenInputs(**vars(files), config=config, base=base, start=start, own_class_pictures=number)
 
     def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
         """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.

@@ -22,7 +22,7 @@ from apdm.core.errors import UserError
 from apdm.data.subjects import load_images
 from apdm.families import load_family
 from apdm.jobs.audit import load_audit
-from apdm.jobs.harden_files import HardenFiles
+from apdm.jobs.harden_files import HardenFiles, read_files
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_photos
 
@@ -52,7 +52,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(people: Path, output: Path, **options: Any) -> HardenFiles:
     given = {"instance_data_dir": people / "subjects", "output_dir": output, **options}
-    return HardenFiles.read(make_config(HardenConfig, given))
+    return read_files(make_config(HardenConfig, given))
 
 
 def counted(photos: Any) -> dict[str, int]:
