@@ -17,6 +17,7 @@ from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan
 from apdm.audit.same_faces import check_faces
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
+from apdm.core.disk import picture_size
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
 from apdm.core.pictures import to_unit
@@ -224,12 +225,14 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
                     **resources.photo_passes(job),
                     "for class pictures": resources.drawing_passes(drawn, *how),
                 }
+                sizes = {"protected photos": job.missing_size(output / IMAGES)}
+                sizes["class pictures"] = drawn * picture_size(config.resolution**2)
                 rows = perturb_plan(config, job, family, processes=processes, device=device)
                 more: dict[str, Row] = {
                     "device memory": lambda: resources.photo_memory(job, family, cost, device),
                     "work": lambda: resources.work(cost, passes, device),
                     "drawn": lambda: f"{count(drawn, 'class picture')} of the model" if drawn else None,
-                    "disk": lambda: resources.photo_disk(config, job, drawn),
+                    "disk": lambda: resources.disk(output, sizes),
                 }
                 _show(rows, more, faults)
 

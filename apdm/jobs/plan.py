@@ -1,7 +1,8 @@
 """What a job says before its long work: the plan, a few lines that name what it is about to do with what.
 
 A plan is a list of rows, a name and a value each. Every job makes its own rows, and `show_plan` logs them. To say more
-in a plan, add a row to the function of that job; a row without a value is left out.
+in a plan, add a row to the function of that job, `..._plan`; that of `apdm attack` is in its own file. A row without a
+value is left out.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import make_purifier
 from apdm.attacks.staged import stages
-from apdm.config import AuditOptions, HardenConfig, JobConfig
+from apdm.config import AuditOptions, HardenConfig
 from apdm.core.devices import is_accelerator
-from apdm.core.disk import amount, free_space, picture_size, require_parts
+from apdm.core.disk import amount, free_space, require_parts
 from apdm.core.logging import get_logger
 from apdm.core.memory import total_memory
 from apdm.core.terminal import count as count_of
@@ -194,13 +194,6 @@ def variety_passes(changes: Iterable[str], photos: int) -> float:
 def drawing_passes(pictures: float, num_inference_steps: int, guidance_scale: float) -> float:
     """Forward passes of drawing some pictures. With guidance each step has two."""
     return pictures * num_inference_steps * (2 if guidance_scale > 1 else 1)
-
-
-def photo_disk(config: JobConfig, job: PhotoJob, drawn: int) -> str:
-    """Say how much disk protecting photos alone needs. Raises UserError if there is less."""
-    output = Path(config.output_dir)
-    photos = job.missing_size(output / layout.IMAGES)
-    return disk(output, {"protected photos": photos, "class pictures": drawn * picture_size(config.resolution**2)})
 
 
 def disk(output: Path, parts: Mapping[str, int]) -> str:
