@@ -46,8 +46,8 @@ from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs
 from apdm.jobs.audit_steps import (
     cell_store,
-    check_prompts_of,
-    claim,
+    check_with_models,
+    claim_audit_dir,
     model_file,
     read_models,
     with_class_pictures,
@@ -95,7 +95,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
         judges = plan.judges
         processes.on_main(lambda: check_faces(list(plan.subjects.sets), judges.encoders, judges.face_score))
         processes.on_main(lambda: require_parts(output, sizes(config, plan)))
-        processes.broadcast(lambda: claim(config, held))
+        processes.broadcast(lambda: claim_audit_dir(config, held))
         tracker = processes.on_main(lambda: start_tracker(config, held))
         processes.on_main(lambda: show_plan(attack_plan(config, plan, processes, device)))
         plan.models["base"].pipeline.to(device)
@@ -128,7 +128,7 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
 
     def checked_models() -> dict[str, Family]:
         models = read_models(config, {"base": config.base})
-        check_prompts_of(config, models["base"], entries, models)
+        check_with_models(config, entries, models)
         return models
 
     def read_adapter() -> FaceIDAdapter | None:

@@ -37,7 +37,7 @@ from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.export.metadata import facts_in
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.audit_steps import audit_and_report, check_prompts_of, claim, model_file, read_models
+from apdm.jobs.audit_steps import audit_and_report, check_with_models, claim_audit_dir, model_file, read_models
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
@@ -86,7 +86,7 @@ def _audit(
     plan, inputs, photos = processes.main_first(lambda: load_audit(config, command))
     judges = inputs.judges
     processes.on_main(lambda: check_faces(photo_sets(inputs, photos), judges.encoders, judges.face_score))
-    output = processes.broadcast(lambda: claim(config, held))
+    output = processes.broadcast(lambda: claim_audit_dir(config, held))
     tracker = processes.on_main(lambda: start_tracker(config, held))
     processes.on_main(lambda: show_plan(audit_plan(config, plan, photos, processes=processes, device=device)))
     warn_if_too_short(config, plan.entries)
@@ -123,7 +123,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
 
     def checked_models() -> dict[str, Family]:
         models = read_models(config, paths)
-        check_prompts_of(config, models["base"], entries, paths)
+        check_with_models(config, entries, models)
         return models
 
     with Faults() as faults:

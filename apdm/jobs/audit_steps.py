@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -220,17 +220,17 @@ def read_models(config: AuditJobConfig | AttackConfig, paths: dict[str, str]) ->
     return models
 
 
-def check_prompts_of(
-    config: AuditJobConfig | AttackConfig, base: Family, entries: Sequence[Entry], models: Collection[str]
+def check_with_models(
+    config: AuditJobConfig | AttackConfig, entries: Sequence[Entry], models: Mapping[str, Family]
 ) -> None:
-    """Check the prompts of the audit and of each attack, and whether the attacks fit the model.
+    """Check what can be checked only with the models: the prompts, and whether the attacks fit the base.
 
     Raises:
         UserError: the model cannot read a prompt, cannot tell an attack's prompt from the class prompt, cannot draw in
             the way that an attack asks for, or has no layers of the kind that it trains. Or an attack that edits photos
             does nothing in so many sampling steps.
     """
-    options = config.audit
+    options, base = config.audit, models["base"]
     drawn = {"prompts": config.prompts, "edit_prompt": [options.edit_prompt] if options.edit_prompt else []}
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
@@ -240,7 +240,7 @@ def check_prompts_of(
         check_on_model(entry.spec, factory.make(entry.spec, seed=0), base, options.num_inference_steps)
 
 
-def claim(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
+def claim_audit_dir(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
     """Claim the output folder. Finished attacks of an audit with the same options are kept.
 
     Args:

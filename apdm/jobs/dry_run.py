@@ -74,7 +74,7 @@ def harden(config: HardenConfig) -> HardenResult:
     kind, device = engine_kind(accelerator), accelerator.device
 
     def check() -> None:
-        with faults_of(config) as faults:
+        with collected_faults(config) as faults:
             faults.of(lambda: check_options(config, accelerator, processes))
             faults.of(lambda: check_hub(config))
             inputs = read_harden(config, faults)
@@ -89,7 +89,7 @@ def harden(config: HardenConfig) -> HardenResult:
 
 
 @contextmanager
-def faults_of(config: HardenConfig | PerturbConfig | AuditJobConfig | AttackConfig) -> Iterator[Faults]:
+def collected_faults(config: HardenConfig | PerturbConfig | AuditJobConfig | AttackConfig) -> Iterator[Faults]:
     """Check what the options of a job name, and collect what else is found to be wrong in the block.
 
     The photos of datasets lie in their folders while the block runs.
@@ -214,7 +214,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt)
-        with faults_of(config) as faults:
+        with collected_faults(config) as faults:
             found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
             _check_output(config, faults)
             if found is not None:
@@ -259,7 +259,7 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
-        with faults_of(config) as faults:
+        with collected_faults(config) as faults:
             _check_output(config, faults)
             found = faults.of(lambda: _audit_input(config, processes, device))
             if found is not None:
@@ -294,7 +294,7 @@ def attack_model(config: AttackConfig) -> AttackResult:
 
     def check() -> None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
-        with faults_of(config) as faults:
+        with collected_faults(config) as faults:
             _check_output(config, faults)
             plan = faults.of(lambda: attack.load_attack(config, None))
             if plan is not None:

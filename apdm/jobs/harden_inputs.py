@@ -220,7 +220,7 @@ class HardenInputs(HardenFiles):
 
     @property
     def unpaired(self) -> list[dict[str, Tensor]]:
-        """{subject id: photos} of those whose partners the base model draws: of `photos`, and of `earlier`."""
+        """For `photos` and for `earlier`: {subject id: photos} of those whose partners the base model draws."""
         return [group.unpaired if self.config.pairs == "drawn" else {} for group in (self.photos, self.earlier)]
 
     @property

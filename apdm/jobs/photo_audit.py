@@ -37,8 +37,8 @@ from apdm.jobs.audit_inputs import check_reused, load_judges, try_networks
 from apdm.jobs.audit_steps import (
     attack_photos,
     cell_store,
-    check_prompts_of,
-    claim,
+    check_with_models,
+    claim_audit_dir,
     doubts_about_photos,
     model_file,
     read_models,
@@ -72,7 +72,7 @@ def audit_photos(
     plan, specs, photos = processes.main_first(lambda: load_photo_audit(config, command))
     judges = plan.judges
     processes.on_main(lambda: check_faces(plan.subjects.sets, judges.encoders, judges.face_score))
-    output = processes.broadcast(lambda: claim(config, held))
+    output = processes.broadcast(lambda: claim_audit_dir(config, held))
     tracker = processes.on_main(lambda: start_tracker(config, held))
     processes.on_main(
         lambda: show_plan(photo_audit_plan(config, plan, specs, photos, processes=processes, device=device))
@@ -119,7 +119,7 @@ def load_photo_audit(
     source: HeldOutFrom = "originals" if _holdout_folder(config) is None else "folder"
     subjects = AuditSubjects(_people(held), [], strangers, sets=sets, held_out_from=source)
     with Faults() as faults:
-        faults.of(lambda: check_prompts_of(config, base, (), models))
+        faults.of(lambda: check_with_models(config, (), models))
         faults.of(lambda: specs.check(base, config.num_inference_steps))
         faults.of(lambda: specs.check_photos(held.attacked.counts))
         factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
