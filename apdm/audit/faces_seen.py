@@ -58,9 +58,7 @@ def look_at_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder]) -> 
     for photos in sets:
         if photos.role not in SHOWN:
             continue
-        files = iter(photos.files)
-        for subject, images in zip(photos.ids, photos.images, strict=True):
-            own = [next(files) for _ in range(len(images))]
+        for subject, (own, images) in zip(photos.ids, photos.by_person, strict=True):
             unit = to_unit(images)
             faces = [able[0].detector.detect(image) for image in unit]
             embeddings = [embed_faces(able[:1], image, each) for image, each in zip(unit, faces, strict=True)]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
@@ -89,8 +88,7 @@ class AuditSubjects:
         found: dict[str, list[Path]] = {}
         for group in self.sets:
             if group.role in roles:
-                files = iter(group.files)
-                found |= {one: list(islice(files, len(of))) for one, of in zip(group.ids, group.images, strict=True)}
+                found |= {one: files for one, (files, _) in zip(group.ids, group.by_person, strict=True)}
         return found
 
     @property

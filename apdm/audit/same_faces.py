@@ -114,9 +114,7 @@ def _read(
     Raises:
         UserError: `required` is true, and a face is seen in less than half of the photos of a person.
     """
-    files = iter(photos.files)
-    for images in photos.images:
-        own = [next(files) for _ in range(len(images))]
+    for own, images in photos.by_person:
         units = to_unit(images)
         scores = torch.cat([face_score.score(chunk) for chunk in units.split(BATCH_SIZE)])
         detected = (scores >= face_score.threshold).tolist()

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -96,6 +96,12 @@ class PhotoSet:
     thumbnails: Tensor
     people: Mapping[str, str] = field(default_factory=dict)
     ids: Sequence[str] = ()
+
+    @property
+    def by_person(self) -> list[tuple[list[Path], Tensor]]:
+        """The files and the `images` of each person; those of all photos if they are of nobody in particular."""
+        files = iter(self.files)
+        return [(list(islice(files, len(images))), images) for images in self.images]
 
     @staticmethod
     def of(role: Role, folder: str, files: Sequence[Path], images: Tensor) -> PhotoSet:

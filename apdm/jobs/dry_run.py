@@ -193,10 +193,9 @@ def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> 
         return None
     shown: dict[Path, bool] = {}  # some photos come twice, for hardening and for the audit
     for photos in (found for found in sets if found.role not in (Role.CLASS, Role.SAFE)):
-        files = iter(photos.files)
-        for images in photos.images:
-            scores = face_score.score(to_unit(images))
-            shown.update({next(files): bool(score >= face_score.threshold) for score in scores})
+        for files, images in photos.by_person:
+            seen = face_score.score(to_unit(images)) >= face_score.threshold
+            shown.update(zip(files, seen.tolist(), strict=True))
     without = [path for path, has_face in shown.items() if not has_face]
     text = f"in {len(shown) - len(without)} of {len(shown)} photos by {face_score.name}"
     return text + (f"; none in {name_some(without)}" if without else "")
