@@ -12,7 +12,7 @@ import diffusers
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.attacks.staged import Staged
 from apdm.config.options import option
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.families import Family
 from apdm.families.fit import check_steps
 
@@ -107,5 +107,5 @@ class Drawing(DrawnOtherwise):
         try:
             return changed.replace(scheduler=fitting[self.scheduler].from_config(scheduler.config))
         except ImportError as error:
-            problem = " ".join(str(error).split())
+            problem = one_line(error)
             raise UserError(f"scheduler={self.scheduler} needs a package that is not installed: {problem}") from None

@@ -13,11 +13,11 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 from apdm.faces import Face, FaceEncoder
 from apdm.faces.align import centred_square
 from apdm.families import Family
-from apdm.families.pipeline_folder import first_line, read_model
+from apdm.families.pipeline_folder import read_model
 
 # How InstantID's input pictures look. Sizes are in pixels, for pictures of any size.
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.float32)

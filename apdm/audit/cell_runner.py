@@ -25,6 +25,7 @@ from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.untrained import Untrained
 from apdm.core.devices import free_memory
+from apdm.core.errors import one_line
 from apdm.core.pictures import to_unit
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -113,7 +114,7 @@ class CellRunner:
                     callback=progress,
                 )
         except Exception as problem:  # a failed attack must not stop the other cells
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            error = f"{type(problem).__name__}: {one_line(problem)}"
             measured = CellMeasurements(curve=measured.curve)
             free_memory()  # so that the next cell does not run out of it too
         seconds = round(time.perf_counter() - started, 3)

@@ -36,6 +36,7 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import code_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
+from apdm.core.errors import one_line
 from apdm.core.pictures import to_unit
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
@@ -260,7 +261,7 @@ class PhotoAudit:
                 shown = [self.plan.class_prompt] * len(images)
                 judged["quality"] |= edit_quality(self.plan.judges, images, to_unit(photos)[turns], asked, shown)
         except Exception as problem:  # a failed attack must not stop the other attacks
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            error = f"{type(problem).__name__}: {one_line(problem)}"
             images = None
         row = PhotoAttackRow(
             attack=cell.name,

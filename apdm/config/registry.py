@@ -28,7 +28,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 from apdm.config.class_names import forget_source, is_in_source, names_in_source, unknown_option
 from apdm.config.options import broken_limit, read_value
 from apdm.config.types import TYPE_WORDS, without_none
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _module_of(path: Path) -> ModuleType:
             raise
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == place]
         where = f", line {lines[-1]}" if lines else ""
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise UserError(f"{path}{where}: it cannot be loaded: {type(error).__name__}: {said}") from error
     return module
 

@@ -52,6 +52,20 @@ class Interrupted(JobEnded):
         self.number, self.resumable, self.reported_by_other_process = number, resumable, reported_by_other_process
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message that is not empty, or the name of its class.
+
+    diffusers' advice to programmers on weights of another size is left out.
+    """
+    message = str(error).partition(" If you want to instead")[0]
+    return next((line.strip(" .") for line in message.splitlines() if line.strip(" .")), type(error).__name__)
+
+
+def one_line(error: BaseException, length: int | None = None) -> str:
+    """An exception's whole message on one line, cut after `length` characters."""
+    return " ".join(str(error).split())[:length]
+
+
 def absent(path: str, message: str) -> UserError:
     """Return an error about a file or folder that is missing or of the wrong kind."""
     error = UserError(message)

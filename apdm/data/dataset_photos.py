@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from apdm.core.disk import told_of_faults
-from apdm.core.errors import Faults, UserError
+from apdm.core.errors import Faults, UserError, first_line
 from apdm.core.files import delete
 from apdm.core.libraries import are_told
 from apdm.core.lock import locked
@@ -119,7 +119,9 @@ class DatasetSource:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever the readers raise on a dataset that is not there or not intact
-            raise UserError(f"{self.called} cannot be read: {_first_line(error)}; {self._mend(error)}") from None
+            raise UserError(
+                f"{self.called} cannot be read: {printable(first_line(error))}; {self._mend(error)}"
+            ) from None
 
     def _open(self) -> Any:
         """Open the dataset, so that its rows are read one after the other."""
@@ -287,8 +289,3 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
         datasets.logging.set_verbosity(levels[0])
         hub.setLevel(levels[1])
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(lines[0].rstrip(".")) if lines else type(error).__name__

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from apdm.core.devices import is_accelerator
+from apdm.core.errors import first_line
 from apdm.core.logging import get_logger
 from apdm.core.memory import available_on
 from apdm.distributed.recompute import keeps_random_state
@@ -75,7 +76,7 @@ class Graphs:
             return self.capture(module, examples, self.pool)
         except RuntimeError as error:  # out of memory, or something in the network waits for the device
             self.failed = True
-            said = (str(error).splitlines() or [""])[0]
+            said = first_line(error)
             logger.warning("the passes run without CUDA graphs, because they cannot be recorded: %s", said)
             return None
 

@@ -18,7 +18,7 @@ from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, parse_flag_f
 from torch import nn
 from transformers.integrations import unset_hf_deepspeed_config
 
-from apdm.core.errors import Interrupted, UserError
+from apdm.core.errors import Interrupted, UserError, first_line
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import ctrl_c_kills, resume_advice
@@ -118,7 +118,7 @@ def _start(size: int, **options: Any) -> Accelerator:
     except (ValueError, ImportError, RuntimeError) as error:
         if fault := build_fault(error):
             raise fault from None
-        said = (str(error).splitlines() or [""])[0]
+        said = first_line(error)
         if size > 1:
             raise UserError(f"no connection to {others}: {said}; {MEND}") from None
         raise UserError(
@@ -335,7 +335,7 @@ def report_lost_processes(processes: ProcessGroup) -> Iterator[None]:
         words = ("connection", "broken pipe", "socket closed", "timed out", "timeout", "remote process exited")
         if processes.size == 1 or not any(word in str(error).lower() for word in words):
             raise
-        said = (str(error).splitlines() or [""])[0]
+        said = first_line(error)
         raise Interrupted(
             f"process {processes.index}: another process of this run has ended; {resume_advice()} ({said})"
         ) from None

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from PIL import Image
 
 from apdm.core.disk import told_of_faults
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 
 PROJECT = "apdm"
 WANDB = "wandb"
@@ -149,4 +149,4 @@ def require_tracker(name: str | None) -> None:
 
 def _said(error: BaseException) -> str:
     """The first line of an exception's message, with its type."""
-    return ": ".join(filter(None, [type(error).__name__, (str(error).splitlines() or [""])[0]]))
+    return ": ".join(dict.fromkeys([type(error).__name__, first_line(error)]))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.faces.align import ARCFACE_SIZE
 from apdm.faces.onnx_operators import INTEGER_TYPES, OPERATORS, Unsupported
 from apdm.faces.optional_packages import import_extra
@@ -92,7 +92,7 @@ class OnnxModule(nn.Module):
             except (Unsupported, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 raise UserError(
                     f"{self.file}: operator {node.operator} ({node.output}) cannot run: {reason}"
                 ) from error

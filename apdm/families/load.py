@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from apdm.config.plugins import FAMILIES
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 from apdm.core.libraries import bars_as_before, quiet_bars
 from apdm.core.logging import get_logger
 from apdm.families.base import Family
@@ -31,7 +31,6 @@ from apdm.families.pipeline_folder import (
 )
 from apdm.families.single_file.markers import check_markers
 from apdm.families.single_file.read import read_single_file
-from apdm.families.stored_file import first_line
 
 logger = get_logger(__name__)
 

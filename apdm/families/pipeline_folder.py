@@ -15,10 +15,10 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import PreTrainedModel
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 from apdm.core.files import list_files, write_beside
 from apdm.core.model_path import PICKLES, index_file, local_model, missing
-from apdm.families.stored_file import check_content, first_line, read_header
+from apdm.families.stored_file import check_content, read_header
 
 MODULES = ("vae", "text_encoder", "safety_checker", "image_encoder")  # parts with weights, besides the denoiser
 # The configuration files of the other parts.

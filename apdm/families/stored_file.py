@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 from apdm.core.model_path import missing
 
 # The names of tensors that only quantised models have: the scales of their weights, and other notes of the methods.
@@ -42,15 +42,6 @@ class Header:
     integers: Set[str]
     floats: Mapping[str, torch.dtype] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message that is not empty, or the name of its class.
-
-    diffusers' advice to programmers on weights of another size is left out.
-    """
-    message = str(error).partition(" If you want to instead")[0]
-    return next((line.strip(" .") for line in message.splitlines() if line.strip(" .")), type(error).__name__)
 
 
 def check_content(path: Path) -> Literal["safetensors", "pickle", "other"]:

@@ -24,7 +24,7 @@ from torch import nn
 from apdm.attacks.adapter_file import AdapterFile
 from apdm.config.paths import expand_path
 from apdm.config.yaml_text import read_yaml
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.core.files import sha256_file
 from apdm.core.logging import get_logger
 from apdm.core.model_path import HUB_ID, INDEX
@@ -297,7 +297,7 @@ def _loaded(path: str, load: Callable[[], nn.Module]) -> nn.Module:
     try:
         return load()
     except Exception as error:  # damaged files make the libraries raise anything
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}; copy it anew") from error
+        raise UserError(f"{path} cannot be loaded: {one_line(error, 200)}; copy it anew") from error
 
 
 def _size(model: nn.Module) -> str:

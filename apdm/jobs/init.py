@@ -29,7 +29,7 @@ from apdm.config.starting_file import (
     starting_file,
 )
 from apdm.config.yaml_text import parse_yaml
-from apdm.core.errors import Faults, UserError, UserErrors
+from apdm.core.errors import Faults, UserError, UserErrors, first_line
 from apdm.core.files import check_output_dir, write_text
 from apdm.core.logging import get_logger
 from apdm.core.model_path import INDEX, local_model
@@ -38,7 +38,7 @@ from apdm.faces import FaceChoice
 from apdm.families.load import check_pipeline, families_by_pipeline
 from apdm.families.miniature import is_miniature
 from apdm.families.pipeline_folder import stored_variants
-from apdm.families.stored_file import first_line, read_header
+from apdm.families.stored_file import read_header
 from apdm.jobs.env_machine import SLACK, accelerator_memory
 from apdm.jobs.final_audit import learnt_photos
 from apdm.jobs.first_checks import check_given, has_only_begun

@@ -19,6 +19,7 @@ from apdm.audit.results import Results
 from apdm.audit.results_file import AnyResults
 from apdm.audit.rows import by_spec, protected_curve
 from apdm.config import AuditingConfig, PerturbConfig
+from apdm.core.errors import first_line
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_pil, to_unit
 from apdm.data.subjects import find_subjects, load_images
@@ -52,7 +53,7 @@ def kept_without(tracker: Tracker, files: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a service's client raises
-        said = (str(error).splitlines() or [""])[0]
+        said = first_line(error)
         logger.warning("%s did not take everything (%s: %s); %s", tracker.name, type(error).__name__, said, files)
 
 

@@ -23,7 +23,7 @@ from apdm.audit import read_results
 from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
 from apdm.config import VerifyConfig
 from apdm.config.trackers import TRACKER_OPTIONS
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
 from apdm.data.photo_captions import all_captions
 from apdm.data.photo_files import is_picture, name_of, printable, walk
@@ -179,7 +179,7 @@ def _complaint(action: Callable[[], object]) -> list[str]:
     try:
         action()
     except Exception as error:  # whatever a damaged file makes a library raise
-        return [" ".join(str(error).split()) or type(error).__name__]
+        return [one_line(error) or type(error).__name__]
     return []
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.core.model_path import HUB_ID, PICKLES
 
 TEXTS = ("*.json", "*.txt", "*.model")  # what a folder of transformers holds besides weights
@@ -146,7 +146,7 @@ def local_copy(place: str | Path, *, allow_pickle: bool, texts: Sequence[str] = 
             f"connection): fetch it first with: hf download {place}, or name a local folder"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{place} cannot be fetched from the Hub: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{place} cannot be fetched from the Hub: {one_line(error, 200)}") from None
 
 
 def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
@@ -179,7 +179,7 @@ def _read(folder: Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:  # of damaged files the libraries raise anything
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{folder} cannot be loaded: {one_line(error, 200)}") from error
 
 
 def _tensor(output: Any) -> Tensor:

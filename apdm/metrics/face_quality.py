@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.faces.optional_packages import import_extra
 
 SIDE = 352  # where the graph leaves its size open
@@ -34,7 +34,7 @@ class FaceQuality:
         try:
             self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common class
-            raise UserError(f"{path} cannot be read as ONNX: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{path} cannot be read as ONNX: {one_line(error, 200)}") from None
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise UserError(f"{path} does not take one picture [1, 3, H, W]; export Efficient-FIQA's network as ONNX")

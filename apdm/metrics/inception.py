@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.core.model_path import PICKLES
 
 SIDE = 299
@@ -260,7 +260,7 @@ def _scripted(file: Path) -> Features:
     try:
         network = torch.jit.load(str(file), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{file} cannot be read: {one_line(error, 200)}") from error
 
     def features(images: Tensor) -> Tensor:
         # The file takes pictures of 8 bits of any size, and resizes and normalises them itself.
@@ -270,9 +270,7 @@ def _scripted(file: Path) -> Features:
     try:
         shape = tuple(features(torch.zeros(1, 3, 32, 32)).shape)
     except RuntimeError as error:
-        raise UserError(
-            f"{file} is not NVIDIA's inception-2015-12-05.pt: {' '.join(str(error).split())[:100]}"
-        ) from error
+        raise UserError(f"{file} is not NVIDIA's inception-2015-12-05.pt: {one_line(error, 100)}") from error
     if shape != (1, 2048):
         raise UserError(f"{file} gives features of shape {shape}, not (1, 2048): give NVIDIA's inception-2015-12-05.pt")
     return features

@@ -10,7 +10,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, one_line
 from apdm.metrics.extractors import Preprocess, local_copy
 
 
@@ -32,7 +32,7 @@ class SafetyChecker:
         try:
             self.model = StableDiffusionSafetyChecker.from_pretrained(str(folder), local_files_only=True, **options)
         except Exception as error:  # of damaged files the libraries raise anything
-            raise UserError(f"{folder} is no safety checker: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{folder} is no safety checker: {one_line(error, 200)}") from None
         self.model.eval().requires_grad_(False)
         getLogger(StableDiffusionSafetyChecker.__module__).setLevel(ERROR)  # it warns of each flagged picture
         side = self.model.config.vision_config.image_size

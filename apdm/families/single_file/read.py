@@ -17,12 +17,12 @@ import diffusers
 import torch
 from torch import nn
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 from apdm.core.model_path import HUB_ID
 from apdm.families.fit import wrong_channels
 from apdm.families.pipeline_folder import check_parts, has_part, read_index
 from apdm.families.single_file.vae import LATENTS
-from apdm.families.stored_file import Header, check_content, first_line, read_header
+from apdm.families.stored_file import Header, check_content, read_header
 
 if TYPE_CHECKING:
     from apdm.families.base import Family
