@@ -131,6 +131,12 @@ class PhotoAudit:
             bar.update(len(cells) - bar.n)
         return _collect(cells, store) if processes.is_main else None
 
+    @property
+    def fewest_pictures(self) -> int:
+        """The fewest pictures that an attack draws of one person with all seeds."""
+        prompts = min(len(self._prompts(name)) for name in self._attacks())
+        return len(self.plan.seeds) * prompts * self.plan.drawing.num_images
+
     def pictures_size(self, store: CellStore) -> int:
         """Return an upper bound of the bytes of the pictures of the attacks that are not finished."""
         return sum(

@@ -37,6 +37,11 @@ class Drawing:
     guidance_scale: float
     batch_size: int
 
+    @property
+    def number(self) -> int:
+        """How many pictures are drawn at one step with one seed."""
+        return len(self.prompts) * self.num_images
+
     @staticmethod
     def of(options: AuditOptions, instance_prompt: str, *, batch_size: int = SAMPLE_BATCH_SIZE) -> Drawing:
         """Take the values from the options of an audit. Without prompts there, they follow from the instance prompt.

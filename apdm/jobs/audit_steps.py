@@ -26,7 +26,7 @@ from apdm.audit.results_file import write_results
 from apdm.audit.store import CellStore
 from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
-from apdm.audit.verdict import doubtful_thresholds, one_encoder
+from apdm.audit.verdict import doubtful_thresholds, few_pictures, one_encoder
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
 from apdm.core.files import claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages
@@ -113,8 +113,8 @@ def audit_and_report(
     if done is None:
         return None
     results, pictures = done
-    if layer is not None:
-        doubts = doubts_about_photos(results.judges, layer[0])
+    if layer is not None and photo_audit is not None:
+        doubts = doubts_about_photos(results.judges, layer[0], photo_audit)
         outcomes = judge_photo_attacks(layer[0].attacks, results.strangers, plan.thresholds, doubts=doubts)
         results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
         pictures |= layer[1]
@@ -182,9 +182,10 @@ def attack_photos(
     return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
 
 
-def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer) -> list[str]:
+def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer, audit: PhotoAudit) -> list[str]:
     """Reasons why no attack shows that photos are protected, whatever was measured, one clause each."""
     return [
+        *few_pictures(audit.fewest_pictures),
         *one_encoder(judges),
         *doubtful_thresholds(judges),
         *doubts_about_judges(judges.encoders, layer.misled_judges or []),

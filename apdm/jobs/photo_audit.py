@@ -191,7 +191,7 @@ def _attack_and_report(
     if done is None:
         return None
     layer, pictures = done
-    results = _judged(plan, layer, strangers, matched)
+    results = _judged(audit, layer, strangers, matched)
     write_results(results, output / RESULTS)
     shown = save_pictures(pictures, output)
     write_photo_report(results, output / REPORT, shown)
@@ -201,14 +201,16 @@ def _attack_and_report(
 
 
 def _judged(
-    plan: AuditPlan, layer: ImageLayer, strangers: dict[str, StrangersLikeness], matched: dict[str, float]
+    audit: PhotoAudit, layer: ImageLayer, strangers: dict[str, StrangersLikeness], matched: dict[str, float]
 ) -> PhotoResults:
     """Add the figures of each attack and the verdict to what the attacks gave."""
+    plan = audit.plan
     limits, judges = plan.thresholds, plan.judges.describe()
     thresholds = PhotoThresholds(
         max_match_rate=limits.max_match_rate, max_likeness_over_strangers=limits.max_likeness_over_strangers
     )
-    outcomes = judge_photo_attacks(layer.attacks, strangers, thresholds, doubts=doubts_about_photos(judges, layer))
+    doubts = doubts_about_photos(judges, layer, audit)
+    outcomes = judge_photo_attacks(layer.attacks, strangers, thresholds, doubts=doubts)
     verdict = judge_photos(
         outcomes, repeats=plan.repeats, strangers=strangers, strangers_matched=matched, thresholds=thresholds
     )

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from apdm.audit.faces_seen import look_at_faces
-from apdm.audit.people import AuditSubjects
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_verdict import doubts_about_judges
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.search_space import SearchSpace
 from apdm.audit.suites import Entry
-from apdm.audit.verdict import few_strangers, lacking_judges, not_attacked, one_encoder, reasons_left_out
+from apdm.audit.verdict import few_pictures, not_attacked, one_encoder, reasons_left_out
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
@@ -41,6 +40,8 @@ from apdm.jobs.checkpoint import Checkpoint
 from apdm.jobs.plan_texts import (
     captions_text,
     device_text,
+    few_given,
+    foreseen,
     held_out_text,
     model_text,
     people_text,
@@ -118,7 +119,14 @@ def harden_plan(
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
         "afterwards": ", ".join(afterwards),
-        "unreliable": unreliable_text(foreseen(inputs.audit_inputs.judges, inputs.audit_inputs.subjects))
+        "unreliable": unreliable_text(
+            foreseen(
+                inputs.audit_inputs.judges,
+                inputs.audit_inputs.subjects,
+                pictures=config.audit.seeds * len(config.audit.prompts) * config.audit.num_images,
+                class_pictures=config.audit.num_class_images,
+            )
+        )
         if config.audit.enabled and inputs.audit_inputs
         else None,
         "device": device_text(device, processes.size, kind),
@@ -135,16 +143,6 @@ def attacks_text(options: AuditOptions) -> str:
     if nominal < longest:
         whom = f"the base for {count(nominal, 'step')} and the hardened model for {longest}"
     return f"attacks {whom}, {count(options.seeds, 'seed')}"
-
-
-def foreseen(judges: Judges, subjects: AuditSubjects) -> list[str]:
-    """Why an audit of models will claim no protection whatever it measures, one clause each."""
-    return lacking_judges(judges.describe()) + few_given(subjects)
-
-
-def few_given(subjects: AuditSubjects) -> list[str]:
-    """The clause on photos of strangers that are too few, in a list of one; empty if there are enough, or none."""
-    return [] if subjects.strangers is None else few_strangers(len(subjects.strangers))
 
 
 def harden_photos_text(config: HardenConfig, inputs: HardenInputs) -> str:
@@ -271,7 +269,10 @@ def audit_plan(
     entries, left_out = plan.available()
     ids = [person.id for person in people]
     attacked = {one for entry in entries if entry.required for one in ids[: entry.people]}
-    doubts = [*foreseen(plan.judges, plan.subjects), *not_attacked(left_out, ids, attacked)]
+    repeats = min((entry.seeds or plan.repeats for entry in entries if entry.required), default=plan.repeats)
+    drawn = min(repeats, plan.repeats) * plan.drawing.number
+    expected = foreseen(plan.judges, plan.subjects, pictures=drawn, class_pictures=plan.num_class_images)
+    doubts = [*expected, *not_attacked(left_out, ids, attacked)]
     return rows | {
         "people": people_text(ids),
         "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
@@ -340,7 +341,7 @@ def photo_audit_plan(
     """
     judges = plan.judges.describe()
     doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
-    doubts += few_given(plan.subjects)
+    doubts += few_given(plan.subjects) + few_pictures(plan.repeats * plan.drawing.number)
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
     counts = plan.subjects.counts

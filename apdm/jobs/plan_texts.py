@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from apdm.audit.common_results import PhotoCounts
+from apdm.audit.people import AuditSubjects
+from apdm.audit.verdict import few_class_pictures, few_pictures, few_strangers, lacking_judges
 from apdm.config import AuditJobConfig, AuditOptions, JobConfig
 from apdm.core.terminal import count
 from apdm.data.photo_captions import Captions
 from apdm.data.photo_sets import LAST_THIRD, has_sets
 from apdm.families import Family
+from apdm.metrics.judges import Judges
 
 SHOWN_IDS = 6  # ids of people that are listed before the others are only counted
 
@@ -104,3 +107,19 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return ""
     return str(getattr(torch.get_device_module(device), "get_device_name", lambda _: "")(device))
+
+
+def foreseen(judges: Judges, subjects: AuditSubjects, *, pictures: int, class_pictures: int) -> list[str]:
+    """Why an audit of models will claim no protection whatever it measures, one clause each.
+
+    Args:
+        pictures: pictures that an attack draws of one person with all its seeds, at one step.
+        class_pictures: class pictures of each model.
+    """
+    counts = few_pictures(pictures) + few_class_pictures(class_pictures)
+    return lacking_judges(judges.describe()) + few_given(subjects) + counts
+
+
+def few_given(subjects: AuditSubjects) -> list[str]:
+    """The clause on photos of strangers that are too few, in a list of one; empty if there are enough, or none."""
+    return [] if subjects.strangers is None else few_strangers(len(subjects.strangers))

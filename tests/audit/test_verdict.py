@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from made_up_results import (
+    JUDGES,
     LEARNED,
     LEARNS,
     SAFE,
@@ -297,6 +298,31 @@ def test_likeness_by_chance_needs_enough_strangers(count: int | None, trusted: b
     verdict = verdict_on(made_up_results(lambda draft: draft["strangers"]["enc"].update(count=count)))
     assert verdict["protected"] is trusted
     said = "likeness by chance rests on 9 photos, and 10 are needed: give photos of strangers"
+    assert (said in verdict["unreliable"]) is not trusted
+
+
+@pytest.mark.parametrize(("seeds", "trusted"), [([10], True), ([5, 5], True), ([9], False), ([4, 5], False)])
+def test_a_match_rate_needs_enough_pictures_of_everybody_with_all_seeds(seeds: list[int], trusted: bool):
+    """Of few pictures none may match by chance."""
+    drawn = [{name: [0.05] * number for name in JUDGES} for number in seeds]
+
+    def change(draft: dict[str, Any]) -> None:
+        base = [draft["base"] | {"seed": seed, "scores": scores} for seed, scores in enumerate(drawn)]
+        hardened = [draft["hardened"] | {"seed": seed, "scores": scores} for seed, scores in enumerate(drawn)]
+        draft["base"], draft["hardened"] = base[0], hardened[0]
+        draft["more"] = base[1:] + hardened[1:]
+
+    verdict = verdict_on(made_up_results(change))
+    assert verdict["protected"] is trusted
+    said = "the match rate rests on 9 pictures, and 10 are needed: raise num_images"
+    assert (said in verdict["unreliable"]) is not trusted
+
+
+@pytest.mark.parametrize(("count", "trusted"), [(10, True), (9, False)])
+def test_what_is_said_of_the_class_needs_enough_class_pictures(count: int, trusted: bool):
+    verdict = verdict_on(made_up_results(fact("utility", "num_images", value=count)))
+    assert verdict["protected"] is trusted
+    said = "the class rests on 9 pictures, and 10 are needed: raise num_class_images"
     assert (said in verdict["unreliable"]) is not trusted
 
 

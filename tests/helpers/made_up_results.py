@@ -60,7 +60,7 @@ def made_up_results(change: Callable[[dict[str, Any]], None] = lambda draft: Non
         "other_base": made_up_row("base", "other", {0: safe, 10: learned}),
         "other_hardened": made_up_row("hardened", "other", {0: safe, 10: learned}),
         "utility": {
-            "num_images": 8,
+            "num_images": 20,
             "class_face_rate": {"base": 1.0, "hardened": 0.95},
             "frechet": {"name": "Frechet distance", "network": "inception", "to_base": 1.5, "base_seed_to_seed": 1.0},
             "kernel": {"name": "KID", "network": "inception", "to_base": None, "base_seed_to_seed": None},

@@ -131,7 +131,8 @@ def test_photos_are_audited_without_a_hardened_model(audited: tuple[Path, str]):
         for seed in (0, 1)
     ]
     assert {row.error for row in results.image_layer.attacks} == {None}
-    assert not results.verdict.protected and "too weak" in results.verdict.unreliable[0]
+    assert not results.verdict.protected and any("too weak" in reason for reason in results.verdict.unreliable)
+    assert "the match rate rests on 4 pictures" in results.verdict.unreliable[0]  # two prompts, two seeds
     outcomes = results.image_layer.by_attack or []
     assert [(one.spec, one.state) for one in outcomes][0] == ("dreambooth", "void")
     assert [one.cells for one in outcomes] == [4, 4, 4, 4]
