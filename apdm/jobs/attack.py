@@ -23,7 +23,6 @@ from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.rows import file_name
 from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
-from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory, Entry, choose_entries
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
@@ -45,9 +44,11 @@ from apdm.export.pipeline import export_size
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs
 from apdm.jobs.audit_steps import (
+    KEPT,
     cell_store,
     check_with_models,
     claim_audit_dir,
+    has_finished_attacks,
     model_file,
     read_models,
     with_class_pictures,
@@ -64,7 +65,6 @@ from apdm.report.attack_page import write_attack_page, write_drawing
 
 logger = get_logger(__name__)
 
-KEPT = "finished attacks are kept; the same command goes on"
 FACEID = FaceIDAdapter.name
 TWO_DENOISERS = (ExpertSwap, ReleaseUnconditional)
 
@@ -87,7 +87,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
     """
     output = Path(config.output_dir)
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=lambda: bool(finished_cells(output / CELLS))), ExitStack() as held:
+    with stop_on_signals(KEPT, kept=lambda: has_finished_attacks(output)), ExitStack() as held:
         prepare_process(config.num_threads)
         require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)

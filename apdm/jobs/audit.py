@@ -23,7 +23,6 @@ from apdm.audit.results import Results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.search import check_search
 from apdm.audit.search_space import SearchOptions
-from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory, choose_entries, with_textual_inversion
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults
@@ -33,11 +32,18 @@ from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
-from apdm.export.layout import CELLS, PHOTO_CELLS, SEARCH_CELLS
 from apdm.export.metadata import facts_in
 from apdm.families import Family
 from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.audit_steps import audit_and_report, check_with_models, claim_audit_dir, model_file, read_models
+from apdm.jobs.audit_steps import (
+    KEPT,
+    audit_and_report,
+    check_with_models,
+    claim_audit_dir,
+    has_finished_attacks,
+    model_file,
+    read_models,
+)
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.photo_audit import audit_photos
 from apdm.jobs.plan import audit_plan, show_plan
@@ -45,8 +51,6 @@ from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.results import AuditResult
 from apdm.jobs.stages import PREPARING, audit_stages
 from apdm.jobs.tracked import start_tracker
-
-KEPT = "finished attacks are kept; the same command goes on"
 
 
 def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:
@@ -63,12 +67,8 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
         Interrupted: the process was asked to stop. Finished attacks are kept, and the same call goes on from there.
     """
     output = Path(config.output_dir)
-
-    def kept() -> bool:
-        return any(finished_cells(output / name) for name in (CELLS, SEARCH_CELLS, PHOTO_CELLS))
-
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=kept), ExitStack() as held:
+    with stop_on_signals(KEPT, kept=lambda: has_finished_attacks(output)), ExitStack() as held:
         prepare_process(config.num_threads)
         require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)

@@ -23,7 +23,7 @@ from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.results import Results
 from apdm.audit.results_file import write_results
-from apdm.audit.store import CellStore
+from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import AttackFactory, Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, few_pictures, one_encoder
@@ -61,6 +61,7 @@ UNFINISHED = (
     "Not finished: the attacks with the protected photos are not done yet. If the run was stopped, the same command "
     "goes on, for apdm harden with --resume_from_checkpoint latest. results.json is written at the end."
 )
+KEPT = "finished attacks are kept; the same command goes on"
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
 
 
@@ -239,6 +240,11 @@ def check_with_models(
     factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
     for entry in available_entries(entries, models, factory, base)[0]:
         check_on_model(entry.spec, factory.make(entry.spec, seed=0), base, options.num_inference_steps)
+
+
+def has_finished_attacks(output: Path) -> bool:
+    """Whether an output folder keeps a finished attack or trial, so that the same command goes on from there."""
+    return any(finished_cells(output / name) for name in (CELLS, SEARCH_CELLS, PHOTO_CELLS))
 
 
 def claim_audit_dir(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:

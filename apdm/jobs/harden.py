@@ -239,9 +239,7 @@ def protect_and_audit(
         try:
             faces = face_networks(config)
             photo_job = PhotoJob.load(config, faces, quiet=True) if config.image_layer.enabled else None
-            audit_inputs = None
-            if config.audit.enabled:
-                audit_inputs = load_audit_inputs(config, faces)
+            audit_inputs = load_audit_inputs(config, faces) if config.audit.enabled else None
             hardened = load_family(output / MODEL, family=config.family, variant=hardened.saved_variant)
         except UserError as error:
             message = "process %d leaves photos and audit to the others: %s"
