@@ -219,14 +219,14 @@ class HardenInputs(HardenFiles):
         return model + one * max(0, kept - len(checkpoints.find_all(output)))
 
     @property
-    def unpaired(self) -> list[dict[str, Tensor]]:
+    def unpaired_groups(self) -> list[dict[str, Tensor]]:
         """For `photos` and for `earlier`: {subject id: photos} of those whose partners the base model draws."""
         return [group.unpaired if self.config.pairs == "drawn" else {} for group in (self.photos, self.earlier)]
 
     @property
     def drawn_partners(self) -> int:
         """How many partners the base model draws."""
-        return sum(len(images) for group in self.unpaired for images in group.values())
+        return sum(len(images) for group in self.unpaired_groups for images in group.values())
 
     @property
     def encoded_photos(self) -> int:
@@ -238,7 +238,7 @@ class HardenInputs(HardenFiles):
     def pairs(self) -> str:
         """How protected photos are paired: "drawn", "folder", "folder and drawn", or "none"."""
         given = bool(self.photos.safe or self.earlier.safe)
-        return " and ".join(["folder"] * given + ["drawn"] * any(self.unpaired)) or "none"
+        return " and ".join(["folder"] * given + ["drawn"] * any(self.unpaired_groups)) or "none"
 
     @property
     def held_out(self) -> bool:
@@ -265,7 +265,7 @@ class HardenInputs(HardenFiles):
         self._check_chance(pictures)
         class_images = encode_images(self.base, pictures, batch_size=self.config.sample_batch_size)
         sets = [each for each in (*self.photos.sets, *self.earlier.sets) if each.role is not Role.SAFE]
-        drawn, drawn_earlier = draw_partners(self.config, self.base, self.unpaired, sets)
+        drawn, drawn_earlier = draw_partners(self.config, self.base, self.unpaired_groups, sets)
         photos = replace(self.photos, safe={**self.photos.safe, **drawn})
         earlier = replace(self.earlier, safe={**self.earlier.safe, **drawn_earlier})
         groups = photos, self.consenting, earlier
