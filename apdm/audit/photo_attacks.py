@@ -134,7 +134,7 @@ class PhotoAudit:
     @property
     def fewest_pictures(self) -> int:
         """The fewest pictures that an attack draws of one person with all seeds."""
-        prompts = min(len(self._prompts(name)) for name in self._attacks())
+        prompts = min(len(self._prompts(name)) for name in self.specs.names)
         return len(self.plan.seeds) * prompts * self.plan.drawing.num_images
 
     def pictures_size(self, store: CellStore) -> int:
