@@ -1,6 +1,7 @@
 """Faces across folders that must not share people: other photos of a person are found, lookalikes only doubted."""
 
 import logging
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,22 @@ def test_different_people_and_pictures_without_a_face_pass(tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         check_faces(sets, ENCODERS, FACE_SCORE)
     assert not caplog.text
+
+
+def test_who_matches_by_one_encoder_only_is_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    strict = copy(ENCODERS[1])
+    strict.threshold = 1.1  # no cosine is as high
+    sets = [protected_in(tmp_path), people_in(tmp_path / "good", Role.CONSENTING, b=(2, range(10, 13)))]
+    with caplog.at_level(logging.WARNING):
+        check_faces(sets, [ENCODERS[0], strict], FACE_SCORE)
+    assert not caplog.text
+
+
+def test_faces_are_asked_for_only_where_likeness_is_judged(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / "own/s01").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (40 * number, 90, 120)).save(tmp_path / f"own/s01/grey{number}.png")
+    alone = [people_in(tmp_path / "own", Role.PROTECTED, s01=(1, range(1)))]
+    check_faces(alone, ENCODERS, FACE_SCORE, judged=False)
+    with pytest.raises(UserError, match="portrait-face sees a face in 1 of the 3 photos in .*s01: "):
+        check_faces(alone, ENCODERS, FACE_SCORE)
