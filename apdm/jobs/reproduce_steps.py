@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,7 +116,9 @@ class Steps:
         subject, recipe = done.subject, self.recipe.for_kind(done.subject.kind)
         photos = [*given.photos, *subject.spare[: row.unseen]]
         options = merged(recipe.attack, row.attack)
-        folder = self._folder(recipe, "attack", options, [*photos, *subject.holdout], given.state, seed, *subject.edits)
+        folder = self._folder(
+            recipe, "attack", options, [*photos, *subject.holdout], given.state, seed, *map(astuple, subject.edits)
+        )
         place = self._copies(photos, subject.holdout, subject.edits)
         config = attack_config(
             recipe,
@@ -231,23 +233,27 @@ class Steps:
     def _copies(self, photos: Sequence[Path], holdout: Sequence[Path], edits: Sequence[Edit] = ()) -> Path:
         """Copy photos into a folder of their own, once: PHOTOS and HOLDOUT in the returned folder.
 
+        Their names begin with a number, so that files made of them keep the order although they have other suffixes.
         What is asked of each photo lies beside PHOTOS in the form that `read_edits` reads.
         """
-        folder = self._folder(self.recipe, "photos", {}, [*photos, *holdout], len(photos), *edits)
+        folder = self._folder(self.recipe, "photos", {}, [*photos, *holdout], len(photos), *map(astuple, edits))
 
         def copy() -> None:
             if not folder.is_dir():
                 with write_beside(folder, folder=True) as partial:
                     for name, files in ((PHOTOS, photos), (HOLDOUT, holdout)):
                         (partial / name).mkdir()
-                        for i, file in enumerate(files):
-                            place = partial / name / file.name
-                            shutil.copyfile(file, place.with_name(f"{i:03d}-{file.name}") if place.exists() else place)
+                        for copied, file in zip(_numbered(files), files, strict=True):
+                            shutil.copyfile(file, partial / name / copied)
                     if edits:
-                        write_edits(partial / PHOTOS, [file.name for file in photos], edits)
+                        write_edits(partial / PHOTOS, _numbered(photos), edits)
 
         self.processes.on_main(copy)
         return folder
+
+
+def _numbered(files: Sequence[Path]) -> list[str]:
+    return [f"{i:04d}-{file.name}" for i, file in enumerate(files)]
 
 
 def with_clean(options: Options, folder: str | None) -> Options:

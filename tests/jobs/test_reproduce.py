@@ -34,6 +34,7 @@ from apdm.jobs.resources import time_for
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.perception import psnr
 from apdm.metrics.statistics import bootstrap_interval
+from apdm.portraits.subjects import write_photos
 from apdm.recipes import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -333,6 +334,19 @@ def test_each_photo_of_a_table_of_edits_has_its_own_prompt(tmp_path: Path) -> No
         "a sad face of n000000",
         "a sad face of n000001",
     ]
+
+
+def test_a_table_of_edits_is_made_with_the_prompt_of_each_photo(tmp_path: Path) -> None:
+    for person, name in ((5, "a"), (7, "b")):
+        write_photos(person, range(1), tmp_path / "data" / name)
+        (tmp_path / "data" / name / "prompt.txt").write_text(f"a portrait of {name} with long hair")
+    change: dict[str, Any] = {"twin_of": "miniature/anti-diffusion-editing", "subjects": "person", "edits": True}
+    change["attack"] = {"num_images": 2, "num_inference_steps": 3, "num_class_images": 2}
+    change["attack"]["prompts"] = ["a photo of t@t person"]
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(change))
+    given = {"recipe": str(tmp_path / "short.yaml"), "data": str(tmp_path / "data"), "people": 2}
+    made = apdm.reproduce(ReproduceConfig(**given, output_dir=str(tmp_path / "out"), rows=["masactrl-none"])).table
+    assert made is not None and made.rows["masactrl-none"].cells["ism"].n == 2
 
 
 def test_a_table_of_edits_compares_with_the_photos(tmp_path: Path) -> None:

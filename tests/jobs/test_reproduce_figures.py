@@ -20,13 +20,16 @@ from apdm.audit.store import CellStore
 from apdm.audit.tables import Column, Table, TableCell, TableRow
 from apdm.core.errors import UserError
 from apdm.core.pictures import save_png, to_pil
+from apdm.data.edit_prompts import Edit, read_edits
+from apdm.data.photo_files import stem
 from apdm.data.subjects import load_images
+from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import CELLS, PERTURBATION
 from apdm.faces.portrait import PortraitFeatures
 from apdm.jobs.recipes import Captions, Kind, Recipe, RecipeRow
 from apdm.jobs.reproduce_figures import Figures
-from apdm.jobs.reproduce_steps import Done, picture
-from apdm.jobs.reproduce_subjects import Subject, read_subjects, too_few_spare
+from apdm.jobs.reproduce_steps import Done, Steps, picture
+from apdm.jobs.reproduce_subjects import PHOTOS, Subject, read_subjects, too_few_spare
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.portraits.subjects import write_photos
 from apdm.report.table_plot import table_plots
@@ -127,6 +130,21 @@ def test_figures_of_photos_are_means_of_what_was_measured_on_the_saved_files(
     assert measured(column("ssim"), changed).ours == pytest.approx(0.85)
     assert measured(column("lpips"), changed).ours is None
     assert measured(column("psnr"), runs).reason == "the photos are not changed"
+
+
+def test_copies_keep_the_order_of_the_photos_under_any_suffix_and_what_is_asked_of_each(tmp_path: Path) -> None:
+    photos = [tmp_path / name for name in ("a.jpg", "a.k.png", "more/a.jpg")]
+    for shade, photo in enumerate(photos):
+        photo.parent.mkdir(exist_ok=True)
+        photo.write_bytes(bytes([shade]))
+    edits = [Edit(prompt=f"edit {i}", source="a face") for i in range(3)]
+    machine: dict[str, Any] = {"num_threads": 1, "processes": ProcessGroup(), "device": torch.device("cpu")}
+    steps = Steps(recipe=recipe(), output=tmp_path / "out", places={"miniature": "miniature"}, **machine)
+    folder = steps._copies(photos, photos[:1], edits)
+    copied = [file for file in sorted((folder / PHOTOS).iterdir()) if file.suffix != ".jsonl"]
+    assert [file.read_bytes()[0] for file in copied] == [0, 1, 2]
+    assert sorted(copied, key=lambda file: f"{stem(file)}.png") == copied  # as after apdm perturb
+    assert read_edits(folder, {PHOTOS: copied}) == {PHOTOS: edits}
 
 
 def test_subjects_of_kinds_and_photos_that_only_an_attacker_has(tmp_path: Path) -> None:
