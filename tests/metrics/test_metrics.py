@@ -213,6 +213,26 @@ def test_cost_factor_is_a_ratio_a_lower_bound_or_undefined():
     assert str(cost_factor(base, base, 0.0)) == "undefined"  # the base need not start
 
 
+@pytest.mark.parametrize(("stands_still_from", "twice", "five_times"), [(1.0, 0.1, 0.03), (0.125, 0.19, 0.06)])
+def test_noise_alone_makes_the_cost_factors_of_single_runs_that_the_page_on_audits_names(
+    stands_still_from: float, twice: float, five_times: float
+):
+    rng = np.random.default_rng(0)
+
+    def run(horizon: int) -> list[tuple[float, float]]:
+        steps = np.linspace(0, horizon, 8 * horizon + 1)
+        likeness = 0.9 * np.minimum(steps / stands_still_from, 1) + rng.normal(0, 0.02, len(steps))
+        return list(zip(steps.tolist(), likeness.tolist(), strict=True))
+
+    factors = []
+    for _ in range(1000):
+        base, hardened = run(1), run(10)  # the same model, so the true factor is 1
+        factors.append(cost_factor(base, hardened, base[-1][1]).factor or 0.0)
+    assert np.median(factors) == pytest.approx(1, abs=0.1)
+    assert np.mean([factor >= 2 for factor in factors]) == pytest.approx(twice, abs=0.03)
+    assert np.mean([factor >= 5 for factor in factors]) == pytest.approx(five_times, abs=0.02)
+
+
 def test_a_stranger_is_a_person_only_if_every_encoder_says_so_and_class_pictures_need_a_face():
     axes = torch.eye(3)
     person = {"one": axes[:1], "two": axes[:1]}
