@@ -302,7 +302,10 @@ def test_in_a_pool_an_adapter_that_starts_anew_has_a_new_a_and_an_empty_b(float6
 
 @pytest.mark.parametrize(
     ("share", "count", "chosen"),
-    [(0.0, 4, []), (0.5, 4, [1, 3]), (0.25, 4, [3]), (0.3, 3, []), (1.0, 3, [0, 1, 2]), (1 / 3, 6, [2, 5])],
+    [
+        *((0.0, 4, []), (0.5, 4, [1, 3]), (0.25, 4, [3]), (0.3, 3, []), (1.0, 3, [0, 1, 2]), (1 / 3, 6, [2, 5])),
+        (0.29, 100, [i for i in range(100) if (i + 1) * 29 // 100 > i * 29 // 100]),  # 0.29 * 100 is below 29
+    ],
 )
 def test_a_share_of_a_pool_is_rounded_down_and_spread_evenly(share, count, chosen):
     assert [i for i, low_rank in enumerate(choose_lora_attackers(share, count)) if low_rank] == chosen

@@ -198,6 +198,10 @@ def test_steps_to_reach_interpolates_the_first_crossing(level: float, steps: flo
     )
 
 
+def test_a_likeness_that_the_first_point_has_exactly_is_reached_there():
+    assert steps_to_reach([(3, 0.5), (10, 0.2)], 0.5).steps == 3.0
+
+
 @pytest.mark.parametrize("curve", [[], [(0, 0.1), (0, 0.2)], [(5, 0.1), (1, 0.2)], [(0, math.nan)]])
 def test_a_curve_that_makes_no_sense_is_an_error(curve: list[tuple[float, float]]):
     with pytest.raises(ValueError, match="curve"):

@@ -123,6 +123,21 @@ def test_at_its_depth_an_attacker_starts_anew_and_ages_are_staggered(float64):
 
 
 @pytest.mark.parametrize(
+    ("size", "benign_size", "order", "ages"),
+    [(3, 2, "hbHBh", [0, 2, 4, 6, 8]), (5, 1, "hHhbHh", [0, 1, 3, 5, 6, 8]), (1, 3, "bhBb", [0, 2, 5, 7])],
+)
+def test_benign_attackers_are_spread_among_the_hostile_ones_and_ages_are_whole_numbers(size, benign_size, order, ages):
+    """h hostile, b benign; a capital letter trains a LoRA."""
+    pool = AttackerPool.start(
+        Given([draws(0)], 10), Given([draws(1)], 10), size=size, benign_size=benign_size, stride=2, lora_share=0.5
+    )
+    letters = ["b" if a.benign else "h" for a in pool.attackers]
+    found = [c.upper() if a.plan.low_rank else c for c, a in zip(letters, pool.attackers, strict=True)]
+    assert "".join(found) == order
+    assert [a.age for a in pool.attackers] == ages and all(isinstance(a.age, int) for a in pool.attackers)
+
+
+@pytest.mark.parametrize(
     ("size", "depth", "stride", "steps"), [(2, 8, 2, 17), (2, 7, 3, 40), (3, 5, 4, 2), (3, 12, 3, 23), (1, 2, 5, 6)]
 )
 def test_who_will_be_met_is_known_beforehand(float64, size, depth, stride, steps):

@@ -46,6 +46,12 @@ def test_a_plan_has_the_batches_of_its_person_and_variant():
         assert attackers.batches(plan).data is everybody[f"s{plan.person:02d}"][plan.variant]
 
 
+def test_people_take_turns_in_the_order_of_their_ids_whatever_order_they_come_in():
+    (first, second), (third, fourth) = ([toy_data(), toy_data()] for _ in range(2))
+    attackers = source({"s2": [second], "s1": [first]}, earlier={"a2": [fourth], "a1": [third]}, earlier_every=2)
+    assert [attackers.batches(attackers.next()).data for _ in range(4)] == [first, third, second, fourth]
+
+
 @pytest.mark.parametrize("every", [2, 4])
 def test_every_so_many_attackers_one_is_of_those_protected_earlier_and_all_get_their_turn(every):
     attackers = source(people(3), earlier=people(2, start=10), earlier_every=every)

@@ -47,6 +47,7 @@ def compare_with_plain_loop(outer_steps: int = 3, paired: bool = True, **options
     source = Recorded(BatchSampler(toy_data(paired), torch.Generator().manual_seed(5), 2))
     for _ in range(outer_steps):
         protector.outer_step(fresh(source, **attacker))
+    assert len(source.drawn["anchor"]) == (outer_steps if options["anchor_weight"] else 0)
     expected, gradient = plain_loop(theta, phi, source.drawn, outer_steps, **options)
     torch.testing.assert_close(list(protector.master.gradient), gradient, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close([t.detach() for t in protector.master.theta], expected, rtol=1e-9, atol=1e-12)

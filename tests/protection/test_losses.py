@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from apdm.protection import losses
+from apdm.protection.objectives import Errors, make_objective
 
 SHAPE = (3, 2, 4, 4)
 
@@ -111,10 +112,19 @@ def test_ascent_is_minus_the_error_and_stops_at_so_many_times_the_references(flo
     error = torch.rand(3, 2, 4, 4, requires_grad=True)
     loss = losses.ascent_loss(error, torch.rand(3, 2, 4, 4))
     assert loss.item() == pytest.approx(-error.mean().item(), rel=1e-12)
-    # Samples whose mean error is 1, 2 and 3 against a reference's 1: a limit of 2.5 holds the last one.
-    error = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 2, 4, 4).clone().requires_grad_(True)
-    loss = losses.ascent_loss(error, torch.ones(3, 2, 4, 4), limit=2.5)
-    assert loss.item() == pytest.approx(-(1 + 2 + 2.5) / 3, rel=1e-12)
+    # Samples whose mean error is 1, 2 and 3. With the limit 2.5 they count up to 0.5, 3.75 and 2.5.
+    error, reference = (
+        torch.tensor(means).view(3, 1, 1, 1).expand(3, 2, 4, 4).clone() for means in ([1.0, 2.0, 3.0], [0.2, 1.5, 1.0])
+    )
+    loss = losses.ascent_loss(error.requires_grad_(True), reference, limit=2.5)
+    assert loss.item() == pytest.approx(-(0.5 + 2 + 2.5) / 3, rel=1e-12)
     (gradient,) = torch.autograd.grad(loss, error)
-    wanted = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1, 1).expand_as(error) * (-1 / (3 * 32))
+    wanted = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1, 1).expand_as(error) * (-1 / (3 * 32))
     torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("spec", "limit"), [("ascent", 0.0), ("ascent:limit=1.7", 1.7)])
+def test_the_ascent_objective_raises_the_error_on_the_subjects_photos(float64, spec, limit):
+    objective, errors = make_objective(spec), Errors(*random_errors(5))
+    expected = losses.ascent_loss(errors.negative, errors.reference_negative, limit=limit)
+    assert objective.loss(errors).item() == pytest.approx(expected.item(), rel=1e-12)  # type: ignore[attr-defined]

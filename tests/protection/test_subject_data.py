@@ -8,7 +8,7 @@ from plain_l2p import toy_data
 
 from apdm.core.errors import UserError
 from apdm.families import Posterior
-from apdm.protection.subject_data import SubjectData
+from apdm.protection.subject_data import BatchSampler, SubjectData
 
 
 def test_resampling_the_cached_posterior_has_its_mean_and_deviation(float64):
@@ -54,6 +54,21 @@ def test_equal_seeds_draw_equal_batches_and_other_seeds_others():
     assert torch.equal(first.negative.latents, again.negative.latents)
     assert torch.equal(first.prior.timesteps, again.prior.timesteps)
     assert not torch.equal(first.negative.noise, other.negative.noise)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"), [("personalization", 2), ("protection", 3), ("anchor", 1), ("class_pictures", 1)]
+)
+def test_the_shares_of_all_processes_are_the_whole_batch(kind, parts):
+    def tensors(batch) -> list[torch.Tensor]:
+        return [t for part in vars(batch).values() for t in (tensors(part) if hasattr(part, "latents") else [part])]
+
+    whole, *shares = (
+        tensors(getattr(BatchSampler(toy_data(), torch.Generator().manual_seed(7), 6, index, count), kind)())
+        for index, count in [(0, 1), (0, 3), (1, 3), (2, 3)]
+    )
+    assert len(whole) == 4 * parts
+    assert all(map(torch.equal, map(torch.cat, zip(*shares, strict=True)), whole))
 
 
 def test_safe_partners_that_do_not_match_the_photos_are_refused():
