@@ -10,7 +10,7 @@ from scipy.linalg import sqrtm
 
 from apdm.metrics.drift import class_drift, histogram, total_variation
 from apdm.metrics.fidelity import distance_names, frechet_distance, kernel_distance
-from apdm.metrics.identity import IdentityStatistics, identity_statistics, likeness
+from apdm.metrics.identity import IdentityStatistics, face_rate, identity_statistics, likeness
 from apdm.metrics.judges import Features
 from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
 from apdm.metrics.utility import ClassDistance, strangers_matched
@@ -42,6 +42,21 @@ def test_an_undetected_picture_counts_as_zero_in_mean_and_not_at_all_in_detected
     assert asdict(identity_statistics(scores, detected, threshold=0.4)) == pytest.approx(
         {"mean": 1.4 / 4, "detected_mean": 1.4 / 3, "face_rate": 3 / 4, "match_rate": 2 / 4}
     )
+
+
+def test_a_score_at_the_threshold_matches_and_objects_have_no_faces():
+    statistics = identity_statistics(torch.tensor([0.5, 0.25, 0.75, 0.0]), None, threshold=0.5)
+    assert statistics == IdentityStatistics(mean=0.375, detected_mean=None, face_rate=None, match_rate=0.5)
+
+
+def test_the_face_rate_is_the_mean_over_the_encoders_that_looked_for_faces():
+    rates = {"a": 0.5, "b": None, "c": 0.75}
+    found = {
+        name: IdentityStatistics(mean=0.1, detected_mean=None, face_rate=rate, match_rate=0.0)
+        for name, rate in rates.items()
+    }
+    assert face_rate(found) == 0.625
+    assert face_rate({"b": found["b"]}) is None
 
 
 def test_without_any_face_the_detected_mean_is_none_and_nothing_matches():

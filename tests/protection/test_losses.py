@@ -127,4 +127,4 @@ def test_ascent_is_minus_the_error_and_stops_at_so_many_times_the_references(flo
 def test_the_ascent_objective_raises_the_error_on_the_subjects_photos(float64, spec, limit):
     objective, errors = make_objective(spec), Errors(*random_errors(5))
     expected = losses.ascent_loss(errors.negative, errors.reference_negative, limit=limit)
-    assert objective.loss(errors).item() == pytest.approx(expected.item(), rel=1e-12)  # type: ignore[attr-defined]
+    assert objective.loss(errors).item() == pytest.approx(expected.item(), rel=1e-12)
