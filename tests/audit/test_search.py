@@ -206,6 +206,21 @@ def test_the_cost_is_that_of_the_cheapest_trial_on_each_model():
     assert search_costs([base, never], 0.8)[0].factor.at_least
 
 
+def test_each_person_has_costs_of_their_own_and_none_where_the_nominal_attack_shows_no_likeness():
+    def search(model: str, subject: str, step: int, likeness: float | None = 0.8) -> Search:
+        nominal = trial(0, point(0, 0.0), point(step, 0.8), likeness=likeness)
+        return Search(model=model, subject=subject, best=0, trials=[nominal])
+
+    people = {"s03": (4, 12, 0.8), "s01": (5, 10, 0.8), "s02": (5, 50, None)}
+    searches = [
+        search(model, subject, step, likeness)
+        for subject, (base, hardened, likeness) in people.items()
+        for model, step in (("hardened", hardened), ("base", base))
+    ]
+    costs = search_costs(searches, 0.8)
+    assert [(cost.subject, cost.factor.factor) for cost in costs] == [("s03", 3.0), ("s01", 2.0)]
+
+
 def test_a_search_without_its_package_is_refused_by_the_name_of_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"--search needs .*apdm\[search\]"):
@@ -255,6 +270,9 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
     base, hardened = (one["trials"] for one in found["searches"])
     assert [t["likeness"] for t in base] == [t["likeness"] for t in hardened], "base and hardened are one model here"
     assert all(t["points"][-1]["samples"] <= 8 for t in base)
+    for one in found["searches"]:
+        reached = [t["likeness"] for t in one["trials"]]
+        assert one["best"] == reached.index(max(reached))
     ran = processes(store, "spec", "model")
     lost = {(t["spec"], one["model"]) for one in found["searches"] for t in one["trials"][2:]}
     for cell in finished_cells(tmp_path / "trials"):

@@ -128,6 +128,14 @@ def test_a_run_whose_every_gradient_overflows_stops_in_one_line_and_goes_on_in_a
     assert "resuming with another mixed_precision" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("norm", "factor"), [("inf", 0.5), ("nan", 0.5), ("3.0", 1.0)])
+def test_a_norm_that_is_not_finite_halves_the_scale(norm: str, factor: float) -> None:
+    scale = LossScale(enabled=True)
+    before = scale.get_scale()
+    scale.judge(torch.tensor(float(norm)))
+    assert scale.get_scale() == factor * before
+
+
 def test_help_says_when_float16_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harden", "--help-all"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -78,6 +78,20 @@ def test_a_v_target_undoes_the_noise(make_pipeline):
     torch.testing.assert_close(signal * noisy - sigma * target, latents, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("start", "end"), [(700, 300), (40, 650)])
+def test_a_ddim_step_with_a_perfect_prediction_leads_to_the_noisy_latents_of_its_end(
+    make_pipeline, prediction_type, start, end
+):
+    family = load_family(make_pipeline(prediction_type))
+    latents, noise, _ = latent_batch(1)
+    before, after = (torch.tensor([step]) for step in (start, end))
+    found = family.ddim_step(
+        family.add_noise(latents, noise, before), family.target(latents, noise, before), start, end
+    )
+    torch.testing.assert_close(found, family.add_noise(latents, noise, after), rtol=1e-4, atol=1e-4)
+
+
 def test_posteriors_are_the_vae_s_in_the_denoiser_s_scale(family):
     images, vae = random_images(3), family.pipeline.vae
     with torch.no_grad():
