@@ -34,10 +34,7 @@ def _search(task: ProtectionTask, photo: Tensor) -> Tensor:
             break
         candidates = left[torch.randperm(len(left), generator=task.generator)[:CANDIDATES]]
         weakest = candidates[_gradient_norms(task, photo, candidates).argmin()]
-        kept = left[(left - weakest).abs() > NEIGHBOURHOOD]
-        if not len(kept):
-            break
-        left = kept
+        left = left[(left - weakest).abs() > NEIGHBOURHOOD]
     return left
 
 

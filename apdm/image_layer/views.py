@@ -170,7 +170,7 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
         side: the longest shorter side of a copy.
     """
     scale = side / min(height, width)
-    return (height, width) if scale >= 1 else (max(1, round(scale * height)), max(1, round(scale * width)))
+    return (height, width) if scale >= 1 else (round(scale * height), round(scale * width))
 
 
 def working_copy(photo: Photo, side: int) -> Tensor:

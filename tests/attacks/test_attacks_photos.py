@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from attacked import PARTS, changed, weights
+from attacked import PARTS, SHORT, changed, weights
 from diffusers import StableDiffusionImg2ImgPipeline
 
+from apdm.attacks import Purifier
+from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.editing import ImageToImage, Inpainting
-from apdm.attacks.purify import Blur, Crop, DiffusionPurifier, Flip, Jpeg, Noise, Resize, Upscale
+from apdm.attacks.photo_treatment import PhotoTreatment, check_enough_photos
+from apdm.attacks.purify import Blur, Crop, DiffusionPurifier, Flip, Jpeg, Noise, Resize, Upscale, passes_per_photo
+from apdm.attacks.two_stage import TwoStage
+from apdm.core.errors import UserError
 from apdm.data import transforms
 from apdm.families import Family, load_family
 
@@ -120,3 +126,37 @@ def test_inpainting_keeps_what_it_is_told_to_keep_in_latents(family, photos):
     nothing = Inpainting(left=0.5, top=0.5, right=0.5, bottom=0.5).draw(family, photos, ["a dog"] * 3, **options)
     torch.testing.assert_close(everything, again, rtol=0, atol=1e-5)
     assert not torch.allclose(everything, nothing, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("purifier", "passes"),
+    [
+        (None, 0),
+        (Flip(), 0),
+        (DiffusionPurifier(strength=0.5, num_inference_steps=7), 3),  # without guidance, which is the default
+        (DiffusionPurifier(strength=0.5, num_inference_steps=7, guidance_scale=1.5), 6),
+    ],
+)
+def test_the_passes_of_a_purifier_that_draws_are_counted_for_the_photos_that_it_changes(
+    purifier: Purifier | None, passes: int
+) -> None:
+    assert passes_per_photo(purifier) == passes
+    attack = PhotoTreatment(attack=DreamBooth(**SHORT), purifier=purifier)
+    assert attack.own_passes(5) == 5 * passes
+    assert replace(attack, num_photos=3).own_passes(5) == 3 * passes
+
+
+def test_what_the_attacker_of_treated_photos_must_have_says_how_many_photos_and_the_tool() -> None:
+    attack = PhotoTreatment(attack=DreamBooth(**SHORT))
+    assert attack.assumes == "as many photos as there are"
+    assert replace(attack, num_photos=3, purifier=Flip()).assumes == "3 photos, an image editor"
+
+
+def test_a_person_with_too_few_photos_for_any_stage_is_named() -> None:
+    inner = PhotoTreatment(attack=DreamBooth(**SHORT), num_photos=4)
+    attack = TwoStage(attack=replace(inner, attack=inner, num_photos=None), benign_steps=1)
+    check_enough_photos(attack, "photos:num_photos=4", {"s01": 4, "s02": 9})
+    check_enough_photos(DreamBooth(**SHORT), "dreambooth", {"s01": 0})
+    with pytest.raises(UserError) as caught:
+        check_enough_photos(attack, "photos:num_photos=4", {"s01": 4, "s02": 3, "s03": 1})
+    assert '"photos:num_photos=4" takes 4 photos, and s02 has 3 for the attacker' in str(caught.value)

@@ -75,6 +75,11 @@ def test_fsmg_ascends_on_a_surrogate_that_has_learned_the_other_photos(square: P
     same(protected(square, options), expected)
 
 
+@pytest.mark.parametrize("cls", [FSMG, ASPL])
+def test_class_pictures_are_needed_where_they_count(cls: Any) -> None:
+    assert not cls(prior_loss_weight=0).needs_class_pictures and cls(prior_loss_weight=0.1).needs_class_pictures
+
+
 @pytest.mark.parametrize("text", [False, True])
 def test_aspl_alternates_between_a_copy_on_clean_photos_and_a_surrogate_on_changed_ones(
     square: ProtectionTask, text: bool
@@ -296,3 +301,8 @@ def test_models_and_prompts_that_do_not_fit_are_told_in_one_line(task: Protectio
     assert "one sequence of token embeddings" in refusal(PAP(), sdxl)
     assert "one attention for picture and prompt" in refusal(DisDiff(), sd3)
     assert "add a rare word" in refusal(DisDiff(), task.family, PROMPTS[1], PROMPTS[1])
+    task.family.pipeline.text_encoder = None
+    for cls in (FSMG, ASPL, DisDiff):
+        assert "no text encoder that can be trained" in refusal(cls(train_text_encoder=True), task.family)
+    FSMG(train_text_encoder=False).check_fits(task.family, *PROMPTS)
+    ASPL(train_text_encoder=False).check_fits(task.family, *PROMPTS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apdm.faces import load_detector, load_encoders
+from apdm.faces import Face, load_detector, load_encoders
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.photos import Photo
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
@@ -46,6 +46,28 @@ def test_the_whole_photo_and_each_face_are_compared_with_the_original():
     assert face.cosine["portrait-a"].threshold == faces.encoders[0].threshold
     (same,) = measured(0, faces).faces
     assert same.cosine["portrait-a"].to_original == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("box", "inside", "outside"),
+    [
+        ((10.6, 7.2, 30.3, 22.9), [(10, 7), (30, 22)], [(9, 15), (20, 6), (31, 15), (20, 23)]),
+        ((-4.5, -2.0, 12.0, 9.5), [(0, 0), (12, 9)], [(13, 4), (4, 10)]),
+    ],
+)
+def test_a_face_is_compared_in_its_box_to_the_pixels_that_its_edges_touch(box, inside, outside):
+    original = Photo(Path("a.png"), torch.full((3, 40, 50), 100, dtype=torch.uint8))
+    face = Face(box, torch.zeros(5, 2), 1.0)
+    for places, expected in ((inside, 7 / 255), (outside, 0.0)):
+        for x, y in places:
+            pixels = original.pixels.clone()
+            pixels[1, y, x] += 7
+            saved = Photo(original.path, pixels)
+            found = measure_photo(
+                original, saved, FaceModels(load_detector("portrait"), []), [face], subject="s", number=0
+            )
+            assert found.visible.linf == pytest.approx(7 / 255)
+            assert found.faces[0].visible.linf == pytest.approx(expected)
 
 
 def test_without_face_models_no_faces_are_looked_for():

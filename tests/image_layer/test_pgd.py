@@ -29,11 +29,23 @@ def test_a_sign_step_moves_every_value_by_the_step_size():
     torch.testing.assert_close(pgd.photos[0], originals[0] - STEP)
 
 
-def test_a_normalised_step_is_the_gradient_with_root_mean_square_step_size():
-    originals, slope = photos((4, 4)), torch.randn(3, 4, 4, dtype=torch.float64)
+def test_a_normalised_step_is_the_gradient_with_root_mean_square_step_size_and_forgets_the_step_before():
+    originals, slopes = photos((4, 4)), list(torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    given = iter(slopes)
     pgd = PGD(originals, epsilon=1.0, step_size=STEP, update="normalised")
-    pgd.ascend(lambda images, which: torch.stack([(slope * image).sum() for image in images]), 1)
-    torch.testing.assert_close(pgd.photos[0] - originals[0], STEP * slope / slope.square().mean().sqrt())
+    pgd.ascend(lambda images, which: (next(given) * torch.stack(images)).sum().view(1), 2)
+    expected = sum(STEP * slope / slope.square().mean().sqrt() for slope in slopes)
+    torch.testing.assert_close(pgd.photos[0] - originals[0], expected)
+
+
+@pytest.mark.parametrize("options", [{"update": "normalised"}, {"update": "normalised", "momentum": 0.5}])
+def test_a_tiny_gradient_moves_a_photo_by_a_whole_step_and_nothing_of_it_stays_with_the_original(options):
+    originals = photos((4, 4))
+    known = originals[0].clone()
+    pgd = PGD(originals, epsilon=1.0, step_size=STEP, **options)
+    pgd.ascend(lambda images, which: 1e-12 * total(images, which), 1)
+    torch.testing.assert_close(pgd.photos[0], known + STEP)
+    assert torch.equal(originals[0], known) and not originals[0].requires_grad
 
 
 def test_the_budget_is_measured_from_the_original_however_long_and_often_one_ascends():
@@ -92,7 +104,8 @@ def test_photos_climb_their_own_objective_whatever_the_batch():
 
 
 def test_momentum_keeps_the_share_of_earlier_directions_that_it_says():
-    original, first, second = photos((4, 4))[0], torch.ones(3, 4, 4).double(), -0.4 * torch.ones(3, 4, 4).double()
+    original, first = photos((4, 4))[0], torch.full((3, 4, 4), 1e-9, dtype=torch.float64)
+    second = -0.4 * first
     slopes = iter([first, second, second])
     pgd = PGD([original], epsilon=1.0, step_size=STEP, momentum=0.5)
     # Directions count by their mean absolute value: +1, then .5 - 1, then .5 * -.5 - 1.

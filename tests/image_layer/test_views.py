@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from apdm.faces.portrait import TEMPLATE
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.photos import Photo, check_photos
 from apdm.image_layer.task import ProtectionTask
-from apdm.image_layer.views import part_with, working_copy, working_size
+from apdm.image_layer.views import Part, part_with, working_copy, working_size
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
@@ -83,6 +83,51 @@ def test_a_part_shows_an_encoder_the_same_face(task: ProtectionTask):
     assert cut.shape[1] * cut.shape[2] < 300 * 420 / 4
     crops = [align(where, each, 64, encoder.template) for where, each in ((photo.unit, face), (cut, moved))]
     torch.testing.assert_close(*crops, atol=1e-4, rtol=0)
+
+
+@dataclass
+class Crops:
+    """What an encoder says about its crops."""
+
+    size: int
+    template: torch.Tensor
+
+
+def placed(x: float, y: float, scale: float, box: tuple[float, float, float, float]) -> Face:
+    """A face that fills a crop if the crop's pixels are `scale` pixels of the photo, from (x, y) on."""
+    return Face(box, torch.tensor([x, y]) + scale * TEMPLATE.double() * 40, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("face", "corner", "end"),
+    [
+        # The box is 40 wide and 60 high, so 30 are kept around it; the crop ends inside of that.
+        (placed(120.0, 100.0, 0.5, (110.5, 95.0, 150.5, 155.0)), (80, 64), (182, 186)),
+        # The crop goes from (100, 90) - 3 * 4 to (100, 90) + 3 * (39 + 4); the box adds 4 to 8 pixels at each edge.
+        (placed(100.0, 90.0, 3.0, (110.0, 100.0, 126.0, 116.0)), (80, 64), (230, 220)),
+        # The photo ends at (300, 240).
+        (placed(230.0, 200.0, 3.0, (230.0, 200.0, 330.0, 310.0)), (160, 144), (300, 240)),
+        (placed(-9.0, -8.0, 1.0, (-5.0, -3.0, 35.0, 41.0)), (0, 0), (58, 64)),
+        (placed(-90.0, -80.0, 1.0, (-90.0, -80.0, -50.0, -40.0)), (0, 0), (1, 1)),
+        (placed(390.0, 480.0, 1.0, (390.0, 480.0, 430.0, 520.0)), (299, 239), (300, 240)),
+    ],
+)
+def test_a_part_ends_where_the_box_with_its_margin_and_the_shifted_crops_end(face, corner, end):
+    encoders: list = [Crops(40, TEMPLATE)]
+    part = part_with([face], encoders, 240, 300)
+    assert (part.corner, part.end) == (corner, end)
+
+
+def test_a_part_holds_all_faces_for_all_encoders_and_without_faces_it_is_a_block():
+    encoders: list = [Crops(40, TEMPLATE), Crops(80, TEMPLATE * 0.5)]
+    faces = [placed(40.0, 60.0, 1.0, (40.0, 60.0, 80.0, 100.0)), placed(120.0, 33.0, 1.0, (120.0, 33.0, 150.0, 70.0))]
+    alone = [part_with([face], [encoder], 240, 300) for face in faces for encoder in encoders]
+    part = part_with(faces, encoders, 240, 300)
+    assert part.corner == tuple(min(one.corner[i] for one in alone) for i in (0, 1))
+    assert part.end == tuple(max(one.end[i] for one in alone) for i in (0, 1))
+    assert len({one.end for one in alone}) == 4
+    assert part_with([], encoders, 240, 300) == Part((0, 0), (16, 16))
+    assert part_with([], encoders, 9, 300) == Part((0, 0), (16, 9))
 
 
 def test_small_photos_and_panoramas_keep_their_shape():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from real_assets import ASSETS, needs_assets
 
@@ -124,6 +126,122 @@ def test_a_photo_that_has_reached_the_aim_no_longer_moves(encoder: PortraitEncod
     again = PGD(photos, epsilon=EPS, step_size=2 / 255, start=first.photos)
     made.ascend(again, 400)
     assert torch.equal(again.photos[0], first.photos[0])
+
+
+@dataclass
+class Colours:
+    """A face encoder whose embedding is the direction of a crop's mean colour, seen from some grey."""
+
+    threshold: float = 0.5
+    grey: float = 0.5
+    seen: Callable[[torch.Tensor], torch.Tensor] = lambda crops: crops
+    name, size, differentiable = "colours", 8, True
+    template = torch.tensor([(0, 0), (7, 0), (3.5, 3.5), (0, 7), (7, 7)], dtype=torch.float64) / 8
+
+    def embed_crops(self, crops: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.seen(crops).mean(dim=(2, 3)) - self.grey, dim=1)
+
+
+def misled(*encoders: Any) -> FaceModels:
+    return FaceModels(TwoFaces(), encoders)
+
+
+def boxed(left: float, top: float, right: float, bottom: float) -> Face:
+    """A face with landmarks in the corners and in the middle of a square in its box."""
+    side = min(right - left, bottom - top)
+    return Face((left, top, right, bottom), torch.tensor([left, top]) + side * Colours.template * 8 / 7, 1.0)
+
+
+def test_the_loss_is_the_weighted_sum_of_how_far_cosines_are_above_their_goals(float64: None) -> None:
+    generator = torch.Generator().manual_seed(3)
+    originals = list(torch.rand(3, 3, 30, 40, generator=generator))
+    changed = [(photo + 0.3 * torch.rand(3, 1, 1, generator=generator)).clamp(0, 1) for photo in originals]
+    chosen = [[boxed(2, 3, 13, 14), boxed(20, 8, 35, 23)], [], [boxed(11, 5, 18, 12)]]
+    encoders: list = [Colours(0.9, 0.2), Colours(-0.3, 0.1)]
+    made = IdentityObjective(
+        originals, FaceModels(TwoFaces(), encoders), generator, chosen=chosen, weights=[0.5, 3.0], margin=0.3, jitter=0
+    )
+    expected = []
+    for photo, original, faces in zip(changed, originals, chosen, strict=True):
+        total = 0.0
+        for face in faces:
+            for encoder, weight in zip(encoders, (0.5, 3.0), strict=True):
+                cosine = float(embed_face(encoder, photo, face) @ embed_face(encoder, original, face))
+                total -= weight * max(0.0, (cosine - encoder.threshold) / (1 - encoder.threshold) + 0.3)
+        expected.append(total)
+    assert expected[1] == 0 and len({round(value, 3) for value in expected}) == 3
+    assert made.loss([changed[2], changed[0], changed[1]], [2, 0, 1]).tolist() == pytest.approx(
+        [expected[2], expected[0], expected[1]], rel=1e-9
+    )
+
+
+def test_a_photo_without_chosen_faces_stays_while_others_move_and_an_ascent_takes_the_steps_that_it_is_given() -> None:
+    photos = list(torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(4)))
+    faces = misled(Colours())
+    made = IdentityObjective(photos, faces, torch.Generator().manual_seed(0), chosen=[[boxed(3, 3, 15, 15)], []])
+    told: list[Any] = []
+    pgd = PGD(photos, epsilon=EPS, step_size=1e-6, callback=told.append)  # too short to reach the goal
+    made.ascend(pgd, 23)
+    assert len(told) == 23
+    assert torch.equal(pgd.photos[1], photos[1]) and not torch.equal(pgd.photos[0], photos[0])
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ((100.5, 84.0, 131.0, 137.2), (48, 164), (64, 158)),  # 26.6 around the box, back to a multiple of 16
+        ((5.0, 3.0, 36.0, 30.0), (0, 46), (0, 52)),
+        ((215.0, 170.0, 238.0, 199.0), (144, 200), (192, 240)),
+    ],
+)
+def test_an_adapters_user_transforms_the_face_with_its_surroundings(
+    box: tuple[float, float, float, float], rows: tuple[int, int], columns: tuple[int, int], float64: None
+) -> None:
+    photo = torch.rand(3, 200, 240, generator=torch.Generator().manual_seed(5))
+    moved, cuts = (photo + 0.2).clamp(max=1), []
+
+    def noted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        cuts.append(images)
+        return images
+
+    values = []
+    for transform in (None, noted):
+        made = IdentityObjective(
+            [photo],
+            misled(Colours()),
+            torch.Generator().manual_seed(0),
+            chosen=[[boxed(*box)]],
+            margin=9.0,
+            transform=transform,
+        )
+        values.append(made.loss([moved], [0]))
+    torch.testing.assert_close(*values)
+    assert values[0].item() < 0
+    assert torch.equal(cuts[0], moved[None, :, slice(*rows), slice(*columns)])
+
+
+@pytest.mark.parametrize(
+    ("seen", "problem"),
+    [
+        (lambda crops: crops * float("nan"), "colours gives values that are no numbers for a photo"),
+        (lambda crops: crops + (crops - crops.detach()).sqrt(), "colours gives values that are no numbers for a photo"),
+        (lambda crops: torch.ones_like(crops).requires_grad_(), "colours gives values that are no numbers for a photo"),
+        (lambda crops: 1 + 0 * crops, "colours gives no gradient for a photo"),
+        (lambda crops: crops.detach(), "colours fails on a photo (RuntimeError)"),
+    ],
+)
+def test_an_encoder_that_cannot_be_misled_is_refused_at_the_first_photo(seen: Any, problem: str) -> None:
+    faces = misled(Colours(), Colours(seen=seen))
+    with pytest.raises(UserError) as caught:
+        faces.look(portrait(), first=True)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+    assert len(faces.look(portrait())[0]) == 1  # later photos are not tried
+    assert misled(Colours()).look(portrait(), first=True)[1].keys() == {"colours"}
+
+
+def test_encoders_move_to_the_device(encoder: PortraitEncoder) -> None:
+    misled(Colours(), encoder).to("meta")
+    assert {weight.device.type for weight in encoder.model.parameters()} == {"meta"}
 
 
 def test_a_photo_without_a_face_stays_as_it_is(encoder: PortraitEncoder):
