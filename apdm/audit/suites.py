@@ -378,7 +378,12 @@ def _adapter_named(options: AuditOptions) -> dict[str, object] | None:
 
 
 def lengthened(attack: Any, factor: float) -> Any:
-    """The same attack, which goes on to `factor` times its steps; an attack that does not train stays as it is."""
+    """The same attack, which goes on to `factor` times its steps; one without `max_train_steps` stays as it is."""
     if isinstance(attack, Staged):
         return dataclasses.replace(attack, attack=lengthened(attack.attack, factor))
-    return attack.with_steps(round(attack.max_train_steps * factor)) if isinstance(attack, FineTuning) else attack
+    if not any(field.name == "max_train_steps" for field in dataclasses.fields(attack)):
+        return attack
+    steps = round(attack.max_train_steps * factor)
+    if isinstance(attack, FineTuning):
+        return attack.with_steps(steps)
+    return dataclasses.replace(attack, max_train_steps=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -250,9 +251,17 @@ def test_only_attacks_on_the_whole_denoiser_take_the_audits_rate():
     assert set_apart.params() | {"learning_rate": 0.01, "max_train_steps": 7, "rank": 2} == set_apart.params()
 
 
+@dataclass(frozen=True)
+class OwnAttack:
+    """The fields of an attack in a user's file that does not derive from `FineTuning`."""
+
+    max_train_steps: int
+
+
 def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
     assert lengthened(attack_factory().make("dreambooth:steps_factor=2", seed=0), 1.5).max_train_steps == 300
     assert lengthened(attack_factory().make("two_stage:photos=jpeg", seed=0), 1.5).max_train_steps == 150
+    assert lengthened(OwnAttack(max_train_steps=20), 1.5) == OwnAttack(max_train_steps=30)
     attack = attack_factory().make("two_stage:attack=adaptive", seed=0)
     inner = [each.innermost for each in (attack, lengthened(attack, 5))]
     assert [each.rate(20) for each in inner] == pytest.approx([inner[0].rate(20)] * 2)
@@ -260,9 +269,9 @@ def test_an_attack_is_lengthened_by_a_factor_however_deep_it_is():
 
 def test_specs_of_the_users_are_all_required_and_none_is_given_twice():
     entries = choose_entries("quick", ["lora", "dreambooth:identifier=t@t"], attack_factory())
-    assert [(e.spec, e.required, e.people, e.seeds) for e in entries] == [
-        ("lora", True, None, None),
-        ("dreambooth:identifier=t@t", True, None, None),
+    assert [(e.spec, e.required, e.people, e.seeds, e.others) for e in entries] == [
+        ("lora", True, None, None, True),
+        ("dreambooth:identifier=t@t", True, None, None, False),
     ]
     with pytest.raises(UserError, match="twice"):
         choose_entries("quick", ["lora", "lora"], attack_factory())

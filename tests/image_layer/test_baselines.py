@@ -226,6 +226,14 @@ def test_disdiff_ascends_on_the_error_plus_the_erasure_with_steps_by_timestep(sq
         assert (photo - original).abs().max().item() == pytest.approx(STEP * share, rel=1e-9)
 
 
+def test_disdiff_without_merit_sampling_takes_whole_steps(square: ProtectionTask) -> None:
+    pgd = MeritPGD(square.originals, epsilon=0.5, step_size=STEP)
+    surrogate = Surrogate(square, learning_rate=RATE, batch_size=2)
+    pgd.ascend(DisDiff(merit_sampling=False).objective(square, surrogate, pgd), 1)
+    for photo, original in zip(pgd.photos, square.originals, strict=True):
+        assert (photo - original).abs().max().item() == pytest.approx(STEP, rel=1e-6)
+
+
 # -- PAP -----------------------------------------------------------------------------------------------------------
 
 
