@@ -278,10 +278,7 @@ class FineTuning(ABC):
     def _differentiate(
         self, attacked: AttackedModel, batches: Iterator[Batch], prompts: BatchPrompts, norms: Sequence[GroupNorm]
     ) -> Tensor:
-        """Add the gradients of one step to the parameters. Return the mean loss of its batches.
-
-        `norms` are the GroupNorms that are trained on a CPU.
-        """
+        """Add the gradients of one step. Return the mean loss. `norms` are the GroupNorms that are trained on a CPU."""
         total = torch.zeros((), device=attacked.parameters[0].device)
         for _ in range(self.gradient_accumulation_steps):
             batch = next(batches)

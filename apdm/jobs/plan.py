@@ -16,7 +16,7 @@ import torch
 from apdm.audit.faces_seen import look_at_faces
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_verdict import doubts_about_judges
-from apdm.audit.plan import AuditPlan
+from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.search_space import SearchSpace
 from apdm.audit.suites import Entry
@@ -123,7 +123,7 @@ def harden_plan(
             foreseen(
                 inputs.audit_inputs.judges,
                 inputs.audit_inputs.subjects,
-                pictures=config.audit.seeds * len(config.audit.prompts) * config.audit.num_images,
+                pictures=config.audit.seeds * Drawing.of(config.audit, config.instance_prompt).number,
                 class_pictures=config.audit.num_class_images,
             )
         )
