@@ -9,6 +9,14 @@ of them unless an option says so: A is protected, the attacker of an audit has B
 
 Where the photos do not lie in sets and no folder of hold-out photos is given, the last third of each person's photos
 is held out, by sorted name. So every process, and every command that reads the same folder, holds out the same photos.
+
+Each command decides in one place whether it holds out the last third, and `Chosen.of` takes it:
+
+apdm harden               `apdm.jobs.final_audit.learnt_photos`: if its audit or probe has no other hold-out photos
+apdm audit, apdm attack   `apdm.audit.people.PhotoFolders.below`: if there is no other folder of hold-out photos
+apdm audit, photos alone  `apdm.jobs.photo_audit._read_photos`: likewise, from clean and protected photos
+apdm reproduce            `apdm.jobs.reproduce_subjects`: if the data has no sets
+apdm perturb              holds out nothing; it protects all photos of the set
 """
 
 from __future__ import annotations

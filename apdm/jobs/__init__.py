@@ -39,7 +39,9 @@ reproduce_subjects, reproduce_steps, reproduce_figures   whose photos; what is r
 Parts of several jobs:
 
 first_checks                 mistakes that are found before torch is imported
-prepare, face_networks       models, datasets and class pictures; which networks look at faces
+prepare                      threads, warnings about prompts, datasets, and the output folder
+base_model, class_pictures   the models and the class pictures of a job
+face_networks                which networks look at faces
 plan, plan_texts             what a job says before its long work, row by row
 resources, memory_count, audit_work   what a dry run says about memory, time and disk
 stages                       the names of a job's stages, and the report that grows with them

@@ -30,6 +30,7 @@ from apdm.audit.verdict import doubtful_thresholds, few_pictures, one_encoder
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
 from apdm.core.files import claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages
+from apdm.data.class_images import ensure_class_images
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
@@ -50,8 +51,10 @@ from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
+from apdm.jobs.base_model import check_resolution
+from apdm.jobs.class_pictures import picture_recipe
 from apdm.jobs.picture_sheets import save_pictures, save_strips
-from apdm.jobs.prepare import check_resolution, class_images, goes_on, resolved
+from apdm.jobs.prepare import goes_on, resolved
 from apdm.jobs.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.tracked import track_audit
 from apdm.metrics.judges import JudgesDescription
@@ -146,11 +149,11 @@ def with_class_pictures(
         `[N, 3, R, R]` in [-1, 1]; and their latents.
     """
     base, batch_size = plan.models["base"], plan.drawing.batch_size
-    recipe = replace(class_images(config, base), seed=plan.seed + ATTACKER_SEED)
+    recipe = replace(picture_recipe(config, base), seed=plan.seed + ATTACKER_SEED)
 
     def draw() -> Tensor:
         folder, count = Path(config.output_dir) / ATTACKER_CLASS_IMAGES, plan.num_class_images
-        paths = recipe.ensure(base, folder, count, batch_size=batch_size, replace=True)
+        paths = ensure_class_images(recipe, base, folder, count, batch_size=batch_size, replace=True)
         return load_images(paths, recipe.resolution)
 
     drawn = processes.main_first(draw)

@@ -22,7 +22,7 @@ from apdm.audit.store import finished_cells
 from apdm.audit.suites import AttackFactory
 from apdm.audit.untrained import Untrained
 from apdm.core.disk import picture_size
-from apdm.data.class_images import count_drawn
+from apdm.data.drawn_pictures import count_drawn
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS
 from apdm.jobs.resources import STEP_PASSES, drawing_passes
 

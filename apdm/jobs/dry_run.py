@@ -23,7 +23,7 @@ from apdm.core.files import check_output_dir
 from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
-from apdm.data.class_images import count_drawn
+from apdm.data.drawn_pictures import count_drawn
 from apdm.data.photo_files import name_some
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
@@ -35,6 +35,8 @@ from apdm.families import Family
 from apdm.jobs import attack, audit, perturb, resources
 from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
 from apdm.jobs.audit_work import AuditWork, pictures_size
+from apdm.jobs.base_model import load_base_and_start
+from apdm.jobs.class_pictures import class_pictures_to_draw, own_class_files
 from apdm.jobs.first_checks import check_given
 from apdm.jobs.harden import check_options
 from apdm.jobs.harden_files import read_files
@@ -42,16 +44,7 @@ from apdm.jobs.harden_inputs import HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
-from apdm.jobs.prepare import (
-    Resumable,
-    class_pictures_to_draw,
-    goes_on,
-    load_base_and_start,
-    own_class_files,
-    photos_of_datasets,
-    prepare_process,
-    warn_about_prompts,
-)
+from apdm.jobs.prepare import Resumable, goes_on, photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.push import check_hub
 from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
 

@@ -30,6 +30,7 @@ from apdm.export.layout import IMAGES, MODEL, RESULTS
 from apdm.export.manifest import write_manifest
 from apdm.families import Family, load_family
 from apdm.jobs import checkpoint as checkpoints
+from apdm.jobs.base_model import load_base_and_start
 from apdm.jobs.engine_options import check_engine
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.final_audit import audit_hardened, load_audit_inputs
@@ -38,7 +39,7 @@ from apdm.jobs.harden_inputs import HardenInputs
 from apdm.jobs.hardening_loop import run_training
 from apdm.jobs.photo_job import PhotoJob
 from apdm.jobs.plan import harden_plan, show_plan
-from apdm.jobs.prepare import load_base_and_start, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.prepare import photos_of_datasets, prepare_process, warn_about_prompts
 from apdm.jobs.probe import make_probe
 from apdm.jobs.push import push_hardened, reserve_repository
 from apdm.jobs.results import HardenResult

@@ -37,12 +37,12 @@ from apdm.jobs import checkpoint as checkpoints
 from apdm.jobs.audit_inputs import AuditInputs
 from apdm.jobs.audit_work import pictures_size
 from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.class_pictures import class_pictures, class_pictures_to_draw, load_own_class_pictures
 from apdm.jobs.final_audit import final_plan
 from apdm.jobs.first_checks import has_only_begun
 from apdm.jobs.harden_files import HardenFiles, Photos, read_files
 from apdm.jobs.partners import draw_partners
 from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.prepare import class_pictures, class_pictures_to_draw, own_class_pictures
 from apdm.jobs.validation import pictures_of_validation
 from apdm.protection.subject_data import SubjectData
 
@@ -261,7 +261,7 @@ class HardenInputs(HardenFiles):
         Raises:
             UserError: the audit could not measure likeness by chance.
         """
-        pictures = class_pictures(self.config, self.base, Path(self.config.output_dir))
+        pictures = class_pictures(self.config, self.base)
         self._check_chance(pictures)
         class_images = encode_images(self.base, pictures, batch_size=self.config.sample_batch_size)
         sets = [each for each in (*self.photos.sets, *self.earlier.sets) if each.role is not Role.SAFE]
@@ -303,7 +303,7 @@ def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:
     """Check the options against the original model.
 
     Returns:
-        The user's own class pictures, see `own_class_pictures`.
+        The user's own class pictures, see `load_own_class_pictures`.
 
     Raises:
         UserError: a prompt, the class pictures or the form of the export do not fit the model.
@@ -316,7 +316,7 @@ def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:
     with Faults() as faults:
         faults.of(lambda: check_harden_prompts(config, base))
         faults.of(lambda: check_steps(base, steps))
-        own = faults.of(lambda: own_class_pictures(config, base))
+        own = faults.of(lambda: load_own_class_pictures(config, base))
         if config.single_file:
             check_single_file(base)
     return own

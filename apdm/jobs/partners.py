@@ -19,7 +19,7 @@ from apdm.data.separate_photos import PhotoSet, Role, find_copy
 from apdm.data.subjects import SAFE, Subject, load_images
 from apdm.export.layout import PARTNERS
 from apdm.families import Family
-from apdm.jobs.prepare import class_images
+from apdm.jobs.class_pictures import picture_recipe
 
 FIRST_SEED = 2**40  # class pictures and attacks have seeds below 2**33, so no partner is one of their pictures
 
@@ -55,7 +55,7 @@ def draw_partners(
     if not total:
         return [{} for _ in photos]
     folder = Path(config.output_dir) / PARTNERS
-    recipe = replace(class_images(config, base), seed=FIRST_SEED + config.seed)
+    recipe = replace(picture_recipe(config, base), seed=FIRST_SEED + config.seed)
 
     def refuse_copies(files: Sequence[Path]) -> None:
         drawn = PhotoSet.of(Role.SAFE, str(folder), files, load_images(files, config.resolution))
@@ -68,6 +68,7 @@ def draw_partners(
                 )
 
     what = "partners of photos"
+    recipe.delete_others(folder)
     files = recipe.draw(base, folder, total, batch_size=config.sample_batch_size, what=what, check=refuse_copies)
     partners = load_images(files, config.resolution)
     parts = iter(partners.split([len(images) for group in photos for images in group.values()]))

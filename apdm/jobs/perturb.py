@@ -31,18 +31,12 @@ from apdm.families import Family
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.image_layer.zero_shot import FaceModels
+from apdm.jobs.base_model import load_base
+from apdm.jobs.class_pictures import load_own_class_pictures
 from apdm.jobs.face_networks import face_networks
 from apdm.jobs.photo_job import PhotoJob, Watch, unwatched
 from apdm.jobs.plan import perturb_plan, show_plan
-from apdm.jobs.prepare import (
-    goes_on,
-    load_base,
-    own_class_pictures,
-    photos_of_datasets,
-    prepare_process,
-    resolved,
-    warn_about_prompts,
-)
+from apdm.jobs.prepare import goes_on, photos_of_datasets, prepare_process, resolved, warn_about_prompts
 from apdm.jobs.results import PerturbResult
 from apdm.jobs.stages import PHOTOS, PREPARING
 from apdm.jobs.tracked import start_tracker
@@ -144,7 +138,7 @@ def load_perturb(config: PerturbConfig, *, quiet: bool, models: PhotoModels | No
         subjects = find_subjects(config.instance_data_dir, chosen=Chosen(config.protected_set))
         photos = {subject.id: load_images(subject.images, config.resolution) for subject in subjects}
         protected = PhotoSet.of_people(Role.PROTECTED, config.instance_data_dir, subjects, photos)
-        sets = [protected, *own_class_pictures(config, family)]
+        sets = [protected, *load_own_class_pictures(config, family)]
         check_separate(sets)
         if job.faces is not None and not quiet:
             check_faces(sets, job.faces.encoders, DetectorScore(job.faces.detector), judged=False)

@@ -40,8 +40,9 @@ from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
 from apdm.image_layer.zero_shot import FaceModels, Seen
+from apdm.jobs.class_pictures import class_posterior
 from apdm.jobs.photo_input import checked_photos, clean_photos, refuse_without_face, warn_of_unprotected
-from apdm.jobs.prepare import class_posterior, keep_apart
+from apdm.jobs.prepare import keep_apart
 from apdm.jobs.tracked import track_photos
 
 Watch = Callable[[int, int], None]  # (steps that are done, all steps)
@@ -66,8 +67,7 @@ class PhotoJob:
         faces: the models of the zero-shot layer; None if it is not used.
         protection: the layers of the photo protection.
         transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
-        class_pictures: draws the class pictures, if they are missing, and returns their latents. Its arguments are the
-            model and the output folder.
+        class_pictures: draws the class pictures with the model, if they are missing, and returns their latents.
         instance_prompt: the prompt that an attacker trains the photos with.
         class_prompt: the prompt of the class pictures.
         resolution: side of the square that a trainer makes of a photo, in pixels.
@@ -85,7 +85,7 @@ class PhotoJob:
     faces: FaceModels | None
     protection: LayeredProtection
     transform: RandomTransform | None
-    class_pictures: Callable[[Family, Path], Posterior]
+    class_pictures: Callable[[Family], Posterior]
     instance_prompt: str
     class_prompt: str
     resolution: int
@@ -221,7 +221,7 @@ class PhotoJob:
         prior = None
         if missing and self.protection.needs_class_pictures:
             with torch.no_grad():
-                prior = processes.main_first(lambda: self.class_pictures(family, output))
+                prior = processes.main_first(lambda: self.class_pictures(family))
         try:
             self._protect_subjects(mine, family, prior, images, watch)
         finally:

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from apdm.core.errors import UserError
-from apdm.data.class_images import ClassImages
+from apdm.data.class_images import ensure_class_images
+from apdm.data.drawn_pictures import PictureRecipe
 from apdm.families import load_family
 
-RECIPE = ClassImages(
+RECIPE = PictureRecipe(
     prompt="a photo of person",
     model="abc",
     variant=None,
@@ -31,37 +32,37 @@ def contents(paths: list[Path]) -> list[bytes]:
 
 def test_an_interrupted_drawing_goes_on_to_the_same_pictures(tiny_pipeline, tmp_path):
     family = load_family(tiny_pipeline)
-    whole = RECIPE.ensure(family, tmp_path / "whole", 5, batch_size=2)
-    RECIPE.ensure(family, tmp_path / "part", 3, batch_size=2)
+    whole = ensure_class_images(RECIPE, family, tmp_path / "whole", 5, batch_size=2)
+    ensure_class_images(RECIPE, family, tmp_path / "part", 3, batch_size=2)
     (tmp_path / "part/00001.png").unlink()
-    part = RECIPE.ensure(family, tmp_path / "part", 5, batch_size=4)
+    part = ensure_class_images(RECIPE, family, tmp_path / "part", 5, batch_size=4)
     assert [path.name for path in part] == [path.name for path in whole]
     assert contents(part) == contents(whole)
 
 
 def test_what_is_there_is_not_drawn_again(tiny_pipeline, tmp_path):
     family = load_family(tiny_pipeline)
-    paths = RECIPE.ensure(family, tmp_path, 2, batch_size=2)
+    paths = ensure_class_images(RECIPE, family, tmp_path, 2, batch_size=2)
     before = [path.stat().st_mtime_ns for path in paths]
-    again = RECIPE.ensure(family, tmp_path, 2, batch_size=2)
+    again = ensure_class_images(RECIPE, family, tmp_path, 2, batch_size=2)
     assert [path.stat().st_mtime_ns for path in again] == before
 
 
 def test_pictures_of_another_model_are_refused_or_replaced_but_never_used(tiny_pipeline, tmp_path):
     family = load_family(tiny_pipeline)
-    RECIPE.ensure(family, tmp_path / "class", 2, batch_size=2)
+    ensure_class_images(RECIPE, family, tmp_path / "class", 2, batch_size=2)
     other = dataclasses.replace(RECIPE, model="def", seed=9)
     with pytest.raises(UserError, match="another model"):
-        other.ensure(family, tmp_path / "class", 2, batch_size=2)
-    replaced = other.ensure(family, tmp_path / "class", 2, batch_size=2, replace=True)
-    fresh = other.ensure(family, tmp_path / "fresh", 2, batch_size=2)
+        ensure_class_images(other, family, tmp_path / "class", 2, batch_size=2)
+    replaced = ensure_class_images(other, family, tmp_path / "class", 2, batch_size=2, replace=True)
+    fresh = ensure_class_images(other, family, tmp_path / "fresh", 2, batch_size=2)
     assert contents(replaced) == contents(fresh)
 
 
 def test_a_folder_of_the_users_own_pictures_is_taken_as_it_is(tiny_pipeline, tmp_path):
     for name in ("b.png", "a.png"):
         Image.new("RGB", (20, 20), "red").save(tmp_path / name)
-    paths = RECIPE.ensure(load_family(tiny_pipeline), tmp_path, 5, batch_size=2, replace=True)
+    paths = ensure_class_images(RECIPE, load_family(tiny_pipeline), tmp_path, 5, batch_size=2, replace=True)
     assert [path.name for path in paths] == ["a.png", "b.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
@@ -74,7 +75,7 @@ def picture(file: Path) -> Path:
 
 def ensure(folder: Path, tiny_pipeline: Path, count: int = 2, **changes: object) -> list[Path]:
     recipe = dataclasses.replace(RECIPE, **changes)
-    return recipe.ensure(load_family(tiny_pipeline), folder, count, batch_size=2)
+    return ensure_class_images(recipe, load_family(tiny_pipeline), folder, count, batch_size=2)
 
 
 def test_the_users_own_pictures_may_lie_in_folders_of_repeats(tiny_pipeline, tmp_path):
@@ -112,7 +113,7 @@ def test_nothing_is_drawn_or_deleted_among_files_of_the_user(files, said, replac
         picture(tmp_path / name) if name.endswith(("png", "jpg")) else (tmp_path / name).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=said):
-        RECIPE.ensure(load_family(tiny_pipeline), tmp_path, 2, batch_size=2, replace=replace)
+        ensure_class_images(RECIPE, load_family(tiny_pipeline), tmp_path, 2, batch_size=2, replace=replace)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -161,11 +162,11 @@ def test_a_file_is_no_folder_of_class_pictures(tiny_pipeline, tmp_path):
 
 def test_two_runs_that_draw_into_one_folder_at_the_same_time_both_get_their_pictures(tiny_pipeline, tmp_path):
     families = [load_family(tiny_pipeline) for _ in range(2)]
-    whole = RECIPE.ensure(families[0], tmp_path / "whole", 6, batch_size=1)
+    whole = ensure_class_images(RECIPE, families[0], tmp_path / "whole", 6, batch_size=1)
     found: list[list[Path]] = []
 
     def draw(family) -> None:
-        found.append(RECIPE.ensure(family, tmp_path / "shared", 6, batch_size=1))
+        found.append(ensure_class_images(RECIPE, family, tmp_path / "shared", 6, batch_size=1))
 
     threads = [threading.Thread(target=draw, args=[family]) for family in families]
     for thread in threads:
