@@ -148,15 +148,19 @@ def cost_check(costs: CostFactors, limit: float, *, demanded: bool, measured: bo
 
 
 def others_check(measured: Measurements, limit: float) -> Check:
-    """Check that people who are not protected keep, on average, at least the share `limit` of their likeness."""
+    """Check that people who are not protected keep, on average, at least the share `limit` of their likeness.
+
+    Whoever is learned better than on the base counts as 1.
+    """
     name, others = "other_ratio", measured.utility.other_subjects
     asked = {(row.spec, row.subject) for row in measured.attacks if row.role == "other"}
     if not asked:
         return _check(name, None, limit, None, f"{why_no_others(measured)}: their likeness was not measured.")
     ratios = [(other.ratio, other.subject) for other in others if other.ratio is not None]
-    if len(ratios) < len(asked):
+    value = measured.utility.others_ratio
+    if len(ratios) < len(asked) or value is None:
         return _check(name, None, limit, False, "The likeness of some other people could not be compared.")
-    value, (worst, subject) = fmean(ratio for ratio, _ in ratios), min(ratios)
+    worst, subject = min(ratios)
     detail = (
         f"Other people reach {_shown(value, limit, digits=2)} of their likeness on the base, at worst {worst:.2f} "
         f"({subject}); {limit} is asked for."

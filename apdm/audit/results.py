@@ -7,7 +7,9 @@ The fields have the order and the names that they have in results.json, which `r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal
 
 from apdm.audit.common_results import (
@@ -262,6 +264,22 @@ class Utility(ClassUtility):
     clip: float | None
     clip_base: float | None
     other_subjects: list[OtherPerson]
+
+    @property
+    def others_ratio(self) -> float | None:
+        """The mean `ratio` of other people; None if none was measured. See `_mean_ratio`."""
+        return _mean_ratio([other.ratio for other in self.other_subjects])
+
+    @property
+    def others_course_ratio(self) -> float | None:
+        """The mean `course_ratio` of other people; None if none was measured. See `_mean_ratio`."""
+        return _mean_ratio([other.course_ratio for other in self.other_subjects])
+
+
+def _mean_ratio(ratios: Sequence[float | None]) -> float | None:
+    """The mean of the ratios that were measured. A ratio above 1 counts as 1, so that it hides no loss of another."""
+    known = [min(ratio, 1.0) for ratio in ratios if ratio is not None]
+    return fmean(known) if known else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -324,10 +324,10 @@ def _notes(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds:
         notes.append(f"{why_no_others(measured)}: whether they can still be learned is unknown.")
     if (photos := measured.photos) is not None and photos.held_out_from == "originals" and not photos.left_out:
         notes.append(PERHAPS_SEEN)
-    courses = [other.course_ratio for other in measured.utility.other_subjects if other.course_ratio is not None]
-    if courses and fmean(courses) < thresholds.min_other_ratio:
+    course = measured.utility.others_course_ratio
+    if course is not None and course < thresholds.min_other_ratio:
         notes.append(
-            f"Up to the nominal steps other people reach {fmean(courses):.2f} of their likeness on the base, on "
+            f"Up to the nominal steps other people reach {course:.2f} of their likeness on the base, on "
             "average: learning them is delayed too."
         )
     notes += [f"{reason}." for reason in reasons_left_out([one for one in measured.left_out if not one.required])]

@@ -218,7 +218,8 @@ class AuditOptions:
     )
     min_other_ratio: float = option(
         0.9,
-        "Sound only if other people keep at least this share of the likeness that they have on the base.",
+        "Sound only if other people keep, on average, at least this share of the likeness that they have on the base. "
+        "Somebody who is learned better than on the base counts as 1.",
         at_least=0,
         at_most=1,
     )

@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from apdm.audit.common_results import Verdict
@@ -327,12 +326,12 @@ def _add_utility(told: Summary, results: Results) -> None:
     parts: list[str] = []
     if "hardened" in faces and "base" in faces:
         parts.append(f"{faces['hardened']:.0%} of the class pictures show a face (base: {faces['base']:.0%})")
-    ratios = [other.ratio for other in results.utility.other_subjects if other.ratio is not None]
-    if ratios:
-        parts.append(f"other people reach {fmean(ratios):.2f} of their likeness on the base")
+    others = results.utility.others_ratio
+    if others is not None:
+        parts.append(f"other people reach {others:.2f} of their likeness on the base")
     if parts:
         told.rows["utility"] = parts
-    told.facts["utility"] = {"class_face_rate": faces or None, "others": fmean(ratios) if ratios else None}
+    told.facts["utility"] = {"class_face_rate": faces or None, "others": others}
 
 
 def _add_photo_attacks(told: Summary, layer: ImageLayer, encoders: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from apdm.audit.results import AttackOutcome, Results
 from apdm.faces.described import NamedThreshold
 from apdm.report.costs import CostPlot, MeasuredCost, cost_plot, cost_text
-from apdm.report.numbers import NOT_MEASURED, mean, number, percent
+from apdm.report.numbers import NOT_MEASURED, number, percent
 from apdm.report.page import headline_of, mean_likeness, write_page
 
 ARROW = " → "
@@ -194,16 +194,12 @@ def _line(name: str, run: Results, first: Results, attack: str, faults: set[str]
             cell(cost_text(None if outcome is None else outcome.cost_factor.worst), *ATTACKED),
             cell(NOT_MEASURED if ratio is None else f"{number(ratio)} ×", "features"),
             cell(percent(drift), "reader"),
-            cell(percent(_others(run)), "attacks", "judges", "others"),
+            cell(percent(run.utility.others_ratio), "attacks", "judges", "others"),
         ],
         style=headline.state,
         verdict=headline.title.lower(),
         version=run.package.get("apdm", NOT_MEASURED),
     )
-
-
-def _others(run: Results) -> float | None:
-    return mean([one.ratio for one in run.utility.other_subjects if one.ratio is not None])
 
 
 # -- plot ----------------------------------------------------------------------------------------------------

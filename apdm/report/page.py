@@ -189,7 +189,7 @@ def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enc
             {"encoder": encoder} | {model: mean_likeness(rows, model, encoder.name) for model in ("base", "hardened")}
             for encoder in encoders
         ],
-        "others": mean(ratios),
+        "others": results.utility.others_ratio,
         "worst_other": min(ratios, default=None),
     }
 

@@ -126,6 +126,11 @@ def test_other_people_count_by_their_mean_and_the_worst_is_named():
     assert not others_check(others(1.0, 0.8, 0.94), 0.93).passed
 
 
+def test_somebody_who_is_learned_better_than_on_the_base_does_not_hide_a_loss_of_another():
+    check = others_check(others(1.4, 0.7), 0.9)
+    assert check.value == pytest.approx(0.85) and not check.passed
+
+
 def test_the_ratio_of_another_person_is_that_of_the_worst_encoder():
     base = by_encoder(row("base", LEARNS, "other"), {"enc": 0.8, "second": 0.5})
     hardened = by_encoder(row("hardened", LEARNS, "other"), {"enc": 0.4, "second": 0.5})
