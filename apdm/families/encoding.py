@@ -21,5 +21,4 @@ def encode_images(family: Family, images: Tensor, *, batch_size: int = 4) -> Pos
     Returns:
         The posterior of all N images.
     """
-    parts = [family.posterior(chunk) for chunk in images.split(batch_size)]
-    return type(parts[0]).cat(parts)
+    return Posterior.cat([family.posterior(chunk) for chunk in images.split(batch_size)])

@@ -16,6 +16,7 @@ from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
 from apdm.families import FAMILIES, Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
 from apdm.families.attention import watch_attention
+from apdm.families.flow_matching import logit_normal_timesteps
 from apdm.families.pooled import append_pooled, split_pooled
 
 FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
@@ -80,6 +81,20 @@ def test_drawing_is_the_pipeline_s_own_and_a_picture_depends_on_its_own_seed(fam
     ).images
     torch.testing.assert_close(together[1:2], theirs, rtol=0, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "multiple"), [("sd15", 4), ("sd21", 4), ("sdxl", 8), ("sd3", 4), ("flux", 4)])
+def test_a_picture_has_the_height_and_width_that_were_asked_for(families, kind: str, multiple: int):
+    """A multiple of what the VAE (2), the U-Net (2 between two blocks) and patches or packs (2) need."""
+    family = families(kind)
+    assert family.size_multiple == multiple
+    # Of FLUX's pipeline a side can be left out, and then it is the model's own; the others want both or none.
+    width, own = (None, 2 * family.pipeline.default_sample_size) if kind == "flux" else (2 * multiple,) * 2
+    options: dict[str, Any] = {"height": 6 * multiple, "width": width, "num_inference_steps": 1, "guidance_scale": 1.0}
+    ours = family.sample(["a dog"], seed=0, **options)
+    theirs = family.pipeline("a dog", generator=torch.Generator().manual_seed(0), output_type="pt", **options).images
+    assert ours.shape == (1, 3, 6 * multiple, own)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 @EVERY
@@ -147,6 +162,8 @@ def test_flow_matching_trains_at_logit_normal_timesteps_and_the_others_at_unifor
         assert drawn.dtype == torch.long and drawn.min() >= 0 and drawn.max() <= 999
         found = drawn.double().add(0.5).div(1000).quantile(shares)
         torch.testing.assert_close(found, expected, rtol=0, atol=0.012)
+    ends = [logit_normal_timesteps(1000, 9, torch.Generator().manual_seed(0), mean=mean) for mean in (-50.0, 50.0)]
+    assert [end.tolist() for end in ends] == [[0] * 9, [999] * 9]
 
 
 def test_sampling_does_not_move_the_levels_that_training_uses(families):
