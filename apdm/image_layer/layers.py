@@ -76,6 +76,21 @@ class FineTuningLayer:
         """The number of steps for one subject, for the progress bar."""
         return self.protection.total_steps
 
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures pass through the denoiser at once."""
+        return max(self.batch_size, getattr(self.protection, "batch_size", 0))
+
+    @property
+    def text_encoder_copies(self) -> int:
+        """How many copies of the text encoders the surrogates hold at most, with gradients and AdamW's moments."""
+        return self.protection.surrogate_copies if getattr(self.protection, "train_text_encoder", False) else 0
+
+    @property
+    def attention_positions(self) -> int:
+        """The most positions of an attention layer whose maps the protection compares; 0 if it compares none."""
+        return int(getattr(self.protection, "attention_max_positions", 0))
+
     def view(self, draft: Draft, working: Tensor, faces: Sequence[Face]) -> View:
         """Return the whole of a small photo, and a small copy of a large one."""
         size = working.shape[1], working.shape[2]
@@ -202,9 +217,19 @@ class LayeredProtection:
         return LayeredProtection(tuple(layers))
 
     @property
+    def fine_tuning(self) -> FineTuningLayer | None:
+        """The layer against fine-tuning; None if there is none."""
+        return next((layer for layer in self.layers if isinstance(layer, FineTuningLayer)), None)
+
+    @property
+    def zero_shot(self) -> ZeroShotLayer | None:
+        """The layer against zero-shot adapters; None if there is none."""
+        return next((layer for layer in self.layers if isinstance(layer, ZeroShotLayer)), None)
+
+    @property
     def method(self) -> str:
         """The name of the photo protection against fine-tuning; "none" if there is no such layer."""
-        return next((layer.protection.name for layer in self.layers if isinstance(layer, FineTuningLayer)), NO_METHOD)
+        return self.fine_tuning.protection.name if self.fine_tuning else NO_METHOD
 
     @property
     def epsilon(self) -> float:
@@ -219,57 +244,18 @@ class LayeredProtection:
     @property
     def needs_class_pictures(self) -> bool:
         """Whether the photo protection trains its surrogates with class pictures."""
-        return any(layer.protection.needs_class_pictures for layer in self.layers if isinstance(layer, FineTuningLayer))
-
-    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
-        """Raise UserError, before any long work, if the layer against fine-tuning cannot work on a model."""
-        for layer in self.layers:
-            if isinstance(layer, FineTuningLayer):
-                layer.protection.check_fits(family, prompt, class_prompt)
+        return self.fine_tuning is not None and self.fine_tuning.protection.needs_class_pictures
 
     @property
     def clean_photos(self) -> CleanPhotosConfig | None:
         """Where other photos of the subjects lie, which surrogates learn; None if they learn the protected ones."""
-        found = [x.protection for x in self.layers if isinstance(x, FineTuningLayer)]
-        return next((x for x in found if isinstance(x, CleanPhotosConfig) and x.clean_data_dir), None)
+        found = self.fine_tuning.protection if self.fine_tuning else None
+        return found if isinstance(found, CleanPhotosConfig) and found.clean_data_dir else None
 
-    @property
-    def surrogate_copies(self) -> int:
-        """How many copies of the denoiser the surrogates hold at most, with gradients and AdamW's moments."""
-        return max((x.protection.surrogate_copies for x in self.layers if isinstance(x, FineTuningLayer)), default=0)
-
-    @property
-    def trains_text_encoder(self) -> bool:
-        """Whether the surrogates hold copies of the text encoders, as many as of the denoiser."""
-        return any(
-            getattr(x.protection, "train_text_encoder", False) for x in self.layers if isinstance(x, FineTuningLayer)
-        )
-
-    @property
-    def pictures_at_once(self) -> int:
-        """How many pictures pass through the denoiser at once; 0 without a layer against fine-tuning."""
-        layers = [layer for layer in self.layers if isinstance(layer, FineTuningLayer)]
-        return max((max(x.batch_size, getattr(x.protection, "batch_size", 0)) for x in layers), default=0)
-
-    @property
-    def photos_at_once(self) -> int:
-        """How many photos take a step against fine-tuning at once; 0 without such a layer."""
-        return max((layer.batch_size for layer in self.layers if isinstance(layer, FineTuningLayer)), default=0)
-
-    @property
-    def attention_positions(self) -> int:
-        """The most positions of an attention layer whose maps a photo protection compares; 0 if it compares none."""
-        found = [layer.protection for layer in self.layers if isinstance(layer, FineTuningLayer)]
-        return max((getattr(protection, "attention_max_positions", 0) for protection in found), default=0)
-
-    @property
-    def has_zero_shot_layer(self) -> bool:
-        """Whether there is a layer against zero-shot adapters."""
-        return any(isinstance(layer, ZeroShotLayer) for layer in self.layers)
-
-    def passes(self, photos: int) -> float:
-        """Forward passes of the denoiser for a subject with so many photos, as `PhotoProtection.passes`."""
-        return sum(x.protection.passes(photos) for x in self.layers if isinstance(x, FineTuningLayer))
+    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
+        """Raise UserError, before any long work, if the layer against fine-tuning cannot work on a model."""
+        if self.fine_tuning is not None:
+            self.fine_tuning.protection.check_fits(family, prompt, class_prompt)
 
     def protect(self, photos: Sequence[Photo], task: ProtectionTask) -> list[Tensor]:
         """Protect all photos of a subject.
@@ -297,5 +283,6 @@ class LayeredProtection:
 
     def _find_faces(self, drafts: Sequence[Draft]) -> list[list[Face]]:
         """Return all faces in each photo, if there is a layer that misleads somebody about them."""
-        detectors = [layer.faces.detector for layer in self.layers if isinstance(layer, ZeroShotLayer)]
-        return [detectors[0].detect(draft.original.cpu()) if detectors else [] for draft in drafts]
+        if self.zero_shot is None:
+            return [[] for _ in drafts]
+        return [self.zero_shot.faces.detector.detect(draft.original.cpu()) for draft in drafts]

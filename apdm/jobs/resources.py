@@ -124,15 +124,15 @@ def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) 
     Left out, because they are small beside the rest: the photos (the row about them says more), and what surrogates
     learn, clean photos among it, which are kept as latents of some 16 kB for a photo of 512 pixels.
     """
-    protection, one = job.protection, cost.saved / SAMPLES
-    copies, graph = 1 + protection.surrogate_copies, one * protection.pictures_at_once
-    if protection.photos_at_once:  # a step of the photos goes through the VAE too
-        embeds = base.encode_prompts([job.instance_prompt])
-        seen = seeing(base, job.resolution, embeds, max_positions=protection.attention_positions)
-        graph = max(graph, (one + seen.encoder + MAPS * seen.maps) * protection.photos_at_once)
-    graph = round(graph)
-    text_copies = protection.surrogate_copies if protection.trains_text_encoder else 0
-    return _held(base, copies, text_copies, graph, device)
+    layer, one = job.protection.fine_tuning, cost.saved / SAMPLES
+    if layer is None:
+        return _held(base, 1, 0, 0, device)
+    # A step of the photos goes through the VAE too.
+    embeds = base.encode_prompts([job.instance_prompt])
+    seen = seeing(base, job.resolution, embeds, max_positions=layer.attention_positions)
+    step = (one + seen.encoder + MAPS * seen.maps) * layer.batch_size
+    graph = round(max(one * layer.pictures_at_once, step))
+    return _held(base, 1 + layer.protection.surrogate_copies, layer.text_encoder_copies, graph, device)
 
 
 def work(cost: Pass, parts: Mapping[str, float], device: torch.device | None = None) -> str:
@@ -182,8 +182,9 @@ def photo_passes(job: PhotoJob) -> dict[str, float]:
 
     The zero-shot layer passes through networks for faces alone, which are not counted.
     """
-    name = "for the photos" + " (the zero-shot layer is not counted)" * job.protection.has_zero_shot_layer
-    return {name: sum(job.protection.passes(len(photos)) for photos in job.photos.values())}
+    name = "for the photos" + " (the zero-shot layer is not counted)" * (job.protection.zero_shot is not None)
+    layer = job.protection.fine_tuning
+    return {name: sum(layer.protection.passes(len(photos)) for photos in job.photos.values()) if layer else 0}
 
 
 def variety_passes(changes: Iterable[str], photos: int) -> float:
