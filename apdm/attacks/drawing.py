@@ -93,19 +93,22 @@ class Drawing(DrawnOtherwise):
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,
         }
-        check_steps(attacked, {"num_inference_steps": self.num_inference_steps or 1})
         changed = attacked.with_drawing(**{name: value for name, value in given.items() if value is not None})
-        if self.scheduler is None:
-            return changed
+        if self.scheduler is not None:
+            changed = self._with_scheduler(changed, self.scheduler)
+        check_steps(changed, {"num_inference_steps": self.num_inference_steps or 1})
+        return changed
+
+    def _with_scheduler(self, attacked: Family, name: str) -> Family:
         scheduler = attacked.pipeline.scheduler
         fitting = {cls.__name__: cls for cls in scheduler.compatibles}
-        if self.scheduler not in fitting:
+        if name not in fitting:
             raise UserError(
-                f"scheduler={self.scheduler} does not fit {attacked.name}; it draws with "
+                f"scheduler={name} does not fit {attacked.name}; it draws with "
                 f"{', '.join(sorted(fitting)) or type(scheduler).__name__}"
             )
         try:
-            return changed.replace(scheduler=fitting[self.scheduler].from_config(scheduler.config))
+            return attacked.replace(scheduler=fitting[name].from_config(scheduler.config))
         except ImportError as error:
             problem = one_line(error)
-            raise UserError(f"scheduler={self.scheduler} needs a package that is not installed: {problem}") from None
+            raise UserError(f"scheduler={name} needs a package that is not installed: {problem}") from None

@@ -77,16 +77,27 @@ def _prompt_length(family: Family, part: str) -> int | None:
 
 
 def check_steps(family: Family, steps: Mapping[str, int]) -> None:
-    """Check that a model can draw in so many sampling steps: it has no more than the timesteps it was trained with.
+    """Check that a model's sampler can draw in so many sampling steps.
 
     Args:
         steps: {option: sampling steps}.
 
     Raises:
-        UserError: an option asks for more steps.
+        UserError: an option asks for more steps than there are timesteps, or for so many that the first one would be at
+            a timestep beyond those of training.
     """
+    total, most = family.num_train_timesteps, _most_steps(family)
     for option, number in steps.items():
-        if number > family.num_train_timesteps:
-            raise UserError(
-                f"{option} is {number}; {family.name} has {family.num_train_timesteps} timesteps, give at most so many"
-            )
+        if number > most:
+            raise UserError(f"{option} is {number}; {family.name} has {total} timesteps, give at most {most}")
+
+
+def _most_steps(family: Family) -> int:
+    """The number of sampling steps in which every timestep is one of training.
+
+    A sampler with leading spacing puts its steps at multiples of T // steps, and then moves all of them up by an
+    offset. Samplers of higher order count one step more.
+    """
+    config = family.pipeline.scheduler.config
+    moved = config.get("steps_offset", 0) + ("solver_order" in config)
+    return family.num_train_timesteps - (moved if config.get("timestep_spacing") == "leading" else 0)

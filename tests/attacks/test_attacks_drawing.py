@@ -117,6 +117,12 @@ def test_a_count_of_nothing_is_refused(spec: str):
 def test_more_steps_than_timesteps_are_refused(family: Family):
     with pytest.raises(UserError, match="num_inference_steps is 1001; stable-diffusion has 1000 timesteps"):
         Drawing(attack=PLAIN, num_inference_steps=1001).drawn(family, family)
+    own = {
+        "num_inference_steps": 999,
+        "scheduler": "DPMSolverMultistepScheduler",
+    }  # the model's sampler has leading steps
+    with pytest.raises(UserError, match="give at most 998"):
+        Drawing(attack=PLAIN, **own).drawn(family, family)
 
 
 @KINDS

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
 from apdm.families import Family, load_family
+from apdm.families.fit import check_steps
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VOCABULARY = "tokenizer/tokenizer.json"
@@ -210,7 +211,7 @@ def test_an_index_without_a_pipeline_class_is_said_to_have_none(copied):
     [("sd15", "tokenizer"), ("sdxl", "tokenizer"), ("sdxl", "tokenizer_2"), ("sd3", "tokenizer")]
     + [("flux", "tokenizer")],
 )
-@pytest.mark.parametrize("length", [None, 512, 0, -1, "16"])
+@pytest.mark.parametrize("length", [None, 512, 2, -1, "16"])
 def test_a_tokenizer_that_makes_more_tokens_than_its_encoder_takes_or_none_is_refused(
     copied, kind: str, tokenizer: str, length: int | str | None
 ):
@@ -218,6 +219,12 @@ def test_a_tokenizer_that_makes_more_tokens_than_its_encoder_takes_or_none_is_re
     edit(folder / tokenizer / "tokenizer_config.json", **{"model_max_length": length})
     with pytest.raises(UserError, match=f'write "model_max_length": 16 into {tokenizer}/tokenizer_config.json'):
         load_family(folder)
+
+
+def test_a_tokenizer_that_has_room_for_one_word_is_enough(copied):
+    folder = copied("sd15")
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=3)
+    assert load_family(folder).encode_prompts(["a photo"]).shape == (1, 3, 32)
 
 
 def test_two_tokenizers_of_different_length_are_refused(copied):
@@ -266,6 +273,32 @@ def test_a_unet_of_another_kind_is_refused_before_any_work(copied, kind: str, ch
 def test_a_unet_that_projects_the_text_itself_is_none_of_these(copied):
     folder = with_unet(copied("sd15"), encoder_hid_dim=32, encoder_hid_dim_type="text_proj")
     assert load_family(folder).sample(["a photo"], seed=0, num_inference_steps=1).isfinite().all()
+
+
+# -- samplers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "most"),
+    [
+        (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 0}, 1000),
+        (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, 999),
+        (DDIMScheduler, {"timestep_spacing": "trailing", "steps_offset": 1}, 1000),
+        (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, 999),
+        (DPMSolverMultistepScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, 998),
+        (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace", "steps_offset": 1}, 1000),
+    ],
+)
+def test_no_sampling_step_is_at_a_timestep_that_training_does_not_have(
+    families, cls: Any, settings: dict[str, Any], most: int
+):
+    family = families("sd15")
+    family = family.replace(scheduler=cls.from_config(family.pipeline.scheduler.config, **settings))
+    check_steps(family, {"steps": most})
+    family.pipeline.scheduler.set_timesteps(most)
+    assert family.pipeline.scheduler.timesteps.max() <= 999
+    with pytest.raises(UserError, match=f"steps is {most + 1}; .* has 1000 timesteps, give at most {most}$"):
+        check_steps(family, {"steps": most + 1})
 
 
 # -- zero terminal SNR ---------------------------------------------------------------------------------------

@@ -119,6 +119,15 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(family):
     torch.testing.assert_close(family.encode_prompts(prompts), theirs)
 
 
+def test_a_text_encoder_that_wants_a_mask_sees_no_padding(tiny_pipeline):
+    family, prompts = load_family(tiny_pipeline), ["a photo of sks person", "a"]
+    plain = family.encode_prompts(prompts)
+    family.pipeline.text_encoder.config.use_attention_mask = True
+    theirs, _ = family.pipeline.encode_prompt(prompts, "cpu", 1, False)
+    torch.testing.assert_close(family.encode_prompts(prompts), theirs)
+    assert not torch.allclose(plain, theirs)
+
+
 def test_gradients_reach_images_but_neither_vae_nor_text_encoder(family):
     images = random_images(1).requires_grad_()
     family.posterior(images).mean.sum().backward()
