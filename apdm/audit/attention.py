@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 from apdm.families import Family
 from apdm.families.attention import watch_attention
 from apdm.families.encoding import encode_images
+from apdm.families.prompts import own_tokens
 
 SHARE_OF_NOISE = 0.5  # of the noise schedule: the outline of the picture is visible, its details are not
 MAX_POSITIONS = 4096  # layers with more positions are left out, because their maps would take much memory
@@ -41,7 +42,7 @@ def identifier_maps(
         Heat pictures [N, 3, H, W] in [0, 1], on the CPU. None if the prompt has no identifier, or if the denoiser has
         no cross-attention layer with at most MAX_POSITIONS positions.
     """
-    positions = identifier_positions(model, prompt, class_prompt)
+    positions = own_tokens(model, prompt, class_prompt)
     if not positions:
         return None
     latents = encode_images(model, images * 2 - 1, batch_size=batch_size).mean
@@ -76,13 +77,6 @@ def _attention_to(
         squares = of_token.reshape(len(noisy), 1, height, -1)
         layers.append(interpolate(squares, size=size, mode="bilinear", align_corners=False))
     return torch.stack(layers).mean(0)
-
-
-def identifier_positions(model: Family, prompt: str, class_prompt: str) -> list[int]:
-    """The positions, counted from 0 in the text encoder's input, of the tokens that only `prompt` has."""
-    tokenizer = getattr(model.pipeline, model.prompt_tokenizer)
-    asked, known = (tokenizer(text, truncation=True).input_ids for text in (prompt, class_prompt))
-    return [place for place, token in enumerate(asked) if token not in known]
 
 
 def _heat(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from apdm.audit import read_results
-from apdm.audit.attention import identifier_maps, identifier_positions
+from apdm.audit.attention import identifier_maps
 from apdm.audit.fits import check_fits
 from apdm.audit.models import check_comparable, is_same
 from apdm.audit.people import AuditSubjects, Person, PhotoFolders
@@ -383,10 +383,7 @@ def test_models_are_the_same_where_all_weights_are_and_comparable_where_all_size
 # -- attention maps ------------------------------------------------------------------------------------------
 
 
-def test_the_identifier_is_what_the_class_prompt_lacks(family: Family):
-    places = identifier_positions(family, "a photo of sks person", "a photo of person")
-    tokens = family.pipeline.tokenizer("a photo of sks person").input_ids
-    assert family.pipeline.tokenizer.decode([tokens[place] for place in places]).strip() == "sks"
+def test_there_are_no_maps_of_a_prompt_without_an_identifier(family: Family):
     assert identifier_maps(family, torch.rand(1, 3, 16, 16), "a photo of person", "a photo of person") is None
 
 

@@ -16,11 +16,11 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from apdm.audit.attention import identifier_positions
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
 from apdm.families import Family, load_family
 from apdm.families.fit import check_steps
+from apdm.families.prompts import own_tokens
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VOCABULARY = "tokenizer/tokenizer.json"
@@ -240,7 +240,7 @@ def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
     edit(folder / tokenizer / "tokenizer_config.json", "model_max_length")
     family = load_family(folder)
     assert family.encode_prompts(["a photo"]).isfinite().all()
-    assert identifier_positions(family, "a photo of sks person", "a photo of person")
+    assert own_tokens(family, "a photo of sks person", "a photo of person")
 
 
 def with_unet(folder: Path, **changes: Any) -> Path:
