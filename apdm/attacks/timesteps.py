@@ -38,8 +38,6 @@ def timestep_sampler(
     Raises:
         UserError: there is no timestep in the range.
     """
-    if sampling is None and (min_timestep, max_timestep) == (0, 1):
-        return model.draw_timesteps
     total = model.num_train_timesteps
     low, high = int(min_timestep * total), int(max_timestep * total)
     if low >= high:

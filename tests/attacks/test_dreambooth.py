@@ -157,6 +157,23 @@ def test_a_loss_that_is_not_finite_raises_with_its_step(family, latents):
         run(ATTACK, family, latents, eval_steps=[2], evaluate=poison)
 
 
+@pytest.mark.parametrize(("eval_steps", "taken"), [([2], 20), ([2, 7], 7)])
+def test_such_a_loss_is_seen_after_20_steps_and_before_every_evaluation(family, latents, eval_steps, taken):
+    evaluated: list[int] = []
+    steps: list[int] = []
+
+    def poison(step: int, attacked: Family) -> None:
+        evaluated.append(step)
+        attacked.denoiser.conv_in.bias.data.fill_(math.nan)
+
+    attack = replace(ATTACK, max_train_steps=25)
+    with pytest.raises(FloatingPointError, match="nan at step 3"):
+        run(
+            attack, family, latents, eval_steps=eval_steps, evaluate=poison, callback=lambda step, _: steps.append(step)
+        )
+    assert (evaluated, steps[-1]) == ([2], taken)
+
+
 @pytest.mark.parametrize(
     ("denoiser_dtype", "with_prior", "eval_steps", "problem"),
     [

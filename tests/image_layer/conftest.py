@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,10 @@ def task(tmp_path: Path, float64: None) -> ProtectionTask:
         prompt="a photo of sks person",
         class_prompt="a photo of person",
     )
+
+
+@pytest.fixture
+def square(task: ProtectionTask) -> ProtectionTask:
+    """Two square photos, and two others of the person."""
+    clean = list(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(8)))
+    return replace(task, originals=task.originals[:2], clean=clean)

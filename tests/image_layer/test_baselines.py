@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_photo_attacks import PlainSurrogate, ascended, encoded, error
+from plain_photo_attacks import (
+    RATE,
+    STEP,
+    PlainSurrogate,
+    again,
+    ascended,
+    attention_maps,
+    encoded,
+    error,
+    protected,
+    same,
+)
 from tiny_pipelines import build_sd3, build_sdxl
 from torch import Tensor
 
@@ -17,7 +28,6 @@ from apdm.core.errors import UserError
 from apdm.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from apdm.families.prompts import own_tokens, word_tokens
 from apdm.image_layer import timesteps
-from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections.anti_diffusion import AntiDiffusion
 from apdm.image_layer.protections.aspl import ASPL
 from apdm.image_layer.protections.disdiff import DisDiff, MeritPGD, erasure, merit
@@ -28,32 +38,6 @@ from apdm.image_layer.protections.noise import Noise
 from apdm.image_layer.protections.pap import PAP, prompt_distribution
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import ProtectionTask
-
-STEP, RATE = 1 / 255, 1e-3
-
-
-@pytest.fixture
-def square(task: ProtectionTask) -> ProtectionTask:
-    """Two square photos, and two others of the person."""
-    clean = list(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(8)))
-    return replace(task, originals=task.originals[:2], clean=clean)
-
-
-def again(task: ProtectionTask) -> ProtectionTask:
-    """The same task with random numbers from the start."""
-    return replace(task, generator=torch.Generator().manual_seed(5))
-
-
-def protected(task: ProtectionTask, protection: Any, loop: type[PGD] = PGD) -> list[Tensor]:
-    pgd = loop(task.originals, epsilon=0.5, step_size=STEP)
-    protection.protect(again(task), pgd)
-    return pgd.photos
-
-
-def same(found: list[Tensor], expected: list[Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
 
 # -- AdvDM and Anti-DreamBooth -------------------------------------------------------------------------------------
 
@@ -193,22 +177,11 @@ def test_disdiff_ascends_on_the_error_plus_the_erasure_with_steps_by_timestep(sq
     unet, words, own = square.family.denoiser, [1, 2, 3, 4, 5], [4]
     assert word_tokens(square.family, square.prompt) == words
     assert own_tokens(square.family, square.prompt, square.class_prompt) == own
-    seen: dict[str, dict[str, Tensor]] = {}
-    hooks = [
-        projection.register_forward_hook(lambda _m, _i, out, n=name: seen.setdefault(n[:-5], {}).update({n[-4:]: out}))
-        for name, projection in unet.named_modules()
-        if name.endswith(("attn2.to_q", "attn2.to_k"))
-    ]
     fresh = again(square)
     draw = fresh.draw(2, [0, 1])
-    value = error(fresh, unet, encoded(fresh, fresh.originals, draw.latent), draw, fresh.prompt_embeds)
-    for hook in hooks:
-        hook.remove()
-    maps = []
-    for name, made in seen.items():
-        heads = unet.get_submodule(name).heads
-        query, key = (made[part].unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("to_q", "to_k"))
-        maps.append((query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1))
+    with attention_maps(unet, "attn2") as seen:
+        value = error(fresh, unet, encoded(fresh, fresh.originals, draw.latent), draw, fresh.prompt_embeds)
+    maps = list(seen().values())
     most = max(one.shape[2] for one in maps)
     erased = by_numpy([one for one in maps if one.shape[2] == most], words, own)
 

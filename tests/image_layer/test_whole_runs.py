@@ -1,0 +1,121 @@
+"""Whole runs of DLADiff, Anti-Diffusion and the encoder attack, computed again in float64 from a pipeline's parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plain_photo_attacks import (
+    RATE,
+    STEP,
+    PlainAdamW,
+    PlainSurrogate,
+    again,
+    ascended,
+    attention_maps,
+    encoded,
+    error,
+    moved,
+    protected,
+    same,
+)
+from torch import Tensor
+from torch.nn import Module
+
+from apdm.image_layer.protections.anti_diffusion import AntiDiffusion
+from apdm.image_layer.protections.dladiff import DLADiff
+from apdm.image_layer.protections.encoder import EncoderAttack
+from apdm.image_layer.task import DenoisingDraw, ProtectionTask
+
+
+def maps_of(task: ProtectionTask, unet: Module, latents: Tensor, draw: DenoisingDraw, embeds: Tensor) -> list[Tensor]:
+    """The maps of all attention layers with up to 16 positions in one pass: cross-attention, then self-attention."""
+    with attention_maps(unet, "attn2") as cross, attention_maps(unet, "attn1") as own:
+        error(task, unet, latents, draw, embeds)
+    found = [[one for one in maps().values() if one.shape[2] <= 16] for maps in (cross, own)]
+    return found[0] + found[1]
+
+
+def squares(maps: list[Tensor], others: list[Tensor]) -> Tensor:
+    """The mean over layers, heads and positions of the squared distance between distributions, `[B]`."""
+    distances = [(one - two).pow(2).sum(-1).flatten(1).mean(1) for one, two in zip(maps, others, strict=True)]
+    return torch.stack(distances).mean(0)
+
+
+@pytest.mark.parametrize("alternate", [True, False])
+def test_dladiff_is_algorithm_1(square: ProtectionTask, alternate: bool) -> None:
+    fresh, weight = again(square), 0.0 if alternate else 0.5
+    static = PlainSurrogate(fresh, RATE, text=False)
+    static.fit(fresh.originals, 2, batch_size=3, weight=0)
+    photos, dynamic = fresh.originals, PlainSurrogate(fresh, RATE, text=False)
+    if not alternate:
+        dynamic.fit(fresh.originals, 2, batch_size=3, weight=weight)
+
+    def attention(latents: Tensor, draw: DenoisingDraw) -> Tensor:
+        clean = encoded(fresh, fresh.originals, draw.latent).detach()
+        pairs = [(dynamic.unet, latents), (static.unet, clean)]
+        one, two = (maps_of(fresh, unet, seen, draw, fresh.prompt_embeds) for unet, seen in pairs)
+        half = len(one) // 2
+        return squares(one[:half], two[:half]) + squares(one[half:], two[half:])
+
+    for _ in range(2):
+        photos = moved(fresh, photos, STEP, attention)
+        for _ in range(2):
+            photos = ascended(fresh, dynamic.unet, photos, fresh.prompt_embeds, STEP)
+        if alternate:
+            dynamic.fit(photos, 1, batch_size=3, weight=weight)
+    counts = {"static_steps": 2, "rounds": 2, "attention_steps": 1, "conditional_steps": 2, "surrogate_steps": 1}
+    sizes = {"learning_rate": RATE, "batch_size": 3, "attention_max_positions": 16}
+    options = DLADiff(**counts, **sizes, alternate=alternate, prior_loss_weight=weight)
+    same(protected(square, options), photos)
+
+
+def test_dladiff_without_a_static_surrogate_only_ascends_on_the_error(square: ProtectionTask) -> None:
+    fresh, photos = again(square), square.originals
+    dynamic = PlainSurrogate(fresh, RATE, text=False)
+    for _ in range(2):
+        photos = ascended(fresh, dynamic.unet, photos, fresh.prompt_embeds, STEP)
+        dynamic.fit(photos, 1, batch_size=3, weight=0)
+    counts = {"static_steps": 2, "rounds": 2, "attention_steps": 1, "conditional_steps": 1, "surrogate_steps": 1}
+    options = DLADiff(**counts, learning_rate=RATE, batch_size=3, static_surrogate=False)
+    same(protected(square, options), photos)
+
+
+def test_anti_diffusion_tunes_prompts_ascends_and_trains_in_turn(square: ProtectionTask) -> None:
+    fresh, photos = again(square), square.originals
+    surrogate = PlainSurrogate(fresh, RATE, text=False)
+    prompts = fresh.family.encode_prompts([""]).detach().repeat(2, 1, 1)
+    tuning = PlainAdamW([prompts], 0.05)
+
+    def tune() -> None:
+        leaf, gradient = prompts.clone().requires_grad_(), torch.zeros_like(prompts)
+        for i in range(2):  # photos by themselves, since a batch is one photo
+            draw = fresh.draw(1)
+            value = error(fresh, surrogate.unet, encoded(fresh, [photos[i]], draw.latent), draw, leaf[i : i + 1])
+            gradient += torch.autograd.grad(value.sum(), leaf)[0]
+        tuning.step([gradient])
+
+    def disturbance(latents: Tensor, draw: DenoisingDraw) -> Tensor:
+        maps = maps_of(fresh, surrogate.unet, latents, draw, prompts)
+        cross = torch.stack(maps[: len(maps) // 2]).mean((0, 2))  # all of one size
+        return error(fresh, surrogate.unet, latents, draw, prompts) - 0.3 * cross.pow(2).sum(-1).mean(-1)
+
+    tune()
+    photos = moved(fresh, photos, STEP, disturbance)
+    for _ in range(2):
+        surrogate.fit(photos, 1, batch_size=1, weight=0, prompts=prompts)
+        photos = moved(fresh, photos, STEP, disturbance)
+        tune()
+    counts = {"rounds": 2, "surrogate_steps": 1, "ascent_steps": 1, "prompt_steps": 1, "batch_size": 1}
+    weights = {"learning_rate": RATE, "prompt_learning_rate": 0.05, "attention_weight": 0.3}
+    same(protected(square, AntiDiffusion(**counts, **weights, attention_max_positions=16)), photos)
+
+
+def test_the_encoder_attack_descends_on_the_squared_distance_of_means_to_those_of_grey(square: ProtectionTask) -> None:
+    vae, expected = square.family.pipeline.vae, square.originals
+    grey = vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mean
+    for _ in range(2):
+        leaves = [photo.clone().requires_grad_() for photo in expected]
+        distance = (vae.encode(torch.stack(leaves) * 2 - 1).latent_dist.mean - grey).pow(2).sum()
+        gradients = torch.autograd.grad(distance, leaves)
+        expected = [(photo - STEP * g.sign()).detach() for photo, g in zip(expected, gradients, strict=True)]
+    same(protected(square, EncoderAttack(ascent_steps=2)), expected)
