@@ -136,6 +136,11 @@ def test_its_attention_is_read_and_attacks_train_it(family: Family, material: Ma
         family.predict(family.denoiser, noisy, torch.tensor([10, 700]), embeds)
     assert list(maps.cross) == ["transformer_blocks.0.attn2", "transformer_blocks.1.attn2"]
     assert list(maps.self_) == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
+    for row, prompt in enumerate(["a photo", "a dog"]):  # the mask leaves out the tokens that fill a prompt up
+        tokens = len(family.pipeline.tokenizer(prompt).input_ids)
+        for probabilities in maps.cross.values():
+            read = probabilities[row, ..., :tokens].sum(-1)
+            torch.testing.assert_close(read, torch.ones_like(read))
     for name in ("dreambooth", "lora:rank=2"):
         attack = make(name, **PROMPTS, max_train_steps=8, train_batch_size=3, learning_rate=1e-2)
         attacked = attack.run(family, material).model

@@ -147,6 +147,11 @@ def test_a_picture_depends_on_its_own_seed_and_not_on_its_batch(family):
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
+def test_every_prompt_needs_a_seed(family):
+    with pytest.raises(ValueError, match="2 prompts but 3 seeds"):
+        family.sample(["a dog"] * 2, seed=[1, 2, 3], num_inference_steps=1)
+
+
 def test_sampling_is_the_pipeline_s_own(family):
     generator = torch.Generator().manual_seed(3)
     theirs = family.pipeline("a photo of person", generator=generator, num_inference_steps=3, output_type="pt").images
