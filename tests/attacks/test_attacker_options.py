@@ -244,6 +244,16 @@ def test_a_scaled_rate_counts_every_photo_of_a_step():
     assert attack.rate(0) == pytest.approx(8 * 5e-4)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("prodigyopt") is None, reason="prodigyopt is not installed")
+def test_prodigy_has_the_options_of_diffusers_scripts():
+    weights = [torch.nn.Parameter(torch.ones(3))]
+    shared = {"betas": (0.9, 0.99), "weight_decay": 0.1, "momentum": 0.9}
+    (group,) = make_optimizer("prodigy", [{"params": weights}], learning_rate=1.0, epsilon=1e-7, **shared).param_groups
+    options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    assert options == {"lr": 1.0, "betas": (0.9, 0.99), "eps": 1e-7, "weight_decay": 0.1}
+    assert all(group[name] is True for name in ("decouple", "use_bias_correction", "safeguard_warmup"))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("prodigyopt") is not None, reason="prodigyopt is installed")
 def test_an_optimizer_that_is_not_installed_is_one_clear_line():
     with pytest.raises(UserError, match="optimizer=prodigy needs the package prodigyopt"):

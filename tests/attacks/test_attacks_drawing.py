@@ -62,6 +62,12 @@ def test_guidance_and_steps_of_the_attackers_own_win_over_the_audits(family: Fam
     assert drawn(family.with_drawing(guidance_scale=1.0).replace()).equal(drawn(family, guidance_scale=1.0))
 
 
+@pytest.mark.parametrize("spec", ["dreambooth", "dreambooth:guidance_scale=1", "transfer:attack=lora"])
+def test_steps_at_which_nobody_looks_change_nothing(family: Family, spec: str):
+    attack, given = make(spec, **{**SHORT, "max_train_steps": 2}), material(family, base=family)
+    assert attack.run(family, given, eval_steps=[0, 2]).losses == attack.run(family, given).losses
+
+
 def test_another_sampler_draws_and_training_does_not_know_it(family: Family):
     attack = Drawing(attack=PLAIN, scheduler="EulerDiscreteScheduler")
     found, plain = attack.run(family, material(family)), PLAIN.run(family, material(family))

@@ -58,6 +58,15 @@ def test_the_photo_decides_and_without_guidance_too(family: Family, untrained: P
         assert torch.equal(first, again) and not torch.equal(first, second)
 
 
+def test_without_guidance_pictures_are_those_of_hardly_any(family: Family, untrained: Path):
+    """Above 1 the denoiser is also asked without prompt and face, and the answer counts for nothing near 1."""
+    adapter = attack(untrained)
+    attacked, photo = adapter.with_adapter(family), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    options = {"seed": 5, "num_inference_steps": 2}
+    pictures = [adapter.run(attacked, photo, ["a face"] * 2, guidance_scale=g, **options) for g in (1.0, 1 + 1e-6)]
+    torch.testing.assert_close(*pictures, rtol=0, atol=1e-4)
+
+
 def test_at_scale_nothing_the_adapter_changes_nothing_and_the_model_never_does(family: Family, untrained: Path):
     options = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
     plain = family.sample(["a photo of a person"], **options)

@@ -166,6 +166,10 @@ def test_whose_photo_it_is_decides_what_is_drawn(
         one, again, other = (adapter.run(attacked, portrait(seed), PROMPTS, **options) for seed in (1, 1, 2))
         assert one.shape == plain.shape and torch.equal(one, again)
         assert (one - plain).abs().mean() > 1e-3 and (one - other).abs().mean() > 1e-4
+    without, hardly = (
+        adapter.run(attacked, portrait(1), PROMPTS, **OPTIONS | {"guidance_scale": scale}) for scale in (1.0, 1 + 1e-6)
+    )
+    torch.testing.assert_close(without, hardly, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_controlnet", [False, True])
