@@ -66,12 +66,19 @@ def test_everyday_handling_is_the_transform_that_protections_are_trained_against
     assert torch.equal(Jpeg(quality=60)(photos, family, 0), transforms.jpeg(photos, 60))
     assert torch.equal(Blur(sigma=0.8)(photos, family, 0), transforms.gaussian_blur(photos, 0.8))
     assert torch.equal(Resize(factor=0.25)(photos, family, 0), transforms.resize_and_back(photos, 0.25))
+    noisy = transforms.gaussian_noise(photos, 0.2, torch.Generator().manual_seed(3))
+    assert torch.equal(Noise(std=0.2)(photos, family, 3), noisy)
+    smaller = transforms.resize_and_back(noisy, 0.25, mode="bicubic")
+    assert torch.equal(Upscale(std=0.2, factor=0.25)(photos, family, 3), smaller)
 
 
 def test_a_crop_takes_off_its_margin_on_all_four_sides(family):
-    framed = torch.ones(1, 3, 16, 16)
-    framed[:, :, 2:14, 2:14] = 0.5
+    framed = torch.ones(1, 3, 16, 32)
+    framed[:, :, 2:14, 4:28] = 0.5
     torch.testing.assert_close(Crop(margin=0.125)(framed, family, 0), torch.full_like(framed, 0.5))
+    sharp = (torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    cropped = Crop(margin=0.125)(sharp, family, 0)
+    assert cropped.min() == 0 and cropped.max() == 1  # where the filter overshoots
 
 
 def test_the_purifier_is_diffusers_img2img_of_the_models_own_parts(family, photos):

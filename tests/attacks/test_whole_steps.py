@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from apdm.attacks.adaptive import Adaptive
 from apdm.attacks.custom_diffusion import CustomDiffusion
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.encoder_lora import EncoderLoRA
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.lora import LoRA
 from apdm.attacks.textual_inversion import TextualInversion
@@ -210,3 +212,45 @@ def test_a_new_word_is_trained_from_its_initializer_at_the_rate_times_the_batch(
     names = [name for name, p in unet.named_parameters() if p.requires_grad]
     learnt = model.pipeline.text_encoder.get_input_embeddings().weight[-1]
     compare([*(trained[name] for name in names), learnt], weights, start)
+
+
+@pytest.mark.parametrize("cls", [DreamBooth, Adaptive, LoRA, TextualInversion, CustomDiffusion])
+def test_plans_count_the_passes_of_a_step(family: Family, cls: Any) -> None:
+    """A picture that passes with gradients counts three times, because it passes backwards too."""
+    seen: list[int] = []
+    handle = family.denoiser.register_forward_pre_hook(
+        lambda _, given: seen.append(len(given[0]) * (3 if torch.is_grad_enabled() else 1))
+    )
+    attack = cls(**{**OPTIONS, "max_train_steps": 2})
+    try:  # the attackers' copies have the hook too
+        attack.run(family, material(family))
+    finally:
+        handle.remove()
+    pictures = 2 * attack.train_batch_size * (2 if attack.prior_loss_weight else 1)
+    assert sum(seen) == attack.step_passes * pictures
+
+
+def test_the_encoders_lora_takes_adamw_steps_on_the_error_of_photos_and_class_pictures(family: Family) -> None:
+    options = {"vae_learning_rate": 1e-2, "vae_rank": 2, "vae_batch_size": 3}
+    attack, given = EncoderLoRA(attack=DreamBooth(**OPTIONS), vae_steps=3, **options), material(family)
+    assert given.class_images is not None and given.photos is not None
+    begun = replace(attack, vae_steps=0).prepare(family, given)[0].pipeline.vae
+    layers = [part for part in begun.modules() if hasattr(part, "lora_A")]
+    weights = [getattr(part, name)["default"].weight for part in layers for name in ("lora_A", "lora_B")]
+    optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=1e-2)
+    with torch.no_grad():
+        pictures = family.pipeline.vae.decode(given.class_images.mean / begun.config.scaling_factor).sample.clamp(-1, 1)
+    generator = torch.Generator().manual_seed(attack.seed)
+    for _ in range(3):
+        chosen = [images[torch.randint(len(images), (3,), generator=generator)] for images in (given.photos, pictures)]
+        wanted = torch.cat(chosen)
+        (begun.decode(begun.encode(wanted).latent_dist.mean).sample - wanted).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model, again = attack.prepare(family, given)
+    for name, weight in begun.state_dict().items():
+        torch.testing.assert_close(model.pipeline.vae.state_dict()[name], weight, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        latents = begun.encode(pictures).latent_dist.mean * begun.config.scaling_factor
+    assert again.class_images is not None
+    torch.testing.assert_close(again.class_images.mean, latents, rtol=0, atol=1e-4)

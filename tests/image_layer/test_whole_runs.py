@@ -21,9 +21,11 @@ from plain_photo_attacks import (
 from torch import Tensor
 from torch.nn import Module
 
+from apdm.image_layer.photos import crop_square
 from apdm.image_layer.protections.anti_diffusion import AntiDiffusion
 from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.protections.encoder import EncoderAttack
+from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import DenoisingDraw, ProtectionTask
 
 
@@ -119,3 +121,14 @@ def test_the_encoder_attack_descends_on_the_squared_distance_of_means_to_those_o
         gradients = torch.autograd.grad(distance, leaves)
         expected = [(photo - STEP * g.sign()).detach() for photo, g in zip(expected, gradients, strict=True)]
     same(protected(square, EncoderAttack(ascent_steps=2)), expected)
+
+
+def test_a_surrogate_learns_the_middle_and_both_ends_of_photos_each_under_its_prompt(task: ProtectionTask) -> None:
+    assert task.originals[2].shape == (3, 24, 36)
+    prompts = task.prompt_embeds + 0.1 * torch.randn(3, *task.prompt_embeds.shape[1:], generator=task.generator)
+    surrogate = Surrogate(again(task), learning_rate=RATE, batch_size=2)
+    surrogate.fit(task.originals, 3, prompts)
+    plain = PlainSurrogate(again(task), RATE, text=False)
+    views = [crop_square(photo, 16, at) for at in (0.5, 0.0, 1.0) for photo in task.originals]
+    plain.fit(views, 3, batch_size=2, weight=0, prompts=prompts.repeat(3, 1, 1))
+    same(list(surrogate.denoiser.parameters()), list(plain.unet.parameters()))
