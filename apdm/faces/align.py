@@ -103,7 +103,7 @@ def warp(photo: Tensor, matrix: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(fine, samples)[0]
 
 
-def jitter(landmarks: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+def jitter(landmarks: Tensor, std: float, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise to landmarks, by as much as the landmarks of different detectors differ.
 
     A perturbation that is optimised under such noise holds for other detectors too.
@@ -111,7 +111,7 @@ def jitter(landmarks: Tensor, std: float, generator: torch.Generator | None = No
     Args:
         landmarks: `[5, 2]`, the eyes first.
         std: standard deviation of the noise on each coordinate, as a share of the distance between the eyes.
-        generator: draws the noise. Without one, torch's global generator is used.
+        generator: draws the noise, on the CPU.
 
     Returns:
         Landmarks `[5, 2]`.
