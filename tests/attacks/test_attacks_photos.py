@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from attacked import PARTS, SHORT, changed, weights
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 
 from apdm.attacks import Purifier
 from apdm.attacks.dreambooth import DreamBooth
@@ -123,6 +123,27 @@ def test_the_weaker_the_editing_the_nearer_the_photo(family, photos):
         for s in (0.25, 1.0)
     )
     assert near < far
+
+
+def test_inpainting_is_diffusers_with_a_mask_of_all_but_the_rectangle(family, photos):
+    pipeline = StableDiffusionInpaintPipeline(**family.pipeline.components, requires_safety_checker=False)
+    mask = torch.ones(3, 1, 16, 16)
+    mask[:, :, 2:12, 4:8] = 0
+    expected = pipeline(
+        prompt=["a dog"] * 3,
+        image=photos,
+        mask_image=mask,
+        strength=0.75,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        height=16,
+        width=16,
+        generator=[torch.Generator().manual_seed(5 + i) for i in range(3)],
+        output_type="pt",
+    ).images
+    attack = Inpainting(strength=0.75, left=0.25, top=0.125, right=0.5, bottom=0.75)
+    options = {**OPTIONS, "batch_size": 3}
+    torch.testing.assert_close(attack.draw(family, photos, ["a dog"] * 3, **options), expected, rtol=0, atol=1e-5)
 
 
 def test_inpainting_keeps_what_it_is_told_to_keep_in_latents(family, photos):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
 from tiny_pipelines import BUILDERS
 
 from apdm.attacks.diffedit import DiffEdit
@@ -36,11 +37,16 @@ def timesteps(family: Family, steps: int) -> list[int]:
 
 @torch.no_grad()
 def drawn_plainly(
-    family: Family, photos: torch.Tensor, prompts: list[str], steps: int, guidance: float
+    family: Family, photos: torch.Tensor, prompts: list[str], guidance: float, *, start_step: int, start_layer: int = 0
 ) -> torch.Tensor:
-    """Written down from the formulas: invert with the empty prompt, then DDIM with the prompts and guidance."""
+    """Written down from the formulas, for 4 steps: invert with the empty prompt, then DDIM with prompts and guidance.
+
+    From a step and a layer on, the projections to keys and values give what they gave for the photo.
+    """
     abar = family.pipeline.scheduler.alphas_cumprod.double()
     empty, target = (family.encode_prompts(texts) for texts in ([""] * len(photos), prompts))
+    given: dict[str, torch.Tensor] = {}
+    lent: set[str] = set()
 
     def step(x: torch.Tensor, noise: torch.Tensor, start: int, end: int) -> torch.Tensor:
         clean = (x - (1 - abar[start]).sqrt() * noise) / abar[start].sqrt()
@@ -49,21 +55,47 @@ def drawn_plainly(
     def predict(x: torch.Tensor, t: int, prompt: torch.Tensor) -> torch.Tensor:
         return family.denoiser(x, torch.tensor([t] * len(x)), encoder_hidden_states=prompt).sample
 
+    def keep_or_lend(name: str, out: torch.Tensor) -> torch.Tensor:
+        given.setdefault(name, out)
+        return given[name] if name in lent else out
+
     x = family.posterior(photos * 2 - 1).mean
-    for start, end in pairwise(timesteps(family, steps)):
+    for start, end in pairwise(timesteps(family, 4)):
         x = step(x, predict(x, end, empty), start, end)
-    for start, end in pairwise(reversed(timesteps(family, steps))):
-        without = predict(x, start, empty)
-        x = step(x, without + guidance * (predict(x, start, target) - without), start, end)
+    photo = x
+    hooks = [
+        part.register_forward_hook(lambda _m, _i, out, name=name: keep_or_lend(name, out))
+        for name, part in family.denoiser.named_modules()
+        if name.endswith(("attn1.to_k", "attn1.to_v"))
+    ]
+    for number, (start, end) in enumerate(pairwise(reversed(timesteps(family, 4)))):
+        given.clear()
+        seen = predict(photo, start, empty)  # fills `given` in the order of the layers, keys before values
+        lent.update(list(given)[2 * start_layer :] if number >= start_step else [])
+        without, wanted = (predict(x, start, prompt) for prompt in (empty, target))
+        photo = step(photo, seen, start, end)
+        x = step(x, without + guidance * (wanted - without), start, end)
+        lent.clear()
+    for hook in hooks:
+        hook.remove()
     return family.decode(x)
 
 
 def test_masactrl_that_starts_at_the_end_is_plain_sampling_from_the_inverted_photo(family, photos):
-    expected = drawn_plainly(family, photos, PROMPTS, 4, 3.0)
+    expected = drawn_plainly(family, photos, PROMPTS, 3.0, start_step=4)
     edited = MasaCtrl(start_step=4, start_layer=0).draw(family, photos, PROMPTS, **OPTIONS)
     torch.testing.assert_close(edited, expected, rtol=0, atol=1e-4)
     controlled = MasaCtrl(**ALL).draw(family, photos, PROMPTS, **OPTIONS)
     assert (controlled - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("start_step", "start_layer"), [(0, 0), (2, 1), (3, 0), (0, 2)])
+def test_masactrl_takes_keys_and_values_of_the_photo_from_its_step_and_layer_on(
+    family, photos, start_step, start_layer
+):
+    start = {"start_step": start_step, "start_layer": start_layer}
+    edited = MasaCtrl(**start).draw(family, photos, PROMPTS, **OPTIONS)
+    torch.testing.assert_close(edited, drawn_plainly(family, photos, PROMPTS, 3.0, **start), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("prompt", "guidance"), [("", 3.0), ("a dog", 1.0)])
@@ -108,6 +140,26 @@ def test_an_edit_has_one_picture_for_each_prompt_whatever_the_batch(family, phot
     torch.testing.assert_close(others, pictures, rtol=0, atol=1e-4)
     alone = attack.draw(family, photos[1:2], prompts[4:], **{**OPTIONS, "seed": [9]})
     torch.testing.assert_close(alone, pictures[4:], rtol=0, atol=1e-4)  # the fifth picture is of the second of three
+
+
+@torch.no_grad()
+def test_diffedit_is_diffusers_pipeline_of_the_models_own_parts(family, photos):
+    parts = {name: getattr(family.pipeline, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    config = {**family.pipeline.scheduler.config, "set_alpha_to_one": False}
+    schedulers = {"scheduler": DDIMScheduler(**config), "inverse_scheduler": DDIMInverseScheduler(**config)}
+    none = dict.fromkeys(("safety_checker", "feature_extractor"))
+    pipeline = StableDiffusionDiffEditPipeline(**parts, **schedulers, **none, requires_safety_checker=False)
+    shared = {"num_inference_steps": 5, "guidance_scale": 3.0, "generator": torch.Generator().manual_seed(6)}
+    latents = family.posterior(photos[1:2] * 2 - 1).mean
+    options = {"num_maps_per_mask": 3, "mask_encode_strength": 0.4, "mask_thresholding_ratio": 1.2}
+    mask = pipeline.generate_mask(latents, target_prompt="a dog", source_prompt="a man", **options, **shared)
+    inverted = pipeline.invert("a man", latents, inpaint_strength=0.6, **{**shared, "guidance_scale": 1.0}).latents
+    named = {"image_latents": inverted, "inpaint_strength": 0.6, "output_type": "latent"}
+    drawn = pipeline("a dog", torch.from_numpy(mask).float()[:, None], **named, **shared).images
+    attack = DiffEdit(source_prompt="a man", strength=0.6, mask_strength=0.4, mask_ratio=1.2, num_maps=3)
+    asked = {"seed": 5, "num_inference_steps": 5, "guidance_scale": 3.0}
+    pictures = attack.draw(family, photos, ["a photo", "a dog"], **asked)
+    torch.testing.assert_close(pictures[1:], family.decode(drawn), rtol=0, atol=1e-4)
 
 
 def test_diffedit_keeps_the_photo_where_both_prompts_ask_for_the_same(family, photos):
