@@ -20,7 +20,7 @@ from apdm.cli import main
 from apdm.config import HardenConfig, L2PConfig, MemoryConfig
 from apdm.core.errors import UserError
 from apdm.distributed.master_weights import FlatMasterWeights
-from apdm.distributed.processes import SINGLE_PROCESS
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.distributed.working_weights import WorkingWeights
 from apdm.families import Family, load_family
 from apdm.jobs.engine_options import check_engine
@@ -89,17 +89,27 @@ def test_every_convolution_works_in_this_format(base: Family) -> None:
     assert seen and all(seen)
 
 
-def test_an_offset_of_flat_parts_is_right_whatever_the_format() -> None:
-    model = odd_denoiser()
-    plain, last = (FlatMasterWeights(WorkingWeights(m)) for m in (model, odd_denoiser().to(memory_format=LAST)))
-    for master in (plain, last):
-        with torch.no_grad():
-            for p in master.working.parameters:
-                p.add_(torch.arange(p.numel()).view_as(p))
-    offsets = [[torch.zeros_like(master.theta[0])] for master in (plain, last)]
-    plain.compute_offset(offsets[0])
-    last.compute_offset(offsets[1])
-    assert torch.equal(offsets[0][0], offsets[1][0])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_the_flat_parts_of_all_processes_together_are_everything(size: int, memory_format: torch.memory_format) -> None:
+    """What each process cuts out for itself, without asking the others."""
+    model: Any = odd_denoiser().to(memory_format=memory_format)
+    counted = [torch.arange(p.numel(), dtype=torch.float32).view(p.shape) for p in model.parameters()]
+    everything = torch.cat([whole.flatten() for whole in counted])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(5)
+        working = [WorkingWeights(model, ProcessGroup(index, size, group="not used")) for index in range(size)]
+        masters = [FlatMasterWeights(one) for one in working]
+        for p, whole in zip(model.parameters(), counted, strict=True):
+            p.copy_(whole)
+    offsets, scattered = ([torch.full_like(master.theta[0], -1) for master in masters] for _ in range(2))
+    for master, offset, own in zip(masters, offsets, scattered, strict=True):
+        master.compute_offset([offset])
+        master.scatter(counted, [own])
+    for parts, expected in ((offsets, everything - 5), (scattered, everything)):
+        assert torch.equal(torch.cat(parts)[: len(everything)], expected)  # padding follows
+        assert len({len(part) for part in parts}) == 1 and len(parts) * len(parts[0]) < len(everything) + size
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
