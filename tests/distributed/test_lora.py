@@ -174,6 +174,24 @@ def test_the_attacker_never_moves_theta_and_every_one_starts_with_a_new_a_and_an
             assert first.std().item() == pytest.approx(1 / 3, rel=0.5)
 
 
+def test_every_turn_starts_at_theta_and_only_a_new_attacker_draws_a_and_has_empty_moments(float64, family):
+    engine, source = engine_of(family.denoiser.double()), draws(family)
+    method, adapter = method_of(family, engine), engine.adapter
+    method.personalize(method.begin(attacker(source)), source.personalization())
+    batch = source.protection()
+    for new in (False, True):
+        with torch.no_grad():
+            for p in adapter.parameters:
+                p.fill_(0.3)
+        state = adapter.generator.get_state()
+        adapter.begin(new=new)
+        loss_of = method.objective.protection_loss(method.begin(attacker(None, low_rank=False)))
+        torch.testing.assert_close(loss_of(engine.adapted, batch)[0], loss_of(engine.model, batch)[0])
+        assert all(torch.equal(p, torch.full_like(p, 0.3)) != new for p in adapter.parameters[::2])
+        assert torch.equal(state, adapter.generator.get_state()) != new
+        assert adapter.steps == (0 if new else 1) and any(m.any() for m in adapter.moments()) != new
+
+
 def test_one_copy_of_the_weights_serves_and_gives_what_two_give(family):
     found = []
     for share_storage in (True, False):
