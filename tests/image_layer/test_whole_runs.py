@@ -1,4 +1,4 @@
-"""Whole runs of DLADiff, Anti-Diffusion and the encoder attack, computed again in float64 from a pipeline's parts."""
+"""Whole runs of DLADiff, Anti-Diffusion, the encoder attack and Mist, computed again in float64 from a pipeline."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from apdm.image_layer.photos import crop_square
 from apdm.image_layer.protections.anti_diffusion import AntiDiffusion
 from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.protections.encoder import EncoderAttack
+from apdm.image_layer.protections.mist import Mist
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import DenoisingDraw, ProtectionTask
 
@@ -138,6 +139,32 @@ def test_the_encoder_attack_descends_on_the_squared_distance_of_means_to_those_o
         gradients = torch.autograd.grad(distance, leaves)
         expected = [(photo - STEP * g.sign()).detach() for photo, g in zip(expected, gradients, strict=True)]
     same(protected(square, EncoderAttack(ascent_steps=2)), expected)
+
+
+def test_mist_ascends_on_the_error_less_the_weighted_distance_to_a_chequered_pattern(square: ProtectionTask) -> None:
+    fresh, photos, vae = again(square), square.originals, square.family.pipeline.vae
+    fields = torch.tensor([[(row + column) % 2 * 2.0 - 1 for column in range(8)] for row in range(8)])
+    pattern = vae.encode(fields.repeat_interleave(2, 0).repeat_interleave(2, 1).expand(1, 3, 16, 16)).latent_dist.mean
+    scale = vae.config.scaling_factor
+    for _ in range(2):
+        leaves, draw = [photo.clone().requires_grad_() for photo in photos], fresh.draw(2, [0, 1])
+        found = vae.encode(torch.stack(leaves) * 2 - 1).latent_dist
+        latents = scale * (found.mean + found.std * draw.latent)
+        semantic = error(fresh, fresh.family.denoiser, latents, draw, fresh.prompt_embeds)
+        textural = (scale * (found.mean - pattern)).pow(2).mean(dim=(1, 2, 3))
+        gradients = torch.autograd.grad((semantic - 40 * textural).sum(), leaves)
+        photos = [(photo + STEP * g.sign()).detach() for photo, g in zip(photos, gradients, strict=True)]
+    same(protected(square, Mist(ascent_steps=2, textural_weight=40)), photos)
+
+
+def test_a_draw_has_a_square_noise_and_any_timestep_but_the_first(task: ProtectionTask) -> None:
+    draw, generator = again(task).draw(5000), torch.Generator().manual_seed(5)
+    positions = torch.rand(5000, generator=generator)
+    latent, noise = (torch.randn(5000, 4, 8, 8, generator=generator) for _ in range(2))
+    assert draw.positions == positions.tolist()
+    assert torch.equal(draw.latent, latent) and torch.equal(draw.noise, noise)
+    assert (draw.timesteps.min(), draw.timesteps.max()) == (1, 999)
+    assert draw.timesteps.double().mean().item() == pytest.approx(500, abs=4 * 1000 / 12**0.5 / 5000**0.5)
 
 
 def test_a_surrogate_learns_the_middle_and_both_ends_of_photos_each_under_its_prompt(task: ProtectionTask) -> None:
