@@ -117,7 +117,7 @@ def test_anti_diffusion_tunes_prompts_ascends_and_trains_in_turn(
         cross = maps[: len(maps) // 2]
         means = [torch.stack([one for one in cross if one.shape[2] == size]).mean((0, 2)) for size in sizes]
         spread = sum(mean.pow(2).sum(-1).mean(-1) for mean in means) / len(sizes)
-        return error(fresh, surrogate.unet, latents, draw, prompts) - 0.3 * spread
+        return error(fresh, surrogate.unet, latents, draw, prompts) - 1e4 * spread
 
     tune()
     photos = moved(fresh, photos, STEP, disturbance)
@@ -126,7 +126,8 @@ def test_anti_diffusion_tunes_prompts_ascends_and_trains_in_turn(
         photos = moved(fresh, photos, STEP, disturbance)
         tune()
     counts = {"rounds": 2, "surrogate_steps": 1, "ascent_steps": 1, "prompt_steps": 1, "batch_size": 1}
-    weights = {"learning_rate": RATE, "prompt_learning_rate": 0.05, "attention_weight": 0.3}
+    # With a small weight of attention the error alone would decide the sign of every gradient.
+    weights = {"learning_rate": RATE, "prompt_learning_rate": 0.05, "attention_weight": 1e4}
     same(protected(two_sizes, AntiDiffusion(**counts, **weights, attention_max_positions=sizes[0])), photos)
 
 
@@ -152,9 +153,9 @@ def test_mist_ascends_on_the_error_less_the_weighted_distance_to_a_chequered_pat
         latents = scale * (found.mean + found.std * draw.latent)
         semantic = error(fresh, fresh.family.denoiser, latents, draw, fresh.prompt_embeds)
         textural = (scale * (found.mean - pattern)).pow(2).mean(dim=(1, 2, 3))
-        gradients = torch.autograd.grad((semantic - 40 * textural).sum(), leaves)
+        gradients = torch.autograd.grad((semantic - 4 * textural).sum(), leaves)
         photos = [(photo + STEP * g.sign()).detach() for photo, g in zip(photos, gradients, strict=True)]
-    same(protected(square, Mist(ascent_steps=2, textural_weight=40)), photos)
+    same(protected(square, Mist(ascent_steps=2, textural_weight=4)), photos)
 
 
 def test_a_draw_has_a_square_noise_and_any_timestep_but_the_first(task: ProtectionTask) -> None:
@@ -167,12 +168,15 @@ def test_a_draw_has_a_square_noise_and_any_timestep_but_the_first(task: Protecti
     assert draw.timesteps.double().mean().item() == pytest.approx(500, abs=4 * 1000 / 12**0.5 / 5000**0.5)
 
 
-def test_a_surrogate_learns_the_middle_and_both_ends_of_photos_each_under_its_prompt(task: ProtectionTask) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_surrogate_learns_the_middle_and_both_ends_of_photos_each_under_its_prompt(
+    task: ProtectionTask, weight: float
+) -> None:
     assert task.originals[2].shape == (3, 24, 36)
     prompts = task.prompt_embeds + 0.1 * torch.randn(3, *task.prompt_embeds.shape[1:], generator=task.generator)
-    surrogate = Surrogate(again(task), learning_rate=RATE, batch_size=2)
+    surrogate = Surrogate(again(task), learning_rate=RATE, batch_size=2, prior_loss_weight=weight)
     surrogate.fit(task.originals, 3, prompts)
     plain = PlainSurrogate(again(task), RATE, text=False)
     views = [crop_square(photo, 16, at) for at in (0.5, 0.0, 1.0) for photo in task.originals]
-    plain.fit(views, 3, batch_size=2, weight=0, prompts=prompts.repeat(3, 1, 1))
+    plain.fit(views, 3, batch_size=2, weight=weight, prompts=prompts.repeat(3, 1, 1))
     same(list(surrogate.denoiser.parameters()), list(plain.unet.parameters()))
