@@ -49,6 +49,15 @@ def only(way: str, **options: object) -> RandomTransform:
     return RandomTransform(TransformConfig(**shares, **options))
 
 
+def test_the_tables_of_every_quality_are_those_that_pillow_writes():
+    for quality in range(1, 101):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
+        theirs = [table for _, table in sorted(Image.open(buffer).quantization.items())]
+        ours = [transforms._table(base, quality).flatten().tolist() for base in (transforms.LUMA, transforms.CHROMA)]
+        assert ours == theirs
+
+
 @pytest.mark.parametrize("quality", [10, 49, 50, 75, 95, 100])
 @pytest.mark.parametrize("picture", [smooth_picture(), chelsea()[40:201, 60:293]], ids=["smooth", "photo"])
 def test_jpeg_is_what_pillow_saves(picture: np.ndarray, quality: int):

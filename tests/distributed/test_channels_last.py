@@ -73,6 +73,7 @@ def test_a_gradient_of_another_layout_is_added_with_a_loss_scale(base: Family) -
     training.master.accumulate([g * factor for g in gradient], scale)
     for ours, theirs in zip(training.master.gradient, gradient, strict=True):
         torch.testing.assert_close(ours, theirs)
+        assert ours.grad is None  # the memory of the part is free again
 
 
 def test_every_convolution_works_in_this_format(base: Family) -> None:
