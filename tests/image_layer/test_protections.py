@@ -90,16 +90,17 @@ def test_the_attention_loss_is_zero_where_models_and_photos_are_equal(task: Prot
     assert loss(task.originals, [0, 1, 2]).tolist() == [0, 0, 0]
 
 
-def test_the_attention_loss_compares_with_the_clean_photo_as_it_is(task: ProtectionTask):
+@pytest.mark.parametrize("count", [2, 3])  # two square photos, and one that is not
+def test_the_attention_loss_compares_with_the_clean_photo_as_it_is(task: ProtectionTask, count: int):
     seen: list[torch.Tensor] = []
 
     def darkened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         seen.append(images)
         return 0.5 * images
 
-    changed = replace(task, transform=darkened)
+    changed = replace(task, originals=task.originals[:count], transform=darkened)
     denoiser = task.family.denoiser
-    value = DLADiff().attention_loss(changed, denoiser, denoiser)(task.originals, [0, 1, 2])
+    value = DLADiff().attention_loss(changed, denoiser, denoiser)(changed.originals, list(range(count)))
     assert len(seen) == 1 and (value > 0).all()
 
 

@@ -49,11 +49,11 @@ def test_a_square_original_is_encoded_once_and_gives_the_same_latents(
 
     monkeypatch.setattr(type(task.family), "posterior", noted)
     square = replace(task, originals=task.originals[:2])
-    for which in ([1, 0], [1]):
+    for which in ([1, 0], [1], [0]):
         draw = square.draw(len(which), which)
         expected = task.latents([task.originals[i] for i in which], draw, transformed=False)
         torch.testing.assert_close(square.original_latents(which, draw), expected, rtol=1e-12, atol=1e-12)
-    assert len(calls) == 2 + 2  # two for the expected values, and each original once
+    assert len(calls) == 3 + 2  # three for the expected values, and each original once
     draw = task.draw(3)
     # One photo is not square, so the position of the square counts and nothing can be encoded once for all.
     assert torch.equal(task.original_latents([0, 1, 2], draw), task.latents(task.originals, draw, transformed=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from apdm.image_layer.photos import crop_square
 from apdm.image_layer.protections.anti_diffusion import AntiDiffusion
 from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.protections.encoder import EncoderAttack
+from apdm.image_layer.protections.fsmg import FSMG
 from apdm.image_layer.protections.mist import Mist
 from apdm.image_layer.surrogate import Surrogate
 from apdm.image_layer.task import DenoisingDraw, ProtectionTask
@@ -156,6 +158,25 @@ def test_mist_ascends_on_the_error_less_the_weighted_distance_to_a_chequered_pat
         gradients = torch.autograd.grad((semantic - 4 * textural).sum(), leaves)
         photos = [(photo + STEP * g.sign()).detach() for photo, g in zip(photos, gradients, strict=True)]
     same(protected(square, Mist(ascent_steps=2, textural_weight=4)), photos)
+
+
+TRANSFORMED = [
+    Mist(ascent_steps=2),
+    EncoderAttack(ascent_steps=2),
+    FSMG(static_steps=2, ascent_steps=1, learning_rate=RATE, prior_loss_weight=0),
+    AntiDiffusion(rounds=1, surrogate_steps=1, ascent_steps=1, prompt_steps=1, learning_rate=RATE),
+]
+
+
+@pytest.mark.parametrize("protection", TRANSFORMED, ids=lambda protection: protection.name)
+def test_photos_that_a_trainer_mirrors_are_protected_as_mirrored_photos(
+    square: ProtectionTask, protection: Any
+) -> None:
+    mirrors = replace(square, transform=lambda images, _: images.flip(-1), clean=[])
+    mirrored = replace(square, originals=[photo.flip(-1) for photo in square.originals], clean=[])
+    found = protected(mirrors, protection)
+    same(found, [photo.flip(-1) for photo in protected(mirrored, protection)])
+    assert not torch.equal(found[0], protected(replace(square, clean=[]), protection)[0])
 
 
 def test_a_draw_has_a_square_noise_and_any_timestep_but_the_first(task: ProtectionTask) -> None:
