@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from engine_cases import CASES, build, steps, theta
 from torch import Tensor, nn
 
-from apdm.distributed.graphs import Graphs, can_record
+from apdm.distributed.graphs import MOST_GRAPHS, Graphs, can_record
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.distributed.recompute import enable_gradient_checkpointing, recomputed
 from apdm.families import load_family
@@ -143,6 +143,8 @@ def test_calls_of_another_kind_are_recorded_anew_and_a_lost_loss_blocks_nothing(
     assert recorder.replayed == 2
     loss.backward()
     network.zero_grad()
+    one(2)(graphed)
+    assert recorder.replayed == 3
     del loss
     for _ in range(2):
         graphed(pictures(1, count=5))
@@ -151,6 +153,31 @@ def test_calls_of_another_kind_are_recorded_anew_and_a_lost_loss_blocks_nothing(
             graphed(pictures(1))
         graphed.requires_grad_(True)
     assert recorder.recorded == 3
+
+
+@pytest.mark.parametrize("change", ["mode", "gradients", "a frozen weight", "autocast"])
+def test_a_pass_that_is_computed_otherwise_is_of_another_kind(
+    network: nn.Sequential, recorder: Recorder, change: str
+) -> None:
+    graphed = Graphs(CPU, recorder)(network)
+    for changed in ("", change):
+        network.train(changed != "mode")
+        network[0].bias.requires_grad_(changed != "a frozen weight")
+        with (
+            torch.set_grad_enabled(changed != "gradients"),
+            torch.autocast("cpu", torch.bfloat16, enabled=changed == "autocast"),
+        ):
+            for _ in range(2):
+                graphed(pictures(1))
+    assert recorder.recorded == 2
+
+
+def test_only_so_many_kinds_are_recorded(network: nn.Module, recorder: Recorder) -> None:
+    graphed = Graphs(CPU, recorder)(network)
+    for count in range(1, MOST_GRAPHS + 3):
+        for _ in range(2):
+            torch.testing.assert_close(graphed(pictures(1, count)), network(pictures(1, count)), rtol=0, atol=0)
+    assert (recorder.recorded, recorder.replayed) == (MOST_GRAPHS, MOST_GRAPHS)
 
 
 def test_nothing_is_recorded_while_an_earlier_autograd_graph_is_alive(network: nn.Module, recorder: Recorder) -> None:
@@ -256,8 +283,8 @@ def test_a_block_with_dropout_draws_the_same_numbers_again() -> None:
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     ends = []
-    for call in (block, lambda x: recomputed(block, x)):
+    for call in (block, lambda x: recomputed(block, x), lambda x: recomputed(block.forward, x)):
         torch.manual_seed(1)
         ends.append(torch.autograd.grad(call(pictures(0)).sum(), list(block.parameters())))
-    for plain, ours in zip(*ends, strict=True):
-        assert torch.equal(plain, ours)
+    for plain, *ours in zip(*ends, strict=True):
+        assert all(torch.equal(plain, other) for other in ours)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from engine_cases import PAPER, POOL, build, steps, theta
 from tiny_pipelines import BUILDERS
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from apdm.config import HardenConfig, L2PConfig, MemoryConfig, PoolConfig
 from apdm.core.adamw import reset_optimizer
@@ -89,6 +90,24 @@ def test_every_familys_denoiser_answers_nearly_the_same_in_bfloat16(kind, famili
         exact, rounded = (family.predict(model, noisy, times, embeds) for model in (family.denoiser, half))
     assert (exact - rounded).norm() < 0.03 * exact.norm()
     assert not torch.equal(exact, rounded.float())
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_phi_in_bfloat16_is_told_the_exact_timestep_and_all_else_in_its_own_type(kind, families):
+    family, told = families(kind), {}
+    half = Bfloat16Reference(family.denoiser, torch.device("cpu"))
+    half.denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: told.update(kwargs | dict(zip(("sample", "timestep"), args, strict=False))),
+        with_kwargs=True,
+    )
+    times = torch.tensor([family.num_train_timesteps - 2])
+    embeds = family.encode_prompts(["a photo of sks person"])
+    with torch.no_grad():
+        family.predict(half, torch.randn(1, family.latent_channels, 8, 8), times, embeds)
+    scale = {"sd3": 1000, "flux": 1}.get(kind)
+    assert torch.equal(told.pop("timestep"), times if scale is None else scale * family.sigmas(times))
+    floats = [t for t in tree_leaves(told) if isinstance(t, Tensor) and t.is_floating_point()]
+    assert len(floats) > 1 and {t.dtype for t in floats} == {torch.bfloat16}
 
 
 # -- the attacker's optimizer ----------------------------------------------------------------------------------
