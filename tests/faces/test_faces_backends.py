@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from real_assets import ASSETS, needs_assets
 from safetensors.torch import save_file
@@ -118,7 +119,11 @@ def test_a_whole_picture_is_embedded_through_detection_and_alignment():
 
 def test_without_a_face_the_centred_square_is_embedded_and_the_score_is_zero():
     encoder = encoder_of_means(FixedDetector())
-    assert encoder.crops(torch.zeros(2, 3, 50, 80)).shape == (2, 3, 112, 112)
+    wide = -torch.rand(2, 3, 50, 80, generator=torch.Generator().manual_seed(0))  # below black, so without a face
+    for pictures, middle in ((wide, wide[..., 15:65]), (wide.mT, wide.mT[..., 15:65, :])):
+        crops, resized = encoder.crops(pictures), F.interpolate(middle, 112, mode="bilinear")
+        assert crops.shape == (2, 3, 112, 112)
+        torch.testing.assert_close(crops[..., 2:-2, 2:-2], resized[..., 2:-2, 2:-2], rtol=0, atol=1e-5)
     score = DetectorScore(FixedDetector())
     assert score.score(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])).tolist() == pytest.approx([0.0, 0.9])
 
