@@ -13,9 +13,9 @@ from apdm.attacks.captions import caption_column
 from apdm.audit.cell_runner import CellRunner
 from apdm.audit.cells import Cell
 from apdm.audit.people import Person
+from apdm.audit.picture_names import ATTENTION, COURSE, picture_name
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow, Role
-from apdm.audit.rows import picture_place
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import Entry, code_hash, lengthened
@@ -121,13 +121,13 @@ class Matrix:
             content, pictures = store.load(cell.key)
             row = from_json(AttackRow, content, f"{store.folder.name}/{cell.key}")
             rows.append(row)
-            place = picture_place(row, self.cells[0].entry.spec)
+            name = picture_name(row, self.cells[0].entry.spec)
             if "attacked" in pictures:
-                shown[place] = pictures["attacked"]
+                shown[name] = pictures["attacked"]
             if "course" in pictures:  # cells of older versions have none
-                shown[f"course/{place}"] = pictures["course"].unflatten(0, (len(row.curve), -1)).transpose(0, 1)
+                shown[f"{COURSE}/{name}"] = pictures["course"].unflatten(0, (len(row.curve), -1)).transpose(0, 1)
             if "attention" in pictures:
-                shown[f"attention/{place}"] = pictures["attention"]
+                shown[f"{ATTENTION}/{name}"] = pictures["attention"]
         return rows, shown
 
 

@@ -45,16 +45,10 @@ def attack_and_judge(
         afterwards: bytes of the pictures of attacks that follow on these, for which the disk must have room too.
 
     Returns:
-        The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. The other processes
-        return None. Picture i of all models and steps starts from the same noise. The names are:
-
-        * "class/<model>": class pictures;
-        * "attack/<model>/<person>/<seed>": after the first attack;
-        * "<spec>/<model>/<person>/<seed>": after each other attack;
-        * "course/" and one of the two names above: the first pictures at each step of the row's curve, at most 256
-          pixels wide, as [pictures, steps, 3, H, W];
-        * "attention/" and one of the two names above: attention maps after this attack;
-        * "photos/<person>", only with `plan.show_photos`: the person's own photos.
+        The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. Their names are in
+        `apdm.audit.picture_names`; the first attack's are "attack/...". Those of "course/..." are at most 256 pixels
+        wide, as [pictures, steps, 3, H, W]. Picture i of all models and steps starts from the same noise. The other
+        processes return None.
 
     Raises:
         UserError: likeness by chance cannot be measured, see `measure_strangers`.

@@ -28,9 +28,9 @@ from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_
 from apdm.audit.cell_runner import check_finite, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
+from apdm.audit.picture_names import photo_picture_name
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import PhotoPair
-from apdm.audit.rows import photo_picture_place
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import code_hash
@@ -114,9 +114,8 @@ class PhotoAudit:
             processes: the processes that share the attacks. Each takes the next attack when it is free.
 
         Returns:
-            The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}. A name is
-            "layer/<attack>/<photos>/<person>/<seed>", or "layer/<attack>/<photos>+<purifier>/<person>/<seed>" after a
-            purifier. The other processes return None.
+            The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}, see
+            `apdm.audit.picture_names`. The other processes return None.
         """
         judges, cells = self.plan.judges, self._cells
         seen = {person: to_unit(photos) for person, photos in self._holdout.items()}
@@ -317,7 +316,7 @@ def _collect(keys: Iterable[str], store: CellStore) -> tuple[list[PhotoAttackRow
         row = from_json(PhotoAttackRow, content, f"{store.folder.name}/{key}")
         rows.append(row)
         if DRAWN in drawn:
-            pictures[photo_picture_place(row)] = drawn[DRAWN]
+            pictures[photo_picture_name(row)] = drawn[DRAWN]
     return rows, pictures
 
 
@@ -325,8 +324,7 @@ def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> dict[str, Tensor]:
     """Return the photos of all people, and their changes, for a report that may show them.
 
     Returns:
-        {name: pictures [N, 3, R, R] in [0, 1]} under the names "layer/original/<person>", "layer/shipped/<person>" and
-        "layer/difference/<person>".
+        {name: pictures [N, 3, R, R] in [0, 1]}, see `apdm.audit.picture_names`.
     """
     pictures = {}
     for person, pair in pairs.items():

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 from apdm.audit.common_results import WorstPerson
-from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.results import AttackRow, Comparison, CostFactors, LowestCost, OtherPerson, PlaceboComparison, Role
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent_values, steps_to_reach
@@ -58,23 +57,6 @@ def by_spec(rows: Sequence[AttackRow]) -> dict[str, list[AttackRow]]:
     for row in rows:
         found.setdefault(row.spec, []).append(row)
     return found
-
-
-def file_name(spec: str) -> str:
-    """A spec as part of a file's name: dreambooth:photos=jpeg/quality=50 -> dreambooth_photos=jpeg_quality=50."""
-    return spec.replace("/", "_").replace(":", "_")
-
-
-def picture_place(row: AttackRow, nominal: str) -> str:
-    """The name of the pictures of a row among all pictures of an audit. `nominal` is the spec of its first row."""
-    attack = "attack" if row.spec == nominal else file_name(row.spec)
-    return f"{attack}/{row.model}/{row.subject}/{row.seed}"
-
-
-def photo_picture_place(row: PhotoAttackRow) -> str:
-    """The name of the pictures of a row on photos among all pictures of an audit."""
-    photos = row.photos if row.purifier is None else f"{row.photos}+{file_name(row.purifier)}"
-    return f"layer/{file_name(row.attack)}/{photos}/{row.subject}/{row.seed}"
 
 
 def with_row_figures(rows: Sequence[AttackRow]) -> list[AttackRow]:

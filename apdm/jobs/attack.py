@@ -19,8 +19,8 @@ from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
+from apdm.audit.picture_names import file_name
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.rows import file_name
 from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
 from apdm.audit.suites import AttackFactory, Entry, choose_entries

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from apdm.audit.one_model import AttackResults
 from apdm.audit.photo_results import ImageLayer, PhotoResults
+from apdm.audit.picture_names import ATTENTION, COURSE, file_name, photo_picture_name, picture_name, without_seed
 from apdm.audit.results import AttackRow, Results
 from apdm.audit.results_file import AnyResults
-from apdm.audit.rows import file_name, photo_picture_place, picture_place
 from apdm.core.files import list_files
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.export.layout import PICTURES
 from apdm.report.attack_page import AttackPictures, title_of
-from apdm.report.pictures import COURSE, Pictures
+from apdm.report.pictures import Pictures
 from apdm.report.strips import course_sheets, strip_image, strips
 
 AFTER = "after"  # the sheet of the pictures after an attack on one model
@@ -60,7 +60,7 @@ def read_pictures(results: AnyResults, output: Path) -> Pictures:
     places: set[str] = set()
     drawn = list(_drawn(results))
     for name, expected in drawn:
-        place = name.rpartition("/")[0]  # without the seed: a report shows the first one
+        place = without_seed(name)  # a report shows the first seed
         if place not in places and (name in sheets or expected):
             places.add(place)
             chosen[name] = sheets.get(name)
@@ -87,7 +87,7 @@ def save_attack_pictures(
     """
     found, sheets = {}, {}
     for row in results.attacks:
-        name, folder = picture_place(row, results.attacks[0].spec), attack_folder(row)
+        name, folder = picture_name(row, results.attacks[0].spec), attack_folder(row)
         after, course = pictures.get(name), pictures.get(f"{COURSE}/{name}")
         if after is not None:
             sheets[f"{folder}/{AFTER}"] = grid(after, COLUMNS)
@@ -146,11 +146,11 @@ def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:
     if not isinstance(results, PhotoResults):
         nominal = results.attacks[0].spec
         for row in results.attacks:
-            place = picture_place(row, nominal)
+            place = picture_name(row, nominal)
             yield place, bool(row.identity)
-            yield f"attention/{place}", False
+            yield f"{ATTENTION}/{place}", False
     for one in layer.attacks if layer is not None else []:
-        yield photo_picture_place(one), bool(one.identity)
+        yield photo_picture_name(one), bool(one.identity)
 
 
 def _cut(path: Path, columns: int | None = None) -> list[Image.Image]:

@@ -15,6 +15,7 @@ from PIL import Image
 from apdm.attacks.registry import without_words
 from apdm.audit.common_results import Verdict
 from apdm.audit.one_model import AttackResults
+from apdm.audit.picture_names import COURSE
 from apdm.audit.results import Results
 from apdm.audit.results_file import AnyResults
 from apdm.audit.rows import by_spec, protected_curve
@@ -26,7 +27,7 @@ from apdm.data.subjects import find_subjects, load_images
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import IMAGES
 from apdm.image_layer.results import Perturbation
-from apdm.report.pictures import COURSE, Pictures
+from apdm.report.pictures import Pictures
 from apdm.report.strips import strip_image, strips
 
 logger = get_logger(__name__)

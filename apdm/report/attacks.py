@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from apdm.audit.picture_names import ATTENTION, attack_name
 from apdm.audit.results import AttackOutcome, AttackRow, Results
-from apdm.audit.rows import by_spec, file_name
+from apdm.audit.rows import by_spec
 from apdm.report.curves import Encoder, Plot, mean_plots, plots
-from apdm.report.pictures import FIRST_ATTACK, Encoded, PanelPair, panel_pair, worst_person
+from apdm.report.pictures import Encoded, PanelPair, panel_pair, worst_person
 from apdm.report.scales import scale
 from apdm.report.strips import Strip, StripView, strip_view
 
@@ -82,12 +83,12 @@ def attack_sections(
     """One section for each attack, in the order of the rows.
 
     Args:
-        shown: data URIs by slot.
+        shown: data URIs by name.
         strips: {spec: strip}.
     """
-    outcomes = {outcome.spec: outcome for outcome in results.by_attack}
+    outcomes, first = {outcome.spec: outcome for outcome in results.by_attack}, results.attacks[0].spec
     sections = []
-    for number, (spec, rows) in enumerate(by_spec(results.attacks).items()):
+    for spec, rows in by_spec(results.attacks).items():
         person = worst_person(outcomes[spec], results.subjects)
         means = list(mean_plots(encoders, rows, rows[0].nominal_step))
         several = len({row.subject for row in rows if row.role == "protected"}) > 1
@@ -100,25 +101,18 @@ def attack_sections(
                 plots=means,
                 by_person=by_person,
                 strip=strip_view(strips[spec], shown) if spec in strips else None,
-                pairs=list(_pairs(spec, person, number == 0 or spec in strips, number == 0, shown)),
+                pairs=list(_pairs(attack_name(spec, first), person, spec == first or spec in strips, shown)),
             )
         )
     return sections
 
 
-def _pairs(spec: str, person: str, is_shown: bool, is_first: bool, shown: Encoded) -> Iterator[PanelPair]:
+def _pairs(attack: str, person: str, is_shown: bool, shown: Encoded) -> Iterator[PanelPair]:
     """Pictures of the worst person after the attack, unless they are shown elsewhere, and attention maps."""
-    name = FIRST_ATTACK if is_first else file_name(spec)
-    pairs = [] if is_shown else [panel_pair(f"{person}, attacked", f"by/{name}/{person}", shown)]
-    note = "bright: the word for this person acts here"
-    pairs.append(
-        panel_pair(
-            f"{person}: where the model looks for the subject",
-            f"attention/{name}/{person}",
-            shown,
-            notes={"base": note, "hardened": note},
-        )
-    )
+    pairs = [] if is_shown else [panel_pair(f"{person}, attacked", attack, person, shown)]
+    title, note = f"{person}: where the model looks for the subject", "bright: the word for this person acts here"
+    notes = {"base": note, "hardened": note}
+    pairs.append(panel_pair(title, f"{ATTENTION}/{attack}", person, shown, notes=notes))
     return (pair for pair in pairs if pair.is_shown)
 
 

@@ -26,9 +26,9 @@ from apdm.report.costs import attack_costs
 from apdm.report.curves import AXES, LINE_COLOURS, Encoder
 from apdm.report.numbers import mean, number, percent, plain
 from apdm.report.photos import photo_section
-from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, panel_pair, shown_slots, slots
+from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, first_seeds, panel_pair, shown_names
 from apdm.report.searches import known_lines, price, search_lines
-from apdm.report.strips import Strip, strip_slots, strips
+from apdm.report.strips import Strip, strip_pictures, strips
 
 CHECKS = {  # {check: (label, kind of threshold)}
     "match_rate": ("Pictures that match the subject", "at most"),
@@ -49,14 +49,14 @@ def write_report(results: Results, output: str | Path, pictures: Pictures, *, da
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
-        pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`. The i-th pictures of the base
-            and of the hardened model start from the same noise.
+        pictures: the audit's pictures by name, see `apdm.audit.picture_names`. The i-th pictures of the base and of
+            the hardened model start from the same noise.
         data: where the page's link to results.json leads.
     """
     found = strips(results, pictures)
     headline = results.cost_factor.spec if results.cost_factor.spec in found else next(iter(found), None)
     found = {spec: strip if spec == headline else strip.with_one_noise() for spec, strip in found.items()}
-    content = _content(results, slots(results.others, pictures) | strip_slots(found), found)
+    content = _content(results, first_seeds(pictures) | strip_pictures(found), found)
     write_page("report.html.j2", output, content | {"data": data})
 
 
@@ -95,7 +95,7 @@ def is_report(path: Path) -> bool:
 def _content(results: Results, pictures: Pictures, found: Mapping[str, Strip]) -> dict[str, Any]:
     """Everything that the template needs, by the names that it uses."""
     encoders = [Encoder(one.name, one.threshold, results.strangers[one.name]) for one in results.judges.encoders]
-    shown = encode_pictures({name: pictures[name] for name in shown_slots(results, list(pictures), found)})
+    shown = encode_pictures({name: pictures[name] for name in shown_names(results, list(pictures), found)})
     headline = [row for row in results.attacks if row.spec == results.cost_factor.spec]
     pairs = _pairs(results, encoders, shown)
     sections = attack_sections(results, encoders, shown, found)
@@ -251,27 +251,14 @@ def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> lis
     faces = results.utility.class_face_rate or {}
     class_notes = {model: f"{percent(rate)} show a face" for model, rate in faces.items()}
 
-    def notes(subject: str, role: Role) -> dict[str, str]:
-        return {model: _note(rows, encoders, model, role, subject) for model in ("base", "hardened")}
+    def pair(title: str, person: str, role: Role, photos: str | None = None) -> PanelPair:
+        notes = {model: _note(rows, encoders, model, role, person) for model in ("base", "hardened")}
+        return panel_pair(title, "attack", person, shown, notes=notes, photos=photos)
 
     pairs = [
-        *(
-            panel_pair(
-                f"After the attack on {person}",
-                f"attacked/{person}",
-                shown,
-                notes=notes(person, "protected"),
-                photos=f"photos/{person}",
-            )
-            for person in subjects
-        ),
-        panel_pair(CLASS_TITLE, "class", shown, notes=class_notes),
-        *(
-            panel_pair(
-                f"Trained on {person}, who is not protected", f"other/{person}", shown, notes=notes(person, "other")
-            )
-            for person in others
-        ),
+        *(pair(f"After the attack on {one}", one, "protected", f"photos/{one}") for one in subjects),
+        panel_pair(CLASS_TITLE, "class", None, shown, notes=class_notes),
+        *(pair(f"Trained on {one}, who is not protected", one, "other") for one in others),
     ]
     return [pair for pair in pairs if pair.is_shown]
 

@@ -13,18 +13,18 @@ from apdm.report.attacks import AttackSection
 from apdm.report.curves import Encoder
 from apdm.report.page import CHECKS, about_judges, headline_of, photos_counted, write_page
 from apdm.report.photos import TITLES, photo_section
-from apdm.report.pictures import Pictures, encode_pictures, slots
+from apdm.report.pictures import Pictures, encode_pictures, first_seeds
 
 
 def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pictures, *, data: str = RESULTS) -> None:
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
-        pictures: the audit's pictures by name, or by slot, see `apdm.report.pictures`.
+        pictures: the audit's pictures by name, see `apdm.audit.picture_names`.
         data: where the page's link to results.json leads.
     """
     encoders = [Encoder(one.name, one.threshold, results.strangers[one.name]) for one in results.judges.encoders]
-    shown = encode_pictures(slots((), pictures))
+    shown = encode_pictures(first_seeds(pictures))
     content = {
         "results": results,
         **about_judges(results.judges),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from apdm.audit.photo_results import ImageLayer, PhotoAttackRow, PhotoOutcome
-from apdm.audit.rows import photo_picture_place
+from apdm.audit.picture_names import photo_picture_name, without_seed
 from apdm.config.image_layer import NO_METHOD
 from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import face_rate
@@ -18,7 +18,7 @@ from apdm.report.pictures import Encoded, panel
 TITLES = {"dreambooth": "DreamBooth", "faceid": "FaceID adapter, one photo"}
 SLIDERS = 4  # of a person
 VOID = "void: too weak with clean photos"
-PHOTOS = {  # {slot: (title, note)}
+PHOTOS = {  # {part of a name: (title, note)}
     "original": ("original", "before protection"),
     "shipped": ("protected", "as it is shipped"),
     "difference": ("difference", "ten times, around grey"),
@@ -30,7 +30,7 @@ def photo_section(layer: ImageLayer, shown: Encoded, encoders: Sequence[str]) ->
 
     Args:
         layer: the results on protected photos.
-        shown: data URIs by slot.
+        shown: data URIs by name.
         encoders: names of the face encoders, in the order of the table's columns.
     """
     subjects = dict.fromkeys(row.subject for row in layer.attacks)
@@ -102,19 +102,19 @@ def _person(
 
     A slider is the data URIs of a photo, original and protected. The page lays one over the other.
     """
-    pairs = zip(*(shown.get(f"layer/{slot}/{subject}", []) for slot in ("original", "shipped")), strict=False)
+    pairs = zip(*(shown.get(f"layer/{name}/{subject}", []) for name in ("original", "shipped")), strict=False)
     sliders = list(pairs)[:SLIDERS]
     panels = [
-        panel("photos", title.capitalize(), note, shown[f"layer/{slot}/{subject}"])
-        for slot, (title, note) in PHOTOS.items()
-        if f"layer/{slot}/{subject}" in shown and (slot == "difference" or not sliders)
+        panel("photos", title.capitalize(), note, shown[f"layer/{name}/{subject}"])
+        for name, (title, note) in PHOTOS.items()
+        if f"layer/{name}/{subject}" in shown and (name == "difference" or not sliders)
     ]
     first: dict[tuple[str, str], PhotoAttackRow] = {}  # of several seeds
     for row in rows:
         if row.subject == subject and row.status == "ok":
             first.setdefault((row.attack, described(row)), row)
     for row in first.values():
-        images = shown.get(photo_picture_place(row).rpartition("/")[0])  # the slots of pictures know no seed
+        images = shown.get(without_seed(photo_picture_name(row)))
         if images is not None:
             colour = "base" if row.photos == "clean" else "hardened"
             title = f"{TITLES.get(row.attack, row.attack)}, {described(row)}"

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
+from apdm.audit.picture_names import COURSE, file_name, picture_name
 from apdm.audit.results import AttackRow, Results
-from apdm.audit.rows import by_spec, file_name, paired_rows, picture_place
+from apdm.audit.rows import by_spec, paired_rows
 from apdm.report.numbers import number
-from apdm.report.pictures import COURSE, STRIP, Encoded, Pictures, worst_person
+from apdm.report.pictures import STRIP, Encoded, Pictures, worst_person
 
 MOST_STEPS = 6  # columns of a strip
 PAPER, INK, QUIET = "#ffffff", "#1b1f24", "#59626d"
@@ -68,7 +69,7 @@ def strips(results: Results, pictures: Pictures) -> dict[str, Strip]:
     """Make the strip of each attack, {spec: strip}.
 
     Args:
-        pictures: the audit's pictures, by the names that `apdm.audit.model_audit.attack_and_judge` gives them.
+        pictures: the audit's pictures by name, see `apdm.audit.picture_names`.
 
     Returns:
         One strip for each attack of which there are pictures of both models. An audit by an older version has none.
@@ -149,8 +150,8 @@ class StripView:
         return any(uri is not None and uri.startswith("data:image/png") for *_, cells in self.lines for uri, _ in cells)
 
 
-def strip_slots(strips: Mapping[str, Strip]) -> dict[str, list[Image.Image]]:
-    """The pictures of strips by slot, "strip/<attack>/<number of the line>"."""
+def strip_pictures(strips: Mapping[str, Strip]) -> dict[str, list[Image.Image]]:
+    """The pictures of strips by name, "strip/<attack>/<number of the line>"."""
     return {
         f"{STRIP}/{file_name(spec)}/{place}": [one.image for one in line.pictures if one.image is not None]
         for spec, strip in strips.items()
@@ -159,7 +160,7 @@ def strip_slots(strips: Mapping[str, Strip]) -> dict[str, list[Image.Image]]:
 
 
 def strip_view(strip: Strip, shown: Encoded) -> StripView:
-    """The strip with encoded pictures. `shown` are data URIs by slot."""
+    """The strip with encoded pictures. `shown` are data URIs by name."""
     lines, noises = [], len(strip.lines) // 2
     for place, line in enumerate(strip.lines):
         uris = iter(shown[f"{STRIP}/{file_name(strip.spec)}/{place}"])
@@ -182,7 +183,7 @@ def _candidates(results: Results) -> dict[str, list[tuple[AttackRow, AttackRow]]
 
 
 def _name(results: Results, row: AttackRow) -> str:
-    return f"{COURSE}/{picture_place(row, results.attacks[0].spec)}"
+    return f"{COURSE}/{picture_name(row, results.attacks[0].spec)}"
 
 
 def _strip(

@@ -188,6 +188,6 @@ def course_pictures(results: dict[str, Any]) -> dict[str, list[Image.Image]]:
 
 
 def make_pictures() -> dict[str, list[Image.Image]]:
-    """Pictures of two seeds for every slot of the first attack and of the class."""
-    slots = ("attacked/s01", "attacked/s02", "class", "other/o01")
-    return {f"{model}/{slot}": [picture(1), picture(2)] for slot in slots for model in ("base", "hardened")}
+    """Two pictures of each model: of the class, and of everybody after the first attack."""
+    names = [f"attack/{model}/{person}/3" for person in ("s01", "s02", "o01") for model in ("base", "hardened")]
+    return {name: [picture(1), picture(2)] for name in [*names, "class/base", "class/hardened"]}

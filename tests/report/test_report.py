@@ -20,7 +20,7 @@ from apdm.metrics.utility import MeanAndStd, StrangersLikeness
 from apdm.report.curves import LEFT, RIGHT, TOP, WIDTH, Encoder, plots
 from apdm.report.numbers import number
 from apdm.report.page import write_report
-from apdm.report.pictures import encode_pictures, shown_slots, slots
+from apdm.report.pictures import encode_pictures, first_seeds, shown_names
 from apdm.report.searches import known_lines
 
 HOSTILE = '"><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>'
@@ -152,16 +152,14 @@ def test_the_worst_subject_comes_first_and_base_stands_before_hardened(
     assert [label.split(" model")[0] for label in labels] == ["Base", "Base", "Hardened", "Hardened"] * 4
 
 
-def test_the_audits_own_picture_names_are_understood_and_the_first_seed_is_shown(
-    results: dict[str, Any],
-) -> None:
+def test_of_several_seeds_the_first_is_shown() -> None:
     first, second = [picture(1)], [picture(2)]
     names = {"class/base": first, "attack/base/s01/3": first, "attack/base/s01/4": second}
-    names |= {"attack/hardened/o01/3": first, "photos/s01": second}
-    assert slots(results["others"], names) == {
-        "base/class": first,
-        "base/attacked/s01": first,
-        "hardened/other/o01": first,
+    names |= {"attack/hardened/o01/3": first, "photos/s01": second, "course/attack/base/s01/3": second}
+    assert first_seeds(names) == {
+        "class/base": first,
+        "attack/base/s01": first,
+        "attack/hardened/o01": first,
         "photos/s01": second,
     }
 
@@ -236,12 +234,12 @@ def test_pictures_of_later_attacks_and_attention_are_shown_of_the_worst_person_a
         for spec in ("attack", "lora_rank=4", "attention/attack", "attention/lora_rank=4")
         for person in ("s01", "s02")
     }
-    assert shown_slots(typed, list(slots(typed.others, names))) == [
-        "hardened/attacked/s01",
-        "hardened/attacked/s02",
-        "hardened/by/lora_rank=4/s02",
-        "hardened/attention/attacked/s02",
-        "hardened/attention/lora_rank=4/s02",
+    assert shown_names(typed, list(first_seeds(names))) == [
+        "attack/hardened/s01",
+        "attack/hardened/s02",
+        "lora_rank=4/hardened/s02",
+        "attention/attack/hardened/s02",
+        "attention/lora_rank=4/hardened/s02",
     ]
 
 
@@ -257,7 +255,7 @@ def test_hostile_names_are_printed_and_never_run(
         return value if not isinstance(value, str) or value in kept else HOSTILE
 
     poisoned = poison(results)
-    page = write(tmp_path, poisoned, {**pictures, f"base/attacked/{HOSTILE}": [picture()]})
+    page = write(tmp_path, poisoned, {**pictures, f"attack/base/{HOSTILE}/3": [picture()]})
     assert page.text().count("<script>alert(1)</script>") > 20
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert all(source.startswith("data:") for source in page.values("src"))
@@ -284,7 +282,7 @@ def test_a_failed_attack_is_shown_as_failed(tmp_path: Path, results: dict[str, A
             "error": "FloatingPointError: loss is nan",
             "identity": {},
         }
-    page = write(tmp_path, results, {"hardened/attacked/s02": [picture()]})
+    page = write(tmp_path, results, {"attack/hardened/s02/3": [picture()]})
     assert "dreambooth base s02 protected 3 – – – > 300 – 0.770 12 failed" in page.text("attacks")
     assert page.text("attacks").count("FloatingPointError: loss is nan") == 2
     assert "Base model the attack failed No pictures" in page.text("verdict")
@@ -315,7 +313,7 @@ def test_the_curve_is_the_mean_of_the_seeds_that_did_not_fail(results: dict[str,
 
 def test_many_large_pictures_still_make_a_page_below_five_megabytes(tmp_path: Path, results: dict[str, Any]) -> None:
     large = [picture(seed, side=400) for seed in range(8)]
-    many = {f"{model}/attacked/s{n:02d}": large for model in ("base", "hardened") for n in range(1, 5)}
+    many = {f"attack/{model}/s{n:02d}/3": large for model in ("base", "hardened") for n in range(1, 5)}
     ids = [f"s{n:02d}" for n in range(1, 5)]
     results["strangers"]["enc-a"]["subjects"] = dict.fromkeys(ids, 0.1)
     write(tmp_path, {**results, "subjects": ids}, many)
@@ -324,7 +322,7 @@ def test_many_large_pictures_still_make_a_page_below_five_megabytes(tmp_path: Pa
 
 def test_small_pictures_are_kept_exactly_and_the_shown_ones_are_spread(tmp_path: Path) -> None:
     images = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in range(30)]
-    shown = encode_pictures({"slot": images})["slot"]
+    shown = encode_pictures({"class/base": images})["class/base"]
     (tmp_path / "x.png").write_bytes(base64.b64decode(shown[1].partition(",")[2]))
     assert len(shown) == 6 and shown[0].startswith("data:image/png")
     assert Image.open(tmp_path / "x.png").getpixel((5, 5)) == (5, 0, 0)
@@ -338,7 +336,7 @@ def test_equal_results_give_equal_pages_and_a_failure_leaves_the_old_one(
     write(tmp_path, copy.deepcopy(results), pictures)
     assert (tmp_path / "report.html").read_bytes() == before
     with pytest.raises(AttributeError):
-        write(tmp_path, results, {"base/class": ["no picture"]})  # type: ignore[list-item]
+        write(tmp_path, results, {"class/base": ["no picture"]})  # type: ignore[list-item]
     assert (tmp_path / "report.html").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 

@@ -1,0 +1,48 @@
+"""The names of the pictures of an audit, on disk and in the report.
+
+    class/<model>                      class pictures, without an attack
+    attack/<model>/<person>/<seed>     after the first attack
+    <spec>/<model>/<person>/<seed>     after each other attack
+    course/...                         the first pictures at each step of a row's curve, and one of the two names above
+    attention/...                      attention maps after an attack, and one of the two names above
+    photos/<person>                    the person's own photos, if the report may show them
+
+    layer/<spec>/<photos>/<person>/<seed>               after an attack with "clean" or "protected" photos
+    layer/<spec>/protected+<purifier>/<person>/<seed>   after an attack with purified photos
+    layer/original/<person>, layer/shipped/<person>, layer/difference/<person>   the photos themselves
+
+Here specs and purifiers are written as `file_name` writes them.
+"""
+
+from __future__ import annotations
+
+from apdm.audit.photo_results import PhotoAttackRow
+from apdm.audit.results import AttackRow
+
+COURSE, ATTENTION = "course", "attention"
+
+
+def file_name(spec: str) -> str:
+    """A spec as part of a file's name: dreambooth:photos=jpeg/quality=50 -> dreambooth_photos=jpeg_quality=50."""
+    return spec.replace("/", "_").replace(":", "_")
+
+
+def attack_name(spec: str, first: str) -> str:
+    """The part of a name that says the attack. `first` is the spec of the audit's first row."""
+    return "attack" if spec == first else file_name(spec)
+
+
+def picture_name(row: AttackRow, first: str) -> str:
+    """The name of the pictures of a row. `first` is the spec of the audit's first row."""
+    return f"{attack_name(row.spec, first)}/{row.model}/{row.subject}/{row.seed}"
+
+
+def photo_picture_name(row: PhotoAttackRow) -> str:
+    """The name of the pictures of a row on photos."""
+    photos = row.photos if row.purifier is None else f"{row.photos}+{file_name(row.purifier)}"
+    return f"layer/{file_name(row.attack)}/{photos}/{row.subject}/{row.seed}"
+
+
+def without_seed(name: str) -> str:
+    """A name without its seed, so that it is the same for all seeds. A name that has none stays as it is."""
+    return name.rpartition("/")[0] if name.count("/") > 2 else name
