@@ -14,7 +14,7 @@ from apdm.core.errors import Faults, UserError
 from apdm.core.files import delete
 from apdm.export.layout import REPORT
 from apdm.jobs.report import report, results_file
-from apdm.report.page import is_report
+from apdm.report.template import is_report
 
 
 @dataclass(frozen=True)

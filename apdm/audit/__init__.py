@@ -17,6 +17,7 @@ one_model       runs attacks on one model alone, without a verdict: `apdm attack
 matrix          the list of all cells, which several processes can share
 cells, cell_runner                one cell; how it is run: attacked, and judged at every measured step
 untrained       lets attacks without training run as cells
+picture_names   what the pictures of an audit are called
 attention       maps of where an attacked model attends to the word for the subject
 class_pictures  pictures that the models draw for the class prompt, without an attack
 guidance        what the models draw of the people before any attack

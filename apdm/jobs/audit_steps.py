@@ -58,7 +58,7 @@ from apdm.jobs.prepare import goes_on, resolved
 from apdm.jobs.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.tracked import track_audit
 from apdm.metrics.judges import JudgesDescription
-from apdm.report.page import write_report
+from apdm.report.audit_page import write_report
 
 UNFINISHED = (
     "Not finished: the attacks with the protected photos are not done yet. If the run was stopped, the same command "

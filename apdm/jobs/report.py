@@ -17,8 +17,9 @@ from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, R
 from apdm.export.manifest import renew_entry
 from apdm.jobs.picture_sheets import read_attack_pictures, read_pictures
 from apdm.report.attack_page import write_attack_page, write_drawing
-from apdm.report.page import is_report, write_report
+from apdm.report.audit_page import write_report
 from apdm.report.photo_page import write_photo_report
+from apdm.report.template import is_report
 
 
 @dataclass(frozen=True, kw_only=True)

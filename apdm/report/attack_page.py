@@ -13,10 +13,11 @@ from apdm.audit.results import AttackRow
 from apdm.core.terminal import count
 from apdm.export.layout import ATTACK
 from apdm.metrics.identity import face_rate
+from apdm.report.common import photos_counted
 from apdm.report.curves import LINE_COLOURS, Curve, Plot, plot
 from apdm.report.numbers import number, percent
-from apdm.report.page import write_page
 from apdm.report.pictures import encode_pictures
+from apdm.report.template import write_page
 
 NAMED = 2  # attacks, and people, that the heading names; of more it gives the number
 
@@ -115,11 +116,10 @@ def write_attack_page(
     attacks = ", ".join(names) if len(names) <= NAMED else count(len(names), "attack")
     people = ", ".join(results.subjects) if len(results.subjects) <= NAMED else f"{len(results.subjects)} people"
     title = f"{attacks} on {people}"
-    counts = {name: sum(getattr(results.photos, name).values()) for name in ("attacked", "held_out")}
     content = {
         "results": results,
         "title": title,
-        "counts": counts,
+        "counts": photos_counted(results.photos),
         "plots": likeness_plots(results),
         "sections": sections,
         "data": data,

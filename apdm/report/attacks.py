@@ -1,4 +1,4 @@
-"""The page's sections on attacks: a table of all attacks, and each attack's curves, pictures and parameters."""
+"""The page's sections on attacks: a table of all attacks, and each attack's curves and pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apdm.audit.picture_names import ATTENTION, attack_name
-from apdm.audit.results import AttackOutcome, AttackRow, Results
+from apdm.audit.results import AttackOutcome, Results
 from apdm.audit.rows import by_spec
 from apdm.report.curves import Encoder, Plot, mean_plots, plots
 from apdm.report.pictures import Encoded, PanelPair, panel_pair, worst_person
@@ -24,10 +24,9 @@ STATES = {  # {state: (style, words)}
 
 @dataclass(frozen=True)
 class AttackSection:
-    """The plots, pictures and parameters of one attack.
+    """The plots and pictures of one attack.
 
     Attributes:
-        params: {parameter: its values in the rows}.
         plots: the mean over people and seeds, one plot for each encoder.
         by_person: one plot for each person and encoder, if `plots` do not show the same.
         strip: the same pictures while the attack runs; None if there are none.
@@ -35,7 +34,6 @@ class AttackSection:
 
     spec: str
     assumes: str
-    params: dict[str, list[Any]]
     plots: list[Plot]
     by_person: list[Plot]
     strip: StripView | None
@@ -97,7 +95,6 @@ def attack_sections(
             AttackSection(
                 spec=spec,
                 assumes=rows[0].assumes,
-                params=_params(rows),
                 plots=means,
                 by_person=by_person,
                 strip=strip_view(strips[spec], shown) if spec in strips else None,
@@ -114,12 +111,3 @@ def _pairs(attack: str, person: str, is_shown: bool, shown: Encoded) -> Iterator
     notes = {"base": note, "hardened": note}
     pairs.append(panel_pair(title, f"{ATTENTION}/{attack}", person, shown, notes=notes))
     return (pair for pair in pairs if pair.is_shown)
-
-
-def _params(rows: Sequence[AttackRow]) -> dict[str, list[Any]]:
-    values: dict[str, list[Any]] = {}
-    for row in rows:
-        for key, value in row.params.items():
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
-    return values

@@ -13,9 +13,10 @@ from typing import Any
 
 from apdm.audit.results import AttackOutcome, Results
 from apdm.faces.described import NamedThreshold
+from apdm.report.common import headline_of, mean_likeness
 from apdm.report.costs import CostPlot, MeasuredCost, cost_plot, cost_text
 from apdm.report.numbers import NOT_MEASURED, number, percent
-from apdm.report.page import headline_of, mean_likeness, write_page
+from apdm.report.template import write_page
 
 ARROW = " → "
 NOT_COMPARABLE = "not comparable"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from apdm.audit.results import LowestCost, Results
-from apdm.report.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from apdm.report.axes import ticks, x_of, y_of
 from apdm.report.numbers import NOT_MEASURED, number
 
 
@@ -58,13 +58,7 @@ def cost_plot(
     if goal is not None:
         distances, costs = [*distances, 1.1 * goal[0]], [*costs, 1.1 * goal[1]]
     across, up = ticks(max(distances, default=1.0)), ticks(max(costs, default=1.0))
-
-    def x(value: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * value / across[-1], 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / up[-1], 1)
-
+    x, y = partial(x_of, last=across[-1]), partial(y_of, last=up[-1])
     return CostPlot(
         points=[
             Point(x(one.distance), y(one.cost.factor), one.label, one.cost.at_least, one.title) for one in measured
@@ -97,9 +91,3 @@ def attack_costs(results: Results) -> CostPlot:
 def cost_text(cost: LowestCost | None) -> str:
     """A cost factor as text."""
     return NOT_MEASURED if cost is None else f"{'≥ ' if cost.at_least else ''}{number(cost.factor, 1)} ×"
-
-
-def ticks(last: float) -> list[float]:
-    """At most seven round values from 0 to at least `last`."""
-    distance = next(size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5) if last <= 6 * size * 10**power)
-    return [round(distance * place, 6) for place in range(max(1, math.ceil(last / distance)) + 1)]

@@ -10,17 +10,11 @@ from statistics import fmean
 from apdm.audit.results import AttackRow
 from apdm.audit.rows import protected_curve
 from apdm.metrics.utility import StrangersLikeness
+from apdm.report.axes import BOTTOM, HEIGHT, TOP, step_ticks, x_of
 
 DRAWING_ORDER = ("base", "placebo", "hardened")
 # The colours of line-1, line-2 and so on, as the style names them.
 LINE_COLOURS = ("base", "hardened", "doubt", "violet", "good", "bad")
-
-WIDTH, HEIGHT = 340, 220
-LEFT, RIGHT, TOP, BOTTOM = 34, 10, 22, 34  # margins of the plot, for its axes and their names
-AXES = {
-    **{"width": WIDTH, "height": HEIGHT},
-    **{"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
-}
 
 
 @dataclass(frozen=True)
@@ -152,14 +146,11 @@ def plot(
     lowest = min([0.0, *chance, *(value for curve in [*curves, *spreads] for _, value in curve.points)])
     low = 0.25 * math.floor(lowest / 0.25)
 
-    def x(step: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / last, 1)
-
     def y(value: float) -> float:
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - value) / (1 - low), 1)
 
     def placed(curve: Curve) -> Curve:
-        return replace(curve, points=[(x(step), y(value)) for step, value in curve.points])
+        return replace(curve, points=[(x_of(step, last), y(value)) for step, value in curve.points])
 
     return Plot(
         title=title,
@@ -168,13 +159,7 @@ def plot(
         spreads=list(map(placed, spreads)),
         band=(y(chance[0]), y(chance[1]), y(chance[2])) if chance else None,
         threshold=y(threshold),
-        nominal=None if nominal_step is None else x(nominal_step),
-        x_ticks=[(x(step), step) for step in range(0, int(last) + 1, tick_distance(last))],
+        nominal=None if nominal_step is None else x_of(nominal_step, last),
+        x_ticks=[(x_of(step, last), step) for step in step_ticks(last)],
         y_ticks=[(y(low + 0.25 * index), low + 0.25 * index) for index in range(round((1 - low) / 0.25) + 1)],
     )
-
-
-def tick_distance(last: float) -> int:
-    """Return a round distance of ticks that gives at most six of them up to `last`."""
-    size = 10 ** max(0, math.floor(math.log10(last)) - 1)
-    return next(size * distance for distance in (1, 2, 5, 10, 20, 50, 100) if last <= 6 * size * distance)

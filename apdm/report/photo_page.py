@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.photo_results import PhotoAttackRow, PhotoResults
+from apdm.audit.photo_results import PhotoResults
 from apdm.export.layout import RESULTS
-from apdm.report.attacks import AttackSection
+from apdm.report.common import common_content, parameters
 from apdm.report.curves import Encoder
-from apdm.report.page import CHECKS, about_judges, headline_of, photos_counted, write_page
 from apdm.report.photos import TITLES, photo_section
 from apdm.report.pictures import Pictures, encode_pictures, first_seeds
+from apdm.report.template import write_page
 
 
 def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pictures, *, data: str = RESULTS) -> None:
@@ -23,19 +22,12 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
         pictures: the audit's pictures by name, see `apdm.audit.picture_names`.
         data: where the page's link to results.json leads.
     """
-    encoders = [Encoder(one.name, one.threshold, results.strangers[one.name]) for one in results.judges.encoders]
-    shown = encode_pictures(first_seeds(pictures))
+    common, layer = common_content(results), results.image_layer
     content = {
-        "results": results,
-        **about_judges(results.judges),
-        "headline": headline_of(results.verdict),
-        "encoders": encoders,
-        "counted": photos_counted(results.photos),
-        "figures": _figures(results, encoders),
-        "layer": photo_section(results.image_layer, shown, results.encoders),
-        "checks": [(check, *CHECKS[check.name]) for check in results.verdict.checks],
-        "sections": _parameters(results.image_layer.attacks),
-        "thresholds": asdict(results.thresholds),
+        **common,
+        "figures": _figures(results, common["encoders"]),
+        "layer": photo_section(layer, encode_pictures(first_seeds(pictures)), results.encoders),
+        "parameters": parameters((row.attack, row.params) for row in layer.attacks),
         "data": data,
     }
     write_page("photo_report.html.j2", output, content)
@@ -54,14 +46,3 @@ def _figures(results: PhotoResults, encoders: Sequence[Encoder]) -> dict[str, An
             for encoder in encoders
         ],
     }
-
-
-def _parameters(rows: Sequence[PhotoAttackRow]) -> list[AttackSection]:
-    """The parameters of each attack. The plots and pictures of these sections stay empty."""
-    found: dict[str, dict[str, list[Any]]] = {}
-    for row in rows:
-        for key, value in row.params.items():
-            values = found.setdefault(row.attack, {}).setdefault(key, [])
-            if value not in values:
-                values.append(value)
-    return [AttackSection(spec, "", params, [], [], None, []) for spec, params in found.items()]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from apdm.report.page import write_page
 from apdm.report.pictures import encode_pictures
+from apdm.report.template import write_page
 
 
 def write_progress_page(

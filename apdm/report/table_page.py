@@ -13,8 +13,8 @@ from apdm.audit.tables import CAPTIONS, PHOTOS, UNCHANGED, Column, Table, TableR
 from apdm.core.terminal import count
 from apdm.export.layout import TABLE
 from apdm.report.numbers import NOT_MEASURED, number
-from apdm.report.page import write_page
 from apdm.report.table_plot import table_plots
+from apdm.report.template import write_page
 
 ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
 DIGITS = 3

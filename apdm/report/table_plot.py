@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from apdm.audit.tables import Table
-from apdm.report.costs import ticks
-from apdm.report.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve
+from apdm.report.axes import ticks, x_of, y_of
+from apdm.report.curves import Curve
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,11 @@ def _curves(table: Table, column: str) -> Mapping[str, list[tuple[float, float]]
 def _plot(title: str, curves: Mapping[str, list[tuple[float, float]]]) -> TablePlot:
     across = ticks(max(place for points in curves.values() for place, _ in points))
     up = ticks(max(value for points in curves.values() for _, value in points))
-
-    def x(value: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * value / across[-1], 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * max(value, 0.0) / up[-1], 1)
-
+    x, y = partial(x_of, last=across[-1]), partial(y_of, last=up[-1])
     return TablePlot(
         title=title,
         curves=[
-            Curve(f"line-{i}", True, [(x(place), y(value)) for place, value in points], line)
+            Curve(f"line-{i}", True, [(x(place), y(max(value, 0.0))) for place, value in points], line)
             for i, (line, points) in enumerate(curves.items(), 1)
         ],
         x_ticks=[(x(value), value) for value in across],

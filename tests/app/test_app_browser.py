@@ -26,7 +26,7 @@ from apdm.config import PerturbConfig, load_config
 from apdm.jobs.perturb import perturb
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_photos
-from apdm.report.page import write_report
+from apdm.report.audit_page import write_report
 from tools.portraits.showcase import find_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")

@@ -20,7 +20,7 @@ from apdm.audit.schema import from_json
 from apdm.audit.store import CellStore
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
-from apdm.report.page import write_report
+from apdm.report.audit_page import write_report
 
 
 @pytest.fixture(scope="module")

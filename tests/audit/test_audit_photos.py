@@ -38,7 +38,7 @@ from apdm.jobs.final_audit import load_audit_inputs
 from apdm.metrics.judges import Judges
 from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.subjects import write_subjects
-from apdm.report.page import write_report
+from apdm.report.audit_page import write_report
 
 QUICK = {
     "image_layer.enabled": "true",

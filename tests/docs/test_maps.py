@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "apdm"
 ROW = re.compile(r"^(\w+(?:, \w+)*) {2,}\S", flags=re.MULTILINE)  # names, and behind them what they are
 
 
-@pytest.mark.parametrize("package", ["audit", "jobs", "protection"])
+@pytest.mark.parametrize("package", ["audit", "jobs", "protection", "report"])
 def test_the_map_of_a_package_names_its_files(package: str) -> None:
     text = (ROOT / package / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
     named = [name for row in ROW.findall(text) for name in row.split(", ")]

@@ -14,7 +14,7 @@ from apdm.export.layout import REPORT
 from apdm.jobs.demo import SIZES, harden_config, next_step
 from apdm.jobs.stages import ATTACKS, HARDENING, PHOTO_ATTACKS, PHOTOS, PREPARING, harden_stages
 from apdm.portraits.subjects import write_subjects
-from apdm.report.page import is_report
+from apdm.report.template import is_report
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from apdm.audit.schema import from_json
 from apdm.cli import main
 from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.jobs.picture_sheets import read_pictures, save_pictures
-from apdm.report.page import write_report
+from apdm.report.audit_page import write_report
 
 SIDE = 8
 

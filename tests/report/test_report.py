@@ -17,9 +17,10 @@ from apdm.audit.results import AttackRow, Results
 from apdm.audit.schema import from_json
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.utility import MeanAndStd, StrangersLikeness
-from apdm.report.curves import LEFT, RIGHT, TOP, WIDTH, Encoder, plots
+from apdm.report.audit_page import write_report
+from apdm.report.axes import LEFT, RIGHT, TOP, WIDTH
+from apdm.report.curves import Encoder, plots
 from apdm.report.numbers import number
-from apdm.report.page import write_report
 from apdm.report.pictures import encode_pictures, first_seeds, shown_names
 from apdm.report.searches import known_lines
 

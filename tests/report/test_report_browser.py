@@ -17,8 +17,8 @@ from tiny_results import course_pictures, make_pictures, make_results, outcome, 
 
 from apdm.audit.results import Results
 from apdm.audit.schema import from_json
+from apdm.report.audit_page import write_report
 from apdm.report.comparison import side_by_side, write_comparison
-from apdm.report.page import write_report
 from tools.portraits.showcase import find_browser, first_screen
 
 BROWSER = find_browser()
