@@ -8,7 +8,7 @@ plan            everything that determines an audit: models, people, attacks, ju
 people          the people who are attacked, and their photos
 captions        the captions that some attacks train on, read before any work
 models          loads the models and checks that they can be compared
-fits            whether an attack can run on a model, asked before any work
+attack_factory  makes attacks from their specs, and says whether they fit a model
 suites          named lists of attacks: on whom each attack runs, and whether the verdict requires it
 faces_seen, same_faces   checks before any attack: photos show faces, and folders share no person
 thresholds      measures when an encoder says "the same subject", where that is not known

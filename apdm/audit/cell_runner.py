@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -21,7 +20,7 @@ from apdm.attacks import Material
 from apdm.attacks.batches import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.cells import Cell, CellMeasurements
-from apdm.audit.plan import AuditPlan, Drawing
+from apdm.audit.plan import ATTACK_NOISE, AuditPlan
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.untrained import Untrained
 from apdm.core.devices import free_memory
@@ -33,7 +32,6 @@ from apdm.metrics.edits import edit_quality
 from apdm.metrics.fidelity import kernel_distance
 from apdm.metrics.judges import Features, Judges
 
-ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of pictures has random numbers of its own
 SHOWN_MAPS = 4
 
 
@@ -178,8 +176,7 @@ class CellRunner:
         untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])
         if untouched and known in self._untouched:
             return self._untouched[known]
-        height, width = cell.person.photos.shape[-2:]
-        images = draw(drawing, attacked, prompts, cell.seed, ATTACK_NOISE, height=height, width=width)
+        images = drawing.draw(attacked, prompts, cell.seed, ATTACK_NOISE, like=cell.person.photos)
         check_finite(images)
         features = self.judges.features(images)
         if untouched:
@@ -217,40 +214,6 @@ class CellRunner:
             name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
             for name, values in scores.items()
         }
-
-
-def draw(
-    drawing: Drawing,
-    family: Family,
-    prompts: Sequence[str],
-    seed: int,
-    stream: int,
-    *,
-    height: int,
-    width: int,
-) -> Tensor:
-    """Draw one picture for each of N prompts.
-
-    The noise of picture i depends only on `seed`, `stream` and i. So two models start picture i from the same noise.
-
-    Args:
-        drawing: steps and guidance of the sampler, and how many pictures are drawn at once.
-        prompts: N prompts.
-        stream: number of the stream of noise, such as ATTACK_NOISE.
-        height, width: size of the pictures in pixels.
-
-    Returns:
-        Pictures [N, 3, H, W] in [0, 1].
-    """
-    return family.sample(
-        prompts,
-        seed=np.random.SeedSequence((seed, stream)).generate_state(len(prompts)).tolist(),
-        num_inference_steps=drawing.num_inference_steps,
-        guidance_scale=drawing.guidance_scale,
-        height=height,
-        width=width,
-        batch_size=drawing.batch_size,
-    )
 
 
 def person_quality(judges: Judges, features: Features, references: Tensor | None) -> dict[str, float | None]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from apdm.attacks import Attack
-from apdm.attacks.captions import assumed, drawn_captions
+from apdm.attacks.captions import assumed, caption_column, drawn_captions
+from apdm.audit.attack_factory import code_hash, lengthened
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person
-from apdm.audit.plan import Drawing
+from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.results import AttackRow, CurvePoint, Role
+from apdm.audit.store import key_of
 from apdm.audit.suites import Entry
+from apdm.audit.untrained import Untrained
 from apdm.core.disk import picture_size
 from apdm.core.pictures import at_most
 
@@ -60,7 +65,7 @@ class Cell:
     def prompts(self, drawing: Drawing) -> list[str]:
         """The prompt of each picture that the attacked model draws. Captions among them describe a person."""
         if captions := drawn_captions(self.attack, self.person.captions):
-            return list(islice(cycle(captions), len(drawing.prompts) * drawing.num_images))
+            return list(islice(cycle(captions), drawing.number))
         return [self.attack.prompt(prompt) for prompt in drawing.prompts for _ in range(drawing.num_images)]
 
     def pictures_size(self, drawn: int) -> int:
@@ -108,6 +113,54 @@ class Cell:
             preparing_samples=self.attack.preparing_samples,
             train_seconds=round(max(0.0, seconds - measured.seconds), 3),
         )
+
+
+def make_cell(
+    plan: AuditPlan, entry: Entry, arm: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
+) -> Cell:
+    """Make the cell of one attack on one model with the photos of one person.
+
+    Args:
+        common: facts for its key, `AuditPlan.common_facts` and a hash of the photos.
+    """
+    attack = plan.factory.make(entry.spec, seed=seed)
+    nominal_step, nominal_of_plan = attack.max_train_steps, plan.factory.nominal_step
+    pace = nominal_step / nominal_of_plan
+    if entry.long and arm == "hardened" and role == "protected":
+        attack = lengthened(attack, plan.max_train_steps / nominal_of_plan)
+    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in plan.measured_steps)}
+    eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
+    facts = {
+        **common,
+        "spec": entry.spec,
+        "params": attack.params(),
+        "arm": arm,
+        "model": plan.sha256(arm),
+        "needs": {name: plan.sha256(name) for name in attack.needs},
+        "code": code_hash(entry.spec),
+        "role": role,
+        "entry": [entry.required, entry.long, entry.white_box],
+        "seed": seed,
+        "person": person.id,
+        "steps": [nominal_step, sorted(eval_steps)],
+    }
+    if isinstance(attack, Untrained) and attack.zero_shot is None:
+        facts["adapter"] = plan.adapter_hash
+    if isinstance(attack, Untrained) and (edits := plan.edits.get(person.id)):
+        facts["edits"] = [[edit.prompt, edit.source] for edit in edits]
+    if (column := caption_column(attack)) is not None:
+        facts["captions"] = list(person.captions[column])
+    return Cell(
+        entry=entry,
+        attack=attack,
+        model=arm,
+        person=person,
+        role=role,
+        seed=seed,
+        nominal_step=nominal_step,
+        eval_steps=eval_steps,
+        key=key_of(facts),
+    )
 
 
 @dataclass

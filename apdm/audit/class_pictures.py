@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apdm.audit.cell_runner import CLASS_NOISE, SECOND_CLASS_NOISE, draw
-from apdm.audit.plan import AuditPlan
+from apdm.audit.plan import CLASS_NOISE, SECOND_CLASS_NOISE, AuditPlan
 from apdm.audit.results import OtherPerson, Utility
 from apdm.audit.store import CellStore, key_of
 from apdm.core.errors import UserError
@@ -46,15 +45,12 @@ def draw_class_pictures(
     """
     for name, key in list(keys.items())[processes.index :: processes.size]:
         if key not in store:
-            height, width = plan.subjects.protected[0].photos.shape[-2:]
-            images = draw(
-                plan.drawing,
+            images = plan.drawing.draw(
                 plan.models["base" if name == AGAIN else name],
                 [plan.class_prompt] * plan.num_class_images,
                 plan.seed,
                 CLASS_NOISE if name == "base" else SECOND_CLASS_NOISE,
-                height=height,
-                width=width,
+                like=plan.subjects.protected[0].photos,
             )
             store.save(key, {"finite": bool(images.isfinite().all())}, {"class": images})
     processes.wait()

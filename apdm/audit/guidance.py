@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apdm.audit.budgets import MODELS
-from apdm.audit.cell_runner import ATTACK_NOISE, CellRunner, check_finite, draw
-from apdm.audit.plan import AuditPlan
+from apdm.audit.cell_runner import CellRunner, check_finite
+from apdm.audit.plan import ATTACK_NOISE, AuditPlan
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.search_results import GuidanceSweep
 from apdm.audit.store import CellStore, key_of, tensor_hash
@@ -64,7 +64,7 @@ def sweep_guidance(
 def _features(plan: AuditPlan, model: str, scale: float) -> Features:
     drawing = replace(plan.drawing, guidance_scale=scale)
     prompts = [prompt for prompt in drawing.prompts for _ in range(drawing.num_images)]
-    height, width = plan.subjects.protected[0].photos.shape[-2:]
-    images = draw(drawing, plan.models[model], prompts, plan.seed, ATTACK_NOISE, height=height, width=width)
+    photos = plan.subjects.protected[0].photos
+    images = drawing.draw(plan.models[model], prompts, plan.seed, ATTACK_NOISE, like=photos)
     check_finite(images)
     return plan.judges.features(images)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from apdm.attacks.captions import caption_column
 from apdm.audit.cell_runner import CellRunner
-from apdm.audit.cells import Cell
+from apdm.audit.cells import Cell, make_cell
 from apdm.audit.people import Person
 from apdm.audit.picture_names import ATTENTION, COURSE, picture_name
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow, Role
 from apdm.audit.schema import from_json, to_json
-from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import Entry, code_hash, lengthened
-from apdm.audit.untrained import Untrained
+from apdm.audit.store import CellStore, tensor_hash
+from apdm.audit.suites import Entry
 from apdm.core.errors import Interrupted
 from apdm.core.signals import Stop, stop_on_signals
 from apdm.core.terminal import progress_bar
@@ -72,9 +70,8 @@ class Matrix:
                 the first attack.
             Interrupted: the user stopped the audit. Finished cells stay in the store.
         """
-        drawn = len(runner.drawing.prompts) * runner.drawing.num_images
         missing = [cell for cell in self.cells if cell.key not in store]
-        size = sum(cell.pictures_size(drawn) for cell in missing) + afterwards
+        size = sum(cell.pictures_size(runner.drawing.number) for cell in missing) + afterwards
         processes.on_main(lambda: store.require_room(size))
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
         bar = progress_bar(total=sum(cell.steps for cell in self.cells), desc="attack", unit="step")
@@ -129,47 +126,3 @@ class Matrix:
             if "attention" in pictures:
                 shown[f"{ATTENTION}/{name}"] = pictures["attention"]
         return rows, shown
-
-
-def make_cell(
-    plan: AuditPlan, entry: Entry, arm: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
-) -> Cell:
-    """Make the cell of one attack on one model with the photos of one person. `common` are facts for its key."""
-    attack = plan.attacks.make(entry.spec, seed=seed)
-    nominal_step, nominal_of_plan = attack.max_train_steps, plan.attacks.nominal_step
-    pace = nominal_step / nominal_of_plan
-    if entry.long and arm == "hardened" and role == "protected":
-        attack = lengthened(attack, plan.max_train_steps / nominal_of_plan)
-    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in plan.measured_steps)}
-    eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
-    facts = {
-        **common,
-        "spec": entry.spec,
-        "params": attack.params(),
-        "arm": arm,
-        "model": plan.sha256(arm),
-        "needs": {name: plan.sha256(name) for name in attack.needs},
-        "code": code_hash(entry.spec),
-        "role": role,
-        "entry": [entry.required, entry.long, entry.white_box],
-        "seed": seed,
-        "person": person.id,
-        "steps": [nominal_step, sorted(eval_steps)],
-    }
-    if isinstance(attack, Untrained) and attack.zero_shot is None:
-        facts["adapter"] = plan.adapter_hash
-    if isinstance(attack, Untrained) and (edits := plan.edits.get(person.id)):
-        facts["edits"] = [[edit.prompt, edit.source] for edit in edits]
-    if (column := caption_column(attack)) is not None:
-        facts["captions"] = list(person.captions[column])
-    return Cell(
-        entry=entry,
-        attack=attack,
-        model=arm,
-        person=person,
-        role=role,
-        seed=seed,
-        nominal_step=nominal_step,
-        eval_steps=eval_steps,
-        key=key_of(facts),
-    )

@@ -25,6 +25,7 @@ from apdm.attacks.captions import drawn_captions
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
+from apdm.audit.attack_factory import code_hash
 from apdm.audit.cell_runner import check_finite, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
@@ -33,7 +34,6 @@ from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import PhotoPair
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import code_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
@@ -181,7 +181,7 @@ class PhotoAudit:
         latents = encode_images(self._base, photos, batch_size=self.plan.drawing.batch_size)
         models, captions = {"base": self._base}, cell.pair.captions
         material = Material(latents, self.class_images, photos, models, captions=captions)
-        attacked = self.plan.attacks.make(cell.name, seed=cell.seed).run(self._base, material).model
+        attacked = self.plan.factory.make(cell.name, seed=cell.seed).run(self._base, material).model
         return attacked.sample(prompts, **self._drawing_options(photos, cell.seed))
 
     def _edit(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -203,12 +203,12 @@ class PhotoAudit:
         """The captions that an attack draws; empty if it draws other prompts."""
         if not self._trains(cell.name):
             return []
-        return drawn_captions(self.plan.attacks.make(cell.name, seed=cell.seed), cell.pair.captions)
+        return drawn_captions(self.plan.factory.make(cell.name, seed=cell.seed), cell.pair.captions)
 
     def _prompts(self, name: str) -> list[str]:
         """The prompts that an attack draws, without repeats."""
         if self._trains(name):
-            attack = self.plan.attacks.make(name, seed=0)
+            attack = self.plan.factory.make(name, seed=0)
             return list(dict.fromkeys(attack.prompt(prompt) for prompt in self.plan.drawing.prompts))
         if name != ADAPTER_ATTACK and self.specs.edit_prompt is not None:
             return [self.specs.edit_prompt]
@@ -218,7 +218,7 @@ class PhotoAudit:
         return not is_zero_shot(name)
 
     def _without_identifier(self, prompt: str) -> str:
-        return without_identifier(prompt, self.plan.attacks.instance_prompt, self.plan.class_prompt)
+        return without_identifier(prompt, self.plan.factory.instance_prompt, self.plan.class_prompt)
 
     def _drawing_options(self, photos: Tensor, seed: int) -> dict[str, Any]:
         drawing = self.plan.drawing
@@ -302,7 +302,7 @@ class PhotoAudit:
     def _params(self, cell: PhotoCell) -> dict[str, Any]:
         """The attack's options, with what an attack without training draws from."""
         if self._trains(cell.name):
-            return self.plan.attacks.make(cell.name, seed=cell.seed).params()
+            return self.plan.factory.make(cell.name, seed=cell.seed).params()
         params: dict[str, Any] = {"prompts": self._prompts(cell.name)}
         if cell.name == ADAPTER_ATTACK and self.specs.adapter is not None:
             return {**self.specs.adapter.params(), **params, "photo": self._photo_number(len(cell.used), cell.seed)}

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from apdm.attacks.faceid import FaceIDAdapter
+from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
 from apdm.audit.people import AuditSubjects
 from apdm.audit.results import LeftOut, Thresholds
 from apdm.audit.search_space import SearchOptions
 from apdm.audit.store import tensor_hash
-from apdm.audit.suites import NOMINAL, AttackFactory, Entry, available_entries
+from apdm.audit.suites import NOMINAL, Entry, available_entries
 from apdm.config import AuditOptions
 from apdm.config.prompts import default_audit_prompts
 from apdm.core.errors import UserError
@@ -24,6 +28,7 @@ from apdm.metrics.judges import Judges
 ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
 SAMPLE_BATCH_SIZE = 16  # pictures at once, where nothing else is asked for
 MAX_BUDGETS = 4  # columns of the table of operators and budgets, besides the nominal attack
+ATTACK_NOISE, CLASS_NOISE, SECOND_CLASS_NOISE = range(3)  # each kind of pictures has random numbers of its own
 CELL_FORMAT = 3  # version of the cells in the store; cells of another version are run again
 
 
@@ -41,6 +46,30 @@ class Drawing:
     def number(self) -> int:
         """How many pictures are drawn at one step with one seed."""
         return len(self.prompts) * self.num_images
+
+    def draw(self, family: Family, prompts: Sequence[str], seed: int, stream: int, *, like: Tensor) -> Tensor:
+        """Draw one picture for each of N prompts, which need not be those of this object.
+
+        The noise of picture i depends only on `seed`, `stream` and i. So two models start picture i from the same
+        noise.
+
+        Args:
+            prompts: N prompts.
+            stream: number of the stream of noise, such as ATTACK_NOISE.
+            like: photos whose height and width the pictures get.
+
+        Returns:
+            Pictures [N, 3, H, W] in [0, 1].
+        """
+        return family.sample(
+            prompts,
+            seed=np.random.SeedSequence((seed, stream)).generate_state(len(prompts)).tolist(),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            height=like.shape[-2],
+            width=like.shape[-1],
+            batch_size=self.batch_size,
+        )
 
     @staticmethod
     def of(options: AuditOptions, instance_prompt: str, *, batch_size: int = SAMPLE_BATCH_SIZE) -> Drawing:
@@ -67,7 +96,7 @@ class AuditPlan:
         subjects: the people, with their photos.
         judges: the networks that look at the pictures.
         entries: the attacks, and on whom each is run.
-        attacks: makes an attack from its spec.
+        factory: makes an attack from its spec.
         drawing: how the attacker's pictures are drawn.
         thresholds: the thresholds of the verdict's checks.
         max_train_steps: attack steps on the hardened model, for entries that are `long`.
@@ -90,7 +119,7 @@ class AuditPlan:
     subjects: AuditSubjects
     judges: Judges
     entries: Sequence[Entry]
-    attacks: AttackFactory
+    factory: AttackFactory
     drawing: Drawing
     thresholds: Thresholds
     max_train_steps: int
@@ -142,7 +171,7 @@ class AuditPlan:
             subjects=subjects,
             judges=judges,
             entries=entries,
-            attacks=AttackFactory.of(options, instance_prompt, class_prompt),
+            factory=AttackFactory.of(options, instance_prompt, class_prompt),
             drawing=Drawing.of(options, instance_prompt, batch_size=batch_size),
             thresholds=Thresholds(**{each.name: getattr(options, each.name) for each in fields(Thresholds)}),
             max_train_steps=options.max_train_steps,
@@ -160,13 +189,13 @@ class AuditPlan:
     @property
     def class_prompt(self) -> str:
         """The prompt of the class, such as "a photo of person"."""
-        return self.attacks.class_prompt
+        return self.factory.class_prompt
 
     @property
     def prompts(self) -> Prompts:
         """What the nominal attack learns, and what the audit then asks for."""
         return Prompts(
-            instance_prompt=self.attacks.instance_prompt,
+            instance_prompt=self.factory.instance_prompt,
             class_prompt=self.class_prompt,
             asked=list(self.drawing.prompts),
         )
@@ -184,7 +213,7 @@ class AuditPlan:
     @property
     def budgets(self) -> list[int]:
         """The budgets of the table of operators, in steps of the nominal attack: at most MAX_BUDGETS measured steps."""
-        nominal = self.attacks.nominal_step
+        nominal = self.factory.nominal_step
         steps = sorted({nominal, *(step for step in self.measured_steps if step > 0)})
         if len(steps) <= MAX_BUDGETS:
             return steps
@@ -197,7 +226,7 @@ class AuditPlan:
 
     def available(self) -> tuple[list[Entry], list[LeftOut]]:
         """The attacks that can be run with these models and people, and those that are left out."""
-        return available_entries(self.entries, self.models, self.attacks, self.models["base"], self.subjects)
+        return available_entries(self.entries, self.models, self.factory, self.models["base"], self.subjects)
 
     def common_facts(self) -> dict[str, Any]:
         """The facts that influence every cell. If one of them changes, all cells are run again."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from apdm.audit.budgets import MODELS, samples_per_step, shows_faces
 from apdm.audit.cell_runner import CellRunner
-from apdm.audit.cells import Cell
-from apdm.audit.matrix import POLL_SECONDS, make_cell
+from apdm.audit.cells import Cell, make_cell
+from apdm.audit.matrix import POLL_SECONDS
 from apdm.audit.people import Person
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow
@@ -106,7 +106,7 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
     options = plan.search
     if options is None:
         return None
-    space = SearchSpace(plan.attacks, options.samples, plan.models["base"])
+    space = SearchSpace(plan.factory, options.samples, plan.models["base"])
     people = plan.subjects.protected[: options.people]
     searchers = [Searcher(plan, options, space, model, person) for person in people for model in MODELS]
     if processes.is_main:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apdm.audit.attack_factory import AttackFactory, misfit
 from apdm.audit.budgets import samples_per_step
-from apdm.audit.fits import misfit
-from apdm.audit.suites import AttackFactory
 from apdm.core.errors import UserError
 from apdm.families import Family
 

@@ -12,32 +12,25 @@ attacks that can be run instead of a suite.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from apdm.attacks import Attack
 from apdm.attacks.captions import caption_column
-from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.photo_treatment import check_enough_photos
-from apdm.attacks.registry import described, is_zero_shot, make, make_zero_shot, refuse_repeats, settings
-from apdm.attacks.staged import Staged
-from apdm.audit.fits import misfit
+from apdm.attacks.registry import described, refuse_repeats
+from apdm.audit.attack_factory import AttackFactory, misfit
 from apdm.audit.people import AuditSubjects, Person
 from apdm.audit.results import LeftOut
-from apdm.audit.untrained import Untrained
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
-from apdm.core.files import sha256_file
 from apdm.families import Family
 
 # An attack with another identifier uses the first of these, or the second if the nominal attack uses the first.
 IDENTIFIERS = ("t@t", "h@h")
 USUAL_COLUMN = "text"  # of the captions, the usual name in diffusers' scripts
 CAPTIONED = f"dreambooth:caption_column={USUAL_COLUMN}"
-DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +142,15 @@ SUITES: dict[str, tuple[Entry, ...]] = {
 
 
 def choose_entries(
-    suite: str, specs: Sequence[str], attack_factory: AttackFactory, captions: str | None = None
+    suite: str, specs: Sequence[str], factory: AttackFactory, captions: str | None = None
 ) -> tuple[Entry, ...]:
     """The attacks of an audit.
 
     Args:
-        suite: name of a suite. Of attacks that `attack_factory` makes equal, only the first one is run.
+        suite: name of a suite. Of attacks that `factory` makes equal, only the first one is run.
         specs: attacks to run in place of the suite, on all protected people with all seeds. All of them are required.
             The first one also runs on people who must stay learnable.
-        attack_factory: makes the attacks. Attacks of a suite that use another identifier take one that is not in the
+        factory: makes the attacks. Attacks of a suite that use another identifier take one that is not in the
             prompt of its nominal attack.
         captions: the column of the captions that a suite's attack trains on. They must exist then. None means
             `USUAL_COLUMN`, where it exists.
@@ -167,7 +160,7 @@ def choose_entries(
     """
     if not specs:
         entries, (usual, other) = SUITES[suite], (f"identifier={name}" for name in IDENTIFIERS)
-        if IDENTIFIERS[0] in attack_factory.instance_prompt.split():
+        if IDENTIFIERS[0] in factory.instance_prompt.split():
             entries = tuple(dataclasses.replace(entry, spec=entry.spec.replace(usual, other)) for entry in entries)
         if captions is not None:
             spec = f"dreambooth:caption_column={captions}"
@@ -175,18 +168,18 @@ def choose_entries(
                 dataclasses.replace(entry, spec=spec, where_it_fits=False) if entry.spec == CAPTIONED else entry
                 for entry in entries
             )
-        return without_repeats(entries, attack_factory)
-    refuse_repeats("attack", specs, lambda spec: attack_factory.make(spec, seed=0))
+        return without_repeats(entries, factory)
+    refuse_repeats("attack", specs, lambda spec: factory.make(spec, seed=0))
     return tuple(Entry(spec=spec, others=not i, placebo=True, long=True) for i, spec in enumerate(specs))
 
 
-def without_repeats(entries: Iterable[Entry], attack_factory: AttackFactory) -> tuple[Entry, ...]:
+def without_repeats(entries: Iterable[Entry], factory: AttackFactory) -> tuple[Entry, ...]:
     """The same entries without those whose attack is that of an earlier one. One that cannot be made is kept."""
     kept: list[Entry] = []
     known: list[tuple[Any, ...]] = []
     for entry in entries:
         try:
-            what = described(attack_factory.make(entry.spec, seed=0))
+            what = described(factory.make(entry.spec, seed=0))
         except UserError:  # which `available_entries` raises
             what = (entry.spec,)
         if what not in known:
@@ -195,15 +188,15 @@ def without_repeats(entries: Iterable[Entry], attack_factory: AttackFactory) -> 
     return tuple(kept)
 
 
-def with_textual_inversion(entries: Sequence[Entry], attack_factory: AttackFactory) -> tuple[Entry, ...]:
+def with_textual_inversion(entries: Sequence[Entry], factory: AttackFactory) -> tuple[Entry, ...]:
     """The same attacks with textual inversion, which finds what a model can draw without any change of its weights."""
-    return without_repeats([*entries, on_one_person("textual_inversion", required=False)], attack_factory)
+    return without_repeats([*entries, on_one_person("textual_inversion", required=False)], factory)
 
 
 def available_entries(
     entries: Sequence[Entry],
     models: Collection[str],
-    attack_factory: AttackFactory,
+    factory: AttackFactory,
     base: Family | None = None,
     subjects: AuditSubjects | None = None,
 ) -> tuple[list[Entry], list[LeftOut]]:
@@ -223,7 +216,7 @@ def available_entries(
     """
     kept, left_out = [], []
     for entry in entries:
-        attack = attack_factory.make(entry.spec, seed=0)
+        attack = factory.make(entry.spec, seed=0)
         missing = [need for need in attack.needs if need not in models]
         unfit = _unfit(entry, attack, base, subjects) if entry.where_it_fits else None
         if unfit is not None:
@@ -286,104 +279,3 @@ def cost_factor_warning(options: AuditOptions, entries: Sequence[Entry]) -> str 
         f'{name}min_cost_factor asks for {options.min_cost_factor:g}: so the verdict {can} be "protected"; '
         f"raise {name}max_train_steps or lower {name}nominal_step"
     )
-
-
-def code_hash(spec: str) -> str | None:
-    """The sha256 (hexadecimal) of the file of a user's own attack; None for an attack of this package."""
-    path = spec.partition(":")[0]
-    return sha256_file(path) if path.endswith(".py") else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackFactory:
-    """Makes attacks from their specs.
-
-    Attacks that train the whole denoiser take the rate, steps, batch size and prior weight of the nominal attack. All
-    other attacks have defaults of their own. `attack_options` changes the defaults of an attack.
-
-    Attributes:
-        nominal_step: steps of the nominal attack.
-        attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
-        adapter: what the results say of the adapter of `faceid`; None if there is none.
-    """
-
-    instance_prompt: str
-    class_prompt: str
-    nominal_step: int
-    learning_rate: float
-    train_batch_size: int
-    prior_loss_weight: float
-    gradient_checkpointing: bool
-    attack_options: Sequence[str]
-    adapter: Mapping[str, object] | None = None
-
-    @staticmethod
-    def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> AttackFactory:
-        """A factory with the nominal attack that `options` describe."""
-        return AttackFactory(
-            instance_prompt=instance_prompt,
-            class_prompt=class_prompt,
-            nominal_step=options.nominal_step or options.max_train_steps,
-            learning_rate=options.learning_rate,
-            train_batch_size=options.train_batch_size,
-            prior_loss_weight=options.prior_loss_weight,
-            gradient_checkpointing=options.gradient_checkpointing,
-            attack_options=options.attack_options,
-            adapter=_adapter_named(options),
-        )
-
-    def make(self, spec: str, *, seed: int) -> Attack:
-        """Make the attack that `spec` names.
-
-        Raises:
-            UserError: there is no such attack, it has no such option, or it does not fit the prompts.
-        """
-        if is_zero_shot(spec):
-            return self._untrained(spec, seed)
-        nominal = {
-            "learning_rate": self.learning_rate,
-            "max_train_steps": self.nominal_step,
-            "train_batch_size": self.train_batch_size,
-            "prior_loss_weight": self.prior_loss_weight,
-            "gradient_checkpointing": self.gradient_checkpointing,
-        }
-        by_attack: dict[str, dict[str, Any]] = {name: dict(nominal) for name in DENOISER_ATTACKS}
-        for name, values in settings(self.attack_options).items():
-            by_attack[name] = by_attack.get(name, {}) | values
-        prompts = {"instance_prompt": self.instance_prompt, "class_prompt": self.class_prompt}
-        return make(spec, by_attack=by_attack, seed=seed, **prompts)
-
-    def _untrained(self, spec: str, seed: int) -> Attack:
-        is_adapter = spec.partition(":")[0] == FaceIDAdapter.name
-        if is_adapter and ":" in spec:
-            raise UserError(f'"{spec}": {FaceIDAdapter.name} takes no options; write {FaceIDAdapter.name} alone')
-        if is_adapter and self.adapter is None:
-            raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
-        return Untrained(
-            zero_shot=None if is_adapter else make_zero_shot(spec),
-            instance_prompt=self.instance_prompt,
-            class_prompt=self.class_prompt,
-            seed=seed,
-            adapter=(self.adapter or {}) if is_adapter else {},
-        )
-
-
-def _adapter_named(options: AuditOptions) -> dict[str, object] | None:
-    """What the results say of the adapter that options name; None if they name none."""
-    if options.faceid_adapter is None:
-        return None
-    files = {"adapter": options.faceid_adapter, "controlnet": options.faceid_controlnet}
-    named: dict[str, object] = {name: Path(file).name for name, file in files.items() if file is not None}
-    return named | ({"encoder": options.faceid_encoder} if options.faceid_encoder else {})
-
-
-def lengthened(attack: Any, factor: float) -> Any:
-    """The same attack, which goes on to `factor` times its steps; one without `max_train_steps` stays as it is."""
-    if isinstance(attack, Staged):
-        return dataclasses.replace(attack, attack=lengthened(attack.attack, factor))
-    if not any(field.name == "max_train_steps" for field in dataclasses.fields(attack)):
-        return attack
-    steps = round(attack.max_train_steps * factor)
-    if isinstance(attack, FineTuning):
-        return attack.with_steps(steps)
-    return dataclasses.replace(attack, max_train_steps=steps)

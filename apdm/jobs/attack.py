@@ -13,6 +13,7 @@ from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, without_words
 from apdm.attacks.staged import stages
+from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
 from apdm.audit.matrix import Matrix
@@ -23,7 +24,7 @@ from apdm.audit.picture_names import file_name
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
-from apdm.audit.suites import AttackFactory, Entry, choose_entries
+from apdm.audit.suites import Entry, choose_entries
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
 from apdm.core.disk import require_parts
@@ -224,7 +225,7 @@ def warn_of_options_without_effect(config: AttackConfig) -> None:
 def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, device: torch.device) -> Rows:
     """Return what the attack is about to do, for the user."""
     counts = plan.subjects.counts
-    attacks = [plan.attacks.make(entry.spec, seed=config.seed) for entry in plan.entries]
+    attacks = [plan.factory.make(entry.spec, seed=config.seed) for entry in plan.entries]
     return {
         "model": model_text(config.base, plan.models["base"]),
         "people": people_text(list(counts.attacked)),

@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 
+from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import photos_with_captions, warn_about_long_captions
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.plan import AuditPlan
@@ -23,7 +24,7 @@ from apdm.audit.results import Results
 from apdm.audit.same_faces import check_faces
 from apdm.audit.search import check_search
 from apdm.audit.search_space import SearchOptions
-from apdm.audit.suites import AttackFactory, choose_entries, with_textual_inversion
+from apdm.audit.suites import choose_entries, with_textual_inversion
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults
 from apdm.core.signals import stop_on_signals
@@ -128,7 +129,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
 
     with Faults() as faults:
         factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
-        choose = partial(choose_entries, config.suite, attack_factory=factory, captions=config.caption_column)
+        choose = partial(choose_entries, config.suite, factory=factory, captions=config.caption_column)
         entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
         if config.known_before:
             entries = with_textual_inversion(entries, factory)
@@ -175,7 +176,7 @@ def _load_photos(
     )
     if folders.last_third and os.path.samefile(originals, folders.holdout):
         photos = hold_out(photos).attacked
-    photos = photos_with_captions(photos, inputs.photo_attacks, plan.attacks)
+    photos = photos_with_captions(photos, inputs.photo_attacks, plan.factory)
     inputs.photo_attacks.check(plan.models["base"], config.num_inference_steps)
     inputs.photo_attacks.check_photos(photos.counts)
     check_separate(photo_sets(inputs, photos))

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apdm.audit.attack_factory import AttackFactory, check_on_model
 from apdm.audit.common_results import ModelFile
-from apdm.audit.fits import check_on_model
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
@@ -24,7 +24,7 @@ from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.results import Results
 from apdm.audit.results_file import write_results
 from apdm.audit.store import CellStore, finished_cells
-from apdm.audit.suites import AttackFactory, Entry, available_entries
+from apdm.audit.suites import Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
 from apdm.audit.verdict import doubtful_thresholds, few_pictures, one_encoder
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig

@@ -13,13 +13,13 @@ from apdm.attacks import Attack
 from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged, stages
+from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.cells import Cell
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.search_space import SearchSpace
 from apdm.audit.store import finished_cells
-from apdm.audit.suites import AttackFactory
 from apdm.audit.untrained import Untrained
 from apdm.core.disk import picture_size
 from apdm.data.drawn_pictures import count_drawn
@@ -61,7 +61,7 @@ class AuditWork:
         pictures = cell_pictures(cells, plan.drawing) + class_sets * plan.num_class_images
         if specs is not None and photos:
             people, seeds = len(photos), plan.repeats
-            attacks += attacks_with_photos(specs, plan.attacks, people=people, seeds=seeds)
+            attacks += attacks_with_photos(specs, plan.factory, people=people, seeds=seeds)
             pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
             purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
         how = plan.drawing.num_inference_steps, plan.drawing.guidance_scale
@@ -155,7 +155,7 @@ def search_passes(plan: AuditPlan) -> float:
     if plan.search is None:
         return 0
     people = min(plan.search.people, len(plan.subjects.protected))
-    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.attacks, plan.search.samples).samples
+    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.factory, plan.search.samples).samples
 
 
 def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.registry import settings
+from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import photos_with_captions
 from apdm.audit.class_pictures import measure_strangers
 from apdm.audit.common_results import SCHEMA, HeldOutFrom
@@ -23,7 +24,6 @@ from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.results_file import write_results
 from apdm.audit.same_faces import check_faces
-from apdm.audit.suites import AttackFactory
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.pictures import to_unit

@@ -300,7 +300,7 @@ def audit_plan(
 
 def length_text(plan: AuditPlan, entries: Sequence[Entry]) -> str:
     """How long the nominal attack is on which model, and how many people and seeds the attacks have at most."""
-    nominal = plan.attacks.nominal_step
+    nominal = plan.factory.nominal_step
     seeds = max(min(entry.seeds or plan.repeats, plan.repeats) for entry in entries)
     text = f"{count(nominal, 'step')} of the nominal one"
     if plan.max_train_steps > nominal and any(entry.long for entry in entries):
@@ -315,7 +315,7 @@ def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
     """Return an attacker's search in words; None if there is none."""
     if plan.search is None:
         return None
-    samples = SearchSpace(plan.attacks, plan.search.samples).samples
+    samples = SearchSpace(plan.factory, plan.search.samples).samples
     people = min(plan.search.people, len(plan.subjects.protected))
     return (
         f"{count(plan.search.trials, 'trial')} of {samples} pictures on each model, with the photos of "
@@ -360,7 +360,7 @@ def photo_audit_plan(
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
         "asked": quoted(config.prompts),
         "attacks": ", ".join(specs.names)
-        + f"; at most {count(plan.attacks.nominal_step, 'step')} of the first" * specs.training
+        + f"; at most {count(plan.factory.nominal_step, 'step')} of the first" * specs.training
         + f", {count(plan.repeats, 'seed')}",
         "purified by": ", ".join(specs.purifiers),
         "unreliable": unreliable_text(doubts),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from apdm.audit import read_results
+from apdm.audit.attack_factory import AttackFactory, check_fits, lengthened
 from apdm.audit.attention import identifier_maps
-from apdm.audit.fits import check_fits
 from apdm.audit.models import check_comparable, is_same
 from apdm.audit.people import AuditSubjects, Person, PhotoFolders
 from apdm.audit.results import LeftOut
@@ -21,12 +21,10 @@ from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.audit.suites import (
     CAPTIONED,
     SUITES,
-    AttackFactory,
     Entry,
     available_entries,
     choose_entries,
     cost_factor_warning,
-    lengthened,
     with_textual_inversion,
 )
 from apdm.config import AuditConfig, AuditJobConfig, load_config

@@ -1,0 +1,172 @@
+"""Makes the attacks of an audit from their specs, and says whether they can run on a model, before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apdm.attacks import Attack
+from apdm.attacks.drawing import DrawnOtherwise
+from apdm.attacks.faceid import FaceIDAdapter
+from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, settings
+from apdm.attacks.staged import Staged, stages
+from apdm.audit.untrained import Untrained
+from apdm.config import AuditOptions
+from apdm.core.errors import UserError
+from apdm.core.files import sha256_file
+from apdm.families import Family
+from apdm.families.prompts import check_distinct
+
+DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFactory:
+    """Makes attacks from their specs.
+
+    Attacks that train the whole denoiser take the rate, steps, batch size and prior weight of the nominal attack. All
+    other attacks have defaults of their own. `attack_options` changes the defaults of an attack.
+
+    Attributes:
+        nominal_step: steps of the nominal attack.
+        attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
+        adapter: what the results say of the adapter of `faceid`; None if there is none.
+    """
+
+    instance_prompt: str
+    class_prompt: str
+    nominal_step: int
+    learning_rate: float
+    train_batch_size: int
+    prior_loss_weight: float
+    gradient_checkpointing: bool
+    attack_options: Sequence[str]
+    adapter: Mapping[str, object] | None = None
+
+    @staticmethod
+    def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> AttackFactory:
+        """A factory with the nominal attack that `options` describe."""
+        return AttackFactory(
+            instance_prompt=instance_prompt,
+            class_prompt=class_prompt,
+            nominal_step=options.nominal_step or options.max_train_steps,
+            learning_rate=options.learning_rate,
+            train_batch_size=options.train_batch_size,
+            prior_loss_weight=options.prior_loss_weight,
+            gradient_checkpointing=options.gradient_checkpointing,
+            attack_options=options.attack_options,
+            adapter=_adapter_named(options),
+        )
+
+    def make(self, spec: str, *, seed: int) -> Attack:
+        """Make the attack that `spec` names.
+
+        Raises:
+            UserError: there is no such attack, it has no such option, or it does not fit the prompts.
+        """
+        if is_zero_shot(spec):
+            return self._untrained(spec, seed)
+        nominal = {
+            "learning_rate": self.learning_rate,
+            "max_train_steps": self.nominal_step,
+            "train_batch_size": self.train_batch_size,
+            "prior_loss_weight": self.prior_loss_weight,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
+        by_attack: dict[str, dict[str, Any]] = {name: dict(nominal) for name in DENOISER_ATTACKS}
+        for name, values in settings(self.attack_options).items():
+            by_attack[name] = by_attack.get(name, {}) | values
+        prompts = {"instance_prompt": self.instance_prompt, "class_prompt": self.class_prompt}
+        return make(spec, by_attack=by_attack, seed=seed, **prompts)
+
+    def _untrained(self, spec: str, seed: int) -> Attack:
+        is_adapter = spec.partition(":")[0] == FaceIDAdapter.name
+        if is_adapter and ":" in spec:
+            raise UserError(f'"{spec}": {FaceIDAdapter.name} takes no options; write {FaceIDAdapter.name} alone')
+        if is_adapter and self.adapter is None:
+            raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
+        return Untrained(
+            zero_shot=None if is_adapter else make_zero_shot(spec),
+            instance_prompt=self.instance_prompt,
+            class_prompt=self.class_prompt,
+            seed=seed,
+            adapter=(self.adapter or {}) if is_adapter else {},
+        )
+
+
+def _adapter_named(options: AuditOptions) -> dict[str, object] | None:
+    """What the results say of the adapter that options name; None if they name none."""
+    if options.faceid_adapter is None:
+        return None
+    files = {"adapter": options.faceid_adapter, "controlnet": options.faceid_controlnet}
+    named: dict[str, object] = {name: Path(file).name for name, file in files.items() if file is not None}
+    return named | ({"encoder": options.faceid_encoder} if options.faceid_encoder else {})
+
+
+def lengthened(attack: Any, factor: float) -> Any:
+    """The same attack, which goes on to `factor` times its steps; one without `max_train_steps` stays as it is."""
+    if isinstance(attack, Staged):
+        return dataclasses.replace(attack, attack=lengthened(attack.attack, factor))
+    if not any(field.name == "max_train_steps" for field in dataclasses.fields(attack)):
+        return attack
+    steps = round(attack.max_train_steps * factor)
+    if isinstance(attack, FineTuning):
+        return attack.with_steps(steps)
+    return dataclasses.replace(attack, max_train_steps=steps)
+
+
+def code_hash(spec: str) -> str | None:
+    """The sha256 (hexadecimal) of the file of a user's own attack; None for an attack of this package."""
+    path = spec.partition(":")[0]
+    return sha256_file(path) if path.endswith(".py") else None
+
+
+# -- whether an attack fits a model -----------------------------------------------------------------------------
+
+
+def check_fits(attack: Attack, base: Family) -> None:
+    """Check that a model has what an attack trains, and can draw as it draws.
+
+    Raises:
+        UserError: it has not, or cannot.
+    """
+    if isinstance(attack, Untrained):
+        attack.check_fits(base)
+        return
+    for stage in stages(attack):
+        if isinstance(stage, DrawnOtherwise):
+            stage.drawn(base, base)
+        if isinstance(stage, FineTuning):
+            stage.check_fits(base)
+
+
+def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps: int) -> None:
+    """Check, before any work, that an attack can run on a model.
+
+    Args:
+        spec: how the user named the attack, for messages.
+        num_inference_steps: sampling steps of the pictures.
+
+    Raises:
+        UserError: the attack does not fit the model, its prompt says nothing that the class prompt does not say, or an
+            attack that edits photos does nothing in so many sampling steps.
+    """
+    check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
+    if isinstance(attack, Untrained):
+        attack.check_steps(num_inference_steps)
+    last = stages(attack)[-1]
+    if isinstance(last, FineTuning):
+        check_distinct(base, f"{spec}: instance_prompt", last.instance_prompt, last.class_prompt)
+
+
+def misfit(attack: Attack, base: Family) -> str | None:
+    """Why an attack does not fit a model; None if it fits."""
+    try:
+        check_fits(attack, base)
+    except UserError as error:
+        return str(error)
+    return None
