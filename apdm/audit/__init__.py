@@ -1,8 +1,8 @@
 """The audit: run the same attacks on the base and on the hardened model, and compare what likeness costs the attacker.
 
 A cell is one attack on one model with the photos of one person and one seed. Each cell gives one row of the results.
-To follow an audit from start to end, read `model_audit.attack_and_judge`, then `cell_runner`, `rows`, `checks` and
-`verdict`.
+To follow an audit from start to end, read `model_audit.attack_and_judge`, then `cells`, `cell_runner`, `rows`,
+`checks`, `doubts` and `verdict`.
 
 plan            everything that determines an audit: models, people, attacks, judges (`AuditPlan`)
 people          the people who are attacked, and their photos
@@ -16,6 +16,7 @@ model_audit     runs a whole audit of models: `attack_and_judge`
 one_model       runs attacks on one model alone, without a verdict: `apdm attack`
 matrix          the list of all cells, which several processes can share
 cells, cell_runner                one cell; how it is run: attacked, and judged at every measured step
+judging         judges the pictures of a person: likeness to whom, and quality figures
 untrained       lets attacks without training run as cells
 picture_names   what the pictures of an audit are called
 attention       maps of where an attacked model attends to the word for the subject
@@ -28,7 +29,7 @@ tables          a table of a paper, measured again: `apdm reproduce`
 protected_photos, photo_attack_specs, photo_attacks, photo_verdict   the audit of protected photos
 results, common_results, photo_results, search_results            the content of results.json
 results_file, schema              writes and reads it, and the JSON schema
-rows, checks, verdict             pure functions: from rows to figures, from figures to checks, then the verdict
+rows, checks, doubts, verdict     pure functions: figures of rows, checks of figures, reasons for doubt, the verdict
 """
 
 import sys

@@ -20,17 +20,15 @@ from apdm.attacks import Material
 from apdm.attacks.batches import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.cells import Cell, CellMeasurements
+from apdm.audit.judging import References, check_finite, distance_to_class, editing_quality, person_quality
 from apdm.audit.plan import ATTACK_NOISE, AuditPlan
 from apdm.audit.results import AttackRow, CurvePoint
 from apdm.audit.untrained import Untrained
 from apdm.core.devices import free_memory
 from apdm.core.errors import one_line
-from apdm.core.pictures import to_unit
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
-from apdm.metrics.edits import edit_quality
-from apdm.metrics.fidelity import kernel_distance
-from apdm.metrics.judges import Features, Judges
+from apdm.metrics.judges import Features
 
 SHOWN_MAPS = 4
 
@@ -45,7 +43,7 @@ class CellRunner:
         keep: called with every attack that succeeded and its model; None keeps no model.
 
     Attributes:
-        references: {person: {encoder: embeddings of the hold-out photos}}.
+        references: {person: what the judges read from the hold-out photos}.
     """
 
     def __init__(
@@ -58,10 +56,8 @@ class CellRunner:
     ) -> None:
         self.plan, self.class_images, self.class_features, self.keep = plan, class_images, class_features, keep
         self.judges, self.models, self.drawing = plan.judges, plan.models, plan.drawing
-        photos = {one.id: to_unit(one.references) for one in [*plan.subjects.protected, *plan.subjects.others]}
-        self.references = {person: self.judges.embed_person(images) for person, images in photos.items()}
-        # For the likeness of whole pictures.
-        self._whole = {person: self.judges.whole_features(images) for person, images in photos.items()}
+        everybody = [*plan.subjects.protected, *plan.subjects.others]
+        self.references = {one.id: References.of(self.judges, one.references) for one in everybody}
         # {(model, person): latents of the person's photos}
         self._encoded: dict[tuple[str, str], Posterior] = {}
         # {(model, seed, prompts): what the model draws before an attack, and what the judges read from that}
@@ -137,8 +133,10 @@ class CellRunner:
     def _measure(self, cell: Cell, measured: CellMeasurements, step: int, attacked: Family, latents: Posterior) -> None:
         """Draw and judge pictures after `step` attack steps, and add the figures to `measured`."""
         images, features = self._draw(cell, attacked, step)
-        identity = self.judges.identity(features, self.references[cell.person.id])
-        quality = self._quality(features, cell.person.id)
+        references = self.references[cell.person.id]
+        identity = self.judges.identity(features, references.embeddings)
+        quality = person_quality(self.judges, features, references)
+        quality["kernel_distance_to_class"] = distance_to_class(features, self.class_features)
         loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
@@ -147,7 +145,7 @@ class CellRunner:
         measured.add_to_course(images)
         if step == cell.nominal_step:
             measured.nominal = point
-            measured.scores = self._scores(features, cell.person.id)
+            measured.scores = self._scores(features, references)
             measured.quality = quality | {"brisque": self.judges.brisque(images)} | self._edit_quality(cell, images)
             measured.pictures["attacked"] = images
             prompt = cell.attack.prompt(self.drawing.prompts[0])
@@ -183,56 +181,24 @@ class CellRunner:
             self._untouched[known] = images, features
         return images, features
 
-    def _quality(self, features: Features, subject: str) -> dict[str, float | None]:
-        drawn, of_class, distance = features.extracted, self.class_features, None
-        if drawn is not None and of_class is not None and min(len(drawn), len(of_class)) >= 2:
-            distance = _finite(kernel_distance(drawn, of_class))
-        return {
-            **person_quality(self.judges, features, self._whole[subject]),
-            "kernel_distance_to_class": distance,
-        }
-
     def _edit_quality(self, cell: Cell, images: Tensor) -> dict[str, float | None]:
         """How edited pictures relate to their photos; empty for attacks that edit nothing."""
         if not (isinstance(cell.attack, Untrained) and cell.attack.edits_photos):
             return {}
-        turns = torch.arange(len(images)) % len(cell.person.photos)
-        edits = self.plan.edits.get(cell.person.id)
-        if edits is None:
-            each = len(images) // len(self.drawing.prompts)
-            asked = [cell.attack.prompt(prompt) for prompt in self.drawing.prompts for _ in range(each)]
-            shown = [self.plan.class_prompt] * len(images)
-        else:
-            asked = [edits[turn].prompt for turn in turns]
-            shown = [edits[turn].source or self.plan.class_prompt for turn in turns]
-        return edit_quality(self.judges, images, to_unit(cell.person.photos)[turns], asked, shown)
+        photos, edits = cell.person.photos, self.plan.edits.get(cell.person.id)
+        asked, shown = cell.prompts(self.drawing), [self.plan.class_prompt] * len(images)
+        if edits is not None:
+            turns = [edits[place % len(photos)] for place in range(len(images))]
+            asked, shown = [one.prompt for one in turns], [one.source or self.plan.class_prompt for one in turns]
+        return editing_quality(self.judges, images, photos, asked, shown)
 
-    def _scores(self, features: Features, subject: str) -> dict[str, list[float | None]]:
+    def _scores(self, features: Features, references: References) -> dict[str, list[float | None]]:
         """{encoder: likeness of each picture, None if the picture shows no face}."""
-        scores = self.judges.scores(features, self.references[subject])
+        scores = self.judges.scores(features, references.embeddings)
         return {
             name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
             for name, values in scores.items()
         }
-
-
-def person_quality(judges: Judges, features: Features, references: Tensor | None) -> dict[str, float | None]:
-    """Return the quality figures of pictures of a person that need no other pictures of the model.
-
-    Args:
-        judges: the networks that looked at the pictures.
-        features: what they read.
-        references: features [M, G] of the person's hold-out photos; None without a network for them.
-    """
-    faces = {} if features.face_scores is None else {"face_score": _finite(features.face_scores.mean().item())}
-    similarity = judges.similarity(features, references)
-    return faces | {"similarity": None if similarity is None else _finite(similarity)}
-
-
-def check_finite(images: Tensor) -> None:
-    """Raise FloatingPointError if a picture is not finite. It would show no face, and so would look like protection."""
-    if not images.isfinite().all():
-        raise FloatingPointError("the pictures are not finite")
 
 
 def _is_untouched(attacked: Family, model: Family) -> bool:
@@ -253,7 +219,3 @@ def _is_untouched(attacked: Family, model: Family) -> bool:
 
 def _equal(first: Tensor, second: Tensor | None) -> bool:
     return second is not None and torch.equal(first, second)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apdm.audit.budgets import MODELS
-from apdm.audit.cell_runner import CellRunner, check_finite
+from apdm.audit.cell_runner import CellRunner
+from apdm.audit.judging import check_finite
 from apdm.audit.plan import ATTACK_NOISE, AuditPlan
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.search_results import GuidanceSweep
@@ -52,7 +53,7 @@ def sweep_guidance(
             by_scale = {f"{scale:g}": _features(plan, model, scale) for scale in SCALES}
             for person in missing:
                 seen = {
-                    scale: runner.judges.identity(features, runner.references[person.id])
+                    scale: plan.judges.identity(features, runner.references[person.id].embeddings)
                     for scale, features in by_scale.items()
                 }
                 sweep = GuidanceSweep(model=model, subject=person.id, identity=seen)

@@ -63,7 +63,7 @@ def attack_and_judge(
     class_pictures = draw_class_pictures(plan, class_keys(plan), store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
     runner = CellRunner(plan, class_images, class_features["base"].extracted)
-    protected = {person.id: runner.references[person.id] for person in subjects.protected}
+    protected = {person.id: runner.references[person.id].embeddings for person in subjects.protected}
     # Before the attacks, because it may fail.
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
     guidance = sweep_guidance(plan, runner, store, processes)

@@ -20,7 +20,6 @@ from apdm.audit.results_file import AnyResults, in_shape, read_content, read_res
 from apdm.audit.store import CellStore
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_unit
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior
@@ -125,14 +124,14 @@ def attack_one_model(
         photos=plan.subjects.counts,
         prompts=plan.prompts,
         judges=plan.judges.describe(),
-        strangers=_strangers(plan, drawn),
+        strangers=_strangers(plan, runner, drawn),
         attacks=rows,
     )
     return results, shown
 
 
-def _strangers(plan: AuditPlan, drawn: Features) -> dict[str, StrangersLikeness] | None:
-    known = {person.id: plan.judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
+def _strangers(plan: AuditPlan, runner: CellRunner, drawn: Features) -> dict[str, StrangersLikeness] | None:
+    known = {person.id: runner.references[person.id].embeddings for person in plan.subjects.protected}
     try:
         return measure_strangers(plan, known, drawn)[0]
     except UserError:

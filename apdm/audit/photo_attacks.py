@@ -17,7 +17,6 @@ from functools import cached_property, partial
 from itertools import cycle, islice, product
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from apdm.attacks import Material
@@ -26,7 +25,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.attack_factory import code_hash
-from apdm.audit.cell_runner import check_finite, person_quality
+from apdm.audit.judging import References, check_finite, editing_quality, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.photo_results import PhotoAttackRow
 from apdm.audit.picture_names import photo_picture_name
@@ -42,9 +41,8 @@ from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
-from apdm.metrics.edits import edit_quality
 
-CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
+PHOTO_CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
 CAPTIONS = "captions"  # stands for the prompts of pictures that were drawn with captions, which rows never hold
 DRAWN = "drawn"  # name of a cell's pictures in the store
 PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
@@ -83,9 +81,6 @@ class PhotoCell:
 
 # (cell, photos [N, 3, R, R] in [-1, 1], prompts of the M pictures) -> pictures [M, 3, R, R] in [0, 1]
 DrawFromPhotos = Callable[[PhotoCell, Tensor, Sequence[str]], Tensor]
-# What the judges read from the hold-out photos of a person: {encoder: embeddings [M, D]}, and features [M, G] of the
-# whole pictures, or None without a network for them.
-HoldOut = tuple[Mapping[str, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -117,13 +112,12 @@ class PhotoAudit:
             The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}, see
             `apdm.audit.picture_names`. The other processes return None.
         """
-        judges, cells = self.plan.judges, self._cells
-        seen = {person: to_unit(photos) for person, photos in self._holdout.items()}
-        read = {person: (judges.embed_person(images), judges.whole_features(images)) for person, images in seen.items()}
+        cells = self._cells
+        references = {person: References.of(self.plan.judges, photos) for person, photos in self._holdout.items()}
         with progress_bar(total=len(cells), desc="attack photos", unit="attack") as bar:
             for key, cell in cells.items():
                 if store.claim(key):
-                    row, images = self._row(cell, read[cell.person])
+                    row, images = self._row(cell, references[cell.person])
                     store.save(key, to_json(row), {} if images is None else {DRAWN: images})
                 bar.update(sum(key in store for key in cells) - bar.n)
             processes.wait()
@@ -236,7 +230,16 @@ class PhotoAudit:
     def _key(self, cell: PhotoCell, holdout: Tensor, common: Mapping[str, Any]) -> str:
         """A hash of everything that determines a cell's row, `common` facts among it; the cell's key in the store."""
         photos = tensor_hash(cell.used, holdout)
-        what = [CELL_FORMAT, cell.name, self._params(cell), cell.photos, cell.purifier, cell.person, photos, cell.seed]
+        what = [
+            PHOTO_CELL_FORMAT,
+            cell.name,
+            self._params(cell),
+            cell.photos,
+            cell.purifier,
+            cell.person,
+            photos,
+            cell.seed,
+        ]
         more: dict[str, Any] = {"adapter": self._adapter_hash} if cell.name == ADAPTER_ATTACK else {}
         if cell.pair.captions and self._trains(cell.name):
             more["captions"] = {column: list(captions) for column, captions in sorted(cell.pair.captions.items())}
@@ -246,7 +249,7 @@ class PhotoAudit:
     def _adapter_hash(self) -> str | None:
         return None if self.specs.adapter is None else self.specs.adapter.file_hash()
 
-    def _row(self, cell: PhotoCell, holdout: HoldOut) -> tuple[PhotoAttackRow, Tensor | None]:
+    def _row(self, cell: PhotoCell, references: References) -> tuple[PhotoAttackRow, Tensor | None]:
         """Run a cell: its row, and its pictures unless it failed."""
         error, images, started = None, None, time.perf_counter()
         judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}}
@@ -260,11 +263,10 @@ class PhotoAudit:
                 photos = purifier(to_unit(photos), self._base, cell.seed) * 2 - 1
             images = self._attack(cell.name)(cell, photos, asked)
             check_finite(images)
-            judged = self._judge(images, prompts, asked, holdout)
+            judged = self._judge(images, prompts, asked, references)
             if is_editing(cell.name):
-                turns = torch.arange(len(images)) % len(photos)
                 shown = [self.plan.class_prompt] * len(images)
-                judged["quality"] |= edit_quality(self.plan.judges, images, to_unit(photos)[turns], asked, shown)
+                judged["quality"] |= editing_quality(self.plan.judges, images, photos, asked, shown)
         except Exception as problem:  # a failed attack must not stop the other attacks
             error = f"{type(problem).__name__}: {one_line(problem)}"
             images = None
@@ -282,11 +284,13 @@ class PhotoAudit:
         )
         return row, images
 
-    def _judge(self, images: Tensor, prompts: Sequence[str], asked: Sequence[str], holdout: HoldOut) -> dict[str, Any]:
+    def _judge(
+        self, images: Tensor, prompts: Sequence[str], asked: Sequence[str], references: References
+    ) -> dict[str, Any]:
         """Judge the pictures, which are as many for each prompt: the fields of the row. `asked` is that of each one."""
-        judges, (embeddings, whole) = self.plan.judges, holdout
+        judges, embeddings = self.plan.judges, references.embeddings
         features, each = judges.features(images), len(images) // len(prompts)
-        quality = person_quality(judges, features, whole) | {"brisque": judges.brisque(images)}
+        quality = person_quality(judges, features, references) | {"brisque": judges.brisque(images)}
         if judges.clip is not None:
             shown = list(map(self._without_identifier, asked))
             quality["clip"] = judges.clip_score(images, shown)

@@ -12,11 +12,11 @@ from statistics import fmean
 
 from apdm.audit.checks import likeness_check, match_check, photo_points
 from apdm.audit.common_results import State, Verdict
+from apdm.audit.doubts import among_strangers, too_few_strangers, unmeasured
 from apdm.audit.photo_results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
 from apdm.audit.results import Thresholds
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
-from apdm.audit.verdict import among_strangers, common_notes, too_few_strangers, unmeasured, worst_checks
-from apdm.faces.described import NamedThreshold
+from apdm.audit.verdict import common_notes, worst_checks
 from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values
 from apdm.metrics.utility import StrangersLikeness
@@ -142,19 +142,6 @@ def _flags(pair: Pair) -> list[str]:
             f"({encoder}), below {MIN_BASE_MATCH_RATE}"
         )
     return flags
-
-
-def doubts_about_judges(judges: Sequence[NamedThreshold], misled: Sequence[str]) -> list[str]:
-    """The clauses on judges that cannot show that photos protect.
-
-    Args:
-        judges: the encoders that judge.
-        misled: the names of those that the zero-shot layer misled.
-    """
-    if not judges or any(judge.name not in misled for judge in judges):
-        return []
-    names = ", ".join(misled)
-    return [f"the zero-shot layer misled every encoder that judges ({names}): judge by another, unrelated one too"]
 
 
 def _state(pairs: Sequence[Pair], passed: Sequence[bool | None], doubts: Sequence[str]) -> State:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from apdm.audit.attack_factory import AttackFactory, check_on_model
 from apdm.audit.common_results import ModelFile
+from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit, photos_and_changes
 from apdm.audit.photo_results import ImageLayer
-from apdm.audit.photo_verdict import doubts_about_judges, judge_photo_attacks
+from apdm.audit.photo_verdict import judge_photo_attacks
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.results import Results
@@ -26,7 +27,6 @@ from apdm.audit.results_file import write_results
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import Entry, available_entries
 from apdm.audit.thresholds import with_thresholds
-from apdm.audit.verdict import doubtful_thresholds, few_pictures, one_encoder
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
 from apdm.core.files import claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from apdm.audit.doubts import doubts_about_judges, few_pictures, not_attacked, one_encoder, reasons_left_out
 from apdm.audit.faces_seen import look_at_faces
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.photo_verdict import doubts_about_judges
 from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.search_space import SearchSpace
 from apdm.audit.suites import Entry
-from apdm.audit.verdict import few_pictures, not_attacked, one_encoder, reasons_left_out
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from apdm.audit.common_results import Verdict
+from apdm.audit.doubts import doubts_about_judges
 from apdm.audit.photo_results import PhotoAttackRow, PhotoOutcome, PhotoThresholds
-from apdm.audit.photo_verdict import doubts_about_judges, is_void, judge_photo_attacks, judge_photos
+from apdm.audit.photo_verdict import is_void, judge_photo_attacks, judge_photos
 from apdm.faces.described import NamedThreshold
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
