@@ -11,7 +11,7 @@ models          loads the models and checks that they can be compared
 attack_factory  makes attacks from their specs, and says whether they fit a model
 suites          named lists of attacks: on whom each attack runs, and whether the verdict requires it
 faces_seen, same_faces   checks before any attack: photos show faces, and folders share no person
-thresholds      measures when an encoder says "the same subject", where that is not known
+match_thresholds   measures when an encoder says "the same subject", where that is not known
 model_audit     runs a whole audit of models: `attack_and_judge`
 one_model       runs attacks on one model alone, without a verdict: `apdm attack`
 matrix          the list of all cells, which several processes can share

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from apdm.audit.results import AttackRow
-from apdm.audit.rows import by_spec, mean_curve, paired_rows
+from apdm.audit.rows import COMPARED, by_spec, mean_curve, paired_rows
 from apdm.audit.search_results import BudgetRow, BudgetTable, SearchResults, TrialPoint
 from apdm.metrics.statistics import LikenessCurve
 
 SEARCHED = "search, best of"
-MODELS = ("base", "hardened")
 
 
 def samples_per_step(params: Mapping[str, Any]) -> int | None:
@@ -87,7 +86,7 @@ def _mean_best(rows: Sequence[AttackRow], encoders: Sequence[str], step: float) 
 
 def _searched(search: SearchResults, budgets: Sequence[int]) -> BudgetRow:
     reached: dict[str, list[float | None]] = {}
-    for model in MODELS:
+    for model in COMPARED:
         of_model = [one for one in search.searches if one.model == model]
         by_person = [
             [

@@ -116,7 +116,7 @@ class Cell:
 
 
 def make_cell(
-    plan: AuditPlan, entry: Entry, arm: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
+    plan: AuditPlan, entry: Entry, model: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
 ) -> Cell:
     """Make the cell of one attack on one model with the photos of one person.
 
@@ -126,7 +126,7 @@ def make_cell(
     attack = plan.factory.make(entry.spec, seed=seed)
     nominal_step, nominal_of_plan = attack.max_train_steps, plan.factory.nominal_step
     pace = nominal_step / nominal_of_plan
-    if entry.long and arm == "hardened" and role == "protected":
+    if entry.long and model == "hardened" and role == "protected":
         attack = lengthened(attack, plan.max_train_steps / nominal_of_plan)
     wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in plan.measured_steps)}
     eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
@@ -134,8 +134,8 @@ def make_cell(
         **common,
         "spec": entry.spec,
         "params": attack.params(),
-        "arm": arm,
-        "model": plan.sha256(arm),
+        "arm": model,
+        "model": plan.sha256(model),
         "needs": {name: plan.sha256(name) for name in attack.needs},
         "code": code_hash(entry.spec),
         "role": role,
@@ -153,7 +153,7 @@ def make_cell(
     return Cell(
         entry=entry,
         attack=attack,
-        model=arm,
+        model=model,
         person=person,
         role=role,
         seed=seed,

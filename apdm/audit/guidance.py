@@ -5,12 +5,13 @@ High guidance brings out what a prompt is connected with. A model that hardening
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from apdm.audit.budgets import MODELS
 from apdm.audit.cell_runner import CellRunner
 from apdm.audit.judging import check_finite
 from apdm.audit.plan import ATTACK_NOISE, AuditPlan
+from apdm.audit.rows import COMPARED
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.search_results import GuidanceSweep
 from apdm.audit.store import CellStore, key_of, tensor_hash
@@ -34,20 +35,22 @@ def sweep_keys(plan: AuditPlan) -> dict[tuple[str, str], str]:
                 "who": [person.id, tensor_hash(person.references)],
             }
         )
-        for model in MODELS
+        for model in COMPARED
         for person in plan.subjects.protected
     }
 
 
 def sweep_guidance(
-    plan: AuditPlan, runner: CellRunner, store: CellStore, processes: ProcessGroup
+    plan: AuditPlan, keys: Mapping[tuple[str, str], str], runner: CellRunner, store: CellStore, processes: ProcessGroup
 ) -> list[GuidanceSweep]:
     """Draw the subject's prompts at several guidance scales, and compare with each protected person.
 
     Pictures are drawn once for each model and scale. The processes share the models. Finished sweeps stay in the store.
+
+    Args:
+        keys: {(model, person): key in the store} of the sweeps; see `sweep_keys`.
     """
-    keys = sweep_keys(plan)
-    for model in MODELS[processes.index :: processes.size]:
+    for model in COMPARED[processes.index :: processes.size]:
         missing = [person for person in plan.subjects.protected if keys and keys[model, person.id] not in store]
         if missing:
             by_scale = {f"{scale:g}": _features(plan, model, scale) for scale in SCALES}

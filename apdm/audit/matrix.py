@@ -44,12 +44,13 @@ class Matrix:
         for entry in entries:
             people: list[tuple[Person, Role]] = [(person, "protected") for person in subjects.protected[: entry.people]]
             people += [(person, "other") for person in subjects.others if entry.others]
-            for arm in plan.arms:
+            for model in plan.attacked:
                 for person, role in people:
-                    if arm != "placebo" or (entry.placebo and role == "protected"):
+                    if model != "placebo" or (entry.placebo and role == "protected"):
                         facts = {**common, "who": photos[person.id]}
                         cells += [
-                            make_cell(plan, entry, arm, person, role, seed, facts) for seed in plan.seeds[: entry.seeds]
+                            make_cell(plan, entry, model, person, role, seed, facts)
+                            for seed in plan.seeds[: entry.seeds]
                         ]
         return Matrix(cells)
 

@@ -56,17 +56,17 @@ def attack_and_judge(
     """
     judges, subjects = plan.judges, plan.subjects
     entries, left_out = plan.available()
-    matrix = Matrix.of(plan, entries)
+    matrix, classes, sweeps = Matrix.of(plan, entries), class_keys(plan), sweep_keys(plan)
     if processes.is_main:
-        store.tidy({*(cell.key for cell in matrix.cells), *class_keys(plan).values(), *sweep_keys(plan).values()})
+        store.tidy({*(cell.key for cell in matrix.cells), *classes.values(), *sweeps.values()})
     processes.wait()
-    class_pictures = draw_class_pictures(plan, class_keys(plan), store, processes)
+    class_pictures = draw_class_pictures(plan, classes, store, processes)
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
     runner = CellRunner(plan, class_images, class_features["base"].extracted)
     protected = {person.id: runner.references[person.id].embeddings for person in subjects.protected}
     # Before the attacks, because it may fail.
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
-    guidance = sweep_guidance(plan, runner, store, processes)
+    guidance = sweep_guidance(plan, sweeps, runner, store, processes)
     done = matrix.run(runner, store, processes, afterwards=afterwards)
     search = None if trials is None else run_search(plan, runner, trials, processes)
     if done is None:
@@ -115,7 +115,7 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
 def _class_and_photos(plan: AuditPlan, class_pictures: dict[str, Tensor]) -> dict[str, Tensor]:
     """Class pictures that start from the same noise, and with `plan.show_photos` the protected people's photos."""
     pictures = {"class/base": class_pictures[AGAIN]}
-    pictures |= {f"class/{name}": class_pictures[name] for name in plan.arms if name != "base"}
+    pictures |= {f"class/{name}": class_pictures[name] for name in plan.attacked if name != "base"}
     if plan.show_photos:
         pictures |= {f"photos/{person.id}": to_unit(person.photos) for person in plan.subjects.protected}
     return pictures

@@ -11,9 +11,9 @@ without it. Each attack runs once for every seed of the audit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import cycle, islice, product
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.captions import drawn_captions
-from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.attack_factory import code_hash
@@ -39,7 +38,7 @@ from apdm.core.errors import one_line
 from apdm.core.pictures import to_unit
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
-from apdm.families import Family, Posterior
+from apdm.families import Posterior
 from apdm.families.encoding import encode_images
 
 PHOTO_CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
@@ -57,7 +56,7 @@ class PhotoCell:
     Attributes:
         person: the person's id.
         pair: the person's clean and protected photos.
-        name: spec of the attack.
+        attack: spec of the attack.
         photos: which photos of the pair the attacker has.
         purifier: spec of the purifier that changes the photos first; None: no purifier.
         seed: the seed of all random numbers.
@@ -65,7 +64,7 @@ class PhotoCell:
 
     person: str
     pair: PhotoPair
-    name: str
+    attack: str
     photos: Literal["clean", "protected"]
     purifier: str | None
     seed: int
@@ -77,10 +76,6 @@ class PhotoCell:
             return self.pair.clean
         purifier = None if self.purifier is None else make_purifier(self.purifier, has_originals=True)
         return purifier.of(self.pair.clean, self.pair.protected) if isinstance(purifier, Mix) else self.pair.protected
-
-
-# (cell, photos [N, 3, R, R] in [-1, 1], prompts of the M pictures) -> pictures [M, 3, R, R] in [0, 1]
-DrawFromPhotos = Callable[[PhotoCell, Tensor, Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -127,13 +122,15 @@ class PhotoAudit:
     @property
     def fewest_pictures(self) -> int:
         """The fewest pictures that an attack draws of one person with all seeds."""
-        prompts = min(len(self._prompts(name)) for name in self.specs.names)
+        prompts = min(len(self._prompts(spec)) for spec in self.specs.names)
         return len(self.plan.seeds) * prompts * self.plan.drawing.num_images
 
     def pictures_size(self, store: CellStore) -> int:
         """Return an upper bound of the bytes of the pictures of the attacks that are not finished."""
         return sum(
-            len(self._prompts(cell.name)) * self.plan.drawing.num_images * picture_size(cell.pair.clean.shape[-1] ** 2)
+            len(self._prompts(cell.attack))
+            * self.plan.drawing.num_images
+            * picture_size(cell.pair.clean.shape[-1] ** 2)
             for key, cell in self._cells.items()
             if key not in store
         )
@@ -153,77 +150,62 @@ class PhotoAudit:
         kinds: list[tuple[Literal["clean", "protected"], str | None]] = [("clean", None), ("protected", None)]
         kinds += [("protected", purifier) for purifier in self.specs.purifiers]
         cells = [
-            PhotoCell(person, self.pairs[person], name, photos, purifier, seed)
-            for person, name, (photos, purifier), seed in product(self.pairs, self.specs.names, kinds, self.plan.seeds)
+            PhotoCell(person, self.pairs[person], attack, photos, purifier, seed)
+            for person, attack, (photos, purifier), seed in product(
+                self.pairs, self.specs.names, kinds, self.plan.seeds
+            )
         ]
         common, holdout = self.plan.common_facts(), self._holdout
         return {self._key(cell, holdout[cell.person], common): cell for cell in cells}
 
     # -- the attacks ---------------------------------------------------------------------------------------------
 
-    @property
-    def _base(self) -> Family:
-        return self.plan.models["base"]
+    def _draw(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Attack with photos [N, 3, R, R] in [-1, 1], and draw a picture for each of M prompts.
 
-    def _attack(self, name: str) -> DrawFromPhotos:
-        if name == ADAPTER_ATTACK and self.specs.adapter is not None:
-            return partial(self._adapt, self.specs.adapter)
-        return self._train if self._trains(name) else self._edit
-
-    def _train(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Train on the photos, then draw pictures."""
-        latents = encode_images(self._base, photos, batch_size=self.plan.drawing.batch_size)
-        models, captions = {"base": self._base}, cell.pair.captions
-        material = Material(latents, self.class_images, photos, models, captions=captions)
-        attacked = self.plan.factory.make(cell.name, seed=cell.seed).run(self._base, material).model
-        return attacked.sample(prompts, **self._drawing_options(photos, cell.seed))
-
-    def _edit(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Edit the photos, with an attack that needs no training."""
-        options = self._drawing_options(photos, cell.seed)
-        return make_zero_shot(cell.name).draw(self._base, to_unit(photos), prompts, **options)
-
-    def _adapt(self, adapter: FaceIDAdapter, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Draw pictures with the adapter, which gets a single photo: another one for each seed."""
-        number = self._photo_number(len(photos), cell.seed)
-        attacked, photo = adapter.with_adapter(self._base), to_unit(photos[number : number + 1])
-        return adapter.run(attacked, photo, prompts, **self._drawing_options(photos, cell.seed))
-
-    def _photo_number(self, count: int, seed: int) -> int:
-        """The number, from 0, of the photo that the adapter gets, out of `count` photos. Both arms get the same one."""
-        return self.plan.seeds.index(seed) % count
-
-    def _captions(self, cell: PhotoCell) -> list[str]:
-        """The captions that an attack draws; empty if it draws other prompts."""
-        if not self._trains(cell.name):
-            return []
-        return drawn_captions(self.plan.factory.make(cell.name, seed=cell.seed), cell.pair.captions)
-
-    def _prompts(self, name: str) -> list[str]:
-        """The prompts that an attack draws, without repeats."""
-        if self._trains(name):
-            attack = self.plan.factory.make(name, seed=0)
-            return list(dict.fromkeys(attack.prompt(prompt) for prompt in self.plan.drawing.prompts))
-        if name != ADAPTER_ATTACK and self.specs.edit_prompt is not None:
-            return [self.specs.edit_prompt]
-        return list(dict.fromkeys(map(self._without_identifier, self.plan.drawing.prompts)))
-
-    def _trains(self, name: str) -> bool:
-        return not is_zero_shot(name)
-
-    def _without_identifier(self, prompt: str) -> str:
-        return without_identifier(prompt, self.plan.factory.instance_prompt, self.plan.class_prompt)
-
-    def _drawing_options(self, photos: Tensor, seed: int) -> dict[str, Any]:
-        drawing = self.plan.drawing
-        return {
-            "seed": PICTURE_SEED + seed * SEED_STRIDE,
+        Returns:
+            Pictures [M, 3, R, R] in [0, 1].
+        """
+        base, drawing = self.plan.models["base"], self.plan.drawing
+        options: dict[str, Any] = {
+            "seed": PICTURE_SEED + cell.seed * SEED_STRIDE,
             "num_inference_steps": drawing.num_inference_steps,
             "guidance_scale": drawing.guidance_scale,
             "height": photos.shape[-2],
             "width": photos.shape[-1],
             "batch_size": drawing.batch_size,
         }
+        if not is_zero_shot(cell.attack):
+            latents = encode_images(base, photos, batch_size=drawing.batch_size)
+            material = Material(latents, self.class_images, photos, {"base": base}, captions=cell.pair.captions)
+            attacked = self.plan.factory.make(cell.attack, seed=cell.seed).run(base, material).model
+            return attacked.sample(prompts, **options)
+        if cell.attack == ADAPTER_ATTACK and self.specs.adapter is not None:
+            number = self._photo_number(len(photos), cell.seed)
+            return self.specs.adapter.draw(base, to_unit(photos[number : number + 1]), prompts, **options)
+        return make_zero_shot(cell.attack).draw(base, to_unit(photos), prompts, **options)
+
+    def _photo_number(self, count: int, seed: int) -> int:
+        """The number, from 0, of the one photo that the adapter gets out of `count`: another one for each seed."""
+        return self.plan.seeds.index(seed) % count
+
+    def _captions(self, cell: PhotoCell) -> list[str]:
+        """The captions that an attack draws; empty if it draws other prompts."""
+        if is_zero_shot(cell.attack):
+            return []
+        return drawn_captions(self.plan.factory.make(cell.attack, seed=cell.seed), cell.pair.captions)
+
+    def _prompts(self, spec: str) -> list[str]:
+        """The prompts that an attack draws, without repeats."""
+        if not is_zero_shot(spec):
+            attack = self.plan.factory.make(spec, seed=0)
+            return list(dict.fromkeys(attack.prompt(prompt) for prompt in self.plan.drawing.prompts))
+        if spec != ADAPTER_ATTACK and self.specs.edit_prompt is not None:
+            return [self.specs.edit_prompt]
+        return list(dict.fromkeys(map(self._without_identifier, self.plan.drawing.prompts)))
+
+    def _without_identifier(self, prompt: str) -> str:
+        return without_identifier(prompt, self.plan.factory.instance_prompt, self.plan.class_prompt)
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -232,7 +214,7 @@ class PhotoAudit:
         photos = tensor_hash(cell.used, holdout)
         what = [
             PHOTO_CELL_FORMAT,
-            cell.name,
+            cell.attack,
             self._params(cell),
             cell.photos,
             cell.purifier,
@@ -240,10 +222,10 @@ class PhotoAudit:
             photos,
             cell.seed,
         ]
-        more: dict[str, Any] = {"adapter": self._adapter_hash} if cell.name == ADAPTER_ATTACK else {}
-        if cell.pair.captions and self._trains(cell.name):
+        more: dict[str, Any] = {"adapter": self._adapter_hash} if cell.attack == ADAPTER_ATTACK else {}
+        if cell.pair.captions and not is_zero_shot(cell.attack):
             more["captions"] = {column: list(captions) for column, captions in sorted(cell.pair.captions.items())}
-        return key_of({**common, **more, "photos": what, "code": code_hash(cell.name)})
+        return key_of({**common, **more, "photos": what, "code": code_hash(cell.attack)})
 
     @cached_property
     def _adapter_hash(self) -> str | None:
@@ -254,24 +236,24 @@ class PhotoAudit:
         error, images, started = None, None, time.perf_counter()
         judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}}
         try:
-            photos, prompts = cell.used, self._prompts(cell.name)
+            photos, prompts = cell.used, self._prompts(cell.attack)
             asked = [one for one in prompts for _ in range(self.plan.drawing.num_images)]
             if captions := self._captions(cell):
                 prompts, asked = [CAPTIONS], list(islice(cycle(captions), len(asked)))
             if cell.purifier is not None:
                 purifier = make_purifier(cell.purifier, has_originals=True)
-                photos = purifier(to_unit(photos), self._base, cell.seed) * 2 - 1
-            images = self._attack(cell.name)(cell, photos, asked)
+                photos = purifier(to_unit(photos), self.plan.models["base"], cell.seed) * 2 - 1
+            images = self._draw(cell, photos, asked)
             check_finite(images)
             judged = self._judge(images, prompts, asked, references)
-            if is_editing(cell.name):
+            if is_editing(cell.attack):
                 shown = [self.plan.class_prompt] * len(images)
                 judged["quality"] |= editing_quality(self.plan.judges, images, photos, asked, shown)
         except Exception as problem:  # a failed attack must not stop the other attacks
             error = f"{type(problem).__name__}: {one_line(problem)}"
             images = None
         row = PhotoAttackRow(
-            attack=cell.name,
+            attack=cell.attack,
             params=self._params(cell),
             photos=cell.photos,
             purifier=cell.purifier,
@@ -305,12 +287,12 @@ class PhotoAudit:
 
     def _params(self, cell: PhotoCell) -> dict[str, Any]:
         """The attack's options, with what an attack without training draws from."""
-        if self._trains(cell.name):
-            return self.plan.factory.make(cell.name, seed=cell.seed).params()
-        params: dict[str, Any] = {"prompts": self._prompts(cell.name)}
-        if cell.name == ADAPTER_ATTACK and self.specs.adapter is not None:
+        if not is_zero_shot(cell.attack):
+            return self.plan.factory.make(cell.attack, seed=cell.seed).params()
+        params: dict[str, Any] = {"prompts": self._prompts(cell.attack)}
+        if cell.attack == ADAPTER_ATTACK and self.specs.adapter is not None:
             return {**self.specs.adapter.params(), **params, "photo": self._photo_number(len(cell.used), cell.seed)}
-        return {**make_zero_shot(cell.name).params(), **params}
+        return {**make_zero_shot(cell.attack).params(), **params}
 
 
 def _collect(keys: Iterable[str], store: CellStore) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:

@@ -201,9 +201,9 @@ class AuditPlan:
         )
 
     @property
-    def arms(self) -> list[str]:
+    def attacked(self) -> list[str]:
         """The names of the attacked models: "base", "hardened" and, if it is given, "placebo"."""
-        return [arm for arm in ("base", "hardened", "placebo") if arm in self.models]
+        return [name for name in ("base", "hardened", "placebo") if name in self.models]
 
     @property
     def seeds(self) -> list[int]:

@@ -15,6 +15,7 @@ from apdm.audit.results import AttackRow, Comparison, CostFactors, LowestCost, O
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent_values, steps_to_reach
 
+COMPARED = ("base", "hardened")  # the models whose rows are compared
 MIN_BASE_MATCH_RATE = 0.8
 
 
@@ -77,7 +78,7 @@ def with_row_figures(rows: Sequence[AttackRow]) -> list[AttackRow]:
 
 
 def paired_rows(
-    rows: Sequence[AttackRow], role: Role, models: tuple[str, str] = ("base", "hardened")
+    rows: Sequence[AttackRow], role: Role, models: tuple[str, str] = COMPARED
 ) -> dict[str, list[tuple[AttackRow, AttackRow]]]:
     """Pair the rows of one attack on two models by person and seed, without pairs that have a failed row.
 
@@ -170,7 +171,7 @@ def comparison(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, 
     Returns:
         {encoder: comparison}; empty if there is no pair of rows.
     """
-    return {encoder: Comparison(**facts) for encoder, facts in _compared(rows, encoders, ("base", "hardened")).items()}
+    return {encoder: Comparison(**facts) for encoder, facts in _compared(rows, encoders, COMPARED).items()}
 
 
 def placebo_comparison(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[str, PlaceboComparison]:

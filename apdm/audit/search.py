@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from apdm.audit.budgets import MODELS, samples_per_step, shows_faces
+from apdm.audit.budgets import samples_per_step, shows_faces
 from apdm.audit.cell_runner import CellRunner
 from apdm.audit.cells import Cell, make_cell
 from apdm.audit.matrix import POLL_SECONDS
 from apdm.audit.people import Person
 from apdm.audit.plan import AuditPlan
 from apdm.audit.results import AttackRow
+from apdm.audit.rows import COMPARED
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.search_results import Search, SearchCost, SearchResults, SearchTrial, TrialPoint
 from apdm.audit.search_space import SearchOptions, SearchSpace
@@ -108,7 +109,7 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
         return None
     space = SearchSpace(plan.factory, options.samples, plan.models["base"])
     people = plan.subjects.protected[: options.people]
-    searchers = [Searcher(plan, options, space, model, person) for person in people for model in MODELS]
+    searchers = [Searcher(plan, options, space, model, person) for person in people for model in COMPARED]
     if processes.is_main:
         store.ready(again=_may_succeed)
     processes.wait()
@@ -223,7 +224,7 @@ def search_costs(searches: Sequence[Search], min_face_rate: float) -> list[Searc
     by_model = {(one.model, one.subject): one for one in searches}
     costs = []
     for subject in dict.fromkeys(one.subject for one in searches):
-        base, hardened = (by_model[model, subject] for model in MODELS)
+        base, hardened = (by_model[model, subject] for model in COMPARED)
         level = base.trials[0].likeness
         if level is None:
             continue

@@ -12,10 +12,10 @@ from apdm.attacks.registry import settings
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import with_captions
+from apdm.audit.match_thresholds import warn_if_few_photos
 from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.suites import Entry, available_entries, check_photos, cost_factor_warning
-from apdm.audit.thresholds import warn_if_few_photos
 from apdm.config import AuditingConfig, AuditOptions
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError

@@ -14,6 +14,7 @@ from torch import Tensor
 from apdm.audit.attack_factory import AttackFactory, check_on_model
 from apdm.audit.common_results import ModelFile
 from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
+from apdm.audit.match_thresholds import with_match_thresholds
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
@@ -26,7 +27,6 @@ from apdm.audit.results import Results
 from apdm.audit.results_file import write_results
 from apdm.audit.store import CellStore, finished_cells
 from apdm.audit.suites import Entry, available_entries
-from apdm.audit.thresholds import with_thresholds
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
 from apdm.core.files import claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages
@@ -157,7 +157,7 @@ def with_class_pictures(
         return load_images(paths, recipe.resolution)
 
     drawn = processes.main_first(draw)
-    judges = with_thresholds(plan.judges, plan.subjects, drawn)
+    judges = with_match_thresholds(plan.judges, plan.subjects, drawn)
     with torch.no_grad():
         latents = encode_images(base, drawn, batch_size=batch_size)
     return replace(plan, class_images=asdict(recipe), judges=judges), drawn, latents

@@ -90,7 +90,7 @@ def pictures_size(
     """
     drawing, one = plan.drawing, picture_size(plan.subjects.protected[0].photos.shape[-1] ** 2)
     drawn = len(drawing.prompts) * drawing.num_images
-    on_models = [cell.pictures_size(drawn) for cell in cells] + (len(plan.arms) + 1) * [plan.num_class_images * one]
+    on_models = [cell.pictures_size(drawn) for cell in cells] + (len(plan.attacked) + 1) * [plan.num_class_images * one]
     on_photos = []
     if specs is not None:
         on_photos = [

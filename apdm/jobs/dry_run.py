@@ -151,7 +151,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
 def final_audit_work(inputs: HardenInputs, audit_inputs: AuditInputs) -> AuditWork:
     """The work of the audit at the end."""
     plan, cells, photos = inputs.final_audit(audit_inputs)
-    class_sets = len(plan.arms) + 2
+    class_sets = len(plan.attacked) + 2
     return AuditWork.of(plan, cells, class_sets=class_sets, specs=audit_inputs.photo_attacks, photos=photos)
 
 
@@ -330,7 +330,7 @@ def _audit_input(
     warn_if_too_short(config, plan.entries)
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
     entries, _ = plan.available()
-    cells, class_sets = Matrix.of(plan, entries).cells, len(plan.arms) + 2
+    cells, class_sets = Matrix.of(plan, entries).cells, len(plan.attacked) + 2
     counts = photos.counts if photos is not None else None
     work = AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=counts)
     pictures = pictures_size(plan, cells, inputs.photo_attacks, counts or {}, output)

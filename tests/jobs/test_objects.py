@@ -18,8 +18,8 @@ from tiny_judges import write_clip, write_dino
 from tiny_pipelines import build_pipeline
 from tiny_run import OPTIONS
 
+from apdm.audit.match_thresholds import with_match_thresholds
 from apdm.audit.people import PhotoFolders
-from apdm.audit.thresholds import with_thresholds
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.faces import FaceChoice, FaceNetworks
@@ -247,10 +247,10 @@ def test_thresholds_of_the_dreambooth_subjects(tmp_path: Path):
             shutil.copyfile(photo, place / photo.name)
     subjects = PhotoFolders(attack=str(tmp_path / "attacker"), holdout=str(tmp_path / "holdout")).load(64)
     encoder = ObjectEncoder(extractor=VisionModel(write_dino(tmp_path / "tiny-dino")))
-    judges = with_thresholds(Judges([encoder], None, encoder.extractor), subjects, torch.zeros(0, 3, 64, 64))
+    judges = with_match_thresholds(Judges([encoder], None, encoder.extractor), subjects, torch.zeros(0, 3, 64, 64))
     (found,) = judges.encoders
     assert isinstance(found, ObjectEncoder) and found.measured is not None
     assert len(subjects.protected) == 8 and found.measured.own >= 8 * 4
     # Random weights see colours and little else; better than chance is all that can be asked of them.
     assert max(found.measured.false_match_rate, found.measured.false_non_match_rate) < 0.5
-    assert with_thresholds(judges, subjects, torch.zeros(0, 3, 64, 64)) is judges
+    assert with_match_thresholds(judges, subjects, torch.zeros(0, 3, 64, 64)) is judges

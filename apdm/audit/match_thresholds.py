@@ -16,7 +16,7 @@ from apdm.metrics.objects import MIN_OWN, ObjectEncoder, measure_threshold
 logger = get_logger(__name__)
 
 
-def with_thresholds(judges: Judges, subjects: AuditSubjects, class_pictures: Tensor) -> Judges:
+def with_match_thresholds(judges: Judges, subjects: AuditSubjects, class_pictures: Tensor) -> Judges:
     """Return the judges with a threshold for every encoder.
 
     Args:
