@@ -18,7 +18,7 @@ from apdm.report.attacks import attack_lines, attack_sections
 from apdm.report.common import common_content, mean_likeness, parameters
 from apdm.report.costs import attack_costs
 from apdm.report.curves import Encoder
-from apdm.report.numbers import mean, number, percent
+from apdm.report.numbers import number, percent
 from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, first_seeds, panel_pair, shown_names
 from apdm.report.searches import known_lines, price, search_lines
