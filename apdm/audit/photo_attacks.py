@@ -24,12 +24,14 @@ from apdm.attacks.captions import drawn_captions
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.attack_factory import code_hash
+from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
 from apdm.audit.judging import References, check_finite, editing_quality, person_quality
 from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
-from apdm.audit.photo_results import PhotoAttackRow
+from apdm.audit.photo_results import ImageLayer, PhotoAttackRow
+from apdm.audit.photo_verdict import judge_photo_attacks
 from apdm.audit.picture_names import photo_picture_name
 from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import PhotoPair
+from apdm.audit.protected_photos import PhotoPair, ProtectedPhotos
 from apdm.audit.schema import from_json, to_json
 from apdm.audit.store import CellStore, key_of, tensor_hash
 from apdm.config.prompts import without_identifier
@@ -40,6 +42,7 @@ from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Posterior
 from apdm.families.encoding import encode_images
+from apdm.metrics.utility import StrangersLikeness
 
 PHOTO_CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
 CAPTIONS = "captions"  # stands for the prompts of pictures that were drawn with captions, which rows never hold
@@ -293,6 +296,36 @@ class PhotoAudit:
         if cell.attack == ADAPTER_ATTACK and self.specs.adapter is not None:
             return {**self.specs.adapter.params(), **params, "photo": self._photo_number(len(cell.used), cell.seed)}
         return {**make_zero_shot(cell.attack).params(), **params}
+
+
+def attack_and_judge_photos(
+    audit: PhotoAudit,
+    photos: ProtectedPhotos,
+    strangers: Mapping[str, StrangersLikeness],
+    store: CellStore,
+    processes: ProcessGroup,
+) -> tuple[ImageLayer, dict[str, Tensor]] | None:
+    """Attack with clean and protected photos, and judge each attack.
+
+    Args:
+        strangers: {encoder: likeness by chance}. Only the main process needs it.
+
+    Returns:
+        The part of the results that is about photos, and the pictures of `PhotoAudit.run`, with `plan.show_photos` also
+        the photos themselves. None in all processes but the main one.
+    """
+    done = audit.run(store, processes)
+    if done is None:
+        return None
+    rows, pictures = done
+    if audit.plan.show_photos:
+        pictures |= photos_and_changes(photos.pairs)
+    judges = audit.plan.judges.describe()
+    misled = photos.misled(judges.encoders)
+    doubts = few_pictures(audit.fewest_pictures) + one_encoder(judges)
+    doubts += doubtful_thresholds(judges) + doubts_about_judges(judges.encoders, misled)
+    outcomes = judge_photo_attacks(rows, strangers, audit.plan.thresholds, doubts=doubts)
+    return ImageLayer(**vars(photos.perturbation), attacks=rows, by_attack=outcomes, misled_judges=misled), pictures
 
 
 def _collect(keys: Iterable[str], store: CellStore) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:

@@ -16,13 +16,13 @@ from apdm.attacks.staged import stages
 from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import warn_about_long_captions
 from apdm.audit.cells import Cell
+from apdm.audit.face_checks import check_faces
 from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
 from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.picture_names import file_name
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.same_faces import check_faces
 from apdm.audit.schema import to_json
 from apdm.audit.suites import Entry, choose_entries
 from apdm.config import AttackConfig

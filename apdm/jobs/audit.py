@@ -17,11 +17,11 @@ import torch
 
 from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import photos_with_captions, warn_about_long_captions
+from apdm.audit.face_checks import check_faces
 from apdm.audit.people import PROTECTED, PhotoFolders
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
 from apdm.audit.results import Results
-from apdm.audit.same_faces import check_faces
 from apdm.audit.search import check_search
 from apdm.audit.search_space import SearchOptions
 from apdm.audit.suites import choose_entries, with_textual_inversion

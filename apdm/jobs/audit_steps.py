@@ -13,14 +13,11 @@ from torch import Tensor
 
 from apdm.audit.attack_factory import AttackFactory, check_on_model
 from apdm.audit.common_results import ModelFile
-from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
 from apdm.audit.match_thresholds import with_match_thresholds
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.models import load_models
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.photo_attacks import PhotoAudit, photos_and_changes
-from apdm.audit.photo_results import ImageLayer
-from apdm.audit.photo_verdict import judge_photo_attacks
+from apdm.audit.photo_attacks import PhotoAudit, attack_and_judge_photos
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import ProtectedPhotos
 from apdm.audit.results import Results
@@ -57,7 +54,6 @@ from apdm.jobs.picture_sheets import save_pictures, save_strips
 from apdm.jobs.prepare import goes_on, resolved
 from apdm.jobs.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.tracked import track_audit
-from apdm.metrics.judges import JudgesDescription
 from apdm.report.audit_page import write_report
 
 UNFINISHED = (
@@ -113,15 +109,13 @@ def audit_and_report(
         stages.begin(PHOTO_ATTACKS)
         if done is not None:
             _write_unfinished(*done, output)
-        layer = attack_photos(photo_audit, photos, photo_store, processes)
+        strangers = {} if done is None else done[0].strangers
+        layer = attack_and_judge_photos(photo_audit, photos, strangers, photo_store, processes)
     if done is None:
         return None
     results, pictures = done
-    if layer is not None and photo_audit is not None:
-        doubts = doubts_about_photos(results.judges, layer[0], photo_audit)
-        outcomes = judge_photo_attacks(layer[0].attacks, results.strangers, plan.thresholds, doubts=doubts)
-        results = replace(results, image_layer=replace(layer[0], by_attack=outcomes))
-        pictures |= layer[1]
+    if layer is not None:
+        results, pictures = replace(results, image_layer=layer[0]), pictures | layer[1]
     write_results(results, output / RESULTS)
     shown = save_pictures(pictures, output)
     save_strips(results, shown, output)
@@ -166,34 +160,6 @@ def with_class_pictures(
 def cell_store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
     """Return the store `name` in the output folder. Finished attacks of `earlier` output folders are reused."""
     return CellStore(output / name, process=processes.index, earlier=[Path(folder) / name for folder in earlier])
-
-
-def attack_photos(
-    audit: PhotoAudit, photos: ProtectedPhotos, store: CellStore, processes: ProcessGroup
-) -> tuple[ImageLayer, dict[str, Tensor]] | None:
-    """Attack the protected photos; see `PhotoAudit.run`.
-
-    Returns:
-        The part of the results that is about photos, and its pictures; None in all processes but the main one.
-    """
-    done = audit.run(store, processes)
-    if done is None:
-        return None
-    rows, pictures = done
-    if audit.plan.show_photos:
-        pictures |= photos_and_changes(photos.pairs)
-    misled = photos.misled(audit.plan.judges.describe().encoders)
-    return ImageLayer(**vars(photos.perturbation), attacks=rows, misled_judges=misled), pictures
-
-
-def doubts_about_photos(judges: JudgesDescription, layer: ImageLayer, audit: PhotoAudit) -> list[str]:
-    """Reasons why no attack shows that photos are protected, whatever was measured, one clause each."""
-    return [
-        *few_pictures(audit.fewest_pictures),
-        *one_encoder(judges),
-        *doubtful_thresholds(judges),
-        *doubts_about_judges(judges.encoders, layer.misled_judges or []),
-    ]
 
 
 def model_file(path: str, model: Family) -> ModelFile:

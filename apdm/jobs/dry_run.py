@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from apdm.audit.common_results import Verdict
+from apdm.audit.face_checks import check_faces
 from apdm.audit.matrix import Matrix
 from apdm.audit.plan import AuditPlan
-from apdm.audit.same_faces import check_faces
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.disk import picture_size
 from apdm.core.errors import Faults

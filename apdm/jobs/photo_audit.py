@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,15 +14,15 @@ from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import photos_with_captions
 from apdm.audit.class_pictures import measure_strangers
 from apdm.audit.common_results import SCHEMA, HeldOutFrom
+from apdm.audit.face_checks import check_faces
 from apdm.audit.people import AuditSubjects, Person, load_strangers
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.photo_attacks import PhotoAudit
+from apdm.audit.photo_attacks import PhotoAudit, attack_and_judge_photos
 from apdm.audit.photo_results import ImageLayer, PhotoResults, PhotoThresholds
-from apdm.audit.photo_verdict import judge_photo_attacks, judge_photos
+from apdm.audit.photo_verdict import judge_photos
 from apdm.audit.plan import AuditPlan
 from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.results_file import write_results
-from apdm.audit.same_faces import check_faces
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.pictures import to_unit
@@ -35,11 +34,9 @@ from apdm.distributed.trackers import Tracker
 from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
 from apdm.jobs.audit_inputs import check_reused, load_judges, try_networks
 from apdm.jobs.audit_steps import (
-    attack_photos,
     cell_store,
     check_with_models,
     claim_audit_dir,
-    doubts_about_photos,
     model_file,
     read_models,
     with_class_pictures,
@@ -187,11 +184,11 @@ def _attack_and_report(
     if processes.is_main:
         audit.tidy(store)
     processes.wait()
-    done = attack_photos(audit, photos, store, processes)
+    done = attack_and_judge_photos(audit, photos, strangers, store, processes)
     if done is None:
         return None
     layer, pictures = done
-    results = _judged(audit, layer, strangers, matched)
+    results = _judged(plan, layer, strangers, matched)
     write_results(results, output / RESULTS)
     shown = save_pictures(pictures, output)
     write_photo_report(results, output / REPORT, shown)
@@ -201,18 +198,19 @@ def _attack_and_report(
 
 
 def _judged(
-    audit: PhotoAudit, layer: ImageLayer, strangers: dict[str, StrangersLikeness], matched: dict[str, float]
+    plan: AuditPlan, layer: ImageLayer, strangers: dict[str, StrangersLikeness], matched: dict[str, float]
 ) -> PhotoResults:
-    """Add the figures of each attack and the verdict to what the attacks gave."""
-    plan = audit.plan
-    limits, judges = plan.thresholds, plan.judges.describe()
+    """Add the verdict to what the attacks gave."""
+    limits = plan.thresholds
     thresholds = PhotoThresholds(
         max_match_rate=limits.max_match_rate, max_likeness_over_strangers=limits.max_likeness_over_strangers
     )
-    doubts = doubts_about_photos(judges, layer, audit)
-    outcomes = judge_photo_attacks(layer.attacks, strangers, thresholds, doubts=doubts)
     verdict = judge_photos(
-        outcomes, repeats=plan.repeats, strangers=strangers, strangers_matched=matched, thresholds=thresholds
+        layer.by_attack or [],
+        repeats=plan.repeats,
+        strangers=strangers,
+        strangers_matched=matched,
+        thresholds=thresholds,
     )
     return PhotoResults(
         schema=SCHEMA,
@@ -223,11 +221,11 @@ def _judged(
         models=dict(plan.files),
         subjects=[person.id for person in plan.subjects.protected],
         photos=plan.subjects.counts,
-        judges=judges,
+        judges=plan.judges.describe(),
         strangers=strangers,
         strangers_matched=matched,
         prompts=plan.prompts,
-        image_layer=replace(layer, by_attack=outcomes),
+        image_layer=layer,
         thresholds=thresholds,
         verdict=verdict,
     )

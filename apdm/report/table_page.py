@@ -24,8 +24,8 @@ SEVERAL = 3  # as many rows are always named in a note
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure as texts. `reason` says why there is none."""
+class CellText:
+    """One cell as texts. `reason` says why there is none."""
 
     text: str
     interval: str = ""
@@ -40,7 +40,7 @@ def write_table_page(table: Table, output: str | Path) -> None:
         {
             "table": table,
             "parts": shown_parts(table),
-            "rows": {name: figures(table, row) for name, row in table.rows.items()},
+            "rows": {name: cell_texts(table, row) for name, row in table.rows.items()},
             "notes": list(notes(table)),
             "plots": list(table_plots(table)),
             "data": TABLE,
@@ -60,7 +60,7 @@ def shown_parts(table: Table) -> list[tuple[str, list[str]]]:
     return found
 
 
-def figures(table: Table, row: TableRow) -> list[Figure]:
+def cell_texts(table: Table, row: TableRow) -> list[CellText]:
     """The cells of a row as texts, for the parts that `shown_parts` names."""
     found = []
     for name in table.columns:
@@ -68,9 +68,9 @@ def figures(table: Table, row: TableRow) -> list[Figure]:
         if _has_ours(table, name):
             low, high = cell.interval or (None, None)
             interval = "" if low is None or high is None else f"{_plain(low)} to {_plain(high)}"
-            found.append(Figure("not run" if row.not_run else _plain(cell.ours), interval, cell.reason or ""))
+            found.append(CellText("not run" if row.not_run else _plain(cell.ours), interval, cell.reason or ""))
         if any(other.cells[name].published is not None for other in table.rows.values()):
-            found.append(Figure(_plain(cell.published)))
+            found.append(CellText(_plain(cell.published)))
     return found
 
 
@@ -86,7 +86,7 @@ def markdown(table: Table) -> list[str]:
     """The table as lines of Markdown, with its notes below."""
     heads = [[f"{head}, {part}" for part in parts] for head, parts in shown_parts(table)]
     rows = [
-        (row.title, [one.text + f" ({one.interval})" * bool(one.interval) for one in figures(table, row)])
+        (row.title, [one.text + f" ({one.interval})" * bool(one.interval) for one in cell_texts(table, row)])
         for row in table.rows.values()
     ]
     lines = [f"# {table.title}", ""]
