@@ -1,8 +1,8 @@
 """The audit: run the same attacks on the base and on the hardened model, and compare what likeness costs the attacker.
 
 A cell is one attack on one model with the photos of one person and one seed. Each cell gives one row of the results.
-To follow a row from attack to results.json, read `model_audit`, `cells`, `cell_runner` and `rows`. To follow the verdict,
-read `verdict`, which asks `checks` and `doubts`. A new quality figure begins in `judging`.
+To follow a row from attack to results.json, read `model_audit`, `cells`, `cell_runner` and `rows`. To follow the
+verdict, read `verdict`, which asks `checks` and `doubts`. A new quality figure begins in `judging`.
 
 What is read and checked before any attack:
 

@@ -6,7 +6,7 @@ judged here. A value that was not measured is None in the results and printed as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from apdm.report.numbers import number, percent
 from apdm.report.photos import photo_section
 from apdm.report.pictures import Encoded, PanelPair, Pictures, encode_pictures, first_seeds, panel_pair, shown_names
 from apdm.report.searches import known_lines, price, search_lines
-from apdm.report.strips import Strip, strip_pictures, strips
+from apdm.report.strips import strip_pictures, strips
 from apdm.report.template import write_page
 
 CLASS_TITLE = "Asked for anybody, without an attack"
@@ -36,29 +36,31 @@ def write_report(results: Results, output: str | Path, pictures: Pictures, *, da
             the hardened model start from the same noise.
         data: where the page's link to results.json leads.
     """
-    found = strips(results, pictures)
-    headline = results.cost_factor.spec if results.cost_factor.spec in found else next(iter(found), None)
-    found = {spec: strip if spec == headline else strip.with_one_noise() for spec, strip in found.items()}
-    content = _content(results, first_seeds(pictures) | strip_pictures(found), found)
-    write_page("report.html.j2", output, content | {"data": data})
+    content = _content(results, pictures) | {"data": data}
+    write_page("report.html.j2", output, content)
 
 
-def _content(results: Results, pictures: Pictures, found: Mapping[str, Strip]) -> dict[str, Any]:
+def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
     """Everything that the template needs, by the names that it uses."""
+    headline = results.cost_factor.spec
+    found = strips(results, pictures)
+    whole = headline if headline in found else next(iter(found), None)
+    found = {spec: strip if spec == whole else strip.with_one_noise() for spec, strip in found.items()}
+    pictures = first_seeds(pictures) | strip_pictures(found)
     common = common_content(results)
     encoders: list[Encoder] = common["encoders"]
     shown = encode_pictures({name: pictures[name] for name in shown_names(results, list(pictures), found)})
-    headline = [row for row in results.attacks if row.spec == results.cost_factor.spec]
+    rows = [row for row in results.attacks if row.spec == headline]
     pairs = _pairs(results, encoders, shown)
     sections = attack_sections(results, encoders, shown, found)
     views = {section.spec: section.strip for section in sections if section.strip is not None}
-    strip = views.get(results.cost_factor.spec) or next(iter(views.values()), None)
+    strip = views.get(headline) or next(iter(views.values()), None)
     # The first screen shows the worst person, and the class.
     first = [pair for place, pair in enumerate(pairs) if pair.title == CLASS_TITLE or (place == 0 and strip is None)]
     layer = results.image_layer
     return {
         **common,
-        "figures": _figures(results, headline, encoders),
+        "figures": _figures(results, rows, encoders),
         "first": first,
         "strip": strip,
         "costs_plot": attack_costs(results),
@@ -73,7 +75,7 @@ def _content(results: Results, pictures: Pictures, found: Mapping[str, Strip]) -
         "has_plots": any(section.plots or section.by_person for section in sections),
         "has_spread": any(plot.spreads for section in sections for plot in section.plots),
         "has_placebo": any(row.model == "placebo" for row in results.attacks),
-        "people": _people(results, headline, encoders),
+        "people": _people(results, rows, encoders),
         "rows": [_row_line(row, encoders) for row in results.attacks],
         "quality": sorted({key for row in results.attacks for key in row.quality}),
         "threat_model": THREAT_MODEL,
