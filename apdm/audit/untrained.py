@@ -63,9 +63,9 @@ class Untrained:
         """Whether picture i is made from photo i modulo N."""
         return isinstance(self.zero_shot, Editing)
 
-    def check_fits(self, model: Family, adapter: FaceIDAdapter | None = None) -> None:
-        """Check that the attack fits a model; an adapter only if it is given. Raises UserError if it does not."""
-        check = getattr(adapter if self.zero_shot is None else self.zero_shot, "check", None)
+    def check_fits(self, model: Family) -> None:
+        """Check that the attack fits a model, but not the adapter. Raises UserError if it does not."""
+        check = getattr(self.zero_shot, "check", None)
         if check is not None:
             check(model)
 
