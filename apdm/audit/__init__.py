@@ -11,8 +11,7 @@ people, captions      the people who are attacked, and their photos; the caption
 models                loads the models and checks that they can be compared
 suites                named lists of attacks: on whom each attack runs, and whether the verdict requires it
 attack_factory        makes attacks from their specs, and says whether they fit a model
-face_checks           checks that photos show faces, and that folders share no person
-faces_seen            what the detector sees in the photos, for the plan
+face_checks           checks that photos show faces, and that folders share no person; tells which faces are seen
 match_thresholds      measures when an encoder says "the same subject", where that is not known
 
 The audit of models, in the order of the run:

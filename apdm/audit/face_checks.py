@@ -23,9 +23,12 @@ from torch import Tensor
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
+from apdm.data.photo_files import printable
 from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
-from apdm.faces import FaceScore
+from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.choice import require_faces
+from apdm.faces.person import choose_faces, embed_faces
+from apdm.faces.photo_faces import PhotoFaces
 from apdm.metrics.identity import likeness
 from apdm.metrics.judges import LikenessEncoder
 
@@ -33,6 +36,8 @@ logger = get_logger(__name__)
 
 BATCH_SIZE = 32
 JUDGED = (Role.PROTECTED, Role.REFERENCE, Role.OTHER, Role.OTHER_REFERENCE, Role.STRANGER)
+COMPARED = {Role.REFERENCE, Role.OTHER_REFERENCE}
+SHOWN = {Role.PROTECTED, Role.OTHER, *COMPARED}
 
 
 @dataclass
@@ -129,3 +134,53 @@ def _matching(known: _Faces, shown: _Faces, encoders: Sequence[LikenessEncoder])
     """Return the files of the photos in `shown` that every encoder takes for the person `known`."""
     agreed = [likeness(shown.embeddings[e.name], known.embeddings[e.name]) >= e.threshold for e in encoders]
     return [file for file, match in zip(shown.files, torch.stack(agreed).all(dim=0).tolist(), strict=True) if match]
+
+
+# -- what is told of the faces before the work ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FacesSeen:
+    """What is seen in the photos of one person in one folder.
+
+    Attributes:
+        faces: the faces in the squares that a trainer makes of the photos.
+        names: the photos' names.
+        role: what the photos are used for.
+    """
+
+    faces: PhotoFaces
+    names: list[str]
+    role: Role
+
+    @property
+    def text(self) -> str:
+        """One line about these photos."""
+        said = self.faces.text(self.names, done="compared" if self.role in COMPARED else "learnt")
+        return f"{'held out' if self.role in COMPARED else 'trained on'}: {said}"
+
+
+@torch.no_grad()
+def look_at_faces(sets: Sequence[PhotoSet], encoders: Sequence[FaceEncoder]) -> list[FacesSeen]:
+    """Look for faces in the photos of people whose likeness is measured.
+
+    Args:
+        encoders: the encoders that judge. Those that have no detector look at whole pictures, and nothing is said of
+            them.
+    """
+    able = [encoder for encoder in encoders if encoder.detector is not None]
+    if not able or able[0].detector is None:
+        return []
+    found = []
+    for photos in sets:
+        if photos.role not in SHOWN:
+            continue
+        for subject, (own, images) in zip(photos.ids, photos.by_person, strict=True):
+            unit = to_unit(images)
+            faces = [able[0].detector.detect(image) for image in unit]
+            embeddings = [embed_faces(able[:1], image, each) for image, each in zip(unit, faces, strict=True)]
+            choices = choose_faces(faces, embeddings, {able[0].name: able[0].threshold})
+            sizes = [(images.shape[2], images.shape[3])] * len(images)
+            names = [printable(file.name) for file in own]
+            found.append(FacesSeen(PhotoFaces.of(subject, choices, sizes), names, photos.role))
+    return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from apdm.audit.doubts import doubts_about_judges, few_pictures, not_attacked, one_encoder, reasons_left_out
-from apdm.audit.faces_seen import look_at_faces
+from apdm.audit.face_checks import look_at_faces
 from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.plan import AuditPlan, Drawing
 from apdm.audit.protected_photos import ProtectedPhotos

@@ -24,8 +24,6 @@ Drawings and pictures, as coordinates and data for figures.html.j2 and panel.htm
 axes             size, places and ticks of drawings
 curves           likeness over attack steps
 costs            cost against utility
-scales           likeness before and after, on one line
-table_plot       the figures of a table
 pictures         which pictures are shown, and their encoding
 strips           the same pictures while an attack runs
 

@@ -11,7 +11,6 @@ from apdm.audit.results import AttackOutcome, Results
 from apdm.audit.rows import by_spec
 from apdm.report.curves import Encoder, Plot, mean_plots, plots
 from apdm.report.pictures import Encoded, PanelPair, panel_pair, worst_person
-from apdm.report.scales import scale
 from apdm.report.strips import Strip, StripView, strip_view
 
 STATES = {  # {state: (style, words)}
@@ -20,6 +19,9 @@ STATES = {  # {state: (style, words)}
     "unreliable": ("doubt", "unreliable"),
     "void": ("idle", "void: too weak on the base"),
 }
+
+SCALE_WIDTH, SCALE_HEIGHT, EDGE = 150, 18, 6
+LOWEST = -0.25  # strangers lie around 0; what is lower is drawn here
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,44 @@ def _cells(outcome: AttackOutcome, encoder: Encoder) -> dict[str, Any]:
         "worst": None if compared is None else compared.worst,
         "scale": scale(encoder, base, hardened, interval),
     }
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Likeness on the base and on the hardened model, as x in a drawing of SCALE_WIDTH x SCALE_HEIGHT.
+
+    Attributes:
+        base, hardened: None if it was not measured.
+        interval: ends of the interval of the likeness on the hardened model; None if there is none.
+        strangers: the likeness of strangers, mean minus and plus the standard deviation.
+        threshold: the encoder's match threshold.
+        ticks: (x, likeness).
+    """
+
+    base: float | None
+    hardened: float | None
+    interval: tuple[float, float] | None
+    strangers: tuple[float, float]
+    threshold: float
+    ticks: list[tuple[float, float]]
+
+
+def scale(encoder: Encoder, base: float | None, hardened: float | None, interval: list[float] | None) -> Scale:
+    """Place the likeness by one encoder on the line."""
+    mean, std = encoder.strangers.mean, encoder.strangers.std
+    return Scale(
+        base=None if base is None else _x(base),
+        hardened=None if hardened is None else _x(hardened),
+        interval=None if interval is None else (_x(interval[0]), _x(interval[1])),
+        strangers=(_x(mean - std), _x(mean + std)),
+        threshold=_x(encoder.threshold),
+        ticks=[(_x(value), value) for value in (0.0, 0.5, 1.0)],
+    )
+
+
+def _x(value: float) -> float:
+    share = (min(max(value, LOWEST), 1.0) - LOWEST) / (1.0 - LOWEST)
+    return round(EDGE + (SCALE_WIDTH - 2 * EDGE) * share, 1)
 
 
 def attack_sections(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 
 from apdm.audit.tables import CAPTIONS, PHOTOS, UNCHANGED, Column, Table, TableRow
 from apdm.core.terminal import count
 from apdm.export.layout import TABLE
+from apdm.report.axes import ticks, x_of, y_of
+from apdm.report.curves import Curve
 from apdm.report.numbers import NOT_MEASURED, number
-from apdm.report.table_plot import table_plots
 from apdm.report.template import write_page
 
 ARROWS = {"lower": "↓", "higher": "↑"}  # the direction that protects
@@ -177,3 +179,55 @@ def _plain(value: float | None) -> str:
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+
+# -- the figures of the rows over a number that the rows name, such as steps --------------------------------------
+
+
+@dataclass(frozen=True)
+class TablePlot:
+    """One column of a table, drawn.
+
+    Attributes:
+        title: the column's title.
+        curves: the lines, in coordinates of the drawing.
+        x_ticks, y_ticks: (coordinate, value).
+    """
+
+    title: str
+    curves: list[Curve]
+    x_ticks: list[tuple[float, float]]
+    y_ticks: list[tuple[float, float]]
+
+
+def table_plots(table: Table) -> Iterator[TablePlot]:
+    """One drawing for each column of which several rows with a place have our figure."""
+    for name, column in table.columns.items():
+        if curves := _curves(table, name):
+            yield _plot(column.title, curves)
+
+
+def _curves(table: Table, column: str) -> Mapping[str, list[tuple[float, float]]]:
+    """{line: points (place, figure)}. Rows with a place and without a line are the beginning of all lines."""
+    found: dict[str | None, list[tuple[float, float]]] = {}
+    for row in table.rows.values():
+        ours = row.cells[column].ours
+        if row.place is not None and ours is not None:
+            found.setdefault(row.line, []).append((row.place, ours))
+    first = found.pop(None, [])
+    return {str(line): sorted([*first, *points]) for line, points in found.items()}
+
+
+def _plot(title: str, curves: Mapping[str, list[tuple[float, float]]]) -> TablePlot:
+    across = ticks(max(place for points in curves.values() for place, _ in points))
+    up = ticks(max(value for points in curves.values() for _, value in points))
+    x, y = partial(x_of, last=across[-1]), partial(y_of, last=up[-1])
+    return TablePlot(
+        title=title,
+        curves=[
+            Curve(f"line-{i}", True, [(x(place), y(max(value, 0.0))) for place, value in points], line)
+            for i, (line, points) in enumerate(curves.items(), 1)
+        ],
+        x_ticks=[(x(value), value) for value in across],
+        y_ticks=[(y(value), value) for value in up],
+    )

@@ -32,7 +32,7 @@ from apdm.jobs.reproduce_steps import Done, Steps, picture
 from apdm.jobs.reproduce_subjects import PHOTOS, Subject, read_subjects, too_few_spare
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
 from apdm.portraits.subjects import write_photos
-from apdm.report.table_plot import table_plots
+from apdm.report.table_page import table_plots
 
 PROMPTS = ("a photo of t@t person", "a portrait of t@t person")
 
