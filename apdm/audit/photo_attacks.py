@@ -44,7 +44,7 @@ from apdm.families import Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.utility import StrangersLikeness
 
-PHOTO_CELL_FORMAT = 3  # version of these cells in the store; cells of another version are run again
+PHOTO_FORMAT = 3  # version of these cells in the store; cells of another version are run again
 CAPTIONS = "captions"  # stands for the prompts of pictures that were drawn with captions, which rows never hold
 DRAWN = "drawn"  # name of a cell's pictures in the store
 PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
@@ -130,13 +130,11 @@ class PhotoAudit:
 
     def pictures_size(self, store: CellStore) -> int:
         """Return an upper bound of the bytes of the pictures of the attacks that are not finished."""
-        return sum(
-            len(self._prompts(cell.attack))
-            * self.plan.drawing.num_images
-            * picture_size(cell.pair.clean.shape[-1] ** 2)
-            for key, cell in self._cells.items()
-            if key not in store
+        missing = [cell for key, cell in self._cells.items() if key not in store]
+        prompts = sum(
+            len(self._prompts(cell.attack)) * picture_size(cell.pair.clean.shape[-1] ** 2) for cell in missing
         )
+        return prompts * self.plan.drawing.num_images
 
     def tidy(self, store: CellStore) -> None:
         """Make the store ready for `run`. The main process does so, and the others wait for it."""
@@ -170,14 +168,7 @@ class PhotoAudit:
             Pictures [M, 3, R, R] in [0, 1].
         """
         base, drawing = self.plan.models["base"], self.plan.drawing
-        options: dict[str, Any] = {
-            "seed": PICTURE_SEED + cell.seed * SEED_STRIDE,
-            "num_inference_steps": drawing.num_inference_steps,
-            "guidance_scale": drawing.guidance_scale,
-            "height": photos.shape[-2],
-            "width": photos.shape[-1],
-            "batch_size": drawing.batch_size,
-        }
+        options = {"seed": PICTURE_SEED + cell.seed * SEED_STRIDE, **drawing.options(photos)}
         if not is_zero_shot(cell.attack):
             latents = encode_images(base, photos, batch_size=drawing.batch_size)
             material = Material(latents, self.class_images, photos, {"base": base}, captions=cell.pair.captions)
@@ -216,7 +207,7 @@ class PhotoAudit:
         """A hash of everything that determines a cell's row, `common` facts among it; the cell's key in the store."""
         photos = tensor_hash(cell.used, holdout)
         what = [
-            PHOTO_CELL_FORMAT,
+            PHOTO_FORMAT,
             cell.attack,
             self._params(cell),
             cell.photos,

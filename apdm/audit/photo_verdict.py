@@ -16,7 +16,7 @@ from apdm.audit.doubts import among_strangers, too_few_strangers, unmeasured
 from apdm.audit.photo_results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
 from apdm.audit.results import Thresholds
 from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
-from apdm.audit.verdict import common_notes, worst_checks
+from apdm.audit.verdict import common_notes, conclude, worst_checks
 from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values
 from apdm.metrics.utility import StrangersLikeness
@@ -92,18 +92,9 @@ def judge_photos(
     unreliable = [f"{one.spec}: {flag}" if prefixed else flag for one in outcomes for flag in one.unreliable]
     unreliable += unmeasured(checks) + among_strangers(strangers, strangers_matched, thresholds.max_match_rate)
     unreliable += too_few_strangers(strangers)
-    failed = [check.detail for check in checks if check.passed is False]
-    reasons = failed or [check.detail for check in checks]
-    if unreliable:
-        counts = f"{len(unreliable)} count{'s' * (len(unreliable) > 1)}"
-        reasons = [*failed, f"The audit is unreliable on {counts}, so no protection is claimed."]
-    return Verdict(
-        protected=not failed and not unreliable,
-        reasons=reasons,
-        unreliable=unreliable,
-        notes=_notes(outcomes, repeats, strangers),
-        checks=checks,
-    )
+    counts = f"{len(unreliable)} count{'s' * (len(unreliable) > 1)}"
+    doubt = f"The audit is unreliable on {counts}, so no protection is claimed." if unreliable else ""
+    return conclude(checks, unreliable, doubt=doubt, notes=_notes(outcomes, repeats, strangers))
 
 
 def _notes(outcomes: Sequence[PhotoOutcome], repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:

@@ -47,6 +47,16 @@ class Drawing:
         """How many pictures are drawn at one step with one seed."""
         return len(self.prompts) * self.num_images
 
+    def options(self, like: Tensor) -> dict[str, Any]:
+        """How `Family.sample` draws pictures of the height and width of the photos `like`."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "height": like.shape[-2],
+            "width": like.shape[-1],
+            "batch_size": self.batch_size,
+        }
+
     def draw(self, family: Family, prompts: Sequence[str], seed: int, stream: int, *, like: Tensor) -> Tensor:
         """Draw one picture for each of N prompts, which need not be those of this object.
 
@@ -64,11 +74,7 @@ class Drawing:
         return family.sample(
             prompts,
             seed=np.random.SeedSequence((seed, stream)).generate_state(len(prompts)).tolist(),
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            height=like.shape[-2],
-            width=like.shape[-1],
-            batch_size=self.batch_size,
+            **self.options(like),
         )
 
     @staticmethod

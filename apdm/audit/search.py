@@ -118,7 +118,7 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
         _run_share(own, runner, store)
         if not processes.is_main:
             return None
-        searches = [_search(one, one.run(lambda cell: _kept(store, cell))) for one in searchers]
+        searches = [_figures_of(one, one.run(lambda cell: _kept(store, cell))) for one in searchers]
     except Interrupted as interruption:
         raise Interrupted(
             f"finished trials are kept in {store.folder.name}/; the same command goes on from there",
@@ -195,7 +195,7 @@ def best_point(row: AttackRow, min_face_rate: float) -> TrialPoint | None:
     return max(counted, key=lambda point: point.likeness, default=None)
 
 
-def _search(searcher: Searcher, done: Sequence[tuple[Cell, AttackRow]]) -> Search:
+def _figures_of(searcher: Searcher, done: Sequence[tuple[Cell, AttackRow]]) -> Search:
     trials = []
     for number, (cell, row) in enumerate(done):
         best = best_point(row, searcher.options.min_face_rate)

@@ -148,16 +148,26 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
     unreliable += too_few_strangers(measured.strangers) + few_class_pictures(measured.utility.num_images)
     unreliable += lacking_judges(measured.judges) + doubtful_thresholds(measured.judges)
+    why = f"{len(unreliable)} reasons, the first is: " if len(unreliable) > 1 else ""
+    doubt = f"The audit is unreliable, so no protection is claimed: {why}{unreliable[0]}." if unreliable else ""
+    return conclude(checks, unreliable, doubt=doubt, notes=_notes(measured, attacks, thresholds))
+
+
+def conclude(checks: list[Check], unreliable: list[str], *, doubt: str, notes: list[str]) -> Verdict:
+    """The verdict. Protection is claimed only if no check failed and nothing makes the audit unreliable.
+
+    Args:
+        unreliable: reasons why no protection can be claimed, one clause each.
+        doubt: the sentence that says so; empty if there are no such reasons.
+        notes: see `Verdict`.
+    """
     failed = [check.detail for check in checks if check.passed is False]
-    reasons = failed or [check.detail for check in checks if check.passed]
-    if unreliable:
-        why = unreliable[0] if len(unreliable) == 1 else f"{len(unreliable)} reasons, the first is: {unreliable[0]}"
-        reasons = [*failed, f"The audit is unreliable, so no protection is claimed: {why}."]
+    passed = [check.detail for check in checks if check.passed]
     return Verdict(
         protected=not failed and not unreliable,
-        reasons=reasons,
+        reasons=[*failed, doubt] if doubt else failed or passed,
         unreliable=unreliable,
-        notes=_notes(measured, attacks, thresholds),
+        notes=notes,
         checks=checks,
     )
 
