@@ -65,7 +65,9 @@ def test_guidance_and_steps_of_the_attackers_own_win_over_the_audits(family: Fam
 @pytest.mark.parametrize("spec", ["dreambooth", "dreambooth:guidance_scale=1", "transfer:attack=lora"])
 def test_steps_at_which_nobody_looks_change_nothing(family: Family, spec: str):
     attack, given = make(spec, **{**SHORT, "max_train_steps": 2}), material(family, base=family)
-    assert attack.run(family, given, eval_steps=[0, 2]).losses == attack.run(family, given).losses
+    steps: list[int] = []
+    found = attack.run(family, given, eval_steps=[0, 2], callback=lambda step, loss: steps.append(step))
+    assert found.losses == attack.run(family, given).losses and steps == [1, 2]
 
 
 def test_another_sampler_draws_and_training_does_not_know_it(family: Family):
@@ -183,6 +185,23 @@ def test_guidance_adds_up_the_two_denoisers(family: Family):
         mine, theirs = (family.predict(denoiser, noisy, torch.tensor([500, 500]), prompts) for denoiser in alone)
     torch.testing.assert_close(empty, theirs[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(full, mine[1], rtol=0, atol=1e-6)
+
+
+def test_an_empty_prompt_is_known_up_to_rounding_and_a_denoiser_without_a_row_is_not_called(family: Family):
+    attacked, calls = moved(family), list[str]()
+    received = family.with_denoiser(copy.deepcopy(family.denoiser))
+    for name, model in (("tuned", attacked), ("received", received)):
+        model.denoiser.conv_in.register_forward_pre_hook(lambda _m, _i, name=name: calls.append(name))
+    both = ReleaseUnconditional(attack=PLAIN).drawn(attacked, received)
+    empty, full = family.encode_prompts(["", "a photo"]).float()[:, None]
+    away = empty.abs().max() * torch.linspace(-1, 1, empty.numel()).view_as(empty)
+    noisy = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    asked = {"received": [empty, empty + 0.008 * away], "tuned": [full, empty + 0.012 * away]}
+    for name, prompts in asked.items():
+        for prompt in prompts:
+            calls.clear()
+            family.predict(both.denoiser, noisy, torch.tensor([500]), prompt)
+            assert calls == [name]
 
 
 def test_a_family_without_an_empty_prompt_is_refused(folders: Callable[[str], Path]):

@@ -99,6 +99,8 @@ def test_the_purifier_is_diffusers_img2img_of_the_models_own_parts(family, photo
 
 def test_no_strength_is_no_purification(family, photos):
     assert torch.equal(DiffusionPurifier(strength=0.0)(photos, family, 0), photos)
+    least = DiffusionPurifier(strength=0.25, num_inference_steps=4)  # one step
+    assert not torch.equal(least(photos, family, 0), photos)
 
 
 @pytest.mark.parametrize("attack", [ImageToImage(strength=0.5), Inpainting()], ids=lambda attack: attack.name)
@@ -113,6 +115,13 @@ def test_editing_gives_one_picture_per_instruction_and_photo_whatever_the_batch(
     other_photo = attack.draw(family, photos.flip(0), prompts, **OPTIONS)
     assert not torch.equal(other_prompt[0], pictures[0]) and not torch.equal(other_photo[0], pictures[0])
     torch.testing.assert_close(other_photo[1], pictures[1], rtol=0, atol=1e-5)  # the second of three is the second
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+def test_an_edited_photo_keeps_its_size(families, kind):
+    wide, options = torch.rand(2, 3, 16, 32), {**OPTIONS, "num_inference_steps": 2}
+    for attack in [ImageToImage(strength=0.5), *[Inpainting()] * (kind == "sd15")]:
+        assert attack.draw(families(kind), wide, ["a dog"] * 2, **options).shape == wide.shape
 
 
 def test_the_weaker_the_editing_the_nearer_the_photo(family, photos):
