@@ -57,6 +57,13 @@ def test_a_stranger_alone_in_a_photo_is_called_unlike_where_there_are_enough_oth
     assert said("", "a") == [(None, "none"), (0, "only")] and said("") == [(None, "none")]
 
 
+def test_a_face_is_compared_with_the_others_and_not_with_itself():
+    """Two that are right angles apart are 0.4 from a third one, and -1 from each other, on the encoder's own scale."""
+    vectors = torch.tensor([[1.0, 0.0], [0.5**0.5, 0.5**0.5], [0.5**0.5, -(0.5**0.5)]])
+    found = choose_faces([[FACE]] * 3, [{"x": vector[None]} for vector in vectors], {"x": 0.5})
+    assert [choice.reason for choice in found] == ["only", "unlike", "unlike"]
+
+
 @needs_assets
 @pytest.mark.parametrize("sizes", [(300, 512), (512, 300)])
 def test_real_references_with_a_stranger_in_them_are_still_of_the_person(tmp_path, sizes):
