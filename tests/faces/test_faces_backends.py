@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,15 @@ def test_without_a_face_the_centred_square_is_embedded_and_the_score_is_zero():
         torch.testing.assert_close(crops[..., 2:-2, 2:-2], resized[..., 2:-2, 2:-2], rtol=0, atol=1e-5)
     score = DetectorScore(FixedDetector())
     assert score.score(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])).tolist() == pytest.approx([0.0, 0.9])
+
+
+def test_the_score_of_a_picture_is_its_surest_faces():
+    class Group(FixedDetector):
+        def detect(self, image: Tensor) -> list[Face]:
+            (face,) = super().detect(image)
+            return [replace(face, score=score) for score in (0.6, 0.8, 0.7)]
+
+    assert DetectorScore(Group()).score(torch.ones(1, 3, 8, 8)).tolist() == pytest.approx([0.8])
 
 
 def test_whole_pictures_need_a_detector():

@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 
 from apdm.core.errors import UserError
@@ -243,9 +250,10 @@ def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
     assert own_tokens(family, "a photo of sks person", "a photo of person")
 
 
-def with_unet(folder: Path, **changes: Any) -> Path:
-    config = {**UNet2DConditionModel.load_config(folder / "unet"), **changes}
-    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+def with_denoiser(folder: Path, kind: str, **changes: Any) -> Path:
+    classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
+    cls, name = (classes[kind], "transformer") if kind in classes else (UNet2DConditionModel, "unet")
+    cls.from_config({**cls.load_config(folder / name), **changes}).save_pretrained(folder / name)
     return folder
 
 
@@ -263,15 +271,23 @@ def with_unet(folder: Path, **changes: Any) -> Path:
         ("sd15", {"cross_attention_dim": 64}, "embeddings of width 64 and the text encoders give width 32"),
         ("sdxl", {"cross_attention_dim": 64}, "embeddings of width 64 and the text encoders give width 72"),
         ("sdxl", {"projection_class_embeddings_input_dim": 100}, "pooled embeddings of width 52"),
+        ("sd3", {"in_channels": 4}, "the transformer takes 4 channels and the VAE gives 16"),
+        ("sd3", {"joint_attention_dim": 64}, "embeddings of width 64 and the text encoders give width 80"),
+        ("sd3", {"pooled_projection_dim": 64}, "pooled embeddings of width 64 and the text encoders give width 72"),
+        ("flux", {"in_channels": 128}, "the transformer takes 32 channels and the VAE gives 16"),
+        ("flux", {"joint_attention_dim": 32}, "embeddings of width 32 and the text encoders give width 24"),
+        ("flux", {"pooled_projection_dim": 64}, "pooled embeddings of width 64 and the text encoders give width 32"),
     ],
 )
-def test_a_unet_of_another_kind_is_refused_before_any_work(copied, kind: str, changes: dict[str, Any], message: str):
+def test_a_denoiser_of_another_kind_is_refused_before_any_work(
+    copied, kind: str, changes: dict[str, Any], message: str
+):
     with pytest.raises(UserError, match=message):
-        load_family(with_unet(copied(kind), **changes))
+        load_family(with_denoiser(copied(kind), kind, **changes))
 
 
 def test_a_unet_that_projects_the_text_itself_is_none_of_these(copied):
-    folder = with_unet(copied("sd15"), encoder_hid_dim=32, encoder_hid_dim_type="text_proj")
+    folder = with_denoiser(copied("sd15"), "sd15", encoder_hid_dim=32, encoder_hid_dim_type="text_proj")
     assert load_family(folder).sample(["a photo"], seed=0, num_inference_steps=1).isfinite().all()
 
 

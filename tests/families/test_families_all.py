@@ -216,6 +216,10 @@ def test_pipelines_that_are_trained_otherwise_are_refused(tmp_path):
     refused(pipeline, "no schedule of betas")
     pipeline.register_modules(scheduler=betas, unet=small_unet(cross_attention_dim=72))
     refused(pipeline, "not a base model of Stable Diffusion XL")
+    pipeline = build_sdxl(tmp_path / "vocabulary")
+    pipeline.register_modules(text_encoder=None, tokenizer=None)  # as the refiner has none
+    with pytest.raises(UserError, match="not a base model of Stable Diffusion XL"):
+        StableDiffusionXL(pipeline)
     pipeline = build_sd3(tmp_path / "vocabulary")
     assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
     pipeline.register_modules(scheduler=betas)
