@@ -218,6 +218,14 @@ def test_each_attack_of_a_list_that_cannot_be_made_is_told_of():
     assert ['"foo"' in str(one) or "strength is 2" in str(one) for one in caught.value.errors] == [True, True]
 
 
+def test_masactrl_begins_where_its_authors_do_and_may_begin_at_once():
+    assert make_zero_shot("masactrl").params() == {"source_prompt": "", "start_step": 4, "start_layer": 10}
+    everywhere = make_zero_shot("masactrl:start_step=0,start_layer=0").params()
+    assert (everywhere["start_step"], everywhere["start_layer"]) == (0, 0)
+    with pytest.raises(UserError, match="cannot be below 0"):
+        make_zero_shot("masactrl:start_layer=-1")
+
+
 def test_editing_is_made_by_name():
     assert make_zero_shot("img2img:strength=0.7").params() == {"strength": 0.7}
     assert set(ZERO_SHOTS.classes()) == {"diffedit", "faceid", "img2img", "inpainting", "masactrl"}
