@@ -83,6 +83,11 @@ def layer(method: str, levels: int = 5, faces: ZeroShotConfig = NO_FACES, **opti
     return ImageLayerConfig(method=method, epsilon=levels / 255, zero_shot=faces, **{**METHOD, **options})
 
 
+def sdl(weight: float) -> ImageLayerConfig:
+    """Anti-Diffusion with another weight of attention in the semantic disturbance loss."""
+    return layer("anti_diffusion", anti_diffusion=AntiDiffusionConfig(learning_rate=RATE, attention_weight=weight))
+
+
 ARMS: dict[str, ImageLayerConfig | None] = {
     "clean": None,
     "noise": layer("noise"),
@@ -93,6 +98,9 @@ ARMS: dict[str, ImageLayerConfig | None] = {
     "aspl": layer("aspl"),
     "disdiff": layer("disdiff", greedy_timesteps=True),  # as its release, with the options of ASPL
     "anti_diffusion": layer("anti_diffusion"),
+    "anti_diffusion_0": sdl(0),
+    "anti_diffusion_10": sdl(10),
+    "anti_diffusion_100": sdl(100),
     "dladiff": layer("dladiff"),
     "without_dsur": layer("dladiff", dladiff=DLADiffConfig(static_surrogate=False, learning_rate=RATE)),
     "without_adft": layer("dladiff", dladiff=DLADiffConfig(static_steps=200, alternate=False, learning_rate=RATE)),

@@ -369,6 +369,7 @@ def main() -> None:
     parser.add_argument("--attack_seeds", type=int, default=1, help="attacks on each person")
     parser.add_argument("--dreambooth_only", action="store_true", help="without a recipe's other attacks")
     parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each hardening, looks not counted")
+    parser.add_argument("--outer_steps", type=int, default=0, help="end each hardening after so many, not by minutes")
     parser.add_argument("--summary", action="store_true", help="print the table of the rows that are there")
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
@@ -379,6 +380,7 @@ def main() -> None:
     torch.set_num_threads(options.num_threads)
     for seed, name in itertools.product(options.seeds, options.recipes):
         recipe, own = RECIPES[name], folder / f"{name}-{seed}"
+        recipe = replace(recipe, steps=options.outer_steps or recipe.steps)
         if name != "base" and not (own / "facts.json").exists():
             own.mkdir(parents=True, exist_ok=True)
             facts = harden(name, recipe, own, options.minutes, seed)

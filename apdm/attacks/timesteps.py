@@ -39,7 +39,8 @@ def timestep_sampler(
         UserError: there is no timestep in the range.
     """
     total = model.num_train_timesteps
-    low, high = int(min_timestep * total), int(max_timestep * total)
+    # .57 * 1000 is 569.99... in floating point.
+    low, high = (int(round(share * total, 6)) for share in (min_timestep, max_timestep))
     if low >= high:
         raise UserError(
             f"no timestep lies between min_timestep={min_timestep:g} and max_timestep={max_timestep:g}, which are "

@@ -159,6 +159,7 @@ class AuditPlan:
         command: str | None = None,
         search: SearchOptions | None = None,
         guidance: bool = False,
+        adapter: FaceIDAdapter | None = None,
     ) -> AuditPlan:
         """Make a plan. `options` give the attacks' parameters, the drawing, the thresholds and the number of repeats.
 
@@ -190,6 +191,8 @@ class AuditPlan:
             command=command,
             search=search,
             guidance=guidance,
+            adapter=adapter,
+            adapter_hash=None if adapter is None else adapter.file_hash(),
         )
 
     @property

@@ -97,8 +97,8 @@ class AuditOptions:
     )
     faceid_adapter: str | None = option(
         None,
-        "A FaceID or InstantID adapter (.safetensors) for the zero-shot attack on clean and on protected photos. By "
-        "default there is no such attack.",
+        "A FaceID or InstantID adapter (.safetensors) for the zero-shot attack on clean and on protected photos, and "
+        "for the attack faceid on models. By default there is no such attack.",
         holds="file",
     )
     faceid_encoder: str | None = option(

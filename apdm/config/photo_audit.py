@@ -46,7 +46,8 @@ def _check_with_model(config: AuditJobConfig) -> None:
     if missing := [name for name in ("base", "subjects") if getattr(config, name) is None]:
         raise UserError(f"{', '.join(missing)} must be given with hardened; apdm audit --help-all says what they are")
     if config.protected_photos is None:
-        config.refuse(*ONLY_WITH_PHOTOS, mend="name the folder of the protected photos with protected_photos")
+        idle = [one for one in ONLY_WITH_PHOTOS if one != "faceid_adapter" or "faceid" not in config.attacks]
+        config.refuse(*idle, mend="name the folder of the protected photos with protected_photos")
 
 
 def _check_photos_alone(config: AuditJobConfig, protected_photos: str) -> None:

@@ -20,7 +20,6 @@ from apdm.audit.face_checks import check_faces
 from apdm.audit.matrix import Matrix
 from apdm.audit.one_model import AttackResults, attack_one_model
 from apdm.audit.people import AuditSubjects, PhotoFolders
-from apdm.audit.photo_attack_specs import load_adapter
 from apdm.audit.picture_names import file_name
 from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.schema import to_json
@@ -119,10 +118,11 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
     """
     options = config.audit
     folders = replace(PhotoFolders.below(config.photos, options), other=None)
-    faces = face_networks(config)
 
     def read_inputs() -> AuditInputs:
-        inputs = load_inputs(config, folders, faces, entries=entries, models=["base"], with_photos=False)
+        inputs = load_inputs(
+            config, folders, face_networks(config), entries=entries, models=["base"], with_photos=False
+        )
         if trains(config):
             check_separate(inputs.subjects.sets)
         return inputs
@@ -132,17 +132,13 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         check_with_models(config, entries, models)
         return models
 
-    def read_adapter() -> FaceIDAdapter | None:
-        return load_adapter(options, faces, allow_pickle=config.allow_pickle) if FACEID in config.attack else None
-
     with Faults() as faults:
         given = {"photos": config.photos, **options.photo_folders}
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
-        adapter = faults.of(read_adapter)
         entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
         inputs, models = faults.of(read_inputs), faults.of(checked_models)
-    if adapter is not None:
-        adapter.check(models["base"])
+    if inputs.adapter is not None:
+        inputs.adapter.check(models["base"])
     plan = AuditPlan.of(
         options,
         models=models,
@@ -155,14 +151,10 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         batch_size=config.sample_batch_size,
         files={"base": model_file(config.base, models["base"])},
         command=command,
+        adapter=inputs.adapter,
     )
     warn_about_long_captions(plan)
-    return replace(
-        plan,
-        adapter=adapter,
-        adapter_hash=None if adapter is None else adapter.file_hash(),
-        edits=_edits(config, inputs.subjects),
-    )
+    return replace(plan, edits=_edits(config, inputs.subjects))
 
 
 def trains(config: AttackConfig) -> bool:

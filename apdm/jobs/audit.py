@@ -136,6 +136,8 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         search = faults.of(lambda: search_of(config))
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         inputs, models = faults.of(read_inputs), faults.of(checked_models)
+    if inputs.adapter is not None:
+        inputs.adapter.check(models["base"])
     if inputs.subjects.held_out_from == "originals":
         place = models["hardened"].source or Path(paths["hardened"])
         left_out = "held_out" in facts_in(place if place.exists() else None)
@@ -154,6 +156,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
         command=command,
         search=search,
         guidance=config.known_before,
+        adapter=inputs.adapter,
     )
     warn_about_long_captions(plan)
     return plan, inputs, _load_photos(config, folders, inputs, plan)

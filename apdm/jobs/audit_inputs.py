@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
+from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import settings
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.attack_factory import AttackFactory
 from apdm.audit.captions import with_captions
 from apdm.audit.match_thresholds import warn_if_few_photos
 from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs, load_adapter
 from apdm.audit.suites import Entry, available_entries, check_photos, cost_factor_warning
 from apdm.config import AuditingConfig, AuditOptions
 from apdm.config.subject_kind import SubjectKind
@@ -42,11 +43,13 @@ class AuditInputs:
         subjects: the people with their photos.
         judges: the networks that measure pictures.
         photo_attacks: the attacks on protected photos; None if no photos are attacked.
+        adapter: what the attack `faceid` on models draws with; None if no model is attacked with it.
     """
 
     subjects: AuditSubjects
     judges: Judges
     photo_attacks: PhotoAttackSpecs | None
+    adapter: FaceIDAdapter | None = None
 
 
 def load_inputs(
@@ -84,6 +87,11 @@ def load_inputs(
     def load_photo_attacks() -> PhotoAttackSpecs:
         return PhotoAttackSpecs.load(options, faces, *prompts, allow_pickle=config.allow_pickle)
 
+    def load_own_adapter() -> FaceIDAdapter | None:
+        if not any(entry.spec == FaceIDAdapter.name for entry in entries):
+            return None
+        return load_adapter(options, faces, allow_pickle=config.allow_pickle)
+
     def load_people() -> AuditSubjects:
         return folders.load(
             config.resolution,
@@ -109,12 +117,13 @@ def load_inputs(
     with Faults() as faults:
         faults.of(check_attacks)
         specs = faults.of(load_photo_attacks) if with_photos else None
+        adapter = faults.of(load_own_adapter)
         subjects = faults.of(load_people)
         if subjects is not None and not faults.found:
             subjects = faults.of(lambda: checked_people(subjects))
         judges = faults.of(lambda: load_judges(config, faces))
     try_networks(subjects, judges, specs, config.subject_kind)
-    return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs)
+    return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs, adapter=adapter)
 
 
 def try_networks(

@@ -140,6 +140,14 @@ def test_only_timesteps_of_the_range_are_drawn_with_the_familys_own_density(fami
         torch.testing.assert_close(quantiles, expected, rtol=0, atol=0.015)
 
 
+def test_a_share_that_floating_point_cannot_hold_counts_as_written(families):
+    """0.57 * 1000 is 569.99..., and 0.58 * 1000 is 579.99..."""
+    draw = timestep_sampler(
+        families["epsilon"], None, min_timestep=0.57, max_timestep=0.58, logit_mean=0.0, logit_std=1.0
+    )
+    assert set(draw(400, torch.Generator().manual_seed(0)).tolist()) == set(range(570, 580))
+
+
 @KINDS
 def test_logit_normal_timesteps_are_the_sigmoid_of_a_normal_variable_and_uniform_ones_a_line(families, kind: str):
     for options, expected in (

@@ -21,7 +21,7 @@ from foreign import foreign_lines
 from safetensors.torch import load_file, save_file
 
 from apdm.cli import main
-from apdm.portraits import PIPELINE
+from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.subjects import write_subjects
 
 ROOT = Path(__file__).parents[2]
@@ -285,3 +285,18 @@ def test_bad_input_is_said_in_one_line_before_anything_is_written(
     error = capsys.readouterr().err
     assert said in error.splitlines()[-1] and error.count("apdm: error: ") == 1 and foreign_lines(error) == []
     assert not (tmp_path / "out").exists()
+
+
+def test_both_models_can_be_attacked_with_a_face_adapter(tmp_path: Path) -> None:
+    """It trains nothing, so both models are asked once, before any step."""
+    write_subjects(tmp_path / "people", protected=1, others=0, consenting=0, strangers=10)
+    models = {"base": PIPELINE, "hardened": changed_copy(PIPELINE, tmp_path / "hardened", 0.1), "placebo": None}
+    found = {**models, "people": tmp_path / "people"}
+    options = {"attacks": "faceid", "faceid_adapter": ADAPTER, "seeds": 1, "resolution": 64}
+    assert main(command(found, tmp_path / "out", **options)[2:]) == 1
+    rows = json.loads((tmp_path / "out/results.json").read_text())["attacks"]
+    assert [(row["model"], row["status"], row["horizon"]) for row in rows] == [
+        ("base", "ok", 0),
+        ("hardened", "ok", 0),
+    ]
+    assert all(row["params"]["adapter"] == ADAPTER.name for row in rows)
