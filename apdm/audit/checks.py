@@ -156,11 +156,10 @@ def others_check(measured: Measurements, limit: float) -> Check:
     asked = {(row.spec, row.subject) for row in measured.attacks if row.role == "other"}
     if not asked:
         return _check(name, None, limit, None, f"{why_no_others(measured)}: their likeness was not measured.")
-    ratios = [(other.ratio, other.subject) for other in others if other.ratio is not None]
-    value = measured.utility.others_ratio
-    if len(ratios) < len(asked) or value is None:
+    value, lowest = measured.utility.others_ratio, measured.utility.worst_other
+    if value is None or lowest is None or sum(other.ratio is not None for other in others) < len(asked):
         return _check(name, None, limit, False, "The likeness of some other people could not be compared.")
-    worst, subject = min(ratios)
+    worst, subject = lowest
     detail = (
         f"Other people reach {_shown(value, limit, digits=2)} of their likeness on the base, at worst {worst:.2f} "
         f"({subject}); {limit} is asked for."

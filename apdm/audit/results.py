@@ -275,6 +275,12 @@ class Utility(ClassUtility):
         """The mean `course_ratio` of other people; None if none was measured. See `_mean_ratio`."""
         return _mean_ratio([other.course_ratio for other in self.other_subjects])
 
+    @property
+    def worst_other(self) -> tuple[float, str] | None:
+        """The lowest `ratio` of other people, at most 1, and whose it is; None if none was measured."""
+        known = [(min(other.ratio, 1.0), other.subject) for other in self.other_subjects if other.ratio is not None]
+        return min(known, default=None)
+
 
 def _mean_ratio(ratios: Sequence[float | None]) -> float | None:
     """The mean of the ratios that were measured. A ratio above 1 counts as 1, so that it hides no loss of another."""

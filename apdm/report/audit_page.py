@@ -84,7 +84,7 @@ def _content(results: Results, pictures: Pictures) -> dict[str, Any]:
 
 def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Encoder]) -> dict[str, Any]:
     """The main figures: the attacker's cost, likeness on both models, and the likeness that other people keep."""
-    ratios = [other.ratio for other in results.utility.other_subjects if other.ratio is not None]
+    worst = results.utility.worst_other
     return {
         "cost": results.cost_factor.worst,
         "nominal": results.cost_factor.nominal_step,
@@ -93,7 +93,7 @@ def _figures(results: Results, rows: Sequence[AttackRow], encoders: Sequence[Enc
             for encoder in encoders
         ],
         "others": results.utility.others_ratio,
-        "worst_other": min(ratios, default=None),
+        "worst_other": None if worst is None else worst[0],
     }
 
 

@@ -131,6 +131,11 @@ def test_somebody_who_is_learned_better_than_on_the_base_does_not_hide_a_loss_of
     assert check.value == pytest.approx(0.85) and not check.passed
 
 
+def test_the_worst_of_other_people_is_never_above_their_mean():
+    check = others_check(others(1.4, 1.2), 0.9)
+    assert "reach 1.00 of their likeness on the base, at worst 1.00 (o01)" in check.detail
+
+
 def test_the_ratio_of_another_person_is_that_of_the_worst_encoder():
     base = by_encoder(row("base", LEARNS, "other"), {"enc": 0.8, "second": 0.5})
     hardened = by_encoder(row("hardened", LEARNS, "other"), {"enc": 0.4, "second": 0.5})
