@@ -1,7 +1,7 @@
 """What makes an audit or an attack unreliable, so that no protection is claimed. Every function here is pure.
 
 Each function returns reasons, one clause each, with the remedy where there is one; an empty list if there is no doubt.
-What makes a single row unreliable is in `rows.row_flags`.
+`weaker_than_transferred` returns them by attack. What makes a single row unreliable is in `rows.row_flags`.
 """
 
 from __future__ import annotations

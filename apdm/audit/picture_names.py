@@ -44,5 +44,5 @@ def photo_picture_name(row: PhotoAttackRow) -> str:
 
 
 def without_seed(name: str) -> str:
-    """A name without its seed, so that it is the same for all seeds. A name that has none stays as it is."""
+    """A name as above without its seed. Names of class pictures and of photos have none and stay as they are."""
     return name.rpartition("/")[0] if name.count("/") > 2 else name

@@ -1,6 +1,6 @@
 """DreamBooth by a trainer that is not ours: diffusers' own example script, where it is on this machine.
 
-    APDM_DREAMBOOTH_SCRIPT=.../dreambooth/train_dreambooth.py python -m pytest tests/test_attacks_independent.py
+    APDM_DREAMBOOTH_SCRIPT=.../dreambooth/train_dreambooth.py python -m pytest tests/attacks/test_attacks_independent.py
 
 The script is in no wheel, and needs torchvision, which this package does not.
 """
