@@ -46,7 +46,8 @@ def price(row: AttackRow, steps: Steps) -> str:
     taken = steps.horizon if steps.steps is None else steps.steps
     parts = []
     if row.samples_per_step is not None:
-        parts.append(f"{number((row.preparing_samples or 0) + taken * row.samples_per_step, 0)} samples")
+        samples = number((row.preparing_samples or 0) + taken * row.samples_per_step, 0)
+        parts.append(f"{samples} sample{'s' * (samples != '1')}")
     if row.train_seconds is not None and row.horizon:
         parts.append(f"{number(row.train_seconds * taken / row.horizon, 0)} s")
     return ", ".join(parts)

@@ -16,13 +16,14 @@ from tiny_results import outcome, picture, row
 from apdm.audit.results import AttackRow, Results
 from apdm.audit.schema import from_json
 from apdm.export.model_card import THREAT_MODEL
+from apdm.metrics.statistics import Steps
 from apdm.metrics.utility import MeanAndStd, StrangersLikeness
 from apdm.report.audit_page import write_report
 from apdm.report.axes import LEFT, RIGHT, TOP, WIDTH
 from apdm.report.curves import Encoder, plots
 from apdm.report.numbers import number
 from apdm.report.pictures import encode_pictures, first_seeds, shown_names
-from apdm.report.searches import known_lines
+from apdm.report.searches import known_lines, price
 
 HOSTILE = '"><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>'
 
@@ -360,3 +361,16 @@ def test_equal_results_give_equal_pages_and_a_failure_leaves_the_old_one(
 )
 def test_numbers_are_printed_for_reading(value: Any, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("steps", "before", "expected"),
+    [
+        (Steps(100, False, 200), 10, "110 samples, 8 s"),
+        (Steps(None, True, 200), 10, "210 samples, 16 s"),
+        (Steps(1, False, 200), 0, "1 sample, 0.08 s"),
+    ],
+)
+def test_the_price_of_steps_counts_what_was_trained_before_them(steps: Steps, before: int, expected: str) -> None:
+    facts = {"samples_per_step": 1, "preparing_samples": before, "train_seconds": 16.0, "horizon": 200}
+    assert price(from_json(AttackRow, row("base", "s01", 0, [0.1, 0.9]) | facts), steps) == expected
