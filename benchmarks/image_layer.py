@@ -99,8 +99,8 @@ ARMS: dict[str, ImageLayerConfig | None] = {
     "disdiff": layer("disdiff", greedy_timesteps=True),  # as its release, with the options of ASPL
     "anti_diffusion": layer("anti_diffusion"),
     "anti_diffusion_0": sdl(0),
+    "anti_diffusion_1": sdl(1),
     "anti_diffusion_10": sdl(10),
-    "anti_diffusion_100": sdl(100),
     "dladiff": layer("dladiff"),
     "without_dsur": layer("dladiff", dladiff=DLADiffConfig(static_surrogate=False, learning_rate=RATE)),
     "without_adft": layer("dladiff", dladiff=DLADiffConfig(static_steps=200, alternate=False, learning_rate=RATE)),

@@ -162,6 +162,7 @@ def photos() -> str:
     arms = {
         ("dreambooth", "optimised", "noise"): "DreamBooth, noise",
         ("dreambooth", "optimised", "aspl"): "DreamBooth, ASPL",
+        ("dreambooth", "optimised", "anti_diffusion"): "DreamBooth, Anti-Diffusion",
         ("dreambooth", "optimised", "dladiff"): "DreamBooth, DLADiff layer 1",
         ("dreambooth", "optimised", "encoder"): "DreamBooth, encoder attack",
         ("lora", "optimised", "dladiff"): "LoRA, DLADiff layer 1",

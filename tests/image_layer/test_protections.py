@@ -145,6 +145,14 @@ def test_prompt_tuning_lowers_the_error_of_each_photo_by_its_own_prompt_alone(ta
     assert all(parameter.grad is None for parameter in task.family.denoiser.parameters())
 
 
+def test_little_attention_weighs_at_the_default_about_as_in_the_release():
+    """The release squares 100 times the attention, at most 1, and takes the mean over the 77 tokens."""
+    little = 0.01 * torch.rand(1, 1, 16, 77)
+    release = (100 * little).clamp(max=1).square().mean().item()
+    ours = AntiDiffusion().attention_weight * concentration({"a": little}).item()
+    assert ours == pytest.approx(release, rel=0.25)
+
+
 def test_concentration_is_one_on_one_token_and_one_over_tokens_when_even():
     one, even = torch.zeros(1, 2, 9, 5), torch.full((1, 2, 9, 5), 0.2)
     one[..., 0] = 1

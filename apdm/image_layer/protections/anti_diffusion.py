@@ -3,8 +3,9 @@
 This is written from the paper. It differs from the released code in these points. The budget is always measured from
 the original photos. All photos of a subject share one surrogate. Its AdamW and that of the prompts live through the
 rounds. Attention is neither multiplied by 100 nor clamped to 1 before it is squared, because the clamp left every
-probability above 0.01 without a gradient; and the squares are summed over tokens, not averaged. Maps of all sizes up to
-a limit count, and not only those of 16 x 16 positions outside the middle block.
+probability above 0.01 without a gradient; and the squares are summed over tokens, not averaged. With 77 tokens the
+release's weight of 1 is therefore 100^2 / 77 = 130 here, for the probabilities that have a gradient there. Maps of all
+sizes up to a limit count, and not only those of 16 x 16 positions outside the middle block.
 """
 
 from __future__ import annotations
