@@ -145,12 +145,11 @@ def test_prompt_tuning_lowers_the_error_of_each_photo_by_its_own_prompt_alone(ta
     assert all(parameter.grad is None for parameter in task.family.denoiser.parameters())
 
 
-def test_little_attention_weighs_at_the_default_about_as_in_the_release():
+def test_the_releases_loss_of_little_attention_is_the_concentration_times_130():
     """The release squares 100 times the attention, at most 1, and takes the mean over the 77 tokens."""
     little = 0.01 * torch.rand(1, 1, 16, 77)
     release = (100 * little).clamp(max=1).square().mean().item()
-    ours = AntiDiffusion().attention_weight * concentration({"a": little}).item()
-    assert ours == pytest.approx(release, rel=0.25)
+    assert release == pytest.approx(100**2 / 77 * concentration({"a": little}).item(), rel=1e-5)
 
 
 def test_concentration_is_one_on_one_token_and_one_over_tokens_when_even():
