@@ -23,10 +23,10 @@ def total(images, which):
 
 
 def test_a_sign_step_moves_every_value_by_the_step_size():
-    originals = photos((5, 7))
+    originals, slope = photos((5, 7)), torch.randn(3, 5, 7, dtype=torch.float64)
     pgd = PGD(originals, epsilon=EPS, step_size=STEP)
-    pgd.ascend(lambda images, which: -3 * total(images, which), 1)
-    torch.testing.assert_close(pgd.photos[0], originals[0] - STEP)
+    pgd.ascend(lambda images, which: (-3 * slope * images[0]).sum().view(1), 1)
+    torch.testing.assert_close(pgd.photos[0], torch.where(slope > 0, originals[0] - STEP, originals[0] + STEP))
 
 
 def test_a_normalised_step_is_the_gradient_with_root_mean_square_step_size_and_forgets_the_step_before():
@@ -57,6 +57,9 @@ def test_the_budget_is_measured_from_the_original_however_long_and_often_one_asc
         assert (photo - original).abs().max() <= EPS + 1e-12
         assert photo.min() >= 0 and photo.max() <= 1
         torch.testing.assert_close(photo, (original + EPS).clamp(max=1))
+    pgd.ascend(lambda images, which: -total(images, which), 12)
+    for original, photo in zip(originals, pgd.photos, strict=True):
+        torch.testing.assert_close(photo, (original - EPS).clamp(min=0))
 
 
 def test_what_an_earlier_layer_did_stays_and_nothing_goes_farther():
@@ -116,8 +119,8 @@ def test_momentum_keeps_the_share_of_earlier_directions_that_it_says():
 
 def test_a_photo_without_a_gradient_stays_as_it_is():
     originals = photos((4, 4))
-    for update in ("sign", "normalised"):
-        pgd = PGD(originals, epsilon=EPS, step_size=STEP, update=update)
+    for update, momentum in (("sign", 0.0), ("normalised", 0.0), ("sign", 0.5)):
+        pgd = PGD(originals, epsilon=EPS, step_size=STEP, update=update, momentum=momentum)
         pgd.ascend(lambda images, which: 0 * total(images, which), 3)
         assert torch.equal(pgd.photos[0], originals[0])
 
@@ -125,14 +128,15 @@ def test_a_photo_without_a_gradient_stays_as_it_is():
 def test_an_objective_that_is_not_finite_stops_the_ascent():
     pgd = PGD(photos((4, 4)), epsilon=EPS, step_size=STEP)
     with pytest.raises(FloatingPointError, match="not finite"):
-        pgd.ascend(lambda images, which: total(images, which) * float("nan"), 1)
+        pgd.ascend(lambda images, which: total(images, which) + float("nan") * images[0][0, 0, 0], 1)
 
 
 def test_progress_is_told_once_per_step():
-    seen = []
-    pgd = PGD(photos((4, 4), (4, 4), (4, 4)), epsilon=EPS, step_size=STEP, batch_size=2, callback=seen.append)
+    seen, originals = [], photos((4, 4), (4, 4), (4, 4))
+    pgd = PGD(originals, epsilon=EPS, step_size=STEP, batch_size=2, callback=seen.append)
     pgd.ascend(total, 4)
     assert len(seen) == 4 and all(values["objective"].ndim == 0 for values in seen)
+    assert seen[0]["objective"].item() == pytest.approx(sum(float(photo.sum()) for photo in originals) / 3)
 
 
 def test_the_subclass_of_the_docstring_stays_in_a_euclidean_budget():
@@ -147,6 +151,20 @@ def test_the_subclass_of_the_docstring_stays_in_a_euclidean_budget():
         torch.testing.assert_close(photo - original, torch.full_like(photo, 0.06 / photo.numel() ** 0.5))
     pgd.ascend(total, 9)
     assert all((p - o).norm() == pytest.approx(0.1) for p, o in zip(pgd.photos, originals, strict=True))
+
+
+def test_the_direction_hook_gets_the_gradient_of_the_photos_own_objective_whatever_the_batch():
+    class Plain(PGD):
+        def direction(self, gradient: torch.Tensor, index: int) -> torch.Tensor:
+            return gradient
+
+    originals = photos((4, 4), (4, 6), (5, 5))
+    pgd = Plain(originals, epsilon=1.0, step_size=STEP, batch_size=2)
+    pgd.ascend(
+        lambda images, which: torch.stack([(i + 1) * image.sum() for image, i in zip(images, which, strict=True)]), 1
+    )
+    for index, (photo, original) in enumerate(zip(pgd.photos, originals, strict=True)):
+        torch.testing.assert_close(photo, original + (index + 1) * STEP)
 
 
 def test_the_initial_hook_says_where_the_ascent_starts():
@@ -165,6 +183,7 @@ def test_the_initial_hook_says_where_the_ascent_starts():
     ("change", "problem"),
     [
         ({"epsilon": 8}, "are in [0, 1] pixel units, such as 8/255, not 8 and"),
+        ({"epsilon": 1.01}, "not 1.01 and"),
         ({"step_size": 2}, "and 2"),
         ({"update": "l2"}, "update must be one of sign, normalised, not 'l2'"),
         (

@@ -108,6 +108,15 @@ def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
         check_photos(Subject("s01", images), "png")
 
 
+def test_the_longest_name_that_is_taken_can_be_saved_and_a_longer_one_is_refused_before_any_photo_is_read(tmp_path: Path):
+    longest = saved(tmp_path / f"{'ä' * 113}.png")  # 2 bytes a letter, 230 in all
+    (file,) = check_photos(Subject("s01", [longest]), "png")
+    save_photo(file.read().pixels, tmp_path / "out" / file.name("png"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [longest.name]
+    with pytest.raises(UserError, match="is too long; rename it"):
+        check_photos(Subject("s01", [tmp_path / f"{'ä' * 113}x.png"]), "png")
+
+
 def test_a_photo_of_another_size_is_not_within_the_budget(tmp_path: Path):
     photo = read_photo(saved(tmp_path / "a.png"))
     save_photo(photo.pixels[:, :20], tmp_path / "b.png")

@@ -18,7 +18,7 @@ from apdm.faces.portrait import TEMPLATE
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.photos import Photo, check_photos
 from apdm.image_layer.task import ProtectionTask
-from apdm.image_layer.views import Part, part_with, working_copy, working_size
+from apdm.image_layer.views import Part, SmallCopy, Whole, part_with, resize, working_copy, working_size
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
@@ -73,6 +73,42 @@ def test_a_large_photo_comes_back_whole_and_within_the_budget_of_each_layer(task
     # What the layer's copy shows of the change is what it made: the enlarged change is seen by a trainer.
     seen = working_copy(Photo(photo.path, saved), 48) - working_copy(photo, 48)
     assert seen.abs().mean() > 1 / 255
+
+
+def test_a_small_photo_is_seen_whole_with_its_faces_where_they_are(task: ProtectionTask):
+    photo, face = scene(64, 80, 32, (16, 8))
+    seen: list[ProtectionTask] = []
+
+    class Looks:
+        epsilon, total_steps = 1.0, 1
+
+        def view(self, *_: object) -> Whole:
+            return Whole()
+
+        def apply(self, task: ProtectionTask, start: list[torch.Tensor]) -> list[torch.Tensor]:
+            seen.append(task)
+            return [1 - photo for photo in start]
+
+    (made,) = LayeredProtection((Looks(),)).protect([photo], replace(task, originals=[photo.unit], faces=[[face]]))
+    ((where,),) = seen[0].faces or []
+    assert torch.equal(seen[0].originals[0], photo.unit) and where.box == face.box
+    assert torch.equal(where.landmarks, face.landmarks)
+    assert torch.equal(made, 255 - photo.pixels)
+
+
+def test_a_change_is_enlarged_around_the_centres_of_its_pixels():
+    # Pixels of twice the size have their centres between those of the larger picture, as in Pillow and in trainers.
+    row = torch.tensor([0.0, 1.0]).expand(3, 1, 2)
+    torch.testing.assert_close(resize(row, (1, 4)), torch.tensor([0.0, 0.25, 0.75, 1.0]).expand(3, 1, 4))
+
+
+@pytest.mark.parametrize(("added", "stays"), [(0.01, 0.04), (-0.02, 0.01), (0.03, 0.05), (-0.06, -0.01)])
+def test_what_a_small_copy_gains_is_added_to_the_photo_up_to_epsilon_and_reach(added: float, stays: float):
+    original = torch.full((3, 8, 12), 0.5, dtype=torch.float64)
+    photo, view = original + 0.03, SmallCopy((4, 6), epsilon=0.05, reach=0.04)
+    before = view.cut(photo)
+    assert before.shape == (3, 4, 6)
+    torch.testing.assert_close(view.paste(photo, original, view.change(before, before + added)), original + stays)
 
 
 def test_a_part_shows_an_encoder_the_same_face(task: ProtectionTask):
@@ -131,7 +167,7 @@ def test_a_part_holds_all_faces_for_all_encoders_and_without_faces_it_is_a_block
 
 
 def test_small_photos_and_panoramas_keep_their_shape():
-    assert working_size(64, 64, 128) == (64, 64) and working_size(128, 4000, 128) == (128, 4000)
+    assert working_size(100, 150, 128) == (100, 150) and working_size(128, 4000, 128) == (128, 4000)
     assert working_size(3000, 4000, 1024) == (1024, 1365) and working_size(200, 20, 16) == (160, 16)
     photo, _ = scene(64, 80, 64, (0, 0))
     assert torch.equal(working_copy(photo, 64), photo.unit)
