@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
@@ -65,6 +66,13 @@ def test_a_large_photo_is_averaged_not_sampled_and_every_pixel_of_the_square_cou
     torch.testing.assert_close(gradient.sum(), torch.tensor(3.0 * 16 * 16, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("side", [64, 37, 12])
+def test_a_square_is_resized_as_pillow_does_it(side: int):
+    photo = torch.rand(3, side, side, generator=torch.Generator().manual_seed(0))
+    expected = [np.asarray(Image.fromarray(c.numpy()).resize((16, 16), Image.Resampling.BILINEAR)) for c in photo]
+    torch.testing.assert_close(crop_square(photo, 16), torch.from_numpy(np.stack(expected)), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("mode", "suffix"), [("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "jpg")])
 def test_a_photo_of_any_kind_is_saved_as_it_was_read(tmp_path: Path, mode: str, suffix: str):
     photo = read_photo(saved(tmp_path / f"in.{suffix}", mode))
@@ -91,6 +99,8 @@ def test_nothing_but_pixels_is_saved(tmp_path: Path):
         with Image.open(tmp_path / name) as image:
             assert not image.getexif() and not {"exif", "icc_profile", "comment"} & image.info.keys()
         assert b"taken at home" not in (tmp_path / name).read_bytes()
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert get_sampling(image) == 0  # 4:4:4: every pixel keeps its colour
 
 
 def test_a_photo_that_is_there_twice_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -108,7 +118,9 @@ def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
         check_photos(Subject("s01", images), "png")
 
 
-def test_the_longest_name_that_is_taken_can_be_saved_and_a_longer_one_is_refused_before_any_photo_is_read(tmp_path: Path):
+def test_the_longest_name_that_is_taken_can_be_saved_and_a_longer_one_is_refused_before_any_photo_is_read(
+    tmp_path: Path,
+):
     longest = saved(tmp_path / f"{'ä' * 113}.png")  # 2 bytes a letter, 230 in all
     (file,) = check_photos(Subject("s01", [longest]), "png")
     save_photo(file.read().pixels, tmp_path / "out" / file.name("png"))
@@ -129,6 +141,12 @@ def test_one_pixel_outside_the_budget_is_enough_in_a_png():
     assert within_budget(saved, original, 7 / 255)
     saved[0, 3, 4] += 1
     assert not within_budget(saved, original, 7 / 255)
+
+
+def test_a_jpeg_may_be_twice_the_budget_away_from_a_plain_area_which_compression_keeps():
+    original = torch.full((3, 16, 16), 100, dtype=torch.uint8)
+    assert within_budget(original + 14, original, 7 / 255, kind="jpeg")
+    assert not within_budget(original + 15, original, 7 / 255, kind="jpeg")
 
 
 @pytest.mark.parametrize("quality", [5, 50, 95])
