@@ -48,8 +48,7 @@ if TYPE_CHECKING:
         VerifyConfig,
     )
     from apdm.core.errors import Interrupted, UserError
-    from apdm.jobs.report import ReportResult
-    from apdm.jobs.results import (
+    from apdm.jobs.common.results import (
         AttackResult,
         AuditResult,
         HardenResult,
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
         ReproduceResult,
         VerifyResult,
     )
+    from apdm.jobs.report import ReportResult
     from apdm.report.comparison import RunsSideBySide
 
 __all__ = [
@@ -102,7 +102,7 @@ _HOMES = {
     ),
     "apdm.core.errors": ("Interrupted", "UserError"),
     "apdm.jobs.report": ("ReportResult",),
-    "apdm.jobs.results": (
+    "apdm.jobs.common.results": (
         *("AttackResult", "AuditResult", "HardenResult", "PerturbResult", "PushResult", "ReproduceResult"),
         "VerifyResult",
     ),
@@ -363,7 +363,7 @@ def _resolve(
 ) -> Config:
     """Build the configuration, and check what can be checked before torch is imported; not if `first` is false."""
     from apdm.config.filling import config_of_call
-    from apdm.jobs.first_checks import check_first
+    from apdm.jobs.common.first_checks import check_first
 
     resolved = config_of_call(cls, config, options)
     if first:
@@ -374,7 +374,7 @@ def _resolve(
 def _run(job: Callable[[Config], Result], config: Config, progress: bool) -> Result:
     """Run the job, and restore what it changed in this process."""
     from apdm.core.terminal import show_progress
-    from apdm.jobs.process_state import frames_freed, restored_process_state
+    from apdm.jobs.common.process_state import frames_freed, restored_process_state
 
     with frames_freed(), show_progress(progress), restored_process_state():
         return job(config)

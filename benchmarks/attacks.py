@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Material
-from apdm.attacks.captions import drawn_captions
+from apdm.attacks.parts.captions import drawn_captions
 from apdm.core.pictures import as_images
 from apdm.faces import load_encoders
 from apdm.faces.portrait import PortraitFaceScore

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from apdm.core.files import write_text
-from apdm.jobs.memory_count import FORWARDS
+from apdm.jobs.planning.memory import FORWARDS
 from benchmarks import architectures
 
 # theta and G with AdamW's two moments, theta' and its gradient with AdamW's two moments, and phi.

@@ -39,8 +39,8 @@ from apdm.core.files import write_text
 from apdm.distributed.launch import make_accelerator
 from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior, load_family
-from apdm.jobs import checkpoint as checkpoints
-from apdm.jobs.training import Counters, Training
+from apdm.jobs.hardening import checkpoint as checkpoints
+from apdm.jobs.hardening.training import Counters, Training
 from apdm.protection.subject_data import SubjectData
 
 ROOT = Path(__file__).resolve().parents[1]

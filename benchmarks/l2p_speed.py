@@ -42,7 +42,7 @@ from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.reference import Bfloat16Reference
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
-from apdm.jobs.memory_count import FORWARDS
+from apdm.jobs.planning.memory import FORWARDS
 from apdm.protection.attackers import AttackerPlan, FreshAttacker
 from apdm.protection.learning_to_protect import LearningToProtect
 from apdm.protection.objectives import make_objective

@@ -29,7 +29,7 @@ from apdm.core.files import write_text
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.training import Training
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE
 from apdm.portraits.people import PROTECTED_PEOPLE

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory --output memory.json
 
-Counts are of the published architectures, built on PyTorch's meta device; `apdm.jobs.memory_count` says what is
+Counts are of the published architectures, built on PyTorch's meta device; `apdm.jobs.planning.memory` says what is
 counted, estimated and assumed. They are checked here against a real run of the bundled miniature, by the bytes of all
 tensors that it holds. With a GPU, the full-size model is also trained for one outer step, and its peak is measured.
 """
@@ -25,10 +25,10 @@ from apdm.core.files import write_text
 from apdm.distributed.launch import EngineKind
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, Posterior, StableDiffusion, StableDiffusion3, load_family
-from apdm.jobs import memory_count
 from apdm.jobs.harden import place_models
-from apdm.jobs.memory_count import OVERHEAD, SAMPLES, Pass, count
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.training import Training
+from apdm.jobs.planning import memory as memory_count
+from apdm.jobs.planning.memory import OVERHEAD, SAMPLES, Pass, count
 from apdm.portraits import PIPELINE
 from apdm.protection.subject_data import SubjectData, to_device
 from benchmarks import architectures

@@ -34,9 +34,9 @@ from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces.portrait import PortraitFaceScore, PortraitReader
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
-from apdm.jobs.harden_files import Photos
-from apdm.jobs.harden_inputs import encode_subjects
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.files import Photos
+from apdm.jobs.hardening.inputs import encode_subjects
+from apdm.jobs.hardening.training import Training
 from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance
 from apdm.portraits import PIPELINE

@@ -87,7 +87,7 @@ def test_type_checkers_see_the_functions_and_their_results(tmp_path: Path) -> No
     )
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(program)]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    for kind in ("apdm.jobs.results.HardenResult", "pathlib.Path", "bool", "tuple[str, ...]"):
+    for kind in ("apdm.jobs.common.results.HardenResult", "pathlib.Path", "bool", "tuple[str, ...]"):
         assert f'Revealed type is "{kind}"' in said, said
     assert (ROOT / "apdm/py.typed").is_file()
 

@@ -23,8 +23,8 @@ from apdm.faces.person import PersonsFace, Reason
 from apdm.image_layer.photos import SUFFIX
 from apdm.image_layer.results import Perturbation
 from apdm.jobs.perturb import PhotoModels, perturb
-from apdm.jobs.photo_job import PhotoJob, Watch
-from apdm.jobs.plan import photo_notes
+from apdm.jobs.photos.job import PhotoJob, Watch
+from apdm.jobs.planning.plan import photo_notes
 
 PAGE = "this page"  # in messages, in place of the private folder
 THUMBNAIL = 480  # pixels of the longer side

@@ -20,7 +20,7 @@ from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import say
 from apdm.core.variables import environment
-from apdm.jobs.first_checks import check_first
+from apdm.jobs.common.first_checks import check_first
 
 if TYPE_CHECKING:
     from apdm.app.page import Page

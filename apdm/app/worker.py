@@ -11,7 +11,7 @@ from typing import Any
 
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger, messages_kept
-from apdm.jobs.photo_job import Watch
+from apdm.jobs.photos.job import Watch
 
 Work = Callable[[Watch], Any]
 FAULT = "{}: this is a fault of the program; its terminal says more"

@@ -9,7 +9,33 @@ There are three kinds, and each kind has a protocol in this file:
 * A `ZeroShot` attack draws a person from photos without any training.
 
 Every attack is a frozen dataclass in this package whose fields are its options. `apdm.attacks.registry` finds an attack
-by its name and makes it from text such as `lora:rank=32`.
+by its name and makes it from text such as `lora:rank=32`. To understand an attack, read `fine_tuning` first.
+
+What attacks derive from:
+
+fine_tuning                  attacks that train: the random numbers, the training loop, the loss
+staged                       attacks that first change the model or the photos, and then run another attack
+editing                      attacks that edit a photo without training; image to image, and inpainting
+registry, parts              finds attacks by name; what attacks are made of
+
+Attacks that train on a person:
+
+dreambooth, lora, textual_inversion, custom_diffusion   as published
+adaptive                     trains against the hardening
+experts, drawing             draw with two models; draw in another way
+
+Attacks in stages:
+
+two_stage, kick_and_settle, stranger_first, rebalance   first shake the hardened weights
+restoration, transfer        use other public weights
+encoder_lora                 trains the VAE to see through photo protections
+photo_treatment              trains on photos that a purifier changed
+
+Without training, and on photos alone:
+
+faceid                       draws a person from one photo
+diffedit, masactrl           edit a photo
+purify, mixed_photos         remove a protection; put clean photos among the protected ones
 """
 
 from __future__ import annotations

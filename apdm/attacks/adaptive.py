@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Material
-from apdm.attacks.batches import Batch
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import AttackedModel, frozen_copy
+from apdm.attacks.parts.batches import Batch
 from apdm.core.errors import UserError
 from apdm.families import Family
 from apdm.protection.losses import Reduction, dpo_loss, squared_error

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.tokens import add_word, check_word, rename_subject
+from apdm.attacks.parts.tokens import add_word, check_word, rename_subject
 from apdm.families import Family
 
 

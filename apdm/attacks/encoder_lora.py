@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from apdm.attacks import Material
-from apdm.attacks.latents import decode_latents, encode_again
 from apdm.attacks.lora import with_adapter
+from apdm.attacks.parts.latents import decode_latents, encode_again
 from apdm.attacks.staged import Staged
 from apdm.core.devices import send
 from apdm.core.errors import UserError

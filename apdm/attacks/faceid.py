@@ -19,8 +19,8 @@ from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from apdm.attacks.adapter_file import AdapterFile
-from apdm.attacks.identity_net import check_controlnet, draw_keypoints, find_landmarks, with_identity_net
+from apdm.attacks.parts.adapter_file import AdapterFile
+from apdm.attacks.parts.identity_net import check_controlnet, draw_keypoints, find_landmarks, with_identity_net
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash, sha256_file
 from apdm.faces import FaceEncoder

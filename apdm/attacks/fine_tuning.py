@@ -19,11 +19,11 @@ from torch.nn import GroupNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
-from apdm.attacks.batch_prompts import BatchPrompts
-from apdm.attacks.batches import Batch, stream
-from apdm.attacks.first_norms import safe_norms, trained_on_cpu
-from apdm.attacks.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
-from apdm.attacks.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
+from apdm.attacks.parts.batch_prompts import BatchPrompts
+from apdm.attacks.parts.batches import Batch, stream
+from apdm.attacks.parts.first_norms import safe_norms, trained_on_cpu
+from apdm.attacks.parts.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
+from apdm.attacks.parts.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.distributed.graphs import Graphs, can_record

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.latents import encode_again
+from apdm.attacks.parts.latents import encode_again
 from apdm.attacks.staged import Staged
 from apdm.core.errors import UserError
 from apdm.families import Family

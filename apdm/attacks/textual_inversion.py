@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning, frozen_copy
-from apdm.attacks.tokens import add_word, check_word, rename_subject
+from apdm.attacks.parts.tokens import add_word, check_word, rename_subject
 from apdm.config.options import option
 from apdm.families import Family
 

@@ -10,7 +10,7 @@ import torch
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.attacks.latents import encode_again
+from apdm.attacks.parts.latents import encode_again
 from apdm.attacks.staged import Staged, check_needs
 from apdm.core.errors import UserError
 from apdm.families import Family

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from apdm.attacks import Attack
-from apdm.attacks.captions import caption_column
+from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.registry import settings
 from apdm.attacks.staged import stages
 from apdm.audit.attack_factory import AttackFactory

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.batches import probe_loss
+from apdm.attacks.parts.batches import probe_loss
 from apdm.audit.attention import identifier_maps
 from apdm.audit.cells import Cell, CellMeasurements
 from apdm.audit.judging import References, check_finite, distance_to_class, editing_quality, person_quality

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Attack
-from apdm.attacks.captions import assumed, caption_column, drawn_captions
+from apdm.attacks.parts.captions import assumed, caption_column, drawn_captions
 from apdm.audit.attack_factory import code_hash, lengthened
 from apdm.audit.budgets import samples_per_step
 from apdm.audit.people import Person

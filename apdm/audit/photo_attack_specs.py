@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import cast
 
 from apdm.attacks import Attack
-from apdm.attacks.captions import caption_column
 from apdm.attacks.editing import Editing
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
+from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot, refuse_repeats
 from apdm.attacks.staged import needs_consenting

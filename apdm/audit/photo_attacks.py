@@ -20,8 +20,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from apdm.attacks import Material
-from apdm.attacks.captions import drawn_captions
 from apdm.attacks.mixed_photos import Mix
+from apdm.attacks.parts.captions import drawn_captions
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.attack_factory import code_hash
 from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apdm.attacks import Attack
-from apdm.attacks.captions import caption_column
+from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, refuse_repeats
 from apdm.audit.attack_factory import AttackFactory, misfit

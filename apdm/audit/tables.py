@@ -88,7 +88,8 @@ class TableRow:
         failed: how many attacks failed. Their figures are not counted.
         differs: how the row differs from the paper's, one sentence each.
         seconds: time of all attacks of the row, with drawing and judging.
-        line, place: on which curve of the table's drawing the row is a point, and where; see `apdm.jobs.recipes`.
+        line, place: on which curve of the table's drawing the row is a point, and where; see
+            `apdm.jobs.reproducing.recipes`.
     """
 
     title: str

@@ -59,7 +59,7 @@ class Command:
 
 def _options(cls: type[Config], argv: Sequence[str]) -> Config:
     """The checked configuration. All processes of a run read the same words, so only the main one reports a mistake."""
-    from apdm.jobs.first_checks import check_first
+    from apdm.jobs.common.first_checks import check_first
 
     try:
         config = load_config(cls, argv)
@@ -76,8 +76,8 @@ def _harden(argv: Sequence[str]) -> int:
         from apdm.jobs import dry_run
 
         return _dry_run(dry_run.harden, config)
+    from apdm.jobs.common.summary import of_hardening
     from apdm.jobs.harden import harden
-    from apdm.jobs.summary import of_hardening
 
     result = harden(config, command=command_line("harden", argv))
     if is_main_process():
@@ -92,8 +92,8 @@ def _demo(argv: Sequence[str]) -> int:
 
     prepare(config)
     with other_process(config, argv):
+        from apdm.jobs.common.summary import of_hardening
         from apdm.jobs.harden import harden
-        from apdm.jobs.summary import of_hardening
 
         result = harden(harden_config(config), command=command_line("demo", argv))
     if is_main_process():
@@ -121,7 +121,7 @@ def _init(argv: Sequence[str]) -> int:
 
 
 def _dry_run(job: Callable[[Config], object], config: Config) -> int:
-    from apdm.jobs.summary import Summary
+    from apdm.jobs.common.summary import Summary
 
     job(config)
     if is_main_process():
@@ -136,8 +136,8 @@ def _perturb(argv: Sequence[str]) -> int:
         from apdm.jobs import dry_run
 
         return _dry_run(dry_run.protect_photos, config)
+    from apdm.jobs.common.summary import of_perturbation
     from apdm.jobs.perturb import perturb
-    from apdm.jobs.summary import of_perturbation
 
     result = perturb(config, command=command_line("perturb", argv))
     if is_main_process():
@@ -152,7 +152,7 @@ def _audit(argv: Sequence[str]) -> int:
 
         return _dry_run(dry_run.audit_models, config)
     from apdm.jobs.audit import audit_models
-    from apdm.jobs.summary import of_audit
+    from apdm.jobs.common.summary import of_audit
 
     result = audit_models(config, command=command_line("audit", argv))
     if not is_main_process():
@@ -169,7 +169,7 @@ def _attack(argv: Sequence[str]) -> int:
 
         return _dry_run(dry_run.attack_model, config)
     from apdm.jobs.attack import attack_model
-    from apdm.jobs.summary import of_attack
+    from apdm.jobs.common.summary import of_attack
 
     result = attack_model(config, command=command_line("attack", argv))
     if result.results is not None:
@@ -179,7 +179,7 @@ def _attack(argv: Sequence[str]) -> int:
 
 def _verify(argv: Sequence[str]) -> int:
     config = _options(VerifyConfig, _named("output_dir", argv))
-    from apdm.jobs.summary import of_verification
+    from apdm.jobs.common.summary import of_verification
     from apdm.jobs.verify import verify
 
     result = verify(config)
@@ -189,8 +189,8 @@ def _verify(argv: Sequence[str]) -> int:
 
 def _push(argv: Sequence[str]) -> int:
     config = load_config(PushConfig, _named("output_dir", argv))
+    from apdm.jobs.common.summary import of_push
     from apdm.jobs.push import push
-    from apdm.jobs.summary import of_push
 
     tell(of_push(push(config)))
     return DONE
@@ -235,7 +235,7 @@ def _reproduce(argv: Sequence[str]) -> int:
         say(*columns(list_tables(config)))
         return DONE
     if config.plan:
-        from apdm.jobs.reproduce_plan import plan_rows
+        from apdm.jobs.reproducing.plan import plan_rows
 
         say(*columns(plan_rows(config)))
         return DONE

@@ -42,8 +42,9 @@ from apdm.export.attacked import export_attacked
 from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, REPORT
 from apdm.export.pipeline import export_size
 from apdm.families import Family
-from apdm.jobs.audit_inputs import AuditInputs, load_inputs
-from apdm.jobs.audit_steps import (
+from apdm.jobs.auditing.inputs import AuditInputs, load_inputs
+from apdm.jobs.auditing.picture_sheets import save_attack_pictures
+from apdm.jobs.auditing.steps import (
     KEPT,
     cell_store,
     check_with_models,
@@ -53,14 +54,13 @@ from apdm.jobs.audit_steps import (
     read_models,
     with_class_pictures,
 )
-from apdm.jobs.audit_work import pictures_size
-from apdm.jobs.face_networks import face_networks
-from apdm.jobs.picture_sheets import save_attack_pictures
-from apdm.jobs.plan import Rows, audited_face_rows, show_plan
-from apdm.jobs.plan_texts import captions_text, device_text, held_out_text, model_text, people_text
-from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
-from apdm.jobs.results import AttackResult
-from apdm.jobs.tracked import start_tracker, track_attack
+from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.common.prepare import keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.common.results import AttackResult
+from apdm.jobs.common.tracked import start_tracker, track_attack
+from apdm.jobs.planning.audit_work import pictures_size
+from apdm.jobs.planning.plan import Rows, audited_face_rows, show_plan
+from apdm.jobs.planning.texts import captions_text, device_text, held_out_text, model_text, people_text
 from apdm.report.attack_page import write_attack_page, write_drawing
 
 logger = get_logger(__name__)

@@ -35,8 +35,8 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.export.metadata import facts_in
 from apdm.families import Family
-from apdm.jobs.audit_inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.audit_steps import (
+from apdm.jobs.auditing.inputs import AuditInputs, load_inputs, warn_if_too_short
+from apdm.jobs.auditing.steps import (
     KEPT,
     audit_and_report,
     check_with_models,
@@ -45,13 +45,13 @@ from apdm.jobs.audit_steps import (
     model_file,
     read_models,
 )
-from apdm.jobs.face_networks import face_networks
+from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.common.prepare import keep_apart, prepare_process, warn_about_prompts
+from apdm.jobs.common.results import AuditResult
+from apdm.jobs.common.stages import PREPARING, audit_stages
+from apdm.jobs.common.tracked import start_tracker
 from apdm.jobs.photo_audit import audit_photos
-from apdm.jobs.plan import audit_plan, show_plan
-from apdm.jobs.prepare import keep_apart, prepare_process, warn_about_prompts
-from apdm.jobs.results import AuditResult
-from apdm.jobs.stages import PREPARING, audit_stages
-from apdm.jobs.tracked import start_tracker
+from apdm.jobs.planning.plan import audit_plan, show_plan
 
 
 def audit_models(config: AuditJobConfig, *, command: str | None = None) -> AuditResult:

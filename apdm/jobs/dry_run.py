@@ -32,21 +32,22 @@ from apdm.export.layout import IMAGES, MODEL, PARTNERS
 from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
-from apdm.jobs import attack, audit, perturb, resources
-from apdm.jobs.audit_inputs import AuditInputs, warn_if_too_short
-from apdm.jobs.audit_work import AuditWork, pictures_size
-from apdm.jobs.base_model import load_base_and_start
-from apdm.jobs.class_pictures import class_pictures_to_draw, own_class_files
-from apdm.jobs.first_checks import check_given
+from apdm.jobs import attack, audit, perturb
+from apdm.jobs.auditing.inputs import AuditInputs, warn_if_too_short
+from apdm.jobs.common.base_model import load_base_and_start
+from apdm.jobs.common.class_pictures import class_pictures_to_draw, own_class_files
+from apdm.jobs.common.first_checks import check_given
+from apdm.jobs.common.prepare import Resumable, goes_on, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.common.results import AttackResult, AuditResult, HardenResult, PerturbResult
 from apdm.jobs.harden import check_options
-from apdm.jobs.harden_files import read_files
-from apdm.jobs.harden_inputs import HardenInputs, check_base
+from apdm.jobs.hardening.files import read_files
+from apdm.jobs.hardening.inputs import HardenInputs, check_base
 from apdm.jobs.photo_audit import load_photo_audit
-from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
-from apdm.jobs.prepare import Resumable, goes_on, photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.photos.job import PhotoJob
+from apdm.jobs.planning import resources
+from apdm.jobs.planning.audit_work import AuditWork, pictures_size
+from apdm.jobs.planning.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.push import check_hub
-from apdm.jobs.results import AttackResult, AuditResult, HardenResult, PerturbResult
 
 Row = Callable[[], str | None]
 

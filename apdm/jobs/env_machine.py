@@ -12,7 +12,7 @@ import torch
 from apdm.core.disk import amount, free_space
 from apdm.core.terminal import columns
 from apdm.core.versions import VERSION
-from apdm.jobs.plan_texts import device_name
+from apdm.jobs.planning.texts import device_name
 
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),

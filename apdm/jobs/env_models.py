@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import IncompleteSnapshotError
 from torch import nn
 
-from apdm.attacks.adapter_file import AdapterFile
+from apdm.attacks.parts.adapter_file import AdapterFile
 from apdm.config.paths import expand_path
 from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError, one_line
@@ -34,7 +34,7 @@ from apdm.faces.load import load_detector, load_encoder, split_spec, threshold_o
 from apdm.families import load_family
 from apdm.families.pipeline_folder import stored_variants
 from apdm.families.stored_file import check_content, read_header
-from apdm.jobs.prepare import prepare_process
+from apdm.jobs.common.prepare import prepare_process
 from apdm.metrics.inception import Inception, is_torchscript
 
 logger = get_logger(__name__)

@@ -29,24 +29,24 @@ from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.layout import IMAGES, MODEL, RESULTS
 from apdm.export.manifest import write_manifest
 from apdm.families import Family, load_family
-from apdm.jobs import checkpoint as checkpoints
-from apdm.jobs.base_model import load_base_and_start
-from apdm.jobs.engine_options import check_engine
-from apdm.jobs.face_networks import face_networks
-from apdm.jobs.final_audit import audit_hardened, load_audit_inputs
-from apdm.jobs.harden_export import delete_last_checkpoint, export, name_checkpoint
-from apdm.jobs.harden_inputs import HardenInputs
-from apdm.jobs.hardening_loop import run_training
-from apdm.jobs.photo_job import PhotoJob
-from apdm.jobs.plan import harden_plan, show_plan
-from apdm.jobs.prepare import photos_of_datasets, prepare_process, warn_about_prompts
-from apdm.jobs.probe import make_probe
+from apdm.jobs.common.base_model import load_base_and_start
+from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.common.prepare import photos_of_datasets, prepare_process, warn_about_prompts
+from apdm.jobs.common.results import HardenResult
+from apdm.jobs.common.stages import HARDENING, PHOTOS, PREPARING, harden_stages
+from apdm.jobs.common.tracked import start_tracker
+from apdm.jobs.hardening import checkpoint as checkpoints
+from apdm.jobs.hardening.engine_options import check_engine
+from apdm.jobs.hardening.export import delete_last_checkpoint, export, name_checkpoint
+from apdm.jobs.hardening.final_audit import audit_hardened, load_audit_inputs
+from apdm.jobs.hardening.inputs import HardenInputs
+from apdm.jobs.hardening.loop import run_training
+from apdm.jobs.hardening.probe import make_probe
+from apdm.jobs.hardening.training import Training
+from apdm.jobs.hardening.validation import Validator
+from apdm.jobs.photos.job import PhotoJob
+from apdm.jobs.planning.plan import harden_plan, show_plan
 from apdm.jobs.push import push_hardened, reserve_repository
-from apdm.jobs.results import HardenResult
-from apdm.jobs.stages import HARDENING, PHOTOS, PREPARING, harden_stages
-from apdm.jobs.tracked import start_tracker
-from apdm.jobs.training import Training
-from apdm.jobs.validation import Validator
 from apdm.protection.objectives import make_objective
 from apdm.protection.subject_data import to_device
 

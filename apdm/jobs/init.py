@@ -39,9 +39,9 @@ from apdm.families.load import check_pipeline, families_by_pipeline
 from apdm.families.miniature import is_miniature
 from apdm.families.pipeline_folder import stored_variants
 from apdm.families.stored_file import read_header
+from apdm.jobs.common.first_checks import check_given, has_only_begun
 from apdm.jobs.env_machine import SLACK, accelerator_memory
-from apdm.jobs.final_audit import learnt_photos
-from apdm.jobs.first_checks import check_given, has_only_begun
+from apdm.jobs.hardening.final_audit import learnt_photos
 
 logger = get_logger(__name__)
 

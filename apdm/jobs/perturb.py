@@ -1,6 +1,6 @@
 """Protect photos: read a folder of subjects, and write the same photos with small protective changes.
 
-`apdm perturb` runs this job. The work itself is done by `apdm.jobs.photo_job.PhotoJob`, which `apdm harden` runs too.
+`apdm perturb` runs this job. The work itself is done by `apdm.jobs.photos.job.PhotoJob`, which `apdm harden` runs too.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from apdm.families import Family
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.image_layer.zero_shot import FaceModels
-from apdm.jobs.base_model import load_base
-from apdm.jobs.class_pictures import load_own_class_pictures
-from apdm.jobs.face_networks import face_networks
-from apdm.jobs.photo_job import PhotoJob, Watch, unwatched
-from apdm.jobs.plan import perturb_plan, show_plan
-from apdm.jobs.prepare import goes_on, photos_of_datasets, prepare_process, resolved, warn_about_prompts
-from apdm.jobs.results import PerturbResult
-from apdm.jobs.stages import PHOTOS, PREPARING
-from apdm.jobs.tracked import start_tracker
+from apdm.jobs.common.base_model import load_base
+from apdm.jobs.common.class_pictures import load_own_class_pictures
+from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.common.prepare import goes_on, photos_of_datasets, prepare_process, resolved, warn_about_prompts
+from apdm.jobs.common.results import PerturbResult
+from apdm.jobs.common.stages import PHOTOS, PREPARING
+from apdm.jobs.common.tracked import start_tracker
+from apdm.jobs.photos.job import PhotoJob, Watch, unwatched
+from apdm.jobs.planning.plan import perturb_plan, show_plan
 
 KEPT = "photos that are finished are kept; the same command goes on"
 

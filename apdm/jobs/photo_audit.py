@@ -32,8 +32,9 @@ from apdm.data.separate_photos import PhotoSet, check_separate
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
-from apdm.jobs.audit_inputs import check_reused, load_judges, try_networks
-from apdm.jobs.audit_steps import (
+from apdm.jobs.auditing.inputs import check_reused, load_judges, try_networks
+from apdm.jobs.auditing.picture_sheets import save_pictures
+from apdm.jobs.auditing.steps import (
     cell_store,
     check_with_models,
     claim_audit_dir,
@@ -41,13 +42,12 @@ from apdm.jobs.audit_steps import (
     read_models,
     with_class_pictures,
 )
-from apdm.jobs.face_networks import face_networks
-from apdm.jobs.picture_sheets import save_pictures
-from apdm.jobs.plan import photo_audit_plan, show_plan
-from apdm.jobs.prepare import keep_apart
-from apdm.jobs.results import AuditResult
-from apdm.jobs.stages import PHOTO_ATTACKS, PREPARING, audit_stages
-from apdm.jobs.tracked import start_tracker, track_audit
+from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.common.prepare import keep_apart
+from apdm.jobs.common.results import AuditResult
+from apdm.jobs.common.stages import PHOTO_ATTACKS, PREPARING, audit_stages
+from apdm.jobs.common.tracked import start_tracker, track_audit
+from apdm.jobs.planning.plan import photo_audit_plan, show_plan
 from apdm.metrics.utility import StrangersLikeness
 from apdm.report.photo_page import write_photo_report
 

@@ -19,8 +19,8 @@ from apdm.core.terminal import count
 from apdm.export.hub import Destination, check_destination, licence_of, make_repository, push_files
 from apdm.export.hub_card import hub_card
 from apdm.export.layout import MANIFEST, MODEL, RESULTS
-from apdm.jobs.first_checks import check_given
-from apdm.jobs.results import PushResult
+from apdm.jobs.common.first_checks import check_given
+from apdm.jobs.common.results import PushResult
 from apdm.jobs.verify import verify
 
 logger = get_logger(__name__)

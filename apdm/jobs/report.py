@@ -15,7 +15,7 @@ from apdm.core.errors import UserError, absent
 from apdm.core.files import MARKER
 from apdm.export.layout import ATTACK, CELLS, LIKENESS, MANIFEST, PHOTO_CELLS, REPORT, RESULTS, TABLE, TABLE_PAGE
 from apdm.export.manifest import renew_entry
-from apdm.jobs.picture_sheets import read_attack_pictures, read_pictures
+from apdm.jobs.auditing.picture_sheets import read_attack_pictures, read_pictures
 from apdm.report.attack_page import write_attack_page, write_drawing
 from apdm.report.audit_page import write_report
 from apdm.report.photo_page import write_photo_report

@@ -1,7 +1,7 @@
 """`apdm reproduce`: make a table of a paper again, and show ours beside the published figures.
 
 A row of a table is what other commands do: `apdm harden` or `apdm perturb` protects, `apdm attack` attacks and judges.
-Recipes (`apdm.jobs.recipes`) say with which options, and `apdm.jobs.reproduce_steps` runs them.
+Recipes (`apdm.jobs.reproducing.recipes`) say with which options, and `apdm.jobs.reproducing.steps` runs them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from apdm.core.terminal import count
 from apdm.core.versions import package_versions
 from apdm.distributed.launch import join_processes
 from apdm.export.layout import TABLE, TABLE_PAGE
-from apdm.jobs.prepare import keep_apart, prepare_process
-from apdm.jobs.recipe_checks import check_captions, check_options, check_photo_numbers
-from apdm.jobs.recipe_list import all_tables, state_of
-from apdm.jobs.recipe_models import BUNDLED, read_models
-from apdm.jobs.recipes import Recipe, RecipeRow, load_recipe, missing_for, missing_for_column
-from apdm.jobs.reproduce_figures import Figures
-from apdm.jobs.reproduce_steps import DRAWN_PEOPLE, Done, Steps
-from apdm.jobs.reproduce_subjects import Subject, draw_people, read_subjects, too_few_spare
-from apdm.jobs.results import ReproduceResult
+from apdm.jobs.common.prepare import keep_apart, prepare_process
+from apdm.jobs.common.results import ReproduceResult
+from apdm.jobs.reproducing.checks import check_captions, check_options, check_photo_numbers
+from apdm.jobs.reproducing.figures import Figures
+from apdm.jobs.reproducing.listing import all_tables, state_of
+from apdm.jobs.reproducing.models import BUNDLED, read_models
+from apdm.jobs.reproducing.recipes import Recipe, RecipeRow, load_recipe, missing_for, missing_for_column
+from apdm.jobs.reproducing.steps import DRAWN_PEOPLE, Done, Steps
+from apdm.jobs.reproducing.subjects import Subject, draw_people, read_subjects, too_few_spare
 from apdm.report.table_page import markdown, write_table_page
 
 logger = get_logger(__name__)

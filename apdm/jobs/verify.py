@@ -52,10 +52,10 @@ from apdm.export.metadata import read_metadata
 from apdm.families import Family, load_family
 from apdm.families.load import dtypes_in_single_file
 from apdm.families.pipeline_folder import loadable_variants
-from apdm.jobs.checkpoint import is_checkpoint
-from apdm.jobs.plan import show_plan, verify_plan
-from apdm.jobs.prepare import prepare_process
-from apdm.jobs.results import VerifyResult
+from apdm.jobs.common.prepare import prepare_process
+from apdm.jobs.common.results import VerifyResult
+from apdm.jobs.hardening.checkpoint import is_checkpoint
+from apdm.jobs.planning.plan import show_plan, verify_plan
 
 HEADER_KEYS = re.compile(r"format|apdm\.(version|method|pairs|held_out|steps|config_sha256|base_sha256)")
 PROMPT = "a photo of a person"  # of the pictures that are drawn

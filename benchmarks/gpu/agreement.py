@@ -37,7 +37,7 @@ from apdm.image_layer.protections import make_protection
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.harden import harden
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.training import Training
 from apdm.portraits import PIPELINE
 from apdm.portraits.people import PROTECTED_PEOPLE
 from apdm.portraits.subjects import DEFENCE, write_subjects

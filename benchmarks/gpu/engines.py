@@ -25,9 +25,9 @@ from apdm.distributed.engines import DataParallel, Engine
 from apdm.distributed.launch import EngineKind, engine_kind, make_accelerator
 from apdm.distributed.optimizers import OPTIMIZERS
 from apdm.families import Family, load_family
-from apdm.jobs import checkpoint as checkpoints
-from apdm.jobs.checkpoint import Checkpoint
-from apdm.jobs.training import Counters, Training, adamw_options
+from apdm.jobs.hardening import checkpoint as checkpoints
+from apdm.jobs.hardening.checkpoint import Checkpoint
+from apdm.jobs.hardening.training import Counters, Training, adamw_options
 from apdm.portraits import PIPELINE
 from benchmarks import architectures, memory
 from benchmarks.gpu import device

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from apdm.core.files import write_text
-from apdm.jobs.memory_count import FORWARDS
+from apdm.jobs.planning.memory import FORWARDS
 from benchmarks import architectures, l2p_speed
 from benchmarks.gpu import device
 from benchmarks.gpu.record import Figure, Work, at_least, at_most, plain

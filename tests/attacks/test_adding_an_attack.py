@@ -10,7 +10,7 @@ from attacked import PARTS, PROMPTS, SHORT, changed, material, weights
 
 import apdm.attacks
 from apdm.attacks import registry
-from apdm.attacks.batches import probe_loss
+from apdm.attacks.parts.batches import probe_loss
 from apdm.config.registry import forget_classes
 from apdm.families import load_family
 

@@ -14,9 +14,9 @@ from attacked import SHORT, material
 from torch import Tensor
 
 from apdm.attacks import Material
-from apdm.attacks.batch_prompts import BatchPrompts
-from apdm.attacks.captions import assumed, caption_column, drawn_captions
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.parts.batch_prompts import BatchPrompts
+from apdm.attacks.parts.captions import assumed, caption_column, drawn_captions
 from apdm.attacks.registry import make
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family

@@ -17,14 +17,14 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from apdm.attacks.adaptive import Adaptive
-from apdm.attacks.batch_prompts import BatchPrompts
-from apdm.attacks.batches import Batch
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.optimizers import make_optimizer
+from apdm.attacks.parts.batch_prompts import BatchPrompts
+from apdm.attacks.parts.batches import Batch
+from apdm.attacks.parts.optimizers import make_optimizer
+from apdm.attacks.parts.timesteps import loss_weights, timestep_sampler
 from apdm.attacks.registry import make
 from apdm.attacks.textual_inversion import TextualInversion
-from apdm.attacks.timesteps import loss_weights, timestep_sampler
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
 from apdm.protection.losses import per_sample, squared_error

@@ -12,11 +12,11 @@ from attacked import PARTS, PROMPTS, SHORT, changed, material, same, weights
 from torch.nn.functional import linear
 
 from apdm.attacks.adaptive import Adaptive
-from apdm.attacks.batches import probe_loss
 from apdm.attacks.custom_diffusion import CustomDiffusion
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.lora import LoRA
+from apdm.attacks.parts.batches import probe_loss
 from apdm.attacks.registry import make
 from apdm.attacks.textual_inversion import TextualInversion
 from apdm.core.errors import UserError

@@ -11,8 +11,8 @@ import torch
 from torch.nn import Module
 
 from apdm.attacks import Attack, Material
-from apdm.attacks.batches import probe_loss
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.parts.batches import probe_loss
 from apdm.families import Family, Posterior, load_family
 
 ATTACK = DreamBooth(

@@ -13,7 +13,7 @@ from torch.nn import GroupNorm, Module
 
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import AttackedModel, FineTuning
-from apdm.attacks.first_norms import safe_norms
+from apdm.attacks.parts.first_norms import safe_norms
 from apdm.families import Family, load_family
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softmax
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.attacks.identity_net import COLOURS, IdentityNet, draw_keypoints, find_landmarks
+from apdm.attacks.parts.identity_net import COLOURS, IdentityNet, draw_keypoints, find_landmarks
 from apdm.audit.photo_attack_specs import load_adapter
 from apdm.config import AuditConfig
 from apdm.core.errors import UserError

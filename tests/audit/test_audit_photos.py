@@ -34,7 +34,7 @@ from apdm.export.manifest import verify_manifest
 from apdm.faces import FaceChoice, FaceNetworks, load_encoder, load_encoders, load_face_score
 from apdm.faces.portrait import PortraitFeatures
 from apdm.families import Family, load_family
-from apdm.jobs.final_audit import load_audit_inputs
+from apdm.jobs.hardening.final_audit import load_audit_inputs
 from apdm.metrics.judges import Judges
 from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.subjects import write_subjects

@@ -12,7 +12,7 @@ import torch
 from apdm.config import HardenConfig, L2PConfig, MemoryConfig, PoolConfig, to_yaml
 from apdm.families import StableDiffusion, load_family
 from apdm.families.attention import watch_attention
-from apdm.jobs.memory_count import NORMALISATION, count, seeing
+from apdm.jobs.planning.memory import NORMALISATION, count, seeing
 from apdm.portraits import PIPELINE
 from benchmarks import levers, memory
 

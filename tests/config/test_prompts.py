@@ -10,7 +10,7 @@ import pytest
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, load_config, make_config
 from apdm.config.prompts import without_identifier
 from apdm.core.errors import UserError
-from apdm.jobs.prepare import warn_about_prompts
+from apdm.jobs.common.prepare import warn_about_prompts
 
 REQUIRED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=i", "--output_dir=o"]
 AUDIT = ["--base=b", "--hardened=h", "--subjects=s", "--output_dir=o"]

@@ -15,7 +15,7 @@ from apdm.data.separate_photos import Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.image_layer.memory import PhotoMemory
 from apdm.image_layer.photos import check_photos
-from apdm.jobs.plan_texts import sets_text
+from apdm.jobs.planning.texts import sets_text
 
 REQUIRED = {"base": "b", "hardened": "h", "output_dir": "o"}
 

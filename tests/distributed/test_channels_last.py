@@ -23,8 +23,8 @@ from apdm.distributed.master_weights import FlatMasterWeights
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.distributed.working_weights import WorkingWeights
 from apdm.families import Family, load_family
-from apdm.jobs.engine_options import check_engine
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.engine_options import check_engine
+from apdm.jobs.hardening.training import Training
 
 LAST = torch.channels_last
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Family, load_family
-from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.hardening.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")

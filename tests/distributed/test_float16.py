@@ -21,8 +21,8 @@ from apdm.distributed.engines import LossOf
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, load_family
-from apdm.jobs.checkpoint import Checkpoint
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.checkpoint import Checkpoint
+from apdm.jobs.hardening.training import Training
 from apdm.protection.attackers import FreshAttacker
 
 SMALL = 2.0**-20  # of a loss, so that its gradient by the prediction is below what float16 can hold

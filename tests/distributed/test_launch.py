@@ -34,8 +34,8 @@ from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.launch import check_processes, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.manifest import verify_manifest
-from apdm.jobs.checkpoint import Checkpoint
-from apdm.jobs.engine_options import check_engine
+from apdm.jobs.hardening.checkpoint import Checkpoint
+from apdm.jobs.hardening.engine_options import check_engine
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 

@@ -29,9 +29,9 @@ from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import Family, StableDiffusion, load_family
 from apdm.families.lora_layers import LoraTarget, lora_parameters
-from apdm.jobs.checkpoint import Checkpoint
-from apdm.jobs.engine_options import check_engine
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.checkpoint import Checkpoint
+from apdm.jobs.hardening.engine_options import check_engine
+from apdm.jobs.hardening.training import Training
 from apdm.protection.attacker_pool import AttackerPool, choose_lora_attackers
 from apdm.protection.attackers import AttackerPlan, FreshAttacker, SimulatedAttackers
 from apdm.protection.learning_to_protect import LearningToProtect

@@ -22,7 +22,7 @@ from apdm.distributed.optimizers import OPTIMIZERS, make_adafactor
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.distributed.reference import Bfloat16Reference
 from apdm.families import Family, load_family
-from apdm.jobs.engine_options import check_engine
+from apdm.jobs.hardening.engine_options import check_engine
 
 PARTS = {"learning_rate": 1e-3, "adam_beta1": 0.9, "adam_beta2": 0.99, "adam_weight_decay": 0.1, "adam_epsilon": 1e-8}
 needs_bitsandbytes = pytest.mark.skipif(

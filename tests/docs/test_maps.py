@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "apdm"
+JOBS = ["auditing", "common", "hardening", "photos", "planning", "reproducing"]
+PACKAGES = ["attacks", "attacks/parts", "audit", "jobs", *(f"jobs/{part}" for part in JOBS), "protection", "report"]
 ROW = re.compile(r"^(\w+(?:, \w+)*) {2,}\S", flags=re.MULTILINE)  # names, and behind them what they are
 
 
-@pytest.mark.parametrize("package", ["audit", "jobs", "protection", "report"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_the_map_of_a_package_names_its_files(package: str) -> None:
     text = (ROOT / package / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
     named = [name for row in ROW.findall(text) for name in row.split(", ")]

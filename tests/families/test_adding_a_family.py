@@ -15,7 +15,7 @@ from transformers import T5Config, T5EncoderModel
 
 import apdm.families
 from apdm.attacks import Material
-from apdm.attacks.batches import probe_loss
+from apdm.attacks.parts.batches import probe_loss
 from apdm.attacks.registry import make
 from apdm.audit.models import load_models
 from apdm.cli import main

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tiny_pipelines import BUILDERS
 
 from apdm.attacks import Material
-from apdm.attacks.batches import probe_loss
 from apdm.attacks.dreambooth import DreamBooth
+from apdm.attacks.parts.batches import probe_loss
 from apdm.config import HardenConfig, L2PConfig, PerturbConfig
 from apdm.config.image_layer import DLADiffConfig, ImageLayerConfig, ZeroShotConfig
 from apdm.core.files import list_files

@@ -28,9 +28,9 @@ from apdm.config import HardenConfig, L2PConfig, PoolConfig, PreservationConfig,
 from apdm.distributed.launch import make_accelerator
 from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior, load_family
-from apdm.jobs import checkpoint as checkpoints
-from apdm.jobs.checkpoint import Checkpoint
-from apdm.jobs.training import Counters, Training
+from apdm.jobs.hardening import checkpoint as checkpoints
+from apdm.jobs.hardening.checkpoint import Checkpoint
+from apdm.jobs.hardening.training import Counters, Training
 from apdm.protection.subject_data import SubjectData
 
 PAPER = HardenConfig(

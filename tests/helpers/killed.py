@@ -24,7 +24,7 @@ from tiny_run import UNET, weights
 from apdm.cli import main
 from apdm.export.manifest import verify_manifest
 from apdm.jobs import harden  # noqa: F401
-from apdm.jobs.checkpoint import Checkpoint
+from apdm.jobs.hardening.checkpoint import Checkpoint
 
 
 def start(options: list[str], output: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -65,11 +66,21 @@ def arguments(pipeline: Path, people: Path, output: Path, **changes: object) -> 
         **OPTIONS,
         **changes,
     }
+    return flags(options)
+
+
+def flags(options: dict[str, object]) -> list[str]:
+    """Options as they stand on a command line."""
     return [text for key, value in options.items() for text in (f"--{key}", *_texts(value))]
 
 
 def _texts(value: object) -> list[str]:
     return [str(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def told(text: str) -> dict[str, str]:
+    """{name: value} of the plan's rows on stderr."""
+    return dict(re.findall(r"^apdm: ([a-z ]+?) {2,}(.*)$", text, re.MULTILINE))
 
 
 def weights(output: Path) -> dict[str, Tensor]:

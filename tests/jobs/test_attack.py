@@ -29,7 +29,7 @@ from apdm.export.pipeline import export_size
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.attack import warn_of_options_without_effect
-from apdm.jobs.base_model import check_resolution
+from apdm.jobs.common.base_model import check_resolution
 from apdm.portraits.subjects import write_photos
 
 

@@ -15,9 +15,9 @@ from apdm.config.perturb import PerturbConfig
 from apdm.config.plugins import PROTECTIONS
 from apdm.core.errors import UserError
 from apdm.jobs.perturb import perturb
-from apdm.jobs.recipes import load_recipe, merged, recipe_names
-from apdm.jobs.reproduce_steps import CLEAN, with_clean
-from apdm.jobs.reproduce_subjects import read_subjects
+from apdm.jobs.reproducing.recipes import load_recipe, merged, recipe_names
+from apdm.jobs.reproducing.steps import CLEAN, with_clean
+from apdm.jobs.reproducing.subjects import read_subjects
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 

@@ -11,8 +11,8 @@ from PIL import Image
 from apdm.config import DemoConfig, HardenConfig, load_config
 from apdm.core.launcher import _RUNS, is_launched, is_main_process, launched_as, worked_with_others
 from apdm.export.layout import REPORT
+from apdm.jobs.common.stages import ATTACKS, HARDENING, PHOTO_ATTACKS, PHOTOS, PREPARING, harden_stages
 from apdm.jobs.demo import SIZES, harden_config, next_step
-from apdm.jobs.stages import ATTACKS, HARDENING, PHOTO_ATTACKS, PHOTOS, PREPARING, harden_stages
 from apdm.portraits.subjects import write_subjects
 from apdm.report.template import is_report
 

@@ -27,7 +27,7 @@ from apdm.core.files import write_beside
 from apdm.core.pictures import save_png
 from apdm.core.signals import stop_on_signals
 from apdm.families import load_family
-from apdm.jobs.harden_inputs import HardenInputs
+from apdm.jobs.hardening.inputs import HardenInputs
 
 Run = Callable[..., int]
 

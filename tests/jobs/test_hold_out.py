@@ -22,7 +22,7 @@ from apdm.core.errors import UserError
 from apdm.data.subjects import load_images
 from apdm.families import load_family
 from apdm.jobs.audit import load_audit
-from apdm.jobs.harden_files import HardenFiles, read_files
+from apdm.jobs.hardening.files import HardenFiles, read_files
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_photos
 

@@ -24,7 +24,7 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.faces import FaceChoice, FaceNetworks
 from apdm.jobs.audit import audit_models
-from apdm.jobs.audit_inputs import load_judges
+from apdm.jobs.auditing.inputs import load_judges
 from apdm.jobs.dry_run import protect_photos
 from apdm.jobs.harden import harden
 from apdm.jobs.perturb import perturb

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_plan import told
-from tiny_run import arguments, equal, weights
+from tiny_run import arguments, equal, told, weights
 
 from apdm.cli import main
 from apdm.config import HardenConfig, load_config
@@ -21,9 +20,9 @@ from apdm.data.subjects import load_images
 from apdm.export.metadata import read_metadata
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
-from apdm.jobs.harden_files import Photos
-from apdm.jobs.harden_inputs import HardenInputs
-from apdm.jobs.partners import FIRST_SEED
+from apdm.jobs.hardening.files import Photos
+from apdm.jobs.hardening.inputs import HardenInputs
+from apdm.jobs.hardening.partners import FIRST_SEED
 
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 CONFIGS = Path(__file__).parents[2] / "configs"

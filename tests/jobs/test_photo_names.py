@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_plan import flags, told
-from tiny_run import OPTIONS
+from tiny_run import OPTIONS, flags, told
 
 from apdm.audit.protected_photos import load_pair
 from apdm.cli import main

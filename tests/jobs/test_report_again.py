@@ -17,7 +17,7 @@ from apdm.audit.results_file import write_results
 from apdm.audit.schema import from_json
 from apdm.cli import main
 from apdm.export.manifest import verify_manifest, write_manifest
-from apdm.jobs.picture_sheets import read_pictures, save_pictures
+from apdm.jobs.auditing.picture_sheets import read_pictures, save_pictures
 from apdm.report.audit_page import write_report
 
 SIDE = 8

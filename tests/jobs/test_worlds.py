@@ -23,8 +23,8 @@ from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError, UserErrors
 from apdm.families.miniature import is_miniature
 from apdm.jobs.audit import audit_models
-from apdm.jobs.checkpoint import compare, fingerprint
 from apdm.jobs.harden import harden
+from apdm.jobs.hardening.checkpoint import compare, fingerprint
 from apdm.jobs.perturb import perturb
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects

@@ -29,7 +29,7 @@ from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections import make_protection
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels, IdentityObjective
-from apdm.jobs.training import Training
+from apdm.jobs.hardening.training import Training
 from apdm.protection.subject_data import SubjectData
 
 KINDS = sorted(set(BUILDERS) - {"sd21"})  # which is as sd15

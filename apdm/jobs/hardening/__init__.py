@@ -1,0 +1,10 @@
+"""The parts of `apdm harden`, in the order of the run.
+
+files, inputs                what is read: first what needs no model, then all of it, checked and encoded
+engine_options               whether the launched engine supports the options
+partners                     the pictures that the model may draw in place of protected photos
+training, loop               the parts of Learning to Protect, made from the options; the loop over outer steps
+checkpoint, keeper           checkpoints as files; when and where a run writes them
+validation, probe            pictures while it trains; a short attack that measures the protection so far
+export, final_audit          the model is written; the audit at the end
+"""

@@ -1,0 +1,390 @@
+"""The input of `apdm harden`. It is read and checked before any long work, and photos are encoded once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from apdm.attacks import Purifier
+from apdm.attacks.registry import make_purifier
+from apdm.audit.cells import Cell
+from apdm.audit.class_pictures import require_face
+from apdm.audit.matrix import Matrix
+from apdm.audit.plan import AuditPlan
+from apdm.config import HardenConfig, to_yaml
+from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
+from apdm.core.disk import picture_size, require_parts
+from apdm.core.errors import Faults
+from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
+from apdm.core.logging import get_logger
+from apdm.core.pictures import to_unit
+from apdm.data.photo_sets import LAST_THIRD
+from apdm.data.separate_photos import PhotoSet, Role
+from apdm.export.layout import CONFIG, IMAGES, MODEL, SAMPLES
+from apdm.export.pipeline import check_single_file, export_size
+from apdm.families import Family, Posterior
+from apdm.families.encoding import encode_images
+from apdm.families.fit import check_steps
+from apdm.families.prompts import check_prompts
+from apdm.jobs.auditing.inputs import AuditInputs
+from apdm.jobs.common.class_pictures import class_pictures, class_pictures_to_draw, load_own_class_pictures
+from apdm.jobs.common.first_checks import has_only_begun
+from apdm.jobs.hardening import checkpoint as checkpoints
+from apdm.jobs.hardening.checkpoint import Checkpoint
+from apdm.jobs.hardening.files import HardenFiles, Photos, read_files
+from apdm.jobs.hardening.final_audit import final_plan
+from apdm.jobs.hardening.partners import draw_partners
+from apdm.jobs.hardening.validation import pictures_of_validation
+from apdm.jobs.photos.job import PhotoJob
+from apdm.jobs.planning.audit_work import pictures_size
+from apdm.protection.subject_data import SubjectData
+
+logger = get_logger(__name__)
+
+# If only these options differ, a command continues the run that an earlier command began.
+SAME_RUN_OPTIONS = (*CONTINUATION_OPTIONS, "max_train_steps")
+
+
+class AboutPhotos(TypedDict):
+    """How protected photos were paired with safe pictures, and which were held out; None for none."""
+
+    pairs: str
+    held_out: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenInputs(HardenFiles):
+    """Photos, judges and models of a run. The main process has all of them; the other processes have only the models.
+
+    Attributes:
+        config: the options.
+        base: the original model. Its denoiser is the reference phi, and it draws the class pictures.
+        start: the model whose denoiser is hardened. It is `base`, unless people are added to a hardened model.
+        own_class_pictures: how many class pictures of the user's own there are; 0 if the base draws them.
+    """
+
+    config: HardenConfig
+    base: Family
+    start: Family
+    own_class_pictures: int = 0
+
+    @staticmethod
+    def read(config: HardenConfig, base: Family, start: Family) -> HardenInputs:
+        """Read and check all input. Nothing is written. Raises UserError if some input cannot be used."""
+        with Faults() as faults:
+            files = faults.of(lambda: read_files(config))
+            own = faults.of(lambda: check_base(config, base))
+        return HardenInputs.of(config, files, own, base, start)
+
+    @staticmethod
+    def of(
+        config: HardenConfig, files: HardenFiles, own: Sequence[PhotoSet], base: Family, start: Family
+    ) -> HardenInputs:
+        """Put the parts together. Raises UserError if they do not fit each other.
+
+        Args:
+            files: what was read without the models.
+            own: the user's own class pictures, from `check_base`.
+            start: the model to harden.
+        """
+        with Faults() as faults:
+            faults.of(lambda: files.check_people(own))
+            if files.audit_inputs is not None and files.audit_inputs.photo_attacks is not None:
+                files.audit_inputs.photo_attacks.check(base, config.audit.num_inference_steps)
+            if (photo_job := files.photo_job) is not None:
+                faults.of(lambda: photo_job.check_fits(base))
+                if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:
+                    faults.of(lambda: attacks.check_photos(attacked_photos(audit, photo_job)))
+        number = sum(len(pictures.files) for pictures in own)
+        return HardenInputs(**vars(files), config=config, base=base, start=start, own_class_pictures=number)
+
+    def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
+        """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.
+
+        Args:
+            held: keeps other runs out of the folder until it is closed.
+
+        Returns:
+            The checkpoint to resume from, or None; the facts about models and photos that checkpoints store; and
+            whether this run continues a run with the same options. If it does, photos which that run protected are
+            kept.
+
+        Raises:
+            UserError: the folder cannot be used, another run is at work in it, the checkpoint does not fit this run, or
+                the disk is too full.
+        """
+        config, output, facts = self.config, Path(self.config.output_dir), self._facts()
+        continues = config.resume_from_checkpoint is not None
+        continues = continues and has_same_options(output / CONFIG, to_yaml(config), SAME_RUN_OPTIONS)
+        found = self._checkpoint(facts)
+        claim_output_dir(output, self._may_replace(found), until=held)
+        if not _lies_in(found, output):
+            checkpoints.discard(output)
+            delete(output / SAMPLES)  # of the run whose checkpoints these were
+        require_parts(output, self.sizes())
+        write_text(output / CONFIG, to_yaml(config))
+        return found, facts, continues
+
+    def check_output(self) -> Checkpoint | None:
+        """Check the output folder as `claim_output` does, and write nothing.
+
+        Returns:
+            The checkpoint to resume from, or None.
+        """
+        found = self._checkpoint(self._facts() if self.config.resume_from_checkpoint else {})
+        check_output_dir(self.config.output_dir, overwrite=self._may_replace(found))
+        return found
+
+    def _facts(self) -> dict[str, Any]:
+        """The facts about models and photos that checkpoints store."""
+        return {
+            "base": model_hash(self.base.source or Path(self.config.base)),
+            "start": model_hash(self.start.source or Path(self.config.pretrained_model_name_or_path)),
+            "photos": {subject: len(images) for subject, images in self.photos.instance.items()},
+            "consenting": {subject: len(images) for subject, images in self.consenting.instance.items()},
+            "earlier": {subject: len(images) for subject, images in self.earlier.instance.items()},
+            "safe": sorted({*self.photos.safe, *self.earlier.safe}),
+        }
+
+    def _checkpoint(self, facts: dict[str, Any]) -> Checkpoint | None:
+        """The checkpoint to resume from, or None. Raises UserError if it does not fit this run."""
+        found = checkpoints.find(Path(self.config.output_dir), self.config.resume_from_checkpoint)
+        if found is not None:
+            checkpoints.check(found, facts, self.config)
+        return found
+
+    def _may_replace(self, found: Checkpoint | None) -> bool:
+        """Whether this run may use an output folder that holds something already."""
+        output = Path(self.config.output_dir)
+        return self.config.overwrite_output_dir or _lies_in(found, output) or self._loses_nothing(output, found)
+
+    def _loses_nothing(self, output: Path, found: Checkpoint | None) -> bool:
+        """Whether `output` holds nothing that would be missed if this run used it: neither a model nor newer steps."""
+        if (output / MODEL).exists() or not output.is_dir():
+            return False
+        if found is not None:  # which a full disk may have sent to another place
+            return all(checkpoints.step_of(folder) <= found.step for folder in checkpoints.find_all(output))
+        # A run that was killed before its first checkpoint left no model either.
+        return has_only_begun(output) or self.config.resume_from_checkpoint == checkpoints.LATEST
+
+    def sizes(self) -> dict[str, int]:
+        """Return what this run writes until its end, besides what is there already.
+
+        Returns:
+            {part of the output: bytes}. Of the model and the checkpoints they are a lower bound, of pictures an upper
+            one.
+        """
+        config, output, one = self.config, Path(self.config.output_dir), picture_size(self.config.resolution**2)
+        parts = {"model and checkpoints": self._model_size(output)}
+        parts["class pictures"] = class_pictures_to_draw(config, self.own_class_pictures) * one
+        if config.validation.steps:
+            drawn = len(list((output / SAMPLES).glob("step-*[0-9].png")))
+            validations = max(0, config.max_train_steps // config.validation.steps - drawn)
+            parts["samples"] = validations * pictures_of_validation(config) * one
+        if self.photo_job is not None:
+            parts["protected photos"] = self.photo_job.missing_size(output / IMAGES)
+        if config.audit.enabled and self.audit_inputs is not None:
+            plan, cells, photos = self.final_audit(self.audit_inputs)
+            attacks = self.audit_inputs.photo_attacks
+            parts["pictures of the audit"] = pictures_size(plan, cells, attacks, photos, output)
+        return parts
+
+    def final_audit(self, inputs: AuditInputs) -> tuple[AuditPlan, list[Cell], dict[str, int]]:
+        """Return the audit at the end as far as it is known: the base stands in for the hardened model.
+
+        Returns:
+            Its plan, the attacks on models, and {person: how many protected photos are attacked}.
+        """
+        plan = final_plan(self.config, inputs, self.base, self.base)
+        photos = attacked_photos(inputs, self.photo_job) if self.photo_job is not None else {}
+        return plan, Matrix.of(plan, plan.entries).cells, photos
+
+    def _model_size(self, output: Path) -> int:
+        """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""
+        config = self.config
+        model = export_size(self.base, save_variant=config.save_variant, single_file=config.single_file)
+        model += self.drawn_partners * picture_size(config.resolution**2)
+        if not config.checkpointing_steps:
+            return model
+        parameters = sum(parameter.numel() for parameter in self.start.denoiser.parameters())
+        one = checkpoints.smallest_size(parameters, average=bool(config.ema_decay))
+        kept = min(config.checkpoints_total_limit or 1, math.ceil(config.max_train_steps / config.checkpointing_steps))
+        return model + one * max(0, kept - len(checkpoints.find_all(output)))
+
+    @property
+    def unpaired_groups(self) -> list[dict[str, Tensor]]:
+        """For `photos` and for `earlier`: {subject id: photos} of those whose partners the base model draws."""
+        return [group.unpaired if self.config.pairs == "drawn" else {} for group in (self.photos, self.earlier)]
+
+    @property
+    def drawn_partners(self) -> int:
+        """How many partners the base model draws."""
+        return sum(len(images) for group in self.unpaired_groups for images in group.values())
+
+    @property
+    def encoded_photos(self) -> int:
+        """How many photos and partners of all people are encoded for the hardening."""
+        sets = [of for group in (self.photos, self.consenting, self.earlier) for of in (group.instance, group.safe)]
+        return self.drawn_partners + sum(len(images) for of in sets for images in of.values())
+
+    @property
+    def pairs(self) -> str:
+        """How protected photos are paired: "drawn", "folder", "folder and drawn", or "none"."""
+        given = bool(self.photos.safe or self.earlier.safe)
+        return " and ".join(["folder"] * given + ["drawn"] * any(self.unpaired_groups)) or "none"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the last third of each protected person's photos is held out from the hardening."""
+        return self.audit_inputs is not None and self.audit_inputs.subjects.held_out_from == "originals"
+
+    @property
+    def about(self) -> AboutPhotos:
+        """What model card and manifest say about the photos."""
+        return {"pairs": self.pairs, "held_out": LAST_THIRD if self.held_out else None}
+
+    @torch.no_grad()
+    def encode(self) -> tuple[dict[str, list[SubjectData]], ...]:
+        """Encode the photos of all people. Missing class pictures and partners are drawn first.
+
+        Returns:
+            {subject id: variants of the subject's data} of the protected people, of the consenting people, and of the
+            people whom `start` already protects. The data is on the model's device.
+
+        Raises:
+            UserError: the audit could not measure likeness by chance.
+        """
+        pictures = class_pictures(self.config, self.base)
+        self._check_chance(pictures)
+        class_images = encode_images(self.base, pictures, batch_size=self.config.sample_batch_size)
+        sets = [each for each in (*self.photos.sets, *self.earlier.sets) if each.role is not Role.SAFE]
+        drawn, drawn_earlier = draw_partners(self.config, self.base, self.unpaired_groups, sets)
+        photos = replace(self.photos, safe={**self.photos.safe, **drawn})
+        earlier = replace(self.earlier, safe={**self.earlier.safe, **drawn_earlier})
+        groups = photos, self.consenting, earlier
+        return tuple(encode_subjects(self.config, self.base, group, class_images) for group in groups)
+
+    def _check_chance(self, pictures: Tensor) -> None:
+        """Raise UserError if there are no photos of strangers, and the base's class pictures show no face either.
+
+        If few of them show one, that is a warning. The audit draws other class pictures and would find both too, but
+        only after the hardening.
+        """
+        inputs = self.audit_inputs
+        drawn = self.config.audit.enabled and not self.own_class_pictures  # which would say nothing of the model
+        if not drawn or inputs is None or inputs.judges.face_score is None:
+            return
+        _, detected = inputs.judges.detect(to_unit(pictures))
+        if 2 * int(detected.sum()) < len(detected):
+            logger.warning(
+                "%s sees a face in %d of the base's %d class pictures, so the audit will show little: give a "
+                "class_prompt that shows faces, or another detector",
+                *(inputs.judges.face_score.name, int(detected.sum()), len(detected)),
+            )
+        if inputs.subjects.strangers is None:
+            require_face(detected, option="audit.strangers_data_dir")
+
+
+def attacked_photos(audit: AuditInputs, photo_job: PhotoJob) -> dict[str, int]:
+    """{person: how many protected photos the audit attacks with}."""
+    if audit.subjects.held_out_from == "originals":
+        return audit.subjects.counts.attacked
+    return {person: len(photos) for person, photos in photo_job.photos.items()}
+
+
+def check_base(config: HardenConfig, base: Family) -> list[PhotoSet]:
+    """Check the options against the original model.
+
+    Returns:
+        The user's own class pictures, see `load_own_class_pictures`.
+
+    Raises:
+        UserError: a prompt, the class pictures or the form of the export do not fit the model.
+    """
+    steps = {"num_inference_steps": config.num_inference_steps}
+    if config.validation.steps:
+        steps["validation.num_inference_steps"] = config.validation.num_inference_steps
+    if config.audit.enabled:
+        steps["audit.num_inference_steps"] = config.audit.num_inference_steps
+    with Faults() as faults:
+        faults.of(lambda: check_harden_prompts(config, base))
+        faults.of(lambda: check_steps(base, steps))
+        own = faults.of(lambda: load_own_class_pictures(config, base))
+        if config.single_file:
+            check_single_file(base)
+    return own
+
+
+def _lies_in(found: Checkpoint | None, output: Path) -> bool:
+    return found is not None and found.folder.resolve().parent == output.resolve()
+
+
+def check_harden_prompts(config: HardenConfig, base: Family) -> None:
+    """Check all prompts of the run. Raises UserError if the model cannot read them or tell them apart."""
+    drawn = {"preservation.anchor_prompts": config.preservation.anchor_prompts}
+    if config.validation.steps:
+        drawn["validation.prompts"] = config.validation.prompts
+    if config.audit.enabled:
+        drawn["audit.prompts"] = config.audit.prompts
+    if config.audit.edit_prompt:
+        drawn["audit.edit_prompt"] = [config.audit.edit_prompt]
+    learned = {
+        "instance_prompt": [config.instance_prompt],
+        "variety.instance_prompts": config.variety.instance_prompts,
+    }
+    check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
+
+
+def encode_subjects(
+    config: HardenConfig, base: Family, photos: Photos, class_images: Posterior
+) -> dict[str, list[SubjectData]]:
+    """Encode photos and prompts to latents and embeddings, once for the whole run.
+
+    Args:
+        config: the options. `config.variety` lists further prompts, and changes to the photos.
+        photos: the photos of the people, perhaps with captions.
+        class_images: latents of the class pictures.
+
+    Returns:
+        {subject id: variants of the subject's latents and prompts}, one variant for each pair of a change and a prompt.
+        The first variant has unchanged photos and the instance prompt. Captions, one for each photo, count as a prompt.
+    """
+    prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
+    *instance_prompts, class_prompt = base.encode_prompts(prompts).float().split(1)
+    held = config.preservation.anchor_prompts
+    anchor_prompts = base.encode_prompts(["", *held]).float() if held else None
+    changes = [None, *map(make_purifier, config.variety.photos)]
+
+    def encode(images: Tensor, change: Purifier | None) -> Posterior:
+        if change is not None:
+            images = change(to_unit(images), base, config.seed) * 2 - 1
+        return encode_images(base, images, batch_size=config.sample_batch_size)
+
+    subjects: dict[str, list[SubjectData]] = {}
+    for subject, images in photos.instance.items():
+        subjects[subject], prompts_of_subject = [], list(instance_prompts)
+        if captions := photos.captions.get(subject):
+            prompts_of_subject.append(base.encode_prompts(captions).float())
+        for change in changes:
+            instance = encode(images, change)
+            safe = encode(photos.safe[subject], change) if subject in photos.safe else None
+            subjects[subject] += [
+                SubjectData(
+                    instance=instance,
+                    prior=class_images,
+                    instance_prompt=prompt,
+                    class_prompt=class_prompt,
+                    draw_timesteps=base.draw_timesteps,
+                    positive=safe,
+                    anchor_prompts=anchor_prompts,
+                )
+                for prompt in prompts_of_subject
+            ]
+    return subjects

@@ -1,0 +1,5 @@
+"""The protection of photos, which `apdm perturb` and `apdm harden` run.
+
+input                        photos are found and checked
+job                          photos are protected, saved and measured
+"""

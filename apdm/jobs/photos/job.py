@@ -1,0 +1,400 @@
+"""The photos of a run and their protection, without the model: read, protect, save, measure."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apdm.config import JobConfig
+from apdm.config.image_layer import NO_METHOD
+from apdm.core.disk import picture_size, require_disk
+from apdm.core.errors import Faults, UserError, each
+from apdm.core.files import delete, list_files, write_json
+from apdm.core.logging import get_logger
+from apdm.core.terminal import progress_bar
+from apdm.core.versions import package_versions
+from apdm.data.photo_sets import Chosen
+from apdm.data.subjects import find_subjects
+from apdm.data.transforms import RandomTransform
+from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
+from apdm.distributed.trackers import Tracker
+from apdm.export.layout import IMAGES, PERTURBATION
+from apdm.faces import FaceNetworks
+from apdm.faces.described import describe
+from apdm.faces.person import PersonsFace
+from apdm.faces.photo_faces import PhotoFaces
+from apdm.families import Family, Posterior
+from apdm.image_layer.layers import LayeredProtection
+from apdm.image_layer.measure import measure_photo
+from apdm.image_layer.memory import PhotoMemory
+from apdm.image_layer.photos import Format, Photo, PhotoFile, read_photo, save_photo, within_budget
+from apdm.image_layer.results import Perturbation, ProtectedPhoto
+from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.views import working_copy
+from apdm.image_layer.zero_shot import FaceModels, Seen
+from apdm.jobs.common.class_pictures import class_posterior
+from apdm.jobs.common.prepare import keep_apart
+from apdm.jobs.common.tracked import track_photos
+from apdm.jobs.photos.input import checked_photos, clean_photos, refuse_without_face, warn_of_unprotected
+
+Watch = Callable[[int, int], None]  # (steps that are done, all steps)
+
+logger = get_logger(__name__)
+
+
+def unwatched(done: int, steps: int) -> None:
+    """The `Watch` of a run whose steps nobody but its progress bar counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoJob:
+    """All photos of a run, and everything that is needed to protect them except the model.
+
+    Attributes:
+        photos: {subject id: the subject's photos}. They are read when the subject's turn comes.
+        known: {subject id: the faces in each photo, and which is the subject's}, of subjects whose photos were looked
+            at already.
+        memory: what the photos of one subject need at most while they are protected.
+        clean: {subject id: other photos of the subject, which surrogates learn}; empty if they learn `photos`.
+        faces: the models of the zero-shot layer; None if it is not used.
+        protection: the layers of the photo protection.
+        transform: random changes, such as JPEG compression, that the protection must survive; None for no changes.
+        class_pictures: draws the class pictures with the model, if they are missing, and returns their latents.
+        instance_prompt: the prompt that an attacker trains the photos with.
+        class_prompt: the prompt of the class pictures.
+        resolution: side of the square that a trainer makes of a photo, in pixels.
+        working_side: the longest shorter side of the copies that the fine-tuning layer works on, in pixels.
+        seed: seed of all random numbers.
+        format: file format of the protected photos.
+        jpeg_quality: quality of JPEG files.
+        epsilon: {layer: budget in [0, 1] pixel units} of both layers, for perturbation.json.
+    """
+
+    photos: Mapping[str, list[PhotoFile]]
+    known: dict[str, list[PersonsFace]]
+    memory: PhotoMemory
+    clean: Mapping[str, list[PhotoFile]]
+    faces: FaceModels | None
+    protection: LayeredProtection
+    transform: RandomTransform | None
+    class_pictures: Callable[[Family], Posterior]
+    instance_prompt: str
+    class_prompt: str
+    resolution: int
+    working_side: int
+    seed: int
+    format: Format
+    jpeg_quality: int
+    epsilon: dict[str, float]
+
+    @staticmethod
+    def load(config: JobConfig, networks: FaceNetworks, *, quiet: bool = False) -> PhotoJob:
+        """Read and check the photos, the face models and the options, before any long work starts.
+
+        Args:
+            networks: the networks for faces, of which the zero-shot layer takes the detector and its targets.
+            quiet: do not look for faces yet.
+
+        Raises:
+            UserError: a photo, a face model or an option cannot be used.
+        """
+        layer = config.image_layer
+        apart = partial(keep_apart, output_dir=config.output_dir, class_data_dir=config.class_data_dir)
+        faces: FaceModels | None = None
+        chosen = Chosen(config.protected_set)
+        with Faults() as faults:
+            faults.of(lambda: apart({"instance_data_dir": config.instance_data_dir}))
+            if layer.zero_shot.enabled:
+                faces = faults.of(lambda: FaceModels(networks.detector, networks.targets))
+            subjects = faults.of(lambda: find_subjects(config.instance_data_dir, chosen=chosen)) or []
+            looking = None if quiet else faces
+            checked = faults.of(lambda: each(subjects, partial(checked_photos, kind=layer.format, faces=looking)))
+        photos = {subject.id: found for subject, (found, _) in zip(subjects, checked, strict=True)}
+        protection = LayeredProtection.from_config(layer, faces)
+        clean = {} if protection.clean_photos is None else clean_photos(protection.clean_photos, photos, apart)
+        known = {s.id: faces.choose(seen) for s, (_, seen) in zip(subjects, checked, strict=True) if looking and faces}
+        if layer.zero_shot.no_face == "refuse":
+            refuse_without_face(photos, known)
+        elif layer.method == NO_METHOD:
+            warn_of_unprotected(photos, known)
+        side = layer.working_side or 2 * config.resolution
+        memory = PhotoMemory.largest(
+            PhotoMemory.of(
+                own, side, known.get(subject, ()), momentum=bool(layer.zero_shot.momentum), batch_size=layer.batch_size
+            )
+            for subject, own in photos.items()
+        )
+        memory.require(side)
+        return PhotoJob(
+            photos=photos,
+            known=known,
+            memory=memory,
+            clean=clean,
+            faces=faces,
+            protection=protection,
+            transform=RandomTransform.from_config(layer.transform),
+            class_pictures=partial(class_posterior, config),
+            instance_prompt=config.instance_prompt,
+            class_prompt=config.class_prompt,
+            resolution=config.resolution,
+            working_side=side,
+            seed=config.seed,
+            format=layer.format,
+            jpeg_quality=layer.jpeg_quality,
+            epsilon={"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
+        )
+
+    @property
+    def memory_text(self) -> str:
+        """How much memory the photos need, and which are worked on as copies, in words."""
+        return self.memory.text(None if self.protection.method == NO_METHOD else self.working_side)
+
+    def check_fits(self, family: Family) -> None:
+        """Raise UserError, before any long work, if the photo protection cannot work on a model."""
+        self.protection.check_fits(family, self.instance_prompt, self.class_prompt)
+
+    def run(
+        self,
+        family: Family,
+        output: Path,
+        processes: ProcessGroup = SINGLE_PROCESS,
+        *,
+        tracker: Tracker | None = None,
+        command: str | None = None,
+        watch: Watch = unwatched,
+    ) -> Perturbation | None:
+        """Protect the photos that are missing in the output folder, measure all of them, and write perturbation.json.
+
+        Args:
+            family: the model that the photos are protected against.
+            processes: the processes that share the work. All of them must call this method.
+            watch: called in this process before the first step and after every step. What it raises ends the run.
+
+        Returns:
+            The content of perturbation.json; None in all processes but the main one.
+
+        Raises:
+            UserError: a saved photo is not within the budget of its original.
+        """
+        seconds_per_photo = self.protect(family, output, processes, watch=watch)
+
+        def measure_and_write() -> Perturbation:
+            figures = self.measure(output, seconds_per_photo=seconds_per_photo, command=command)
+            write_json(output / PERTURBATION, asdict(figures))
+            for name, count in figures.still_recognised.items():
+                logger.warning(
+                    "%s still recognises the person in %d of %d photos, although it was to be misled: raise "
+                    "image_layer.zero_shot.max_steps or image_layer.zero_shot.epsilon",
+                    *(name, count, len(figures.photos)),
+                )
+            if tracker is not None:
+                track_photos(tracker, figures, output, self.resolution)
+            return figures
+
+        return processes.on_main(measure_and_write)
+
+    def protect(
+        self, family: Family, output: Path, processes: ProcessGroup, *, watch: Watch = unwatched
+    ) -> float | None:
+        """Protect the photos that are missing in the output folder. Each process protects some of the subjects.
+
+        Args:
+            family: the model that the photos are protected against.
+            processes: the processes that share the work. All of them must call this method.
+            watch: as for `run`.
+
+        Returns:
+            The seconds that this process took per photo; None if it had no photo to protect.
+        """
+        started, images = time.perf_counter(), output / IMAGES
+        missing = processes.broadcast(lambda: self._missing(images))
+        processes.on_main(lambda: require_disk(images, self.size(missing), "the protected photos"))
+        mine = missing[processes.index :: processes.size]
+        prior = None
+        if missing and self.protection.needs_class_pictures:
+            with torch.no_grad():
+                prior = processes.main_first(lambda: self.class_pictures(family))
+        try:
+            self._protect_subjects(mine, family, prior, images, watch)
+        finally:
+            if self.faces is not None:
+                self.faces.to("cpu")  # because the saved photos are measured on the CPU
+        done, seconds = sum(len(self.photos[subject]) for subject in mine), time.perf_counter() - started
+        processes.wait()
+        if missing and self.format == "jpeg":
+            logger.warning("photos are saved as JPEG: compression takes part of the protection away; PNG keeps it")
+        return seconds / done if done else None
+
+    def measure(
+        self, output: Path, *, seconds_per_photo: float | None = None, command: str | None = None
+    ) -> Perturbation:
+        """Measure all protected photos, and delete those whose originals are gone.
+
+        Args:
+            seconds_per_photo: seconds that protecting one photo took; None if none was protected.
+
+        Returns:
+            The content of perturbation.json.
+
+        Raises:
+            UserError: a saved photo is not within the budget of its original.
+        """
+        self._remove_stale(output / IMAGES)
+        return Perturbation(
+            schema=1,
+            package=package_versions(),
+            method=self.protection.method,
+            zero_shot=self.faces is not None,
+            misled=[] if self.faces is None else [describe(encoder) for encoder in self.faces.encoders],
+            detector=None if self.faces is None else describe(self.faces.detector),
+            format=self.format,
+            epsilon=self.epsilon,
+            photos=self._measure_photos(output / IMAGES),
+            people=self.describe_faces(),
+            command=command,
+            seconds_per_photo=seconds_per_photo,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+    def look_for_faces(self, subject: str) -> list[PersonsFace]:
+        """Return the faces in each photo of a subject; nothing without a zero-shot layer."""
+        if self.faces is None:
+            return []
+        if subject not in self.known:
+            seen: list[Seen] = []
+            for photo in self.photos[subject]:
+                seen.append(self.faces.look(photo.read().unit))
+            self.known[subject] = self.faces.choose(seen)
+        return self.known[subject]
+
+    def describe_faces(self) -> list[PhotoFaces]:
+        """Return what is to be said about the faces in each subject's photos; nothing without a zero-shot layer."""
+        if self.faces is None:
+            return []
+        return [
+            PhotoFaces.of(subject, self.look_for_faces(subject), [(photo.height, photo.width) for photo in photos])
+            for subject, photos in self.photos.items()
+        ]
+
+    def _protect_subjects(
+        self,
+        subjects: Sequence[str],
+        family: Family,
+        prior: Posterior | None,
+        images: Path,
+        watch: Watch,
+    ) -> None:
+        """Write the protected photos of some subjects."""
+        with torch.no_grad():
+            prompts = family.encode_prompts([self.instance_prompt, self.class_prompt]).float()
+        chosen = {subject: [each.chosen for each in self.look_for_faces(subject)] for subject in subjects}
+        if self.faces is not None:
+            self.faces.to(prompts.device)
+        steps, done = self.protection.total_steps, 0
+        with progress_bar(total=steps * len(subjects), desc="protect", unit="step") as bar:
+
+            def progress(values: Mapping[str, Tensor]) -> None:
+                nonlocal done
+                done += 1
+                bar.update()
+                watch(done, steps * len(subjects))
+
+            for count, subject in enumerate(subjects, 1):
+                watch(done, steps * len(subjects))
+                bar.set_description(f"protect {subject}")
+                photos = [photo.read() for photo in self.photos[subject]]
+                task = ProtectionTask(
+                    family=family,
+                    originals=[working_copy(photo, self.working_side).to(prompts.device) for photo in photos],
+                    prompt_embeds=prompts[:1],
+                    class_prompt_embeds=prompts[1:],
+                    prior=prior,
+                    resolution=self.resolution,
+                    generator=_generator(self.seed, subject),
+                    transform=self.transform,
+                    faces=chosen[subject] if self.faces is not None else None,
+                    callback=progress,
+                    prompt=self.instance_prompt,
+                    class_prompt=self.class_prompt,
+                    clean=[
+                        working_copy(photo.read(), self.working_side).to(prompts.device)
+                        for photo in self.clean.get(subject, ())
+                    ],
+                )
+                try:
+                    protected = self.protection.protect(photos, task)
+                except FloatingPointError as error:
+                    raise UserError(f"the photos of {subject} cannot be protected: {error}") from None
+                for photo, pixels in zip(self.photos[subject], protected, strict=True):
+                    save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
+                bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
+                done = steps * count
+
+    def _measure_photos(self, images: Path) -> list[ProtectedPhoto]:
+        found = []
+        for subject, photos in self.photos.items():
+            faces = [each.chosen for each in self.look_for_faces(subject)] or [[] for _ in photos]
+            for number, photo in enumerate(photos):
+                path = self._path(images, subject, photo)
+                original, saved = photo.read(), read_photo(path)
+                if not self._is_within_budget(saved, original):
+                    raise UserError(
+                        f"{path} is not within the budget of its original; delete the file and run the command again"
+                    )
+                found.append(measure_photo(original, saved, self.faces, faces[number], subject=subject, number=number))
+        return found
+
+    def _missing(self, images: Path) -> list[str]:
+        """Return the subjects with a protected photo that is missing or not within the budget of its original."""
+        return [
+            subject
+            for subject, photos in self.photos.items()
+            if not all(
+                path.exists() and self._is_within_budget(read_photo(path), photo.read())
+                for photo in photos
+                for path in [self._path(images, subject, photo)]
+            )
+        ]
+
+    def size(self, subjects: Iterable[str]) -> int:
+        """Return an upper bound of the bytes of the protected photos of some subjects."""
+        return sum(picture_size(photo.height * photo.width) for subject in subjects for photo in self.photos[subject])
+
+    def missing_size(self, images: Path) -> int:
+        """Return an upper bound of the bytes of the protected photos that the folder `images` does not hold yet."""
+        return sum(
+            picture_size(photo.height * photo.width)
+            for subject, photos in self.photos.items()
+            for photo in photos
+            if not self._path(images, subject, photo).exists()
+        )
+
+    def _is_within_budget(self, saved: Photo, original: Photo) -> bool:
+        epsilon, kind, quality = self.protection.epsilon, self.format, self.jpeg_quality
+        return within_budget(saved.pixels, original.pixels, epsilon, kind=kind, jpeg_quality=quality)
+
+    def _remove_stale(self, images: Path) -> None:
+        """Delete protected photos of an earlier run whose originals are gone."""
+        ours = {self._path(images, subject, photo) for subject, photos in self.photos.items() for photo in photos}
+        for stale in list_files(images, follow_links=False):  # what a linked folder holds is not ours to delete
+            if stale not in ours:
+                delete(stale)
+                if not list_files(stale.parent):
+                    delete(stale.parent)
+
+    def _path(self, images: Path, subject: str, photo: PhotoFile) -> Path:
+        return images / subject / photo.name(self.format)
+
+
+def _generator(seed: int, subject: str) -> torch.Generator:
+    """Return a generator for one subject. Its numbers do not depend on the other subjects of the run."""
+    words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

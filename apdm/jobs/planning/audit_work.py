@@ -1,0 +1,176 @@
+"""The work of an audit, before it begins: forward passes of its attacks, its pictures and its purifiers; and its disk.
+
+A backward pass counts as two forward passes. Passes of the VAE and of text encoders are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apdm.attacks import Attack
+from apdm.attacks.purify import passes_per_photo
+from apdm.attacks.registry import is_zero_shot, make_purifier
+from apdm.attacks.staged import Staged, stages
+from apdm.audit.attack_factory import AttackFactory
+from apdm.audit.budgets import samples_per_step
+from apdm.audit.cells import Cell
+from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
+from apdm.audit.plan import AuditPlan, Drawing
+from apdm.audit.search_space import SearchSpace
+from apdm.audit.store import finished_cells
+from apdm.audit.untrained import Untrained
+from apdm.core.disk import picture_size
+from apdm.data.drawn_pictures import count_drawn
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS
+from apdm.jobs.planning.resources import STEP_PASSES, drawing_passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditWork:
+    """What an audit does.
+
+    Attributes:
+        attacks: all attacks that train, each as often as it runs.
+        passes: {part of the audit: number of forward passes}.
+    """
+
+    attacks: Sequence[Attack]
+    passes: Mapping[str, float]
+
+    @staticmethod
+    def of(
+        plan: AuditPlan,
+        cells: Sequence[Cell],
+        *,
+        class_sets: int,
+        specs: PhotoAttackSpecs | None = None,
+        photos: Mapping[str, int] | None = None,
+    ) -> AuditWork:
+        """Count the work.
+
+        Args:
+            plan: the plan of the audit.
+            cells: the attacks on models.
+            class_sets: how many sets of class pictures are drawn; the attacker's is one of them.
+            specs: the attacks on protected photos; None for no such attacks.
+            photos: {person: number of protected photos}, for these attacks.
+        """
+        attacks, purifying = [cell.attack for cell in cells], 0.0
+        pictures = cell_pictures(cells, plan.drawing) + class_sets * plan.num_class_images
+        if specs is not None and photos:
+            people, seeds = len(photos), plan.repeats
+            attacks += attacks_with_photos(specs, plan.factory, people=people, seeds=seeds)
+            pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
+            purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
+        how = plan.drawing.num_inference_steps, plan.drawing.guidance_scale
+        passes = {
+            "for attacks": attack_passes(attacks, plan.subjects.mean_photos),
+            "for the pictures of the audit": drawing_passes(pictures, *how),
+            "for purifiers of protected photos": purifying,
+            "for the search": search_passes(plan),
+        }
+        return AuditWork(attacks=attacks, passes=passes)
+
+
+def pictures_size(
+    plan: AuditPlan, cells: Sequence[Cell], specs: PhotoAttackSpecs | None, photos: Mapping[str, int], output: Path
+) -> int:
+    """Return an upper bound of the bytes of the pictures that an audit of models keeps, besides those that it has.
+
+    They are kept twice: with each finished attack, and as sheets for the report.
+
+    Args:
+        plan: the plan of the audit.
+        cells: the attacks on models.
+        specs: the attacks on protected photos; None for no such attacks.
+        photos: {person: number of protected photos}, for these attacks.
+        output: the output folder. Attacks in it that are finished are not counted, but their sheets are drawn again.
+    """
+    drawing, one = plan.drawing, picture_size(plan.subjects.protected[0].photos.shape[-1] ** 2)
+    drawn = len(drawing.prompts) * drawing.num_images
+    on_models = [cell.pictures_size(drawn) for cell in cells] + (len(plan.attacked) + 1) * [plan.num_class_images * one]
+    on_photos = []
+    if specs is not None:
+        on_photos = [
+            prompts * drawing.num_images * one
+            for prompts in _prompts_on_photos(specs, drawing)
+            for _ in range(len(photos) * plan.repeats * (2 + len(specs.purifiers)))
+        ]
+    stores = ((CELLS, on_models), (PHOTO_CELLS, on_photos))
+    missing = sum(sum(sorted(sizes)[len(finished_cells(output / name)) :]) for name, sizes in stores)
+    attackers = plan.num_class_images - count_drawn(output / ATTACKER_CLASS_IMAGES, plan.num_class_images)
+    return missing + sum(on_models) + sum(on_photos) + attackers * one
+
+
+def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:
+    """How many pictures the attacked models draw. Those before an attack are drawn once for each model and seed."""
+    points, shared = 0, set()
+    for cell in cells:
+        points += len(cell.eval_steps)
+        if 0 in cell.eval_steps and not isinstance(cell.attack, Staged | Untrained):
+            points -= 1
+            shared.add((cell.model, cell.seed, *cell.prompts(drawing)))
+    return (points + len(shared)) * len(drawing.prompts) * drawing.num_images
+
+
+def photo_pictures(specs: PhotoAttackSpecs, drawing: Drawing, *, people: int, seeds: int) -> int:
+    """How many pictures attacks on clean, protected and purified photos end with."""
+    kinds = 2 + len(specs.purifiers)
+    return people * seeds * kinds * sum(_prompts_on_photos(specs, drawing)) * drawing.num_images
+
+
+def _prompts_on_photos(specs: PhotoAttackSpecs, drawing: Drawing) -> list[int]:
+    """How many prompts each attack on photos draws, at most."""
+    edits = [is_zero_shot(spec) and spec != ADAPTER_ATTACK for spec in specs.names]
+    return [1 if each and specs.edit_prompt is not None else len(drawing.prompts) for each in edits]
+
+
+def attack_passes(attacks: Iterable[Attack], photos: float) -> float:
+    """Forward passes of attacks, each with its own steps and batches, in which a backward pass counts as two.
+
+    Args:
+        attacks: the attacks, each as often as it runs.
+        photos: how many photos a person has; the mean of all people.
+    """
+    return sum(
+        _preparing_passes(attack, photos)
+        + attack.max_train_steps * (samples_per_step(attack.params()) or 1) * _step_passes(attack)
+        for attack in attacks
+    )
+
+
+def _preparing_passes(attack: Attack, photos: float) -> float:
+    """Forward passes of all stages before the innermost attack."""
+    return sum(stage.own_passes(photos) for stage in stages(attack) if isinstance(stage, Staged))
+
+
+def _step_passes(attack: Attack) -> float:
+    return getattr(stages(attack)[-1], "step_passes", STEP_PASSES)
+
+
+def search_passes(plan: AuditPlan) -> float:
+    """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two."""
+    if plan.search is None:
+        return 0
+    people = min(plan.search.people, len(plan.subjects.protected))
+    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.factory, plan.search.samples).samples
+
+
+def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:
+    """The attacks that train on photos: on clean and on protected ones, and on these after each purifier."""
+    kinds = 2 + len(specs.purifiers)
+    return people * seeds * kinds * [factory.make(spec, seed=0) for spec in specs.names if not is_zero_shot(spec)]
+
+
+def purifier_passes(specs: PhotoAttackSpecs, *, photos: int, seeds: int) -> float:
+    """Forward passes with which purifiers draw the protected photos again, for each attack and seed.
+
+    Args:
+        specs: the attacks and the purifiers.
+        photos: how many protected photos all people have together.
+        seeds: how many seeds there are.
+    """
+    purifiers = [make_purifier(spec, has_originals=True) for spec in specs.purifiers]
+    return seeds * photos * len(specs.names) * sum(map(passes_per_photo, purifiers))

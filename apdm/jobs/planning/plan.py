@@ -1,0 +1,397 @@
+"""What a job says before its long work: the plan, a few lines that name what it is about to do with what.
+
+A plan is a list of rows, a name and a value each. Every job makes its own rows, and `show_plan` logs them. To say more
+in a plan, add a row to the function of that job, `..._plan`; that of `apdm attack` is in its own file. A row without a
+value is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from apdm.audit.doubts import doubts_about_judges, few_pictures, not_attacked, one_encoder, reasons_left_out
+from apdm.audit.face_checks import look_at_faces
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.plan import AuditPlan, Drawing
+from apdm.audit.protected_photos import ProtectedPhotos
+from apdm.audit.search_space import SearchSpace
+from apdm.audit.suites import Entry
+from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
+from apdm.config.image_layer import NO_METHOD
+from apdm.config.judges import EXAMPLE
+from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
+from apdm.config.prompts import quoted
+from apdm.core.logging import get_logger
+from apdm.core.terminal import columns, count
+from apdm.data.photo_captions import SUFFIXES, Captions, caption_files
+from apdm.data.photo_files import moving, name_some, passed_over, printable
+from apdm.data.separate_photos import PhotoSet
+from apdm.data.subjects import SAFE
+from apdm.distributed.processes import ProcessGroup
+from apdm.export.layout import CONFIG, IMAGES, MODEL, REPORT, SINGLE_FILE
+from apdm.faces.photo_faces import PhotoFaces
+from apdm.families import Family
+from apdm.jobs.planning.texts import (
+    captions_text,
+    device_text,
+    few_given,
+    foreseen,
+    held_out_text,
+    model_text,
+    people_text,
+    prompts_text,
+    sets_text,
+    unreliable_text,
+)
+from apdm.metrics.judges import Judges
+
+if TYPE_CHECKING:
+    from apdm.distributed.launch import EngineKind
+    from apdm.jobs.hardening.checkpoint import Checkpoint
+    from apdm.jobs.hardening.inputs import HardenInputs
+    from apdm.jobs.photos.job import PhotoJob
+
+logger = get_logger(__name__)
+
+Rows = dict[str, str | None]
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 in forward and backward passes, float32 weights"}
+PRECISIONS["fp16"] = PRECISIONS["bf16"].replace("bfloat16", "float16")
+
+
+def show_plan(rows: Mapping[str, str | None]) -> None:
+    """Log a plan, one message per row. Rows without a value are left out."""
+    for line in columns({name: value for name, value in rows.items() if value}):
+        logger.info("%s", line)
+
+
+def harden_plan(
+    config: HardenConfig,
+    inputs: HardenInputs,
+    checkpoint: Checkpoint | None,
+    *,
+    kind: EngineKind,
+    processes: ProcessGroup,
+    device: torch.device,
+) -> Rows:
+    """Return the plan of a hardening run.
+
+    Args:
+        checkpoint: the checkpoint that the run goes on from; None if it starts from the beginning.
+    """
+    photos, output = inputs.photos.instance, Path(config.output_dir)
+    attacker = f"a simulated attacker of {count(config.l2p.inner_steps, 'step')} in each"
+    schedule = f", learning rate {config.lr_scheduler}" * (config.lr_scheduler != "constant")
+    if config.pool.size:
+        attacker = f"a pool of {count(config.pool.size + config.pool.benign_size, 'simulated attacker')}"
+    afterwards = ["protects the photos"] * config.image_layer.enabled
+    afterwards += [attacks_text(config.audit)] * config.audit.enabled
+    made = [str(output / MODEL)]
+    made += [str(output / SINGLE_FILE)] * config.single_file
+    made += [str(output / IMAGES)] * config.image_layer.enabled
+    made += [str(output / REPORT)] * config.audit.enabled
+    column = str(config.variety.caption_column)
+    captions: list[Captions] = [{column: own} for own in inputs.photos.captions.values()]
+    captions += inputs.audit_inputs.subjects.captions if inputs.audit_inputs is not None else []
+    return {
+        "model": model_text(config.pretrained_model_name_or_path, inputs.start),
+        "original": config.reference_model_name_or_path,
+        "people": people_text(list(photos)),
+        "photos": harden_photos_text(config, inputs),
+        "sets": sets_text(config.instance_data_dir, config, config.audit if config.audit.enabled else None),
+        "pairs": pairs_text(inputs),
+        "consenting": people_text(list(inputs.consenting.instance)),
+        "earlier": people_text(list(inputs.earlier.instance)),
+        "captions": captions_text(captions),
+        **photo_notes(*config.photo_folders.values(), captions=captions),
+        **harden_face_rows(inputs),
+        "against": layers_text(config, inputs.photo_job) if inputs.photo_job else None,
+        "memory": inputs.photo_job.memory_text if inputs.photo_job else None,
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "asked": quoted(config.audit.prompts) if config.audit.enabled else None,
+        "steps": f"{count(config.max_train_steps, 'outer step')}, {attacker}{schedule}"
+        + (f"; {checkpoint.step} are done" if checkpoint is not None else ""),
+        "class": f"{count(inputs.own_class_pictures, 'picture')} of your own"
+        if inputs.own_class_pictures
+        else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
+        "afterwards": ", ".join(afterwards),
+        "unreliable": unreliable_text(
+            foreseen(
+                inputs.audit_inputs.judges,
+                inputs.audit_inputs.subjects,
+                pictures=config.audit.seeds * Drawing.of(config.audit, config.instance_prompt).number,
+                class_pictures=config.audit.num_class_images,
+            )
+        )
+        if config.audit.enabled and inputs.audit_inputs
+        else None,
+        "device": device_text(device, processes.size, kind),
+        "precision": PRECISIONS[config.mixed_precision],
+        "output": ", ".join(made),
+        "files": None if config.save_dtype else files_text(inputs.base),
+    }
+
+
+def attacks_text(options: AuditOptions) -> str:
+    """How long the audit at the end attacks which model, and how often."""
+    longest, nominal = options.max_train_steps, options.nominal_step or options.max_train_steps
+    whom = f"both models for {count(longest, 'step')}"
+    if nominal < longest:
+        whom = f"the base for {count(nominal, 'step')} and the hardened model for {longest}"
+    return f"attacks {whom}, {count(options.seeds, 'seed')}"
+
+
+def harden_photos_text(config: HardenConfig, inputs: HardenInputs) -> str:
+    """How many photos there are and, if some are held out, what is done with which."""
+    learnt = sum(map(len, inputs.photos.instance.values()))
+    source = f"in {config.photo_source}, as squares of {config.resolution} pixels"
+    if not inputs.held_out or inputs.audit_inputs is None:
+        return f"{count(learnt, 'photo')} {source}"
+    counts = inputs.audit_inputs.subjects.counts
+    whom = " from hardening and attacker"
+    text = f"{count(learnt + sum(counts.held_out.values()), 'photo')} {source}; {held_out_text(counts, whom)}"
+    return text + "; all are protected" * (inputs.photo_job is not None)
+
+
+def pairs_text(inputs: HardenInputs) -> str:
+    """Where the partners of the protected photos come from."""
+    given = sum(len(images) for group in (inputs.photos, inputs.earlier) for images in group.safe.values())
+    parts = [f"{count(given, 'partner')} in {SAFE}/"] * bool(given)
+    parts += [f"{count(inputs.drawn_partners, 'partner')}, drawn by the base model"] * bool(inputs.drawn_partners)
+    return "; ".join(parts) or "none: random class pictures are the partners of the photos"
+
+
+def harden_face_rows(inputs: HardenInputs) -> Rows:
+    """Return rows about the faces in the photos: as the photo protection sees them, else as the audit does."""
+    rows = face_rows(inputs.photo_job) if inputs.photo_job else {}
+    if not rows and inputs.audit_inputs:
+        rows = audited_face_rows(inputs.audit_inputs.subjects.sets, inputs.audit_inputs.judges)
+    return rows
+
+
+def files_text(base: Family) -> str | None:
+    """How the exported weights are stored, if not in float32 under plain names: as those of the base."""
+    dtype = base.dtypes.get(base.denoiser_name, torch.float32)
+    if dtype == torch.float32 and base.saved_variant is None:
+        return None
+    variant = f", under the names of the variant {base.saved_variant}" if base.saved_variant else ""
+    return f"in {str(dtype).removeprefix('torch.')}{variant}, as those of the base"
+
+
+def perturb_plan(
+    config: PerturbConfig, job: PhotoJob, family: Family, *, processes: ProcessGroup, device: torch.device
+) -> Rows:
+    """Return the plan of a run that protects photos.
+
+    Args:
+        job: the photos and how they are protected.
+        family: the model that the photos are protected against.
+    """
+    number, budget = sum(map(len, job.photos.values())), round(255 * job.protection.epsilon, 1)
+    return {
+        "model": model_text(config.pretrained_model_name_or_path, family),
+        "people": people_text(list(job.photos)),
+        "photos": f"{count(number, 'photo')} in {config.photo_source}",
+        "sets": sets_text(config.instance_data_dir, config),
+        **photo_notes(config.instance_data_dir),
+        "against": layers_text(config, job),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "changes": f"each pixel by at most {budget:g} of 255" + ", before compression" * (job.format == "jpeg"),
+        **face_rows(job),
+        "memory": job.memory_text,
+        "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / IMAGES),
+    }
+
+
+def layers_text(config: JobConfig, job: PhotoJob) -> str:
+    """What the photos are protected against."""
+    layers = [f"fine-tuning ({job.protection.method})"] * (job.protection.method != NO_METHOD)
+    layers += ["zero-shot adapters"] * (job.faces is not None)
+    alone = "; not zero-shot adapters, because objects have no faces" * (config.subject_kind == "object")
+    return " and ".join(layers) + alone
+
+
+def face_rows(job: PhotoJob) -> Rows:
+    """Return a row for each person about the faces in the photos that are protected."""
+    return rows_about_faces(
+        (found, found.text([printable(photo.path.name) for photo in job.photos[found.subject]]))
+        for found in job.describe_faces()
+    )
+
+
+def audited_face_rows(sets: Sequence[PhotoSet], judges: Judges) -> Rows:
+    """Return a row for each person about the faces in the squares that an audit works with."""
+    return rows_about_faces((seen.faces, seen.text) for seen in look_at_faces(sets, judges.face_encoders))
+
+
+def rows_about_faces(found: Iterable[tuple[PhotoFaces, str]]) -> Rows:
+    """Return a row for each person's photos. Those with one face in each photo share a row.
+
+    Args:
+        found: what was found in each person's photos, and what is said about it.
+    """
+    rows: dict[str, list[str]] = {}
+    plain = 0
+    for faces, text in found:
+        if faces.is_plain:
+            plain += 1
+        else:
+            rows.setdefault(f"faces of {faces.subject}", []).append(text)
+    said: Rows = {name: "; ".join(texts) for name, texts in rows.items()}
+    if plain:
+        said["faces"] = f"one in each photo of {count(plain, 'other folder' if said else 'folder')}"
+    return said
+
+
+def audit_plan(
+    config: AuditJobConfig,
+    plan: AuditPlan,
+    photos: ProtectedPhotos | None,
+    *,
+    processes: ProcessGroup,
+    device: torch.device,
+) -> Rows:
+    """Return the plan of an audit.
+
+    Args:
+        plan: the models, the people and the attacks.
+        photos: the protected photos that are attacked too, if any.
+    """
+    rows: Rows = {name: model_text(getattr(config, name), model) for name, model in plan.models.items()}
+    people, counts = plan.subjects.protected, plan.subjects.counts
+    captions = [*plan.subjects.captions, *(photos.captions if photos is not None else [])]
+    entries, left_out = plan.available()
+    ids = [person.id for person in people]
+    attacked = {one for entry in entries if entry.required for one in ids[: entry.people]}
+    repeats = min((entry.seeds or plan.repeats for entry in entries if entry.required), default=plan.repeats)
+    drawn = min(repeats, plan.repeats) * plan.drawing.number
+    expected = foreseen(plan.judges, plan.subjects, pictures=drawn, class_pictures=plan.num_class_images)
+    doubts = [*expected, *not_attacked(left_out, ids, attacked)]
+    return rows | {
+        "people": people_text(ids),
+        "photos": f"{count(sum(counts.attacked.values()), 'photo')} that the attacker trains on; "
+        f"{held_out_text(counts)}",
+        "sets": sets_text(
+            str(config.subjects), config if photos is not None and config.photos is None else None, config
+        ),
+        "others": people_text([person.id for person in plan.subjects.others]),
+        "captions": captions_text(captions),
+        "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
+        **audited_face_rows(plan.subjects.sets, plan.judges),
+        **photo_notes(config.subjects, config.photos, *config.photo_folders.values(), captions=captions),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "asked": quoted(config.prompts),
+        "attacks": f"{len(entries)}, {'given' if config.attacks else f'suite {config.suite}'}: "
+        + length_text(plan, entries),
+        "not run": "; ".join(reasons_left_out([one for one in left_out if not one.required])),
+        "search": search_text(config, plan),
+        "attacked too": None if photos is None else f"the protected photos in {config.protected_photos}",
+        "unreliable": unreliable_text(doubts),
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / REPORT),
+    }
+
+
+def length_text(plan: AuditPlan, entries: Sequence[Entry]) -> str:
+    """How long the nominal attack is on which model, and how many people and seeds the attacks have at most."""
+    nominal = plan.factory.nominal_step
+    seeds = max(min(entry.seeds or plan.repeats, plan.repeats) for entry in entries)
+    text = f"{count(nominal, 'step')} of the nominal one"
+    if plan.max_train_steps > nominal and any(entry.long for entry in entries):
+        text += f", on the hardened model {plan.max_train_steps}"
+    everybody = len(plan.subjects.protected)
+    if everybody > 1 and all(entry.people == 1 for entry in entries):
+        text += f", on one of {everybody} people"
+    return f"{text}, {count(seeds, 'seed')}"
+
+
+def search_text(config: AuditJobConfig, plan: AuditPlan) -> str | None:
+    """Return an attacker's search in words; None if there is none."""
+    if plan.search is None:
+        return None
+    samples = SearchSpace(plan.factory, plan.search.samples).samples
+    people = min(plan.search.people, len(plan.subjects.protected))
+    return (
+        f"{count(plan.search.trials, 'trial')} of {samples} pictures on each model, with the photos of "
+        f"{'one person' if people == 1 else f'{people} people'}"
+    )
+
+
+def photo_audit_plan(
+    config: AuditJobConfig,
+    plan: AuditPlan,
+    specs: PhotoAttackSpecs,
+    photos: ProtectedPhotos,
+    *,
+    processes: ProcessGroup,
+    device: torch.device,
+) -> Rows:
+    """Return the plan of an audit of photos alone. It says which values were taken from the run that protected them.
+
+    Args:
+        plan: the attacked model and the people.
+        specs: the attacks and the purifiers.
+        photos: the photos that are attacked.
+    """
+    judges = plan.judges.describe()
+    doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
+    doubts += few_given(plan.subjects) + few_pictures(plan.repeats * plan.drawing.number)
+    run = settings_of_run(str(config.protected_photos))
+    taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
+    counts = plan.subjects.counts
+    held_out = held_out_text(counts, " from both arms")
+    return {
+        "model": model_text(str(config.base), plan.models["base"]),
+        "people": people_text(list(counts.attacked)),
+        "photos": f"{count(sum(counts.attacked.values()), 'photo')} in {config.photos}, clean and protected "
+        f"({config.protected_photos}), as squares of {config.resolution} pixels; {held_out}",
+        "as protected": f"{', '.join(taken)}: as {CONFIG} in {config.protected_photos} says" if taken else None,
+        "strangers": None if plan.subjects.strangers is None else count(len(plan.subjects.strangers), "photo"),
+        "sets": sets_text(str(config.photos), config, config),
+        **audited_face_rows(plan.subjects.sets, plan.judges),
+        "captions": captions_text(photos.captions),
+        **photo_notes(config.photos, *config.photo_folders.values(), captions=photos.captions),
+        "prompts": prompts_text(config.instance_prompt, config.class_prompt),
+        "asked": quoted(config.prompts),
+        "attacks": ", ".join(specs.names)
+        + f"; at most {count(plan.factory.nominal_step, 'step')} of the first" * specs.training
+        + f", {count(plan.repeats, 'seed')}",
+        "purified by": ", ".join(specs.purifiers),
+        "unreliable": unreliable_text(doubts),
+        "not measured": None if plan.judges.extractor else f"likeness of whole pictures; --judge {EXAMPLE} measures it",
+        "device": device_text(device, processes.size),
+        "output": str(Path(config.output_dir) / REPORT),
+    }
+
+
+def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path], *, captions: int, files: int) -> Rows:
+    """Return the plan of a check.
+
+    Args:
+        ids: the ids that are looked for.
+        photos: the photos that are looked for.
+        captions: the number of captions that are looked for.
+        files: the number of files that are looked at.
+    """
+    return {
+        "folder": f"{config.output_dir}, {count(files, 'file')}",
+        "people": people_text(ids) or "none to look for; name the folder of their photos with --subjects",
+        "photos": f"{count(len(photos), 'photo')} in {config.subjects}" if photos else None,
+        "captions": f"{count(captions, 'text')} beside the photos" if captions else None,
+        **photo_notes(config.subjects, captions=[dict.fromkeys(["text", *SUFFIXES], ())] if captions else []),
+    }
+
+
+def photo_notes(*folders: str | None, captions: Sequence[Captions] = ()) -> Rows:
+    """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first.
+
+    `captions` are those of each person. The files that they were read from are no photos, but they are read.
+    """
+    read = caption_files({column for own in captions for column in own})
+    places = [Path(folder) for folder in folders if folder is not None]
+    return {"passed over": passed_over(places, read), "first frame": name_some(moving(places)) or None}

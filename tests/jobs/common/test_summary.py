@@ -1,0 +1,185 @@
+"""What a finished job tells a person and a script."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tiny_run import write_people
+
+from apdm.audit import read_results
+from apdm.audit.common_results import WorstPerson
+from apdm.audit.photo_results import PhotoComparison, PhotoOutcome
+from apdm.audit.results import LowestCost, Results
+from apdm.cli import main
+from apdm.jobs.common.results import AuditResult, HardenResult, PerturbResult
+from apdm.jobs.common.summary import LINES, Summary, of_audit, of_hardening, of_perturbation
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "benchmarks/results"
+OUTPUT = Path("outputs/demo")
+
+
+def demo() -> Results:
+    return cast(Results, read_results(RESULTS / "demo.json"))
+
+
+def test_a_person_reads_on_few_lines_what_was_made_what_it_does_and_what_to_do_next() -> None:
+    results = demo()
+    result = HardenResult(
+        output_dir=OUTPUT,
+        model_dir=OUTPUT / "model",
+        steps=230,
+        moved=0.669,
+        image_dir=OUTPUT / "images",
+        results=results,
+    )
+    told = of_hardening(result, next_step="a command")
+    text = "\n".join(told.lines())
+    assert len(told.lines()) <= LINES and max(map(len, told.lines())) <= 120
+    for part in (
+        "outputs/demo/model (230 outer steps)",
+        "outputs/demo/images (4 photos), PSNR at least 28.2 dB",
+        "after 100 / 300 / 700 steps of dreambooth (portrait-b; strangers have 0.03)",
+        "0.69 / 0.82 / 0.94  base model",
+        "0.45 / 0.65 / 0.88  hardened model",
+        "1.2 times the steps; 2.0 are asked for",
+        "100% of the class pictures show a face (base: 100%)",
+        "other people reach 1.00 of their likeness on the base",
+        "not protected: fine-tuning still learns the person; the hardened model takes 1.2 times as many steps",
+        "open              outputs/demo/report.html",
+        "try next          a command",
+    ):
+        assert part in text
+    assert told.facts["results"] == "outputs/demo/results.json"
+    assert told.facts["protected"] is False and told.facts["cost_factor"] == pytest.approx(1.24, abs=0.01)
+    assert told.facts["likeness"]["by_encoder"]["portrait-b"]["base"][0][0] == 0
+    json.dumps(told.facts, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("factor", "at_least", "text"),
+    [(4.96, False, "4.9 times"), (5.0, True, "at least 5.0 times"), (0.3, False, "0.3 times")],
+)
+def test_a_cost_below_the_threshold_never_reads_like_the_threshold(factor: float, at_least: bool, text: str) -> None:
+    assert str(LowestCost(factor=factor, at_least=at_least, subject="s01", encoder="enc")) == text
+
+
+def audited(results: Results) -> AuditResult:
+    return AuditResult(output_dir=OUTPUT, verdict=results.verdict, results=results)
+
+
+@pytest.mark.parametrize("name", ["demo.json", "ten-people-audit.json"])
+def test_the_summary_of_an_audit_has_the_same_figures(name: str) -> None:
+    results = cast(Results, read_results(RESULTS / name))
+    told = of_audit(audited(results))
+    assert len(told.lines()) <= LINES and told.verdict.startswith("not protected: ")
+    assert {"likeness", "attacker's cost", "utility", "verdict", "open", "figures"} <= told.rows.keys()
+
+
+def on_photos(state: str) -> PhotoOutcome:
+    """An attack on photos, with figures that two judges measured."""
+    comparison = PhotoComparison(
+        clean=-0.001,
+        protected=0.2,
+        clean_interval=None,
+        protected_interval=None,
+        difference=0.2,
+        difference_interval=None,
+        worst=WorstPerson(subject="s01", likeness=0.2),
+        pairs=1,
+        clean_match_rate=0.0,
+        protected_match_rate=0.0,
+    )
+    return PhotoOutcome(
+        attack="dreambooth",
+        purifier=None,
+        state=cast(Any, state),
+        cells=1,
+        failed=0,
+        void=int(state == "void"),
+        checks=[],
+        comparison=dict.fromkeys(("portrait-a", "portrait-b"), comparison),
+        quality={},
+        unreliable=[],
+    )
+
+
+def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
+    results = demo()
+    assert results.image_layer is not None
+    works = replace(results.image_layer, by_attack=[on_photos("protected")], misled_judges=["portrait-b"])
+    assert of_audit(audited(replace(results, image_layer=works))).rows["from photos"] == [
+        "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-a)"
+    ]
+    void = replace(works, by_attack=[on_photos("void")], misled_judges=["portrait-a", "portrait-b"])
+    weak = "base/s01/seed 0: the attack on the base is too weak"
+    checks = [replace(check, passed=check.name != "likeness_over_strangers") for check in results.verdict.checks]
+    verdict = replace(results.verdict, unreliable=[weak, "one encoder only"], checks=checks)
+    unmeasured = replace(verdict, checks=[replace(check, value=None) for check in checks])
+    told = of_audit(audited(replace(results, verdict=unmeasured)))
+    assert told.verdict == f"not protected: nothing is claimed, because the audit is unreliable: {weak}"
+    told = of_audit(audited(replace(results, image_layer=void, verdict=verdict)))
+    assert f"the audit is also unreliable: {weak}" in told.verdict
+    assert told.rows["from photos"] == [
+        "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-b, which they target)",
+        "which says nothing: the attack is too weak with clean photos",
+    ]
+
+
+def test_a_command_to_try_next_can_be_pasted_into_a_shell() -> None:
+    output = Path("it's mine/out put")
+    told = of_perturbation(PerturbResult(output_dir=output, image_dir=output / "images"))
+    assert shlex.split(cast(str, told.rows["try next"])) == ["apdm", "verify", str(output)]
+
+
+def test_a_long_summary_keeps_its_last_lines() -> None:
+    told = Summary(rows={f"attack {number}": "failed" for number in range(20)} | {"open": "p", "pictures": "q"})
+    lines = told.lines()
+    assert len(lines) == LINES
+    assert "... (8 more lines: see the report)" in lines
+    assert lines[-2:] == ["open       p", "pictures   q"]
+
+
+def perturbed(pipeline: Path, folder: Path) -> list[str]:
+    options: dict[str, object] = {
+        "pretrained_model_name_or_path": pipeline,
+        "instance_data_dir": folder / "people/protected",
+        "output_dir": folder / "out",
+        "resolution": 16,
+        "num_class_images": 2,
+        "num_inference_steps": 1,
+        "image_layer.method": "noise",
+        "image_layer.zero_shot.enabled": "false",
+    }
+    return ["perturb", *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+
+
+def test_quiet_prints_one_line_and_json_one_object(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_people(tmp_path / "people")
+    words = perturbed(tiny_pipeline, tmp_path)
+    assert main([*words, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"protected photos in {tmp_path / 'out/images'}\n", "")
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert facts["images"] == str(tmp_path / "out/images") and facts["photos"] == 4 and facts["lowest_psnr"] > 20
+    assert "apdm: model" in said.err
+    assert main([*words, "--json", "--instance_data_dir", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr()
+    fault = json.loads(said.out)
+    assert fault["exit_code"] == 2 and f"apdm: error: {fault['error']}\n" in said.err
+
+
+def test_a_command_without_a_summary_says_that_it_has_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 2
+    said = capsys.readouterr()
+    assert "apdm env prints no --json; demo, harden, perturb, audit, attack, verify, push do" in said.err
+    assert main(["env", "--json=false"]) == 0

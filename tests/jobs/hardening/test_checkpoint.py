@@ -1,0 +1,374 @@
+"""A run that is stopped goes on to the very weights it would have had."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from real_signals import signal_when
+from safetensors.torch import load_file
+from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, write_people
+
+from apdm.cli import main
+from apdm.core.errors import Interrupted
+from apdm.core.files import model_hash
+from apdm.core.signals import NOTHING_KEPT, Stop
+from apdm.data.subjects import read_image
+from apdm.export.leaks import scan_for_leaks
+from apdm.export.manifest import verify_manifest
+from apdm.jobs.hardening import checkpoint as checkpoints
+from apdm.jobs.hardening.checkpoint import Checkpoint
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture
+def run(tiny_pipeline: Path, people: Path) -> Run:
+    return lambda output, **changes: main(["harden", *arguments(tiny_pipeline, people, output, **changes)])
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_pipeline: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps: copy it, never write into it."""
+    output = tmp_path_factory.mktemp("runs") / "stopped"
+    assert main(["harden", *arguments(tiny_pipeline, people, output, max_train_steps=2)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def twenty(tiny_pipeline: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What a run of twenty steps exports that nobody disturbs."""
+    output = tmp_path_factory.mktemp("runs") / "twenty"
+    assert main(["harden", *arguments(tiny_pipeline, people, output, max_train_steps=20)]) == 0
+    return weights(output)
+
+
+@pytest.fixture
+def copied(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "attackers",
+    [{}, POOL, VARIETY, {**POOL, **VARIETY}, {**POOL, "mixed_precision": "fp16"}, {**ADAPTERS, **VARIETY}, LEAN],
+    ids=["algorithm-1", "pool", "variety", "pool-variety", "float16", "adapters-variety", "lean"],
+)
+def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
+    run: Run, tmp_path: Path, attackers: dict[str, object]
+) -> None:
+    assert run(tmp_path / "straight", max_train_steps=7, **attackers) == 0
+    assert run(tmp_path / "resumed", max_train_steps=5, **attackers) == 0
+    shorter = weights(tmp_path / "resumed")
+    assert run(tmp_path / "resumed", max_train_steps=7, resume_from_checkpoint="latest", **attackers) == 0
+    assert equal(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
+    assert not equal(shorter, weights(tmp_path / "resumed"))
+
+
+def test_a_run_that_goes_on_writes_the_same_model_file_so_finished_attacks_on_it_are_found_again(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run(tmp_path / "run", max_train_steps=1) == 0
+    before = model_hash(tmp_path / "run/model")  # of headers and weights
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert run(moved, max_train_steps=1, resume_from_checkpoint="latest", report_to="tensorboard") == 0
+    assert model_hash(moved / "model") == before
+
+
+def test_a_resumed_run_keeps_to_the_schedule_of_its_learning_rate(run: Run, tmp_path: Path) -> None:
+    cosine: dict[str, object] = {"lr_scheduler": "cosine", "lr_warmup_steps": 1, "checkpoints_total_limit": "null"}
+    assert run(tmp_path / "straight", **cosine) == 0
+    whole = weights(tmp_path / "straight")
+    assert run(tmp_path / "straight", resume_from_checkpoint="checkpoint-000002", **cosine) == 0
+    assert equal(whole, weights(tmp_path / "straight"))
+    assert run(tmp_path / "constant") == 0 and run(tmp_path / "named", lr_scheduler="constant") == 0
+    assert equal(weights(tmp_path / "constant"), weights(tmp_path / "named"))
+    assert not equal(whole, weights(tmp_path / "constant"))
+
+
+def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copied / "checkpoint-000002/checkpoint.json"
+    facts = json.loads(file.read_text())
+    for name in ("lr_scheduler", "lr_power", "push_to_hub"):
+        del facts["config"][name]
+    file.write_text(json.dumps(facts))
+    assert run(copied, max_train_steps=3, resume_from_checkpoint="latest") == 0
+    assert "resuming with another max_train_steps" in capsys.readouterr().err
+    assert run(copied, max_train_steps=4, resume_from_checkpoint="latest", lr_scheduler="linear") == 2
+    assert "made with other options: lr_scheduler" in last_line(capsys)
+
+
+def test_with_a_running_average_it_is_what_is_exported(run: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", ema_decay=0.7, checkpoints_total_limit="null") == 0
+    average = load_file(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors")
+    for step in range(1, 5):
+        theta = load_file(tmp_path / f"run/checkpoint-{step:06d}/theta.safetensors")
+        average = {name: 0.7 * average[name] + 0.3 * theta[name] for name in average}
+    exported = weights(tmp_path / "run")
+    for name in average:
+        torch.testing.assert_close(exported[name], average[name], rtol=1e-5, atol=1e-7)
+    assert any((exported[name] - theta[name]).abs().max() > 1e-4 for name in theta)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_finishes_the_outer_step_saves_and_ends_with_code_3(
+    run: Run, twenty: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    with signal_when(tmp_path / "run/checkpoint-000001", number):
+        options = {"max_train_steps": 20, "checkpoints_total_limit": "null"}
+        assert run(tmp_path / "run", **options) == 3
+    said = last_line(capsys)
+    assert said.startswith("apdm: interrupted after outer step") and "--resume_from_checkpoint latest" in said
+    assert not (tmp_path / "run/model").exists()
+    assert run(tmp_path / "run", max_train_steps=20, resume_from_checkpoint="latest") == 0
+    assert equal(twenty, weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_says_that_there_is_nothing_to_go_on_from_and_the_same_command_starts_again(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    with signal_when(tmp_path / "run/class_images/00000.png", number):
+        assert run(tmp_path / "run", num_class_images=2000, sample_batch_size=1) == 128 + number
+    assert last_line(capsys) == f"apdm: interrupted {NOTHING_KEPT}"
+    assert run(tmp_path / "run", num_class_images=4, max_train_steps=1) == 0
+
+
+def test_without_periodic_checkpoints_a_signal_still_saves(run: Run, tmp_path: Path) -> None:
+    options = {"max_train_steps": 3000, "checkpointing_steps": 0, "validation.steps": 1, "validation.num_images": 1}
+    # The first picture is drawn after the first outer step, so the signal arrives while the run is training.
+    with signal_when(tmp_path / "run/samples/step-00001.png", signal.SIGTERM):
+        assert run(tmp_path / "run", **options, **{"validation.num_inference_steps": 1}) == 3
+    (folder,) = (tmp_path / "run").glob("checkpoint-*")
+    assert 1 <= Checkpoint.open(folder).step < 3000
+
+
+def test_no_guard_against_bad_files_takes_an_interruption_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while a picture is being decoded, which is guarded against whatever a decoder may raise."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+
+    def interrupted(*_: Any) -> None:
+        Stop()(signal.SIGTERM, None)
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", interrupted)
+    with pytest.raises(Interrupted):
+        read_image(tmp_path / "photo.png")
+
+
+def test_a_signal_outside_of_training_stops_at_once_and_a_second_ctrl_c_always_does() -> None:
+    stop = Stop()
+    with pytest.raises(Interrupted):
+        stop(signal.SIGTERM, None)
+    stop = Stop()
+    with stop.postponed():
+        stop(signal.SIGINT, None)
+        stop(signal.SIGTERM, None)
+        with pytest.raises(KeyboardInterrupt):
+            stop(signal.SIGINT, None)
+    assert stop.asked
+
+
+def test_what_follows_on_training_starts_again_from_the_final_checkpoint(run: Run, copied: Path) -> None:
+    before = weights(copied)
+    shutil.rmtree(copied / "model")
+    (copied / "manifest.json").unlink()
+    assert run(copied, max_train_steps=2, resume_from_checkpoint="latest") == 0
+    assert equal(before, weights(copied))
+    assert (copied / "manifest.json").exists()
+
+
+def test_the_last_step_is_kept_where_long_work_follows_on_the_training(run: Run, tmp_path: Path) -> None:
+    photos = {"image_layer.enabled": "true", "image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
+    for name, changes in (("alone", {}), ("photos", photos)):
+        assert run(tmp_path / name, checkpointing_steps=0, **changes) == 0
+    assert not list((tmp_path / "alone").glob("checkpoint-*"))
+    assert [folder.name for folder in (tmp_path / "photos").glob("checkpoint-*")] == ["checkpoint-000004"]
+
+
+def test_a_single_file_of_an_earlier_run_is_not_shipped_beside_other_weights(run: Run, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", single_file="true") == 0
+    assert (tmp_path / "run/model.safetensors").exists()
+    assert run(tmp_path / "run", overwrite_output_dir="true", max_train_steps=2) == 0
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert verify_manifest(tmp_path / "run") == []
+
+
+def test_photos_that_were_protected_stay_when_only_what_follows_them_is_done_again(run: Run, tmp_path: Path) -> None:
+    photos = {"image_layer.enabled": "true", "image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
+    assert run(tmp_path / "run", **photos) == 0
+    first = tmp_path / "run/images/s01/000.png"
+    made = first.stat().st_mtime_ns
+    (tmp_path / "run/perturbation.json").unlink()  # as after a kill
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    first = moved / "images/s01/000.png"
+    assert run(moved, resume_from_checkpoint="latest", **photos) == 0
+    assert first.stat().st_mtime_ns == made and (moved / "perturbation.json").exists()
+    assert run(moved, resume_from_checkpoint="latest", **photos, **{"image_layer.epsilon": 0.02}) == 0
+    assert first.stat().st_mtime_ns != made
+
+
+def test_after_going_back_to_an_earlier_checkpoint_the_abandoned_course_is_not_the_latest(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run(tmp_path / "run", checkpoints_total_limit="null") == 0
+    back = tmp_path / "run/checkpoint-000001"
+    assert run(tmp_path / "run", resume_from_checkpoint=back, max_train_steps=2, checkpoints_total_limit=1) == 0
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-000002"]
+
+
+def test_latest_starts_anew_where_there_is_no_checkpoint_and_a_result_is_never_replaced_unasked(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", resume_from_checkpoint="latest", checkpointing_steps=0) == 0
+    assert run(tmp_path / "run", resume_from_checkpoint="latest", checkpointing_steps=0) == 2
+    assert "already holds a result" in last_line(capsys)
+
+
+def test_a_run_that_starts_anew_forgets_the_checkpoints_of_the_last(run: Run, copied: Path) -> None:
+    assert run(copied, max_train_steps=1, overwrite_output_dir="true") == 0
+    assert [p.name for p in copied.glob("checkpoint-*")] == ["checkpoint-000001"]
+
+
+def test_going_on_from_a_checkpoint_elsewhere_never_deletes_later_ones_whatever_its_folder_is_called(
+    run: Run, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(copied / "checkpoint-000001", tmp_path / "kept")
+    shutil.rmtree(copied / "model")
+    assert run(copied, resume_from_checkpoint=tmp_path / "kept") == 2
+    assert "already holds a result" in last_line(capsys)
+    assert (copied / "checkpoint-000002").is_dir()
+
+
+def test_only_so_many_checkpoints_are_kept(run: Run, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", max_train_steps=5, checkpointing_steps=2, checkpoints_total_limit=2) == 0
+    found = sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*"))
+    assert found == ["checkpoint-000004", "checkpoint-000005"]
+
+
+def test_nothing_of_a_subject_is_in_a_checkpoint(stopped: Path, people: Path) -> None:
+    photo = next((people / "protected/s01").glob("*.png"))
+    needles = ["sks person", "photo of", str(people), photo.name, photo.read_bytes()[60:120]]
+    folders = sorted(stopped.glob("checkpoint-*"))
+    assert folders and not [hit for folder in folders for hit in scan_for_leaks(folder, needles)]
+
+
+# -- bad checkpoints -----------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("theta.safetensors", flip),
+        ("exp_avg.safetensors", truncate),
+        ("theta.safetensors", Path.unlink),
+        ("checkpoint.json", truncate),
+        ("checkpoint.json", Path.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line_and_an_earlier_one_still_serves(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(copied / "checkpoint-000002" / name)
+    assert run(copied, resume_from_checkpoint="latest") == 2
+    said = last_line(capsys)
+    assert said.startswith("apdm: error: ") and "checkpoint-000002" in said and "earlier" in said
+    assert run(copied, max_train_steps=3, resume_from_checkpoint=copied / "checkpoint-000001") == 0
+
+
+def test_a_checkpoint_of_another_base_model_is_refused(
+    make_pipeline: Callable[..., Path], run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_pipeline("v_prediction")
+    weights_file = other / "unet/diffusion_pytorch_model.safetensors"
+    flip(weights_file)
+    assert run(copied, pretrained_model_name_or_path=other, resume_from_checkpoint="latest") == 2
+    assert "another base model" in last_line(capsys)
+
+
+def test_a_checkpoint_in_the_output_folder_is_found_by_its_name(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("checkpoint-000001", "checkpoint-1", "checkpoint-000001/", str(copied / "checkpoint-000001")):
+        found = checkpoints.find(copied, name)
+        assert found is not None and found.step == 1
+    assert run(copied, max_train_steps=2, resume_from_checkpoint="checkpoint-000001") == 0
+    assert run(copied, resume_from_checkpoint="checkpoint-000009") == 2
+    said = last_line(capsys)
+    assert f"neither here nor in {copied}, which holds checkpoint-000001, checkpoint-000002" in said
+    assert run(copied, resume_from_checkpoint=copied) == 2
+    assert f"give one of its checkpoints, such as {copied}/checkpoint-000002" in last_line(capsys)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    assert run(tmp_path / "run", resume_from_checkpoint=tmp_path / "foreign") == 2
+    assert "is no checkpoint" in last_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_options_are_refused_by_name_and_another_seed_is_only_told(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"l2p.inner_steps": 3, "class_prompt": "a photo of a woman", "learning_rate": 2e-3}
+    assert run(copied, resume_from_checkpoint="latest", **changes) == 2
+    said = last_line(capsys)
+    assert "l2p.inner_steps (2 then, 3 now)" in said and "learning_rate (0.001 then, 0.002 now)" in said
+    assert "class_prompt" in said and "woman" not in said
+    assert run(copied, max_train_steps=2, seed=7, resume_from_checkpoint="latest") == 0
+    assert "resuming with another seed (0 then, 7 now)" in capsys.readouterr().err
+    assert run(copied, max_train_steps=1, resume_from_checkpoint="latest") == 2
+    assert "past max_train_steps 1" in last_line(capsys)
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
+    run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses longer files, as a full disk would
+    try:
+        assert run(copied, resume_from_checkpoint="latest") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = last_line(capsys)
+    assert "checkpoint-000003 cannot be written" in said and len(said) < 400
+    assert sorted(p.name for p in copied.glob("checkpoint-*")) == ["checkpoint-000001", "checkpoint-000002"]
+    assert not list(copied.glob(".*partial*"))
+    assert run(copied, max_train_steps=3, resume_from_checkpoint="latest") == 0
+
+
+def test_a_checkpoint_says_what_it_holds(stopped: Path) -> None:
+    facts = json.loads((stopped / "checkpoint-000002/checkpoint.json").read_text())
+    assert facts["step"] == facts["outer_steps"] == 2
+    assert set(facts["files"]) == {"theta.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"}

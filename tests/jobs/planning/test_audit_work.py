@@ -1,0 +1,129 @@
+"""A plan counts the work of an audit: attacks with their own steps and batches, and every picture that is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_audit import CONFIG, ConvJudge, person, photos
+
+from apdm.audit.attack_factory import AttackFactory
+from apdm.audit.matrix import Matrix
+from apdm.audit.model_audit import attack_and_judge
+from apdm.audit.people import AuditSubjects
+from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, Drawing
+from apdm.audit.store import CellStore
+from apdm.audit.suites import on_one_person
+from apdm.config import AuditConfig
+from apdm.core.disk import picture_size
+from apdm.families import Family, load_family
+from apdm.families.encoding import encode_images
+from apdm.jobs.auditing.picture_sheets import save_pictures
+from apdm.jobs.planning import resources
+from apdm.jobs.planning.audit_work import (
+    AuditWork,
+    attack_passes,
+    attacks_with_photos,
+    photo_pictures,
+    pictures_size,
+    purifier_passes,
+)
+from apdm.metrics.judges import Judges
+
+OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
+FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
+
+
+def test_the_adaptive_attack_counts_the_passes_of_its_preference_loss() -> None:
+    """A photo and a picture are three samples that are trained on, and two that the reference sees."""
+    (alone, last) = (FACTORY.make(spec, seed=0) for spec in ("adaptive", "two_stage:attack=adaptive,benign_steps=5"))
+    assert attack_passes([alone], 4) == 100 * 4 * (3 * 3 + 2)
+    assert attack_passes([last], 4) == 5 * 4 * 3 + 100 * 4 * (3 * 3 + 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "pictures"),
+    [
+        ("dreambooth", 100 * 4 * 2),
+        ("dreambooth:prior_loss_weight=0", 100 * 4),
+        ("dreambooth:steps_factor=2,gradient_accumulation_steps=3", 200 * 4 * 2 * 3),
+        ("lora:max_train_steps=7,train_batch_size=2,prior_loss_weight=1", 7 * 2 * 2),
+        ("two_stage:attack=lora,benign_steps=5,max_train_steps=7,prior_loss_weight=0", 5 + 7),
+        ("img2img", 0),
+        ("encoder_lora:vae_steps=500,prior_loss_weight=0", 100 * 4),  # the denoiser does not see the first stage
+    ],
+)
+def test_an_attack_counts_with_its_own_steps_and_batches(spec: str, pictures: int) -> None:
+    """A step on one picture is three forward passes."""
+    assert attack_passes([FACTORY.make(spec, seed=0)], 6) == 3 * pictures
+
+
+@pytest.mark.parametrize(
+    ("purifier", "photos", "drawn"),
+    [
+        ("diffusion", 6, 6 * 15),
+        ("diffusion/strength=0.5/num_inference_steps=10/guidance_scale=2", 6, 6 * 5 * 2),
+        ("diffusion,num_photos=4", 4, 4 * 15),
+        ("jpeg", 6, 0),
+    ],
+)
+def test_a_purifier_that_draws_counts_for_each_photo(purifier: str, photos: int, drawn: int) -> None:
+    attack = FACTORY.make(f"dreambooth:photos={purifier}", seed=0)
+    assert attack_passes([attack], 6) == 3 * 100 * 4 * 2 + drawn
+
+
+def test_purifiers_that_draw_count_for_each_attack_on_photos() -> None:
+    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora"], purifiers=["flip", "diffusion", "mix"])
+    assert purifier_passes(specs, photos=8, seeds=2) == 2 * 8 * 3 * 15
+    assert resources.variety_passes(["jpeg", "diffusion"], 8) == 8 * 15
+
+
+def test_attacks_on_photos_are_counted_for_each_person_and_kind_of_photos() -> None:
+    """Clean, protected and flipped photos; the nominal attack, LoRA, and edits, which ask for one thing only."""
+    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora:max_train_steps=7"], purifiers=["flip"])
+    made = attacks_with_photos(specs, FACTORY, people=2, seeds=1)
+    assert sorted(attack.max_train_steps for attack in made) == [7] * 6 + [100] * 6
+    drawing = Drawing.of(AuditConfig(num_images=3, prompts=["a", "b"]), "a photo of sks person")
+    assert photo_pictures(specs, drawing, people=2, seeds=5) == 2 * 5 * 3 * 3 * (2 + 2 + 2)
+    assert photo_pictures(replace(specs, edit_prompt="c"), drawing, people=2, seeds=5) == 2 * 5 * 3 * 3 * (2 + 2 + 1)
+
+
+def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people and two seeds, measured before, within and after attacks; pictures before attacks are shared."""
+    family, drawn = load_family(tiny_pipeline), 0
+    sample = type(family).sample
+
+    def counting(self: Family, prompts: Sequence[str], **options: Any) -> Any:
+        nonlocal drawn
+        drawn += len(prompts)
+        return sample(self, prompts, **options)
+
+    monkeypatch.setattr(type(family), "sample", counting)
+    config = replace(CONFIG, seeds=2, num_images=1, max_train_steps=2, nominal_step=1, eval_steps=[0, 1])
+    plan = AuditPlan.of(
+        config,
+        models={"base": family, "hardened": family},
+        subjects=AuditSubjects([person("s01", 1)], [person("o01", 2)], photos(4, 60)),
+        judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
+        instance_prompt="a photo of sks person",
+        class_prompt="a photo of person",
+        entries=[*ONLY_NOMINAL, *map(on_one_person, ("dreambooth:identifier=t@t", "rebalance:max_train_steps=1"))],
+    )
+    prior = encode_images(family, photos(4, 50), batch_size=1)
+    cells, each = Matrix.of(plan, plan.entries).cells, plan.drawing.num_inference_steps * 2
+    before = pictures_size(plan, cells, None, {}, tmp_path)
+    done = attack_and_judge(plan, prior, store=CellStore(tmp_path / "cells"))
+    assert done is not None
+    save_pictures(done[1], tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.png"))
+    sheets = pictures_size(plan, cells, None, {}, tmp_path)
+    attackers = plan.num_class_images * picture_size(16**2)  # which were given, and are not in the folder
+    assert written + attackers <= before and 2 * sheets == before + attackers
+    work = AuditWork.of(plan, cells, class_sets=3)  # without the attacker's, which were given
+    assert work.passes["for the pictures of the audit"] == drawn * each > 0
