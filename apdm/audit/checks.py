@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple, TypeVar
 
-from apdm.audit.common_results import Check
-from apdm.audit.photo_results import PhotoAttackRow
-from apdm.audit.results import AttackRow, CostFactors, Measurements, Utility
-from apdm.audit.search_results import SearchResults
+from apdm.audit.results.common import Check
+from apdm.audit.results.models import AttackRow, CostFactors, Measurements, Utility
+from apdm.audit.results.photos import PhotoAttackRow
+from apdm.audit.results.search import SearchResults
 from apdm.metrics.drift import AttributeDrift
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.judges import NO_FEATURES

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
-from apdm.audit.common_results import Check
-from apdm.audit.results import AttackRow, LeftOut
-from apdm.audit.rows import by_spec
+from apdm.audit.results.common import Check
+from apdm.audit.results.models import AttackRow, LeftOut
+from apdm.audit.results.rows import by_spec
 from apdm.faces.described import NamedThreshold, distinct
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.metrics.utility import StrangersLikeness

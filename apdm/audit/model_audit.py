@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from apdm.audit.budgets import budget_table
-from apdm.audit.cell_runner import CellRunner
-from apdm.audit.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
-from apdm.audit.common_results import SCHEMA
-from apdm.audit.guidance import sweep_guidance, sweep_keys
-from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan
-from apdm.audit.results import HeadlineCost, Measurements, Results
-from apdm.audit.rows import comparison, other_people, with_row_figures
+from apdm.audit.cells.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
+from apdm.audit.cells.guidance import sweep_guidance, sweep_keys
+from apdm.audit.cells.matrix import Matrix
+from apdm.audit.cells.runner import CellRunner
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.results.budgets import budget_table
+from apdm.audit.results.common import SCHEMA
+from apdm.audit.results.models import HeadlineCost, Measurements, Results
+from apdm.audit.results.rows import comparison, other_people, with_row_figures
+from apdm.audit.results.store import CellStore
 from apdm.audit.search import run_search
-from apdm.audit.store import CellStore
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.core.pictures import to_unit
 from apdm.core.versions import package_versions
@@ -46,9 +46,9 @@ def attack_and_judge(
 
     Returns:
         The main process returns the results and the pictures, {name: [N, 3, H, W] in [0, 1]}. Their names are in
-        `apdm.audit.picture_names`; the first attack's are "attack/...". Those of "course/..." are at most 256 pixels
-        wide, as [pictures, steps, 3, H, W]. Picture i of all models and steps starts from the same noise. The other
-        processes return None.
+        `apdm.audit.results.picture_names`; the first attack's are "attack/...". Those of "course/..." are at most 256
+        pixels wide, as [pictures, steps, 3, H, W]. Picture i of all models and steps starts from the same noise. The
+        other processes return None.
 
     Raises:
         UserError: likeness by chance cannot be measured, see `measure_strangers`.

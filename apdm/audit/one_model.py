@@ -9,15 +9,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from apdm.audit.cell_runner import CellRunner
-from apdm.audit.cells import Cell
-from apdm.audit.class_pictures import class_keys, draw_class_pictures, measure_strangers
-from apdm.audit.common_results import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
-from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan
-from apdm.audit.results import AttackRow
-from apdm.audit.results_file import AnyResults, in_shape, read_content, read_results
-from apdm.audit.store import CellStore
+from apdm.audit.cells.cell import Cell
+from apdm.audit.cells.class_pictures import class_keys, draw_class_pictures, measure_strangers
+from apdm.audit.cells.matrix import Matrix
+from apdm.audit.cells.runner import CellRunner
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.results.common import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
+from apdm.audit.results.file import AnyResults, in_shape, read_content, read_results
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.store import CellStore
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.core.versions import package_versions

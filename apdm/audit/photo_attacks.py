@@ -23,17 +23,17 @@ from apdm.attacks import Material
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.parts.captions import drawn_captions
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
-from apdm.audit.attack_factory import code_hash
+from apdm.audit.cells.judging import References, check_finite, editing_quality, person_quality
 from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
-from apdm.audit.judging import References, check_finite, editing_quality, person_quality
-from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
-from apdm.audit.photo_results import ImageLayer, PhotoAttackRow
+from apdm.audit.inputs.attack_factory import code_hash
+from apdm.audit.inputs.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.protected_photos import PhotoPair, ProtectedPhotos
 from apdm.audit.photo_verdict import judge_photo_attacks
-from apdm.audit.picture_names import photo_picture_name
-from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import PhotoPair, ProtectedPhotos
-from apdm.audit.schema import from_json, to_json
-from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.results.photos import ImageLayer, PhotoAttackRow
+from apdm.audit.results.picture_names import photo_picture_name
+from apdm.audit.results.schema import from_json, to_json
+from apdm.audit.results.store import CellStore, key_of, tensor_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
@@ -108,7 +108,7 @@ class PhotoAudit:
 
         Returns:
             The main process returns the rows, and pictures {name: [N, 3, H, W] in [0, 1]}, see
-            `apdm.audit.picture_names`. The other processes return None.
+            `apdm.audit.results.picture_names`. The other processes return None.
         """
         cells = self._cells
         references = {person: References.of(self.plan.judges, photos) for person, photos in self._holdout.items()}
@@ -334,7 +334,7 @@ def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> dict[str, Tensor]:
     """Return the photos of all people, and their changes, for a report that may show them.
 
     Returns:
-        {name: pictures [N, 3, R, R] in [0, 1]}, see `apdm.audit.picture_names`.
+        {name: pictures [N, 3, R, R] in [0, 1]}, see `apdm.audit.results.picture_names`.
     """
     pictures = {}
     for person, pair in pairs.items():

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from apdm.audit.checks import likeness_check, match_check, photo_points
-from apdm.audit.common_results import State, Verdict
 from apdm.audit.doubts import among_strangers, too_few_strangers, unmeasured
-from apdm.audit.photo_results import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
-from apdm.audit.results import Thresholds
-from apdm.audit.rows import MIN_BASE_MATCH_RATE, compared
+from apdm.audit.results.common import State, Verdict
+from apdm.audit.results.models import Thresholds
+from apdm.audit.results.photos import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
+from apdm.audit.results.rows import MIN_BASE_MATCH_RATE, compared
 from apdm.audit.verdict import common_notes, conclude, worst_checks
 from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values

@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from apdm.audit.budgets import samples_per_step, shows_faces
-from apdm.audit.cell_runner import CellRunner
-from apdm.audit.cells import Cell, make_cell
-from apdm.audit.matrix import POLL_SECONDS
-from apdm.audit.people import Person
-from apdm.audit.plan import AuditPlan
-from apdm.audit.results import AttackRow
-from apdm.audit.rows import COMPARED
-from apdm.audit.schema import from_json, to_json
-from apdm.audit.search_results import Search, SearchCost, SearchResults, SearchTrial, TrialPoint
-from apdm.audit.search_space import SearchOptions, SearchSpace
-from apdm.audit.store import CellStore, tensor_hash
-from apdm.audit.suites import Entry
+from apdm.audit.cells.cell import Cell, make_cell
+from apdm.audit.cells.matrix import POLL_SECONDS
+from apdm.audit.cells.runner import CellRunner
+from apdm.audit.inputs.people import Person
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.search_space import SearchOptions, SearchSpace
+from apdm.audit.inputs.suites import Entry
+from apdm.audit.results.budgets import samples_per_step, shows_faces
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import COMPARED
+from apdm.audit.results.schema import from_json, to_json
+from apdm.audit.results.search import Search, SearchCost, SearchResults, SearchTrial, TrialPoint
+from apdm.audit.results.store import CellStore, tensor_hash
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import progress_bar

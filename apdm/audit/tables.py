@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, get_args
 
-from apdm.audit.results import AttackRow
-from apdm.audit.rows import row_flags
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import row_flags
 from apdm.metrics.perception import brisque_missing, lpips_missing
 from apdm.metrics.statistics import bootstrap_interval, independent_values
 

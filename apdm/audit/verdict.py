@@ -23,7 +23,6 @@ from apdm.audit.checks import (
     search_check,
     why_no_others,
 )
-from apdm.audit.common_results import Check, State, Verdict
 from apdm.audit.doubts import (
     among_strangers,
     doubtful_thresholds,
@@ -36,8 +35,9 @@ from apdm.audit.doubts import (
     unmeasured,
     weaker_than_transferred,
 )
-from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
-from apdm.audit.rows import before_attack, by_spec, comparison, cost_factors, is_void, placebo_comparison
+from apdm.audit.results.common import Check, State, Verdict
+from apdm.audit.results.models import AttackOutcome, AttackRow, Measurements, Thresholds
+from apdm.audit.results.rows import before_attack, by_spec, comparison, cost_factors, is_void, placebo_comparison
 from apdm.metrics.utility import StrangersLikeness
 
 MIN_REPEATS = 3

@@ -13,7 +13,7 @@ is held out, by sorted name. So every process, and every command that reads the 
 Each command decides in one place whether it holds out the last third, and `Chosen.of` takes it:
 
 apdm harden               `apdm.jobs.hardening.final_audit.learnt_photos`: if its audit or probe has no other photos
-apdm audit, apdm attack   `apdm.audit.people.PhotoFolders.below`: if there is no other folder of hold-out photos
+apdm audit, apdm attack   `apdm.audit.inputs.people.PhotoFolders.below`: if there is no other folder of hold-out photos
 apdm audit, photos alone  `apdm.jobs.photo_audit._read_photos`: likewise, from clean and protected photos
 apdm reproduce            `apdm.jobs.reproducing.subjects`: if the data has no sets
 apdm perturb              holds out nothing; it protects all photos of the set

@@ -13,17 +13,17 @@ from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import is_zero_shot, without_words
 from apdm.attacks.staged import stages
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.captions import warn_about_long_captions
-from apdm.audit.cells import Cell
-from apdm.audit.face_checks import check_faces
-from apdm.audit.matrix import Matrix
+from apdm.audit.cells.cell import Cell
+from apdm.audit.cells.matrix import Matrix
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.captions import warn_about_long_captions
+from apdm.audit.inputs.face_checks import check_faces
+from apdm.audit.inputs.people import AuditSubjects, PhotoFolders
+from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
+from apdm.audit.inputs.suites import Entry, choose_entries
 from apdm.audit.one_model import AttackResults, attack_one_model
-from apdm.audit.people import AuditSubjects, PhotoFolders
-from apdm.audit.picture_names import file_name
-from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.schema import to_json
-from apdm.audit.suites import Entry, choose_entries
+from apdm.audit.results.picture_names import file_name
+from apdm.audit.results.schema import to_json
 from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
 from apdm.core.disk import require_parts

@@ -15,16 +15,16 @@ from typing import cast
 
 import torch
 
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.captions import photos_with_captions, warn_about_long_captions
-from apdm.audit.face_checks import check_faces
-from apdm.audit.people import PROTECTED, PhotoFolders
-from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
-from apdm.audit.results import Results
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.captions import photos_with_captions, warn_about_long_captions
+from apdm.audit.inputs.face_checks import check_faces
+from apdm.audit.inputs.people import PROTECTED, PhotoFolders
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
+from apdm.audit.inputs.search_space import SearchOptions
+from apdm.audit.inputs.suites import choose_entries, with_textual_inversion
+from apdm.audit.results.models import Results
 from apdm.audit.search import check_search
-from apdm.audit.search_space import SearchOptions
-from apdm.audit.suites import choose_entries, with_textual_inversion
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults
 from apdm.core.signals import stop_on_signals

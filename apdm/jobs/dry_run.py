@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from apdm.audit.common_results import Verdict
-from apdm.audit.face_checks import check_faces
-from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan
+from apdm.audit.cells.matrix import Matrix
+from apdm.audit.inputs.face_checks import check_faces
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.results.common import Verdict
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.disk import picture_size
 from apdm.core.errors import Faults

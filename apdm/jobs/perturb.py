@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from apdm.audit.face_checks import check_faces
+from apdm.audit.inputs.face_checks import check_faces
 from apdm.config import PerturbConfig, config_hash
 from apdm.core.errors import Faults
 from apdm.core.files import claim_output_dir, delete, write_text

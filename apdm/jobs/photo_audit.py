@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.registry import settings
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.captions import photos_with_captions
-from apdm.audit.class_pictures import measure_strangers
-from apdm.audit.common_results import SCHEMA, HeldOutFrom
-from apdm.audit.face_checks import check_faces
-from apdm.audit.people import AuditSubjects, Person, load_strangers
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.cells.class_pictures import measure_strangers
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.captions import photos_with_captions
+from apdm.audit.inputs.face_checks import check_faces
+from apdm.audit.inputs.people import AuditSubjects, Person, load_strangers
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.photo_attacks import PhotoAudit, attack_and_judge_photos
-from apdm.audit.photo_results import ImageLayer, PhotoResults, PhotoThresholds
 from apdm.audit.photo_verdict import judge_photos
-from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
-from apdm.audit.results_file import write_results
+from apdm.audit.results.common import SCHEMA, HeldOutFrom
+from apdm.audit.results.file import write_results
+from apdm.audit.results.photos import ImageLayer, PhotoResults, PhotoThresholds
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.pictures import to_unit

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apdm.audit import Results, read_results
-from apdm.audit.rows import by_spec, protected_curve
+from apdm.audit.results.rows import by_spec, protected_curve
 from apdm.config import HardenConfig, PushConfig, VerifyConfig
 from apdm.core.errors import UserError, UserErrors
 from apdm.core.logging import get_logger

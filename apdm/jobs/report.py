@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from apdm.audit import PhotoResults
 from apdm.audit.one_model import AttackResults, read_any_results
-from apdm.audit.results_file import AnyResults
+from apdm.audit.results.file import AnyResults
 from apdm.config import ReportConfig
 from apdm.core.errors import UserError, absent
 from apdm.core.files import MARKER

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from apdm.audit.schema import to_json
+from apdm.audit.results.schema import to_json
 from apdm.audit.tables import SCHEMA, Table, TableCell, TableRow, doubts_about
 from apdm.config import ReproduceConfig
 from apdm.core.errors import Faults, UserError

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from apdm.audit import read_results
-from apdm.audit.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
+from apdm.audit.inputs.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
 from apdm.config import VerifyConfig
 from apdm.config.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError, one_line

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from apdm.audit.one_model import AttackResults
-from apdm.audit.results import AttackRow
+from apdm.audit.results.models import AttackRow
 from apdm.core.terminal import count
 from apdm.export.layout import ATTACK
 from apdm.metrics.identity import face_rate

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apdm.audit.picture_names import ATTENTION, attack_name
-from apdm.audit.results import AttackOutcome, Results
-from apdm.audit.rows import by_spec
+from apdm.audit.results.models import AttackOutcome, Results
+from apdm.audit.results.picture_names import ATTENTION, attack_name
+from apdm.audit.results.rows import by_spec
 from apdm.report.curves import Encoder, Plot, mean_plots, plots
 from apdm.report.pictures import Encoded, PanelPair, panel_pair, worst_person
 from apdm.report.strips import Strip, StripView, strip_view

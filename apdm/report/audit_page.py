@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.results import AttackRow, Results, Role
+from apdm.audit.results.models import AttackRow, Results, Role
 from apdm.export.layout import RESULTS
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate
@@ -32,8 +32,8 @@ def write_report(results: Results, output: str | Path, pictures: Pictures, *, da
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
-        pictures: the audit's pictures by name, see `apdm.audit.picture_names`. The i-th pictures of the base and of
-            the hardened model start from the same noise.
+        pictures: the audit's pictures by name, see `apdm.audit.results.picture_names`. The i-th pictures of the
+            base and of the hardened model start from the same noise.
         data: where the page's link to results.json leads.
     """
     content = _content(results, pictures) | {"data": data}

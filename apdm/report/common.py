@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from apdm.audit.common_results import PhotoCounts, Verdict
-from apdm.audit.results import AttackRow, Role
-from apdm.audit.results_file import AnyResults
+from apdm.audit.results.common import PhotoCounts, Verdict
+from apdm.audit.results.file import AnyResults
+from apdm.audit.results.models import AttackRow, Role
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.report.curves import Encoder
 from apdm.report.numbers import mean

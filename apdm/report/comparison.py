@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.results import AttackOutcome, Results
+from apdm.audit.results.models import AttackOutcome, Results
 from apdm.faces.described import NamedThreshold
 from apdm.report.common import headline_of, mean_likeness
 from apdm.report.costs import CostPlot, MeasuredCost, cost_plot, cost_text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from apdm.audit.results import LowestCost, Results
+from apdm.audit.results.models import LowestCost, Results
 from apdm.report.axes import ticks, x_of, y_of
 from apdm.report.numbers import NOT_MEASURED, number
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from apdm.audit.results import AttackRow
-from apdm.audit.rows import protected_curve
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import protected_curve
 from apdm.metrics.utility import StrangersLikeness
 from apdm.report.axes import BOTTOM, HEIGHT, TOP, step_ticks, x_of
 

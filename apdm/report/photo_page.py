@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.photo_results import PhotoResults
+from apdm.audit.results.photos import PhotoResults
 from apdm.export.layout import RESULTS
 from apdm.report.common import common_content, parameters
 from apdm.report.curves import Encoder
@@ -19,7 +19,7 @@ def write_photo_report(results: PhotoResults, output: str | Path, pictures: Pict
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete.
 
     Args:
-        pictures: the audit's pictures by name, see `apdm.audit.picture_names`.
+        pictures: the audit's pictures by name, see `apdm.audit.results.picture_names`.
         data: where the page's link to results.json leads.
     """
     common, layer = common_content(results), results.image_layer

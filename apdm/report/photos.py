@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from apdm.audit.photo_results import ImageLayer, PhotoAttackRow, PhotoOutcome
-from apdm.audit.picture_names import photo_picture_name, without_seed
+from apdm.audit.results.photos import ImageLayer, PhotoAttackRow, PhotoOutcome
+from apdm.audit.results.picture_names import photo_picture_name, without_seed
 from apdm.config.image_layer import NO_METHOD
 from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import face_rate

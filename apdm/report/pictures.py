@@ -1,4 +1,4 @@
-"""The pictures of the page, by the names of `apdm.audit.picture_names` without a seed, and as data URIs.
+"""The pictures of the page, by the names of `apdm.audit.results.picture_names` without a seed, and as data URIs.
 
 Of several seeds the first is shown. `strip/<attack>/<line>` is a line of the strip of an attack, see
 `apdm.report.strips`. A name without pictures is one whose pictures are missing. The page says so in their place.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from apdm.audit.picture_names import ATTENTION, COURSE, attack_name, without_seed
-from apdm.audit.results import AttackOutcome, Results
+from apdm.audit.results.models import AttackOutcome, Results
+from apdm.audit.results.picture_names import ATTENTION, COURSE, attack_name, without_seed
 
 Pictures = Mapping[str, Sequence[Image.Image]]
 Encoded = dict[str, list[str]]  # data URIs by name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from apdm.audit.results import AttackRow, Results
-from apdm.audit.rows import comparison, is_void
-from apdm.audit.search_results import GuidanceSweep, SearchResults, SearchTrial
+from apdm.audit.results.models import AttackRow, Results
+from apdm.audit.results.rows import comparison, is_void
+from apdm.audit.results.search import GuidanceSweep, SearchResults, SearchTrial
 from apdm.metrics.statistics import Steps
 from apdm.report.numbers import number
 

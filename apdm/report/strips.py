@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
-from apdm.audit.picture_names import COURSE, file_name, picture_name
-from apdm.audit.results import AttackRow, Results
-from apdm.audit.rows import by_spec, paired_rows
+from apdm.audit.results.models import AttackRow, Results
+from apdm.audit.results.picture_names import COURSE, file_name, picture_name
+from apdm.audit.results.rows import by_spec, paired_rows
 from apdm.report.numbers import number
 from apdm.report.pictures import STRIP, Encoded, Pictures, worst_person
 
@@ -69,7 +69,7 @@ def strips(results: Results, pictures: Pictures) -> dict[str, Strip]:
     """Make the strip of each attack, {spec: strip}.
 
     Args:
-        pictures: the audit's pictures by name, see `apdm.audit.picture_names`.
+        pictures: the audit's pictures by name, see `apdm.audit.results.picture_names`.
 
     Returns:
         One strip for each attack of which there are pictures of both models. An audit by an older version has none.

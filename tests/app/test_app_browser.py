@@ -20,8 +20,8 @@ import pytest
 from tiny_results import make_pictures, make_results
 
 from apdm.app.sessions import PREFIX
-from apdm.audit.results import Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.config import PerturbConfig, load_config
 from apdm.jobs.perturb import perturb
 from apdm.portraits import PIPELINE

@@ -19,7 +19,7 @@ from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional, shared_denoiser
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.registry import make
-from apdm.audit.cell_runner import _is_untouched
+from apdm.audit.cells.runner import _is_untouched
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
 

@@ -17,7 +17,7 @@ from torch.nn.functional import softmax
 
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.parts.identity_net import COLOURS, IdentityNet, draw_keypoints, find_landmarks
-from apdm.audit.photo_attack_specs import load_adapter
+from apdm.audit.inputs.photo_attack_specs import load_adapter
 from apdm.config import AuditConfig
 from apdm.core.errors import UserError
 from apdm.faces import AlignedEncoder, FaceChoice, FaceNetworks, load_detector, load_encoder

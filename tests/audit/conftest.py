@@ -10,9 +10,9 @@ from tiny_audit import CONFIG, ConvJudge, person, photos
 from torch import Tensor
 
 from apdm.audit import AuditPlan, attack_and_judge
-from apdm.audit.people import AuditSubjects
-from apdm.audit.schema import to_json
-from apdm.audit.store import CellStore
+from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.results.schema import to_json
+from apdm.audit.results.store import CellStore
 from apdm.config import AuditConfig
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images

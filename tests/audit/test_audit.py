@@ -15,9 +15,9 @@ from tiny_audit import CONFIG, ConvJudge, person, photos, rows_of
 from torch import Tensor
 
 from apdm.audit import Results, read_results, results_schema, write_results
-from apdm.audit.people import Person
-from apdm.audit.schema import from_json
-from apdm.audit.store import CellStore
+from apdm.audit.inputs.people import Person
+from apdm.audit.results.schema import from_json
+from apdm.audit.results.store import CellStore
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_pil
 from apdm.report.audit_page import write_report

@@ -8,9 +8,9 @@ import pytest
 from stored_cells import processes
 from tiny_audit import CONFIG, person, rows_of
 
-from apdm.audit.common_results import ModelFile
-from apdm.audit.store import CellStore
-from apdm.audit.suites import SUITES, Entry
+from apdm.audit.inputs.suites import SUITES, Entry
+from apdm.audit.results.common import ModelFile
+from apdm.audit.results.store import CellStore
 from apdm.core import disk
 from apdm.core.disk import CannotWrite, picture_size
 

@@ -12,13 +12,11 @@ import pytest
 import torch
 
 from apdm.audit import read_results
-from apdm.audit.attack_factory import AttackFactory, check_fits, lengthened
-from apdm.audit.attention import identifier_maps
-from apdm.audit.models import check_comparable, is_same
-from apdm.audit.people import AuditSubjects, Person, PhotoFolders
-from apdm.audit.results import LeftOut
-from apdm.audit.store import CellStore, key_of, tensor_hash
-from apdm.audit.suites import (
+from apdm.audit.cells.attention import identifier_maps
+from apdm.audit.inputs.attack_factory import AttackFactory, check_fits, lengthened
+from apdm.audit.inputs.models import check_comparable, is_same
+from apdm.audit.inputs.people import AuditSubjects, Person, PhotoFolders
+from apdm.audit.inputs.suites import (
     CAPTIONED,
     SUITES,
     Entry,
@@ -27,6 +25,8 @@ from apdm.audit.suites import (
     cost_factor_warning,
     with_textual_inversion,
 )
+from apdm.audit.results.models import LeftOut
+from apdm.audit.results.store import CellStore, key_of, tensor_hash
 from apdm.config import AuditConfig, AuditJobConfig, load_config
 from apdm.core.errors import UserError
 from apdm.core.pictures import at_most

@@ -18,14 +18,14 @@ from stored_cells import processes
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.people import AuditSubjects, Person
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.people import AuditSubjects, Person
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.protected_photos import PhotoPair, load_protected_photos
 from apdm.audit.photo_attacks import PhotoAudit, PhotoCell
-from apdm.audit.photo_results import PhotoAttackRow
-from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import PhotoPair, load_protected_photos
-from apdm.audit.results_file import read_results
-from apdm.audit.store import CellStore
+from apdm.audit.results.file import read_results
+from apdm.audit.results.photos import PhotoAttackRow
+from apdm.audit.results.store import CellStore
 from apdm.cli import main
 from apdm.config import AuditConfig, HardenConfig, load_config
 from apdm.core.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from apdm.audit.face_checks import check_faces
+from apdm.audit.inputs.face_checks import check_faces
 from apdm.core.errors import UserError
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images

@@ -11,7 +11,7 @@ from PIL import Image
 from real_assets import ASSETS, needs_assets
 from torch.nn.functional import normalize
 
-from apdm.audit.face_checks import look_at_faces
+from apdm.audit.inputs.face_checks import look_at_faces
 from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import find_subjects, load_images

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from apdm.audit.common_results import Verdict
 from apdm.audit.doubts import doubts_about_judges
-from apdm.audit.photo_results import PhotoAttackRow, PhotoOutcome, PhotoThresholds
 from apdm.audit.photo_verdict import is_void, judge_photo_attacks, judge_photos
+from apdm.audit.results.common import Verdict
+from apdm.audit.results.photos import PhotoAttackRow, PhotoOutcome, PhotoThresholds
 from apdm.faces.described import NamedThreshold
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics

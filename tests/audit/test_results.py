@@ -13,7 +13,7 @@ from json_schema import violations
 from tiny_results import make_results
 
 from apdm.audit import SCHEMA, Results, read_results, results_schema, write_results
-from apdm.audit.schema import WrongShape, from_json, to_json
+from apdm.audit.results.schema import WrongShape, from_json, to_json
 from apdm.core.errors import UserError
 
 COMMITTED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*.json"))

@@ -14,15 +14,15 @@ from tiny_audit import ConvJudge, person, photos
 
 from apdm.attacks.experts import ReleaseUnconditional
 from apdm.audit import AuditPlan, attack_and_judge
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.budgets import best_within, budget_table, samples_per_step
-from apdm.audit.people import AuditSubjects
-from apdm.audit.results import AttackRow
-from apdm.audit.schema import from_json, to_json
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.inputs.search_space import SearchOptions, SearchSpace
+from apdm.audit.results.budgets import best_within, budget_table, samples_per_step
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.schema import from_json, to_json
+from apdm.audit.results.search import Search, SearchTrial, TrialPoint
+from apdm.audit.results.store import CellStore, finished_cells
 from apdm.audit.search import best_point, check_search, search_costs
-from apdm.audit.search_results import Search, SearchTrial, TrialPoint
-from apdm.audit.search_space import SearchOptions, SearchSpace
-from apdm.audit.store import CellStore, finished_cells
 from apdm.config import AuditConfig, AuditJobConfig
 from apdm.core.errors import UserError
 from apdm.families import load_family

@@ -15,11 +15,11 @@ from apdm.audit.checks import (
     others_check,
     search_check,
 )
-from apdm.audit.common_results import Check, WorstPerson
-from apdm.audit.results import AttackRow, CostFactors, LowestCost, Measurements
-from apdm.audit.rows import before_attack, compared, cost_factors, other_people
-from apdm.audit.schema import from_json
-from apdm.audit.search_results import Search, SearchResults, SearchTrial
+from apdm.audit.results.common import Check, WorstPerson
+from apdm.audit.results.models import AttackRow, CostFactors, LowestCost, Measurements
+from apdm.audit.results.rows import before_attack, compared, cost_factors, other_people
+from apdm.audit.results.schema import from_json
+from apdm.audit.results.search import Search, SearchResults, SearchTrial
 from apdm.audit.verdict import worst_checks
 from apdm.metrics.drift import AttributeDrift
 from apdm.metrics.identity import IdentityStatistics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apdm.audit.suites import FIELD, SUITES
+from apdm.audit.inputs.suites import FIELD, SUITES
 
 
 def test_suites_require_all_but_what_wins_by_definition_what_was_trained_elsewhere_and_what_is_weak_on_many_bases():

@@ -18,9 +18,9 @@ from made_up_results import (
     verdict_on,
 )
 
-from apdm.audit.results import AttackRow
-from apdm.audit.rows import comparison, protected_curve
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import comparison, protected_curve
+from apdm.audit.results.schema import from_json
 from apdm.audit.verdict import PERHAPS_SEEN
 from apdm.config import AuditConfig
 from apdm.metrics.judges import NO_FEATURES

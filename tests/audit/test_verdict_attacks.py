@@ -19,9 +19,9 @@ from made_up_results import (
     verdict_on,
 )
 
-from apdm.audit.results import AttackRow
-from apdm.audit.rows import is_void
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import is_void
+from apdm.audit.results.schema import from_json
 from apdm.audit.verdict import worst_attack
 from apdm.config import AuditConfig
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apdm.audit.people import PhotoFolders
+from apdm.audit.inputs.people import PhotoFolders
 from apdm.cli import main
 from apdm.config import AuditJobConfig, HardenConfig, load_config
 from apdm.core.errors import UserError

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "apdm"
-JOBS = ["auditing", "common", "hardening", "photos", "planning", "reproducing"]
-PACKAGES = ["attacks", "attacks/parts", "audit", "jobs", *(f"jobs/{part}" for part in JOBS), "protection", "report"]
+PACKAGES = [
+    "attacks",
+    "attacks/parts",
+    *("audit", "audit/cells", "audit/inputs", "audit/results"),
+    *("jobs", "jobs/auditing", "jobs/common", "jobs/hardening", "jobs/photos", "jobs/planning", "jobs/reproducing"),
+    "protection",
+    "report",
+]
 ROW = re.compile(r"^(\w+(?:, \w+)*) {2,}\S", flags=re.MULTILINE)  # names, and behind them what they are
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny_pipelines import BUILDERS
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from apdm.audit.models import load_models
+from apdm.audit.inputs.models import load_models
 from apdm.core.errors import UserError
 from apdm.core.files import list_files
 from apdm.export.pipeline import export_model

@@ -17,7 +17,7 @@ import apdm.families
 from apdm.attacks import Material
 from apdm.attacks.parts.batches import probe_loss
 from apdm.attacks.registry import make
-from apdm.audit.models import load_models
+from apdm.audit.inputs.models import load_models
 from apdm.cli import main
 from apdm.config.registry import forget_classes
 from apdm.core.errors import UserError

@@ -16,7 +16,7 @@ from tiny_pipelines import BUILDERS, build_flux, build_sd3, build_sdxl, clip_con
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from apdm.audit.models import load_models
+from apdm.audit.inputs.models import load_models
 from apdm.config import AuditJobConfig, HardenConfig, L2PConfig
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash, sha256_file

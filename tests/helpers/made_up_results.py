@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from apdm.audit.results import AttackOutcome, AttackRow, Measurements, Thresholds
-from apdm.audit.rows import other_people, with_row_figures
-from apdm.audit.schema import from_json, to_json
+from apdm.audit.results.models import AttackOutcome, AttackRow, Measurements, Thresholds
+from apdm.audit.results.rows import other_people, with_row_figures
+from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.verdict import judge, judge_attacks
 from apdm.config import AuditConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from apdm.audit.store import RECORD, CellStore, finished_cells
+from apdm.audit.results.store import RECORD, CellStore, finished_cells
 
 
 def processes(store: CellStore, *fields: str, **only: Any) -> dict[Any, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apdm.audit.people import Person
+from apdm.audit.inputs.people import Person
 from apdm.config import AuditConfig
 
 CONFIG = AuditConfig(

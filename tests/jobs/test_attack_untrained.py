@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import apdm
-from apdm.audit.store import finished_cells
+from apdm.audit.results.store import finished_cells
 from apdm.cli import main
 from apdm.portraits import ADAPTER, PIPELINE
 

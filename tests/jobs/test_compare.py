@@ -11,8 +11,8 @@ import pytest
 from html_page import Page
 from tiny_results import make_results
 
-from apdm.audit.results import Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.report.comparison import side_by_side, text_lines
 

@@ -18,8 +18,8 @@ from tiny_judges import write_clip, write_dino
 from tiny_pipelines import build_pipeline
 from tiny_run import OPTIONS
 
-from apdm.audit.match_thresholds import with_match_thresholds
-from apdm.audit.people import PhotoFolders
+from apdm.audit.inputs.match_thresholds import with_match_thresholds
+from apdm.audit.inputs.people import PhotoFolders
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.faces import FaceChoice, FaceNetworks

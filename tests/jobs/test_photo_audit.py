@@ -18,7 +18,7 @@ from tiny_judges import write_dino
 from transformers import ViTModel
 
 from apdm.audit import PhotoResults, read_model_results, read_results, results_schema
-from apdm.audit.protected_photos import hold_out, load_protected_photos
+from apdm.audit.inputs.protected_photos import hold_out, load_protected_photos
 from apdm.cli import main
 from apdm.config import AuditJobConfig, load_config
 from apdm.core.errors import UserError

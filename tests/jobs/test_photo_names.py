@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny_run import OPTIONS, flags, told
 
-from apdm.audit.protected_photos import load_pair
+from apdm.audit.inputs.protected_photos import load_pair
 from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject

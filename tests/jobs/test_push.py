@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard, constants
 from tiny_results import make_results
 from tiny_run import arguments, write_people
 
-from apdm.audit.results import Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.config import HardenConfig, make_config
 from apdm.core.errors import UserError

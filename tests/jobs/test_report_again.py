@@ -12,9 +12,9 @@ import torch
 from html_page import Page
 from tiny_results import make_results
 
-from apdm.audit.results import Results
-from apdm.audit.results_file import write_results
-from apdm.audit.schema import from_json
+from apdm.audit.results.file import write_results
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.jobs.auditing.picture_sheets import read_pictures, save_pictures

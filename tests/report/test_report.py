@@ -13,8 +13,8 @@ from html_page import Page
 from PIL import Image
 from tiny_results import outcome, picture, row
 
-from apdm.audit.results import AttackRow, Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import AttackRow, Results
+from apdm.audit.results.schema import from_json
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.statistics import Steps
 from apdm.metrics.utility import MeanAndStd, StrangersLikeness

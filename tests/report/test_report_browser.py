@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from tiny_results import course_pictures, make_pictures, make_results, outcome, photo_layer, picture, row
 
-from apdm.audit.results import Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.report.audit_page import write_report
 from apdm.report.comparison import side_by_side, write_comparison
 from tools.portraits.showcase import find_browser, first_screen

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 from tiny_results import course_pictures, row
 
-from apdm.audit.results import Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.report.strips import MOST_STEPS, course_sheets, shown_steps, strip_image, strips
 
 

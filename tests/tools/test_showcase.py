@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from apdm.audit import read_results
-from apdm.audit.schema import to_json
+from apdm.audit.results.schema import to_json
 from tools.portraits.showcase import BEGIN, END, figures, insert, promise
 
 ROOT = Path(__file__).parents[2]

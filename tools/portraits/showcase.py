@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from apdm.audit import read_results
-from apdm.audit.schema import to_json
+from apdm.audit.results.schema import to_json
 from apdm.core.files import write_text
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"

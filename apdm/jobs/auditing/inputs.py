@@ -11,12 +11,12 @@ import torch
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.registry import settings
 from apdm.attacks.staged import needs_consenting
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.captions import with_captions
-from apdm.audit.match_thresholds import warn_if_few_photos
-from apdm.audit.people import CONSENTING, AuditSubjects, PhotoFolders
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs, load_adapter
-from apdm.audit.suites import Entry, available_entries, check_photos, cost_factor_warning
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.captions import with_captions
+from apdm.audit.inputs.match_thresholds import warn_if_few_photos
+from apdm.audit.inputs.people import CONSENTING, AuditSubjects, PhotoFolders
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs, load_adapter
+from apdm.audit.inputs.suites import Entry, available_entries, check_photos, cost_factor_warning
 from apdm.config import AuditingConfig, AuditOptions
 from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError

@@ -14,10 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from apdm.audit.one_model import AttackResults
-from apdm.audit.photo_results import ImageLayer, PhotoResults
-from apdm.audit.picture_names import ATTENTION, COURSE, file_name, photo_picture_name, picture_name, without_seed
-from apdm.audit.results import AttackRow, Results
-from apdm.audit.results_file import AnyResults
+from apdm.audit.results.file import AnyResults
+from apdm.audit.results.models import AttackRow, Results
+from apdm.audit.results.photos import ImageLayer, PhotoResults
+from apdm.audit.results.picture_names import (
+    ATTENTION,
+    COURSE,
+    file_name,
+    photo_picture_name,
+    picture_name,
+    without_seed,
+)
 from apdm.core.files import list_files
 from apdm.core.pictures import grid, save_png, to_pil
 from apdm.export.layout import PICTURES

@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apdm.audit.attack_factory import AttackFactory, check_on_model
-from apdm.audit.common_results import ModelFile
-from apdm.audit.match_thresholds import with_match_thresholds
+from apdm.audit.inputs.attack_factory import AttackFactory, check_on_model
+from apdm.audit.inputs.match_thresholds import with_match_thresholds
+from apdm.audit.inputs.models import load_models
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.protected_photos import ProtectedPhotos
+from apdm.audit.inputs.suites import Entry, available_entries
 from apdm.audit.model_audit import attack_and_judge
-from apdm.audit.models import load_models
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.photo_attacks import PhotoAudit, attack_and_judge_photos
-from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.results import Results
-from apdm.audit.results_file import write_results
-from apdm.audit.store import CellStore, finished_cells
-from apdm.audit.suites import Entry, available_entries
+from apdm.audit.results.common import ModelFile
+from apdm.audit.results.file import write_results
+from apdm.audit.results.models import Results
+from apdm.audit.results.store import CellStore, finished_cells
 from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
 from apdm.core.files import claim_output_dir, delete, model_hash, write_text
 from apdm.core.stages import Stages

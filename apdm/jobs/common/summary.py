@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.common_results import Verdict
 from apdm.audit.one_model import AttackResults
-from apdm.audit.photo_results import ImageLayer, PhotoResults
-from apdm.audit.results import CurvePoint, Results
-from apdm.audit.rows import by_spec, protected_curve
+from apdm.audit.results.common import Verdict
+from apdm.audit.results.models import CurvePoint, Results
+from apdm.audit.results.photos import ImageLayer, PhotoResults
+from apdm.audit.results.rows import by_spec, protected_curve
 from apdm.core.terminal import columns, count
 from apdm.export.layout import ATTACK, PERTURBATION, PICTURES, REPORT, RESULTS
 from apdm.image_layer.results import Perturbation

@@ -13,12 +13,12 @@ from statistics import fmean
 from PIL import Image
 
 from apdm.attacks.registry import without_words
-from apdm.audit.common_results import Verdict
 from apdm.audit.one_model import AttackResults
-from apdm.audit.picture_names import COURSE
-from apdm.audit.results import Results
-from apdm.audit.results_file import AnyResults
-from apdm.audit.rows import by_spec, protected_curve
+from apdm.audit.results.common import Verdict
+from apdm.audit.results.file import AnyResults
+from apdm.audit.results.models import Results
+from apdm.audit.results.picture_names import COURSE
+from apdm.audit.results.rows import by_spec, protected_curve
 from apdm.config import AuditingConfig, PerturbConfig
 from apdm.core.errors import first_line
 from apdm.core.logging import get_logger

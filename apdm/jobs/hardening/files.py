@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from apdm.attacks.registry import make_purifier
-from apdm.audit.face_checks import check_faces
+from apdm.audit.inputs.face_checks import check_faces
 from apdm.config import HardenConfig
 from apdm.config.prompts import prompts_without_identifier
 from apdm.core.errors import Faults, each

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apdm.audit.common_results import ModelFile
-from apdm.audit.people import PhotoFolders
-from apdm.audit.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.protected_photos import hold_out, load_protected_photos
-from apdm.audit.results import Results
+from apdm.audit.inputs.people import PhotoFolders
+from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
+from apdm.audit.inputs.protected_photos import hold_out, load_protected_photos
+from apdm.audit.results.common import ModelFile
+from apdm.audit.results.models import Results
 from apdm.config import HardenConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import model_hash

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from apdm.attacks import Purifier
 from apdm.attacks.registry import make_purifier
-from apdm.audit.cells import Cell
-from apdm.audit.class_pictures import require_face
-from apdm.audit.matrix import Matrix
-from apdm.audit.plan import AuditPlan
+from apdm.audit.cells.cell import Cell
+from apdm.audit.cells.class_pictures import require_face
+from apdm.audit.cells.matrix import Matrix
+from apdm.audit.inputs.plan import AuditPlan
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts

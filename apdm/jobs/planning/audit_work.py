@@ -13,14 +13,14 @@ from apdm.attacks import Attack
 from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged, stages
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.budgets import samples_per_step
-from apdm.audit.cells import Cell
-from apdm.audit.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
-from apdm.audit.plan import AuditPlan, Drawing
-from apdm.audit.search_space import SearchSpace
-from apdm.audit.store import finished_cells
-from apdm.audit.untrained import Untrained
+from apdm.audit.cells.cell import Cell
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan, Drawing
+from apdm.audit.inputs.search_space import SearchSpace
+from apdm.audit.inputs.untrained import Untrained
+from apdm.audit.results.budgets import samples_per_step
+from apdm.audit.results.store import finished_cells
 from apdm.core.disk import picture_size
 from apdm.data.drawn_pictures import count_drawn
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from apdm.audit.doubts import doubts_about_judges, few_pictures, not_attacked, one_encoder, reasons_left_out
-from apdm.audit.face_checks import look_at_faces
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.plan import AuditPlan, Drawing
-from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.search_space import SearchSpace
-from apdm.audit.suites import Entry
+from apdm.audit.inputs.face_checks import look_at_faces
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan, Drawing
+from apdm.audit.inputs.protected_photos import ProtectedPhotos
+from apdm.audit.inputs.search_space import SearchSpace
+from apdm.audit.inputs.suites import Entry
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE

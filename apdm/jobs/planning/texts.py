@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from apdm.audit.common_results import PhotoCounts
 from apdm.audit.doubts import few_class_pictures, few_pictures, few_strangers, lacking_judges
-from apdm.audit.people import AuditSubjects
+from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.results.common import PhotoCounts
 from apdm.config import AuditJobConfig, AuditOptions, JobConfig
 from apdm.core.terminal import count
 from apdm.data.photo_captions import Captions

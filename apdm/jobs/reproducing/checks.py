@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot
-from apdm.audit.attack_factory import AttackFactory
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.tables import BY_PROMPT, Column
-from apdm.audit.untrained import Untrained
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig
 from apdm.core.errors import UserError
 from apdm.core.terminal import count

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from apdm.audit.store import CellStore, finished_cells
+from apdm.audit.results.store import CellStore, finished_cells
 from apdm.audit.tables import CAPTIONS, PHOTOS, PICTURES, UNCHANGED, Column, TableCell, cell_of, measured_cell
 from apdm.core.pictures import to_unit
 from apdm.data.subjects import find_subjects, list_all_images, load_images

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from apdm.audit.schema import WrongShape, from_json
+from apdm.audit.results.schema import WrongShape, from_json
 from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError
 from apdm.jobs.reproducing.recipes import load_recipe, missing_for, missing_for_column, recipe_names

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apdm.audit.attack_factory import AttackFactory
+from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.config import HardenConfig, JobConfig, PerturbConfig, ReproduceConfig
 from apdm.core.disk import amount, free_space, picture_size
 from apdm.core.terminal import count

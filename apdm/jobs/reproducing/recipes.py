@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from apdm.audit.schema import WrongShape, from_json
+from apdm.audit.results.schema import WrongShape, from_json
 from apdm.audit.tables import CAPTIONS, PHOTOS, Column
 from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError

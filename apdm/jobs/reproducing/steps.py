@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 
 from apdm.audit.one_model import AttackResults, read_any_results
-from apdm.audit.results import AttackRow
-from apdm.audit.store import key_of
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.store import key_of
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError
 from apdm.core.files import claim_output_dir, sha256_file, write_beside

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apdm.audit.suites import SUITES
+from apdm.audit.inputs.suites import SUITES
 from apdm.config import AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig, load_config
 from apdm.config.class_names import names_in_source
 from apdm.config.options import options_by_path

@@ -12,9 +12,9 @@ import pytest
 from tiny_run import write_people
 
 from apdm.audit import read_results
-from apdm.audit.common_results import WorstPerson
-from apdm.audit.photo_results import PhotoComparison, PhotoOutcome
-from apdm.audit.results import LowestCost, Results
+from apdm.audit.results.common import WorstPerson
+from apdm.audit.results.models import LowestCost, Results
+from apdm.audit.results.photos import PhotoComparison, PhotoOutcome
 from apdm.cli import main
 from apdm.jobs.common.results import AuditResult, HardenResult, PerturbResult
 from apdm.jobs.common.summary import LINES, Summary, of_audit, of_hardening, of_perturbation

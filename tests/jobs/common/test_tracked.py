@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_results import make_results, picture
 from tiny_run import arguments, write_people
 
-from apdm.audit.results import Results
-from apdm.audit.schema import from_json
+from apdm.audit.results.models import Results
+from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.distributed.trackers import Tracker

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.audit.people import AuditSubjects, Person
+from apdm.audit.inputs.people import AuditSubjects, Person
 from apdm.faces.portrait import PortraitEncoder, PortraitFaceScore
 from apdm.families.base import uniform_timesteps
 from apdm.families.posterior import Posterior

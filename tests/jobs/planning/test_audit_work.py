@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from tiny_audit import CONFIG, ConvJudge, person, photos
 
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.matrix import Matrix
+from apdm.audit.cells.matrix import Matrix
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan, Drawing
+from apdm.audit.inputs.suites import on_one_person
 from apdm.audit.model_audit import attack_and_judge
-from apdm.audit.people import AuditSubjects
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.plan import ONLY_NOMINAL, AuditPlan, Drawing
-from apdm.audit.store import CellStore
-from apdm.audit.suites import on_one_person
+from apdm.audit.results.store import CellStore
 from apdm.config import AuditConfig
 from apdm.core.disk import picture_size
 from apdm.families import Family, load_family

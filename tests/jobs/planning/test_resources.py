@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apdm.audit.attack_factory import AttackFactory
+from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.config import AuditConfig, HardenConfig, MemoryConfig, ReproduceConfig
 from apdm.core.disk import amount
 from apdm.families import Family, load_family

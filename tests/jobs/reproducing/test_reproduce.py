@@ -18,7 +18,7 @@ from small_stable_diffusion import write_sets, write_small_sd15
 from tiny_judges import write_dino
 
 import apdm
-from apdm.audit.results import AttackRow, CurvePoint
+from apdm.audit.results.models import AttackRow, CurvePoint
 from apdm.audit.tables import Column, figure_of, measured_cell
 from apdm.cli import main
 from apdm.config import ReproduceConfig

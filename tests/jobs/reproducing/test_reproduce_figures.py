@@ -16,7 +16,7 @@ from tiny_judges import write_clip
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from apdm.audit.store import CellStore
+from apdm.audit.results.store import CellStore
 from apdm.audit.tables import Column, Table, TableCell, TableRow
 from apdm.core.errors import UserError
 from apdm.core.pictures import save_png, to_pil

@@ -16,7 +16,7 @@ from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot, refuse_repeats
 from apdm.attacks.staged import needs_consenting
-from apdm.audit.attack_factory import AttackFactory, check_on_model
+from apdm.audit.inputs.attack_factory import AttackFactory, check_on_model
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError
 from apdm.faces import FaceNetworks

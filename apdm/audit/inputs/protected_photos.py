@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from apdm.audit.people import People
-from apdm.audit.schema import WrongShape, from_json
+from apdm.audit.inputs.people import People
+from apdm.audit.results.schema import WrongShape, from_json
 from apdm.config.photo_run import output_of_run
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger

@@ -23,7 +23,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from apdm.audit.common_results import HeldOutFrom, PhotoCounts
+from apdm.audit.results.common import HeldOutFrom, PhotoCounts
 from apdm.config import AuditOptions
 from apdm.core.errors import Faults, UserError, each
 from apdm.data.photo_captions import Captions

@@ -10,8 +10,16 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from apdm.audit.common_results import WorstPerson
-from apdm.audit.results import AttackRow, Comparison, CostFactors, LowestCost, OtherPerson, PlaceboComparison, Role
+from apdm.audit.results.common import WorstPerson
+from apdm.audit.results.models import (
+    AttackRow,
+    Comparison,
+    CostFactors,
+    LowestCost,
+    OtherPerson,
+    PlaceboComparison,
+    Role,
+)
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent_values, steps_to_reach
 

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from torch import Tensor
 
-from apdm.audit.people import AuditSubjects
+from apdm.audit.inputs.people import AuditSubjects
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
 from apdm.metrics.judges import Judges, LikenessEncoder

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from apdm.audit.cell_runner import CellRunner
-from apdm.audit.judging import check_finite
-from apdm.audit.plan import ATTACK_NOISE, AuditPlan
-from apdm.audit.rows import COMPARED
-from apdm.audit.schema import from_json, to_json
-from apdm.audit.search_results import GuidanceSweep
-from apdm.audit.store import CellStore, key_of, tensor_hash
+from apdm.audit.cells.judging import check_finite
+from apdm.audit.cells.runner import CellRunner
+from apdm.audit.inputs.plan import ATTACK_NOISE, AuditPlan
+from apdm.audit.results.rows import COMPARED
+from apdm.audit.results.schema import from_json, to_json
+from apdm.audit.results.search import GuidanceSweep
+from apdm.audit.results.store import CellStore, key_of, tensor_hash
 from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.judges import Features
 

@@ -10,12 +10,12 @@ from apdm.attacks import Attack
 from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.registry import settings
 from apdm.attacks.staged import stages
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.people import AuditSubjects, Person
-from apdm.audit.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.plan import AuditPlan
-from apdm.audit.protected_photos import ProtectedPhotos
-from apdm.audit.suites import Entry, attacked_people
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.people import AuditSubjects, Person
+from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.protected_photos import ProtectedPhotos
+from apdm.audit.inputs.suites import Entry, attacked_people
 from apdm.config.prompts import identifier_words, prompts_without_identifier
 from apdm.core.errors import Faults
 from apdm.core.logging import get_logger

@@ -16,8 +16,8 @@ Here specs and purifiers are written as `file_name` writes them.
 
 from __future__ import annotations
 
-from apdm.audit.photo_results import PhotoAttackRow
-from apdm.audit.results import AttackRow
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.photos import PhotoAttackRow
 
 COURSE, ATTENTION = "course", "attention"
 

@@ -10,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.attack_factory import AttackFactory
-from apdm.audit.common_results import SCHEMA, ModelFile, Prompts
-from apdm.audit.people import AuditSubjects
-from apdm.audit.results import LeftOut, Thresholds
-from apdm.audit.search_space import SearchOptions
-from apdm.audit.store import tensor_hash
-from apdm.audit.suites import NOMINAL, Entry, available_entries
+from apdm.audit.inputs.attack_factory import AttackFactory
+from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.inputs.search_space import SearchOptions
+from apdm.audit.inputs.suites import NOMINAL, Entry, available_entries
+from apdm.audit.results.common import SCHEMA, ModelFile, Prompts
+from apdm.audit.results.models import LeftOut, Thresholds
+from apdm.audit.results.store import tensor_hash
 from apdm.config import AuditOptions
 from apdm.config.prompts import default_audit_prompts
 from apdm.core.errors import UserError

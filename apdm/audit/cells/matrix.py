@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from apdm.audit.cell_runner import CellRunner
-from apdm.audit.cells import Cell, make_cell
-from apdm.audit.people import Person
-from apdm.audit.picture_names import ATTENTION, COURSE, picture_name
-from apdm.audit.plan import AuditPlan
-from apdm.audit.results import AttackRow, Role
-from apdm.audit.schema import from_json, to_json
-from apdm.audit.store import CellStore, tensor_hash
-from apdm.audit.suites import Entry
+from apdm.audit.cells.cell import Cell, make_cell
+from apdm.audit.cells.runner import CellRunner
+from apdm.audit.inputs.people import Person
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.inputs.suites import Entry
+from apdm.audit.results.models import AttackRow, Role
+from apdm.audit.results.picture_names import ATTENTION, COURSE, picture_name
+from apdm.audit.results.schema import from_json, to_json
+from apdm.audit.results.store import CellStore, tensor_hash
 from apdm.core.errors import Interrupted
 from apdm.core.signals import Stop, stop_on_signals
 from apdm.core.terminal import progress_bar

@@ -20,9 +20,9 @@ from apdm.attacks import Attack
 from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.photo_treatment import check_enough_photos
 from apdm.attacks.registry import described, refuse_repeats
-from apdm.audit.attack_factory import AttackFactory, misfit
-from apdm.audit.people import AuditSubjects, Person
-from apdm.audit.results import LeftOut
+from apdm.audit.inputs.attack_factory import AttackFactory, misfit
+from apdm.audit.inputs.people import AuditSubjects, Person
+from apdm.audit.results.models import LeftOut
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.families import Family

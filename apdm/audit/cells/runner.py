@@ -18,12 +18,12 @@ from torch.nn import Module
 
 from apdm.attacks import Material
 from apdm.attacks.parts.batches import probe_loss
-from apdm.audit.attention import identifier_maps
-from apdm.audit.cells import Cell, CellMeasurements
-from apdm.audit.judging import References, check_finite, distance_to_class, editing_quality, person_quality
-from apdm.audit.plan import ATTACK_NOISE, AuditPlan
-from apdm.audit.results import AttackRow, CurvePoint
-from apdm.audit.untrained import Untrained
+from apdm.audit.cells.attention import identifier_maps
+from apdm.audit.cells.cell import Cell, CellMeasurements
+from apdm.audit.cells.judging import References, check_finite, distance_to_class, editing_quality, person_quality
+from apdm.audit.inputs.plan import ATTACK_NOISE, AuditPlan
+from apdm.audit.inputs.untrained import Untrained
+from apdm.audit.results.models import AttackRow, CurvePoint
 from apdm.core.devices import free_memory
 from apdm.core.errors import one_line
 from apdm.families import Family, Posterior

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from apdm.audit.results import AttackRow
-from apdm.audit.rows import COMPARED, by_spec, mean_curve, paired_rows
-from apdm.audit.search_results import BudgetRow, BudgetTable, SearchResults, TrialPoint
+from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import COMPARED, by_spec, mean_curve, paired_rows
+from apdm.audit.results.search import BudgetRow, BudgetTable, SearchResults, TrialPoint
 from apdm.metrics.statistics import LikenessCurve
 
 SEARCHED = "search, best of"

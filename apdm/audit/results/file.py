@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from apdm.audit.common_results import SCHEMA
-from apdm.audit.photo_results import PhotoResults
-from apdm.audit.results import Results
-from apdm.audit.schema import WrongShape, from_json, json_schema, to_json
+from apdm.audit.results.common import SCHEMA
+from apdm.audit.results.models import Results
+from apdm.audit.results.photos import PhotoResults
+from apdm.audit.results.schema import WrongShape, from_json, json_schema, to_json
 from apdm.core.errors import UserError
 from apdm.core.files import write_json
 

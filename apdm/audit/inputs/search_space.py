@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apdm.audit.attack_factory import AttackFactory, misfit
-from apdm.audit.budgets import samples_per_step
+from apdm.audit.inputs.attack_factory import AttackFactory, misfit
+from apdm.audit.results.budgets import samples_per_step
 from apdm.core.errors import UserError
 from apdm.families import Family
 

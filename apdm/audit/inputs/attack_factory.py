@@ -14,7 +14,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, settings
 from apdm.attacks.staged import Staged, stages
-from apdm.audit.untrained import Untrained
+from apdm.audit.inputs.untrained import Untrained
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file

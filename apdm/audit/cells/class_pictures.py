@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apdm.audit.plan import CLASS_NOISE, SECOND_CLASS_NOISE, AuditPlan
-from apdm.audit.results import OtherPerson, Utility
-from apdm.audit.store import CellStore, key_of
+from apdm.audit.inputs.plan import CLASS_NOISE, SECOND_CLASS_NOISE, AuditPlan
+from apdm.audit.results.models import OtherPerson, Utility
+from apdm.audit.results.store import CellStore, key_of
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_unit
 from apdm.distributed.processes import ProcessGroup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apdm.audit.common_results import (
+from apdm.audit.results.common import (
     Check,
     IdentityByEncoder,
     ModelFile,

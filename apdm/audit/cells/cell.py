@@ -12,14 +12,14 @@ from torch import Tensor
 
 from apdm.attacks import Attack
 from apdm.attacks.parts.captions import assumed, caption_column, drawn_captions
-from apdm.audit.attack_factory import code_hash, lengthened
-from apdm.audit.budgets import samples_per_step
-from apdm.audit.people import Person
-from apdm.audit.plan import AuditPlan, Drawing
-from apdm.audit.results import AttackRow, CurvePoint, Role
-from apdm.audit.store import key_of
-from apdm.audit.suites import Entry
-from apdm.audit.untrained import Untrained
+from apdm.audit.inputs.attack_factory import code_hash, lengthened
+from apdm.audit.inputs.people import Person
+from apdm.audit.inputs.plan import AuditPlan, Drawing
+from apdm.audit.inputs.suites import Entry
+from apdm.audit.inputs.untrained import Untrained
+from apdm.audit.results.budgets import samples_per_step
+from apdm.audit.results.models import AttackRow, CurvePoint, Role
+from apdm.audit.results.store import key_of
 from apdm.core.disk import picture_size
 from apdm.core.pictures import at_most
 

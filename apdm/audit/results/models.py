@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
-from apdm.audit.common_results import (
+from apdm.audit.results.common import (
     Check,
     IdentityByEncoder,
     ModelFile,
@@ -24,8 +24,8 @@ from apdm.audit.common_results import (
     Verdict,
     WorstPerson,
 )
-from apdm.audit.photo_results import ImageLayer
-from apdm.audit.search_results import BudgetTable, GuidanceSweep, SearchResults
+from apdm.audit.results.photos import ImageLayer
+from apdm.audit.results.search import BudgetTable, GuidanceSweep, SearchResults
 from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.metrics.utility import ClassUtility, StrangersLikeness

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apdm.audit.common_results import Status
+from apdm.audit.results.common import Status
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.statistics import Cost
 
