@@ -1,7 +1,7 @@
 """`apdm audit`: run a suite of attacks on models and people, and write results.json and report.html.
 
 Without a hardened model the command audits photos alone: `photo_audit.py`. `apdm harden` with `audit.enabled` uses
-`audit_and_report` at its end. What an audit reads first is in `audit_inputs.py`.
+`audit_and_report` at its end. What an audit reads first is in `auditing/inputs.py`.
 """
 
 from __future__ import annotations

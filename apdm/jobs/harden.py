@@ -1,8 +1,8 @@
 """`apdm harden`, the main job: it hardens a pipeline against the people in the photos, and can audit the result.
 
 `train_apdm.py` and `apdm harden` both call this file. It decides in which order the parts of the job run, and in which
-process: `harden_inputs` reads the input, `training` and `hardening_loop` train, `harden_export` writes the model, and
-`final_audit` measures.
+process. The parts are in `hardening/`: `inputs` reads the input, `training` and `loop` train, `export` writes the
+model, and `final_audit` measures.
 """
 
 from __future__ import annotations

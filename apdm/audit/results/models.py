@@ -1,7 +1,7 @@
 """The content of results.json as dataclasses.
 
-The fields have the order and the names that they have in results.json, which `results_file` writes and reads.
-`photo_results` has what is about protected photos, `common_results` what both share.
+The fields have the order and the names that they have in results.json, which `file` writes and reads. `photos` has
+what is about protected photos, `common` what both share.
 """
 
 from __future__ import annotations
