@@ -27,7 +27,7 @@ from torch import Tensor
 from apdm.attacks import Material
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
-from apdm.config.image_layer import (
+from apdm.config.groups.image_layer import (
     AntiDiffusionConfig,
     ASPLConfig,
     DLADiffConfig,

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from apdm.config import HardenConfig, load_config
-from apdm.config.audit import AuditConfig
+from apdm.config.groups.audit import AuditConfig
 from apdm.data.separate_photos import Role
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces.portrait import PortraitFaceScore, PortraitReader

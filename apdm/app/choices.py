@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from apdm.config import PerturbConfig
-from apdm.config.image_layer import BUDGETS, MAX_EPSILON, NO_METHOD
+from apdm.config.groups.image_layer import BUDGETS, MAX_EPSILON, NO_METHOD
 from apdm.config.plugins import PROTECTIONS
 from apdm.core.errors import UserError
 

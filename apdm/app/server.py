@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apdm.config import AppConfig
-from apdm.config.app import LOCAL
+from apdm.config.commands.app import LOCAL
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
 from apdm.core.signals import stop_on_signals

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apdm.config.subject_kind import SubjectKind
+from apdm.config.groups.subject_kind import SubjectKind
 
 TITLE = "Protect photos"
 SUBJECTS: dict[SubjectKind, str] = {"person": "person", "object": "object or animal"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-# An import of a class of options, such as `from apdm.config.image_layer import ASPLConfig`.
+# An import of a class of options, such as `from apdm.config.groups.image_layer import ASPLConfig`.
 INHERITED = re.compile(r"^from (apdm\.config\.\w+) import .*Config\b", re.MULTILINE)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from apdm.config.trackers import TRACKER_OPTIONS
+from apdm.config.groups.trackers import TRACKER_OPTIONS
 from apdm.config.yaml_text import parse_yaml, to_yaml
 
 CONTINUATION_OPTIONS = (

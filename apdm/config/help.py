@@ -8,21 +8,21 @@ import textwrap
 from collections.abc import Mapping
 from typing import Literal, get_args, get_origin
 
-from apdm.config.app import AppConfig
-from apdm.config.attack import AttackConfig
-from apdm.config.audit_job import AuditJobConfig
-from apdm.config.compare import CompareConfig
-from apdm.config.demo import DemoConfig
-from apdm.config.env import EnvConfig
-from apdm.config.harden import HardenConfig
-from apdm.config.init import InitConfig
+from apdm.config.commands.app import AppConfig
+from apdm.config.commands.attack import AttackConfig
+from apdm.config.commands.audit import AuditJobConfig
+from apdm.config.commands.compare import CompareConfig
+from apdm.config.commands.demo import DemoConfig
+from apdm.config.commands.env import EnvConfig
+from apdm.config.commands.harden import HardenConfig
+from apdm.config.commands.init import InitConfig
+from apdm.config.commands.perturb import PerturbConfig
+from apdm.config.commands.push import PushConfig
+from apdm.config.commands.report import ReportConfig
+from apdm.config.commands.reproduce import ReproduceConfig
+from apdm.config.commands.verify import VerifyConfig
 from apdm.config.options import HEADINGS, Option, options_by_path
-from apdm.config.perturb import PerturbConfig
-from apdm.config.push import PushConfig
-from apdm.config.report import ReportConfig
-from apdm.config.reproduce import ReproduceConfig
 from apdm.config.types import without_none
-from apdm.config.verify import VerifyConfig
 
 WIDTH = 100  # of the explanations, in characters
 MANY = 20  # a command with more options has a short help

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apdm.config.harden import HardenConfig
+from apdm.config.commands.harden import HardenConfig
+from apdm.config.commands.perturb import PerturbConfig
+from apdm.config.groups.image_layer import NO_METHOD
+from apdm.config.groups.presets import MEMORY_PRESETS
 from apdm.config.help import brief
-from apdm.config.image_layer import NO_METHOD
 from apdm.config.options import options_by_path
-from apdm.config.perturb import PerturbConfig
-from apdm.config.presets import MEMORY_PRESETS
 from apdm.config.yaml_text import read_yaml, yaml_value
 from apdm.core.errors import UserError
 from apdm.portraits import DEMO

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apdm.config.image_layer import TransformConfig
+from apdm.config.groups.image_layer import TransformConfig
 from apdm.core.devices import send
 
 # Quantisation tables of ITU-T T.81 (JPEG), Annex K, Tables K.1 and K.2. libjpeg uses them for quality 50.

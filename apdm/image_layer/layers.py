@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from apdm.config.image_layer import NO_METHOD, CleanPhotosConfig, ImageLayerConfig
+from apdm.config.groups.image_layer import NO_METHOD, CleanPhotosConfig, ImageLayerConfig
 from apdm.faces import Face
 from apdm.families import Family
 from apdm.image_layer.pgd import PGD, Update

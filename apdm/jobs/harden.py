@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from apdm.audit import read_model_results
 from apdm.config import HardenConfig, config_hash
-from apdm.config.presets import preset_report
+from apdm.config.groups.presets import preset_report
 from apdm.core.devices import free_memory
 from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError

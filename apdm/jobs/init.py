@@ -13,7 +13,7 @@ from typing import Any, get_args
 from huggingface_hub import hf_hub_download
 
 from apdm.config import HardenConfig, InitConfig, make_config
-from apdm.config.init import QUESTIONS
+from apdm.config.commands.init import QUESTIONS
 from apdm.config.options import options_by_path, without_none
 from apdm.config.starting_file import (
     BUNDLED,

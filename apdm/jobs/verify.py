@@ -22,7 +22,7 @@ from PIL import Image
 from apdm.audit import read_results
 from apdm.audit.inputs.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
 from apdm.config import VerifyConfig
-from apdm.config.trackers import TRACKER_OPTIONS
+from apdm.config.groups.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError, one_line
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
 from apdm.data.photo_captions import all_captions

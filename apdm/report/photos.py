@@ -7,7 +7,7 @@ from typing import Any
 
 from apdm.audit.results.photos import ImageLayer, PhotoAttackRow, PhotoOutcome
 from apdm.audit.results.picture_names import photo_picture_name, without_seed
-from apdm.config.image_layer import NO_METHOD
+from apdm.config.groups.image_layer import NO_METHOD
 from apdm.image_layer.results import ProtectedPhoto
 from apdm.metrics.identity import face_rate
 from apdm.metrics.perception import Visibility

@@ -17,7 +17,7 @@ from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.lora import LoRA
 from apdm.config import ImageLayerConfig
-from apdm.config.image_layer import DLADiffConfig
+from apdm.config.groups.image_layer import DLADiffConfig
 from apdm.faces import load_detector, load_encoders
 from apdm.families import Family
 from apdm.families.encoding import encode_images

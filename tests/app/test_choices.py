@@ -11,9 +11,9 @@ import pytest
 from apdm.app import texts
 from apdm.app.choices import LEVELS, METHODS, OWN, Choice, methods, strengths
 from apdm.config import AppConfig, PerturbConfig, load_config, make_config
-from apdm.config.image_layer import BUDGETS, NO_METHOD
+from apdm.config.groups.image_layer import BUDGETS, NO_METHOD
+from apdm.config.groups.subject_kind import SubjectKind
 from apdm.config.plugins import PROTECTIONS
-from apdm.config.subject_kind import SubjectKind
 from apdm.core.errors import UserError
 
 NO_FACES = {"image_layer.zero_shot.enabled": False}

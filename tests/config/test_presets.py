@@ -10,7 +10,7 @@ from tiny_run import arguments, equal, weights, write_people
 
 from apdm.cli import main
 from apdm.config import HardenConfig, load_config, to_yaml
-from apdm.config.presets import MEMORY_PRESETS, preset_report
+from apdm.config.groups.presets import MEMORY_PRESETS, preset_report
 
 REQUIRED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=i", "--output_dir=o"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.data import chelsea
 
-from apdm.config.image_layer import TransformConfig
+from apdm.config.groups.image_layer import TransformConfig
 from apdm.core.errors import UserError
 from apdm.data import transforms
 from apdm.data.transforms import RandomTransform, gaussian_blur, gaussian_noise, jpeg, resize_and_back

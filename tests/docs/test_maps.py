@@ -12,6 +12,8 @@ PACKAGES = [
     "attacks",
     "attacks/parts",
     *("audit", "audit/cells", "audit/inputs", "audit/results"),
+    "config",
+    "config/groups",
     *("jobs", "jobs/auditing", "jobs/common", "jobs/hardening", "jobs/photos", "jobs/planning", "jobs/reproducing"),
     "protection",
     "report",

@@ -19,7 +19,7 @@ from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.attacks.parts.batches import probe_loss
 from apdm.config import HardenConfig, L2PConfig, PerturbConfig
-from apdm.config.image_layer import DLADiffConfig, ImageLayerConfig, ZeroShotConfig
+from apdm.config.groups.image_layer import DLADiffConfig, ImageLayerConfig, ZeroShotConfig
 from apdm.core.files import list_files
 from apdm.data.subjects import load_images
 from apdm.export.pipeline import export_model

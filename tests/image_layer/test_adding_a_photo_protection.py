@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import apdm.image_layer.protections
-from apdm.config.image_layer import ImageLayerConfig, ZeroShotConfig
+from apdm.config.groups.image_layer import ImageLayerConfig, ZeroShotConfig
 from apdm.config.registry import forget_classes
 from apdm.core.errors import UserError
 from apdm.image_layer.layers import LayeredProtection

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from apdm.config.image_layer import (
+from apdm.config.groups.image_layer import (
     AntiDiffusionConfig,
     ASPLConfig,
     DLADiffConfig,

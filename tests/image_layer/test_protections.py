@@ -12,7 +12,7 @@ import torch
 from photo_gradients import check_gradient, perturbed_denoiser
 
 import apdm.image_layer.protections
-from apdm.config.image_layer import DLADiffConfig, ImageLayerConfig
+from apdm.config.groups.image_layer import DLADiffConfig, ImageLayerConfig
 from apdm.core.errors import UserError
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections import PROTECTIONS, make_protection

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apdm.config.image_layer import EncoderAttackConfig, ImageLayerConfig, ZeroShotConfig
+from apdm.config.groups.image_layer import EncoderAttackConfig, ImageLayerConfig, ZeroShotConfig
 from apdm.core.errors import UserError
 from apdm.data.subjects import Subject
 from apdm.faces import Face, align, load_encoder

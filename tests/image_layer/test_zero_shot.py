@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from real_assets import ASSETS, needs_assets
 
-from apdm.config.image_layer import TransformConfig
+from apdm.config.groups.image_layer import TransformConfig
 from apdm.core.errors import UserError
 from apdm.data.transforms import RandomTransform
 from apdm.faces import Face, load_detector, load_encoder

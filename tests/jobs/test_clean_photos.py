@@ -10,8 +10,8 @@ import pytest
 from small_stable_diffusion import write_sets
 
 from apdm.config import make_config
-from apdm.config.job import JobConfig
-from apdm.config.perturb import PerturbConfig
+from apdm.config.commands.perturb import PerturbConfig
+from apdm.config.groups.job import JobConfig
 from apdm.config.plugins import PROTECTIONS
 from apdm.core.errors import UserError
 from apdm.jobs.perturb import perturb

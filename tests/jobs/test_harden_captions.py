@@ -12,7 +12,7 @@ from tiny_run import UNET, arguments, write_people
 
 from apdm.cli import main
 from apdm.config import HardenConfig
-from apdm.config.attackers import VarietyConfig
+from apdm.config.groups.attackers import VarietyConfig
 from apdm.data.separate_photos import Role
 from apdm.export.leaks import scan_for_leaks
 from apdm.families import load_family

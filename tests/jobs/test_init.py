@@ -18,9 +18,9 @@ from tiny_run import write_people
 
 from apdm.cli import main
 from apdm.config import InitConfig, make_config
-from apdm.config.init import QUESTIONS
+from apdm.config.commands.init import QUESTIONS
+from apdm.config.groups.presets import MEMORY_PRESETS
 from apdm.config.options import options_by_path
-from apdm.config.presets import MEMORY_PRESETS
 from apdm.config.starting_file import (
     KINDS,
     ON_THE_HUB,

@@ -19,7 +19,7 @@ from torch import Tensor
 from apdm.attacks import Material, fine_tuning
 from apdm.attacks.registry import make
 from apdm.config import HardenConfig, ImageLayerConfig, L2PConfig, PreservationConfig
-from apdm.config.image_layer import TransformConfig
+from apdm.config.groups.image_layer import TransformConfig
 from apdm.data.transforms import RandomTransform
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces import Face, load_encoders

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import is_dataclass
 from typing import ClassVar
 
-from apdm.config.image_layer import ImageLayerConfig
+from apdm.config.groups.image_layer import ImageLayerConfig
 from apdm.config.plugins import PROTECTIONS
 from apdm.families import Family
 from apdm.image_layer.pgd import PGD

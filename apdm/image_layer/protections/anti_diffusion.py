@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.config.image_layer import AntiDiffusionConfig
+from apdm.config.groups.image_layer import AntiDiffusionConfig
 from apdm.core.adamw import make_adamw
 from apdm.families.attention import watch_attention
 from apdm.image_layer.pgd import PGD, PhotoObjective

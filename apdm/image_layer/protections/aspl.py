@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apdm.config.image_layer import ASPLConfig
+from apdm.config.groups.image_layer import ASPLConfig
 from apdm.families import Family
 from apdm.image_layer.pgd import PGD, PhotoObjective
 from apdm.image_layer.protections import PhotoProtection

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from apdm.config.image_layer import DLADiffConfig
+from apdm.config.groups.image_layer import DLADiffConfig
 from apdm.families.attention import AttentionMaps, map_distance, watch_attention
 from apdm.image_layer.pgd import PGD, PhotoObjective
 from apdm.image_layer.protections import PhotoProtection

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apdm.config.image_layer import EncoderAttackConfig
+from apdm.config.groups.image_layer import EncoderAttackConfig
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.task import ProtectionTask

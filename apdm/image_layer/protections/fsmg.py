@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apdm.config.image_layer import FSMGConfig
+from apdm.config.groups.image_layer import FSMGConfig
 from apdm.families import Family
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections import PhotoProtection

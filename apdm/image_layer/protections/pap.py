@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apdm.config.image_layer import PAPConfig
+from apdm.config.groups.image_layer import PAPConfig
 from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.families import Family

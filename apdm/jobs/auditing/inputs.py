@@ -18,7 +18,7 @@ from apdm.audit.inputs.people import CONSENTING, AuditSubjects, PhotoFolders
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs, load_adapter
 from apdm.audit.inputs.suites import Entry, available_entries, check_photos, cost_factor_warning
 from apdm.config import AuditingConfig, AuditOptions
-from apdm.config.subject_kind import SubjectKind
+from apdm.config.groups.subject_kind import SubjectKind
 from apdm.core.errors import Faults, UserError
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
-from apdm.config.audit import AuditOptions
-from apdm.config.image_layer import ZeroShotConfig
+from apdm.config.groups.audit import AuditOptions
+from apdm.config.groups.image_layer import ZeroShotConfig
 from apdm.core.errors import UserError
 from apdm.faces import FaceChoice, FaceNetworks
 from apdm.families.miniature import is_miniature

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, VerifyConfig
-from apdm.config.image_layer import NO_METHOD
+from apdm.config.groups.image_layer import NO_METHOD
 from apdm.config.judges import check_judges
 from apdm.config.options import Option, options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS

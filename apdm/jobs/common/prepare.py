@@ -13,7 +13,7 @@ import torch
 
 from apdm.config import AttackConfig, AuditJobConfig, JobConfig, PerturbConfig, to_yaml
 from apdm.config.continuation import has_same_options
-from apdm.config.dataset import CLASS, PEOPLE
+from apdm.config.groups.dataset import CLASS, PEOPLE
 from apdm.config.prompts import CLASS_PROMPT, identifier_words, prompts_without_identifier, quoted
 from apdm.core.cpus import default_threads
 from apdm.core.errors import Faults, UserError

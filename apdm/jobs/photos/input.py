@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from apdm.config.image_layer import ASPLConfig, CleanPhotosConfig
+from apdm.config.groups.image_layer import ASPLConfig, CleanPhotosConfig
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
 from apdm.core.logging import get_logger

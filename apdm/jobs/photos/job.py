@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apdm.config import JobConfig
-from apdm.config.image_layer import NO_METHOD
+from apdm.config.groups.image_layer import NO_METHOD
 from apdm.core.disk import picture_size, require_disk
 from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import delete, list_files, write_json

@@ -21,7 +21,7 @@ from apdm.audit.inputs.protected_photos import ProtectedPhotos
 from apdm.audit.inputs.search_space import SearchSpace
 from apdm.audit.inputs.suites import Entry
 from apdm.config import AuditJobConfig, AuditOptions, HardenConfig, JobConfig, PerturbConfig, VerifyConfig
-from apdm.config.image_layer import NO_METHOD
+from apdm.config.groups.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
 from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
 from apdm.config.prompts import quoted

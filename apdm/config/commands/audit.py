@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apdm.config.audit import AuditOptions
-from apdm.config.faces import faces_option
-from apdm.config.model_options import (
+from apdm.config.groups.audit import AuditOptions
+from apdm.config.groups.faces import faces_option
+from apdm.config.groups.model_options import (
     allow_pickle_option,
     family_option,
     num_threads_option,
     single_file_config_option,
 )
+from apdm.config.groups.photo_audit import check_together
+from apdm.config.groups.subject_kind import SubjectKind, subject_kind_option
+from apdm.config.groups.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.config.options import DRY_RUN, option
-from apdm.config.photo_audit import check_together
 from apdm.config.photo_run import defaults_from_run
 from apdm.config.prompts import (
     INSTANCE_PROMPT,
@@ -24,8 +26,6 @@ from apdm.config.prompts import (
     default_class_prompt,
     filled,
 )
-from apdm.config.subject_kind import SubjectKind, subject_kind_option
-from apdm.config.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.core.errors import UserError
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from apdm.core.errors import UserError
 
 if TYPE_CHECKING:
-    from apdm.config.audit_job import AuditJobConfig
+    from apdm.config.commands.audit import AuditJobConfig
 
 # Options that mean something only where a hardened model is attacked, with what to do instead.
 ONLY_WITH_HARDENED = {

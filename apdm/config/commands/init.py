@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from apdm.config.model_options import single_file_config_option
+from apdm.config.groups.model_options import single_file_config_option
 from apdm.config.options import option
 
 QUESTIONS = ("make", "model", "photos", "card", "faces")  # in the order in which they are asked

@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apdm.config.audit import AuditOptions
-from apdm.config.audit_job import AuditJobConfig
+from apdm.config.commands.audit import AuditJobConfig
+from apdm.config.groups.audit import AuditOptions
+from apdm.config.groups.subject_kind import SubjectKind
+from apdm.config.groups.trackers import check_trackers
 from apdm.config.options import option
 from apdm.config.prompts import check_audit_prompts, default_audit_prompts, default_class_prompt, filled
-from apdm.config.subject_kind import SubjectKind
-from apdm.config.trackers import check_trackers
 from apdm.core.errors import UserError
 
 

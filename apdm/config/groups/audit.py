@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from apdm.config.groups.subject_kind import check_object, check_object_judges
 from apdm.config.judges import judge_places
 from apdm.config.options import option
-from apdm.config.subject_kind import check_object, check_object_judges
 from apdm.core.errors import UserError
 
 # Times the nominal step, where the user names no steps. Before it, because the attacker may stop at any step.
@@ -312,7 +312,7 @@ class AuditOptions:
         """Check that the audit can judge objects. `about_faces` are further options that make sense for people only.
 
         Args:
-            instance_prompt, class_prompt, about_faces, is_meant: as for `apdm.config.subject_kind.check_object`.
+            instance_prompt, class_prompt, about_faces, is_meant: as for `apdm.config.groups.subject_kind.check_object`.
 
         Raises:
             UserError: an option is about faces, or nothing judges likeness, or the prompt names a person.

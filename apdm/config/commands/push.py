@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apdm.config.hub import hub_model_id_option, hub_overwrite_option, hub_public_option
+from apdm.config.groups.hub import hub_model_id_option, hub_overwrite_option, hub_public_option
 from apdm.config.options import option
 
 

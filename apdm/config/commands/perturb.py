@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apdm.config.job import JobConfig
+from apdm.config.groups.job import JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from apdm.config.dataset import CLASS, PHOTOS
+from apdm.config.commands.perturb import PerturbConfig
+from apdm.config.groups.dataset import CLASS, PHOTOS
 from apdm.config.options import option
-from apdm.config.perturb import PerturbConfig
 from apdm.core.errors import UserError
 from apdm.portraits import PIPELINE
 

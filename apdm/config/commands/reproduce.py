@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apdm.config.model_options import allow_pickle_option, num_threads_option
+from apdm.config.groups.model_options import allow_pickle_option, num_threads_option
 from apdm.config.options import option
 from apdm.core.errors import UserError
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from apdm.config.attackers import L2PConfig, PoolConfig, VarietyConfig
-from apdm.config.audit import AuditConfig
-from apdm.config.hub import hub_model_id_option, hub_overwrite_option, hub_public_option
-from apdm.config.job import JobConfig
+from apdm.config.groups.attackers import L2PConfig, PoolConfig, VarietyConfig
+from apdm.config.groups.audit import AuditConfig
+from apdm.config.groups.hub import hub_model_id_option, hub_overwrite_option, hub_public_option
+from apdm.config.groups.job import JobConfig
+from apdm.config.groups.presets import MEMORY_PRESETS, MemoryConfig
 from apdm.config.options import option
-from apdm.config.presets import MEMORY_PRESETS, MemoryConfig
 from apdm.config.prompts import CLASS, INSTANCE, check_audit_prompts, default_audit_prompts, filled
 from apdm.core.errors import UserError
 

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apdm.config.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
-from apdm.config.faces import faces_option
-from apdm.config.image_layer import NO_METHOD, ImageLayerConfig
-from apdm.config.model_options import (
+from apdm.config.groups.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
+from apdm.config.groups.faces import faces_option
+from apdm.config.groups.image_layer import NO_METHOD, ImageLayerConfig
+from apdm.config.groups.model_options import (
     allow_pickle_option,
     family_option,
     num_threads_option,
     single_file_config_option,
 )
+from apdm.config.groups.subject_kind import SubjectKind, check_object, subject_kind_option
+from apdm.config.groups.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.config.options import DRY_RUN, option
 from apdm.config.prompts import INSTANCE_PROMPT, default_class_prompt
-from apdm.config.subject_kind import SubjectKind, check_object, subject_kind_option
-from apdm.config.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.core.errors import UserError
 from apdm.core.opaque_ids import opaque_id
 
