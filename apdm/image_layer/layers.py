@@ -270,15 +270,7 @@ class LayeredProtection:
         drafts = [Draft(*pair) for pair in zip(photos, task.originals, strict=True)]
         found = task.faces or self._find_faces(drafts)
         for layer in self.layers:
-            views = [layer.view(*each) for each in zip(drafts, task.originals, found, strict=True)]
-            originals = [view.cut(draft.original) for view, draft in zip(views, drafts, strict=True)]
-            starts = originals
-            if any(draft.is_changed for draft in drafts):
-                starts = [view.cut(draft.pixels()) for view, draft in zip(views, drafts, strict=True)]
-            faces = [[face.moved(*view.corner) for face in own] for view, own in zip(views, found, strict=True)]
-            ends = layer.apply(replace(task, originals=originals, faces=faces), starts)
-            for draft, view, start, end in zip(drafts, views, starts, ends, strict=True):
-                draft.keep(view, start, end)
+            _change(layer, drafts, task, found)
         return [quantise(draft.pixels(), draft.photo.pixels, self.epsilon) for draft in drafts]
 
     def _find_faces(self, drafts: Sequence[Draft]) -> list[list[Face]]:
@@ -286,3 +278,17 @@ class LayeredProtection:
         if self.zero_shot is None:
             return [[] for _ in drafts]
         return [self.zero_shot.faces.detector.detect(draft.original.cpu()) for draft in drafts]
+
+
+def _change(layer: Layer, drafts: Sequence[Draft], task: ProtectionTask, found: Sequence[Sequence[Face]]) -> None:
+    """Let one layer change the photos. What it saw of them is freed at the end; `apdm.image_layer.memory` counts it."""
+    views = [layer.view(*each) for each in zip(drafts, task.originals, found, strict=True)]
+    originals = [view.cut(draft.original) for view, draft in zip(views, drafts, strict=True)]
+    starts = originals
+    if any(draft.is_changed for draft in drafts):
+        starts = [view.cut(draft.pixels()) for view, draft in zip(views, drafts, strict=True)]
+    faces = [[face.moved(*view.corner) for face in own] for view, own in zip(views, found, strict=True)]
+    ends = layer.apply(replace(task, originals=originals, faces=faces), starts)
+    del originals
+    for draft, view, start, end in zip(drafts, views, starts, ends, strict=True):
+        draft.keep(view, start, end)

@@ -18,9 +18,10 @@ from apdm.image_layer.photos import PhotoFile
 from apdm.image_layer.views import working_size
 
 FLOAT = 3 * 4  # bytes of a pixel as float32
-COPIES = 4  # of what a layer sees: the original, the start, the photo that moves, and what the earlier layer made
+COPIES = 3  # of a photo that layers see as a whole: the original, what the earlier layer made, the photo that moves
+COPIES_OF_LARGE = 5  # of what layers see of a large photo: also the original and the start as the layer sees them
 STEP = 6  # of one photo while it takes a step: its gradient, the direction, the result, and the bounds
-PASTE = 6  # of one photo at its full size, while the changes of the layers are put together
+PASTE = 7  # of one photo at its full size, while the changes of the layers are put together
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ class PhotoMemory:
         full = [photo.height * photo.width for photo in photos]
         sizes = [working_size(photo.height, photo.width, side) for photo in photos]
         worked = [height * width for height, width in sizes]
+        copies = [COPIES_OF_LARGE if small < whole else COPIES for small, whole in zip(worked, full, strict=True)]
         for i, choice in enumerate(choices):
-            if worked[i] < full[i]:  # of a large photo, the zero-shot layer sees the part with the faces
+            if copies[i] == COPIES_OF_LARGE:  # of a large photo, the zero-shot layer sees the part with the faces
                 worked[i] = max(worked[i], min(full[i], 4 * _area(choice)))
-        device = (COPIES + momentum) * sum(worked) + (STEP + batch_size) * max(worked) + PASTE * max(full)
+        kept = sum((number + momentum) * area for number, area in zip(copies, worked, strict=True))
+        device = kept + (STEP + batch_size) * max(worked) + PASTE * max(full)
         large = sum(size != (photo.height, photo.width) for photo, size in zip(photos, sizes, strict=True))
         folder = photos[0].path.parent
         called = name_of(folder, 1 if letter_of(folder) is None else 2)  # a set's name alone says nothing

@@ -49,10 +49,6 @@ class Photo:
         """The pixels as float32 in [0, 1], `[3, H, W]`."""
         return self.pixels.float() / 255
 
-    def name(self, kind: Format) -> str:
-        """The file name of the protected photo: the name of the original with the suffix of the format."""
-        return stem(self.path) + SUFFIX[kind]
-
 
 def read_photo(path: Path) -> Photo:
     """Read a photo at its full size. Raises UserError if the file is no usable picture."""

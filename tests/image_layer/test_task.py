@@ -59,6 +59,15 @@ def test_a_square_original_is_encoded_once_and_gives_the_same_latents(
     assert torch.equal(task.original_latents([0, 1, 2], draw), task.latents(task.originals, draw, transformed=False))
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_transform_is_for_changed_photos_and_not_for_the_originals(task: ProtectionTask, number: int):
+    plain = replace(task, originals=task.originals[:number])
+    negative, draw, which = replace(plain, transform=lambda images, _: 1 - images), task.draw(number), [*range(number)]
+    torch.testing.assert_close(negative.original_latents(which, draw), plain.original_latents(which, draw))
+    expected = plain.latents([1 - photo for photo in plain.originals], draw)
+    torch.testing.assert_close(negative.latents(plain.originals, draw), expected)
+
+
 # -- attention -------------------------------------------------------------------------------------------------
 
 
@@ -156,3 +165,20 @@ def test_a_surrogate_learns_the_photos_and_leaves_the_model_alone(task: Protecti
     assert end < 0.9 * start
     assert all(torch.equal(a, b) for a, b in zip(known, task.family.denoiser.parameters(), strict=True))
     assert not any(parameter.requires_grad for parameter in surrogate.denoiser.parameters())
+
+
+def test_a_surrogate_learns_the_middle_and_both_ends_of_each_long_photo(
+    task: ProtectionTask, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[torch.Tensor] = []
+    posterior = type(task.family).posterior
+
+    def noted(self: Family, images: torch.Tensor) -> Posterior:
+        seen.append(images)
+        return posterior(self, images)
+
+    monkeypatch.setattr(type(task.family), "posterior", noted)
+    wide, high = torch.rand(3, 16, 32), torch.rand(3, 24, 16)
+    Surrogate(task, learning_rate=1e-3, batch_size=2).fit([wide, high], 0)
+    squares = [wide[:, :, 8:24], high[:, 4:20], wide[:, :, :16], high[:, :16], wide[:, :, 16:], high[:, 8:]]
+    torch.testing.assert_close(torch.cat(seen), torch.stack(squares) * 2 - 1)
