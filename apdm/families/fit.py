@@ -83,21 +83,28 @@ def check_steps(family: Family, steps: Mapping[str, int]) -> None:
         steps: {option: sampling steps}.
 
     Raises:
-        UserError: an option asks for more steps than there are timesteps, or for so many that the first one would be at
-            a timestep beyond those of training.
+        UserError: an option asks for more steps than there are timesteps, or than the sampler of a consistency model
+            was made for, or for so many that the first one would be at a timestep beyond those of training.
     """
     total, most = family.num_train_timesteps, _most_steps(family)
+    sampler = type(family.pipeline.scheduler).__name__
     for option, number in steps.items():
         if number > most:
-            raise UserError(f"{option} is {number}; {family.name} has {total} timesteps, give at most {most}")
+            raise UserError(
+                f"{option} is {number}; {family.name} has {total} timesteps and draws with {sampler}, "
+                f"give at most {most}"
+            )
 
 
 def _most_steps(family: Family) -> int:
     """The number of sampling steps in which every timestep is one of training.
 
     A sampler with leading spacing puts its steps at multiples of T // steps, and then moves all of them up by an
-    offset. Samplers of higher order count one step more.
+    offset. Samplers of higher order count one step more. The samplers of consistency models (LCM, TCD) choose among the
+    timesteps of the distillation.
     """
     config = family.pipeline.scheduler.config
+    if (distilled := config.get("original_inference_steps")) is not None:
+        return distilled
     moved = config.get("steps_offset", 0) + ("solver_order" in config)
     return family.num_train_timesteps - (moved if config.get("timestep_spacing") == "leading" else 0)

@@ -20,6 +20,7 @@ from apdm.attacks.experts import ExpertSwap, ReleaseUnconditional, shared_denois
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.registry import make
 from apdm.audit.cells.runner import _is_untouched
+from apdm.audit.inputs.attack_factory import check_on_model
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
 
@@ -131,6 +132,10 @@ def test_more_steps_than_timesteps_are_refused(family: Family):
     }  # the model's sampler has leading steps
     with pytest.raises(UserError, match="give at most 998"):
         Drawing(attack=PLAIN, **own).drawn(family, family)
+    attack = make("dreambooth:scheduler=DPMSolverMultistepScheduler", **SHORT)
+    check_on_model("mine", attack, family, 998)
+    with pytest.raises(UserError, match="mine: num_inference_steps is 999; .* give at most 998"):  # the audit's steps
+        check_on_model("mine", attack, family, 999)
 
 
 @KINDS

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apdm.attacks import Attack
-from apdm.attacks.drawing import DrawnOtherwise
+from apdm.attacks.drawing import Drawing, DrawnOtherwise
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, settings
@@ -19,6 +19,7 @@ from apdm.config import AuditOptions
 from apdm.core.errors import UserError
 from apdm.core.files import sha256_file
 from apdm.families import Family
+from apdm.families.fit import check_steps
 from apdm.families.prompts import check_distinct
 
 DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
@@ -152,12 +153,15 @@ def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps:
         num_inference_steps: sampling steps of the pictures.
 
     Raises:
-        UserError: the attack does not fit the model, its prompt says nothing that the class prompt does not say, or an
-            attack that edits photos does nothing in so many sampling steps.
+        UserError: the attack does not fit the model, its prompt says nothing that the class prompt does not say, an
+            attack that edits photos does nothing in so many sampling steps, or the attack's own sampler takes fewer.
     """
     check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
     if isinstance(attack, Untrained):
         attack.check_steps(num_inference_steps)
+    for stage in stages(attack):
+        if isinstance(stage, Drawing) and stage.num_inference_steps is None:
+            check_steps(stage.drawn(base, base), {f"{spec}: num_inference_steps": num_inference_steps})
     last = stages(attack)[-1]
     if isinstance(last, FineTuning):
         check_distinct(base, f"{spec}: instance_prompt", last.instance_prompt, last.class_prompt)
