@@ -71,7 +71,7 @@ class Chosen:
         return slice(kept) if self.part == "kept" else slice(kept, None)
 
 
-PROTECTED = Chosen()
+PROTECTED_SET = Chosen()
 
 
 def letter_of(folder: Path) -> str | None:

@@ -70,7 +70,7 @@ def find_subjects(
     instance_data_dir: str | Path,
     *,
     besides: Collection[Path] = (),
-    chosen: photo_sets.Chosen = photo_sets.PROTECTED,
+    chosen: photo_sets.Chosen = photo_sets.PROTECTED_SET,
 ) -> list[Subject]:
     """Return the subjects of a folder, sorted by id. Photos are found but not read; `load_images` reads them.
 

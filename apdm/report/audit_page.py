@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.results.models import AttackRow, Results, Role
+from apdm.audit.results.models import AttackRow, PersonRole, Results
 from apdm.export.layout import RESULTS
 from apdm.export.model_card import THREAT_MODEL
 from apdm.metrics.identity import face_rate
@@ -141,7 +141,7 @@ def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> lis
     faces = results.utility.class_face_rate or {}
     class_notes = {model: f"{percent(rate)} show a face" for model, rate in faces.items()}
 
-    def pair(title: str, person: str, role: Role, photos: str | None = None) -> PanelPair:
+    def pair(title: str, person: str, role: PersonRole, photos: str | None = None) -> PanelPair:
         notes = {model: _note(rows, encoders, model, role, person) for model in ("base", "hardened")}
         return panel_pair(title, "attack", person, shown, notes=notes, photos=photos)
 
@@ -153,7 +153,7 @@ def _pairs(results: Results, encoders: Sequence[Encoder], shown: Encoded) -> lis
     return [pair for pair in pairs if pair.is_shown]
 
 
-def _note(rows: Sequence[AttackRow], encoders: Sequence[Encoder], model: str, role: Role, subject: str) -> str:
+def _note(rows: Sequence[AttackRow], encoders: Sequence[Encoder], model: str, role: PersonRole, subject: str) -> str:
     """The likeness of one attacked person's pictures by each encoder, as a note below the pictures."""
     own = [row for row in rows if (row.model, row.role, row.subject) == (model, role, subject)]
     if own and all(row.status == "failed" for row in own):

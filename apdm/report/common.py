@@ -8,7 +8,7 @@ from typing import Any
 
 from apdm.audit.results.common import PhotoCounts, Verdict
 from apdm.audit.results.file import AnyResults
-from apdm.audit.results.models import AttackRow, Role
+from apdm.audit.results.models import AttackRow, PersonRole
 from apdm.metrics.judges import NO_FEATURES, JudgesDescription
 from apdm.report.curves import Encoder
 from apdm.report.numbers import mean
@@ -93,7 +93,7 @@ def headline_of(verdict: Verdict) -> Headline:
 
 
 def mean_likeness(
-    rows: Sequence[AttackRow], model: str, encoder: str, *, role: Role = "protected", subject: str | None = None
+    rows: Sequence[AttackRow], model: str, encoder: str, *, role: PersonRole = "protected", subject: str | None = None
 ) -> float | None:
     """Mean likeness after the nominal attack over the rows of one model; failed rows are left out."""
     return mean(

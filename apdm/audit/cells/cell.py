@@ -18,7 +18,7 @@ from apdm.audit.inputs.plan import AuditPlan, Drawing
 from apdm.audit.inputs.suites import Entry
 from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.results.budgets import samples_per_step
-from apdm.audit.results.models import AttackRow, CurvePoint, Role
+from apdm.audit.results.models import AttackRow, CurvePoint, PersonRole
 from apdm.audit.results.store import key_of
 from apdm.core.disk import picture_size
 from apdm.core.pictures import at_most
@@ -46,7 +46,7 @@ class Cell:
     attack: Attack
     model: str
     person: Person
-    role: Role
+    role: PersonRole
     seed: int
     nominal_step: int
     eval_steps: frozenset[int]
@@ -116,7 +116,7 @@ class Cell:
 
 
 def make_cell(
-    plan: AuditPlan, entry: Entry, model: str, person: Person, role: Role, seed: int, common: Mapping[str, Any]
+    plan: AuditPlan, entry: Entry, model: str, person: Person, role: PersonRole, seed: int, common: Mapping[str, Any]
 ) -> Cell:
     """Make the cell of one attack on one model with the photos of one person.
 

@@ -14,7 +14,7 @@ from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.people import Person
 from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.suites import Entry
-from apdm.audit.results.models import AttackRow, Role
+from apdm.audit.results.models import AttackRow, PersonRole
 from apdm.audit.results.picture_names import ATTENTION, COURSE, picture_name
 from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.results.store import CellStore, tensor_hash
@@ -42,7 +42,9 @@ class Matrix:
         photos = {p.id: tensor_hash(p.photos, p.references) for p in [*subjects.protected, *subjects.others]}
         cells = []
         for entry in entries:
-            people: list[tuple[Person, Role]] = [(person, "protected") for person in subjects.protected[: entry.people]]
+            people: list[tuple[Person, PersonRole]] = [
+                (person, "protected") for person in subjects.protected[: entry.people]
+            ]
             people += [(person, "other") for person in subjects.others if entry.others]
             for model in plan.attacked:
                 for person, role in people:

@@ -21,7 +21,7 @@ from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.data.photo_captions import Captions
 from apdm.data.photo_files import name_some, printable, stem
-from apdm.data.photo_sets import PROTECTED, Chosen
+from apdm.data.photo_sets import PROTECTED_SET, Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import Subject, find_subjects, load_images
 from apdm.export.layout import IMAGES, PERTURBATION
@@ -93,7 +93,7 @@ def load_protected_photos(
     resolution: int,
     *,
     known: Collection[str] | None = None,
-    chosen: Chosen = PROTECTED,
+    chosen: Chosen = PROTECTED_SET,
 ) -> ProtectedPhotos:
     """Read original and protected photos.
 

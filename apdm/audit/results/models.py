@@ -30,7 +30,7 @@ from apdm.metrics.judges import JudgesDescription
 from apdm.metrics.statistics import Cost, Steps
 from apdm.metrics.utility import ClassUtility, StrangersLikeness
 
-Role = Literal["protected", "other"]
+PersonRole = Literal["protected", "other"]
 
 
 # -- attacks on the models -----------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class AttackRow:
     required: bool
     long: bool
     model: str
-    role: Role
+    role: PersonRole
     subject: str
     seed: int
     nominal_step: int

@@ -17,8 +17,8 @@ from apdm.audit.results.models import (
     CostFactors,
     LowestCost,
     OtherPerson,
+    PersonRole,
     PlaceboComparison,
-    Role,
 )
 from apdm.metrics.identity import IdentityStatistics
 from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, independent_values, steps_to_reach
@@ -86,7 +86,7 @@ def with_row_figures(rows: Sequence[AttackRow]) -> list[AttackRow]:
 
 
 def paired_rows(
-    rows: Sequence[AttackRow], role: Role, models: tuple[str, str] = COMPARED
+    rows: Sequence[AttackRow], role: PersonRole, models: tuple[str, str] = COMPARED
 ) -> dict[str, list[tuple[AttackRow, AttackRow]]]:
     """Pair the rows of one attack on two models by person and seed, without pairs that have a failed row.
 

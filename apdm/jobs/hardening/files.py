@@ -15,7 +15,7 @@ from apdm.config.prompts import prompts_without_identifier
 from apdm.core.errors import Faults, each
 from apdm.core.logging import get_logger
 from apdm.data.photo_captions import read_captions
-from apdm.data.photo_sets import PROTECTED, Chosen
+from apdm.data.photo_sets import PROTECTED_SET, Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.faces.detector_score import DetectorScore
@@ -52,7 +52,7 @@ class Photos:
         role: Role,
         *,
         pairs: str = "none",
-        chosen: Chosen = PROTECTED,
+        chosen: Chosen = PROTECTED_SET,
         caption_column: str | None = None,
     ) -> Photos:
         """Load the photos of all subjects in `folder`, as squares with a side of `resolution` pixels.
