@@ -218,7 +218,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
                     **resources.photo_passes(job),
                     "for class pictures": resources.drawing_passes(drawn, *how),
                 }
-                sizes = {"protected photos": job.missing_size(output / IMAGES)}
+                sizes = {"protected photos": job.saved.missing_size(output / IMAGES)}
                 sizes["class pictures"] = drawn * picture_size(config.resolution**2)
                 rows = perturb_plan(config, job, family, processes=processes, device=device)
                 more: dict[str, Row] = {

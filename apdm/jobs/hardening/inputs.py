@@ -189,7 +189,7 @@ class HardenInputs(HardenFiles):
             validations = max(0, config.max_train_steps // config.validation.steps - drawn)
             parts["samples"] = validations * pictures_of_validation(config) * one
         if self.photo_job is not None:
-            parts["protected photos"] = self.photo_job.missing_size(output / IMAGES)
+            parts["protected photos"] = self.photo_job.saved.missing_size(output / IMAGES)
         if config.audit.enabled and self.audit_inputs is not None:
             plan, cells, photos = self.final_audit(self.audit_inputs)
             attacks = self.audit_inputs.photo_attacks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from apdm.config import JobConfig
 from apdm.config.groups.image_layer import NO_METHOD
-from apdm.core.disk import picture_size, require_disk
+from apdm.core.disk import require_disk
 from apdm.core.errors import Faults, UserError, each
-from apdm.core.files import delete, list_files, write_json
+from apdm.core.files import write_json
 from apdm.core.logging import get_logger
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
@@ -35,7 +35,7 @@ from apdm.families import Family, Posterior
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.memory import PhotoMemory
-from apdm.image_layer.photos import Format, Photo, PhotoFile, read_photo, save_photo, within_budget
+from apdm.image_layer.photos import PhotoFile
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
@@ -44,6 +44,7 @@ from apdm.jobs.common.class_pictures import class_posterior
 from apdm.jobs.common.prepare import keep_apart
 from apdm.jobs.common.tracked import track_photos
 from apdm.jobs.photos.input import checked_photos, clean_photos, refuse_without_face, warn_of_unprotected
+from apdm.jobs.photos.saved import SavedPhotos
 
 Watch = Callable[[int, int], None]  # (steps that are done, all steps)
 
@@ -73,8 +74,7 @@ class PhotoJob:
         resolution: side of the square that a trainer makes of a photo, in pixels.
         working_side: the longest shorter side of the copies that the fine-tuning layer works on, in pixels.
         seed: seed of all random numbers.
-        format: file format of the protected photos.
-        jpeg_quality: quality of JPEG files.
+        saved: how the protected photos are saved.
         epsilon: {layer: budget in [0, 1] pixel units} of both layers, for perturbation.json.
     """
 
@@ -91,8 +91,7 @@ class PhotoJob:
     resolution: int
     working_side: int
     seed: int
-    format: Format
-    jpeg_quality: int
+    saved: SavedPhotos
     epsilon: dict[str, float]
 
     @staticmethod
@@ -147,8 +146,7 @@ class PhotoJob:
             resolution=config.resolution,
             working_side=side,
             seed=config.seed,
-            format=layer.format,
-            jpeg_quality=layer.jpeg_quality,
+            saved=SavedPhotos(photos, protection.epsilon, layer.format, layer.jpeg_quality),
             epsilon={"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
         )
 
@@ -215,8 +213,8 @@ class PhotoJob:
             The seconds that this process took per photo; None if it had no photo to protect.
         """
         started, images = time.perf_counter(), output / IMAGES
-        missing = processes.broadcast(lambda: self._missing(images))
-        processes.on_main(lambda: require_disk(images, self.size(missing), "the protected photos"))
+        missing = processes.broadcast(lambda: self.saved.missing(images))
+        processes.on_main(lambda: require_disk(images, self.saved.size(missing), "the protected photos"))
         mine = missing[processes.index :: processes.size]
         prior = None
         if missing and self.protection.needs_class_pictures:
@@ -229,7 +227,7 @@ class PhotoJob:
                 self.faces.to("cpu")  # because the saved photos are measured on the CPU
         done, seconds = sum(len(self.photos[subject]) for subject in mine), time.perf_counter() - started
         processes.wait()
-        if missing and self.format == "jpeg":
+        if missing and self.saved.format == "jpeg":
             logger.warning("photos are saved as JPEG: compression takes part of the protection away; PNG keeps it")
         return seconds / done if done else None
 
@@ -247,7 +245,7 @@ class PhotoJob:
         Raises:
             UserError: a saved photo is not within the budget of its original.
         """
-        self._remove_stale(output / IMAGES)
+        self.saved.remove_stale(output / IMAGES)
         return Perturbation(
             schema=1,
             package=package_versions(),
@@ -255,7 +253,7 @@ class PhotoJob:
             zero_shot=self.faces is not None,
             misled=[] if self.faces is None else [describe(encoder) for encoder in self.faces.encoders],
             detector=None if self.faces is None else describe(self.faces.detector),
-            format=self.format,
+            format=self.saved.format,
             epsilon=self.epsilon,
             photos=self._measure_photos(output / IMAGES),
             people=self.describe_faces(),
@@ -334,7 +332,7 @@ class PhotoJob:
                 except FloatingPointError as error:
                     raise UserError(f"the photos of {subject} cannot be protected: {error}") from None
                 for photo, pixels in zip(self.photos[subject], protected, strict=True):
-                    save_photo(pixels, self._path(images, subject, photo), self.format, self.jpeg_quality)
+                    self.saved.save(pixels, images, subject, photo)
                 bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
                 done = steps * count
 
@@ -343,55 +341,10 @@ class PhotoJob:
         for subject, photos in self.photos.items():
             faces = [each.chosen for each in self.look_for_faces(subject)] or [[] for _ in photos]
             for number, photo in enumerate(photos):
-                path = self._path(images, subject, photo)
-                original, saved = photo.read(), read_photo(path)
-                if not self._is_within_budget(saved, original):
-                    raise UserError(
-                        f"{path} is not within the budget of its original; delete the file and run the command again"
-                    )
+                original = photo.read()
+                saved = self.saved.read(images, subject, photo, original)
                 found.append(measure_photo(original, saved, self.faces, faces[number], subject=subject, number=number))
         return found
-
-    def _missing(self, images: Path) -> list[str]:
-        """Return the subjects with a protected photo that is missing or not within the budget of its original."""
-        return [
-            subject
-            for subject, photos in self.photos.items()
-            if not all(
-                path.exists() and self._is_within_budget(read_photo(path), photo.read())
-                for photo in photos
-                for path in [self._path(images, subject, photo)]
-            )
-        ]
-
-    def size(self, subjects: Iterable[str]) -> int:
-        """Return an upper bound of the bytes of the protected photos of some subjects."""
-        return sum(picture_size(photo.height * photo.width) for subject in subjects for photo in self.photos[subject])
-
-    def missing_size(self, images: Path) -> int:
-        """Return an upper bound of the bytes of the protected photos that the folder `images` does not hold yet."""
-        return sum(
-            picture_size(photo.height * photo.width)
-            for subject, photos in self.photos.items()
-            for photo in photos
-            if not self._path(images, subject, photo).exists()
-        )
-
-    def _is_within_budget(self, saved: Photo, original: Photo) -> bool:
-        epsilon, kind, quality = self.protection.epsilon, self.format, self.jpeg_quality
-        return within_budget(saved.pixels, original.pixels, epsilon, kind=kind, jpeg_quality=quality)
-
-    def _remove_stale(self, images: Path) -> None:
-        """Delete protected photos of an earlier run whose originals are gone."""
-        ours = {self._path(images, subject, photo) for subject, photos in self.photos.items() for photo in photos}
-        for stale in list_files(images, follow_links=False):  # what a linked folder holds is not ours to delete
-            if stale not in ours:
-                delete(stale)
-                if not list_files(stale.parent):
-                    delete(stale.parent)
-
-    def _path(self, images: Path, subject: str, photo: PhotoFile) -> Path:
-        return images / subject / photo.name(self.format)
 
 
 def _generator(seed: int, subject: str) -> torch.Generator:

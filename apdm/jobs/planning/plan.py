@@ -199,7 +199,7 @@ def perturb_plan(
         **photo_notes(config.instance_data_dir),
         "against": layers_text(config, job),
         "prompts": prompts_text(config.instance_prompt, config.class_prompt),
-        "changes": f"each pixel by at most {budget:g} of 255" + ", before compression" * (job.format == "jpeg"),
+        "changes": f"each pixel by at most {budget:g} of 255" + ", before compression" * (job.saved.format == "jpeg"),
         **face_rows(job),
         "memory": job.memory_text,
         "steps": f"{job.protection.total_steps} for each person" if job.protection.total_steps else None,
