@@ -38,7 +38,7 @@ def read_captions(path: str | Path, number: int) -> list[Caption]:
 
 
 def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]  # splitlines would also split at U+2028
 
 
 def _of_coco(file: Path, text: str) -> list[Caption]:

@@ -29,8 +29,10 @@ def test_one_caption_of_each_photo_is_taken_from_coco_s_file(tmp_path: Path) -> 
 
 def test_a_text_file_has_a_caption_a_line(tmp_path: Path) -> None:
     file = tmp_path / "captions.txt"
-    file.write_text("a house\n\n  a tree \n")
-    assert read_captions(file, 2) == [Caption("a house"), Caption("a tree")]
+    file.write_bytes("\ufeffa house\r\n\n  a tree \r\none\u2028café\n".encode())  # as editors on Windows write it
+    assert read_captions(file, 3) == [Caption("a house"), Caption("a tree"), Caption("one\u2028café")]
+    with pytest.raises(UserError, match="has 3 captions, and 4 are needed"):
+        read_captions(file, 4)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "nothing"])

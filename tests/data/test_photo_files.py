@@ -76,6 +76,12 @@ def test_a_picture_that_pillow_reads_is_a_photo_whatever_its_name(tmp_path: Path
     assert passed_over([tmp_path]) is None
 
 
+# The first bytes of files by the descriptions of their formats: of Fujifilm, Panasonic, Olympus and Canon (CR3), and
+# of JPEG XL (bare and in a box), JPEG XR and AVIF.
+RAW_STARTS = (b"FUJIFILMCCD-RAW 0201", b"IIU\0\x18", b"IIRO\x08", b"\0\0\0\x18ftypcrx \0\0\0\1")
+OTHER_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n", b"II\xbc\x01", b"\0\0\0\x1cftypavif")
+
+
 @pytest.mark.parametrize(
     ("name", "head", "mend"),
     [
@@ -88,6 +94,8 @@ def test_a_picture_that_pillow_reads_is_a_photo_whatever_its_name(tmp_path: Path
         ("a.jxl", b"\xff\x0a" + bytes(20), "plugins for HEIC and JPEG XL"),
         ("IMG_0001", b"\0\0\0\x18ftypmif1" + bytes(20), "plugins for HEIC"),
         ("a.bin", b"II*\0\x10\0\0\0CR\x02\0" + bytes(20), "export raw files as JPEG"),
+        *((f"b{i}", start + bytes(20), "export raw files as JPEG") for i, start in enumerate(RAW_STARTS)),
+        *((f"c{i}", start + bytes(20), "plugins for HEIC and JPEG XL") for i, start in enumerate(OTHER_STARTS)),
     ],
 )
 def test_a_picture_that_pillow_does_not_read_is_refused_by_name(tmp_path: Path, name: str, head: bytes, mend: str):
@@ -180,6 +188,8 @@ def test_only_the_first_frame_of_moving_pictures_is_read_and_they_are_named(tmp_
     assert names(moving([tmp_path])) == ["a.gif", "b.webp", "c.apng", "d.tiff"]
     picture(tmp_path / "f.gif", "GIF")
     (tmp_path / "g.gif").touch()
+    picture(tmp_path / "h.jpg", "JPEG")
+    picture(tmp_path / "i.bmp", "BMP")
     assert len(moving([tmp_path])) == 4
 
 
