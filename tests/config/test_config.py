@@ -175,6 +175,12 @@ def test_a_mistake_in_yaml_is_named_with_its_file_and_key(load, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_value_that_no_change_of_its_form_mends_gets_no_advice(load):
+    with pytest.raises(UserError) as error:
+        load("name: n\ninner: {steps: 'ten'}\n")
+    assert str(error.value) == 'inner.steps in c.yaml is "ten" (str); it needs a whole number'
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apdm.core.errors import UserError
-from apdm.data.photo_captions import has_captions, read_captions
+from apdm.data.photo_captions import all_captions, caption_files, has_captions, read_captions
 
 RED, GREEN = "a photo of sks person with red hair", "sks person, smiling"
 ROWS = f'{{"file_name": "1.jpg", "text": "{RED}", "tags": "red"}}\n{{"file_name": "2.png", "text": "{GREEN}"}}\n'
@@ -43,6 +43,15 @@ def test_files_of_a_suffix_give_the_caption_of_the_photo_of_their_name_even_besi
     assert read_captions(photos, ".txt") == ["one, two", "two"]
     assert read_captions(photos, ".caption") == ["a", "b"]
     assert read_captions(photos, "text") == [RED, GREEN]
+
+
+def test_all_texts_beside_photos_are_found_but_not_their_names_nor_numbers(tmp_path: Path):
+    rows = '{"file_name": "1.jpg", "text": "red  hair", "age": 7}\n{"file_name": "2.png", "tags": "smiling"}\n'
+    table = "file_name,prompt\n1.jpg,at home\n"
+    texts = {"metadata.jsonl": rows, "metadata.csv": table, "1.txt": "a scar\n", "2.caption": "smiling", "3.txt": "x"}
+    assert all_captions(person(tmp_path, **texts)) == ["a scar", "at home", "red hair", "smiling"]
+    columns = ["text", ".txt", "tags", ".caption"]
+    assert caption_files(columns) == [".caption", ".txt", "metadata.csv", "metadata.jsonl"]
 
 
 def test_a_name_may_be_written_with_composed_or_decomposed_accents(tmp_path: Path):

@@ -17,13 +17,14 @@ from tiny_pipelines import BUILDERS
 from tiny_run import write_people
 
 from apdm.cli import main
-from apdm.config import InitConfig, make_config
+from apdm.config import HardenConfig, InitConfig, load_config, make_config
 from apdm.config.commands.init import QUESTIONS
 from apdm.config.groups.presets import MEMORY_PRESETS
 from apdm.config.options import options_by_path
 from apdm.config.starting_file import (
     KINDS,
     ON_THE_HUB,
+    POOL,
     Answers,
     check_card,
     check_faces,
@@ -36,6 +37,7 @@ from apdm.core.errors import UserError
 from apdm.jobs.init import KIND_OF_CLASS, init, look_at_model
 from apdm.portraits import PIPELINE
 
+ROOT = Path(__file__).parents[2]
 CARDS = ("24gb", "48gb", "80gb", "other")
 FACES = (["none"], ["bundled"], ["packs/buffalo_l"], ["packs/a pack: 1", "two.onnx=0.3"])
 HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -93,6 +95,8 @@ def test_the_command_takes_the_file_of_every_combination_of_answers(name: str) -
         )
         text = starting_file(answers, file="apdm.yaml")
         config: Any = make_config(answers.config_class, parse_yaml(text))
+        is_group = [isinstance(value, dict) for value in parse_yaml(text).values()]
+        assert is_group == sorted(is_group), "groups come last"
         places = (config.pretrained_model_name_or_path, config.instance_data_dir)
         assert places == ("models/a model", "photos: of people")
         assert (config.variant, config.resolution) == ("fp16", 768)
@@ -106,6 +110,19 @@ def test_the_command_takes_the_file_of_every_combination_of_answers(name: str) -
             assert answers.command == "perturb" or not config.audit.enabled
             assert not (config.protects_photos and config.image_layer.zero_shot.enabled)
     assert written >= 6
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_values_are_those_of_the_file_in_configs_but_for_the_pool(name: str) -> None:
+    options: Any = {"model": HUB, "photos": "subjects", "card": "other", "faces": ["pack"], "output_dir": "o"}
+    values = starting_values(Answers(make="model", kind=KINDS[name], found={}, **options))
+    own = {"pretrained_model_name_or_path", "instance_data_dir", "output_dir", "faces", "audit.enabled", *POOL}
+    compared = {path: value for path, value in values.items() if path not in own | {"image_layer.enabled"}}
+    needed = {"resolution", "num_inference_steps", "guidance_scale", "max_train_steps", "l2p.inner_steps"}
+    assert needed < compared.keys()
+    file = ["--config", str(ROOT / f"configs/{name}.yaml"), "--instance_data_dir", "subjects"]
+    config = load_config(HardenConfig, file)
+    assert compared == {path: attrgetter(path)(config) for path in compared}
 
 
 def test_the_kinds_are_those_of_the_families() -> None:
