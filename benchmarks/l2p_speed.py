@@ -111,7 +111,7 @@ def prepare(contestant: str, options: Options) -> Callable[[], object]:
     model = family.denoiser.requires_grad_(True)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
-    half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16)
+    half = partial(torch.autocast, torch.device(options.device).type, torch.bfloat16, cache_enabled=False)
     engine = Engine(model, partial(torch.optim.AdamW, foreach=True) if options.foreach else make_adamw)
     reference: Any = copy.deepcopy(model).requires_grad_(False)
     if options.rounded_weights:

@@ -242,9 +242,10 @@ class FineTuning(ABC):
         """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(attacked.model.denoiser)
+        graphs = None
         if can_record(attacked.parameters[0].device, attacked.model.denoiser):
-            replayed = Graphs(attacked.parameters[0].device)(attacked.model.denoiser)
-            attacked = replace(attacked, replayed=replayed)
+            graphs = Graphs(attacked.parameters[0].device)
+            attacked = replace(attacked, replayed=graphs(attacked.model.denoiser))
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = BatchPrompts(self, attacked, material)
@@ -273,6 +274,8 @@ class FineTuning(ABC):
         attacked.train(False)
         read_losses(losses, known)
         attacked.finish()
+        if graphs is not None:
+            graphs.release()  # an audit attacks many times in one process
         return known
 
     def _differentiate(

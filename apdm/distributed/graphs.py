@@ -10,18 +10,21 @@ only passes that do not overlap: see `Graphs`.
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
-from apdm.core.devices import is_accelerator
+from apdm.core.devices import free_memory, is_accelerator
 from apdm.core.errors import first_line
 from apdm.core.logging import get_logger
 from apdm.core.memory import available_on
@@ -44,6 +47,10 @@ class Graphs:
     Args:
         capture: records the passes of a module. The default does it with PyTorch's own function for this device.
         free: returns the bytes of memory that the device has left.
+
+    Attributes:
+        failed: a pass could not be recorded, or `release` was called. Nothing is recorded or replayed any more.
+        replays: number of passes that were replayed.
     """
 
     def __init__(
@@ -53,22 +60,41 @@ class Graphs:
         self.free = free or partial(_free, device)
         self.pool = getattr(torch, device.type).graph_pool_handle() if capture is None else None
         self.failed = False
+        self.replays = 0
         self._passes: list[weakref.ref[_Pass]] = []
+        self._networks: weakref.WeakSet[GraphedNetwork] = weakref.WeakSet()
+        self._of_ddp: set[int] = set()
 
     def __call__(self, network: Any) -> Any:
         """Return a network that computes what `network` computes, with its weights.
 
-        DDP's wrapper is returned unchanged, because it communicates in its backward pass.
+        DDP's wrapper, compiled or not, is returned unchanged, because it communicates in its backward pass. It also
+        keeps the nodes that sum its weights' gradients. So other networks with these weights replay only passes without
+        gradients; see `may_record`.
         """
-        if isinstance(network, nn.parallel.DistributedDataParallel):
+        if any(isinstance(module, DistributedDataParallel) for module in network.modules()):
+            self._of_ddp.update(id(weight) for weight in network.parameters())
             return network
-        return GraphedNetwork(network, self)
+        graphed = GraphedNetwork(network, self)
+        self._networks.add(graphed)
+        return graphed
+
+    def release(self) -> None:
+        """Give up all that was recorded, and free its memory. The networks can still be called.
+
+        A recorded pass is part of reference cycles, so its memory would stay until Python happens to collect them.
+        """
+        self.failed = True
+        for network in list(self._networks):
+            network.recorded.clear()
+        free_memory()
 
     def record(self, module: nn.Module, examples: tuple[Tensor, ...]) -> Callable[..., Any] | None:
         """Record the passes of `module`. Return None if that is impossible.
 
         A graph keeps a gradient of all weights. As much must be left for the pass itself, and for what comes later.
         """
+        gc.collect()  # garbage may hold earlier recordings with their memory
         needed, free = 2 * _gradient_bytes(module), self.free()
         try:
             if needed > free:
@@ -91,13 +117,15 @@ class Graphs:
         """Whether no backward pass is outstanding that needs what a replayed forward pass has left in the pool."""
         return not any(one is not None and one.replayed and not one.over for one in (known() for known in self._passes))
 
-    def may_record(self) -> bool:
-        """Whether no autograd graph of an earlier pass is alive.
+    def may_record(self, weights: list[nn.Parameter]) -> bool:
+        """Whether nothing keeps the nodes that sum the weights' gradients, which are AccumulateGrad nodes.
 
-        It would keep the nodes that sum the weights' gradients, which belong to the stream of that pass. A recording
-        must not touch that stream.
+        An autograd graph of an earlier pass keeps them, and so does DDP. They belong to the stream on which they were
+        made, and a recording must not touch that stream.
         """
-        return all(known() is None for known in self._passes)
+        alive = any(known() is not None for known in self._passes)
+        of_ddp = torch.is_grad_enabled() and any(p.requires_grad and id(p) in self._of_ddp for p in weights)
+        return not alive and not of_ddp
 
 
 class Wrapper(nn.Module):
@@ -134,6 +162,7 @@ class GraphedNetwork(Wrapper):
         if replay is None:
             output = self.network(*args, **kwargs)
         else:  # copies, because the next replay writes to the same memory
+            self.graphs.replays += 1
             output = tree_map_only(Tensor, Tensor.clone, replay(*(leaf for leaf in leaves if isinstance(leaf, Tensor))))
         for tensor in tree_flatten(output)[0]:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
@@ -150,7 +179,7 @@ class GraphedNetwork(Wrapper):
             return None
         kind = self._kind(leaves, spec)
         new = kind in self.seen and kind not in self.recorded and len(self.recorded) < MOST_GRAPHS
-        if new and self.graphs.may_record():
+        if new and self.graphs.may_record(self.weights):
             call = _Call(self.network, leaves, spec)
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             examples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
@@ -221,21 +250,57 @@ def _free(device: torch.device) -> float:
 
 def _capture(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
     """Record a forward pass and, if it needs gradients, its backward pass."""
-    device = examples[0].device.type
-    backend = getattr(torch, device)
-    with (
-        # A recording that fails would leave its own stream behind as the current one.
-        backend.stream(backend.current_stream()),
-        # Autocast would keep the rounded weights of the recording, and every replay must round the weights anew.
-        torch.autocast(
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-            cache_enabled=False,
-        ),
-        warnings.catch_warnings(),
-    ):
-        # The passes that warm up run on a stream of their own. PyTorch warns of that.
-        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
-        recorded: Any = backend.make_graphed_callables(module, examples, pool=pool)
+    device = examples[0].device
+    backend = getattr(torch, device.type)
+    try:
+        with (
+            # A recording that fails would leave its own stream behind as the current one.
+            backend.stream(backend.current_stream()),
+            # Autocast would keep the rounded weights of the recording, and every replay must round the weights anew.
+            torch.autocast(
+                device.type,
+                dtype=torch.get_autocast_dtype(device.type),
+                enabled=torch.is_autocast_enabled(device.type),
+                cache_enabled=False,
+            ),
+            warnings.catch_warnings(),
+            _no_collection(),
+        ):
+            # The passes that warm up run on a stream of their own. PyTorch warns of that.
+            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+            recorded: Any = backend.make_graphed_callables(module, examples, pool=pool)
+    except RuntimeError:
+        _clean_up(device, pool)
+        raise
     return recorded
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect none of Python's garbage in the block.
+
+    Garbage may hold an earlier graph. The device refuses to destroy a graph during a recording, which then fails.
+    PyTorch does not see to that since version 2.9.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _clean_up(device: torch.device, pool: Any) -> None:
+    """Undo what PyTorch leaves behind if a recording fails between its begin and its end.
+
+    The allocator would keep the pool's memory. The device's generator would refuse to draw, and so would replays of
+    other graphs. These are private functions of PyTorch 2.11 to 2.14; without them only memory is lost.
+    """
+    with suppress(RuntimeError, AttributeError):  # the recording had not begun, or its end was orderly
+        getattr(torch._C, f"_{device.type}_endAllocateToPool")(device.index, pool)
+        getattr(torch._C, f"_{device.type}_releasePool")(device.index, pool)
+    backend = getattr(torch, device.type)
+    # An orderly recording resets the generator.
+    with suppress(RuntimeError, AttributeError), backend.graph(getattr(backend, f"{device.type.upper()}Graph")()):
+        torch.zeros(1, device=device)

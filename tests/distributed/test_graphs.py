@@ -7,18 +7,24 @@ outputs and gradients to fixed memory, which the next replay overwrites. `make g
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from engine_cases import CASES, build, steps, theta
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.autograd.graph import get_gradient_edge
 
 from apdm.distributed.graphs import MOST_GRAPHS, Graphs, can_record
+from apdm.distributed.launch import make_autocast
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.distributed.recompute import enable_gradient_checkpointing, recomputed
 from apdm.families import load_family
@@ -191,6 +197,117 @@ def test_nothing_is_recorded_while_an_earlier_autograd_graph_is_alive(network: n
     del loss
     one(2)(graphed)
     assert recorder.recorded == 1
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def keeps_node(weight: nn.Parameter) -> bool:
+    """Whether anything but the asker keeps the node that sums a weight's gradient."""
+    metadata: Any = get_gradient_edge(weight).node.metadata
+    metadata["seen"] = True
+    del metadata
+    remembered: Any = get_gradient_edge(weight).node.metadata
+    return "seen" in remembered
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_beside_ddp_only_passes_without_gradients_are_recorded(
+    network: nn.Module, recorder: Recorder, compiled: bool
+) -> None:
+    assert not keeps_node(next(network.parameters()))
+    ddp: Any = nn.parallel.DistributedDataParallel(network)
+    assert keeps_node(next(network.parameters()))  # so no recording may touch it
+    wrapped = torch.compile(ddp, backend="eager") if compiled else ddp
+    graphs = Graphs(CPU, recorder)
+    graphed, reference = graphs(network), graphs(copy.deepcopy(network).requires_grad_(False))
+    assert graphs(wrapped) is wrapped
+    for _ in range(3):
+        one(1)(graphed).backward()
+        network.zero_grad()
+    assert (recorder.recorded, graphs.replays) == (0, 0)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(reference(pictures(1)), graphed(pictures(1)), rtol=0, atol=0)
+    assert (recorder.recorded, graphs.replays) == (2, 4)
+
+
+def test_what_is_released_is_freed_and_not_recorded_again(network: nn.Module) -> None:
+    recorded = []
+
+    def cyclic(module: Any, examples: tuple[Tensor, ...], pool: Any) -> Any:
+        module.itself = [module]  # as what PyTorch records refers to itself
+        recorded.append(weakref.ref(module))
+        return module
+
+    graphs = Graphs(CPU, cyclic)
+    graphed = graphs(network)
+    gc.disable()
+    try:
+        for _ in range(3):
+            one(1)(graphed)
+        assert graphs.replays == 2 and recorded[0]() is not None
+        graphs.release()
+        assert recorded[0]() is None
+    finally:
+        gc.enable()
+    for _ in range(3):
+        torch.testing.assert_close(graphed(pictures(1)), network(pictures(1)), rtol=0, atol=0)
+    assert len(recorded) == 1
+
+
+class Cycle:
+    """Garbage that only the collector of garbage frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def graph_maker(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]) -> Graphs:
+    """Graphs that record with PyTorch's function for the CPU, which there would be if CPUs had graphs."""
+    monkeypatch.setattr(torch.cpu, "make_graphed_callables", make, raising=False)
+    monkeypatch.setattr(torch.cpu, "graph_pool_handle", lambda: (0, 1), raising=False)
+    return Graphs(CPU)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_garbage_is_collected_during_a_recording(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    garbage = weakref.ref(Cycle())
+    ended = []
+
+    def make(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Any:
+        assert garbage() is None and not gc.isenabled()
+        if fails:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        return module
+
+    for name in ("_cpu_endAllocateToPool", "_cpu_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given, name=name: ended.append((name, *given)), raising=False)
+    graphs = graph_maker(monkeypatch, make)
+    graphed = graphs(network)
+    for _ in range(2):
+        one(1)(graphed)
+    assert gc.isenabled() and graphs.failed == fails
+    assert ended == [(name, None, (0, 1)) for name in ("_cpu_endAllocateToPool", "_cpu_releasePool") if fails]
+
+
+def test_a_compiled_pass_is_not_compiled_a_second_time_to_be_recorded(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = graph_maker(monkeypatch, lambda module, examples, pool: module)
+    graphed, autocast = graphs(torch.compile(network, backend="eager")), make_autocast("bf16", Accelerator(cpu=True))
+    counters.clear()
+    for _ in range(3):
+        with autocast():
+            graphed(pictures(1))
+    assert graphs.replays == 2 and counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_pass_that_cannot_be_recorded_runs_as_it_is(network: nn.Module, caplog: pytest.LogCaptureFixture) -> None:

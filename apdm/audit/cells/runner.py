@@ -110,7 +110,8 @@ class CellRunner:
         except Exception as problem:  # a failed attack must not stop the other cells
             error = f"{type(problem).__name__}: {one_line(problem)}"
             measured = CellMeasurements(curve=measured.curve)
-            free_memory()  # so that the next cell does not run out of it too
+        if error is not None:  # so that the next cell does not run out of memory too; the traceback is gone by now
+            free_memory()
         seconds = round(time.perf_counter() - started, 3)
         if self.keep is not None and attacked is not None:
             self.keep(cell, attacked.model)

@@ -206,7 +206,7 @@ class HardenConfig(JobConfig):
         True,
         "Record the passes of the networks as CUDA graphs, which starts their kernels with one call. The numbers are "
         "the same. It takes one more gradient of memory, and is left out if so much is not free. Without effect on "
-        "other devices, and where a launcher shards the weights.",
+        "other devices, and where a launcher shards the weights. With DDP only the frozen original is replayed.",
     )
     channels_last: bool = option(
         False,
