@@ -37,7 +37,11 @@ class RoundedWeights(Wrapper):
             del module._parameters[name]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # They stay in place until the next pass: gradient checkpointing needs them again in the backward pass.
+        # The rounded weights stay in place until the next pass, because gradient checkpointing needs them again in the
+        # backward pass. They must go before the next ones are made: with them stay the AccumulateGrad nodes of the
+        # weights, which belong to the stream of the last pass, and no CUDA graph could be recorded.
+        for module, name in self.places:
+            module.__dict__.pop(name, None)
         for (module, name), weight in zip(self.places, Round.apply(*self.weights), strict=True):
             module.__dict__[name] = weight
         args, kwargs = rounded(args, kwargs)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apdm.families import Family, load_family
@@ -67,3 +68,15 @@ def test_every_pass_reads_the_weights_anew() -> None:
     fresh, _, _ = gradients(family, RoundedWeights(family.denoiser), autocast=False)
     assert not torch.equal(first, second)
     torch.testing.assert_close(second, fresh, rtol=0, atol=0)
+
+
+def test_nothing_but_its_autograd_graph_keeps_what_a_pass_leaves_at_the_weights() -> None:
+    """Else no CUDA graph could be recorded; see `Graphs.may_record`."""
+    layer = nn.Linear(2, 2)
+    network, pictures = RoundedWeights(layer), torch.ones(1, 2)
+    network(pictures).sum().backward()
+    metadata: Any = get_gradient_edge(layer.weight).node.metadata
+    metadata["pass"] = 1
+    network(pictures)
+    metadata = get_gradient_edge(layer.weight).node.metadata
+    assert "pass" not in metadata
