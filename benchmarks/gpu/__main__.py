@@ -6,8 +6,8 @@
 
 It needs nothing from the network, and installs nothing. Stages run one after the other, the most important first, each
 in a process of its own with a limit of its own. results.json and table.md are written after every measurement; the same
-command goes on where another was cut off. A stage whose process ends before its time is started again and goes on with
-its next measurement.
+command goes on where another was cut off, and what its stage's limit cut off comes last. A stage whose process ends
+before its time is started again and goes on with its next measurement.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu.record import LOG, TABLE, Record, Work
+from benchmarks.gpu.record import LOG, TABLE, Figure, Record, Work, at_most
 
 # {stage, which is a module of this package: its limit in seconds}
 STAGES = {
@@ -35,7 +36,8 @@ STAGES = {
     "cost": 20,
     "whole_graphs": 120,
 }
-DERIVED = ("cost",)  # stages that measure nothing, and are reckoned anew from the others
+# Stages that are not taken over from an earlier run: cost is reckoned from the others, and jobs run everything.
+ANEW = ("cost", "jobs")
 STARTS = 4  # of one stage, if its process ends before its time
 
 
@@ -45,14 +47,27 @@ def measurements(stage: str, folder: Path, *, tiny: bool) -> Mapping[str, Work]:
     return found
 
 
+def without_refusals(work: Work) -> Mapping[str, Figure]:
+    """The figures of a measurement, and one that is not met if a pass in it could not be recorded as a CUDA graph."""
+    from benchmarks.gpu import device
+
+    refusals = device.Refusals()
+    with refusals.watched():
+        found = dict(work())
+    for said in refusals.said[:1]:
+        found[said[:200]] = at_most(float(len(refusals.said)), 0)
+    return found
+
+
 def run_stage(stage: str, folder: Path, *, tiny: bool) -> None:
     """Make all measurements of a stage in this process."""
     from benchmarks.gpu import device
 
     record = Record(folder)
     record.content.setdefault("machine", device.describe())
-    for name, work in measurements(stage, folder, tiny=tiny).items():
-        record.measure(stage, name, work)
+    works = measurements(stage, folder, tiny=tiny)
+    for name in sorted(works, key=lambda name: record.was_cut_off(stage, name)):
+        record.measure(stage, name, partial(without_refusals, works[name]))
         device.free()
     record.stage(stage)["done"] = True
     record.write()
@@ -86,12 +101,12 @@ def run(options: argparse.Namespace) -> int:
     """Run the stages that are not done, and print the table. Returns the exit code: 1 if an aim was not met."""
     record, end = Record(options.output), time.monotonic() + options.limit
     if options.missing and not record.content["stages"]:
-        record.take_over(options.missing, anew=DERIVED)
+        record.take_over(options.missing, anew=ANEW)
     if record.content.setdefault("tiny", options.tiny) != options.tiny:
         print(f"{options.output} holds results of other sizes; name another --output", file=sys.stderr)
         return 2
     record.write()
-    for stage in options.stages:
+    for stage in sorted(options.stages, key=record.was_cut_off):
         for _ in range(STARTS):
             if Record(options.output).stage(stage)["done"] or time.monotonic() > end:
                 break

@@ -44,7 +44,7 @@ from apdm.portraits.subjects import DEFENCE, write_subjects
 from benchmarks import architectures, memory
 from benchmarks.attacks import portraits
 from benchmarks.gpu import device
-from benchmarks.gpu.record import Figure, Work, at_most, plain
+from benchmarks.gpu.record import Figure, Work, at_least, at_most, plain
 
 PROMPTS: dict[str, Any] = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
 FLOAT32, BFLOAT16 = 0.01, 0.2  # shares of the path
@@ -66,7 +66,6 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
         ),
         "Learning to Protect, float32, channels_last": partial(protect_agrees, "no", few, FLOAT32, channels_last=True),
         "resumed after SIGKILL": partial(resumed_after_kill, 2 if tiny else 12, tiny=tiny),
-        "memory after the job": memory_returns,
         "Learning to Protect, bf16": partial(protect_agrees, "bf16", few, BFLOAT16),
         "Learning to Protect, float32, without CUDA graphs": partial(
             protect_agrees, "no", few, FLOAT32, cuda_graphs=False
@@ -77,6 +76,7 @@ def measurements(folder: Path, *, tiny: bool) -> Mapping[str, Work]:
         "waits in Learning to Protect": protect_waits,
         **{f"waits in {name}": partial(attack_waits, attack) for name, attack in attacks.items()},
         **{f"waits in the {name}": partial(photos_wait, layer) for name, layer in layers.items()},
+        "memory after the job": memory_returns,
     }
 
 
@@ -116,20 +116,31 @@ def training(config: HardenConfig, where: torch.device) -> Training:
 
 
 @cache
-def protected(precision: str, steps: int, where: torch.device, **changes: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """theta at the start and after some outer steps, on the CPU; `changes` are options."""
+def protected(
+    precision: str, steps: int, where: torch.device, **changes: bool
+) -> tuple[list[Tensor], list[Tensor], int | None]:
+    """theta at the start and after some outer steps, on the CPU, and how many passes were replayed.
+
+    Args:
+        changes: options.
+    """
     ran = training(replace(configuration(precision), **changes), where)  # type: ignore[arg-type]
     start = [theta.detach().cpu().clone() for theta in ran.master.theta]
     for _ in range(steps):
         ran.outer_step()
-    return start, [theta.detach().cpu().clone() for theta in ran.master.theta]
+    graphs = getattr(ran.method.reference, "graphs", None)
+    replays = None if graphs is None else graphs.replays
+    return start, [theta.detach().cpu().clone() for theta in ran.master.theta], replays
 
 
 def protect_agrees(precision: str, steps: int, bound: float, **changes: bool) -> Mapping[str, Figure]:
-    start, theirs = protected("no", steps, device.CPU)
+    start, theirs, _ = protected("no", steps, device.CPU)
     with device.exact_float32() if precision == "no" else nullcontext():
-        _, ours = protected(precision, steps, device.device(), **changes)
-    return {f"difference after {steps} outer steps": at_most(path_share(ours, theirs, start), bound, "of the path")}
+        _, ours, replays = protected(precision, steps, device.device(), **changes)
+    found = {f"difference after {steps} outer steps": at_most(path_share(ours, theirs, start), bound, "of the path")}
+    if replays is not None:
+        found["passes replayed as CUDA graphs"] = at_least(replays, 1)
+    return found
 
 
 def protect_waits() -> Mapping[str, Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import platform
 import subprocess
 import time
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+
+from apdm.distributed import graphs
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -102,6 +105,27 @@ def exact_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+class Refusals(logging.Handler):
+    """Collects what is said of passes that could not be recorded as CUDA graphs, and so ran without."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Collect within this block."""
+        logger = logging.getLogger(graphs.__name__)
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
 
 
 class Waits:

@@ -102,6 +102,11 @@ class Record:
         kept[name] = {**entry, "seconds": round(time.perf_counter() - start, 2)}
         self.write()
 
+    def was_cut_off(self, stage: str, name: str | None = None) -> bool:
+        """Whether a measurement was cut off by its stage's limit; without a name: any of the stage."""
+        kept = self.content["stages"].get(stage, {"measurements": {}})["measurements"]
+        return any(entry.get("error") == CUT_OFF for key, entry in kept.items() if name in (None, key))
+
     def cut_off(self, stage: str) -> None:
         """Say of the measurement that is under way that its time was over."""
         for entry in self.stage(stage)["measurements"].values():

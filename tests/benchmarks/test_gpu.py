@@ -7,11 +7,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from launches import run_python
 
+from apdm.distributed.graphs import Graphs
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.record import RESULTS, TABLE, Figure, Record, at_least, at_most, near, plain
 
@@ -82,19 +86,61 @@ def test_a_measurement_that_fails_ends_no_other_and_one_that_took_its_process_al
     assert Record(tmp_path).figure("speed", "broken", "rate") is None
 
 
+def test_what_was_cut_off_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(tmp_path)
+    for name in ("done", "slow"):
+        record.measure("speed", name, lambda: {"rate": plain(2.0)})
+    record.content["stages"]["speed"]["measurements"]["slow"] = {"error": "begun, and not ended"}
+    record.cut_off("speed")
+    assert [record.was_cut_off("speed", name) for name in ("done", "slow", None)] == [False, True, True]
+    assert not record.was_cut_off("peaks")
+    made = []
+
+    def work(stage: str, name: str) -> dict[str, Figure]:
+        made.append((stage, name))
+        return {}
+
+    monkeypatch.setattr(
+        command,
+        "measurements",
+        lambda stage, *_, **__: {name: partial(work, stage, name) for name in ("slow", "done", "new")},
+    )
+    command.main(["--output", str(tmp_path), "--in_process", "--stages", "speed", "cost"])
+    assert made[:3] == [("cost", "slow"), ("cost", "done"), ("cost", "new")]
+    assert made[3:] == [("speed", "new"), ("speed", "slow")]
+
+
+def test_passes_that_ran_without_graphs_are_an_aim_that_is_not_met() -> None:
+    def work(fails: bool) -> dict[str, Figure]:
+        def record(*_: Any) -> Any:
+            if fails:
+                raise RuntimeError("out of memory")
+            return lambda x: x
+
+        network = Graphs(torch.device("cpu"), record)(torch.nn.Linear(1, 1))
+        for _ in range(3):
+            network(torch.ones(1, 1))
+        return {"rate": plain(2.0)}
+
+    assert list(command.without_refusals(partial(work, False))) == ["rate"]
+    found = command.without_refusals(partial(work, True))
+    assert [(figure.value, figure.met) for figure in found.values()] == [(2.0, None), (1.0, False)]
+    assert "without CUDA graphs" in list(found)[1] and "out of memory" in list(found)[1]
+
+
 def test_figures_of_an_earlier_run_are_taken_over_and_what_it_lacks_is_measured(tmp_path: Path) -> None:
     earlier = Record(tmp_path / "earlier")
     earlier.folder.mkdir()
     earlier.content["tiny"] = False
-    for stage, done in (("speed", False), ("jobs", True), ("cost", True)):
+    for stage, done in (("speed", False), ("engines", True), ("cost", True), ("jobs", True)):
         earlier.measure(stage, "good", lambda: {"rate": plain(2.0, "1/s")})
         earlier.stage(stage)["done"] = done
     earlier.stage("speed")["measurements"]["broken"] = {"error": "out of memory"}
     earlier.write()
     record = Record(tmp_path)
-    record.take_over(tmp_path / "earlier" / RESULTS, anew=command.DERIVED)
+    record.take_over(tmp_path / "earlier" / RESULTS, anew=command.ANEW)
     record = Record(tmp_path)
-    assert {name: kept["done"] for name, kept in record.content["stages"].items()} == {"speed": False, "jobs": True}
+    assert {name: kept["done"] for name, kept in record.content["stages"].items()} == {"speed": False, "engines": True}
     record.measure("speed", "good", lambda: pytest.fail("measured a second time"))
     record.measure("speed", "broken", lambda: {"rate": plain(3.0)})
     assert [record.figure("speed", name, "rate") for name in ("good", "broken")] == [2.0, 3.0]
@@ -104,10 +150,10 @@ def test_figures_of_an_earlier_run_are_taken_over_and_what_it_lacks_is_measured(
 
 def test_the_committed_results_leave_out_nothing_but_what_was_never_measured(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    record.take_over(ROOT / "benchmarks/results/gpu.json", anew=command.DERIVED)
+    record.take_over(ROOT / "benchmarks/results/gpu.json", anew=command.ANEW)
     stages = record.content["stages"]
     missing = {name for name in command.STAGES if not stages.get(name, {}).get("done")}
-    assert missing <= {"agreement", "speed", "peaks", "cost", "whole_graphs"}
+    assert missing <= {"agreement", "speed", "peaks", "jobs", "cost", "whole_graphs"}
     for stage in ("agreement", "speed", "peaks"):
         assert stages[stage]["measurements"].keys() & command.measurements(stage, tmp_path, tiny=False).keys()
 
