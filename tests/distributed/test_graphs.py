@@ -23,11 +23,14 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.autograd.graph import get_gradient_edge
 
+from apdm.attacks import Material
+from apdm.attacks.dreambooth import DreamBooth
 from apdm.distributed.graphs import MOST_GRAPHS, Graphs, can_record
 from apdm.distributed.launch import make_autocast
 from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.distributed.recompute import enable_gradient_checkpointing, recomputed
 from apdm.families import load_family
+from apdm.families.encoding import encode_images
 
 CPU = torch.device("cpu")
 
@@ -37,9 +40,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
+        self.modules: list[weakref.ref[nn.Module]] = []
 
     def __call__(self, module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
         self.recorded += 1
+        self.modules.append(weakref.ref(module))
         with torch.enable_grad():
             output = module(*examples)
         alone = isinstance(output, Tensor)
@@ -259,6 +264,24 @@ def test_what_is_released_is_freed_and_not_recorded_again(network: nn.Module) ->
     for _ in range(3):
         torch.testing.assert_close(graphed(pictures(1)), network(pictures(1)), rtol=0, atol=0)
     assert len(recorded) == 1
+
+
+def test_an_attack_trains_the_same_weights_and_frees_what_it_recorded(
+    tiny_pipeline: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(tiny_pipeline)
+    photos = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = encode_images(family, photos)
+    attack = DreamBooth(instance_prompt="a photo of sks person", class_prompt="a photo of person", max_train_steps=4)
+    ends = []
+    for records in (False, True):
+        if records:
+            graph_maker(monkeypatch, recorder)
+        model = attack.run(family, Material(latents, latents)).model
+        ends.append([p.detach() for p in model.denoiser.parameters()])
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-7)
+    assert recorder.replayed == 3
+    assert [module() for module in recorder.modules] == [None]
 
 
 class Cycle:
