@@ -74,6 +74,42 @@ def test_a_photo_with_another_face_in_it_is_no_copy(tmp_path: Path) -> None:
     assert find_copy(one, other) is None
 
 
+CHEQUERS = 1.0 - 2.0 * ((torch.arange(64)[:, None] // 8 + torch.arange(64) // 8) % 2)
+ONE_CELL = torch.zeros(64, 64).index_put((torch.arange(8)[:, None], torch.arange(8)), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size", "is_copy"),
+    [
+        # All of 8 x 8 cells change by 0.08 or by 0.2 standard deviations, one of them by 0.3 or by 0.6.
+        (CHEQUERS, 0.04, True),
+        (CHEQUERS, 0.1, False),
+        (ONE_CELL, 0.15, True),
+        (ONE_CELL, -0.3, False),
+        # The whole picture is brighter.
+        (torch.ones(64, 64), 0.15, True),
+        (torch.ones(64, 64), 0.25, False),
+    ],
+)
+def test_a_copy_may_differ_a_little_everywhere_or_more_in_one_place(
+    pattern: Tensor, size: float, is_copy: bool
+) -> None:
+    halves = torch.cat([torch.full((64, 32), -0.5), torch.full((64, 32), 0.5)], dim=1)  # a standard deviation of 0.5
+    one, other = (
+        PhotoSet.of(Role.CLASS, name, [Path(name)], picture.expand(1, 3, 64, 64))
+        for name, picture in (("one", halves), ("other", halves + size * pattern))
+    )
+    assert find_copy(one, other) == ((Path("one"), Path("other")) if is_copy else None)
+
+
+def test_a_grey_copy_of_pure_colours_is_found(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (48, 48), "red")
+    for left, colour in ((16, "lime"), (32, "blue")):
+        picture.paste(colour, (left, 0, left + 16, 48))
+    one, other = (photo_set(tmp_path / str(i), [made]) for i, made in enumerate((picture, ImageOps.grayscale(picture))))
+    assert find_copy(one, other) is not None
+
+
 def test_plain_areas_are_compared_by_their_colour(tmp_path: Path) -> None:
     white, grey = (Image.new("RGB", (32, 32), colour) for colour in ("white", "grey"))
     one, other = photo_set(tmp_path / "one", [white]), photo_set(tmp_path / "other", [grey])
