@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 # An import of a class of options, such as `from apdm.config.groups.image_layer import ASPLConfig`.
-INHERITED = re.compile(r"^from (apdm\.config\.\w+) import .*Config\b", re.MULTILINE)
+INHERITED = re.compile(r"^from (apdm\.config\.[\w.]+) import .*Config\b", re.MULTILINE)
 
 
 @dataclass
