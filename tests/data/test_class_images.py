@@ -48,6 +48,28 @@ def test_what_is_there_is_not_drawn_again(tiny_pipeline, tmp_path):
     assert [path.stat().st_mtime_ns for path in again] == before
 
 
+def test_pictures_that_are_there_and_each_new_batch_are_checked_as_soon_as_they_can_be(tiny_pipeline, tmp_path):
+    family, told = load_family(tiny_pipeline), []
+
+    def draw(count: int) -> list[Path]:
+        there = sorted(tmp_path.glob("*.png"))
+        told.clear()
+
+        def check(files) -> None:
+            told.append(([path.stem[-1] for path in files], len(list(tmp_path.glob("*.png"))) - len(there)))
+
+        return RECIPE.draw(family, tmp_path, count, batch_size=2, what="pictures", check=check)
+
+    draw(3)
+    assert told == [(["0", "1"], 2), (["2"], 3)]
+    draw(6)[1].unlink()
+    assert told == [(["0", "1", "2"], 0), (["3", "4"], 2), (["5"], 3)]
+    draw(6)
+    assert told == [(["0", "2", "3", "4", "5"], 0), (["1"], 1)]
+    draw(6)
+    assert told == [(["0", "1", "2", "3", "4", "5"], 0)]
+
+
 def test_pictures_of_another_model_are_refused_or_replaced_but_never_used(tiny_pipeline, tmp_path):
     family = load_family(tiny_pipeline)
     ensure_class_images(RECIPE, family, tmp_path / "class", 2, batch_size=2)

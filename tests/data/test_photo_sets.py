@@ -215,3 +215,17 @@ def test_without_sets_the_last_third_by_name_can_be_left_out_or_taken_alone(tmp_
     assert len(find_subjects(tmp_path / "sets", chosen=Chosen(part="kept"))[0].images) == 2
     (only,) = find_subjects(tmp_path / "n1", chosen=Chosen(part="held out"))
     assert (only.named, len(only.images)) == (False, 2)
+
+
+@pytest.mark.parametrize(("number", "held"), [(4, 2), (6, 2), (8, 2), (9, 3), (11, 3), (12, 4)])
+def test_a_third_is_held_out_and_never_less_than_two_of_at_least_four(number: int, held: int):
+    photos = [Path(f"{index:02d}.png") for index in range(number)]
+    kept, out = (photos[Chosen(part=part).of(photos, folder="people", subject="n1")] for part in ("kept", "held out"))
+    assert len(out) == held and [*kept, *out] == photos
+    with pytest.raises(UserError, match="people has 3 photos of n1, too few .* at least 4, or .* holdout_data_dir"):
+        Chosen(part="kept").of(photos[:3], folder="people", subject="n1")
+    assert Chosen().of(photos[:1], folder="people", subject="n1") == slice(None)
+
+
+def test_a_folder_that_is_not_there_has_no_sets(tmp_path):
+    assert not has_sets(None) and not has_sets(tmp_path / "nowhere")
