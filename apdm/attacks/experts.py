@@ -17,7 +17,7 @@ from apdm.families import Family
 
 # Equal prompts may differ by this share of the largest number, because they were encoded in batches of other sizes.
 ROUNDING = 1e-2
-Rows = Callable[[Tensor, Tensor], Tensor]  # (timesteps as told to the denoiser, prompt [B, L, D]) -> bool [B] or []
+Rows = Callable[[Tensor, Tensor], Tensor]  # (what `Family.call_told` returns) -> bool [B] or []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,11 @@ class ExpertSwap(DrawnOtherwise):
 
     def drawn(self, attacked: Family, received: Family) -> Family:
         """The attacked model with a denoiser of two; see `DrawnOtherwise.drawn`."""
-        bound = self.tau * attacked.told_timesteps
 
         def is_received(timesteps: Tensor, prompt: Tensor) -> Tensor:
-            return timesteps >= bound if self.tuned == "low" else timesteps < bound
+            return timesteps >= self.tau if self.tuned == "low" else timesteps < self.tau
 
-        return attacked.with_denoiser(shared_denoiser(attacked.denoiser, received.denoiser, is_received))
+        return attacked.with_denoiser(shared_denoiser(attacked, received.denoiser, is_received))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,30 +84,30 @@ class ReleaseUnconditional(DrawnOtherwise):
         def is_received(timesteps: Tensor, prompt: Tensor) -> Tensor:
             return (prompt - known.to(prompt)).abs().flatten(1).amax(1) <= slack
 
-        return attacked.with_denoiser(shared_denoiser(attacked.denoiser, received.denoiser, is_received))
+        return attacked.with_denoiser(shared_denoiser(attacked, received.denoiser, is_received))
 
 
-def shared_denoiser(tuned: Any, received: Any, is_received: Rows) -> Any:
-    """Return a copy of `tuned` that shares its weights, and leaves some rows of a batch to `received`.
+def shared_denoiser(tuned: Family, received: Any, is_received: Rows) -> Any:
+    """Return a copy of a model's denoiser that shares its weights, and leaves some rows of a batch to `received`.
 
     Args:
-        tuned: the attacker's denoiser.
+        tuned: the attacker's model.
         received: the denoiser under attack.
         is_received: says which rows of a call `received` answers. A denoiser that answers no row is not called.
     """
-    shared = frozen_copy(tuned)
+    shared = frozen_copy(tuned.denoiser)
     own = shared.forward
 
     def forward(*args: Any, **inputs: Any) -> Any:
-        latents: Tensor = args[0] if args else inputs["hidden_states" if "hidden_states" in inputs else "sample"]
-        told = args[1] if len(args) > 1 else inputs["timestep"]
-        rows = is_received(torch.as_tensor(told, device=latents.device), inputs["encoder_hidden_states"])
-        rows = rows.to(latents.device).expand(len(latents))
+        told, prompt = tuned.call_told(args, inputs)
+        rows = is_received(told, prompt).to(prompt.device).expand(len(prompt))
         if not rows.any():
             return own(*args, **inputs)
         if rows.all():
             return received(*args, **inputs)
         (theirs, *_), (ours, *_) = (call(*args, **{**inputs, "return_dict": False}) for call in (received, own))
+        if isinstance(ours, list):  # one tensor for each picture
+            return ([one if row else other for row, one, other in zip(rows.tolist(), theirs, ours, strict=True)],)
         return (torch.where(rows.view(-1, *[1] * (ours.ndim - 1)), theirs, ours),)
 
     shared.forward = forward

@@ -272,7 +272,7 @@ def image_to_image(
             generator=[torch.Generator().manual_seed(one) for one in seeds[chosen]],
             strength=strength,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=model.pipeline_guidance(guidance_scale),
             output_type="latent",
             **extra,
         ).images

@@ -24,6 +24,7 @@ from apdm.families.posterior import Posterior
 from apdm.families.sd import StableDiffusion
 from apdm.families.sd3 import StableDiffusion3
 from apdm.families.sdxl import StableDiffusionXL
+from apdm.families.zimage import ZImage
 
 __all__ = [
     "FAMILIES",
@@ -33,5 +34,6 @@ __all__ = [
     "StableDiffusion",
     "StableDiffusion3",
     "StableDiffusionXL",
+    "ZImage",
     "load_family",
 ]

@@ -11,7 +11,7 @@ is normalised on its own, so the maps do not show how the attention is split bet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +23,21 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+Places = tuple[slice, slice]  # of the picture's positions and of the prompt's tokens in one sequence
+
+
+@dataclass(frozen=True)
+class OneSequence:
+    """Where picture and prompt stand in a sequence that joint attention layers get as one tensor.
+
+    Args:
+        denoiser: the denoiser that the layers belong to.
+        places: (arguments, keyword arguments of a call of the denoiser) -> the places in all of its layers.
+    """
+
+    denoiser: Module
+    places: Callable[[Sequence[Any], Mapping[str, Any]], Places]
+
 
 @dataclass(frozen=True)
 class AttentionLayer:
@@ -33,11 +48,14 @@ class AttentionLayer:
         module: the layer itself.
         prompt: where the prompt's tokens stand in the sequence of a joint attention layer, before or after the
             picture's positions. None for a layer of plain self-attention or cross-attention.
+        sequence: for a joint attention layer that gets picture and prompt as one tensor. A layer without it gets the
+            prompt apart, as `encoder_hidden_states`.
     """
 
     name: str
     module: Module
     prompt: Literal["first", "last"] | None = None
+    sequence: OneSequence | None = None
 
 
 @dataclass
@@ -75,6 +93,9 @@ def watch_attention(layers: Iterable[AttentionLayer], *, max_positions: int | No
     maps = AttentionMaps()
     watcher = _Watcher(maps, max_positions)
     handles: list[RemovableHandle] = []
+    layers = list(layers)
+    for sequence in dict.fromkeys(layer.sequence for layer in layers if layer.sequence):
+        handles.append(sequence.denoiser.register_forward_pre_hook(watcher.begin(sequence), with_kwargs=True))
     for layer in layers:
         handles.append(layer.module.register_forward_pre_hook(watcher.enter(layer), with_kwargs=True))
         handles.append(layer.module.register_forward_hook(watcher.leave, always_call=True))
@@ -173,12 +194,27 @@ class _Watcher(TorchFunctionMode):
 
     def __init__(self, maps: AttentionMaps, max_positions: int | None) -> None:
         self.maps, self.max_positions = maps, max_positions
-        self.running: list[tuple[AttentionLayer, int]] = []  # (layer, number of prompt tokens in its sequence)
+        self.begun: dict[OneSequence, Places] = {}  # of the call of the denoiser that is running
+        self.running: list[tuple[AttentionLayer, Places | None]] = []
+
+    def begin(self, sequence: OneSequence) -> Callable[[Module, Any, Any], None]:
+        def hook(_: Module, args: Any, kwargs: Any) -> None:
+            self.begun[sequence] = sequence.places(args, kwargs)
+
+        return hook
 
     def enter(self, layer: AttentionLayer) -> Callable[[Module, Any, Any], None]:
         def hook(_: Module, args: Any, kwargs: Any) -> None:
             prompt = kwargs.get("encoder_hidden_states") if layer.prompt else None
-            self.running.append((layer, 0 if prompt is None else prompt.shape[1]))
+            if layer.sequence is not None:
+                self.running.append((layer, self.begun[layer.sequence]))
+            elif prompt is None:
+                self.running.append((layer, None))
+            else:
+                tokens = prompt.shape[1]
+                first, last = slice(0, tokens), slice(tokens, None)
+                places = (last, first) if layer.prompt == "first" else (slice(0, -tokens), slice(-tokens, None))
+                self.running.append((layer, places))
 
         return hook
 
@@ -192,21 +228,21 @@ class _Watcher(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _record(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> None:
-        layer, tokens = self.running[-1]
-        positions = query.shape[-2] - tokens
-        if self.max_positions is not None and positions > self.max_positions:
+        layer, places = self.running[-1]
+        picture, prompt = places or (slice(None), slice(0))
+        seen = query[..., picture, :]
+        if self.max_positions is not None and seen.shape[-2] > self.max_positions:
             return
-        if layer.prompt == "first":  # bring the prompt's tokens to the end
-            query, key = query.roll(-tokens, dims=-2), key.roll(-tokens, dims=-2)
         scale = kwargs.get("scale") or query.shape[-1] ** -0.5
         dtype = torch.promote_types(query.dtype, torch.float32)
-        scores = scale * query[..., :positions, :].to(dtype) @ key.to(dtype).transpose(-2, -1)
+        scores = scale * seen.to(dtype) @ key.to(dtype).transpose(-2, -1)
         mask = args[1] if len(args) > 1 else kwargs.get("attn_mask")
         if mask is not None:
+            mask = mask[..., picture, :] if mask.shape[-2] > 1 else mask
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        if tokens:
-            self.maps.self_[layer.name] = scores[..., :positions].softmax(dim=-1)
-            self.maps.cross[layer.name] = scores[..., positions:].softmax(dim=-1)
+        if places:
+            self.maps.self_[layer.name] = scores[..., picture].softmax(dim=-1)
+            self.maps.cross[layer.name] = scores[..., prompt].softmax(dim=-1)
             return
         cross = bool(getattr(layer.module, "is_cross_attention", key.shape[-2] != query.shape[-2]))
         store = self.maps.cross if cross else self.maps.self_

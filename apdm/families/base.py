@@ -191,6 +191,20 @@ class Family(Sampler, Saver):
         """The timestep that the denoiser is told for pure noise: T, or 1 if it is told shares."""
         return self.num_train_timesteps
 
+    def call_told(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What the pipeline tells the denoiser in a call of it.
+
+        Args:
+            args, inputs: the positional and the keyword arguments of the call.
+
+        Returns:
+            The timesteps as shares of the T training timesteps, which in a flow are the noise levels, `[B]` or `[]`,
+            and the token embeddings of the prompts, `[B, L, D]`.
+        """
+        prompt = inputs["encoder_hidden_states"]
+        told = args[1] if len(args) > 1 else inputs["timestep"]
+        return torch.as_tensor(told, device=prompt.device) / self.told_timesteps, prompt
+
     def with_controlnet(self, controlnet: nn.Module) -> Self:
         """The same family, whose pipeline samples with a ControlNet. All parts are shared.
 
@@ -279,12 +293,17 @@ class Family(Sampler, Saver):
         Args:
             cut: leave out the tokens of a long prompt that the text encoder does not get.
         """
+        text = self.tokenized(prompt)
         return {
             name: getattr(self.pipeline, name)(
-                prompt, truncation=cut, max_length=limit if cut else None, verbose=False
+                text, truncation=cut, max_length=limit if cut else None, verbose=False
             ).input_ids
             for name, limit in self.token_limits.items()
         }
+
+    def tokenized(self, prompt: str) -> str:
+        """The text that the pipeline gives to the tokenizers for a prompt. Some pipelines put a template around it."""
+        return prompt
 
     def posterior(self, images: Tensor) -> Posterior:
         """The distribution of the latents of images `[B, 3, H, W]` in [-1, 1], differentiably.

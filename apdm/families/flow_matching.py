@@ -10,7 +10,7 @@ it samples; training then uses s itself. Training draws s from a logit-normal di
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -48,8 +48,8 @@ class FlowMatching(Family):
         "add_v_proj",
         "to_add_out",
     )
-    cross_attention_weights = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
-    key_value_weights = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
+    cross_attention_weights: ClassVar[tuple[str, ...]] = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
+    key_value_weights: ClassVar[tuple[str, ...]] = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         super().__init__(pipeline, source=source, **options)

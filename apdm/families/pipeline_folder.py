@@ -314,7 +314,7 @@ def write_pipeline(
 def _copy_configuration(origin: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for path in sorted(origin.iterdir()):
-        if path.suffix in (".json", ".txt", ".model") and not INDEX.fullmatch(path.name):
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and not INDEX.fullmatch(path.name):
             shutil.copyfile(path, target / path.name)
 
 

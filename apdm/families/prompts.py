@@ -59,12 +59,12 @@ def check_distinct(family: Family, option: str, prompt: str, class_prompt: str) 
 
 
 def word_tokens(family: Family, prompt: str) -> list[int]:
-    """Return where the tokens of words stand among the rows of an encoded prompt; those that open or close it do not.
+    """Return where the tokens of words stand among the rows of an encoded prompt.
 
-    The tokens are those of the tokenizer whose tokens come first in the prompt embeddings.
+    Those that open or close it, or are the conversation around it, do not count. The tokens are those of the tokenizer
+    whose tokens come first in the prompt embeddings.
     """
-    special = set(getattr(family.pipeline, family.prompt_tokenizer).all_special_ids)
-    return [place for place, token in enumerate(_read(family, prompt)) if token not in special]
+    return list(_words(_read(family, prompt), _read(family, "")))
 
 
 def own_tokens(family: Family, prompt: str, class_prompt: str) -> list[int]:
@@ -82,18 +82,33 @@ def _read(family: Family, prompt: str) -> list[int]:
     return family.tokens(prompt)[family.prompt_tokenizer]
 
 
+def _words(tokens: Sequence[int], empty: Sequence[int]) -> range:
+    """Where the words stand in the tokens of a prompt: those of the empty prompt stand around them."""
+    before = _equal(tokens, empty)
+    after = _equal(tokens[before:][::-1], empty[before:][::-1])
+    return range(before, len(tokens) - after)
+
+
+def _equal(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
 def check_length(family: Family, option: str, prompt: str) -> None:
-    """Raise UserError if every tokenizer cuts a prompt. `option` is where the prompt stands."""
+    """Raise UserError if every tokenizer cuts words of a prompt. `option` is where the prompt stands."""
     whole, read = family.tokens(prompt, cut=False), family.tokens(prompt)
-    if any(len(whole[name]) <= len(read[name]) for name in whole):
+    empty = family.tokens("", cut=False)
+    words = {name: _words(whole[name], empty[name]) for name in whole}
+    lost = {name: words[name][len(_words(read[name], empty[name])) :] for name in whole}
+    if not all(lost.values()):
         return
     name = max(read, key=lambda name: len(read[name]))
     tokenizer = getattr(family.pipeline, name)
-    # The last token that is read closes the prompt.
-    lost = tokenizer.decode(whole[name][len(read[name]) - 1 :], skip_special_tokens=True).strip()
+    end = tokenizer.decode([whole[name][place] for place in lost[name]], skip_special_tokens=True).strip()
     count, limit = len(whole[name]), len(read[name])
     raise UserError(
-        f'{option} "{_shortened(prompt)}" has {count} tokens, and the model reads {limit}: "{_shortened(lost)}" would '
+        f'{option} "{_shortened(prompt)}" has {count} tokens, and the model reads {limit}: "{_shortened(end)}" would '
         "be cut off; shorten the prompt"
     )
 

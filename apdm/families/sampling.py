@@ -54,7 +54,7 @@ class Sampler(ABC):
         Args:
             prompts: one prompt per image.
             seed: image i is seeded with `seed[i]`, or with `seed + i` if a single number is given.
-            guidance_scale: weight of classifier-free guidance; 1 turns it off.
+            guidance_scale: weight of classifier-free guidance, as the pipeline takes it; 1 turns it off.
             height, width: size of the images in pixels; by default the model's own.
             batch_size: images per call of the pipeline.
             face_embeds: `[D]`, the embedding of one person for all prompts, if the pipeline has a face adapter.
@@ -83,13 +83,17 @@ class Sampler(ABC):
                     **pipeline_options,
                     generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]],
                     num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
+                    guidance_scale=self.pipeline_guidance(guidance_scale),
                     height=height,
                     width=width,
                     output_type="latent",
                 ).images
             images.append(self.decode(self.drawn_latents(latents, height, width)).cpu())
         return torch.cat(images)
+
+    def pipeline_guidance(self, guidance_scale: float) -> float:
+        """The pipeline's `guidance_scale` for one of `sample`; they differ where 1 does not turn its guidance off."""
+        return guidance_scale
 
     def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
         """Turn the pipeline's output for `output_type="latent"` into latents `[B, C, h, w]`.

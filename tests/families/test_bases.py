@@ -22,6 +22,7 @@ from diffusers import (
     SD3Transformer2DModel,
     TCDScheduler,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from safetensors.torch import load_file, save_file
 
@@ -243,6 +244,19 @@ def test_two_tokenizers_of_different_length_are_refused(copied):
         load_family(folder)
 
 
+def test_a_tokenizer_without_its_chat_template_is_refused(copied):
+    folder = copied("zimage")
+    (folder / "tokenizer/chat_template.jinja").unlink()
+    assert "the tokenizer has no chat template; copy the folder tokenizer anew" in refusal(folder)
+
+
+def test_the_editing_pipelines_of_z_image_are_refused(copied):
+    folder = copied("zimage")
+    for name in ("ZImageOmniPipeline", "ZImageImg2ImgPipeline"):
+        edit(folder / "model_index.json", _class_name=name)
+        assert f"names a {name}; name its family with --family, or use one of" in refusal(folder)
+
+
 @pytest.mark.parametrize(("kind", "tokenizer"), [("sd3", "tokenizer_3"), ("flux", "tokenizer_2")])
 def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
     folder = copied(kind)
@@ -253,7 +267,7 @@ def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
 
 
 def with_denoiser(folder: Path, kind: str, **changes: Any) -> Path:
-    classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
+    classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "zimage": ZImageTransformer2DModel}
     cls, name = (classes[kind], "transformer") if kind in classes else (UNet2DConditionModel, "unet")
     cls.from_config({**cls.load_config(folder / name), **changes}).save_pretrained(folder / name)
     return folder
@@ -279,6 +293,9 @@ def with_denoiser(folder: Path, kind: str, **changes: Any) -> Path:
         ("flux", {"in_channels": 128}, "the transformer takes 32 channels and the VAE gives 16"),
         ("flux", {"joint_attention_dim": 32}, "embeddings of width 32 and the text encoders give width 24"),
         ("flux", {"pooled_projection_dim": 64}, "pooled embeddings of width 64 and the text encoders give width 32"),
+        ("zimage", {"in_channels": 33}, "the transformer takes 33 channels and the VAE gives 16"),
+        ("zimage", {"cap_feat_dim": 24}, "embeddings of width 24 and the text encoders give width 16"),
+        ("zimage", {"siglip_feat_dim": 8}, "takes pictures as conditions .*; use a text-to-image model"),
     ],
 )
 def test_a_denoiser_of_another_kind_is_refused_before_any_work(

@@ -13,11 +13,11 @@ from tiny_pipelines import BUILDERS, build_sd3, build_sdxl, small_unet
 from torch import Tensor
 
 from apdm.core.errors import UserError
-from apdm.families import FAMILIES, Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.families import FAMILIES, Family, Flux, StableDiffusion3, StableDiffusionXL, ZImage, load_family
 from apdm.families.attention import watch_attention
 from apdm.families.flow_matching import logit_normal_timesteps
 from apdm.families.pooled import append_pooled, split_pooled
-from apdm.families.prompts import own_tokens
+from apdm.families.prompts import own_tokens, word_tokens
 
 FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
 SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
@@ -49,9 +49,14 @@ def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draw
     hook = family.denoiser.register_forward_hook(
         lambda module, args, kwargs, output: calls.append((args, kwargs, output[0])), with_kwargs=True
     )
-    family.pipeline("a photo of sks person", **SIZE, num_inference_steps=2, guidance_scale=1.0, output_type="latent")
+    unguided = family.pipeline_guidance(1.0)
+    prompt = "a photo of sks person"
+    family.pipeline(prompt, **SIZE, num_inference_steps=2, guidance_scale=unguided, output_type="latent")
     hook.remove()
     args, kwargs, theirs = calls[0]
+    if kind == "zimage":  # pictures are a list, with an axis for time, and the velocity has the other sign
+        assert torch.equal(args[1], torch.zeros(1))  # there is no signal yet
+        args, theirs = (args[0][0][:, 0][None], 999), -theirs[0][:, 0][None]
     noisy = args[0] if args else kwargs["hidden_states"]
     # Flow matching begins where there is nothing but noise; others say their timestep.
     timestep = int(args[1]) if args else 999
@@ -83,16 +88,19 @@ def test_drawing_is_the_pipeline_s_own_and_a_picture_depends_on_its_own_seed(fam
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
-@pytest.mark.parametrize(("kind", "multiple"), [("sd15", 4), ("sd21", 4), ("sdxl", 8), ("sd3", 4), ("flux", 4)])
+@pytest.mark.parametrize(
+    ("kind", "multiple"), [("sd15", 4), ("sd21", 4), ("sdxl", 8), ("sd3", 4), ("flux", 4), ("zimage", 4)]
+)
 def test_a_picture_has_the_height_and_width_that_were_asked_for(families, kind: str, multiple: int):
     """A multiple of what the VAE (2), the U-Net (2 between two blocks) and patches or packs (2) need."""
     family = families(kind)
     assert family.size_multiple == multiple
     # Of FLUX's pipeline a side can be left out, and then it is the model's own; the others want both or none.
     width, own = (None, 2 * family.pipeline.default_sample_size) if kind == "flux" else (2 * multiple,) * 2
-    options: dict[str, Any] = {"height": 6 * multiple, "width": width, "num_inference_steps": 1, "guidance_scale": 1.0}
-    ours = family.sample(["a dog"], seed=0, **options)
-    theirs = family.pipeline("a dog", generator=torch.Generator().manual_seed(0), output_type="pt", **options).images
+    options: dict[str, Any] = {"height": 6 * multiple, "width": width, "num_inference_steps": 1}
+    ours = family.sample(["a dog"], seed=0, guidance_scale=1.0, **options)
+    options |= {"guidance_scale": family.pipeline_guidance(1.0), "output_type": "pt"}
+    theirs = family.pipeline("a dog", generator=torch.Generator().manual_seed(0), **options).images
     assert ours.shape == (1, 3, 6 * multiple, own)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
@@ -108,7 +116,8 @@ def test_posterior_and_decode_are_inverse_scales_of_the_vae(families, kind: str)
         raw = family.pipeline.vae.decode(theirs.mean).sample
     shift = config.shift_factor or 0.0
     torch.testing.assert_close(posterior.mean, (theirs.mean - shift) * config.scaling_factor)
-    torch.testing.assert_close(posterior.std, theirs.std * config.scaling_factor)
+    std = torch.zeros_like(theirs.std) if kind == "zimage" else theirs.std  # trained on the mean, as diffusers does
+    torch.testing.assert_close(posterior.std, std * config.scaling_factor)
     torch.testing.assert_close(decoded, (raw / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
 
 
@@ -129,7 +138,8 @@ def test_sdxl_is_told_the_size_of_the_latents_pictures_without_a_crop(families):
 # -- flow matching -------------------------------------------------------------------------------------------
 
 
-FLOW = pytest.mark.parametrize(("kind", "shift"), [("sd3", 3.0), ("flux", 1.0)])  # FLUX shifts when sampling alone
+# FLUX shifts when sampling alone.
+FLOW = pytest.mark.parametrize(("kind", "shift"), [("sd3", 3.0), ("flux", 1.0), ("zimage", 3.0)])
 
 
 @FLOW
@@ -157,7 +167,10 @@ def test_flow_matching_trains_at_logit_normal_timesteps_and_the_others_at_unifor
     """Quantiles of 20000 draws: those of the sigmoid of a normal variable, and those of a line."""
     shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
     logistic = torch.special.ndtri(shares).sigmoid()
-    for kind, expected in (("sd3", logistic), ("flux", logistic), ("sdxl", shares), ("sd15", shares)):
+    for kind, expected in [(name, logistic) for name in ("sd3", "flux", "zimage")] + [
+        ("sdxl", shares),
+        ("sd15", shares),
+    ]:
         drawn = families(kind).draw_timesteps(20_000, torch.Generator().manual_seed(0))
         assert drawn.dtype == torch.long and drawn.min() >= 0 and drawn.max() <= 999
         found = drawn.double().add(0.5).div(1000).quantile(shares)
@@ -171,6 +184,37 @@ def test_sampling_does_not_move_the_levels_that_training_uses(families):
     before = family.sigmas(torch.arange(1000)).clone()
     family.sample(["a dog"], seed=0, num_inference_steps=2)
     assert torch.equal(family.sigmas(torch.arange(1000)), before)
+
+
+@EVERY
+def test_prompts_of_different_lengths_in_one_batch_are_each_read_as_if_alone(families, kind: str):
+    family, prompts = families(kind), ["a dog", "a photo of sks person", "", "a portrait of the dog of the man"]
+    latents, _, timesteps = latent_batch(family)
+    with torch.no_grad():
+        together = family.predict(family.denoiser, latents, timesteps, family.encode_prompts(prompts))
+        alone = [
+            family.predict(family.denoiser, latents[i : i + 1], timesteps[i : i + 1], family.encode_prompts([prompt]))
+            for i, prompt in enumerate(prompts)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_z_image_guides_by_what_its_pipeline_adds_and_up_to_1_not_at_all(families):
+    """The pipeline's first step is x - dt v, with v = full + g (full - empty); put together from `predict`."""
+    family, told = families("zimage"), []
+    hook = family.denoiser.register_forward_pre_hook(lambda _, args: told.append(len(args[0])))
+    options = {"seed": 3, "num_inference_steps": 1, **SIZE}
+    full, empty = (family.encode_prompts([prompt]) for prompt in ("a dog", ""))
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        full, empty = (family.predict(family.denoiser, noise, torch.tensor([999]), each) for each in (full, empty))
+        for scale, added in ((4.0, 4.0), (1.0, 0.0), (0.0, 0.0)):
+            by_hand = family.decode(noise - (full + added * (full - empty)))
+            told.clear()
+            drawn = family.sample(["a dog"], guidance_scale=scale, **options)
+            torch.testing.assert_close(drawn, by_hand, rtol=0, atol=1e-4)
+            assert told == [2 if added else 1]
+    hook.remove()
 
 
 # -- variants of a family ------------------------------------------------------------------------------------
@@ -286,13 +330,53 @@ def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_seq
     assert list(maps.self_) == [name] == ["transformer_blocks.0.attn"]
 
 
+def test_joint_attention_in_one_sequence_gives_maps_without_what_fills_the_sequence_up(families):
+    """A block of Z-Image by hand: picture positions first, each part filled up to a multiple of 32, prompts masked."""
+    family = families("zimage")
+    denoiser, seen = family.denoiser, {}
+    layer = denoiser.layers[1].attention
+    handle = layer.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, x=args[0]), with_kwargs=True)
+    prompts = ["a photo of the dog" + " of the dog" * 12, "a dog"]
+    noisy, timesteps = torch.randn(2, 16, 8, 12), torch.tensor([10, 700])
+    lengths = [len(family.tokens(prompt)["tokenizer"]) for prompt in prompts]
+    embeds = family.encode_prompts(prompts)
+    plain = family.predict(denoiser, noisy, timesteps, embeds)
+    with watch_attention(family.attention_layers(denoiser)) as maps:
+        assert torch.equal(family.predict(denoiser, noisy, timesteps, embeds), plain)
+    handle.remove()
+    longest, turned = max(lengths), seen["freqs_cis"][:, None]
+    assert lengths[1] < 32 < longest and seen["x"].shape[1] == 32 + 64
+
+    def rotated(x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (layer.heads, -1))
+        x = x.transpose(1, 2).unflatten(-1, (-1, 2)).contiguous()
+        return torch.view_as_real(torch.view_as_complex(x) * turned).flatten(-2)
+
+    def project(linear: torch.nn.Module, norm: torch.nn.Module) -> Tensor:
+        return rotated(norm(linear(seen["x"]).unflatten(-1, (layer.heads, -1))).flatten(-2))
+
+    query, key = project(layer.to_q, layer.norm_q)[:, :, :24], project(layer.to_k, layer.norm_k)
+    scores = query.shape[-1] ** -0.5 * query @ key.mT
+    scores = scores.masked_fill(~seen["attention_mask"][:, None, None], -torch.inf)
+    name = "layers.1.attention"
+    torch.testing.assert_close(maps.self_[name], scores[..., :24].softmax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps.cross[name], scores[..., 32 : 32 + longest].softmax(-1), rtol=1e-4, atol=1e-6)
+    assert not maps.cross[name][1, ..., 32:].any()  # the second prompt ends before
+    assert maps.cross.keys() == maps.self_.keys() == {"layers.0.attention", name}
+    with watch_attention(family.attention_layers(denoiser), max_positions=23) as none:
+        family.predict(denoiser, noisy, timesteps, embeds)
+    assert not none.cross and not none.self_
+
+
 @EVERY
 def test_the_named_blocks_exist_and_hold_nearly_all_weights_of_the_denoiser(families, kind: str):
     """An engine that shards the model gathers one of these blocks at a time."""
     family = families(kind)
     blocks = [getattr(family.denoiser, name) for name in family.block_names]
     held = {id(p) for block in blocks for p in block.parameters()}
-    sizes = {id(p): p.numel() for p in family.denoiser.parameters()}
+    # Z-Image's embedder of timesteps has a width of its own, whatever the model's is.
+    sizes = {id(p): p.numel() for name, p in family.denoiser.named_parameters() if not name.startswith("t_embedder.")}
+    held &= sizes.keys()
     assert sum(sizes[key] for key in held) > 0.6 * sum(sizes.values())  # tiny models have large ends
 
 
@@ -338,14 +422,18 @@ def test_the_identifier_is_found_where_the_denoiser_reads_it(families, kind: str
     family = families(kind)
     tokenizer = family.pipeline.tokenizer_2 if kind == "flux" else family.pipeline.tokenizer
     for prompt, own in (("a photo of sks person", "sks"), ("a person of the photo of the person", "the of the person")):
-        found, ids = own_tokens(family, prompt, "a photo of person"), tokenizer(prompt).input_ids
+        found, ids = own_tokens(family, prompt, "a photo of person"), tokenizer(family.tokenized(prompt)).input_ids
         assert tokenizer.decode([ids[place] for place in found]).split() == own.split()
-    assert found[-1] == len(ids) - 2  # the last word, before the end of the text
+        words = tokenizer.decode([ids[place] for place in word_tokens(family, prompt)])
+        assert words.strip() == prompt  # nothing of what opens and closes it
+    assert found[-1] == word_tokens(family, prompt)[-1]
+    assert found[-1] == len(ids) - (6 if kind == "zimage" else 2)  # before the end of the text, or of the template
 
 
 def test_each_family_has_its_own_class(families):
     assert type(families("sd3")) is StableDiffusion3
     assert type(families("sdxl")) is StableDiffusionXL
     assert type(families("flux")) is Flux
+    assert type(families("zimage")) is ZImage
     assert type(families("sd15")) is type(families("sd21"))
     assert families("sd21").prediction_type == "v_prediction"

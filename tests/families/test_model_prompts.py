@@ -10,7 +10,7 @@ from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.families.prompts import check_distinct, check_prompts
 
-KINDS = ["sd15", "sd21", "sdxl", "sd3", "flux"]
+KINDS = ["sd15", "sd21", "sdxl", "sd3", "flux", "zimage"]
 CLASS = "a photo of person"
 
 
@@ -65,6 +65,17 @@ def test_what_every_tokenizer_cuts_is_refused_and_named(kind: str, limit: int, f
         check(families(kind), "a photo of sks person", words + " the the the person")
     with pytest.raises(UserError, match="audit.prompts .* would be cut off"):
         check(families(kind), "a photo of sks person", **{"audit.prompts": [words + " the the the person"]})
+
+
+def test_a_template_counts_as_tokens_and_may_be_cut_as_long_as_all_words_are_read(
+    families: Callable[[str], Any],
+) -> None:
+    """Z-Image reads 512 tokens, 3 of them before the prompt and 5 behind it, which go first."""
+    words = "a photo of" + " the" * (512 - 3 - 3)
+    check(families("zimage"), "a photo of sks person", drawn=[words])
+    with pytest.raises(UserError, match=r'has 522 tokens, and the model reads 512: "the the the sks person" would be'):
+        check(families("zimage"), words + " the the the sks person")
+    check(families("zimage"), "a photo of user person")  # a word of the template may be the person's
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])

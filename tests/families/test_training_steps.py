@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, ZImagePipeline
 from tiny_pipelines import BUILDERS
 from torch import Tensor
 
@@ -45,12 +45,19 @@ def step_of_unet(pipeline: Any, images: Tensor, draw: Tensor, noise: Tensor) -> 
 
 
 def step_of_flow(pipeline: Any, images: Tensor, draw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """train_dreambooth_sd3.py without preconditioned outputs, and train_dreambooth_flux.py."""
+    """train_dreambooth_sd3.py without preconditioned outputs, train_dreambooth_flux.py and that of Z-Image."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     found, config = pipeline.vae.encode(images).latent_dist, pipeline.vae.config
+    if isinstance(pipeline, ZImagePipeline):  # it trains on the mode
+        draw = torch.zeros_like(draw)
     latents = (found.mean + found.std * draw - config.shift_factor) * config.scaling_factor
     timesteps, sigmas = scheduler.timesteps[TIMESTEPS], scheduler.sigmas[TIMESTEPS].view(-1, 1, 1, 1)
     noisy = (1.0 - sigmas) * latents + sigmas * noise
+    if isinstance(pipeline, ZImagePipeline):  # pictures and prompts are lists, and pictures have an axis for time
+        embeds, _ = pipeline.encode_prompt([*PROMPTS])
+        signal = (1000 - timesteps) / 1000
+        found = pipeline.transformer([one[:, None] for one in noisy], signal, embeds).sample
+        return -torch.stack([one[:, 0] for one in found]), noise - latents
     if not isinstance(pipeline, FluxPipeline):
         embeds, _, pooled, _ = pipeline.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
         prompt = {"encoder_hidden_states": embeds, "pooled_projections": pooled}

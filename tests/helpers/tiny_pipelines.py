@@ -20,16 +20,22 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from apdm.portraits import PIPELINE
 
@@ -278,6 +284,65 @@ def build_flux(folder: Path, *, miniature: bool = True) -> FluxPipeline:
     )
 
 
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer(*, miniature: bool = True) -> Qwen2Tokenizer:
+    """A byte-level tokenizer as Qwen's, which knows WORDS whole. The miniature world's words can come first."""
+    vocab = dict(_miniature_words()[0]) if miniature else {}
+    symbols, merges = sorted(bytes_to_unicode().values()), list[tuple[str, str]]()
+    for word in ("user", "assistant", *(f"Ġ{word}" for word in WORDS), *WORDS):
+        start = word[0]
+        for letter in word[1:]:
+            if (merge := (start, letter)) not in merges:
+                merges.append(merge)
+            start += letter
+            symbols.append(start)
+    for symbol in (*symbols, "<|endoftext|>"):
+        vocab.setdefault(symbol, len(vocab))
+    extra = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "chat_template": CHAT}
+    return Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=2048, **extra)
+
+
+def build_zimage(folder: Path, *, miniature: bool = True) -> ZImagePipeline:
+    """As the release: refiners of picture and of prompt before the joint blocks, prompts read by a language model."""
+    tokenizer = qwen_tokenizer(miniature=miniature)
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=24,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=3,
+        n_kv_heads=3,
+        cap_feat_dim=16,
+        axes_dims=[4, 2, 2],
+        axes_lens=[640, 32, 32],
+    )
+    torch.nn.init.normal_(transformer.x_pad_token)
+    torch.nn.init.normal_(transformer.cap_pad_token)
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return ZImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=small_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Qwen3Model(text),
+        tokenizer=tokenizer,
+    )
+
+
 def seeded(build: Callable[..., Any]) -> Callable[..., Any]:
     """The same weights at every call, whatever was drawn before."""
 
@@ -295,4 +360,5 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "sdxl": seeded(build_sdxl),
     "sd3": seeded(build_sd3),
     "flux": seeded(build_flux),
+    "zimage": seeded(build_zimage),
 }
