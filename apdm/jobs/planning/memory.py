@@ -28,7 +28,13 @@ from apdm.protection.attacker_pool import choose_lora_attackers
 OVERHEAD = 1.5e9
 NORMALISATION = 1.5
 SAMPLES = 3  # the largest graph of one photo: safe, protected and class picture
-RECOMPUTED = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock")
+RECOMPUTED = (
+    "ResnetBlock2D",
+    "BasicTransformerBlock",
+    "JointTransformerBlock",
+    "FluxTransformerBlock",
+    "ZImageTransformerBlock",
+)
 # Forward passes in one inner step for each photo: theta' goes forwards and backwards on 2 + 3 samples, where a backward
 # pass counts as two forward ones, and phi goes forwards on 2.
 FORWARDS = 5 * 3 + 2
