@@ -102,6 +102,14 @@ def _values(
 
 ALL, LARGE = ("24gb", "48gb", "80gb", OTHER), ("48gb", "80gb", OTHER)
 SD: Mapping[str, Any] = {"cards": ALL, "photo_cards": ALL, "audit_cards": ALL, "fine_tuning_cards": LARGE}
+# For a model that only several cards have room for.
+SHARDED: Mapping[str, Any] = {"cards": (OTHER,), "photo_cards": (OTHER,), "audit_cards": ()}
+SHARDED_VALUES: dict[str, Any] = {
+    **dict.fromkeys(POOL),
+    "train_batch_size": 8,
+    "mixed_precision": "bf16",
+    "gradient_checkpointing": True,
+}
 KINDS: Mapping[str, Kind] = {
     "sd15": Kind(name="Stable Diffusion 1", values=_values(resolution=512, steps=50, guidance=7.5, batch=4), **SD),
     "sd21": Kind(
@@ -135,12 +143,13 @@ KINDS: Mapping[str, Kind] = {
     ),
     "flux": Kind(
         name="FLUX.1",
-        cards=(OTHER,),
-        photo_cards=(OTHER,),
-        audit_cards=(),
-        values=_values(resolution=1024, steps=28, guidance=3.5, batch=1)
-        | dict.fromkeys(POOL)
-        | {"train_batch_size": 8, "mixed_precision": "bf16", "gradient_checkpointing": True},
+        values=_values(resolution=1024, steps=28, guidance=3.5, batch=1) | SHARDED_VALUES,
+        **SHARDED,
+    ),
+    "zimage": Kind(
+        name="Z-Image",
+        values=_values(resolution=1024, steps=50, guidance=5.0, batch=1) | SHARDED_VALUES,
+        **SHARDED,
     ),
 }
 # Names on the Hub whose kind is known without asking it, with options that their files need.
@@ -152,6 +161,8 @@ ON_THE_HUB: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3", {}),
     "black-forest-labs/FLUX.1-dev": ("flux", {}),
     "black-forest-labs/FLUX.1-schnell": ("flux", {"num_inference_steps": 4, "guidance_scale": 0.0}),
+    "Tongyi-MAI/Z-Image": ("zimage", {}),
+    "Tongyi-MAI/Z-Image-Turbo": ("zimage", {"num_inference_steps": 8, "guidance_scale": 0.0}),
 }
 
 

@@ -33,13 +33,16 @@ class Bfloat16Reference(nn.Module):
         return self.denoiser(*args, **kwargs)
 
 
+TIMESTEP = ("timestep", "t")  # its names in denoisers
+
+
 def rounded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Round a denoiser's floating-point inputs to bfloat16, all except the timestep.
 
     bfloat16 cannot represent a timestep such as 999. Denoisers themselves compute sines of the timestep first and round
     only the sines.
     """
-    return tree_map(_rounded, args), {k: v if k == "timestep" else tree_map(_rounded, v) for k, v in kwargs.items()}
+    return tree_map(_rounded, args), {k: v if k in TIMESTEP else tree_map(_rounded, v) for k, v in kwargs.items()}
 
 
 def _rounded(value: Any) -> Any:

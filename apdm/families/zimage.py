@@ -88,17 +88,20 @@ class ZImage(FlowMatching):
         return Posterior(mean, torch.zeros_like(mean))
 
     def predict(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The transformer's velocity, `[B, C, h, w]`; see `Family.predict`."""
+        """The transformer's velocity, `[B, C, h, w]`; see `Family.predict`. It waits for the lengths of the prompts."""
         steps = self.num_train_timesteps
-        signal = (steps - steps * self.sigmas(timesteps)) / steps  # rounded as in the pipeline
-        prompts = _without_padding(prompt_embeds)
-        velocity = denoiser(list(noisy.unsqueeze(2)), signal, prompts, return_dict=False)[0]
+        velocity = denoiser(
+            x=list(noisy.unsqueeze(2)),
+            t=(steps - steps * self.sigmas(timesteps)) / steps,  # rounded as in the pipeline
+            cap_feats=_without_padding(prompt_embeds),
+            return_dict=False,
+        )[0]
         return -torch.stack(velocity).squeeze(2)
 
     def call_told(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The noise levels and the prompts `[B, 512, D]` of a call; see `Family.call_told`."""
-        _, signal, prompts, *_ = args
-        return 1 - signal, _padded(prompts)
+        told = _by_name(args, inputs)
+        return 1 - told["t"], _padded(told["cap_feats"])
 
     def unconditional_embeds(self) -> Tensor:
         """The tokens of the empty prompt, `[1, 512, D]`; see `Sampler.unconditional_embeds`."""
@@ -131,7 +134,12 @@ def _without_padding(prompt_embeds: Tensor) -> list[Tensor]:
 
 def _places(args: Sequence[Any], inputs: Mapping[str, Any]) -> Places:
     """Where picture and prompt stand in the sequence of a call: each from a multiple of 32 on, the picture first."""
-    latents, _, prompts, *_ = args
-    positions, tokens = latents[0][0].numel() // PATCH**2, max(map(len, prompts))
+    told = _by_name(args, inputs)
+    positions, tokens = told["x"][0][0].numel() // PATCH**2, max(map(len, told["cap_feats"]))
     start = positions + -positions % MULTIPLE
     return slice(0, positions), slice(start, start + tokens)
+
+
+def _by_name(args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The latents x, the signal levels t and the prompts cap_feats of a call: the pipeline does not name them."""
+    return {**dict(zip(("x", "t", "cap_feats"), args, strict=False)), **inputs}

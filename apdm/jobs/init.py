@@ -66,6 +66,7 @@ KIND_OF_CLASS = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
+    "ZImagePipeline": "zimage",
 }
 WIDTH_OF_SD21 = 1024
 

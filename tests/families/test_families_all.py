@@ -202,7 +202,7 @@ def test_prompts_of_different_lengths_in_one_batch_are_each_read_as_if_alone(fam
 def test_z_image_guides_by_what_its_pipeline_adds_and_up_to_1_not_at_all(families):
     """The pipeline's first step is x - dt v, with v = full + g (full - empty); put together from `predict`."""
     family, told = families("zimage"), []
-    hook = family.denoiser.register_forward_pre_hook(lambda _, args: told.append(len(args[0])))
+    hook = family.denoiser.register_forward_hook(lambda _, args, output: told.append(len(output[0])))
     options = {"seed": 3, "num_inference_steps": 1, **SIZE}
     full, empty = (family.encode_prompts([prompt]) for prompt in ("a dog", ""))
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))

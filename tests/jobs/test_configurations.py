@@ -19,7 +19,7 @@ from apdm.portraits import PIPELINE
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-FAMILIES = {"sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+FAMILIES = {"sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "zimage": "zimage"}
 TINY = {
     "resolution": 16,
     "variant": "null",

@@ -135,13 +135,13 @@ def test_the_kinds_are_those_of_the_families() -> None:
 # -- what it finds out -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux", "zimage"])
 def test_a_folder_says_what_kind_of_model_it_is(name: str, tmp_path: Path) -> None:
     pipeline = BUILDERS[name](tmp_path / "make", miniature=False)
     pipeline.save_pretrained(tmp_path / "model", variant="fp16")
     kind, found = look_at_model(str(tmp_path / "model"), None)
     assert kind is KINDS[name] and found["variant"] == "fp16"
-    assert name == "flux" or found["resolution"] == 16
+    assert name in ("flux", "zimage") or found["resolution"] == 16
 
 
 def test_the_file_passes_the_dry_run_of_the_command(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

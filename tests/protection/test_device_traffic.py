@@ -106,7 +106,12 @@ def test_the_inner_loop_of_learning_to_protect(
     training.method.outer_step(training._next_attacker())
 
 
-@pytest.mark.parametrize(("kind", "spec"), [("sd15", "lora:rank=2"), *((kind, "dreambooth") for kind in KINDS)])
+# Z-Image's text encoder looks at its mask in transformers, before the first step. And its `predict` waits once in each
+# call, for the lengths of the prompts, which the meta device does not have.
+TRAINED = [kind for kind in KINDS if kind != "zimage"]
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("sd15", "lora:rank=2"), *((kind, "dreambooth") for kind in TRAINED)])
 def test_the_training_steps_of_attacks(
     on_device: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch, kind: str, spec: str
 ) -> None:
