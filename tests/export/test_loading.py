@@ -197,6 +197,7 @@ def test_a_base_that_exists_only_as_a_variant_is_exported_as_that_variant(
 ):
     base = stored(kind, HALF[variant], variant)
     family = load_family(base, variant=variant)
+    assert family.saved_variant == variant
     folder = export(family, tmp_path)
     names = {path.relative_to(base) for path in list_files(base)}
     assert {path.relative_to(folder) for path in list_files(folder)} == names | {Path("README.md")}
@@ -247,6 +248,7 @@ def test_folder_and_single_file_carry_the_vae_of_the_variant_that_they_are(
 def test_models_of_one_audit_may_have_plain_names_and_a_variant(stored, tmp_path: Path):
     base = stored("sd15", torch.float16, "fp16")
     family = load_family(base, variant="fp16").with_denoiser_saved_in(torch.float32)
+    assert (family.saved_variant, family.source) == (None, base)
     folder = export(family, tmp_path)
     assert not list(folder.glob("*/*.fp16.*"))
     models = load_models({"base": str(base), "hardened": str(folder)}, variant="fp16")
