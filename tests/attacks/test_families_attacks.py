@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from tiny_pipelines import BUILDERS
 
 from apdm.attacks import Material
 from apdm.attacks.registry import make, make_zero_shot
+from apdm.core.errors import UserError
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.families.pooled import split_pooled
@@ -48,10 +50,12 @@ ATTACKS = (
     "textual_inversion",
     "custom_diffusion",
 )
+WITHOUT_TEXT = ("dreambooth", "lora:target=linear", "lora:caption_dropout=0.5", "adaptive")
+TRAINED = [(kind, spec) for kind in ("sdxl", "sd3", "flux") for spec in ATTACKS]
+TRAINED += [("zimage", spec) for spec in WITHOUT_TEXT]
 
 
-@BEYOND_SD
-@pytest.mark.parametrize("spec", ATTACKS)
+@pytest.mark.parametrize(("kind", "spec"), TRAINED)
 def test_what_trains_changes_the_attackers_pictures_and_not_the_model_it_was_given(prepared, kind: str, spec: str):
     family, material = prepared(kind)
     prompt = "a photo of sks person"
@@ -66,7 +70,13 @@ def test_what_trains_changes_the_attackers_pictures_and_not_the_model_it_was_giv
 
 @pytest.mark.parametrize(
     ("kind", "prompt_stream"),
-    [("sd15", 0), ("sdxl", 0), ("sd3", 2 * 4 - 1), ("flux", 4)],  # SD3's last block has no way out for the prompt
+    [
+        ("sd15", 0),
+        ("sdxl", 0),
+        ("sd3", 2 * 4 - 1),
+        ("flux", 4),
+        ("zimage", 0),
+    ],  # SD3's last block has no way out for the prompt
 )
 def test_an_adapter_on_attention_sits_on_the_streams_of_both_picture_and_prompt(
     prepared, kind: str, prompt_stream: int
@@ -82,6 +92,44 @@ def test_an_adapter_on_attention_sits_on_the_streams_of_both_picture_and_prompt(
     }
     assert learnt.keys() == picture | prompt
     assert all(learnt[name].any() for name in prompt if name.endswith(("add_k_proj", "add_v_proj")))
+
+
+def test_an_adapters_file_draws_in_diffusers_what_the_attacker_draws(prepared, tmp_path: Path):
+    """Z-Image: the adapter on the layers of diffusers' training script, written and read by the pipeline itself."""
+    family, material = prepared("zimage")
+    attacked = make("lora:rank=2", **PROMPTS, **{**SHORT, "learning_rate": 1e-2}).run(family, material).model
+    layers = get_peft_model_state_dict(attacked.denoiser)
+    assert len(layers) == 2 * 4 * 4  # A and B of four projections in each of the four blocks
+    metadata = {"transformer_lora_adapter_metadata": attacked.denoiser.peft_config["default"].to_dict()}
+    family.pipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, **metadata)
+    pipeline = type(family.pipeline).from_pretrained(family.source, local_files_only=True)
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, **SIZE}
+    prompt = "a photo of sks person"
+
+    def picture() -> torch.Tensor:
+        return pipeline(prompt, **options, output_type="pt", generator=torch.Generator().manual_seed(5)).images
+
+    before = picture()
+    pipeline.load_lora_weights(tmp_path)
+    ours = attacked.sample([prompt], seed=5, **options)
+    torch.testing.assert_close(picture(), ours, rtol=0, atol=1e-4)
+    assert (picture() - before).abs().max() > 1e-3
+
+
+REFUSED = (
+    "textual_inversion",
+    "custom_diffusion",
+    "dreambooth:train_text_encoder=true",
+    "transfer:attack=custom_diffusion",
+)
+
+
+@pytest.mark.parametrize("spec", REFUSED)
+def test_what_needs_a_text_encoder_of_its_own_is_refused_where_a_language_model_reads(prepared, spec: str):
+    family, material = prepared("zimage")
+    with pytest.raises(UserError, match="z-image has no text encoder that can be trained; choose a method") as error:
+        make(spec, **PROMPTS, **SHORT).run(family, material)
+    assert "\n" not in str(error.value)
 
 
 CLIPS = {
@@ -196,7 +244,7 @@ def test_custom_diffusion_trains_keys_and_values_of_the_prompt_and_nothing_else_
     assert changed == READS[kind]
 
 
-@BEYOND_SD
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage"])
 def test_a_transplant_takes_the_weights_that_read_the_prompt_and_leaves_the_picture_s(prepared, kind: str):
     family, material = prepared(kind)
     other = copy.deepcopy(family.denoiser)
@@ -208,11 +256,12 @@ def test_a_transplant_takes_the_weights_that_read_the_prompt_and_leaves_the_pict
     taken, _ = attack.prepare(family, replace(material, models=models))
     weights = dict(family.denoiser.named_parameters())
     changed = {name for name, weight in taken.denoiser.named_parameters() if not torch.equal(weight, weights[name])}
-    prompt, picture = (".attn2.", ".attn1.") if kind == "sdxl" else (".attn.add_", ".attn.to_q.")
+    own = {"sdxl": (".attn2.", ".attn1."), "zimage": ("context_refiner.", "layers.")}
+    prompt, picture = own.get(kind, (".attn.add_", ".attn.to_q."))
     assert any(prompt in name for name in changed) and not any(picture in name for name in changed)
 
 
-@BEYOND_SD
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage"])
 @pytest.mark.parametrize("spec", ["img2img:strength=0.5", "inpainting"])
 def test_photos_are_edited_with_every_family(prepared, kind: str, spec: str):
     family, material = prepared(kind)

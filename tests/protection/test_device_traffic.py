@@ -106,8 +106,8 @@ def test_the_inner_loop_of_learning_to_protect(
     training.method.outer_step(training._next_attacker())
 
 
-# Z-Image's text encoder looks at its mask in transformers, before the first step. And its `predict` waits once in each
-# call, for the lengths of the prompts, which the meta device does not have.
+# Z-Image's pipeline cannot read prompts on the meta device: it takes the tokens out by a mask. Its `predict` waits once
+# in each call, for the lengths of the prompts. The meta device has none, so this is not seen here.
 TRAINED = [kind for kind in KINDS if kind != "zimage"]
 
 
