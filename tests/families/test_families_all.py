@@ -240,11 +240,12 @@ def test_xl_s_vae_stays_in_float32_where_half_precision_overflows(folders):
     assert load_family(folders("sdxl"), dtype=torch.bfloat16).pipeline.vae.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "zimage"])
 def test_half_precision_frozen_parts_still_draw_nearly_the_same(folders, families, kind: str):
     half = load_family(folders(kind), dtype=torch.bfloat16)
-    ours = half.sample(["a photo of person"], seed=0, num_inference_steps=2)
-    theirs = families(kind).sample(["a photo of person"], seed=0, num_inference_steps=2)
+    ours, theirs = (
+        m.sample(["a photo of person"], seed=0, num_inference_steps=2, **SIZE) for m in (half, families(kind))
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)
 
 
