@@ -24,6 +24,12 @@ class DreamBooth(FineTuning):
     name: ClassVar[str] = "dreambooth"
     assumes: ClassVar[str] = "the weights, photos and a GPU that trains the whole denoiser"
 
+    def check_fits(self, model: Family) -> None:
+        """Raise UserError if text encoders are to be trained, and none can be; see `FineTuning.check_fits`."""
+        super().check_fits(model)
+        if self.train_text_encoder:
+            model.text_encoders()
+
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Copy the denoiser, and the CLIP text encoders if they are trained."""
         denoiser = copy.deepcopy(model.denoiser).requires_grad_(True)

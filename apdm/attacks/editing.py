@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoPipelineForInpainting
 from torch import Tensor
 
-from apdm.attacks.purify import OptionsAsParams, check_strength, image_to_image
+from apdm.attacks.purify import OptionsAsParams, check_image_to_image, check_strength, image_to_image
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -56,6 +56,10 @@ class ImageToImage(Editing):
 
     name: ClassVar[str] = "img2img"
 
+    def check(self, model: Family) -> None:
+        """Check that diffusers has the pipeline; see `Editing.check`."""
+        check_image_to_image(self.name, model)
+
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""
         return image_to_image(
@@ -83,6 +87,10 @@ class Inpainting(Editing):
     def __post_init__(self) -> None:
         if self.left > self.right or self.top > self.bottom:
             raise UserError("inpainting keeps a rectangle: left must not be above right, nor top above bottom")
+
+    def check(self, model: Family) -> None:
+        """Check that diffusers has the pipeline; see `Editing.check`."""
+        check_image_to_image(self.name, model)
 
     def draw(self, model: Family, photos: Tensor, prompts: Sequence[str], **options: Any) -> Tensor:
         """Edit photo i modulo N by prompt i. `apdm.attacks.ZeroShot.draw` explains the arguments."""

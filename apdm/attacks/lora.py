@@ -61,8 +61,10 @@ class LoRA(FineTuning):
         super().__post_init__()
 
     def check_fits(self, model: Family) -> None:
-        """Raise UserError if the denoiser has no layer of the kind that `target` names; see `FineTuning.check_fits`."""
+        """Raise UserError if the model lacks layers of `target`, or a text encoder; see `FineTuning.check_fits`."""
         super().check_fits(model)
+        if self.train_text_encoder:
+            model.text_encoders()
         if not model.lora_layers(model.denoiser, self.target):
             raise UserError(
                 f"target={self.target}: the denoiser of {model.name} has no such layer; choose another target"

@@ -200,6 +200,25 @@ class DiffusionPurifier(OptionsAsParams):
         )
 
 
+def check_image_to_image(name: str, model: Family) -> None:
+    """Check that photos can be redrawn with a model; see `image_to_image`.
+
+    Raises:
+        UserError: they cannot. The message begins with `name`.
+    """
+    if not model.takes_image_to_image:
+        raise UserError(
+            f"{name} adds noise to a photo and denoises it, for which diffusers has no pipeline of {model.name}; leave "
+            "it out"
+        )
+
+
+def check_purifier(purifier: Purifier | None, model: Family) -> None:
+    """Raise UserError if a purifier draws, and cannot with this model."""
+    if isinstance(purifier, DiffusionPurifier):
+        check_image_to_image(f"the purifier {purifier.name}", model)
+
+
 def passes_per_photo(purifier: Purifier | None) -> float:
     """Forward passes of the denoiser with which a purifier changes one photo; 0 for one that does not draw."""
     if not isinstance(purifier, DiffusionPurifier):
@@ -250,7 +269,11 @@ def image_to_image(
 
     Returns:
         One picture for each photo, `[N, 3, H, W]` in [0, 1], on the CPU.
+
+    Raises:
+        UserError: diffusers has no such pipeline of the model.
     """
+    check_image_to_image("image to image", model)
     if int(num_inference_steps * strength) < 1:  # diffusers would do no step at all
         return photos.clone()
     seeds = range(seed, seed + len(photos)) if isinstance(seed, int) else seed

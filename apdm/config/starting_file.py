@@ -146,12 +146,22 @@ KINDS: Mapping[str, Kind] = {
         values=_values(resolution=1024, steps=28, guidance=3.5, batch=1) | SHARDED_VALUES,
         **SHARDED,
     ),
+    # The smaller size, 4B; the larger one takes more cards, see LARGER.
+    "flux2": Kind(
+        name="FLUX.2 [klein]",
+        cards=("80gb", OTHER),
+        photo_cards=LARGE,
+        audit_cards=(),
+        values=_values(resolution=1024, steps=50, guidance=4.0, batch=1) | {"mixed_precision": "bf16"},
+    ),
     "zimage": Kind(
         name="Z-Image",
         values=_values(resolution=1024, steps=50, guidance=5.0, batch=1) | SHARDED_VALUES,
         **SHARDED,
     ),
 }
+LARGER: Mapping[str, Any] = {"cards": (OTHER,), "photo_cards": ("80gb", OTHER)}  # of FLUX.2 [klein] 9B
+UNGUIDED: Mapping[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0}  # of its distilled models
 # Names on the Hub whose kind is known without asking it, with options that their files need.
 ON_THE_HUB: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", {}),
@@ -161,6 +171,8 @@ ON_THE_HUB: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stabilityai/stable-diffusion-3-medium-diffusers": ("sd3", {}),
     "black-forest-labs/FLUX.1-dev": ("flux", {}),
     "black-forest-labs/FLUX.1-schnell": ("flux", {"num_inference_steps": 4, "guidance_scale": 0.0}),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("flux2", {}),
+    "black-forest-labs/FLUX.2-klein-4B": ("flux2", UNGUIDED),
     "Tongyi-MAI/Z-Image": ("zimage", {}),
     "Tongyi-MAI/Z-Image-Turbo": ("zimage", {"num_inference_steps": 8, "guidance_scale": 0.0}),
 }

@@ -19,6 +19,7 @@ One file holds one family. `docs/adding-a-family.md` shows how to add one.
 import apdm.core.quiet  # noqa: F401 (before diffusers and transformers are imported)
 from apdm.families.base import Family
 from apdm.families.flux import Flux
+from apdm.families.flux2 import Flux2
 from apdm.families.load import FAMILIES, load_family
 from apdm.families.posterior import Posterior
 from apdm.families.sd import StableDiffusion
@@ -30,6 +31,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Flux",
+    "Flux2",
     "Posterior",
     "StableDiffusion",
     "StableDiffusion3",

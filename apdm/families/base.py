@@ -67,6 +67,7 @@ class Family(Sampler, Saver):
         takes_controlnet: whether `with_controlnet` can add InstantID's ControlNet.
         takes_diffedit: whether diffusers' DiffEdit pipeline can be made of the pipeline's parts.
         takes_ddim: whether `ddim_step` is known, which inverts pictures to noise.
+        takes_image_to_image: whether diffusers has pipelines that add noise to a picture and denoise it, or a part.
 
     Args:
         pipeline: a diffusers pipeline in memory. Its denoiser is trained in place.
@@ -98,6 +99,7 @@ class Family(Sampler, Saver):
     takes_controlnet: ClassVar[bool] = False
     takes_diffedit: ClassVar[bool] = False
     takes_ddim: ClassVar[bool] = False
+    takes_image_to_image: ClassVar[bool] = True
 
     def __init__(
         self,

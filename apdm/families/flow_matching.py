@@ -10,7 +10,7 @@ it samples; training then uses s itself. Training draws s from a logit-normal di
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -50,6 +50,8 @@ class FlowMatching(Family):
     )
     cross_attention_weights: ClassVar[tuple[str, ...]] = (".attn.add_", ".attn.norm_added_", ".attn.to_add_out.")
     key_value_weights: ClassVar[tuple[str, ...]] = (".attn.add_k_proj.weight", ".attn.add_v_proj.weight")
+    # Where the prompt's tokens stand in joint attention, before or after the picture's positions.
+    prompt_place: ClassVar[Literal["first", "last"]] = "last"
 
     def __init__(self, pipeline: Any, *, source: Path | None = None, **options: Any) -> None:
         super().__init__(pipeline, source=source, **options)
@@ -68,9 +70,9 @@ class FlowMatching(Family):
 
     @classmethod
     def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
-        """As `Family.attention_layers`. In joint attention layers the prompt's tokens come last."""
+        """As `Family.attention_layers`. In joint attention layers the prompt's tokens stand at `prompt_place`."""
         return [
-            AttentionLayer(layer.name, layer.module, "last" if is_joint(layer.module) else None)
+            AttentionLayer(layer.name, layer.module, cls.prompt_place if is_joint(layer.module) else None)
             for layer in super().attention_layers(denoiser)
         ]
 

@@ -32,6 +32,7 @@ class Flux(FlowMatching):
     block_names = ("transformer_blocks", "single_transformer_blocks")
     prompt_tokenizer = "tokenizer_2"  # the tokenizer of T5; from CLIP only the pooled vector is used
     trainable_text_encoders = ("text_encoder",)
+    prompt_place = "first"
 
     @property
     def latent_channels(self) -> int:
@@ -54,8 +55,7 @@ class Flux(FlowMatching):
 
         The single blocks are left out. They get prompt and picture in one tensor and do not know where the prompt ends.
         """
-        layers = super().attention_layers(denoiser)
-        return [AttentionLayer(layer.name, layer.module, "first") for layer in layers if layer.prompt]
+        return [layer for layer in super().attention_layers(denoiser) if layer.prompt]
 
     def prompt_widths(self) -> dict[str, tuple[int, int]]:
         """The widths of T5's embeddings and of CLIP's pooled vector; see `Family.prompt_widths`."""

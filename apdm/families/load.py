@@ -31,6 +31,7 @@ from apdm.families.pipeline_folder import (
 )
 from apdm.families.single_file.markers import check_markers
 from apdm.families.single_file.read import read_single_file
+from apdm.families.stored_file import read_header
 
 logger = get_logger(__name__)
 
@@ -89,7 +90,8 @@ def load_family(
     loaded = {"default": dtype, **(dtypes if as_stored else {cls.denoiser_name: torch.float32})}
     pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
-        _check_loaded(folder / part, dict(module.named_parameters()))
+        _check_buffers(folder / part, module, variant)
+        _check_loaded(folder / part, module.state_dict())
     dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
     return cls(pipeline, source=folder, dtypes=dtypes, variant=variant)
 
@@ -263,7 +265,7 @@ def _from_single_file(
 ) -> Family:
     pipeline, header = read_single_file(path, config, families, allow_pickle=allow_pickle)
     for part, module in _modules(pipeline).items():
-        _check_loaded(path, {f"{part}.{name}": weight for name, weight in module.named_parameters()})
+        _check_loaded(path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
     cls = families[type(pipeline).__name__]
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
@@ -273,7 +275,12 @@ def _from_single_file(
 
 
 def _stored_dtype(folder: Path, variant: str | None) -> torch.dtype | None:
-    return stored_dtype(weight_files(folder, variant) or weight_files(folder, None) or pickled_weights(folder, variant))
+    return stored_dtype(_stored(folder, variant))
+
+
+def _stored(folder: Path, variant: str | None) -> list[Path]:
+    """The files that a part's weights were read from."""
+    return weight_files(folder, variant) or weight_files(folder, None) or pickled_weights(folder, variant)
 
 
 def _modules(pipeline: Any) -> dict[str, nn.Module]:
@@ -293,6 +300,18 @@ def _load_text_encoder(
     )
     _refuse_missing(folder, sorted(info["missing_keys"]))
     return encoder
+
+
+def _check_buffers(folder: Path, module: nn.Module, variant: str | None) -> None:
+    """Raise UserError if the files lack numbers that are no weights, such as a VAE's statistics of its latents.
+
+    diffusers leaves them at their defaults, and only warns.
+    """
+    buffers = {name for name, value in module.state_dict().items() if value.is_floating_point()}
+    buffers -= {name for name, _ in module.named_parameters()}
+    if buffers and isinstance(module, diffusers.ModelMixin):
+        files = [path for path in _stored(folder, variant) if path.suffix != ".json"]
+        _refuse_missing(folder, sorted(buffers - {name for path in files for name in read_header(path).floats}))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,9 +18,11 @@ from apdm.config.options import options_by_path, without_none
 from apdm.config.starting_file import (
     BUNDLED,
     KINDS,
+    LARGER,
     NO_FACES,
     ON_THE_HUB,
     OTHER,
+    UNGUIDED,
     Answers,
     Kind,
     check_card,
@@ -66,9 +68,11 @@ KIND_OF_CLASS = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2",
     "ZImagePipeline": "zimage",
 }
 WIDTH_OF_SD21 = 1024
+HEADS_OF_KLEIN_4B = 24
 
 
 @dataclass(frozen=True)
@@ -308,7 +312,8 @@ def look_at_model(model: str, single_file_config: str | None) -> tuple[Kind, dic
 
 def _kind_of(folder: str, found: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
     """The kind of a pipeline in a folder or on the Hub, by its configuration files; and `found` with its resolution."""
-    pipeline = str(_configuration(folder, INDEX).get("_class_name"))
+    index = _configuration(folder, INDEX)
+    pipeline = str(index.get("_class_name"))
     if pipeline not in KIND_OF_CLASS:
         known = ", ".join(families_by_pipeline())
         raise UserError(f"{folder} is a {pipeline}, for which there are no starting values; name one of {known}")
@@ -317,6 +322,10 @@ def _kind_of(folder: str, found: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
         return KINDS[name], found
     part = families_by_pipeline()[pipeline].denoiser_name
     denoiser, vae = _configuration(folder, f"{part}/config.json"), _configuration(folder, "vae/config.json")
+    if name == "flux2":
+        is_larger = denoiser.get("num_attention_heads") != HEADS_OF_KLEIN_4B
+        kind = replace(KINDS[name], **LARGER) if is_larger else KINDS[name]
+        return kind, found | dict(UNGUIDED if index.get("is_distilled") else {})
     if name == "sd15" and denoiser.get("cross_attention_dim") == WIDTH_OF_SD21:
         name = "sd21"
     side, blocks = denoiser.get("sample_size"), vae.get("block_out_channels")

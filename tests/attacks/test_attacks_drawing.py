@@ -26,7 +26,7 @@ from apdm.families import Family, load_family
 
 PLAIN = DreamBooth(**{**SHORT, "max_train_steps": 2, "learning_rate": 1e-2})
 ASKED: dict[str, Any] = {"seed": 1, "num_inference_steps": 3, "guidance_scale": 3.0, "height": 16, "width": 16}
-KINDS = pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "zimage"])
+KINDS = pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "flux2", "zimage"])
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_each_denoiser_answers_its_own_side_of_tau(folders: Callable[[str], Path
     assert is_mine.any() and not is_mine.all()
     for row, own in enumerate(is_mine):
         torch.testing.assert_close(found[row], (mine if own else theirs)[row], rtol=0, atol=1e-5)
-    pictures = [drawn(model, num_inference_steps=5) for model in (attacked, family, both)]
+    pictures = [drawn(model, num_inference_steps=10) for model in (attacked, family, both)]
     assert all(not torch.equal(pictures[2], other) for other in pictures[:2])
 
 
@@ -170,7 +170,7 @@ def test_at_the_ends_of_tau_the_tuned_denoiser_draws_alone_and_never_the_receive
             make(f"expert_swap:{spec}", **SHORT)
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "zimage"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux2", "zimage"])
 def test_the_received_denoiser_answers_the_empty_prompt_alone(folders: Callable[[str], Path], kind: str):
     family = load_family(folders(kind))
     attacked = moved(family)

@@ -82,7 +82,7 @@ def test_without_another_person_there_is_no_stranger(family: Family):
         make("stranger_first", **SHORT).run(family, material(family))
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "zimage"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "flux2", "zimage"])
 def test_rebalanced_weights_compute_the_same_whatever_was_rescaled(folders: Callable[[str], Path], kind: str):
     family = load_family(folders(kind))
     prepared, _ = Rebalance(attack=PLAIN).prepare(family, material(family))

@@ -13,7 +13,8 @@ from peft import get_peft_model_state_dict
 from tiny_pipelines import BUILDERS
 
 from apdm.attacks import Material
-from apdm.attacks.registry import make, make_zero_shot
+from apdm.attacks.registry import make, make_purifier, make_zero_shot
+from apdm.audit.inputs.attack_factory import check_fits
 from apdm.core.errors import UserError
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
@@ -52,7 +53,7 @@ ATTACKS = (
 )
 WITHOUT_TEXT = ("dreambooth", "lora:target=linear", "lora:caption_dropout=0.5", "adaptive")
 TRAINED = [(kind, spec) for kind in ("sdxl", "sd3", "flux") for spec in ATTACKS]
-TRAINED += [("zimage", spec) for spec in WITHOUT_TEXT]
+TRAINED += [(kind, spec) for kind in ("flux2", "zimage") for spec in WITHOUT_TEXT]
 
 
 @pytest.mark.parametrize(("kind", "spec"), TRAINED)
@@ -75,6 +76,7 @@ def test_what_trains_changes_the_attackers_pictures_and_not_the_model_it_was_giv
         ("sdxl", 0),
         ("sd3", 2 * 4 - 1),
         ("flux", 4),
+        ("flux2", 4),
         ("zimage", 0),
     ],  # SD3's last block has no way out for the prompt
 )
@@ -84,6 +86,8 @@ def test_an_adapter_on_attention_sits_on_the_streams_of_both_picture_and_prompt(
     family, material = prepared(kind)
     attention = [name for name, layer in family.denoiser.named_modules() if isinstance(layer, torch.nn.Linear)]
     picture = {name for name in attention if name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))}
+    if kind == "flux2":  # one matrix for both in a single block, as in diffusers' script
+        picture |= {f"single_transformer_blocks.0.attn.{name}" for name in ("to_qkv_mlp_proj", "to_out")}
     prompt = {name for name in attention if name.endswith((".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out"))}
     assert len(prompt) == prompt_stream
     denoiser = make("lora", **PROMPTS, **SHORT).run(family, material).model.denoiser
@@ -94,12 +98,16 @@ def test_an_adapter_on_attention_sits_on_the_streams_of_both_picture_and_prompt(
     assert all(learnt[name].any() for name in prompt if name.endswith(("add_k_proj", "add_v_proj")))
 
 
-def test_an_adapters_file_draws_in_diffusers_what_the_attacker_draws(prepared, tmp_path: Path):
-    """Z-Image: the adapter on the layers of diffusers' training script, written and read by the pipeline itself."""
-    family, material = prepared("zimage")
+@pytest.mark.parametrize(("kind", "adapted"), [("flux2", 8 + 2), ("zimage", 4 * 4)])
+def test_an_adapters_file_draws_in_diffusers_what_the_attacker_draws(prepared, tmp_path: Path, kind: str, adapted: int):
+    """The adapter on the layers of diffusers' training script, written and read by the pipeline itself.
+
+    FLUX.2 has ten such layers in a double and a single block. Z-Image has four in each of four blocks.
+    """
+    family, material = prepared(kind)
     attacked = make("lora:rank=2", **PROMPTS, **{**SHORT, "learning_rate": 1e-2}).run(family, material).model
     layers = get_peft_model_state_dict(attacked.denoiser)
-    assert len(layers) == 2 * 4 * 4  # A and B of four projections in each of the four blocks
+    assert len(layers) == 2 * adapted  # A and B
     metadata = {"transformer_lora_adapter_metadata": attacked.denoiser.peft_config["default"].to_dict()}
     family.pipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, **metadata)
     pipeline = type(family.pipeline).from_pretrained(family.source, local_files_only=True)
@@ -107,7 +115,7 @@ def test_an_adapters_file_draws_in_diffusers_what_the_attacker_draws(prepared, t
     prompt = "a photo of sks person"
 
     def picture() -> torch.Tensor:
-        return pipeline(prompt, **options, output_type="pt", generator=torch.Generator().manual_seed(5)).images
+        return pipeline(prompt=prompt, **options, output_type="pt", generator=torch.Generator().manual_seed(5)).images
 
     before = picture()
     pipeline.load_lora_weights(tmp_path)
@@ -124,12 +132,29 @@ REFUSED = (
 )
 
 
+@pytest.mark.parametrize("kind", ["flux2", "zimage"])
 @pytest.mark.parametrize("spec", REFUSED)
-def test_what_needs_a_text_encoder_of_its_own_is_refused_where_a_language_model_reads(prepared, spec: str):
-    family, material = prepared("zimage")
-    with pytest.raises(UserError, match="z-image has no text encoder that can be trained; choose a method") as error:
-        make(spec, **PROMPTS, **SHORT).run(family, material)
-    assert "\n" not in str(error.value)
+def test_what_needs_a_text_encoder_of_its_own_is_refused_where_a_language_model_reads(prepared, kind: str, spec: str):
+    family, material = prepared(kind)
+    attack = make(spec, **PROMPTS, **SHORT)
+    # When it runs, and before any work.
+    for tried in (lambda: attack.run(family, material), lambda: check_fits(attack, family)):
+        with pytest.raises(UserError, match="has no text encoder that can be trained; choose a method") as error:
+            tried()
+        assert "\n" not in str(error.value)
+
+
+def test_photos_that_diffusers_cannot_redraw_are_refused_in_one_line(prepared):
+    """Its pipelines of FLUX.2 [klein] show the photo to the denoiser, and add no noise to it."""
+    family, material = prepared("flux2")
+    for spec in ("img2img:strength=0.5", "inpainting"):
+        with pytest.raises(UserError, match=f"^{spec[:7]}.* noise .* diffusers has no pipeline of flux2; leave it out"):
+            make_zero_shot(spec).check(family)
+    for spec in ("dreambooth:photos=diffusion", "two_stage:attack=lora,photos=diffusion"):
+        with pytest.raises(UserError, match="^the purifier diffusion adds noise to a photo .* no pipeline of flux2"):
+            check_fits(make(spec, **PROMPTS, **SHORT), family)
+    with pytest.raises(UserError, match="no pipeline of flux2"):
+        make_purifier("diffusion")(material.photos / 2 + 0.5, family, 0)
 
 
 CLIPS = {
@@ -244,7 +269,7 @@ def test_custom_diffusion_trains_keys_and_values_of_the_prompt_and_nothing_else_
     assert changed == READS[kind]
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage"])
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "flux2", "zimage"])
 def test_a_transplant_takes_the_weights_that_read_the_prompt_and_leaves_the_picture_s(prepared, kind: str):
     family, material = prepared(kind)
     other = copy.deepcopy(family.denoiser)

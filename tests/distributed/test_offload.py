@@ -105,7 +105,8 @@ def test_phi_in_bfloat16_is_told_the_exact_timestep_and_all_else_in_its_own_type
     with torch.no_grad():
         family.predict(half, torch.randn(1, family.latent_channels, 8, 8), times, embeds)
     sigma = family.sigmas(times) if hasattr(family, "sigmas") else torch.zeros(1)
-    expected = {"sd3": 1000 * sigma, "flux": sigma, "zimage": (1000 - 1000 * sigma) / 1000}.get(kind, times)
+    flows = {"sd3": 1000 * sigma, "flux": sigma, "flux2": sigma, "zimage": (1000 - 1000 * sigma) / 1000}
+    expected = flows.get(kind, times)
     assert torch.equal(told.pop("t" if kind == "zimage" else "timestep"), expected)
     floats = [t for t in tree_leaves(told) if isinstance(t, Tensor) and t.is_floating_point()]
     assert len(floats) > 1 and {t.dtype for t in floats} == {torch.bfloat16}

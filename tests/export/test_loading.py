@@ -71,7 +71,7 @@ def run_card(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def assert_draws(pipeline: Any) -> None:
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a photo of person", num_inference_steps=2, height=16, width=16, output_type="pt").images
+    picture = pipeline(prompt="a photo of person", num_inference_steps=2, height=16, width=16, output_type="pt").images
     assert picture.shape == (1, 3, 16, 16) and picture.isfinite().all()
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     LCMScheduler,
     SD3Transformer2DModel,
@@ -32,6 +34,7 @@ from apdm.families import Family, load_family
 from apdm.families.fit import check_steps
 from apdm.families.prompts import own_tokens
 
+VAE = "vae/diffusion_pytorch_model.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VOCABULARY = "tokenizer/tokenizer.json"
 INDEX = f"{UNET}.index.json"
@@ -244,8 +247,9 @@ def test_two_tokenizers_of_different_length_are_refused(copied):
         load_family(folder)
 
 
-def test_a_tokenizer_without_its_chat_template_is_refused(copied):
-    folder = copied("zimage")
+@pytest.mark.parametrize("kind", ["flux2", "zimage"])
+def test_a_tokenizer_without_its_chat_template_is_refused(copied, kind: str):
+    folder = copied(kind)
     (folder / "tokenizer/chat_template.jinja").unlink()
     assert "the tokenizer has no chat template; copy the folder tokenizer anew" in refusal(folder)
 
@@ -255,6 +259,27 @@ def test_the_editing_pipelines_of_z_image_are_refused(copied):
     for name in ("ZImageOmniPipeline", "ZImageImg2ImgPipeline"):
         edit(folder / "model_index.json", _class_name=name)
         assert f"names a {name}; name its family with --family, or use one of" in refusal(folder)
+
+
+def test_flux_2_dev_and_the_editing_pipelines_of_klein_are_refused(copied):
+    folder = copied("flux2")
+    for name in ("Flux2Pipeline", "Flux2KleinKVPipeline", "Flux2KleinInpaintPipeline"):
+        edit(folder / "model_index.json", _class_name=name)
+        assert f"names a {name}; name its family with --family, or use one of" in refusal(folder)
+
+
+def test_a_vae_without_the_statistics_of_its_latents_is_refused(copied):
+    folder = copied("flux2")
+    weights = load_file(folder / VAE)
+    bad = {**weights, "bn.running_var": weights["bn.running_var"] * float("nan")}
+    save_file(bad, folder / VAE, metadata={"format": "pt"})
+    assert "vae has values in bn.running_var that are no numbers" in refusal(folder)
+    del weights["bn.running_mean"]
+    save_file(weights, folder / VAE, metadata={"format": "pt"})
+    assert "vae lack 1 tensors, for example bn.running_mean" in refusal(folder)
+    AutoencoderTiny(latent_channels=16).save_pretrained(folder / "vae")
+    edit(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    assert "no statistics to normalise latents with; use the VAE of FLUX.2" in refusal(folder)
 
 
 @pytest.mark.parametrize(("kind", "tokenizer"), [("sd3", "tokenizer_3"), ("flux", "tokenizer_2")])
@@ -267,7 +292,12 @@ def test_a_t5_s_tokenizer_needs_no_length(copied, kind: str, tokenizer: str):
 
 
 def with_denoiser(folder: Path, kind: str, **changes: Any) -> Path:
-    classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "zimage": ZImageTransformer2DModel}
+    classes: dict[str, Any] = {
+        "sd3": SD3Transformer2DModel,
+        "flux": FluxTransformer2DModel,
+        "flux2": Flux2Transformer2DModel,
+        "zimage": ZImageTransformer2DModel,
+    }
     cls, name = (classes[kind], "transformer") if kind in classes else (UNet2DConditionModel, "unet")
     cls.from_config({**cls.load_config(folder / name), **changes}).save_pretrained(folder / name)
     return folder
@@ -293,6 +323,9 @@ def with_denoiser(folder: Path, kind: str, **changes: Any) -> Path:
         ("flux", {"in_channels": 128}, "the transformer takes 32 channels and the VAE gives 16"),
         ("flux", {"joint_attention_dim": 32}, "embeddings of width 32 and the text encoders give width 24"),
         ("flux", {"pooled_projection_dim": 64}, "pooled embeddings of width 64 and the text encoders give width 32"),
+        ("flux2", {"in_channels": 128}, "the transformer takes 32 channels and the VAE gives 16"),
+        ("flux2", {"joint_attention_dim": 32}, "embeddings of width 32 and the text encoders give width 24"),
+        ("flux2", {"guidance_embeds": True}, "takes the guidance as an input, as FLUX.2 .dev. does"),
         ("zimage", {"in_channels": 33}, "the transformer takes 33 channels and the VAE gives 16"),
         ("zimage", {"cap_feat_dim": 24}, "embeddings of width 24 and the text encoders give width 16"),
         ("zimage", {"siglip_feat_dim": 8}, "takes pictures as conditions .*; use a text-to-image model"),

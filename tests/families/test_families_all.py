@@ -11,9 +11,10 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import apply_rotary_emb
 from tiny_pipelines import BUILDERS, build_sd3, build_sdxl, small_unet
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle
 
 from apdm.core.errors import UserError
-from apdm.families import FAMILIES, Family, Flux, StableDiffusion3, StableDiffusionXL, ZImage, load_family
+from apdm.families import FAMILIES, Family, Flux, Flux2, StableDiffusion3, StableDiffusionXL, ZImage, load_family
 from apdm.families.attention import watch_attention
 from apdm.families.flow_matching import logit_normal_timesteps
 from apdm.families.pooled import append_pooled, split_pooled
@@ -22,6 +23,7 @@ from apdm.families.prompts import own_tokens, word_tokens
 FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
 SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
 EVERY = pytest.mark.parametrize("kind", BUILDERS)
+PACKED = ("flux", "flux2")  # their denoisers take latents as tokens of two by two
 
 
 def latent_batch(family: Family, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +53,7 @@ def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draw
     )
     unguided = family.pipeline_guidance(1.0)
     prompt = "a photo of sks person"
-    family.pipeline(prompt, **SIZE, num_inference_steps=2, guidance_scale=unguided, output_type="latent")
+    family.pipeline(prompt=prompt, **SIZE, num_inference_steps=2, guidance_scale=unguided, output_type="latent")
     hook.remove()
     args, kwargs, theirs = calls[0]
     if kind == "zimage":  # pictures are a list, with an axis for time, and the velocity has the other sign
@@ -60,8 +62,8 @@ def test_the_denoiser_is_told_by_predict_what_the_pipeline_tells_it_when_it_draw
     noisy = args[0] if args else kwargs["hidden_states"]
     # Flow matching begins where there is nothing but noise; others say their timestep.
     timestep = int(args[1]) if args else 999
-    if kind == "flux":
-        noisy, theirs = (family.drawn_latents(tokens, 16, 16) for tokens in (noisy, theirs))
+    if kind in PACKED:
+        noisy, theirs = (pixel_shuffle(x.mT.unflatten(2, (4, 4)), 2) for x in (noisy, theirs))
     with torch.no_grad():
         embeds = family.encode_prompts(["a photo of sks person"])
         ours = family.predict(family.denoiser, noisy, torch.tensor([timestep]), embeds)
@@ -77,7 +79,7 @@ def test_drawing_is_the_pipeline_s_own_and_a_picture_depends_on_its_own_seed(fam
     assert together.shape == (3, 3, 16, 16)
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-4)
     theirs = family.pipeline(
-        prompts[0],
+        prompt=prompts[0],
         **SIZE,
         generator=torch.Generator().manual_seed(8),
         num_inference_steps=3,
@@ -89,18 +91,19 @@ def test_drawing_is_the_pipeline_s_own_and_a_picture_depends_on_its_own_seed(fam
 
 
 @pytest.mark.parametrize(
-    ("kind", "multiple"), [("sd15", 4), ("sd21", 4), ("sdxl", 8), ("sd3", 4), ("flux", 4), ("zimage", 4)]
+    ("kind", "multiple"),
+    [("sd15", 4), ("sd21", 4), ("sdxl", 8), ("sd3", 4), ("flux", 4), ("flux2", 4), ("zimage", 4)],
 )
 def test_a_picture_has_the_height_and_width_that_were_asked_for(families, kind: str, multiple: int):
     """A multiple of what the VAE (2), the U-Net (2 between two blocks) and patches or packs (2) need."""
     family = families(kind)
     assert family.size_multiple == multiple
-    # Of FLUX's pipeline a side can be left out, and then it is the model's own; the others want both or none.
-    width, own = (None, 2 * family.pipeline.default_sample_size) if kind == "flux" else (2 * multiple,) * 2
+    # Of FLUX's pipelines a side can be left out, and then it is the model's own; the others want both or none.
+    width, own = (None, 2 * family.pipeline.default_sample_size) if kind in PACKED else (2 * multiple,) * 2
     options: dict[str, Any] = {"height": 6 * multiple, "width": width, "num_inference_steps": 1}
     ours = family.sample(["a dog"], seed=0, guidance_scale=1.0, **options)
     options |= {"guidance_scale": family.pipeline_guidance(1.0), "output_type": "pt"}
-    theirs = family.pipeline("a dog", generator=torch.Generator().manual_seed(0), **options).images
+    theirs = family.pipeline(prompt="a dog", generator=torch.Generator().manual_seed(0), **options).images
     assert ours.shape == (1, 3, 6 * multiple, own)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
@@ -108,16 +111,23 @@ def test_a_picture_has_the_height_and_width_that_were_asked_for(families, kind: 
 @EVERY
 def test_posterior_and_decode_are_inverse_scales_of_the_vae(families, kind: str):
     family = families(kind)
-    config = family.pipeline.vae.config
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae = family.pipeline.vae
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        posterior, theirs = family.posterior(images), family.pipeline.vae.encode(images).latent_dist
+        posterior, theirs = family.posterior(images), vae.encode(images).latent_dist
         decoded = family.decode(posterior.mean)
-        raw = family.pipeline.vae.decode(theirs.mean).sample
-    shift = config.shift_factor or 0.0
-    torch.testing.assert_close(posterior.mean, (theirs.mean - shift) * config.scaling_factor)
-    std = torch.zeros_like(theirs.std) if kind == "zimage" else theirs.std  # trained on the mean, as diffusers does
-    torch.testing.assert_close(posterior.std, std * config.scaling_factor)
+        raw = vae.decode(theirs.mean).sample
+    if kind == "flux2":  # a mean and a variance for each channel at each place of a pack
+        packed = family.pipeline._patchify_latents(theirs.mean)
+        mean, variance = (each.view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+        scaled = family.pipeline._unpatchify_latents((packed - mean) / (variance + 1e-4).sqrt())
+    else:
+        scaled = (theirs.mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    torch.testing.assert_close(posterior.mean, scaled)
+    if kind in ("flux2", "zimage"):  # trained on the mean, as diffusers does
+        assert not posterior.std.any()
+    else:
+        torch.testing.assert_close(posterior.std, theirs.std * vae.config.scaling_factor)
     torch.testing.assert_close(decoded, (raw / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
 
 
@@ -139,7 +149,7 @@ def test_sdxl_is_told_the_size_of_the_latents_pictures_without_a_crop(families):
 
 
 # FLUX shifts when sampling alone.
-FLOW = pytest.mark.parametrize(("kind", "shift"), [("sd3", 3.0), ("flux", 1.0), ("zimage", 3.0)])
+FLOW = pytest.mark.parametrize(("kind", "shift"), [("sd3", 3.0), ("flux", 1.0), ("flux2", 1.0), ("zimage", 3.0)])
 
 
 @FLOW
@@ -167,7 +177,7 @@ def test_flow_matching_trains_at_logit_normal_timesteps_and_the_others_at_unifor
     """Quantiles of 20000 draws: those of the sigmoid of a normal variable, and those of a line."""
     shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
     logistic = torch.special.ndtri(shares).sigmoid()
-    for kind, expected in [(name, logistic) for name in ("sd3", "flux", "zimage")] + [
+    for kind, expected in [(name, logistic) for name in ("sd3", "flux", "flux2", "zimage")] + [
         ("sdxl", shares),
         ("sd15", shares),
     ]:
@@ -303,8 +313,9 @@ def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other
     assert not none.cross and not none.self_
 
 
-def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_sequences_none(families):
-    family = families("flux")
+@pytest.mark.parametrize("kind", PACKED)
+def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_sequences_none(families, kind: str):
+    family = families(kind)
     denoiser, inputs = family.denoiser, {}
     layer = denoiser.transformer_blocks[0].attn
     handle = layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.update(kwargs), with_kwargs=True)
@@ -322,8 +333,8 @@ def test_joint_attention_with_the_prompt_first_gives_the_same_maps_and_mixed_seq
         for (project, norm), x in zip(parts, (picture, picture, prompt), strict=True)
     )
     tokens = prompt.shape[1]
-    places = (cosine[tokens:], sine[tokens:])  # the prompt stands at 0, where nothing turns
-    query, own = (apply_rotary_emb(x, places) for x in (query, own))
+    query, own = (apply_rotary_emb(x, (cosine[tokens:], sine[tokens:])) for x in (query, own))
+    words = apply_rotary_emb(words, (cosine[:tokens], sine[:tokens]))
     root = query.shape[-1] ** -0.5
     (name,) = maps.cross
     torch.testing.assert_close(maps.cross[name], (root * query @ words.mT).softmax(-1), rtol=1e-4, atol=1e-6)
@@ -421,20 +432,21 @@ def test_a_family_is_found_by_its_own_name_and_its_pipeline_class(families, kind
 def test_the_identifier_is_found_where_the_denoiser_reads_it(families, kind: str):
     """Of a word that the prompt has more often than the class prompt, the last ones are its own."""
     family = families(kind)
-    tokenizer = family.pipeline.tokenizer_2 if kind == "flux" else family.pipeline.tokenizer
+    tokenizer = getattr(family.pipeline, family.prompt_tokenizer)
     for prompt, own in (("a photo of sks person", "sks"), ("a person of the photo of the person", "the of the person")):
         found, ids = own_tokens(family, prompt, "a photo of person"), tokenizer(family.tokenized(prompt)).input_ids
         assert tokenizer.decode([ids[place] for place in found]).split() == own.split()
         words = tokenizer.decode([ids[place] for place in word_tokens(family, prompt)])
         assert words.strip() == prompt  # nothing of what opens and closes it
     assert found[-1] == word_tokens(family, prompt)[-1]
-    assert found[-1] == len(ids) - (6 if kind == "zimage" else 2)  # before the end of the text, or of the template
+    assert ids[found[-1] + 1] in tokenizer.all_special_ids  # before the end of the text, or of the message
 
 
 def test_each_family_has_its_own_class(families):
     assert type(families("sd3")) is StableDiffusion3
     assert type(families("sdxl")) is StableDiffusionXL
     assert type(families("flux")) is Flux
+    assert type(families("flux2")) is Flux2
     assert type(families("zimage")) is ZImage
     assert type(families("sd15")) is type(families("sd21"))
     assert families("sd21").prediction_type == "v_prediction"

@@ -141,21 +141,22 @@ def probes_of_an_attack(folder: Path, people: Path) -> list[float]:
 @EVERY
 def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(folders, noise_people, tmp_path, kind: str):
     source = folders(kind)
+    base = load_family(source)
     config = HardenConfig(
         **options(source, noise_people, tmp_path / "hardened"),
         max_train_steps=2,
         learning_rate=1e-3,
         l2p=L2PConfig(inner_steps=2, learning_rate=1e-3),
-        single_file=kind not in ("flux", "zimage"),
+        single_file=base.single_file_layout is not None,
     )
     model = harden(config).model_dir
-    base, ours = load_family(source), load_family(model)
+    ours = load_family(model)
     names = set(base.denoiser.state_dict())
     moved = {n for n in names if not torch.equal(base.denoiser.state_dict()[n], ours.denoiser.state_dict()[n])}
     assert len(moved) > len(names) // 2
     pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a photo of person", **SIZE, num_inference_steps=2, output_type="np").images
+    picture = pipeline(prompt="a photo of person", **SIZE, num_inference_steps=2, output_type="np").images
     assert picture.shape == (1, 16, 16, 3) and np.isfinite(picture).all()
     assert (tmp_path / "hardened/model.safetensors").is_file() == config.single_file
     before, after = probes_of_an_attack(model, noise_people)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_pipelines import BUILDERS
 
 from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.families.prompts import check_distinct, check_prompts
 
-KINDS = ["sd15", "sd21", "sdxl", "sd3", "flux", "zimage"]
+KINDS = list(BUILDERS)
 CLASS = "a photo of person"
 
 
@@ -67,15 +68,18 @@ def test_what_every_tokenizer_cuts_is_refused_and_named(kind: str, limit: int, f
         check(families(kind), "a photo of sks person", **{"audit.prompts": [words + " the the the person"]})
 
 
+@pytest.mark.parametrize(("kind", "behind"), [("flux2", 11), ("zimage", 5)])
 def test_a_template_counts_as_tokens_and_may_be_cut_as_long_as_all_words_are_read(
-    families: Callable[[str], Any],
+    kind: str, behind: int, families: Callable[[str], Any]
 ) -> None:
-    """Z-Image reads 512 tokens, 3 of them before the prompt and 5 behind it, which go first."""
-    words = "a photo of" + " the" * (512 - 3 - 3)
-    check(families("zimage"), "a photo of sks person", drawn=[words])
-    with pytest.raises(UserError, match=r'has 522 tokens, and the model reads 512: "the the the sks person" would be'):
-        check(families("zimage"), words + " the the the sks person")
-    check(families("zimage"), "a photo of user person")  # a word of the template may be the person's
+    """Both read 512 tokens, 3 of them before the prompt. Those behind it go first."""
+    words, count = "a photo of" + " the" * (512 - 3 - 3), 512 + 5 + behind
+    check(families(kind), "a photo of sks person", drawn=[words])
+    with pytest.raises(
+        UserError, match=rf'has {count} tokens, and the model reads 512: "the the the sks person" would'
+    ):
+        check(families(kind), words + " the the the sks person")
+    check(families(kind), "a photo of user person")  # a word of the template may be the person's
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])

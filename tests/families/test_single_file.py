@@ -27,7 +27,7 @@ from apdm.jobs.audit import model_file
 from apdm.jobs.harden import harden
 
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
-EVERY = pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind not in ("flux", "zimage")])
+EVERY = pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind not in ("flux", "flux2", "zimage")])
 HALF = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 
 

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -30,6 +33,7 @@ from transformers import (
     CLIPTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -286,7 +290,8 @@ def build_flux(folder: Path, *, miniature: bool = True) -> FluxPipeline:
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
 
@@ -304,7 +309,55 @@ def qwen_tokenizer(*, miniature: bool = True) -> Qwen2Tokenizer:
     for symbol in (*symbols, "<|endoftext|>"):
         vocab.setdefault(symbol, len(vocab))
     extra = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "chat_template": CHAT}
-    return Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=2048, **extra)
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=2048, **extra)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return tokenizer
+
+
+def build_flux2(folder: Path, *, miniature: bool = True) -> Flux2KleinPipeline:
+    """As klein's base model: guided by the empty prompt, statistics of latents, states of a language model's layers."""
+    tokenizer = qwen_tokenizer(miniature=miniature)
+    transformer = Flux2Transformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=28,  # the pipeline reads the states after 9, 18 and 27 layers
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=2048,
+        initializer_range=0.2,  # so that tokens change what follows them
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=16,
+        sample_size=16,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 3.0)
+    return Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=tokenizer,
+    )
 
 
 def build_zimage(folder: Path, *, miniature: bool = True) -> ZImagePipeline:
@@ -360,5 +413,6 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "sdxl": seeded(build_sdxl),
     "sd3": seeded(build_sd3),
     "flux": seeded(build_flux),
+    "flux2": seeded(build_flux2),
     "zimage": seeded(build_zimage),
 }

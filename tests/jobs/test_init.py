@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pty
 import shutil
@@ -135,13 +136,28 @@ def test_the_kinds_are_those_of_the_families() -> None:
 # -- what it finds out -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux", "zimage"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux", "flux2", "zimage"])
 def test_a_folder_says_what_kind_of_model_it_is(name: str, tmp_path: Path) -> None:
     pipeline = BUILDERS[name](tmp_path / "make", miniature=False)
     pipeline.save_pretrained(tmp_path / "model", variant="fp16")
+    if name == "flux2":  # as many heads as 4B has
+        edit(tmp_path / "model/transformer/config.json", num_attention_heads=24)
     kind, found = look_at_model(str(tmp_path / "model"), None)
     assert kind is KINDS[name] and found["variant"] == "fp16"
-    assert name in ("flux", "zimage") or found["resolution"] == 16
+    assert name in ("flux", "flux2", "zimage") or found["resolution"] == 16
+
+
+def test_flux_2_klein_9b_takes_more_cards_and_a_distilled_klein_draws_in_4_steps(tmp_path: Path) -> None:
+    BUILDERS["flux2"](tmp_path / "make", miniature=False).save_pretrained(tmp_path / "model")
+    edit(tmp_path / "model/transformer/config.json", num_attention_heads=32)
+    edit(tmp_path / "model/model_index.json", is_distilled=True)
+    kind, found = look_at_model(str(tmp_path / "model"), None)
+    assert kind.cards == ("other",) and "80gb" in KINDS["flux2"].cards and kind.values == KINDS["flux2"].values
+    assert found == {"num_inference_steps": 4, "guidance_scale": 1.0}
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_the_file_passes_the_dry_run_of_the_command(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

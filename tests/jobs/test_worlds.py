@@ -83,7 +83,7 @@ def test_models_of_the_miniature_world_are_known_in_every_layout(tmp_path: Path)
     build_pipeline(tmp_path / "other", miniature=False).save_pretrained(tmp_path / "other/model")
     assert not is_miniature(tmp_path / "other/model") and not is_miniature("stabilityai/some-model")
     assert not is_miniature(tmp_path / "model.safetensors", tmp_path / "other/model")
-    for kind in ("sdxl", "sd3", "flux", "zimage"):
+    for kind in ("sdxl", "sd3", "flux", "flux2", "zimage"):
         BUILDERS[kind](tmp_path / kind).save_pretrained(tmp_path / kind / "model")
         assert is_miniature(tmp_path / kind / "model")
 

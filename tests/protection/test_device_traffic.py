@@ -44,6 +44,8 @@ def on_device(folders: Callable[[str], Path]) -> Callable[[str], tuple[Family, T
         family = load_family(folders(kind))
         with torch.no_grad():
             embeds = family.encode_prompts(PROMPTS).to(DEVICE)
+        if kind == "flux2":  # before the first step, transformers looks at the mask of its faster attention
+            family.pipeline.text_encoder.set_attn_implementation("eager")
         for part in family.pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(DEVICE)

@@ -12,6 +12,8 @@ from apdm.attacks import Attack
 from apdm.attacks.drawing import Drawing, DrawnOtherwise
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.photo_treatment import PhotoTreatment
+from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import is_zero_shot, make, make_zero_shot, settings
 from apdm.attacks.staged import Staged, stages
 from apdm.audit.inputs.untrained import Untrained
@@ -141,6 +143,8 @@ def check_fits(attack: Attack, base: Family) -> None:
     for stage in stages(attack):
         if isinstance(stage, DrawnOtherwise):
             stage.drawn(base, base)
+        if isinstance(stage, PhotoTreatment):
+            check_purifier(stage.purifier, base)
         if isinstance(stage, FineTuning):
             stage.check_fits(base)
 

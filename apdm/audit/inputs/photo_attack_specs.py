@@ -14,6 +14,7 @@ from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.parts.captions import caption_column
 from apdm.attacks.photo_treatment import check_enough_photos
+from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot, refuse_repeats
 from apdm.attacks.staged import needs_consenting
 from apdm.audit.inputs.attack_factory import AttackFactory, check_on_model
@@ -105,7 +106,7 @@ class PhotoAttackSpecs:
                 purifier.number(fewest)
 
     def check(self, base: Family, num_inference_steps: int) -> None:
-        """Check that the adapter and all attacks fit the base model and so many sampling steps.
+        """Check that the adapter, all attacks and purifiers fit the base model and so many sampling steps.
 
         Raises:
             UserError: one of them does not.
@@ -114,6 +115,8 @@ class PhotoAttackSpecs:
             self.adapter.check(base)
         for spec, attack in self.trained.items():
             check_on_model(spec, attack, base, num_inference_steps)
+        for spec in self.purifiers:
+            check_purifier(make_purifier(spec, has_originals=True), base)
         for spec in filter(is_editing, self.attacks):
             editing = cast(Editing, make_zero_shot(spec))
             editing.check(base)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Purifier
+from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.cells.cell import Cell
 from apdm.audit.cells.class_pictures import require_face
@@ -21,7 +22,7 @@ from apdm.audit.inputs.plan import AuditPlan
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts
-from apdm.core.errors import Faults
+from apdm.core.errors import Faults, each
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
@@ -96,6 +97,7 @@ class HardenInputs(HardenFiles):
         """
         with Faults() as faults:
             faults.of(lambda: files.check_people(own))
+            faults.of(lambda: each(config.variety.photos, lambda spec: check_purifier(make_purifier(spec), base)))
             if files.audit_inputs is not None and files.audit_inputs.photo_attacks is not None:
                 files.audit_inputs.photo_attacks.check(base, config.audit.num_inference_steps)
             if (photo_job := files.photo_job) is not None:

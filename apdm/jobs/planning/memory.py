@@ -33,6 +33,8 @@ RECOMPUTED = (
     "BasicTransformerBlock",
     "JointTransformerBlock",
     "FluxTransformerBlock",
+    "Flux2TransformerBlock",
+    "Flux2SingleTransformerBlock",
     "ZImageTransformerBlock",
 )
 # Forward passes in one inner step for each photo: theta' goes forwards and backwards on 2 + 3 samples, where a backward
