@@ -57,6 +57,11 @@ class Flux(FlowMatching):
         """
         return [layer for layer in super().attention_layers(denoiser) if layer.prompt]
 
+    @classmethod
+    def step_passes(cls, guidance_scale: float) -> int:
+        """One, as guidance is an input; see `Sampler.step_passes`."""
+        return 1
+
     def prompt_widths(self) -> dict[str, tuple[int, int]]:
         """The widths of T5's embeddings and of CLIP's pooled vector; see `Family.prompt_widths`."""
         clip, t5 = self.pipeline.text_encoder.config, self.pipeline.text_encoder_2.config

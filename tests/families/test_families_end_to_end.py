@@ -28,10 +28,23 @@ from apdm.families.encoding import encode_images
 from apdm.families.pipeline_folder import stored_dtype
 from apdm.jobs.harden import harden
 from apdm.jobs.perturb import perturb
+from apdm.jobs.planning.resources import drawing_passes
 
 FACTS = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
 SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
 EVERY = pytest.mark.parametrize("kind", BUILDERS)
+
+
+@EVERY
+@pytest.mark.parametrize("guidance_scale", [3.5, 1.0])
+def test_a_sampling_step_takes_as_many_passes_as_a_plan_counts(families, kind: str, guidance_scale: float):
+    family, passes = families(kind), []
+    hook = family.denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: passes.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+    )
+    with hook:
+        family.sample(["a dog", "a cat"], seed=0, num_inference_steps=3, guidance_scale=guidance_scale, **SIZE)
+    assert sum(passes) == drawing_passes(2, 3, guidance_scale, type(family)) == 6 * family.step_passes(guidance_scale)
 
 
 # -- what is written -----------------------------------------------------------------------------------------

@@ -59,11 +59,12 @@ def test_a_dry_run_shows_the_plan_by_count_and_writes_nothing(
 ) -> None:
     before = tree(people)
     words = arguments(PIPELINE, people, tmp_path / "deep/out", **audited(people))
-    words += ["--audit.purifiers", "diffusion", "--variety.photos", "diffusion"]
+    words += ["--audit.purifiers", "diffusion", "--variety.photos", "diffusion", "--variety.inner_steps", "3", "1"]
     assert main(["harden", *words, "--dry_run"]) == 0
     said = capsys.readouterr()
     plan = told(said.err)
     assert plan["people"] == "1 (p01)" or plan["people"].startswith("1 (")
+    assert plan["steps"] == "4 outer steps, a simulated attacker of 1 or 3 steps in each"
     assert re.match(r"in \d+ of \d+ photos by portrait", plan["faces seen"])
     assert "counted" in plan["training memory"] and "6 copies of the denoiser" in plan["photo memory"]
     assert "5 copies of the denoiser" in plan["audit memory"]

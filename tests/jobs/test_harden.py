@@ -14,8 +14,10 @@ from PIL import Image
 from portrait_run import UNET, arguments, harden, harden_as_users_do, run
 from safetensors.torch import load_file
 from tiny_run import arguments as tiny_arguments
+from tiny_run import told
 
 from apdm.cli import main
+from apdm.core.files import MARKER
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
 from apdm.portraits import PIPELINE
@@ -115,7 +117,12 @@ def test_a_short_audit_leaves_results_and_report(people: Path, tmp_path: Path) -
         "validation.num_inference_steps": 2,
     }
     output = tmp_path / "run"
+    planned = told(harden(people, output, **changes, dry_run="true").stderr)
+    assert planned["afterwards"] == "attacks the base for 2 steps and the hardened model for 4, 1 seed"
     result = harden(people, output, **changes, fail_if_unprotected="true")
+    listed = planned["written"].removesuffix(f" in {output}").replace("checkpoint-<step>", "checkpoint-000002")
+    found = {path.name + "/" * path.is_dir() for path in output.iterdir() if path.name != MARKER}
+    assert {*listed.split(", ")} == found
     assert result.returncode == 1, result.stderr  # without the option it is 0
     said = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
     assert len(said) <= 15 and ["open", f"{output}/report.html"] in said

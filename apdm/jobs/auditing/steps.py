@@ -95,9 +95,9 @@ def audit_and_report(
     plan, _, latents = with_class_pictures(config, plan, processes)
     store = cell_store(output, CELLS, processes, earlier)
     trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
-    photo_store = cell_store(output, PHOTO_CELLS, processes, earlier)
-    photo_audit, afterwards = None, 0
+    photo_audit, photo_store, afterwards = None, None, 0
     if photo_attacks is not None and photos is not None:
+        photo_store = cell_store(output, PHOTO_CELLS, processes, earlier)
         photo_audit = PhotoAudit(plan, latents, photo_attacks, photos.pairs)
         afterwards = photo_audit.pictures_size(photo_store)
         processes.on_main(partial(photo_store.require_room, afterwards))  # before class pictures are drawn
@@ -105,7 +105,7 @@ def audit_and_report(
             photo_audit.tidy(photo_store)
     done = attack_and_judge(plan, latents, store=store, trials=trials, processes=processes, afterwards=afterwards)
     layer = None
-    if photo_audit is not None and photos is not None:
+    if photo_audit is not None and photo_store is not None and photos is not None:
         stages.begin(PHOTO_ATTACKS)
         if done is not None:
             _write_unfinished(*done, output)

@@ -64,7 +64,7 @@ class AuditWork:
             attacks += attacks_with_photos(specs, plan.factory, people=people, seeds=seeds)
             pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
             purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
-        how = plan.drawing.num_inference_steps, plan.drawing.guidance_scale
+        how = plan.drawing.num_inference_steps, plan.drawing.guidance_scale, type(plan.models["base"])
         passes = {
             "for attacks": attack_passes(attacks, plan.subjects.mean_photos),
             "for the pictures of the audit": drawing_passes(pictures, *how),

@@ -37,9 +37,10 @@ RECOMPUTED = (
     "Flux2SingleTransformerBlock",
     "ZImageTransformerBlock",
 )
-# Forward passes in one inner step for each photo: theta' goes forwards and backwards on 2 + 3 samples, where a backward
-# pass counts as two forward ones, and phi goes forwards on 2.
-FORWARDS = 5 * 3 + 2
+# Forward passes for each photo, where a backward pass counts as two: theta' goes forwards and backwards on 2 samples in
+# a step of the attacker, and on 3 in a protective gradient, for which phi goes forwards on 2.
+ATTACKER_STEP, PROTECTIVE_GRADIENT = 2 * 3, 3 * 3 + 2
+FORWARDS = ATTACKER_STEP + PROTECTIVE_GRADIENT  # of an inner step of Algorithm 1
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def harden_plan(
         checkpoint: the checkpoint that the run goes on from; None if it starts from the beginning.
     """
     photos, output = inputs.photos.instance, Path(config.output_dir)
-    attacker = f"a simulated attacker of {count(config.l2p.inner_steps, 'step')} in each"
+    *fewer, steps = sorted({*(config.variety.inner_steps or [config.l2p.inner_steps])})
+    attacker = f"a simulated attacker of {''.join(f'{one} or ' for one in fewer)}{count(steps, 'step')} in each"
     schedule = f", learning rate {config.lr_scheduler}" * (config.lr_scheduler != "constant")
     if config.pool.size:
         attacker = f"a pool of {count(config.pool.size + config.pool.benign_size, 'simulated attacker')}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 
 import torch
@@ -27,8 +28,9 @@ from apdm.export import layout
 from apdm.families import Family
 from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning.memory import (
-    FORWARDS,
+    ATTACKER_STEP,
     OVERHEAD,
+    PROTECTIVE_GRADIENT,
     SAMPLES,
     Pass,
     activations,
@@ -171,10 +173,18 @@ def time_for(operations: float) -> str:
 
 
 def training_passes(config: HardenConfig) -> float:
-    """Forward passes of the training, in which a backward pass counts as two."""
-    inner = config.pool.stride if config.pool.size else config.l2p.inner_steps
-    anchor = 2 * SAMPLES if config.preservation.anchor_weight else 0
-    return config.max_train_steps * config.train_batch_size * (inner * FORWARDS + anchor)
+    """Forward passes of the training, in which a backward pass counts as two; a mean where attackers are drawn."""
+    l2p, pool, variety = config.l2p, config.pool, config.variety
+    priors = variety.prior_loss_weights or [l2p.prior_loss_weight]
+    step = ATTACKER_STEP * (1 + fmean(map(bool, priors))) / 2  # without class pictures it is half as much
+    if pool.size:
+        # A turn ends with one protective gradient. For a benign attacker this is the gradient of its own loss.
+        benign = pool.benign_size / (pool.size + pool.benign_size)
+        turn = pool.stride * step + (1 - benign) * PROTECTIVE_GRADIENT + benign * step
+    else:
+        turn = fmean(variety.inner_steps or [l2p.inner_steps]) * (step + PROTECTIVE_GRADIENT)
+    anchor = 2 * (STEP_PASSES + 1) if config.preservation.anchor_weight else 0  # phi goes forwards on 2 samples too
+    return config.max_train_steps * config.train_batch_size * (turn + anchor)
 
 
 def photo_passes(job: PhotoJob) -> dict[str, float]:
@@ -192,9 +202,11 @@ def variety_passes(changes: Iterable[str], photos: int) -> float:
     return photos * sum(passes_per_photo(make_purifier(spec)) for spec in changes)
 
 
-def drawing_passes(pictures: float, num_inference_steps: int, guidance_scale: float) -> float:
-    """Forward passes of drawing some pictures. With guidance each step has two."""
-    return pictures * num_inference_steps * (2 if guidance_scale > 1 else 1)
+def drawing_passes(
+    pictures: float, num_inference_steps: int, guidance_scale: float, family: type[Family] = Family
+) -> float:
+    """Forward passes of drawing some pictures. With guidance each step has two in most families."""
+    return pictures * num_inference_steps * family.step_passes(guidance_scale)
 
 
 def disk(output: Path, parts: Mapping[str, int]) -> str:
@@ -217,6 +229,7 @@ def written(config: HardenConfig, *, partners: bool) -> str:
     names += [f"{layout.PARTNERS}/"] * partners
     names += ["checkpoint-<step>/"] * bool(config.checkpointing_steps) + [layout.SINGLE_FILE] * config.single_file
     names += [f"{layout.SAMPLES}/"] * bool(config.validation.steps)
+    names += [f"{config.logging_dir}/"] * bool(config.report_to)
     names += [f"{layout.IMAGES}/", layout.PERTURBATION] * config.image_layer.enabled
     if config.audit.enabled:
         names += [layout.RESULTS, layout.REPORT, f"{layout.PICTURES}/", f"{layout.CELLS}/"]
