@@ -165,6 +165,18 @@ def test_attacks_that_need_a_model_that_was_not_given_are_left_out_with_the_reas
     assert "--sibling and --hardened_sibling" in vector.reason and not vector.required
 
 
+def test_attacks_on_text_encoders_are_left_out_of_a_model_whose_text_encoder_is_a_language_model(
+    families: Callable[[str], Family],
+) -> None:
+    names = ("base", "hardened", "sibling", "hardened_sibling", "other")
+    for suite, more in (("standard", 0), ("full", 2)):
+        factory = attack_factory()
+        _, left_out = available_entries(choose_entries(suite, [], factory), names, factory, families("flux2"))
+        specs = {entry.spec for entry in left_out if "has no text encoder that can be trained" in entry.reason}
+        assert {"dreambooth:train_text_encoder=true", "textual_inversion", "custom_diffusion"} <= specs
+        assert len(specs) == 3 + more and not any(entry.required for entry in left_out if entry.spec in specs)
+
+
 def test_an_attack_of_a_suite_is_left_out_of_a_model_that_it_does_not_fit(families: Callable[[str], Family]) -> None:
     spec = "release_unconditional"
     for name, fits in (("sd15", True), ("flux", False)):

@@ -113,7 +113,7 @@ def test_the_flat_parts_of_all_processes_together_are_everything(size: int, memo
         assert len({len(part) for part in parts}) == 1 and len(parts) * len(parts[0]) < len(everything) + size
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux", "zimage"])
+@pytest.mark.parametrize("kind", ["sd3", "flux", "flux2", "zimage"])
 def test_a_transformer_answers_the_same(kind: str, families: Callable[[str], Family]) -> None:
     family = families(kind)
     noisy = torch.randn(1, family.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -394,7 +394,7 @@ def test_without_room_nothing_is_recorded_and_what_was_recorded_is_given_up(
 # -- gradient checkpointing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "zimage"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "flux2", "zimage"])
 def test_recomputed_blocks_give_the_same_gradients_and_leave_the_random_numbers_alone(
     kind: str, families: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,7 +250,7 @@ def test_xl_s_vae_stays_in_float32_where_half_precision_overflows(folders):
     assert load_family(folders("sdxl"), dtype=torch.bfloat16).pipeline.vae.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd3", "zimage"])
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux2", "zimage"])
 def test_half_precision_frozen_parts_still_draw_nearly_the_same(folders, families, kind: str):
     half = load_family(folders(kind), dtype=torch.bfloat16)
     ours, theirs = (
