@@ -78,8 +78,8 @@ class FineTuningLayer:
 
     @property
     def pictures_at_once(self) -> int:
-        """How many pictures pass through the denoiser at once."""
-        return max(self.batch_size, getattr(self.protection, "batch_size", 0))
+        """How many pictures one graph of the denoiser is for."""
+        return max(self.batch_size, self.protection.fit_pictures)
 
     @property
     def text_encoder_copies(self) -> int:

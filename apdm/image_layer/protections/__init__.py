@@ -88,9 +88,13 @@ class PhotoProtection(ABC):
 
     def passes(self, photos: int) -> float:
         """Forward passes of the denoiser for a subject with so many photos, in which a backward pass counts as two."""
-        batch = getattr(self, "batch_size", 1) * (2 if self.needs_class_pictures else 1)
         others = (self.total_steps - self.fit_steps) * self.errors_per_step * photos
-        return 3 * (self.fit_steps * batch + others)
+        return 3 * (self.fit_steps * self.fit_pictures + others)
+
+    @property
+    def fit_pictures(self) -> int:
+        """Pictures in one of the `fit_steps`: photos, and with prior preservation as many class pictures, for plans."""
+        return getattr(self, "batch_size", 1) * (2 if self.needs_class_pictures else 1)
 
     @property
     def needs_class_pictures(self) -> bool:

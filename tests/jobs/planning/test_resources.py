@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,27 @@ import pytest
 import torch
 from tiny_run import arguments, write_people
 from torch import Tensor
+from torch.nn import Module
 
 from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.cli import main
-from apdm.config import AuditConfig, HardenConfig, MemoryConfig, ReproduceConfig, VarietyConfig, load_config
+from apdm.config import (
+    AuditConfig,
+    HardenConfig,
+    ImageLayerConfig,
+    L2PConfig,
+    MemoryConfig,
+    PerturbConfig,
+    ReproduceConfig,
+    VarietyConfig,
+    load_config,
+)
+from apdm.config.groups.image_layer import ASPLConfig, ZeroShotConfig
 from apdm.core.disk import amount
 from apdm.families import Family, load_family
+from apdm.jobs.perturb import load_perturb
 from apdm.jobs.planning import resources
-from apdm.jobs.planning.memory import OVERHEAD, Pass, activations, count
+from apdm.jobs.planning.memory import OVERHEAD, Pass, activations, count, seeing
 from apdm.jobs.reproduce import load_job
 from apdm.jobs.reproducing.plan import ATTACKS, Group, sums_of
 from apdm.protection.batches import DenoisingBatch
@@ -82,6 +96,91 @@ def test_text_encoders_that_are_trained_are_counted(tiny_pipeline: Path) -> None
     assert "text encoders" not in plain and f"4 of the text encoders ({amount(16 * weights)})" in text
 
 
+@pytest.fixture(scope="module")
+def family(tiny_pipeline: Path) -> Family:
+    return load_family(tiny_pipeline)
+
+
+def megabytes(text: str) -> tuple[float, float]:
+    """What a row tells of the memory: all that is on the device, and activations."""
+    found = re.match(r"([0-9.]+) MB on the device: .* ([0-9.]+) MB of activations estimated", text)
+    assert found is not None, text
+    return float(found[1]), float(found[2])
+
+
+def weight_megabytes(family: Family) -> tuple[float, float]:
+    """Of the denoiser, and of all other parts of the pipeline, in float32."""
+    parts = {name: part for name, part in family.pipeline.components.items() if isinstance(part, Module)}
+    sizes = {name: 4e-6 * sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+    return sizes.pop("unet"), sum(sizes.values())
+
+
+COST = Pass(operations=1, saved=6_000_000, largest=900_000, outside=600_000)  # of three pictures: two for each of them
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "models", "shared", "parts", "graph"),
+    [(False, 2, True, 1, 16.0), (True, 2, True, 1, 4.0), (False, 2, False, 2, 16.0), (False, 1, False, 1, 16.0)],
+)
+def test_an_attack_holds_its_copies_and_the_graph_of_its_batch(
+    checkpointing: bool,
+    models: int,
+    shared: bool,
+    parts: int,
+    graph: float,
+    family: Family,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that waits, and the attacked one with gradient and two moments; 4 photos and 4 class pictures."""
+    monkeypatch.setattr(resources, "OVERHEAD", 0)
+    options = replace(OPTIONS, gradient_checkpointing=checkpointing)
+    said = resources.audit_memory(options, family, COST, torch.device("cpu"), models=models, shared=shared)
+    denoiser, others = weight_megabytes(family)
+    assert megabytes(said) == (pytest.approx(5 * denoiser + parts * others + graph, abs=0.06), graph)
+    assert "5 copies of the denoiser" in said
+
+
+def test_a_training_holds_the_photos_of_one_process_at_a_time(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight photos in two parts on three processes: two photos at once, each with three pictures."""
+    monkeypatch.setattr(resources, "OVERHEAD", 0)
+    config = HardenConfig(**PATHS, train_batch_size=8, gradient_accumulation_steps=2, l2p=L2PConfig(lora_share=1))
+    said = resources.harden_memory(config, family, COST, torch.device("cpu"), processes=3)
+    counted = count(family.denoiser, config, type(family))
+    assert not counted.main
+    weights = 1e-6 * sum({**counted.device, **counted.passing}.values()) + weight_megabytes(family)[1]
+    assert said.startswith(f"{weights + 12:.1f} MB on the device: {weights:.1f} MB counted, 12.0 MB of activations")
+
+
+@pytest.mark.parametrize(("photos_at_once", "fitted", "prior"), [(3, 1, 0), (1, 4, 0), (1, 3, 1)])
+def test_photos_hold_the_larger_of_their_own_step_and_the_surrogates(
+    photos_at_once: int,
+    fitted: int,
+    prior: int,
+    noise_people: Path,
+    tiny_pipeline: Path,
+    family: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step of the photos goes through the VAE too. One of a surrogate with class pictures sees as many of them."""
+    monkeypatch.setattr(resources, "OVERHEAD", 0)
+    aspl = ASPLConfig(batch_size=fitted, prior_loss_weight=prior)
+    layer = ImageLayerConfig(
+        method="aspl", aspl=aspl, batch_size=photos_at_once, zero_shot=ZeroShotConfig(enabled=False)
+    )
+    paths = {"instance_data_dir": str(noise_people), "output_dir": str(tmp_path / "out")}
+    config = PerturbConfig(pretrained_model_name_or_path=str(tiny_pipeline), resolution=16, image_layer=layer, **paths)
+    job, _ = load_perturb(config, quiet=False)
+    cost = replace(COST, saved=30_000_000)  # ten for a picture
+    embeds = family.encode_prompts([config.instance_prompt])
+    encoded = 1e-6 * seeing(family, 16, embeds, max_positions=0).encoder
+    graph = max(photos_at_once * (10 + encoded), 10 * fitted * (2 if prior else 1))
+    denoiser, others = weight_megabytes(family)
+    whole, activated = megabytes(resources.photo_memory(job, family, cost, torch.device("cpu")))
+    assert activated == pytest.approx(graph, abs=0.06)
+    assert whole == pytest.approx(8 * denoiser + others + graph, abs=0.06)  # seven of them are surrogates'
+
+
 @pytest.mark.parametrize(("share", "short"), [(0.5, True), (1.0, False)])
 def test_on_a_cpu_what_is_offloaded_counts_as_well(
     share: float, short: bool, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +206,32 @@ def test_the_time_on_a_cpu_is_told_by_how_fast_this_cpu_multiplies(monkeypatch: 
     monkeypatch.setattr(resources, "cpu_speed", lambda: 1e16)
     assert "CPU" not in resources.work(cost, {"for hardening": 3600}, torch.device("cpu"))  # less than a second
     assert resources.work(cost, {"for hardening": 3600}) == "3.60 PFLOP for hardening: 36 seconds at 100 TFLOP/s"
+
+
+@pytest.mark.parametrize(
+    ("operations", "said"),
+    [
+        (9e10, "90.00 GFLOP for it: less than a second"),
+        (1e11, "0.10 TFLOP for it: less than a second"),
+        (1e14, "0.10 PFLOP for it: 1 second"),
+        (5.9e15, "5.90 PFLOP for it: 59 seconds"),
+        (9e15, "9.00 PFLOP for it: 1.5 minutes"),
+        (3.6e17, "0.36 EFLOP for it: 1.0 hours"),
+        (47 * 3.6e17, "16.92 EFLOP for it: 47.0 hours"),
+        (48 * 3.6e17, "17.28 EFLOP for it: 2 days"),
+    ],
+)
+def test_operations_and_time_are_told_in_fitting_units(operations: float, said: str) -> None:
+    """At 100 TFLOP/s."""
+    passes = {"for it": 2.0, "for nothing": 0.0}
+    assert resources.work(replace(COST, operations=operations / 2), passes) == f"{said} at 100 TFLOP/s"
+    assert resources.work(COST, {"for nothing": 0.0}) == "none that is counted"
+
+
+def test_what_is_drawn_first_is_counted_in_words() -> None:
+    assert resources.pictures_drawn(1, 0) == "1 class picture of the base model"
+    assert resources.pictures_drawn(200, 1) == "200 class pictures and 1 partner of the base model"
+    assert resources.pictures_drawn(0, 0) == "nothing new"
 
 
 def test_a_cpu_multiplies_at_a_plausible_speed() -> None:
