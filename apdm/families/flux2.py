@@ -134,6 +134,10 @@ class Flux2(FlowMatching):
         """Normalise the latents `[B, C, h, w]` that the pipeline returns; see `Family.drawn_latents`."""
         return self._normalised(drawn)
 
+    def pipeline_guidance(self, guidance_scale: float) -> float:
+        """1 for a distilled model, whose pipeline guides by nothing and warns; see `Sampler.pipeline_guidance`."""
+        return 1.0 if self.pipeline.config.is_distilled else guidance_scale
+
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The embeddings of the prompts and, for a base model, of the empty prompt, as arguments of the pipeline."""
         inputs = {"prompt_embeds": self.encode_prompts(prompts)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -225,6 +226,23 @@ def test_z_image_guides_by_what_its_pipeline_adds_and_up_to_1_not_at_all(familie
             torch.testing.assert_close(drawn, by_hand, rtol=0, atol=1e-4)
             assert told == [2 if added else 1]
     hook.remove()
+
+
+def test_a_distilled_flux_2_draws_without_guidance_and_stays_distilled(folders, tmp_path):
+    shutil.copytree(folders("flux2"), tmp_path / "model")
+    index = tmp_path / "model/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
+    family, told = load_family(tmp_path / "model"), []
+    assert family.unconditional_embeds() is None and load_family(folders("flux2")).unconditional_embeds() is not None
+    family.denoiser.register_forward_pre_hook(lambda *_: told.append(1))
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, **SIZE}
+    ours = family.sample(["a dog"], seed=3, **options)
+    assert len(told) == 2  # one pass in each step
+    theirs = family.pipeline(prompt="a dog", generator=torch.Generator().manual_seed(3), output_type="pt", **options)
+    torch.testing.assert_close(ours, theirs.images, rtol=0, atol=1e-4)
+    family.save(tmp_path / "saved")
+    assert load_family(tmp_path / "saved").pipeline.config.is_distilled
+    assert family.with_denoiser(family.denoiser).unconditional_embeds() is None
 
 
 # -- variants of a family ------------------------------------------------------------------------------------
