@@ -57,8 +57,7 @@ class Flux(FlowMatching):
         """
         return [layer for layer in super().attention_layers(denoiser) if layer.prompt]
 
-    @classmethod
-    def step_passes(cls, guidance_scale: float) -> int:
+    def step_passes(self, guidance_scale: float) -> int:
         """One, as guidance is an input; see `Sampler.step_passes`."""
         return 1
 

@@ -130,6 +130,10 @@ class Flux2(FlowMatching):
         )[0]
         return pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (height, width)), PACK)
 
+    def step_passes(self, guidance_scale: float) -> int:
+        """One for a distilled model, which gets no guidance; see `Sampler.step_passes`."""
+        return 1 if self.pipeline.config.is_distilled else super().step_passes(guidance_scale)
+
     def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
         """Normalise the latents `[B, C, h, w]` that the pipeline returns; see `Family.drawn_latents`."""
         return self._normalised(drawn)

@@ -91,8 +91,7 @@ class Sampler(ABC):
             images.append(self.decode(self.drawn_latents(latents, height, width)).cpu())
         return torch.cat(images)
 
-    @classmethod
-    def step_passes(cls, guidance_scale: float) -> int:
+    def step_passes(self, guidance_scale: float) -> int:
         """Forward passes of the denoiser for a picture in one sampling step: guidance adds one for the empty prompt."""
         return 2 if guidance_scale > 1 else 1
 

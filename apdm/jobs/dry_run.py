@@ -120,7 +120,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=half)
     drawn = class_pictures_to_draw(config, inputs.own_class_pictures)
     partners = inputs.drawn_partners - count_drawn(Path(config.output_dir) / PARTNERS, inputs.drawn_partners)
-    how = config.num_inference_steps, config.guidance_scale, type(base)
+    how = config.num_inference_steps, config.guidance_scale, base
     passes = {
         "for hardening": resources.training_passes(config),
         "for class pictures": resources.drawing_passes(drawn + partners, *how),
@@ -214,7 +214,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
                 job, family = found
                 cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
                 drawn = perturb_drawn(config, job, family)
-                how = config.num_inference_steps, config.guidance_scale, type(family)
+                how = config.num_inference_steps, config.guidance_scale, family
                 passes = {
                     **resources.photo_passes(job),
                     "for class pictures": resources.drawing_passes(drawn, *how),

@@ -35,16 +35,29 @@ SIZE = {"height": 16, "width": 16}  # FLUX has no size of its own
 EVERY = pytest.mark.parametrize("kind", BUILDERS)
 
 
-@EVERY
-@pytest.mark.parametrize("guidance_scale", [3.5, 1.0])
-def test_a_sampling_step_takes_as_many_passes_as_a_plan_counts(families, kind: str, guidance_scale: float):
-    family, passes = families(kind), []
+def passes_of_drawing(family: Any, guidance_scale: float) -> int:
+    """Forward passes of the denoiser for two pictures of three steps."""
+    passes = []
     hook = family.denoiser.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
     )
     with hook:
         family.sample(["a dog", "a cat"], seed=0, num_inference_steps=3, guidance_scale=guidance_scale, **SIZE)
-    assert sum(passes) == drawing_passes(2, 3, guidance_scale, type(family)) == 6 * family.step_passes(guidance_scale)
+    return sum(passes)
+
+
+@EVERY
+@pytest.mark.parametrize("guidance_scale", [3.5, 1.0])
+def test_a_sampling_step_takes_as_many_passes_as_a_plan_counts(families, kind: str, guidance_scale: float):
+    family = families(kind)
+    assert passes_of_drawing(family, guidance_scale) == drawing_passes(2, 3, guidance_scale, family)
+
+
+def test_a_distilled_model_takes_one_pass_whatever_the_guidance(folders):
+    family = load_family(folders("flux2"))
+    assert passes_of_drawing(family, 3.5) == drawing_passes(2, 3, 3.5, family) == 12
+    family.pipeline.register_to_config(is_distilled=True)
+    assert passes_of_drawing(family, 3.5) == drawing_passes(2, 3, 3.5, family) == 6
 
 
 # -- what is written -----------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged, stages
 from apdm.audit.cells.cell import Cell
+from apdm.audit.cells.guidance import SCALES
 from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.inputs.plan import AuditPlan, Drawing
 from apdm.audit.inputs.search_space import SearchSpace
 from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.results.budgets import samples_per_step
+from apdm.audit.results.rows import COMPARED
 from apdm.audit.results.store import finished_cells
 from apdm.core.disk import picture_size
 from apdm.data.drawn_pictures import count_drawn
@@ -64,10 +66,9 @@ class AuditWork:
             attacks += attacks_with_photos(specs, plan.factory, people=people, seeds=seeds)
             pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
             purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
-        how = plan.drawing.num_inference_steps, plan.drawing.guidance_scale, type(plan.models["base"])
         passes = {
             "for attacks": attack_passes(attacks, plan.subjects.mean_photos),
-            "for the pictures of the audit": drawing_passes(pictures, *how),
+            "for the pictures of the audit": _drawing(plan, pictures) + guidance_passes(plan),
             "for purifiers of protected photos": purifying,
             "for the search": search_passes(plan),
         }
@@ -151,11 +152,28 @@ def _step_passes(attack: Attack) -> float:
 
 
 def search_passes(plan: AuditPlan) -> float:
-    """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two."""
+    """Forward passes of an attacker's search on base and hardened model, in which a backward pass counts as two.
+
+    Every trial trains, and draws pictures at its measured steps. Those before the first step are the audit's own.
+    """
     if plan.search is None:
         return 0
-    people = min(plan.search.people, len(plan.subjects.protected))
-    return STEP_PASSES * 2 * people * plan.search.trials * SearchSpace(plan.factory, plan.search.samples).samples
+    nominal = plan.factory.nominal_step
+    measured = {nominal, *(step for step in plan.measured_steps if 0 < step < nominal)}
+    samples = SearchSpace(plan.factory, plan.search.samples).samples
+    trials = len(COMPARED) * min(plan.search.people, len(plan.subjects.protected)) * plan.search.trials
+    return trials * (STEP_PASSES * samples + _drawing(plan, len(measured) * plan.drawing.number))
+
+
+def guidance_passes(plan: AuditPlan) -> float:
+    """Forward passes of the pictures that base and hardened model draw at several guidance scales, if they do."""
+    return sum(_drawing(plan, len(COMPARED) * plan.drawing.number, scale) for scale in SCALES) if plan.guidance else 0
+
+
+def _drawing(plan: AuditPlan, pictures: float, guidance_scale: float | None = None) -> float:
+    """Forward passes of drawing pictures as the audit does; None takes its own guidance scale."""
+    scale = plan.drawing.guidance_scale if guidance_scale is None else guidance_scale
+    return drawing_passes(pictures, plan.drawing.num_inference_steps, scale, plan.models["base"])
 
 
 def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:

@@ -203,10 +203,15 @@ def variety_passes(changes: Iterable[str], photos: int) -> float:
 
 
 def drawing_passes(
-    pictures: float, num_inference_steps: int, guidance_scale: float, family: type[Family] = Family
+    pictures: float, num_inference_steps: int, guidance_scale: float, family: Family | None = None
 ) -> float:
-    """Forward passes of drawing some pictures. With guidance each step has two in most families."""
-    return pictures * num_inference_steps * family.step_passes(guidance_scale)
+    """Forward passes of drawing some pictures. With guidance each step has two in most families.
+
+    Args:
+        family: the model that draws; None if it is not known.
+    """
+    guided = 2 if guidance_scale > 1 else 1
+    return pictures * num_inference_steps * (guided if family is None else family.step_passes(guidance_scale))
 
 
 def disk(output: Path, parts: Mapping[str, int]) -> str:

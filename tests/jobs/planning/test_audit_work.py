@@ -15,6 +15,7 @@ from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import AuditSubjects
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan, Drawing
+from apdm.audit.inputs.search_space import SearchOptions
 from apdm.audit.inputs.suites import on_one_person
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.results.store import CellStore
@@ -92,33 +93,61 @@ def test_attacks_on_photos_are_counted_for_each_person_and_kind_of_photos() -> N
     assert photo_pictures(replace(specs, edit_prompt="c"), drawing, people=2, seeds=5) == 2 * 5 * 3 * 3 * (2 + 2 + 1)
 
 
-def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
-    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two people and two seeds, measured before, within and after attacks; pictures before attacks are shared."""
-    family, drawn = load_family(tiny_pipeline), 0
-    sample = type(family).sample
-
-    def counting(self: Family, prompts: Sequence[str], **options: Any) -> Any:
-        nonlocal drawn
-        drawn += len(prompts)
-        return sample(self, prompts, **options)
-
-    monkeypatch.setattr(type(family), "sample", counting)
-    config = replace(CONFIG, seeds=2, num_images=1, max_train_steps=2, nominal_step=1, eval_steps=[0, 1])
-    plan = AuditPlan.of(
-        config,
+def make_plan(family: Family, **options: Any) -> AuditPlan:
+    """Two people, one of them protected, and two seeds."""
+    return AuditPlan.of(
+        replace(CONFIG, seeds=2, num_images=1, max_train_steps=2, nominal_step=1, eval_steps=[0, 1]),
         models={"base": family, "hardened": family},
         subjects=AuditSubjects([person("s01", 1)], [person("o01", 2)], photos(4, 60)),
         judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
         instance_prompt="a photo of sks person",
         class_prompt="a photo of person",
-        entries=[*ONLY_NOMINAL, *map(on_one_person, ("dreambooth:identifier=t@t", "rebalance:max_train_steps=1"))],
+        **options,
     )
+
+
+def test_the_work_with_protected_photos_is_counted_by_hand(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Clean, protected and twice purified photos of two people, with two seeds: 16 runs of each of two attacks."""
+    plan = make_plan(load_family(tiny_pipeline))
+    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img"], purifiers=["flip", "diffusion"])
+    photo_counts = {"s01": 5, "s02": 6}
+    work = AuditWork.of(plan, [], class_sets=3, specs=specs, photos=photo_counts)
+    assert len(plan.drawing.prompts) == 2 and len(work.attacks) == 16
+    assert work.passes["for attacks"] == 16 * 1 * 4 * 3  # one step on two photos and two class pictures
+    assert work.passes["for the pictures of the audit"] == (16 * (2 + 2) + 3 * 4) * 2 * 2  # two steps, guided
+    assert work.passes["for purifiers of protected photos"] == 2 * 2 * (5 + 6) * 15  # seeds, attacks, photos, steps
+    assert work.passes["for the search"] == 0
+    bare = AuditWork.of(plan, [], class_sets=3)
+    assert not bare.attacks and bare.passes["for purifiers of protected photos"] == 0
+    # Kept twice, beside class pictures of three models; and the attacker's class pictures.
+    one = picture_size(16**2)
+    assert pictures_size(plan, [], specs, photo_counts, tmp_path) == (2 * (16 * (2 + 2) + 3 * 4) + 4) * one
+
+
+def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people and two seeds, measured before, within and after attacks; pictures before attacks are shared.
+
+    A search and pictures at several guidance scales as well.
+    """
+    family, drawn = load_family(tiny_pipeline), 0
+    sample = type(family).sample
+
+    def counting(self: Family, prompts: Sequence[str], **options: Any) -> Any:
+        nonlocal drawn
+        drawn += len(prompts) * options["num_inference_steps"] * (2 if options["guidance_scale"] > 1 else 1)
+        return sample(self, prompts, **options)
+
+    monkeypatch.setattr(type(family), "sample", counting)
+    entries = [*ONLY_NOMINAL, *map(on_one_person, ("dreambooth:identifier=t@t", "rebalance:max_train_steps=1"))]
+    search = SearchOptions(trials=3, samples=None, min_face_rate=0.0, people=1)
+    plan = make_plan(family, entries=entries, search=search, guidance=True)
     prior = encode_images(family, photos(4, 50), batch_size=1)
-    cells, each = Matrix.of(plan, plan.entries).cells, plan.drawing.num_inference_steps * 2
+    cells = Matrix.of(plan, plan.entries).cells
     before = pictures_size(plan, cells, None, {}, tmp_path)
-    done = attack_and_judge(plan, prior, store=CellStore(tmp_path / "cells"))
+    trials = CellStore(tmp_path / "search_cells")
+    done = attack_and_judge(plan, prior, store=CellStore(tmp_path / "cells"), trials=trials)
     assert done is not None
     save_pictures(done[1], tmp_path)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*.png"))
@@ -126,4 +155,6 @@ def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
     attackers = plan.num_class_images * picture_size(16**2)  # which were given, and are not in the folder
     assert written + attackers <= before and 2 * sheets == before + attackers
     work = AuditWork.of(plan, cells, class_sets=3)  # without the attacker's, which were given
-    assert work.passes["for the pictures of the audit"] == drawn * each > 0
+    trained = 3 * 2 * 3 * 4  # a step of two photos and two class pictures in three trials on both models
+    searched = work.passes["for the search"] - trained
+    assert work.passes["for the pictures of the audit"] + searched == drawn > searched > 0
