@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tiny_results import make_results
 from tiny_run import write_people
 
 from apdm.audit import read_results
+from apdm.audit.one_model import AttackResults
 from apdm.audit.results.common import WorstPerson
 from apdm.audit.results.models import LowestCost, Results
 from apdm.audit.results.photos import PhotoComparison, PhotoOutcome
+from apdm.audit.results.schema import from_json
 from apdm.cli import main
-from apdm.jobs.common.results import AuditResult, HardenResult, PerturbResult
-from apdm.jobs.common.summary import LINES, Summary, of_audit, of_hardening, of_perturbation
+from apdm.faces.photo_faces import PhotoFaces
+from apdm.image_layer.results import Perturbation
+from apdm.jobs.common.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult
+from apdm.jobs.common.summary import LINES, Summary, of_attack, of_audit, of_hardening, of_perturbation, of_push
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks/results"
@@ -129,6 +135,82 @@ def test_what_makes_figures_worth_nothing_stands_beside_them() -> None:
         "dreambooth: likeness 0.00 from clean photos, 0.20 from protected ones (portrait-b, which they target)",
         "which says nothing: the attack is too weak with clean photos",
     ]
+
+
+def test_fewer_steps_than_three_are_told_once() -> None:
+    """Base and hardened model were both measured at step 100 alone, besides the start."""
+    told = of_audit(audited(from_json(Results, make_results(), "results")))
+    assert told.rows["likeness"] == [
+        "after 100 steps of dreambooth (enc-a; strangers have 0.10):",
+        "0.75  base model",
+        "0.25  hardened model",
+    ]
+
+
+def test_attacks_on_one_model_are_told_from_where_they_began_to_where_they_led() -> None:
+    """The figures of the README: likeness of strangers, and of the person after 700 steps on the base."""
+    results = demo()
+    rows = [row for row in results.attacks if (row.model, row.role, row.spec) == ("base", "protected", "dreambooth")]
+    failed = replace(rows[0], spec="lora", error="no memory")
+    shared = ("command", "package", "subjects", "photos", "prompts", "judges", "strangers")
+    attacks = AttackResults(
+        schema=2,
+        kind="attack",
+        model=results.models["base"],
+        attacks=[rows[0], failed],
+        **{name: getattr(results, name) for name in shared},
+    )
+    result = AttackResult(output_dir=OUTPUT, results=attacks, models_dir=OUTPUT / "attacked_models")
+    told = of_attack(result, attacks)
+    text, (subject,) = str(told.rows[f"dreambooth on {rows[0].subject}"]), results.subjects
+    assert re.fullmatch(r"likeness 0\.\d\d / 0\.\d\d before, 0\.92 / 0\.94 after 700 steps", text)
+    assert told.rows[f"lora on {subject}"] == "failed: no memory"
+    assert told.rows["strangers"] == "likeness 0.05 / 0.03, by chance (portrait-a / portrait-b)"
+    assert told.verdict == f"lora on {subject} failed: no memory"
+    assert told.rows["open"] == told.facts["report"] == "outputs/demo/report.html"
+    assert str(told.rows["attacked models"]).startswith("outputs/demo/attacked_models; ")
+    assert [one["error"] for one in told.facts["attacks"]] == [None, "no memory"]
+    alone = replace(attacks, attacks=rows[:1], strangers=None)
+    told = of_attack(AttackResult(output_dir=OUTPUT, results=alone), alone)
+    assert list(told.rows) == [f"dreambooth on {subject}", "open", "pictures"]
+    last = cast(list[str], told.rows[f"dreambooth on {subject}"])[-1]
+    assert re.match(r" *700 +0\.92 +[0-9.]+\s% +0\.94 +[0-9.]+\s% +100\s%", last)
+    assert told.verdict == "attacked; the page is outputs/demo/report.html"
+
+
+@pytest.mark.parametrize(("number", "more"), [(8, []), (9, ["... and 1 more file"]), (11, ["... and 3 more files"])])
+def test_a_dry_push_lists_eight_files_and_counts_the_others(number: int, more: list[str]) -> None:
+    files = tuple(f"{one:02}.json" for one in range(number))
+    told = of_push(PushResult(output_dir=OUTPUT, repository="me/mine", address=None, files=files))
+    assert told.verdict == f"dry run: {number} files would be pushed to me/mine"
+    assert told.rows == {"would be pushed": [*files[:8], *more], "repository": "me/mine"}
+    told = of_push(PushResult(output_dir=OUTPUT, repository="me/mine", address="https://hub/me/mine", files=files))
+    assert told.rows == {"pushed": f"{number} files of {OUTPUT}", "to": "https://hub/me/mine"}
+    assert told.verdict == "pushed to https://hub/me/mine" and told.facts["files"] == [*files]
+
+
+def test_photos_without_a_face_and_with_an_unclear_one_are_told() -> None:
+    people = [PhotoFaces(subject="s01", photos=4, without=[1, 3]), PhotoFaces(subject="s02", photos=2, unclear=[0])]
+    figures = Perturbation(
+        schema=1,
+        package={},
+        method="none",
+        zero_shot=True,
+        format="png",
+        epsilon={},
+        photos=[],
+        command=None,
+        seconds_per_photo=None,
+        peak_memory_bytes=None,
+        people=people,
+    )
+    told = of_perturbation(PerturbResult(output_dir=OUTPUT, image_dir=OUTPUT / "images", figures=figures))
+    assert told.rows["without a face"] == "2 of s01" and told.facts["without_a_face"] == {"s01": 2}
+    assert str(told.rows["unclear faces"]).startswith("photos of s02; ") and told.facts["unclear_faces"] == ["s02"]
+    told = of_perturbation(
+        PerturbResult(output_dir=OUTPUT, image_dir=OUTPUT / "images", figures=replace(figures, people=[]))
+    )
+    assert list(told.rows) == ["protected photos", "figures", "try next"]
 
 
 def test_a_command_to_try_next_can_be_pasted_into_a_shell() -> None:
