@@ -123,6 +123,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     how = config.num_inference_steps, config.guidance_scale, base
     passes = {
         "for hardening": resources.training_passes(config),
+        "for validation": resources.validation_passes(config, base),
         "for class pictures": resources.drawing_passes(drawn + partners, *how),
         "for variety.photos": resources.variety_passes(config.variety.photos, inputs.encoded_photos),
     }

@@ -77,6 +77,18 @@ def test_a_training_that_draws_its_attackers_counts_their_mean() -> None:
     assert resources.training_passes(config) == 10 * 4 * 2.5 * (1.5 * 3 + 3 * 3 + 2)
 
 
+def test_validations_count_with_their_pictures_and_probes(family: Family) -> None:
+    """Three validations in ten steps: six rows of four guided pictures, and five steps on two photos and two others."""
+    options = ["--validation.steps=3", "--validation.prompts", "a", "b", "--validation.num_inference_steps=20"]
+    probed = [*options, "--validation.probe_steps=5", "--audit.train_batch_size=2"]
+    words = [word for name, value in PATHS.items() for word in (f"--{name}", value)] + ["--max_train_steps=10"]
+    counted = [
+        resources.validation_passes(load_config(HardenConfig, [*words, *more]), family)
+        for more in ([], options, probed)
+    ]
+    assert counted == [0, 3 * 2 * 4 * 20 * 2, 3 * ((2 + 4) * 4 * 20 * 2 + 5 * (2 + 2) * 3)]
+
+
 def test_a_table_counts_the_attacks_own_steps() -> None:
     job = load_job(ReproduceConfig(recipe="anti-diffusion/lora", plan=True))
     row, lora = next(iter(job.rows.values())), "lora:max_train_steps=7,prior_loss_weight=0"
