@@ -42,6 +42,7 @@ from apdm.jobs.common.results import AttackResult, AuditResult, HardenResult, Pe
 from apdm.jobs.harden import check_options
 from apdm.jobs.hardening.files import read_files
 from apdm.jobs.hardening.inputs import HardenInputs, check_base
+from apdm.jobs.hardening.validation import pictures_of_validation
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning import resources
@@ -123,7 +124,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
     how = config.num_inference_steps, config.guidance_scale, base
     passes = {
         "for hardening": resources.training_passes(config),
-        "for validation": resources.validation_passes(config, base),
+        "for validation": validation_passes(config, base),
         "for class pictures": resources.drawing_passes(drawn + partners, *how),
         "for variety.photos": resources.variety_passes(config.variety.photos, inputs.encoded_photos),
     }
@@ -148,6 +149,17 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         "disk": lambda: resources.disk(Path(config.output_dir), inputs.sizes()),
         "written": lambda: resources.written(config, partners=bool(inputs.drawn_partners)),
     }
+
+
+def validation_passes(config: HardenConfig, family: Family) -> float:
+    """Forward passes of all validations: their pictures, and the training of their probes."""
+    options, attack = config.validation, config.audit
+    if not options.steps:
+        return 0
+    how = options.num_inference_steps, options.guidance_scale, family
+    samples = options.probe_steps * attack.train_batch_size * (2 if attack.prior_loss_weight else 1)
+    each = resources.drawing_passes(pictures_of_validation(config), *how) + resources.STEP_PASSES * samples
+    return config.max_train_steps // options.steps * each
 
 
 def final_audit_work(inputs: HardenInputs, audit_inputs: AuditInputs) -> AuditWork:

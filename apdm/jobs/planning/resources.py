@@ -26,7 +26,6 @@ from apdm.core.memory import total_memory
 from apdm.core.terminal import count as count_of
 from apdm.export import layout
 from apdm.families import Family
-from apdm.jobs.hardening.validation import pictures_of_validation
 from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning.memory import (
     ATTACKER_STEP,
@@ -186,17 +185,6 @@ def training_passes(config: HardenConfig) -> float:
         turn = fmean(variety.inner_steps or [l2p.inner_steps]) * (step + PROTECTIVE_GRADIENT)
     anchor = 2 * (STEP_PASSES + 1) if config.preservation.anchor_weight else 0  # phi goes forwards on 2 samples too
     return config.max_train_steps * config.train_batch_size * (turn + anchor)
-
-
-def validation_passes(config: HardenConfig, family: Family) -> float:
-    """Forward passes of all validations: their pictures, and the training of their probes."""
-    options, attack = config.validation, config.audit
-    if not options.steps:
-        return 0
-    how = options.num_inference_steps, options.guidance_scale, family
-    samples = options.probe_steps * attack.train_batch_size * (2 if attack.prior_loss_weight else 1)
-    each = drawing_passes(pictures_of_validation(config), *how) + STEP_PASSES * samples
-    return config.max_train_steps // options.steps * each
 
 
 def photo_passes(job: PhotoJob) -> dict[str, float]:

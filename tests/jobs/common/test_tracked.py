@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from accelerate import PartialState
@@ -16,13 +18,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_results import make_results, picture
 from tiny_run import arguments, write_people
 
+from apdm.audit import read_results
 from apdm.audit.results.models import Results
 from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.distributed.trackers import Tracker
 from apdm.export.leaks import scan_for_leaks
-from apdm.jobs.common.tracked import likeness_curves, names_without_words, track_audit
+from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
+from apdm.jobs.common.tracked import (
+    audit_figures,
+    likeness_curves,
+    names_without_words,
+    photo_figures,
+    track_attack,
+    track_audit,
+)
+from apdm.metrics.perception import Visibility
 
 ROOT = Path(__file__).parents[3]
 RESULTS = from_json(Results, make_results(), "results")
@@ -90,6 +102,68 @@ def test_the_names_of_attacks_say_nothing_of_how_somebody_looks() -> None:
         row["spec"] = red
     curves = likeness_curves(from_json(Results, content, "results"))
     assert set(curves) == {f"likeness/lora:description,rank=4/{model}/enc-a" for model in ("base", "hardened")}
+
+
+def test_what_attacks_on_photos_reach_is_a_mean_over_people_and_seeds() -> None:
+    """The likeness from photos in the README; and of two people, one after a purifier."""
+    results = cast(Results, read_results(ROOT / "benchmarks/results/demo.json"))
+    layer = results.image_layer
+    assert layer is not None
+    figures = audit_figures(results)
+    read = {
+        name.removeprefix("likeness/photos/"): round(value, 2)
+        for name, value in figures.items()
+        if name.startswith("likeness/photos/")
+    }
+    assert read == {
+        "dreambooth/clean/portrait-a": 0.86,
+        "dreambooth/clean/portrait-b": 0.93,
+        "dreambooth/protected/portrait-a": 0.16,
+        "dreambooth/protected/portrait-b": 0.72,
+        "faceid/clean/portrait-a": 0.73,
+        "faceid/clean/portrait-b": 0.84,
+        "faceid/protected/portrait-a": 0.23,
+        "faceid/protected/portrait-b": 0.46,
+    }
+    assert figures["audit/protected"] == 0 and figures["audit/cost_factor"] == pytest.approx(1.24, abs=0.01)
+    one = next(row for row in layer.attacks if row.photos == "protected")
+    entry = one.identity["portrait-a"]
+    rows = [replace(one, identity={"portrait-a": replace(entry, mean=mean)}) for mean in (0.1, 0.4, 0.6)]
+    rows[2] = replace(rows[2], purifier="diffusion:prompt=a red beard")
+    figures = audit_figures(replace(results, image_layer=replace(layer, attacks=rows)))
+    assert figures["likeness/photos/dreambooth/protected/portrait-a"] == pytest.approx(0.25)
+    assert figures["likeness/photos/dreambooth/protected after diffusion:prompt/portrait-a"] == 0.6
+
+
+def test_figures_of_protected_photos_are_means_without_what_was_not_measured() -> None:
+    def protected(psnr: float, cosines: dict[str, float]) -> ProtectedPhoto:
+        visible = Visibility(linf=0.1, psnr=psnr, ssim=None, lpips=None, ciede2000_mean=1.0, ciede2000_p95=2.0)
+        cosine = {name: EncoderCosine(to_original=value, threshold=0.3) for name, value in cosines.items()}
+        face = ProtectedFace(visible=visible, cosine=cosine)
+        return ProtectedPhoto(subject="s01", photo=0, visible=visible, faces=[face] * bool(cosines))
+
+    photos = [protected(30.0, {"a": 0.2, "b": 0.5}), protected(34.0, {"a": 0.4}), protected(35.0, {})]
+    plain = {"schema": 1, "package": {}, "method": "none", "zero_shot": True, "format": "png", "epsilon": {}}
+    figures = Perturbation(**plain, photos=photos, command=None, seconds_per_photo=None, peak_memory_bytes=None)
+    assert photo_figures(figures) == {
+        "photos/number": 3.0,
+        "photos/linf": pytest.approx(0.1),
+        "photos/psnr": 33.0,
+        "photos/ciede2000_mean": 1.0,
+        "photos/ciede2000_p95": 2.0,
+        "photos/cosine to original/a": pytest.approx(0.3),
+        "photos/cosine to original/b": 0.5,
+    }
+
+
+@pytest.mark.parametrize("shows_people", [False, True])
+def test_an_attack_on_one_model_shows_people_only_if_asked_for(tmp_path: Path, shows_people: bool) -> None:
+    PartialState()
+    with Tracker("tensorboard", tmp_path / "logs", shows_people=shows_people) as tracker:
+        track_attack(tracker, cast(Any, RESULTS), {"lora/s01/after": picture(1)}, tmp_path / "report.html")
+    read = events(tmp_path / "logs")
+    assert read.Tags()["images"] == ["attack/lora/s01/after"] * shows_people
+    assert [one.step for one in read.Scalars("likeness/dreambooth/base/enc-a")] == [0, 100]
 
 
 WANDB = """

@@ -29,6 +29,7 @@ from apdm.config import (
 from apdm.config.groups.image_layer import ASPLConfig, ZeroShotConfig
 from apdm.core.disk import amount
 from apdm.families import Family, load_family
+from apdm.jobs.dry_run import validation_passes
 from apdm.jobs.perturb import load_perturb
 from apdm.jobs.planning import resources
 from apdm.jobs.planning.memory import OVERHEAD, Pass, activations, count, seeing
@@ -82,10 +83,8 @@ def test_validations_count_with_their_pictures_and_probes(family: Family) -> Non
     options = ["--validation.steps=3", "--validation.prompts", "a", "b", "--validation.num_inference_steps=20"]
     probed = [*options, "--validation.probe_steps=5", "--audit.train_batch_size=2"]
     words = [word for name, value in PATHS.items() for word in (f"--{name}", value)] + ["--max_train_steps=10"]
-    counted = [
-        resources.validation_passes(load_config(HardenConfig, [*words, *more]), family)
-        for more in ([], options, probed)
-    ]
+    configs = [load_config(HardenConfig, [*words, *more]) for more in ([], options, probed)]
+    counted = [validation_passes(config, family) for config in configs]
     assert counted == [0, 3 * 2 * 4 * 20 * 2, 3 * ((2 + 4) * 4 * 20 * 2 + 5 * (2 + 2) * 3)]
 
 
