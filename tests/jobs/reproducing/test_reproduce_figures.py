@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_reproduce import row as attack_row
 from tiny_judges import write_clip
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from apdm.audit.results.store import CellStore
 from apdm.audit.tables import Column, Table, TableCell, TableRow
@@ -24,13 +26,16 @@ from apdm.data.edit_prompts import Edit, read_edits
 from apdm.data.photo_files import stem
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
-from apdm.export.layout import CELLS, PERTURBATION
+from apdm.export.layout import CELLS, IMAGES, PERTURBATION
+from apdm.faces.load import load_encoder
 from apdm.faces.portrait import PortraitFeatures
 from apdm.jobs.reproducing.figures import Figures
+from apdm.jobs.reproducing.models import filled_in
 from apdm.jobs.reproducing.recipes import Captions, Kind, Recipe, RecipeRow
 from apdm.jobs.reproducing.steps import Done, Steps, picture
 from apdm.jobs.reproducing.subjects import PHOTOS, Subject, read_subjects, too_few_spare
 from apdm.metrics.fidelity import frechet_distance, kernel_distance
+from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_photos
 from apdm.report.table_page import table_plots
 
@@ -94,6 +99,45 @@ def test_a_distance_of_one_prompt_is_that_of_its_pictures(runs: dict[str, list[D
     drawn, photos = look(runs["one"][0])
     cell = measured(column("frechet", prompt=1), {"one": runs["one"]})
     assert cell.ours == pytest.approx(frechet_distance(drawn[4:], photos), rel=1e-4)
+
+
+def test_a_distance_needs_two_photos_of_each_person_or_of_all_together(runs: dict[str, list[Done]]) -> None:
+    few = {
+        name: [replace(one, subject=replace(one.subject, photos=one.subject.photos[:1])) for one in of]
+        for name, of in runs.items()
+    }
+    cell = measured(column("frechet"), few)
+    assert cell.ours is None and cell.reason == "a distance needs two pictures and two photos"
+    drawn, photos = (torch.cat(part) for part in zip(*(look(of[0]) for of in few.values()), strict=True))
+    pooled = measured(column("frechet", pooled=True), few)
+    assert pooled.ours == pytest.approx(frechet_distance(drawn, photos), rel=1e-4)
+    assert measured(column("frechet", pooled=True), {"one": few["one"]}).reason == cell.reason
+
+
+def test_likeness_of_protected_photos_is_the_mean_cosine_to_their_originals(
+    runs: dict[str, list[Done]], tmp_path: Path
+) -> None:
+    photos = runs["one"][0].subject.photos
+    for photo in photos:
+        darker = Image.open(photo).convert("RGB").point([level // 3 for level in range(256)] * 3)
+        (tmp_path / IMAGES / "one").mkdir(parents=True, exist_ok=True)
+        darker.save(tmp_path / IMAGES / "one" / photo.name)
+    changed = {"one": [replace(runs["one"][0], changed=tmp_path)], "two": runs["two"]}  # of "two" nothing is changed
+    figures = Figures(
+        recipe=replace(recipe(), rows={"x": RecipeRow(title="X")}),
+        models={},
+        fill=partial(filled_in, places={"miniature": str(PIPELINE), "people": "people"}),
+    )
+    for place, name in enumerate(("portrait-a", "portrait-b")):
+        encoder = load_encoder(name)
+        sides = (load_images(files, 64) / 2 + 0.5 for files in (photos, sorted((tmp_path / IMAGES / "one").iterdir())))
+        own = cosine_similarity(*(encoder.embed(side) for side in sides)).mean().item()
+        assert own < 0.99
+        cell = figures.cell(column("photo_likeness", encoder=place), changed, 0.5)
+        assert cell.ours == pytest.approx((own + 1) / 2, abs=1e-5) and cell.published == 0.5
+    assert figures.cell(column("photo_likeness", encoder=2), changed, 0.5) == TableCell(
+        published=0.5, reason="there is no encoder 2, counted from 0"
+    )
 
 
 def test_similarity_to_the_attacked_photos_is_the_mean_cosine_of_all_pairs(runs: dict[str, list[Done]]) -> None:
