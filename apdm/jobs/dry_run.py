@@ -308,7 +308,8 @@ def attack_model(config: AttackConfig) -> AttackResult:
                 sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models["base"]
                 cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
                 faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
-                work = AuditWork.of(plan, Matrix.of(plan, plan.entries).cells, class_sets=2)
+                compared = judges.extractor is not None  # whose features need a second set of class pictures
+                work = AuditWork.of(plan, Matrix.of(plan, plan.entries).cells, class_sets=1 + compared)
                 more: dict[str, Row] = {
                     "faces seen": lambda: faces_in_squares(sets, judges.face_score),
                     "device memory": lambda: (

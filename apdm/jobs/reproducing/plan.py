@@ -159,6 +159,8 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     own = times if protection.harden is not None and recipe.protects is None else 0
     if row.protect is None or (protection.harden is not None and recipe.protects is not None):
         own = seeds
+    if recipe.is_miniature or options.judge:  # whose features compare the attacked model's class pictures with these
+        own += times
     if trains(attack):
         factory = AttackFactory.of(options, attack.instance_prompt, attack.class_prompt)
         made = [factory.make(spec, seed=0) for spec in attack.attack]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ from apdm.audit.tables import Column, figure_of, measured_cell
 from apdm.cli import main
 from apdm.config import ReproduceConfig
 from apdm.core.errors import UserError
+from apdm.families import StableDiffusion
 from apdm.jobs.planning.resources import time_for
 from apdm.jobs.reproduce import load_job, reproduce
 from apdm.jobs.reproducing.checks import check_options
 from apdm.jobs.reproducing.listing import all_tables
 from apdm.jobs.reproducing.models import filled_in
-from apdm.jobs.reproducing.plan import groups_of, sums_of
+from apdm.jobs.reproducing.plan import groups_of, plan_rows, sums_of
 from apdm.jobs.reproducing.recipes import Recipe, load_recipe, missing_for, recipe_names
 from apdm.jobs.reproducing.subjects import mixed, read_subjects
 from apdm.metrics.identity import IdentityStatistics
@@ -153,10 +156,23 @@ def test_a_table_goes_from_photos_in_sets_to_figures_that_say_that_they_are_mean
     assert files.items() <= {path: path.stat().st_mtime_ns for path in output.glob("work/*/attack.json")}.items()
 
 
-def test_the_miniature_world_needs_nothing_and_says_what_it_is(short: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_miniature_world_needs_nothing_and_says_what_it_is(
+    short: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It draws as many pictures as its plan says."""
+    drawn, sample = 0, StableDiffusion.sample
+
+    def counting(self: StableDiffusion, prompts: Sequence[str], **options: Any) -> Any:
+        nonlocal drawn
+        drawn += len(prompts)
+        return sample(self, prompts, **options)
+
+    monkeypatch.setattr(StableDiffusion, "sample", counting)
     file = short("miniature/apdm-table1-person")
     config = ReproduceConfig(recipe=file, output_dir=str(tmp_path / "out"), rows=["dreambooth", "advdm-0"], seeds=2)
+    planned = str(plan_rows(replace(config, plan=True))["pictures"])
     made = apdm.reproduce(config).table
+    assert sum(map(int, re.findall(r"\d+", planned))) == drawn > 0, planned
     assert made is not None and "miniature world" in made.doubts[0]
     cell = made.rows["advdm-0"].cells["likeness_b"]
     assert cell.n == 1 and cell.interval is not None and cell.published is None
