@@ -54,6 +54,7 @@ MISTAKES = [
     (["audit", "--protected_photos", "{here}", "--faceid_adapter", "{here}"], "is no file; give a file as faceid"),
     (["harden", "--rehearsal_data_dir", "absent"], "rehearsal_data_dir"),
     (["harden", "--pool.size", "1", "--pool.benign_size", "1", "--pool.benign_data_dir", "absent"], "benign_data_dir"),
+    (["harden", "--class_dataset_name", "no/such/folder"], "no/such/folder does not exist; give a folder, a file or a"),
     (["harden", "--family", "sdxll"], 'no model family "sdxll"'),
     (["harden", "--objective", "dpoo"], 'no objective "dpoo"; did you mean "dpo"?'),
     (["harden", "--objective", "mine.py:Mine"], "mine.py does not exist"),

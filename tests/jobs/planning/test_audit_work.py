@@ -19,7 +19,7 @@ from apdm.audit.inputs.search_space import SearchOptions
 from apdm.audit.inputs.suites import on_one_person
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.results.store import CellStore
-from apdm.config import AuditConfig
+from apdm.config import AuditConfig, AuditJobConfig
 from apdm.core.disk import picture_size
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
@@ -33,6 +33,7 @@ from apdm.jobs.planning.audit_work import (
     pictures_size,
     purifier_passes,
 )
+from apdm.jobs.planning.plan import attacks_text, length_text, search_text
 from apdm.metrics.judges import Judges
 
 OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
@@ -104,6 +105,29 @@ def make_plan(family: Family, **options: Any) -> AuditPlan:
         class_prompt="a photo of person",
         **options,
     )
+
+
+def test_an_audits_length_is_told_as_it_is(tiny_pipeline: Path) -> None:
+    family, config = load_family(tiny_pipeline), AuditJobConfig(base="b", hardened="h", subjects="s", output_dir="o")
+    plan = make_plan(family)
+    assert length_text(plan, ONLY_NOMINAL) == "1 step of the nominal one, on the hardened model 2, 2 seeds"
+    others = [replace(ONLY_NOMINAL[0], long=False, seeds=1), replace(ONLY_NOMINAL[0], long=False, seeds=5, people=1)]
+    assert length_text(plan, others[:1]) == "1 step of the nominal one, 1 seed"
+    assert length_text(plan, others) == "1 step of the nominal one, 2 seeds"  # no attack has more seeds than the audit
+    two = replace(plan, subjects=replace(plan.subjects, protected=[person("s01", 1), person("s02", 2)]))
+    assert length_text(two, others[1:]) == "1 step of the nominal one, on one of 2 people, 2 seeds"
+    assert length_text(two, others) == "1 step of the nominal one, 2 seeds"
+    search = SearchOptions(trials=3, samples=None, min_face_rate=0.0, people=5)
+    searched = replace(two, search=search)
+    assert search_text(config, two) is None
+    # A step of two photos and two class pictures.
+    assert search_text(config, searched) == "3 trials of 4 pictures on each model, with the photos of 2 people"
+    alone = replace(searched, search=replace(search, people=1, samples=64, trials=1))
+    assert search_text(config, alone) == "1 trial of 64 pictures on each model, with the photos of one person"
+    assert attacks_text(replace(OPTIONS, seeds=2)) == (
+        "attacks the base for 100 steps and the hardened model for 200, 2 seeds"
+    )
+    assert attacks_text(replace(OPTIONS, nominal_step=200, seeds=1)) == "attacks both models for 200 steps, 1 seed"
 
 
 def test_the_work_with_protected_photos_is_counted_by_hand(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny_run import OPTIONS, flags, told, weights
 
 from apdm.cli import main
 from apdm.core.terminal import columns
-from apdm.jobs.planning.texts import people_text
+from apdm.faces.photo_faces import PhotoFaces
+from apdm.jobs.planning.plan import rows_about_faces
+from apdm.jobs.planning.texts import device_text, people_text
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,25 @@ def test_perturb_names_people_budget_and_output(
 def test_of_many_people_only_the_first_are_named() -> None:
     assert people_text([f"s{number}" for number in range(100)]) == "100 (s0, s1, s2, s3, s4, s5, ...)"
     assert people_text([]) is None
+
+
+def test_processes_and_their_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    device = torch.device("cpu")
+    assert device_text(device, 1) == device_text(device, 1, "single") == "cpu, 3 threads"
+    assert device_text(device, 2, "ddp") == "cpu, 2 processes (ddp), 3 threads each"
+    assert device_text(device, 2) == "cpu, 2 processes, 3 threads each"
+
+
+def test_people_with_one_face_in_each_photo_share_a_row() -> None:
+    plain = [(PhotoFaces(subject=f"s{number}", photos=4), "") for number in range(2)]
+    other = (PhotoFaces(subject="s9", photos=4, without=[1]), "none in 1")
+    assert rows_about_faces(plain) == {"faces": "one in each photo of 2 folders"}
+    assert rows_about_faces([plain[0], other, other]) == {
+        "faces of s9": "none in 1; none in 1",
+        "faces": "one in each photo of 1 other folder",
+    }
+    assert rows_about_faces([]) == {}
 
 
 def test_all_values_of_a_plan_begin_at_the_same_position() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import arguments, write_people
+from tiny_run import arguments, told, write_people
 from torch import Tensor
 from torch.nn import Module
 
@@ -44,15 +44,29 @@ FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person"
 
 
 @pytest.mark.parametrize(
-    ("options", "steps"),
+    ("options", "steps", "told_steps"),
     [
-        ({"preservation.anchor_weight": 1.0}, 1),
-        ({"variety.inner_steps": [3], "variety.prior_loss_weights": [0.0], "gradient_checkpointing": True}, 1),
-        ({"pool.size": 2, "pool.benign_size": 1, "pool.stride": 3}, 3),
+        ({"preservation.anchor_weight": 1.0}, 1, "1 outer step, a simulated attacker of 2 steps in each"),
+        (
+            {"variety.inner_steps": [3], "variety.prior_loss_weights": [0.0], "gradient_checkpointing": True},
+            1,
+            "1 outer step, a simulated attacker of 3 steps in each",
+        ),
+        (
+            {"pool.size": 2, "pool.benign_size": 1, "pool.stride": 3},
+            3,
+            "3 outer steps, a pool of 3 simulated attackers",
+        ),
     ],
 )
 def test_the_passes_of_a_training_are_counted_as_they_are_made(
-    options: dict[str, Any], steps: int, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    steps: int,
+    told_steps: str,
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Every prediction of a real run counts, and one with a graph as three: its backward pass is two more."""
     made, prediction = 0, LearningToProtect.prediction
@@ -67,6 +81,7 @@ def test_the_passes_of_a_training_are_counted_as_they_are_made(
     options |= {"max_train_steps": steps, "checkpointing_steps": 0}
     words = arguments(tiny_pipeline, people, tmp_path / "out", **options)
     assert main(["harden", *words]) == 0
+    assert told(capsys.readouterr().err)["steps"] == told_steps
     config = load_config(HardenConfig, words)
     assert resources.training_passes(config) == made > 0
 
