@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from apdm.core.errors import UserError
 from apdm.data.class_images import ensure_class_images
 from apdm.data.drawn_pictures import PictureRecipe
 from apdm.families import load_family
+from apdm.jobs.common.class_pictures import configuration_hash
 
 RECIPE = PictureRecipe(
     prompt="a photo of person",
@@ -162,6 +164,23 @@ def test_pictures_that_were_drawn_otherwise_are_refused_with_the_difference(chan
     with pytest.raises(UserError, match=said):
         ensure(tmp_path / "class", tiny_pipeline, **change)
     assert len(ensure(tmp_path / "class", tiny_pipeline)) == 2
+
+
+def test_a_models_configuration_is_the_same_wherever_the_model_lies_and_another_where_it_draws_otherwise(
+    tiny_pipeline, tmp_path
+):
+    here = configuration_hash(load_family(tiny_pipeline))
+    copied = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    assert configuration_hash(load_family(copied)) == here
+    for file, change in (
+        ("scheduler/scheduler_config.json", {"_diffusers_version": "0.1.0"}),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.02}),
+        ("text_encoder/config.json", {"layer_norm_eps": 1e-4}),
+    ):
+        place = Path(shutil.copytree(tiny_pipeline, tmp_path / file / str(*change))) / file
+        place.write_text(json.dumps(json.loads(place.read_text()) | change))
+        same = configuration_hash(load_family(place.parents[1])) == here
+        assert same == ("_diffusers_version" in change), change
 
 
 def test_a_recipe_of_an_older_version_or_a_damaged_one_is_not_trusted(tiny_pipeline, tmp_path):
