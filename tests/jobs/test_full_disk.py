@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +24,14 @@ from apdm.cli import main
 from apdm.config import HardenConfig, load_config
 from apdm.core import disk
 from apdm.core.disk import CannotWrite, picture_size, require_disk
-from apdm.core.errors import UserError
+from apdm.core.errors import Faults, UserError
 from apdm.core.files import write_beside
 from apdm.core.pictures import save_png
 from apdm.core.signals import stop_on_signals
+from apdm.export.pipeline import export_size
 from apdm.families import load_family
+from apdm.jobs.dry_run import read_harden
+from apdm.jobs.hardening import inputs
 from apdm.jobs.hardening.inputs import HardenInputs
 
 Run = Callable[..., int]
@@ -181,6 +186,37 @@ def test_room_is_counted_before_the_work(tmp_path: Path) -> None:
     assert (tmp_path / "noise.png").stat().st_size <= picture_size(64 * 64)
     with pytest.raises(CannotWrite, match="needs .* GB for 20 pictures and its disk has .* free: make room"):
         require_disk(tmp_path / "not/yet", 10**18, "20 pictures")
+
+
+@pytest.mark.parametrize(("limit", "at_once", "kept"), [("2", 3, 2), ("1", 2, 1), ("null", 4, 4), ("4", 4, 4)])
+def test_the_most_checkpoints_that_a_run_has_at_once_are_counted(
+    limit: str,
+    at_once: int,
+    kept: int,
+    tiny_pipeline: Path,
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four are written. A new one is complete before the oldest goes. The model comes after the last."""
+    options = {"checkpointing_steps": 1, "checkpoints_total_limit": limit, "max_train_steps": 4}
+    words = arguments(tiny_pipeline, people, tmp_path / "run", **options)
+    with Faults() as faults:
+        read = read_harden(load_config(HardenConfig, words), faults)
+    assert read is not None
+    one = 3 * 4 * sum(weight.numel() for weight in read.base.denoiser.parameters())  # theta and two moments
+    assert read.sizes()["model and checkpoints"] == export_size(read.base) + kept * one
+    monkeypatch.setattr(inputs, "export_size", lambda *_, **__: 0)  # a model that is small beside its checkpoints
+    assert read.sizes()["model and checkpoints"] == at_once * one
+    seen, rename = [], os.replace
+
+    def counting(old: Any, new: Any) -> None:
+        rename(old, new)
+        seen.append(len(list((tmp_path / "run").glob("checkpoint-*"))))
+
+    monkeypatch.setattr(os, "replace", counting)
+    assert main(["harden", *words]) == 0
+    assert max(seen) == at_once and len(list((tmp_path / "run").glob("checkpoint-*"))) == kept
 
 
 def test_a_fault_of_the_disk_names_the_file_and_leaves_what_was_there(tmp_path: Path) -> None:

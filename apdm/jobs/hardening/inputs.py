@@ -217,8 +217,11 @@ class HardenInputs(HardenFiles):
             return model
         parameters = sum(parameter.numel() for parameter in self.start.denoiser.parameters())
         one = checkpoints.smallest_size(parameters, average=bool(config.ema_decay))
-        kept = min(config.checkpoints_total_limit or 1, math.ceil(config.max_train_steps / config.checkpointing_steps))
-        return model + one * max(0, kept - len(checkpoints.find_all(output)))
+        written = math.ceil(config.max_train_steps / config.checkpointing_steps)
+        kept = min(config.checkpoints_total_limit or written, written)
+        at_once = min(kept + 1, written)  # a checkpoint is complete before the oldest is deleted
+        there = len(checkpoints.find_all(output))
+        return max(model + one * max(0, kept - there), one * max(0, at_once - there))
 
     @property
     def unpaired_groups(self) -> list[dict[str, Tensor]]:
