@@ -164,7 +164,7 @@ def _draw(way: Loading, root: Path, **options: Any) -> None:
         raise UserError(f"{training[0]} is left in training mode, where dropout is active")
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(
-        PROMPT,
+        prompt=PROMPT,  # the first argument of some pipelines is a picture
         num_inference_steps=2,
         **options,
         generator=torch.Generator().manual_seed(0),

@@ -15,12 +15,15 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import BUILDERS
 
 from apdm.cli import main
+from apdm.config import VerifyConfig
 from apdm.core.files import claim_output_dir
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
 from apdm.families import load_family
+from apdm.jobs.verify import verify
 from apdm.portraits.subjects import write_subjects
 
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
@@ -57,6 +60,15 @@ def test_a_folder_as_it_was_shipped_is_sound(sound: Path, people: Path, capsys: 
     assert "all files as shipped, the model loads, nothing of a subject in it\n" in said
     assert "looked for 0 ids, 0 photos and the prompts in " in said
     assert re.search(r"looked for 3 ids, \d\d photos and the prompts in \d\d files\n", said)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_an_exported_model_of_every_family_is_sound(folders: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    root = claim_output_dir(tmp_path / "out")
+    source = folders(kind)
+    export_model(load_family(source), root / "model", base_path=source, config_hash="ab" * 32, method="apdm", steps=1)
+    write_manifest(root, config_hash="")
+    assert verify(VerifyConfig(output_dir=str(root))).problems == ()
 
 
 def test_what_was_found_is_also_told_as_json_and_quietly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
