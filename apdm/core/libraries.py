@@ -27,6 +27,9 @@ BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": ("1", "0")}
 NO_REPORTS = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # Modules that print without any logger, when they compile or load something.
 PRINTING = ("deepspeed", "insightface", "torch.utils.cpp_extension")
+# How warnings begin about which a user can do nothing. Under autocast, the norms of FLUX get half-precision inputs and
+# have float32 weights: torch then takes another kernel, with the same result.
+HARMLESS = ("Mismatch dtype between input and weight",)
 
 _told = ContextVar("told", default=False)
 
@@ -91,7 +94,8 @@ def library_messages(shown: bool) -> Iterator[None]:
 
     Args:
         shown: show everything. Otherwise, announcements of later changes (FutureWarning and DeprecationWarning) are
-            hidden, unless Python was started with `-W`, and so is what the modules in `PRINTING` print.
+            hidden, unless Python was started with `-W`, and so are warnings in `HARMLESS` and what the modules in
+            `PRINTING` print.
     """
     variables = {name: values[shown] for name, values in (VARIABLES | BARS if shown else BARS).items()}
     before = _told.set(shown)
@@ -108,6 +112,8 @@ def library_messages(shown: bool) -> Iterator[None]:
                 if not sys.warnoptions:
                     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
                         warnings.simplefilter("ignore", category)
+                    for beginning in HARMLESS:
+                        warnings.filterwarnings("ignore", beginning)
                 yield
     finally:
         _told.reset(before)

@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn import RMSNorm
 
 from apdm.cli import main
 from apdm.core.errors import UserError
@@ -65,6 +67,20 @@ def test_announcements_of_later_changes_are_hidden_and_other_warnings_are_not() 
             warnings.warn("renamed in 3.0, told", FutureWarning, stacklevel=1)
     told = [str(warning.message) for warning in seen]
     assert told == ["the disk is full", "renamed in 3.0, told"]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_norms_in_half_precision_are_not_warned_of(shown: bool) -> None:
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            with library_messages(shown=shown):
+                RMSNorm(8)(torch.ones(2, 8, dtype=torch.bfloat16))
+    finally:
+        torch.set_warn_always(before)
+    assert bool(seen) == shown
 
 
 def test_libraries_report_errors_only_even_if_they_set_their_own_level(capsys: pytest.CaptureFixture[str]) -> None:
