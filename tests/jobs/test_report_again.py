@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,10 +16,17 @@ from tiny_results import make_results
 
 from apdm.audit.results.file import write_results
 from apdm.audit.results.models import Results
+from apdm.audit.results.picture_names import COURSE, picture_name
 from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.export.manifest import verify_manifest, write_manifest
-from apdm.jobs.auditing.picture_sheets import read_pictures, save_pictures
+from apdm.jobs.auditing.picture_sheets import (
+    attack_folder,
+    read_attack_pictures,
+    read_pictures,
+    save_attack_pictures,
+    save_pictures,
+)
 from apdm.report.audit_page import write_report
 
 SIDE = 8
@@ -171,3 +180,30 @@ def test_only_a_page_of_this_program_is_replaced(output: Path, capsys: pytest.Ca
     assert main(["report", str(output), "--output", str(output / "pictures")]) == 2
     assert "is a folder; name a file" in capsys.readouterr().err
     assert (output / "results.json").read_bytes() == results and "mine" in (output / "mine.html").read_text()
+
+
+def test_the_pictures_of_attacks_on_one_model_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    """Five pictures after the attack, and a line for each of two noises with a column for each measured step."""
+    results = from_json(Results, make_results(), "results")
+    row = next(row for row in results.attacks if row.model == "base" and row.subject == "s01" and row.identity)
+    name, steps = picture_name(row, row.spec), len(row.curve)
+    shades = torch.arange(5 + 2 * steps).view(-1, 1, 1, 1).expand(-1, 3, 16, 16) / 64
+    after, course = shades[:5], shades[5:].unflatten(0, (2, steps))
+    attacks = cast(Any, SimpleNamespace(attacks=[row]))
+    saved, sheets = save_attack_pictures(attacks, {name: after, f"{COURSE}/{name}": course}, tmp_path)
+    assert {Path(sheet).name: image.size for sheet, image in sheets.items()} == {
+        "after": (4 * 16, 2 * 16),
+        "course": (steps * 16, 2 * 16),
+    }
+    read, found = read_attack_pictures(attacks, tmp_path)
+    assert all(found.values()) and len(found) == 2
+    (before,), (again,) = saved.values(), read.values()
+    shown = [
+        [image.convert("L").getpixel((0, 0)) for image in (*one.after, *chain.from_iterable(one.course))]
+        for one in (before, again)
+    ]
+    assert shown[0] == shown[1] == [round(255 * shade / 64) for shade in range(5 + 2 * steps)]
+    assert [len(line) for line in again.course] == [steps, steps]
+    (tmp_path / "pictures" / f"{attack_folder(row)}/course.png").unlink()
+    read, found = read_attack_pictures(attacks, tmp_path)
+    assert sorted(found.values()) == [False, True] and not next(iter(read.values())).course
