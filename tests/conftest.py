@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flux_width import any_width
 from tiny_pipelines import BUILDERS, build_pipeline
 
 # Tests send these signals. They are ignored if the tests run in the background of a script or under nohup.
@@ -20,6 +21,13 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def any_flux_width() -> Iterator[None]:
+    """diffusers reads single files of FLUX.1 of any width, for the length of the test module."""
+    with any_width():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def model_card(
         lines.append(f"* Weights of the denoiser that differ from the base: {moved:.1%}")
     lines += ["", "## Threat model", "", " ".join(THREAT_MODEL), "", "## Use", ""]
     for way in ways:
-        lines += [f"To load {way.what}:", "", "```python", way.code(), "```", ""]
+        lines += [f"To load {way.what}:", "", "```python", way.code(), "```", "", *([way.note, ""] if way.note else [])]
     data = ModelCardData(
         base_model=base_model,
         library_name="diffusers",

@@ -74,7 +74,7 @@ class Family(Sampler, Saver):
         source: the folder that the pipeline was read from. `save` copies all parts but the denoiser from it.
         dtypes: float type of each part's weights in the files they came from, by the part's name. `save` writes the
             part in that type. A part that is not named keeps the type it has in memory.
-        location: where the pipeline came from, for messages; by default `source`.
+        location: the folder or file that the denoiser was read from; by default `source`. Messages name it.
         variant: which weight files of `source` were read, such as "fp16"; None for those without a suffix. `save` uses
             the same names.
 
@@ -112,7 +112,8 @@ class Family(Sampler, Saver):
     ) -> None:
         self.pipeline = pipeline
         self.source = source
-        self.location = str(location or source or "this pipeline")
+        self.origin = Path(location) if location is not None else source
+        self.location = str(self.origin or "this pipeline")
         self.dtypes = dtypes
         self.variant = variant
         self.num_train_timesteps: int = pipeline.scheduler.config.num_train_timesteps
@@ -176,7 +177,7 @@ class Family(Sampler, Saver):
         source = self.source if set(parts) <= {self.denoiser_name} else None
         shared = [part for name, part in self.pipeline.components.items() if name not in parts]
         trained = [p for part in shared if isinstance(part, nn.Module) for p in part.parameters() if p.requires_grad]
-        changed = type(self)(pipeline, source=source, dtypes=self.dtypes, variant=self.variant)
+        changed = type(self)(pipeline, source=source, dtypes=self.dtypes, location=self.origin, variant=self.variant)
         for parameter in trained:
             parameter.requires_grad_(True)
         changed.drawing = self.drawing

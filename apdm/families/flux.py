@@ -12,6 +12,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from apdm.families.attention import AttentionLayer
 from apdm.families.flow_matching import FlowMatching
 from apdm.families.pooled import append_pooled, split_pooled
+from apdm.families.single_file.flux import flux_weights, narrow_flux
+from apdm.families.single_file.layout import SingleFileLayout
 
 # The guidance that a guidance-distilled model is given while it is trained, as in diffusers' training scripts.
 TRAINING_GUIDANCE = 1.0
@@ -33,6 +35,12 @@ class Flux(FlowMatching):
     prompt_tokenizer = "tokenizer_2"  # the tokenizer of T5; from CLIP only the pooled vector is used
     trainable_text_encoders = ("text_encoder",)
     prompt_place = "first"
+    single_file_layout = SingleFileLayout(
+        marker="single_blocks.0.modulation.lin.",  # FLUX.2 has one modulation for all of its single blocks
+        prefixes={"transformer": ""},
+        denoiser_weights=flux_weights,
+        narrow=narrow_flux,
+    )
 
     @property
     def latent_channels(self) -> int:

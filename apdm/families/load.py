@@ -30,7 +30,7 @@ from apdm.families.pipeline_folder import (
     weight_files,
 )
 from apdm.families.single_file.markers import check_markers
-from apdm.families.single_file.read import read_single_file
+from apdm.families.single_file.read import SingleFile, look_at_single_file, read_denoiser, read_whole_pipeline
 from apdm.families.stored_file import read_header
 
 logger = get_logger(__name__)
@@ -60,7 +60,8 @@ def load_family(
         variant: which files to load, such as "fp16".
         allow_pickle: whether weights may be read from pickles, which can run code.
         single_file_config: for a single file, the pipeline folder or Hub id whose configurations, tokenizers and
-            scheduler belong to it. Without it, diffusers guesses the model and takes these parts from the Hub.
+            scheduler belong to it. Without it, diffusers guesses the model and takes these parts from the Hub. For a
+            file of the denoiser alone it is required, and gives all other parts.
         dtype: float type of the frozen parts. The denoiser is always loaded in float32, because training steps of
             5e-6 vanish in half precision.
         as_stored: load every part in the float type of its file instead, which takes the least memory. Such a model can
@@ -75,25 +76,19 @@ def load_family(
     if isinstance(path, diffusers.DiffusionPipeline):
         kind = families.get(type(path).__name__, Family).__name__
         raise UserError(f"a pipeline in memory needs no loading; make its family of it, apdm.families.{kind}(pipeline)")
+    options: dict[str, Any] = {"allow_pickle": allow_pickle, "dtype": dtype, "as_stored": as_stored}
     if Path(path).is_file():
-        return _from_single_file(
-            Path(path),
-            single_file_config,
-            families,
-            allow_pickle=allow_pickle,
-            dtype=None if as_stored else dtype,
-        )
+        file = look_at_single_file(Path(path), single_file_config, families, variant=variant, allow_pickle=allow_pickle)
+        cls = families[file.kind]
+        if file.holds_pipeline:
+            return _from_single_file(file, cls, dtype=None if as_stored else dtype)
+        folder = Path(str(file.config))
+        loaded = _from_folder(folder, read_index(folder), cls, variant=file.variant, file=file, **options)
+        check_markers(loaded, file.header, path=file.path, config=folder)
+        return loaded
     folder = locate(path, revision=revision, variant=variant, allow_pickle=allow_pickle)
     index, cls = check_pipeline(folder, family=family, variant=variant, allow_pickle=allow_pickle)
-    stored = {part: _stored_dtype(folder / part, variant) for part in index if has_part(index, part)}
-    dtypes = {part: found for part, found in stored.items() if found is not None}
-    loaded = {"default": dtype, **(dtypes if as_stored else {cls.denoiser_name: torch.float32})}
-    pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle)
-    for part, module in _modules(pipeline).items():
-        _check_buffers(folder / part, module, variant)
-        _check_loaded(folder / part, module.state_dict())
-    dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
-    return cls(pipeline, source=folder, dtypes=dtypes, variant=variant)
+    return _from_folder(folder, index, cls, variant=variant, **options)
 
 
 def check_pipeline(
@@ -204,6 +199,38 @@ def families_by_pipeline(family: str | None = None) -> dict[str, type[Family]]:
     return {kind: cls for cls in classes for kind in cls.pipeline_classes}
 
 
+def _from_folder(
+    folder: Path,
+    index: Mapping[str, Any],
+    cls: type[Family],
+    *,
+    variant: str | None,
+    allow_pickle: bool,
+    dtype: torch.dtype,
+    as_stored: bool,
+    file: SingleFile | None = None,
+) -> Family:
+    """Load a pipeline folder that was checked.
+
+    Args:
+        file: a single file from which the denoiser is read; None if the folder has it.
+    """
+    stored = {part: _stored_dtype(folder / part, variant) for part in index if has_part(index, part)}
+    dtypes = {part: found for part, found in stored.items() if found is not None}
+    if file is not None:
+        dtypes |= dtypes_in_single_file(file.path, cls)
+    loaded = {"default": dtype, **(dtypes if as_stored else {cls.denoiser_name: torch.float32})}
+    denoiser = {cls.denoiser_name: read_denoiser(file, cls, loaded[cls.denoiser_name])} if file is not None else {}
+    pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle, given=denoiser)
+    for part, module in _modules(pipeline).items():
+        if part not in denoiser:
+            _check_buffers(folder / part, module, variant)
+        _check_loaded(file.path if file is not None and part in denoiser else folder / part, module.state_dict())
+    dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
+    location = None if file is None else file.path
+    return cls(pipeline, source=folder, dtypes=dtypes, location=location, variant=variant)
+
+
 def _read_pipeline(
     folder: Path,
     index: Mapping[str, Any],
@@ -211,12 +238,18 @@ def _read_pipeline(
     dtypes: dict[str, torch.dtype],
     variant: str | None,
     allow_pickle: bool,
+    given: Mapping[str, nn.Module],
 ) -> Any:
-    """Load the parts of a pipeline folder. `dtypes` has the float type of each part, or a "default"."""
+    """Load the parts of a pipeline folder.
+
+    Args:
+        dtypes: the float type of each part, or a "default".
+        given: parts that are not read from the folder.
+    """
     options: dict[str, Any] = {"use_safetensors": None if allow_pickle else True, "local_files_only": True}
     texts = [part for part in index if part.startswith(("text_encoder", "tokenizer"))]
     # diffusers must be told that a text encoder is left out, although the index says so too.
-    parts: dict[str, Any] = {part: None for part in texts if not has_part(index, part)}
+    parts: dict[str, Any] = {part: None for part in texts if not has_part(index, part)} | dict(given)
     try:
         for part in texts:
             if part.startswith("text_encoder") and has_part(index, part):
@@ -255,22 +288,14 @@ def _without_undotted(folder: Path, variant: str | None) -> Iterator[Path]:
         yield Path(links)
 
 
-def _from_single_file(
-    path: Path,
-    config: str | Path | None,
-    families: Mapping[str, type[Family]],
-    *,
-    allow_pickle: bool,
-    dtype: torch.dtype | None,
-) -> Family:
-    pipeline, header = read_single_file(path, config, families, allow_pickle=allow_pickle)
+def _from_single_file(file: SingleFile, cls: type[Family], *, dtype: torch.dtype | None) -> Family:
+    pipeline = read_whole_pipeline(file)
     for part, module in _modules(pipeline).items():
-        _check_loaded(path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
-    cls = families[type(pipeline).__name__]
+        _check_loaded(file.path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
-    family = cls(pipeline, dtypes=dtypes_in_single_file(path, cls), location=path)
-    check_markers(family, header, path=path, config=config)
+    family = cls(pipeline, dtypes=dtypes_in_single_file(file.path, cls), location=file.path)
+    check_markers(family, file.header, path=file.path, config=file.config)
     return family
 
 

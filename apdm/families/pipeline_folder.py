@@ -103,6 +103,7 @@ def check_parts(
     variant: str | None = None,
     allow_pickle: bool = False,
     weights: bool = True,
+    denoiser_weights: bool = True,
 ) -> None:
     """Check that all parts of a pipeline folder are there, before any of them is loaded.
 
@@ -113,6 +114,7 @@ def check_parts(
         variant: which weight files are wanted; files without a variant are accepted too.
         allow_pickle: whether a part may have its weights in pickles alone.
         weights: whether weights are needed. A folder of configurations for a single file has none.
+        denoiser_weights: whether those of the denoiser are needed too. They may be in a single file.
 
     Raises:
         UserError: a part is missing or damaged, or there are only pickles. The message names the file.
@@ -134,7 +136,7 @@ def check_parts(
         if not has_part(index, part) or (kind in OPTIONAL and not weights):
             continue
         _check_configuration(folder / part / file, optional=kind in OPTIONAL)
-        if has_weights and weights:
+        if has_weights and weights and (denoiser_weights or part != denoiser):
             _check_weights(folder / part, variant=variant, allow_pickle=allow_pickle)
         if kind == "tokenizer":
             _check_vocabulary(folder / part, "T5" in entry[1])

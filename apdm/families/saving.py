@@ -21,6 +21,7 @@ class Saver(ABC):
 
     pipeline: Any
     source: Path | None
+    origin: Path | None
     dtypes: Mapping[str, torch.dtype]
     variant: str | None
     denoiser_name: ClassVar[str]
@@ -41,7 +42,9 @@ class Saver(ABC):
         A variant such as fp16 is left behind if its type is another: then all files get plain names.
         """
         dtypes, make = {**self.dtypes, self.denoiser_name: dtype}, cast(Any, type(self))
-        changed: Self = make(self.pipeline, source=self.source, dtypes=dtypes, variant=self.variant)
+        changed: Self = make(
+            self.pipeline, source=self.source, dtypes=dtypes, location=self.origin, variant=self.variant
+        )
         return changed
 
     @torch.no_grad()

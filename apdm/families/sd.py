@@ -10,9 +10,9 @@ from torch import Tensor
 from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.families.beta_schedule import BetaSchedule
-from apdm.families.single_file.layout import SingleFileLayout
+from apdm.families.single_file.layout import DENOISER, SingleFileLayout
 from apdm.families.single_file.text import text_of_sd
-from apdm.families.single_file.unet import UNET, narrow_unet, unet_weights
+from apdm.families.single_file.unet import narrow_unet, unet_weights
 from apdm.families.single_file.vae import VAE
 
 
@@ -29,9 +29,9 @@ class StableDiffusion(BetaSchedule):
     trainable_text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     single_file_layout = SingleFileLayout(
         marker="cond_stage_model.",
-        input_layer=f"{UNET}input_blocks.0.0.weight",
+        input_layer=f"{DENOISER}input_blocks.0.0.weight",
         text_encoders={"text_encoder": "CLIPTextModel"},
-        prefixes={"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."},
+        prefixes={"unet": DENOISER, "vae": VAE, "text_encoder": "cond_stage_model."},
         denoiser_weights=unet_weights,
         text_weights=text_of_sd,
         narrow=narrow_unet,

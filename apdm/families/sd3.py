@@ -9,8 +9,8 @@ from torch import Tensor
 
 from apdm.families.flow_matching import FlowMatching
 from apdm.families.pooled import append_pooled, split_pooled
-from apdm.families.single_file.layout import SingleFileLayout
-from apdm.families.single_file.mmdit import TRANSFORMER, narrow_transformer, transformer_weights
+from apdm.families.single_file.layout import DENOISER, SingleFileLayout
+from apdm.families.single_file.mmdit import narrow_transformer, transformer_weights
 from apdm.families.single_file.text import text_of_sd3
 from apdm.families.single_file.vae import VAE
 
@@ -31,14 +31,14 @@ class StableDiffusion3(FlowMatching):
     trainable_text_encoders = ("text_encoder", "text_encoder_2")
     single_file_layout = SingleFileLayout(
         marker="model.diffusion_model.joint_blocks.",
-        input_layer=f"{TRANSFORMER}x_embedder.proj.weight",
+        input_layer=f"{DENOISER}x_embedder.proj.weight",
         text_encoders={
             "text_encoder": "CLIPTextModelWithProjection",
             "text_encoder_2": "CLIPTextModelWithProjection",
             "text_encoder_3": "T5EncoderModel",
         },
         prefixes={
-            "transformer": TRANSFORMER,
+            "transformer": DENOISER,
             "vae": VAE,
             "text_encoder": "text_encoders.clip_l.",
             "text_encoder_2": "text_encoders.clip_g.",

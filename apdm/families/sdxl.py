@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from apdm.core.errors import UserError
 from apdm.families.pooled import append_pooled, split_pooled
 from apdm.families.sd import StableDiffusion
-from apdm.families.single_file.layout import SingleFileLayout
+from apdm.families.single_file.layout import DENOISER, SingleFileLayout
 from apdm.families.single_file.text import text_of_xl
-from apdm.families.single_file.unet import UNET, narrow_unet, unet_weights
+from apdm.families.single_file.unet import narrow_unet, unet_weights
 from apdm.families.single_file.vae import VAE
 
 
@@ -35,10 +35,10 @@ class StableDiffusionXL(StableDiffusion):
     takes_diffedit = False
     single_file_layout = SingleFileLayout(
         marker="conditioner.embedders.1.",
-        input_layer=f"{UNET}input_blocks.0.0.weight",
+        input_layer=f"{DENOISER}input_blocks.0.0.weight",
         text_encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
         prefixes={
-            "unet": UNET,
+            "unet": DENOISER,
             "vae": VAE,
             "text_encoder": "conditioner.embedders.0.",
             "text_encoder_2": "conditioner.embedders.1.",

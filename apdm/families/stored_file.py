@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from apdm.core.errors import UserError, first_line
@@ -100,6 +101,11 @@ def read_header(path: Path) -> Header:
     return header
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file that `read_header` accepts, on the CPU. Of a pickle only tensors are read."""
+    return _tensors_of_pickle(path, "cpu") if check_content(path) == "pickle" else load_file(path)
+
+
 def _quantised(path: Path, reason: str) -> UserError:
     return UserError(
         f"{path} holds quantised weights ({reason}), which cannot be trained; give the model in float16 or float32"
@@ -118,13 +124,17 @@ def _header_of_safetensors(path: Path) -> Header:
 
 
 def _header_of_pickle(path: Path) -> Header:
-    with open(path, "rb") as file:  # given a path, torch judges the file by the end of its name
-        content: Any = torch.load(file, map_location="meta", weights_only=True)
-    while "state_dict" in content:
-        content = content["state_dict"]
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = _tensors_of_pickle(path, "meta")
     return Header(
         {name: tuple(value.shape) for name, value in tensors.items()},
         {name for name, value in tensors.items() if not (value.is_floating_point() or value.is_complex())},
         {name: value.dtype for name, value in tensors.items() if value.dtype in FLOATS.values()},
     )
+
+
+def _tensors_of_pickle(path: Path, device: str) -> dict[str, Tensor]:
+    with open(path, "rb") as file:  # given a path, torch judges the file by the end of its name
+        content: Any = torch.load(file, map_location=device, weights_only=True)
+    while "state_dict" in content:
+        content = content["state_dict"]
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}

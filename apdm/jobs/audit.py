@@ -139,7 +139,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     if inputs.adapter is not None:
         inputs.adapter.check(models["base"])
     if inputs.subjects.held_out_from == "originals":
-        place = models["hardened"].source or Path(paths["hardened"])
+        place = models["hardened"].origin or Path(paths["hardened"])
         left_out = "held_out" in facts_in(place if place.exists() else None)
         inputs = replace(inputs, subjects=replace(inputs.subjects, left_out=left_out))
     plan = AuditPlan.of(

@@ -32,7 +32,10 @@ from apdm.faces.described import NamedThreshold, describe
 from apdm.faces.insightface_pack import InsightFacePack
 from apdm.faces.load import load_detector, load_encoder, split_spec, threshold_of
 from apdm.families import load_family
+from apdm.families.load import families_by_pipeline
 from apdm.families.pipeline_folder import stored_variants
+from apdm.families.single_file.layout import DENOISER
+from apdm.families.single_file.read import pipeline_class
 from apdm.families.stored_file import check_content, read_header
 from apdm.jobs.common.prepare import prepare_process
 from apdm.metrics.inception import Inception, is_torchscript
@@ -247,7 +250,8 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
         raise UserError(f"{path} is a pickle, which can run code; give --allow_pickle true if you trust it")
     if is_torchscript(place):
         return _inception(place, path)
-    names = read_header(place).shapes
+    header = read_header(place)
+    names = header.shapes
     if "Mixed_5b.branch1x1.conv.weight" in names:
         return _inception(place, path)
     if any(name.startswith(("image_proj.", "ip_adapter.")) for name in names):
@@ -255,7 +259,7 @@ def _of_file(place: Path, path: str, allow_pickle: bool) -> Found:
         kind = "InstantID" if adapter.is_resampler else "FaceID"
         text = f"{kind} adapter for embeddings of {adapter.dimension} numbers"
         return Found(text, f"--faceid_adapter {path}, with its --faceid_encoder", (ADAPTER,))
-    if any(name.startswith(("model.diffusion_model.", "double_blocks.")) for name in names):
+    if pipeline_class(header, families_by_pipeline()) or any(name.startswith(DENOISER) for name in names):
         return Found(
             f"single-file checkpoint, {sum(map(math.prod, names.values())) / 1e6:,.0f} M numbers",
             f"--pretrained_model_name_or_path {path} --single_file_config FOLDER; only its header was read",

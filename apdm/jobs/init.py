@@ -40,7 +40,7 @@ from apdm.faces import FaceChoice
 from apdm.families.load import check_pipeline, families_by_pipeline
 from apdm.families.miniature import is_miniature
 from apdm.families.pipeline_folder import stored_variants
-from apdm.families.stored_file import read_header
+from apdm.families.single_file.read import look_at_single_file
 from apdm.jobs.common.first_checks import check_given, has_only_begun
 from apdm.jobs.env_machine import SLACK, accelerator_memory
 from apdm.jobs.hardening.final_audit import learnt_photos
@@ -296,18 +296,26 @@ def look_at_model(model: str, single_file_config: str | None) -> tuple[Kind, dic
             raise UserError(
                 f"{model} is a single file; name the folder with its configurations with --single_file_config"
             )
-        read_header(place)
-        check_pipeline(Path(single_file_config), weights=False)
+        variant = _only_variant(Path(single_file_config)).get("variant")
+        file = look_at_single_file(
+            place, single_file_config, families_by_pipeline(), variant=variant, allow_pickle=True
+        )
         found["single_file_config"] = single_file_config
+        found |= {} if file.variant is None else {"variant": file.variant}
     elif place is not None:
-        variants = stored_variants(place)
-        if variants and None not in variants:
-            found["variant"] = sorted(filter(None, variants))[0]
+        found |= _only_variant(place)
         check_pipeline(place, variant=found.get("variant"))
     folder = model if place is None or place.is_dir() else str(single_file_config)
     if is_miniature(folder):
         return miniature_kind(), found
     return _kind_of(folder, found)
+
+
+def _only_variant(folder: Path) -> dict[str, str]:
+    """The variant of a pipeline folder that has no plain files, as an option; the first one, if there are several."""
+    variants = stored_variants(folder)
+    named = sorted(filter(None, variants))
+    return {"variant": named[0]} if named and None not in variants else {}
 
 
 def _kind_of(folder: str, found: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:

@@ -129,7 +129,7 @@ def _loads(root: Path, name: str | None) -> list[str]:
         variant = next(iter(loadable_variants(model)), None)
         loaded.append(load_family(model, family=name, variant=variant))
         if file.exists():
-            load_family(file, family=name, single_file_config=model)
+            load_family(file, family=name, variant=variant, single_file_config=model)
 
     problems = _complaint(load)
     if problems:

@@ -283,6 +283,17 @@ def test_a_topology_without_a_place_in_the_single_file_is_refused_before_anythin
     assert not (tmp_path / "model").exists()
 
 
+def test_a_flux_of_its_own_width_fits_a_single_file_and_one_of_another_width_is_refused(families) -> None:
+    """diffusers reads no other width, so nobody could load the file with it."""
+    tiny = families("flux")
+    with pytest.raises(UserError, match="FluxTransformer2DModel does not fit a single file; leave out --single_file"):
+        check_single_file(tiny)
+    sizes = {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 3, "num_single_layers": 5}
+    with torch.device("meta"):
+        real = type(tiny.denoiser).from_config({**tiny.denoiser.config, **sizes})
+    check_single_file(tiny.with_denoiser(real))
+
+
 def test_an_export_that_does_not_fit_the_disk_is_refused(
     family: Family, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from apdm.export.rounding import moved_share
 from apdm.families import Family, load_family
 from apdm.families.pipeline_folder import stored_dtype
 
+pytestmark = pytest.mark.usefixtures("any_flux_width")
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 

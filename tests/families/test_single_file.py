@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import BUILDERS, build_flux, build_sd3, build_sdxl, clip_config
+from tiny_pipelines import BUILDERS, build_sd3, build_sdxl, build_zimage, clip_config
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
@@ -22,12 +22,15 @@ from apdm.core.errors import UserError
 from apdm.core.files import model_hash, sha256_file
 from apdm.export.loading import ways_to_load
 from apdm.export.pipeline import check_single_file, export_model
-from apdm.families import Family, Flux, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.families import Family, StableDiffusion3, StableDiffusionXL, load_family
+from apdm.families.zimage import ZImage
 from apdm.jobs.audit import model_file
 from apdm.jobs.harden import harden
 
+pytestmark = pytest.mark.usefixtures("any_flux_width")
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
-EVERY = pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind not in ("flux", "flux2", "zimage")])
+ALONE = {"flux": diffusers.FluxTransformer2DModel}  # their files hold the transformer alone
+EVERY = pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind not in ("flux2", "zimage")])
 HALF = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 
 
@@ -36,7 +39,7 @@ def unreachable(*_: Any, **__: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def exported(tmp_path_factory: pytest.TempPathFactory, any_flux_width: None) -> Any:
     """exported(kind, dtype) -> (a pipeline folder stored in that type, its single file); read them only."""
     made: dict[Any, tuple[Path, Path]] = {}
 
@@ -57,6 +60,15 @@ def weights(pipeline: Any) -> dict[str, Tensor]:
     return {f"{name}.{key}": w for name, module in modules.items() for key, w in module.state_dict().items()}
 
 
+def read_by_diffusers(kind: str, path: Path, base: Path, dtype: torch.dtype) -> Any:
+    """The pipeline of a single file, read with diffusers' calls alone."""
+    pipeline_class, options = type(load_family(base).pipeline), {"local_files_only": True, "dtype": dtype}
+    if kind not in ALONE:
+        return pipeline_class.from_single_file(str(path), config=str(base), **options)
+    transformer = ALONE[kind].from_single_file(str(path), config=str(base / "transformer"), **options)
+    return pipeline_class.from_pretrained(base, transformer=transformer, **options)
+
+
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
@@ -68,9 +80,8 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_diffusers_reads_the_single_file_with_every_weight_of_the_folder(exported, kind: str, dtype: torch.dtype):
     base, path = exported(kind, dtype)
     assert {weight.dtype for weight in load_file(path).values()} == {dtype}
-    pipeline_class = type(load_family(base).pipeline)
-    loaded = pipeline_class.from_single_file(str(path), config=str(base), local_files_only=True, dtype=dtype)
-    expected = pipeline_class.from_pretrained(base, local_files_only=True, dtype=dtype)
+    loaded = read_by_diffusers(kind, path, base, dtype)
+    expected = type(loaded).from_pretrained(base, local_files_only=True, dtype=dtype)
     assert not [name for name, weight in weights(loaded).items() if weight.is_meta]
     assert_equal(weights(loaded), weights(expected))
 
@@ -80,7 +91,8 @@ def test_diffusers_reads_the_single_file_with_every_weight_of_the_folder(exporte
 def test_a_single_file_becomes_the_family_of_its_folder(exported, kind: str, dtype: torch.dtype):
     base, path = exported(kind, dtype)
     ours, theirs = load_family(path, single_file_config=base), load_family(base)
-    assert type(ours) is type(theirs) and ours.source is None
+    assert type(ours) is type(theirs) and ours.origin == path
+    assert ours.source == (base if kind in ALONE else None)
     assert {part: ours.dtypes[part] for part in theirs.dtypes} == theirs.dtypes
     assert_equal(weights(ours.pipeline), weights(theirs.pipeline))
     one, other = (family.sample(["a photo of person"], seed=0, num_inference_steps=2) for family in (ours, theirs))
@@ -98,7 +110,7 @@ def test_a_single_file_that_is_hardened_keeps_its_names_shapes_and_types(exporte
     before, after = load_file(path), load_file(tmp_path / "model.safetensors")
     assert {k: (w.shape, w.dtype) for k, w in before.items()} == {k: (w.shape, w.dtype) for k, w in after.items()}
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
-    assert changed and all(name.startswith("model.diffusion_model.") for name in changed)
+    assert changed and (kind in ALONE or all(name.startswith("model.diffusion_model.") for name in changed))
     again = load_family(tmp_path / "model")
     assert type(again) is type(family) and set(again.dtypes.values()) == {torch.float16}
     with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
@@ -331,8 +343,8 @@ def test_what_a_loader_could_not_tell_apart_is_refused_before_long_work(tmp_path
     torch.nn.init.normal_(sd3.pipeline.text_encoder.text_projection.weight)
     with pytest.raises(UserError, match="no place for the first text encoder's projection"):
         check_single_file(sd3)
-    with pytest.raises(UserError, match="not this FluxPipeline"):
-        check_single_file(Flux(build_flux(tmp_path)))
+    with pytest.raises(UserError, match="the family z-image has no layout for a single file"):
+        check_single_file(ZImage(build_zimage(tmp_path)))
     sd3.pipeline.register_modules(text_encoder=sd3.pipeline.text_encoder_3)
     with pytest.raises(UserError, match="not this T5EncoderModel"):
         check_single_file(sd3)

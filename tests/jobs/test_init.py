@@ -6,14 +6,15 @@ import itertools
 import json
 import os
 import pty
-import shutil
 import sys
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_pipelines import BUILDERS
 from tiny_run import write_people
 
@@ -35,6 +36,8 @@ from apdm.config.starting_file import (
 )
 from apdm.config.yaml_text import parse_yaml
 from apdm.core.errors import UserError
+from apdm.families import load_family
+from apdm.families.single_file.write import single_file_weights
 from apdm.jobs.init import KIND_OF_CLASS, init, look_at_model
 from apdm.portraits import PIPELINE
 
@@ -282,9 +285,22 @@ def test_the_questions_are_put_on_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_single_file_needs_its_configurations(model: Path) -> None:
-    shutil.copy(model / "unet/diffusion_pytorch_model.safetensors", "one.safetensors")
+    save_file(single_file_weights(load_family(model)), "one.safetensors")
     assert main([*words(model="one.safetensors"), "--single_file_config", str(model)]) == 0
     assert f"single_file_config: {model}" in Path("apdm.yaml").read_text()
+
+
+def test_a_file_of_the_denoiser_alone_needs_a_folder_with_the_other_parts(
+    folders: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    BUILDERS["flux"](Path("vocabulary"), miniature=False).save_pretrained("flux")
+    flux = load_family("flux")
+    save_file(single_file_weights(flux), "flux.safetensors")
+    flux.save("half", variant="fp16")
+    kind, found = look_at_model("flux.safetensors", "half")
+    assert kind == KINDS["flux"] and found == {"single_file_config": "half", "variant": "fp16"}
+    assert main([*words(model="flux.safetensors"), "--single_file_config", str(folders("sd15"))]) == 2
+    assert "holds a FluxPipeline, but" in capsys.readouterr().err
 
 
 # -- answers are not lost ----------------------------------------------------------------------------------------------

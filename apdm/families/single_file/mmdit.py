@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from apdm.families.single_file.renaming import has_no_place
+from apdm.families.single_file import renaming
+from apdm.families.single_file.layout import DENOISER
 
-TRANSFORMER = "model.diffusion_model."
 OUTER = {
-    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.pos_embed": "pos_embed",  # a buffer
     "pos_embed.proj": "x_embedder.proj",
     "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
     "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
@@ -46,45 +45,20 @@ BLOCK = {
     "ff_context.net.0.proj": "context_block.mlp.fc1",
     "ff_context.net.2": "context_block.mlp.fc2",
 }
-JOINED = {"to_q": ("to_k", "to_v"), "add_q_proj": ("add_k_proj", "add_v_proj")}
-JOINED_TO_OTHERS = {name for names in JOINED.values() for name in names}
+BLOCKS = "transformer_blocks.{}."
+NAMES = {old: DENOISER + new for old, new in OUTER.items()}
+NAMES |= {BLOCKS + old: f"{DENOISER}joint_blocks.{{}}.{new}" for old, new in BLOCK.items()}
+JOINED = {
+    f"{BLOCKS}attn.to_q": (f"{BLOCKS}attn.to_k", f"{BLOCKS}attn.to_v"),
+    f"{BLOCKS}attn.add_q_proj": (f"{BLOCKS}attn.add_k_proj", f"{BLOCKS}attn.add_v_proj"),
+    f"{BLOCKS}attn2.to_q": (f"{BLOCKS}attn2.to_k", f"{BLOCKS}attn2.to_v"),
+}
 
 
 def transformer_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """The transformer's weights by their names in the single file.
-
-    Weights that are joined, or whose halves change places, are copies.
-
-    Args:
-        state: the weights by diffusers' names.
-
-    Raises:
-        UserError: a weight has no place in the file.
-    """
-    weights: dict[str, Tensor] = {}
-    for name, weight in state.items():
-        module, _, leaf = name.rpartition(".")
-        if name in OUTER:  # a buffer
-            weights[TRANSFORMER + OUTER[name]] = weight
-        elif module in OUTER:
-            is_last_modulation = module == "norm_out.linear"
-            weights[f"{TRANSFORMER}{OUTER[module]}.{leaf}"] = _swapped(weight) if is_last_modulation else weight
-        elif name.startswith("transformer_blocks."):
-            _, block, part = module.split(".", 2)
-            last = part.rpartition(".")[2]
-            if last in JOINED_TO_OTHERS:
-                continue
-            if part not in BLOCK:
-                raise has_no_place(name)
-            if last in JOINED:
-                others = [state[name.replace(f".{last}.", f".{other}.")] for other in JOINED[last]]
-                weight = torch.cat([weight, *others])
-            if part == "norm1_context.linear" and int(block) == config.num_layers - 1:
-                weight = _swapped(weight)
-            weights[f"{TRANSFORMER}joint_blocks.{block}.{BLOCK[part]}.{leaf}"] = weight
-        else:
-            raise has_no_place(name)
-    return weights
+    """The transformer's weights by their names in the single file; see `renaming.transformer_weights`."""
+    last = f"transformer_blocks.{config.num_layers - 1}.norm1_context.linear"
+    return renaming.transformer_weights(state, NAMES, joined=JOINED, swapped=("norm_out.linear", last))
 
 
 def narrow_transformer(config: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +69,3 @@ def narrow_transformer(config: dict[str, Any]) -> dict[str, Any]:
         "pooled_projection_dim": 4,
     }
     return {**config, "attention_head_dim": 8, **widths}
-
-
-def _swapped(weight: Tensor) -> Tensor:
-    first, second = weight.chunk(2)
-    return torch.cat([second, first])

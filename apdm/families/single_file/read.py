@@ -1,8 +1,9 @@
-"""Reading of single-file checkpoints into diffusers pipelines.
+"""Reading of single-file checkpoints with diffusers: of a whole pipeline, or of a denoiser alone.
 
-A single file holds weights alone. The kind of pipeline, its tokenizers and its scheduler must come from a local
-pipeline folder, of which only the configurations are read. If no folder is given, diffusers recognises common models
-and takes their configurations from the Hub, which needs the network.
+A single file holds weights alone. The kind of pipeline, its tokenizers and its scheduler must come from a pipeline
+folder. If the file holds the whole pipeline, only the configurations of a local folder are read. If no folder is given,
+diffusers recognises common models and takes their configurations from the Hub, which needs the network. If the file
+holds the denoiser alone, all other parts come from the folder with their weights.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,12 @@ from torch import nn
 
 from apdm.core.errors import UserError, first_line
 from apdm.core.model_path import HUB_ID
+from apdm.core.terminal import count
 from apdm.families.fit import wrong_channels
-from apdm.families.pipeline_folder import check_parts, has_part, read_index
+from apdm.families.pipeline_folder import check_parts, has_part, locate, read_index, stored_variants
+from apdm.families.single_file.layout import SingleFileLayout, without_prefix
 from apdm.families.single_file.vae import LATENTS
-from apdm.families.stored_file import Header, check_content, read_header
+from apdm.families.stored_file import Header, check_content, read_header, read_weights
 
 if TYPE_CHECKING:
     from apdm.families.base import Family
@@ -31,33 +35,62 @@ if TYPE_CHECKING:
 NOT_IN_FILE = ("image_encoder",)
 
 
-def read_single_file(
-    path: Path, config: str | Path | None, families: Mapping[str, type[Family]], *, allow_pickle: bool
-) -> tuple[Any, Header]:
-    """Read a single-file checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class SingleFile:
+    """A single file that was found to be one of a known family, before its weights are read.
+
+    Attributes:
+        path: the file.
+        header: what it says about itself.
+        kind: the pipeline class that it belongs to.
+        config: the pipeline folder or Hub id that was given with it; a local folder if the other parts come from there.
+        variant: which weights of that folder are read; None for plain files, or if none are read.
+        holds_pipeline: whether the file holds the whole pipeline, and not the denoiser alone.
+    """
+
+    path: Path
+    header: Header
+    kind: str
+    config: str | Path | None
+    variant: str | None
+    holds_pipeline: bool
+
+
+def look_at_single_file(
+    path: Path,
+    config: str | Path | None,
+    families: Mapping[str, type[Family]],
+    *,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> SingleFile:
+    """Check all that can be said of a single file and of the folder given with it before weights are read.
 
     Args:
         path: the file. Its content says whether it is a safetensors file or a pickle, whatever its name is.
-        config: a pipeline folder or a Hub id whose configurations belong to the file.
+        config: a pipeline folder or a Hub id that belongs to the file.
         families: the families that may be read, by the names of their pipeline classes.
-        allow_pickle: whether the file may be a pickle, which can run code.
-
-    Returns:
-        A diffusers pipeline in float32, with all its networks in evaluation mode, and what the file says about itself.
+        variant: which weights of the folder are wanted, if the other parts come from there. A folder without this
+            variant gives its plain files.
+        allow_pickle: whether weights may be read from pickles, which can run code.
 
     Raises:
         UserError: the file is damaged or no single file of a known family, it is a pickle and `allow_pickle` is off,
-            the configuration cannot be used, or no configuration was given and the Hub cannot be reached.
+            the folder cannot be used or does not belong to the file, or there is none where one is needed.
     """
-    is_pickle = check_content(path) == "pickle"
-    if is_pickle and not allow_pickle:
+    if check_content(path) == "pickle" and not allow_pickle:
         raise UserError(
             f"{path} is a pickle, which can run code when it is loaded; convert it to safetensors, or pass "
             "--allow_pickle true if you trust its source"
         )
     header = read_header(path)
-    kind = _pipeline_class(header, families)
-    if config is not None and (configured := _configured_class(config, families)):
+    kind = pipeline_class(header, families)
+    alone = bool(kind) and not _layout(families[kind]).holds_pipeline
+    if config is not None:
+        _check_place(config)
+    if alone:
+        config = _folder_of_other_parts(path, kind, config, variant=variant, allow_pickle=allow_pickle)
+    if config is not None and (configured := _configured_class(Path(config), families)):
         if kind and families.get(configured) is not families[kind]:
             raise UserError(
                 f"{path} holds a {kind}, but {config} is a {configured}; name the folder that belongs to the file"
@@ -66,11 +99,32 @@ def read_single_file(
         kind = configured
     if kind not in families:
         raise UserError(f"{path} is no single file of a known model; supported: {', '.join(families)}")
-    _check_channels(path, header, families[kind])
+    cls, wanted = families[kind], variant if alone and variant in stored_variants(Path(str(config))) else None
+    file = SingleFile(path=path, header=header, kind=kind, config=config, variant=wanted, holds_pipeline=not alone)
+    if alone:
+        _check_other_parts(file, cls, allow_pickle=allow_pickle)
+        _check_denoiser(file, cls)
+    else:
+        _check_channels(path, header, cls)
+    return file
+
+
+def read_whole_pipeline(file: SingleFile) -> Any:
+    """Read a single file that holds a whole pipeline.
+
+    Returns:
+        A diffusers pipeline in float32, with all its networks in evaluation mode.
+
+    Raises:
+        UserError: the weights do not fit the configuration, or no configuration was given and the Hub cannot be
+            reached.
+    """
+    path, config = file.path, file.config
     without = parts_left_out(Path(config)) if config is not None else []
+    suffix = ".ckpt" if check_content(path) == "pickle" else ".safetensors"
     try:
-        with _readable(path, ".ckpt" if is_pickle else ".safetensors") as readable:
-            pipeline = getattr(diffusers, kind).from_single_file(
+        with _readable(path, suffix) as readable:
+            pipeline = getattr(diffusers, file.kind).from_single_file(
                 str(readable),
                 **dict.fromkeys(without),
                 config=None if config is None else str(config),
@@ -88,7 +142,28 @@ def read_single_file(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.eval()  # diffusers leaves the T5 in training mode, where dropout is active
-    return pipeline, header
+    return pipeline
+
+
+def read_denoiser(file: SingleFile, cls: type[Family], dtype: torch.dtype) -> Any:
+    """Read a single file that holds a denoiser alone.
+
+    Returns:
+        The denoiser as a model of diffusers, in evaluation mode.
+
+    Raises:
+        UserError: diffusers cannot read it.
+    """
+    folder = Path(str(file.config), cls.denoiser_name)
+    weights = {without_prefix(name): weight for name, weight in read_weights(file.path).items()}
+    try:
+        return _denoiser_class(file, cls).from_single_file(
+            weights, config=str(folder), local_files_only=True, dtype=dtype
+        )
+    except Exception as error:  # as above
+        raise UserError(
+            f"{file.path} cannot be loaded: {first_line(error)}; give diffusers' pipeline folder without a single file"
+        ) from error
 
 
 def parts_left_out(folder: Path) -> list[str]:
@@ -103,12 +178,43 @@ def parts_left_out(folder: Path) -> list[str]:
     return [part for part in NOT_IN_FILE if has_part(index, part)] + left_out
 
 
-def _configured_class(config: str | Path, families: Mapping[str, type[Family]]) -> str:
+def pipeline_class(header: Header, families: Mapping[str, type[Family]]) -> str:
+    """Find the pipeline class from the names of a file's weights. It is "" if no class fits."""
+    for kind, family in families.items():
+        layout = family.single_file_layout
+        if layout is not None and any(map(layout.marks, header.shapes)):
+            return kind
+    return ""
+
+
+def _layout(cls: type[Family]) -> SingleFileLayout:
+    if cls.single_file_layout is None:
+        raise ValueError(f"{cls.__name__} has no layout for a single file")
+    return cls.single_file_layout
+
+
+def _check_place(config: str | Path) -> None:
+    """Check that what was given with a single file is a folder, or a name for the Hub."""
+    place = Path(config)
+    if not place.is_dir() and (place.exists() or place.is_symlink() or not HUB_ID.fullmatch(str(config))):
+        raise UserError(f"single_file_config {config} is no folder; name a pipeline folder or a Hub id")
+
+
+def _folder_of_other_parts(
+    path: Path, kind: str, config: str | Path | None, *, variant: str | None, allow_pickle: bool
+) -> Path:
+    """The local folder that gives the other parts of a pipeline; a Hub id is downloaded."""
+    if config is None:
+        raise UserError(
+            f"{path} holds only the denoiser of a {kind}; name a pipeline folder that has the other parts with "
+            "--single_file_config"
+        )
+    return locate(config, revision=None, variant=variant, allow_pickle=allow_pickle)
+
+
+def _configured_class(folder: Path, families: Mapping[str, type[Family]]) -> str:
     """The pipeline class that a folder of configurations names, after a check of the folder; "" for a Hub id."""
-    folder = Path(config)
     if not folder.is_dir():
-        if folder.exists() or folder.is_symlink() or not HUB_ID.fullmatch(str(config)):
-            raise UserError(f"single_file_config {config} is no folder; name a pipeline folder or a Hub id")
         return ""
     index = read_index(folder)
     kind = str(index.get("_class_name"))
@@ -126,11 +232,13 @@ def _check_names(path: Path, header: Header, found: str, cls: type[Family]) -> N
         found: the pipeline class that these names belong to, or "".
         cls: the family of the configuration.
     """
-    if not found and cls.single_file_layout is not None:
+    layout = cls.single_file_layout
+    if not found and layout is not None:
         example = next(iter(header.shapes), "none")
+        held = "a whole text-to-image pipeline" if layout.holds_pipeline else f"its {cls.denoiser_name}"
         raise UserError(
-            f"{path} is no single file of {cls.name}: it has no weights {cls.single_file_layout.marker}*, but for "
-            f"example {example}; give a file that holds a whole text-to-image pipeline"
+            f"{path} is no single file of {cls.name}: it has no weights {layout.marker}*, but for example {example}; "
+            f"give a file that holds {held} in the layout of the common UIs"
         )
 
 
@@ -142,13 +250,52 @@ def _check_channels(path: Path, header: Header, cls: type[Family]) -> None:
         raise UserError(f"{path}: {wrong_channels(cls.denoiser_name, taken[1], given[1])}")
 
 
-def _pipeline_class(header: Header, families: Mapping[str, type[Family]]) -> str:
-    """Find the pipeline class from the names of a file's weights. It is "" if no class fits."""
-    for kind, family in families.items():
-        layout = family.single_file_layout
-        if layout is not None and any(name.startswith(layout.marker) for name in header.shapes):
-            return kind
-    return ""
+def _check_other_parts(file: SingleFile, cls: type[Family], *, allow_pickle: bool) -> None:
+    """Check that the folder given with a file of the denoiser alone has the weights of all other parts."""
+    folder = Path(str(file.config))
+    check_parts(
+        folder,
+        read_index(folder),
+        denoiser=cls.denoiser_name,
+        required=cls.required_parts,
+        variant=file.variant,
+        allow_pickle=allow_pickle,
+        denoiser_weights=False,
+    )
+
+
+def _check_denoiser(file: SingleFile, cls: type[Family]) -> None:
+    """Check that a file of the denoiser alone has the weights of its configuration, of the right sizes, and no others.
+
+    Names and sizes come from a model without storage, so nothing is read but the header.
+    """
+    layout, part = _layout(cls), cls.denoiser_name
+    model_class = _denoiser_class(file, cls)
+    config = model_class.load_config(str(Path(str(file.config), part)), local_files_only=True)
+    with torch.device("meta"):
+        model = model_class.from_config(config)
+    shapes = {name: tuple(w.shape) for name, w in layout.denoiser_weights(model.state_dict(), model.config).items()}
+    found = {without_prefix(name): shape for name, shape in file.header.shapes.items()}
+    if missing := [name for name in shapes if name not in found]:
+        raise UserError(
+            f"{file.path} lacks {count(len(missing), 'weight')} of the {part}, for example {missing[0]}; copy the file "
+            "anew, or name the folder that belongs to it"
+        )
+    if more := sorted(found.keys() - shapes.keys() - {*layout.unread}):
+        raise UserError(
+            f"{file.path} holds more than the {part} of {file.config}, for example {more[0]}; give a file of the "
+            f"{part} alone, or name the folder that belongs to it"
+        )
+    if wrong := [name for name in shapes if shapes[name] != found[name]]:
+        sizes = [" x ".join(map(str, each[wrong[0]])) for each in (found, shapes)]
+        raise UserError(
+            f"{file.path} has {wrong[0]} of {sizes[0]} numbers, and the {part} of {file.config} of {sizes[1]}; name "
+            "the folder that belongs to the file"
+        )
+
+
+def _denoiser_class(file: SingleFile, cls: type[Family]) -> Any:
+    return getattr(diffusers, read_index(Path(str(file.config)))[cls.denoiser_name][1])
 
 
 @contextmanager

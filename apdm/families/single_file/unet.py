@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from apdm.core.errors import UserError
+from apdm.families.single_file.layout import DENOISER
 from apdm.families.single_file.renaming import ADVICE, has_no_place, renamed
 
-UNET = "model.diffusion_model."
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -36,7 +36,7 @@ def unet_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     """
     if not isinstance(config.layers_per_block, int):
         raise UserError(f"a single file needs the same number of layers in all blocks of the U-Net; {ADVICE}")
-    return {UNET + _unet_name(name, config): weight for name, weight in state.items()}
+    return {DENOISER + _unet_name(name, config): weight for name, weight in state.items()}
 
 
 def narrow_unet(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def check_single_file(family: Family) -> None:
-    """Check that a single file can hold the whole pipeline and that diffusers can read it back.
+    """Check that a single file can hold the model and that diffusers can read it back.
 
-    The check is cheap, so call it before long work. In a small copy of the denoiser and in the VAE, each weight gets a
-    different number. The numbers go through diffusers' own loader, and each must come back in its place.
+    The check is cheap, so call it before long work. In a small copy of the denoiser and in the VAE, if it is in the
+    file, each weight gets a different number. The numbers go through diffusers' own loader, and each must come back in
+    its place.
 
     Raises:
         UserError: the family has no single-file layout, or this pipeline does not fit it.
     """
     layout = _layout(family)
     _text_weights(family, layout)
-    for model, rename in (
-        (_narrow(family.denoiser, layout), layout.denoiser_weights),
-        (family.pipeline.vae, vae_weights),
-    ):
+    checked = [(_narrow(family.denoiser, layout), layout.denoiser_weights)]
+    checked += [(family.pipeline.vae, vae_weights)] * layout.holds_pipeline
+    for model, rename in checked:
         numbered = {
             name: torch.tensor(float(number)).expand(weight.shape)
             for number, (name, weight) in enumerate(model.state_dict().items())
@@ -42,7 +42,7 @@ def check_single_file(family: Family) -> None:
 
 
 def single_file_weights(family: Family) -> Weights:
-    """All weights of the pipeline by their names in the single file, in the float types of `family.dtypes`.
+    """The weights of all parts in the single file by their names there, in the float types of `family.dtypes`.
 
     Tensors without content, which UIs look for, say what the model predicts; see `apdm.families.single_file.markers`.
 
@@ -54,7 +54,7 @@ def single_file_weights(family: Family) -> Weights:
     layout, pipeline = _layout(family), family.pipeline
     return {
         **layout.denoiser_weights(_state(family, family.denoiser_name), family.denoiser.config),
-        **vae_weights(_state(family, "vae"), pipeline.vae.config),
+        **(vae_weights(_state(family, "vae"), pipeline.vae.config) if layout.holds_pipeline else {}),
         **_text_weights(family, layout),
         **marker_tensors(family),
     }
@@ -68,8 +68,7 @@ def single_file_dtypes(family: Family) -> set[torch.dtype]:
 
 def _layout(family: Family) -> SingleFileLayout:
     if family.single_file_layout is None:
-        kind = type(family.pipeline).__name__
-        raise UserError(f"a single file holds Stable Diffusion 1.x, 2.x, XL or 3, not this {kind}; {ADVICE}")
+        raise UserError(f"the family {family.name} has no layout for a single file; {ADVICE}")
     return family.single_file_layout
 
 
@@ -101,8 +100,8 @@ def _narrow(model: Any, layout: SingleFileLayout) -> Any:
     """A model with the same blocks and few channels: the real one may have billions of weights."""
     config = dict(model.config)
     config.pop("_use_default_values", None)  # from_config would put the defaults back
-    narrow = layout.narrow(config)
-    return model if narrow == config else type(model).from_config(narrow)
+    with torch.device("meta"):  # only the names and the shapes of its weights are needed
+        return type(model).from_config(layout.narrow(config))
 
 
 def _comes_back(model: Any, rename: Callable[[Weights, Any], Weights], expected: Weights) -> bool:

@@ -170,7 +170,7 @@ def model_file(path: str, model: Family) -> ModelFile:
     place, told = Path(path), path
     if place.is_absolute():
         told = "/".join(place.parts[-2:]) if place.name == MODEL else place.name
-    return ModelFile(path=told, sha256=model_hash(model.source or place))
+    return ModelFile(path=told, sha256=model_hash(model.origin or place))
 
 
 def read_models(config: AuditJobConfig | AttackConfig, paths: dict[str, str]) -> dict[str, Family]:

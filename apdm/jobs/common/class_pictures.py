@@ -103,7 +103,7 @@ def picture_recipe(config: JobConfig | AuditingConfig, base: Family) -> PictureR
     """Return how the base model draws the class pictures of a job."""
     return PictureRecipe(
         prompt=config.class_prompt,
-        model=model_hash(base.source or Path(str(config.base))),
+        model=model_hash(base.origin or Path(str(config.base))),
         variant=config.variant,
         configuration=configuration_hash(base),
         seed=config.seed,

@@ -58,7 +58,7 @@ def export(
     export_model(
         hardened,
         output / MODEL,
-        base_path=base.source or config.base,
+        base_path=base.origin or config.base,
         base_model=config.base if local_model(config.base) is None else None,
         config_hash=config_hash(config),
         method="apdm",

@@ -147,8 +147,8 @@ class HardenInputs(HardenFiles):
     def _facts(self) -> dict[str, Any]:
         """The facts about models and photos that checkpoints store."""
         return {
-            "base": model_hash(self.base.source or Path(self.config.base)),
-            "start": model_hash(self.start.source or Path(self.config.pretrained_model_name_or_path)),
+            "base": model_hash(self.base.origin or Path(self.config.base)),
+            "start": model_hash(self.start.origin or Path(self.config.pretrained_model_name_or_path)),
             "photos": {subject: len(images) for subject, images in self.photos.instance.items()},
             "consenting": {subject: len(images) for subject, images in self.consenting.instance.items()},
             "earlier": {subject: len(images) for subject, images in self.earlier.instance.items()},
