@@ -14,6 +14,8 @@ from apdm.core.pictures import to_unit
 from apdm.families.flow_matching import FlowMatching
 from apdm.families.lora_layers import LoraTarget
 from apdm.families.posterior import Posterior
+from apdm.families.single_file.flux2 import flux2_weights, narrow_flux2
+from apdm.families.single_file.layout import SingleFileLayout
 
 TEXT_TOKENS = 512  # the length of every prompt, with the conversation around it
 TEXT_LAYERS = 3  # the hidden states of so many layers of the text encoder stand side by side
@@ -38,6 +40,12 @@ class Flux2(FlowMatching):
     # The single blocks make queries, keys, values and the first layer of the MLP in one matrix.
     attention_projections = (*FlowMatching.attention_projections, "to_qkv_mlp_proj")
     prompt_place = "first"
+    single_file_layout = SingleFileLayout(
+        marker="single_stream_modulation.lin.",
+        prefixes={"transformer": ""},
+        denoiser_weights=flux2_weights,
+        narrow=narrow_flux2,
+    )
     takes_image_to_image = False  # diffusers' pipelines show the picture to the denoiser as a condition
 
     @property

@@ -15,6 +15,8 @@ from apdm.families.base import Family
 from apdm.families.flow_matching import FlowMatching
 from apdm.families.pooled import append_pooled, split_pooled
 from apdm.families.posterior import Posterior
+from apdm.families.single_file.layout import SingleFileLayout
+from apdm.families.single_file.zimage import narrow_zimage, zimage_weights
 
 TOKENS = 512  # the tokens of a prompt that the pipeline gives to the text encoder, with its chat template
 PATCH = 2  # latents are cut into squares of this side
@@ -37,6 +39,13 @@ class ZImage(FlowMatching):
     # In the blocks behind these, picture and prompt share all weights.
     cross_attention_weights = ("cap_embedder.", "context_refiner.")
     key_value_weights = tuple(f"context_refiner.{i}.attention.to_{part}.weight" for i in range(2) for part in "kv")
+    single_file_layout = SingleFileLayout(
+        marker="layers.0.adaLN_modulation.0.",
+        prefixes={"transformer": ""},
+        unread=("norm_final.weight",),  # a remainder of Lumina 2
+        denoiser_weights=zimage_weights,
+        narrow=narrow_zimage,
+    )
 
     def check_pipeline(self) -> None:
         """Check also that the denoiser takes no pictures as conditions, and that prompts have a chat template."""

@@ -26,9 +26,7 @@ OUTER = {
     "norm_out.linear": "final_layer.adaLN_modulation.1",
     "proj_out": "final_layer.linear",
 }
-DOUBLE = {
-    "norm1.linear": "img_mod.lin",
-    "norm1_context.linear": "txt_mod.lin",
+ATTENTION = {  # of the double blocks
     "attn.to_q": "img_attn.qkv",
     "attn.add_q_proj": "txt_attn.qkv",
     "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
@@ -37,6 +35,10 @@ DOUBLE = {
     "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
     "attn.to_out.0": "img_attn.proj",
     "attn.to_add_out": "txt_attn.proj",
+}
+DOUBLE = ATTENTION | {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
     "ff.net.0.proj": "img_mlp.0",
     "ff.net.2": "img_mlp.2",
     "ff_context.net.0.proj": "txt_mlp.0",
@@ -52,9 +54,11 @@ SINGLE = {
 DOUBLES, SINGLES = "transformer_blocks.{}.", "single_transformer_blocks.{}."
 NAMES = OUTER | {DOUBLES + old: f"double_blocks.{{}}.{new}" for old, new in DOUBLE.items()}
 NAMES |= {SINGLES + old: f"single_blocks.{{}}.{new}" for old, new in SINGLE.items()}
-JOINED = {
+JOINED_IN_DOUBLES = {
     f"{DOUBLES}attn.to_q": (f"{DOUBLES}attn.to_k", f"{DOUBLES}attn.to_v"),
     f"{DOUBLES}attn.add_q_proj": (f"{DOUBLES}attn.add_k_proj", f"{DOUBLES}attn.add_v_proj"),
+}
+JOINED = JOINED_IN_DOUBLES | {
     f"{SINGLES}attn.to_q": (f"{SINGLES}attn.to_k", f"{SINGLES}attn.to_v", f"{SINGLES}proj_mlp"),
 }
 
