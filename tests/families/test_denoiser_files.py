@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import BUILDERS
 from torch import Tensor
 
+from apdm.audit.inputs.models import load_models
 from apdm.core.errors import UserError
 from apdm.core.files import list_files, sha256_file
 from apdm.export.loading import ways_to_load
 from apdm.export.pipeline import export_model
 from apdm.families import load_family
+from apdm.jobs.audit import model_file
 
 ALONE = pytest.mark.parametrize("kind", ["flux", "flux2", "zimage"])
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}
@@ -166,6 +168,17 @@ def test_the_denoiser_comes_from_the_file_and_all_else_from_the_folder(exported,
     for file in list_files(base):
         if not file.is_relative_to(base / "transformer"):  # copied, and not written anew
             assert sha256_file(tmp_path / "model" / file.relative_to(base)) == sha256_file(file), file
+
+
+def test_files_of_the_denoiser_alone_are_audited_with_the_folder_of_the_other_parts(exported, tmp_path: Path):
+    base, path = exported("zimage")
+    export_model(load_family(base), tmp_path / "model", base_path=base, single_file=True, **FACTS)
+    paths = {"base": str(tmp_path / "model.safetensors"), "hardened": str(path)}
+    models = load_models(paths, single_file_config=str(base))
+    assert model_file(paths["hardened"], models["hardened"]).sha256 == sha256_file(path)
+    assert torch.equal(models["base"].denoiser.x_pad_token * 1.1, models["hardened"].denoiser.x_pad_token)
+    with pytest.raises(UserError, match="exactly the weights of the base"):
+        load_models({**paths, "hardened": str(base)}, single_file_config=str(base))
 
 
 @ALONE

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unicodedata import normalize
 
 import pytest
@@ -62,11 +62,13 @@ def test_a_folder_as_it_was_shipped_is_sound(sound: Path, people: Path, capsys: 
     assert re.search(r"looked for 3 ids, \d\d photos and the prompts in \d\d files\n", said)
 
 
+@pytest.mark.usefixtures("any_flux_width")
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_an_exported_model_of_every_family_is_sound(folders: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
     root = claim_output_dir(tmp_path / "out")
     source = folders(kind)
-    export_model(load_family(source), root / "model", base_path=source, config_hash="ab" * 32, method="apdm", steps=1)
+    facts: dict[str, Any] = {"config_hash": "ab" * 32, "method": "apdm", "steps": 1}
+    export_model(load_family(source), root / "model", base_path=source, single_file=True, **facts)
     write_manifest(root, config_hash="")
     assert verify(VerifyConfig(output_dir=str(root))).problems == ()
 

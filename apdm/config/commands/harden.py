@@ -258,7 +258,8 @@ class HardenConfig(JobConfig):
     )
     single_file: bool = option(
         False,
-        "Also write the model as one .safetensors file, in the layout that the common user interfaces load.",
+        "Also write the model as one .safetensors file, in the layout that the common user interfaces load. Of FLUX "
+        "and Z-Image this is the transformer alone: text encoders and VAE are the files of the base.",
         common="what is made",
     )
     push_to_hub: bool = option(

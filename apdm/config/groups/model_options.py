@@ -27,7 +27,8 @@ def single_file_config_option(whose: str, belonging: str) -> Any:
     return option(
         None,
         f"Only for {whose}: a pipeline folder with the configurations, tokenizers and scheduler that belong to "
-        f"{belonging}. By default diffusers guesses the model type and loads these files from the Hub.",
+        f"{belonging}. By default diffusers guesses the model type and loads these files from the Hub. A file of the "
+        "transformer alone (FLUX, Z-Image) needs it: text encoders and VAE come from there too.",
         holds="path",
     )
 
