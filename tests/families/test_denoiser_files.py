@@ -263,3 +263,7 @@ def test_the_folder_must_have_the_weights_of_the_other_parts(exported, tmp_path:
         load_family(path, single_file_config=bare)
     with pytest.raises(UserError, match="single_file_config /nowhere is no folder"):
         load_family(path, single_file_config="/nowhere")
+    broken = shutil.copytree(base, tmp_path / "broken")
+    (broken / "transformer/config.json").write_text('{"in_channels": "four"}')
+    with pytest.raises(UserError, match="broken/transformer describes no model that .* can hold"):
+        load_family(path, single_file_config=broken)

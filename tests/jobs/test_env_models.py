@@ -29,14 +29,20 @@ def test_each_model_is_recognised_by_its_content(
     tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file(MobileFaceNet().state_dict(), tmp_path / "net.safetensors")
-    models = {"a": tiny_pipeline, "b": ADAPTER, "c": tmp_path / "net.safetensors"}
+    save_file({"layers.0.adaLN_modulation.0.weight": torch.ones(2, 2)}, tmp_path / "z_image.safetensors")
+    models = {
+        "a": tiny_pipeline,
+        "b": ADAPTER,
+        "c": tmp_path / "net.safetensors",
+        "d": tmp_path / "z_image.safetensors",
+    }
     code, said = look(tmp_path, capsys, models)
     lines = said.splitlines()
     assert code == 0
     assert "ok" in lines[0] and "stable-diffusion" in lines[0] and "float32, 16 pixels" in lines[0]
     assert f"--pretrained_model_name_or_path {tiny_pipeline}" in lines[0]
-    assert "FaceID adapter" in lines[1] and "MobileFaceNet" in lines[2]
-    jobs = dict(line.split("  ", 1) for line in lines[4:])
+    assert "FaceID adapter" in lines[1] and "MobileFaceNet" in lines[2] and "single-file checkpoint" in lines[3]
+    jobs = dict(line.split("  ", 1) for line in lines[5:])
     assert jobs["harden"].strip() == jobs["zero-shot attack"].strip() == "ready"
     assert (
         "face detector" in jobs["audit of people"]

@@ -267,21 +267,16 @@ def _check_other_parts(file: SingleFile, cls: type[Family], *, allow_pickle: boo
 def _check_denoiser(file: SingleFile, cls: type[Family]) -> None:
     """Check that a file of the denoiser alone has the weights of its configuration, of the right sizes, and no others.
 
-    Names and sizes come from a model without storage, so nothing is read but the header.
+    Nothing is read but the header.
     """
-    layout, part = _layout(cls), cls.denoiser_name
-    model_class = _denoiser_class(file, cls)
-    config = model_class.load_config(str(Path(str(file.config), part)), local_files_only=True)
-    with torch.device("meta"):
-        model = model_class.from_config(config)
-    shapes = {name: tuple(w.shape) for name, w in layout.denoiser_weights(model.state_dict(), model.config).items()}
+    part, shapes = cls.denoiser_name, _expected_shapes(file, cls)
     found = {without_prefix(name): shape for name, shape in file.header.shapes.items()}
     if missing := [name for name in shapes if name not in found]:
         raise UserError(
             f"{file.path} lacks {count(len(missing), 'weight')} of the {part}, for example {missing[0]}; copy the file "
             "anew, or name the folder that belongs to it"
         )
-    if more := sorted(found.keys() - shapes.keys() - {*layout.unread}):
+    if more := sorted(found.keys() - shapes.keys() - {*_layout(cls).unread}):
         raise UserError(
             f"{file.path} holds more than the {part} of {file.config}, for example {more[0]}; give a file of the "
             f"{part} alone, or name the folder that belongs to it"
@@ -292,6 +287,22 @@ def _check_denoiser(file: SingleFile, cls: type[Family]) -> None:
             f"{file.path} has {wrong[0]} of {sizes[0]} numbers, and the {part} of {file.config} of {sizes[1]}; name "
             "the folder that belongs to the file"
         )
+
+
+def _expected_shapes(file: SingleFile, cls: type[Family]) -> dict[str, tuple[int, ...]]:
+    """The sizes of all weights in a file of the denoiser alone, by its names: those of a model without storage."""
+    folder = Path(str(file.config), cls.denoiser_name)
+    try:
+        model_class = _denoiser_class(file, cls)
+        with torch.device("meta"):
+            model = model_class.from_config(model_class.load_config(str(folder), local_files_only=True))
+        weights = _layout(cls).denoiser_weights(model.state_dict(), model.config)
+    except Exception as error:  # a damaged configuration can raise anything, and some have weights without a place
+        raise UserError(
+            f"{folder} describes no model that {file.path} can hold: {first_line(error)}; name the folder that belongs "
+            "to the file"
+        ) from error
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def _denoiser_class(file: SingleFile, cls: type[Family]) -> Any:
