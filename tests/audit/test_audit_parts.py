@@ -142,6 +142,16 @@ def test_textual_inversion_is_not_added_to_itself_in_other_words() -> None:
         assert len(with_textual_inversion(choose_entries("quick", [spec], factory), factory)) == number
 
 
+@pytest.mark.parametrize("kind", ["sd15", "flux2", "zimage"])
+def test_textual_inversion_is_added_where_a_text_encoder_can_be_trained(families: Any, kind: str) -> None:
+    factory = attack_factory()
+    entries = with_textual_inversion(choose_entries("quick", [], factory), factory)
+    kept, left_out = available_entries(entries, MODELS, factory, families(kind))
+    trains = kind == "sd15"
+    assert [entry.spec for entry in kept] == ["dreambooth", "lora", *["textual_inversion"] * trains]
+    assert [(gone.spec, gone.required) for gone in left_out] == [("textual_inversion", False)] * (not trains)
+
+
 @pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])
 def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
     mine = AttackFactory.of(AuditConfig(), f"a photo of {nominal} person", "a photo of person")

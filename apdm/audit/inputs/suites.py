@@ -194,8 +194,12 @@ def without_repeats(entries: Iterable[Entry], factory: AttackFactory) -> tuple[E
 
 
 def with_textual_inversion(entries: Sequence[Entry], factory: AttackFactory) -> tuple[Entry, ...]:
-    """The same attacks with textual inversion, which finds what a model can draw without any change of its weights."""
-    return without_repeats([*entries, on_one_person("textual_inversion", required=False)], factory)
+    """The same attacks with textual inversion, which finds what a model can draw without any change of its weights.
+
+    It is left out of an audit of a model that has no text encoder to train.
+    """
+    added = on_one_person("textual_inversion", required=False, where_it_fits=True)
+    return without_repeats([*entries, added], factory)
 
 
 def available_entries(
