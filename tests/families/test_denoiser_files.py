@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ from tiny_pipelines import BUILDERS
 from torch import Tensor
 
 from apdm.audit.inputs.models import load_models
+from apdm.cli import main
 from apdm.core.errors import UserError
 from apdm.core.files import list_files, sha256_file
 from apdm.export.loading import ways_to_load
-from apdm.export.pipeline import export_model
+from apdm.export.pipeline import check_single_file, export_model
 from apdm.families import load_family
 from apdm.jobs.audit import model_file
 
@@ -139,6 +141,32 @@ def test_the_halves_of_the_last_modulation_change_places_and_what_is_joined_keep
     assert torch.equal(written["single_blocks.0.linear1.bias"], torch.cat(single))
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "fits"),
+    [
+        ("flux", {"guidance_embeds": False}, True),  # as schnell
+        ("flux", {"num_layers": 3, "num_single_layers": 12}, True),
+        ("flux", {"num_layers": 0}, False),
+        ("flux2", {"num_layers": 2, "num_single_layers": 11}, True),
+        ("flux2", {"guidance_embeds": True}, True),  # as dev
+        ("zimage", {"n_layers": 11, "n_refiner_layers": 2, "qk_norm": False}, True),
+        ("zimage", {"all_patch_size": (4,)}, False),
+        ("zimage", {"siglip_feat_dim": 8}, False),  # as Omni
+    ],
+)
+def test_a_variant_fits_the_layout_or_is_refused_before_anything_is_written(
+    families, any_flux_width: None, kind: str, config: dict[str, Any], fits: bool
+):
+    tiny = families(kind)
+    other = type(tiny)(copy.copy(tiny.pipeline))
+    other.pipeline.register_modules(transformer=type(tiny.denoiser).from_config({**tiny.denoiser.config, **config}))
+    if fits:
+        check_single_file(other)  # the family itself refuses some of them
+    else:
+        with pytest.raises(UserError, match="single file; leave out --single_file"):
+            check_single_file(other)
+
+
 @ALONE
 def test_card_and_ways_say_that_the_file_is_the_denoiser_alone_and_where_it_goes(exported, kind: str):
     folder = exported(kind)[1].with_suffix("")
@@ -179,6 +207,20 @@ def test_files_of_the_denoiser_alone_are_audited_with_the_folder_of_the_other_pa
     assert torch.equal(models["base"].denoiser.x_pad_token * 1.1, models["hardened"].denoiser.x_pad_token)
     with pytest.raises(UserError, match="exactly the weights of the base"):
         load_models({**paths, "hardened": str(base)}, single_file_config=str(base))
+
+
+def test_the_main_job_takes_such_a_file_and_says_what_it_will_write(
+    exported, noise_people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base, path = exported("zimage")
+    given = ["--pretrained_model_name_or_path", str(path), "--instance_data_dir", str(noise_people)]
+    given += ["--resolution", "16", "--num_inference_steps", "1", "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    given += ["--audit.enabled", "false", "--image_layer.enabled", "false", "--single_file", "true"]
+    assert main(["harden", *given]) == 2
+    assert "--single_file_config" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["harden", *given, "--single_file_config", str(base)]) == 0
+    said = capsys.readouterr()
+    assert "model.safetensors (the transformer alone)" in " ".join((said.out + said.err).split())
 
 
 @ALONE

@@ -91,7 +91,7 @@ def harden_plan(
     afterwards = ["protects the photos"] * config.image_layer.enabled
     afterwards += [attacks_text(config.audit)] * config.audit.enabled
     made = [str(output / MODEL)]
-    made += [str(output / SINGLE_FILE)] * config.single_file
+    made += [_single_file_text(output / SINGLE_FILE, inputs.start)] * config.single_file
     made += [str(output / IMAGES)] * config.image_layer.enabled
     made += [str(output / REPORT)] * config.audit.enabled
     column = str(config.variety.caption_column)
@@ -134,6 +134,12 @@ def harden_plan(
         "output": ", ".join(made),
         "files": None if config.save_dtype else files_text(inputs.base),
     }
+
+
+def _single_file_text(path: Path, model: Family) -> str:
+    """The single file that will be written, and whether it holds less than the whole pipeline."""
+    layout = model.single_file_layout
+    return f"{path} (the {model.denoiser_name} alone)" if layout and not layout.holds_pipeline else str(path)
 
 
 def attacks_text(options: AuditOptions) -> str:
