@@ -165,7 +165,9 @@ def probes_of_an_attack(folder: Path, people: Path) -> list[float]:
 
 
 @EVERY
-def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(folders, noise_people, tmp_path, kind: str):
+def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(
+    folders, noise_people, tmp_path, any_flux_width: None, kind: str
+):
     source = folders(kind)
     base = load_family(source)
     config = HardenConfig(
