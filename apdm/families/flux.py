@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pixel_unshuffle
 
 from apdm.families.attention import AttentionLayer
-from apdm.families.flow_matching import FlowMatching
+from apdm.families.packed import PACK, PackedFlow, unpacked
 from apdm.families.pooled import append_pooled, split_pooled
 from apdm.families.single_file.flux import flux_weights, narrow_flux
 from apdm.families.single_file.layout import SingleFileLayout
@@ -18,10 +18,9 @@ from apdm.families.single_file.layout import SingleFileLayout
 # The guidance that a guidance-distilled model is given while it is trained, as in diffusers' training scripts.
 TRAINING_GUIDANCE = 1.0
 T5_TOKENS = 512  # the tokens of a prompt that the pipeline gives to T5
-PACK = 2  # latents are packed in squares of this side
 
 
-class Flux(FlowMatching):
+class Flux(PackedFlow):
     """A `FluxPipeline`.
 
     The prompt embeddings are T5's, and CLIP's pooled vector follows in further rows. Guidance is an input of the
@@ -41,21 +40,6 @@ class Flux(FlowMatching):
         denoiser_weights=flux_weights,
         narrow=narrow_flux,
     )
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents before they are packed."""
-        return self.denoiser.config.in_channels // PACK**2
-
-    @property
-    def told_timesteps(self) -> int:
-        """As `Family.told_timesteps`: FLUX is told noise levels."""
-        return 1
-
-    @property
-    def size_multiple(self) -> int:
-        """As `Family.size_multiple`, in pixels: latents are packed two by two."""
-        return self.vae_scale * PACK
 
     @classmethod
     def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:
@@ -104,21 +88,17 @@ class Flux(FlowMatching):
             img_ids=_position_ids(height, width, noisy),
             return_dict=False,
         )[0]
-        return self._unpacked(velocity, height, width)
+        return unpacked(velocity, height, width)
 
     @property
     def _pooled_width(self) -> int:
         return self.denoiser.config.pooled_projection_dim
 
-    def _unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """Latents `[B, C, 2 * height, 2 * width]` of packed tokens `[B, height * width, 4 * C]`."""
-        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), PACK)
-
     def drawn_latents(self, drawn: Tensor, height: int | None, width: int | None) -> Tensor:
         """Unpack the tokens `[B, h * w / 4, 4 * C]` that the pipeline returns; see `Family.drawn_latents`."""
         default = self.pipeline.default_sample_size * self.vae_scale
         sides = [(side or default) // self.size_multiple for side in (height, width)]
-        return self._unpacked(drawn, *sides)
+        return unpacked(drawn, *sides)
 
     def prompt_inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The embeddings of the prompts, as arguments of the pipeline. Guidance needs no empty prompt."""

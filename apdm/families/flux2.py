@@ -11,18 +11,17 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from apdm.core.errors import UserError
 from apdm.core.pictures import to_unit
-from apdm.families.flow_matching import FlowMatching
 from apdm.families.lora_layers import LoraTarget
+from apdm.families.packed import PACK, PackedFlow, unpacked
 from apdm.families.posterior import Posterior
 from apdm.families.single_file.flux2 import flux2_weights, narrow_flux2
 from apdm.families.single_file.layout import SingleFileLayout
 
 TEXT_TOKENS = 512  # the length of every prompt, with the conversation around it
 TEXT_LAYERS = 3  # the hidden states of so many layers of the text encoder stand side by side
-PACK = 2  # latents are packed in squares of this side
 
 
-class Flux2(FlowMatching):
+class Flux2(PackedFlow):
     """A `Flux2KleinPipeline`: FLUX.2 [klein], base or distilled.
 
     The prompt embeddings are hidden states of Qwen3, which reads the prompt as a user's message. The denoiser also sees
@@ -38,7 +37,7 @@ class Flux2(FlowMatching):
     required_parts = ("vae", "text_encoder", "tokenizer", "scheduler")
     block_names = ("transformer_blocks", "single_transformer_blocks")
     # The single blocks make queries, keys, values and the first layer of the MLP in one matrix.
-    attention_projections = (*FlowMatching.attention_projections, "to_qkv_mlp_proj")
+    attention_projections = (*PackedFlow.attention_projections, "to_qkv_mlp_proj")
     prompt_place = "first"
     single_file_layout = SingleFileLayout(
         marker="single_stream_modulation.lin.",
@@ -47,21 +46,6 @@ class Flux2(FlowMatching):
         narrow=narrow_flux2,
     )
     takes_image_to_image = False  # diffusers' pipelines show the picture to the denoiser as a condition
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents before they are packed."""
-        return self.denoiser.config.in_channels // PACK**2
-
-    @property
-    def told_timesteps(self) -> int:
-        """As `Family.told_timesteps`: FLUX.2 is told noise levels."""
-        return 1
-
-    @property
-    def size_multiple(self) -> int:
-        """As `Family.size_multiple`, in pixels: latents are packed two by two."""
-        return self.vae_scale * PACK
 
     @classmethod
     def lora_layers(cls, denoiser: nn.Module, target: LoraTarget) -> list[str]:
@@ -136,7 +120,7 @@ class Flux2(FlowMatching):
             img_ids=_position_ids(height, width, 1, device=noisy.device),
             return_dict=False,
         )[0]
-        return pixel_shuffle(velocity.transpose(1, 2).unflatten(2, (height, width)), PACK)
+        return unpacked(velocity, height, width)
 
     def step_passes(self, guidance_scale: float) -> int:
         """One for a distilled model, which gets no guidance; see `Sampler.step_passes`."""
