@@ -55,7 +55,7 @@ class EncoderLoRA(Staged):
         return self.vae_steps * self.vae_batch_size * 2
 
     def own_passes(self, photos: float) -> float:
-        """None: the VAE alone is trained, and the denoiser is not called; see `Staged.own_passes`."""
+        """0, because the VAE alone is trained and the denoiser is not called; see `Staged.own_passes`."""
         return 0
 
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:

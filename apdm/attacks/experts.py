@@ -48,7 +48,7 @@ class ExpertSwap(DrawnOtherwise):
         return f"{self.attack.assumes}; the released weights draw {'above' if self.tuned == 'low' else 'below'} tau"
 
     def drawn(self, attacked: Family, received: Family) -> Family:
-        """The attacked model with a denoiser of two; see `DrawnOtherwise.drawn`."""
+        """The attacked model with a denoiser that combines two; see `DrawnOtherwise.drawn`."""
 
         def is_received(timesteps: Tensor, prompt: Tensor) -> Tensor:
             return timesteps >= self.tau if self.tuned == "low" else timesteps < self.tau
@@ -68,7 +68,7 @@ class ReleaseUnconditional(DrawnOtherwise):
         return f"{self.attack.assumes}; the released weights answer the empty prompt"
 
     def drawn(self, attacked: Family, received: Family) -> Family:
-        """The attacked model with a denoiser of two; see `DrawnOtherwise.drawn`.
+        """The attacked model with a denoiser that combines two; see `DrawnOtherwise.drawn`.
 
         Raises:
             UserError: the family draws without an empty prompt.

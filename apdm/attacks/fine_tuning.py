@@ -87,8 +87,8 @@ class FineTuning(ABC):
         class_prompt: prompt of the class pictures.
         learning_rate, adam_beta1, adam_beta2, adam_epsilon, adam_weight_decay: options of AdamW. Other optimizers use
             those that they have.
-        optimizer: see `optimizers.make_optimizer`. The rates of "adamw" and "muon" are alike. "sgd" needs much higher
-            ones, "prodigy" a rate of 1 and the package prodigyopt.
+        optimizer: see `optimizers.make_optimizer`. "adamw" and "muon" take similar rates. "sgd" needs much higher
+            rates. "prodigy" needs a rate of 1 and the package prodigyopt.
         momentum: of SGD and Muon.
         max_train_steps: number of training steps.
         train_batch_size: photos per batch, and as many class pictures if there is prior preservation.
@@ -173,7 +173,8 @@ class FineTuning(ABC):
         """Check, before any work, that a model has what this attack trains.
 
         Raises:
-            UserError: it has not, it has no timestep in the attack's range, or it does not read the attack's prompt.
+            UserError: the model lacks what is trained, has no timestep in the attack's range, or does not read the
+                attack's prompt to its end.
         """
         self._timesteps_of(model)
         self.check_prompt(model)
@@ -366,7 +367,7 @@ class FineTuning(ABC):
 
 
 def read_losses(losses: list[Tensor], known: list[float]) -> None:
-    """Move the losses of the latest steps from the device to `known`, all together, so that it is waited for once.
+    """Move the losses of the latest steps from the device to `known`, all together, to wait for the device only once.
 
     Raises:
         FloatingPointError: a loss is not finite.

@@ -34,7 +34,7 @@ class LoRA(FineTuning):
         init_lora_weights: "gaussian": B = 0, A normal with variance 1 / rank^2, as in diffusers. "kaiming": B = 0, A
             uniform, as in peft. "zero_a": A = 0, B as A of "gaussian".
         use_rslora: scale by lora_alpha / sqrt(rank) in place of lora_alpha / rank (rsLoRA, Kalajdzievski 2023).
-        use_dora: train the norm of each output's weights besides (DoRA, Liu et al. 2024).
+        use_dora: also train the norm of the weights of each output (DoRA, Liu et al. 2024).
         lora_plus_ratio: the learning rate of B as a multiple of `learning_rate` (LoRA+, Hayou et al. 2024).
         train_text_encoder: whether the attention layers of every CLIP text encoder get an adapter too. T5 never does.
     """
@@ -129,7 +129,7 @@ def with_adapter(
         layers: names of the layers that get an adapter, as peft takes them.
         rank: number of rows of A.
         lora_alpha: scale of the adapter. None takes the rank.
-        seed: A is drawn from it, or B.
+        seed: of the random numbers that A, or with "zero_a" B, starts with.
         init, use_rslora, use_dora: as in `LoRA`.
     """
     config = LoraConfig(

@@ -1,4 +1,4 @@
-"""MasaCtrl (Cao et al. 2023): a picture is drawn by another prompt, and looks up in the photo what things look like.
+"""MasaCtrl (Cao et al. 2023): a picture is drawn by another prompt, with the looks of a photo.
 
 The photo is inverted to noise. From this noise two pictures are drawn side by side: the photo once more, with the
 prompt that describes it, and the edited one. From step S and layer L on, the self-attention of the edited picture is
@@ -32,9 +32,9 @@ class MasaCtrl(Editing):
 
     Attributes:
         source_prompt: what the photo shows. The authors leave it empty for real photos.
-        start_step: S, the step from which on keys and values are the photo's, counted from 0.
-        start_layer: L, the self-attention layer from which on they are, counted from 0 in the order of the denoiser.
-            The U-Net of Stable Diffusion 1 and 2 has 16 such layers.
+        start_step: S. From this step on, keys and values are the photo's. Counted from 0.
+        start_layer: L. From this self-attention layer on, they are the photo's. Counted from 0, in the denoiser's
+            order. The U-Net of Stable Diffusion 1 and 2 has 16 such layers.
     """
 
     source_prompt: str = ""

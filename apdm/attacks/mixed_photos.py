@@ -15,7 +15,7 @@ from apdm.families import Family
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Put originals in place of some protected photos. It is named like a purifier, and changes no photo.
+    """Put originals in place of some protected photos. It is named like a purifier, but changes no photo itself.
 
     Attributes:
         clean: how many of the photos, from the first one on, are the originals. None: all but one.
@@ -40,7 +40,7 @@ class Mix:
         return torch.cat([originals[:clean], protected[clean:]])
 
     def number(self, photos: int) -> int:
-        """How many of so many photos are originals. Raises UserError if no photo would be protected."""
+        """How many of the photos are originals. Raises UserError if no photo would be protected."""
         clean = photos - 1 if self.clean is None else self.clean
         if clean >= photos:
             raise UserError(f"mix takes {clean} clean photos of {photos}, so none is protected; lower clean")

@@ -111,7 +111,7 @@ def refuse_repeats(kind: str, specs: Sequence[str], make_one: Callable[[str], Ma
         {text: what it describes}.
 
     Raises:
-        UserError: two of them do, or some cannot be made.
+        UserError: two texts describe the same, or a text describes nothing that can be made.
     """
     if twice := [spec for spec in specs if specs.count(spec) > 1]:
         raise UserError(f'the {kind} "{twice[0]}" is given twice; leave one of them out')
@@ -127,14 +127,14 @@ def refuse_repeats(kind: str, specs: Sequence[str], make_one: Callable[[str], Ma
 
 
 def described(one: Any) -> tuple[Any, ...]:
-    """All that tells an attack or purifier from others. It is equal for two that do the same."""
+    """All that distinguishes an attack or purifier. It is equal for two attacks, or two purifiers, that do the same."""
     return type(one), one.name, one.params(), getattr(one, "seed", None)
 
 
 def without_words(spec: str) -> str:
     """The text of an attack or purifier without the values of options that are prompts, or parts of them.
 
-    So it says neither how somebody looks nor what else somebody asked for.
+    So the text says nothing about how somebody looks, and nothing else that somebody wrote.
     """
     return PROMPTS.sub(r"\1", spec)
 

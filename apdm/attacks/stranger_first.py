@@ -1,4 +1,4 @@
-"""Another person first: DreamBooth on a stranger leads the weights to where people are learned, then the attack."""
+"""DreamBooth on a stranger first, which moves the weights to where people are learned, and then an attack."""
 
 from __future__ import annotations
 

@@ -107,18 +107,18 @@ class Graphs:
             return None
 
     def watch(self, output: Tensor, *, replayed: bool) -> None:
-        """Remember a forward pass with this output as long as its gradient can be asked for."""
+        """Remember a forward pass with this output for as long as a backward pass through it is possible."""
         one = _Pass(replayed=replayed)
         # The hook lives as long as the autograd graph of the pass, and `one` lives as long as the hook.
         output.register_hook(one.end)
         self._passes = [*(known for known in self._passes if known() is not None), weakref.ref(one)]
 
     def may_replay(self) -> bool:
-        """Whether no backward pass is outstanding that needs what a replayed forward pass has left in the pool."""
+        """Whether a graph may be replayed: no backward pass to come needs what a replayed pass left in the pool."""
         return not any(one is not None and one.replayed and not one.over for one in (known() for known in self._passes))
 
     def may_record(self, weights: list[nn.Parameter]) -> bool:
-        """Whether nothing keeps the nodes that sum the weights' gradients, which are AccumulateGrad nodes.
+        """Whether a pass may be recorded: nothing keeps the AccumulateGrad nodes, which sum the weights' gradients.
 
         An autograd graph of an earlier pass keeps them, and so does DDP. They belong to the stream on which they were
         made, and a recording must not touch that stream.
@@ -129,7 +129,7 @@ class Graphs:
 
 
 class Wrapper(nn.Module):
-    """Stands in for `network`, which it holds: what it does not have itself is asked of the network."""
+    """Takes the place of `network` and holds it. Attributes that it does not have itself are those of the network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def can_record(device: torch.device, network: nn.Module) -> bool:
 
 
 class _Pass:
-    """A forward pass whose gradient can still be asked for. `over`: its backward pass has come."""
+    """A forward pass that may still be followed by its backward pass. `over` says that the backward pass has run."""
 
     def __init__(self, *, replayed: bool) -> None:
         self.replayed, self.over = replayed, False
@@ -218,7 +218,7 @@ class _Pass:
 
 
 class _Call(nn.Module):
-    """Calls of a network that differ in nothing but the values of their tensors, which are the only arguments here."""
+    """All calls of a network that differ only in the values of their tensors. These tensors are its only arguments."""
 
     def __init__(self, network: nn.Module, leaves: list[Any], spec: TreeSpec) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ def recomputed(block: Any, *inputs: Any) -> Any:
 
 
 def draws_random_numbers(block: Any) -> bool:
-    """Whether a block may draw random numbers. This is assumed of anything but a module."""
+    """Whether a block may draw random numbers. If it is not a module, it is assumed that it does."""
     if not isinstance(block, nn.Module):
         return True
     return any(isinstance(module, _DropoutNd) and module.p > 0 for module in block.modules())

@@ -1,4 +1,4 @@
-"""The schedule of theta's learning rate: those of diffusers, as functions of the number of steps.
+"""The schedules of theta's learning rate. They are diffusers' schedules, as functions of the number of steps.
 
 A schedule has no state. So a resumed run, which knows how many steps are done, goes on with exactly the same rates.
 """

@@ -1,4 +1,4 @@
-"""What happens in the attention of a denoiser during a forward pass: its maps are recorded, its keys exchanged.
+"""Watching the attention of a denoiser during a forward pass: recording its maps, and exchanging keys and values.
 
 No attention processor is replaced and the forward pass is not changed. While a pass is watched, each call of
 `scaled_dot_product_attention` inside an attention layer is intercepted with its queries and keys. The map is computed

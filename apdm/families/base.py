@@ -147,7 +147,7 @@ class Family(Sampler, Saver):
 
     @property
     def training_target(self) -> str:
-        """What the denoiser predicts, and of which noise, in words. Only models with equal ones are compared."""
+        """What the denoiser predicts, and from which noise, in words. Only models with the same words are compared."""
         return self.prediction_type
 
     @property
@@ -184,14 +184,14 @@ class Family(Sampler, Saver):
         return changed
 
     def with_drawing(self, **options: Any) -> Self:
-        """The same family, which draws with these options of `sample`, whatever it is asked. All parts are shared."""
+        """The same family, which always draws with these options of `sample`. All parts are shared."""
         changed = self.replace()
         changed.drawing = {**self.drawing, **options}
         return changed
 
     @property
     def told_timesteps(self) -> int:
-        """The timestep that the denoiser is told for pure noise: T, or 1 if it is told shares."""
+        """The number that the denoiser is told for pure noise: the timestep T, or 1 if it is told shares of T."""
         return self.num_train_timesteps
 
     def call_told(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

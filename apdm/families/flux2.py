@@ -27,9 +27,9 @@ class Flux2(PackedFlow):
     The prompt embeddings are hidden states of Qwen3, which reads the prompt as a user's message. The denoiser also sees
     the padding. A base model is guided by the empty prompt. A distilled one gets no guidance.
 
-    The VAE's batch norm has one mean and variance for each channel at each place of a square of 2 x 2 latents. By these
-    the latents are normalised. diffusers and the authors encode a photo to the mean of the VAE's distribution, so the
-    posterior has no spread.
+    The latents are normalised by the statistics of the VAE's batch norm: a mean and a variance for each channel at each
+    place of a square of 2 x 2 latents. diffusers and the authors encode a photo to the mean of the VAE's distribution,
+    so the posterior has no spread.
     """
 
     name = "flux2"

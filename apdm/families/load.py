@@ -156,7 +156,7 @@ def variant_of_each(paths: Iterable[str], variant: str | None) -> dict[str, str 
 
 
 def with_variant(family: Family, variant: str | None) -> Family:
-    """The same family with the parts of its single file that `save` copies if it is given this variant.
+    """The same family, with the parts of a single file read from the files that `save` copies for this variant.
 
     They may have other weights than those in memory. A publisher can, for example, put another VAE into the variant.
 

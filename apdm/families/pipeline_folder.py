@@ -237,7 +237,7 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
 def pickled_weights(folder: Path, variant: str | None) -> list[Path]:
     """The pickles with weights of one variant in a folder, sorted; of all variants, if there are none of this one.
 
-    They are told by the libraries' names for them. Training leaves other pickles beside them.
+    They are recognised by their names, which the libraries give. Training leaves other pickles in the same folder.
     """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     pickles = [path for path in files if path.suffix in PICKLES and "pytorch_model" in path.name]

@@ -47,7 +47,7 @@ def check_prompts(
 def check_distinct(family: Family, option: str, prompt: str, class_prompt: str) -> None:
     """Raise UserError if a prompt has no word, or no token, that the class prompt lacks.
 
-    A full stop more is a token, but names nobody. `option` is where the prompt stands.
+    One more full stop is one more token, but it names nobody. `option` is where the prompt stands.
     """
     own, known = family.tokens(prompt), family.tokens(class_prompt)
     more_tokens = any(Counter(own[name]) - Counter(known[name]) for name in own)

@@ -274,7 +274,7 @@ class LayeredProtection:
         return [quantise(draft.pixels(), draft.photo.pixels, self.epsilon) for draft in drafts]
 
     def _find_faces(self, drafts: Sequence[Draft]) -> list[list[Face]]:
-        """Return all faces in each photo, if there is a layer that misleads somebody about them."""
+        """Return all faces in each photo, if there is a zero-shot layer."""
         if self.zero_shot is None:
             return [[] for _ in drafts]
         return [self.zero_shot.faces.detector.detect(draft.original.cpu()) for draft in drafts]

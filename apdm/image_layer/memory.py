@@ -79,7 +79,7 @@ class PhotoMemory:
         return max(people, key=lambda one: one.host + one.device)
 
     def require(self, side: int) -> None:
-        """Check that there is so much memory for each process of this machine.
+        """Check that each process of this machine has enough memory for the photos.
 
         Args:
             side: the longest shorter side of a copy that the fine-tuning layer works on, for the message.

@@ -85,7 +85,7 @@ class PhotoFile:
 
 
 def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object] | None = None) -> list[PhotoFile]:
-    """Read every photo of a subject once, and keep only their sizes. Warn of photos that are there twice.
+    """Read every photo of a subject once, and keep only their sizes. Warn about photos that are there twice.
 
     Args:
         kind: the format of the protected photos.
@@ -170,9 +170,10 @@ def within_budget(
 ) -> bool:
     """Whether a saved photo is its original, changed within the budget.
 
-    In a PNG no pixel may be further from the original. JPEG compression changes single pixels by more than any budget.
-    So of a JPEG the mean change counts. It may be what compression alone does to the original, and twice the budget:
-    the change that was compressed, and what compression made of this change. Another picture is much further away.
+    In a PNG no pixel may be further from the original than the budget. JPEG compression changes single pixels by more
+    than any budget, so for a JPEG the mean change is checked. It may be as large as the mean change that compression
+    alone makes in the original, plus twice the budget: once for the change itself, and once because compression alters
+    this change too. Another picture is much further away.
 
     Args:
         saved: the pixels of the saved photo, `[3, H, W]`, uint8.

@@ -1,4 +1,4 @@
-"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): it makes face encoders not recognise the person.
+"""DLADiff's zero-shot layer (arXiv 2511.19910, section 3): face encoders no longer recognise the person.
 
 A zero-shot adapter sees a photo through a face encoder's embedding of the aligned face. Here the photo itself is
 changed. The alignment is a differentiable warp, so gradients reach the photo at its full resolution. The paper changes

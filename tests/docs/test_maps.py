@@ -14,6 +14,7 @@ PACKAGES = [
     *("audit", "audit/cells", "audit/inputs", "audit/results"),
     "config",
     "config/groups",
+    "distributed",
     *("jobs", "jobs/auditing", "jobs/common", "jobs/hardening", "jobs/photos", "jobs/planning", "jobs/reproducing"),
     "protection",
     "report",

@@ -1,4 +1,4 @@
-"""What attacks train on in each step: pictures with noise. And the error of a model on such pictures."""
+"""What attacks train on in each step: pictures with noise; and how to measure a model's error on such pictures."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from apdm.attacks.staged import stages
 
 
 def caption_column(attack: Attack) -> str | None:
-    """The column of the captions that an attack trains on, perhaps in its last stage; None if it has none."""
+    """The column of the captions that an attack, or its last stage, trains on; None if it trains on no captions."""
     last = stages(attack)[-1]
     return last.caption_column if isinstance(last, FineTuning) else None
 

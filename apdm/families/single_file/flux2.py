@@ -1,7 +1,7 @@
 """The transformer of FLUX.2 in the authors' layout, as `flux-2-klein-base-4b.safetensors` has it.
 
-The file holds the transformer alone, and its names have no prefix. They are those of FLUX.1 except for the modulations,
-of which all blocks of a kind share one, and for the single blocks, which diffusers keeps as the authors do.
+The file holds the transformer alone, and its names have no prefix. The names are those of FLUX.1, with two exceptions:
+all blocks of a kind share one modulation, and in the single blocks diffusers joins the same weights as the authors.
 """
 
 from __future__ import annotations

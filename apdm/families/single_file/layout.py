@@ -26,7 +26,7 @@ class SingleFileLayout:
         prefixes: start of the names of each part's weights in the file, by the pipeline's names for the parts. If it
             names the denoiser alone, the file holds nothing else, and the other parts come from the pipeline folder.
         optional: text encoders that a pipeline may lack.
-        unread: weights that some files of the denoiser alone have and that no part of it is made of.
+        unread: weights that some files of the denoiser alone have, and that the denoiser does not need.
         left_in_training: parts that diffusers' `from_single_file` leaves in training mode, where dropout is active.
         denoiser_weights: (weights by diffusers' names, the denoiser's configuration) -> weights by the file's names.
         text_weights: (pipeline, weights of each text encoder by transformers' names) -> weights by the file's names.

@@ -83,7 +83,7 @@ class PhotoProtection(ABC):
 
     @property
     def errors_per_step(self) -> int:
-        """How often another step computes the denoising error of a photo with its gradient, for plans."""
+        """How often a step outside of `fit_steps` computes a photo's denoising error with its gradient, for plans."""
         return 1
 
     def passes(self, photos: int) -> float:

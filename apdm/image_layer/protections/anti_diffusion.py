@@ -1,11 +1,14 @@
 """Anti-Diffusion (Zheng et al., AAAI 2025, arXiv 2503.05595): prompts tuned to the photos, and disturbed attention.
 
-This is written from the paper. It differs from the released code in these points. The budget is always measured from
-the original photos. All photos of a subject share one surrogate. Its AdamW and that of the prompts live through the
-rounds. Attention is neither multiplied by 100 nor clamped to 1 before it is squared, because the clamp left every
-probability above 0.01 without a gradient; and the squares are summed over tokens, not averaged. With 77 tokens the
-release's weight of 1 is therefore 100^2 / 77 = 130 here, for the probabilities that have a gradient there. Maps of all
-sizes up to a limit count, and not only those of 16 x 16 positions outside the middle block.
+This is written from the paper. It differs from the released code in these points:
+
+* The budget is always measured from the original photos.
+* All photos of a subject share one surrogate. The AdamW of the surrogate and the AdamW of the prompts keep their state
+  over all rounds.
+* The release multiplies attention by 100 and clamps it to 1 before it is squared, so probabilities above 0.01 have no
+  gradient. Here this is left out. The release averages the squares over tokens; here they are summed. With 77 tokens
+  the release's weight of 1 is therefore 100^2 / 77 = 130 here, for probabilities below 0.01.
+* Maps of all sizes up to a limit count. In the release only maps of 16 x 16 positions outside the middle block do.
 """
 
 from __future__ import annotations

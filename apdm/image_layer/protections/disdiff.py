@@ -4,16 +4,15 @@ DisDiff is ASPL with two additions. Cross-Attention Erasure (CAE) adds a term to
 away from the subject's identifier. The Merit Sampling Scheduler (MSS) makes the step on a photo smaller the more noise
 its timestep has.
 
-The paper's abstract and the authors' program were at hand, its sections were not; what follows is the program's. CAE
-takes the maps of 16 x 16 positions, averages them over layers and heads, and applies a softmax to 100 times the values
-of the prompt's words. With S the result and s its share on the identifier, s = sum S_identifier^2 / sum S^2 over
-positions, the term is 0.1 (1 - s)^2. MSS multiplies the step with (1 + cos(pi t / (T - 1))) / 2. The program also
-chooses timesteps as SimAC does, which here is the option greedy_timesteps, and trains the text encoder, which is
-train_text_encoder.
+This is written after the authors' program and the paper's abstract; the paper's sections could not be read. CAE takes
+the maps of 16 x 16 positions, averages them over layers and heads, and applies a softmax to 100 times the values of the
+prompt's words. With S the result and s its share on the identifier, s = sum S_identifier^2 / sum S^2 over positions,
+the term is 0.1 (1 - s)^2. MSS multiplies the step with (1 + cos(pi t / (T - 1))) / 2. The program also chooses
+timesteps as SimAC does (here the option greedy_timesteps) and trains the text encoder (here train_text_encoder).
 
-Left open is what 16 x 16 means for other sizes. Here it is the largest maps that have at most 256 positions, which are
-these maps in Stable Diffusion at 512 pixels. The identifier is every token that the class prompt does not have; the
-program takes the fourth. Counts and rates are those of the group aspl.
+For models without maps of 16 x 16 positions, the largest maps with at most 256 positions are taken. The identifier is
+every token that the class prompt does not have; the program takes the fourth token. Numbers of steps and learning rates
+are those of ASPL.
 """
 
 from __future__ import annotations

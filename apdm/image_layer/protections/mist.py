@@ -20,7 +20,7 @@ FIELDS = 8  # of the chequered pattern, along one side
 class Mist(PhotoProtection):
     """Raise the unchanged model's denoising error L_cond, and pull the latents of the photos to those of a pattern.
 
-    The pattern is a chequered one; that of the authors is a picture of theirs. Latents are means of the posterior.
+    The pattern is a chequered one. The authors use a picture of their own. Latents are means of the posterior.
 
     Attributes:
         ascent_steps: PGD steps.

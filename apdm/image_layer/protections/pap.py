@@ -5,16 +5,19 @@ the prompts of a photo as a Gaussian by a Laplace approximation: its mean is the
 denoising error L of the photo, found by N gradient steps from the embedding c_0 of the protector's prompt. Its
 covariance is the inverse of L's Hessian there. The perturbation maximises the expectation of L over this Gaussian.
 
-The paper's abstract and the authors' two programs were at hand, its sections were not. What follows is from the later
-program. It takes the Hessian from one secant, L(c_0) - L(mean) = 1/2 (c_0 - mean)' H (c_0 - mean). That gives a
-variance of |c_0 - mean|^2 / (2 |L(c_0) - L(mean)|) along the secant, which is spread evenly over all D elements of the
-embedding: each has 1/D of it. All this is done again in every step, with the noise and the timestep of this step. There
-are 20 times 6 steps on the photo and 20 on the prompt, at the rate 1000 on the mean error of four photos, which is 250
-on a photo's own. The ascent is on the unchanged model.
+This is written after the later of the authors' two programs and the paper's abstract; the paper's sections could not be
+read. The program estimates the Hessian H from two points:
 
-Three choices are ours. A prompt is drawn with the square root of the variance, as the Gaussian's definition has it;
-both programs draw with its square. The variance is at most the mean square of c_0, because a secant between nearly
-equal errors would give any number. And every photo has its own error, not the mean over the batch.
+    L(c_0) - L(mean) = 1/2 (c_0 - mean)' H (c_0 - mean)
+
+That gives a variance of |c_0 - mean|^2 / (2 |L(c_0) - L(mean)|) along the line through both points. It is spread evenly
+over all D elements of the embedding, so each has 1/D of it. All this is done again in every step, with the noise and
+the timestep of this step. There are 120 steps on the photo. In each of them the prompt takes 20 steps, at the rate 1000
+on the mean error of four photos, which is 250 on the error of one photo. The ascent is on the unchanged model.
+
+Three choices are ours. A prompt is drawn with the square root of the variance, as a Gaussian is; both programs draw
+with the square of the variance. The variance is at most the mean square of c_0, because it would be arbitrarily large
+between points with nearly equal errors. Every photo has its own error, not the mean over the batch.
 """
 
 from __future__ import annotations
