@@ -58,7 +58,7 @@ from apdm.jobs.common.face_networks import face_networks
 from apdm.jobs.common.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.common.results import AttackResult
 from apdm.jobs.common.tracked import start_tracker, track_attack
-from apdm.jobs.planning.audit_work import pictures_size
+from apdm.jobs.planning.audit_work import AuditWork
 from apdm.jobs.planning.plan import Rows, audited_face_rows, show_plan
 from apdm.jobs.planning.texts import captions_text, device_text, held_out_text, model_text, people_text
 from apdm.report.attack_page import write_attack_page, write_drawing
@@ -236,12 +236,18 @@ def attack_plan(config: AttackConfig, plan: AuditPlan, processes: ProcessGroup, 
     }
 
 
+def work_of(plan: AuditPlan) -> AuditWork:
+    """What the attacks do. Features of class pictures are compared with those of a second set, if they are read."""
+    class_sets = 1 if plan.judges.extractor is None else 2
+    return AuditWork(plan=plan, cells=Matrix.of(plan, plan.entries).cells, class_sets=class_sets)
+
+
 def sizes(config: AttackConfig, plan: AuditPlan) -> dict[str, int]:
     """Return what the attacks write until their end, besides what is there already: {part: bytes}, upper bounds."""
-    output, cells = Path(config.output_dir), Matrix.of(plan, plan.entries).cells
-    parts = {"pictures": pictures_size(plan, cells, None, {}, output)}
+    output, work = Path(config.output_dir), work_of(plan)
+    parts = {"pictures": work.pictures_size(output)}
     if config.save_model:
-        missing = [cell for cell in cells if not model_folder(output, cell).is_dir()]
+        missing = [cell for cell in work.cells if not model_folder(output, cell).is_dir()]
         parts["attacked models"] = len(missing) * export_size(plan.models["base"])
     return parts
 

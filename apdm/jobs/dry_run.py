@@ -6,15 +6,14 @@ or wrong at once. Models are loaded in the float types of their files, which tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from apdm.audit.cells.matrix import Matrix
 from apdm.audit.inputs.face_checks import check_faces
-from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.results.common import Verdict
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.disk import picture_size
@@ -33,7 +32,7 @@ from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
 from apdm.families import Family
 from apdm.jobs import attack, audit, perturb
-from apdm.jobs.auditing.inputs import AuditInputs, warn_if_too_short
+from apdm.jobs.auditing.inputs import warn_if_too_short
 from apdm.jobs.common.base_model import load_base_and_start
 from apdm.jobs.common.class_pictures import class_pictures_to_draw, own_class_files
 from apdm.jobs.common.first_checks import check_given
@@ -46,11 +45,12 @@ from apdm.jobs.hardening.validation import pictures_of_validation
 from apdm.jobs.photo_audit import load_photo_audit
 from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning import resources
-from apdm.jobs.planning.audit_work import AuditWork, pictures_size
+from apdm.jobs.planning.audit_work import AuditWork
 from apdm.jobs.planning.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.push import check_hub
 
 Row = Callable[[], str | None]
+Plan = tuple[Rows, Mapping[str, Row]]  # the rows that the job itself shows, and those that only a dry run has
 
 
 def harden(config: HardenConfig) -> HardenResult:
@@ -68,35 +68,46 @@ def harden(config: HardenConfig) -> HardenResult:
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     kind, device = engine_kind(accelerator), accelerator.device
 
-    def check() -> None:
-        with collected_faults(config) as faults:
-            faults.of(lambda: check_options(config, accelerator, processes))
-            faults.of(lambda: check_hub(config))
-            inputs = read_harden(config, faults)
-            if inputs is not None:
-                checkpoint = faults.of(inputs.check_output)
-                rows = harden_plan(config, inputs, checkpoint, kind=kind, processes=processes, device=device)
-                _show(rows, harden_rows(config, inputs, device, processes.size), faults)
+    def read(faults: Faults) -> Plan | None:
+        faults.of(lambda: check_options(config, accelerator, processes))
+        faults.of(lambda: check_hub(config))
+        inputs = read_harden(config, faults)
+        if inputs is None:
+            return None
+        checkpoint = faults.of(inputs.check_output)
+        rows = harden_plan(config, inputs, checkpoint, kind=kind, processes=processes, device=device)
+        return rows, harden_rows(config, inputs, device, processes.size)
 
-    processes.on_main(check)
+    check_and_show(config, processes, read)
     images = output / IMAGES if config.image_layer.enabled else None
     return HardenResult(output_dir=output, model_dir=output / MODEL, steps=0, image_dir=images)
 
 
-@contextmanager
-def collected_faults(config: HardenConfig | PerturbConfig | AuditJobConfig | AttackConfig) -> Iterator[Faults]:
-    """Check what the options of a job name, and collect what else is found to be wrong in the block.
+def check_and_show(
+    config: HardenConfig | Resumable, processes: ProcessGroup, read: Callable[[Faults], Plan | None]
+) -> None:
+    """Check what the options of a job name, read its input, and show its plan. The main process does it.
 
-    The photos of datasets lie in their folders while the block runs.
+    Args:
+        read: reads and checks the input, and returns the plan; None if a part of the input is missing. It keeps
+            mistakes in the faults that it is given. The photos of datasets lie in their folders meanwhile.
 
     Raises:
-        UserError: at the end of the block, if something is missing or wrong. All that was found is told.
+        UserError: something is missing or wrong. All that was found is told.
     """
-    with stop_on_signals(kept=lambda: False), ExitStack() as held, Faults() as faults:
-        faults.of(lambda: check_given(config))
-        if isinstance(config, HardenConfig | PerturbConfig):
-            held.enter_context(photos_of_datasets(config, faults))
-        yield faults
+
+    def check() -> None:
+        with stop_on_signals(kept=lambda: False), ExitStack() as held, Faults() as faults:
+            faults.of(lambda: check_given(config))
+            if isinstance(config, HardenConfig | PerturbConfig):
+                held.enter_context(photos_of_datasets(config, faults))
+            plan = read(faults)
+            if plan is not None:
+                rows, more = plan
+                # A row that cannot be made, because something is wrong, is left out.
+                show_plan(rows | {name: faults.of(row) for name, row in more.items()})
+
+    processes.on_main(check)
 
 
 def read_harden(config: HardenConfig, faults: Faults) -> HardenInputs | None:
@@ -138,7 +149,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         passes |= resources.photo_passes(job)
         rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
     if config.audit.enabled and inputs.audit_inputs is not None:
-        audited = final_audit_work(inputs, inputs.audit_inputs)
+        audited = inputs.final_audit(inputs.audit_inputs)
         passes |= audited.passes
         rows["audit memory"] = lambda: resources.audit_memory(
             config.audit, base, whole, device, attacks=audited.attacks
@@ -160,13 +171,6 @@ def validation_passes(config: HardenConfig, family: Family) -> float:
     samples = options.probe_steps * attack.train_batch_size * (2 if attack.prior_loss_weight else 1)
     each = resources.drawing_passes(pictures_of_validation(config), *how) + resources.STEP_PASSES * samples
     return config.max_train_steps // options.steps * each
-
-
-def final_audit_work(inputs: HardenInputs, audit_inputs: AuditInputs) -> AuditWork:
-    """The work of the audit at the end."""
-    plan, cells, photos = inputs.final_audit(audit_inputs)
-    class_sets = len(plan.attacked) + 2
-    return AuditWork.of(plan, cells, class_sets=class_sets, specs=audit_inputs.photo_attacks, photos=photos)
 
 
 def _faces(inputs: HardenInputs) -> str | None:
@@ -218,32 +222,27 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
     processes, device = join_processes()
     output = Path(config.output_dir)
 
-    def check() -> None:
+    def read(faults: Faults) -> Plan | None:
         warn_about_prompts(config.instance_prompt, config.class_prompt)
-        with collected_faults(config) as faults:
-            found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
-            _check_output(config, faults)
-            if found is not None:
-                job, family = found
-                cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
-                drawn = perturb_drawn(config, job, family)
-                how = config.num_inference_steps, config.guidance_scale, family
-                passes = {
-                    **resources.photo_passes(job),
-                    "for class pictures": resources.drawing_passes(drawn, *how),
-                }
-                sizes = {"protected photos": job.saved.missing_size(output / IMAGES)}
-                sizes["class pictures"] = drawn * picture_size(config.resolution**2)
-                rows = perturb_plan(config, job, family, processes=processes, device=device)
-                more: dict[str, Row] = {
-                    "device memory": lambda: resources.photo_memory(job, family, cost, device),
-                    "work": lambda: resources.work(cost, passes, device),
-                    "drawn": lambda: f"{count(drawn, 'class picture')} of the model" if drawn else None,
-                    "disk": lambda: resources.disk(output, sizes),
-                }
-                _show(rows, more, faults)
+        found = faults.of(lambda: perturb.load_perturb(config, quiet=False))
+        faults.of(lambda: check_output(config))
+        if found is None:
+            return None
+        job, family = found
+        cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
+        drawn = perturb_drawn(config, job, family)
+        how = config.num_inference_steps, config.guidance_scale, family
+        passes = resources.photo_passes(job) | {"for class pictures": resources.drawing_passes(drawn, *how)}
+        sizes = {"protected photos": job.saved.missing_size(output / IMAGES)}
+        sizes["class pictures"] = drawn * picture_size(config.resolution**2)
+        return perturb_plan(config, job, family, processes=processes, device=device), {
+            "device memory": lambda: resources.photo_memory(job, family, cost, device),
+            "work": lambda: resources.work(cost, passes, device),
+            "drawn": lambda: f"{count(drawn, 'class picture')} of the model" if drawn else None,
+            "disk": lambda: resources.disk(output, sizes),
+        }
 
-    processes.on_main(check)
+    check_and_show(config, processes, read)
     return PerturbResult(output_dir=output, image_dir=output / IMAGES)
 
 
@@ -262,32 +261,49 @@ def audit_models(config: AuditJobConfig) -> AuditResult:
     """
     prepare_process(config.num_threads)
     processes, device = join_processes()
-    output = Path(config.output_dir)
 
-    def check() -> None:
+    def read(faults: Faults) -> Plan | None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
-        with collected_faults(config) as faults:
-            _check_output(config, faults)
-            found = faults.of(lambda: _audit_input(config, processes, device))
-            if found is not None:
-                plan, sets, rows, work, pictures = found
-                base, judges = plan.models["base"], plan.judges
-                cost = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False)
-                faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
-                more: dict[str, Row] = {
-                    "faces seen": lambda: faces_in_squares(sets, judges.face_score),
-                    "device memory": lambda: resources.audit_memory(
-                        config, base, cost, device, attacks=work.attacks, models=len(plan.models), shared=False
-                    ),
-                    "work": lambda: resources.work(cost, work.passes, device),
-                    "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the base",
-                    "disk": lambda: resources.disk(output, {"pictures": pictures}),
-                }
-                _show(rows, more, faults)
+        faults.of(lambda: check_output(config))
+        read_audit = _read_models if config.hardened is not None else _read_photos
+        found = faults.of(lambda: read_audit(config, processes, device))
+        if found is None:
+            return None
+        rows, work, sets = found
+        sizes = {"pictures": work.pictures_size(Path(config.output_dir))}
+        return rows, attack_rows(config, work, sets, sizes, device, faults)
 
-    processes.on_main(check)
+    check_and_show(config, processes, read)
     nothing = Verdict(protected=False, reasons=["a dry run attacks nothing"], unreliable=[], notes=[], checks=[])
-    return AuditResult(output_dir=output, verdict=nothing)
+    return AuditResult(output_dir=Path(config.output_dir), verdict=nothing)
+
+
+def _read_models(
+    config: AuditJobConfig, processes: ProcessGroup, device: torch.device
+) -> tuple[Rows, AuditWork, Sequence[PhotoSet]]:
+    """Read the input of an audit of models. Returns the rows of its plan, its work, and all photos."""
+    plan, inputs, photos = audit.load_audit(config, None)
+    warn_if_too_short(config, plan.entries)
+    entries, _ = plan.available()
+    work = AuditWork(
+        plan=plan,
+        cells=Matrix.of(plan, entries).cells,
+        class_sets=len(plan.attacked) + 2,
+        specs=inputs.photo_attacks,
+        photos=photos.counts if photos is not None else {},
+    )
+    rows = audit_plan(config, plan, photos, processes=processes, device=device)
+    return rows, work, audit.photo_sets(inputs, photos)
+
+
+def _read_photos(
+    config: AuditJobConfig, processes: ProcessGroup, device: torch.device
+) -> tuple[Rows, AuditWork, Sequence[PhotoSet]]:
+    """The same as `_read_models` for an audit of photos alone."""
+    plan, specs, photos = load_photo_audit(config, None)
+    work = AuditWork(plan=plan, cells=[], class_sets=1, specs=specs, photos=photos.counts)
+    rows = photo_audit_plan(config, plan, specs, photos, processes=processes, device=device)
+    return rows, work, plan.subjects.sets
 
 
 def attack_model(config: AttackConfig) -> AttackResult:
@@ -299,65 +315,53 @@ def attack_model(config: AttackConfig) -> AttackResult:
     prepare_process(config.num_threads)
     processes, device = join_processes()
 
-    def check() -> None:
+    def read(faults: Faults) -> Plan | None:
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)
-        with collected_faults(config) as faults:
-            _check_output(config, faults)
-            plan = faults.of(lambda: attack.load_attack(config, None))
-            if plan is not None:
-                sets, judges, model = list(plan.subjects.sets), plan.judges, plan.models["base"]
-                cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
-                faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
-                compared = judges.extractor is not None  # whose features need a second set of class pictures
-                work = AuditWork.of(plan, Matrix.of(plan, plan.entries).cells, class_sets=1 + compared)
-                more: dict[str, Row] = {
-                    "faces seen": lambda: faces_in_squares(sets, judges.face_score),
-                    "device memory": lambda: (
-                        "as dreambooth, which trains the whole denoiser: "
-                        + resources.audit_memory(
-                            config.audit, model, cost, device, attacks=work.attacks, models=1, shared=False
-                        )
-                    ),
-                    "work": lambda: resources.work(cost, work.passes, device),
-                    "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the model",
-                    "disk": lambda: resources.disk(Path(config.output_dir), attack.sizes(config, plan)),
-                }
-                _show(attack.attack_plan(config, plan, processes, device), more, faults)
+        faults.of(lambda: check_output(config))
+        plan = faults.of(lambda: attack.load_attack(config, None))
+        if plan is None:
+            return None
+        rows, sizes = attack.attack_plan(config, plan, processes, device), attack.sizes(config, plan)
+        return rows, attack_rows(config, attack.work_of(plan), plan.subjects.sets, sizes, device, faults)
 
-    processes.on_main(check)
+    check_and_show(config, processes, read)
     return AttackResult(output_dir=Path(config.output_dir))
 
 
-def _audit_input(
-    config: AuditJobConfig, processes: ProcessGroup, device: torch.device
-) -> tuple[AuditPlan, Sequence[PhotoSet], Rows, AuditWork, int]:
-    """Read the input of an audit of models or of photos alone.
+def attack_rows(
+    config: AuditJobConfig | AttackConfig,
+    work: AuditWork,
+    sets: Sequence[PhotoSet],
+    sizes: Mapping[str, int],
+    device: torch.device,
+    faults: Faults,
+) -> dict[str, Row]:
+    """Check the faces in all photos, and return the rows that only a dry run has, of an audit or of `apdm attack`.
 
-    Returns:
-        Its plan, all photos, the rows of what it says, its work, and the bytes of its pictures.
+    Args:
+        sets: all photos.
+        sizes: {part: bytes} of what will be written.
     """
-    output = Path(config.output_dir)
-    if config.hardened is None:
-        plan, specs, protected = load_photo_audit(config, None)
-        rows = photo_audit_plan(config, plan, specs, protected, processes=processes, device=device)
-        work = AuditWork.of(plan, [], class_sets=1, specs=specs, photos=protected.counts)
-        return plan, plan.subjects.sets, rows, work, pictures_size(plan, [], specs, protected.counts, output)
-    plan, inputs, photos = audit.load_audit(config, None)
-    warn_if_too_short(config, plan.entries)
-    rows = audit_plan(config, plan, photos, processes=processes, device=device)
-    entries, _ = plan.available()
-    cells, class_sets = Matrix.of(plan, entries).cells, len(plan.attacked) + 2
-    counts = photos.counts if photos is not None else None
-    work = AuditWork.of(plan, cells, class_sets=class_sets, specs=inputs.photo_attacks, photos=counts)
-    pictures = pictures_size(plan, cells, inputs.photo_attacks, counts or {}, output)
-    return plan, audit.photo_sets(inputs, photos), rows, work, pictures
+    plan, judges, model = work.plan, work.plan.judges, work.plan.models["base"]
+    whose, nominal = "base", ""
+    if isinstance(config, AttackConfig):
+        whose, nominal = "model", "as dreambooth, which trains the whole denoiser: "
+    cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
+    faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
+    return {
+        "faces seen": lambda: faces_in_squares(sets, judges.face_score),
+        "device memory": lambda: (
+            nominal
+            + resources.audit_memory(
+                config.audit, model, cost, device, attacks=work.attacks, models=len(plan.models), shared=False
+            )
+        ),
+        "work": lambda: resources.work(cost, work.passes, device),
+        "drawn": lambda: f"{count(config.num_class_images, 'class picture')} of the {whose}",
+        "disk": lambda: resources.disk(Path(config.output_dir), sizes),
+    }
 
 
-def _check_output(config: Resumable, faults: Faults) -> None:
-    may_replace = config.overwrite_output_dir or goes_on(config)
-    faults.of(lambda: check_output_dir(config.output_dir, overwrite=may_replace))
-
-
-def _show(rows: Rows, more: Mapping[str, Row], faults: Faults) -> None:
-    """Show a plan with further rows. A row that cannot be made, because something is wrong, is left out."""
-    show_plan(rows | {name: faults.of(row) for name, row in more.items()})
+def check_output(config: Resumable) -> None:
+    """Raise UserError if the output folder cannot be used, unless it is that of a run which this one continues."""
+    check_output_dir(config.output_dir, overwrite=config.overwrite_output_dir or goes_on(config))

@@ -15,10 +15,8 @@ from torch import Tensor
 from apdm.attacks import Purifier
 from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
-from apdm.audit.cells.cell import Cell
 from apdm.audit.cells.class_pictures import require_face
 from apdm.audit.cells.matrix import Matrix
-from apdm.audit.inputs.plan import AuditPlan
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts
@@ -44,7 +42,7 @@ from apdm.jobs.hardening.final_audit import final_plan
 from apdm.jobs.hardening.partners import draw_partners
 from apdm.jobs.hardening.validation import pictures_of_validation
 from apdm.jobs.photos.job import PhotoJob
-from apdm.jobs.planning.audit_work import pictures_size
+from apdm.jobs.planning.audit_work import AuditWork
 from apdm.protection.subject_data import SubjectData
 
 logger = get_logger(__name__)
@@ -193,20 +191,19 @@ class HardenInputs(HardenFiles):
         if self.photo_job is not None:
             parts["protected photos"] = self.photo_job.saved.missing_size(output / IMAGES)
         if config.audit.enabled and self.audit_inputs is not None:
-            plan, cells, photos = self.final_audit(self.audit_inputs)
-            attacks = self.audit_inputs.photo_attacks
-            parts["pictures of the audit"] = pictures_size(plan, cells, attacks, photos, output)
+            parts["pictures of the audit"] = self.final_audit(self.audit_inputs).pictures_size(output)
         return parts
 
-    def final_audit(self, inputs: AuditInputs) -> tuple[AuditPlan, list[Cell], dict[str, int]]:
-        """Return the audit at the end as far as it is known: the base stands in for the hardened model.
-
-        Returns:
-            Its plan, the attacks on models, and {person: how many protected photos are attacked}.
-        """
+    def final_audit(self, inputs: AuditInputs) -> AuditWork:
+        """Return the work of the audit at the end, as far as it is known: the base stands in for the hardened model."""
         plan = final_plan(self.config, inputs, self.base, self.base)
-        photos = attacked_photos(inputs, self.photo_job) if self.photo_job is not None else {}
-        return plan, Matrix.of(plan, plan.entries).cells, photos
+        return AuditWork(
+            plan=plan,
+            cells=Matrix.of(plan, plan.entries).cells,
+            class_sets=len(plan.attacked) + 2,
+            specs=inputs.photo_attacks,
+            photos=attacked_photos(inputs, self.photo_job) if self.photo_job is not None else {},
+        )
 
     def _model_size(self, output: Path) -> int:
         """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""

@@ -6,7 +6,7 @@ A backward pass counts as two forward passes. Passes of the VAE and of text enco
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from apdm.attacks import Attack
@@ -34,75 +34,61 @@ class AuditWork:
     """What an audit does.
 
     Attributes:
-        attacks: all attacks that train, each as often as it runs.
-        passes: {part of the audit: number of forward passes}.
+        plan: the plan of the audit.
+        cells: the attacks on models.
+        class_sets: how many sets of class pictures are drawn; the attacker's is one of them.
+        specs: the attacks on protected photos; None for no such attacks.
+        photos: {person: number of protected photos}, for these attacks.
     """
 
-    attacks: Sequence[Attack]
-    passes: Mapping[str, float]
+    plan: AuditPlan
+    cells: Sequence[Cell]
+    class_sets: int
+    specs: PhotoAttackSpecs | None = None
+    photos: Mapping[str, int] = field(default_factory=dict)
 
-    @staticmethod
-    def of(
-        plan: AuditPlan,
-        cells: Sequence[Cell],
-        *,
-        class_sets: int,
-        specs: PhotoAttackSpecs | None = None,
-        photos: Mapping[str, int] | None = None,
-    ) -> AuditWork:
-        """Count the work.
+    @property
+    def attacks(self) -> list[Attack]:
+        """All attacks that train, each as often as it runs."""
+        attacks = [cell.attack for cell in self.cells]
+        if self.specs is not None:
+            people, seeds = len(self.photos), self.plan.repeats
+            attacks += attacks_with_photos(self.specs, self.plan.factory, people=people, seeds=seeds)
+        return attacks
 
-        Args:
-            plan: the plan of the audit.
-            cells: the attacks on models.
-            class_sets: how many sets of class pictures are drawn; the attacker's is one of them.
-            specs: the attacks on protected photos; None for no such attacks.
-            photos: {person: number of protected photos}, for these attacks.
-        """
-        attacks, purifying = [cell.attack for cell in cells], 0.0
-        pictures = cell_pictures(cells, plan.drawing) + class_sets * plan.num_class_images
-        if specs is not None and photos:
-            people, seeds = len(photos), plan.repeats
-            attacks += attacks_with_photos(specs, plan.factory, people=people, seeds=seeds)
-            pictures += photo_pictures(specs, plan.drawing, people=people, seeds=seeds)
-            purifying = purifier_passes(specs, photos=sum(photos.values()), seeds=seeds)
-        passes = {
-            "for attacks": attack_passes(attacks, plan.subjects.mean_photos),
+    @property
+    def passes(self) -> dict[str, float]:
+        """{part of the audit: number of forward passes}."""
+        plan, purifying = self.plan, 0.0
+        pictures = cell_pictures(self.cells, plan.drawing) + self.class_sets * plan.num_class_images
+        if self.specs is not None:
+            pictures += photo_pictures(self.specs, plan.drawing, people=len(self.photos), seeds=plan.repeats)
+            purifying = purifier_passes(self.specs, photos=sum(self.photos.values()), seeds=plan.repeats)
+        return {
+            "for attacks": attack_passes(self.attacks, plan.subjects.mean_photos),
             "for the pictures of the audit": _drawing(plan, pictures) + guidance_passes(plan),
             "for purifiers of protected photos": purifying,
             "for the search": search_passes(plan),
         }
-        return AuditWork(attacks=attacks, passes=passes)
 
+    def pictures_size(self, output: Path) -> int:
+        """Return an upper bound of the bytes of the pictures that the audit keeps, besides those that it has.
 
-def pictures_size(
-    plan: AuditPlan, cells: Sequence[Cell], specs: PhotoAttackSpecs | None, photos: Mapping[str, int], output: Path
-) -> int:
-    """Return an upper bound of the bytes of the pictures that an audit of models keeps, besides those that it has.
-
-    They are kept twice: with each finished attack, and as sheets for the report.
-
-    Args:
-        plan: the plan of the audit.
-        cells: the attacks on models.
-        specs: the attacks on protected photos; None for no such attacks.
-        photos: {person: number of protected photos}, for these attacks.
-        output: the output folder. Attacks in it that are finished are not counted, but their sheets are drawn again.
-    """
-    drawing, one = plan.drawing, picture_size(plan.subjects.protected[0].photos.shape[-1] ** 2)
-    drawn = len(drawing.prompts) * drawing.num_images
-    on_models = [cell.pictures_size(drawn) for cell in cells] + (len(plan.attacked) + 1) * [plan.num_class_images * one]
-    on_photos = []
-    if specs is not None:
-        on_photos = [
-            prompts * drawing.num_images * one
-            for prompts in _prompts_on_photos(specs, drawing)
-            for _ in range(len(photos) * plan.repeats * (2 + len(specs.purifiers)))
-        ]
-    stores = ((CELLS, on_models), (PHOTO_CELLS, on_photos))
-    missing = sum(sum(sorted(sizes)[len(finished_cells(output / name)) :]) for name, sizes in stores)
-    attackers = plan.num_class_images - count_drawn(output / ATTACKER_CLASS_IMAGES, plan.num_class_images)
-    return missing + sum(on_models) + sum(on_photos) + attackers * one
+        They are kept twice: with each finished attack, and as sheets for the report. Attacks in the folder `output`
+        that are finished are not counted, but their sheets are drawn again.
+        """
+        plan, drawing = self.plan, self.plan.drawing
+        one = picture_size(plan.subjects.protected[0].photos.shape[-1] ** 2)
+        on_models = [cell.pictures_size(drawing.number) for cell in self.cells]
+        on_models += (len(plan.attacked) + 1) * [plan.num_class_images * one]
+        on_photos = []
+        if self.specs is not None:
+            runs = len(self.photos) * plan.repeats * (2 + len(self.specs.purifiers))
+            on_photos = runs * [n * drawing.num_images * one for n in _prompts_on_photos(self.specs, drawing)]
+        stores = ((CELLS, on_models), (PHOTO_CELLS, on_photos))
+        missing = sum(sum(sorted(sizes)[len(finished_cells(output / name)) :]) for name, sizes in stores)
+        attackers = plan.num_class_images - count_drawn(output / ATTACKER_CLASS_IMAGES, plan.num_class_images)
+        return missing + sum(on_models) + sum(on_photos) + attackers * one
 
 
 def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:

@@ -30,7 +30,6 @@ from apdm.jobs.planning.audit_work import (
     attack_passes,
     attacks_with_photos,
     photo_pictures,
-    pictures_size,
     purifier_passes,
 )
 from apdm.jobs.planning.plan import attacks_text, length_text, search_text
@@ -135,17 +134,17 @@ def test_the_work_with_protected_photos_is_counted_by_hand(tiny_pipeline: Path, 
     plan = make_plan(load_family(tiny_pipeline))
     specs = PhotoAttackSpecs(adapter=None, attacks=["img2img"], purifiers=["flip", "diffusion"])
     photo_counts = {"s01": 5, "s02": 6}
-    work = AuditWork.of(plan, [], class_sets=3, specs=specs, photos=photo_counts)
+    work = AuditWork(plan=plan, cells=[], class_sets=3, specs=specs, photos=photo_counts)
     assert len(plan.drawing.prompts) == 2 and len(work.attacks) == 16
     assert work.passes["for attacks"] == 16 * 1 * 4 * 3  # one step on two photos and two class pictures
     assert work.passes["for the pictures of the audit"] == (16 * (2 + 2) + 3 * 4) * 2 * 2  # two steps, guided
     assert work.passes["for purifiers of protected photos"] == 2 * 2 * (5 + 6) * 15  # seeds, attacks, photos, steps
     assert work.passes["for the search"] == 0
-    bare = AuditWork.of(plan, [], class_sets=3)
+    bare = AuditWork(plan=plan, cells=[], class_sets=3)
     assert not bare.attacks and bare.passes["for purifiers of protected photos"] == 0
     # Kept twice, beside class pictures of three models; and the attacker's class pictures.
     one = picture_size(16**2)
-    assert pictures_size(plan, [], specs, photo_counts, tmp_path) == (2 * (16 * (2 + 2) + 3 * 4) + 4) * one
+    assert work.pictures_size(tmp_path) == (2 * (16 * (2 + 2) + 3 * 4) + 4) * one
 
 
 def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
@@ -168,17 +167,17 @@ def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
     search = SearchOptions(trials=3, samples=None, min_face_rate=0.0, people=1)
     plan = make_plan(family, entries=entries, search=search, guidance=True)
     prior = encode_images(family, photos(4, 50), batch_size=1)
-    cells = Matrix.of(plan, plan.entries).cells
-    before = pictures_size(plan, cells, None, {}, tmp_path)
+    # Without the attacker's class pictures, which are given.
+    work = AuditWork(plan=plan, cells=Matrix.of(plan, plan.entries).cells, class_sets=3)
+    before = work.pictures_size(tmp_path)
     trials = CellStore(tmp_path / "search_cells")
     done = attack_and_judge(plan, prior, store=CellStore(tmp_path / "cells"), trials=trials)
     assert done is not None
     save_pictures(done[1], tmp_path)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*.png"))
-    sheets = pictures_size(plan, cells, None, {}, tmp_path)
+    sheets = work.pictures_size(tmp_path)
     attackers = plan.num_class_images * picture_size(16**2)  # which were given, and are not in the folder
     assert written + attackers <= before and 2 * sheets == before + attackers
-    work = AuditWork.of(plan, cells, class_sets=3)  # without the attacker's, which were given
     trained = 3 * 2 * 3 * 4  # a step of two photos and two class pictures in three trials on both models
     searched = work.passes["for the search"] - trained
     assert work.passes["for the pictures of the audit"] + searched == drawn > searched > 0
