@@ -41,12 +41,12 @@ from apdm.jobs.common.results import AttackResult, AuditResult, HardenResult, Pe
 from apdm.jobs.harden import check_options
 from apdm.jobs.hardening.files import read_files
 from apdm.jobs.hardening.inputs import HardenInputs, check_base
+from apdm.jobs.hardening.plan import harden_plan
 from apdm.jobs.hardening.validation import pictures_of_validation
 from apdm.jobs.photo_audit import load_photo_audit
-from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning import resources
 from apdm.jobs.planning.audit_work import AuditWork
-from apdm.jobs.planning.plan import Rows, audit_plan, harden_plan, perturb_plan, photo_audit_plan, show_plan
+from apdm.jobs.planning.plan import Rows, audit_plan, perturb_plan, photo_audit_plan, show_plan
 from apdm.jobs.push import check_hub
 
 Row = Callable[[], str | None]
@@ -230,7 +230,9 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
             return None
         job, family = found
         cost = resources.cost_of_pass(family, config.instance_prompt, config.resolution, half=False)
-        drawn = perturb_drawn(config, job, family)
+        drawn = 0
+        if job.protection.needs_class_pictures:
+            drawn = class_pictures_to_draw(config, len(own_class_files(config, family)))
         how = config.num_inference_steps, config.guidance_scale, family
         passes = resources.photo_passes(job) | {"for class pictures": resources.drawing_passes(drawn, *how)}
         sizes = {"protected photos": job.saved.missing_size(output / IMAGES)}
@@ -244,13 +246,6 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
 
     check_and_show(config, processes, read)
     return PerturbResult(output_dir=output, image_dir=output / IMAGES)
-
-
-def perturb_drawn(config: PerturbConfig, job: PhotoJob, family: Family) -> int:
-    """How many class pictures `apdm perturb` draws."""
-    if not job.protection.needs_class_pictures:
-        return 0
-    return class_pictures_to_draw(config, len(own_class_files(config, family)))
 
 
 def audit_models(config: AuditJobConfig) -> AuditResult:

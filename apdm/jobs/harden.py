@@ -41,11 +41,12 @@ from apdm.jobs.hardening.export import delete_last_checkpoint, export, name_chec
 from apdm.jobs.hardening.final_audit import audit_hardened, load_audit_inputs
 from apdm.jobs.hardening.inputs import HardenInputs
 from apdm.jobs.hardening.loop import run_training
+from apdm.jobs.hardening.plan import harden_plan
 from apdm.jobs.hardening.probe import make_probe
 from apdm.jobs.hardening.training import Training
 from apdm.jobs.hardening.validation import Validator
 from apdm.jobs.photos.job import PhotoJob
-from apdm.jobs.planning.plan import harden_plan, show_plan
+from apdm.jobs.planning.plan import show_plan
 from apdm.jobs.push import push_hardened, reserve_repository
 from apdm.protection.objectives import make_objective
 from apdm.protection.subject_data import to_device

@@ -1,6 +1,7 @@
 """The parts of `apdm harden`, in the order of the run.
 
 files, inputs                what is read: first what needs no model, then all of it, checked and encoded
+plan                         what the run says before its long work
 engine_options               whether the launched engine supports the options
 partners                     the pictures that the model may draw in place of protected photos
 training, loop               the parts of Learning to Protect, made from the options; the loop over outer steps

@@ -24,6 +24,7 @@ from apdm.core.disk import picture_size
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.jobs.auditing.picture_sheets import save_pictures
+from apdm.jobs.hardening.plan import attacks_text
 from apdm.jobs.planning import resources
 from apdm.jobs.planning.audit_work import (
     AuditWork,
@@ -32,7 +33,7 @@ from apdm.jobs.planning.audit_work import (
     photo_pictures,
     purifier_passes,
 )
-from apdm.jobs.planning.plan import attacks_text, length_text, search_text
+from apdm.jobs.planning.plan import length_text, search_text
 from apdm.metrics.judges import Judges
 
 OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
