@@ -10,7 +10,8 @@ from torch import Tensor
 
 from apdm.attacks import Material
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.fine_tuning import AttackedModel, frozen_copy
+from apdm.attacks.fine_tuning import frozen_copy
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.batches import Batch
 from apdm.core.errors import UserError
 from apdm.families import Family

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning
+from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.families import Family
 
 

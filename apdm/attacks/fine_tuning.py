@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Self
 
@@ -19,6 +19,7 @@ from torch.nn import GroupNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.batch_prompts import BatchPrompts
 from apdm.attacks.parts.batches import Batch, stream
 from apdm.attacks.parts.first_norms import safe_norms, trained_on_cpu
@@ -34,45 +35,6 @@ from apdm.families.prompts import check_length
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 READ_EVERY = 20  # steps between two looks at the losses
-
-
-@dataclass(frozen=True)
-class AttackedModel:
-    """A model under attack. The attacker changes its own copies of some parts; all other parts are shared.
-
-    Attributes:
-        model: the model, with the attacker's copies in place.
-        modules: the attacker's copies.
-        parameters: what is trained, in float32.
-        trains_text: whether a text encoder is trained. Prompts are then encoded in every step, with gradients.
-        finish: called once when training is over.
-        adapter: what is learned, if it can be published by itself and loaded into another model.
-        rate_factors: for each parameter, what the learning rate is multiplied with; empty if nothing is.
-        replayed: the denoiser with its passes as graphs, if there is one; see `apdm.distributed.graphs`.
-    """
-
-    model: Family
-    modules: tuple[Module, ...]
-    parameters: list[Parameter]
-    trains_text: bool = False
-    finish: Callable[[], None] = lambda: None
-    adapter: Sequence[Tensor] = ()
-    rate_factors: Sequence[float] = ()
-    replayed: Module | None = None
-
-    @property
-    def denoiser(self) -> Module:
-        """What the steps of the attack call: the denoiser in training."""
-        return self.replayed or self.model.denoiser
-
-    def __post_init__(self) -> None:
-        if any(p.dtype != torch.float32 for p in self.parameters):
-            raise ValueError("the attack trains float32 weights; load the model in float32")
-
-    def train(self, mode: bool) -> None:
-        """Put the attacker's copies into training mode (True) or evaluation mode (False)."""
-        for module in self.modules:
-            module.train(mode)
 
 
 @dataclass(frozen=True, kw_only=True)

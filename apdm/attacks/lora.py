@@ -11,7 +11,8 @@ from peft import LoraConfig
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning
+from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family

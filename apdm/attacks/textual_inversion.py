@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning, frozen_copy
+from apdm.attacks.fine_tuning import FineTuning, frozen_copy
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.tokens import add_word, check_word, rename_subject
 from apdm.config.options import option
 from apdm.families import Family

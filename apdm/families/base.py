@@ -1,4 +1,4 @@
-"""The base class of all model families: prompts, latents and noise. `sampling.py` samples, `saving.py` writes.
+"""The base class of all model families. `texts.py` reads prompts, `sampling.py` samples, `saving.py` writes.
 
 `apdm/families/__init__.py` explains what a family is. `docs/adding-a-family.md` explains how to add one.
 """
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from apdm.core.errors import UserError
-from apdm.core.logging import muted
 from apdm.core.pictures import to_unit
 from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.fit import check_fit
@@ -26,6 +25,7 @@ from apdm.families.posterior import Posterior
 from apdm.families.sampling import Sampler
 from apdm.families.saving import Saver
 from apdm.families.single_file.layout import SingleFileLayout
+from apdm.families.texts import TextReader
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # (count, generator) -> [count], on the generator's device
 
@@ -38,7 +38,7 @@ def uniform_timesteps(total: int, count: int, generator: torch.Generator) -> Ten
     return torch.randint(total, (count,), generator=generator, device=generator.device)
 
 
-class Family(Sampler, Saver):
+class Family(TextReader, Sampler, Saver):
     """A diffusers pipeline, seen through the operations that hardening, attacks and audits need.
 
     All parts except the denoiser are frozen. Gradients still flow through the VAE and the text encoders to images, and
@@ -246,67 +246,7 @@ class Family(Sampler, Saver):
         """The attention layers of the denoiser, a copy or a wrapper of it, for `families.attention.watch_attention`."""
         return [AttentionLayer(name, layer) for name, layer in denoiser.named_modules() if is_attention(layer)]
 
-    @staticmethod
-    def tokenizer_name(encoder: str) -> str:
-        """The pipeline's name for the tokenizer of a text encoder: "tokenizer_2" for "text_encoder_2"."""
-        return encoder.replace("text_encoder", "tokenizer")
-
-    def text_encoders(self) -> dict[str, Any]:
-        """The text encoders that attacks may train, under the pipeline's names for them, sorted by name.
-
-        Raises:
-            UserError: there is none.
-        """
-        parts = {name: getattr(self.pipeline, name) for name in sorted(self.trainable_text_encoders)}
-        found = {name: part for name, part in parts.items() if part is not None}
-        if not found:
-            raise UserError(
-                f"{self.name} has no text encoder that can be trained; choose a method that trains the denoiser alone"
-            )
-        return found
-
-    # -- prompts and latents ---------------------------------------------------------------------------------
-
-    @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts as one tensor `[B, L, D]`. Pooled vectors and similar inputs of the denoiser are extra rows.
-
-        A prompt that is too long for a text encoder is cut, as the pipeline does.
-        """
-
-    def _quietly_encoded(self, *args: Any, **options: Any) -> Any:
-        """What the pipeline's `encode_prompt` returns. It logs what it cuts off, and captions must not be logged."""
-        with muted(self.pipeline.encode_prompt.__module__):
-            return self.pipeline.encode_prompt(*args, **options)
-
-    @property
-    def token_limits(self) -> dict[str, int]:
-        """How many tokens of a prompt each tokenizer passes on, under the pipeline's name for the tokenizer."""
-        limits = {}
-        for name, tokenizer in self.pipeline.components.items():
-            encoder = self.pipeline.components.get(name.replace("tokenizer", "text_encoder"))
-            if name.startswith("tokenizer") and tokenizer is not None and encoder is not None:
-                places = getattr(encoder.config, "max_position_embeddings", None)
-                limits[name] = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
-        return limits
-
-    def tokens(self, prompt: str, *, cut: bool = True) -> dict[str, list[int]]:
-        """The tokens of a prompt, under the pipeline's name for the tokenizer that gives them.
-
-        Args:
-            cut: leave out the tokens of a long prompt that the text encoder does not get.
-        """
-        text = self.tokenized(prompt)
-        return {
-            name: getattr(self.pipeline, name)(
-                text, truncation=cut, max_length=limit if cut else None, verbose=False
-            ).input_ids
-            for name, limit in self.token_limits.items()
-        }
-
-    def tokenized(self, prompt: str) -> str:
-        """The text that the pipeline gives to the tokenizers for a prompt. Some pipelines put a template around it."""
-        return prompt
+    # -- latents ---------------------------------------------------------------------------------------------
 
     def posterior(self, images: Tensor) -> Posterior:
         """The distribution of the latents of images `[B, 3, H, W]` in [-1, 1], differentiably.

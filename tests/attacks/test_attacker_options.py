@@ -18,7 +18,8 @@ from torch import Tensor
 
 from apdm.attacks.adaptive import Adaptive
 from apdm.attacks.dreambooth import DreamBooth
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning
+from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.batch_prompts import BatchPrompts
 from apdm.attacks.parts.batches import Batch
 from apdm.attacks.parts.optimizers import make_optimizer

@@ -12,7 +12,8 @@ from attacked import SHORT, changed, material
 from torch.nn import GroupNorm, Module
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import AttackedModel, FineTuning
+from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.first_norms import safe_norms
 from apdm.families import Family, load_family
 

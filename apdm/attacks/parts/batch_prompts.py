@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from apdm.attacks import Material
+from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.batches import Batch
 from apdm.core.devices import send
 
 if TYPE_CHECKING:
-    from apdm.attacks.fine_tuning import AttackedModel, FineTuning
+    from apdm.attacks.fine_tuning import FineTuning
 
 DROPPED = 1  # number of the stream of random numbers that drops captions
 
