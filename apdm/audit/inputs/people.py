@@ -174,43 +174,41 @@ class PhotoFolders:
         Raises:
             UserError: a person has no photos or too few to hold some out, or a photo is damaged.
         """
+        whole = trained = Chosen(attacker_set, f"{prefix}attacker_set")
+        held = Chosen(holdout_set, f"{prefix}holdout_set")
+        if self.last_third:
+            option = f"{prefix}holdout_data_dir"
+            trained, held = replace(whole, part="kept", holdout=option), replace(held, part="held out", holdout=option)
+        one_folder = self.attack == self.holdout
+        own = trained if one_folder else whole
         # The attacker's photos may lie beside the folders of other groups.
         groups = [self.holdout, self.other, self.strangers, self.consenting, f"{self.attack}/{PROTECTED}"]
-        option = f"{prefix}holdout_data_dir"
-        whole, third = Chosen(attacker_set, f"{prefix}attacker_set"), Chosen(holdout_set, f"{prefix}holdout_set")
-        trained, held = whole, third
-        if self.last_third:
-            trained, held = replace(whole, part="kept", holdout=option), replace(third, part="held out", holdout=option)
         besides = [Path(folder) for folder in groups if folder]
-        beside_holdout = besides if self.holdout == self.attack else []
         with Faults() as faults:
-            own = trained if self.attack == self.holdout else whole
             attack = faults.of(lambda: People.load(self.attack, resolution, own, besides=besides))
-            holdout = faults.of(lambda: People.load(self.holdout, resolution, held, besides=beside_holdout))
+            holdout = faults.of(
+                lambda: People.load(self.holdout, resolution, held, besides=besides if one_folder else ())
+            )
             other = faults.of(lambda: People.load(self.other, resolution, trained))
             consenting = faults.of(lambda: People.load(self.consenting, resolution, whole))
             other_holdout = holdout
             if self.last_third or has_sets(self.other):
                 other_holdout = faults.of(lambda: People.load(self.other, resolution, held))
             strangers = faults.of(lambda: load_strangers(self.strangers, resolution))
-        protected = list(attack.photos) if protected is None else protected
+        ids = list(attack.photos) if protected is None else protected
         unseen = "photos of this person that nobody trains on"
-        _require(protected, holdout.photos, self.holdout, unseen, owner=self.attack)
-        _require(list(other.photos), other_holdout.photos, other_holdout.folder, unseen, owner=self.other)
-        _require(protected, attack.photos, self.attack, "the photos that the attacker has", owner=self.holdout)
-
-        def persons(ids: Iterable[str], photos: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> list[Person]:
-            return [Person(id=one, photos=photos[one], references=references[one]) for one in ids]
-
+        holdout.require(ids, unseen, owner=self.attack)
+        other_holdout.require(other.photos, unseen, owner=self.other)
+        attack.require(ids, "the photos that the attacker has", owner=self.holdout)
         return AuditSubjects(
-            persons(protected, attack.photos, holdout.photos),
-            persons(other.photos, other.photos, other_holdout.photos),
+            attack.persons(ids, holdout),
+            other.persons(other.photos, other_holdout),
             strangers[0].images[0] if strangers else None,
             torch.cat(list(consenting.photos.values())) if consenting.photos else None,
             held_out_from="originals" if self.last_third else "folder",
             sets=[
-                *attack.sets(Role.PROTECTED, protected),
-                *holdout.sets(Role.REFERENCE, protected),
+                *attack.sets(Role.PROTECTED, ids),
+                *holdout.sets(Role.REFERENCE, ids),
                 *other.sets(Role.OTHER, other.photos),
                 *other_holdout.sets(Role.OTHER_REFERENCE, other.photos),
                 *consenting.sets(Role.CONSENTING, consenting.photos),
@@ -244,6 +242,24 @@ class People:
         photos = each(subjects, lambda one: load_images(one.images, resolution))
         return People(folder, subjects, {one.id: own for one, own in zip(subjects, photos, strict=True)})
 
+    def require(self, people: Iterable[str], content: str, *, owner: str | None) -> None:
+        """Raise UserError if one of the people in the folder `owner` is not here. `content` is what has to be added."""
+        person = next((one for one in people if one not in self.photos), None)
+        if person is None:
+            return
+        for loose, other in ((self.folder, owner), (owner, self.folder)):
+            if loose and list_images(loose):
+                raise UserError(
+                    f"the loose photos in {loose} belong to nobody in {other}; move them into {loose}/<id>/, with the "
+                    "same id in both"
+                )
+        note = f" ({ONLY_SUBJECT} stands for loose photos)" if person == ONLY_SUBJECT else ""
+        raise UserError(f"{self.folder} has no folder {person}{note}; add one with {content}")
+
+    def persons(self, ids: Iterable[str], holdout: People) -> list[Person]:
+        """These people with the photos that the attacker has from here, and the hold-out photos of another folder."""
+        return [Person(id=one, photos=self.photos[one], references=holdout.photos[one]) for one in ids]
+
     def sets(self, role: Role, chosen: Collection[str]) -> list[PhotoSet]:
         """The photos of the people `chosen`, in a list of one, which is empty if none of them is here."""
         subjects = [subject for subject in self.subjects if subject.id in chosen]
@@ -256,18 +272,3 @@ def load_strangers(folder: str | None, resolution: int) -> list[PhotoSet]:
         return []
     files = list_all_images(folder)
     return [PhotoSet.of(Role.STRANGER, folder, files, load_images(files, resolution))]
-
-
-def _require(
-    people: Sequence[str], known: Mapping[str, Tensor], folder: str | None, content: str, *, owner: str | None
-) -> None:
-    """Raise UserError if `folder`, with photos of the people `known`, lacks one of the people who are in `owner`."""
-    for person in people:
-        if person not in known:
-            for loose in (place for place in (folder, owner) if place and list_images(place)):
-                raise UserError(
-                    f"the loose photos in {loose} belong to nobody in {owner if loose == folder else folder}; "
-                    f"move them into {loose}/<id>/, with the same id in both"
-                )
-            note = f" ({ONLY_SUBJECT} stands for loose photos)" if person == ONLY_SUBJECT else ""
-            raise UserError(f"{folder} has no folder {person}{note}; add one with {content}")
