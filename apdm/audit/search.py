@@ -44,11 +44,11 @@ CHOSEN_BY = "mean likeness over the judges, on hold-out photos (an upper bound: 
 Settle = Callable[[Cell], AttackRow]
 
 
-def check_search(option: str) -> None:
-    """Raise UserError if the package that chooses trials is not installed. `option` is what asks for the search."""
+def check_search() -> None:
+    """Raise UserError if the package that chooses trials is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise UserError(
-            f"{option} needs the package optuna, which is not installed: pip install 'apdm[search]', or leave it out"
+            "--search needs the package optuna, which is not installed: pip install 'apdm[search]', or leave it out"
         )
 
 

@@ -73,9 +73,7 @@ class Kind:
     miniature: bool = False
 
 
-def _values(
-    *, resolution: int, steps: int, guidance: float, batch: int, inner: int = 20, audit: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def _values(*, resolution: int, steps: int, guidance: float, batch: int, inner: int = 20) -> dict[str, Any]:
     return {
         "instance_prompt": "a photo of sks person",
         "class_prompt": "a photo of person",
@@ -96,12 +94,14 @@ def _values(
         "audit.max_train_steps": 4000,
         "audit.gradient_checkpointing": True,
         "audit.seeds": 3,
-        **(audit or {}),
     }
 
 
 ALL, LARGE = ("24gb", "48gb", "80gb", OTHER), ("48gb", "80gb", OTHER)
 SD: Mapping[str, Any] = {"cards": ALL, "photo_cards": ALL, "audit_cards": ALL, "fine_tuning_cards": LARGE}
+LARGE_SD: Mapping[str, Any] = {"cards": LARGE, "photo_cards": ALL, "audit_cards": ("80gb", OTHER)}
+SDXL_AUDIT = {"audit.num_inference_steps": 30, "audit.guidance_scale": 5.0}
+SD3_AUDIT = {"audit.num_inference_steps": 28, "audit.guidance_scale": 7.0}
 # For a model that only several cards have room for.
 SHARDED: Mapping[str, Any] = {"cards": (OTHER,), "photo_cards": (OTHER,), "audit_cards": ()}
 SHARDED_VALUES: dict[str, Any] = {
@@ -117,29 +117,13 @@ KINDS: Mapping[str, Kind] = {
     ),
     "sdxl": Kind(
         name="Stable Diffusion XL",
-        cards=LARGE,
-        photo_cards=ALL,
-        audit_cards=("80gb", OTHER),
-        values=_values(
-            resolution=1024,
-            steps=30,
-            guidance=5.0,
-            batch=1,
-            audit={"audit.num_inference_steps": 30, "audit.guidance_scale": 5.0},
-        ),
+        values=_values(resolution=1024, steps=30, guidance=5.0, batch=1) | SDXL_AUDIT,
+        **LARGE_SD,
     ),
     "sd3": Kind(
         name="Stable Diffusion 3",
-        cards=LARGE,
-        photo_cards=ALL,
-        audit_cards=("80gb", OTHER),
-        values=_values(
-            resolution=1024,
-            steps=28,
-            guidance=7.0,
-            batch=1,
-            audit={"audit.num_inference_steps": 28, "audit.guidance_scale": 7.0},
-        ),
+        values=_values(resolution=1024, steps=28, guidance=7.0, batch=1) | SD3_AUDIT,
+        **LARGE_SD,
     ),
     "flux": Kind(
         name="FLUX.1",

@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from apdm.core.launcher import launched_number, parent_environment, parent_is_launcher
+from apdm.core.launcher import parent_environment, parent_is_launcher, processes_here
 
 CGROUPS = Path("/sys/fs/cgroup")
 ASKED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # variables with which users limit the threads of any program
@@ -14,7 +14,7 @@ ASKED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # variables with which users lim
 
 def default_threads() -> int:
     """Return the number of threads of this process: what `ASKED` says, or its share of the processors."""
-    return _asked() or max(1, available_cpus() // launched_number("LOCAL_WORLD_SIZE", 1))
+    return _asked() or max(1, available_cpus() // processes_here())
 
 
 def available_cpus() -> int:

@@ -52,17 +52,13 @@ def worked_with_others() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1") or bool(_RUNS)
 
 
-def launched_number(name: str, default: int) -> int:
-    """Return the number that the launcher gave this process in an environment variable.
-
-    Args:
-        name: the variable, such as "WORLD_SIZE".
-        default: the result if no launcher started this process, or if the variable is not set.
+def processes_here() -> int:
+    """Return how many processes of the run are on this machine, as the launcher says; 1 without a launcher.
 
     Raises:
-        UserError: the variable is no whole number.
+        UserError: what the launcher says is no whole number.
     """
-    return _number(name, default) if is_launched() else default
+    return _number("LOCAL_WORLD_SIZE", 1) if is_launched() else 1
 
 
 def check_launch() -> int:

@@ -20,6 +20,7 @@ from apdm.core.errors import UserError
 from apdm.core.files import WEIGHT_SUFFIXES
 from apdm.core.versions import VERSION
 
+MESSAGE = "A model hardened by apdm"  # of a commit
 TAG = "apdm"  # of the cards that this program writes
 OF_THE_HUB = {".gitattributes"}  # files that the Hub itself puts into a new repository
 INDEX_SUFFIX = ".index.json"  # of weights in several files
@@ -96,7 +97,7 @@ def make_repository(destination: Destination) -> None:
             _api().create_repo(destination.name, private=not destination.public, exist_ok=True)
 
 
-def push_files(destination: Destination, files: Mapping[str, Path | bytes], *, message: str) -> str:
+def push_files(destination: Destination, files: Mapping[str, Path | bytes]) -> str:
     """Push files in one commit, and remove other weights from it, which would be loaded in place of the new ones.
 
     Args:
@@ -118,7 +119,7 @@ def push_files(destination: Destination, files: Mapping[str, Path | bytes], *, m
     api = _api()
     with _errors(f"push to {destination.name}"):
         try:
-            api.create_commit(destination.name, operations, commit_message=message, parent_commit=destination.head)
+            api.create_commit(destination.name, operations, commit_message=MESSAGE, parent_commit=destination.head)
         except RepositoryNotFoundError:
             raise UserError(f"{destination.name} is no longer on the Hub; repeat the command") from None
     return f"{api.endpoint}/{destination.name}"

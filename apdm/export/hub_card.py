@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from huggingface_hub import ModelCard
 
 from apdm.core.errors import UserError
+from apdm.export.layout import MODEL
 
 LIMITS = (
     "This model is no guarantee. An attacker who owns these weights can still fine-tune them on a protected person; "
@@ -21,7 +22,6 @@ def hub_card(
     text: str,
     *,
     name: str,
-    folder: str,
     base_model: str | None,
     licence: Mapping[str, str],
     table: Sequence[tuple[str, str, str]],
@@ -32,7 +32,6 @@ def hub_card(
     Args:
         text: the card that the run wrote, README.md of its pipeline folder.
         name: the repository, OWNER/NAME.
-        folder: the name of the pipeline folder in the run's card.
         base_model: the base's name on the Hub; None keeps what the card says.
         licence: entries of the Hub's metadata about the licence; empty if it is not known.
         table: the results: what was measured, on the base and on the hardened model; empty without an audit.
@@ -60,7 +59,7 @@ def hub_card(
     lines += ["## Results", ""]
     lines += [*_table(table), "", *notes, ""] if table else [NOT_AUDITED, ""]
     lines += ["## Limits", "", " ".join(LIMITS), "", "## Threat model"]
-    card.text = "\n".join(lines) + _for_the_hub(use, name=name, folder=folder)
+    card.text = "\n".join(lines) + _for_the_hub(use, name)
     return f"---\n{card.data.to_yaml()}\n---\n\n{card.text.strip()}\n"
 
 
@@ -68,8 +67,8 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     return ["| | base | hardened |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _for_the_hub(use: str, *, name: str, folder: str) -> str:
+def _for_the_hub(use: str, name: str) -> str:
     """The end of a card with the repository's name in the code, and without the single file, which is not pushed."""
     first, *ways = re.split(r"^(?=To load )", use, flags=re.MULTILINE)
     kept = [way for way in ways if not way.startswith("To load the single file")]
-    return first + "".join(way.replace(f'from_pretrained("{folder}"', f'from_pretrained("{name}"') for way in kept)
+    return first + "".join(way.replace(f'from_pretrained("{MODEL}"', f'from_pretrained("{name}"') for way in kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from apdm.core.terminal import count
 from apdm.faces.interfaces import Face
 from apdm.faces.person import PersonsFace
 
@@ -73,7 +74,7 @@ class PhotoFaces:
             names: a name for each photo.
             done: what is done with the chosen faces.
         """
-        parts = [f"{_count(self.photos, 'photo')}, {self.photos - len(self.without)} with a face"]
+        parts = [f"{count(self.photos, 'photo')}, {self.photos - len(self.without)} with a face"]
         several = "in {} {} faces, "
         for i in self.by_likeness:
             parts.append(
@@ -113,7 +114,3 @@ def _share_inside(face: Face, height: int, width: int) -> float:
     x, y = (width - side) / 2, (height - side) / 2
     inside = max(0.0, min(right, x + side) - max(left, x)) * max(0.0, min(bottom, y + side) - max(top, y))
     return inside / max(face.area, 1e-9)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + "s" * (number != 1)

@@ -9,7 +9,7 @@ import torch
 
 from apdm.core.disk import amount
 from apdm.core.errors import UserError
-from apdm.core.launcher import launched_number
+from apdm.core.launcher import processes_here
 from apdm.core.memory import available_memory, available_on
 from apdm.data.photo_files import name_of
 from apdm.data.photo_sets import letter_of
@@ -89,7 +89,7 @@ class PhotoMemory:
         """
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         host = self.host + (self.device if accelerator is None else 0)
-        needs = [(launched_number("LOCAL_WORLD_SIZE", 1) * host, available_memory(), "this machine")]
+        needs = [(processes_here() * host, available_memory(), "this machine")]
         if accelerator is not None:
             needs.append((self.device, available_on(accelerator), f"the {accelerator.type} device"))
         for need, left, place in needs:

@@ -190,7 +190,7 @@ def search_of(config: AuditJobConfig) -> SearchOptions | None:
     """Return how an attacker searches; None for no search. Raises UserError if the package that searches is missing."""
     if not config.search:
         return None
-    check_search("--search")
+    check_search()
     return SearchOptions(
         trials=config.search,
         samples=config.search_samples,

@@ -51,7 +51,7 @@ def push(config: PushConfig) -> PushResult:
     address = None
     if not config.dry_run:
         logger.info("pushing %s of %s to %s", count(len(files), "file"), root / MODEL, destination.name)
-        address = push_files(destination, files, message="A model hardened by apdm")
+        address = push_files(destination, files)
         if destination.exists and destination.public:
             logger.info("%s keeps its visibility; it is changed in its settings on the Hub", destination.name)
     return PushResult(output_dir=root, repository=destination.name, address=address, files=tuple(sorted(files)))
@@ -131,7 +131,6 @@ def _card(root: Path, destination: Destination, base_model: str | None) -> str:
     return hub_card(
         text,
         name=destination.name,
-        folder=MODEL,
         base_model=base,
         licence=licence_of(base) if base else {},
         table=results_table(models) if models else [],

@@ -10,6 +10,7 @@ from PIL import Image
 
 from apdm.audit.one_model import AttackResults
 from apdm.audit.results.models import AttackRow
+from apdm.audit.results.rows import mean_curve
 from apdm.core.terminal import count
 from apdm.export.layout import ATTACK
 from apdm.metrics.identity import face_rate
@@ -71,12 +72,7 @@ def likeness_plots(results: AttackResults) -> list[Plot]:
             "Likeness to the held-out photos",
             encoder.name,
             [
-                Curve(
-                    f"line-{place % len(LINE_COLOURS) + 1}",
-                    True,
-                    [(float(point.step), point.identity[encoder.name].mean) for point in row.curve],
-                    name=title_of(row),
-                )
+                Curve(f"line-{place % len(LINE_COLOURS) + 1}", True, mean_curve([row], encoder.name), title_of(row))
                 for place, row in enumerate(results.attacks)
             ],
             encoder.threshold,

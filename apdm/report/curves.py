@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from apdm.audit.results.models import AttackRow
-from apdm.audit.results.rows import protected_curve
+from apdm.audit.results.rows import mean_curve, protected_curve
 from apdm.metrics.utility import StrangersLikeness
 from apdm.report.axes import BOTTOM, HEIGHT, TOP, step_ticks, x_of
 
@@ -90,26 +89,14 @@ def mean_plots(encoders: Sequence[Encoder], rows: Sequence[AttackRow], nominal_s
             mean = protected_curve(sound, model, encoder.name)
             if mean:
                 curves.append(Curve(model, True, mean))
-            found = [_points(row, encoder.name) for row in sound if row.model == model]
+            found = [dict(mean_curve([row], encoder.name)) for row in sound if row.model == model]
             if len(found) > 1:
                 highest = [(step, max(one[step] for one in found)) for step, _ in mean]
                 lowest = [(step, min(one[step] for one in found)) for step, _ in mean]
                 spreads.append(Curve(model, False, highest + lowest[::-1]))
         if curves:
-            yield plot(
-                "All people and seeds",
-                encoder.name,
-                curves,
-                encoder.threshold,
-                encoder.strangers,
-                nominal_step,
-                spreads,
-            )
-
-
-def _points(row: AttackRow, encoder: str) -> dict[float, float]:
-    """{step: mean likeness}."""
-    return {float(point.step): point.identity[encoder].mean for point in row.curve}
+            title, chance = "All people and seeds", encoder.strangers
+            yield plot(title, encoder.name, curves, encoder.threshold, chance, nominal_step, spreads)
 
 
 def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Curve]:
@@ -117,18 +104,12 @@ def _curves(rows: Sequence[AttackRow], model: str, encoder: str) -> Iterator[Cur
 
     The points are (step, likeness). If there is a single seed and it did not fail, only the mean is given.
     """
-    whole, seeds = [], []
-    for row in rows:
-        if row.model == model:
-            points = _points(row, encoder)
-            seeds.append(points)
-            if row.status == "ok":
-                whole.append(points)
-    if len(seeds) > 1 or not whole:
-        yield from (Curve(model, False, sorted(points.items())) for points in seeds)
-    if whole:
-        common = sorted(set.intersection(*map(set, whole)))
-        yield Curve(model, True, [(step, fmean(points[step] for points in whole)) for step in common])
+    seeds = [row for row in rows if row.model == model]
+    sound = [row for row in seeds if row.status == "ok"]
+    if len(seeds) > 1 or not sound:
+        yield from (Curve(model, False, mean_curve([row], encoder)) for row in seeds)
+    if sound:
+        yield Curve(model, True, mean_curve(sound, encoder))
 
 
 def plot(

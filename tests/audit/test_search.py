@@ -224,7 +224,7 @@ def test_each_person_has_costs_of_their_own_and_none_where_the_nominal_attack_sh
 def test_a_search_without_its_package_is_refused_by_the_name_of_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"--search needs .*apdm\[search\]"):
-        check_search("--search")
+        check_search()
 
 
 @pytest.mark.parametrize("option", [{"search": 3}, {"known_before": True}])

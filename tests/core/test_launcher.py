@@ -8,7 +8,7 @@ import pytest
 from real_signals import LAUNCHED
 
 from apdm.core.errors import UserError
-from apdm.core.launcher import check_launch, is_launched, is_main_process, launched_number
+from apdm.core.launcher import check_launch, is_launched, is_main_process, processes_here
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def test_all_variables_together_are_believed(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     assert check_launch() == 2 and is_launched() and not is_main_process()
-    assert launched_number("LOCAL_WORLD_SIZE", 1) == 2
+    assert processes_here() == 2
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_all_variables_together_are_believed(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_says_nothing_of_other_processes_is_ignored(monkeypatch: pytest.MonkeyPatch, left: dict[str, str]) -> None:
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    assert is_main_process() and launched_number("LOCAL_WORLD_SIZE", 1) == 1
+    assert is_main_process() and processes_here() == 1
     assert check_launch() == 1
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & set(os.environ)
 

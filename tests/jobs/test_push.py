@@ -297,4 +297,4 @@ def test_the_python_api_pushes_and_a_wrong_folder_is_told_before_the_hub_is_aske
 def test_a_repository_that_is_deleted_meanwhile_is_one_line(hub: StandIn) -> None:
     gone = Destination(name=f"{OWNER}/gone", public=False, exists=True, head="0" * 40)
     with pytest.raises(UserError, match="no longer on the Hub"):
-        push_files(gone, {"README.md": b"x"}, message="m")
+        push_files(gone, {"README.md": b"x"})
