@@ -132,19 +132,54 @@ def test_what_cannot_be_used_is_one_line(made, name, changes, said, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_picture_and_a_row_without_subject_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "second", "names", "said"),
+    [
+        ("string", b"no picture", ["a1", "a1"], "row 1 of dataset .* holds no picture"),
+        ("string", PICTURES[1], ["a1", None], "row 1 of dataset .* has no subject"),
+        ("string", PICTURES[1], ["a1", " "], "row 1 of dataset .* has no subject"),
+        ("bool", PICTURES[1], [True, True], "row 0 of dataset .* has no subject"),
+    ],
+)
+def test_a_damaged_picture_and_a_row_without_subject_are_named(tmp_path, kind, second, names, said):
     import datasets
 
-    features = datasets.Features({"image": datasets.Image(), "who": datasets.Value("string")})
-    pictures = [{"bytes": PICTURES[0], "path": None}, {"bytes": b"no picture", "path": None}]
-    for number, (names, said) in enumerate(
-        ((["a1", "a1"], "row 1 of dataset .* holds no picture"), (["a1", None], "row 1 of dataset .* has no subject"))
+    pictures = [{"bytes": content, "path": None} for content in (PICTURES[0], second)]
+    features = datasets.Features({"image": datasets.Image(), "who": datasets.Value(kind)})
+    data = datasets.Dataset.from_dict({"image": pictures, "who": names}, features=features)
+    data.save_to_disk(str(tmp_path / "data"))
+    broken = DatasetSource(option="dataset_name", name=str(tmp_path / "data"), subject_column="who")
+    with pytest.raises(UserError, match=said):
+        write_photos(broken, tmp_path / "out")
+
+
+def test_a_dataset_on_the_hub_may_not_name_a_file_of_this_machine_and_a_local_one_may(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(PICTURES[0])
+    row = {"bytes": None, "path": str(tmp_path / "secret.jpg")}
+    with pytest.raises(UserError, match="row 0 of dataset owner/faces names a file of this machine"):
+        DatasetSource(option="dataset_name", name="owner/faces")._picture(row, 0)
+    assert DatasetSource(option="dataset_name", name=str(tmp_path))._picture(row, 0) == PICTURES[0]
+
+
+def test_a_split_without_photos_is_told(tmp_path):
+    import datasets
+
+    empty = datasets.Dataset.from_dict({"image": []}, features=datasets.Features({"image": datasets.Image()}))
+    empty.to_parquet(str(tmp_path / "data.parquet"))
+    with pytest.raises(UserError, match="dataset .*/data.parquet has no photos in its split train; choose another"):
+        write_photos(DatasetSource(option="dataset_name", name=str(tmp_path / "data.parquet")), tmp_path / "out")
+
+
+def test_what_is_wrong_with_a_dataset_on_the_hub_is_told_with_a_mend_of_its_own():
+    from datasets.exceptions import DatasetNotFoundError
+
+    given = DatasetSource(option="class_dataset_name", name="owner/faces")
+    for error, mend in (
+        (ConnectionError(), "connect to the Hub, or give class_dataset_name a local folder"),
+        (DatasetNotFoundError(), "check the name; for a private or gated dataset, log in with hf auth login"),
+        (ValueError(), "check class_dataset_name and the options that belong to it"),
     ):
-        data = datasets.Dataset.from_dict({"image": pictures, "who": names}, features=features)
-        data.save_to_disk(str(tmp_path / f"{number}"))
-        broken = DatasetSource(option="dataset_name", name=str(tmp_path / f"{number}"), subject_column="who")
-        with pytest.raises(UserError, match=said):
-            write_photos(broken, tmp_path / f"out{number}")
+        assert given._mend(error) == mend
 
 
 @pytest.mark.parametrize("name", ["Anna Maier", "anna", "anna_1998_berlin", "maier@example.org", "+49 170 123456"])
@@ -159,6 +194,9 @@ def test_what_is_opaque_stays(name):
 
 def test_photos_are_gone_after_the_run_however_it_ends_and_strange_folders_are_never_touched(made, tmp_path):
     place, sources = tmp_path / "run.photos", {"people": source(made, "saved")}
+    (place / "people/s09").mkdir(parents=True)  # of a run that was killed
+    (place / "people/s09/0.jpg").write_bytes(PICTURES[0])
+    (place / ".made_by_apdm").touch()
     with photos_on_disk(place, sources):
         assert len(find_subjects(place / "people")) == 2
         with pytest.raises(UserError, match="another run has its photos"), photos_on_disk(place, sources):

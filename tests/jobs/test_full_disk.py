@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from PIL import Image
 from tiny_run import arguments, equal, weights, write_people
 
@@ -47,17 +47,6 @@ def run(tiny_pipeline: Path, people: Path) -> Run:
     return lambda output, **changes: main(
         ["harden", *arguments(tiny_pipeline, people, output, checkpointing_steps=0, **changes)]
     )
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses longer files, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -157,7 +157,10 @@ def test_two_probes_in_a_row_without_likeness_end_the_hardening_if_that_is_asked
         "audit.holdout_data_dir": people / "holdout",
         "audit.enabled": "false",
     }
-    assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **probed)]) == 0
+    words = ["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **probed)]
+    assert main(words) == 0
+    if stops == "true":
+        assert main([*words, "--resume_from_checkpoint", "latest"]) == 0  # which only exports again
     newest = max((tmp_path / "run").glob("checkpoint-*"))
     assert newest.name == f"checkpoint-{steps:06d}"
     assert json.loads((newest / "checkpoint.json").read_text())["quiet_probes"] == steps

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from tiny_run import UNET, arguments, write_people
 
 from apdm.cli import main
-from apdm.config import HardenConfig
+from apdm.config import HardenConfig, load_config
 from apdm.config.groups.attackers import VarietyConfig
 from apdm.data.separate_photos import Role
 from apdm.export.leaks import scan_for_leaks
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
-from apdm.jobs.hardening.files import Photos
+from apdm.jobs.hardening.files import Photos, read_files
 from apdm.jobs.hardening.inputs import encode_subjects
 
 SHORT = {"audit.enabled": "false", "image_layer.enabled": "false", "max_train_steps": 2, "validation.steps": 0}
@@ -71,6 +71,19 @@ def test_a_run_with_captions_hardens_otherwise_and_tells_none(
     assert "text: 4, of 1 person" in told.err and told.err.count("passed over") == 1  # without the option
     for secret in ("goateed", "freckled"):
         assert secret not in told.out + told.err and not scan_for_leaks(tmp_path / "own", [secret])
+
+
+def test_captions_without_the_rare_word_are_counted(
+    tiny_pipeline: Path, people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (table,) = (people / "protected").glob("*/metadata.jsonl")
+    given = arguments(tiny_pipeline, people, tmp_path / "out", **SHORT, **{"variety.caption_column": "text"})
+    config = load_config(HardenConfig, given)
+    read_files(config)
+    assert "rare word" not in caplog.text
+    table.write_text(table.read_text().replace("sks person, smiling", "person, smiling"))
+    read_files(config)
+    assert "1 of 4 captions lack the rare word of instance_prompt; write it into each caption" in caplog.text
 
 
 def test_captions_that_are_missing_are_told_before_the_work(

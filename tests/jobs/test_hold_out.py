@@ -83,6 +83,17 @@ def test_nothing_is_held_out_without_an_audit_and_where_hold_out_photos_are_give
         assert files.audit_inputs is None or files.audit_inputs.subjects.held_out_from == "folder"
 
 
+def test_without_an_audit_the_networks_that_are_misled_find_a_person_who_is_in_two_folders(
+    people: Path, tmp_path: Path
+) -> None:
+    write_photos(1, range(10, 14), tmp_path / "consenting/c01")
+    benign = {"pool.size": 2, "pool.benign_size": 1, "pool.benign_data_dir": tmp_path / "consenting"}
+    files = read(people, tmp_path / "out", **DRAWN, **benign)
+    assert files.audit_inputs is None
+    with pytest.raises(UserError, match="consenting/c01 shows the person of .*/s01 .by portrait-a"):
+        files.check_people([])
+
+
 def test_the_attackers_own_photos_are_all_used_and_partners_go_with_their_photos(people: Path, tmp_path: Path) -> None:
     for number in (1, 2):
         write_photos(number, range(100, 103), tmp_path / f"attacker/s{number:02d}")

@@ -122,6 +122,11 @@ def noted_photo(folder: Path, people: Path) -> None:
     Image.new("RGB", (16, 16)).save(folder / "images/s01/0.png", pnginfo=notes)
 
 
+def torn_photo(folder: Path, people: Path) -> None:
+    noted_photo(folder, people)
+    (folder / "images/s01/0.png").write_bytes(b"torn")
+
+
 def absolute_path(folder: Path, people: Path) -> None:
     path = folder / "model/unet/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_name_or_path": "/home/someone/model"}))
@@ -165,8 +170,10 @@ def file(name: str, content: bytes = b"0") -> Callable[[Path, Path], object]:
         (inside_weights, f"{UNET} holds bytes of a subject's photo"),
         (as_protected, "images/s01/000.png is a subject's photo as it was"),
         (noted_photo, "images/s01/0.png carries parameters"),
+        (torn_photo, "images/s01/0.png is no picture"),
         (broken_denoiser, "the pipeline folder does not draw: the picture has values that are not finite"),
         (half_text_encoder, "the pipeline folder does not draw: mat1 and mat2 must have the same dtype"),
+        (file("model/unet/config.json", b"{"), "model/unet/config.json has changed"),
         (absolute_path, "model/unet/config.json holds a path of the machine"),
         (lambda folder, people: shutil.copy(people / "strangers/000.png", folder / "model/x.png"), "picture inside a"),
     ],
@@ -288,11 +295,11 @@ def test_an_id_of_digits_is_looked_for_among_texts_and_not_among_numbers(
 ):
     shutil.copytree(people / "protected/s01", tmp_path / "subjects/4")
     shutil.copytree(people / "protected/s01", tmp_path / "subjects/16")
-    assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 0
     file = folder / "model/unet/config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"made_for": "16"}))
-    write_manifest(folder, config_hash="")
-    assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == 1
+    for more, code in (({"made_of": "16 blocks"}, 0), ({"made_for": "16"}, 1)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+        write_manifest(folder, config_hash="")
+        assert main(["verify", str(folder), "--subjects", str(tmp_path / "subjects")]) == code
     assert "id of a subject" in capsys.readouterr().out
 
 

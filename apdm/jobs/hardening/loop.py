@@ -108,14 +108,14 @@ def run_training(
                     reported_by_other_process=not processes.is_main,
                 )
             if over:
-                _save_last(keeper, counters)
+                save_last(keeper, counters)
             if protected:
                 break
     training.publish()
     return Trained(counters.step, keeper.newest)
 
 
-def _save_last(keeper: Keeper, counters: Counters) -> None:
+def save_last(keeper: Keeper, counters: Counters) -> None:
     """Save the training before the model is exported, so that nothing that happens from now on can lose it.
 
     A disk that has no room for the checkpoint may have room for the model, which is smaller. So that is tried anyway.

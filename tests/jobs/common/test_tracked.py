@@ -237,7 +237,7 @@ def test_a_tracker_that_fails_after_an_audit_is_a_warning(
     )
 
 
-def test_pictures_of_the_validation_go_to_the_tracker_without_their_prompts(
+def test_pictures_and_figures_of_the_validation_go_to_the_tracker_without_prompts_and_people(
     make_pipeline: Callable[..., Path], people: Path, tmp_path: Path
 ) -> None:
     pipeline = make_pipeline("epsilon")
@@ -246,6 +246,9 @@ def test_pictures_of_the_validation_go_to_the_tracker_without_their_prompts(
         "validation.steps": 1,
         "validation.num_images": 2,
         "validation.num_inference_steps": 2,
+        "validation.probe_steps": 1,
+        "audit.holdout_data_dir": people / "holdout",
+        "audit.enabled": "false",
         "max_train_steps": 2,
         "report_to": "tensorboard",
         "logging_dir": "tb",
@@ -254,7 +257,8 @@ def test_pictures_of_the_validation_go_to_the_tracker_without_their_prompts(
     read = events(output / "tb")
     assert {"validation/prompt 1", "validation/prompt 2"} == set(read.Tags()["images"])
     assert [one.step for one in read.Images("validation/prompt 2")] == [1, 2]
-    assert [one.step for one in read.Scalars("instance_loss")] == [1, 2]
+    for name in ("instance_loss", "probe_likeness/portrait-a", "probe_face_rate"):
+        assert [one.step for one in read.Scalars(name)] == [1, 2]
     assert main(["verify", str(output)]) == 0  # the folder of the logs is a working file, whatever its name
     assert not scan_for_leaks(output / "tb", ["sks", "photo of", str(people)])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from PIL import Image, ImageOps
 from real_signals import signal_when
 from safetensors.torch import load_file
 from tiny_run import ADAPTERS, LEAN, POOL, VARIETY, arguments, equal, weights, write_people
 
 from apdm.cli import main
-from apdm.core.errors import Interrupted
+from apdm.core.errors import Interrupted, UserError
 from apdm.core.files import model_hash
 from apdm.core.signals import NOTHING_KEPT, Stop
 from apdm.data.subjects import read_image
@@ -259,10 +259,10 @@ def test_going_on_from_a_checkpoint_elsewhere_never_deletes_later_ones_whatever_
     assert (copied / "checkpoint-000002").is_dir()
 
 
-def test_only_so_many_checkpoints_are_kept(run: Run, tmp_path: Path) -> None:
-    assert run(tmp_path / "run", max_train_steps=5, checkpointing_steps=2, checkpoints_total_limit=2) == 0
+def test_only_so_many_checkpoints_are_kept_those_of_every_second_step_and_the_last(run: Run, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", max_train_steps=7, checkpointing_steps=2, checkpoints_total_limit=3) == 0
     found = sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*"))
-    assert found == ["checkpoint-000004", "checkpoint-000005"]
+    assert found == ["checkpoint-000004", "checkpoint-000006", "checkpoint-000007"]
 
 
 def test_nothing_of_a_subject_is_in_a_checkpoint(stopped: Path, people: Path) -> None:
@@ -355,17 +355,23 @@ def test_other_options_are_refused_by_name_and_another_seed_is_only_told(
 def test_a_disk_that_takes_no_more_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
     run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses longer files, as a full disk would
-    try:
+    with files_of_at_most(50_000):
         assert run(copied, resume_from_checkpoint="latest") == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     said = last_line(capsys)
     assert "checkpoint-000003 cannot be written" in said and len(said) < 400
     assert sorted(p.name for p in copied.glob("checkpoint-*")) == ["checkpoint-000001", "checkpoint-000002"]
     assert not list(copied.glob(".*partial*"))
     assert run(copied, max_train_steps=3, resume_from_checkpoint="latest") == 0
+
+
+def test_a_checkpoint_of_another_version_or_model_is_told(copied: Path) -> None:
+    with pytest.raises(UserError, match="checkpoint-000001/theta.safetensors does not fit this model: .*other.weight"):
+        Checkpoint.open(copied / "checkpoint-000001").read("theta", ["other.weight"])
+    file = copied / "checkpoint-000002/checkpoint.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({**facts, "format": 3}))
+    with pytest.raises(UserError, match="checkpoint-000002 has format 3, this version reads 4; choose an earlier one"):
+        Checkpoint.open(copied / "checkpoint-000002")
 
 
 def test_a_checkpoint_says_what_it_holds(stopped: Path) -> None:
