@@ -226,6 +226,7 @@ class Answers:
         card: the card.
         faces: the networks for faces; or `NO_FACES` or `BUNDLED` alone.
         output_dir: the output folder of the job.
+        allow_pickle: whether the job may load pickles.
     """
 
     make: Make
@@ -236,6 +237,7 @@ class Answers:
     card: str
     faces: Sequence[str]
     output_dir: str
+    allow_pickle: bool = False
 
     @property
     def command(self) -> str:
@@ -256,6 +258,7 @@ def starting_values(answers: Answers) -> dict[str, Any]:
     first = {
         "pretrained_model_name_or_path": answers.model,
         **answers.found,
+        "allow_pickle": answers.allow_pickle or None,
         "instance_data_dir": answers.photos,
         "output_dir": answers.output_dir,
         "preset": card if card in MEMORY_PRESETS and not kind.miniature else None,

@@ -7,11 +7,13 @@ a gradient, and `recognise` is for a graph that it cannot run.
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apdm.core.errors import UserError
@@ -22,6 +24,7 @@ from apdm.faces.optional_packages import import_extra, to_bgr
 logger = get_logger(__name__)
 
 THRESHOLD = 0.5  # lowest score of a detected face; InsightFace's own default
+NARROWEST = 64  # a picture's longer side over its shorter one; InsightFace fails if it shrinks a side to no pixel
 
 
 class InsightFacePack:
@@ -70,6 +73,9 @@ class InsightFacePack:
 
     def detect(self, image: Tensor) -> list[Face]:
         """Find the faces of one image `[3, H, W]` in [0, 1]. Returns the face with the largest box first."""
+        height, width = image.shape[-2:]
+        least = math.ceil(max(height, width) / NARROWEST)
+        image = F.pad(image, (0, max(0, least - width), 0, max(0, least - height)))  # positions stay as they are
         rows, landmarks = self._detector.detect(to_bgr(image))
         faces = []
         for row, points in zip(rows, landmarks, strict=True):

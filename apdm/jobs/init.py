@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from huggingface_hub import hf_hub_download
 
-from apdm.config import HardenConfig, InitConfig, make_config
+from apdm.config import HardenConfig, InitConfig, PerturbConfig, make_config
 from apdm.config.commands.init import QUESTIONS
 from apdm.config.options import options_by_path, without_none
 from apdm.config.starting_file import (
@@ -36,7 +36,7 @@ from apdm.core.files import check_output_dir, write_text
 from apdm.core.logging import get_logger
 from apdm.core.model_path import INDEX, local_model
 from apdm.data.subjects import find_subjects
-from apdm.faces import FaceChoice
+from apdm.faces import FaceChoice, FaceNetworks
 from apdm.families.load import check_pipeline, families_by_pipeline
 from apdm.families.miniature import is_miniature
 from apdm.families.pipeline_folder import stored_variants
@@ -179,7 +179,10 @@ class _Answering:
         """Keep an answer. Raises UserError if it is wrong."""
         match name:
             case "model":
-                self.kind, self.found = look_at_model(value, self.config.single_file_config)
+                config = self.config
+                self.kind, self.found = look_at_model(
+                    value, config.single_file_config, allow_pickle=config.allow_pickle
+                )
             case "photos":
                 find_subjects(value)
             case "card":
@@ -192,12 +195,19 @@ class _Answering:
         known = self.known
         check_faces(self.kind, known["make"], known["card"], faces)
         if NO_FACES not in faces:
-            choice = FaceChoice(faces=[spec for spec in faces if spec != BUNDLED])
+            named = [spec for spec in faces if spec != BUNDLED]
+            choice = FaceChoice(faces=named, allow_pickle=self.config.allow_pickle)
             choice.check_world(known["model"], miniature=self.kind.miniature)
 
     def answers(self) -> Answers:
         """All answers together."""
-        return Answers(**self.known, kind=self.kind, found=self.found, output_dir=self.output_dir)
+        return Answers(
+            **self.known,
+            kind=self.kind,
+            found=self.found,
+            output_dir=self.output_dir,
+            allow_pickle=self.config.allow_pickle,
+        )
 
     @property
     def output_dir(self) -> str:
@@ -275,7 +285,9 @@ def _card_here() -> str:
     return fitting[-1] if fitting else OTHER
 
 
-def look_at_model(model: str, single_file_config: str | None) -> tuple[Kind, dict[str, Any]]:
+def look_at_model(
+    model: str, single_file_config: str | None, *, allow_pickle: bool = False
+) -> tuple[Kind, dict[str, Any]]:
     """Check a model as the jobs do before they read its weights, and say of which kind it is.
 
     Of a name on the Hub, only its small configuration files are read, unless it is well known.
@@ -298,13 +310,13 @@ def look_at_model(model: str, single_file_config: str | None) -> tuple[Kind, dic
             )
         variant = _only_variant(Path(single_file_config)).get("variant")
         file = look_at_single_file(
-            place, single_file_config, families_by_pipeline(), variant=variant, allow_pickle=True
+            place, single_file_config, families_by_pipeline(), variant=variant, allow_pickle=allow_pickle
         )
         found["single_file_config"] = single_file_config
         found |= {} if file.variant is None else {"variant": file.variant}
     elif place is not None:
         found |= _only_variant(place)
-        check_pipeline(place, variant=found.get("variant"))
+        check_pipeline(place, variant=found.get("variant"), allow_pickle=allow_pickle)
     folder = model if place is None or place.is_dir() else str(single_file_config)
     if is_miniature(folder):
         return miniature_kind(), found
@@ -365,3 +377,19 @@ def _check_all(answers: Answers, text: str) -> None:
         faults.of(lambda: check_given(config))
         if isinstance(config, HardenConfig):
             faults.of(lambda: find_subjects(config.instance_data_dir, chosen=learnt_photos(config)))
+    if config.faces:
+        _check_networks(config)
+
+
+def _check_networks(config: HardenConfig | PerturbConfig) -> None:
+    """Check that the command can use the networks for faces: above all, that each has a threshold.
+
+    Raises:
+        UserError: it cannot use one of them.
+    """
+    networks = FaceNetworks(FaceChoice(faces=config.faces, allow_pickle=config.allow_pickle))
+    with Faults() as faults:
+        if config.protects_photos:
+            faults.of(lambda: networks.targets)
+        if isinstance(config, HardenConfig) and config.audit.enabled:
+            faults.of(lambda: networks.encoders)

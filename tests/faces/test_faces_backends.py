@@ -313,6 +313,13 @@ def test_detectors_find_every_face_and_none_in_a_clock(detector: str, request: p
 
 
 @needs_assets
+@pytest.mark.parametrize("size", [(20, 4000), (4000, 20)])
+def test_a_pack_looks_at_pictures_of_any_shape_and_says_where_the_face_is(size: tuple[int, int]):
+    pack = InsightFacePack(PACK)
+    assert pack.detect(torch.rand(3, *size)) == []
+
+
+@needs_assets
 @pytest.mark.parametrize("more", [(0, 0, 0, 0), (0, 120, 0, 0), (0, 0, 0, 120)], ids=["square", "wide", "high"])
 def test_in_a_photo_larger_than_yunet_takes_a_face_is_where_it_is_in_a_small_one(more: tuple[int, ...]):
     detector, photo = load_detector(str(YUNET)), photos("faces/f01", 1)[0]

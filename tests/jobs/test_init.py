@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from real_assets import ASSETS, needs_assets
 from safetensors.torch import save_file
 from tiny_pipelines import BUILDERS
 from tiny_run import write_people
@@ -200,6 +201,7 @@ def test_without_a_terminal_every_missing_answer_is_named(capsys: pytest.Capture
         ({"model": "one.safetensors"}, "--single_file_config"),
         ({"faces": "nowhere"}, "nowhere names no bundled network and no file"),
         ({"faces": "face.pt=0.3"}, "face.pt is a pickle, which can run code"),
+        ({"make": "both", "card": "other", "faces": "face.onnx=0.3"}, "no face detector is named"),
         ({"faces": "bundled"}, "nothing says which networks look at faces"),
         ({"card": "24gb", "model": "stabilityai/stable-diffusion-xl-base-1.0"}, "choose 48gb or 80gb or other"),
         ({"make": "photos"}, "photos can be protected only against face recognisers"),
@@ -213,7 +215,7 @@ def test_a_wrong_answer_is_one_line_and_nothing_is_written(
 ) -> None:
     Path("empty").mkdir()
     Path("pack").mkdir()
-    for name in ("one.safetensors", "face.pt"):
+    for name in ("one.safetensors", "face.pt", "face.onnx"):
         Path(name).write_bytes(b"")
     write_photos(Path("three"), number=3)
     before = sorted(Path().rglob("*"))
@@ -221,6 +223,24 @@ def test_a_wrong_answer_is_one_line_and_nothing_is_written(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in line
     assert sorted(Path().rglob("*")) == before
+
+
+@needs_assets
+def test_networks_for_faces_are_checked_as_the_command_will(capsys: pytest.CaptureFixture[str]) -> None:
+    pack, weights = ASSETS / "encoders/insightface_pack", ASSETS / "encoders/mobilefacenet/mobilefacenet.pt"
+
+    def code(*more: str, faces: Path | str = f"{pack}=0.25") -> int:
+        return main([*words(card="other", faces=faces), *more, "--overwrite", "true"])
+
+    assert code(faces=pack) == 2
+    assert "face encoder insightface_pack has no threshold" in capsys.readouterr().err
+    assert code() == 0 and not load_config(HardenConfig, ["--config", "apdm.yaml"]).allow_pickle
+    named = ["--faces", f"{pack}=0.25", f"{weights}=0.25"]
+    rest = words(card="other", faces=None)
+    assert main([*rest, *named, "--output", "two.yaml"]) == 2
+    assert "mobilefacenet.pt is a pickle, which can run code; pass --allow_pickle true" in capsys.readouterr().err
+    assert main([*rest, *named, "--output", "two.yaml", "--allow_pickle", "true"]) == 0
+    assert load_config(HardenConfig, ["--config", "two.yaml"]).allow_pickle
 
 
 def test_all_wrong_answers_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +265,7 @@ def test_only_what_the_options_leave_open_is_asked_and_a_wrong_answer_is_asked_a
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     asked: list[str] = []
-    answers = iter(["nowhere", "subjects", "96gb", "24gb", "a 'b", "pack two.onnx=0.3"])
+    answers = iter(["nowhere", "subjects", "96gb", "48gb", "a 'b", "pack two.onnx=0.3"])
     Path("pack").mkdir()
     Path("two.onnx").touch()
 
@@ -253,7 +273,8 @@ def test_only_what_the_options_leave_open_is_asked_and_a_wrong_answer_is_asked_a
         asked.append(question)
         return next(answers)
 
-    result = init(InitConfig(make="both", model=HUB, output="mine.yaml"), ask)
+    # On this card the model gets no audit, so that nothing looks at faces and these networks need not load.
+    result = init(InitConfig(make="model", model="stabilityai/stable-diffusion-xl-base-1.0", output="mine.yaml"), ask)
     assert [question[0] for question in asked] == ["3", "3", "4", "4", "5", "5"]
     assert asked[0].startswith("3/5 Where are the photos") and asked[0].endswith("[subjects]: ")
     assert "nowhere does not exist" in caplog.text and "one of 24gb" in caplog.text and "quotation" in caplog.text

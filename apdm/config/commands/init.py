@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from apdm.config.groups.model_options import single_file_config_option
+from apdm.config.groups.model_options import allow_pickle_option, single_file_config_option
 from apdm.config.options import option
 
 QUESTIONS = ("make", "model", "photos", "card", "faces")  # in the order in which they are asked
@@ -44,6 +44,7 @@ class InitConfig:
         "bundled: those of the miniature world, for its model alone. By default it is asked.",
         holds="spec",
     )
+    allow_pickle: bool = allow_pickle_option()
     output_dir: str | None = option(
         None,
         "The output folder that the file names. By default outputs/hardened, or outputs/protected for photos alone.",
