@@ -135,7 +135,8 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
     with Faults() as faults:
         given = {"photos": config.photos, **options.photo_folders}
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
-        entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL  # others, so that the rest is checked too
+        # If an attack is wrong, the nominal one takes the place of all, so that the rest is checked too.
+        entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL
         inputs, models = faults.of(read_inputs), faults.of(checked_models)
     if inputs.adapter is not None:
         inputs.adapter.check(models["base"])

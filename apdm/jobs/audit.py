@@ -130,7 +130,8 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     with Faults() as faults:
         factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
         choose = partial(choose_entries, config.suite, factory=factory, captions=config.caption_column)
-        entries = faults.of(lambda: choose(config.attacks)) or choose(())  # others, so that the rest is checked too
+        # If an attack is wrong, the suite takes the place of the attacks, so that the rest is checked too.
+        entries = faults.of(lambda: choose(config.attacks)) or choose(())
         if config.known_before:
             entries = with_textual_inversion(entries, factory)
         search = faults.of(lambda: search_of(config))

@@ -78,12 +78,12 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
     accelerator = make_accelerator(config.mixed_precision)
     device = accelerator.device
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes)
+    claimed = False  # whether the output folder is this run's
 
     def kept() -> bool:
         """Whether there is a checkpoint to go on from: of this run, or of the one that it continues."""
         return bool((claimed or config.resume_from_checkpoint) and checkpoints.find_all(output))
 
-    claimed = False
     with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
         processes.on_main(lambda: reserve_repository(config))

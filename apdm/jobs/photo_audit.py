@@ -114,7 +114,9 @@ def load_photo_audit(
         judges = faults.of(lambda: load_judges(config, faces))
     (held, strangers, sets), base = photos, models["base"]
     source: HeldOutFrom = "originals" if _holdout_folder(config) is None else "folder"
-    subjects = AuditSubjects(_people(held), [], strangers, sets=sets, held_out_from=source)
+    pairs, references = held.attacked.pairs, held.references
+    people = [Person(id=one, photos=pair.clean, references=references[one]) for one, pair in pairs.items()]
+    subjects = AuditSubjects(people, [], strangers, sets=sets, held_out_from=source)
     with Faults() as faults:
         faults.of(lambda: check_with_models(config, (), models))
         faults.of(lambda: specs.check(base, config.num_inference_steps))
@@ -157,12 +159,6 @@ def _read_photos(config: AuditJobConfig) -> HeldOut:
 def _holdout_folder(config: AuditJobConfig) -> str | None:
     """The folder of the hold-out photos, perhaps in a set of each person; None if some originals are held out."""
     return config.holdout_data_dir or (config.photos if has_sets(config.photos) else None)
-
-
-def _people(held: HeldOut) -> list[Person]:
-    return [
-        Person(id=one, photos=pair.clean, references=held.references[one]) for one, pair in held.attacked.pairs.items()
-    ]
 
 
 def _attack_and_report(

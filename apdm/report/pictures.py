@@ -66,7 +66,7 @@ class PanelPair:
 
 
 def panel(model: str, caption: str, note: str, images: list[str] | None) -> Panel:
-    """A panel of the pictures of one name: none if they are not there any more, None if there is no such name."""
+    """A panel of pictures. An empty list: they are not at hand any more. None: there were no such pictures."""
     return Panel(model, caption, note, images or [], missing=images == [])
 
 

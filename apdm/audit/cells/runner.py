@@ -171,7 +171,7 @@ class CellRunner:
         drawing = self.drawing
         prompts = cell.prompts(drawing)
         known = (cell.model, cell.seed, tuple(prompts))
-        trained = not isinstance(cell.attack, Untrained)  # others draw from the person's photos from the first
+        trained = not isinstance(cell.attack, Untrained)  # an attack without training draws from the photos at once
         untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])
         if untouched and known in self._untouched:
             return self._untouched[known]

@@ -46,7 +46,7 @@ class Summary:
     verdict: str = ""
 
     def lines(self) -> list[str]:
-        """The lines for a person; the verdict alone if there is nothing else. Of too many, some before the last go."""
+        """The lines for a person; the verdict if there are no rows. Of more than LINES, some in between go."""
         lines = columns(self.rows) or [self.verdict]
         if len(lines) <= LINES:
             return lines
@@ -96,7 +96,7 @@ def of_push(result: PushResult) -> Summary:
 
 @dataclass
 class Verification:
-    """What `apdm verify` found. Unlike a summary, it tells every problem, however many there are, also if it is short.
+    """What `apdm verify` found. Unlike a summary, it tells every problem, however many there are, also with `--quiet`.
 
     Attributes:
         problems: one sentence for each problem.

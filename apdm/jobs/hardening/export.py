@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from apdm.config import HardenConfig, config_hash
 from apdm.core.disk import CannotWrite
@@ -13,7 +14,6 @@ from apdm.core.logging import get_logger
 from apdm.core.model_path import local_model
 from apdm.export.layout import IMAGES, MODEL, PARTNERS, PERTURBATION, PICTURES, REPORT, RESULTS, SINGLE_FILE
 from apdm.export.pipeline import export_model
-from apdm.export.rounding import moved_share
 from apdm.families import Family
 from apdm.families.pipeline_folder import HALF
 from apdm.jobs.hardening import checkpoint as checkpoints
@@ -99,6 +99,19 @@ def tell_moved_weights(config: HardenConfig, base: Family, hardened: Family) -> 
         log = logger.warning if lost else logger.info
         log(message, str(dtype).removeprefix("torch."), 100 * shares[dtype], 100 * shares[torch.float32])
     return shares[stored]
+
+
+@torch.no_grad()
+def moved_share(denoiser: nn.Module, original: nn.Module, dtype: torch.dtype) -> float:
+    """The share of a denoiser's weights that differ from the original's when both are rounded to a float type.
+
+    Args:
+        original: the denoiser that it was trained from, on any device.
+        dtype: the float type of the exported weights.
+    """
+    pairs = zip(denoiser.parameters(), original.parameters(), strict=True)
+    moved = [(ours.to(dtype) != theirs.to(ours.device).to(dtype)).sum() for ours, theirs in pairs]
+    return float(torch.stack(moved).sum()) / sum(weight.numel() for weight in denoiser.parameters())
 
 
 def name_checkpoint(fault: CannotWrite, checkpoint: Path | None, output: Path) -> CannotWrite:

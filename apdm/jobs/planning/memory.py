@@ -1,10 +1,10 @@
 """What hardening holds on the device, counted buffer by buffer, and the operations of a forward pass.
 
 Nothing is measured. Buffers are counted from the shapes of the denoiser's weights and from the options. Activations are
-an estimate: what one forward pass on the three samples of a photo saves for its backward pass, as if all of it were in
-the forward pass's float type, by half again for normalisation, which autocast leaves in float32. The forward pass runs
-on PyTorch's meta device, without any memory. OVERHEAD, for the device's context, workspaces and what the allocator
-wastes, is assumed. `python -m benchmarks.memory` makes the tables of docs/memory.md with this file.
+estimated: they are what one forward pass on the three samples of a photo saves for its backward pass. The forward pass
+runs on PyTorch's meta device, which takes no memory. In half precision half as much again is added for normalisation,
+which autocast leaves in float32. OVERHEAD is assumed: the device's context, workspaces, and what the allocator wastes.
+`python -m benchmarks.memory` makes the tables of docs/memory.md with this file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ FORWARDS = ATTACKER_STEP + PROTECTIVE_GRADIENT  # of an inner step of Algorithm 
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes by buffer: on the device between two steps, there at the peak besides, and in main memory."""
+    """{buffer: bytes}.
+
+    Attributes:
+        device: on the device all the time.
+        passing: on the device at the peak of a step only.
+        main: in main memory.
+    """
 
     device: dict[str, int]
     passing: dict[str, int]

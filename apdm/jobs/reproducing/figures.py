@@ -34,14 +34,6 @@ from apdm.metrics.perception import lpips_missing
 
 BATCH = 32  # pictures that a network looks at together
 DISTANCES = {"frechet": frechet_distance, "kernel": kernel_distance}
-# {name in models.yaml: the property of `Figures` that loads it}
-NETWORKS = {
-    "inception": "inception",
-    "dino": "dino",
-    "clip": "clip",
-    "fiqa": "face_quality",
-    "safety_checker": "checker",
-}
 Runs = Mapping[str, Sequence[Done]]  # {subject: what was made, one for each seed}
 
 
@@ -69,13 +61,9 @@ class Figures:
             UserError: a network cannot be read.
         """
         for column in self.recipe.columns.values():
-            name = NETWORKS.get(FIGURE_MODELS.get(column.figure, ""))
-            if (
-                name
-                and column.figure in (*PICTURES, *CAPTIONS)
-                and not missing_for_column(self.recipe, column, self.models)
-            ):
-                getattr(self, name)
+            of_files = column.figure in PICTURES | CAPTIONS
+            if of_files and not missing_for_column(self.recipe, column, self.models):
+                getattr(self, FIGURE_MODELS[column.figure])
 
     def cell(self, column: Column, runs: Runs, published: float | None) -> TableCell:
         """Return the figure of a row.
@@ -183,11 +171,11 @@ class Figures:
         return torch.cat([self.clip.score(part, words) for part, words in _batches(images, texts)])
 
     def _quality(self, done: Done) -> Tensor:
-        return self._once(("fiqa", done.attack), lambda: self.face_quality.score(_pictures(done)))
+        return self._once(("fiqa", done.attack), lambda: self.fiqa.score(_pictures(done)))
 
     def _flags(self, done: Done) -> Tensor:
         def look() -> Tensor:
-            return torch.cat([self.checker.flagged(part) for part in _pictures(done).split(BATCH)])
+            return torch.cat([self.safety_checker.flagged(part) for part in _pictures(done).split(BATCH)])
 
         return self._once(("unsafe", done.attack), look)
 
@@ -222,7 +210,7 @@ class Figures:
 
         return self._once(("files", side, *files), look)
 
-    # -- networks ----------------------------------------------------------------------------------------------------
+    # -- networks, by their names in models.yaml ---------------------------------------------------------------------
 
     @cached_property
     def inception(self) -> Extractor:
@@ -261,14 +249,14 @@ class Figures:
         return ClipModel(self.models["clip"], allow_pickle=self.allow_pickle)
 
     @cached_property
-    def face_quality(self) -> Any:
+    def fiqa(self) -> Any:
         """Scores the quality of faces."""
         from apdm.metrics.face_quality import FaceQuality
 
         return FaceQuality(self.models["fiqa"])
 
     @cached_property
-    def checker(self) -> Any:
+    def safety_checker(self) -> Any:
         """Flags unsafe pictures."""
         from apdm.metrics.unsafe import SafetyChecker
 

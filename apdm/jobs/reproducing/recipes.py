@@ -256,10 +256,10 @@ def load_recipe(name: str) -> Recipe:
 
 
 def _tree(file: Path, twins: tuple[Path, ...] = ()) -> Options:
-    """The content of a recipe's file, of which `twins` are twins.
+    """The content of a recipe's file. `twins` are the files whose `twin_of` led to this one.
 
-    With `twin_of` it takes over what other recipes state, of several what the last one states, except for what it
-    states itself. What it states as null is left out. With `keep_rows` and
+    A recipe with `twin_of` takes over what the recipes named there say; where they differ, the last one counts. What
+    the recipe itself says wins over all of them, and a key that it gives as null is left out. With `keep_rows` and
     `keep_columns` only these rows and columns are taken over.
     """
     if file in twins:
