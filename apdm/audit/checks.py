@@ -65,18 +65,20 @@ def hardened_points(rows: Sequence[AttackRow], nominal_step: int) -> list[Harden
     """All points of the hardened model and protected people up to the nominal step, from the rows of one attack."""
     entries: dict[tuple[str, str, int], list[IdentityStatistics]] = {}
     for row in rows:
-        if (row.model, row.role, row.status) == ("hardened", "protected", "ok"):
-            for point in row.curve:
+        for point in row.curve if row.is_sound_on("hardened") else ():
+            if point.step <= nominal_step:
                 for encoder, entry in point.identity.items():
                     entries.setdefault((row.subject, encoder, point.step), []).append(entry)
-    points = []
-    for (subject, encoder, step), seeds in sorted(entries.items()):
-        mean, face_rate = fmean(entry.mean for entry in seeds), fmean(entry.face_rate or 0.0 for entry in seeds)
-        match_rate = fmean(entry.match_rate for entry in seeds)
-        likeness = higher_likeness(mean, face_rate)
-        if step <= nominal_step:
-            points.append(HardenedPoint(subject, encoder, step, match_rate, likeness))
-    return points
+    return [
+        HardenedPoint(
+            subject=subject,
+            encoder=encoder,
+            step=step,
+            match_rate=fmean(one.match_rate for one in seeds),
+            likeness=higher_likeness(fmean(one.mean for one in seeds), fmean(one.face_rate or 0.0 for one in seeds)),
+        )
+        for (subject, encoder, step), seeds in sorted(entries.items())
+    ]
 
 
 def photo_points(rows: Sequence[PhotoAttackRow]) -> list[PhotoPoint]:
@@ -230,13 +232,8 @@ def drift_check(drift: Mapping[str, AttributeDrift], limit: float) -> Check:
     """Check that in every attribute at most the share `limit` of the class pictures has changed."""
     name = "class_drift"
     if not drift:
-        return _check(
-            name,
-            None,
-            limit,
-            None,
-            "No network here reads attributes, so the people in the class pictures were not compared.",
-        )
+        detail = "No network here reads attributes, so the people in the class pictures were not compared."
+        return _check(name, None, limit, None, detail)
     worst = max(drift, key=lambda attribute: drift[attribute].distance["hardened"])
     value, chance = drift[worst].distance["hardened"], drift[worst].base_seed_to_seed
     detail = (

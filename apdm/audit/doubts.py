@@ -37,7 +37,7 @@ def few_drawn(rows: Sequence[AttackRow]) -> list[str]:
     """The clause on a match rate that rests on few pictures of a person; rows of older versions keep no pictures."""
     drawn: dict[str, int] = {}
     for row in rows:
-        if row.scores and (row.model, row.role, row.status) == ("hardened", "protected", "ok"):
+        if row.scores and row.is_sound_on("hardened"):
             drawn[row.subject] = drawn.get(row.subject, 0) + min(map(len, row.scores.values()))
     return few_pictures(min(drawn.values())) if drawn else []
 
@@ -65,7 +65,7 @@ def weaker_than_transferred(rows: Sequence[AttackRow], encoders: Sequence[str]) 
     flags: dict[str, list[str]] = {}
     means = {}
     for spec, of_attack in by_spec(rows).items():
-        hardened = [r for r in of_attack if (r.model, r.role, r.status) == ("hardened", "protected", "ok")]
+        hardened = [row for row in of_attack if row.is_sound_on("hardened")]
         if hardened:
             means[spec] = {e: fmean(row.identity[e].mean for row in hardened) for e in encoders}
     for spec, of_attack in by_spec(rows).items():

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from apdm.audit.inputs.face_checks import check_faces
 from apdm.config import PerturbConfig, config_hash
 from apdm.core.errors import Faults
@@ -21,7 +19,6 @@ from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.distributed.launch import join_processes
-from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
 from apdm.export.manifest import write_manifest
@@ -96,35 +93,22 @@ def perturb(
     """
     processes, device = join_processes()
     with stop_on_signals(KEPT, kept=(Path(config.output_dir) / IMAGES).exists), ExitStack() as held:
-        return _perturb(config, command, processes, device, held, models, watch)
-
-
-def _perturb(
-    config: PerturbConfig,
-    command: str | None,
-    processes: ProcessGroup,
-    device: torch.device,
-    held: ExitStack,
-    models: PhotoModels | None,
-    watch: Watch,
-) -> PerturbResult:
-    """Do what `perturb` does. `held` keeps other runs out of the output folder until it is closed."""
-    prepare_process(config.num_threads)
-    require_tracker(config.report_to)
-    warn_about_prompts(config.instance_prompt, config.class_prompt)
-    stages = held.enter_context(Stages([PREPARING, PHOTOS]))
-    stages.begin(PREPARING)
-    processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
-    job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main, models=models))
-    output = processes.broadcast(lambda: claim_photo_dir(config, held))
-    tracker = processes.on_main(lambda: start_tracker(config, held))
-    # The other processes have not looked for faces yet, and would do so for the plan.
-    processes.on_main(lambda: show_plan(perturb_plan(config, job, family, processes=processes, device=device)))
-    family.pipeline.to(device)
-    stages.begin(PHOTOS)
-    figures = job.run(family, output, processes, tracker=tracker, command=command, watch=watch)
-    processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
-    return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
+        prepare_process(config.num_threads)
+        require_tracker(config.report_to)
+        warn_about_prompts(config.instance_prompt, config.class_prompt)
+        stages = held.enter_context(Stages([PREPARING, PHOTOS]))
+        stages.begin(PREPARING)
+        processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
+        job, family = processes.main_first(lambda: load_perturb(config, quiet=not processes.is_main, models=models))
+        output = processes.broadcast(lambda: claim_photo_dir(config, held))
+        tracker = processes.on_main(lambda: start_tracker(config, held))
+        # The other processes have not looked for faces yet, and would do so for the plan.
+        processes.on_main(lambda: show_plan(perturb_plan(config, job, family, processes=processes, device=device)))
+        family.pipeline.to(device)
+        stages.begin(PHOTOS)
+        figures = job.run(family, output, processes, tracker=tracker, command=command, watch=watch)
+        processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config)))
+        return PerturbResult(output_dir=output, image_dir=output / IMAGES, figures=figures)
 
 
 def load_perturb(config: PerturbConfig, *, quiet: bool, models: PhotoModels | None = None) -> tuple[PhotoJob, Family]:

@@ -111,6 +111,10 @@ class AttackRow:
     preparing_samples: int | None = None
     train_seconds: float | None = None
 
+    def is_sound_on(self, model: str) -> bool:
+        """Whether this is a row of a protected person on this model, and the attack did not fail."""
+        return (self.model, self.role, self.status) == (model, "protected", "ok")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:

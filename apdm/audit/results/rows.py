@@ -129,7 +129,7 @@ def protected_curve(rows: Sequence[AttackRow], model: str, encoder: str) -> list
     """
     of_people: dict[str, list[AttackRow]] = {}
     for row in rows:
-        if (row.model, row.role, row.status) == (model, "protected", "ok") and row.curve:
+        if row.is_sound_on(model) and row.curve:
             of_people.setdefault(row.subject, []).append(row)
     curves = [dict(mean_curve(of_person, encoder)) for of_person in of_people.values()]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -237,12 +237,7 @@ def before_attack(rows: Sequence[AttackRow], encoders: Sequence[str]) -> dict[st
     """{model: {encoder: mean likeness to the protected people before the attack}}, None if it was not measured."""
     result: dict[str, dict[str, float | None]] = {}
     for model in dict.fromkeys(row.model for row in rows if row.role == "protected"):
-        starts = [
-            point.identity
-            for row in rows
-            if (row.model, row.role, row.status) == (model, "protected", "ok")
-            for point in row.curve[:1]
-        ]
+        starts = [point.identity for row in rows if row.is_sound_on(model) for point in row.curve[:1]]
         result[model] = {e: fmean(start[e].mean for start in starts) if starts else None for e in encoders}
     return result
 

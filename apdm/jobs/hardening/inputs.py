@@ -93,15 +93,17 @@ class HardenInputs(HardenFiles):
             own: the user's own class pictures, from `check_base`.
             start: the model to harden.
         """
+        audit, photo_job = files.audit_inputs, files.photo_job
+        attacks = None if audit is None else audit.photo_attacks
         with Faults() as faults:
             faults.of(lambda: files.check_people(own))
             faults.of(lambda: each(config.variety.photos, lambda spec: check_purifier(make_purifier(spec), base)))
-            if files.audit_inputs is not None and files.audit_inputs.photo_attacks is not None:
-                files.audit_inputs.photo_attacks.check(base, config.audit.num_inference_steps)
-            if (photo_job := files.photo_job) is not None:
+            if attacks is not None:
+                attacks.check(base, config.audit.num_inference_steps)
+            if photo_job is not None:
                 faults.of(lambda: photo_job.check_fits(base))
-                if (audit := files.audit_inputs) is not None and (attacks := audit.photo_attacks) is not None:
-                    faults.of(lambda: attacks.check_photos(attacked_photos(audit, photo_job)))
+            if audit is not None and attacks is not None and photo_job is not None:
+                faults.of(lambda: attacks.check_photos(attacked_photos(audit, photo_job)))
         number = sum(len(pictures.files) for pictures in own)
         return HardenInputs(**vars(files), config=config, base=base, start=start, own_class_pictures=number)
 

@@ -39,7 +39,7 @@ from apdm.image_layer.photos import PhotoFile
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
-from apdm.image_layer.zero_shot import FaceModels, Seen
+from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.common.class_pictures import class_posterior
 from apdm.jobs.common.prepare import keep_apart
 from apdm.jobs.common.tracked import track_photos
@@ -119,7 +119,9 @@ class PhotoJob:
         photos = {subject.id: found for subject, (found, _) in zip(subjects, checked, strict=True)}
         protection = LayeredProtection.from_config(layer, faces)
         clean = {} if protection.clean_photos is None else clean_photos(protection.clean_photos, photos, apart)
-        known = {s.id: faces.choose(seen) for s, (_, seen) in zip(subjects, checked, strict=True) if looking and faces}
+        known = {}
+        if looking is not None:
+            known = {subject.id: looking.choose(seen) for subject, (_, seen) in zip(subjects, checked, strict=True)}
         if layer.zero_shot.no_face == "refuse":
             refuse_without_face(photos, known)
         elif layer.method == NO_METHOD:
@@ -267,10 +269,9 @@ class PhotoJob:
         if self.faces is None:
             return []
         if subject not in self.known:
-            seen: list[Seen] = []
-            for photo in self.photos[subject]:
-                seen.append(self.faces.look(photo.read().unit))
-            self.known[subject] = self.faces.choose(seen)
+            self.known[subject] = self.faces.choose(
+                [self.faces.look(photo.read().unit) for photo in self.photos[subject]]
+            )
         return self.known[subject]
 
     def describe_faces(self) -> list[PhotoFaces]:
