@@ -76,54 +76,56 @@ def load_inputs(
     options, prompts = config.audit, (config.instance_prompt, config.class_prompt)
     check_reused(options)
     factory = AttackFactory.of(options, *prompts)
-
-    def check_attacks() -> None:
-        settings(options.attack_options)
-        if not available_entries(entries, models, factory)[0]:
-            raise UserError(
-                "none of the attacks can run with these models; see apdm audit --help-all on placebo and sibling"
-            )
-
-    def load_photo_attacks() -> PhotoAttackSpecs:
-        return PhotoAttackSpecs.load(options, faces, *prompts, allow_pickle=config.allow_pickle)
-
-    def load_own_adapter() -> FaceIDAdapter | None:
-        if not any(entry.spec == FaceIDAdapter.name for entry in entries):
-            return None
-        return load_adapter(options, faces, allow_pickle=config.allow_pickle)
-
-    def load_people() -> AuditSubjects:
-        return folders.load(
-            config.resolution,
-            protected=protected,
-            prefix=options.prefix,
-            attacker_set=options.attacker_set,
-            holdout_set=options.holdout_set,
-        )
-
-    def checked_people(subjects: AuditSubjects) -> AuditSubjects:
-        available = available_entries(entries, models, factory)[0]
-        subjects = with_captions(subjects, available, factory)
-        for entry in available_entries(available, models, factory, subjects=subjects)[0]:
-            attack = factory.make(entry.spec, seed=0)
-            check_photos(entry, attack, subjects)
-            if subjects.consenting is None and needs_consenting(attack):
-                raise UserError(
-                    f"the attack {entry.spec} trains on other people first: put photos of people who consent into "
-                    f"{CONSENTING}/<id>/ in the folder of subjects, or leave the attack out"
-                )
-        return subjects
-
+    specs: PhotoAttackSpecs | None = None
+    adapter: FaceIDAdapter | None = None
     with Faults() as faults:
-        faults.of(check_attacks)
-        specs = faults.of(load_photo_attacks) if with_photos else None
-        adapter = faults.of(load_own_adapter)
-        subjects = faults.of(load_people)
+        faults.of(lambda: _check_attacks(options, entries, models, factory))
+        if with_photos:
+            specs = faults.of(lambda: PhotoAttackSpecs.load(options, faces, *prompts, allow_pickle=config.allow_pickle))
+        if any(entry.spec == FaceIDAdapter.name for entry in entries):
+            adapter = faults.of(lambda: load_adapter(options, faces, allow_pickle=config.allow_pickle))
+        subjects = faults.of(
+            lambda: folders.load(
+                config.resolution,
+                protected=protected,
+                prefix=options.prefix,
+                attacker_set=options.attacker_set,
+                holdout_set=options.holdout_set,
+            )
+        )
         if subjects is not None and not faults.found:
-            subjects = faults.of(lambda: checked_people(subjects))
+            subjects = faults.of(lambda: _checked_people(subjects, entries, models, factory))
         judges = faults.of(lambda: load_judges(config, faces))
     try_networks(subjects, judges, specs, config.subject_kind)
     return AuditInputs(subjects=subjects, judges=judges, photo_attacks=specs, adapter=adapter)
+
+
+def _check_attacks(
+    options: AuditOptions, entries: Sequence[Entry], models: Collection[str], factory: AttackFactory
+) -> None:
+    """Raise UserError if an option of an attack is wrong, or none of the attacks can run with these models."""
+    settings(options.attack_options)
+    if not available_entries(entries, models, factory)[0]:
+        raise UserError(
+            "none of the attacks can run with these models; see apdm audit --help-all on placebo and sibling"
+        )
+
+
+def _checked_people(
+    subjects: AuditSubjects, entries: Sequence[Entry], models: Collection[str], factory: AttackFactory
+) -> AuditSubjects:
+    """Return the people with their captions. Raises UserError if an attack needs more photos, or other people."""
+    available = available_entries(entries, models, factory)[0]
+    subjects = with_captions(subjects, available, factory)
+    for entry in available_entries(available, models, factory, subjects=subjects)[0]:
+        attack = factory.make(entry.spec, seed=0)
+        check_photos(entry, attack, subjects)
+        if subjects.consenting is None and needs_consenting(attack):
+            raise UserError(
+                f"the attack {entry.spec} trains on other people first: put photos of people who consent into "
+                f"{CONSENTING}/<id>/ in the folder of subjects, or leave the attack out"
+            )
+    return subjects
 
 
 def try_networks(
