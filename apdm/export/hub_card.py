@@ -25,7 +25,7 @@ def hub_card(
     base_model: str | None,
     licence: Mapping[str, str],
     table: Sequence[tuple[str, str, str]],
-    notes: Sequence[str],
+    notes: str,
 ) -> str:
     """Return the card for a repository.
 
@@ -57,7 +57,7 @@ def hub_card(
         called = f", {licence['license']}," if "license" in licence else ""
         lines += [f"The base is [{base}](https://huggingface.co/{base}). Its licence{called} binds this model too.", ""]
     lines += ["## Results", ""]
-    lines += [*_table(table), "", *notes, ""] if table else [NOT_AUDITED, ""]
+    lines += [*_table(table), "", notes, ""] if table else [NOT_AUDITED, ""]
     lines += ["## Limits", "", " ".join(LIMITS), "", "## Threat model"]
     card.text = "\n".join(lines) + _for_the_hub(use, name)
     return f"---\n{card.data.to_yaml()}\n---\n\n{card.text.strip()}\n"

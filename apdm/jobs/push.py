@@ -134,7 +134,7 @@ def _card(root: Path, destination: Destination, base_model: str | None) -> str:
         base_model=base,
         licence=licence_of(base) if base else {},
         table=results_table(models) if models else [],
-        notes=results_notes(models) if models else [],
+        notes=results_notes(models) if models else "",
     )
 
 
@@ -158,23 +158,22 @@ def results_table(results: Results) -> list[tuple[str, str, str]]:
     return table
 
 
-def results_notes(results: Results) -> list[str]:
+def results_notes(results: Results) -> str:
     """What else an audit found, in sentences without ids and paths."""
     worst, headline = results.cost_factor.worst, results.cost_factor
     attack = re.split(r"[:/\\]", headline.spec)[0].removesuffix(".py")
     word = "protected" if results.verdict.protected else "not protected"
     people = "1 person" if len(results.subjects) == 1 else f"{len(results.subjects)} people"
-    notes = [
+    notes = (
         f"Likeness is the mean cosine to photos of {people} that were not trained on, over "
         f"{count(len(results.seeds), 'seed')}; 1 is the same face. By the audit's thresholds the model is **{word}**."
-    ]
+    )
     if worst is not None:
-        notes.append(
-            f"The attack is {attack}. For the same likeness the hardened model takes "
-            f"{worst} as many steps as the base; "
-            f"{results.thresholds.min_cost_factor:.1f} times are asked for."
+        notes += (
+            f" The attack is {attack}. For the same likeness the hardened model takes {worst} as many steps as the "
+            f"base; {results.thresholds.min_cost_factor:.1f} times are asked for."
         )
-    return [" ".join(notes)]
+    return notes
 
 
 def _figure(value: float | None) -> str:
