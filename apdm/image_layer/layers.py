@@ -9,12 +9,13 @@ from typing import Protocol
 from torch import Tensor
 
 from apdm.config.groups.image_layer import NO_METHOD, CleanPhotosConfig, ImageLayerConfig
+from apdm.core.errors import UserError
 from apdm.faces import Face
 from apdm.families import Family
 from apdm.image_layer.pgd import PGD, Update
 from apdm.image_layer.photos import Photo, quantise
 from apdm.image_layer.protections import PhotoProtection, make_protection
-from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.task import ProtectionTask, fewest_positions
 from apdm.image_layer.timesteps import greedy_timesteps
 from apdm.image_layer.views import Draft, SmallCopy, View, Whole, part_with
 from apdm.image_layer.zero_shot import FaceModels, IdentityObjective
@@ -90,6 +91,20 @@ class FineTuningLayer:
     def attention_positions(self) -> int:
         """The most positions of an attention layer whose maps the protection compares; 0 if it compares none."""
         return int(getattr(self.protection, "attention_max_positions", 0))
+
+    def check_fits(self, family: Family, prompt: str, class_prompt: str, *, resolution: int) -> None:
+        """Check, before any long work, that the protection can work on a model; see `LayeredProtection.check_fits`."""
+        self.protection.check_fits(family, prompt, class_prompt)
+        if not self.attention_positions:
+            return
+        fewest = fewest_positions(family, prompt, resolution)
+        if not 0 < fewest <= self.attention_positions:
+            advice = f"raise it to {fewest} or more, or lower resolution" if fewest else "choose another method"
+            raise UserError(
+                f"image_layer.method {self.protection.name} compares attention maps of at most "
+                f"{self.attention_positions} positions (attention_max_positions), and at {resolution} pixels "
+                f"{family.name} has none so small; {advice}"
+            )
 
     def view(self, draft: Draft, working: Tensor, faces: Sequence[Face]) -> View:
         """Return the whole of a small photo, and a small copy of a large one."""
@@ -252,10 +267,18 @@ class LayeredProtection:
         found = self.fine_tuning.protection if self.fine_tuning else None
         return found if isinstance(found, CleanPhotosConfig) and found.clean_data_dir else None
 
-    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
-        """Raise UserError, before any long work, if the layer against fine-tuning cannot work on a model."""
+    def check_fits(self, family: Family, prompt: str, class_prompt: str, *, resolution: int) -> None:
+        """Check, before any long work, that the layer against fine-tuning can work on a model.
+
+        Args:
+            prompt: the prompt that an attacker trains the photos with.
+            resolution: side of the square that a trainer makes of a photo, in pixels.
+
+        Raises:
+            UserError: it cannot.
+        """
         if self.fine_tuning is not None:
-            self.fine_tuning.protection.check_fits(family, prompt, class_prompt)
+            self.fine_tuning.check_fits(family, prompt, class_prompt, resolution=resolution)
 
     def protect(self, photos: Sequence[Photo], task: ProtectionTask) -> list[Tensor]:
         """Protect all photos of a subject.

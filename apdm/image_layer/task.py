@@ -190,6 +190,26 @@ class ProtectionTask:
             )
 
 
+def fewest_positions(family: Family, prompt: str, resolution: int) -> int:
+    """The fewest positions that a picture has in a layer that reads the prompt; 0 if there is no such layer.
+
+    A denoiser on the meta device, which computes nothing, tells this at once.
+
+    Args:
+        resolution: side of the picture, a square, in pixels.
+    """
+    with torch.no_grad():
+        prompts = family.encode_prompts([prompt]).to("meta")
+    with torch.device("meta"):
+        denoiser = type(family.denoiser).from_config(family.denoiser.config)
+        side = resolution // family.vae_scale
+        noisy, timestep = torch.empty(1, family.latent_channels, side, side), torch.zeros(1, dtype=torch.long)
+    empty = family.with_denoiser(denoiser)  # `family` itself would move tables of its own to the meta device
+    with torch.no_grad(), watch_attention(family.attention_layers(denoiser)) as maps:
+        empty.predict(denoiser, noisy, timestep, prompts)
+    return min((attention.shape[2] for attention in maps.cross.values()), default=0)
+
+
 def is_square(photos: list[Tensor]) -> bool:
     """Whether all photos `[3, H, W]` are as high as wide."""
     return all(photo.shape[1] == photo.shape[2] for photo in photos)

@@ -8,12 +8,15 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from photo_gradients import check_gradient
+from tiny_pipelines import BUILDERS
 
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior, StableDiffusion
 from apdm.families.attention import map_distance, watch_attention
+from apdm.image_layer.layers import FineTuningLayer
+from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.surrogate import Surrogate
-from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.task import ProtectionTask, fewest_positions
 from apdm.image_layer.timesteps import greedy_timesteps
 from apdm.protection.losses import per_sample
 
@@ -124,6 +127,28 @@ def test_checking_for_attention_layers_draws_nothing_from_the_tasks_generator(ta
     assert torch.equal(task.generator.get_state(), before)
     with pytest.raises(UserError, match="raise attention_max_positions"):
         task.check_attention(1)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_the_smallest_attention_layer_is_known_without_a_pass_of_the_weights(families, kind: str):
+    family, prompt = families(kind), "a photo of sks person"
+    fewest = fewest_positions(family, prompt, 32)
+    side, embeds = 32 // family.vae_scale, family.encode_prompts([prompt])
+    with torch.no_grad(), watch_attention(family.attention_layers(family.denoiser)) as maps:
+        family.predict(family.denoiser, torch.randn(1, family.latent_channels, side, side), torch.tensor([10]), embeds)
+    assert fewest == min(attention.shape[2] for attention in maps.cross.values()) > 1
+
+
+def test_too_few_positions_are_told_with_the_number_that_is_enough(families):
+    family, prompts = families("sd3"), ("a photo of sks person", "a photo of person")
+    fewest = fewest_positions(family, prompts[0], 32)
+
+    def layer(positions: int) -> FineTuningLayer:
+        return FineTuningLayer(protection=DLADiff(attention_max_positions=positions), epsilon=0.03, step_size=0.01)
+
+    layer(fewest).check_fits(family, *prompts, resolution=32)
+    with pytest.raises(UserError, match=f"at 32 pixels stable-diffusion-3 has none so small; raise it to {fewest}"):
+        layer(fewest - 1).check_fits(family, *prompts, resolution=32)
 
 
 # -- timesteps and surrogates ----------------------------------------------------------------------------------

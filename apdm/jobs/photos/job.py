@@ -159,7 +159,7 @@ class PhotoJob:
 
     def check_fits(self, family: Family) -> None:
         """Raise UserError, before any long work, if the photo protection cannot work on a model."""
-        self.protection.check_fits(family, self.instance_prompt, self.class_prompt)
+        self.protection.check_fits(family, self.instance_prompt, self.class_prompt, resolution=self.resolution)
 
     def run(
         self,
