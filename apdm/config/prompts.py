@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from apdm.core.errors import UserError
 
@@ -105,6 +106,19 @@ def check_audit_prompts(prompts: Sequence[str], instance_prompt: str, class_prom
         f'{prefix}prompts ask for "{prompts[0]}", but instance_prompt "{instance_prompt}" teaches "{learnt}": the '
         f"audit would draw somebody else; leave out {prefix}prompts, or write them with the words of instance_prompt"
     )
+
+
+def complete_audit_prompts(config: Any) -> None:
+    """Give the options of an audit their class prompt and prompts, where they follow from others, and check them.
+
+    Raises:
+        UserError: as `check_audit_prompts`.
+    """
+    if not config.class_prompt:
+        object.__setattr__(config, "class_prompt", default_class_prompt(config.instance_prompt))
+    prompts = config.prompts or default_audit_prompts(config.instance_prompt)
+    object.__setattr__(config, "prompts", filled(prompts, config.instance_prompt, config.class_prompt))
+    check_audit_prompts(config.prompts, config.instance_prompt, config.class_prompt)
 
 
 def _words(prompt: str) -> list[str]:

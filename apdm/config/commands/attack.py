@@ -11,7 +11,7 @@ from apdm.config.groups.audit import AuditOptions
 from apdm.config.groups.subject_kind import SubjectKind
 from apdm.config.groups.trackers import check_trackers
 from apdm.config.options import option
-from apdm.config.prompts import check_audit_prompts, default_audit_prompts, default_class_prompt, filled
+from apdm.config.prompts import complete_audit_prompts
 from apdm.core.errors import UserError
 
 
@@ -148,11 +148,7 @@ class AttackConfig:
     def __post_init__(self) -> None:
         check_trackers(self)
         is_meant = bool(self.class_prompt)  # who spells out the class prompt has not forgotten that there are prompts
-        if not self.class_prompt:
-            object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
-        prompts = self.prompts or default_audit_prompts(self.instance_prompt)
-        object.__setattr__(self, "prompts", filled(prompts, self.instance_prompt, self.class_prompt))
-        check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
+        complete_audit_prompts(self)
         if not self.attack:
             raise UserError("attack needs at least one attack, such as dreambooth or lora:rank=32")
         audit = self.audit

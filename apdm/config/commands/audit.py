@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from apdm.config.groups.audit import AuditOptions
-from apdm.config.groups.faces import faces_option
 from apdm.config.groups.model_options import (
     allow_pickle_option,
+    faces_option,
     family_option,
     num_threads_option,
     single_file_config_option,
@@ -19,13 +19,7 @@ from apdm.config.groups.subject_kind import SubjectKind, subject_kind_option
 from apdm.config.groups.trackers import check_trackers, logging_dir_option, report_people_option, report_to_option
 from apdm.config.options import DRY_RUN, option
 from apdm.config.photo_run import defaults_from_run
-from apdm.config.prompts import (
-    INSTANCE_PROMPT,
-    check_audit_prompts,
-    default_audit_prompts,
-    default_class_prompt,
-    filled,
-)
+from apdm.config.prompts import INSTANCE_PROMPT, complete_audit_prompts
 from apdm.core.errors import UserError
 
 
@@ -193,11 +187,7 @@ class AuditJobConfig(AuditOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_trackers(self)
-        if not self.class_prompt:
-            object.__setattr__(self, "class_prompt", default_class_prompt(self.instance_prompt))
-        prompts = self.prompts or default_audit_prompts(self.instance_prompt)
-        object.__setattr__(self, "prompts", filled(prompts, self.instance_prompt, self.class_prompt))
-        check_audit_prompts(self.prompts, self.instance_prompt, self.class_prompt)
+        complete_audit_prompts(self)
         self.check_sets(self.protected_set, with_model=self.hardened is not None)
         if self.subject_kind == "object":
             self.check_object(self.instance_prompt, self.class_prompt, {"faces": self.faces})

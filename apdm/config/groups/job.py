@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from apdm.config.groups.dataset import CLASS, PEOPLE, DatasetConfig, folder_for
-from apdm.config.groups.faces import faces_option
 from apdm.config.groups.image_layer import NO_METHOD, ImageLayerConfig
 from apdm.config.groups.model_options import (
     allow_pickle_option,
+    faces_option,
     family_option,
     num_threads_option,
     single_file_config_option,

@@ -1,4 +1,4 @@
-"""Options about models and processes that several commands have with the same words."""
+"""Options about models, networks for faces and processes that several commands have with the same words."""
 
 from __future__ import annotations
 
@@ -49,4 +49,17 @@ def num_threads_option(more: str = "") -> Any:
         "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
         f"processors that the run may use are divided equally among its processes.{more}",
         at_least=1,
+    )
+
+
+def faces_option(first: str) -> Any:
+    """Declare the option `faces`. `first` says what the pack that is given first does."""
+    return option(
+        [],
+        f"The networks for photos of real faces. First an unpacked InsightFace pack, such as buffalo_l: {first}. All "
+        "entries judge likeness. The others may be single recognisers: .onnx, or a MobileFaceNet's .safetensors or "
+        ".pt. PATH=THRESHOLD gives the cosine of a match, where the file's own is not known. By default the bundled "
+        "networks, which know only the drawn people of the miniature world.",
+        holds="spec",
+        common="faces and judges",
     )
