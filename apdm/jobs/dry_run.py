@@ -143,16 +143,17 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         "faces seen": lambda: _faces(inputs),
         "training memory": lambda: resources.harden_memory(config, base, cost, device, processes),
     }
-    whole = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False) if half else cost
+    # Photos are protected, and models are attacked, in float32.
+    plain = resources.cost_of_pass(base, config.instance_prompt, config.resolution, half=False) if half else cost
     if inputs.photo_job is not None:
         job = inputs.photo_job
         passes |= resources.photo_passes(job)
-        rows["photo memory"] = lambda: resources.photo_memory(job, base, whole, device)
+        rows["photo memory"] = lambda: resources.photo_memory(job, base, plain, device)
     if config.audit.enabled and inputs.audit_inputs is not None:
         audited = inputs.final_audit(inputs.audit_inputs)
         passes |= audited.passes
         rows["audit memory"] = lambda: resources.audit_memory(
-            config.audit, base, whole, device, attacks=audited.attacks
+            config.audit, base, plain, device, attacks=audited.attacks
         )
     return rows | {
         "work": lambda: resources.work(cost, passes, device),
