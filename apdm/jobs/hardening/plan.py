@@ -64,6 +64,11 @@ def harden_plan(
     column = str(config.variety.caption_column)
     captions: list[Captions] = [{column: own} for own in inputs.photos.captions.values()]
     captions += inputs.audit_inputs.subjects.captions if inputs.audit_inputs is not None else []
+    doubts: list[str] = []
+    if config.audit.enabled and (audited := inputs.audit_inputs) is not None:
+        drawn = config.audit.seeds * Drawing.of(config.audit, config.instance_prompt).number
+        classes = config.audit.num_class_images
+        doubts = foreseen(audited.judges, audited.subjects, pictures=drawn, class_pictures=classes)
     return {
         "model": model_text(config.pretrained_model_name_or_path, inputs.start),
         "original": config.reference_model_name_or_path,
@@ -86,16 +91,7 @@ def harden_plan(
         if inputs.own_class_pictures
         else f"{count(config.num_class_images, 'picture')}, drawn first where they are missing",
         "afterwards": ", ".join(afterwards),
-        "unreliable": unreliable_text(
-            foreseen(
-                inputs.audit_inputs.judges,
-                inputs.audit_inputs.subjects,
-                pictures=config.audit.seeds * Drawing.of(config.audit, config.instance_prompt).number,
-                class_pictures=config.audit.num_class_images,
-            )
-        )
-        if config.audit.enabled and inputs.audit_inputs
-        else None,
+        "unreliable": unreliable_text(doubts),
         "device": device_text(device, processes.size, kind),
         "precision": PRECISIONS[config.mixed_precision],
         "output": ", ".join(made),

@@ -164,11 +164,16 @@ class Figures:
         return self._once((id(network), *files), look)
 
     def _clip_scores(self, done: Done) -> Tensor:
-        texts = _each(done.prompts, len(_pictures(done)))
-        return self._once(("clip", done.attack), lambda: self._fit(_pictures(done), texts))
+        def look() -> Tensor:
+            pictures = _pictures(done)
+            each = len(pictures) // len(done.prompts)
+            return self._fit(pictures, [prompt for prompt in done.prompts for _ in range(each)])
+
+        return self._once(("clip", done.attack), look)
 
     def _fit(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        return torch.cat([self.clip.score(part, words) for part, words in _batches(images, texts)])
+        starts = range(0, len(images), BATCH)
+        return torch.cat([self.clip.score(images[i : i + BATCH], texts[i : i + BATCH]) for i in starts])
 
     def _quality(self, done: Done) -> Tensor:
         return self._once(("fiqa", done.attack), lambda: self.fiqa.score(_pictures(done)))
@@ -297,10 +302,6 @@ def _of_prompt(column: Column, values: Tensor, done: Done) -> Tensor:
     return values[column.prompt * each : (column.prompt + 1) * each]
 
 
-def _each(prompts: Sequence[str], number: int) -> list[str]:
-    return [prompt for prompt in prompts for _ in range(number // len(prompts))]
-
-
 def _features(network: Extractor, images: Tensor) -> Tensor:
     return torch.cat([network(part).cpu() for part in images.split(BATCH)])
 
@@ -308,8 +309,3 @@ def _features(network: Extractor, images: Tensor) -> Tensor:
 def _parts(files: Sequence[Path]) -> Iterator[tuple[int, Sequence[Path]]]:
     for start in range(0, len(files), BATCH):
         yield start, files[start : start + BATCH]
-
-
-def _batches(images: Tensor, texts: Sequence[str]) -> Iterator[tuple[Tensor, Sequence[str]]]:
-    for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH], texts[start : start + BATCH]
