@@ -105,8 +105,8 @@ def _audit(
 
 def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, AuditInputs, ProtectedPhotos | None]:
     """Read and check all input, before anything is written."""
-    names = {name: getattr(config, name) for name in ("base", "hardened", "placebo", "sibling", "hardened_sibling")}
-    paths = {name: path for name, path in names.items() if path is not None}
+    names = ("base", "hardened", "placebo", "sibling", "hardened_sibling")
+    paths: dict[str, str] = {name: path for name in names if (path := getattr(config, name)) is not None}
     folders = PhotoFolders.below(str(config.subjects), config)  # subjects are given with a hardened model
     given = {f"the {role} photos in": folder for role, folder in folders.by_group.items()}
 

@@ -39,10 +39,9 @@ def push(config: PushConfig) -> PushResult:
     """
     root = Path(config.output_dir)
     names = _model_files(root)
-    name = config.hub_model_id or root.resolve().name
     checked = VerifyConfig(output_dir=config.output_dir, subjects=config.subjects, family=config.family)
     check_given(checked)
-    destination = check_destination(name, public=config.hub_public, overwrite=config.hub_overwrite)
+    destination = _destination(config)
     found = verify(checked)
     if found.problems:
         raise UserErrors([UserError(f"nothing was pushed: {problem}") for problem in found.problems])
@@ -63,8 +62,11 @@ def check_hub(config: HardenConfig) -> Destination | None:
     Raises:
         UserError: as `check_destination`.
     """
-    if not config.push_to_hub:
-        return None
+    return _destination(config) if config.push_to_hub else None
+
+
+def _destination(config: PushConfig | HardenConfig) -> Destination:
+    """Look the repository up. It is called like the output folder, unless the options name it."""
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     return check_destination(name, public=config.hub_public, overwrite=config.hub_overwrite)
 
