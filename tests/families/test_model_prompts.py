@@ -8,8 +8,10 @@ import pytest
 from tiny_pipelines import BUILDERS
 
 from apdm.cli import main
+from apdm.config import HardenConfig, make_config
 from apdm.core.errors import UserError
 from apdm.families.prompts import check_distinct, check_prompts
+from apdm.jobs.hardening.inputs import check_harden_prompts
 
 KINDS = list(BUILDERS)
 CLASS = "a photo of person"
@@ -125,3 +127,12 @@ def test_a_job_says_so_before_it_writes_anything(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("apdm: error")]
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("audit.prompts", [LONG + "sks person"]), ("audit.edit_prompt", LONG)])
+def test_prompts_of_the_audit_are_read_before_the_hardening(
+    option: str, value: str | list[str], families: Callable[[str], Any]
+) -> None:
+    given = {"pretrained_model_name_or_path": "m", "instance_data_dir": "i", "output_dir": "o", option: value}
+    with pytest.raises(UserError, match=f"{option} .* would be cut off"):
+        check_harden_prompts(make_config(HardenConfig, {**given, "audit.enabled": True}), families("sd15"))

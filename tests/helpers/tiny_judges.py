@@ -1,4 +1,4 @@
-"""Feature networks of transformers at tiny sizes, with random weights, as folders that `judge` names."""
+"""Feature networks that `judge` names: folders of transformers at tiny sizes, with random weights; a scripted file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tiny_pipelines import write_tokenizer
+from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -47,3 +48,21 @@ def write_clip(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
+
+
+class Scripted(nn.Module):
+    """Takes what NVIDIA's TorchScript file takes: pictures of 8 bits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+        mean = images.float().mean(dim=(1, 2, 3))
+        return mean[:, None].expand(-1, self.width if return_features else 1008)
+
+
+def write_scripted_inception(file: Path, width: int = 2048) -> Path:
+    """A TorchScript file that gives so many features."""
+    torch.jit.script(Scripted(width)).save(str(file))
+    return file

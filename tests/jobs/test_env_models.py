@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from real_assets import ASSETS, needs_assets
 from safetensors.torch import save_file
-from tiny_judges import write_clip, write_dino
+from tiny_judges import write_clip, write_dino, write_scripted_inception
 
 from apdm.cli import main
 from apdm.faces.mobilefacenet import MobileFaceNet
@@ -85,12 +87,32 @@ def test_feature_networks_are_recognised_as_judges(tmp_path: Path, capsys: pytes
     )
 
 
+def test_parts_beside_a_pipeline_and_files_that_run_code_are_recognised(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet")
+    ControlNetModel.from_unet(unet).save_pretrained(tmp_path / "net")
+    shutil.copytree(tmp_path / "net", tmp_path / "torn")
+    (tmp_path / "torn/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    fid = write_scripted_inception(tmp_path / "fid.pt")
+    models = {"net": tmp_path / "net", "torn": tmp_path / "torn", "fid": fid}
+    code, said = look(tmp_path, capsys, models)
+    assert code == 2 and f"ControlNet, 0 M weights: --faceid_controlnet {tmp_path}/net, beside an Instant" in said
+    assert f"torn  FAILED  {tmp_path}/torn cannot be loaded: " in said
+    assert f"fid   FAILED  {tmp_path}/fid.pt is a pickle, which can run code; give --allow_pickle true" in said
+    code, said = look(tmp_path, capsys, {"fid": fid}, "--allow_pickle")
+    assert code == 0 and f"the Inception network of FID: --judge inception:{tmp_path}/fid.pt" in said
+
+
 def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
     tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(MobileFaceNet().state_dict(), tmp_path / "net.pt")
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    (tmp_path / "empty").mkdir()
+    save_file({"weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    for name in ("empty", "torn"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "torn/config.json").write_text("{")
     models = {
         "good": tiny_pipeline,
         "hub": "nobody/no-such-model",
@@ -99,13 +121,18 @@ def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
         "pickle": tmp_path / "net.pt",
         "bad": tmp_path / "bad.onnx",
         "empty": tmp_path / "empty",
+        "torn": tmp_path / "torn",
+        "other": tmp_path / "other.safetensors",
     }
     code, said = look(tmp_path, capsys, models)
-    lines = {line.split()[0]: line for line in said.splitlines()[:7]}
+    lines = {line.split()[0]: line for line in said.splitlines()[: len(models)]}
     assert code == 2
     assert "ok" in lines["good"] and all("FAILED" in lines[name] for name in models if name != "good")
     assert "nothing was downloaded" in lines["hub"] and "--allow_pickle true" in lines["pickle"]
     assert "name the folder with model_index.json" in lines["part"]
+    assert "torn/config.json cannot be read; copy the folder anew" in lines["torn"]
+    assert "no single-file checkpoint, no adapter for faces and no MobileFaceNet" in lines["other"]
+    assert "is neither a face recogniser (" in lines["bad"] and "is no pipeline, no InsightFace pack" in lines["empty"]
     assert look(tmp_path, capsys, {"pickle": tmp_path / "net.pt"}, "--allow_pickle")[0] == 0
 
 
@@ -116,6 +143,7 @@ def test_what_cannot_be_loaded_is_told_and_nothing_is_downloaded(
         ("- a\n", "needs lines of the form `name: path`"),
         ("a: 3\n", "a has no path"),
         ("a: b\nc:\n", "c has no path"),
+        ("a: $NOBODY_SET_THIS/b\n", "models.yaml: the environment variable NOBODY_SET_THIS is not set"),
         ("a: [b\n", "line 2: not valid YAML"),
         ("a: b\na: c\n", '"a" is given twice'),
     ],

@@ -180,11 +180,18 @@ def test_a_base_that_draws_no_face_is_refused_before_the_hardening_unless_the_au
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run/model").exists()
 
 
-@pytest.mark.parametrize("option", ["num_inference_steps", "audit.num_inference_steps"])
+@pytest.mark.parametrize(
+    "option", ["num_inference_steps", "audit.num_inference_steps", "validation.num_inference_steps"]
+)
 def test_more_sampling_steps_than_the_model_has_timesteps_are_refused_before_the_hardening(
     people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    changes = {"audit.enabled": "true", "audit.holdout_data_dir": people / "holdout", option: 1001}
+    changes = {
+        "audit.enabled": "true",
+        "audit.holdout_data_dir": people / "holdout",
+        "validation.steps": 1,
+        option: 1001,
+    }
     assert main(["harden", *tiny_arguments(tiny_pipeline, people, tmp_path / "run", **changes)]) == 2
     assert f"apdm: error: {option} is 1001; stable-diffusion has 1000 timesteps" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -56,6 +56,9 @@ def test_captions_are_one_more_variant_of_each_change_of_the_photos(tiny_pipelin
         assert [len(one.instance_prompt) for one in variants] == [1, 1, 4, 1, 1, 4]
         for one in (variants[2], variants[5]):
             torch.testing.assert_close(one.instance_prompt, base.encode_prompts(captions).float())
+        flipped = encode_images(base, next(iter(photos.instance.values())).flip(3), batch_size=4)
+        # Pixels are rounded on their way to [0, 1] and back.
+        torch.testing.assert_close(variants[3].instance.mean, flipped.mean, rtol=0, atol=1e-5)
 
 
 def test_a_run_with_captions_hardens_otherwise_and_tells_none(

@@ -220,8 +220,12 @@ def test_a_runs_checkpoints_are_working_files_and_folders_like_them_are_not(
     assert "checkpoint-best is not in the manifest" in capsys.readouterr().out
 
 
-def test_an_id_within_another_word_is_not_an_id(folder: Path, people: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_id_within_another_word_or_in_a_file_that_cannot_be_read_is_not_an_id(
+    folder: Path, people: Path, capsys: pytest.CaptureFixture[str]
+):
     card("made for s012.")(folder, people)
+    for name in ("torn.json", "torn.md"):
+        (folder / "model" / name).write_bytes(b"{\xff")
     main(["verify", str(folder), "--subjects", str(people)])
     assert "id of a subject" not in capsys.readouterr().out
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_judges import write_scripted_inception
 from torch import Tensor, nn
 
 from apdm.core.errors import UserError
@@ -77,21 +78,9 @@ def test_a_pickle_needs_permission_and_gives_the_same(state: dict[str, Tensor], 
     torch.testing.assert_close(Inception(tmp_path, allow_pickle=True)(picture(64)), Inception(weights)(picture(64)))
 
 
-class Scripted(nn.Module):
-    """Takes what NVIDIA's TorchScript file takes: pictures of 8 bits."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
-        mean = images.float().mean(dim=(1, 2, 3))
-        return mean[:, None].expand(-1, self.width if return_features else 1008)
-
-
 def test_a_torchscript_file_gets_pictures_of_8_bits(tmp_path: Path):
-    torch.jit.script(Scripted(2048)).save(str(tmp_path / "inception-2015-12-05.pt"))
-    torch.jit.script(Scripted(64)).save(str(tmp_path / "other.pt"))
+    write_scripted_inception(tmp_path / "inception-2015-12-05.pt")
+    write_scripted_inception(tmp_path / "other.pt", width=64)
     inception = Inception(tmp_path / "inception-2015-12-05.pt", allow_pickle=True)
     assert inception(torch.full((2, 3, 8, 8), 1.0))[:, 0].tolist() == [255, 255]
     with pytest.raises(UserError, match=r"gives features of shape \(1, 64\), not \(1, 2048\)"):
