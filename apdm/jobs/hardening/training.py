@@ -91,7 +91,6 @@ class Training:
             self.engine.working,
             offload=config.memory.offload,
             max_grad_norm=config.max_grad_norm,
-            learning_rate=config.learning_rate,
             **adamw_options(config),
         )
         self.learning_rate = learning_rates(

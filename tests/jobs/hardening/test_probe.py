@@ -7,11 +7,12 @@ from torch import Tensor
 
 from apdm.attacks.dreambooth import DreamBooth
 from apdm.audit.inputs.people import AuditSubjects, Person
+from apdm.config import HardenConfig, make_config
 from apdm.faces.portrait import PortraitEncoder, PortraitFaceScore
 from apdm.families.base import uniform_timesteps
 from apdm.families.posterior import Posterior
 from apdm.jobs.auditing.inputs import AuditInputs
-from apdm.jobs.hardening.probe import Probe
+from apdm.jobs.hardening.probe import Probe, make_probe
 from apdm.metrics.judges import Judges
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import circumstance, identity
@@ -23,23 +24,56 @@ def portraits(seed: int, photos: range) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
-@pytest.mark.parametrize(("person", "faces", "like_strangers"), [(7, 8, False), (8, 8, True), (7, 1, False)])
-def test_a_probe_that_mostly_draws_no_face_is_judged_by_the_faces_that_it_draws(
-    person: int, faces: int, like_strangers: bool
-):
+def latents_of_nobody() -> SubjectData:
     latents, prompt = Posterior(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)), torch.zeros(1, 1, 4)
-    data = SubjectData(
+    return SubjectData(
         latents, latents, prompt, prompt, lambda count, generator: uniform_timesteps(9, count, generator)
     )
+
+
+def inputs(*, strangers: int) -> AuditInputs:
     protected = Person(id="s01", photos=portraits(7, range(2)) * 2 - 1, references=portraits(7, range(10, 14)) * 2 - 1)
-    strangers = torch.cat([portraits(seed, range(1)) for seed in range(30, 50)]) * 2 - 1
+    others = torch.cat([portraits(seed, range(1)) for seed in range(30, 30 + strangers)]) * 2 - 1 if strangers else None
     judges = Judges([PortraitEncoder("portrait-a")], PortraitFaceScore(), None)
+    return AuditInputs(subjects=AuditSubjects([protected], [], others), judges=judges, photo_attacks=None)
+
+
+@pytest.mark.parametrize("strangers", [20, 0])
+@pytest.mark.parametrize(("person", "faces", "like_strangers"), [(7, 8, False), (8, 8, True), (7, 1, False)])
+def test_a_probe_that_mostly_draws_no_face_is_judged_by_the_faces_that_it_draws(
+    person: int, faces: int, like_strangers: bool, strangers: int
+):
     attack = DreamBooth(instance_prompt="a photo of sks person", class_prompt="a photo of person")
-    subjects = AuditSubjects([protected], [], strangers)
-    inputs = AuditInputs(subjects=subjects, judges=judges, photo_attacks=None)
-    probe = Probe(attack, data, "s01", inputs, 0.1)
+    probe = Probe(attack, latents_of_nobody(), "s01", inputs(strangers=strangers), 0.1)
     drawn = portraits(person, range(20, 28))
     drawn[faces:] = 0.5  # grey
     figures, quiet = probe.measure(drawn)
     assert figures["probe_face_rate"] == faces / 8
     assert quiet is like_strangers
+
+
+def test_a_probe_attacks_the_first_person_as_the_audit_does():
+    options = {
+        **{"instance_prompt": "a photo of t@t man", "class_prompt": "a photo of a man", "seed": 9},
+        **{"validation.steps": 1, "validation.probe_steps": 7, "audit.max_likeness_over_strangers": 0.2},
+        **{"audit.learning_rate": 3e-6, "audit.train_batch_size": 3, "audit.prior_loss_weight": 0.5},
+        "audit.gradient_checkpointing": True,
+    }
+    given = {"pretrained_model_name_or_path": "m", "instance_data_dir": "i", "output_dir": "o"}
+    config = make_config(HardenConfig, {**given, **options})
+    own, people = latents_of_nobody(), inputs(strangers=2)
+    data = {"s02": [latents_of_nobody()], "s01": [own, latents_of_nobody()]}
+    probe = make_probe(config, people, data)
+    assert probe is not None and probe.data is own and probe.margin == 0.2
+    assert probe.attack == DreamBooth(
+        instance_prompt="a photo of t@t man",
+        class_prompt="a photo of a man",
+        learning_rate=3e-6,
+        max_train_steps=7,
+        train_batch_size=3,
+        prior_loss_weight=0.5,
+        gradient_checkpointing=True,
+        seed=9,
+    )
+    assert make_probe(config, None, data) is None
+    assert make_probe(make_config(HardenConfig, given), people, data) is None
