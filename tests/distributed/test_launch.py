@@ -28,10 +28,10 @@ from safetensors.torch import load_file
 from tiny_run import UNET, arguments, write_people
 from torch import Tensor
 
-from apdm.config import L2PConfig
+from apdm.config import L2PConfig, MemoryConfig, PoolConfig
 from apdm.core.errors import Interrupted, UserError
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
-from apdm.distributed.launch import check_processes, engine_kind, make_accelerator, report_lost_processes
+from apdm.distributed.launch import EngineKind, check_processes, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.manifest import verify_manifest
 from apdm.jobs.hardening.checkpoint import Checkpoint
@@ -284,6 +284,24 @@ def test_processes_that_do_not_know_of_each_other_are_refused() -> None:
 def test_what_an_engine_cannot_do_is_refused(config, kind: str, size: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_engine(config, kind, size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "changes"),
+    [
+        ("ddp", 3, {"gradient_accumulation_steps": 2}),
+        ("ddp", 2, {"l2p": L2PConfig(attackers="independent")}),
+        ("zero1", 1, {"l2p": L2PConfig(attackers="independent")}),
+        ("single", 1, {"l2p": L2PConfig(evaluate="before")}),
+        ("ddp", 2, {"l2p": L2PConfig(optimizer="adafactor")}),
+        ("single", 1, {"l2p": L2PConfig(optimizer="adafactor", lora_share=1), "pool": PoolConfig(size=2)}),
+        ("single", 1, {"memory": MemoryConfig(offload=True, reference_dtype="bfloat16")}),
+        ("zero2", 2, {"mixed_precision": "fp16"}),
+        ("ddp", 2, {"channels_last": True, "l2p": L2PConfig(lora_share=0.5), "pool": PoolConfig(size=2)}),
+    ],
+)
+def test_what_an_engine_can_do_passes(kind: EngineKind, size: int, changes: dict[str, Any]) -> None:
+    check_engine(replace(PAPER, **changes), kind, size)
 
 
 def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,9 +261,26 @@ def unknown_attack(folders: dict[str, Path], tmp_path: Path) -> dict[str, object
     return {"attacks": "dreambot"}
 
 
+def nobody_who_consents(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
+    people = shutil.copytree(folders["people"], tmp_path / "people")
+    shutil.rmtree(people / "consenting")
+    return {"subjects": people, "attacks": "stranger_first"}
+
+
+def no_sibling(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
+    return {"attacks": "transplant:source=sibling,part=vae"}
+
+
+def no_finished_attacks(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
+    return {"reuse_audits": folders["people"]}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (nobody_who_consents, "stranger_first trains on other people first: put photos of people who consent into"),
+        (no_sibling, "none of the attacks can run with these models"),
+        (no_finished_attacks, "people holds no finished attacks (cells/); give the output folder of an earlier audit"),
         (sibling_of_another_size, "has other sizes than that of"),
         (same_model, "are the same folder"),
         (same_weights, "exactly the weights of the base"),

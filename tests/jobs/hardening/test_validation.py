@@ -43,7 +43,7 @@ def test_the_same_noise_is_drawn_for_every_prompt_at_every_step_and_other_noise_
 ) -> None:
     family, probe = families("sd15"), Probe()
     probed = config(tmp_path, **{"validation.probe_steps": 1})
-    validator: Any = Validator(probed, family, probe, None)  # type: ignore[arg-type]
+    validator: Any = Validator(probed, family, probe, None)
     assert validator(3) == ({"probe_face_rate": 0.5}, True)
     rows = [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     wanted = family.sample(rows, seed=[7, 8, 7, 8], **DRAWN)
