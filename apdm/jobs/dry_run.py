@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from apdm.audit.cells.matrix import Matrix
 from apdm.audit.inputs.face_checks import check_faces
 from apdm.audit.results.common import Verdict
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
@@ -281,13 +280,7 @@ def _read_models(
     plan, inputs, photos = audit.load_audit(config, None)
     warn_if_too_short(config, plan.entries)
     entries, _ = plan.available()
-    work = AuditWork(
-        plan=plan,
-        cells=Matrix.of(plan, entries).cells,
-        class_sets=len(plan.attacked) + 2,
-        specs=inputs.photo_attacks,
-        photos=photos.counts if photos is not None else {},
-    )
+    work = AuditWork.of_models(plan, entries, inputs.photo_attacks, photos.counts if photos is not None else {})
     rows = audit_plan(config, plan, photos, processes=processes, device=device)
     return rows, work, audit.photo_sets(inputs, photos)
 

@@ -16,7 +16,6 @@ from apdm.attacks import Purifier
 from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.cells.class_pictures import require_face
-from apdm.audit.cells.matrix import Matrix
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts
@@ -199,13 +198,8 @@ class HardenInputs(HardenFiles):
     def final_audit(self, inputs: AuditInputs) -> AuditWork:
         """Return the work of the audit at the end, as far as it is known: the base stands in for the hardened model."""
         plan = final_plan(self.config, inputs, self.base, self.base)
-        return AuditWork(
-            plan=plan,
-            cells=Matrix.of(plan, plan.entries).cells,
-            class_sets=len(plan.attacked) + 2,
-            specs=inputs.photo_attacks,
-            photos=attacked_photos(inputs, self.photo_job) if self.photo_job is not None else {},
-        )
+        photos = attacked_photos(inputs, self.photo_job) if self.photo_job is not None else {}
+        return AuditWork.of_models(plan, plan.entries, inputs.photo_attacks, photos)
 
     def _model_size(self, output: Path) -> int:
         """Return how many bytes this run needs at least for checkpoints and model, besides what is there already."""

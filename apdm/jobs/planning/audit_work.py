@@ -15,10 +15,12 @@ from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged, stages
 from apdm.audit.cells.cell import Cell
 from apdm.audit.cells.guidance import SCALES
+from apdm.audit.cells.matrix import Matrix
 from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.inputs.plan import AuditPlan, Drawing
 from apdm.audit.inputs.search_space import SearchSpace
+from apdm.audit.inputs.suites import Entry
 from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.results.budgets import samples_per_step
 from apdm.audit.results.rows import COMPARED
@@ -46,6 +48,14 @@ class AuditWork:
     class_sets: int
     specs: PhotoAttackSpecs | None = None
     photos: Mapping[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of_models(
+        plan: AuditPlan, entries: Sequence[Entry], specs: PhotoAttackSpecs | None, photos: Mapping[str, int]
+    ) -> AuditWork:
+        """The work of an audit of models. The attacker too has class pictures, and the base draws a second set."""
+        class_sets, cells = len(plan.attacked) + 2, Matrix.of(plan, entries).cells
+        return AuditWork(plan=plan, cells=cells, class_sets=class_sets, specs=specs, photos=photos)
 
     @property
     def attacks(self) -> list[Attack]:
