@@ -9,7 +9,7 @@ from typing import ClassVar
 from apdm.attacks import Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.parts.attacked_model import AttackedModel
-from apdm.attacks.parts.tokens import add_word, check_word, rename_subject
+from apdm.attacks.parts.tokens import WORD, add_word, check_word, rename_subject
 from apdm.families import Family
 
 
@@ -74,6 +74,6 @@ class CustomDiffusion(FineTuning):
     def _default_initializer(self, model: Family) -> str:
         """The identifier that the modifier replaces, or the class noun if the identifier is several tokens."""
         identifier = self.renamed[0].split()[0] if self.renamed else ""  # `renamed` begins with the identifier
-        tokenizers = [getattr(model.pipeline, model.tokenizer_name(name)) for name in model.text_encoders()]
+        tokenizers = [getattr(model.pipeline, model.tokenizer_name(name)) for name in model.text_encoders(WORD)]
         is_one = all(len(t(identifier, add_special_tokens=False).input_ids) == 1 for t in tokenizers)
         return identifier if is_one else self.class_prompt.split()[-1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.fine_tuning import TRAINS_TEXT, FineTuning
 from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.families import Family
 
@@ -29,7 +29,7 @@ class DreamBooth(FineTuning):
         """Raise UserError if text encoders are to be trained, and none can be; see `FineTuning.check_fits`."""
         super().check_fits(model)
         if self.train_text_encoder:
-            model.text_encoders()
+            model.text_encoders(TRAINS_TEXT)
 
     def begin(self, model: Family, material: Material) -> AttackedModel:
         """Copy the denoiser, and the CLIP text encoders if they are trained."""
@@ -37,7 +37,7 @@ class DreamBooth(FineTuning):
         attacked = model.with_denoiser(denoiser)
         if not self.train_text_encoder:
             return AttackedModel(attacked, (denoiser,), list(denoiser.parameters()))
-        encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders().items()}
+        encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders(TRAINS_TEXT).items()}
         attacked = attacked.replace(**encoders)
         modules = (denoiser, *(encoder.requires_grad_(True) for encoder in encoders.values()))
         return AttackedModel(attacked, modules, [p for m in modules for p in m.parameters()], trains_text=True)

@@ -35,6 +35,7 @@ from apdm.families.prompts import check_length
 from apdm.protection.losses import denoising_loss, personalization_loss, squared_error
 
 READ_EVERY = 20  # steps between two looks at the losses
+TRAINS_TEXT = "train_text_encoder=true"  # the option of several attacks, as messages name it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +136,11 @@ class FineTuning(ABC):
         """Check, before any work, that a model has what this attack trains.
 
         Raises:
-            UserError: the model lacks what is trained, has no timestep in the attack's range, or does not read the
-                attack's prompt to its end.
+            UserError: the model lacks what is trained, has no timestep in the attack's range, does not tell the noise
+                that the loss is weighted by, or does not read the attack's prompt to its end.
         """
         self._timesteps_of(model)
+        loss_weights(model, torch.zeros(1, dtype=torch.long), snr_gamma=self.snr_gamma, loss_space=self.loss_space)
         self.check_prompt(model)
 
     def check_prompt(self, model: Family) -> None:

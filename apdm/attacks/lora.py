@@ -11,7 +11,7 @@ from peft import LoraConfig
 from torch.nn import Module
 
 from apdm.attacks import Material
-from apdm.attacks.fine_tuning import FineTuning
+from apdm.attacks.fine_tuning import TRAINS_TEXT, FineTuning
 from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.config.options import option
 from apdm.core.errors import UserError
@@ -65,7 +65,7 @@ class LoRA(FineTuning):
         """Raise UserError if the model lacks layers of `target`, or a text encoder; see `FineTuning.check_fits`."""
         super().check_fits(model)
         if self.train_text_encoder:
-            model.text_encoders()
+            model.text_encoders(TRAINS_TEXT)
         if not model.lora_layers(model.denoiser, self.target):
             raise UserError(
                 f"target={self.target}: the denoiser of {model.name} has no such layer; choose another target"
@@ -85,7 +85,7 @@ class LoRA(FineTuning):
             projections = list(model.text_attention_projections)
             encoders = {
                 name: self._adapted(encoder, projections, self.seed + i)
-                for i, (name, encoder) in enumerate(model.text_encoders().items(), start=1)
+                for i, (name, encoder) in enumerate(model.text_encoders(TRAINS_TEXT).items(), start=1)
             }
             attacked, modules = attacked.replace(**encoders), [denoiser, *encoders.values()]
         adapter = [p for module in modules for p in lora_parameters(module)]

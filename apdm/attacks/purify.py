@@ -213,10 +213,10 @@ def check_image_to_image(name: str, model: Family) -> None:
         )
 
 
-def check_purifier(purifier: Purifier | None, model: Family) -> None:
-    """Raise UserError if a purifier draws, and cannot with this model."""
+def check_purifier(purifier: Purifier | None, model: Family, option: str = "") -> None:
+    """Raise UserError if a purifier draws, and cannot with this model. `option` asked for it, if that is not clear."""
     if isinstance(purifier, DiffusionPurifier):
-        check_image_to_image(f"the purifier {purifier.name}", model)
+        check_image_to_image(f"{option}the purifier {purifier.name}", model)
 
 
 def passes_per_photo(purifier: Purifier | None) -> float:

@@ -289,9 +289,9 @@ class Family(TextReader, Sampler, Saver):
         """The signal-to-noise ratio (signal variance over noise variance) at timesteps `[B]`: `[B]`.
 
         Raises:
-            UserError: the family does not say how much noise there is at a timestep.
+            NotImplementedError: the family does not say how much noise there is at a timestep.
         """
-        raise UserError(f"{self.name} does not tell its noise levels; leave out weights that depend on the timestep")
+        raise NotImplementedError(f"{type(self).__name__} does not tell its noise levels")
 
     def x0_error_share(self, timesteps: Tensor) -> Tensor:
         """The squared error in the clean latents, as a multiple of the prediction's, at timesteps `[B]`: `[B]`.
@@ -299,9 +299,9 @@ class Family(TextReader, Sampler, Saver):
         The prediction determines the clean latents x_0 together with x_t.
 
         Raises:
-            UserError: the family does not say how much noise there is at a timestep.
+            NotImplementedError: the family does not say how much noise there is at a timestep.
         """
-        raise UserError(f"{self.name} does not tell its noise levels; leave out weights that depend on the timestep")
+        raise NotImplementedError(f"{type(self).__name__} does not tell its noise levels")
 
     def ddim_step(self, latents: Tensor, prediction: Tensor, start: int, end: int) -> Tensor:
         """Go from one timestep to another without randomness (DDIM, Song et al. 2021), in either direction.

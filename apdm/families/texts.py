@@ -65,8 +65,11 @@ class TextReader(ABC):
         """The pipeline's name for the tokenizer of a text encoder: "tokenizer_2" for "text_encoder_2"."""
         return encoder.replace("text_encoder", "tokenizer")
 
-    def text_encoders(self) -> dict[str, Any]:
+    def text_encoders(self, asked_by: str = "this method") -> dict[str, Any]:
         """The text encoders that attacks may train, under the pipeline's names for them, sorted by name.
+
+        Args:
+            asked_by: the option, or the thing, that needs them, as the message names it.
 
         Raises:
             UserError: there is none.
@@ -75,6 +78,6 @@ class TextReader(ABC):
         found = {name: part for name, part in parts.items() if part is not None}
         if not found:
             raise UserError(
-                f"{self.name} has no text encoder that can be trained; choose a method that trains the denoiser alone"
+                f"{asked_by} needs a text encoder that can be trained, and {self.name} has none; leave it out"
             )
         return found

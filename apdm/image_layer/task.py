@@ -172,8 +172,12 @@ class ProtectionTask:
         return loss
 
     @torch.no_grad()
-    def check_attention(self, max_positions: int) -> None:
+    def check_attention(self, max_positions: int, method: str) -> None:
         """Check, before long work, that the model has cross-attention layers with at most `max_positions` positions.
+
+        Args:
+            max_positions: the option attention_max_positions of `method`.
+            method: the photo protection that reads the attention, as the message names it.
 
         Raises:
             UserError: the model has no such layer.
@@ -185,8 +189,8 @@ class ProtectionTask:
             self.denoising_error(self.family.denoiser, draw.noise, draw)
         if not maps.cross:
             raise UserError(
-                f"the model has no cross-attention layer with {max_positions} or fewer positions; "
-                "raise attention_max_positions"
+                f"image_layer.method {method} reads cross-attention layers with {max_positions} or fewer positions, "
+                f"and the model has none; raise its attention_max_positions"
             )
 
 

@@ -14,9 +14,9 @@ from tiny_pipelines import BUILDERS
 
 from apdm.attacks import Material
 from apdm.attacks.registry import make, make_purifier, make_zero_shot
-from apdm.audit.inputs.attack_factory import check_fits
+from apdm.audit.inputs.attack_factory import check_fits, check_on_model
 from apdm.core.errors import UserError
-from apdm.families import Family, load_family
+from apdm.families import Family, StableDiffusion, load_family
 from apdm.families.encoding import encode_images
 from apdm.families.pooled import split_pooled
 
@@ -124,12 +124,12 @@ def test_an_adapters_file_draws_in_diffusers_what_the_attacker_draws(prepared, t
     assert (picture() - before).abs().max() > 1e-3
 
 
-REFUSED = (
-    "textual_inversion",
-    "custom_diffusion",
-    "dreambooth:train_text_encoder=true",
-    "transfer:attack=custom_diffusion",
-)
+REFUSED = {
+    "textual_inversion": "learning a new word",
+    "custom_diffusion": "learning a new word",
+    "dreambooth:train_text_encoder=true": "train_text_encoder=true",
+    "transfer:attack=custom_diffusion": "learning a new word",
+}
 
 
 @pytest.mark.parametrize("kind", ["flux2", "zimage"])
@@ -137,11 +137,28 @@ REFUSED = (
 def test_what_needs_a_text_encoder_of_its_own_is_refused_where_a_language_model_reads(prepared, kind: str, spec: str):
     family, material = prepared(kind)
     attack = make(spec, **PROMPTS, **SHORT)
-    # When it runs, and before any work.
-    for tried in (lambda: attack.run(family, material), lambda: check_fits(attack, family)):
-        with pytest.raises(UserError, match="has no text encoder that can be trained; choose a method") as error:
+    said = f"{REFUSED[spec]} needs a text encoder that can be trained, and {family.name} has none; leave it out"
+    # When it runs, and before any work, where the attack is named too.
+    for tried in (lambda: attack.run(family, material), lambda: check_on_model(spec, attack, family, 4)):
+        with pytest.raises(UserError) as error:
             tried()
-        assert "\n" not in str(error.value)
+        assert str(error.value) in (said, f"{spec}: {said}")
+    assert str(error.value).startswith(spec)
+
+
+class Silent(StableDiffusion):
+    """A family that does not say how much noise there is at a timestep."""
+
+    signal_to_noise = Family.signal_to_noise
+    x0_error_share = Family.x0_error_share
+
+
+@pytest.mark.parametrize("spec", ["lora:snr_gamma=5", "two_stage:attack=dreambooth,loss_space=x0"])
+def test_weights_by_noise_are_refused_before_any_work_where_the_noise_is_not_told(prepared, spec: str):
+    silent = Silent(prepared("sd15")[0].pipeline)
+    option = spec.rpartition(":" if "lora" in spec else ",")[2]
+    with pytest.raises(UserError, match=f"^{spec}: {option} weights the loss .* stable-diffusion .* leave it out$"):
+        check_on_model(spec, make(spec, **PROMPTS, **SHORT), silent, 4)
 
 
 def test_photos_that_diffusers_cannot_redraw_are_refused_in_one_line(prepared):

@@ -123,10 +123,10 @@ def test_the_distance_of_maps_is_that_of_distributions():
 
 def test_checking_for_attention_layers_draws_nothing_from_the_tasks_generator(task: ProtectionTask):
     before = task.generator.get_state()
-    task.check_attention(16)
+    task.check_attention(16, "dladiff")
     assert torch.equal(task.generator.get_state(), before)
-    with pytest.raises(UserError, match="raise attention_max_positions"):
-        task.check_attention(1)
+    with pytest.raises(UserError, match="image_layer.method dladiff reads .* raise its attention_max_positions"):
+        task.check_attention(1, "dladiff")
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

@@ -74,6 +74,12 @@ def loss_weights(model: Family, timesteps: Tensor, *, snr_gamma: float | None, l
     Raises:
         UserError: the model's family does not say how much noise there is at a timestep.
     """
-    if snr_gamma is not None:
-        return model.signal_to_noise(timesteps).clamp(max=snr_gamma) * model.x0_error_share(timesteps)
-    return model.x0_error_share(timesteps) if loss_space == "x0" else None
+    try:
+        if snr_gamma is not None:
+            return model.signal_to_noise(timesteps).clamp(max=snr_gamma) * model.x0_error_share(timesteps)
+        return model.x0_error_share(timesteps) if loss_space == "x0" else None
+    except NotImplementedError:
+        option = "loss_space=x0" if snr_gamma is None else f"snr_gamma={snr_gamma:g}"
+        raise UserError(
+            f"{option} weights the loss by the noise at a timestep, which {model.name} does not tell; leave it out"
+        ) from None

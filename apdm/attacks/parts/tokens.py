@@ -18,6 +18,7 @@ from apdm.attacks.fine_tuning import FineTuning
 from apdm.core.errors import UserError
 from apdm.families import Family
 
+WORD = "learning a new word"  # what needs a text encoder, as messages name it
 # Published CLIP configurations give this id for the end token. transformers then takes the largest id for the end.
 LEGACY_END = 2
 
@@ -83,7 +84,7 @@ def check_word(model: Family, word: str, count: int, initializer_token: str | No
         UserError: `initializer_token` is several tokens, the tokenizer knows a part of the new word already, or the
             prompt is so long that the model does not read the whole word.
     """
-    for encoder in model.text_encoders():
+    for encoder in model.text_encoders(WORD):
         name = model.tokenizer_name(encoder)
         tokenizer, limit = copy.deepcopy(getattr(model.pipeline, name)), model.token_limits[name]
         if initializer_token and (own := len(_ids(tokenizer, initializer_token))) != 1:
@@ -113,7 +114,7 @@ def add_word(model: Family, word: str, count: int, initializer: str) -> NewWord:
     Raises:
         UserError: the tokenizer knows a part of the new word already.
     """
-    encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders().items()}
+    encoders = {name: copy.deepcopy(encoder).float() for name, encoder in model.text_encoders(WORD).items()}
     names = [model.tokenizer_name(name) for name in encoders]
     tokenizers = {name: copy.deepcopy(getattr(model.pipeline, name)) for name in names}
     pairs = list(zip(encoders.values(), tokenizers.values(), strict=True))

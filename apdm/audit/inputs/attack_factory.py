@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,17 @@ def check_fits(attack: Attack, base: Family) -> None:
             stage.check_fits(base)
 
 
+@contextmanager
+def named(spec: str) -> Iterator[None]:
+    """Put the attack as the user named it in front of a UserError's message, unless the message begins with its name."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(spec.partition(":")[0]):
+            raise
+        raise UserError(f"{spec}: {error}") from None
+
+
 def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps: int) -> None:
     """Check, before any work, that an attack can run on a model.
 
@@ -160,7 +172,8 @@ def check_on_model(spec: str, attack: Attack, base: Family, num_inference_steps:
         UserError: the attack does not fit the model, its prompt says nothing that the class prompt does not say, an
             attack that edits photos does nothing in so many sampling steps, or the attack's own sampler takes fewer.
     """
-    check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
+    with named(spec):
+        check_fits(attack, base)  # first: options are not worth mending if the attack does not fit the model
     if isinstance(attack, Untrained):
         attack.check_steps(num_inference_steps)
     for stage in stages(attack):

@@ -53,7 +53,7 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
         Raises:
             UserError: the model has no cross-attention layer that is small enough.
         """
-        task.check_attention(self.attention_max_positions)
+        task.check_attention(self.attention_max_positions, self.name)
         surrogate = Surrogate(task, learning_rate=self.learning_rate, batch_size=self.batch_size)
         prompts = PromptTuning(task, learning_rate=self.prompt_learning_rate, batch_size=self.batch_size)
         prompts.fit(surrogate.denoiser, pgd.photos, self.prompt_steps)

@@ -51,7 +51,7 @@ class ASPL(ASPLConfig, PhotoProtection):
     def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
         """Raise UserError if the text encoder is to be trained, and there is none that can be."""
         if self.train_text_encoder:
-            family.text_encoders()
+            family.text_encoders(f"train_text_encoder of image_layer.method {self.name}")
 
     def objective(self, task: ProtectionTask, surrogate: Surrogate, pgd: PGD) -> PhotoObjective:
         """Return what the photos ascend on: L_cond of a surrogate."""

@@ -95,7 +95,7 @@ class DisDiff(ASPL):
         Raises:
             UserError: the model has no cross-attention layer that is small enough.
         """
-        task.check_attention(self.attention_max_positions)
+        task.check_attention(self.attention_max_positions, self.name)
         super().protect(task, pgd)
 
     def objective(self, task: ProtectionTask, surrogate: Surrogate, pgd: PGD) -> PhotoObjective:

@@ -52,7 +52,7 @@ class DLADiff(DLADiffConfig, PhotoProtection):
         Raises:
             UserError: the model has no cross-attention layer that is small enough.
         """
-        task.check_attention(self.attention_max_positions)
+        task.check_attention(self.attention_max_positions, self.name)
         rate, size = self.learning_rate, self.batch_size
         static = Surrogate(task, learning_rate=rate, batch_size=size)
         if self.static_surrogate:

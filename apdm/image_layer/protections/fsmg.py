@@ -42,7 +42,7 @@ class FSMG(FSMGConfig, PhotoProtection):
     def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
         """Raise UserError if the text encoder is to be trained, and there is none that can be."""
         if self.train_text_encoder:
-            family.text_encoders()
+            family.text_encoders(f"train_text_encoder of image_layer.method {self.name}")
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Train the surrogate, then ascend."""

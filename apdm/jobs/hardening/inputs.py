@@ -94,9 +94,13 @@ class HardenInputs(HardenFiles):
         """
         audit, photo_job = files.audit_inputs, files.photo_job
         attacks = None if audit is None else audit.photo_attacks
+
+        def check_variety(spec: str) -> None:
+            check_purifier(make_purifier(spec), base, "variety.photos: ")
+
         with Faults() as faults:
             faults.of(lambda: files.check_people(own))
-            faults.of(lambda: each(config.variety.photos, lambda spec: check_purifier(make_purifier(spec), base)))
+            faults.of(lambda: each(config.variety.photos, check_variety))
             if attacks is not None:
                 attacks.check(base, config.audit.num_inference_steps)
             if photo_job is not None:
