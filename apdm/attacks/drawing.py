@@ -102,13 +102,14 @@ class Drawing(DrawnOtherwise):
     def _with_scheduler(self, attacked: Family, name: str) -> Family:
         scheduler = attacked.pipeline.scheduler
         fitting = {cls.__name__: cls for cls in scheduler.compatibles}
-        if name not in fitting:
-            raise UserError(
-                f"scheduler={name} does not fit {attacked.name}; it draws with "
-                f"{', '.join(sorted(fitting)) or type(scheduler).__name__}"
-            )
         try:
-            return attacked.replace(scheduler=fitting[name].from_config(scheduler.config))
+            if name in fitting:
+                return attacked.replace(scheduler=fitting[name].from_config(scheduler.config))
+            why = f"does not fit {attacked.name}"
         except ImportError as error:
             problem = one_line(error)
             raise UserError(f"scheduler={name} needs a package that is not installed: {problem}") from None
+        except UserError as error:  # diffusers counts some among the compatible ones that draw otherwise
+            why = f"does not fit {attacked.name} ({str(error).partition(': ')[2].partition(';')[0]})"
+        others = ", ".join(sorted(fitting.keys() - {name})) or type(scheduler).__name__
+        raise UserError(f"scheduler={name} {why}; there are {others}")

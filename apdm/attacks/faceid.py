@@ -128,7 +128,7 @@ class FaceIDAdapter:
             raise UserError(f"{self.path} does not exist; name a FaceID or InstantID adapter's .safetensors file")
         if not family.takes_face_adapter:
             kind = type(family.pipeline).__name__
-            raise UserError(f"{self.path.name} is for Stable Diffusion (1, 2 or XL), this model is {kind}; leave it out")
+            raise UserError(f"{self.path.name} is for Stable Diffusion 1, 2 or XL, this model is {kind}; leave it out")
         file = AdapterFile.read(self.path, allow_pickle=self.allow_pickle)
         file.check_fits(family.denoiser)
         # Embed a whole picture, as the attack does, so that an encoder without the detector it needs fails here.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -46,6 +46,24 @@ class Destination:
     files: tuple[str, ...] = ()
 
 
+NO_TOKEN = "there is no token for the Hugging Face Hub; set the environment variable HF_TOKEN, or run: hf auth login"
+
+
+def check_name(name: str) -> None:
+    """Raise UserError if NAME or OWNER/NAME cannot be a repository on the Hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"hub_model_id is {name}, which is no name on the Hub: {_line(error)}") from None
+
+
+def why_not_asked() -> str | None:
+    """Why the Hub cannot be asked about a repository, and how to mend it; None if it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set; unset it"
+    return NO_TOKEN if get_token() is None else None
+
+
 def check_destination(name: str, *, public: bool, overwrite: bool) -> Destination:
     """Check that a model can be pushed. Nothing is changed.
 
@@ -57,14 +75,9 @@ def check_destination(name: str, *, public: bool, overwrite: bool) -> Destinatio
     Raises:
         UserError: there is no token, it may not write, the Hub cannot be reached, or the repository cannot be used.
     """
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise UserError(f"hub_model_id is {name}, which is no name on the Hub: {_line(error)}") from None
+    check_name(name)
     if get_token() is None:
-        raise UserError(
-            "there is no token for the Hugging Face Hub; set the environment variable HF_TOKEN, or run: hf auth login"
-        )
+        raise UserError(NO_TOKEN)
     api = _api()
     with _errors(f"push to {name}"):
         who = api.whoami()

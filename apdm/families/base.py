@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from apdm.core.errors import UserError
 from apdm.core.pictures import to_unit
 from apdm.families.attention import AttentionLayer, is_attention
 from apdm.families.fit import check_fit
@@ -116,7 +115,7 @@ class Family(TextReader, Sampler, Saver):
         self.location = str(self.origin or "this pipeline")
         self.dtypes = dtypes
         self.variant = variant
-        self.num_train_timesteps: int = pipeline.scheduler.config.num_train_timesteps
+        self.num_train_timesteps: int = pipeline.scheduler.config.get("num_train_timesteps", 0)
         self.vae_scale: int = pipeline.vae_scale_factor  # pixels per latent position, along one side
         self.check_pipeline()
         for name, part in pipeline.components.items():
@@ -188,6 +187,16 @@ class Family(TextReader, Sampler, Saver):
         changed = self.replace()
         changed.drawing = {**self.drawing, **options}
         return changed
+
+    def sampler_fault(self, steps: int | None = None) -> str | None:
+        """What is wrong with the pipeline's sampler, as the end of a sentence; None if it draws right.
+
+        Args:
+            steps: sampling steps that it is tried with. Default: as many as tell a right sampler from a wrong one.
+
+        A family that does not say it is not checked.
+        """
+        return None
 
     @property
     def told_timesteps(self) -> int:

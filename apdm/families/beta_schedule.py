@@ -14,6 +14,8 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.families.base import Family
+from apdm.families.fit import ANOTHER_SCHEDULER, check_sampler
+from apdm.families.known_draw import STEPS, sampler_fault
 from apdm.families.single_file.markers import V_PRED, ZTSNR
 
 NO_SIGNAL = 1e-6  # an abar_t at most this large; schedulers that divide by it keep it above zero
@@ -31,7 +33,9 @@ class BetaSchedule(Family):
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     def check_pipeline(self) -> None:
-        """Check also that the scheduler has betas and predicts noise or velocity; see `Family.check_pipeline`.
+        """Check also that the scheduler has betas, predicts noise or velocity, and draws right.
+
+        See `Family.check_pipeline`.
 
         A scheduler with zero terminal SNR (Lin et al. 2024) has no signal at all in its last step. There a model can
         learn velocity, but not noise, and a scheduler that ignores the setting would draw with other noise levels than
@@ -52,11 +56,14 @@ class BetaSchedule(Family):
                 "signal there is no noise to learn; switch one of them in scheduler_config.json"
             )
         if self.zero_terminal_snr and scheduler.alphas_cumprod[-1] > NO_SIGNAL:
-            raise UserError(
-                f"{self.location}: a {name} ignores rescale_betas_zero_snr; name another scheduler in model_index.json "
-                "and scheduler_config.json, such as DDIMScheduler or EulerDiscreteScheduler"
-            )
+            raise UserError(f"{self.location}: a {name} ignores rescale_betas_zero_snr; {ANOTHER_SCHEDULER}")
+        check_sampler(self)
         super().check_pipeline()
+
+    def sampler_fault(self, steps: int | None = None) -> str | None:
+        """Whether the sampler draws what a known denoiser describes; see `Family.sampler_fault`."""
+        steps = steps or min(STEPS, self.num_train_timesteps)
+        return sampler_fault(self.pipeline.scheduler, self.prediction_type, steps)
 
     @property
     def zero_terminal_snr(self) -> bool:

@@ -10,6 +10,9 @@ from apdm.core.errors import UserError
 if TYPE_CHECKING:
     from apdm.families.base import Family
 
+ANOTHER_SCHEDULER = (
+    "name another scheduler in model_index.json and scheduler_config.json, such as the one the model came with"
+)
 SHORTEST = 3  # tokens of a prompt: its start, a word and its end
 
 
@@ -76,6 +79,12 @@ def _prompt_length(family: Family, part: str) -> int | None:
     return length
 
 
+def check_sampler(family: Family) -> None:
+    """Raise UserError if the pipeline's sampler does not draw right with such a model."""
+    if (fault := family.sampler_fault()) is not None:
+        raise UserError(f"{family.location}: a {type(family.pipeline.scheduler).__name__} {fault}; {ANOTHER_SCHEDULER}")
+
+
 def check_steps(family: Family, steps: Mapping[str, int]) -> None:
     """Check that a model's sampler can draw in so many sampling steps.
 
@@ -84,7 +93,8 @@ def check_steps(family: Family, steps: Mapping[str, int]) -> None:
 
     Raises:
         UserError: an option asks for more steps than there are timesteps, or than the sampler of a consistency model
-            was made for, or for so many that the first one would be at a timestep beyond those of training.
+            was made for, or for so many that the first one would be at a timestep beyond those of training. Or the
+            sampler fails in so many steps.
     """
     total, most = family.num_train_timesteps, _most_steps(family)
     sampler = type(family.pipeline.scheduler).__name__
@@ -94,6 +104,8 @@ def check_steps(family: Family, steps: Mapping[str, int]) -> None:
                 f"{option} is {number}; {family.name} has {total} timesteps and draws with {sampler}, "
                 f"give at most {most}"
             )
+        if (fault := family.sampler_fault(number)) is not None:
+            raise UserError(f"{option} is {number}, and a {sampler} {fault}; give another number, or another scheduler")
 
 
 def _most_steps(family: Family) -> int:

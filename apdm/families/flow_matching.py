@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer
 from apdm.families.base import Family
+from apdm.families.fit import check_sampler
+from apdm.families.known_draw import STEPS, sampler_fault
 
 
 def logit_normal_timesteps(
@@ -60,13 +62,19 @@ class FlowMatching(Family):
         self._sigmas: Tensor = scheduler.sigmas.flip(0)
 
     def check_pipeline(self) -> None:
-        """Check also that the scheduler is one of flow matching; see `Family.check_pipeline`."""
+        """Check also that the scheduler is one of flow matching and draws right; see `Family.check_pipeline`."""
         super().check_pipeline()
         if not isinstance(self.pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
             name = type(self.pipeline.scheduler).__name__
             raise UserError(
                 f"{self.location}: a {name} is no flow-matching scheduler; use FlowMatchEulerDiscreteScheduler"
             )
+        check_sampler(self)
+
+    def sampler_fault(self, steps: int | None = None) -> str | None:
+        """Whether the sampler draws what a known denoiser describes; see `Family.sampler_fault`."""
+        steps = steps or min(STEPS, self.num_train_timesteps)
+        return sampler_fault(self.pipeline.scheduler, self.prediction_type, steps)
 
     @classmethod
     def attention_layers(cls, denoiser: nn.Module) -> list[AttentionLayer]:

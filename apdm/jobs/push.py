@@ -16,7 +16,15 @@ from apdm.config import HardenConfig, PushConfig, VerifyConfig
 from apdm.core.errors import UserError, UserErrors
 from apdm.core.logging import get_logger
 from apdm.core.terminal import count
-from apdm.export.hub import Destination, check_destination, licence_of, make_repository, push_files
+from apdm.export.hub import (
+    Destination,
+    check_destination,
+    check_name,
+    licence_of,
+    make_repository,
+    push_files,
+    why_not_asked,
+)
 from apdm.export.hub_card import hub_card
 from apdm.export.layout import MANIFEST, MODEL, RESULTS
 from apdm.jobs.common.first_checks import check_given
@@ -41,12 +49,13 @@ def push(config: PushConfig) -> PushResult:
     names = _model_files(root)
     checked = VerifyConfig(output_dir=config.output_dir, subjects=config.subjects, family=config.family)
     check_given(checked)
-    destination = _destination(config)
+    unasked = why_not_asked() if config.dry_run else None
+    destination = _destination(config) if unasked is None else _unasked_destination(config, unasked)
     found = verify(checked)
     if found.problems:
         raise UserErrors([UserError(f"nothing was pushed: {problem}") for problem in found.problems])
     files: dict[str, Path | bytes] = {inside: root / MODEL / inside for inside in names}
-    files[CARD] = _card(root, destination, config.base_model).encode()
+    files[CARD] = _card(root, destination, config.base_model, ask=unasked is None).encode()
     address = None
     if not config.dry_run:
         logger.info("pushing %s of %s to %s", count(len(files), "file"), root / MODEL, destination.name)
@@ -63,6 +72,14 @@ def check_hub(config: HardenConfig) -> Destination | None:
         UserError: as `check_destination`.
     """
     return _destination(config) if config.push_to_hub else None
+
+
+def _unasked_destination(config: PushConfig, why: str) -> Destination:
+    """Where a dry run says that it would push to, without asking the Hub. Raises UserError if that is no name."""
+    name = config.hub_model_id or Path(config.output_dir).resolve().name
+    check_name(name)
+    logger.warning("the repository %s was not looked at: %s", name, why)
+    return Destination(name=name, public=config.hub_public)
 
 
 def _destination(config: PushConfig | HardenConfig) -> Destination:
@@ -124,7 +141,8 @@ def _model_files(root: Path) -> list[str]:
     return names
 
 
-def _card(root: Path, destination: Destination, base_model: str | None) -> str:
+def _card(root: Path, destination: Destination, base_model: str | None, *, ask: bool) -> str:
+    """The card on the Hub. `ask` is whether the Hub is asked for the licence of the base."""
     text = (root / MODEL / CARD).read_text(encoding="utf-8")
     named = re.search(r"^base_model: (\S+)$", text, flags=re.MULTILINE)
     base = base_model or (named[1] if named else None)
@@ -134,7 +152,7 @@ def _card(root: Path, destination: Destination, base_model: str | None) -> str:
         text,
         name=destination.name,
         base_model=base,
-        licence=licence_of(base) if base else {},
+        licence=licence_of(base) if base and ask else {},
         table=results_table(models) if models else [],
         notes=results_notes(models) if models else "",
     )

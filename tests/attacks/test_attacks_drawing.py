@@ -86,7 +86,7 @@ def test_a_sampler_that_does_not_fit_is_refused_before_the_first_step(family: Fa
         make("dreambooth:scheduler=DDIM", **SHORT)
     steps: list[int] = []
     attack = Drawing(attack=PLAIN, scheduler="FlowMatchHeunDiscreteScheduler")
-    with pytest.raises(UserError, match="does not fit stable-diffusion; it draws with .*DDIMScheduler"):
+    with pytest.raises(UserError, match="does not fit stable-diffusion; there are .*DDIMScheduler"):
         attack.run(family, material(family), callback=lambda step, loss: steps.append(step))
     assert not steps
 

@@ -334,7 +334,7 @@ def test_a_file_of_other_keys_or_sides_is_one_clear_line(
 def test_an_adapter_for_another_model_or_encoder_is_one_clear_line(
     family: Family, families: Callable[[str], Family], adapter_path: Path, tmp_path: Path
 ):
-    with pytest.raises(UserError, match=r"is for Stable Diffusion \(1, 2 or XL\), this model is StableDiffusion3"):
+    with pytest.raises(UserError, match=r"is for Stable Diffusion 1, 2 or XL, this model is StableDiffusion3"):
         attack(adapter_path).check(families("sd3"))
     with pytest.raises(UserError, match="text embeddings of 72 numbers, this model has 64"):
         attack(adapter_path).check(load_family(PIPELINE))

@@ -21,9 +21,9 @@ from apdm.audit.inputs.models import load_models
 from apdm.core.errors import UserError
 from apdm.core.files import list_files
 from apdm.export.pipeline import export_model
-from apdm.export.rounding import moved_share
 from apdm.families import Family, load_family
 from apdm.families.pipeline_folder import stored_dtype
+from apdm.jobs.hardening.export import moved_share
 
 pytestmark = pytest.mark.usefixtures("any_flux_width")
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -144,6 +144,26 @@ def test_a_dry_run_sends_nothing_and_lists_the_files(
     assert all(request.startswith("GET") for request in hub.requests)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_dry_run_needs_neither_a_token_nor_the_hub(
+    offline: bool,
+    folder: Path,
+    hub: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert main(["push", str(folder), "--dry_run"]) == 0
+    told = capsys.readouterr()
+    assert "repository       hardened" in told.out and "more file" in told.out and hub.requests == []
+    mend = "HF_HUB_OFFLINE is set; unset it" if offline else "there is no token"
+    assert f"the repository hardened was not looked at: {mend}" in told.err
+    assert main(["push", str(folder), "--dry_run", "--hub_model_id", "a b"]) == 2
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

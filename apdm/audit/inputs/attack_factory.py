@@ -152,7 +152,7 @@ def check_fits(attack: Attack, base: Family) -> None:
 
 @contextmanager
 def named(spec: str) -> Iterator[None]:
-    """Put the attack as the user named it in front of a UserError's message, unless the message begins with its name."""
+    """Put the attack, as the user named it, in front of a UserError's message, unless the message begins with it."""
     try:
         yield
     except UserError as error:

@@ -38,5 +38,7 @@ class PushConfig:
         holds="spec",
     )
     dry_run: bool = option(
-        False, "Check the run, the token and the repository, list what would be pushed, and end. Nothing is sent."
+        False,
+        "Check the run, list what would be pushed, and end. Nothing is sent. The repository is looked at if there is a "
+        "token.",
     )

@@ -137,7 +137,7 @@ class PushResult(JobResult):
 
     Attributes:
         output_dir: the folder of the run.
-        repository: the repository on the Hub, OWNER/NAME.
+        repository: the repository on the Hub, OWNER/NAME; NAME alone after a dry run that could not ask for the owner.
         address: where the model is now; None after a dry run.
         files: the names of the files in the repository.
     """
