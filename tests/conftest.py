@@ -1,11 +1,16 @@
 """Fixtures shared by all tests: a Stable Diffusion pipeline of the real classes at toy size, and float64."""
 
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
 import torch
 from flux_width import any_width
 from tiny_pipelines import BUILDERS, build_pipeline
@@ -13,6 +18,22 @@ from tiny_pipelines import BUILDERS, build_pipeline
 # Tests send these signals. They are ignored if the tests run in the background of a script or under nohup.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """A test that asks for an address outside this machine fails, whoever asks."""
+    known, look_up = {"localhost", socket.gethostname(), "", None}, socket.getaddrinfo
+
+    def local(host: Any, *args: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in known and not str(name).startswith(("127.", "::", "0.0.0.0")):
+            pytest.fail(f"a test asks the network for {name}")
+        return look_up(host, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", local)
+        yield
 
 
 @pytest.fixture

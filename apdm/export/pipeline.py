@@ -7,6 +7,7 @@ them for these.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,12 +103,18 @@ def export_size(family: Family, *, save_variant: str | None = None, single_file:
 
     Every weight file counts twice, because adding metadata writes a second copy before the first one is deleted.
     """
-    dtype, pipeline = HALF.get(save_variant or ""), cast(Any, family.pipeline)
-    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    weights = [weight for module in modules for weight in module.state_dict().values()]
-    full = sum(weight.numel() * max(weight.element_size(), 4) for weight in weights)  # as a run holds them
-    variant = sum(weight.numel() * dtype.itemsize for weight in weights) if dtype else 0
-    return 2 * (full + variant) + (2 * (variant or full) if single_file else 0) + 50_000_000
+    dtype, components = HALF.get(save_variant or ""), cast(Any, family.pipeline).components
+    parts = [name for name, part in components.items() if isinstance(part, torch.nn.Module)]
+    layout = family.single_file_layout
+    in_file = [name for name in parts if layout is not None and name in layout.prefixes]
+
+    def size(names: Sequence[str], dtype: torch.dtype | None) -> int:
+        weights = [weight for name in names for weight in components[name].state_dict().values()]
+        # Without a variant as a run holds them, which may be in float32.
+        return sum(w.numel() * (dtype.itemsize if dtype else max(w.element_size(), 4)) for w in weights)
+
+    folder = size(parts, None) + (size(parts, dtype) if dtype else 0)
+    return 2 * (folder + (size(in_file, dtype) if single_file else 0)) + 50_000_000
 
 
 def _add_variant(family: Family, folder: Path, variant: str) -> None:

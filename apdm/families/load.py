@@ -336,7 +336,7 @@ def _check_buffers(folder: Path, module: nn.Module, variant: str | None) -> None
     buffers -= {name for name, _ in module.named_parameters()}
     if buffers and isinstance(module, diffusers.ModelMixin):
         files = [path for path in _stored(folder, variant) if path.suffix != ".json"]
-        _refuse_missing(folder, sorted(buffers - {name for path in files for name in read_header(path).floats}))
+        _refuse_missing(folder, sorted(buffers - {name for path in files for name in read_header(path).shapes}))
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import types
 import warnings
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from torch.nn import RMSNorm
@@ -172,3 +174,9 @@ def test_progress_bars_of_a_program_are_shown_again() -> None:
         with bars_as_before():
             quiet_bars()
         assert shown() == [False, True, True]
+
+
+def test_the_tests_cannot_reach_the_network() -> None:
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    with pytest.raises(pytest.fail.Exception, match=r"asks the network for huggingface\.co"):
+        socket.create_connection(("huggingface.co", 443), timeout=1)

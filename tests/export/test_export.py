@@ -30,7 +30,7 @@ from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.export.metadata import read_metadata, write_metadata
 from apdm.export.model_card import THREAT_MODEL
 from apdm.families import Family, StableDiffusion, load_family
-from apdm.families.single_file.write import check_single_file
+from apdm.families.single_file.write import check_single_file, single_file_weights
 
 CONFIG_HASH = "c0ffee" * 10 + "c0ff"
 
@@ -307,6 +307,16 @@ def test_the_expected_size_is_an_upper_bound(family: Family, tiny_pipeline: Path
     written = sum(path.stat().st_size for path in list_files(tmp_path))
     assert written <= export.export_size(family, single_file=True)
     assert export.export_size(family) < export.export_size(family, save_variant="fp16")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("kind", ["sd3", "flux2", "zimage"])
+def test_a_single_file_is_counted_by_the_parts_that_it_holds(families, kind: str, variant: str | None) -> None:
+    family = families(kind)
+    counted = [export.export_size(family, save_variant=variant, single_file=single) for single in (False, True)]
+    weights = sum(weight.numel() for weight in single_file_weights(family).values())
+    # Twice, because adding metadata writes a second copy. Files of SD 3 have some small tables besides.
+    assert counted[1] - counted[0] == pytest.approx(2 * weights * (2 if variant else 4), rel=0.01)
 
 
 def shipped(tmp_path: Path) -> Path:

@@ -33,6 +33,7 @@ from apdm.core.files import model_hash
 from apdm.families import Family, load_family
 from apdm.families.fit import check_steps
 from apdm.families.prompts import own_tokens
+from apdm.families.single_file.write import single_file_weights
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -166,14 +167,6 @@ def test_quantised_weights_are_refused(copied):
     save_file(weights, folder / UNET, metadata={"format": "pt"})
     edit(folder / "text_encoder/config.json", quantization_config={"load_in_4bit": True})
     assert "text_encoder/config.json has a quantization_config" in refusal(folder)
-
-
-def test_weights_in_eight_bit_floats_are_read_as_they_are(copied):
-    folder = copied("sd15")
-    weights = {name: w.to(torch.float8_e4m3fn) for name, w in load_file(folder / UNET).items()}
-    save_file(weights, folder / UNET, metadata={"format": "pt"})
-    loaded = load_family(folder).denoiser.state_dict()
-    assert all(torch.equal(loaded[name], w.float()) for name, w in weights.items())
 
 
 @pytest.mark.parametrize("name", [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
@@ -397,6 +390,33 @@ def test_zero_terminal_snr_that_cannot_be_honoured_is_refused(copied):
         with_scheduler(folder, "PNDMScheduler", skip_prk_steps=True)
     with pytest.raises(UserError, match="rescale_betas_zero_snr and prediction_type epsilon"):
         with_scheduler(folder, "DDIMScheduler", prediction_type="epsilon")
+
+
+def to_float8(path: Path) -> dict[str, torch.Tensor]:
+    """Write the floats of a file anew in float8 without scales, and return what they are worth in float32."""
+    plain = load_file(path)
+    small = {name: w.to(torch.float8_e4m3fn) if w.is_floating_point() and w.numel() else w for name, w in plain.items()}
+    save_file(small, path, metadata={"format": "pt"})
+    return {name: weight.float() for name, weight in small.items()}
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+def test_plain_float8_weights_are_read_as_what_they_are_worth_and_saved_in_float32(
+    kind: str, folders: Callable[[str], Path], copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: w.contiguous() for name, w in single_file_weights(load_family(folders(kind))).items()}, file)
+    to_float8(file)
+    folder = copied(kind)
+    worth = {path.parent.name: to_float8(path) for path in sorted(folder.glob("*/*.safetensors"))}
+    family, single = load_family(folder), load_family(file, single_file_config=folder)
+    for name, weights in worth.items():
+        for loaded in (family, single):
+            found = getattr(loaded.pipeline, name).state_dict()
+            assert all(torch.equal(found[key], weight) for key, weight in weights.items() if key in found)
+    family.save(tmp_path / "saved")
+    (saved,) = (tmp_path / "saved" / family.denoiser_name).glob("*.safetensors")
+    assert {weight.dtype for weight in load_file(saved).values()} == {torch.float32}
 
 
 def test_a_scheduler_of_flow_matching_is_none_of_betas(copied):
