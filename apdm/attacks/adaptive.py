@@ -54,8 +54,12 @@ class Adaptive(DreamBooth):
     warmup_share: float = 0.25
 
     name: ClassVar[str] = "adaptive"
-    step_passes: ClassVar[float] = (3 * 3 + 2) / 2  # three samples of a photo and a picture, two with the reference
     assumes: ClassVar[str] = "what DreamBooth does, and this project's documentation"
+
+    @property
+    def step_passes(self) -> float:
+        """Of a photo and a picture there are three samples that are trained on, and two that the reference sees."""
+        return (3 * super().step_passes + 2) / 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ from apdm.attacks.parts.timesteps import LossSpace, TimestepSampling, loss_weigh
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.distributed.graphs import Graphs, can_record
-from apdm.distributed.recompute import enable_gradient_checkpointing
+from apdm.distributed.recompute import enable_gradient_checkpointing, passes_of_training
 from apdm.families import Family, Posterior
 from apdm.families.base import DrawTimesteps
 from apdm.families.prompts import check_length
@@ -107,7 +107,6 @@ class FineTuning(ABC):
     assumes: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     preparing_samples: ClassVar[int] = 0
-    step_passes: ClassVar[float] = 3  # forward passes of a step on one picture: a backward pass counts as two
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer, self.learning_rate, momentum=self.momentum)
@@ -146,6 +145,11 @@ class FineTuning(ABC):
     def check_prompt(self, model: Family) -> None:
         """Raise UserError if `model` does not read the instance prompt to its end."""
         check_length(model, "instance_prompt", self.instance_prompt)
+
+    @property
+    def step_passes(self) -> float:
+        """Forward passes of a step on one picture, on average; see `passes_of_training`."""
+        return passes_of_training(recomputed=self.gradient_checkpointing)
 
     @property
     def identifier(self) -> str:

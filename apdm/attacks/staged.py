@@ -10,6 +10,7 @@ from typing import ClassVar
 from apdm.attacks import Attack, AttackResult, Callback, Evaluate, Material
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.core.errors import UserError
+from apdm.distributed.recompute import passes_of_training
 from apdm.families import Family
 
 
@@ -50,7 +51,7 @@ class Staged(ABC):
         Args:
             photos: how many photos the attacker has.
         """
-        return FineTuning.step_passes * self.own_samples
+        return passes_of_training(recomputed=self.innermost.gradient_checkpointing) * self.own_samples
 
     @property
     def preparing_samples(self) -> int:

@@ -67,6 +67,7 @@ class StrangerFirst(Staged):
             max_train_steps=self.stranger_steps,
             train_batch_size=last.train_batch_size,
             prior_loss_weight=last.prior_loss_weight if material.class_images is not None else 0.0,
+            gradient_checkpointing=last.gradient_checkpointing,
             seed=self.seed,
         )
         stage = stage if rate is None else replace(stage, learning_rate=rate)

@@ -61,6 +61,7 @@ class TwoStage(Staged):
             max_train_steps=self.benign_steps,
             train_batch_size=last.train_batch_size,
             prior_loss_weight=0.0,
+            gradient_checkpointing=last.gradient_checkpointing,
             seed=self.seed,
         )
         return stage if self.benign_learning_rate is None else replace(stage, learning_rate=self.benign_learning_rate)

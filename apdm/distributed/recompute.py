@@ -15,6 +15,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 
+def passes_of_training(*, recomputed: bool = False) -> int:
+    """Forward passes of a training step on one picture: a backward pass counts as two, and recomputing as one more."""
+    return 4 if recomputed else 3
+
+
 def enable_gradient_checkpointing(denoiser: Any) -> None:
     """Recompute the blocks of a diffusers model in its backward passes."""
     denoiser.enable_gradient_checkpointing(recomputed)

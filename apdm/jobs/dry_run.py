@@ -26,6 +26,7 @@ from apdm.data.photo_files import name_some
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.distributed.launch import engine_kind, join_processes, make_accelerator
 from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.recompute import passes_of_training
 from apdm.export.layout import IMAGES, MODEL, PARTNERS
 from apdm.faces import FaceScore
 from apdm.faces.detector_score import DetectorScore
@@ -169,7 +170,8 @@ def validation_passes(config: HardenConfig, family: Family) -> float:
         return 0
     how = options.num_inference_steps, options.guidance_scale, family
     samples = options.probe_steps * attack.train_batch_size * (2 if attack.prior_loss_weight else 1)
-    each = resources.drawing_passes(pictures_of_validation(config), *how) + resources.STEP_PASSES * samples
+    trained = passes_of_training(recomputed=attack.gradient_checkpointing)
+    each = resources.drawing_passes(pictures_of_validation(config), *how) + trained * samples
     return config.max_train_steps // options.steps * each
 
 

@@ -61,6 +61,24 @@ def test_the_pictures_of_a_first_stage_are_counted(spec: str, options: dict[str,
     assert TwoStage(attack=attack, benign_steps=3).preparing_samples == samples + 3 * 2  # stages inside stages add up
 
 
+@pytest.mark.parametrize("spec", ["two_stage:benign_steps=2", "stranger_first:stranger_steps=2"])
+def test_a_first_stage_recomputes_its_blocks_if_the_attack_does(family: Family, spec: str):
+    calls: list[int] = []
+    (block, *_) = (module for module in family.denoiser.modules() if isinstance(module, BasicTransformerBlock))
+    handle = block.register_forward_pre_hook(lambda *_: calls.append(1))  # the attackers' copies have it too
+    given = material(family)
+    counts = []
+    try:
+        for checkpointing in (False, True):
+            calls.clear()
+            attack: Any = make(spec, **SHORT, gradient_checkpointing=checkpointing)
+            attack.prepare(family, replace(given, consenting=given.class_images))
+            counts.append(len(calls))
+    finally:
+        handle.remove()
+    assert counts[1] == 2 * counts[0] > 0
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.4, 1.5])
 def test_a_strangers_task_vector_is_added_before_the_attack(family: Family, factor: float):
     given = material(family)

@@ -124,6 +124,10 @@ def test_a_sampler_that_fails_in_so_many_steps_is_told_before_any_work(families:
     check_steps(family, {"num_inference_steps": 20})
     with pytest.raises(UserError, match="^num_inference_steps is 50, and a DPMSolverM.* cannot draw in 50 steps"):
         check_steps(family, {"num_inference_steps": 50})
+    family = families("sd15").replace(scheduler=scheduler("DPMSolverMultistepScheduler", timestep_spacing="linspace"))
+    check_steps(family, {"num_inference_steps": 999})
+    with pytest.raises(UserError, match=f"a DPMSolverMultistepScheduler {ELSE}"):  # it draws NaN
+        check_steps(family, {"num_inference_steps": 1000})
 
 
 def test_an_attackers_sampler_that_draws_something_else_is_refused_with_the_attacks_name(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apdm.attacks import Attack
+from apdm.attacks.drawing import Drawing as DrawnWithOptions
 from apdm.attacks.purify import passes_per_photo
 from apdm.attacks.registry import is_zero_shot, make_purifier
 from apdm.attacks.staged import Staged, stages
@@ -27,8 +28,9 @@ from apdm.audit.results.rows import COMPARED
 from apdm.audit.results.store import finished_cells
 from apdm.core.disk import picture_size
 from apdm.data.drawn_pictures import count_drawn
+from apdm.distributed.recompute import passes_of_training
 from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS
-from apdm.jobs.planning.resources import STEP_PASSES, drawing_passes
+from apdm.jobs.planning.resources import drawing_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +72,13 @@ class AuditWork:
     def passes(self) -> dict[str, float]:
         """{part of the audit: number of forward passes}."""
         plan, purifying = self.plan, 0.0
-        pictures = cell_pictures(self.cells, plan.drawing) + self.class_sets * plan.num_class_images
+        drawing = cell_drawing(self.cells, plan) + _drawing(plan, self.class_sets * plan.num_class_images)
         if self.specs is not None:
-            pictures += photo_pictures(self.specs, plan.drawing, people=len(self.photos), seeds=plan.repeats)
+            drawing += photo_drawing(self.specs, plan, people=len(self.photos))
             purifying = purifier_passes(self.specs, photos=sum(self.photos.values()), seeds=plan.repeats)
         return {
             "for attacks": attack_passes(self.attacks, plan.subjects.mean_photos),
-            "for the pictures of the audit": _drawing(plan, pictures) + guidance_passes(plan),
+            "for the pictures of the audit": drawing + guidance_passes(plan),
             "for purifiers of protected photos": purifying,
             "for the search": search_passes(plan),
         }
@@ -101,21 +103,34 @@ class AuditWork:
         return missing + sum(on_models) + sum(on_photos) + attackers * one
 
 
-def cell_pictures(cells: Iterable[Cell], drawing: Drawing) -> int:
-    """How many pictures the attacked models draw. Those before an attack are drawn once for each model and seed."""
-    points, shared = 0, set()
+def cell_drawing(cells: Iterable[Cell], plan: AuditPlan) -> float:
+    """Forward passes of what the attacked models draw. Pictures before an attack are drawn once per model and seed."""
+    passes, shared = 0.0, set()
     for cell in cells:
-        points += len(cell.eval_steps)
+        points = len(cell.eval_steps)
         if 0 in cell.eval_steps and not isinstance(cell.attack, Staged | Untrained):
             points -= 1
-            shared.add((cell.model, cell.seed, *cell.prompts(drawing)))
-    return (points + len(shared)) * len(drawing.prompts) * drawing.num_images
+            shared.add((cell.model, cell.seed, *cell.prompts(plan.drawing)))
+        passes += _drawing(plan, points * plan.drawing.number, **_own_way(cell.attack))
+    return passes + _drawing(plan, len(shared) * plan.drawing.number)
 
 
-def photo_pictures(specs: PhotoAttackSpecs, drawing: Drawing, *, people: int, seeds: int) -> int:
-    """How many pictures attacks on clean, protected and purified photos end with."""
-    kinds = 2 + len(specs.purifiers)
-    return people * seeds * kinds * sum(_prompts_on_photos(specs, drawing)) * drawing.num_images
+def photo_drawing(specs: PhotoAttackSpecs, plan: AuditPlan, *, people: int) -> float:
+    """Forward passes of the pictures that attacks on clean, protected and purified photos end with."""
+    runs = people * plan.repeats * (2 + len(specs.purifiers)) * plan.drawing.num_images
+    prompts = zip(specs.names, _prompts_on_photos(specs, plan.drawing), strict=True)
+    made = {spec: plan.factory.make(spec, seed=0) for spec in specs.names if not is_zero_shot(spec)}
+    return sum(_drawing(plan, runs * n, **(_own_way(made[spec]) if spec in made else {})) for spec, n in prompts)
+
+
+def _own_way(attack: Attack) -> dict[str, float]:
+    """The sampling steps and the guidance scale of an attack that draws otherwise than the audit."""
+    given: dict[str, float] = {}
+    for stage in reversed(stages(attack)):  # the outermost has the last word
+        if isinstance(stage, DrawnWithOptions):
+            options = {"steps": stage.num_inference_steps, "guidance_scale": stage.guidance_scale}
+            given |= {name: value for name, value in options.items() if value is not None}
+    return given
 
 
 def _prompts_on_photos(specs: PhotoAttackSpecs, drawing: Drawing) -> list[int]:
@@ -144,7 +159,7 @@ def _preparing_passes(attack: Attack, photos: float) -> float:
 
 
 def _step_passes(attack: Attack) -> float:
-    return getattr(stages(attack)[-1], "step_passes", STEP_PASSES)
+    return getattr(stages(attack)[-1], "step_passes", passes_of_training())
 
 
 def search_passes(plan: AuditPlan) -> float:
@@ -158,7 +173,8 @@ def search_passes(plan: AuditPlan) -> float:
     measured = {nominal, *(step for step in plan.measured_steps if 0 < step < nominal)}
     samples = SearchSpace(plan.factory, plan.search.samples).samples
     trials = len(COMPARED) * min(plan.search.people, len(plan.subjects.protected)) * plan.search.trials
-    return trials * (STEP_PASSES * samples + _drawing(plan, len(measured) * plan.drawing.number))
+    trained = passes_of_training(recomputed=plan.factory.gradient_checkpointing)
+    return trials * (trained * samples + _drawing(plan, len(measured) * plan.drawing.number))
 
 
 def guidance_passes(plan: AuditPlan) -> float:
@@ -166,10 +182,12 @@ def guidance_passes(plan: AuditPlan) -> float:
     return sum(_drawing(plan, len(COMPARED) * plan.drawing.number, scale) for scale in SCALES) if plan.guidance else 0
 
 
-def _drawing(plan: AuditPlan, pictures: float, guidance_scale: float | None = None) -> float:
-    """Forward passes of drawing pictures as the audit does; None takes its own guidance scale."""
+def _drawing(
+    plan: AuditPlan, pictures: float, guidance_scale: float | None = None, steps: float | None = None
+) -> float:
+    """Forward passes of drawing pictures; None takes the audit's own guidance scale or sampling steps."""
     scale = plan.drawing.guidance_scale if guidance_scale is None else guidance_scale
-    return drawing_passes(pictures, plan.drawing.num_inference_steps, scale, plan.models["base"])
+    return drawing_passes(pictures, steps or plan.drawing.num_inference_steps, scale, plan.models["base"])
 
 
 def attacks_with_photos(specs: PhotoAttackSpecs, factory: AttackFactory, *, people: int, seeds: int) -> list[Attack]:

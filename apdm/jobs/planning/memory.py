@@ -39,8 +39,7 @@ RECOMPUTED = (
 )
 # Forward passes for each photo, where a backward pass counts as two: theta' goes forwards and backwards on 2 samples in
 # a step of the attacker, and on 3 in a protective gradient, for which phi goes forwards on 2.
-ATTACKER_STEP, PROTECTIVE_GRADIENT = 2 * 3, 3 * 3 + 2
-FORWARDS = ATTACKER_STEP + PROTECTIVE_GRADIENT  # of an inner step of Algorithm 1
+FORWARDS = 2 * 3 + 3 * 3 + 2  # of an inner step of Algorithm 1, without gradient checkpointing
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,12 @@ from apdm.core.disk import amount, free_space, require_parts
 from apdm.core.logging import get_logger
 from apdm.core.memory import total_memory
 from apdm.core.terminal import count as count_of
+from apdm.distributed.recompute import passes_of_training
 from apdm.export import layout
 from apdm.families import Family
 from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning.memory import (
-    ATTACKER_STEP,
     OVERHEAD,
-    PROTECTIVE_GRADIENT,
     SAMPLES,
     Pass,
     activations,
@@ -46,7 +45,6 @@ SPEED = 100e12  # operations per second, for which the plan says the time
 SIDE = 1024  # of the matrices that a CPU is timed with
 MAPS = 4  # copies of the attention maps in a step of the photos: two maps, their difference and a gradient
 ATTACKED_COPIES = 4  # the attacked copy, its gradient and AdamW's two moments
-STEP_PASSES = 3  # forward passes of a step on one picture: a backward pass counts as two
 
 
 @torch.no_grad()
@@ -176,14 +174,16 @@ def training_passes(config: HardenConfig) -> float:
     """Forward passes of the training, in which a backward pass counts as two; a mean where attackers are drawn."""
     l2p, pool, variety = config.l2p, config.pool, config.variety
     priors = variety.prior_loss_weights or [l2p.prior_loss_weight]
-    step = ATTACKER_STEP * (1 + fmean(map(bool, priors))) / 2  # without class pictures it is half as much
+    trained = passes_of_training(recomputed=config.gradient_checkpointing)
+    step = trained * (1 + fmean(map(bool, priors)))  # a photo, and a class picture if there are some
+    protective = 3 * trained + 2  # theta' is trained on three samples, and phi goes forwards on two
     if pool.size:
         # A turn ends with one protective gradient. For a benign attacker this is the gradient of its own loss.
         benign = pool.benign_size / (pool.size + pool.benign_size)
-        turn = pool.stride * step + (1 - benign) * PROTECTIVE_GRADIENT + benign * step
+        turn = pool.stride * step + (1 - benign) * protective + benign * step
     else:
-        turn = fmean(variety.inner_steps or [l2p.inner_steps]) * (step + PROTECTIVE_GRADIENT)
-    anchor = 2 * (STEP_PASSES + 1) if config.preservation.anchor_weight else 0  # phi goes forwards on 2 samples too
+        turn = fmean(variety.inner_steps or [l2p.inner_steps]) * (step + protective)
+    anchor = 2 * (trained + 1) if config.preservation.anchor_weight else 0  # phi goes forwards on 2 samples too
     return config.max_train_steps * config.train_batch_size * (turn + anchor)
 
 
@@ -203,7 +203,7 @@ def variety_passes(changes: Iterable[str], photos: int) -> float:
 
 
 def drawing_passes(
-    pictures: float, num_inference_steps: int, guidance_scale: float, family: Family | None = None
+    pictures: float, num_inference_steps: float, guidance_scale: float, family: Family | None = None
 ) -> float:
     """Forward passes of drawing some pictures. With guidance each step has two in most families.
 

@@ -16,7 +16,7 @@ from apdm.audit.inputs.people import AuditSubjects
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan, Drawing
 from apdm.audit.inputs.search_space import SearchOptions
-from apdm.audit.inputs.suites import on_one_person
+from apdm.audit.inputs.suites import Entry, on_one_person
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.results.store import CellStore
 from apdm.config import AuditConfig, AuditJobConfig
@@ -30,7 +30,8 @@ from apdm.jobs.planning.audit_work import (
     AuditWork,
     attack_passes,
     attacks_with_photos,
-    photo_pictures,
+    cell_drawing,
+    photo_drawing,
     purifier_passes,
 )
 from apdm.jobs.planning.plan import length_text, search_text
@@ -89,9 +90,35 @@ def test_attacks_on_photos_are_counted_for_each_person_and_kind_of_photos() -> N
     specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora:max_train_steps=7"], purifiers=["flip"])
     made = attacks_with_photos(specs, FACTORY, people=2, seeds=1)
     assert sorted(attack.max_train_steps for attack in made) == [7] * 6 + [100] * 6
-    drawing = Drawing.of(AuditConfig(num_images=3, prompts=["a", "b"]), "a photo of sks person")
-    assert photo_pictures(specs, drawing, people=2, seeds=5) == 2 * 5 * 3 * 3 * (2 + 2 + 2)
-    assert photo_pictures(replace(specs, edit_prompt="c"), drawing, people=2, seeds=5) == 2 * 5 * 3 * 3 * (2 + 2 + 1)
+
+
+def test_pictures_of_attacks_on_photos_are_counted_with_each_attacks_own_sampling_steps(tiny_pipeline: Path) -> None:
+    plan = make_plan(load_family(tiny_pipeline))
+    drawing = Drawing.of(AuditConfig(num_images=3, prompts=["a", "b"], num_inference_steps=4), "a photo of sks person")
+    plan = replace(plan, drawing=drawing, repeats=5)
+    runs, guided = 2 * 5 * 3 * 3, 2
+    specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora"], purifiers=["flip"])
+    assert photo_drawing(specs, plan, people=2) == runs * (2 + 2 + 2) * 4 * guided
+    assert photo_drawing(replace(specs, edit_prompt="c"), plan, people=2) == runs * (2 + 2 + 1) * 4 * guided
+    slow = replace(specs, attacks=["img2img", "lora:num_inference_steps=30", "lora:guidance_scale=1"])
+    assert photo_drawing(slow, plan, people=2) == runs * 2 * (4 * guided + 4 * guided + 30 * guided + 4)
+
+
+def test_pictures_of_an_attack_on_models_are_counted_with_its_own_sampling_steps(tiny_pipeline: Path) -> None:
+    plan = make_plan(load_family(tiny_pipeline))
+    (cell, *_) = Matrix.of(plan, [Entry(spec="dreambooth:num_inference_steps=30,guidance_scale=1")]).cells
+    other = replace(cell, attack=plan.factory.make("two_stage:attack=dreambooth", seed=0))
+    points = len(cell.eval_steps) * plan.drawing.number
+    assert cell_drawing([cell], plan) == points * 30
+    assert cell_drawing([other], plan) == points * plan.drawing.num_inference_steps * 2
+
+
+@pytest.mark.parametrize("spec", ["dreambooth", "adaptive", "two_stage:attack=dreambooth,benign_steps=5"])
+def test_gradient_checkpointing_counts_one_more_pass_of_what_is_trained(spec: str) -> None:
+    plain, again = (replace(FACTORY, gradient_checkpointing=on).make(spec, seed=0) for on in (False, True))
+    own = 5 * 4 if "two_stage" in spec else 0
+    trained = 100 * 4 * (3 if spec == "adaptive" else 2) + own
+    assert attack_passes([again], 4) - attack_passes([plain], 4) == trained
 
 
 def make_plan(family: Family, **options: Any) -> AuditPlan:

@@ -91,6 +91,9 @@ def test_a_training_that_draws_its_attackers_counts_their_mean() -> None:
     variety = VarietyConfig(inner_steps=[1, 4], prior_loss_weights=[0.0, 0.3])
     config = HardenConfig(**PATHS, max_train_steps=10, train_batch_size=4, variety=variety)
     assert resources.training_passes(config) == 10 * 4 * 2.5 * (1.5 * 3 + 3 * 3 + 2)
+    # Gradient checkpointing computes each of the 1.5 and 3 trained samples once more.
+    config = replace(config, gradient_checkpointing=True)
+    assert resources.training_passes(config) == 10 * 4 * 2.5 * (1.5 * 4 + 3 * 4 + 2)
 
 
 def test_validations_count_with_their_pictures_and_probes(family: Family) -> None:
