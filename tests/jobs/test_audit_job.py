@@ -271,6 +271,10 @@ def no_sibling(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
     return {"attacks": "transplant:source=sibling,part=vae"}
 
 
+def wrong_option_of_an_attack_that_is_not_chosen(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
+    return {"attacks": "faceid", "faceid_adapter": ADAPTER, "attack_options": "lora:rate=1"}
+
+
 def no_finished_attacks(folders: dict[str, Path], tmp_path: Path) -> dict[str, object]:
     return {"reuse_audits": folders["people"]}
 
@@ -280,6 +284,7 @@ def no_finished_attacks(folders: dict[str, Path], tmp_path: Path) -> dict[str, o
     [
         (nobody_who_consents, "stranger_first trains on other people first: put photos of people who consent into"),
         (no_sibling, "none of the attacks can run with these models"),
+        (wrong_option_of_an_attack_that_is_not_chosen, 'lora has no option "rate"'),
         (no_finished_attacks, "people holds no finished attacks (cells/); give the output folder of an earlier audit"),
         (sibling_of_another_size, "has other sizes than that of"),
         (same_model, "are the same folder"),

@@ -167,8 +167,8 @@ def test_without_models_versions_are_printed(capsys: pytest.CaptureFixture[str])
 def test_copies_of_one_recogniser_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = MobileFaceNet().state_dict()
     save_file(net, tmp_path / "net.safetensors")
-    torch.save(net, tmp_path / "copy.pt")
-    models = {"one": tmp_path / "net.safetensors", "two": tmp_path / "copy.pt"}
+    torch.save(net, tmp_path / "copy=1.pt")
+    models = {"one": tmp_path / "net.safetensors", "two": tmp_path / "copy=1.pt"}
     code, said = look(tmp_path, capsys, models, "--allow_pickle")
     jobs = dict(line.split("  ", 1) for line in said.splitlines()[3:])
     assert code == 0 and "the same recogniser as one" in said.splitlines()[1]
