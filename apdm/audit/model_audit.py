@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from apdm.audit.cells.class_pictures import AGAIN, class_keys, draw_class_pictures, measure_strangers, measure_utility
+from apdm.audit.cells.class_pictures import (
+    AGAIN,
+    class_keys,
+    draw_class_pictures,
+    measure_strangers,
+    measure_utility,
+    warn_of_few_faces,
+    warn_of_few_strangers,
+)
 from apdm.audit.cells.guidance import sweep_guidance, sweep_keys
 from apdm.audit.cells.matrix import Matrix
 from apdm.audit.cells.runner import CellRunner
@@ -64,8 +72,10 @@ def attack_and_judge(
     class_features = {name: judges.features(images) for name, images in class_pictures.items()}
     runner = CellRunner(plan, class_images, class_features["base"].extracted)
     protected = {person.id: runner.references[person.id].embeddings for person in subjects.protected}
+    processes.on_main(lambda: warn_of_few_faces(judges, class_features["base"].detected))
     # Before the attacks, because it may fail.
     strangers, matched = measure_strangers(plan, protected, class_features["base"])
+    processes.on_main(lambda: warn_of_few_strangers(strangers))
     guidance = sweep_guidance(plan, sweeps, runner, store, processes)
     done = matrix.run(runner, store, processes, afterwards=afterwards)
     search = None if trials is None else run_search(plan, runner, trials, processes)

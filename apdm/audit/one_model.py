@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from apdm.audit.cells.cell import Cell
-from apdm.audit.cells.class_pictures import class_keys, draw_class_pictures, measure_strangers
+from apdm.audit.cells.class_pictures import class_keys, draw_class_pictures, measure_strangers, warn_of_few_faces
 from apdm.audit.cells.matrix import Matrix
 from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.plan import AuditPlan
@@ -102,6 +102,7 @@ def attack_one_model(
         Interrupted: the user stopped the attack. Finished attacks stay in the store.
     """
     matrix = Matrix.of(plan, plan.entries)
+    processes.on_main(lambda: warn_of_few_faces(plan.judges, drawn.detected))
     # Class pictures are compared with the attacker's by the features of a network. Without one they are not needed.
     keys = {"base": class_keys(plan)["base"]} if plan.judges.extractor is not None else {}
     if processes.is_main:

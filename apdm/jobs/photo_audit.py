@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apdm.attacks.registry import settings
-from apdm.audit.cells.class_pictures import measure_strangers
+from apdm.audit.cells.class_pictures import measure_strangers, warn_of_few_faces, warn_of_few_strangers
 from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.captions import photos_with_captions
 from apdm.audit.inputs.face_checks import check_faces
@@ -173,7 +173,10 @@ def _attack_and_report(
     plan, drawn, prior = with_class_pictures(config, plan, processes)
     judges, output = plan.judges, Path(config.output_dir)
     known = {person.id: judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
-    strangers, matched = measure_strangers(plan, known, judges.features(to_unit(drawn)))
+    seen = judges.features(to_unit(drawn))
+    processes.on_main(lambda: warn_of_few_faces(judges, seen.detected))
+    strangers, matched = measure_strangers(plan, known, seen)
+    processes.on_main(lambda: warn_of_few_strangers(strangers))
     store = cell_store(output, PHOTO_CELLS, processes, config.reuse_audits)
     audit = PhotoAudit(plan, prior, specs, photos.pairs)
     processes.on_main(lambda: store.require_room(audit.pictures_size(store)))

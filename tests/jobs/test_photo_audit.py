@@ -141,6 +141,28 @@ def test_photos_are_audited_without_a_hardened_model(audited: tuple[Path, str]):
     assert interval is not None and interval[0] <= interval[1]  # over two people
 
 
+def test_few_strangers_are_told_before_the_attacks(
+    audited: tuple[Path, str], photos: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four photos of strangers, or class pictures, which have at most as many faces."""
+    assert "the audit will be unreliable: likeness by chance rests on 4 photos" in audited[1]
+    given = {"protected_photos": run_folder, "photos": photos, "output_dir": tmp_path / "out", "dry_run": "true"}
+    for number, said in ((4, True), (10, False)):
+        assert run("audit", **given, **{**SHORT, "num_class_images": number}) == 0
+        assert (f"likeness by chance rests on {number} class pictures" in capsys.readouterr().err) is said
+
+
+def test_a_base_that_draws_no_face_is_refused_before_the_attacks_unless_there_are_strangers(
+    photos: Path, run_folder: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = {"base": tiny_pipeline, "protected_photos": run_folder, "photos": photos, "output_dir": output}
+    assert run("audit", **words, **SHORT) == 2
+    said = capsys.readouterr().err
+    assert "the base draws no face for the class prompt: give photos in strangers_data_dir" in said
+    assert "sees a face in 0 of the base's 4 class pictures" in said and not list(output.glob("photo_cells/*"))
+
+
 def test_the_last_third_of_the_originals_is_held_out_and_the_audit_says_so(audited: tuple[Path, str]):
     output, said = audited
     results = read_results(output / "results.json")

@@ -8,14 +8,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from apdm.audit.doubts import too_few_strangers
 from apdm.audit.inputs.plan import CLASS_NOISE, SECOND_CLASS_NOISE, AuditPlan
 from apdm.audit.results.models import OtherPerson, Utility
 from apdm.audit.results.store import CellStore, key_of
 from apdm.core.errors import UserError
+from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
 from apdm.distributed.processes import ProcessGroup
-from apdm.metrics.judges import Features
+from apdm.metrics.judges import Features, Judges
 from apdm.metrics.utility import StrangersLikeness, class_utility, strangers_likeness, strangers_matched
+
+logger = get_logger(__name__)
 
 AGAIN = "base_again"  # class pictures of the base with a second set of seeds
 
@@ -105,6 +109,27 @@ def measure_strangers(
     faces = None if photos is None else plan.judges.embed_seen(to_unit(photos))
     thresholds = {encoder.name: encoder.threshold for encoder in plan.judges.encoders}
     return strangers_likeness(protected, faces, drawn), strangers_matched(protected, faces, drawn, thresholds)
+
+
+def warn_of_few_faces(judges: Judges, detected: Tensor) -> None:
+    """Say before the attacks that few class pictures of the base show a face, which makes their outcome doubtful.
+
+    Args:
+        judges: whose face score looked at the pictures.
+        detected: `[N]` bool, whether each picture shows a face.
+    """
+    if judges.face_score is not None and 2 * int(detected.sum()) < len(detected):
+        logger.warning(
+            "%s sees a face in %d of the base's %d class pictures, so the audit will show little: give a "
+            "class_prompt that shows faces, or another detector",
+            *(judges.face_score.name, int(detected.sum()), len(detected)),
+        )
+
+
+def warn_of_few_strangers(strangers: Mapping[str, StrangersLikeness]) -> None:
+    """Say before the attacks that there are few strangers, in photos or among the class pictures."""
+    for doubt in too_few_strangers(strangers):
+        logger.warning("the audit will be unreliable: %s", doubt)
 
 
 def require_face(detected: Tensor, *, option: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from apdm.attacks import Purifier
 from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
-from apdm.audit.cells.class_pictures import require_face
+from apdm.audit.cells.class_pictures import require_face, warn_of_few_faces
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts
@@ -284,12 +284,7 @@ class HardenInputs(HardenFiles):
         if not drawn or inputs is None or inputs.judges.face_score is None:
             return
         _, detected = inputs.judges.detect(to_unit(pictures))
-        if 2 * int(detected.sum()) < len(detected):
-            logger.warning(
-                "%s sees a face in %d of the base's %d class pictures, so the audit will show little: give a "
-                "class_prompt that shows faces, or another detector",
-                *(inputs.judges.face_score.name, int(detected.sum()), len(detected)),
-            )
+        warn_of_few_faces(inputs.judges, detected)
         if inputs.subjects.strangers is None:
             require_face(detected, option="audit.strangers_data_dir")
 

@@ -218,7 +218,8 @@ def photo_audit_plan(
     """
     judges = plan.judges.describe()
     doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
-    doubts += few_given(plan.subjects) + few_pictures(plan.repeats * plan.drawing.number)
+    doubts += few_given(plan.subjects, class_pictures=plan.num_class_images)
+    doubts += few_pictures(plan.repeats * plan.drawing.number)
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]
     counts = plan.subjects.counts

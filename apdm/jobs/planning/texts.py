@@ -120,6 +120,12 @@ def foreseen(judges: Judges, subjects: AuditSubjects, *, pictures: int, class_pi
     return lacking_judges(judges.describe()) + few_given(subjects) + counts
 
 
-def few_given(subjects: AuditSubjects) -> list[str]:
-    """The clause on photos of strangers that are too few, in a list of one; empty if there are enough, or none."""
-    return [] if subjects.strangers is None else few_strangers(len(subjects.strangers))
+def few_given(subjects: AuditSubjects, *, class_pictures: int | None = None) -> list[str]:
+    """The clause on strangers that are too few, in a list of one; empty if there are enough, or it is not known.
+
+    Args:
+        class_pictures: class pictures of the base, whose faces are the strangers if there are no photos of some.
+    """
+    if subjects.strangers is not None:
+        return few_strangers(len(subjects.strangers))
+    return [] if class_pictures is None else few_strangers(class_pictures, "class pictures")
