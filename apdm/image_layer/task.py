@@ -14,7 +14,7 @@ from apdm.core.devices import send
 from apdm.core.errors import UserError
 from apdm.faces import Face
 from apdm.families import Family, Posterior
-from apdm.families.attention import watch_attention
+from apdm.families.attention import AttentionMaps, watch_attention
 from apdm.image_layer.pgd import PhotoObjective, Progress
 from apdm.image_layer.photos import crop_square
 from apdm.protection.losses import per_sample, squared_error
@@ -197,21 +197,36 @@ class ProtectionTask:
 def fewest_positions(family: Family, prompt: str, resolution: int) -> int:
     """The fewest positions that a picture has in a layer that reads the prompt; 0 if there is no such layer.
 
-    A denoiser on the meta device, which computes nothing, tells this at once.
-
     Args:
         resolution: side of the picture, a square, in pixels.
     """
     with torch.no_grad():
-        prompts = family.encode_prompts([prompt]).to("meta")
+        prompts = family.encode_prompts([prompt])
+    maps = attention_on_meta(family, prompts, resolution)
+    return min((attention.shape[2] for attention in maps.cross.values()), default=0)
+
+
+def attention_on_meta(
+    family: Family, prompt_embeds: Tensor, resolution: int, *, max_positions: int | None = None
+) -> AttentionMaps:
+    """The attention maps of one forward pass without values: a denoiser on the meta device gives their shapes at once.
+
+    Args:
+        family: the model. Its weights are not used.
+        prompt_embeds: any prompt's embeddings, `[1, L, D]`.
+        resolution: side of the picture, a square, in pixels.
+        max_positions: attention layers with more positions are left out; None for all.
+    """
     with torch.device("meta"):
         denoiser = type(family.denoiser).from_config(family.denoiser.config)
         side = resolution // family.vae_scale
         noisy, timestep = torch.empty(1, family.latent_channels, side, side), torch.zeros(1, dtype=torch.long)
+        prompts = torch.empty(prompt_embeds.shape)  # in the denoiser's float type, whatever that of the text encoder is
     empty = family.with_denoiser(denoiser)  # `family` itself would move tables of its own to the meta device
-    with torch.no_grad(), watch_attention(family.attention_layers(denoiser)) as maps:
+    layers = family.attention_layers(denoiser)
+    with torch.no_grad(), watch_attention(layers, max_positions=max_positions) as maps:
         empty.predict(denoiser, noisy, timestep, prompts)
-    return min((attention.shape[2] for attention in maps.cross.values()), default=0)
+    return maps
 
 
 def is_square(photos: list[Tensor]) -> bool:

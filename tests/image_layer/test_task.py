@@ -11,12 +11,12 @@ from photo_gradients import check_gradient
 from tiny_pipelines import BUILDERS
 
 from apdm.core.errors import UserError
-from apdm.families import Family, Posterior, StableDiffusion
+from apdm.families import Family, Posterior, StableDiffusion, load_family
 from apdm.families.attention import map_distance, watch_attention
 from apdm.image_layer.layers import FineTuningLayer
 from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.surrogate import Surrogate
-from apdm.image_layer.task import ProtectionTask, fewest_positions
+from apdm.image_layer.task import ProtectionTask, attention_on_meta, fewest_positions
 from apdm.image_layer.timesteps import greedy_timesteps
 from apdm.protection.losses import per_sample
 
@@ -137,6 +137,17 @@ def test_the_smallest_attention_layer_is_known_without_a_pass_of_the_weights(fam
     with torch.no_grad(), watch_attention(family.attention_layers(family.denoiser)) as maps:
         family.predict(family.denoiser, torch.randn(1, family.latent_channels, side, side), torch.tensor([10]), embeds)
     assert fewest == min(attention.shape[2] for attention in maps.cross.values()) > 1
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_counting_attention_maps_needs_no_float32_and_leaves_the_family_as_it_was(folders, kind: str):
+    family = load_family(folders(kind), dtype=torch.bfloat16)
+    embeds = family.encode_prompts(["a photo"])
+    maps = attention_on_meta(family, embeds, 32)
+    assert {each.device.type for each in maps.cross.values()} == {"meta"}
+    latents = torch.randn(1, family.latent_channels, 32 // family.vae_scale, 32 // family.vae_scale)
+    noisy = family.add_noise(latents, torch.randn_like(latents), torch.tensor([10]))
+    assert noisy.isfinite().all()
 
 
 def test_too_few_positions_are_told_with_the_number_that_is_enough(families):

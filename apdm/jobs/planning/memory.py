@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apdm.config import HardenConfig, L2PConfig
 from apdm.families import Family
-from apdm.families.attention import watch_attention
+from apdm.image_layer.task import attention_on_meta
 from apdm.protection.attacker_pool import choose_lora_attackers
 
 OVERHEAD = 1.5e9
@@ -185,19 +185,14 @@ def seeing(family: Family, resolution: int, prompt_embeds: Tensor, *, max_positi
         max_positions: attention layers with more positions are left out; 0 compares no maps.
     """
     with torch.device("meta"):
-        vae, denoiser = (type(part).from_config(part.config) for part in (family.pipeline.vae, family.denoiser))
+        vae = type(family.pipeline.vae).from_config(family.pipeline.vae.config)
         pixels = torch.empty(1, 3, resolution, resolution, requires_grad=True)
-        side = resolution // family.vae_scale
-        noisy, prompts = torch.empty(1, family.latent_channels, side, side), torch.empty(prompt_embeds.shape)
-        time = torch.zeros(1, dtype=torch.long)
     vae.requires_grad_(False)
     with torch.enable_grad():
         encoder, _ = saved_bytes(vae, lambda: vae.encode(pixels), blocks=False)
     if not max_positions:
         return Seeing(encoder, 0)
-    layers = family.attention_layers(denoiser)
-    with torch.no_grad(), watch_attention(layers, max_positions=max_positions) as maps:
-        family.predict(denoiser, noisy, time, prompts)
+    maps = attention_on_meta(family, prompt_embeds, resolution, max_positions=max_positions)
     return Seeing(encoder, sum(each.nbytes for group in (maps.cross, maps.self_) for each in group.values()))
 
 
