@@ -85,8 +85,7 @@ def make_config(cls: type[Config], options: Mapping[str, Any], *, file: str | os
     """
     known = options_by_path(cls)
     values = _values_of_file(os.fspath(file), known) if file is not None else {}
-    for path, value in _flatten(_as_yaml_values(options), known, IN_CALL):
-        values[path] = known[path].fit(value, IN_CALL)
+    values |= _fitted(_as_yaml_values(options), known, IN_CALL)
     return _complete(cls, values, known, "as an argument or in the configuration file")
 
 
@@ -154,10 +153,22 @@ def _values_of_file(file: str, known: Mapping[str, Option]) -> dict[str, Any]:
         file = expand_path(file)
     except ValueError as problem:
         raise UserError(f"--config {file} cannot be read: {problem}") from None
-    where = f"in {file}"
+    return _fitted(read_yaml(file), known, f"in {file}")
+
+
+def _fitted(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -> dict[str, Any]:
+    """Return {dotted name: value} for the options in a nested mapping. Raises UserError with all that are wrong."""
+    values: dict[str, Any] = {}
+
+    def fit(path: str, value: Any) -> Any:
+        _require_known(path, known, where)
+        if path in values:
+            raise UserError(f"{path} {where} is given twice, in a group and with a dotted name; leave one of them out")
+        return known[path].fit(value, where)
+
     with Faults() as faults:
-        flat = _flatten(read_yaml(file), known, where)
-        values = {path: faults.of(partial(known[path].fit, value, where)) for path, value in flat}
+        for path, value in _flatten(tree, known):
+            values[path] = faults.of(partial(fit, path, value))
     return values
 
 
@@ -212,11 +223,10 @@ def _split(argv: Sequence[str]) -> dict[str, list[str]]:
     return words
 
 
-def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option]) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) for the values of a nested mapping."""
     groups = {found.group for found in known.values()}
     pending = [(str(key), value) for key, value in tree.items()]
-    seen: set[str] = set()
     while pending:
         path, value = pending.pop(0)
         if path in groups and dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -224,12 +234,6 @@ def _flatten(tree: Mapping[Any, Any], known: Mapping[str, Option], where: str) -
         if path in groups and isinstance(value, dict):
             pending += [(f"{path}.{key}", inner) for key, inner in value.items()]
         elif path not in groups or value is not None:  # a group whose lines are all commented out is null
-            _require_known(path, known, where)
-            if path in seen:
-                raise UserError(
-                    f"{path} {where} is given twice, in a group and with a dotted name; leave one of them out"
-                )
-            seen.add(path)
             yield path, value
 
 

@@ -175,6 +175,23 @@ def test_a_mistake_in_yaml_is_named_with_its_file_and_key(load, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_all_mistakes_of_a_file_or_a_call_are_told(load):
+    wrong = {"nmae": "n", "inner": {"step": 5, "steps": "ten"}, "zzz": 1}
+    for where, make in (
+        ("in c.yaml", lambda: load(yaml.safe_dump(wrong))),
+        ("in the call", lambda: make_config(Outer, wrong)),
+    ):
+        with pytest.raises(UserError) as error:
+            make()
+        told = [line.partition(f" {where}")[0] for line in str(error.value).splitlines()]
+        assert sorted(told) == [
+            "inner.steps",
+            'unknown option "inner.step"',
+            'unknown option "nmae"',
+            'unknown option "zzz"',
+        ]
+
+
 def test_a_value_that_no_change_of_its_form_mends_gets_no_advice(load):
     with pytest.raises(UserError) as error:
         load("name: n\ninner: {steps: 'ten'}\n")

@@ -49,6 +49,7 @@ def num_threads_option(more: str = "") -> Any:
         "CPU threads of each process. By default OMP_NUM_THREADS or MKL_NUM_THREADS if you set it; otherwise the "
         f"processors that the run may use are divided equally among its processes.{more}",
         at_least=1,
+        at_most=1024,
     )
 
 
