@@ -61,9 +61,9 @@ def test_an_unknown_command_exits_with_2_and_names_the_nearest(capsys):
         (
             Interrupted("at step 5; resume with --x", resumable=True),
             3,
-            "apdm: interrupted at step 5; resume with --x\n",
+            "apdm: interrupted: at step 5; resume with --x\n",
         ),
-        (Interrupted("too early", number=signal.SIGHUP), 129, "apdm: interrupted too early\n"),
+        (Interrupted("too early", number=signal.SIGHUP), 129, "apdm: interrupted: too early\n"),
         (KeyboardInterrupt(), 130, "apdm: interrupted\n"),
     ],
 )

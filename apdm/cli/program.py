@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return STOPPED + signal.SIGINT
         except Interrupted as stop:
             if not stop.reported_by_other_process:
-                logger.error("interrupted %s", stop, extra=EVERY_PROCESS)
+                logger.error("interrupted: %s", stop, extra=EVERY_PROCESS)
             return INTERRUPTED if stop.resumable else STOPPED + (stop.number or signal.SIGTERM)
         except OtherProcessCrashed as crash:
             _report(crash, "error: another process of this run has crashed: %s")

@@ -26,7 +26,7 @@ from apdm.audit.inputs.suites import choose_entries, with_textual_inversion
 from apdm.audit.results.models import Results
 from apdm.audit.search import check_search
 from apdm.config import AuditJobConfig
-from apdm.core.errors import Faults
+from apdm.core.errors import Faults, UserError
 from apdm.core.signals import stop_on_signals
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate
@@ -171,6 +171,8 @@ def _load_photos(
         return None
     subjects = str(config.subjects)
     originals = config.photos or (subjects if has_sets(subjects) else str(Path(subjects) / PROTECTED))
+    if config.photos is None and not os.path.isdir(originals):
+        raise UserError(f"{originals} does not exist; give photos, the folder of the originals of protected_photos")
     photos = load_protected_photos(
         originals,
         config.protected_photos,

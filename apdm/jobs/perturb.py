@@ -31,6 +31,7 @@ from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.common.base_model import load_base
 from apdm.jobs.common.class_pictures import load_own_class_pictures
 from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.common.first_checks import check_made_by
 from apdm.jobs.common.prepare import goes_on, photos_of_datasets, prepare_process, resolved, warn_about_prompts
 from apdm.jobs.common.results import PerturbResult
 from apdm.jobs.common.stages import PHOTOS, PREPARING
@@ -149,6 +150,7 @@ def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
             another run is at work in it.
     """
     output, same = Path(config.output_dir), goes_on(config)
+    check_made_by(config)
     claim_output_dir(output, overwrite=same or config.overwrite_output_dir, until=held)
     if not same:
         delete(output / IMAGES)

@@ -146,7 +146,7 @@ def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can
     os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
     code, said = finish(process, seconds=60)
     assert code != 0
-    assert "apdm: interrupted process 0: another process of this run has ended" in said
+    assert "apdm: interrupted: process 0: another process of this run has ended" in said
     last = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
     assert Checkpoint.open(run / f"checkpoint-{last:06d}").step == last
 
@@ -155,7 +155,7 @@ def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can
     process.send_signal(signal.SIGTERM)
     code, said = finish(process, seconds=60)
     assert code != 0
-    assert said.count("apdm: interrupted after outer step") == 1
+    assert said.count("apdm: interrupted: after outer step") == 1
     later = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
     assert later >= last + 2 and Checkpoint.open(run / f"checkpoint-{later:06d}").step == later
 

@@ -182,7 +182,7 @@ def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(people: Path, t
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert said.rstrip().endswith("apdm: interrupted photos that are finished are kept; the same command goes on")
+    assert said.rstrip().endswith("apdm: interrupted: photos that are finished are kept; the same command goes on")
     assert len(here(people, tmp_path / "out", **slow)["photos"]) == 8
 
 

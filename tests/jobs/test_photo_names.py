@@ -61,12 +61,18 @@ def test_every_photo_comes_back_under_its_name_and_the_rest_is_counted(
     plan = told(capsys.readouterr().err)
     assert plan["people"] == "3 (Jos\\xe9, s01, Änn ☕)" and plan["photos"] == f"13 photos in {photos}"
     assert plan["passed over"] == "1 .mp4 (such as Änn ☕/clip.mp4), 2 .txt (such as Änn ☕/1.txt)"
-    assert plan["first frame"] == "Änn ☕/d.gif"
+    assert plan["first frame"] == "Änn ☕/d.gif" and "no originals" not in plan
     made = {os.fsencode(path.name) for path in (tmp_path / "out/images/Änn ☕").iterdir()}
     assert made == {b"IMG_1.png", b"a.png", b"b.png", b"2024.05 Rome.png", b"c.png", b"d.png", b"caf\xe9.png"}
     assert len(list((tmp_path / "out/images/Jos\\xe9").iterdir())) == 3
     assert main(["perturb", *words]) == 0  # all photos are found again
     assert main(["verify", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    protected = tmp_path / "out/images"
+    for folder in (protected, protected / "s01"):
+        assert main(["perturb", *options(tiny_pipeline, folder, tmp_path / "again"), "--dry_run"]) == 0
+        plan = told(capsys.readouterr().err)
+        assert plan["no originals"] == f"{folder}: apdm protected these photos before"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ from apdm.families.prompts import check_prompts
 from apdm.jobs.auditing.picture_sheets import save_pictures, save_strips
 from apdm.jobs.common.base_model import check_resolution
 from apdm.jobs.common.class_pictures import picture_recipe
+from apdm.jobs.common.first_checks import check_made_by
 from apdm.jobs.common.prepare import goes_on, resolved
 from apdm.jobs.common.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.common.tracked import track_audit
@@ -227,6 +228,7 @@ def claim_audit_dir(config: AuditJobConfig | AttackConfig, held: ExitStack) -> P
             is at work in it.
     """
     output = Path(config.output_dir)
+    check_made_by(config)
     claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
     for stale in (RESULTS, ATTACK, REPORT, LIKENESS, PICTURES):
         delete(output / stale)

@@ -7,6 +7,7 @@ refused here that a job would take.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
@@ -14,18 +15,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, VerifyConfig
+from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig, VerifyConfig
 from apdm.config.groups.image_layer import NO_METHOD
 from apdm.config.judges import check_judges
 from apdm.config.options import Option, options_by_path
 from apdm.config.plugins import ATTACKS, FAMILIES, OBJECTIVES, PROTECTIONS, PURIFIERS, ZERO_SHOTS
 from apdm.config.registry import Registry
 from apdm.core.errors import Faults, UserError, absent
-from apdm.core.files import MARKER, check_output_dir
+from apdm.core.files import CHECKPOINT, MARKER, check_output_dir
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
-from apdm.export.layout import CLASS_IMAGES, CONFIG, MANIFEST, PARTNERS
+from apdm.export.layout import CLASS_IMAGES, CONFIG, IMAGES, MANIFEST, MODEL, PARTNERS
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 logger = get_logger(__name__)
@@ -86,6 +87,7 @@ def check_given(config: Any) -> None:
                     faults.of(partial(_check, path.removeprefix("audit."), option, text))
         if not isinstance(config, VerifyConfig):
             if not _lies_among_photos(config):  # about that, the job says more
+                check_made_by(config)
                 check_output_dir(config.output_dir, overwrite=_may_replace(config))
         elif not (Path(config.output_dir) / MANIFEST).is_file():
             raise UserError(f"{config.output_dir} has no {MANIFEST}; name the output folder of a run")
@@ -112,6 +114,23 @@ def _lies_among_photos(config: Any) -> bool:
     folder = config.photos if isinstance(config, AuditJobConfig | AttackConfig) else config.instance_data_dir
     output, photos = os.path.realpath(config.output_dir), os.path.realpath(folder or os.devnull)
     return os.path.commonpath([output, photos]) in (output, photos)
+
+
+def check_made_by(config: Any) -> None:
+    """Check that the output folder is not that of another job, whose model or photos this job would mix with its own.
+
+    Raises:
+        UserError: it is, whatever `overwrite_output_dir` says.
+    """
+    output = Path(config.output_dir)
+    if isinstance(config, HardenConfig) or not (output / MARKER).is_file():
+        return
+    kept = {"a hardened model": MODEL, "checkpoints of a hardening run": CHECKPOINT}
+    kept |= {} if isinstance(config, PerturbConfig) else {"protected photos": IMAGES}
+    names = [entry.name for entry in sorted(output.iterdir())]
+    for what, pattern in kept.items():
+        if any(re.fullmatch(pattern, name) for name in names):
+            raise UserError(f"{output} holds {what}, which this command does not make: choose another output_dir")
 
 
 def _may_replace(config: Any) -> bool:

@@ -22,7 +22,7 @@ from apdm.audit.inputs.suites import Entry
 from apdm.config import AuditJobConfig, JobConfig, PerturbConfig, VerifyConfig
 from apdm.config.groups.image_layer import NO_METHOD
 from apdm.config.judges import EXAMPLE
-from apdm.config.photo_run import OTHERS, PROMPTS, settings_of_run
+from apdm.config.photo_run import OTHERS, PROMPTS, output_of_run, settings_of_run
 from apdm.config.prompts import quoted
 from apdm.core.logging import get_logger
 from apdm.core.terminal import columns, count
@@ -267,10 +267,23 @@ def verify_plan(config: VerifyConfig, ids: Sequence[str], photos: Sequence[Path]
 
 
 def photo_notes(*folders: str | None, captions: Sequence[Captions] = ()) -> Rows:
-    """Return rows about what is not read in folders of photos: files that are no photos, and frames after the first.
+    """Return rows about folders of photos: whether they hold protected photos, and what in them is not read.
+
+    Not read are files that are no photos, and frames after the first.
 
     `captions` are those of each person. The files that they were read from are no photos, but they are read.
     """
     read = caption_files({column for own in captions for column in own})
     places = [Path(folder) for folder in folders if folder is not None]
-    return {"passed over": passed_over(places, read), "first frame": name_some(moving(places)) or None}
+    protected = ", ".join(printable(str(place)) for place in dict.fromkeys(places) if _holds_protected(place))
+    return {
+        "no originals": f"{protected}: apdm protected these photos before" if protected else None,
+        "passed over": passed_over(places, read),
+        "first frame": name_some(moving(places)) or None,
+    }
+
+
+def _holds_protected(folder: Path) -> bool:
+    """Whether photos, or those of one person, are the protected ones of a run."""
+    photos = folder if folder.name == IMAGES else folder.parent
+    return photos.name == IMAGES and output_of_run(photos) is not None

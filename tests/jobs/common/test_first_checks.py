@@ -49,6 +49,9 @@ MISTAKES = [
     (["harden", "--output_dir", __file__], "is not a folder"),
     (["audit", "--output_dir", "unet"], "unet holds files that are not from this program"),
     (["harden", "--output_dir", "done"], "done already holds a result: choose another or add --overwrite_output_dir"),
+    (["perturb", "--output_dir", "hardened", "--overwrite_output_dir"], "hardened holds a hardened model, which this"),
+    (["audit", "--output_dir", "begun", "--overwrite_output_dir"], "begun holds checkpoints of a hardening run"),
+    (["audit", "--output_dir", "protected", "--overwrite_output_dir"], "protected holds protected photos, which this"),
     (["harden", "--instance_data_dir", "absent"], "absent does not exist; give a folder as instance_data_dir"),
     (["harden", "--instance_data_dir", __file__], "is no folder; give a folder as instance_data_dir"),
     (["audit", "--protected_photos", "{here}", "--faceid_adapter", "{here}"], "is no file; give a file as faceid"),
@@ -101,7 +104,9 @@ def complete(argv: list[str], here: Path) -> list[str]:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     here = tmp_path_factory.mktemp("here")
     (here / "model_index.json").write_text("{}")
-    for name in ("unet/model.safetensors", "done/.apdm", "done/manifest.json", "photos/0.png"):
+    made = ("done/.apdm", "hardened/.apdm", "begun/.apdm", "protected/.apdm", "done/manifest.json", "hardened/model/x")
+    made += ("begun/checkpoint-000003/x", "protected/images/s01.png")
+    for name in ("unet/model.safetensors", "photos/0.png", *made):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).touch()
     argvs = [complete(argv, here) for argv, _ in MISTAKES]

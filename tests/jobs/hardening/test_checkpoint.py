@@ -136,7 +136,7 @@ def test_a_signal_finishes_the_outer_step_saves_and_ends_with_code_3(
         options = {"max_train_steps": 20, "checkpoints_total_limit": "null"}
         assert run(tmp_path / "run", **options) == 3
     said = last_line(capsys)
-    assert said.startswith("apdm: interrupted after outer step") and "--resume_from_checkpoint latest" in said
+    assert said.startswith("apdm: interrupted: after outer step") and "--resume_from_checkpoint latest" in said
     assert not (tmp_path / "run/model").exists()
     assert run(tmp_path / "run", max_train_steps=20, resume_from_checkpoint="latest") == 0
     assert equal(twenty, weights(tmp_path / "run"))
@@ -148,7 +148,7 @@ def test_a_signal_before_the_first_step_says_that_there_is_nothing_to_go_on_from
 ) -> None:
     with signal_when(tmp_path / "run/class_images/00000.png", number):
         assert run(tmp_path / "run", num_class_images=2000, sample_batch_size=1) == 128 + number
-    assert last_line(capsys) == f"apdm: interrupted {NOTHING_KEPT}"
+    assert last_line(capsys) == f"apdm: interrupted: {NOTHING_KEPT}"
     assert run(tmp_path / "run", num_class_images=4, max_train_steps=1) == 0
 
 
