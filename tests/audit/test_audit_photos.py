@@ -283,6 +283,17 @@ def test_every_attack_draws_all_prompts_with_every_seed_and_measures_more_than_i
     assert again == rows  # the finished cells, with the same seconds
 
 
+def test_originals_that_an_audit_of_models_cannot_guess_are_asked_for(
+    output: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--base", str(PIPELINE), "--hardened", str(output / "model"), "--subjects", str(people / "attacker")]
+    words += ["--holdout_data_dir", str(people / "holdout"), "--strangers_data_dir", str(people / "strangers")]
+    words += ["--protected_photos", str(output), "--output_dir", str(tmp_path / "out"), "--attacks", "dreambooth"]
+    assert main(["audit", *words, "--resolution", "64"]) == 2
+    missing = people / "attacker" / "protected"
+    assert f"error: {missing} does not exist; give photos, the folder of the originals" in capsys.readouterr().err
+
+
 def test_apdm_audit_attacks_protected_photos_as_the_main_job_does(output: Path, people: Path, tmp_path: Path):
     words = ["--base", str(PIPELINE), "--hardened", str(output / "model"), "--subjects", str(people)]
     words += ["--protected_photos", str(output), "--output_dir", str(tmp_path / "out"), "--attacks", "dreambooth"]
