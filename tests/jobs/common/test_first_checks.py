@@ -104,10 +104,10 @@ def complete(argv: list[str], here: Path) -> list[str]:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     here = tmp_path_factory.mktemp("here")
     (here / "model_index.json").write_text("{}")
-    made = ("done/.apdm", "hardened/.apdm", "begun/.apdm", "protected/.apdm", "done/manifest.json", "hardened/model/x")
-    made += ("begun/checkpoint-000003/x", "protected/images/s01.png")
-    for name in ("unet/model.safetensors", "photos/0.png", *made):
-        (here / name).parent.mkdir(exist_ok=True)
+    made = ["done/.apdm", "hardened/.apdm", "begun/.apdm", "protected/.apdm", "done/manifest.json", "hardened/model/x"]
+    made += ["begun/checkpoint-000003/x", "protected/images/s01.png"]
+    for name in ["unet/model.safetensors", "photos/0.png", *made]:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).touch()
     argvs = [complete(argv, here) for argv, _ in MISTAKES]
     words = [sys.executable, "-c", SCRIPT, json.dumps(argvs), ",".join(HEAVY)]
