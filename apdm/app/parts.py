@@ -116,7 +116,10 @@ def time_text(seconds: float) -> str:
 
 def outcome(figures: Perturbation, messages: Sequence[str]) -> str:
     """Return what was made, and what was measured on the saved files."""
-    lines = [f"{count(len(figures.photos), 'photo')} protected. The saved files were measured:"]
+    left = f", {figures.unchanged} left as before" if figures.unchanged else ""
+    lines = [
+        f"{count(len(figures.photos) - figures.unchanged, 'photo')} protected{left}. The saved files were measured:"
+    ]
     psnr = [photo.visible.psnr for photo in figures.photos if photo.visible.psnr is not None]
     if psnr:
         lines[0] += f" PSNR {min(psnr):.1f} dB or more (the higher, the harder to see)."

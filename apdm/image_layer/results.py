@@ -109,6 +109,16 @@ class Perturbation:
         return dict(found)
 
     @property
+    def with_faces(self) -> int:
+        """In how many photos faces were protected."""
+        return sum(bool(photo.faces) for photo in self.photos)
+
+    @property
+    def unchanged(self) -> int:
+        """How many photos are as they were."""
+        return sum(photo.visible.psnr is None for photo in self.photos)
+
+    @property
     def most_visible(self) -> ProtectedPhoto:
         """The photo whose changes are most visible: the one with the lowest PSNR."""
         return min(self.photos, key=lambda photo: inf if photo.visible.psnr is None else photo.visible.psnr)

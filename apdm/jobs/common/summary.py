@@ -146,9 +146,11 @@ def of_perturbation(result: PerturbResult) -> Summary:
         told.facts |= {"without_a_face": without, "unclear_faces": unclear}
         told.rows["figures"] = told.facts["figures"] = str(result.output_dir / PERTURBATION)
         if misled := figures.misled:
-            names = [encoder.name for encoder in misled]
-            told.rows["misled"] = f"{', '.join(names)}; judge the photos by another, unrelated encoder too"
-            told.facts["misled"] = names
+            names, still, all_faces = [one.name for one in misled], figures.still_recognised, figures.with_faces
+            found = ", ".join(f"{name} in {all_faces - still.get(name, 0)}" for name in names)
+            where = f"of {count(all_faces, 'photo')} with a face"
+            told.rows["misled"] = f"{found} {where}; judge the photos by another, unrelated encoder too"
+            told.facts |= {"misled": names, "still_recognised": still}
     told.rows["try next"] = _verify(result.output_dir)
     return told
 
@@ -270,10 +272,11 @@ def _add_photos(told: Summary, folder: Path, figures: Perturbation | None) -> No
     text, told.facts["images"] = str(folder), str(folder)
     if figures is not None and figures.photos:
         worst = figures.most_visible.visible.psnr
-        text += f" ({count(len(figures.photos), 'photo')})"
+        left = f", {figures.unchanged} of them unchanged" if figures.unchanged else ""
+        text += f" ({count(len(figures.photos), 'photo')}{left})"
         if worst is not None:
             text += f", PSNR at least {worst:.1f} dB"
-        told.facts |= {"photos": len(figures.photos), "lowest_psnr": worst}
+        told.facts |= {"photos": len(figures.photos), "unchanged": figures.unchanged, "lowest_psnr": worst}
     told.rows["protected photos"] = text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import pytest
 from tiny_results import make_results
 from tiny_run import write_people
 
+from apdm.app.parts import outcome
 from apdm.audit import read_results
 from apdm.audit.one_model import AttackResults
 from apdm.audit.results.common import WorstPerson
@@ -20,10 +21,12 @@ from apdm.audit.results.models import LowestCost, Results
 from apdm.audit.results.photos import PhotoComparison, PhotoOutcome
 from apdm.audit.results.schema import from_json
 from apdm.cli import main
+from apdm.faces.described import NamedThreshold
 from apdm.faces.photo_faces import PhotoFaces
-from apdm.image_layer.results import Perturbation
+from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.jobs.common.results import AttackResult, AuditResult, HardenResult, PerturbResult, PushResult
 from apdm.jobs.common.summary import LINES, Summary, of_attack, of_audit, of_hardening, of_perturbation, of_push
+from apdm.metrics.perception import Visibility
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks/results"
@@ -211,6 +214,33 @@ def test_photos_without_a_face_and_with_an_unclear_one_are_told() -> None:
         PerturbResult(output_dir=OUTPUT, image_dir=OUTPUT / "images", figures=replace(figures, people=[]))
     )
     assert list(told.rows) == ["protected photos", "figures", "try next"]
+
+
+def test_photos_that_are_as_they_were_or_still_recognised_do_not_count_as_protected() -> None:
+    def photo(number: int, psnr: float | None, cosine: float | None) -> ProtectedPhoto:
+        visible = Visibility(**{field.name: 1.0 for field in fields(Visibility)} | {"psnr": psnr})
+        judged = {} if cosine is None else {"enc": EncoderCosine(to_original=cosine, threshold=0.3)}
+        faces = [ProtectedFace(visible=visible, cosine=judged)] if judged else []
+        return ProtectedPhoto(subject="s01", photo=number, visible=visible, faces=faces)
+
+    figures = Perturbation(
+        schema=1,
+        package={},
+        method="none",
+        zero_shot=True,
+        misled=[NamedThreshold(name="enc", threshold=0.3)],
+        format="png",
+        epsilon={},
+        photos=[photo(0, 40.0, 0.5), photo(1, 41.0, 0.1), photo(2, None, None)],
+        command=None,
+        seconds_per_photo=None,
+        peak_memory_bytes=None,
+    )
+    told = of_perturbation(PerturbResult(output_dir=OUTPUT, image_dir=OUTPUT / "images", figures=figures))
+    assert told.rows["protected photos"] == f"{OUTPUT}/images (3 photos, 1 of them unchanged), PSNR at least 40.0 dB"
+    assert str(told.rows["misled"]).startswith("enc in 1 of 2 photos with a face; ")
+    assert (told.facts["unchanged"], told.facts["still_recognised"]) == (1, {"enc": 1})
+    assert "2 photos protected, 1 left as before. The" in outcome(figures, [])
 
 
 def test_a_command_to_try_next_can_be_pasted_into_a_shell() -> None:
