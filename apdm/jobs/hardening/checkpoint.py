@@ -270,7 +270,7 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
 
     Args:
         facts: hashes of the models and numbers of photos of this run: "base", "start", "photos", "consenting" and
-            "earlier"; and "safe", the people with safe partners.
+            "earlier"; "safe", the people with safe partners; and "pixels", hashes of their photos.
 
     Raises:
         UserError: the checkpoint was made with another model, other photos or other options, or its step is above
@@ -291,6 +291,10 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
         raise UserError(
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
+    saved, ours = checkpoint.facts.get("pixels", {}), facts.get("pixels", {})
+    if changed := [one.partition("/")[2] for one in ours if saved.get(one, ours[one]) != ours[one]]:
+        message = "photos of %s are not those that the run was begun with; from step %d on it goes on with the new ones"
+        logger.warning(message, ", ".join(changed), checkpoint.step + 1)
     for line in compare({**default_fingerprint(), **checkpoint.facts["config"]}, fingerprint(config)):
         logger.warning("%s", line)
 

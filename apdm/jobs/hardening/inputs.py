@@ -16,6 +16,7 @@ from apdm.attacks import Purifier
 from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.cells.class_pictures import require_face, warn_of_few_faces
+from apdm.audit.results.store import tensor_hash
 from apdm.config import HardenConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.core.disk import picture_size, require_parts
@@ -149,13 +150,17 @@ class HardenInputs(HardenFiles):
 
     def _facts(self) -> dict[str, Any]:
         """The facts about models and photos that checkpoints store."""
+        groups = {"photos": self.photos, "consenting": self.consenting, "earlier": self.earlier}
         return {
             "base": model_hash(self.base.origin or Path(self.config.base)),
             "start": model_hash(self.start.origin or Path(self.config.pretrained_model_name_or_path)),
-            "photos": {subject: len(images) for subject, images in self.photos.instance.items()},
-            "consenting": {subject: len(images) for subject, images in self.consenting.instance.items()},
-            "earlier": {subject: len(images) for subject, images in self.earlier.instance.items()},
+            **{name: {one: len(images) for one, images in of.instance.items()} for name, of in groups.items()},
             "safe": sorted({*self.photos.safe, *self.earlier.safe}),
+            "pixels": {
+                f"{name}/{one}": tensor_hash(images)
+                for name, of in groups.items()
+                for one, images in of.instance.items()
+            },
         }
 
     def _checkpoint(self, facts: dict[str, Any]) -> Checkpoint | None:

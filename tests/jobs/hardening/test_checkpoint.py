@@ -352,6 +352,22 @@ def test_other_options_are_refused_by_name_and_another_seed_is_only_told(
     assert "past max_train_steps 1" in last_line(capsys)
 
 
+def test_a_photo_that_was_changed_meanwhile_is_told(
+    run: Run, copied: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = shutil.copytree(people / "protected", tmp_path / "ours")
+    again = {"resume_from_checkpoint": "latest", "max_train_steps": 3, "instance_data_dir": ours}
+    assert run(shutil.copytree(copied, tmp_path / "same"), **again) == 0
+    assert "photos of" not in capsys.readouterr().err
+    photo = sorted(ours.rglob("*.png"))[0]
+    ImageOps.mirror(Image.open(photo)).save(photo)
+    assert run(copied, **again) == 0
+    assert (
+        f"photos of {photo.parent.name} are not those that the run was begun with; from step 3 on it goes on with the "
+        "new ones" in capsys.readouterr().err
+    )
+
+
 def test_a_disk_that_takes_no_more_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
     run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
