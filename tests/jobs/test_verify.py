@@ -336,3 +336,16 @@ def test_the_single_file_is_loaded_too(folder: Path, capsys: pytest.CaptureFixtu
     assert main(["verify", str(folder)]) == 1
     said = capsys.readouterr().out
     assert "manifest" not in said and "1 problem\n" in said
+
+
+def test_a_single_file_that_says_something_else_than_the_folder_is_told(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root = claim_output_dir(tmp_path / "out")
+    facts: dict[str, Any] = {"config_hash": "ab" * 32, "method": "apdm", "steps": 1}
+    export_model(load_family(tiny_pipeline), root / "model", base_path=tiny_pipeline, single_file=True, **facts)
+    file = root / "model.safetensors"
+    save_file(load_file(file) | {"v_pred": torch.empty(0)}, file)  # diffusers does not look at this entry
+    write_manifest(root, config_hash="")
+    assert main(["verify", str(root)]) == 1
+    assert "has the entry v_pred" in capsys.readouterr().out
