@@ -20,6 +20,9 @@ from apdm.families import Family, load_family
 from apdm.families.fit import check_steps
 from apdm.families.known_draw import sampler_fault
 
+# Schedulers of diffusers call NumPy in old ways, at every step.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 RIGHT = [
     "DDIMParallelScheduler",
     "DDIMScheduler",
