@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -155,6 +156,17 @@ def test_a_finished_run_is_told_and_left_as_it_is(
     for more in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "latest"]):
         assert main(["harden", *words, "--dry_run", *more]) == 0
     assert "drawn" in told(capsys.readouterr().err)
+    # A checkpoint of one folder is no leave to replace the result in another.
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    more = [
+        "--output_dir",
+        str(tmp_path / "other"),
+        "--resume_from_checkpoint",
+        str(tmp_path / "out/checkpoint-000001"),
+    ]
+    assert main(["harden", *words, "--dry_run", *more]) == 2
+    assert f"{tmp_path / 'other'} already holds a result" in errors(capsys.readouterr().err)[0]
+    shutil.rmtree(tmp_path / "other")
     assert tree(tmp_path) == before
 
 
