@@ -191,10 +191,10 @@ class Family(TextReader, Sampler, Saver):
     def sampler_fault(self, steps: int | None = None) -> str | None:
         """What is wrong with the pipeline's sampler, as the end of a sentence; None if it draws right.
 
+        The samplers of a family that does not override this are not checked.
+
         Args:
             steps: sampling steps that it is tried with. Default: as many as tell a right sampler from a wrong one.
-
-        A family that does not say it is not checked.
         """
         return None
 

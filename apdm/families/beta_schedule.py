@@ -15,7 +15,7 @@ from torch import Tensor
 from apdm.core.errors import UserError
 from apdm.families.base import Family
 from apdm.families.fit import ANOTHER_SCHEDULER, check_sampler
-from apdm.families.known_draw import STEPS, sampler_fault
+from apdm.families.known_draw import sampler_fault
 from apdm.families.single_file.markers import V_PRED, ZTSNR
 
 NO_SIGNAL = 1e-6  # an abar_t at most this large; schedulers that divide by it keep it above zero
@@ -62,7 +62,6 @@ class BetaSchedule(Family):
 
     def sampler_fault(self, steps: int | None = None) -> str | None:
         """Whether the sampler draws what a known denoiser describes; see `Family.sampler_fault`."""
-        steps = steps or min(STEPS, self.num_train_timesteps)
         return sampler_fault(self.pipeline.scheduler, self.prediction_type, steps)
 
     @property

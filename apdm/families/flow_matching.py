@@ -21,7 +21,7 @@ from apdm.core.errors import UserError
 from apdm.families.attention import AttentionLayer
 from apdm.families.base import Family
 from apdm.families.fit import check_sampler
-from apdm.families.known_draw import STEPS, sampler_fault
+from apdm.families.known_draw import sampler_fault
 
 
 def logit_normal_timesteps(
@@ -73,7 +73,6 @@ class FlowMatching(Family):
 
     def sampler_fault(self, steps: int | None = None) -> str | None:
         """Whether the sampler draws what a known denoiser describes; see `Family.sampler_fault`."""
-        steps = steps or min(STEPS, self.num_train_timesteps)
         return sampler_fault(self.pipeline.scheduler, self.prediction_type, steps)
 
     @classmethod

@@ -32,15 +32,17 @@ Levels = Callable[[Tensor], tuple[Tensor, Tensor]]
 SAME_NOISE = 1e-4  # some schedulers raise the last abar_t from 0 a little, to divide by it
 
 
-def sampler_fault(scheduler: Any, prediction_type: str, steps: int = STEPS) -> str | None:
+def sampler_fault(scheduler: Any, prediction_type: str, steps: int | None = None) -> str | None:
     """What is wrong with a sampler, as the end of a sentence; None if it draws right.
 
     Args:
         scheduler: a scheduler of diffusers. It is not changed.
         prediction_type: what the denoiser predicts: "epsilon", "v_prediction" or "flow".
-        steps: sampling steps. With fewer than `STEPS` it is only seen whether the sampler runs.
+        steps: sampling steps. With fewer than `STEPS` it is only seen whether the sampler runs. Default: `STEPS`, or
+            all timesteps of a scheduler that has fewer.
     """
     kind: Any = type(scheduler)
+    steps = steps or min(STEPS, scheduler.config.get("num_train_timesteps", STEPS))
     return _fault(kind, scheduler.to_json_string(), prediction_type, steps)
 
 
