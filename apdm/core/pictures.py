@@ -48,11 +48,28 @@ def at_most(images: Tensor, side: int) -> Tensor:
 def grid(images: Tensor, columns: int) -> Image.Image:
     """Return images `[N, 3, H, W]` in [0, 1] as one picture of `columns` columns, row by row. Gaps are white."""
     count, _, height, width = images.shape
-    sheet = torch.ones(3, math.ceil(count / columns) * height, columns * width)
+    sheet = np.full((math.ceil(count / columns) * height, columns * width, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * height, i % columns * width
-        sheet[:, top : top + height, left : left + width] = image
-    return to_pil(sheet)
+        sheet[top : top + height, left : left + width] = to_array(image)
+    return Image.fromarray(sheet)
+
+
+def read_grid(path: Path) -> Image.Image:
+    """Read what `grid` gave and this program saved, in RGB.
+
+    Pillow refuses pictures of more than 179 million pixels, which may be an attack. 200 pictures of 1024 x 1024 pixels
+    are more.
+
+    Raises:
+        OSError, ValueError, SyntaxError: whatever Pillow raises on a file that is missing or damaged.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from apdm.core.disk import require_disk
 from apdm.core.files import delete, recover, write_beside
 from apdm.core.logging import get_logger
-from apdm.core.pictures import grid
+from apdm.core.pictures import as_images, grid, read_grid
 
 logger = get_logger(__name__)
 
@@ -161,6 +159,5 @@ def _read_record(cell: Path) -> dict[str, Any]:
 
 def _cut(path: Path, count: int) -> Tensor:
     """Read a strip of `count` pictures as [count, 3, H, W] in [0, 1]."""
-    with Image.open(path) as image:
-        strip = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
-    return torch.stack(strip.permute(2, 0, 1).float().div(255).chunk(count, dim=2))
+    pixels = np.array(read_grid(path))  # [H, count * W, 3]
+    return as_images(pixels.reshape(len(pixels), count, -1, 3).swapaxes(0, 1)).contiguous()

@@ -7,7 +7,6 @@ for each noise that the pictures start from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -26,7 +25,7 @@ from apdm.audit.results.picture_names import (
     without_seed,
 )
 from apdm.core.files import list_files
-from apdm.core.pictures import grid, save_png, to_pil
+from apdm.core.pictures import grid, read_grid, save_png, to_pil
 from apdm.export.layout import PICTURES
 from apdm.report.attack_page import AttackPictures, title_of
 from apdm.report.pictures import Pictures
@@ -169,8 +168,7 @@ def _cut(path: Path, columns: int | None = None) -> list[Image.Image]:
             the end are gaps.
     """
     try:
-        with _any_size(), Image.open(path) as file:
-            sheet = file.convert("RGB")
+        sheet = read_grid(path)
     except (OSError, ValueError, SyntaxError):  # whatever a damaged file makes Pillow raise
         return []
     side = sheet.width // (columns or COLUMNS)
@@ -185,13 +183,3 @@ def _cut(path: Path, columns: int | None = None) -> list[Image.Image]:
     while not columns and pictures and len(boxes) - len(pictures) < COLUMNS - 1 and pictures[-1].getextrema() == WHITE:
         del pictures[-1]
     return pictures
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Let Pillow open pictures of any size, because a sheet of thousands of class pictures is no attack."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
