@@ -26,6 +26,7 @@ from apdm.attacks.parts.first_norms import safe_norms, trained_on_cpu
 from apdm.attacks.parts.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.parts.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
+from apdm.config.prompts import replace_words
 from apdm.core.errors import UserError
 from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.recompute import enable_gradient_checkpointing, passes_of_training
@@ -164,7 +165,7 @@ class FineTuning(ABC):
 
     def prompt(self, asked: str) -> str:
         """Write a prompt of the audit the way this attacker writes it, with the attacker's word for the subject."""
-        return asked.replace(*self.renamed) if self.renamed else asked
+        return replace_words(asked, *self.renamed) if self.renamed else asked
 
     def run(
         self,

@@ -28,6 +28,7 @@ from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
 from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
+from apdm.config.prompts import has_words, replace_words
 from apdm.core.errors import UserError, each
 
 Made = TypeVar("Made")
@@ -211,10 +212,10 @@ def _renamed(
     if after:
         asked = f"{known} {noun}"
         called = " ".join([called, class_noun or noun, *([description] if description else [])])
-    if asked not in instance_prompt:
+    if not has_words(instance_prompt, asked):
         raise UserError(f'in "{spec}": {after[0]} needs "{asked}" in the instance prompt "{instance_prompt}"')
     return {
-        "instance_prompt": instance_prompt.replace(asked, called),
+        "instance_prompt": replace_words(instance_prompt, asked, called),
         "class_prompt": class_prompt.removesuffix(noun) + (class_noun or noun),
         "renamed": (asked, called),
     }

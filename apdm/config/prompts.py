@@ -72,6 +72,19 @@ def without_identifier(prompt: str, instance_prompt: str, class_prompt: str) -> 
     return " ".join(word for word in prompt.split() if not learnt.intersection(_words(word)))
 
 
+def has_words(text: str, words: str) -> bool:
+    """Whether `words` stand in a text as words of their own, in any case: "per" not in "person", but in "Per, at home".
+
+    Letters outside ASCII end a word, because Chinese writes no spaces.
+    """
+    return _standing_alone(words).search(text) is not None
+
+
+def replace_words(text: str, words: str, others: str) -> str:
+    """Return a text with `others` in place of `words`, wherever `has_words` finds them."""
+    return _standing_alone(words).sub(lambda _: others, text)
+
+
 def prompts_without_identifier(prompts: Sequence[str], instance_prompt: str, class_prompt: str) -> list[str]:
     """Return the prompts that do not ask for what the instance prompt teaches.
 
@@ -119,6 +132,10 @@ def complete_audit_prompts(config: Any) -> None:
     prompts = config.prompts or default_audit_prompts(config.instance_prompt)
     object.__setattr__(config, "prompts", filled(prompts, config.instance_prompt, config.class_prompt))
     check_audit_prompts(config.prompts, config.instance_prompt, config.class_prompt)
+
+
+def _standing_alone(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)", re.ASCII | re.IGNORECASE)
 
 
 def _words(prompt: str) -> list[str]:

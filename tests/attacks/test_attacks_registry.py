@@ -115,6 +115,22 @@ def test_under_another_name_what_is_drawn_is_what_was_trained(spec: str, other: 
     )
 
 
+@pytest.mark.parametrize("spec", ["textual_inversion", "custom_diffusion", "lora:identifier=zwx"])
+def test_only_whole_words_are_the_subject(spec: str):
+    """The identifier here, "per", is in "person" too."""
+    attack = make(spec, instance_prompt="a photo of per person", class_prompt="a photo of person")
+    word = attack.instance_prompt.split()[3]
+    assert attack.instance_prompt == f"a photo of {word} person"
+    for asked in ("a person: {}, {}-like", "\u4e00{}\u4eba"):  # Chinese writes no spaces
+        assert attack.prompt(asked.format("per", "per")) == asked.format(word, word)
+
+
+@pytest.mark.parametrize("asked", ["Sks.", "a photo of SKS, outdoors"])  # an audit takes such prompts
+def test_the_subject_is_found_in_any_case(asked: str):
+    attack = make("textual_inversion", **NOMINAL)
+    assert "<subject>" in attack.prompt(asked) and "sks" not in attack.prompt(asked).lower()
+
+
 def test_a_staged_attack_gives_the_options_it_does_not_know_to_the_one_inside():
     attack = make(
         "two_stage:attack=lora,benign_steps=5,rank=32,steps_factor=2",

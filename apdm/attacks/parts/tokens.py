@@ -15,6 +15,7 @@ from peft import TrainableTokensConfig, inject_adapter_in_model
 from torch.nn import Module, Parameter
 
 from apdm.attacks.fine_tuning import FineTuning
+from apdm.config.prompts import has_words, replace_words
 from apdm.core.errors import UserError
 from apdm.families import Family
 
@@ -55,12 +56,12 @@ def rename_subject(attack: FineTuning, word: str, count: int) -> None:
     already has the word stays as it is.
     """
     words = " ".join(token_names(word, count))
-    if words not in attack.instance_prompt:
+    if not has_words(attack.instance_prompt, words):
         known = attack.identifier
         # "sks", or "sks person" if the attack also uses another class noun.
         asked, called = attack.renamed or (known, known)
-        object.__setattr__(attack, "instance_prompt", attack.instance_prompt.replace(known, words))
-        object.__setattr__(attack, "renamed", (asked, called.replace(known, words)))
+        object.__setattr__(attack, "instance_prompt", replace_words(attack.instance_prompt, known, words))
+        object.__setattr__(attack, "renamed", (asked, replace_words(called, known, words)))
 
 
 def token_names(word: str, count: int) -> list[str]:

@@ -16,7 +16,7 @@ from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.protected_photos import ProtectedPhotos
 from apdm.audit.inputs.suites import Entry, attacked_people
-from apdm.config.prompts import identifier_words, prompts_without_identifier
+from apdm.config.prompts import has_words, identifier_words, prompts_without_identifier
 from apdm.core.errors import Faults
 from apdm.core.logging import get_logger
 from apdm.data.photo_captions import Captions, has_captions, read_captions
@@ -86,7 +86,7 @@ def _warn_without_word(attack: Attack, spec: str, person: str, captions_of: Capt
     prompts = factory.instance_prompt, factory.class_prompt
     word = renamed[0] if renamed else " ".join(identifier_words(*prompts))
     nameless = prompts_without_identifier(captions, *prompts)
-    if number := sum(one in nameless or (renamed is not None and word not in one) for one in captions):
+    if number := sum(one in nameless or (renamed is not None and not has_words(one, word)) for one in captions):
         message = '%s: %d of %d captions of %s lack "%s", so they do not teach this word; write it into each caption'
         logger.warning(message, spec, number, len(captions), person, word)
 
