@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from apdm.attacks.parts.adapter_file import AdapterFile
 from apdm.attacks.parts.identity_net import check_controlnet, draw_keypoints, find_landmarks, with_identity_net
 from apdm.core.errors import UserError
-from apdm.core.files import model_hash, sha256_file
+from apdm.core.files import model_hash, weights_sha256
 from apdm.faces import FaceEncoder
 from apdm.families import Family
 from apdm.families.sampling import adapter_input
@@ -64,7 +64,7 @@ class FaceIDAdapter:
         if not self.path.is_file() or not (self.controlnet is None or self.controlnet.is_dir()):
             return ""  # the attack will say so in its row
         controlnet = "" if self.controlnet is None else model_hash(self.controlnet)
-        return sha256_file(self.path) + controlnet
+        return weights_sha256(self.path) + controlnet
 
     def with_adapter(self, family: Family) -> Family:
         """Return the model with the adapter in a copy of its denoiser. `family` is not changed.

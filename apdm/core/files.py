@@ -110,6 +110,17 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(path: Path) -> str:
+    """Return the SHA-256 of a weight file, in hex. An unchanged file is read once, because it may be large."""
+    found = path.stat()
+    return _known_sha256(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _known_sha256(path: Path, *_: int) -> str:
+    return sha256_file(path)
+
+
 def model_hash(directory: str | Path) -> str:
     """Return one SHA-256 for a model, in hex: the hash of the sorted names and hashes of its weight files.
 
@@ -124,25 +135,14 @@ def model_hash(directory: str | Path) -> str:
     """
     root = Path(directory)
     if root.is_file():
-        return _weights_sha256(root)
+        return weights_sha256(root)
     weights = [path for path in list_files(root) if path.suffix in WEIGHT_SUFFIXES] if root.is_dir() else []
     if not weights:
         raise UserError(f"no model weights in {root}: give a diffusers pipeline folder")
     digest = hashlib.sha256()
     for path in weights:
-        digest.update(f"{path.relative_to(root).as_posix()}\0{_weights_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(root).as_posix()}\0{weights_sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _weights_sha256(path: Path) -> str:
-    """The SHA-256 of a weight file, in hex. A file that has not changed is read once, because it may be large."""
-    found = path.stat()
-    return _known_sha256(path, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _known_sha256(path: Path, *_: int) -> str:
-    return sha256_file(path)
 
 
 def list_files(root: Path, *, follow_links: bool = True) -> list[Path]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from apdm.core.files import weights_sha256
 
 NUMBERS = 16  # of an embedding, that tell networks apart
 SAME = 5e-3  # largest difference of these numbers between copies of one network, in other files or float types
@@ -63,7 +63,7 @@ def describe(network: Described) -> NamedThreshold:
     return NamedThreshold(
         name=network.name,
         threshold=network.threshold,
-        sha256=None if file is None else _hash(file),
+        sha256=None if file is None else weights_sha256(file),
         answer=answer,
     )
 
@@ -82,12 +82,3 @@ def _pattern(size: int) -> Tensor:
     axis = torch.linspace(0, 6, size)
     waves = [torch.sin(axis[:, None] * k + axis[None] * (3 - k)) for k in (0.5, 1.0, 2.0)]
     return torch.stack(waves)[None] / 2 + 0.5
-
-
-@functools.cache
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

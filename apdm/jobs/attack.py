@@ -16,7 +16,6 @@ from apdm.attacks.staged import stages
 from apdm.audit.cells.cell import Cell
 from apdm.audit.cells.matrix import Matrix
 from apdm.audit.inputs.attack_factory import AttackFactory
-from apdm.audit.inputs.captions import warn_about_long_captions
 from apdm.audit.inputs.face_checks import check_faces
 from apdm.audit.inputs.people import AuditSubjects, PhotoFolders
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
@@ -34,7 +33,7 @@ from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.edit_prompts import Edit, read_edits
-from apdm.data.separate_photos import Role, check_separate
+from apdm.data.separate_photos import Role
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
@@ -42,19 +41,10 @@ from apdm.export.attacked import export_attacked
 from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, REPORT
 from apdm.export.pipeline import export_size
 from apdm.families import Family
-from apdm.jobs.auditing.inputs import AuditInputs, load_inputs
+from apdm.jobs.auditing.output import KEPT, cell_store, claim_audit_dir, has_finished_attacks
 from apdm.jobs.auditing.picture_sheets import save_attack_pictures
-from apdm.jobs.auditing.steps import (
-    KEPT,
-    cell_store,
-    check_with_models,
-    claim_audit_dir,
-    has_finished_attacks,
-    model_file,
-    read_models,
-    with_class_pictures,
-)
-from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.auditing.plan import make_plan, read_people_and_models
+from apdm.jobs.auditing.run import with_class_pictures
 from apdm.jobs.common.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.common.results import AttackResult
 from apdm.jobs.common.tracked import start_tracker, track_attack
@@ -117,44 +107,15 @@ def load_attack(config: AttackConfig, command: str | None) -> AuditPlan:
         UserError: something is missing or wrong. All that was found is told.
     """
     options = config.audit
-    folders = replace(PhotoFolders.below(config.photos, options), other=None)
-
-    def read_inputs() -> AuditInputs:
-        inputs = load_inputs(
-            config, folders, face_networks(config), entries=entries, models=["base"], with_photos=False
-        )
-        if trains(config):
-            check_separate(inputs.subjects.sets)
-        return inputs
-
-    def checked_models() -> dict[str, Family]:
-        models = read_models(config, {"base": config.base})
-        check_with_models(config, entries, models)
-        return models
+    folders, paths = replace(PhotoFolders.below(config.photos, options), other=None), {"base": config.base}
 
     with Faults() as faults:
         given = {"photos": config.photos, **options.photo_folders}
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
         # If an attack is wrong, the nominal one takes the place of all, so that the rest is checked too.
         entries = faults.of(lambda: checked_entries(config)) or ONLY_NOMINAL
-        inputs, models = faults.of(read_inputs), faults.of(checked_models)
-    if inputs.adapter is not None:
-        inputs.adapter.check(models["base"])
-    plan = AuditPlan.of(
-        options,
-        models=models,
-        subjects=inputs.subjects,
-        judges=inputs.judges,
-        entries=entries,
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        seed=config.seed,
-        batch_size=config.sample_batch_size,
-        files={"base": model_file(config.base, models["base"])},
-        command=command,
-        adapter=inputs.adapter,
-    )
-    warn_about_long_captions(plan)
+        inputs, models = read_people_and_models(config, folders, paths, entries, faults, separate=trains(config))
+    plan = make_plan(config, inputs, models, paths, entries, command)
     return replace(plan, edits=_edits(config, inputs.subjects))
 
 

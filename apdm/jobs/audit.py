@@ -16,7 +16,7 @@ from typing import cast
 import torch
 
 from apdm.audit.inputs.attack_factory import AttackFactory
-from apdm.audit.inputs.captions import photos_with_captions, warn_about_long_captions
+from apdm.audit.inputs.captions import photos_with_captions
 from apdm.audit.inputs.face_checks import check_faces
 from apdm.audit.inputs.people import PROTECTED, PhotoFolders
 from apdm.audit.inputs.plan import AuditPlan
@@ -34,18 +34,10 @@ from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.export.metadata import facts_in
-from apdm.families import Family
-from apdm.jobs.auditing.inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.auditing.steps import (
-    KEPT,
-    audit_and_report,
-    check_with_models,
-    claim_audit_dir,
-    has_finished_attacks,
-    model_file,
-    read_models,
-)
-from apdm.jobs.common.face_networks import face_networks
+from apdm.jobs.auditing.inputs import AuditInputs, warn_if_too_short
+from apdm.jobs.auditing.output import KEPT, claim_audit_dir, has_finished_attacks
+from apdm.jobs.auditing.plan import make_plan, read_people_and_models
+from apdm.jobs.auditing.run import audit_and_report
 from apdm.jobs.common.prepare import keep_apart, prepare_process, warn_about_prompts
 from apdm.jobs.common.results import AuditResult
 from apdm.jobs.common.stages import PREPARING, audit_stages
@@ -110,23 +102,6 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     folders = PhotoFolders.below(str(config.subjects), config)  # subjects are given with a hardened model
     given = {f"the {role} photos in": folder for role, folder in folders.by_group.items()}
 
-    def read_inputs() -> AuditInputs:
-        inputs = load_inputs(
-            config,
-            folders,
-            face_networks(config),
-            entries=entries,
-            models=paths,
-            with_photos=config.protected_photos is not None,
-        )
-        check_separate(inputs.subjects.sets)
-        return inputs
-
-    def checked_models() -> dict[str, Family]:
-        models = read_models(config, paths)
-        check_with_models(config, entries, models)
-        return models
-
     with Faults() as faults:
         factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
         choose = partial(choose_entries, config.suite, factory=factory, captions=config.caption_column)
@@ -136,30 +111,14 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
             entries = with_textual_inversion(entries, factory)
         search = faults.of(lambda: search_of(config))
         faults.of(lambda: keep_apart(given, output_dir=config.output_dir))
-        inputs, models = faults.of(read_inputs), faults.of(checked_models)
-    if inputs.adapter is not None:
-        inputs.adapter.check(models["base"])
+        with_photos = config.protected_photos is not None
+        inputs, models = read_people_and_models(config, folders, paths, entries, faults, with_photos=with_photos)
     if inputs.subjects.held_out_from == "originals":
         place = models["hardened"].origin or Path(paths["hardened"])
         left_out = "held_out" in facts_in(place if place.exists() else None)
         inputs = replace(inputs, subjects=replace(inputs.subjects, left_out=left_out))
-    plan = AuditPlan.of(
-        config,
-        models=models,
-        subjects=inputs.subjects,
-        judges=inputs.judges,
-        entries=entries,
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        seed=config.seed,
-        batch_size=config.sample_batch_size,
-        files={name: model_file(path, models[name]) for name, path in paths.items()},
-        command=command,
-        search=search,
-        guidance=config.known_before,
-        adapter=inputs.adapter,
-    )
-    warn_about_long_captions(plan)
+    plan = make_plan(config, inputs, models, paths, entries, command)
+    plan = replace(plan, search=search, guidance=config.known_before)
     return plan, inputs, _load_photos(config, folders, inputs, plan)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -33,15 +34,10 @@ from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
 from apdm.jobs.auditing.inputs import check_reused, load_judges, try_networks
+from apdm.jobs.auditing.output import cell_store, claim_audit_dir
 from apdm.jobs.auditing.picture_sheets import save_pictures
-from apdm.jobs.auditing.steps import (
-    cell_store,
-    check_with_models,
-    claim_audit_dir,
-    model_file,
-    read_models,
-    with_class_pictures,
-)
+from apdm.jobs.auditing.plan import check_with_models, model_file, read_models
+from apdm.jobs.auditing.run import with_class_pictures
 from apdm.jobs.common.face_networks import face_networks
 from apdm.jobs.common.prepare import keep_apart
 from apdm.jobs.common.results import AuditResult
@@ -117,27 +113,24 @@ def load_photo_audit(
     pairs, references = held.attacked.pairs, held.references
     people = [Person(id=one, photos=pair.clean, references=references[one]) for one, pair in pairs.items()]
     subjects = AuditSubjects(people, [], strangers, sets=sets, held_out_from=source)
+    factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
     with Faults() as faults:
         faults.of(lambda: check_with_models(config, (), models))
         faults.of(lambda: specs.check(base, config.num_inference_steps))
         faults.of(lambda: specs.check_photos(held.attacked.counts))
-        factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
         attacked = faults.of(lambda: photos_with_captions(held.attacked, specs, factory))
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
     plan = AuditPlan.of(
         config,
+        factory,
         models=models,
         subjects=subjects,
         judges=judges,
-        entries=(),
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
         seed=config.seed,
         batch_size=config.sample_batch_size,
-        files={"base": model_file(str(config.base), base)},
-        command=command,
     )
-    return plan, specs, attacked
+    files = {"base": model_file(str(config.base), base)}
+    return replace(plan, entries=(), files=files, command=command), specs, attacked
 
 
 def _read_photos(config: AuditJobConfig) -> HeldOut:

@@ -21,7 +21,7 @@ from apdm.core.files import list_files, sha256_file
 from apdm.export.loading import ways_to_load
 from apdm.export.pipeline import check_single_file, export_model
 from apdm.families import load_family
-from apdm.jobs.audit import model_file
+from apdm.jobs.auditing.plan import model_file
 
 ALONE = pytest.mark.parametrize("kind", ["flux", "flux2", "zimage"])
 FACTS: dict[str, Any] = {"config_hash": "0" * 64, "method": "apdm", "steps": 2}

@@ -23,7 +23,7 @@ from apdm.core.files import model_hash, sha256_file
 from apdm.export.loading import ways_to_load
 from apdm.export.pipeline import check_single_file, export_model
 from apdm.families import Family, StableDiffusion3, StableDiffusionXL, load_family
-from apdm.jobs.audit import model_file
+from apdm.jobs.auditing.plan import model_file
 from apdm.jobs.harden import harden
 
 pytestmark = pytest.mark.usefixtures("any_flux_width")

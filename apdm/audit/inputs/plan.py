@@ -101,7 +101,6 @@ class AuditPlan:
             "sibling" and "hardened_sibling" (some attacks need them). They are only read; attacks train copies.
         subjects: the people, with their photos.
         judges: the networks that look at the pictures.
-        entries: the attacks, and on whom each is run.
         factory: makes an attack from its spec.
         drawing: how the attacker's pictures are drawn.
         thresholds: the thresholds of the verdict's checks.
@@ -111,20 +110,19 @@ class AuditPlan:
         seed: seed of the first repeat.
         repeats: number of seeds.
         show_photos: whether the protected people's own photos are among the pictures.
+        entries: the attacks, and on whom each is run.
         files: {model: its file and hash}; empty if they are not known.
         command: the command line, for the results.
         search: an attacker's own search; None for no search.
         guidance: whether to try what the models draw before any attack, at several guidance scales.
         class_images: how the attacker's class pictures for prior preservation were drawn; empty if it is not known.
         adapter: the adapter that attacks without training draw with; None if there is none.
-        adapter_hash: the sha256 of its files, in hex.
         edits: {person: what is asked of each photo}, for attacks that edit photos; empty for the prompts of `drawing`.
     """
 
     models: Mapping[str, Family]
     subjects: AuditSubjects
     judges: Judges
-    entries: Sequence[Entry]
     factory: AttackFactory
     drawing: Drawing
     thresholds: Thresholds
@@ -134,36 +132,32 @@ class AuditPlan:
     seed: int
     repeats: int
     show_photos: bool
-    files: Mapping[str, ModelFile]
-    command: str | None
+    entries: Sequence[Entry] = ONLY_NOMINAL
+    files: Mapping[str, ModelFile] = field(default_factory=dict)
+    command: str | None = None
     search: SearchOptions | None = None
     guidance: bool = False
     class_images: Mapping[str, Any] = field(default_factory=dict)
     adapter: FaceIDAdapter | None = None
-    adapter_hash: str | None = None
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
     @staticmethod
     def of(
         options: AuditOptions,
+        factory: AttackFactory,
         *,
         models: Mapping[str, Family],
         subjects: AuditSubjects,
         judges: Judges,
-        instance_prompt: str,
-        class_prompt: str,
-        entries: Sequence[Entry] = ONLY_NOMINAL,
         seed: int = 0,
         batch_size: int = SAMPLE_BATCH_SIZE,
-        files: Mapping[str, ModelFile] | None = None,
-        command: str | None = None,
-        search: SearchOptions | None = None,
-        guidance: bool = False,
-        adapter: FaceIDAdapter | None = None,
     ) -> AuditPlan:
-        """Make a plan. `options` give the attacks' parameters, the drawing, the thresholds and the number of repeats.
+        """Make the plan of an audit with the nominal attack alone. Other jobs replace what they do otherwise.
 
-        `batch_size` is how many pictures are drawn or encoded at once.
+        Args:
+            options: the drawing, the thresholds, the numbers of steps and of repeats.
+            factory: makes the attacks, from the same options.
+            batch_size: how many pictures are drawn or encoded at once.
 
         Raises:
             UserError: there is nobody to protect, or two people have the same id.
@@ -177,9 +171,8 @@ class AuditPlan:
             models=models,
             subjects=subjects,
             judges=judges,
-            entries=entries,
-            factory=AttackFactory.of(options, instance_prompt, class_prompt),
-            drawing=Drawing.of(options, instance_prompt, batch_size=batch_size),
+            factory=factory,
+            drawing=Drawing.of(options, factory.instance_prompt, batch_size=batch_size),
             thresholds=Thresholds(**{each.name: getattr(options, each.name) for each in fields(Thresholds)}),
             max_train_steps=options.max_train_steps,
             measured_steps=options.measured_steps,
@@ -187,12 +180,6 @@ class AuditPlan:
             seed=seed,
             repeats=options.seeds,
             show_photos=options.show_photos,
-            files=files or {},
-            command=command,
-            search=search,
-            guidance=guidance,
-            adapter=adapter,
-            adapter_hash=None if adapter is None else adapter.file_hash(),
         )
 
     @property
@@ -228,6 +215,11 @@ class AuditPlan:
             return steps
         places = {round(i * (len(steps) - 1) / (MAX_BUDGETS - 1)) for i in range(MAX_BUDGETS)}
         return sorted({nominal, *(steps[place] for place in places)})
+
+    @property
+    def adapter_hash(self) -> str | None:
+        """The sha256 of the adapter's files, in hex; None without an adapter."""
+        return None if self.adapter is None else self.adapter.file_hash()
 
     def sha256(self, model: str) -> str | None:
         """The sha256 of a model's weights; None if it is not known."""

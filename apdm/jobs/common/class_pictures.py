@@ -1,7 +1,7 @@
 """The class pictures of a job: a folder of the user's own, or pictures that the original model draws.
 
 Prior preservation trains on them: x^pr in the paper. `apdm.data.class_images` knows such a folder; this file makes it
-from the options. An audit draws class pictures of its own for the attackers (`apdm.jobs.auditing.steps`), and partners
+from the options. An audit draws class pictures of its own for the attackers (`apdm.jobs.auditing.run`), and partners
 of photos are drawn alike (`apdm.jobs.hardening.partners`); both use `picture_recipe` with other seeds.
 """
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import PhotoFolders
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.inputs.protected_photos import hold_out, load_protected_photos
@@ -23,7 +24,8 @@ from apdm.export.layout import MODEL
 from apdm.faces import FaceNetworks
 from apdm.families import Family
 from apdm.jobs.auditing.inputs import AuditInputs, load_inputs, warn_if_too_short
-from apdm.jobs.auditing.steps import audit_and_report, model_file
+from apdm.jobs.auditing.plan import model_file
+from apdm.jobs.auditing.run import audit_and_report
 
 
 def learnt_photos(config: HardenConfig) -> Chosen:
@@ -86,12 +88,10 @@ def final_plan(config: HardenConfig, inputs: AuditInputs, base: Family, hardened
     """Return the plan of the audit at the end, as far as it is known before the hardening."""
     return AuditPlan.of(
         config.audit,
+        AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt),
         models={"base": base, "hardened": hardened},
         subjects=inputs.subjects,
         judges=inputs.judges,
-        instance_prompt=config.instance_prompt,
-        class_prompt=config.class_prompt,
-        entries=ONLY_NOMINAL,
         seed=config.seed,
         batch_size=config.sample_batch_size,
     )

@@ -123,15 +123,15 @@ def test_gradient_checkpointing_counts_one_more_pass_of_what_is_trained(spec: st
 
 def make_plan(family: Family, **options: Any) -> AuditPlan:
     """Two people, one of them protected, and two seeds."""
-    return AuditPlan.of(
-        replace(CONFIG, seeds=2, num_images=1, max_train_steps=2, nominal_step=1, eval_steps=[0, 1]),
+    config = replace(CONFIG, seeds=2, num_images=1, max_train_steps=2, nominal_step=1, eval_steps=[0, 1])
+    plan = AuditPlan.of(
+        config,
+        AttackFactory.of(config, "a photo of sks person", "a photo of person"),
         models={"base": family, "hardened": family},
         subjects=AuditSubjects([person("s01", 1)], [person("o01", 2)], photos(4, 60)),
         judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
-        instance_prompt="a photo of sks person",
-        class_prompt="a photo of person",
-        **options,
     )
+    return replace(plan, **options)
 
 
 def test_an_audits_length_is_told_as_it_is(tiny_pipeline: Path) -> None:

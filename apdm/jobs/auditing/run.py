@@ -1,9 +1,8 @@
-"""Steps that the audits of models, of photos alone and of a hardening job share."""
+"""Runs an audit of models: class pictures, attacks, results.json and the report. It may attack protected photos too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,48 +10,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apdm.audit.inputs.attack_factory import AttackFactory, check_on_model
 from apdm.audit.inputs.match_thresholds import with_match_thresholds
-from apdm.audit.inputs.models import load_models
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.protected_photos import ProtectedPhotos
-from apdm.audit.inputs.suites import Entry, available_entries
 from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.photo_attacks import PhotoAudit, attack_and_judge_photos
-from apdm.audit.results.common import ModelFile
 from apdm.audit.results.file import write_results
 from apdm.audit.results.models import Results
-from apdm.audit.results.store import CellStore, finished_cells
-from apdm.config import AttackConfig, AuditingConfig, AuditJobConfig, HardenConfig
-from apdm.core.files import claim_output_dir, delete, model_hash, write_text
+from apdm.config import AuditingConfig, AuditJobConfig, HardenConfig
 from apdm.core.stages import Stages
 from apdm.data.class_images import ensure_class_images
 from apdm.data.subjects import load_images
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
-from apdm.export.layout import (
-    ATTACK,
-    ATTACKER_CLASS_IMAGES,
-    CELLS,
-    CONFIG,
-    LIKENESS,
-    MODEL,
-    PHOTO_CELLS,
-    PICTURES,
-    REPORT,
-    RESULTS,
-    SEARCH_CELLS,
-)
-from apdm.families import Family, Posterior
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS, REPORT, RESULTS, SEARCH_CELLS
+from apdm.families import Posterior
 from apdm.families.encoding import encode_images
-from apdm.families.fit import check_steps
-from apdm.families.prompts import check_prompts
+from apdm.jobs.auditing.output import cell_store
 from apdm.jobs.auditing.picture_sheets import save_pictures, save_strips
-from apdm.jobs.common.base_model import check_resolution
 from apdm.jobs.common.class_pictures import picture_recipe
-from apdm.jobs.common.first_checks import check_made_by
-from apdm.jobs.common.prepare import goes_on, resolved
 from apdm.jobs.common.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.common.tracked import track_audit
 from apdm.report.audit_page import write_report
@@ -61,11 +38,7 @@ UNFINISHED = (
     "Not finished: the attacks with the protected photos are not done yet. If the run was stopped, the same command "
     "goes on, for apdm harden with --resume_from_checkpoint latest. results.json is written at the end."
 )
-KEPT = "finished attacks are kept; the same command goes on"
 ATTACKER_SEED = 1_000_000  # added to the seed, so that the attacker's class pictures differ from the defence's
-
-
-# -- the audit itself ----------------------------------------------------------------------------------------
 
 
 def audit_and_report(
@@ -156,81 +129,3 @@ def with_class_pictures(
     with torch.no_grad():
         latents = encode_images(base, drawn, batch_size=batch_size)
     return replace(plan, class_images=asdict(recipe), judges=judges), drawn, latents
-
-
-def cell_store(output: Path, name: str, processes: ProcessGroup, earlier: Sequence[str]) -> CellStore:
-    """Return the store `name` in the output folder. Finished attacks of `earlier` output folders are reused."""
-    return CellStore(output / name, process=processes.index, earlier=[Path(folder) / name for folder in earlier])
-
-
-def model_file(path: str, model: Family) -> ModelFile:
-    """Return name and hash of a model for the results. `path` is the path or name that the user gave.
-
-    Of a path on this machine the last part is kept; of a run's model the folder of the run too.
-    """
-    place, told = Path(path), path
-    if place.is_absolute():
-        told = "/".join(place.parts[-2:]) if place.name == MODEL else place.name
-    return ModelFile(path=told, sha256=model_hash(model.origin or place))
-
-
-def read_models(config: AuditJobConfig | AttackConfig, paths: dict[str, str]) -> dict[str, Family]:
-    """Load models, {name: path or name}, of which one is "base".
-
-    Raises:
-        UserError: a model cannot be loaded, cannot be compared with the base, or cannot draw at the resolution.
-    """
-    models = load_models(
-        paths,
-        family=config.family,
-        variant=config.variant,
-        allow_pickle=config.allow_pickle,
-        single_file_config=config.single_file_config,
-        as_stored=config.dry_run,
-    )
-    check_resolution(models["base"], config.resolution)
-    return models
-
-
-def check_with_models(
-    config: AuditJobConfig | AttackConfig, entries: Sequence[Entry], models: Mapping[str, Family]
-) -> None:
-    """Check what can be checked only with the models: the prompts, and whether the attacks fit the base.
-
-    Raises:
-        UserError: the model cannot read a prompt, cannot tell an attack's prompt from the class prompt, cannot draw in
-            the way that an attack asks for, or has no layers of the kind that it trains. Or an attack that edits photos
-            does nothing in so many sampling steps.
-    """
-    options, base = config.audit, models["base"]
-    drawn = {"prompts": config.prompts, "edit_prompt": [options.edit_prompt] if options.edit_prompt else []}
-    learned = {"instance_prompt": [config.instance_prompt]}
-    check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
-    check_steps(base, {f"{options.prefix}num_inference_steps": options.num_inference_steps})
-    factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
-    for entry in available_entries(entries, models, factory, base)[0]:
-        check_on_model(entry.spec, factory.make(entry.spec, seed=0), base, options.num_inference_steps)
-
-
-def has_finished_attacks(output: Path) -> bool:
-    """Whether an output folder keeps a finished attack or trial, so that the same command goes on from there."""
-    return any(finished_cells(output / name) for name in (CELLS, SEARCH_CELLS, PHOTO_CELLS))
-
-
-def claim_audit_dir(config: AuditJobConfig | AttackConfig, held: ExitStack) -> Path:
-    """Claim the output folder. Finished attacks of an audit with the same options are kept.
-
-    Args:
-        held: keeps other runs out of the folder until it is closed.
-
-    Raises:
-        UserError: the folder holds an audit with other options, or files that are not from this program; or another run
-            is at work in it.
-    """
-    output = Path(config.output_dir)
-    check_made_by(config)
-    claim_output_dir(output, overwrite=goes_on(config) or config.overwrite_output_dir, until=held)
-    for stale in (RESULTS, ATTACK, REPORT, LIKENESS, PICTURES):
-        delete(output / stale)
-    write_text(output / CONFIG, resolved(config))
-    return output
