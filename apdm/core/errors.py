@@ -61,6 +61,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip(" .") for line in message.splitlines() if line.strip(" .")), type(error).__name__)
 
 
+def loading_mend(error: Exception, otherwise: str) -> str:
+    """How to mend what a library raised while it loaded a file: a package may be missing; `otherwise` if none is."""
+    return "install that package" if isinstance(error, ImportError) else otherwise
+
+
 def one_line(error: BaseException, length: int | None = None) -> str:
     """An exception's whole message on one line, cut after `length` characters."""
     return " ".join(str(error).split())[:length]

@@ -190,7 +190,7 @@ def check_output_dir(path: str | Path, *, overwrite: bool) -> None:
     if not target.is_dir():
         raise UserError(f"{path} is not a folder: give output_dir the name of a folder")
     if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: mend its permissions or choose another output_dir")
+        raise UserError(f"{path} cannot be written: {_mend_of(target)} or choose another output_dir")
     content = {entry.name for entry in target.iterdir()}
     if content and MARKER not in content:
         raise UserError(f"{path} holds files that are not from this program: choose a new output_dir")
@@ -209,7 +209,14 @@ def _check_can_be_made(target: Path) -> None:
     if not above.is_dir():
         raise UserError(f"{target} is not a folder: give output_dir the name of a folder")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{target} cannot be created in {above}: mend its permissions or choose another output_dir")
+        raise UserError(f"{target} cannot be created in {above}: {_mend_of(above)} or choose another output_dir")
+
+
+def _mend_of(folder: Path) -> str:
+    """How to mend that a folder cannot be written."""
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return "its disk is mounted read-only, mount it so that it can be written"
+    return "mend its permissions"
 
 
 def claim_output_dir(path: str | Path, overwrite: bool = False, *, until: ExitStack | None = None) -> Path:

@@ -9,6 +9,7 @@ as they are.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -98,7 +99,7 @@ class DatasetSource:
                     f"{number} of dataset_subjects; correct it, or leave it out"
                 )
         if not photos:
-            raise UserError(f"{self.called} has no photos in its split {self.split}; choose another")
+            raise self._empty()
 
     def _examples(self) -> Iterator[dict[str, Any]]:
         try:
@@ -129,18 +130,27 @@ class DatasetSource:
 
         place = Path(self.name)
         if place.is_dir() and any((place / note).exists() for note in ("state.json", "dataset_dict.json")):
-            saved = datasets.load_from_disk(self.name)
-            if isinstance(saved, datasets.DatasetDict):
-                if self.split not in saved:
-                    raise UserError(f"{self.called} has no split {self.split}, only {', '.join(saved)}; choose another")
-                saved = saved[self.split]
-            return saved.to_iterable_dataset()
+            return self._saved(place).to_iterable_dataset()
         if place.is_file():
             kind = FILES.get(place.suffix.lower())
             if kind is None:
                 raise UserError(f"{self.name} is no {', '.join(FILES)} file; give {self.option} one, or a folder")
             return datasets.load_dataset(kind, data_files=self.name, split=self.split, streaming=True)
         return datasets.load_dataset(self.name, self.config_name, split=self.split, streaming=True)
+
+    def _saved(self, place: Path) -> Any:
+        """Return the wanted split of what `save_to_disk` wrote: a dataset, or several splits with a folder each."""
+        import datasets
+
+        if (place / "dataset_dict.json").exists():
+            splits = json.loads((place / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            if self.split not in splits:
+                raise UserError(f"{self.called} has no split {self.split}, only {', '.join(splits)}; choose another")
+            place = place / self.split
+        try:
+            return datasets.load_from_disk(str(place))
+        except IndexError:  # a dataset without rows is saved without a data file, which `datasets` cannot read
+            raise self._empty() from None
 
     def _check_columns(self, data: Any, columns: set[str]) -> dict[str, Any]:
         """Return the types of the columns. Raises UserError if one of the wanted columns is not there."""
@@ -191,6 +201,9 @@ class DatasetSource:
             raise UserError(f"row {row} of {self.called} names a file of this machine, which is not read")
         with xopen(path, "rb") as file:
             return bytes(file.read())
+
+    def _empty(self) -> UserError:
+        return UserError(f"{self.called} has no photos in its split {self.split}; choose another")
 
     def _mend(self, error: Exception) -> str:
         if isinstance(error, ConnectionError):

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from apdm.core.errors import UserError
+from apdm.core.errors import UserError, first_line
 from apdm.core.files import WEIGHT_SUFFIXES
 from apdm.core.versions import VERSION
 
@@ -54,7 +54,7 @@ def check_name(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"hub_model_id is {name}, which is no name on the Hub: {_line(error)}") from None
+        raise UserError(f"hub_model_id is {name}, which is no name on the Hub: {first_line(error)}") from None
 
 
 def why_not_asked() -> str | None:
@@ -140,8 +140,7 @@ def push_files(destination: Destination, files: Mapping[str, Path | bytes]) -> s
 
 def outdated(there: tuple[str, ...], new: Mapping[str, object]) -> list[str]:
     """Weights in a repository that the new commit does not have."""
-    weights = (*WEIGHT_SUFFIXES, INDEX_SUFFIX)
-    return [name for name in there if name not in new and PurePosixPath(name).name.endswith(tuple(weights))]
+    return [name for name in there if name not in new and name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
 
 
 def licence_of(base_model: str) -> dict[str, str]:
@@ -180,11 +179,6 @@ def _errors(action: str) -> Iterator[None]:
         mends = {401: "the token is not valid; set HF_TOKEN anew, or run: hf auth login"}
         mends |= {403: "the token's owner may not do this; use another token, or another OWNER in hub_model_id"}
         mends |= {412: "somebody else has pushed meanwhile; look at the repository and repeat the command"}
-        raise UserError(f"cannot {action}: {mends.get(code or 0) or _line(error)}") from None
+        raise UserError(f"cannot {action}: {mends.get(code or 0) or first_line(error)}") from None
     except Exception as error:  # whatever the network makes of it
-        raise UserError(f"cannot {action}: {_line(error)}; check the network and repeat the command") from None
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip(" .") for line in str(error).splitlines() if line.strip(" .")]
-    return lines[0] if lines else type(error).__name__
+        raise UserError(f"cannot {action}: {first_line(error)}; check the network and repeat the command") from None

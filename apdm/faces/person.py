@@ -57,7 +57,7 @@ def choose_faces(
 
     Args:
         found: the faces in each of a person's photos, the largest first.
-        embeddings: for each photo, {encoder: unit vectors [faces, D]}. They may be empty if no photo has several faces.
+        embeddings: for each photo, {encoder: unit vectors [faces, D]}; empty for a photo without faces.
         thresholds: {encoder: the cosine from which two faces are the same person's}.
     """
     photo = torch.tensor([place for place, faces in enumerate(found) for _ in faces], dtype=torch.long)

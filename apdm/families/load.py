@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from apdm.config.plugins import FAMILIES
-from apdm.core.errors import UserError, first_line
+from apdm.core.errors import UserError, first_line, loading_mend
 from apdm.core.libraries import bars_as_before, quiet_bars
 from apdm.core.logging import get_logger
 from apdm.families.base import Family
@@ -264,7 +264,8 @@ def _read_pipeline(
                 **options,
             )
     except Exception as error:  # damaged files, and files that do not fit, make the libraries raise anything
-        raise UserError(f"{folder} cannot be loaded: {first_line(error)}; copy the pipeline folder anew") from error
+        mend = loading_mend(error, "copy the pipeline folder anew")
+        raise UserError(f"{folder} cannot be loaded: {first_line(error)}; {mend}") from error
 
 
 @contextmanager

@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from apdm.core.errors import UserError, one_line
+from apdm.core.errors import UserError, loading_mend, one_line
 from apdm.core.model_path import HUB_ID, PICKLES
 
+# Files of which a folder needs one: what the model is, and how it wants pictures.
+CONFIGS = (("config.json",), ("preprocessor_config.json", "processor_config.json"))
+EXAMPLES = "a vision model of transformers, such as a copy of facebook/dinov2-small or openai/clip-vit-base-patch32"
 TEXTS = ("*.json", "*.txt", "*.model")  # what a folder of transformers holds besides weights
 
 
@@ -152,6 +155,8 @@ def local_copy(place: str | Path, *, allow_pickle: bool, texts: Sequence[str] = 
 def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds a model of transformers")
+    if lacking := [" or ".join(names) for names in CONFIGS if not any((folder / name).is_file() for name in names)]:
+        raise UserError(f"{folder} has no {lacking[0]}; give the folder of {EXAMPLES}")
     if not allow_pickle and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         raise UserError(
             f"{folder} holds pickles (.bin), which can run code; pass --allow_pickle true, or save it as .safetensors"
@@ -179,7 +184,8 @@ def _read(folder: Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:  # of damaged files the libraries raise anything
-        raise UserError(f"{folder} cannot be loaded: {one_line(error, 200)}") from error
+        mend = loading_mend(error, "fetch the folder again")
+        raise UserError(f"{folder} cannot be loaded: {one_line(error, 200)}; {mend}") from error
 
 
 def _tensor(output: Any) -> Tensor:

@@ -34,7 +34,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 class Layer(NamedTuple):
-    """One convolution. `padding` follows from the kernel where `stride` is 1, unless it is given."""
+    """One convolution: its name in the file, the channels that it gives, its kernel and its stride."""
 
     name: str
     outputs: int
@@ -46,7 +46,7 @@ Branch = Sequence[Layer | tuple[Layer, Layer]]  # two layers in a tuple both tak
 
 
 class Convolution(nn.Module):
-    """A convolution without bias, batch normalisation and ReLU."""
+    """A convolution without bias, batch normalisation and ReLU. With `padded` and stride 1 the size stays."""
 
     def __init__(self, inputs: int, layer: Layer, *, padded: bool = True) -> None:
         super().__init__()

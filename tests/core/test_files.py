@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -245,6 +246,20 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="not a folder"):
             files.claim_output_dir(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mend"),
+    [(0, "mend its permissions or choose"), (os.ST_RDONLY, "its disk is mounted read-only")],
+)
+def test_a_folder_that_cannot_be_written_is_told_with_what_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, mend: str
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    for path in (tmp_path, tmp_path / "new"):
+        with pytest.raises(UserError, match=mend):
+            files.check_output_dir(path, overwrite=False)
 
 
 def test_a_path_that_safetensors_cannot_use_is_told_first(tmp_path: Path) -> None:

@@ -161,13 +161,15 @@ def test_a_dataset_on_the_hub_may_not_name_a_file_of_this_machine_and_a_local_on
     assert DatasetSource(option="dataset_name", name=str(tmp_path))._picture(row, 0) == PICTURES[0]
 
 
-def test_a_split_without_photos_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["data.parquet", "saved"])
+def test_a_split_without_photos_is_told(tmp_path, name):
     import datasets
 
     empty = datasets.Dataset.from_dict({"image": []}, features=datasets.Features({"image": datasets.Image()}))
     empty.to_parquet(str(tmp_path / "data.parquet"))
-    with pytest.raises(UserError, match="dataset .*/data.parquet has no photos in its split train; choose another"):
-        write_photos(DatasetSource(option="dataset_name", name=str(tmp_path / "data.parquet")), tmp_path / "out")
+    empty.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=f"dataset .*/{name} has no photos in its split train; choose another"):
+        write_photos(DatasetSource(option="dataset_name", name=str(tmp_path / name)), tmp_path / "out")
 
 
 def test_what_is_wrong_with_a_dataset_on_the_hub_is_told_with_a_mend_of_its_own():

@@ -4,6 +4,7 @@ fit each other. What can be used gives the same model; what cannot is refused in
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -390,6 +391,13 @@ def test_zero_terminal_snr_that_cannot_be_honoured_is_refused(copied):
         with_scheduler(folder, "PNDMScheduler", skip_prk_steps=True)
     with pytest.raises(UserError, match="rescale_betas_zero_snr and prediction_type epsilon"):
         with_scheduler(folder, "DDIMScheduler", prediction_type="epsilon")
+
+
+def test_a_package_that_a_part_needs_is_named(copied):
+    if importlib.util.find_spec("torchsde") is not None:
+        pytest.skip("torchsde is installed")
+    with pytest.raises(UserError, match=r"requires the torchsde library .*; install that package$"):
+        with_scheduler(copied("sd15"), "DPMSolverSDEScheduler")
 
 
 def to_float8(path: Path) -> dict[str, torch.Tensor]:

@@ -100,8 +100,11 @@ def test_a_folder_that_is_no_model_is_bad_input(tmp_path: Path, dino: Path):
         VisionModel(tmp_path / "gone")
     with pytest.raises(UserError, match="is not a folder"):
         VisionModel(next(dino.glob("*.safetensors")))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"has no config.json; give the folder of a vision model of transformers"):
         VisionModel(tmp_path)
+    folder = shutil.copytree(dino, tmp_path / "half", ignore=shutil.ignore_patterns("preprocessor*"))
+    with pytest.raises(UserError, match=r"half has no preprocessor_config.json or processor_config.json; give"):
+        VisionModel(folder)
     with pytest.raises(UserError, match="reads no text; give a CLIP model"):
         ClipModel(dino)
 
@@ -110,7 +113,7 @@ def test_a_damaged_folder_is_bad_input_and_never_a_network_of_random_weights(tmp
     for name, content in (("model.safetensors", b"not one"), ("model.safetensors", b""), ("config.json", b"{")):
         folder = shutil.copytree(dino, tmp_path / "damaged", dirs_exist_ok=True)
         (folder / name).write_bytes(content)
-        with pytest.raises(UserError, match="damaged cannot be loaded"):
+        with pytest.raises(UserError, match="damaged cannot be loaded: .*; fetch the folder again"):
             VisionModel(folder)
     shutil.copytree(dino, folder, dirs_exist_ok=True)
     (folder / "model.safetensors").unlink()

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from apdm.audit.inputs.people import People
@@ -19,6 +18,7 @@ from apdm.audit.results.schema import WrongShape, from_json
 from apdm.config.photo_run import output_of_run
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_array, to_unit
 from apdm.data.photo_captions import Captions
 from apdm.data.photo_files import name_some, printable, stem
 from apdm.data.photo_sets import PROTECTED_SET, Chosen
@@ -29,7 +29,7 @@ from apdm.faces.described import NamedThreshold
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.photos import read_photo
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
-from apdm.metrics.perception import PixelArray, visibility
+from apdm.metrics.perception import visibility
 
 logger = get_logger(__name__)
 
@@ -241,7 +241,7 @@ def _measured(
                 continue
             resized.append(saved.path)
             pair = pairs[subject.id]
-            visible = visibility(_pixels(pair.clean[number]), _pixels(pair.protected[number]))
+            visible = visibility(*(to_array(to_unit(each[number])) for each in (pair.clean, pair.protected)))
             photos.append(ProtectedPhoto(subject=subject.id, photo=number, visible=visible, faces=[]))
     if resized:
         logger.warning(
@@ -262,8 +262,3 @@ def _measured(
         seconds_per_photo=None,
         peak_memory_bytes=None,
     )
-
-
-def _pixels(image: Tensor) -> PixelArray:
-    """A picture `[3, R, R]` in [-1, 1] as an 8-bit array `[R, R, 3]`."""
-    return np.asarray(image.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0))

@@ -19,7 +19,7 @@ import diffusers
 import torch
 from torch import nn
 
-from apdm.core.errors import UserError, first_line
+from apdm.core.errors import UserError, first_line, loading_mend
 from apdm.core.model_path import HUB_ID
 from apdm.core.terminal import count
 from apdm.families.fit import wrong_channels
@@ -136,7 +136,7 @@ def read_whole_pipeline(file: SingleFile) -> Any:
             advice = "name its pipeline's folder with --single_file_config"
         else:
             advice = f"see whether the file holds a whole pipeline and whether {config} belongs to it"
-        raise UserError(f"{path} cannot be loaded: {first_line(error)}; {advice}") from error
+        raise UserError(f"{path} cannot be loaded: {first_line(error)}; {loading_mend(error, advice)}") from error
     if (t5 := getattr(pipeline, "text_encoder_3", None)) is not None:
         t5.set_input_embeddings(t5.get_input_embeddings())  # T5 uses these weights twice, and most files hold them once
     for part in pipeline.components.values():
